@@ -1,0 +1,383 @@
+"""The run file: one YAML file with a section a job, read into typed models that refuse unknown keys.
+
+`load_run(path, overrides)` is the only way in. It needs no torch and starts nothing, so that a run file is
+checked on a login node in a second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from embedder.errors import ConfigError
+from embedder.tasks import BUILTIN_TASKS, TaskSpec
+
+AbsolutePath = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser().absolute())]
+"""A local path; a relative one is taken from the directory the job is started in."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Paths(Section):
+    """Where a run keeps its files; on a cluster both must be on storage that every node mounts."""
+
+    work: AbsolutePath
+    """Folder of everything this run writes."""
+    cache: AbsolutePath = Path(".cache").absolute()
+    """Folder of converted models, shared between runs."""
+
+    @property
+    def corpus(self) -> Path:
+        """Checked passages, a folder a dataset."""
+        return self.work / "prepared" / "corpus"
+
+    @property
+    def queries(self) -> Path:
+        """Checked queries, `SPLIT/DATASET.parquet`."""
+        return self.work / "prepared" / "queries"
+
+    @property
+    def vectors(self) -> Path:
+        """Passage vectors, `MODEL_FINGERPRINT/DATASET/*.parquet`."""
+        return self.work / "vectors"
+
+    @property
+    def candidates(self) -> Path:
+        """Groups (a query with its candidates), `DATASET.parquet`."""
+        return self.work / "candidates"
+
+    @property
+    def labelled(self) -> Path:
+        """Groups with rewards, in committed blocks."""
+        return self.work / "labelled"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints of the trainer."""
+        return self.work / "training"
+
+    @property
+    def model(self) -> Path:
+        """The trained encoder as a Hugging Face folder."""
+        return self.work / "model"
+
+    @property
+    def bundle(self) -> Path:
+        """What `serve` deploys."""
+        return self.work / "bundle"
+
+    @property
+    def reports(self) -> Path:
+        """One JSON summary a job."""
+        return self.work / "reports"
+
+
+class EncoderConfig(Section):
+    """The encoder that is trained and served, before training."""
+
+    model: str
+    """Folder, hub name, or `package:NAME/FOLDER` for a model inside an installed Python package."""
+    pooling: Literal["cls", "mean", "last"]
+    """Which token states become the vector: the first, their mean, or the last."""
+    max_tokens: int = Field(default=256, ge=8)
+    """Longer texts are cut at the end."""
+    batch_tokens: int = Field(default=2048, ge=64)
+    """Padded tokens of a batch: on CPU 2,048 fills the caches, a GPU wants 16,384 and more."""
+
+
+class LlmConfig(Section):
+    """The LLM whose feedback teaches the encoder."""
+
+    model: str
+    """As `encoder.model`; a folder with a single GGUF file is converted once and kept in `paths.cache`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_prefix_tokens: int = Field(default=1024, ge=16)
+    """A longer prefix loses tokens from the candidate's end, never from the query or the output."""
+    batch_tokens: int = Field(default=2048, ge=64)
+    """Padded tokens of a scoring batch; halved when memory runs out."""
+
+
+class Source(Section):
+    """One dataset to prepare."""
+
+    task: str
+    dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the dataset within the run."""
+    path: AbsolutePath
+    """layout: a folder with corpus.jsonl, train.jsonl, test.jsonl; reference: one JSON Lines file of training rows."""
+    format: Literal["layout", "reference"] = "layout"
+    train_queries: int | None = Field(default=None, ge=0)
+    """Rows of the training split that are kept (seeded choice); null keeps all."""
+    test_queries: int | None = Field(default=None, ge=0)
+    """The same for the test split."""
+    passages: int | None = Field(default=None, ge=1)
+    """Passages of the corpus that are kept besides those the kept queries name; null keeps all."""
+    chunk_words: int = Field(default=96, ge=8)
+    """lrlm: words of a chunk a long document is cut into."""
+    history_chunks: int = Field(default=12, ge=2)
+    """lrlm: earlier chunks among which candidates are looked for."""
+
+
+class PrepareConfig(Section):
+    """Source files to checked rows."""
+
+    sources: list[Source] = Field(min_length=1)
+    max_rejected_share: float = Field(default=0.05, ge=0, le=1)
+    """The job stops when a larger share of a dataset's rows is rejected."""
+    seed: int = 0
+
+
+class MineConfig(Section):
+    """Rows to candidate groups."""
+
+    group_size: int = Field(default=8, ge=2)
+    """Candidates of a query, known positives included."""
+    window: tuple[int, int] = (2, 50)
+    """Ranks (first, last), counted from 0, of the rankings from which negatives are drawn."""
+    lexical_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the drawn candidates that comes from the lexical ranking, the rest from the dense one."""
+    duplicate_overlap: float = Field(default=0.9, gt=0, le=1)
+    """A passage whose words overlap a positive's by this share (Jaccard) is left out as a duplicate of it."""
+    num_actors: int = Field(default=2, ge=1)
+    gpus_per_actor: float = Field(default=0, ge=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def window_is_ordered(self) -> MineConfig:
+        """Refuse an empty window."""
+        first, last = self.window
+        if not 0 <= first < last:
+            raise ValueError(f"window is {list(self.window)}; it needs 0 <= first < last")
+        return self
+
+
+class LabelConfig(Section):
+    """Candidate groups to rewards."""
+
+    num_samples: int = Field(default=10, ge=1)
+    """Outputs sampled a query without a candidate, among which the desired output is ranked (N)."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the sampling."""
+    top_k: int = Field(default=50, ge=1)
+    """Sampling draws from the k likeliest tokens."""
+    block_rows: int = Field(default=8, ge=1)
+    """Groups that are committed together; a kill costs at most this many a running actor."""
+    max_error_share: float = Field(default=0.05, ge=0, le=1)
+    """The job ends with an error when a larger share of the groups could not be scored."""
+    num_actors: int = Field(default=2, ge=1)
+    gpus_per_actor: float = Field(default=0, ge=0)
+    seed: int = 0
+
+
+class SelfPacedConfig(Section):
+    """Self-paced learning rate: a task's rate follows how much of its loss is left."""
+
+    direction: Literal["off", "lossy_faster", "lossy_slower"] = "lossy_faster"
+    """lossy_faster: factor L_now / L_checkpoint (the text of the paper); lossy_slower: its inverse (its formula)."""
+    checkpoint_every: int = Field(default=1000, ge=1)
+    """Steps between two checkpoints of the tasks' losses."""
+    smoothing: float = Field(default=0.9, ge=0, lt=1)
+    """Weight of the past in the running mean of a task's loss."""
+    bounds: tuple[float, float] = (0.5, 2.0)
+    """Least and greatest factor."""
+
+
+class TrainConfig(Section):
+    """Rewards to a trained encoder."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    """Queries of a global batch, over all workers; all of one task."""
+    learning_rate: float = Field(default=5e-6, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_share: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the steps in which the rate rises from 0; then it falls to 0."""
+    temperature: float = Field(default=0.01, gt=0)
+    """Of the cosine in the losses (tau)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """0 keeps the result independent of the number of workers."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    task_weights: dict[str, float] = {}
+    """Share of the steps a task gets, relative to the others; empty: in proportion to its groups."""
+    self_paced: SelfPacedConfig = SelfPacedConfig()
+    num_workers: int = Field(default=2, ge=1)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    save_every: int = Field(default=100, ge=1)
+    """Steps between two checkpoints."""
+    max_failures: int = Field(default=3, ge=0)
+    """Worker failures after which the job gives up; each resumes from the last checkpoint."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def batch_divides(self) -> TrainConfig:
+        """Refuse a batch that the workers cannot share evenly."""
+        if self.batch_size % self.num_workers:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")
+        return self
+
+
+class IndexConfig(Section):
+    """Corpus to bundle."""
+
+    model: str | None = None
+    """Encoder of the bundle; null: the trained one of this run."""
+    factory: str = "Flat"
+    """FAISS factory string; the metric is the inner product of unit vectors."""
+    num_shards: int = Field(default=1, ge=1)
+    """Every shard holds its slice of each task's passages, and is served by a deployment of its own."""
+
+
+class EvaluateConfig(Section):
+    """How good the retrievers are on the test split."""
+
+    cutoffs: list[int] = Field(default=[5, 10], min_length=1)
+    """k of recall@k and NDCG@k."""
+    depth: int = Field(default=100, ge=1)
+    """Length of the rankings."""
+    answer_queries: int = Field(default=0, ge=0)
+    """qa: test queries the LLM answers, once a retriever; 0 leaves the LLM out."""
+    likelihood_queries: int = Field(default=0, ge=0)
+    """Test queries a task for the log-likelihood of the desired output given the first passage; 0 leaves it out."""
+    passages: int = Field(default=1, ge=1)
+    """Passages the LLM sees."""
+    seed: int = 0
+
+
+class ServeConfig(Section):
+    """The online service."""
+
+    bundle: AbsolutePath | None = None
+    """Bundle to deploy; null: the one of this run."""
+    max_inputs: int = Field(default=256, ge=1)
+    """Texts of one request."""
+    max_characters: int = Field(default=32_768, ge=1)
+    """Characters of one text."""
+    max_results: int = Field(default=100, ge=1)
+    """Greatest k of a search."""
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """Larger request bodies are refused before they are read."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Deadline of one request."""
+    batch_size: int = Field(default=16, ge=1)
+    """Texts that the encoder takes together."""
+    batch_wait_s: float = Field(default=0.005, ge=0)
+    """How long the encoder waits for more texts."""
+    max_queued_requests: int = Field(default=200, ge=1)
+    """Requests waiting for the encoder; further ones get status 429."""
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=4, ge=1)
+    cpus_per_replica: float = Field(default=1.0, gt=0)
+    """Of the encoder; shards and ingress ask for little."""
+    gpus_per_replica: float = Field(default=0, ge=0)
+    api_keys_file: AbsolutePath | None = None
+    """One key a line; null: no key is asked for, which only a service on loopback may do."""
+
+
+class RunConfig(Section):
+    """A whole run file."""
+
+    paths: Paths
+    encoder: EncoderConfig
+    llm: LlmConfig | None = None
+    tasks: dict[str, TaskSpec] = BUILTIN_TASKS
+    prepare: PrepareConfig | None = None
+    mine: MineConfig = MineConfig()
+    label: LabelConfig = LabelConfig()
+    train: TrainConfig | None = None
+    index: IndexConfig = IndexConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def complete_tasks(cls, raw: Any) -> Any:
+        """Lay the run file's `tasks` over the built-in ones, field by field."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("tasks", {}), dict):
+            return raw
+        tasks: dict[str, Any] = {name: spec.model_dump() for name, spec in BUILTIN_TASKS.items()}
+        for name, fields in raw.get("tasks", {}).items():
+            if not isinstance(fields, dict):
+                raise ValueError(f"tasks.{name} is {fields!r}; give a mapping of the task's fields")
+            tasks[name] = {**tasks.get(name, {}), **fields}
+        return {**raw, "tasks": tasks}
+
+    @model_validator(mode="after")
+    def parts_fit(self) -> RunConfig:
+        """Refuse settings that are right one by one and wrong together."""
+        for name, spec in self.tasks.items():
+            if spec.reward != "none" and spec.template is None:
+                raise ValueError(f"tasks.{name}.reward is {spec.reward!r} but it has no template")
+            if spec.reward == "none" and spec.loss != "contrastive":
+                raise ValueError(f"tasks.{name}.loss is {spec.loss!r}, which needs rewards, but reward is 'none'")
+        seen: set[str] = set()
+        for source in self.prepare.sources if self.prepare else []:
+            if source.task not in self.tasks:
+                raise ValueError(f"source {source.dataset!r} has task {source.task!r}; known are {sorted(self.tasks)}")
+            if source.dataset in seen:
+                raise ValueError(f"two sources are called {source.dataset!r}; dataset names must differ")
+            seen.add(source.dataset)
+        for name in self.train.task_weights if self.train else {}:
+            if name not in self.tasks:
+                raise ValueError(f"train.task_weights names {name!r}; known tasks are {sorted(self.tasks)}")
+        return self
+
+
+def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run file and lay `section.key=value` overrides over it.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, a key is unknown, or a value has the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"--config {path}: no such file; give the path of a run file such as configs/demo.yaml")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"--config {path}: holds {type(raw).__name__}; a run file is a mapping of sections")
+    for override in overrides or []:
+        _apply_override(raw, override)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"--config {path}: {_first_problem(error)}") from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in a raw run file; the value is read as YAML."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override!r}: write it as section.key=value")
+    node = raw
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
+    try:
+        node[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints as one line: place, value, reason, how many more."""
+    problems = error.errors()
+    first = problems[0]
+    place = ".".join(str(part) for part in first["loc"]) or "run file"
+    reason = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict) else f" (value {first['input']!r})"
+    if first["type"] == "extra_forbidden":
+        reason, shown = "unknown key; see embedder/config.py for the keys of this section", ""
+    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{place}: {reason}{shown}{more}"

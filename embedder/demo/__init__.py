@@ -1,0 +1,1 @@
+"""The built-in default: a retriever for a Python coding assistant, from packages alone."""

@@ -1,0 +1,35 @@
+"""Every error this package raises on purpose.
+
+EmbedderError            carries one line for the user; a job that ends with one has exit status 2
+├── ConfigError          the run file or an override is wrong; nothing has been started
+├── DataError            a file or row is not what its format says
+│   └── LabelError       a labelling step lost, added or doubled rows
+├── ModelError           a model folder is missing or incomplete
+└── BundleError          model, index and payload do not belong together
+
+A message names what was found, where, and what to do.
+"""
+
+
+class EmbedderError(Exception):
+    """Base of all errors a user can cause; takes one message, so that it survives pickling."""
+
+
+class ConfigError(EmbedderError):
+    """The run file or an override is wrong; nothing has been started."""
+
+
+class DataError(EmbedderError):
+    """A file or row is not what its format says."""
+
+
+class LabelError(DataError):
+    """A labelling step lost, added or doubled rows."""
+
+
+class ModelError(EmbedderError):
+    """A model folder is missing or incomplete."""
+
+
+class BundleError(EmbedderError):
+    """Model, index and payload do not belong together, or a file of the bundle was altered."""

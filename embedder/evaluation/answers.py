@@ -1,0 +1,81 @@
+"""What an LLM makes of retrieved passages: greedy answers judged by exact match and F1, and log-likelihoods."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from embedder.config import LlmConfig
+from embedder.labelling.labeller import ShotPools
+from embedder.labelling.prompts import choose_shots, prompt_builder
+from embedder.labelling.sampling import Sampling, sample_outputs
+from embedder.labelling.scorer import PackedPrompt, PackedScorer
+from embedder.lm import CausalLm
+from embedder.tasks import OPEN_QUESTION, TaskSpec
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+GREEDY_TOKENS = 16
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case without articles, punctuation and extra spaces (SQuAD, Rajpurkar et al. 2016)."""
+    plain = "".join(" " if letter in string.punctuation else letter for letter in text.lower())
+    return " ".join(ARTICLES.sub(" ", plain).split())
+
+
+def exact_match(answer: str, accepted: Sequence[str]) -> float:
+    """1 if the normalised answer equals an accepted one, else 0."""
+    return float(normalise_answer(answer) in {normalise_answer(gold) for gold in accepted})
+
+
+def contains_answer(answer: str, accepted: Sequence[str]) -> float:
+    """1 if an accepted answer stands as whole words in the answer, else 0 (PopQA's criterion)."""
+    padded = f" {normalise_answer(answer)} "
+    return float(any(f" {normalise_answer(gold)} " in padded for gold in accepted if normalise_answer(gold)))
+
+
+def token_f1(answer: str, accepted: Sequence[str]) -> float:
+    """Best F1 of the answer's words over the accepted answers."""
+    return max((_f1(normalise_answer(answer).split(), normalise_answer(gold).split()) for gold in accepted), default=0.0)
+
+
+def _f1(words: list[str], gold: list[str]) -> float:
+    common = sum((Counter(words) & Counter(gold)).values())
+    return 2 * common / (len(words) + len(gold)) if common else 0.0
+
+
+class LlmJudge:
+    """Answers or scores test queries with retrieved passages before them."""
+
+    def __init__(self, lm: CausalLm, llm: LlmConfig, tasks: dict[str, TaskSpec], shot_pools: ShotPools, seed: int) -> None:
+        self.lm, self.llm, self.tasks, self.shot_pools, self.seed = lm, llm, tasks, shot_pools, seed
+
+    def likelihoods(self, task: str, rows: Sequence[dict[str, Any]]) -> list[float]:
+        """Mean token log-likelihood of each row's first answer given its `passages`."""
+        spec = self.tasks[task]
+        builder = prompt_builder(self.lm, spec, self.llm)
+        prompts = []
+        for row in rows:
+            shots = choose_shots(self.shot_pools.get(row["dataset"], []), row["query_id"], spec.shots, self.seed)
+            prefix = builder.prefix(row["query"], row["passages"], shots)
+            prompts.append(PackedPrompt(prefix, [builder.output(row["answers"][0])]))
+        return [values[0] for values in PackedScorer(self.lm, self.llm.batch_tokens).score(prompts)]
+
+    def answers(self, task: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+        """Greedy answers, to the end of the line, with template A.3."""
+        spec = self.tasks[task]
+        builder = prompt_builder(self.lm, spec, self.llm, OPEN_QUESTION)
+        prefixes = [
+            builder.prefix(
+                row["query"],
+                row["passages"],
+                choose_shots(self.shot_pools.get(row["dataset"], []), row["query_id"], spec.shots, self.seed),
+            )
+            for row in rows
+        ]
+        greedy = Sampling(num_samples=1, max_tokens=GREEDY_TOKENS, temperature=1.0, top_k=1)
+        drawn = sample_outputs(self.lm, prefixes, [0] * len(rows), greedy, self.llm.batch_tokens)
+        return [builder.clean_sample(samples[0]) for samples in drawn]

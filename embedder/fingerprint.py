@@ -1,0 +1,29 @@
+"""Which results may stand together: short hashes of everything that changes a result."""
+
+from __future__ import annotations
+
+from embedder.config import EncoderConfig, LabelConfig, LlmConfig
+from embedder.locate import locate_model, model_fingerprint
+from embedder.records import content_id
+from embedder.tasks import TaskSpec
+
+
+def encoder_fingerprint(config: EncoderConfig) -> str:
+    """Identity of an encoder: weights, config, tokenizer, pooling and truncation."""
+    return model_fingerprint(locate_model(config.model), pooling=config.pooling, max_tokens=config.max_tokens)
+
+
+def key_fingerprint(encoder: str, task: TaskSpec) -> str:
+    """Identity of a task's passage vectors: the encoder and the instruction before each passage."""
+    return content_id(encoder, task.key_instruction)[:16]
+
+
+def label_fingerprint(llm: LlmConfig, label: LabelConfig, tasks: dict[str, TaskSpec]) -> str:
+    """Identity of labels: the LLM, the prompts and the sampling; labels of two identities must not be mixed."""
+    model = model_fingerprint(locate_model(llm.model), dtype=llm.dtype, max_prefix_tokens=llm.max_prefix_tokens)
+    sampling = [label.num_samples, label.temperature, label.top_k, label.seed]
+    prompts = {
+        name: [spec.reward, spec.template and spec.template.model_dump(), spec.shots, spec.max_output_tokens]
+        for name, spec in tasks.items()
+    }
+    return content_id(model, sampling, prompts)[:16]

@@ -1,0 +1,1 @@
+"""From candidates to rewards given by an LLM."""

@@ -1,0 +1,54 @@
+"""Rewards from log-likelihoods: pure numbers, so that they can be computed again without the LLM.
+
+Scores are mean token log-likelihoods in nats; entry 0 is the desired output, the others are the sampled ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def desired_rank(scores: Sequence[float]) -> float:
+    """Rank of the desired output: 1 + outputs above it + half of those equal to it; 1 is best."""
+    desired = scores[0]
+    above = sum(score > desired for score in scores[1:])
+    ties = sum(score == desired for score in scores[1:])
+    return 1 + above + 0.5 * ties
+
+
+def rank_reward(base: Sequence[float], with_candidate: Sequence[float]) -> float:
+    """R(C) = rank without candidate - rank with candidate, in [-N, N] (paper, section on the rank-aware reward)."""
+    return desired_rank(base) - desired_rank(with_candidate)
+
+
+def group_rewards(kind: str, base: Sequence[float], scores: Sequence[Sequence[float]]) -> list[float]:
+    """One reward a candidate.
+
+    Raises:
+        ValueError: a score is no number, or the kind is unknown; a made-up reward would be trained on.
+    """
+    if not all(math.isfinite(score) for row in (base, *scores) for score in row):
+        raise ValueError("a log-likelihood is not finite")
+    match kind:
+        case "rank":
+            return [rank_reward(base, row) for row in scores]
+        case "likelihood":
+            return [row[0] for row in scores]
+        case _:
+            raise ValueError(f"reward kind {kind!r}; use rank or likelihood")
+
+
+def distinct_samples(samples: Sequence[str], accepted: Sequence[str]) -> list[str]:
+    """Sampled outputs without empty ones, copies of an accepted answer, and repetitions, in their order."""
+    seen = {_plain(answer) for answer in accepted}
+    kept = []
+    for sample in samples:
+        if sample and _plain(sample) not in seen:
+            seen.add(_plain(sample))
+            kept.append(sample)
+    return kept
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().strip(" .,;:!?\"'").split())

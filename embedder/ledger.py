@@ -1,0 +1,60 @@
+"""Work that is committed by block: what is done is known from the files alone, so a restart goes on where it was.
+
+A block is one Parquet file that appears by an atomic rename and holds whole rows keyed by `row_id`. Blocks may be cut
+differently from run to run; only the row ids count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedder.errors import LabelError
+from embedder.records import content_id, parquet_files, read_tables, write_table
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The committed blocks of one folder; `key` names the column that identifies a row."""
+
+    folder: Path
+    schema: pa.Schema
+    key: str
+
+    def done(self) -> set[str]:
+        """Ids of the rows that stand in a committed block."""
+        table = read_tables(parquet_files(self.folder), self.schema, [self.key])
+        return set(table[self.key].to_pylist())
+
+    def commit(self, rows: list[dict[str, Any]] | pa.Table) -> None:
+        """Write one block; the same rows give the same file name, so a repeated block replaces itself."""
+        table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=self.schema)
+        name = content_id(*table[self.key].to_pylist())
+        write_table(table, self.schema, self.folder / f"{name}.parquet")
+
+    def read(self, expected: list[str] | None = None) -> pa.Table:
+        """Every row exactly once, sorted by id: two blocks that hold the same row (a retried actor) count once.
+
+        With `expected`, only these rows.
+
+        Raises:
+            LabelError: an expected row is missing.
+        """
+        table = read_tables(parquet_files(self.folder), self.schema)
+        first: dict[str, int] = {}
+        for position, row_id in enumerate(table[self.key].to_pylist()):
+            first.setdefault(row_id, position)
+        wanted = sorted(first) if expected is None else sorted(set(expected))
+        missing = [row_id for row_id in wanted if row_id not in first]
+        if missing:
+            raise LabelError(f"{self.folder}: {len(missing)} of {len(wanted)} rows missing, first {missing[0]}; run the job again")
+        return table.take(pa.array([first[row_id] for row_id in wanted], pa.int64()))
+
+    def count_duplicates(self) -> int:
+        """Rows that stand in more than one block."""
+        table = read_tables(parquet_files(self.folder), self.schema, [self.key])
+        return table.num_rows - int(pc.count_distinct(table[self.key]).as_py())

@@ -1,0 +1,83 @@
+"""From the rankings of a query to its group of candidates: known positives first, then drawn negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from embedder.config import MineConfig
+from embedder.mining.filters import is_duplicate, normalise
+from embedder.mining.lexical import Ranking
+from embedder.records import row_seed
+
+
+@dataclass(frozen=True)
+class Mined:
+    """A group and how many ranked passages were kept out of it, by reason."""
+
+    group: dict[str, Any]
+    same_id: int
+    duplicates: int
+
+
+def make_group(
+    query: dict[str, Any], rankings: dict[str, Ranking], passages: Mapping[str, str], config: MineConfig
+) -> Mined:
+    """The group of one query, a pure function of its rankings and the seed.
+
+    Known positives come first, at most group_size - 1 of them. The rest is drawn from ranks `window` of the lexical
+    and the dense ranking. A query without positives (its rewards decide) takes half of its candidates from the head of
+    the rankings and draws the others. Never drawn: the query's own row, positives, and texts that repeat a positive
+    or an earlier candidate.
+    """
+    random = Random(row_seed(config.seed, query["dataset"], query["query_id"]))
+    positives = query["positive_ids"][: config.group_size - 1]
+    known = {*query["positive_ids"], query["query_id"]}
+    offered: set[str] = set()
+    taken = {passage_id: normalise(passages[passage_id]) for passage_id in query["positive_ids"]}
+    chosen, counts = list(positives), {"id": 0, "text": 0}
+    for passage_id in _draw_order(rankings, bool(positives), config, random):
+        if len(chosen) == config.group_size:
+            break
+        if passage_id in offered:
+            continue
+        offered.add(passage_id)
+        if passage_id in known:
+            counts["id"] += 1
+            continue
+        text = normalise(passages[passage_id])
+        if is_duplicate(text, list(taken.values()), config.duplicate_overlap):
+            counts["text"] += 1
+            continue
+        taken[passage_id] = text
+        chosen.append(passage_id)
+    group = {name: query[name] for name in ("task", "dataset", "query_id", "query", "answers")}
+    group["candidate_ids"] = chosen
+    group["candidate_texts"] = [passages[passage_id] for passage_id in chosen]
+    group["relevance"] = [int(passage_id in set(positives)) for passage_id in chosen]
+    return Mined(group, counts["id"], counts["text"])
+
+
+def _draw_order(rankings: dict[str, Ranking], has_positives: bool, config: MineConfig, random: Random) -> list[str]:
+    """Ids in the order in which they are offered to the group; the same id may be offered twice."""
+    first, last = config.window
+    head = 0 if has_positives else config.group_size // 2
+    start = first if has_positives else 0
+    queues = {name: [passage_id for passage_id, _ in ranking[start : last + 1]] for name, ranking in rankings.items()}
+    order: list[str] = []
+    for rank in range(head):
+        order.extend(queue[rank] for queue in queues.values() if rank < len(queue))
+    order = order[:head]
+    rest = {name: queue[head // 2 :] for name, queue in queues.items()}
+    for queue in rest.values():
+        random.shuffle(queue)
+    while any(rest.values()):
+        wanted = "lexical" if random.random() < config.lexical_share else "dense"
+        name = wanted if rest.get(wanted) else next(name for name, queue in rest.items() if queue)
+        order.append(rest[name].pop())
+    if has_positives:
+        # A corpus or pool smaller than the window still fills the group, from the ranks before it.
+        order.extend(passage_id for ranking in rankings.values() for passage_id, _ in reversed(ranking[:first]))
+    return order

@@ -1,0 +1,34 @@
+"""Dense search by exact inner products, one block of passage vectors at a time, merged as blocks come in.
+
+Q queries, P passages of a block, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from embedder.mining.lexical import Ranking, best
+
+
+def search_block(
+    query_QD: np.ndarray, pools: Sequence[set[str] | None], ids: Sequence[str], passage_PD: np.ndarray, depth: int
+) -> list[Ranking]:
+    """The `depth` best passages of one block for each query; a pool limits them to its ids."""
+    score_QP = query_QD @ passage_PD.T
+    size = min(depth, len(ids))
+    positions = {passage_id: i for i, passage_id in enumerate(ids)}
+    rankings = []
+    for scores, pool in zip(score_QP, pools, strict=True):
+        if pool is None:
+            top = np.argpartition(-scores, size - 1)[:size]
+        else:
+            top = np.array([positions[passage_id] for passage_id in pool if passage_id in positions], dtype=np.int64)
+        rankings.append(best([(ids[i], float(scores[i])) for i in top], depth))
+    return rankings
+
+
+def merge(one: Ranking, other: Ranking, depth: int) -> Ranking:
+    """The `depth` best of two rankings of different blocks."""
+    return best(one + other, depth)

@@ -1,0 +1,40 @@
+"""Lexical search: BM25 by bm25s, over the whole corpus or over the pool a query brings along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import bm25s
+import numpy as np
+
+Ranking = list[tuple[str, float]]
+"""Passage ids with scores, best first, ties by id."""
+
+
+class LexicalIndex:
+    """BM25 (Lucene's variant, k1 1.5, b 0.75) over the passages of one dataset."""
+
+    def __init__(self, ids: Sequence[str], texts: Sequence[str]) -> None:
+        self.ids = list(ids)
+        self.positions = {passage_id: i for i, passage_id in enumerate(self.ids)}
+        self._bm25 = bm25s.BM25()
+        self._bm25.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
+
+    def search(self, queries: Sequence[str], pools: Sequence[list[str] | None], depth: int) -> list[Ranking]:
+        """The `depth` best passages of each query; a pool limits them to its ids. Scores of 0 are kept in pools only."""
+        tokens = bm25s.tokenize(list(queries), stopwords="en", return_ids=False, show_progress=False)
+        return [self._rank(words, pool, depth) for words, pool in zip(tokens, pools, strict=True)]
+
+    def _rank(self, words: list[str], pool: list[str] | None, depth: int) -> Ranking:
+        known = [word for word in words if word in self._bm25.vocab_dict]
+        scores = self._bm25.get_scores(known) if known else np.zeros(len(self.ids), dtype=np.float32)
+        if pool is not None:
+            return best([(passage_id, float(scores[self.positions[passage_id]])) for passage_id in pool], depth)
+        size = min(depth, len(scores))
+        top = np.argpartition(-scores, size - 1)[:size] if size else []
+        return best([(self.ids[i], float(scores[i])) for i in top if scores[i] > 0], depth)
+
+
+def best(scored: Ranking, depth: int) -> Ranking:
+    """Sort by score, highest first, ties by id, and keep `depth`."""
+    return sorted(scored, key=lambda entry: (-entry[1], entry[0]))[:depth]

@@ -1,0 +1,150 @@
+"""The encoder: a transformer backbone, pooling and normalisation; and its export as a plain Hugging Face folder.
+
+B texts, L tokens of the longest, D width of the vector.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from embedder.config import EncoderConfig
+from embedder.locate import locate_model
+from embedder.tasks import TaskSpec
+
+TokenRow = list[int]
+
+
+class TextEncoder(nn.Module):
+    """Token rows to unit vectors."""
+
+    def __init__(self, backbone: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors."""
+        return int(self.backbone.config.hidden_size)
+
+    def tokenize(self, texts: list[str]) -> list[TokenRow]:
+        """Token ids of each text, special tokens included, cut to `max_tokens`."""
+        rows = self.tokenizer(texts, truncation=True, max_length=self.config.max_tokens, padding=False)
+        return [list(ids) for ids in rows["input_ids"]]
+
+    def forward(self, rows: list[TokenRow]) -> Tensor:
+        """Unit vectors (B, D) in the order of the rows.
+
+        Rows are sorted by length and padded in batches of at most `batch_tokens`, which on CPU costs half the time
+        of one padded batch; the result does not depend on it.
+        """
+        parts, order = [], []
+        for indices in length_batches([len(row) for row in rows], self.config.batch_tokens):
+            parts.append(self._embed_padded([rows[i] for i in indices]))
+            order.extend(indices)
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(parts)[back.to(self.device)]
+
+    def _embed_padded(self, rows: list[TokenRow]) -> Tensor:
+        length = max(len(row) for row in rows)
+        ids_BL = torch.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=torch.long)
+        mask_BL = torch.zeros((len(rows), length), dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids_BL[i, : len(row)] = torch.tensor(row)
+            mask_BL[i, : len(row)] = 1
+        ids_BL, mask_BL = ids_BL.to(self.device), mask_BL.to(self.device)
+        state_BLD = self.backbone(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        return F.normalize(pool(state_BLD, mask_BL, self.config.pooling).float(), dim=-1)
+
+
+def pool(state_BLD: Tensor, mask_BL: Tensor, pooling: str) -> Tensor:
+    """One state a text, shape (B, D)."""
+    match pooling:
+        case "cls":
+            return state_BLD[:, 0]
+        case "mean":
+            weight_BL1 = mask_BL.unsqueeze(-1).to(state_BLD.dtype)
+            return (state_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1e-9)
+        case "last":
+            last_B = mask_BL.sum(1) - 1
+            return state_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
+        case _:
+            raise ValueError(f"pooling is {pooling!r}; use cls, mean or last")
+
+
+def length_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices sorted by length, cut so that rows x longest row stays within `batch_tokens` (at least one row)."""
+    order = np.argsort(lengths, kind="stable")
+    batch: list[int] = []
+    for index in order.tolist():
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def load_encoder(config: EncoderConfig, device: str | None = None, dropout: float = 0.0) -> TextEncoder:
+    """Load an encoder in evaluation mode, on the GPU if there is one.
+
+    Raises:
+        ModelError: the folder is missing or has no weights.
+    """
+    source = locate_model(config.model)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer.padding_side = "right"
+    backbone = AutoModel.from_pretrained(
+        source,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32,
+    )
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    encoder = TextEncoder(backbone, tokenizer, config).eval()
+    return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def export_encoder(encoder: TextEncoder, folder: Path, tasks: Mapping[str, TaskSpec]) -> None:
+    """Write a Hugging Face folder that sentence-transformers loads too, with a prompt `TASK_query` and `TASK_key`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.backbone.save_pretrained(folder, safe_serialization=True)
+    encoder.tokenizer.save_pretrained(folder)
+    prompts = {f"{name}_{side}": spec.instruction(side) for name, spec in tasks.items() for side in ("query", "key")}
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    pooling_mode = {"cls": "cls", "mean": "mean", "last": "lasttoken"}[encoder.config.pooling]
+    files = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (kind, path) in enumerate(modules)
+        ],
+        "sentence_bert_config.json": {"max_seq_length": encoder.config.max_tokens, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": prompts, "similarity_fn_name": "cosine"},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": encoder.dimension,
+            "pooling_mode": pooling_mode,
+            "include_prompt": True,
+        },
+        "2_Normalize/config.json": {},
+    }
+    for name, value in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,50 @@
+"""Progress of long work: a bar with an ETA on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Counter:
+    """Counts finished rows of one piece of work; `advance` is called as they finish."""
+
+    LINE_EVERY_S = 10.0
+
+    def __init__(self, label: str, total: int, console: Console, bar: Progress | None) -> None:
+        self.label, self.total, self.count = label, total, 0
+        self._console, self._bar = console, bar
+        self._task = bar.add_task(label, total=total) if bar else None
+        self._began = self._line_at = time.monotonic()
+
+    def advance(self, rows: int) -> None:
+        """`rows` more are done."""
+        self.count += rows
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self.count)
+        elif time.monotonic() - self._line_at >= self.LINE_EVERY_S:
+            self._line_at = time.monotonic()
+            self._console.print(self.line())
+
+    def line(self) -> str:
+        """The state as one line of text."""
+        elapsed = max(time.monotonic() - self._began, 1e-9)
+        rate = self.count / elapsed
+        left = (self.total - self.count) / rate if rate else float("inf")
+        eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left != float("inf") else "unknown"
+        return f"{self.label}: {self.count:,}/{self.total:,} rows, {rate:,.1f} rows/s, ETA {eta}"
+
+
+@contextmanager
+def progress(label: str, total: int, console: Console) -> Iterator[Counter]:
+    """Show the progress of `total` rows while the block runs."""
+    if not console.is_terminal:
+        yield Counter(label, total, console, None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        yield Counter(label, total, console, bar)

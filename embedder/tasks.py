@@ -1,0 +1,142 @@
+"""The six retrieval tasks as data: instruction a side, prompt of the LLM, and training recipe.
+
+A run file may override any field of a built-in task or add a task of its own under `tasks:`.
+Instruction strings: FlagEmbedding `research/llm_embedder` (the paper's appendix); templates A.1 to A.5:
+the paper's appendix A. Needs no torch, so that a run file is checked on a login node.
+"""
+
+from __future__ import annotations
+
+from string import Formatter
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Side = Literal["query", "key"]
+
+
+class PromptTemplate(BaseModel):
+    """How one query, with or without a candidate, is put to the LLM.
+
+    The prefix is `shots + context + input` with a candidate and `shots + input` without; the output follows it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    context: str
+    """Text around a candidate; may use {passage}."""
+    input: str
+    """Text around the query; may use {query}."""
+    output: str = " {answer}"
+    """Text around an output; may use {answer}."""
+    separator: str = "\n\n"
+    """Stands after each shot."""
+    stop: str | None = "\n"
+    """A sampled output ends before this text; null keeps all of `max_output_tokens`."""
+    chat: bool = False
+    """Wrap context and input as one user message of the LLM's own chat template."""
+
+    @field_validator("context", "input", "output")
+    @classmethod
+    def only_plain_fields(cls, value: str) -> str:
+        """Refuse fields that str.format could use to reach into objects, such as {query.__class__}."""
+        allowed = {"passage", "query", "answer"}
+        for _, name, spec, conversion in Formatter().parse(value):
+            if name is not None and (name not in allowed or spec or conversion):
+                raise ValueError(f"field {{{name}}} in template {value!r}; allowed are {sorted(allowed)}, written plainly")
+        return value
+
+
+class TaskSpec(BaseModel):
+    """All that sets one task apart."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    query_instruction: str
+    """Prefix of every query before it is encoded."""
+    key_instruction: str
+    """Prefix of every candidate before it is encoded."""
+    reward: Literal["rank", "likelihood", "none"] = "none"
+    """rank: gain in rank of the desired output among sampled outputs; likelihood: its mean token log-likelihood."""
+    template: PromptTemplate | None = None
+    """Prompt of the LLM; required unless `reward` is none."""
+    shots: int = Field(default=0, ge=0)
+    """Worked examples (query and answer, seeded choice from the training rows) before each prompt."""
+    max_output_tokens: int = Field(default=16, ge=1)
+    """Tokens of an output that are sampled and scored."""
+    loss: Literal["graded", "kl", "contrastive"] = "contrastive"
+    """graded: equation 4 of the paper; kl: divergence within the group; contrastive: known positives only."""
+    reward_temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the softmax over rewards (alpha). Rank rewards are integers: at 1.0 a gap of 3 weighs 20 to 1."""
+    in_batch_negatives: bool = True
+    """Whether candidates of other queries of the batch stand in the loss as negatives."""
+
+    def instruction(self, side: Side) -> str:
+        """The prefix of one side."""
+        return self.query_instruction if side == "query" else self.key_instruction
+
+
+KNOWLEDGE = PromptTemplate(context="Knowledge:\n{passage}\n\n", input="Q: {query} A:")
+"""A.1, the reward prompt of the knowledge tasks."""
+
+MULTIPLE_CHOICE = PromptTemplate(
+    context="Knowledge:\n{passage}\n\n",
+    input="The following are multiple choice questions (with answers).\n\n{query}\nAnswer:",
+)
+"""A.2, MMLU; {query} holds the question and its options A. to D."""
+
+OPEN_QUESTION = PromptTemplate(context="Knowledge: {passage}\n\n", input="Q: {query} A:")
+"""A.3, PopQA: retrieved passages, then shots from other questions, greedy to the end of the line."""
+
+DIALOGUE = PromptTemplate(context="{passage}\n", input="Speaker 1: {query}\nSpeaker 2:")
+"""A.4, MSC: the retrieved turn, then the current one."""
+
+EXAMPLE = PromptTemplate(context="{passage}\n\n", input="{query}")
+"""A.5, in-context learning: worked examples, then the input."""
+
+LONG_TEXT = PromptTemplate(context="{passage}\n", input="{query}", output="{answer}", stop=None)
+"""Long-range language modelling: a retrieved chunk with its continuation, the recent chunk, then the next one."""
+
+BUILTIN_TASKS: dict[str, TaskSpec] = {
+    "qa": TaskSpec(
+        query_instruction="Represent this query for retrieving relevant documents: ",
+        key_instruction="Represent this document for retrieval: ",
+        reward="rank",
+        template=KNOWLEDGE,
+        shots=3,
+        loss="graded",
+    ),
+    "convsearch": TaskSpec(
+        query_instruction="Encode this query and context for searching relevant passages: ",
+        key_instruction="Encode this passage for retrieval: ",
+    ),
+    "chat": TaskSpec(
+        query_instruction="Embed this dialogue to find useful historical dialogues: ",
+        key_instruction="Embed this historical dialogue for retrieval: ",
+        reward="rank",
+        template=DIALOGUE,
+        max_output_tokens=32,
+        loss="kl",
+    ),
+    "lrlm": TaskSpec(
+        query_instruction="Embed this text chunk for finding useful historical chunks: ",
+        key_instruction="Embed this historical text chunk for retrieval: ",
+        reward="rank",
+        template=LONG_TEXT,
+        max_output_tokens=32,
+        loss="kl",
+    ),
+    "icl": TaskSpec(
+        query_instruction="Convert this example into vector to look for useful examples: ",
+        key_instruction="Convert this example into vector for retrieval: ",
+        reward="rank",
+        template=EXAMPLE,
+        shots=3,
+        max_output_tokens=8,
+        loss="graded",
+    ),
+    "tool": TaskSpec(
+        query_instruction="Transform this user request for fetching helpful tool descriptions: ",
+        key_instruction="Transform this tool description for retrieval: ",
+    ),
+}

@@ -1,0 +1,100 @@
+"""Find the candidates of each training query.
+
+    python -m ray_jobs.mine --config configs/demo.yaml
+
+reads   prepared/corpus, prepared/queries/train      records.PASSAGE, records.QUERY
+writes  vectors/ENCODER/DATASET.SIDE/*.parquet       committed blocks; a second run encodes only what is missing
+        candidates/DATASET.parquet                   records.GROUP
+
+Candidates come from the lexical ranking (BM25) and the dense one (the run's encoder), over the dataset's passages or
+over those a query brings along (chat history, earlier chunks).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import ray
+
+from embedder.config import RunConfig
+from embedder.cost import Work, forward_flops, tokens_of
+from embedder.locate import count_parameters, locate_model
+from embedder.mining.candidates import make_group
+from embedder.mining.lexical import Ranking
+from embedder.progress import progress
+from embedder.records import GROUP, write_table
+from embedder.reports import StageReport, console
+from ray_jobs.search import dense_rankings, lexical_rankings
+from ray_jobs.session import Job, main
+from ray_jobs.tables import corpus_files, count_rows, datasets, passage_texts, queries
+from ray_jobs.vectors import ensure_vectors
+
+
+def check(config: RunConfig) -> Work:
+    """The prepared tables and the encoder's folder exist."""
+    names = datasets(config)
+    model = locate_model(config.encoder.model)
+    parameters = 0 if isinstance(model, str) else count_parameters(model)
+    lines, characters = [], 0
+    for name in names:
+        files, count = corpus_files(config, name), len(queries(config, "train", name))
+        characters += sum(path.stat().st_size for path in files) * 3  # Parquet text is compressed about three times
+        lines.append(f"{name}: {count_rows(files):,} passages, {count:,} train queries, groups of {config.mine.group_size}")
+    return Work("mine", lines, forward_flops(parameters, tokens_of(characters)))
+
+
+def run(config: RunConfig) -> StageReport:
+    """Encode, rank and group; the summary counts groups and filtered passages."""
+    folder, encoded = ensure_vectors(config, config.encoder, ["train"])
+    names = datasets(config)
+    report = StageReport("mine", 0, "groups", details={"encoded": encoded})
+    depth = config.mine.window[1] + 1
+    lexical = {name: lexical_rankings(config, "train", name, depth) for name in names}
+    dense = dense_rankings(config, folder, "train", depth)
+    _remove_stale(config, set(names))
+    with progress("mine: datasets", len(names), console()) as counter:
+        for name in names:
+            counts = _mine_dataset(config, name, ray.get(lexical[name]), dense.get(name, {}))
+            counter.advance(1)
+            report.rows += counts["groups"]
+            report.details[name] = dict(counts)
+            report.lines.append(
+                f"{name}: {counts['groups']:,} groups with {counts['candidates']:,} candidates, {counts['positives']:,} of them "
+                f"known positives; kept out {counts['same_id']:,} by id and {counts['duplicates']:,} as duplicates; "
+                f"{counts['short']:,} groups smaller than {config.mine.group_size}"
+            )
+    return report
+
+
+def _remove_stale(config: RunConfig, kept: set[str]) -> None:
+    """Remove groups of datasets that an earlier run file named."""
+    for path in config.paths.candidates.glob("*.parquet"):
+        if path.stem not in kept:
+            path.unlink()
+
+
+def _mine_dataset(
+    config: RunConfig, name: str, lexical: dict[str, Ranking], dense: dict[str, Ranking]
+) -> Counter[str]:
+    """Write the groups of one dataset and count them."""
+    passages = passage_texts(config, name)
+    counts: Counter[str] = Counter()
+    groups = []
+    for query in queries(config, "train", name):
+        rankings = {"lexical": lexical[query["query_id"]], "dense": dense[query["query_id"]]}
+        mined = make_group(query, rankings, passages, config.mine)
+        groups.append(mined.group)
+        counts["groups"] += 1
+        counts["candidates"] += len(mined.group["candidate_ids"])
+        counts["positives"] += sum(mined.group["relevance"])
+        counts["same_id"] += mined.same_id
+        counts["duplicates"] += mined.duplicates
+        counts["short"] += len(mined.group["candidate_ids"]) < config.mine.group_size
+    write_table(groups, GROUP, config.paths.candidates / f"{name}.parquet")
+    return counts
+
+
+JOB = Job("mine", __doc__, check, run)
+
+if __name__ == "__main__":
+    main(JOB)

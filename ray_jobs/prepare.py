@@ -1,0 +1,140 @@
+"""Read source files into checked rows.
+
+    python -m ray_jobs.prepare --config configs/demo.yaml
+    ray job submit --working-dir . -- python -m ray_jobs.prepare --config /shared/run.yaml
+
+reads   prepare.sources                         folders of the data layout, or JSON Lines of the reference
+writes  prepared/corpus/DATASET/*.parquet       records.PASSAGE
+        prepared/queries/SPLIT/DATASET.parquet  records.QUERY
+        prepared/rejected/DATASET.json          rows set aside: file, line, reason, row
+
+A second run writes the same files again. One Ray task a dataset.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from embedder.config import PrepareConfig, RunConfig, Source
+from embedder.cost import Work
+from embedder.errors import ConfigError, DataError
+from embedder.progress import progress
+from embedder.records import PASSAGE, QUERY, write_json, write_table
+from embedder.reports import StageReport, console
+from embedder.sources import Prepared, read_source, source_files
+from embedder.tasks import TaskSpec
+from ray_jobs.session import Job, main
+
+PART_ROWS = 20_000
+"""Passages of one Parquet file."""
+
+
+def section(config: RunConfig) -> PrepareConfig:
+    """The run file's `prepare` section, which this job cannot do without."""
+    if config.prepare is None:
+        raise ConfigError("the run file has no `prepare` section; give it prepare.sources")
+    return config.prepare
+
+
+def check(config: RunConfig) -> Work:
+    """All source files exist and are not empty."""
+    sources = section(config).sources
+    lines = []
+    for source in sources:
+        size = sum(path.stat().st_size for path in source_files(source))
+        lines.append(f"{source.dataset} ({source.task}, {source.format}): {source.path}, {size / 1e6:,.1f} MB of rows")
+    return Work("prepare", lines, flops=0.0)
+
+
+def run(config: RunConfig) -> StageReport:
+    """Prepare every dataset; the summary counts rows in, out, left out and rejected."""
+    settings = section(config)
+    task = ray.remote(num_cpus=1)(prepare_dataset)
+    pending = {
+        task.remote(source, config.tasks[source.task], settings, config.paths.work): source for source in settings.sources
+    }
+    counts: dict[str, dict[str, Any]] = {}
+    with progress("prepare", len(pending), console()) as counter:
+        while pending:
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            counts[pending.pop(done).dataset] = ray.get(done)
+            counter.advance(1)
+    _remove_stale(config, set(counts))
+    report = StageReport("prepare", sum(count["rows_in"] for count in counts.values()), "source rows", details=counts)
+    for name, count in sorted(counts.items()):
+        report.lines.append(
+            f"{name}: {count['rows_in']:,} rows in = {count['rows_out']:,} out + {count['left_out']:,} left out by limits "
+            f"+ {count['rejected']:,} rejected; {count['passages']:,} passages, {count['train']:,} train and "
+            f"{count['test']:,} test queries"
+        )
+        report.lines += [f"{name}: {note}" for note in count["notes"]]
+    return report
+
+
+def _remove_stale(config: RunConfig, kept: set[str]) -> None:
+    """Remove datasets of an earlier run file, which the next stages would take for this run's."""
+    for folder in config.paths.corpus.iterdir():
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+    for path in config.paths.queries.glob("*/*.parquet"):
+        if path.stem not in kept:
+            path.unlink()
+
+
+def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, work: Path) -> dict[str, Any]:
+    """Prepare one dataset and return its counts.
+
+    Raises:
+        DataError: more rows are rejected than `max_rejected_share` allows, or the counts do not add up.
+    """
+    prepared = read_source(source, task, settings.seed)
+    rejected = len(prepared.rejected)
+    _write_rejected(prepared, work / "prepared" / "rejected" / f"{source.dataset}.json")
+    if prepared.rows_in != prepared.rows_out + prepared.left_out + rejected:
+        raise DataError(
+            f"{source.dataset}: {prepared.rows_in} rows in, but {prepared.rows_out} out, {prepared.left_out} left out and "
+            f"{rejected} rejected; this is a defect of the reader"
+        )
+    if rejected > settings.max_rejected_share * prepared.rows_in:
+        first = prepared.rejected[0]
+        raise DataError(
+            f"{source.dataset}: {rejected} of {prepared.rows_in} rows rejected, more than prepare.max_rejected_share "
+            f"{settings.max_rejected_share} allows; first {first.file}:{first.line}: {first.reason}"
+        )
+    folder = work / "prepared" / "corpus" / source.dataset
+    shutil.rmtree(folder, ignore_errors=True)
+    passages = list(prepared.passages.values())
+    for part, first_row in enumerate(range(0, len(passages), PART_ROWS)):
+        write_table(passages[first_row : first_row + PART_ROWS], PASSAGE, folder / f"part-{part:05d}.parquet")
+    for split, rows in prepared.queries.items():
+        write_table(rows, QUERY, work / "prepared" / "queries" / split / f"{source.dataset}.parquet")
+    return {
+        "task": source.task,
+        "rows_in": prepared.rows_in,
+        "rows_out": prepared.rows_out,
+        "left_out": prepared.left_out,
+        "rejected": rejected,
+        "passages": len(passages),
+        "train": len(prepared.queries.get("train", [])),
+        "test": len(prepared.queries.get("test", [])),
+        "notes": prepared.notes,
+    }
+
+
+def _write_rejected(prepared: Prepared, path: Path) -> None:
+    """Write the rejected rows, or remove the file of an earlier run where there are none."""
+    if prepared.rejected:
+        write_json([asdict(row) for row in prepared.rejected], path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+JOB = Job("prepare", __doc__, check, run)
+
+if __name__ == "__main__":
+    main(JOB)

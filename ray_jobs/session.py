@@ -1,0 +1,126 @@
+"""What every job shares: its three options, its errors, and the connection to Ray."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import yaml
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayTaskError
+
+from embedder.config import RunConfig, load_run
+from embedder.cost import Work, measured_rate
+from embedder.errors import ConfigError, EmbedderError
+from embedder.reports import StageReport, console
+
+SPARE_CPUS = 2
+"""Logical CPUs a local Ray gets beyond the cores, for reading and coordination while actors hold the others."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage: what it checks before it starts, and what it does."""
+
+    stage: str
+    manual: str
+    check: Callable[[RunConfig], Work]
+    """Raises an EmbedderError on bad input; loads no model and starts nothing."""
+    run: Callable[[RunConfig], StageReport]
+
+
+def make_parser(job: Job) -> argparse.ArgumentParser:
+    """The three options that every job takes."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m ray_jobs.{job.stage}", description=job.manual, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="run file (YAML)")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="check, print the resolved run file and the work ahead, stop")
+    return parser
+
+
+def main(job: Job, arguments: Sequence[str] | None = None) -> None:
+    """Run a job from the command line; exit status 2 and one line for an error the user can mend."""
+    options = make_parser(job).parse_args(arguments)
+    try:
+        config = load_run(options.config, options.set)
+        refuse_temporary_paths(config)
+        work = job.check(config)
+        if options.dry_run:
+            print_dry_run(config, work)
+            return
+        run_stage(job, config)
+    except EmbedderError as error:
+        # An error of a Ray task arrives as its own class with the remote traceback as its text.
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        console().print(f"error: {cause}", markup=False)
+        sys.exit(2)
+
+
+def run_stage(job: Job, config: RunConfig) -> StageReport:
+    """Run one checked stage on the cluster, print and keep its report."""
+    connect()
+    out = console()
+    out.rule(f"{job.stage}")
+    began = time.monotonic()
+    report = job.run(config)
+    report.seconds = report.seconds or time.monotonic() - began
+    report.write(config.paths.reports)
+    for line in report.lines:
+        out.print(f"  {line}", markup=False)
+    rate = report.rows / report.seconds if report.seconds else 0.0
+    out.print(f"{job.stage}: {report.rows:,} {report.unit} in {report.seconds:,.1f} s ({rate:,.1f}/s)", markup=False)
+    return report
+
+
+def print_dry_run(config: RunConfig, work: Work) -> None:
+    """Print the resolved run file, the work ahead and its cost, and start nothing."""
+    out = console()
+    out.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
+    for line in work.lines:
+        out.print(f"{work.stage}: {line}", markup=False)
+    rate = measured_rate()
+    out.print(
+        f"{work.stage}: about {work.flops / 1e12:,.1f} TFLOP of model work; this machine's matrix product runs at "
+        f"{rate / 1e9:,.0f} GFLOP/s, so at 60 % of it {work.flops / (0.6 * rate) / 60:,.1f} minutes here",
+        markup=False,
+    )
+
+
+def refuse_temporary_paths(config: RunConfig) -> None:
+    """A submitted job runs in a temporary copy of the working directory, where its output would be lost.
+
+    Raises:
+        ConfigError: `paths.work` or `paths.cache` lies inside that copy.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    for name in ("work", "cache"):
+        path = getattr(config.paths, name)
+        if "runtime_resources" in path.parts:
+            raise ConfigError(f"paths.{name} is {path}, inside this job's temporary copy; give an absolute, shared path")
+
+
+def connect() -> None:
+    """Connect to the cluster RAY_ADDRESS names (a submitted job has it set), or start a local one."""
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False)
+        else:
+            ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def actor_pool(num_actors: int, gpus_per_actor: float) -> dict[str, Any]:
+    """The `map_batches` arguments of a pool of model actors; a CPU actor holds one core."""
+    resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": 1}
+    return {"compute": ActorPoolStrategy(size=num_actors), **resources}

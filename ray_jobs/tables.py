@@ -1,0 +1,86 @@
+"""The tables of a run that several jobs read: queries, passages and groups, with errors that name the missing job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedder.config import RunConfig
+from embedder.errors import DataError
+from embedder.labelling.labeller import ShotPools
+from embedder.records import GROUP, PASSAGE, QUERY, Split, parquet_files, read_tables, row_seed
+
+MAX_SHOT_CHARACTERS = 300
+"""Longer examples are not used as shots: three of them would crowd out the candidate."""
+SHOT_POOL_ROWS = 64
+
+
+def datasets(config: RunConfig) -> list[str]:
+    """Names of the prepared datasets.
+
+    Raises:
+        DataError: `prepare` has not run.
+    """
+    names = sorted(path.name for path in config.paths.corpus.glob("*") if path.is_dir() and parquet_files(path))
+    if not names:
+        raise DataError(f"{config.paths.corpus}: no prepared dataset; run `python -m ray_jobs.prepare` first")
+    return names
+
+
+def corpus_files(config: RunConfig, dataset: str) -> list[Path]:
+    """Parquet files of one dataset's passages."""
+    return parquet_files(config.paths.corpus / dataset)
+
+
+def query_table(config: RunConfig, split: Split, dataset: str) -> pa.Table:
+    """Queries of one dataset and split; an empty table if the split has no file."""
+    path = config.paths.queries / split / f"{dataset}.parquet"
+    return read_tables([path] if path.is_file() else [], QUERY)
+
+
+def queries(config: RunConfig, split: Split, dataset: str) -> list[dict[str, Any]]:
+    """The same as plain rows."""
+    return query_table(config, split, dataset).to_pylist()
+
+
+def passage_texts(config: RunConfig, dataset: str) -> dict[str, str]:
+    """Passages of one dataset by id, in the order they were written."""
+    table = read_tables(corpus_files(config, dataset), PASSAGE, ["id", "text"])
+    return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
+def count_rows(files: list[Path]) -> int:
+    """Rows of Parquet files, from their footers."""
+    return sum(pq.read_metadata(path).num_rows for path in files)
+
+
+def candidate_groups(config: RunConfig) -> pa.Table:
+    """All candidate groups.
+
+    Raises:
+        DataError: `mine` has not run.
+    """
+    files = parquet_files(config.paths.candidates)
+    if not files:
+        raise DataError(f"{config.paths.candidates}: no candidates; run `python -m ray_jobs.mine` first")
+    return read_tables(files, GROUP)
+
+
+def shot_pools(config: RunConfig) -> ShotPools:
+    """By dataset of a task with shots: seeded training rows short enough to serve as worked examples."""
+    pools: ShotPools = {}
+    for dataset in datasets(config):
+        rows = queries(config, "train", dataset)
+        if not rows or not config.tasks[rows[0]["task"]].shots:
+            continue
+        fitting = [
+            (row["query_id"], row["query"], row["answers"][0])
+            for row in rows
+            if row["answers"] and len(row["query"]) + len(row["answers"][0]) <= MAX_SHOT_CHARACTERS
+        ]
+        fitting.sort(key=lambda row: row_seed(config.label.seed, "pool", row[0]))
+        pools[dataset] = fitting[:SHOT_POOL_ROWS]
+    return pools

@@ -1,0 +1,123 @@
+"""Vectors of passages and queries, made once a model and shared by mining, indexing and evaluating.
+
+`vectors/ENCODER_FINGERPRINT/DATASET.SIDE/*.parquet` holds committed blocks of records.VECTOR. A block is committed by
+the actor that made it, so a restart encodes only what no block holds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from embedder.config import EncoderConfig, RunConfig
+from embedder.encode import encode_prompted
+from embedder.fingerprint import encoder_fingerprint
+from embedder.ledger import Ledger
+from embedder.model import TextEncoder, load_encoder
+from embedder.progress import progress
+from embedder.records import PASSAGE, VECTOR, Split, content_id, read_tables
+from embedder.reports import console
+from embedder.tasks import Side, TaskSpec
+from ray_jobs.session import actor_pool
+from ray_jobs.tables import corpus_files, datasets, query_table
+
+BLOCK_ROWS = 256
+"""Texts that are encoded and committed together."""
+CHUNK_ROWS = 20_000
+"""Texts of one Ray Data block."""
+
+TO_ENCODE = pa.schema([(name, pa.string()) for name in ("dataset", "side", "row_id", "id", "text")])
+
+
+def ledger(folder: Path, dataset: str, side: Side) -> Ledger:
+    """The committed vectors of one dataset and side."""
+    return Ledger(folder / f"{dataset}.{side}", VECTOR, "row_id")
+
+
+class EncodeBlocks:
+    """Ray Data actor: loads the encoder once, encodes blocks and commits them."""
+
+    def __init__(self, config: EncoderConfig, folder: Path) -> None:
+        self.encoder: TextEncoder = load_encoder(config)
+        self.folder = folder
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        vectors = encode_prompted(self.encoder, batch["text"].to_pylist())
+        stores = list(zip(batch["dataset"].to_pylist(), batch["side"].to_pylist(), strict=True))
+        for dataset, side in sorted(set(stores)):
+            mine = np.array([store == (dataset, side) for store in stores])
+            rows = batch.filter(pa.array(mine))
+            column = pa.array(list(vectors[mine]), pa.list_(pa.float32()))
+            block = pa.table([rows["dataset"], rows["row_id"], rows["id"], column], schema=VECTOR)
+            ledger(self.folder, dataset, side).commit(block)
+        return pa.table({"rows": [batch.num_rows]})
+
+
+def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split], corpus: bool = True) -> tuple[Path, int]:
+    """Encode what is missing: the queries of `splits` and, with `corpus`, all passages.
+
+    Returns the folder of the encoder's vectors and how many texts were encoded now.
+    """
+    folder = config.paths.vectors / encoder_fingerprint(encoder)
+    chunks: list[pa.Table] = []
+    for dataset in datasets(config):
+        for split in splits:
+            chunks += _missing(folder, dataset, "query", config.tasks, query_table(config, split, dataset))
+        if corpus:
+            chunks += _missing(folder, dataset, "key", config.tasks, read_tables(corpus_files(config, dataset), PASSAGE))
+    total = sum(chunk.num_rows for chunk in chunks)
+    if not total:
+        return folder, 0
+    encoded = ray.data.from_arrow(chunks).map_batches(
+        EncodeBlocks,
+        fn_constructor_args=(encoder, folder),
+        batch_size=BLOCK_ROWS,
+        batch_format="pyarrow",
+        **actor_pool(config.mine.num_actors, config.mine.gpus_per_actor),
+    )
+    with progress("encode", total, console()) as counter:
+        for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
+            counter.advance(sum(batch["rows"].to_pylist()))
+    return folder, total
+
+
+def text_keys(table: pa.Table, side: Side, task: TaskSpec) -> list[str]:
+    """Identity of each text of a table of queries or passages: a vector stays valid while these stay."""
+    id_column, text_column = ("query_id", "query") if side == "query" else ("id", "text")
+    pairs = zip(table[id_column].to_pylist(), table[text_column].to_pylist(), strict=True)
+    return [content_id(row_id, task.instruction(side), text) for row_id, text in pairs]
+
+
+def _missing(folder: Path, dataset: str, side: Side, tasks: dict[str, TaskSpec], table: pa.Table) -> list[pa.Table]:
+    """The texts of a table that no committed block holds, with their instruction, in chunks."""
+    if not table.num_rows:
+        return []
+    task = tasks[table["task"][0].as_py()]
+    id_column, text_column = ("query_id", "query") if side == "query" else ("id", "text")
+    done = ledger(folder, dataset, side).done()
+    columns = zip(text_keys(table, side, task), table[id_column].to_pylist(), table[text_column].to_pylist(), strict=True)
+    rows: list[dict[str, Any]] = [
+        {"dataset": dataset, "side": side, "row_id": key, "id": row_id, "text": task.instruction(side) + text}
+        for key, row_id, text in columns
+        if key not in done
+    ]
+    # Blocks of similar length waste no padding.
+    rows.sort(key=lambda row: len(row["text"]))
+    return [pa.Table.from_pylist(rows[i : i + CHUNK_ROWS], schema=TO_ENCODE) for i in range(0, len(rows), CHUNK_ROWS)]
+
+
+def read_vectors(folder: Path, dataset: str, side: Side, keys: list[str]) -> np.ndarray:
+    """Vectors (len(keys), D) in the order of the keys, all of which `ensure_vectors` has made."""
+    table = ledger(folder, dataset, side).read(keys)
+    position = {row_id: i for i, row_id in enumerate(table["row_id"].to_pylist())}
+    return vector_matrix(table)[[position[key] for key in keys]]
+
+
+def vector_matrix(table: pa.Table) -> np.ndarray:
+    """The vectors of a table as one float32 matrix (rows, D)."""
+    flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(flat.reshape(table.num_rows, -1), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""The service: an autoscaled encoder and index shards behind one HTTP interface."""
