@@ -86,6 +86,9 @@ class EncoderConfig(Section):
     """Folder, hub name, or `package:NAME/FOLDER` for a model inside an installed Python package."""
     pooling: Literal["cls", "mean", "last"]
     """Which token states become the vector: the first, their mean, or the last."""
+    instructions: bool = True
+    """Whether the encoder already knows instructions. False for one that was not trained with any: it mines and is
+    compared without; the trained encoder always gets the tasks' instructions."""
     max_tokens: int = Field(default=256, ge=8)
     """Longer texts are cut at the end."""
     batch_tokens: int = Field(default=2048, ge=64)

@@ -19,9 +19,16 @@ Split = Literal["train", "test"]
 TEXTS = pa.list_(pa.string())
 
 PASSAGE = pa.schema(
-    [("task", pa.string()), ("dataset", pa.string()), ("id", pa.string()), ("text", pa.string()), ("title", pa.string())]
+    [
+        ("task", pa.string()),
+        ("dataset", pa.string()),
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("title", pa.string()),
+        ("answer", pa.string()),
+    ]
 )
-"""One candidate of a dataset's corpus. `title` may be null."""
+"""One candidate of a dataset's corpus. `title` may be null; `answer` is that of a worked example, else null."""
 
 VECTOR = pa.schema(
     [("dataset", pa.string()), ("row_id", pa.string()), ("id", pa.string()), ("vector", pa.list_(pa.float32()))]

@@ -138,6 +138,7 @@ def _passage(source: Source, passage_id: str, text: str, title: object) -> Row:
         "id": passage_id,
         "text": text,
         "title": title if isinstance(title, str) else None,
+        "answer": None,
     }
 
 
@@ -171,6 +172,10 @@ def _read_queries(path: Path, source: Source, task: TaskSpec, prepared: Prepared
         except RowError as error:
             _reject(prepared, path, number, str(error), row)
             continue
+        for query in queries:
+            # A training row that stands in the corpus under its own id is a worked example (icl).
+            if query["query_id"] in prepared.passages and query["answers"]:
+                prepared.passages[query["query_id"]]["answer"] = query["answers"][0]
         kept.append(queries)
         ignored_scores += bool(row.get("teacher_scores"))
     if ignored_scores:

@@ -28,7 +28,7 @@ from embedder.ledger import Ledger
 from embedder.lm import prepare_lm
 from embedder.locate import count_parameters, locate_model
 from embedder.progress import progress
-from embedder.records import GROUP, LABELLED, group_id, write_json
+from embedder.records import LABELLED, group_id, write_json
 from embedder.reports import StageReport, console
 from ray_jobs.actors import LabelBlocks
 from ray_jobs.session import Job, actor_pool, main

@@ -45,12 +45,12 @@ def check(config: RunConfig) -> Work:
 
 def run(config: RunConfig) -> StageReport:
     """Encode, rank and group; the summary counts groups and filtered passages."""
-    folder, encoded = ensure_vectors(config, config.encoder, ["train"])
+    store, encoded = ensure_vectors(config, config.encoder, ["train"])
     names = datasets(config)
     report = StageReport("mine", 0, "groups", details={"encoded": encoded})
     depth = config.mine.window[1] + 1
     lexical = {name: lexical_rankings(config, "train", name, depth) for name in names}
-    dense = dense_rankings(config, folder, "train", depth)
+    dense = dense_rankings(config, store, "train", depth)
     _remove_stale(config, set(names))
     with progress("mine: datasets", len(names), console()) as counter:
         for name in names:

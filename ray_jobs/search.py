@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,7 @@ from embedder.mining.dense import merge, search_block
 from embedder.mining.lexical import LexicalIndex, Ranking
 from embedder.records import PASSAGE, VECTOR, Split, parquet_files, read_tables
 from ray_jobs.tables import corpus_files, datasets, passage_texts, queries, query_table
-from ray_jobs.vectors import ledger, read_vectors, text_keys, vector_matrix
+from ray_jobs.vectors import VectorStore, vector_matrix
 
 SEARCH_ROWS = 16_384
 """Passage vectors that are searched together: 25 MB at 384 dimensions."""
@@ -40,24 +39,23 @@ class DatasetQueries:
     """Row ids of the passages as they are now; vectors of earlier texts are skipped."""
 
 
-def load_queries(config: RunConfig, folder: Path, split: Split) -> dict[str, DatasetQueries]:
+def load_queries(config: RunConfig, store: VectorStore, split: Split) -> dict[str, DatasetQueries]:
     """The queries of all datasets that have some in this split."""
     loaded = {}
     for dataset in datasets(config):
         table = query_table(config, split, dataset)
         if table.num_rows:
-            task = config.tasks[table["task"][0].as_py()]
-            vectors = read_vectors(folder, dataset, "query", text_keys(table, "query", task))
-            valid = set(text_keys(read_tables(corpus_files(config, dataset), PASSAGE), "key", task))
+            vectors = store.read(dataset, "query", store.keys(table, "query"))
+            valid = set(store.keys(read_tables(corpus_files(config, dataset), PASSAGE), "key"))
             pools = [None if pool is None else set(pool) for pool in table["pool_ids"].to_pylist()]
             loaded[dataset] = DatasetQueries(table["query_id"].to_pylist(), vectors, pools, valid)
     return loaded
 
 
-def dense_rankings(config: RunConfig, folder: Path, split: Split, depth: int) -> dict[str, dict[str, Ranking]]:
+def dense_rankings(config: RunConfig, store: VectorStore, split: Split, depth: int) -> dict[str, dict[str, Ranking]]:
     """By dataset and query id: the `depth` best passages by the vectors of one encoder, exact, ties by id."""
-    loaded = load_queries(config, folder, split)
-    files = [str(path) for dataset in loaded for path in parquet_files(ledger(folder, dataset, "key").folder)]
+    loaded = load_queries(config, store, split)
+    files = [str(path) for dataset in loaded for path in parquet_files(store.ledger(dataset, "key").folder)]
     merged: dict[str, list[Ranking]] = {dataset: [[] for _ in loaded[dataset].query_ids] for dataset in loaded}
     if files:
         partial = ray.data.read_parquet(files, columns=VECTOR.names).map_batches(

@@ -6,6 +6,7 @@ the actor that made it, so a restart encodes only what no block holds.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,49 @@ BLOCK_ROWS = 256
 CHUNK_ROWS = 20_000
 """Texts of one Ray Data block."""
 
+ID_TEXT: dict[Side, tuple[str, str]] = {"query": ("query_id", "query"), "key": ("id", "text")}
+"""Columns of the id and the text, by side."""
+
 TO_ENCODE = pa.schema([(name, pa.string()) for name in ("dataset", "side", "row_id", "id", "text")])
 
 
-def ledger(folder: Path, dataset: str, side: Side) -> Ledger:
-    """The committed vectors of one dataset and side."""
+@dataclass(frozen=True)
+class VectorStore:
+    """The vectors of one encoder, and the tasks with the instructions it is given."""
+
+    folder: Path
+    tasks: dict[str, TaskSpec]
+
+    def ledger(self, dataset: str, side: Side) -> Ledger:
+        """The committed vectors of one dataset and side."""
+        return vector_ledger(self.folder, dataset, side)
+
+    def keys(self, table: pa.Table, side: Side) -> list[str]:
+        """Identity of each text of a table of queries or passages: a vector stays valid while these stay."""
+        if not table.num_rows:
+            return []
+        instruction = self.tasks[table["task"][0].as_py()].instruction(side)
+        id_column, text_column = ID_TEXT[side]
+        pairs = zip(table[id_column].to_pylist(), table[text_column].to_pylist(), strict=True)
+        return [content_id(row_id, instruction, text) for row_id, text in pairs]
+
+    def read(self, dataset: str, side: Side, keys: list[str]) -> np.ndarray:
+        """Vectors (len(keys), D) in the order of the keys, all of which `ensure_vectors` has made."""
+        table = self.ledger(dataset, side).read(keys)
+        position = {row_id: i for i, row_id in enumerate(table["row_id"].to_pylist())}
+        return vector_matrix(table)[[position[key] for key in keys]]
+
+
+def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:
+    """The store of one encoder; the run's base encoder may be one that knows no instructions."""
+    plain = encoder.model == config.encoder.model and not config.encoder.instructions
+    bare = {"query_instruction": "", "key_instruction": ""}
+    tasks = {name: spec.model_copy(update=bare) if plain else spec for name, spec in config.tasks.items()}
+    return VectorStore(config.paths.vectors / encoder_fingerprint(encoder), tasks)
+
+
+def vector_ledger(folder: Path, dataset: str, side: Side) -> Ledger:
+    """The committed vectors of one dataset and side below an encoder's folder."""
     return Ledger(folder / f"{dataset}.{side}", VECTOR, "row_id")
 
 
@@ -53,28 +92,27 @@ class EncodeBlocks:
             rows = batch.filter(pa.array(mine))
             column = pa.array(list(vectors[mine]), pa.list_(pa.float32()))
             block = pa.table([rows["dataset"], rows["row_id"], rows["id"], column], schema=VECTOR)
-            ledger(self.folder, dataset, side).commit(block)
+            vector_ledger(self.folder, dataset, side).commit(block)
         return pa.table({"rows": [batch.num_rows]})
 
 
-def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split], corpus: bool = True) -> tuple[Path, int]:
-    """Encode what is missing: the queries of `splits` and, with `corpus`, all passages.
+def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split]) -> tuple[VectorStore, int]:
+    """Encode what is missing: all passages, and the queries of `splits`.
 
-    Returns the folder of the encoder's vectors and how many texts were encoded now.
+    Returns the encoder's vectors and how many texts were encoded now.
     """
-    folder = config.paths.vectors / encoder_fingerprint(encoder)
+    store = open_store(config, encoder)
     chunks: list[pa.Table] = []
     for dataset in datasets(config):
         for split in splits:
-            chunks += _missing(folder, dataset, "query", config.tasks, query_table(config, split, dataset))
-        if corpus:
-            chunks += _missing(folder, dataset, "key", config.tasks, read_tables(corpus_files(config, dataset), PASSAGE))
+            chunks += _missing(store, dataset, "query", query_table(config, split, dataset))
+        chunks += _missing(store, dataset, "key", read_tables(corpus_files(config, dataset), PASSAGE))
     total = sum(chunk.num_rows for chunk in chunks)
     if not total:
-        return folder, 0
+        return store, 0
     encoded = ray.data.from_arrow(chunks).map_batches(
         EncodeBlocks,
-        fn_constructor_args=(encoder, folder),
+        fn_constructor_args=(encoder, store.folder),
         batch_size=BLOCK_ROWS,
         batch_format="pyarrow",
         **actor_pool(config.mine.num_actors, config.mine.gpus_per_actor),
@@ -82,39 +120,25 @@ def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split
     with progress("encode", total, console()) as counter:
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
             counter.advance(sum(batch["rows"].to_pylist()))
-    return folder, total
+    return store, total
 
 
-def text_keys(table: pa.Table, side: Side, task: TaskSpec) -> list[str]:
-    """Identity of each text of a table of queries or passages: a vector stays valid while these stay."""
-    id_column, text_column = ("query_id", "query") if side == "query" else ("id", "text")
-    pairs = zip(table[id_column].to_pylist(), table[text_column].to_pylist(), strict=True)
-    return [content_id(row_id, task.instruction(side), text) for row_id, text in pairs]
-
-
-def _missing(folder: Path, dataset: str, side: Side, tasks: dict[str, TaskSpec], table: pa.Table) -> list[pa.Table]:
+def _missing(store: VectorStore, dataset: str, side: Side, table: pa.Table) -> list[pa.Table]:
     """The texts of a table that no committed block holds, with their instruction, in chunks."""
     if not table.num_rows:
         return []
-    task = tasks[table["task"][0].as_py()]
-    id_column, text_column = ("query_id", "query") if side == "query" else ("id", "text")
-    done = ledger(folder, dataset, side).done()
-    columns = zip(text_keys(table, side, task), table[id_column].to_pylist(), table[text_column].to_pylist(), strict=True)
+    instruction = store.tasks[table["task"][0].as_py()].instruction(side)
+    id_column, text_column = ID_TEXT[side]
+    done = store.ledger(dataset, side).done()
+    columns = zip(store.keys(table, side), table[id_column].to_pylist(), table[text_column].to_pylist(), strict=True)
     rows: list[dict[str, Any]] = [
-        {"dataset": dataset, "side": side, "row_id": key, "id": row_id, "text": task.instruction(side) + text}
+        {"dataset": dataset, "side": side, "row_id": key, "id": row_id, "text": instruction + text}
         for key, row_id, text in columns
         if key not in done
     ]
     # Blocks of similar length waste no padding.
     rows.sort(key=lambda row: len(row["text"]))
     return [pa.Table.from_pylist(rows[i : i + CHUNK_ROWS], schema=TO_ENCODE) for i in range(0, len(rows), CHUNK_ROWS)]
-
-
-def read_vectors(folder: Path, dataset: str, side: Side, keys: list[str]) -> np.ndarray:
-    """Vectors (len(keys), D) in the order of the keys, all of which `ensure_vectors` has made."""
-    table = ledger(folder, dataset, side).read(keys)
-    position = {row_id: i for i, row_id in enumerate(table["row_id"].to_pylist())}
-    return vector_matrix(table)[[position[key] for key in keys]]
 
 
 def vector_matrix(table: pa.Table) -> np.ndarray:

@@ -1,0 +1,82 @@
+"""Bind the deployments of one bundle.
+
+    serve run serve.app:build run=configs/demo.yaml
+
+The bundle is verified before anything is deployed. `serve run` listens on 127.0.0.1:8000; a service that listens
+elsewhere needs `serve.api_keys_file`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+
+from embedder.bundle import read_manifest, verify
+from embedder.config import RunConfig, Section, load_run
+from embedder.errors import ConfigError
+from serve.embed import EncoderReplica
+from serve.ingress import Ingress
+from serve.search import ShardReplica
+
+SHARD_CPUS = 0.1
+INGRESS_CPUS = 0.1
+
+
+class BuildArguments(Section):
+    """What `serve run` may pass."""
+
+    run: str
+    """Path of the run file."""
+    overrides: list[str] = Field(default_factory=list, alias="set")
+    """`section.key=value` overrides."""
+
+
+def build(arguments: BuildArguments) -> Application:
+    """The application of a run file's bundle."""
+    return build_run(load_run(arguments.run, arguments.overrides))
+
+
+def build_run(config: RunConfig) -> Application:
+    """The application of a resolved run file.
+
+    Raises:
+        BundleError: a file of the bundle is missing or altered.
+        ConfigError: the file of API keys is missing or empty.
+    """
+    settings = config.serve
+    bundle = settings.bundle or config.paths.bundle
+    verify(bundle)
+    manifest = read_manifest(bundle)
+    _check_keys(settings.api_keys_file)
+    scaling = AutoscalingConfig(
+        min_replicas=settings.min_replicas, max_replicas=settings.max_replicas, target_ongoing_requests=settings.batch_size
+    )
+    resources = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
+    encoder = EncoderReplica.options(
+        name="encoder",
+        autoscaling_config=scaling,
+        # A batch can only fill when twice as many requests may be under way.
+        max_ongoing_requests=2 * settings.batch_size,
+        max_queued_requests=settings.max_queued_requests,
+        ray_actor_options=resources,
+    ).bind(str(bundle), settings.batch_size, settings.batch_wait_s)
+    shards = [
+        ShardReplica.options(
+            name=f"shard-{shard:05d}",
+            autoscaling_config=scaling,
+            max_ongoing_requests=2 * settings.batch_size,
+            ray_actor_options={"num_cpus": SHARD_CPUS},
+        ).bind(str(bundle), shard)
+        for shard in range(manifest.num_shards)
+    ]
+    return Ingress.options(
+        name="ingress", max_ongoing_requests=settings.max_queued_requests, ray_actor_options={"num_cpus": INGRESS_CPUS}
+    ).bind(settings, str(bundle), encoder, shards)
+
+
+def _check_keys(path: Path | None) -> None:
+    if path is not None and (not path.is_file() or not path.read_text(encoding="utf-8").strip()):
+        raise ConfigError(f"serve.api_keys_file {path}: missing or empty; write one key a line")
