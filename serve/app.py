@@ -8,15 +8,16 @@ elsewhere needs `serve.api_keys_file`.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from pydantic import Field
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from embedder.bundle import read_manifest, verify
-from embedder.config import RunConfig, Section, load_run
-from embedder.errors import ConfigError
+from embedder.config import RunConfig, load_run
+from embedder.errors import ConfigError, EmbedderError
+from embedder.reports import console
 from serve.embed import EncoderReplica
 from serve.ingress import Ingress
 from serve.search import ShardReplica
@@ -25,18 +26,19 @@ SHARD_CPUS = 0.1
 INGRESS_CPUS = 0.1
 
 
-class BuildArguments(Section):
-    """What `serve run` may pass."""
+def build(arguments: dict[str, str]) -> Application:
+    """The application of a run file's bundle; exit status 2 and one line for an error the user can mend.
 
-    run: str
-    """Path of the run file."""
-    overrides: list[str] = Field(default_factory=list, alias="set")
-    """`section.key=value` overrides."""
-
-
-def build(arguments: BuildArguments) -> Application:
-    """The application of a run file's bundle."""
-    return build_run(load_run(arguments.run, arguments.overrides))
+    `run` names the run file; every other argument is an override such as `serve.max_replicas=8`.
+    """
+    try:
+        overrides = [f"{key}={value}" for key, value in arguments.items() if key != "run"]
+        if "run" not in arguments:
+            raise ConfigError("serve run serve.app:build: name the run file, run=configs/demo.yaml")
+        return build_run(load_run(arguments["run"], overrides))
+    except EmbedderError as error:
+        console().print(f"error: {error}", markup=False)
+        sys.exit(2)
 
 
 def build_run(config: RunConfig) -> Application:

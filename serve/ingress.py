@@ -1,7 +1,7 @@
 """Deployment: HTTP routes, limits and keys; asks the encoder and all shards, and merges."""
 
-from __future__ import annotations
-
+# Ray Serve pickles the FastAPI app where the class is decorated: annotations must not be postponed, and what the
+# routes use must stand above the class.
 import asyncio
 import base64
 import hmac
@@ -53,6 +53,20 @@ def is_authorised(header: str, keys: list[bytes]) -> bool:
     return any([hmac.compare_digest(given, key) for key in keys])
 
 
+def wire(vector: np.ndarray, encoding: str) -> list[float] | str:
+    """A vector as JSON numbers or as base64 of little-endian float32."""
+    if encoding == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+    return [float(value) for value in vector]
+
+
+@api.middleware("http")
+async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Refuse wrong keys and too large bodies before anything is parsed, on every route there is."""
+    refusal = serve.get_replica_context().servable_object.refusal(request)
+    return answer(refusal.status, refusal.detail) if refusal else await call_next(request)
+
+
 @serve.deployment
 @serve.ingress(api)
 class Ingress:
@@ -63,14 +77,9 @@ class Ingress:
         self.manifest: Manifest = read_manifest(Path(bundle))
         self.created = int((Path(bundle) / "manifest.json").stat().st_mtime)
         self.keys = read_keys(settings.api_keys_file)
-        api.middleware("http")(self._guard)
 
-    async def _guard(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Refuse wrong keys and too large bodies before anything is parsed."""
-        refusal = self._refusal(request)
-        return answer(refusal.status, refusal.detail) if refusal else await call_next(request)
-
-    def _refusal(self, request: Request) -> ApiError | None:
+    def refusal(self, request: Request) -> ApiError | None:
+        """Why a request must not go on, if so."""
         if self.keys and request.url.path not in PUBLIC_PATHS:
             if not is_authorised(request.headers.get("authorization", ""), self.keys):
                 return ApiError(401, "no valid API key; send `Authorization: Bearer KEY`", code="invalid_api_key")
@@ -95,7 +104,7 @@ class Ingress:
         instruction = self._instruction(request.task, side) if request.task is not None else ""
         encoded = await self._encode([instruction + text for text in texts])
         tokens = sum(one.tokens for one in encoded)
-        data = [Embedding(index=i, embedding=_wire(one.vector, request.encoding_format)) for i, one in enumerate(encoded)]
+        data = [Embedding(index=i, embedding=wire(one.vector, request.encoding_format)) for i, one in enumerate(encoded)]
         return EmbeddingResponse(data=data, model=self.manifest.name, usage=Usage(prompt_tokens=tokens, total_tokens=tokens))
 
     @api.post("/v1/search")
@@ -167,10 +176,3 @@ class Ingress:
 
     async def _encode(self, texts: list[str]) -> list[Encoded]:
         return await asyncio.wait_for(self.encoder.encode.remote(texts), self.settings.timeout_s)
-
-
-def _wire(vector: np.ndarray, encoding: str) -> list[float] | str:
-    """A vector as JSON numbers or as base64 of little-endian float32."""
-    if encoding == "base64":
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
-    return [float(value) for value in vector]

@@ -1,0 +1,97 @@
+"""Start the service of a run on this machine, ask it one test query a task over HTTP, and stop it.
+
+    python -m serve.ask --config configs/demo.yaml
+
+Prints what was found, marks known positives, and closes with the table of all stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+import httpx
+import ray
+from ray import serve
+from rich.console import Console
+
+from embedder.config import RunConfig, load_run
+from embedder.errors import DataError, EmbedderError
+from embedder.records import QUERY, parquet_files, read_tables
+from embedder.reports import StageReport, console, read_reports, stage_table
+from serve.app import build_run
+
+URL = "http://127.0.0.1:8000"
+SHOWN_CHARACTERS = 160
+RESULTS = 3
+
+
+def first_queries(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """One test query a task.
+
+    Raises:
+        DataError: the run has no test queries.
+    """
+    files = parquet_files(config.paths.queries / "test")
+    chosen: dict[str, dict[str, Any]] = {}
+    for row in read_tables(files, QUERY).to_pylist():
+        chosen.setdefault(row["task"], row)
+    if not chosen:
+        raise DataError(f"{config.paths.queries / 'test'}: no test queries to ask")
+    return chosen
+
+
+def ask(config: RunConfig, out: Console) -> int:
+    """Ask one query a task and print the answers; returns how many were asked."""
+    asked = first_queries(config)
+    with httpx.Client(base_url=URL, timeout=config.serve.timeout_s) as client:
+        for task, row in sorted(asked.items()):
+            response = client.post("/v1/search", json={"query": row["query"], "task": task, "limit": RESULTS})
+            response.raise_for_status()
+            found = response.json()
+            out.print(f"[bold]{task}[/bold]", end=" ")
+            out.print(_short(row["query"]), markup=False)
+            for hit in found["results"][0]:
+                mark = "*" if hit["id"] in row["positive_ids"] else " "
+                out.print(f"  {mark} {hit['score']:.3f} {_short(hit['text'])}", markup=False)
+    out.print("* = known to be relevant; icl and lrlm have no such marks", markup=False)
+    return len(asked)
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= SHOWN_CHARACTERS else flat[: SHOWN_CHARACTERS - 3] + "..."
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="run file (YAML)")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
+    options = parser.parse_args()
+    out = console()
+    try:
+        config = load_run(options.config, options.set)
+        application = build_run(config)
+    except EmbedderError as error:
+        out.print(f"error: {error}", markup=False)
+        sys.exit(2)
+    out.rule("serve")
+    began = time.monotonic()
+    ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), log_to_driver=False)
+    try:
+        serve.run(application)
+        out.print(f"ready after {time.monotonic() - began:.1f} s on {URL}", markup=False)
+        count = ask(config, out)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    StageReport("serve", count, "queries asked", time.monotonic() - began).write(config.paths.reports)
+    out.print(stage_table(read_reports(config.paths.reports)))
+
+
+if __name__ == "__main__":
+    main()
