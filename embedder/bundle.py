@@ -77,7 +77,9 @@ def shard_folder(bundle: Path, shard: int) -> Path:
 
 def instructions(tasks: dict[str, TaskSpec]) -> dict[str, TaskInstructions]:
     """The tasks' instructions as the manifest keeps them."""
-    return {name: TaskInstructions(query=spec.query_instruction, key=spec.key_instruction) for name, spec in tasks.items()}
+    return {
+        name: TaskInstructions(query=spec.query_instruction, key=spec.key_instruction) for name, spec in tasks.items()
+    }
 
 
 def hash_files(bundle: Path) -> dict[str, str]:
@@ -130,7 +132,9 @@ def verify(bundle: Path, only: str = "") -> Manifest:
         raise BundleError(f"{bundle / name}: not in the manifest; remove it or build the bundle again")
     for name in sorted(listed):
         if file_sha256(bundle / name) != manifest.files[name]:
-            raise BundleError(f"{bundle / name}: SHA-256 differs from the manifest; restore the bundle or build it again")
+            raise BundleError(
+                f"{bundle / name}: SHA-256 differs from the manifest; restore the bundle or build it again"
+            )
     if not only:
         _check_model(bundle, manifest)
     return manifest

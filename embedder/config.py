@@ -301,7 +301,7 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def complete_tasks(cls, raw: Any) -> Any:
+    def complete_tasks(cls, raw: object) -> object:
         """Lay the run file's `tasks` over the built-in ones, field by field."""
         if not isinstance(raw, dict) or not isinstance(raw.get("tasks", {}), dict):
             return raw

@@ -24,4 +24,5 @@ def encode_prompted(encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray:
     if not texts:
         return np.zeros((0, encoder.dimension), dtype=np.float32)
     with torch.inference_mode():
-        return encoder(encoder.tokenize(list(texts))).float().cpu().numpy()
+        vectors: np.ndarray = encoder(encoder.tokenize(list(texts))).float().cpu().numpy()
+    return vectors

@@ -38,7 +38,9 @@ class Collection:
 
     def __init__(self, index: faiss.Index, payload: pa.Table) -> None:
         if index.ntotal != payload.num_rows:
-            raise BundleError(f"index holds {index.ntotal} vectors, payload {payload.num_rows} rows; build the bundle again")
+            raise BundleError(
+                f"index holds {index.ntotal} vectors, payload {payload.num_rows} rows; build the bundle again"
+            )
         self.index, self.payload = index, payload
 
     @classmethod
@@ -79,7 +81,9 @@ class Collection:
         """
         if query_QD.ndim != 2 or query_QD.shape[1] != self.index.d or not np.isfinite(query_QD).all():
             raise ValueError(f"query vectors of shape {query_QD.shape} do not fit an index of width {self.index.d}")
-        score_QK, row_QK = self.index.search(np.ascontiguousarray(query_QD, dtype=np.float32), min(k, self.index.ntotal))
+        score_QK, row_QK = self.index.search(
+            np.ascontiguousarray(query_QD, dtype=np.float32), min(k, self.index.ntotal)
+        )
         found = []
         for scores, rows in zip(score_QK.tolist(), row_QK.tolist(), strict=True):
             pairs = [(score, row) for score, row in zip(scores, rows, strict=True) if row >= 0]

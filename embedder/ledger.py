@@ -51,10 +51,13 @@ class Ledger:
         wanted = sorted(first) if expected is None else sorted(set(expected))
         missing = [row_id for row_id in wanted if row_id not in first]
         if missing:
-            raise LabelError(f"{self.folder}: {len(missing)} of {len(wanted)} rows missing, first {missing[0]}; run the job again")
+            raise LabelError(
+                f"{self.folder}: {len(missing)} of {len(wanted)} rows missing, first {missing[0]}; run the job again"
+            )
         return table.take(pa.array([first[row_id] for row_id in wanted], pa.int64()))
 
     def count_duplicates(self) -> int:
         """Rows that stand in more than one block."""
         table = read_tables(parquet_files(self.folder), self.schema, [self.key])
-        return table.num_rows - int(pc.count_distinct(table[self.key]).as_py())
+        distinct: int = pc.count_distinct(table[self.key]).as_py()
+        return int(table.num_rows) - distinct

@@ -9,8 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from embedder.config import LlmConfig
 from embedder.locate import file_sha256, gguf_file, locate_model
@@ -20,13 +19,14 @@ from embedder.locate import file_sha256, gguf_file, locate_model
 class CausalLm:
     """A causal language model with its tokenizer, in evaluation mode."""
 
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def tokens(self, text: str) -> list[int]:
         """Token ids without special tokens."""

@@ -37,7 +37,9 @@ def _package_folder(reference: str) -> Path:
     name, _, inside = reference.removeprefix(PACKAGE_SCHEME).partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or spec.origin is None:
-        raise ModelError(f"model {reference!r}: no installed Python package {name!r}; install it or name a model folder")
+        raise ModelError(
+            f"model {reference!r}: no installed Python package {name!r}; install it or name a model folder"
+        )
     root = Path(spec.origin).parent
     folder = (root / inside).resolve()
     if not folder.is_relative_to(root.resolve()):

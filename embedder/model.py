@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from embedder.config import EncoderConfig
 from embedder.locate import locate_model
@@ -25,9 +25,9 @@ TokenRow = list[int]
 class TextEncoder(nn.Module):
     """Token rows to unit vectors."""
 
-    def __init__(self, backbone: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig) -> None:
+    def __init__(self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: PreTrainedModel = backbone
         self.tokenizer = tokenizer
         self.config = config
 

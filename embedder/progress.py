@@ -45,6 +45,12 @@ def progress(label: str, total: int, console: Console) -> Iterator[Counter]:
     if not console.is_terminal:
         yield Counter(label, total, console, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         yield Counter(label, total, console, bar)

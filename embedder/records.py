@@ -126,9 +126,13 @@ def read_tables(files: Iterable[Path], schema: pa.Schema, columns: list[str] | N
         try:
             table = pq.read_table(path, columns=wanted.names)
         except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path}: not a readable Parquet file ({error}); run the job that writes it again") from error
+            raise DataError(
+                f"{path}: not a readable Parquet file ({error}); run the job that writes it again"
+            ) from error
         if table.schema.names != wanted.names:
-            raise DataError(f"{path}: columns {table.schema.names}, expected {wanted.names}; run the job that writes it again")
+            raise DataError(
+                f"{path}: columns {table.schema.names}, expected {wanted.names}; run the job that writes it again"
+            )
         tables.append(table.cast(wanted))
     return pa.concat_tables(tables) if tables else wanted.empty_table()
 

@@ -58,7 +58,9 @@ def source_files(source: Source) -> list[Path]:
     """
     if source.format == "reference":
         if not source.path.is_file():
-            raise DataError(f"source {source.dataset}: {source.path} is no file; `format: reference` reads one .jsonl file")
+            raise DataError(
+                f"source {source.dataset}: {source.path} is no file; `format: reference` reads one .jsonl file"
+            )
         return [source.path]
     if not source.path.is_dir():
         raise DataError(f"source {source.dataset}: {source.path} is no folder; correct prepare.sources.path")
@@ -90,7 +92,9 @@ def read_source(source: Source, task: TaskSpec, seed: int) -> Prepared:
         prepared.queries[split] = _choose(rows, limit, seed, prepared)
     _keep_passages(source, prepared, seed, documents)
     if not prepared.passages:
-        raise DataError(f"source {source.dataset}: no passage in {source.path}; give a corpus.jsonl or rows with candidates")
+        raise DataError(
+            f"source {source.dataset}: no passage in {source.path}; give a corpus.jsonl or rows with candidates"
+        )
     return prepared
 
 
@@ -179,7 +183,9 @@ def _read_queries(path: Path, source: Source, task: TaskSpec, prepared: Prepared
         kept.append(queries)
         ignored_scores += bool(row.get("teacher_scores"))
     if ignored_scores:
-        prepared.notes.append(f"{path.name}: teacher_scores of {ignored_scores} rows not used; `label` gives its own rewards")
+        prepared.notes.append(
+            f"{path.name}: teacher_scores of {ignored_scores} rows not used; `label` gives its own rewards"
+        )
     return kept
 
 

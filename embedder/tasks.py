@@ -43,7 +43,9 @@ class PromptTemplate(BaseModel):
         allowed = {"passage", "query", "answer"}
         for _, name, spec, conversion in Formatter().parse(value):
             if name is not None and (name not in allowed or spec or conversion):
-                raise ValueError(f"field {{{name}}} in template {value!r}; allowed are {sorted(allowed)}, written plainly")
+                raise ValueError(
+                    f"field {{{name}}} in template {value!r}; allowed are {sorted(allowed)}, written plainly"
+                )
         return value
 
 

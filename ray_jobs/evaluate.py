@@ -197,7 +197,9 @@ def results_table(results: dict[str, Any]) -> Table:
     table = Table("dataset", "measure", "queries", "none", "bm25", "base", "trained", "trained - base [95 %]")
     for dataset, measures in sorted(results.items()):
         for title, entry in measures.items():
-            cells = ["-" if entry.get(name) is None else f"{entry[name]:.3f}" for name in ("none", "bm25", "base", "trained")]
+            cells = [
+                "-" if entry.get(name) is None else f"{entry[name]:.3f}" for name in ("none", "bm25", "base", "trained")
+            ]
             change = entry.get("trained_minus_base")
             shown = f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]" if change else "-"
             table.add_row(dataset, title, str(entry["queries"]), *cells, shown)

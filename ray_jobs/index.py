@@ -54,7 +54,9 @@ def check(config: RunConfig) -> Work:
     for name in datasets(config):
         files = corpus_files(config, name)
         characters += sum(path.stat().st_size for path in files) * 3  # Parquet text is compressed about three times
-        lines.append(f"{name}: {count_rows(files):,} passages into {config.index.num_shards} shards, {config.index.factory}")
+        lines.append(
+            f"{name}: {count_rows(files):,} passages into {config.index.num_shards} shards, {config.index.factory}"
+        )
     return Work("index", lines, forward_flops(parameters, tokens_of(characters)))
 
 
@@ -64,9 +66,13 @@ def run(config: RunConfig) -> StageReport:
     store, encoded = ensure_vectors(config, encoder, [])
     staged = config.paths.bundle.with_name(f".bundle-staged.{uuid4().hex}")
     try:
-        shutil.copytree(encoder.model, staged / MODEL, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".*"))
+        shutil.copytree(
+            encoder.model, staged / MODEL, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".*")
+        )
         task = ray.remote(num_cpus=1)(build_shard)
-        pending = [task.remote(config, store, shard, shard_folder(staged, shard)) for shard in range(config.index.num_shards)]
+        pending = [
+            task.remote(config, store, shard, shard_folder(staged, shard)) for shard in range(config.index.num_shards)
+        ]
         collections: dict[str, int] = {}
         width = 0
         with progress("index: shards", len(pending), console()) as counter:

@@ -63,10 +63,14 @@ def check(config: RunConfig) -> Work:
             _check_answers(groups, task)
             for group in ahead:
                 outputs = (config.label.num_samples if spec.reward == "rank" else 0) + 1
-                prefix = tokens_of(sum(map(len, group["candidate_texts"])) + len(group["query"]) * len(group["candidate_ids"]))
+                prefix = tokens_of(
+                    sum(map(len, group["candidate_texts"])) + len(group["query"]) * len(group["candidate_ids"])
+                )
                 tokens += prefix + (len(group["candidate_ids"]) + 2) * outputs * spec.max_output_tokens
         pairs = sum(len(group["candidate_ids"]) for group in ahead)
-        lines.append(f"{task}: {len(groups):,} groups, {len(ahead):,} still to label ({pairs:,} pairs), reward {spec.reward}")
+        lines.append(
+            f"{task}: {len(groups):,} groups, {len(ahead):,} still to label ({pairs:,} pairs), reward {spec.reward}"
+        )
     _check_fingerprint(config, label_fingerprint(llm, config.label, config.tasks))
     return Work("label", lines, forward_flops(parameters, tokens))
 
@@ -75,8 +79,8 @@ def _check_answers(groups: list[dict[str, Any]], task: str) -> None:
     for group in groups:
         if not group["answers"]:
             raise DataError(
-                f"candidates/{group['dataset']}.parquet: query {group['query_id']!r} has no answer, but tasks.{task}.reward "
-                "needs one; give it an answer, or set the reward to none and the loss to contrastive"
+                f"candidates/{group['dataset']}.parquet: query {group['query_id']!r} has no answer, but "
+                f"tasks.{task}.reward needs one; give it an answer, or set reward to none and loss to contrastive"
             )
 
 
@@ -87,8 +91,8 @@ def _check_fingerprint(config: RunConfig, fingerprint: str) -> None:
         known = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
         if known != fingerprint:
             raise ConfigError(
-                f"{config.paths.labelled}: holds labels {known}, this run file would make {fingerprint} (another LLM, prompt, "
-                "sampling or seed); remove that folder or choose another paths.work"
+                f"{config.paths.labelled}: holds labels {known}, this run file would make {fingerprint} (another LLM, "
+                "prompt, sampling or seed); remove that folder or choose another paths.work"
             )
 
 
@@ -138,10 +142,12 @@ def _report(table: pa.Table, ids: list[str], before: int, duplicates: int) -> St
         f"{duplicates:,} repeated in blocks and counted once"
     )
     for task, values in summary.items():
-        shares = ", ".join(f"{name} {value:.0%}" for name, value in values.items() if name not in {"groups", "rewarded", "errors"})
+        shares = ", ".join(
+            f"{name} {value:.0%}" for name, value in values.items() if name not in {"groups", "rewarded", "errors"}
+        )
         report.lines.append(
-            f"{task}: {values['groups']:,.0f} groups, {values['rewarded']:,.0f} rewarded, {values['errors']:,.0f} errors"
-            + (f"; {shares}" if shares else "")
+            f"{task}: {values['groups']:,.0f} groups, {values['rewarded']:,.0f} rewarded, "
+            f"{values['errors']:,.0f} errors" + (f"; {shares}" if shares else "")
         )
     return report
 

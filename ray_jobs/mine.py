@@ -39,7 +39,9 @@ def check(config: RunConfig) -> Work:
     for name in names:
         files, count = corpus_files(config, name), len(queries(config, "train", name))
         characters += sum(path.stat().st_size for path in files) * 3  # Parquet text is compressed about three times
-        lines.append(f"{name}: {count_rows(files):,} passages, {count:,} train queries, groups of {config.mine.group_size}")
+        lines.append(
+            f"{name}: {count_rows(files):,} passages, {count:,} train queries, groups of {config.mine.group_size}"
+        )
     return Work("mine", lines, forward_flops(parameters, tokens_of(characters)))
 
 
@@ -59,8 +61,9 @@ def run(config: RunConfig) -> StageReport:
             report.rows += counts["groups"]
             report.details[name] = dict(counts)
             report.lines.append(
-                f"{name}: {counts['groups']:,} groups with {counts['candidates']:,} candidates, {counts['positives']:,} of them "
-                f"known positives; kept out {counts['same_id']:,} by id and {counts['duplicates']:,} as duplicates; "
+                f"{name}: {counts['groups']:,} groups with {counts['candidates']:,} candidates, "
+                f"{counts['positives']:,} of them known positives; kept out {counts['same_id']:,} by id "
+                f"and {counts['duplicates']:,} as duplicates; "
                 f"{counts['short']:,} groups smaller than {config.mine.group_size}"
             )
     return report
@@ -73,9 +76,7 @@ def _remove_stale(config: RunConfig, kept: set[str]) -> None:
             path.unlink()
 
 
-def _mine_dataset(
-    config: RunConfig, name: str, lexical: dict[str, Ranking], dense: dict[str, Ranking]
-) -> Counter[str]:
+def _mine_dataset(config: RunConfig, name: str, lexical: dict[str, Ranking], dense: dict[str, Ranking]) -> Counter[str]:
     """Write the groups of one dataset and count them."""
     passages = passage_texts(config, name)
     counts: Counter[str] = Counter()

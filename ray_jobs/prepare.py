@@ -56,7 +56,8 @@ def run(config: RunConfig) -> StageReport:
     settings = section(config)
     task = ray.remote(num_cpus=1)(prepare_dataset)
     pending = {
-        task.remote(source, config.tasks[source.task], settings, config.paths.work): source for source in settings.sources
+        task.remote(source, config.tasks[source.task], settings, config.paths.work): source
+        for source in settings.sources
     }
     counts: dict[str, dict[str, Any]] = {}
     with progress("prepare", len(pending), console()) as counter:
@@ -68,9 +69,9 @@ def run(config: RunConfig) -> StageReport:
     report = StageReport("prepare", sum(count["rows_in"] for count in counts.values()), "source rows", details=counts)
     for name, count in sorted(counts.items()):
         report.lines.append(
-            f"{name}: {count['rows_in']:,} rows in = {count['rows_out']:,} out + {count['left_out']:,} left out by limits "
-            f"+ {count['rejected']:,} rejected; {count['passages']:,} passages, {count['train']:,} train and "
-            f"{count['test']:,} test queries"
+            f"{name}: {count['rows_in']:,} rows in = {count['rows_out']:,} out + {count['left_out']:,} "
+            f"left out by limits + {count['rejected']:,} rejected; {count['passages']:,} passages, "
+            f"{count['train']:,} train and {count['test']:,} test queries"
         )
         report.lines += [f"{name}: {note}" for note in count["notes"]]
     return report
@@ -97,8 +98,8 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
     _write_rejected(prepared, work / "prepared" / "rejected" / f"{source.dataset}.json")
     if prepared.rows_in != prepared.rows_out + prepared.left_out + rejected:
         raise DataError(
-            f"{source.dataset}: {prepared.rows_in} rows in, but {prepared.rows_out} out, {prepared.left_out} left out and "
-            f"{rejected} rejected; this is a defect of the reader"
+            f"{source.dataset}: {prepared.rows_in} rows in, but {prepared.rows_out} out, {prepared.left_out} left out "
+            f"and {rejected} rejected; this is a defect of the reader"
         )
     if rejected > settings.max_rejected_share * prepared.rows_in:
         first = prepared.rejected[0]

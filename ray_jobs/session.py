@@ -39,11 +39,15 @@ class Job:
 def make_parser(job: Job) -> argparse.ArgumentParser:
     """The three options that every job takes."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m ray_jobs.{job.stage}", description=job.manual, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m ray_jobs.{job.stage}",
+        description=job.manual,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="run file (YAML)")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
-    parser.add_argument("--dry-run", action="store_true", help="check, print the resolved run file and the work ahead, stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check, print the resolved run file and the work ahead, stop"
+    )
     return parser
 
 
@@ -106,7 +110,9 @@ def refuse_temporary_paths(config: RunConfig) -> None:
     for name in ("work", "cache"):
         path = getattr(config.paths, name)
         if "runtime_resources" in path.parts:
-            raise ConfigError(f"paths.{name} is {path}, inside this job's temporary copy; give an absolute, shared path")
+            raise ConfigError(
+                f"paths.{name} is {path}, inside this job's temporary copy; give an absolute, shared path"
+            )
 
 
 def connect() -> None:

@@ -43,7 +43,8 @@ def query_table(config: RunConfig, split: Split, dataset: str) -> pa.Table:
 
 def queries(config: RunConfig, split: Split, dataset: str) -> list[dict[str, Any]]:
     """The same as plain rows."""
-    return query_table(config, split, dataset).to_pylist()
+    rows: list[dict[str, Any]] = query_table(config, split, dataset).to_pylist()
+    return rows
 
 
 def passage_texts(config: RunConfig, dataset: str) -> dict[str, str]:

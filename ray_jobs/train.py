@@ -79,7 +79,8 @@ def check(config: RunConfig) -> Work:
     characters = sum(len(row["query"]) + sum(map(len, row["candidates"])) for _, row in rows if isinstance(row, dict))
     tokens = settings.steps * settings.batch_size * tokens_of(characters) / max(1, sum(sizes.values()))
     lines = [
-        f"{task}: {sizes[task]:,} groups, {plan.steps_of(task):,} of {settings.steps:,} steps, loss {config.tasks[task].loss}"
+        f"{task}: {sizes[task]:,} groups, {plan.steps_of(task):,} of {settings.steps:,} steps, "
+        f"loss {config.tasks[task].loss}"
         for task in plan.tasks
     ]
     candidates = max((len(row["candidates"]) for _, row in rows if isinstance(row, dict)), default=0)
@@ -155,7 +156,11 @@ def _install(exported: Path, model: Path, config: RunConfig, name: str) -> None:
     """Put the exported encoder in place of `paths.model`, with a note of where it comes from."""
     staged = model.with_name(f".{model.name}.{uuid4().hex}")
     shutil.copytree(exported, staged)
-    lineage: dict[str, Any] = {"training_run": name, "base_encoder": config.encoder.model, "llm": config.llm and config.llm.model}
+    lineage: dict[str, Any] = {
+        "training_run": name,
+        "base_encoder": config.encoder.model,
+        "llm": config.llm and config.llm.model,
+    }
     write_json(lineage, staged / "lineage.json")
     shutil.rmtree(model, ignore_errors=True)
     os.replace(staged, model)
@@ -171,8 +176,8 @@ def _report(metrics: Path, sizes: Counter[str], left_out: Counter[str]) -> Stage
             first = sum(step.loss for step in mine[:edge]) / edge
             last = sum(step.loss for step in mine[-edge:]) / edge
             report.lines.append(
-                f"{task}: {sizes[task]:,} rows, {len(mine):,} steps, loss {first:.4f} -> {last:.4f} (first and last fifth), "
-                f"pace {mine[-1].pace:.2f}"
+                f"{task}: {sizes[task]:,} rows, {len(mine):,} steps, loss {first:.4f} -> {last:.4f} "
+                f"(first and last fifth), pace {mine[-1].pace:.2f}"
             )
     report.lines += [f"left out {count:,} groups of {reason}" for reason, count in sorted(left_out.items())]
     return report

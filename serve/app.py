@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
@@ -54,10 +55,13 @@ def build_run(config: RunConfig) -> Application:
     manifest = read_manifest(bundle)
     _check_keys(settings.api_keys_file)
     scaling = AutoscalingConfig(
-        min_replicas=settings.min_replicas, max_replicas=settings.max_replicas, target_ongoing_requests=settings.batch_size
+        min_replicas=settings.min_replicas,
+        max_replicas=settings.max_replicas,
+        target_ongoing_requests=settings.batch_size,
     )
     resources = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
-    encoder = EncoderReplica.options(
+    encoder = serve.deployment(
+        EncoderReplica,
         name="encoder",
         autoscaling_config=scaling,
         # A batch can only fill when twice as many requests may be under way.
@@ -66,7 +70,8 @@ def build_run(config: RunConfig) -> Application:
         ray_actor_options=resources,
     ).bind(str(bundle), settings.batch_size, settings.batch_wait_s)
     shards = [
-        ShardReplica.options(
+        serve.deployment(
+            ShardReplica,
             name=f"shard-{shard:05d}",
             autoscaling_config=scaling,
             max_ongoing_requests=2 * settings.batch_size,
@@ -74,8 +79,11 @@ def build_run(config: RunConfig) -> Application:
         ).bind(str(bundle), shard)
         for shard in range(manifest.num_shards)
     ]
-    return Ingress.options(
-        name="ingress", max_ongoing_requests=settings.max_queued_requests, ray_actor_options={"num_cpus": INGRESS_CPUS}
+    return serve.deployment(
+        Ingress,
+        name="ingress",
+        max_ongoing_requests=settings.max_queued_requests,
+        ray_actor_options={"num_cpus": INGRESS_CPUS},
     ).bind(settings, str(bundle), encoder, shards)
 
 

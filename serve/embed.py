@@ -25,7 +25,6 @@ class Encoded:
     tokens: int
 
 
-@serve.deployment
 class EncoderReplica:
     """Encodes texts that already carry their instruction, several requests together."""
 
@@ -39,7 +38,8 @@ class EncoderReplica:
 
     async def encode(self, texts: list[str]) -> list[Encoded]:
         """The vectors of one request's texts."""
-        return await self._batched(texts)
+        encoded: list[Encoded] = await self._batched(texts)
+        return encoded
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
     async def _batched(self, requests: list[list[str]]) -> list[list[Encoded]]:

@@ -50,7 +50,8 @@ def read_keys(path: Path | None) -> list[bytes]:
 def is_authorised(header: str, keys: list[bytes]) -> bool:
     """Whether `Bearer KEY` names one of the keys; every key is compared, each in constant time."""
     given = header.removeprefix("Bearer ").encode()
-    return any([hmac.compare_digest(given, key) for key in keys])
+    matches = [hmac.compare_digest(given, key) for key in keys]
+    return any(matches)
 
 
 def wire(vector: np.ndarray, encoding: str) -> list[float] | str:
@@ -67,12 +68,13 @@ async def guard(request: Request, call_next: Callable[[Request], Awaitable[Respo
     return answer(refusal.status, refusal.detail) if refusal else await call_next(request)
 
 
-@serve.deployment
 @serve.ingress(api)
 class Ingress:
     """The routes. Holds no model; checks every limit before a text reaches one."""
 
-    def __init__(self, settings: ServeConfig, bundle: str, encoder: DeploymentHandle, shards: list[DeploymentHandle]) -> None:
+    def __init__(
+        self, settings: ServeConfig, bundle: str, encoder: DeploymentHandle, shards: list[DeploymentHandle]
+    ) -> None:
         self.settings, self.encoder, self.shards = settings, encoder, shards
         self.manifest: Manifest = read_manifest(Path(bundle))
         self.created = int((Path(bundle) / "manifest.json").stat().st_mtime)
@@ -80,9 +82,9 @@ class Ingress:
 
     def refusal(self, request: Request) -> ApiError | None:
         """Why a request must not go on, if so."""
-        if self.keys and request.url.path not in PUBLIC_PATHS:
-            if not is_authorised(request.headers.get("authorization", ""), self.keys):
-                return ApiError(401, "no valid API key; send `Authorization: Bearer KEY`", code="invalid_api_key")
+        header = request.headers.get("authorization", "")
+        if self.keys and request.url.path not in PUBLIC_PATHS and not is_authorised(header, self.keys):
+            return ApiError(401, "no valid API key; send `Authorization: Bearer KEY`", code="invalid_api_key")
         if request.method != "POST":
             return None
         length = request.headers.get("content-length", "")
@@ -96,16 +98,27 @@ class Ingress:
     async def embeddings(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Vectors of texts, with the instruction of `task` and `input_type` where a task is named."""
         if request.model != self.manifest.name:
-            raise ApiError(404, f"model {request.model!r}: only {self.manifest.name!r} is served", param="model", code="model_not_found")
+            raise ApiError(
+                404,
+                f"model {request.model!r}: only {self.manifest.name!r} is served",
+                param="model",
+                code="model_not_found",
+            )
         if request.dimensions not in (None, self.manifest.dimension):
-            raise ApiError(400, f"dimensions {request.dimensions}: this model has {self.manifest.dimension}", param="dimensions")
+            raise ApiError(
+                400, f"dimensions {request.dimensions}: this model has {self.manifest.dimension}", param="dimensions"
+            )
         side: Side = "query" if request.input_type == "query" else "key"
         texts = self._texts(request.input, "input")
         instruction = self._instruction(request.task, side) if request.task is not None else ""
         encoded = await self._encode([instruction + text for text in texts])
         tokens = sum(one.tokens for one in encoded)
-        data = [Embedding(index=i, embedding=wire(one.vector, request.encoding_format)) for i, one in enumerate(encoded)]
-        return EmbeddingResponse(data=data, model=self.manifest.name, usage=Usage(prompt_tokens=tokens, total_tokens=tokens))
+        data = [
+            Embedding(index=i, embedding=wire(one.vector, request.encoding_format)) for i, one in enumerate(encoded)
+        ]
+        return EmbeddingResponse(
+            data=data, model=self.manifest.name, usage=Usage(prompt_tokens=tokens, total_tokens=tokens)
+        )
 
     @api.post("/v1/search")
     async def search(self, request: SearchRequest) -> SearchResponse:
@@ -137,7 +150,9 @@ class Ingress:
     def model(self, name: str) -> Model:
         """The served model, by name."""
         if name != self.manifest.name:
-            raise ApiError(404, f"model {name!r}: only {self.manifest.name!r} is served", param="model", code="model_not_found")
+            raise ApiError(
+                404, f"model {name!r}: only {self.manifest.name!r} is served", param="model", code="model_not_found"
+            )
         return Model(id=name, created=self.created)
 
     @api.get("/health")

@@ -21,9 +21,12 @@ class Strict(BaseModel):
 class EmbeddingRequest(Strict):
     """Body of POST /v1/embeddings."""
 
-    input: Text | Annotated[list[Text], Field(min_length=1)] | Annotated[list[int], Field(min_length=1)] | Annotated[
-        list[list[int]], Field(min_length=1)
-    ]
+    input: (
+        Text
+        | Annotated[list[Text], Field(min_length=1)]
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[list[list[int]], Field(min_length=1)]
+    )
     """One text or a list of texts. Token ids are refused: those of another tokenizer would give plausible garbage."""
     model: str
     encoding_format: Literal["float", "base64"] = "float"

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from ray import serve
 
 from embedder.bundle import load_shard, shard_folder, verify
 from embedder.index import Hit
 
 
-@serve.deployment
 class ShardReplica:
     """Searches the collections of one shard. Stateless: any replica of the shard gives the same answer."""
 

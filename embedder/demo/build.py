@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import ModuleType
 from typing import Any
 
 from embedder.reports import console
@@ -28,7 +29,20 @@ PASSAGE_WORDS = 110
 """Paragraphs of a topic are joined up to this length."""
 DOCSTRING_WORDS = 60
 TEST_SHARE = 0.3
-SOURCES = ("bisect", "cmd", "contextlib", "fnmatch", "heapq", "netrc", "sched", "shlex", "stat", "textwrap", "timeit", "trace")
+SOURCES = (
+    "bisect",
+    "cmd",
+    "contextlib",
+    "fnmatch",
+    "heapq",
+    "netrc",
+    "sched",
+    "shlex",
+    "stat",
+    "textwrap",
+    "timeit",
+    "trace",
+)
 """Standard-library modules whose source text is the long-text task."""
 
 Row = dict[str, Any]
@@ -121,11 +135,13 @@ def tool_rows(skipped: Counter[str]) -> tuple[list[Row], dict[str, list[Row]]]:
             skipped["tool"] += 1
             continue
         gold = {"pos_ids": [row["function"]], "pos": [text], "answers": [row["function"]]}
-        splits["test" if is_test("tool", row["id"]) else "train"].append({"query_id": row["id"], "query": row["request"], **gold})
+        splits["test" if is_test("tool", row["id"]) else "train"].append(
+            {"query_id": row["id"], "query": row["request"], **gold}
+        )
     return corpus, splits
 
 
-def _is_own(module: Any, name: str) -> bool:
+def _is_own(module: ModuleType, name: str) -> bool:
     """Whether a public name is a function or class that the module itself defines."""
     value = getattr(module, name)
     return callable(value) and getattr(value, "__module__", None) in (module.__name__, f"_{module.__name__}")
@@ -148,7 +164,9 @@ def example_sets() -> dict[str, tuple[list[Row], dict[str, list[Row]]]]:
         corpus, splits = sets.setdefault(row["set"], ([], {"train": [], "test": []}))
         query = f"{row['input']} {row['question']}"
         split = "test" if is_test("icl", row["id"]) else "train"
-        splits[split].append({"query_id": row["id"], "query": query, "answers": [row["label"]], "pos_ids": [], "pos": []})
+        splits[split].append(
+            {"query_id": row["id"], "query": query, "answers": [row["label"]], "pos_ids": [], "pos": []}
+        )
         if split == "train":
             corpus.append({"id": row["id"], "text": f"{query} {row['label']}"})
     return sets
@@ -161,7 +179,9 @@ def source_rows(skipped: Counter[str]) -> dict[str, list[Row]]:
         path = Path(sysconfig.get_path("stdlib")) / f"{name}.py"
         if path.is_file():
             text = path.read_text(encoding="utf-8")
-            splits["test" if number % 4 == 3 else "train"].append({"query_id": f"py-{name}", "title": path.name, "text": text})
+            splits["test" if number % 4 == 3 else "train"].append(
+                {"query_id": f"py-{name}", "title": path.name, "text": text}
+            )
         else:
             skipped["lrlm"] += 1
     return splits
@@ -182,7 +202,12 @@ def build(out: Path) -> Counter[str]:
     passages = list(topic_passages().values())
     write(out / "qa" / "python-docs", passages, documentation_rows(load("questions"), passages, skipped, "qa"))
     conversations = documentation_rows(load("conversations"), passages, skipped, "convsearch")
-    topics_named = {passage_id.rpartition("-")[0] for rows in conversations.values() for row in rows for passage_id in row["pos_ids"]}
+    topics_named = {
+        passage_id.rpartition("-")[0]
+        for rows in conversations.values()
+        for row in rows
+        for passage_id in row["pos_ids"]
+    }
     nearby = [passage for passage in passages if passage["title"] in topics_named]
     write(out / "convsearch" / "python-talk", nearby, conversations)
     corpus, splits = tool_rows(skipped)
@@ -201,7 +226,9 @@ def main() -> None:
     out = parser.parse_args().out
     skipped = build(out)
     total = sum(len(load(name)) for name in ("questions", "conversations", "dialogues", "requests", "examples"))
-    console().print(f"demo data in {out}: {total} hand-written rows, {skipped.total()} skipped {dict(skipped)}", markup=False)
+    console().print(
+        f"demo data in {out}: {total} hand-written rows, {skipped.total()} skipped {dict(skipped)}", markup=False
+    )
 
 
 if __name__ == "__main__":

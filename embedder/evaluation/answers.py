@@ -39,7 +39,9 @@ def contains_answer(answer: str, accepted: Sequence[str]) -> float:
 
 def token_f1(answer: str, accepted: Sequence[str]) -> float:
     """Best F1 of the answer's words over the accepted answers."""
-    return max((_f1(normalise_answer(answer).split(), normalise_answer(gold).split()) for gold in accepted), default=0.0)
+    return max(
+        (_f1(normalise_answer(answer).split(), normalise_answer(gold).split()) for gold in accepted), default=0.0
+    )
 
 
 def _f1(words: list[str], gold: list[str]) -> float:
@@ -50,7 +52,9 @@ def _f1(words: list[str], gold: list[str]) -> float:
 class LlmJudge:
     """Answers or scores test queries with retrieved passages before them."""
 
-    def __init__(self, lm: CausalLm, llm: LlmConfig, tasks: dict[str, TaskSpec], shot_pools: ShotPools, seed: int) -> None:
+    def __init__(
+        self, lm: CausalLm, llm: LlmConfig, tasks: dict[str, TaskSpec], shot_pools: ShotPools, seed: int
+    ) -> None:
         self.lm, self.llm, self.tasks, self.shot_pools, self.seed = lm, llm, tasks, shot_pools, seed
 
     def likelihoods(self, task: str, rows: Sequence[dict[str, Any]]) -> list[float]:

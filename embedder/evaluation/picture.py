@@ -31,7 +31,10 @@ def draw_comparison(panels: Mapping[str, Panel], path: Path) -> None:
             heights = [values[name] for values in panel.values() if name in values]
             bars = axis.bar(
                 [place + (offset - (len(retrievers) - 1) / 2) * width for place in places],
-                heights, width * 0.92, label=name, color=COLOURS[name],
+                heights,
+                width * 0.92,
+                label=name,
+                color=COLOURS[name],
             )
             axis.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
         axis.set_xticks(range(len(panel)), list(panel))

@@ -14,9 +14,7 @@ PerQuery = dict[str, dict[str, float]]
 """Measure -> query id -> value."""
 
 
-def measure(
-    rankings: Mapping[str, Ranking], relevant: Mapping[str, Sequence[str]], cutoffs: Sequence[int]
-) -> PerQuery:
+def measure(rankings: Mapping[str, Ranking], relevant: Mapping[str, Sequence[str]], cutoffs: Sequence[int]) -> PerQuery:
     """Recall@k, NDCG@k and reciprocal rank of every query that has a relevant passage; 0 where none is found.
 
     Equal scores are ranked in the order of the ranking (ours breaks ties by id), so the library gets ranks as scores.

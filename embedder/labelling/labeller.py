@@ -65,11 +65,13 @@ class RewardLabeller:
         scores: dict[int, list[list[float]]] = {}
         for owner, values in zip(owners, self.scorer.score(prompts), strict=True):
             scores.setdefault(owner, []).append(values)
-        for i, values in scores.items():
-            _fill(rows[i], spec.reward, outputs[i], values)
+        for i, table in scores.items():
+            _fill(rows[i], spec.reward, outputs[i], table)
 
     def _shots(self, row: Group, spec: TaskSpec) -> list[Shot]:
-        return choose_shots(self.shot_pools.get(row["dataset"], []), row["query_id"], spec.shots, self.label_config.seed)
+        return choose_shots(
+            self.shot_pools.get(row["dataset"], []), row["query_id"], spec.shots, self.label_config.seed
+        )
 
     def _sample(self, builder: PromptBuilder, rows: list[Group], shots: list[list[Shot]]) -> list[list[str]]:
         """Distinct sampled outputs of each row, drawn without a candidate."""

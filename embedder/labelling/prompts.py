@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 
 from embedder.config import LlmConfig
 from embedder.lm import CausalLm
@@ -71,10 +70,12 @@ class PromptBuilder:
         text = self.lm.tokenizer.decode(ids, skip_special_tokens=True)
         if self.template.stop is not None:
             text = text.split(self.template.stop, 1)[0]
-        return text.strip()
+        return str(text).strip()
 
 
-def prompt_builder(lm: CausalLm, task: TaskSpec, config: LlmConfig, template: PromptTemplate | None = None) -> PromptBuilder:
+def prompt_builder(
+    lm: CausalLm, task: TaskSpec, config: LlmConfig, template: PromptTemplate | None = None
+) -> PromptBuilder:
     """The builder of a task; `template` replaces the task's own (an evaluation has its own prompt)."""
     chosen = template or task.template
     if chosen is None:

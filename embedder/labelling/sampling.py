@@ -70,7 +70,11 @@ def _sample_batch(
         mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
         position = position + 1
         out = base(
-            input_ids=token.unsqueeze(1), attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+            input_ids=token.unsqueeze(1),
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
         )
         logits = head(out.last_hidden_state[:, -1])
     rows = torch.stack(drawn, dim=1).tolist()

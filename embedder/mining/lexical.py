@@ -21,7 +21,7 @@ class LexicalIndex:
         self._bm25.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
 
     def search(self, queries: Sequence[str], pools: Sequence[list[str] | None], depth: int) -> list[Ranking]:
-        """The `depth` best passages of each query; a pool limits them to its ids. Scores of 0 are kept in pools only."""
+        """The `depth` best passages of each query; a pool limits them to its ids, and keeps scores of 0."""
         tokens = bm25s.tokenize(list(queries), stopwords="en", return_ids=False, show_progress=False)
         return [self._rank(words, pool, depth) for words, pool in zip(tokens, pools, strict=True)]
 
@@ -31,7 +31,7 @@ class LexicalIndex:
         if pool is not None:
             return best([(passage_id, float(scores[self.positions[passage_id]])) for passage_id in pool], depth)
         size = min(depth, len(scores))
-        top = np.argpartition(-scores, size - 1)[:size] if size else []
+        top: list[int] = np.argpartition(-scores, size - 1)[:size].tolist() if size else []
         return best([(self.ids[i], float(scores[i])) for i in top if scores[i] > 0], depth)
 
 

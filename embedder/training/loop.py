@@ -68,7 +68,9 @@ def train(job: TrainingJob, resume_from: Path | None, report: Report) -> None:
     encoder = load_encoder(job.encoder, dropout=config.dropout).train()
     engine = build_engine(encoder, config)
     rows = TrainingRows(job.data)
-    plan = BatchPlan(rows.sizes, config.task_weights, batch_size=config.batch_size, steps=config.steps, seed=config.seed)
+    plan = BatchPlan(
+        rows.sizes, config.task_weights, batch_size=config.batch_size, steps=config.steps, seed=config.seed
+    )
     paced = SelfPaced(config.self_paced)
     start = _resume(engine, paced, resume_from)
     for step in range(start, config.steps):

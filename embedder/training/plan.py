@@ -25,7 +25,9 @@ class BatchPlan:
         Raises:
             ConfigError: no task has rows and weight.
         """
-        share = {task: weights.get(task, 0.0) if weights else float(size) for task, size in sorted(sizes.items()) if size}
+        share = {
+            task: weights.get(task, 0.0) if weights else float(size) for task, size in sorted(sizes.items()) if size
+        }
         self.tasks = [task for task, weight in share.items() if weight > 0]
         if not self.tasks:
             raise ConfigError(f"no task to train: rows {dict(sizes)}, train.task_weights {dict(weights)}")

