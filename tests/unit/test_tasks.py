@@ -1,0 +1,84 @@
+"""The six built-in tasks and the prompt templates."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from embedder.tasks import BUILTIN_TASKS, PromptTemplate, TaskSpec
+
+PAPER = {
+    "qa": (
+        "Represent this query for retrieving relevant documents: ",
+        "Represent this document for retrieval: ",
+    ),
+    "convsearch": (
+        "Encode this query and context for searching relevant passages: ",
+        "Encode this passage for retrieval: ",
+    ),
+    "chat": (
+        "Embed this dialogue to find useful historical dialogues: ",
+        "Embed this historical dialogue for retrieval: ",
+    ),
+    "lrlm": (
+        "Embed this text chunk for finding useful historical chunks: ",
+        "Embed this historical text chunk for retrieval: ",
+    ),
+    "icl": (
+        "Convert this example into vector to look for useful examples: ",
+        "Convert this example into vector for retrieval: ",
+    ),
+    "tool": (
+        "Transform this user request for fetching helpful tool descriptions: ",
+        "Transform this tool description for retrieval: ",
+    ),
+}
+
+
+def test_the_builtin_instructions_are_those_of_the_paper():
+    found = {name: (spec.instruction("query"), spec.instruction("key")) for name, spec in BUILTIN_TASKS.items()}
+    assert found == PAPER
+
+
+def test_tasks_without_well_formed_outputs_learn_from_labels_alone():
+    unrewarded = {name for name, spec in BUILTIN_TASKS.items() if spec.reward == "none"}
+    assert unrewarded == {"convsearch", "tool"}
+    assert all(BUILTIN_TASKS[name].loss == "contrastive" for name in unrewarded)
+
+
+def test_every_rewarded_task_has_a_template_that_fills():
+    for spec in BUILTIN_TASKS.values():
+        if spec.reward != "none":
+            whole = spec.template.context.format(passage="PASSAGE") + spec.template.input.format(query="QUERY")
+            assert "PASSAGE" in whole
+            assert "QUERY" in whole
+            assert "ANSWER" in spec.template.output.format(answer="ANSWER")
+
+
+def test_the_knowledge_prompt_is_template_a1_of_the_paper():
+    template = BUILTIN_TASKS["qa"].template
+    prompt = template.context.format(passage="P") + template.input.format(query="Q?")
+    assert prompt + template.output.format(answer="A") == "Knowledge:\nP\n\nQ: Q? A: A"
+
+
+@pytest.mark.parametrize("text", ["{query.__class__}", "{query[0]}", "{0}", "{}", "{query:>9}", "{query!r}", "{text}"])
+@pytest.mark.parametrize("part", ["context", "input", "output"])
+def test_a_template_takes_plain_fields_only(part, text):
+    fields = {"context": "{passage}", "input": "{query}", "output": "{answer}", part: text}
+    with pytest.raises(ValidationError, match="written plainly"):
+        PromptTemplate(**fields)
+
+
+def test_doubled_braces_stand_for_themselves():
+    template = PromptTemplate(context="{passage}", input="{{json}} {query}")
+    assert template.input.format(query="q") == "{json} q"
+
+
+def test_a_task_cannot_change_after_it_is_read():
+    with pytest.raises(ValidationError, match="frozen"):
+        BUILTIN_TASKS["qa"].shots = 5
+
+
+def test_an_unknown_field_of_a_task_is_refused():
+    with pytest.raises(ValidationError, match="instruction_query"):
+        TaskSpec(query_instruction="", key_instruction="", instruction_query="")
