@@ -70,6 +70,8 @@ class TaskSpec(BaseModel):
     """graded: equation 4 of the paper; kl: divergence within the group; contrastive: known positives only."""
     reward_temperature: float = Field(default=1.0, gt=0)
     """Temperature of the softmax over rewards (alpha). Rank rewards are integers: at 1.0 a gap of 3 weighs 20 to 1."""
+    skip_flat: bool = True
+    """Leave out groups whose rewards are all equal: they prefer no candidate, and would teach that none is better."""
     in_batch_negatives: bool = True
     """Whether candidates of other queries of the batch stand in the loss as negatives."""
 

@@ -87,7 +87,6 @@ def main() -> None:
         out.print(f"ready after {time.monotonic() - began:.1f} s on {URL}", markup=False)
         count = ask(config, out)
     finally:
-        serve.shutdown()
         ray.shutdown()
     StageReport("serve", count, "queries asked", time.monotonic() - began).write(config.paths.reports)
     out.print(stage_table(read_reports(config.paths.reports)))

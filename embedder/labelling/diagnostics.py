@@ -11,7 +11,7 @@ from embedder.labelling.rewards import desired_rank
 
 def reward_summary(groups: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """By task: groups, share flat (all rewards equal), saturated (desired output first without a candidate), errors,
-    and the share in which a known positive has the highest reward, of those groups that know one."""
+    and the share in which a known positive has the highest reward, of the groups that know one and are not flat."""
     counts: dict[str, Counter[str]] = {}
     for group in groups:
         count = counts.setdefault(group["task"], Counter())
@@ -24,8 +24,8 @@ def reward_summary(groups: Iterable[dict[str, Any]]) -> dict[str, dict[str, floa
         count["rewarded"] += 1
         count["flat"] += max(rewards) == min(rewards)
         count["saturated"] += group["reward"] == "rank" and desired_rank(group["base_scores"]) == 1
-        if any(group["relevance"]) and not all(group["relevance"]):
-            best = max(rewards)
+        best = max(rewards)
+        if any(group["relevance"]) and best > min(rewards):
             count["known"] += 1
             count["agree"] += any(r == best and known for r, known in zip(rewards, group["relevance"], strict=True))
     return {task: _shares(count) for task, count in sorted(counts.items())}

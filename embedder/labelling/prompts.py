@@ -17,10 +17,15 @@ Shot = tuple[str, str]
 def choose_shots(pool: Sequence[tuple[str, str, str]], query_id: str, count: int, seed: int) -> list[Shot]:
     """`count` worked examples for a query from (query_id, query, answer) rows, never the query itself.
 
-    One seeded order of the pool serves all queries, so that their prompts share their beginning.
+    One seeded order of the pool serves all queries, so that their prompts share their beginning. Answers differ while
+    the pool has different ones: a small LLM shown "no" three times says "no" to everything.
     """
     ordered = sorted(pool, key=lambda row: row_seed(seed, "shot", row[0]))
-    return [(query, answer) for other, query, answer in ordered if other != query_id][:count]
+    others = [(query, answer) for other, query, answer in ordered if other != query_id]
+    first_of = {answer: (query, answer) for query, answer in reversed(others)}
+    distinct = [shot for shot in others if first_of[shot[1]] == shot]
+    repeated = [shot for shot in others if first_of[shot[1]] != shot]
+    return (distinct + repeated)[:count]
 
 
 @dataclass(frozen=True)

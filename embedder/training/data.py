@@ -50,6 +50,8 @@ def training_row(group: dict[str, Any], task: TaskSpec) -> dict[str, Any] | str:
         return f"no rewards: {group['error'] or 'not labelled'}"
     else:
         rewards = list(group["rewards"])
+        if task.skip_flat and max(rewards) == min(rewards):
+            return "all rewards are equal"
     if not group["candidate_texts"]:
         return "no candidates"
     return {"task": group["task"], "query": group["query"], "candidates": group["candidate_texts"], "rewards": rewards}

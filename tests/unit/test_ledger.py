@@ -1,0 +1,82 @@
+"""Committed blocks: what is done is known from the files alone."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedder.errors import LabelError
+from embedder.ledger import Ledger
+from tests.unit.judges import quick
+
+SCHEMA = pa.schema([("row_id", pa.string()), ("value", pa.int64())])
+
+
+def rows(*ids: str) -> list[dict[str, object]]:
+    return [{"row_id": row_id, "value": ord(row_id)} for row_id in ids]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "blocks", SCHEMA, "row_id")
+
+
+def test_a_new_ledger_is_empty(ledger):
+    assert ledger.done() == set()
+    assert ledger.read() == SCHEMA.empty_table()
+
+
+def test_committed_rows_are_done_and_read_sorted(ledger):
+    ledger.commit(rows("d", "b"))
+    ledger.commit(pa.Table.from_pylist(rows("a"), schema=SCHEMA))
+    assert ledger.done() == {"a", "b", "d"}
+    assert ledger.read().to_pylist() == rows("a", "b", "d")
+
+
+def test_another_process_sees_what_was_committed(ledger):
+    ledger.commit(rows("a"))
+    assert Ledger(ledger.folder, SCHEMA, "row_id").done() == {"a"}
+
+
+def test_a_repeated_block_replaces_itself(ledger):
+    ledger.commit(rows("a", "b"))
+    ledger.commit(rows("a", "b"))
+    assert len(list(ledger.folder.iterdir())) == 1
+    assert ledger.count_duplicates() == 0
+
+
+def test_rows_in_two_blocks_count_once(ledger):
+    ledger.commit(rows("a", "b"))
+    ledger.commit(rows("b", "c"))
+    assert ledger.read().to_pylist() == rows("a", "b", "c")
+    assert ledger.count_duplicates() == 1
+
+
+def test_only_expected_rows_are_read(ledger):
+    ledger.commit(rows("a", "b", "c"))
+    assert ledger.read(["c", "a", "c"]).to_pylist() == rows("a", "c")
+
+
+def test_a_missing_row_is_named(ledger):
+    ledger.commit(rows("a"))
+    with pytest.raises(LabelError, match="2 of 3 rows missing, first x"):
+        ledger.read(["a", "y", "x"])
+
+
+def test_a_half_written_block_is_ignored(ledger):
+    ledger.commit(rows("a"))
+    (ledger.folder / ".f00.parquet.1234").write_bytes(b"PAR1 half")
+    (ledger.folder / ".f00.parquet").write_bytes(b"PAR1 half")
+    assert ledger.done() == {"a"}
+    assert ledger.read().to_pylist() == rows("a")
+
+
+@quick
+@given(st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True), min_size=1, max_size=6))
+def test_any_cut_into_blocks_gives_the_same_table(tmp_path_factory, blocks):
+    ledger = Ledger(tmp_path_factory.mktemp("ledger"), SCHEMA, "row_id")
+    for block in blocks:
+        ledger.commit(rows(*block))
+    assert ledger.read().to_pylist() == rows(*sorted({row_id for block in blocks for row_id in block}))
