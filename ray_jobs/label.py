@@ -17,6 +17,7 @@ import json
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from embedder.config import LlmConfig, RunConfig
@@ -24,6 +25,7 @@ from embedder.cost import Work, forward_flops, tokens_of
 from embedder.errors import ConfigError, DataError, LabelError
 from embedder.fingerprint import label_fingerprint
 from embedder.labelling.diagnostics import reward_summary
+from embedder.labelling.labeller import unrewarded
 from embedder.ledger import Ledger
 from embedder.lm import prepare_lm
 from embedder.locate import count_parameters, locate_model
@@ -33,6 +35,9 @@ from embedder.reports import StageReport, console
 from ray_jobs.actors import LabelBlocks
 from ray_jobs.session import Job, actor_pool, main
 from ray_jobs.tables import candidate_groups, shot_pools
+
+PASSED_ROWS = 4096
+"""Groups without a reward that are committed together; they need no LLM."""
 
 
 def needed_llm(config: RunConfig) -> LlmConfig:
@@ -105,9 +110,14 @@ def run(config: RunConfig) -> StageReport:
     ids = [group_id(group) for group in groups.to_pylist()]
     done = ledger.done()
     ahead = groups.filter(pa.array([row_id not in done for row_id in ids]))
-    if ahead.num_rows:
+    plain = pa.array([config.tasks[task].reward == "none" for task in ahead["task"].to_pylist()], pa.bool_())
+    for group in ahead.filter(plain).to_batches(max_chunksize=PASSED_ROWS):
+        rows = [unrewarded(row, config.tasks[row["task"]], fingerprint) for row in group.to_pylist()]
+        ledger.commit(rows)
+    rewarded = ahead.filter(pc.invert(plain))
+    if rewarded.num_rows:
         prepare_lm(llm, config.paths.cache)
-        _label(config, ahead, fingerprint)
+        _label(config, rewarded, fingerprint)
     table = ledger.read(ids)
     errors = [row for row in table.select(["error", "query_id"]).to_pylist() if row["error"]]
     if len(errors) > config.label.max_error_share * max(1, len(ids)):

@@ -19,6 +19,12 @@ ShotPools = dict[str, list[tuple[str, str, str]]]
 """By dataset: (query_id, query, answer) rows from which worked examples are chosen."""
 
 
+def unrewarded(group: Group, task: TaskSpec, fingerprint: str) -> Group:
+    """A group with empty reward columns: all there is to do for a task without rewards."""
+    empty = dict.fromkeys(("rewards", "outputs", "base_scores", "scores", "error"))
+    return {**group, **empty, "row_id": group_id(group), "reward": task.reward, "label_fingerprint": fingerprint}
+
+
 class RewardLabeller:
     """Labels groups with one LLM. A group that cannot be scored keeps `rewards` null and says why in `error`."""
 
@@ -30,16 +36,11 @@ class RewardLabeller:
 
     def label(self, groups: Sequence[Group], fingerprint: str) -> list[Group]:
         """The same groups in the same order, each with its reward columns."""
-        labelled = [self._unrewarded(group, fingerprint) for group in groups]
+        labelled = [unrewarded(group, self.tasks[group["task"]], fingerprint) for group in groups]
         for task in sorted({group["task"] for group in groups}):
             if self.tasks[task].reward != "none":
                 self._label_task(task, [row for row in labelled if row["task"] == task])
         return labelled
-
-    def _unrewarded(self, group: Group, fingerprint: str) -> Group:
-        empty = dict.fromkeys(("rewards", "outputs", "base_scores", "scores", "error"))
-        reward = self.tasks[group["task"]].reward
-        return {**group, **empty, "row_id": group_id(group), "reward": reward, "label_fingerprint": fingerprint}
 
     def _label_task(self, task: str, rows: list[Group]) -> None:
         """Fill the reward columns of rows of one task."""

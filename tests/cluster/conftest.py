@@ -74,21 +74,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with (token.parent / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            _wait_for(dashboard)
-            yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
+            started = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
+            _wait_for_jobs(started)
+            yield started
         finally:
             head.terminate()
             head.wait(timeout=60)
 
 
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    raise TimeoutError(f"the dashboard does not listen on port {port}")
+def _wait_for_jobs(cluster: Cluster) -> None:
+    """Wait until the cluster takes a job: its agent comes up some seconds after the dashboard."""
+    command = ["ray", "job", "submit", "--address", cluster.dashboard, "--", "true"]
+    for _ in range(20):
+        if (
+            subprocess.run(command, env=cluster.environment, capture_output=True, timeout=120, check=False).returncode
+            == 0
+        ):
+            return
+        time.sleep(2)
+    raise TimeoutError(f"{cluster.dashboard} takes no jobs")
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +103,13 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path
     kinds = [("qa", "python-docs"), ("convsearch", "python-talk"), ("tool", "stdlib"), ("chat", "assistant")]
     kinds += [("icl", "error-kind"), ("lrlm", "stdlib-source")]
     sources = [
-        {"task": task, "dataset": name, "path": str(folder / "data" / task / name), "train_queries": 6, "test_queries": 4}
+        {
+            "task": task,
+            "dataset": name,
+            "path": str(folder / "data" / task / name),
+            "train_queries": 6,
+            "test_queries": 4,
+        }
         for task, name in kinds
     ]
     for source in sources:

@@ -76,7 +76,9 @@ def test_labels_of_another_prompt_are_refused_before_a_model_is_loaded(cluster: 
     assert [line for line in output.splitlines() if line.startswith("error:")] and "another LLM, prompt" in output
 
 
-def test_train_killed_half_way_ends_with_the_losses_of_the_undisturbed_run(cluster: Cluster, run_file: Path, tmp_path: Path) -> None:
+def test_train_killed_half_way_ends_with_the_losses_of_the_undisturbed_run(
+    cluster: Cluster, run_file: Path, tmp_path: Path
+) -> None:
     config = load_run(run_file)
     driver = cluster.start("train", run_file)
     try:

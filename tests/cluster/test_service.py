@@ -29,11 +29,15 @@ TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "x " * 200, "de
 
 
 @pytest.fixture(scope="module")
-def served(cluster: Cluster, run_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConfig, str]]:
+def served(
+    cluster: Cluster, run_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunConfig, str]]:
     """The run's configuration and the URL of its service, which asks for a key."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"other-key\n{KEY}\n", encoding="utf-8")
-    config = load_run(run_file, [f"serve.api_keys_file={keys}", "serve.max_characters=1000", "serve.max_body_bytes=20000"])
+    config = load_run(
+        run_file, [f"serve.api_keys_file={keys}", "serve.max_characters=1000", "serve.max_body_bytes=20000"]
+    )
     os.environ |= {name: cluster.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     port = free_port()
     ray.init(address=cluster.address, log_to_driver=False)
