@@ -18,9 +18,9 @@ def key_fingerprint(encoder: str, task: TaskSpec) -> str:
     return content_id(encoder, task.key_instruction)[:16]
 
 
-def label_fingerprint(llm: LlmConfig, label: LabelConfig, tasks: dict[str, TaskSpec]) -> str:
+def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str, TaskSpec]) -> str:
     """Identity of labels: the LLM, the prompts and the sampling; labels of two identities must not be mixed."""
-    model = model_fingerprint(locate_model(llm.model), dtype=llm.dtype, max_prefix_tokens=llm.max_prefix_tokens)
+    model = llm and model_fingerprint(locate_model(llm.model), dtype=llm.dtype, max_prefix_tokens=llm.max_prefix_tokens)
     sampling = [label.num_samples, label.temperature, label.top_k, label.seed]
     prompts = {
         name: [spec.reward, spec.template and spec.template.model_dump(), spec.shots, spec.max_output_tokens]

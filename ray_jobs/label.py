@@ -40,10 +40,15 @@ PASSED_ROWS = 4096
 """Groups without a reward that are committed together; they need no LLM."""
 
 
-def needed_llm(config: RunConfig) -> LlmConfig:
-    """The run file's `llm` section, which rewards cannot do without."""
-    if config.llm is None:
-        raise ConfigError("the run file has no `llm` section; name the model whose feedback labels the candidates")
+def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
+    """The run file's `llm` section, which only a run without rewards can do without.
+
+    Raises:
+        ConfigError: one of the tasks has a reward, and there is no such section.
+    """
+    rewarded = sorted(task for task in tasks if config.tasks[task].reward != "none")
+    if rewarded and config.llm is None:
+        raise ConfigError(f"the run file has no `llm` section, but tasks {rewarded} have a reward; name the LLM")
     return config.llm
 
 
@@ -55,8 +60,8 @@ def labelled_ledger(config: RunConfig) -> Ledger:
 def check(config: RunConfig) -> Work:
     """Candidates exist, the LLM's folder has weights, every rewarded query has an answer, and labels would not mix."""
     table = candidate_groups(config)
-    llm = needed_llm(config)
-    model = locate_model(llm.model)
+    llm = needed_llm(config, set(table["task"].to_pylist()))
+    model = locate_model(llm.model) if llm else ""
     parameters = 0 if isinstance(model, str) else count_parameters(model)
     done = labelled_ledger(config).done()
     lines, tokens = [], 0.0
@@ -103,8 +108,8 @@ def _check_fingerprint(config: RunConfig, fingerprint: str) -> None:
 
 def run(config: RunConfig) -> StageReport:
     """Label what is not labelled; the summary counts rows and says how much signal the rewards carry."""
-    llm, ledger = needed_llm(config), labelled_ledger(config)
-    fingerprint = label_fingerprint(llm, config.label, config.tasks)
+    ledger = labelled_ledger(config)
+    fingerprint = label_fingerprint(config.llm, config.label, config.tasks)
     write_json({"fingerprint": fingerprint}, config.paths.labelled / "fingerprint.json")
     groups = candidate_groups(config)
     ids = [group_id(group) for group in groups.to_pylist()]
@@ -115,8 +120,8 @@ def run(config: RunConfig) -> StageReport:
         rows = [unrewarded(row, config.tasks[row["task"]], fingerprint) for row in group.to_pylist()]
         ledger.commit(rows)
     rewarded = ahead.filter(pc.invert(plain))
-    if rewarded.num_rows:
-        prepare_lm(llm, config.paths.cache)
+    if rewarded.num_rows and config.llm is not None:
+        prepare_lm(config.llm, config.paths.cache)
         _label(config, rewarded, fingerprint)
     table = ledger.read(ids)
     errors = [row for row in table.select(["error", "query_id"]).to_pylist() if row["error"]]

@@ -24,7 +24,9 @@ def check(config: RunConfig) -> Work:
     work = prepare.check(config)
     train.section(config)
     locate_model(config.encoder.model)
-    locate_model(label.needed_llm(config).model)
+    llm = label.needed_llm(config, {source.task for source in prepare.section(config).sources})
+    if llm is not None:
+        locate_model(llm.model)
     return Work("pipeline", work.lines, work.flops)
 
 

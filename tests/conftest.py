@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before anything imports Ray or transformers, which read these once: no hub, and a Ray token of this session's own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+RAY_TOKEN = Path(tempfile.mkdtemp(prefix="ray-token-")) / "token"
+RAY_TOKEN.write_text("0123456789abcdef" * 4, encoding="utf-8")
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(RAY_TOKEN)}
 
 import pytest
 import torch

@@ -57,21 +57,16 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """`ray start --head` on loopback with a token of its own."""
-    token = tmp_path_factory.mktemp("ray") / "token"
-    token.write_text("0123456789abcdef" * 4, encoding="utf-8")
+    """`ray start --head` on loopback, with the session's token (tests/conftest.py)."""
     binaries = Path(sys.executable).parent
     environment = {
         **os.environ,
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "HF_HUB_OFFLINE": "1",
     }
     port, dashboard = free_port(), free_port()
     command = ["ray", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={CPUS}"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--block"]
-    with (token.parent / "head.log").open("w") as log:
+    with (tmp_path_factory.mktemp("ray") / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             started = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)

@@ -1,4 +1,4 @@
-"""Every job through a real `ray job submit` with token authentication, then the service; in the order of the pipeline."""
+"""Every job through a real `ray job submit` with token authentication, in the order of the pipeline."""
 
 from __future__ import annotations
 

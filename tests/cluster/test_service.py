@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +37,6 @@ def served(
     config = load_run(
         run_file, [f"serve.api_keys_file={keys}", "serve.max_characters=1000", "serve.max_body_bytes=20000"]
     )
-    os.environ |= {name: cluster.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     port = free_port()
     ray.init(address=cluster.address, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -83,7 +83,10 @@ REFUSED = {
         "train: batch_size 9 is not a multiple of num_workers 2",
     ),
     "weight of an unknown task": ("train: {steps: 3, task_weights: {qb: 1}}", "train.task_weights names 'qb'"),
-    "reward without template": (f"tasks: {{mine: {{{OWN_TASK}, reward: rank, loss: kl}}}}", "tasks.mine.reward is 'rank'"),
+    "reward without template": (
+        f"tasks: {{mine: {{{OWN_TASK}, reward: rank, loss: kl}}}}",
+        "tasks.mine.reward is 'rank'",
+    ),
     "loss without reward": (f"tasks: {{mine: {{{OWN_TASK}, loss: kl}}}}", "tasks.mine.loss is 'kl'"),
     "task without instruction": ("tasks: {mine: {query_instruction: x}}", "tasks.mine.key_instruction: "),
     "task that is no mapping": ("tasks: {qa: 3}", "tasks.qa is 3"),
@@ -95,7 +98,10 @@ REFUSED = {
         "tasks: {qa: {template: {context: x, input: '{query!r}'}}}",
         "tasks.qa.template.input: field {query}",
     ),
-    "template with an open brace": ("tasks: {qa: {template: {context: 'x {', input: x}}}", "tasks.qa.template.context: "),
+    "template with an open brace": (
+        "tasks: {qa: {template: {context: 'x {', input: x}}}",
+        "tasks.qa.template.context: ",
+    ),
 }
 
 
@@ -151,7 +157,9 @@ def test_yaml_that_is_no_mapping_is_refused(tmp_path, text, kind):
     assert f"holds {kind}" in refusal(tmp_path, text)
 
 
-@pytest.mark.parametrize("override", ["mine.group_size", "=3", "mine..seed=3", "mine.=3", "mine.seed=[1", "paths.work.x=3"])
+@pytest.mark.parametrize(
+    "override", ["mine.group_size", "=3", "mine..seed=3", "mine.=3", "mine.seed=[1", "paths.work.x=3"]
+)
 def test_a_bad_override_is_refused_and_named(tmp_path, override):
     assert f"--set {override!r}" in refusal(tmp_path, MINIMAL, override)
 

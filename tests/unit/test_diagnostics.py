@@ -19,7 +19,7 @@ def test_shares_are_of_the_rewarded_groups():
         group(None, [1, 0], error="no candidates"),
     ]
     assert reward_summary(groups) == {
-        "qa": {"groups": 5, "rewarded": 4, "errors": 1, "flat": 0.25, "saturated": 0.25, "positive_is_best": 2 / 3}
+        "qa": {"groups": 5, "rewarded": 4, "errors": 1, "flat": 0.25, "saturated": 0.25, "positive_is_best": 0.5}
     }
 
 

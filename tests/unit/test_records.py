@@ -50,13 +50,13 @@ def test_row_seeds_fit_into_63_bits_and_differ_by_seed_and_part():
 
 
 def test_a_group_id_changes_with_every_column():
-    group = {name: "x" for name in GROUP.names}
+    group = dict.fromkeys(GROUP.names, "x")
     ids = {group_id(group), *(group_id({**group, name: "y"}) for name in GROUP.names)}
     assert len(ids) == len(GROUP.names) + 1
 
 
 def test_a_group_id_ignores_columns_that_labelling_adds():
-    group = {name: "x" for name in GROUP.names}
+    group = dict.fromkeys(GROUP.names, "x")
     assert group_id({**group, "rewards": [1.0]}) == group_id(group)
 
 

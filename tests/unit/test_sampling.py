@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,12 +62,15 @@ def test_greedy_outputs_equal_those_of_transformers(lm, prefixes):
         assert found == (expected[: expected.index(end)] if end in expected else expected)
 
 
-def test_an_output_ends_before_the_end_token(lm, prefixes, monkeypatch):
+def test_an_output_ends_before_the_end_token(lm, prefixes):
     whole = sample_outputs(lm, prefixes, [0] * 6, GREEDY, 2048)
-    end = whole[-1][0][2]
-    monkeypatch.setattr(lm.tokenizer, "eos_token_id", end)
-    for before, after in zip(whole, sample_outputs(lm, prefixes, [0] * 6, GREEDY, 2048), strict=True):
-        assert after[0] == (before[0][: before[0].index(end)] if end in before[0] else before[0])
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(whole[-1][0][2])
+    end = tokenizer.eos_token_id
+    assert end in whole[-1][0]
+    cut = sample_outputs(replace(lm, tokenizer=tokenizer), prefixes, [0] * 6, GREEDY, 2048)
+    for (before,), (after,) in zip(whole, cut, strict=True):
+        assert after == (before[: before.index(end)] if end in before else before)
 
 
 def test_no_prompts_have_no_outputs(lm):

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from embedder.config import LlmConfig
+from embedder.config import LlmConfig, Source
+from embedder.errors import ModelError
 from embedder.labelling.prompts import prompt_builder
 from embedder.labelling.scorer import PackedPrompt, PackedScorer, pack, predictions
 from embedder.lm import load_lm
 from embedder.locate import locate_model
-from embedder.errors import ModelError
 from embedder.sources import read_source
-from embedder.config import Source
 from embedder.tasks import BUILTIN_TASKS
 from tests.conftest import DATA
 from tests.unit.judges import plain_scores

@@ -206,7 +206,12 @@ def _line(kind: str, number: int) -> object:
 
 
 @quick
-@given(st.lists(LINES, max_size=12), st.lists(LINES, max_size=6), st.none() | st.integers(0, 5), st.none() | st.integers(1, 5))
+@given(
+    st.lists(LINES, max_size=12),
+    st.lists(LINES, max_size=6),
+    st.none() | st.integers(0, 5),
+    st.none() | st.integers(1, 5),
+)
 def test_every_row_is_kept_left_out_or_rejected(tmp_path_factory, train, test, queries, passages):
     corpus = [*CORPUS, CORPUS[0], {"id": "no text"}, "{", {"id": "p9", "text": ""}]
     files = {"corpus": corpus, "train": [_line(kind, i) for i, kind in enumerate(train)]}

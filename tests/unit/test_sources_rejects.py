@@ -76,7 +76,7 @@ def test_candidates_of_a_rejected_row_do_not_enter_the_corpus(tmp_path):
 @pytest.mark.parametrize("file_format", ["layout", "reference"])
 def test_a_missing_source_is_refused(tmp_path, file_format):
     source = Source(task="qa", dataset="d", path=tmp_path / "gone", format=file_format)
-    with pytest.raises(DataError, match="source d: .*gone is no"):
+    with pytest.raises(DataError, match=r"source d: .*gone is no"):
         read_source(source, BUILTIN_TASKS["qa"], 0)
 
 

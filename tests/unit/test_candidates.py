@@ -1,0 +1,130 @@
+"""The group of one query: what it holds, what it never holds, and from where it was drawn."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedder.config import MineConfig
+from embedder.mining.candidates import make_group
+from embedder.mining.filters import is_duplicate, normalise
+from embedder.records import GROUP
+from tests.unit.judges import quick
+
+PASSAGES = {f"p{i}": f"word{i} thing{i}" for i in range(40)}
+
+
+def query(positives=(), query_id="q") -> dict[str, object]:
+    fields = {"task": "qa", "dataset": "d", "query_id": query_id, "query": "text", "answers": ["a"]}
+    return {**fields, "positive_ids": list(positives), "pool_ids": None}
+
+
+def ranking(numbers):
+    return [(f"p{i}", 1.0 - place / 100) for place, i in enumerate(numbers)]
+
+
+def ids(mined):
+    return mined.group["candidate_ids"]
+
+
+orders = st.permutations(range(40)).flatmap(lambda order: st.integers(0, 40).map(lambda length: order[:length]))
+configs = st.builds(
+    MineConfig,
+    group_size=st.integers(2, 8),
+    window=st.sampled_from([(0, 5), (1, 9), (2, 50), (30, 60)]),
+    lexical_share=st.sampled_from([0.0, 0.5, 1.0]),
+    duplicate_overlap=st.sampled_from([0.5, 0.9]),
+    seed=st.integers(0, 3),
+)
+texts = st.lists(
+    st.sampled_from(["red fox", "Red, fox!", "red fox river", "dog", "a b c d", "a b c d e"]), min_size=40, max_size=40
+)
+
+
+@quick
+@given(orders, orders, st.lists(st.integers(0, 39), max_size=9, unique=True), configs, texts)
+def test_a_group_never_holds_what_it_must_not(lexical, dense, positives, config, words):
+    passages = {f"p{i}": text for i, text in enumerate(words)}
+    asked = query([f"p{i}" for i in positives if i != 7], query_id="p7")
+    mined = make_group(asked, {"lexical": ranking(lexical), "dense": ranking(dense)}, passages, config)
+    group, known = mined.group, asked["positive_ids"]
+    assert set(group) == set(GROUP.names)
+    chosen = group["candidate_ids"]
+    assert len(chosen) <= config.group_size
+    assert len(set(chosen)) == len(chosen)
+    assert group["candidate_texts"] == [passages[name] for name in chosen]
+    first = known[: config.group_size - 1]
+    assert chosen[: len(first)] == first
+    negatives = [name for name, label in zip(chosen, group["relevance"], strict=True) if not label]
+    assert group["relevance"] == [1] * (len(chosen) - len(negatives)) + [0] * len(negatives)
+    assert not {"p7", *known} & set(negatives)
+    assert set(negatives) <= {f"p{i}" for i in [*lexical, *dense]}
+    earlier = [normalise(passages[name]) for name in known]
+    for name in negatives:
+        assert not is_duplicate(normalise(passages[name]), earlier, config.duplicate_overlap)
+        earlier.append(normalise(passages[name]))
+
+
+@quick
+@given(orders, orders, configs)
+def test_a_group_is_a_pure_function_of_rankings_and_seed(lexical, dense, config):
+    rankings = {"lexical": ranking(lexical), "dense": ranking(dense)}
+    once = make_group(query(["p1"]), rankings, PASSAGES, config)
+    assert make_group(query(["p1"]), rankings, PASSAGES, config) == once
+
+
+def test_seeds_and_queries_draw_differently():
+    rankings = {"lexical": ranking(range(40)), "dense": ranking(reversed(range(40)))}
+    drawn = {tuple(ids(make_group(query(["p1"]), rankings, PASSAGES, MineConfig(seed=seed)))) for seed in range(6)}
+    drawn |= {tuple(ids(make_group(query(["p1"], f"q{i}"), rankings, PASSAGES, MineConfig()))) for i in range(6)}
+    assert len(drawn) >= 11
+
+
+def test_negatives_come_from_the_window_while_it_lasts():
+    rankings = {"lexical": ranking(range(40)), "dense": ranking(range(40))}
+    config = MineConfig(group_size=8, window=(10, 20))
+    chosen = ids(make_group(query(["p0"]), rankings, PASSAGES, config))
+    assert chosen[0] == "p0"
+    assert set(chosen[1:]) <= {f"p{i}" for i in range(10, 21)}
+
+
+def test_a_corpus_smaller_than_the_window_fills_the_group_from_the_ranks_before_it():
+    rankings = {"lexical": ranking(range(5)), "dense": []}
+    chosen = ids(make_group(query(["p0"]), rankings, PASSAGES, MineConfig(group_size=4, window=(4, 9))))
+    assert chosen == ["p0", "p4", "p3", "p2"]
+
+
+def test_without_positives_half_of_the_group_heads_the_rankings():
+    rankings = {"lexical": ranking(range(20)), "dense": ranking(range(20, 40))}
+    for seed in range(5):
+        chosen = ids(make_group(query(), rankings, PASSAGES, MineConfig(group_size=8, seed=seed)))
+        assert chosen[:4] == ["p0", "p20", "p1", "p21"]
+        assert len(chosen) == 8
+
+
+def test_the_lexical_share_decides_where_negatives_come_from():
+    rankings = {"lexical": ranking(range(20)), "dense": ranking(range(20, 40))}
+    for share, own in ((1.0, range(20)), (0.0, range(20, 40))):
+        chosen = ids(make_group(query(["p0"]), rankings, PASSAGES, MineConfig(lexical_share=share, window=(1, 19))))
+        assert set(chosen[1:]) <= {f"p{i}" for i in own}
+
+
+def test_many_positives_leave_room_for_one_negative():
+    positives = [f"p{i}" for i in range(9)]
+    mined = make_group(query(positives), {"lexical": ranking(range(40))}, PASSAGES, MineConfig(group_size=4))
+    assert ids(mined)[:3] == positives[:3]
+    assert mined.group["relevance"] == [1, 1, 1, 0]
+    assert ids(mined)[3] not in positives
+
+
+def test_what_was_kept_out_is_counted():
+    passages = {"p0": "red fox", "p1": "Red fox!", "p2": "a dog", "p3": "A dog.", "p4": "river"}
+    rankings = {"lexical": ranking(range(5)), "dense": ranking(range(5))}
+    mined = make_group(query(["p0"], query_id="p4"), rankings, passages, MineConfig(group_size=8, window=(0, 9)))
+    assert len(ids(mined)) == 2
+    assert (mined.same_id, mined.duplicates) == (2, 2)
+
+
+def test_without_rankings_only_positives_are_left():
+    mined = make_group(query(["p3"]), {"lexical": [], "dense": []}, PASSAGES, MineConfig())
+    assert ids(mined) == ["p3"]

@@ -1,0 +1,101 @@
+"""The demo's source data, written from the running Python."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from embedder.config import Source, load_run
+from embedder.demo.build import build, docstring, is_test, load, squeeze, topic_passages
+from embedder.sources import read_source
+from tests.unit.test_config import ROOT
+
+HAND_WRITTEN = {
+    "qa/python-docs": "questions",
+    "convsearch/python-talk": "conversations",
+    "tool/stdlib": "requests",
+    "chat/assistant": "dialogues",
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, build(folder)
+
+
+def rows(folder, dataset, split):
+    return [json.loads(line) for line in (folder / dataset / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def sources() -> list[Source]:
+    return load_run(ROOT / "configs" / "demo.yaml").prepare.sources
+
+
+@pytest.mark.parametrize("source", sources(), ids=lambda source: source.dataset)
+def test_every_source_of_the_demo_run_file_is_written_and_read_without_a_reject(built, source):
+    folder, _ = built
+    tasks = load_run(ROOT / "configs" / "demo.yaml").tasks
+    here = source.model_copy(update={"path": folder / source.task / source.dataset})
+    prepared = read_source(here, tasks[source.task], seed=0)
+    assert prepared.rejected == []
+    assert prepared.queries["train"]
+    assert prepared.queries["test"]
+
+
+@pytest.mark.parametrize(("dataset", "name"), HAND_WRITTEN.items())
+def test_every_hand_written_row_is_written_or_counted_as_skipped(built, dataset, name):
+    folder, skipped = built
+    written = [row["query_id"] for split in ("train", "test") for row in rows(folder, dataset, split)]
+    assert len(set(written)) == len(written)
+    assert len(written) + skipped[dataset.split("/")[0]] == len(load(name))
+    assert set(written) <= {row["id"] for row in load(name)}
+
+
+def test_every_worked_example_is_written(built):
+    folder, _ = built
+    written = [
+        row["query_id"] for path in (folder / "icl").iterdir() for s in ("train", "test") for row in rows(path, "", s)
+    ]
+    assert sorted(written) == sorted(row["id"] for row in load("examples"))
+
+
+@pytest.mark.parametrize("dataset", ["qa/python-docs", "convsearch/python-talk"])
+def test_no_passage_is_gold_in_both_splits(built, dataset):
+    gold = [{name for row in rows(built[0], dataset, split) for name in row["pos_ids"]} for split in ("train", "test")]
+    assert gold[0]
+    assert gold[1]
+    assert not gold[0] & gold[1]
+
+
+def test_no_worked_example_of_the_pool_is_a_test_row(built):
+    for path in (built[0] / "icl").iterdir():
+        pool = [json.loads(line)["id"] for line in (path / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert sorted(pool) == sorted(row["query_id"] for row in rows(path, "", "train"))
+
+
+def test_the_demo_is_the_same_each_time(built, tmp_path):
+    build(tmp_path)
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl"))
+    assert files == sorted(path.relative_to(built[0]) for path in built[0].rglob("*.jsonl"))
+    assert all((tmp_path / file).read_bytes() == (built[0] / file).read_bytes() for file in files)
+
+
+def test_passages_of_the_documentation_have_ids_of_their_own_and_some_length():
+    passages = topic_passages().values()
+    assert len({passage["id"] for passage in passages}) == len(passages) > 100
+    assert len({passage["text"] for passage in passages}) == len(passages)
+
+
+def test_the_test_share_is_about_three_in_ten_and_fixed():
+    share = sum(is_test("qa", str(i)) for i in range(2000)) / 2000
+    assert 0.25 < share < 0.35
+    assert is_test("qa", "x") == is_test("qa", "x")
+
+
+def test_a_docstring_is_shortened_and_an_unknown_function_has_none():
+    assert docstring("bisect.bisect_left").startswith("bisect.bisect_left: Return the index")
+    assert docstring("bisect.no_such_function") is None
+    assert docstring("no_such_module.f") is None
+    assert squeeze(" a\n\t b ") == "a b"

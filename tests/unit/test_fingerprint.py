@@ -1,0 +1,80 @@
+"""What changes a result changes its fingerprint, and nothing else does."""
+
+from __future__ import annotations
+
+import pytest
+
+from embedder.config import LabelConfig
+from embedder.fingerprint import encoder_fingerprint, key_fingerprint, label_fingerprint
+from embedder.tasks import BUILTIN_TASKS
+
+QA = BUILTIN_TASKS["qa"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "differs"), [("pooling", "cls", True), ("max_tokens", 32, True), ("batch_tokens", 999, False)]
+)
+def test_an_encoder_is_its_weights_pooling_and_truncation(tiny_encoder, field, value, differs):
+    other = tiny_encoder.model_copy(update={field: value})
+    assert (encoder_fingerprint(other) != encoder_fingerprint(tiny_encoder)) == differs
+
+
+@pytest.mark.parametrize(("field", "differs"), [("key_instruction", True), ("query_instruction", False)])
+def test_passage_vectors_are_an_encoder_and_the_instruction_before_passages(field, differs):
+    other = QA.model_copy(update={field: "other "})
+    assert (key_fingerprint("e", other) != key_fingerprint("e", QA)) == differs
+    assert key_fingerprint("f", QA) != key_fingerprint("e", QA)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "differs"),
+    [
+        ("num_samples", 3, True),
+        ("temperature", 0.5, True),
+        ("top_k", 7, True),
+        ("seed", 9, True),
+        ("block_rows", 3, False),
+        ("num_actors", 5, False),
+        ("max_error_share", 0.5, False),
+    ],
+)
+def test_labels_are_the_sampling_but_not_the_way_work_is_cut(tiny_llm, field, value, differs):
+    label = LabelConfig()
+    other = label.model_copy(update={field: value})
+    before = label_fingerprint(tiny_llm, label, BUILTIN_TASKS)
+    assert (label_fingerprint(tiny_llm, other, BUILTIN_TASKS) != before) == differs
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "differs"),
+    [("dtype", "bfloat16", True), ("max_prefix_tokens", 99, True), ("batch_tokens", 99, False)],
+)
+def test_labels_are_the_llm_but_not_its_batches(tiny_llm, field, value, differs):
+    other = tiny_llm.model_copy(update={field: value})
+    before = label_fingerprint(tiny_llm, LabelConfig(), BUILTIN_TASKS)
+    assert (label_fingerprint(other, LabelConfig(), BUILTIN_TASKS) != before) == differs
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "differs"),
+    [
+        ("template", QA.template.model_copy(update={"input": "Question: {query} Answer:"}), True),
+        ("template", QA.template.model_copy(update={"stop": None}), True),
+        ("shots", 1, True),
+        ("reward", "likelihood", True),
+        ("max_output_tokens", 3, True),
+        ("loss", "kl", False),
+        ("reward_temperature", 3.0, False),
+        ("query_instruction", "other ", False),
+    ],
+)
+def test_labels_are_the_prompts_but_not_the_training(tiny_llm, field, value, differs):
+    tasks = {"qa": QA.model_copy(update={field: value})}
+    before = label_fingerprint(tiny_llm, LabelConfig(), {"qa": QA})
+    assert (label_fingerprint(tiny_llm, LabelConfig(), tasks) != before) == differs
+
+
+def test_another_llm_gives_other_labels(tiny_llm, tiny_gpt2_folder):
+    other = tiny_llm.model_copy(update={"model": str(tiny_gpt2_folder)})
+    prints = {label_fingerprint(llm, LabelConfig(), BUILTIN_TASKS) for llm in (tiny_llm, other)}
+    assert len(prints) == 2

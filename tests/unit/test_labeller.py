@@ -1,0 +1,124 @@
+"""Groups to labelled groups with a tiny LLM."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from embedder.config import LabelConfig
+from embedder.labelling.labeller import RewardLabeller
+from embedder.labelling.rewards import distinct_samples, group_rewards
+from embedder.lm import load_lm
+from embedder.records import GROUP, LABELLED, group_id
+from embedder.tasks import BUILTIN_TASKS
+
+TASKS = {
+    **BUILTIN_TASKS,
+    "likely": BUILTIN_TASKS["qa"].model_copy(update={"reward": "likelihood", "shots": 0}),
+}
+POOL = {"d": [(f"s{i}", f"which city {i}", f"Paris {i}") for i in range(5)]}
+
+
+def group(task: str, number: int, candidates: int = 3, answer: str = "Paris") -> dict[str, object]:
+    texts = [f"the {word} jumps over city {number}" for word in ("fox", "dog", "forest", "list")[:candidates]]
+    return {
+        "task": task,
+        "dataset": "d",
+        "query_id": f"{task}-{number}",
+        "query": f"which city is the capital {number}",
+        "answers": [answer, "the city of Paris"],
+        "candidate_ids": [f"p{i}" for i in range(candidates)],
+        "candidate_texts": texts,
+        "relevance": [1] + [0] * (candidates - 1) if candidates else [],
+    }
+
+
+GROUPS = [
+    group("qa", 0),
+    group("tool", 1),
+    group("likely", 2),
+    group("qa", 3, candidates=1),
+    group("chat", 4),
+    group("qa", 5, candidates=0),
+    group("lrlm", 6, answer=" "),
+    group("convsearch", 7, candidates=0),
+]
+
+
+@pytest.fixture(scope="module")
+def labeller(tiny_llm, tmp_path_factory):
+    lm = load_lm(tiny_llm, tmp_path_factory.mktemp("cache"), device="cpu")
+    return RewardLabeller(lm, tiny_llm, LabelConfig(num_samples=4), TASKS, POOL)
+
+
+@pytest.fixture(scope="module")
+def labelled(labeller):
+    return labeller.label(GROUPS, "print")
+
+
+def test_rows_keep_their_order_columns_and_ids(labelled):
+    assert [{name: row[name] for name in GROUP.names} for row in labelled] == GROUPS
+    assert [row["row_id"] for row in labelled] == [group_id(row) for row in GROUPS]
+    assert {row["label_fingerprint"] for row in labelled} == {"print"}
+
+
+def test_rows_fit_the_schema(labelled):
+    table = pa.Table.from_pylist(labelled, schema=LABELLED)
+    assert table.num_rows == len(GROUPS)
+    assert set(labelled[0]) == set(LABELLED.names)
+
+
+def test_a_task_without_reward_passes_through(labelled):
+    for row in labelled:
+        if row["task"] in {"tool", "convsearch"}:
+            empty = [row[name] for name in ("rewards", "outputs", "base_scores", "scores", "error")]
+            assert (empty, row["reward"]) == ([None] * 5, "none")
+
+
+def test_a_group_that_cannot_be_scored_says_why(labelled):
+    errors = {row["query_id"]: row["error"] for row in labelled if row["error"]}
+    assert errors == {"qa-5": "no candidates", "lrlm-6": "an output has no token"}
+    assert all(row["rewards"] is None for row in labelled if row["error"])
+
+
+def test_every_reward_is_recomputed_from_the_stored_scores(labelled):
+    scored = [row for row in labelled if row["rewards"] is not None]
+    assert [row["query_id"] for row in scored] == ["qa-0", "likely-2", "qa-3", "chat-4"]
+    for row in scored:
+        assert row["rewards"] == group_rewards(row["reward"], row["base_scores"], row["scores"])
+        assert len(row["rewards"]) == len(row["scores"]) == len(row["candidate_texts"])
+        assert {len(row["outputs"])} == {len(row["base_scores"]), *map(len, row["scores"])}
+
+
+def test_the_desired_output_comes_first_and_samples_are_distinct(labelled):
+    for row in labelled:
+        if row["rewards"] is not None:
+            assert row["outputs"][0] == "Paris"
+            samples = row["outputs"][1:]
+            assert samples == distinct_samples(samples, row["answers"])
+            assert len(samples) <= (4 if row["reward"] == "rank" else 0)
+
+
+def test_labels_do_not_depend_on_the_block_a_group_falls_into(labeller, labelled):
+    for block in ([0], [4, 3, 2], [1, 5]):
+        for i, row in zip(block, labeller.label([GROUPS[i] for i in block], "print"), strict=True):
+            assert row["outputs"] == labelled[i]["outputs"]
+            assert row["row_id"] == labelled[i]["row_id"]
+            if row["rewards"] is not None:
+                for found, expected in zip(row["scores"], labelled[i]["scores"], strict=True):
+                    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_another_seed_draws_other_outputs(labeller, labelled, tiny_llm):
+    other = RewardLabeller(labeller.lm, tiny_llm, LabelConfig(num_samples=4, seed=1), TASKS, {})
+    assert other.label(GROUPS[4:5], "print")[0]["outputs"][1:] != labelled[4]["outputs"][1:]
+
+
+def test_the_groups_given_are_not_changed(labeller):
+    given = group("qa", 0)
+    labeller.label([given], "print")
+    assert given == group("qa", 0)
+
+
+def test_no_groups_give_no_rows(labeller):
+    assert labeller.label([], "print") == []

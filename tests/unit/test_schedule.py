@@ -1,0 +1,106 @@
+"""Learning rates: warm-up, decay, and the self-paced factor."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from embedder.config import SelfPacedConfig
+from embedder.training.schedule import SelfPaced, linear_rate
+
+
+def test_the_rate_rises_to_one_over_the_warm_up_and_falls_towards_zero():
+    rates = [linear_rate(step, 10, 0.2) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[3:] == pytest.approx([7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+
+def test_without_warm_up_the_rate_only_falls():
+    assert [linear_rate(step, 4, 0.0) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.99])
+def test_the_rate_is_never_zero_and_never_above_one(steps, share):
+    assert all(0 < linear_rate(step, steps, share) <= 1 for step in range(steps))
+
+
+def paced(**fields) -> SelfPaced:
+    return SelfPaced(SelfPacedConfig(**{"checkpoint_every": 4, "smoothing": 0.0, **fields}))
+
+
+def feed(pace: SelfPaced) -> SelfPaced:
+    """Losses of 10 up to the checkpoint; then `lossy` stays high and `learned` halves."""
+    for step, (task, loss) in enumerate([("lossy", 10), ("learned", 10), ("lossy", 10), ("learned", 10)]):
+        pace.update(task, loss, step)
+    pace.update("lossy", 11.0, 4)
+    pace.update("learned", 6.0, 5)
+    return pace
+
+
+def test_a_task_whose_loss_stays_high_learns_faster():
+    pace = feed(paced(direction="lossy_faster"))
+    assert (pace.factor("lossy"), pace.factor("learned")) == pytest.approx((1.1, 0.6))
+
+
+def test_a_task_whose_loss_stays_high_learns_slower_the_other_way_round():
+    pace = feed(paced(direction="lossy_slower"))
+    assert (pace.factor("lossy"), pace.factor("learned")) == pytest.approx((1 / 1.1, 1 / 0.6))
+
+
+def test_switched_off_every_factor_is_one():
+    pace = feed(paced(direction="off"))
+    assert (pace.factor("lossy"), pace.factor("learned")) == (1.0, 1.0)
+
+
+def test_a_task_without_loss_has_factor_one():
+    assert feed(paced()).factor("other") == 1.0
+
+
+@pytest.mark.parametrize("direction", ["lossy_faster", "lossy_slower"])
+def test_factors_stay_within_their_bounds(direction):
+    pace = paced(direction=direction, bounds=(0.5, 2.0))
+    for task, loss in (("up", 100.0), ("down", 0.01)):
+        pace.update(task, 1.0, 0)
+        pace.update(task, loss, 1)
+    assert {pace.factor("up"), pace.factor("down")} == {0.5, 2.0}
+
+
+def test_a_loss_of_zero_gives_factor_one():
+    pace = paced(direction="lossy_slower")
+    pace.update("qa", 0.0, 0)
+    assert pace.factor("qa") == 1.0
+
+
+def test_a_checkpoint_makes_the_running_losses_the_reference():
+    pace = paced()
+    for step, loss in enumerate([8.0, 4.0, 4.0]):
+        pace.update("qa", loss, step)
+    assert pace.factor("qa") == 0.5
+    pace.update("qa", 4.0, 3)
+    assert pace.factor("qa") == 1.0
+
+
+def test_the_running_loss_is_smoothed():
+    pace = paced(smoothing=0.9)
+    pace.update("qa", 10.0, 0)
+    pace.update("qa", 20.0, 1)
+    assert pace.current["qa"] == pytest.approx(0.9 * 10 + 0.1 * 20)
+
+
+def test_a_restored_schedule_goes_on_as_if_it_had_not_stopped():
+    straight, stopped = feed(paced()), paced()
+    stopped.restore(json.loads(json.dumps(feed(paced()).state())))
+    for pace in (straight, stopped):
+        for step in range(6, 12):
+            pace.update("lossy", float(step), step)
+    assert stopped.state() == straight.state()
+    assert stopped.factor("lossy") == straight.factor("lossy")
+
+
+def test_a_state_that_was_kept_does_not_change_later():
+    pace = feed(paced())
+    state = pace.state()
+    pace.update("lossy", 99.0, 6)
+    assert state["current"]["lossy"] == 11.0

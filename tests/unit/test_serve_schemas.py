@@ -1,0 +1,47 @@
+"""Requests on the wire: what is taken and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from serve.schemas import EmbeddingRequest, SearchRequest
+
+
+@pytest.mark.parametrize("texts", ["one text", ["one"], ["one", "two"]])
+def test_texts_are_taken_as_they_are(texts):
+    request = EmbeddingRequest(input=texts, model="m")
+    assert (request.input, request.encoding_format, request.input_type, request.task) == (texts, "float", "query", None)
+
+
+@pytest.mark.parametrize("tokens", [[1, 2, 3], [[1, 2], [3]]])
+def test_token_ids_arrive_as_numbers_so_that_they_can_be_refused(tokens):
+    assert EmbeddingRequest(input=tokens, model="m").input == tokens
+
+
+@pytest.mark.parametrize("bad", ["", [], [""], ["a", ""], None, 3, {"text": "a"}, ["a", 1], [[["a"]]]])
+def test_an_input_that_is_no_text_is_refused(bad):
+    with pytest.raises(ValidationError, match="input"):
+        EmbeddingRequest(input=bad, model="m")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"encoding_format": "int8"}, {"dimensions": 0}, {"input_type": "passage"}, {"truncate": True}, {"model": None}],
+)
+def test_an_unknown_key_or_value_of_an_embedding_request_is_refused(fields):
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        EmbeddingRequest(**{"input": "a", "model": "m", **fields})
+
+
+def test_a_search_has_ten_results_unless_told_otherwise():
+    assert SearchRequest(query="a", task="qa").limit == 10
+    assert SearchRequest(query=["a", "b"], task="qa", limit=3).limit == 3
+
+
+@pytest.mark.parametrize(
+    "fields", [{"query": ""}, {"query": []}, {"query": [""]}, {"limit": 0}, {"task": None}, {"top_k": 3}]
+)
+def test_a_search_request_of_another_form_is_refused(fields):
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        SearchRequest(**{"query": "a", "task": "qa", **fields})
