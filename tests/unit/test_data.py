@@ -54,6 +54,7 @@ def written(tmp_path):
         group("qa", 1),
         group("qa", 2, rewards=None, error="no candidates"),
         group("tool", 3, texts=("v",), relevance=(0,)),
+        group("tool", 6, texts=("w",), relevance=(1,)),
         group("qa", 4, texts=("d", "e"), rewards=(0.5, 0.0), relevance=(0, 0)),
         group("qa", 5, rewards=(1.0, 1.0, 1.0)),
     ]
@@ -63,13 +64,13 @@ def written(tmp_path):
 
 def test_rows_and_groups_left_out_are_counted_by_task(written):
     rows, counts, left_out = written
-    assert counts == {"qa": 2, "tool": 1}
+    assert counts == {"qa": 2, "tool": 2}
     assert left_out == {
         "qa: no rewards: no candidates": 1,
         "qa: all rewards are equal": 1,
         "tool: no known positive for the contrastive loss": 1,
     }
-    assert (rows.sizes, rows.group_size) == ({"qa": 2, "tool": 1}, 3)
+    assert (rows.sizes, rows.group_size) == ({"qa": 2, "tool": 2}, 3)
 
 
 def test_a_batch_is_padded_to_the_largest_group(written):
@@ -81,9 +82,9 @@ def test_a_batch_is_padded_to_the_largest_group(written):
 
 
 def test_a_batch_of_another_task_has_its_own_rows(written):
-    batch = written[0].batch("tool", [0])
-    assert (batch.queries, batch.candidates) == (["tool 0"], ["t", "u", "u"])
-    assert batch.reward_BM.tolist() == [[0, 1, 0]]
+    batch = written[0].batch("tool", [1, 0])
+    assert (batch.queries, batch.candidates) == (["tool 6", "tool 0"], ["w", "w", "w", "t", "u", "u"])
+    assert batch.reward_BM.tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
 def test_equal_texts_have_equal_keys_and_others_do_not(written):

@@ -114,6 +114,12 @@ def test_another_seed_draws_other_outputs(labeller, labelled, tiny_llm):
     assert other.label(GROUPS[4:5], "print")[0]["outputs"][1:] != labelled[4]["outputs"][1:]
 
 
+def test_each_query_draws_from_a_stream_of_its_own(labeller):
+    twins = [{**group("qa", 0), "query_id": name} for name in ("q0", "q1")]
+    one, other = labeller.label(twins, "print")
+    assert one["outputs"][1:] != other["outputs"][1:]
+
+
 def test_the_groups_given_are_not_changed(labeller):
     given = group("qa", 0)
     labeller.label([given], "print")
