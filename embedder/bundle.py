@@ -64,10 +64,17 @@ class Manifest(BaseModel):
     files: dict[str, str]
     """SHA-256 of every file, by path within the bundle."""
 
+    digest: str = ""
+    """Hash of all the other fields: the instructions change every query vector and stand in no other file."""
+
+    def computed_digest(self) -> str:
+        """What `digest` must be."""
+        return content_id(self.model_dump(mode="json", exclude={"digest"}))
+
     @property
     def index_version(self) -> str:
-        """Changes with any file."""
-        return content_id(sorted(self.files.items()))[:16]
+        """Changes with any file and any field."""
+        return self.computed_digest()[:16]
 
 
 def shard_folder(bundle: Path, shard: int) -> Path:
@@ -90,7 +97,8 @@ def hash_files(bundle: Path) -> dict[str, str]:
 
 def publish(staged: Path, manifest: Manifest, bundle: Path) -> None:
     """Write the manifest into a staged folder and put the folder in the bundle's place."""
-    (staged / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    sealed = manifest.model_copy(update={"digest": manifest.computed_digest()})
+    (staged / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
     replaced = bundle.with_name(f".{bundle.name}.{uuid4().hex}")
     bundle.parent.mkdir(parents=True, exist_ok=True)
     if bundle.exists():
@@ -109,10 +117,13 @@ def read_manifest(bundle: Path) -> Manifest:
     if not path.is_file():
         raise BundleError(f"{bundle}: no bundle (no {MANIFEST}); build one with `python -m ray_jobs.index`")
     try:
-        return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise BundleError(f"{path}: not a manifest of format 1 ({reason}); build the bundle again") from error
+    if manifest.digest != manifest.computed_digest():
+        raise BundleError(f"{path}: its digest does not fit its content; restore the bundle or build it again")
+    return manifest
 
 
 def verify(bundle: Path, only: str = "") -> Manifest:

@@ -6,17 +6,23 @@ checked on a login node in a second.
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from embedder.errors import ConfigError
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
 
-AbsolutePath = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser().absolute())]
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)).absolute())]
 """A local path; a relative one is taken from the directory the job is started in."""
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""A task's name; files are named after it."""
 
 
 class Section(BaseModel):
@@ -316,6 +322,8 @@ class RunConfig(Section):
     def parts_fit(self) -> RunConfig:
         """Refuse settings that are right one by one and wrong together."""
         for name, spec in self.tasks.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(f"tasks: {name!r} is no task name; use letters, digits, - and _")
             if spec.reward != "none" and spec.template is None:
                 raise ValueError(f"tasks.{name}.reward is {spec.reward!r} but it has no template")
             if spec.reward == "none" and spec.loss != "contrastive":

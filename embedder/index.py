@@ -11,6 +11,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedder.errors import BundleError, ConfigError
 
@@ -45,11 +46,15 @@ class Collection:
 
     @classmethod
     def build(cls, vector_PD: np.ndarray, payload: pa.Table, factory: str) -> Collection:
-        """Train (where the factory needs it) and fill an index for the inner product.
+        """Train (where the factory needs it) and fill an index for the inner product, in the order of id and dataset.
 
         Raises:
             ConfigError: FAISS does not know the factory string, or has too few vectors to train it.
         """
+        if len(vector_PD) != payload.num_rows:
+            raise BundleError(f"{len(vector_PD)} vectors, payload {payload.num_rows} rows; they must match row by row")
+        order = pc.sort_indices(payload, sort_keys=[("id", "ascending"), ("dataset", "ascending")])
+        vector_PD, payload = np.ascontiguousarray(vector_PD[order.to_numpy()]), payload.take(order)
         try:
             index = faiss.index_factory(vector_PD.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:

@@ -11,6 +11,11 @@ from pathlib import Path
 from embedder.errors import ModelError
 
 PACKAGE_SCHEME = "package:"
+IDENTIFYING_FILES = {
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
+}
+"""Files that change a model's output beside its weights."""
 
 
 def locate_model(reference: str) -> Path | str:
@@ -98,7 +103,7 @@ def model_fingerprint(model: Path | str, **settings: object) -> str:
         digest.update(model.encode())
         return digest.hexdigest()[:16]
     for path in sorted(model.iterdir()):
-        if path.suffix in {".safetensors", ".gguf"} or path.name in {"config.json", "tokenizer.json"}:
+        if path.suffix in {".safetensors", ".gguf"} or path.name in IDENTIFYING_FILES:
             digest.update(path.name.encode())
             digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()[:16]

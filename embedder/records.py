@@ -124,16 +124,15 @@ def read_tables(files: Iterable[Path], schema: pa.Schema, columns: list[str] | N
     tables = []
     for path in files:
         try:
-            table = pq.read_table(path, columns=wanted.names)
+            found = pq.read_schema(path)
+            if not set(wanted.names) <= set(found.names):
+                raise DataError(f"{path}: columns {found.names}, expected {wanted.names}; run its job again")
+            tables.append(pq.read_table(path, columns=wanted.names).cast(wanted))
         except (OSError, pa.ArrowInvalid) as error:
+            reason = str(error).splitlines()[0]
             raise DataError(
-                f"{path}: not a readable Parquet file ({error}); run the job that writes it again"
+                f"{path}: not a readable Parquet file of {wanted.names} ({reason}); run its job again"
             ) from error
-        if table.schema.names != wanted.names:
-            raise DataError(
-                f"{path}: columns {table.schema.names}, expected {wanted.names}; run the job that writes it again"
-            )
-        tables.append(table.cast(wanted))
     return pa.concat_tables(tables) if tables else wanted.empty_table()
 
 

@@ -105,8 +105,10 @@ def _lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
             prepared.rows_in += 1
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                _reject(prepared, path, number, f"not JSON: {error.msg}", line)
+                # A lone surrogate is valid JSON but no text that could be hashed or written.
+                json.dumps(row, ensure_ascii=False).encode()
+            except (json.JSONDecodeError, RecursionError, UnicodeEncodeError) as error:
+                _reject(prepared, path, number, f"not JSON: {error}", line)
                 continue
             if isinstance(row, dict):
                 yield number, row
@@ -192,11 +194,13 @@ def _read_queries(path: Path, source: Source, task: TaskSpec, prepared: Prepared
 def _query(row: Row, source: Source, prepared: Prepared) -> Row:
     """One query with its positives and, where the row brings its own candidates, its pool."""
     query = _text(row, "query")
-    query_id = str(row.get("query_id") or content_id(source.dataset, query))
+    given = row.get("query_id")
+    query_id = content_id(source.dataset, query) if given in (None, "") else str(given)
     pool: list[str] | None = None
-    if "history" in row:
+    if row.get("history"):
         pool = _add_passages(_texts(row, "history"), source, prepared)
         positives = [pool[i] for i in _positions(row, len(pool))]
+        positives += [content_id(text) for text in _texts(row, "pos") if content_id(text) in pool]
     elif source.format == "layout" and row.get("pos_ids") is not None:
         positives = _texts(row, "pos_ids")
         missing = [passage_id for passage_id in positives if passage_id not in prepared.passages]
@@ -219,6 +223,8 @@ def _query(row: Row, source: Source, prepared: Prepared) -> Row:
 def _positions(row: Row, length: int) -> list[int]:
     """Positions of the known positives in the row's history."""
     positions = row.get("gold_history") or []
+    if not isinstance(positions, list):
+        raise RowError(f"gold_history is {positions!r}; a list of positions is needed")
     if not all(isinstance(i, int) and 0 <= i < length for i in positions):
         raise RowError(f"gold_history {positions} leaves the history of {length}")
     return list(positions)
@@ -246,6 +252,8 @@ def _chunk_queries(row: Row, source: Source, prepared: Prepared) -> list[Row]:
     chunks = [(spans[i][0], spans[min(i + size, len(spans)) - 1][1]) for i in range(0, len(spans), size)]
     if len(chunks) < 5:
         raise RowError(f"only {len(chunks)} chunks of {size} words; a long text needs at least 5")
+    if f"{document}#0" in prepared.passages:
+        raise RowError(f"query_id {document!r} was seen before")
     queries = []
     for j in range(3, len(chunks) - 1):
         pool = []

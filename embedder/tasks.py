@@ -10,7 +10,7 @@ from __future__ import annotations
 from string import Formatter
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Side = Literal["query", "key"]
 
@@ -38,14 +38,12 @@ class PromptTemplate(BaseModel):
 
     @field_validator("context", "input", "output")
     @classmethod
-    def only_plain_fields(cls, value: str) -> str:
-        """Refuse fields that str.format could use to reach into objects, such as {query.__class__}."""
-        allowed = {"passage", "query", "answer"}
+    def only_its_own_field(cls, value: str, info: ValidationInfo) -> str:
+        """Refuse other fields, and those that str.format could use to reach into objects, such as {query.__class__}."""
+        allowed = {"context": "passage", "input": "query", "output": "answer"}[str(info.field_name)]
         for _, name, spec, conversion in Formatter().parse(value):
-            if name is not None and (name not in allowed or spec or conversion):
-                raise ValueError(
-                    f"field {{{name}}} in template {value!r}; allowed are {sorted(allowed)}, written plainly"
-                )
+            if name is not None and (name != allowed or spec or conversion):
+                raise ValueError(f"field {{{name}}} in template {value!r}; allowed is {{{allowed}}}, written plainly")
         return value
 
 

@@ -30,7 +30,7 @@ from embedder.ledger import Ledger
 from embedder.lm import prepare_lm
 from embedder.locate import count_parameters, locate_model
 from embedder.progress import progress
-from embedder.records import LABELLED, group_id, write_json
+from embedder.records import LABELLED, content_id, group_id, write_json
 from embedder.reports import StageReport, console
 from ray_jobs.actors import LabelBlocks
 from ray_jobs.session import Job, actor_pool, main
@@ -50,6 +50,11 @@ def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
     if rewarded and config.llm is None:
         raise ConfigError(f"the run file has no `llm` section, but tasks {rewarded} have a reward; name the LLM")
     return config.llm
+
+
+def run_fingerprint(config: RunConfig) -> str:
+    """What the labels of a run depend on, the worked examples before its prompts included."""
+    return content_id(label_fingerprint(config.llm, config.label, config.tasks), shot_pools(config))[:16]
 
 
 def labelled_ledger(config: RunConfig) -> Ledger:
@@ -81,7 +86,7 @@ def check(config: RunConfig) -> Work:
         lines.append(
             f"{task}: {len(groups):,} groups, {len(ahead):,} still to label ({pairs:,} pairs), reward {spec.reward}"
         )
-    _check_fingerprint(config, label_fingerprint(llm, config.label, config.tasks))
+    _check_fingerprint(config, run_fingerprint(config))
     return Work("label", lines, forward_flops(parameters, tokens))
 
 
@@ -109,7 +114,7 @@ def _check_fingerprint(config: RunConfig, fingerprint: str) -> None:
 def run(config: RunConfig) -> StageReport:
     """Label what is not labelled; the summary counts rows and says how much signal the rewards carry."""
     ledger = labelled_ledger(config)
-    fingerprint = label_fingerprint(config.llm, config.label, config.tasks)
+    fingerprint = run_fingerprint(config)
     write_json({"fingerprint": fingerprint}, config.paths.labelled / "fingerprint.json")
     groups = candidate_groups(config)
     ids = [group_id(group) for group in groups.to_pylist()]

@@ -22,7 +22,7 @@ GREEDY_TOKENS = 16
 
 def normalise_answer(text: str) -> str:
     """Lower case without articles, punctuation and extra spaces (SQuAD, Rajpurkar et al. 2016)."""
-    plain = "".join(" " if letter in string.punctuation else letter for letter in text.lower())
+    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(ARTICLES.sub(" ", plain).split())
 
 

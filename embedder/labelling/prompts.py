@@ -21,11 +21,14 @@ def choose_shots(pool: Sequence[tuple[str, str, str]], query_id: str, count: int
     the pool has different ones: a small LLM shown "no" three times says "no" to everything.
     """
     ordered = sorted(pool, key=lambda row: row_seed(seed, "shot", row[0]))
-    others = [(query, answer) for other, query, answer in ordered if other != query_id]
-    first_of = {answer: (query, answer) for query, answer in reversed(others)}
-    distinct = [shot for shot in others if first_of[shot[1]] == shot]
-    repeated = [shot for shot in others if first_of[shot[1]] != shot]
-    return (distinct + repeated)[:count]
+    distinct: dict[str, Shot] = {}
+    repeated: list[Shot] = []
+    for other, query, answer in ordered:
+        if other != query_id and answer not in distinct:
+            distinct[answer] = (query, answer)
+        elif other != query_id:
+            repeated.append((query, answer))
+    return [*distinct.values(), *repeated][:count]
 
 
 @dataclass(frozen=True)

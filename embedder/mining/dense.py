@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embedder.mining.lexical import Ranking, best
+from embedder.mining.lexical import Ranking, best, top_positions
 
 
 def search_block(
@@ -17,14 +17,13 @@ def search_block(
 ) -> list[Ranking]:
     """The `depth` best passages of one block for each query; a pool limits them to its ids."""
     score_QP = query_QD @ passage_PD.T
-    size = min(depth, len(ids))
     positions = {passage_id: i for i, passage_id in enumerate(ids)}
     rankings = []
     for scores, pool in zip(score_QP, pools, strict=True):
         if pool is None:
-            top = np.argpartition(-scores, size - 1)[:size]
+            top = top_positions(scores, depth)
         else:
-            top = np.array([positions[passage_id] for passage_id in pool if passage_id in positions], dtype=np.int64)
+            top = [positions[passage_id] for passage_id in pool if passage_id in positions]
         rankings.append(best([(ids[i], float(scores[i])) for i in top], depth))
     return rankings
 

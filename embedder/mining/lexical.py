@@ -17,8 +17,12 @@ class LexicalIndex:
     def __init__(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         self.ids = list(ids)
         self.positions = {passage_id: i for i, passage_id in enumerate(self.ids)}
+        tokens = bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
         self._bm25 = bm25s.BM25()
-        self._bm25.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
+        self._vocabulary: dict[str, int] = {}
+        if tokens.vocab:
+            self._bm25.index(tokens, show_progress=False)
+            self._vocabulary = self._bm25.vocab_dict
 
     def search(self, queries: Sequence[str], pools: Sequence[list[str] | None], depth: int) -> list[Ranking]:
         """The `depth` best passages of each query; a pool limits them to its ids, and keeps scores of 0."""
@@ -26,13 +30,19 @@ class LexicalIndex:
         return [self._rank(words, pool, depth) for words, pool in zip(tokens, pools, strict=True)]
 
     def _rank(self, words: list[str], pool: list[str] | None, depth: int) -> Ranking:
-        known = [word for word in words if word in self._bm25.vocab_dict]
+        known = [word for word in words if word in self._vocabulary]
         scores = self._bm25.get_scores(known) if known else np.zeros(len(self.ids), dtype=np.float32)
         if pool is not None:
             return best([(passage_id, float(scores[self.positions[passage_id]])) for passage_id in pool], depth)
-        size = min(depth, len(scores))
-        top: list[int] = np.argpartition(-scores, size - 1)[:size].tolist() if size else []
-        return best([(self.ids[i], float(scores[i])) for i in top if scores[i] > 0], depth)
+        return best([(self.ids[i], float(scores[i])) for i in top_positions(scores, depth) if scores[i] > 0], depth)
+
+
+def top_positions(scores: np.ndarray, depth: int) -> list[int]:
+    """Positions of the `depth` highest scores, and of those equal to the last of them: the caller breaks the tie."""
+    if len(scores) <= depth:
+        return list(range(len(scores)))
+    last = np.partition(scores, len(scores) - depth)[len(scores) - depth]
+    return [int(i) for i in np.flatnonzero(scores >= last)]
 
 
 def best(scored: Ranking, depth: int) -> Ranking:

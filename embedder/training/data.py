@@ -42,6 +42,8 @@ class Batch:
 
 def training_row(group: dict[str, Any], task: TaskSpec) -> dict[str, Any] | str:
     """The training row of a labelled group, or why it cannot be trained on."""
+    if not group["candidate_texts"]:
+        return "no candidates"
     if task.loss == "contrastive":
         rewards = [float(known) for known in group["relevance"]]
         if not any(rewards):
@@ -52,8 +54,6 @@ def training_row(group: dict[str, Any], task: TaskSpec) -> dict[str, Any] | str:
         rewards = list(group["rewards"])
         if task.skip_flat and max(rewards) == min(rewards):
             return "all rewards are equal"
-    if not group["candidate_texts"]:
-        return "no candidates"
     return {"task": group["task"], "query": group["query"], "candidates": group["candidate_texts"], "rewards": rewards}
 
 

@@ -78,7 +78,6 @@ def test_passages_of_one_score_are_found_by_id_at_the_cut_too():
     assert names(collection.search(np.ones((1, 4)), 3)) == [["p00", "p01", "p02"]]
 
 
-@pytest.mark.xfail(strict=True, reason="rows go in by dataset, then id, but hits are ordered by id, then dataset")
 def test_ties_of_two_datasets_do_not_depend_on_the_number_of_shards():
     vector = np.ones((1, 4), np.float32)
     tables = [payload(["z"], "one"), payload(["a"], "two")]
