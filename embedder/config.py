@@ -1,7 +1,6 @@
-"""The run file: one YAML file with a section a job, read into typed models that refuse unknown keys.
+"""The settings of a run: a typed model for each section of the run file, which refuses unknown keys.
 
-`load_run(path, overrides)` is the only way in. It needs no torch and starts nothing, so that a run file is
-checked on a login node in a second.
+`embedder.run_file` reads them from YAML. Needs no torch, so that a run file is checked on a login node in a second.
 """
 
 from __future__ import annotations
@@ -11,13 +10,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from embedder.errors import ConfigError
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
 
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)).absolute())]
+
+def _local(path: Path) -> Path:
+    if re.match(r"[a-z0-9]+:/", str(path)):
+        raise ValueError("object stores are not supported yet; give a path that every node mounts")
+    return Path(os.path.expanduser(path)).absolute()
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_local)]
 """A local path; a relative one is taken from the directory the job is started in."""
 
 
@@ -339,56 +343,3 @@ class RunConfig(Section):
             if name not in self.tasks:
                 raise ValueError(f"train.task_weights names {name!r}; known tasks are {sorted(self.tasks)}")
         return self
-
-
-def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a run file and lay `section.key=value` overrides over it.
-
-    Raises:
-        ConfigError: the file is missing or no YAML mapping, a key is unknown, or a value has the wrong type.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"--config {path}: no such file; give the path of a run file such as configs/demo.yaml")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"--config {path}: holds {type(raw).__name__}; a run file is a mapping of sections")
-    for override in overrides or []:
-        _apply_override(raw, override)
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"--config {path}: {_first_problem(error)}") from error
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set `a.b.c=value` in a raw run file; the value is read as YAML."""
-    dotted, equals, text = override.partition("=")
-    keys = dotted.split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"--set {override!r}: write it as section.key=value")
-    node = raw
-    for key in keys[:-1]:
-        node = node.setdefault(key, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
-    try:
-        node[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints as one line: place, value, reason, how many more."""
-    problems = error.errors()
-    first = problems[0]
-    place = ".".join(str(part) for part in first["loc"]) or "run file"
-    reason = first["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(first["input"], dict) else f" (value {first['input']!r})"
-    if first["type"] == "extra_forbidden":
-        reason, shown = "unknown key; see embedder/config.py for the keys of this section", ""
-    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"{place}: {reason}{shown}{more}"

@@ -48,10 +48,11 @@ JUDGE_ROWS = 16
 def check(config: RunConfig) -> Work:
     """Prepared tables and both encoders exist; the LLM too where it is asked for."""
     names = datasets(config)
-    base, trained = locate_model(config.encoder.model), locate_model(str(config.paths.model))
+    locate_model(config.encoder.model)
+    trained = locate_model(str(config.paths.model))
     settings = config.evaluate
     lines = [f"{name}: {len(queries(config, 'test', name)):,} test queries" for name in names]
-    flops = 0.0 if isinstance(base, str) else forward_flops(count_parameters(base), 0.0)
+    flops = 0.0
     if settings.answer_queries or settings.likelihood_queries:
         if config.llm is None:
             raise ConfigError("evaluate.answer_queries and likelihood_queries need an `llm` section in the run file")

@@ -16,10 +16,11 @@ import yaml
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 
-from embedder.config import RunConfig, load_run
+from embedder.config import RunConfig
 from embedder.cost import Work, measured_rate
 from embedder.errors import ConfigError, EmbedderError
 from embedder.reports import StageReport, console
+from embedder.run_file import load_run
 
 SPARE_CPUS = 2
 """Logical CPUs a local Ray gets beyond the cores, for reading and coordination while actors hold the others."""

@@ -16,9 +16,10 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from embedder.bundle import read_manifest, verify
-from embedder.config import RunConfig, load_run
+from embedder.config import RunConfig
 from embedder.errors import ConfigError, EmbedderError
 from embedder.reports import console
+from embedder.run_file import load_run
 from serve.embed import EncoderReplica
 from serve.ingress import Ingress
 from serve.search import ShardReplica

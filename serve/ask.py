@@ -18,10 +18,11 @@ import ray
 from ray import serve
 from rich.console import Console
 
-from embedder.config import RunConfig, load_run
+from embedder.config import RunConfig
 from embedder.errors import DataError, EmbedderError
 from embedder.records import QUERY, parquet_files, read_tables
 from embedder.reports import StageReport, console, read_reports, stage_table
+from embedder.run_file import load_run
 from serve.app import build_run
 
 URL = "http://127.0.0.1:8000"

@@ -14,11 +14,12 @@ import ray
 from ray import serve
 
 from embedder.bundle import bundle_encoder, load_shard, read_manifest
-from embedder.config import RunConfig, load_run
+from embedder.config import RunConfig
 from embedder.encode import encode
 from embedder.errors import BundleError
 from embedder.index import merge_hits
 from embedder.model import load_encoder
+from embedder.run_file import load_run
 from serve.app import build_run
 from tests.cluster.conftest import Cluster, free_port
 

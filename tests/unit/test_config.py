@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.config import RunConfig, load_run
+from embedder.config import RunConfig
 from embedder.errors import ConfigError
+from embedder.run_file import load_run
 from embedder.tasks import BUILTIN_TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -112,8 +113,10 @@ def test_a_bad_value_is_refused_with_its_place(tmp_path, section, place):
     assert place in message
 
 
-@pytest.mark.parametrize("override", ["paths.work=3", "paths.work=null", "serve={bundle: [a]}"])
-def test_a_path_that_is_no_text_is_refused_with_its_place(tmp_path, override):
+@pytest.mark.parametrize(
+    "override", ["paths.work=3", "paths.work=null", "serve={bundle: [a]}", "paths.work=s3://bucket/run"]
+)
+def test_a_path_that_is_no_local_one_is_refused_with_its_place(tmp_path, override):
     assert override.partition("=")[0] in refusal(tmp_path, MINIMAL, override)
 
 
