@@ -222,7 +222,7 @@ class TrainConfig(Section):
     self_paced: SelfPacedConfig = SelfPacedConfig()
     num_workers: int = Field(default=2, ge=1)
     gpus_per_worker: float = Field(default=0, ge=0)
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Literal[0, 1, 2] = 0
     save_every: int = Field(default=100, ge=1)
     """Steps between two checkpoints."""
     max_failures: int = Field(default=3, ge=0)
