@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from embedder.model import TextEncoder
+from embedder.model import TextEncoder, TokenRow
 from embedder.tasks import Side, TaskSpec
 
 
@@ -21,8 +21,13 @@ def encode(encoder: TextEncoder, texts: Sequence[str], task: TaskSpec, side: Sid
 
 def encode_prompted(encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray:
     """As `encode`, for texts that already carry their instruction (a served batch mixes tasks)."""
-    if not texts:
+    return encode_tokens(encoder, encoder.tokenize(list(texts)) if texts else [])
+
+
+def encode_tokens(encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
+    """As `encode_prompted`, for texts that are token ids already (a server counts them first)."""
+    if not rows:
         return np.zeros((0, encoder.dimension), dtype=np.float32)
     with torch.inference_mode():
-        vectors: np.ndarray = encoder(encoder.tokenize(list(texts))).float().cpu().numpy()
+        vectors: np.ndarray = encoder(rows).float().cpu().numpy()
     return vectors

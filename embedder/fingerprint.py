@@ -13,11 +13,6 @@ def encoder_fingerprint(config: EncoderConfig) -> str:
     return model_fingerprint(locate_model(config.model), pooling=config.pooling, max_tokens=config.max_tokens)
 
 
-def key_fingerprint(encoder: str, task: TaskSpec) -> str:
-    """Identity of a task's passage vectors: the encoder and the instruction before each passage."""
-    return content_id(encoder, task.key_instruction)[:16]
-
-
 def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str, TaskSpec]) -> str:
     """Identity of labels: the LLM, the prompts and the sampling; labels of two identities must not be mixed."""
     model = llm and model_fingerprint(locate_model(llm.model), dtype=llm.dtype, max_prefix_tokens=llm.max_prefix_tokens)

@@ -75,8 +75,13 @@ def gguf_file(folder: Path) -> Path | None:
     return files[0] if len(files) == 1 and not list(folder.glob("*.safetensors")) else None
 
 
-def count_parameters(folder: Path) -> int:
-    """Number of weights, read from the safetensors headers; a GGUF file counts its bytes at 4.5 bits a weight."""
+def count_parameters(folder: Path | str) -> int:
+    """Number of weights, read from the safetensors headers; a GGUF file counts its bytes at 4.5 bits a weight.
+
+    0 for the name of a hub model, whose size is known only after the download.
+    """
+    if isinstance(folder, str):
+        return 0
     packed = gguf_file(folder)
     if packed is not None:
         return int(packed.stat().st_size * 8 / 4.5)

@@ -5,29 +5,27 @@ from __future__ import annotations
 import pyarrow as pa
 import ray
 
-from embedder.config import RunConfig
+from embedder.config import LlmConfig, RunConfig
 from embedder.errors import ConfigError
 from embedder.evaluation.answers import LlmJudge
 from embedder.labelling.labeller import RewardLabeller
-from embedder.ledger import Ledger
 from embedder.lm import CausalLm, load_lm
-from embedder.records import LABELLED
+from ray_jobs.tables import labelled_ledger
 
 
-def _load(config: RunConfig) -> CausalLm:
+def _load(config: RunConfig) -> tuple[CausalLm, LlmConfig]:
     if config.llm is None:
         raise ConfigError("the run file has no `llm` section")
-    return load_lm(config.llm, config.paths.cache)
+    return load_lm(config.llm, config.paths.cache), config.llm
 
 
 class LabelBlocks:
     """Loads the LLM once, labels blocks of groups and commits each of them."""
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, fingerprint: str) -> None:
-        lm = _load(config)
-        assert config.llm is not None
-        self.labeller = RewardLabeller(lm, config.llm, config.label, config.tasks, ray.get(shot_pools))
-        self.ledger = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
+        lm, llm = _load(config)
+        self.labeller = RewardLabeller(lm, llm, config.label, config.tasks, ray.get(shot_pools))
+        self.ledger = labelled_ledger(config)
         self.fingerprint = fingerprint
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -39,9 +37,8 @@ class JudgeBlocks:
     """Loads the LLM once; adds to each row its greedy answer (`kind` answer) or log-likelihood (`kind` likelihood)."""
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef) -> None:
-        lm = _load(config)
-        assert config.llm is not None
-        self.judge = LlmJudge(lm, config.llm, config.tasks, ray.get(shot_pools), config.evaluate.seed)
+        lm, llm = _load(config)
+        self.judge = LlmJudge(lm, llm, config.tasks, ray.get(shot_pools), config.evaluate.seed)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()

@@ -56,9 +56,9 @@ def check(config: RunConfig) -> Work:
     if settings.answer_queries or settings.likelihood_queries:
         if config.llm is None:
             raise ConfigError("evaluate.answer_queries and likelihood_queries need an `llm` section in the run file")
-        model = locate_model(config.llm.model)
+        parameters = count_parameters(locate_model(config.llm.model))
         judged = settings.answer_queries + settings.likelihood_queries * len(names)
-        flops += forward_flops(0 if isinstance(model, str) else count_parameters(model), 4 * judged * tokens_of(1200))
+        flops += forward_flops(parameters, 4 * judged * tokens_of(1200))
         lines.append(f"LLM: up to {judged:,} queries with each of 4 retrievers")
     lines.append(f"retrievers: bm25, base ({config.encoder.model}), trained ({trained})")
     return Work("evaluate", lines, flops)

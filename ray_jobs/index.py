@@ -30,7 +30,7 @@ from embedder.progress import progress
 from embedder.records import PASSAGE, read_tables, row_seed
 from embedder.reports import StageReport, console
 from ray_jobs.session import Job, main
-from ray_jobs.tables import corpus_files, count_rows, datasets
+from ray_jobs.tables import corpus_characters, corpus_files, count_rows, datasets
 from ray_jobs.vectors import VectorStore, ensure_vectors
 
 
@@ -48,12 +48,11 @@ def bundle_model(config: RunConfig) -> EncoderConfig:
 
 def check(config: RunConfig) -> Work:
     """The prepared corpus and the encoder's folder exist."""
-    folder = locate_model(bundle_model(config).model)
-    parameters = count_parameters(Path(folder))
+    parameters = count_parameters(locate_model(bundle_model(config).model))
     lines, characters = [], 0
     for name in datasets(config):
         files = corpus_files(config, name)
-        characters += sum(path.stat().st_size for path in files) * 3  # Parquet text is compressed about three times
+        characters += corpus_characters(files)
         lines.append(
             f"{name}: {count_rows(files):,} passages into {config.index.num_shards} shards, {config.index.factory}"
         )
@@ -106,14 +105,14 @@ def run(config: RunConfig) -> StageReport:
 
 
 def build_shard(config: RunConfig, store: VectorStore, shard: int, folder: Path) -> dict[str, tuple[int, int]]:
-    """Build one shard's collections: of each task the passages whose id hashes to it, ordered by dataset and id.
+    """Build one shard's collections: of each task the passages whose id hashes to it.
 
     Returns passages and dimensions by task.
     """
     folder.mkdir(parents=True)
     parts: dict[str, list[tuple[np.ndarray, pa.Table]]] = {}
     for dataset in datasets(config):
-        table = read_tables(corpus_files(config, dataset), PASSAGE).sort_by("id")
+        table = read_tables(corpus_files(config, dataset), PASSAGE)
         mine = [row_seed(0, row_id) % config.index.num_shards == shard for row_id in table["id"].to_pylist()]
         table = table.filter(pa.array(mine))
         if table.num_rows:

@@ -25,16 +25,15 @@ from embedder.cost import Work, forward_flops, tokens_of
 from embedder.errors import ConfigError, DataError, LabelError
 from embedder.fingerprint import label_fingerprint
 from embedder.labelling.diagnostics import reward_summary
-from embedder.labelling.labeller import unrewarded
-from embedder.ledger import Ledger
+from embedder.labelling.labeller import ShotPools, unrewarded
 from embedder.lm import prepare_lm
 from embedder.locate import count_parameters, locate_model
 from embedder.progress import progress
-from embedder.records import LABELLED, content_id, group_id, write_json
+from embedder.records import content_id, group_id, write_json
 from embedder.reports import StageReport, console
 from ray_jobs.actors import LabelBlocks
 from ray_jobs.session import Job, actor_pool, main
-from ray_jobs.tables import candidate_groups, shot_pools
+from ray_jobs.tables import candidate_groups, labelled_ledger, shot_pools
 
 PASSED_ROWS = 4096
 """Groups without a reward that are committed together; they need no LLM."""
@@ -52,27 +51,22 @@ def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
     return config.llm
 
 
-def run_fingerprint(config: RunConfig) -> str:
+def run_fingerprint(config: RunConfig, pools: ShotPools) -> str:
     """What the labels of a run depend on, the worked examples before its prompts included."""
-    return content_id(label_fingerprint(config.llm, config.label, config.tasks), shot_pools(config))[:16]
-
-
-def labelled_ledger(config: RunConfig) -> Ledger:
-    """The committed blocks of labels."""
-    return Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
+    return content_id(label_fingerprint(config.llm, config.label, config.tasks), pools)[:16]
 
 
 def check(config: RunConfig) -> Work:
     """Candidates exist, the LLM's folder has weights, every rewarded query has an answer, and labels would not mix."""
-    table = candidate_groups(config)
-    llm = needed_llm(config, set(table["task"].to_pylist()))
-    model = locate_model(llm.model) if llm else ""
-    parameters = 0 if isinstance(model, str) else count_parameters(model)
+    every = candidate_groups(config).to_pylist()
+    tasks = {group["task"] for group in every}
+    llm = needed_llm(config, tasks)
+    parameters = count_parameters(locate_model(llm.model)) if llm else 0
     done = labelled_ledger(config).done()
     lines, tokens = [], 0.0
-    for task in sorted(set(table["task"].to_pylist())):
+    for task in sorted(tasks):
         spec = config.tasks[task]
-        groups = [group for group in table.to_pylist() if group["task"] == task]
+        groups = [group for group in every if group["task"] == task]
         ahead = [group for group in groups if group_id(group) not in done]
         if spec.reward != "none":
             _check_answers(groups, task)
@@ -86,7 +80,7 @@ def check(config: RunConfig) -> Work:
         lines.append(
             f"{task}: {len(groups):,} groups, {len(ahead):,} still to label ({pairs:,} pairs), reward {spec.reward}"
         )
-    _check_fingerprint(config, run_fingerprint(config))
+    _check_fingerprint(config, run_fingerprint(config, shot_pools(config)))
     return Work("label", lines, forward_flops(parameters, tokens))
 
 
@@ -113,8 +107,8 @@ def _check_fingerprint(config: RunConfig, fingerprint: str) -> None:
 
 def run(config: RunConfig) -> StageReport:
     """Label what is not labelled; the summary counts rows and says how much signal the rewards carry."""
-    ledger = labelled_ledger(config)
-    fingerprint = run_fingerprint(config)
+    ledger, pools = labelled_ledger(config), shot_pools(config)
+    fingerprint = run_fingerprint(config, pools)
     write_json({"fingerprint": fingerprint}, config.paths.labelled / "fingerprint.json")
     groups = candidate_groups(config)
     ids = [group_id(group) for group in groups.to_pylist()]
@@ -127,7 +121,7 @@ def run(config: RunConfig) -> StageReport:
     rewarded = ahead.filter(pc.invert(plain))
     if rewarded.num_rows and config.llm is not None:
         prepare_lm(config.llm, config.paths.cache)
-        _label(config, rewarded, fingerprint)
+        _label(config, rewarded, pools, fingerprint)
     table = ledger.read(ids)
     errors = [row for row in table.select(["error", "query_id"]).to_pylist() if row["error"]]
     if len(errors) > config.label.max_error_share * max(1, len(ids)):
@@ -138,13 +132,13 @@ def run(config: RunConfig) -> StageReport:
     return _report(table, ids, before=len(ids) - ahead.num_rows, duplicates=ledger.count_duplicates())
 
 
-def _label(config: RunConfig, ahead: pa.Table, fingerprint: str) -> None:
+def _label(config: RunConfig, ahead: pa.Table, pools: ShotPools, fingerprint: str) -> None:
     """Send groups through the actor pool; each actor commits its own blocks."""
     size = config.label.block_rows
     blocks = [ahead.slice(i, size) for i in range(0, ahead.num_rows, size)]
     labelled = ray.data.from_arrow(blocks).map_batches(
         LabelBlocks,
-        fn_constructor_args=(config, ray.put(shot_pools(config)), fingerprint),
+        fn_constructor_args=(config, ray.put(pools), fingerprint),
         batch_size=size,
         batch_format="pyarrow",
         **actor_pool(config.label.num_actors, config.label.gpus_per_actor),

@@ -26,19 +26,18 @@ from embedder.records import GROUP, write_table
 from embedder.reports import StageReport, console
 from ray_jobs.search import dense_rankings, lexical_rankings
 from ray_jobs.session import Job, main
-from ray_jobs.tables import corpus_files, count_rows, datasets, passage_texts, queries
+from ray_jobs.tables import corpus_characters, corpus_files, count_rows, datasets, passage_texts, queries
 from ray_jobs.vectors import ensure_vectors
 
 
 def check(config: RunConfig) -> Work:
     """The prepared tables and the encoder's folder exist."""
     names = datasets(config)
-    model = locate_model(config.encoder.model)
-    parameters = 0 if isinstance(model, str) else count_parameters(model)
+    parameters = count_parameters(locate_model(config.encoder.model))
     lines, characters = [], 0
     for name in names:
         files, count = corpus_files(config, name), len(queries(config, "train", name))
-        characters += sum(path.stat().st_size for path in files) * 3  # Parquet text is compressed about three times
+        characters += corpus_characters(files)
         lines.append(
             f"{name}: {count_rows(files):,} passages, {count:,} train queries, groups of {config.mine.group_size}"
         )

@@ -64,8 +64,7 @@ def dense_rankings(config: RunConfig, store: VectorStore, split: Split, depth: i
         for row in partial.iter_rows():
             rankings = merged[row["dataset"]]
             for i, (ids, scores) in enumerate(zip(row["ids"], row["scores"], strict=True)):
-                found = list(zip(ids, scores, strict=True))
-                rankings[i] = merge(rankings[i], _unique(rankings[i], found), depth)
+                rankings[i] = merge(rankings[i], list(zip(ids, scores, strict=True)), depth)
     return {name: dict(zip(loaded[name].query_ids, rankings, strict=True)) for name, rankings in merged.items()}
 
 
@@ -85,12 +84,6 @@ def search_blocks(block: pa.Table, reference: ray.ObjectRef, depth: int) -> pa.T
             scores = [[score for _, score in ranking] for ranking in rankings]
             rows.append({"dataset": dataset, "ids": found, "scores": scores})
     return pa.Table.from_pylist(rows, schema=PARTIAL)
-
-
-def _unique(known: Ranking, found: Ranking) -> Ranking:
-    """The entries of `found` that are not known yet: a retried block may stand in two files."""
-    ids = {passage_id for passage_id, _ in known}
-    return [entry for entry in found if entry[0] not in ids]
 
 
 def lexical_rankings(config: RunConfig, split: Split, dataset: str, depth: int) -> ray.ObjectRef:

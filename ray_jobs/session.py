@@ -124,7 +124,8 @@ def connect() -> None:
         else:
             ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
     DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for noisy in ("ray.train", "ray.data"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def actor_pool(num_actors: int, gpus_per_actor: float) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from embedder.config import RunConfig
 from embedder.errors import DataError
 from embedder.labelling.labeller import ShotPools
-from embedder.records import GROUP, PASSAGE, QUERY, Split, parquet_files, read_tables, row_seed
+from embedder.ledger import Ledger
+from embedder.records import GROUP, LABELLED, PASSAGE, QUERY, Split, parquet_files, read_tables, row_seed
 
 MAX_SHOT_CHARACTERS = 300
 """Longer examples are not used as shots: three of them would crowd out the candidate."""
@@ -68,6 +69,16 @@ def candidate_groups(config: RunConfig) -> pa.Table:
     if not files:
         raise DataError(f"{config.paths.candidates}: no candidates; run `python -m ray_jobs.mine` first")
     return read_tables(files, GROUP)
+
+
+def corpus_characters(files: list[Path]) -> int:
+    """Estimated characters of a dataset's passages: Parquet holds text at about a third of its size."""
+    return sum(path.stat().st_size for path in files) * 3
+
+
+def labelled_ledger(config: RunConfig) -> Ledger:
+    """The committed blocks of labels."""
+    return Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
 
 
 def shot_pools(config: RunConfig) -> ShotPools:

@@ -12,7 +12,6 @@ finished run only writes its model again. Ray Train starts the workers, DeepSpee
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import threading
@@ -30,16 +29,15 @@ from embedder.config import RunConfig, TrainConfig
 from embedder.cost import Work, forward_flops, tokens_of
 from embedder.errors import ConfigError, DataError
 from embedder.fingerprint import encoder_fingerprint
-from embedder.ledger import Ledger
 from embedder.locate import count_parameters, locate_model
 from embedder.progress import progress
-from embedder.records import LABELLED, content_id, group_id, parquet_files, write_json
+from embedder.records import content_id, group_id, parquet_files, write_json
 from embedder.reports import StageReport, console
 from embedder.training.data import training_row, write_training_rows
 from embedder.training.loop import EXPORT, TrainingJob
 from embedder.training.plan import BatchPlan
 from ray_jobs.session import Job, main
-from ray_jobs.tables import candidate_groups
+from ray_jobs.tables import candidate_groups, labelled_ledger
 from ray_jobs.worker import WorkerJob, read_metrics, train_worker
 
 POLL_S = 1.0
@@ -59,7 +57,7 @@ def labelled_groups(config: RunConfig) -> pa.Table:
     Raises:
         DataError: `label` has not run, or not for all of these candidates.
     """
-    ledger = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
+    ledger = labelled_ledger(config)
     if not parquet_files(ledger.folder):
         raise DataError(f"{ledger.folder}: no labels; run `python -m ray_jobs.label` first")
     return ledger.read([group_id(group) for group in candidate_groups(config).to_pylist()])
@@ -69,8 +67,7 @@ def check(config: RunConfig) -> Work:
     """Labels exist for every candidate group, the encoder's folder has weights, and the plan has a task to train."""
     settings = section(config)
     groups = labelled_groups(config).to_pylist()
-    model = locate_model(config.encoder.model)
-    parameters = 0 if isinstance(model, str) else count_parameters(model)
+    parameters = count_parameters(locate_model(config.encoder.model))
     rows = [(group["task"], training_row(group, config.tasks[group["task"]])) for group in groups]
     sizes = Counter(task for task, row in rows if not isinstance(row, str))
     plan = BatchPlan(
@@ -118,8 +115,6 @@ def run_name(config: RunConfig, groups: pa.Table) -> str:
 def _fit(job: WorkerJob, storage: Path, name: str) -> Result:
     """Run the workers, showing progress from the metrics that rank 0 writes."""
     settings = job.training.config
-    for noisy in ("ray.train", "ray.data"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     resources = {"GPU": settings.gpus_per_worker, "CPU": 1} if settings.gpus_per_worker else {"CPU": 1}
     trainer = TorchTrainer(
         train_worker,

@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from embedder.bundle import read_manifest, verify
+from embedder.bundle import verify
 from embedder.config import RunConfig
 from embedder.errors import ConfigError, EmbedderError
 from embedder.reports import console
@@ -52,8 +52,7 @@ def build_run(config: RunConfig) -> Application:
     """
     settings = config.serve
     bundle = settings.bundle or config.paths.bundle
-    verify(bundle)
-    manifest = read_manifest(bundle)
+    manifest = verify(bundle)
     _check_keys(settings.api_keys_file)
     scaling = AutoscalingConfig(
         min_replicas=settings.min_replicas,

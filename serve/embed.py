@@ -11,7 +11,7 @@ import torch
 from ray import serve
 
 from embedder.bundle import MODEL, bundle_encoder, verify
-from embedder.encode import encode_prompted
+from embedder.encode import encode_prompted, encode_tokens
 from embedder.model import load_encoder
 
 PROBE = "ready"
@@ -44,10 +44,9 @@ class EncoderReplica:
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
     async def _batched(self, requests: list[list[str]]) -> list[list[Encoded]]:
         """Encode the texts of several requests in one go, and hand each request its own."""
-        texts = [text for request in requests for text in request]
-        lengths = [len(row) for row in self.encoder.tokenize(texts)]
-        vectors = encode_prompted(self.encoder, texts)
-        encoded = iter([Encoded(vector, length) for vector, length in zip(vectors, lengths, strict=True)])
+        rows = self.encoder.tokenize([text for request in requests for text in request])
+        vectors = encode_tokens(self.encoder, rows)
+        encoded = iter([Encoded(vector, len(row)) for vector, row in zip(vectors, rows, strict=True)])
         return [[next(encoded) for _ in request] for request in requests]
 
     def check_health(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from embedder.config import LlmConfig
 from embedder.labelling.labeller import ShotPools
-from embedder.labelling.prompts import choose_shots, prompt_builder
+from embedder.labelling.prompts import PromptBuilder, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling, sample_outputs
 from embedder.labelling.scorer import PackedPrompt, PackedScorer
 from embedder.lm import CausalLm
@@ -61,25 +61,24 @@ class LlmJudge:
         """Mean token log-likelihood of each row's first answer given its `passages`."""
         spec = self.tasks[task]
         builder = prompt_builder(self.lm, spec, self.llm)
-        prompts = []
-        for row in rows:
-            shots = choose_shots(self.shot_pools.get(row["dataset"], []), row["query_id"], spec.shots, self.seed)
-            prefix = builder.prefix(row["query"], row["passages"], shots)
-            prompts.append(PackedPrompt(prefix, [builder.output(row["answers"][0])]))
+        outputs = [builder.output(row["answers"][0]) for row in rows]
+        prefixes = self._prefixes(builder, spec, rows)
+        prompts = [PackedPrompt(prefix, [output]) for prefix, output in zip(prefixes, outputs, strict=True)]
         return [values[0] for values in PackedScorer(self.lm, self.llm.batch_tokens).score(prompts)]
 
     def answers(self, task: str, rows: Sequence[dict[str, Any]]) -> list[str]:
         """Greedy answers, to the end of the line, with template A.3."""
         spec = self.tasks[task]
         builder = prompt_builder(self.lm, spec, self.llm, OPEN_QUESTION)
-        prefixes = [
-            builder.prefix(
-                row["query"],
-                row["passages"],
-                choose_shots(self.shot_pools.get(row["dataset"], []), row["query_id"], spec.shots, self.seed),
-            )
-            for row in rows
-        ]
+        prefixes = self._prefixes(builder, spec, rows)
         greedy = Sampling(num_samples=1, max_tokens=GREEDY_TOKENS, temperature=1.0, top_k=1)
         drawn = sample_outputs(self.lm, prefixes, [0] * len(rows), greedy, self.llm.batch_tokens)
         return [builder.clean_sample(samples[0]) for samples in drawn]
+
+    def _prefixes(self, builder: PromptBuilder, spec: TaskSpec, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+        """Each row's prompt: shots, its passages, its query."""
+        prefixes = []
+        for row in rows:
+            shots = choose_shots(self.shot_pools.get(row["dataset"], []), row["query_id"], spec.shots, self.seed)
+            prefixes.append(builder.prefix(row["query"], row["passages"], shots))
+        return prefixes

@@ -29,5 +29,5 @@ def search_block(
 
 
 def merge(one: Ranking, other: Ranking, depth: int) -> Ranking:
-    """The `depth` best of two rankings of different blocks."""
-    return best(one + other, depth)
+    """The `depth` best of the rankings of two blocks; a passage that stands in both counts once."""
+    return best(list({**dict(one), **dict(other)}.items()), depth)

@@ -15,8 +15,7 @@ from embedder.bundle import verify
 from embedder.ledger import Ledger
 from embedder.records import LABELLED, group_id
 from embedder.run_file import load_run
-from ray_jobs.label import labelled_ledger
-from ray_jobs.tables import candidate_groups
+from ray_jobs.tables import candidate_groups, labelled_ledger
 from ray_jobs.worker import read_metrics
 from tests.cluster.conftest import Cluster
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
 
-from embedder.config import LabelConfig
-from embedder.fingerprint import encoder_fingerprint, key_fingerprint, label_fingerprint
+from embedder.config import LabelConfig, RunConfig
+from embedder.fingerprint import encoder_fingerprint, label_fingerprint
 from embedder.tasks import BUILTIN_TASKS
+from ray_jobs.vectors import VectorStore, open_store
 
 QA = BUILTIN_TASKS["qa"]
 
@@ -21,9 +25,16 @@ def test_an_encoder_is_its_weights_pooling_and_truncation(tiny_encoder, field, v
 
 @pytest.mark.parametrize(("field", "differs"), [("key_instruction", True), ("query_instruction", False)])
 def test_passage_vectors_are_an_encoder_and_the_instruction_before_passages(field, differs):
-    other = QA.model_copy(update={field: "other "})
-    assert (key_fingerprint("e", other) != key_fingerprint("e", QA)) == differs
-    assert key_fingerprint("f", QA) != key_fingerprint("e", QA)
+    passage = pa.table({"task": ["qa"], "id": ["p"], "text": ["text"]})
+    specs = (QA, QA.model_copy(update={field: "other "}))
+    one, other = (VectorStore(Path("e"), {"qa": spec}).keys(passage, "key") for spec in specs)
+    assert (one != other) == differs
+
+
+def test_the_vectors_of_two_encoders_lie_apart(tmp_path, tiny_encoder):
+    config = RunConfig(paths={"work": tmp_path}, encoder=tiny_encoder)
+    other = tiny_encoder.model_copy(update={"pooling": "cls"})
+    assert open_store(config, other).folder != open_store(config, tiny_encoder).folder
 
 
 @pytest.mark.parametrize(
