@@ -5,88 +5,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from embedder.paths import AbsolutePath, Paths, Section
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
-
-
-def _local(path: Path) -> Path:
-    if re.match(r"[a-z0-9]+:/", str(path)):
-        raise ValueError("object stores are not supported yet; give a path that every node mounts")
-    return Path(os.path.expanduser(path)).absolute()
-
-
-AbsolutePath = Annotated[Path, AfterValidator(_local)]
-"""A local path; a relative one is taken from the directory the job is started in."""
-
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """A task's name; files are named after it."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Paths(Section):
-    """Where a run keeps its files; on a cluster both must be on storage that every node mounts."""
-
-    work: AbsolutePath
-    """Folder of everything this run writes."""
-    cache: AbsolutePath = Path(".cache").absolute()
-    """Folder of converted models, shared between runs."""
-
-    @property
-    def corpus(self) -> Path:
-        """Checked passages, a folder a dataset."""
-        return self.work / "prepared" / "corpus"
-
-    @property
-    def queries(self) -> Path:
-        """Checked queries, `SPLIT/DATASET.parquet`."""
-        return self.work / "prepared" / "queries"
-
-    @property
-    def vectors(self) -> Path:
-        """Passage vectors, `MODEL_FINGERPRINT/DATASET/*.parquet`."""
-        return self.work / "vectors"
-
-    @property
-    def candidates(self) -> Path:
-        """Groups (a query with its candidates), `DATASET.parquet`."""
-        return self.work / "candidates"
-
-    @property
-    def labelled(self) -> Path:
-        """Groups with rewards, in committed blocks."""
-        return self.work / "labelled"
-
-    @property
-    def training(self) -> Path:
-        """Checkpoints of the trainer."""
-        return self.work / "training"
-
-    @property
-    def model(self) -> Path:
-        """The trained encoder as a Hugging Face folder."""
-        return self.work / "model"
-
-    @property
-    def bundle(self) -> Path:
-        """What `serve` deploys."""
-        return self.work / "bundle"
-
-    @property
-    def reports(self) -> Path:
-        """One JSON summary a job."""
-        return self.work / "reports"
 
 
 class EncoderConfig(Section):
@@ -114,7 +42,9 @@ class LlmConfig(Section):
     max_prefix_tokens: int = Field(default=1024, ge=16)
     """A longer prefix loses tokens from the candidate's end, never from the query or the output."""
     batch_tokens: int = Field(default=2048, ge=64)
-    """Padded tokens of a scoring batch; halved when memory runs out."""
+    """Tokens of a scoring batch; halved when memory runs out."""
+    device_map: Literal["single", "auto"] = "single"
+    """auto spreads the layers over all GPUs of an actor, for an LLM larger than one of them."""
 
 
 class Source(Section):
@@ -174,19 +104,79 @@ class MineConfig(Section):
 class LabelConfig(Section):
     """Candidate groups to rewards."""
 
+    teacher: Literal["llm", "reranker", "imported"] = "llm"
+    """Who rewards: the LLM; a cross-encoder trained on the LLM's rewards; or rewards made elsewhere (`imported`)."""
+    imported: AbsolutePath | None = None
+    """JSON Lines of the reference with `teacher_scores`; needed by, and only by, the teacher `imported`."""
+    export: AbsolutePath | None = None
+    """Where the labelled groups are also written as JSON Lines of the reference; null: nowhere."""
+    recompute: bool = False
+    """Make the rewards anew from the stored log-likelihoods, after a task's `reward` was changed; needs no LLM."""
     num_samples: int = Field(default=10, ge=1)
     """Outputs sampled a query without a candidate, among which the desired output is ranked (N)."""
     temperature: float = Field(default=1.0, gt=0)
     """Of the sampling."""
     top_k: int = Field(default=50, ge=1)
     """Sampling draws from the k likeliest tokens."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Of these, from the likeliest whose probabilities sum to p."""
+    unit_groups: int = Field(default=8, ge=1)
+    """Groups that are sampled and scored together. For one value of it the labels are the same bit for bit, whatever
+    the blocks, the actors and their order."""
     block_rows: int = Field(default=8, ge=1)
-    """Groups that are committed together; a kill costs at most this many a running actor."""
+    """Groups that are committed together, rounded up to whole units; a kill costs at most this many an actor."""
     max_error_share: float = Field(default=0.05, ge=0, le=1)
     """The job ends with an error when a larger share of the groups could not be scored."""
+    dry_run_groups: int = Field(default=2, ge=0)
+    """Groups that `--dry-run` labels on this machine to estimate the time; 0 estimates from sizes alone."""
     num_actors: int = Field(default=2, ge=1)
+    """Greatest number of actors."""
+    min_actors: int | None = Field(default=None, ge=1)
+    """The pool grows from this number as long as work waits; null: `num_actors` from the start."""
+    cpus_per_actor: float = Field(default=1, gt=0)
+    """Of an actor without a GPU; also its threads."""
     gpus_per_actor: float = Field(default=0, ge=0)
+    """0.5 puts two actors on a GPU; 2 and more with `llm.device_map: auto` spreads the LLM over them."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def parts_fit(self) -> LabelConfig:
+        """Refuse an import without a file, and the reverse, and a pool whose least size exceeds its greatest."""
+        if (self.teacher == "imported") != (self.imported is not None):
+            raise ValueError(f"teacher is {self.teacher!r} and imported is {self.imported}; give both or neither")
+        if self.min_actors is not None and self.min_actors > self.num_actors:
+            raise ValueError(f"min_actors {self.min_actors} exceeds num_actors {self.num_actors}")
+        return self
+
+
+class RerankerConfig(Section):
+    """The cross-encoder that learns the LLM's rewards and labels in its place (`label.teacher: reranker`)."""
+
+    model: str
+    """Encoder it starts from, as `encoder.model`."""
+    llm_groups: int | None = Field(default=None, ge=1)
+    """Groups a dataset that the LLM labels for it (seeded choice); null: all."""
+    steps: int = Field(default=500, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    """Groups of a global batch, over all workers; all of one task."""
+    learning_rate: float = Field(default=2e-5, gt=0)
+    warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    max_tokens: int = Field(default=256, ge=8)
+    """Of a query with its candidate; the candidate is cut."""
+    validation_share: float = Field(default=0.1, gt=0, lt=1)
+    """Groups kept out of its training, on which its agreement with the LLM is reported."""
+    num_workers: int = Field(default=1, ge=1)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    save_every: int = Field(default=100, ge=1)
+    """Steps between two checkpoints."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def batch_divides(self) -> RerankerConfig:
+        """Refuse a batch that the workers cannot share evenly."""
+        if self.batch_size % self.num_workers:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")
+        return self
 
 
 class SelfPacedConfig(Section):
@@ -217,7 +207,7 @@ class TrainConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """0 keeps the result independent of the number of workers."""
     gradient_clip: float = Field(default=1.0, gt=0)
-    task_weights: dict[str, float] = {}
+    task_weights: dict[str, float] = Field(default={})
     """Share of the steps a task gets, relative to the others; empty: in proportion to its groups."""
     self_paced: SelfPacedConfig = SelfPacedConfig()
     num_workers: int = Field(default=2, ge=1)
@@ -304,6 +294,7 @@ class RunConfig(Section):
     prepare: PrepareConfig | None = None
     mine: MineConfig = MineConfig()
     label: LabelConfig = LabelConfig()
+    reranker: RerankerConfig | None = None
     train: TrainConfig | None = None
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -321,6 +312,13 @@ class RunConfig(Section):
                 raise ValueError(f"tasks.{name} is {fields!r}; give a mapping of the task's fields")
             tasks[name] = {**tasks.get(name, {}), **fields}
         return {**raw, "tasks": tasks}
+
+    @model_validator(mode="after")
+    def reranker_is_described(self) -> RunConfig:
+        """Refuse a teacher without its section."""
+        if self.label.teacher == "reranker" and self.reranker is None:
+            raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
+        return self
 
     @model_validator(mode="after")
     def parts_fit(self) -> RunConfig:

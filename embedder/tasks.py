@@ -56,8 +56,9 @@ class TaskSpec(BaseModel):
     """Prefix of every query before it is encoded."""
     key_instruction: str
     """Prefix of every candidate before it is encoded."""
-    reward: Literal["rank", "likelihood", "none"] = "none"
-    """rank: gain in rank of the desired output among sampled outputs; likelihood: its mean token log-likelihood."""
+    reward: Literal["rank", "likelihood", "lift", "none"] = "none"
+    """rank: gain in rank of the desired output among sampled outputs; likelihood: its mean token log-likelihood; lift:
+    that minus the same without the candidate."""
     template: PromptTemplate | None = None
     """Prompt of the LLM; required unless `reward` is none."""
     shots: int = Field(default=0, ge=0)
