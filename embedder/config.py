@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from embedder.paths import AbsolutePath, Paths, Section
+from embedder.paths import AbsolutePath, AnyAbsolutePath, Paths, Section
+from embedder.storage import ObjectPath
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -106,9 +107,9 @@ class LabelConfig(Section):
 
     teacher: Literal["llm", "reranker", "imported"] = "llm"
     """Who rewards: the LLM; a cross-encoder trained on the LLM's rewards; or rewards made elsewhere (`imported`)."""
-    imported: AbsolutePath | None = None
+    imported: AnyAbsolutePath | None = None
     """JSON Lines of the reference with `teacher_scores`; needed by, and only by, the teacher `imported`."""
-    export: AbsolutePath | None = None
+    export: AnyAbsolutePath | None = None
     """Where the labelled groups are also written as JSON Lines of the reference; null: nowhere."""
     recompute: bool = False
     """Make the rewards anew from the stored log-likelihoods, after a task's `reward` was changed; needs no LLM."""
@@ -315,9 +316,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def reranker_is_described(self) -> RunConfig:
-        """Refuse a teacher without its section."""
+        """Refuse a teacher without its section, and one that has nowhere to keep its checkpoints."""
         if self.label.teacher == "reranker" and self.reranker is None:
             raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
+        if self.label.teacher == "reranker" and isinstance(self.paths.work, ObjectPath):
+            raise ValueError(
+                f"label.teacher is 'reranker', whose training needs a folder that every node mounts, but paths.work is "
+                f"{self.paths.work}; give paths.work such a folder, or another teacher"
+            )
         return self
 
     @model_validator(mode="after")

@@ -14,11 +14,14 @@ def encoder_fingerprint(config: EncoderConfig) -> str:
 
 
 def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str, TaskSpec]) -> str:
-    """Identity of labels: the LLM, the prompts and the sampling; labels of two identities must not be mixed."""
+    """Identity of log-likelihoods: the LLM, the prompts and the sampling; those of two identities must not be mixed.
+
+    The kind of reward is left out, since rewards are made from the stored log-likelihoods.
+    """
     model = llm and model_fingerprint(locate_model(llm.model), dtype=llm.dtype, max_prefix_tokens=llm.max_prefix_tokens)
-    sampling = [label.num_samples, label.temperature, label.top_k, label.seed]
+    sampling = [label.num_samples, label.temperature, label.top_k, label.top_p, label.seed]
     prompts = {
-        name: [spec.reward, spec.template and spec.template.model_dump(), spec.shots, spec.max_output_tokens]
+        name: [spec.template and spec.template.model_dump(), spec.shots, spec.max_output_tokens]
         for name, spec in tasks.items()
     }
     return content_id(model, sampling, prompts)[:16]

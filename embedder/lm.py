@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from uuid import uuid4
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from embedder.config import LlmConfig
+from embedder.errors import ModelError
 from embedder.locate import file_sha256, gguf_file, locate_model
+from embedder.onednn import has_onednn, pack_linear_layers
+
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""By how much logits may differ, as a share of their spread, and still be taken for equal."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +30,37 @@ class CausalLm:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the embedding table is."""
         device: torch.device = next(self.model.parameters()).device
         return device
 
     def tokens(self, text: str) -> list[int]:
         """Token ids without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens with which the model or the tokenizer ends a text."""
+        ends = [self.tokenizer.eos_token_id, getattr(self.model.generation_config, "eos_token_id", None)]
+        return frozenset(
+            int(end) for each in ends if each is not None for end in (each if isinstance(each, list) else [each])
+        )
+
+    def stop_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
+        """Every token with one of the texts in it, such as ".\\n" for a line's end."""
+        texts = self._token_texts if stop else []
+        return frozenset(token for token, text in enumerate(texts) if any(mark in text for mark in stop))
+
+    @cached_property
+    def lead_ids(self) -> list[int]:
+        """What the tokenizer puts before every text: the beginning-of-text token of most models, or nothing."""
+        whole, plain = (list(self.tokenizer("a", add_special_tokens=flag)["input_ids"]) for flag in (True, False))
+        starts = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
+        return whole[: starts[0]] if starts else []
+
+    @cached_property
+    def _token_texts(self) -> list[str]:
+        return list(self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))]))
 
 
 def prepare_lm(config: LlmConfig, cache: Path) -> Path | str:
@@ -72,13 +102,47 @@ def _convert_gguf(packed: Path, folder: Path) -> None:
 
 
 def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> CausalLm:
-    """Load the LLM, on the GPU if there is one.
+    """Load the LLM, on the GPU if there is one; on a CPU its linear layers are packed for oneDNN.
 
     Raises:
-        ModelError: the folder is missing or has no weights.
+        ModelError: the folder is missing, lacks weights, or holds no causal language model.
     """
     source = prepare_lm(config, cache)
+    try:
+        described = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:  # no JSON, an unknown architecture, or one that brings code of its own
+        raise ModelError(f"llm.model {config.model!r}: {str(error).partition(chr(10))[0]}") from error
+    if described.is_encoder_decoder or type(described) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(
+            f"llm.model {config.model!r} is a {described.model_type} model, which is no causal language model; "
+            "name a decoder-only one, such as a Llama, Qwen or Mistral"
+        )
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, use_safetensors=True, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    return CausalLm(model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, loaded = AutoModelForCausalLM.from_pretrained(
+        source,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=dtype,
+        device_map="auto" if config.device_map == "auto" and place == "cuda" else place,
+        output_loading_info=True,
+    )
+    if loaded["missing_keys"]:
+        raise ModelError(f"llm.model {config.model!r} lacks weights, such as {min(loaded['missing_keys'])}")
+    model.eval()
+    if reads_ahead(model):
+        raise ModelError(
+            f"llm.model {config.model!r} sees the words it is to predict, so it is no causal language model"
+        )
+    if place == "cpu" and has_onednn():
+        pack_linear_layers(model, keep=model.get_output_embeddings())
+    return CausalLm(model, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+
+
+@torch.inference_mode()
+def reads_ahead(model: PreTrainedModel) -> bool:
+    """Whether what the model predicts depends on later words, as it does in an encoder such as BERT."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 10, 11]], device=device)
+    first, second = model(input_ids=ids).logits[:, :3].float()
+    return bool((first - second).abs().mean() > ROUNDING[model.dtype] * first.std())

@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 
 from embedder.errors import ModelError
+from embedder.storage import AnyPath
 
 PACKAGE_SCHEME = "package:"
 IDENTIFYING_FILES = {
@@ -114,7 +115,7 @@ def model_fingerprint(model: Path | str, **settings: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: AnyPath) -> str:
     """SHA-256 of a file, read in pieces of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -6,18 +6,39 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, PlainValidator
+
+from embedder.errors import ConfigError
+from embedder.storage import AnyPath, ObjectPath
 
 
 def _local(path: Path) -> Path:
     if re.match(r"[a-z0-9]+:/", str(path)):
-        raise ValueError("object stores are not supported yet; give a path that every node mounts")
+        raise ValueError("an object store cannot be used here; give a path that every node mounts")
     return Path(os.path.expanduser(path)).absolute()
+
+
+def _anywhere(value: object) -> AnyPath:
+    if isinstance(value, ObjectPath):
+        return value
+    if not isinstance(value, (str, Path)):
+        raise ValueError("give a path, or the URI of an object store such as s3://bucket/folder")
+    text = str(value)
+    if text.startswith("file:///"):
+        return _local(Path(unquote(text.removeprefix("file://"))))
+    return ObjectPath.parse(text) if "://" in text else _local(Path(text))
+
+
+def _printed(path: AnyPath) -> str:
+    return path.uri if isinstance(path, ObjectPath) else str(path)
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_local)]
 """A local path; a relative one is taken from the directory the job is started in."""
+AnyAbsolutePath = Annotated[AnyPath, PlainValidator(_anywhere), PlainSerializer(_printed, when_used="json")]
+"""The same, or a place in an object store: `s3://bucket/folder`, `gs://bucket/folder`; printed without its secrets."""
 
 
 class Section(BaseModel):
@@ -27,54 +48,68 @@ class Section(BaseModel):
 
 
 class Paths(Section):
-    """Where a run keeps its files; on a cluster both must be on storage that every node mounts."""
+    """Where a run keeps its files; on a cluster both must be the same for every node."""
 
-    work: AbsolutePath
-    """Folder of everything this run writes."""
+    work: AnyAbsolutePath
+    """Folder of everything this run writes. The job `label` takes a place in an object store too."""
     cache: AbsolutePath = Path(".cache").absolute()
     """Folder of converted models, shared between runs."""
 
     @property
-    def corpus(self) -> Path:
-        """Checked passages, a folder a dataset."""
-        return self.work / "prepared" / "corpus"
+    def mounted(self) -> Path:
+        """The same as a folder of this machine.
+
+        Raises:
+            ConfigError: it is in an object store.
+        """
+        if isinstance(self.work, ObjectPath):
+            raise ConfigError(
+                f"paths.work is {self.work}, but only `label` works in an object store; give a folder that every node "
+                "mounts (--set paths.work=...)"
+            )
+        return self.work
 
     @property
-    def queries(self) -> Path:
+    def corpus(self) -> Path:
+        """Checked passages, a folder a dataset."""
+        return self.mounted / "prepared" / "corpus"
+
+    @property
+    def queries(self) -> AnyPath:
         """Checked queries, `SPLIT/DATASET.parquet`."""
         return self.work / "prepared" / "queries"
 
     @property
     def vectors(self) -> Path:
         """Passage vectors, `MODEL_FINGERPRINT/DATASET/*.parquet`."""
-        return self.work / "vectors"
+        return self.mounted / "vectors"
 
     @property
-    def candidates(self) -> Path:
+    def candidates(self) -> AnyPath:
         """Groups (a query with its candidates), `DATASET.parquet`."""
         return self.work / "candidates"
 
     @property
-    def labelled(self) -> Path:
+    def labelled(self) -> AnyPath:
         """Groups with rewards, in committed blocks."""
         return self.work / "labelled"
 
     @property
     def training(self) -> Path:
         """Checkpoints of the trainer."""
-        return self.work / "training"
+        return self.mounted / "training"
 
     @property
     def model(self) -> Path:
         """The trained encoder as a Hugging Face folder."""
-        return self.work / "model"
+        return self.mounted / "model"
 
     @property
     def bundle(self) -> Path:
         """What `serve` deploys."""
-        return self.work / "bundle"
+        return self.mounted / "bundle"
 
     @property
-    def reports(self) -> Path:
+    def reports(self) -> AnyPath:
         """One JSON summary a job."""
         return self.work / "reports"

@@ -16,16 +16,17 @@ class Counter:
     LINE_EVERY_S = 10.0
 
     def __init__(self, label: str, total: int, console: Console, bar: Progress | None) -> None:
-        self.label, self.total, self.count = label, total, 0
+        self.label, self.total, self.count, self.note = label, total, 0, ""
         self._console, self._bar = console, bar
-        self._task = bar.add_task(label, total=total) if bar else None
+        self._task = bar.add_task(label, total=total, note="") if bar else None
         self._began = self._line_at = time.monotonic()
 
-    def advance(self, rows: int) -> None:
-        """`rows` more are done."""
+    def advance(self, rows: int, note: str = "") -> None:
+        """`rows` more are done; `note` replaces what stands behind the counts."""
         self.count += rows
+        self.note = note
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.count)
+            self._bar.update(self._task, completed=self.count, note=note)
         elif time.monotonic() - self._line_at >= self.LINE_EVERY_S:
             self._line_at = time.monotonic()
             self._console.print(self.line())
@@ -36,7 +37,8 @@ class Counter:
         rate = self.count / elapsed
         left = (self.total - self.count) / rate if rate else float("inf")
         eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left != float("inf") else "unknown"
-        return f"{self.label}: {self.count:,}/{self.total:,} rows, {rate:,.1f} rows/s, ETA {eta}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.label}: {self.count:,}/{self.total:,} rows, {rate:,.1f} rows/s, ETA {eta}{note}"
 
 
 @contextmanager
@@ -51,6 +53,7 @@ def progress(label: str, total: int, console: Console) -> Iterator[Counter]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bar:
         yield Counter(label, total, console, bar)

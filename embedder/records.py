@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Literal, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedder.errors import DataError
+from embedder.storage import AnyPath, ObjectPath, replacing
 
 Split = Literal["train", "test"]
+SomePath = TypeVar("SomePath", bound=AnyPath)
 TEXTS = pa.list_(pa.string())
 
 PASSAGE = pa.schema(
@@ -70,6 +71,7 @@ LABELLED = pa.schema(
         ("outputs", TEXTS),
         ("base_scores", pa.list_(pa.float64())),
         ("scores", pa.list_(pa.list_(pa.float64()))),
+        ("truncated", pa.int32()),
         ("reward", pa.string()),
         ("label_fingerprint", pa.string()),
         ("error", pa.string()),
@@ -78,8 +80,15 @@ LABELLED = pa.schema(
 """A group with one reward a candidate.
 
 `outputs`: the desired output, then the sampled ones; `base_scores`: their mean token log-likelihoods (nats) without a
-candidate; `scores`: the same for each candidate. `rewards` is null where the task has none, and where `error` says why.
+candidate; `scores`: the same for each candidate; `truncated`: candidates the LLM saw only the beginning of. `rewards`
+is null where the task has none, and where `error` says why.
 """
+
+
+ROW_GROUP_ROWS = 1024
+"""Rows of a file that are read at once where a whole file may not fit into memory."""
+OBJECTS_AT_ONCE = 16
+"""Parquet files of an object store that are read together: each costs some round trips, whatever its size."""
 
 
 def content_id(*parts: object) -> str:
@@ -97,48 +106,74 @@ def group_id(group: dict[str, Any]) -> str:
     return content_id(*(group[name] for name in GROUP.names))
 
 
-def write_table(rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema, path: Path) -> None:
-    """Write rows as one Parquet file by an atomic rename."""
+def write_table(rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema, path: AnyPath) -> None:
+    """Write rows as one Parquet file, which appears as a whole."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        pq.write_table(table.cast(schema), temporary, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        pq.write_table(table.cast(schema), file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
-def parquet_files(folder: Path) -> list[Path]:
+def parquet_files(folder: SomePath) -> list[SomePath]:
     """The committed Parquet files of a folder, by name; unfinished ones (dot files) are left out."""
-    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+    found = cast("Iterable[SomePath]", folder.glob("*.parquet"))
+    return sorted((path for path in found if not path.name.startswith(".")), key=lambda path: path.name)
 
 
-def read_tables(files: Iterable[Path], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+def open_parquet(path: AnyPath) -> pq.ParquetFile:
+    """A Parquet file to read in parts; of an object, what is read next is fetched together.
+
+    Raises:
+        OSError, pa.ArrowInvalid: it is missing or unreadable.
+    """
+    if isinstance(path, ObjectPath):
+        return pq.ParquetFile(path.key, filesystem=path.filesystem, pre_buffer=True)
+    return pq.ParquetFile(path)
+
+
+def read_tables(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Read Parquet files of one schema as one table.
 
     Raises:
         DataError: a file is unreadable or its columns are not those of the schema.
     """
-    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    tables = []
-    for path in files:
-        try:
-            found = pq.read_schema(path)
-            if not set(wanted.names) <= set(found.names):
-                raise DataError(f"{path}: columns {found.names}, expected {wanted.names}; run its job again")
-            tables.append(pq.read_table(path, columns=wanted.names).cast(wanted))
-        except (OSError, pa.ArrowInvalid) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"{path}: not a readable Parquet file of {wanted.names} ({reason}); run its job again"
-            ) from error
-    return pa.concat_tables(tables) if tables else wanted.empty_table()
+    tables = list(each_table(files, schema, columns))
+    return pa.concat_tables(tables) if tables else _wanted(schema, columns).empty_table()
 
 
-def write_json(value: object, path: Path) -> None:
-    """Write JSON by an atomic rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def each_table(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The same, a table for each file in their order; objects are read several at a time.
+
+    Raises:
+        DataError: a file is unreadable or its columns are not those of the schema.
+    """
+    wanted, ahead = _wanted(schema, columns), iter(files)
+    with ThreadPoolExecutor(OBJECTS_AT_ONCE) as pool:
+        while batch := list(islice(ahead, OBJECTS_AT_ONCE)):
+            if isinstance(batch[0], ObjectPath):
+                yield from pool.map(lambda path: _read(path, wanted), batch)
+            else:
+                yield from (_read(path, wanted) for path in batch)
+
+
+def _wanted(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
+    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
+
+
+def _read(path: AnyPath, wanted: pa.Schema) -> pa.Table:
+    try:
+        with open_parquet(path) as file:
+            found = file.schema_arrow.names
+            if not set(wanted.names) <= set(found):
+                raise DataError(f"{path}: columns {found}, expected {wanted.names}; run its job again")
+            return file.read(columns=wanted.names).select(wanted.names).cast(wanted)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: not a readable Parquet file of {wanted.names} ({reason}); run its job again"
+        ) from error
+
+
+def write_json(value: object, path: AnyPath) -> None:
+    """Write JSON as one file, which appears as a whole."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from embedder.records import write_json
+from embedder.storage import AnyPath
 
 STAGES = ("prepare", "mine", "label", "train", "index", "evaluate", "serve")
 """In the order of the pipeline."""
@@ -30,12 +30,12 @@ class StageReport:
     details: dict[str, Any] = field(default_factory=dict)
     """The same for programs."""
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: AnyPath) -> None:
         """Write `STAGE.json`."""
         write_json(asdict(self), folder / f"{self.stage}.json")
 
 
-def read_reports(folder: Path) -> list[StageReport]:
+def read_reports(folder: AnyPath) -> list[StageReport]:
     """The reports of a run, in the order of the pipeline."""
     files = [folder / f"{stage}.json" for stage in STAGES]
     return [StageReport(**json.loads(path.read_text(encoding="utf-8"))) for path in files if path.is_file()]

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from embedder.config import RunConfig
 from embedder.errors import ConfigError
+from embedder.storage import masked
 
 
 def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -24,7 +25,7 @@ def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not a YAML file: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--config {path}: not a YAML file: {masked(' '.join(str(error).split()))}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"--config {path}: holds {type(raw).__name__}; a run file is a mapping of sections")
     for override in overrides or []:
@@ -40,16 +41,16 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {override!r}: write it as section.key=value")
+        raise ConfigError(f"--set {masked(override)!r}: write it as section.key=value")
     node = raw
     for key in keys[:-1]:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
+            raise ConfigError(f"--set {masked(override)!r}: {key!r} is a value, not a section")
     try:
         node[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
+        raise ConfigError(f"--set {masked(override)!r}: the value is not valid YAML") from error
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -62,4 +63,4 @@ def _first_problem(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         reason, shown = "unknown key; see embedder/config.py for the keys of this section", ""
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"{place}: {reason}{shown}{more}"
+    return masked(f"{place}: {reason}{shown}{more}")

@@ -12,25 +12,24 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from embedder.config import Source
 from embedder.errors import DataError
 from embedder.records import Split, content_id, row_seed
+from embedder.source_rows import (
+    KEPT_CHARACTERS,
+    Rejected,
+    Row,
+    RowError,
+    gold_positions,
+    optional_texts,
+    parse_object,
+    query_id_of,
+    required_text,
+)
 from embedder.tasks import TaskSpec
 
-Row = dict[str, Any]
 WORD = re.compile(r"\S+")
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """One source row that was set aside."""
-
-    file: str
-    line: int
-    reason: str
-    row: str
 
 
 @dataclass
@@ -44,10 +43,6 @@ class Prepared:
     rows_out: int = 0
     left_out: int = 0
     notes: list[str] = field(default_factory=list)
-
-
-class RowError(Exception):
-    """Why one row is rejected."""
 
 
 def source_files(source: Source) -> list[Path]:
@@ -104,37 +99,16 @@ def _lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
         for number, line in enumerate(file, start=1):
             prepared.rows_in += 1
             try:
-                row = json.loads(line)
-                # A lone surrogate is valid JSON but no text that could be hashed or written.
-                json.dumps(row, ensure_ascii=False).encode()
-            except (json.JSONDecodeError, RecursionError, UnicodeEncodeError) as error:
-                _reject(prepared, path, number, f"not JSON: {error}", line)
+                row = parse_object(line)
+            except RowError as error:
+                _reject(prepared, path, number, str(error), line)
                 continue
-            if isinstance(row, dict):
-                yield number, row
-            else:
-                _reject(prepared, path, number, f"a {type(row).__name__}, not an object", line)
+            yield number, row
 
 
 def _reject(prepared: Prepared, path: Path, number: int, reason: str, row: object) -> None:
     text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)
-    prepared.rejected.append(Rejected(str(path), number, reason, text[:2000]))
-
-
-def _text(row: Row, key: str) -> str:
-    """A required text of a row."""
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{key} is {value!r}; a non-empty text is needed")
-    return value.strip()
-
-
-def _texts(row: Row, key: str) -> list[str]:
-    """An optional list of texts of a row."""
-    value = row.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
-        raise RowError(f"{key} is not a list of non-empty texts")
-    return [text.strip() for text in value]
+    prepared.rejected.append(Rejected(str(path), number, reason, text[:KEPT_CHARACTERS]))
 
 
 def _passage(source: Source, passage_id: str, text: str, title: object) -> Row:
@@ -152,7 +126,7 @@ def _read_corpus(path: Path, source: Source, prepared: Prepared) -> None:
     """Fill `prepared.passages` by id."""
     for number, row in _lines(path, prepared):
         try:
-            passage_id, text = _text(row, "id"), _text(row, "text")
+            passage_id, text = required_text(row, "id"), required_text(row, "text")
             if passage_id in prepared.passages:
                 raise RowError(f"id {passage_id!r} was seen before")
         except RowError as error:
@@ -193,41 +167,30 @@ def _read_queries(path: Path, source: Source, task: TaskSpec, prepared: Prepared
 
 def _query(row: Row, source: Source, prepared: Prepared) -> Row:
     """One query with its positives and, where the row brings its own candidates, its pool."""
-    query = _text(row, "query")
-    given = row.get("query_id")
-    query_id = content_id(source.dataset, query) if given in (None, "") else str(given)
+    query = required_text(row, "query")
+    query_id = query_id_of(row, source.dataset, query)
     pool: list[str] | None = None
     if row.get("history"):
-        pool = _add_passages(_texts(row, "history"), source, prepared)
-        positives = [pool[i] for i in _positions(row, len(pool))]
-        positives += [content_id(text) for text in _texts(row, "pos") if content_id(text) in pool]
+        pool = _add_passages(optional_texts(row, "history"), source, prepared)
+        positives = [pool[i] for i in gold_positions(row, len(pool))]
+        positives += [content_id(text) for text in optional_texts(row, "pos") if content_id(text) in pool]
     elif source.format == "layout" and row.get("pos_ids") is not None:
-        positives = _texts(row, "pos_ids")
+        positives = optional_texts(row, "pos_ids")
         missing = [passage_id for passage_id in positives if passage_id not in prepared.passages]
         if missing:
             raise RowError(f"pos_ids {missing[:3]} are not in the corpus")
     else:
-        positives = _add_passages(_texts(row, "pos"), source, prepared)
-        pool = positives + _add_passages(_texts(row, "neg"), source, prepared)
+        positives = _add_passages(optional_texts(row, "pos"), source, prepared)
+        pool = positives + _add_passages(optional_texts(row, "neg"), source, prepared)
     return {
         "task": source.task,
         "dataset": source.dataset,
         "query_id": query_id,
         "query": query,
-        "answers": _texts(row, "answers"),
+        "answers": optional_texts(row, "answers"),
         "positive_ids": list(dict.fromkeys(positives)),
         "pool_ids": None if pool is None else list(dict.fromkeys(pool)),
     }
-
-
-def _positions(row: Row, length: int) -> list[int]:
-    """Positions of the known positives in the row's history."""
-    positions = row.get("gold_history") or []
-    if not isinstance(positions, list):
-        raise RowError(f"gold_history is {positions!r}; a list of positions is needed")
-    if not all(isinstance(i, int) and 0 <= i < length for i in positions):
-        raise RowError(f"gold_history {positions} leaves the history of {length}")
-    return list(positions)
 
 
 def _add_passages(texts: list[str], source: Source, prepared: Prepared) -> list[str]:
@@ -246,7 +209,7 @@ def _chunk_queries(row: Row, source: Source, prepared: Prepared) -> list[Row]:
     Candidates are the `history_chunks` latest earlier chunks that end before chunk j, each with its continuation:
     C_i = v_i + v_{i+1} with i + 1 < j (paper, section on memory).
     """
-    document, text = _text(row, "query_id"), _text(row, "text")
+    document, text = required_text(row, "query_id"), required_text(row, "text")
     spans = [match.span() for match in WORD.finditer(text)]
     size = source.chunk_words
     chunks = [(spans[i][0], spans[min(i + size, len(spans)) - 1][1]) for i in range(0, len(spans), size)]

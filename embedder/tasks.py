@@ -31,10 +31,24 @@ class PromptTemplate(BaseModel):
     """Text around an output; may use {answer}."""
     separator: str = "\n\n"
     """Stands after each shot."""
-    stop: str | None = "\n"
-    """A sampled output ends before this text; null keeps all of `max_output_tokens`."""
+    stop: tuple[str, ...] = ("\n",)
+    """A sampled output ends before the first of these texts; null or an empty list keeps all `max_output_tokens`."""
     chat: bool = False
     """Wrap context and input as one user message of the LLM's own chat template."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def one_or_many(cls, value: object) -> object:
+        """A single text stands for a list of one."""
+        return () if value is None else (value,) if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse the empty text, before which every output would end."""
+        if "" in value:
+            raise ValueError("stop holds an empty text, which would leave every output empty; use null for no stop")
+        return value
 
     @field_validator("context", "input", "output")
     @classmethod
@@ -97,7 +111,7 @@ DIALOGUE = PromptTemplate(context="{passage}\n", input="Speaker 1: {query}\nSpea
 EXAMPLE = PromptTemplate(context="{passage}\n\n", input="{query}")
 """A.5, in-context learning: worked examples, then the input."""
 
-LONG_TEXT = PromptTemplate(context="{passage}\n", input="{query}", output="{answer}", stop=None)
+LONG_TEXT = PromptTemplate(context="{passage}\n", input="{query}", output="{answer}", stop=())
 """Long-range language modelling: a retrieved chunk with its continuation, the recent chunk, then the next one."""
 
 BUILTIN_TASKS: dict[str, TaskSpec] = {

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pyarrow as pa
 import ray
 
 from embedder.config import LlmConfig, RunConfig
 from embedder.errors import ConfigError
 from embedder.evaluation.answers import LlmJudge
-from embedder.labelling.labeller import RewardLabeller
+from embedder.labelling.labeller import RewardLabeller, unrewarded
+from embedder.labelling.units import Unit
 from embedder.lm import CausalLm, load_lm
-from ray_jobs.tables import labelled_ledger
+from embedder.peak import matmul_rate
+from embedder.records import group_id
+from embedder.row_ids import RowIds
+from ray_jobs.label_plan import GroupRows, plan_blocks, read_row_group
+from ray_jobs.tables import llm_ledger
 
 
 def _load(config: RunConfig) -> tuple[CausalLm, LlmConfig]:
@@ -19,18 +27,52 @@ def _load(config: RunConfig) -> tuple[CausalLm, LlmConfig]:
     return load_lm(config.llm, config.paths.cache), config.llm
 
 
-class LabelBlocks:
-    """Loads the LLM once, labels blocks of groups and commits each of them."""
+LABELLED_BLOCK = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("rows", "pairs", "tokens")),
+        *((name, pa.float64()) for name in ("flops", "seconds", "peak_flops")),
+    ]
+)
+"""What one block cost: rows committed, pairs scored, tokens through the layers, busy seconds of the actor."""
 
-    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, fingerprint: str) -> None:
+
+class LabelBlocks:
+    """Loads the LLM once, then reads, labels and commits one block after another."""
+
+    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
         lm, llm = _load(config)
+        self.config, self.fingerprint = config, fingerprint
         self.labeller = RewardLabeller(lm, llm, config.label, config.tasks, ray.get(shot_pools))
-        self.ledger = labelled_ledger(config)
-        self.fingerprint = fingerprint
+        self.selected: RowIds | None = ray.get(selected)
+        self.ledger = llm_ledger(config)
+        self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        self.ledger.commit(self.labeller.label(batch.to_pylist(), self.fingerprint))
-        return pa.table({"rows": [batch.num_rows]})
+        return pa.Table.from_pylist([self._label(place) for place in batch.to_pylist()], schema=LABELLED_BLOCK)
+
+    def _label(self, place: dict[str, Any]) -> dict[str, float]:
+        """Label one block, unless an actor did that before it was killed."""
+        rows = read_row_group(self.config.paths.candidates / place["file"], place["row_group"])
+        units = plan_blocks(rows, self.config.label, self.selected)[place["block"]]
+        cost = dict.fromkeys(LABELLED_BLOCK.names, 0.0)
+        cost |= {"rows": place["rows"], "peak_flops": self.peak_flops}
+        if self.ledger.holds([group_id(rows.groups[position]) for unit in units for position in unit]):
+            return cost
+        began, engine = time.perf_counter(), self.labeller.engine
+        pairs, tokens, flops = self.labeller.pairs, engine.computed_tokens, engine.flops
+        self.ledger.commit([row for unit in units for row in self._label_unit(rows, unit)])
+        cost |= {"pairs": self.labeller.pairs - pairs, "tokens": engine.computed_tokens - tokens}
+        return cost | {"flops": engine.flops - flops, "seconds": time.perf_counter() - began}
+
+    def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
+        readable = [rows.groups[position] for position in unit if position not in rows.unreadable]
+        labelled = self.labeller.label(readable, self.fingerprint)
+        for position in unit:
+            if position in rows.unreadable:
+                group = rows.groups[position]
+                row = unrewarded(group, self.config.tasks[group["task"]], self.fingerprint)
+                labelled.append({**row, "error": rows.unreadable[position]})
+        return labelled
 
 
 class JudgeBlocks:

@@ -83,7 +83,7 @@ def run(config: RunConfig) -> StageReport:
         for title, value in _judged_values(row).items():
             values[row["dataset"]].setdefault(title, {}).setdefault(row["retriever"], {})[row["query_id"]] = value
     results = summarise(values, config.evaluate.seed)
-    folder = config.paths.work / "evaluation"
+    folder = config.paths.mounted / "evaluation"
     write_json(results, folder / "results.json")
     if judged:
         write_table(judged, JUDGED, folder / "answers.parquet")

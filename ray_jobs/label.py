@@ -1,42 +1,51 @@
-"""Let the LLM reward the candidates of each training query.
+"""Reward the candidates of each training query.
 
     python -m ray_jobs.label --config configs/demo.yaml
 
 reads   candidates/*.parquet                   records.GROUP
 writes  labelled/blocks/*.parquet              records.LABELLED, committed block by block
+        labelled/reranked/*.parquet            the same from the teacher `reranker`
         labelled/fingerprint.json              what the labels depend on
+        reports/labelling.html, labelling.json how much signal they carry, with groups to read
 
-Groups of tasks without a reward (labels only) pass through. A group that cannot be scored keeps its rewards null and
-says why. Running the command again labels only the groups no block holds; labels of another LLM, prompt or seed are
-refused. An actor pool of Ray Data loads the LLM once an actor.
+The teacher (`label.teacher`) is the LLM, a cross-encoder trained on the LLM's rewards, or a file of rewards made
+elsewhere. Groups of tasks without a reward (labels only) pass through. A group that cannot be scored keeps its rewards
+null and says why. Running the command again labels only the groups no block holds; labels of another LLM, prompt or
+seed are refused. An actor pool of Ray Data loads the LLM once an actor. `label.recompute` makes the rewards anew from
+the stored log-likelihoods, without the LLM.
 """
 
 from __future__ import annotations
 
-import json
+import time
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from embedder.config import LlmConfig, RunConfig
-from embedder.cost import Work, forward_flops, tokens_of
-from embedder.errors import ConfigError, DataError, LabelError
+from embedder.cost import Work, forward_flops
+from embedder.errors import ConfigError, LabelError
 from embedder.fingerprint import label_fingerprint
-from embedder.labelling.diagnostics import reward_summary
-from embedder.labelling.labeller import ShotPools, unrewarded
-from embedder.lm import prepare_lm
+from embedder.labelling.labeller import RewardLabeller, ShotPools, unrewarded
+from embedder.labelling.report import LabelCost
+from embedder.lm import load_lm, prepare_lm
 from embedder.locate import count_parameters, locate_model
 from embedder.progress import progress
-from embedder.records import content_id, group_id, write_json
+from embedder.records import content_id, group_id
 from embedder.reports import StageReport, console
+from embedder.row_ids import RowIds
 from ray_jobs.actors import LabelBlocks
+from ray_jobs.label_outcome import report_labels
+from ray_jobs.label_plan import Survey, plan_blocks, read_row_group, row_groups, survey
+from ray_jobs.label_teachers import check_import, import_rewards, recompute_rewards, rerank
+from ray_jobs.label_terms import LabelTerms, agree_on_terms, check_terms
+from ray_jobs.reranker import select_llm_groups
 from ray_jobs.session import Job, actor_pool, main
-from ray_jobs.tables import candidate_groups, labelled_ledger, shot_pools
+from ray_jobs.tables import candidate_groups, llm_ledger, shot_pools
 
-PASSED_ROWS = 4096
-"""Groups without a reward that are committed together; they need no LLM."""
+PARTS_AN_ACTOR = 64
+"""Into how many parts the blocks of an actor are cut: enough to share them evenly, few enough to hold in memory."""
 
 
 def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
@@ -51,122 +60,156 @@ def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
     return config.llm
 
 
-def run_fingerprint(config: RunConfig, pools: ShotPools) -> str:
+def terms(config: RunConfig, pools: ShotPools) -> LabelTerms:
     """What the labels of a run depend on, the worked examples before its prompts included."""
-    return content_id(label_fingerprint(config.llm, config.label, config.tasks), pools)[:16]
+    fingerprint = content_id(label_fingerprint(config.llm, config.label, config.tasks), pools)[:16]
+    return LabelTerms(fingerprint, {name: spec.reward for name, spec in config.tasks.items()})
+
+
+def chosen_groups(config: RunConfig) -> RowIds | None:
+    """The groups that the LLM labels for a reranker; None: all of them."""
+    if config.label.teacher != "reranker" or config.reranker is None or config.reranker.llm_groups is None:
+        return None
+    chosen = select_llm_groups(candidate_groups(config), config.reranker.llm_groups, config.reranker.seed)
+    return RowIds([[group_id(group) for group in chosen.to_pylist()]])
 
 
 def check(config: RunConfig) -> Work:
-    """Candidates exist, the LLM's folder has weights, every rewarded query has an answer, and labels would not mix."""
-    every = candidate_groups(config).to_pylist()
-    tasks = {group["task"] for group in every}
-    llm = needed_llm(config, tasks)
+    """Candidates exist, the LLM's folder has weights, and labels would not mix."""
+    if config.label.teacher == "imported":
+        return check_import(config)
+    check_terms(config, terms(config, shot_pools(config)))
+    if config.label.recompute:
+        return Work("label", ["rewards are made anew from the stored log-likelihoods"], 0.0)
+    work = survey(config, chosen_groups(config))
+    llm = needed_llm(config, set(work.tasks))
     parameters = count_parameters(locate_model(llm.model)) if llm else 0
-    done = labelled_ledger(config).done()
-    lines, tokens = [], 0.0
-    for task in sorted(tasks):
-        spec = config.tasks[task]
-        groups = [group for group in every if group["task"] == task]
-        ahead = [group for group in groups if group_id(group) not in done]
-        if spec.reward != "none":
-            _check_answers(groups, task)
-            for group in ahead:
-                outputs = (config.label.num_samples if spec.reward == "rank" else 0) + 1
-                prefix = tokens_of(
-                    sum(map(len, group["candidate_texts"])) + len(group["query"]) * len(group["candidate_ids"])
-                )
-                tokens += prefix + (len(group["candidate_ids"]) + 2) * outputs * spec.max_output_tokens
-        pairs = sum(len(group["candidate_ids"]) for group in ahead)
-        lines.append(
-            f"{task}: {len(groups):,} groups, {len(ahead):,} still to label ({pairs:,} pairs), reward {spec.reward}"
-        )
-    _check_fingerprint(config, run_fingerprint(config, shot_pools(config)))
-    return Work("label", lines, forward_flops(parameters, tokens))
+    lines = [
+        f"{task}: {one.groups:,} groups, {one.ahead:,} still to label ({one.pairs:,} pairs, about {one.tokens:,.0f} "
+        f"tokens), reward {config.tasks[task].reward}"
+        for task, one in sorted(work.tasks.items())
+    ]
+    return Work("label", lines, forward_flops(parameters, sum(one.tokens for one in work.tasks.values())))
 
 
-def _check_answers(groups: list[dict[str, Any]], task: str) -> None:
-    for group in groups:
-        if not group["answers"]:
-            raise DataError(
-                f"candidates/{group['dataset']}.parquet: query {group['query_id']!r} has no answer, but "
-                f"tasks.{task}.reward needs one; give it an answer, or set reward to none and loss to contrastive"
-            )
+def rehearse(config: RunConfig) -> list[str]:
+    """Label a few groups of each task on this machine, and tell from it how long the rest will take."""
+    settings = config.label
+    if settings.teacher == "imported" or settings.recompute or not settings.dry_run_groups or config.llm is None:
+        return []
+    work = survey(config, chosen_groups(config))
+    ahead = {task: one for task, one in work.tasks.items() if one.pairs}
+    if not ahead:
+        return ["nothing is left for the LLM"]
+    lm = load_lm(config.llm, config.paths.cache)
+    labeller = RewardLabeller(lm, config.llm, settings, config.tasks, shot_pools(config))
+    lines, seconds = [], 0.0
+    for task, groups in sorted(_samples(config, set(ahead)).items()):
+        labeller.label(groups[:1], "rehearsal")  # the first one warms up
+        began, pairs, tokens = time.perf_counter(), labeller.pairs, labeller.engine.computed_tokens
+        labeller.label(groups, "rehearsal")
+        elapsed = max(time.perf_counter() - began, 1e-9)
+        pairs, tokens = labeller.pairs - pairs, labeller.engine.computed_tokens - tokens
+        if pairs:
+            seconds += elapsed * ahead[task].pairs / pairs
+            lines.append(f"{task}: {pairs} pairs in {elapsed:.1f} s, {pairs / elapsed:,.1f} pairs/s, {tokens:,} tokens")
+    hours = seconds / 3600
+    lines.append(
+        f"at this rate {hours:,.2f} hours of one actor like this machine ({lm.device.type}), "
+        f"{hours / settings.num_actors:,.2f} with {settings.num_actors} actors; "
+        f"{hours * settings.gpus_per_actor:,.2f} GPU-hours"
+    )
+    return lines
 
 
-def _check_fingerprint(config: RunConfig, fingerprint: str) -> None:
-    """Refuse to add labels to those of another LLM, prompt or seed."""
-    path = config.paths.labelled / "fingerprint.json"
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-        if known != fingerprint:
-            raise ConfigError(
-                f"{config.paths.labelled}: holds labels {known}, this run file would make {fingerprint} (another LLM, "
-                "prompt, sampling or seed); remove that folder or choose another paths.work"
-            )
+def _samples(config: RunConfig, tasks: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """The first units of each task, at most `dry_run_groups` groups of each."""
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for path, number in row_groups(config):
+        rows = read_row_group(path, number)
+        for position, group in enumerate(rows.groups):
+            if group["task"] in tasks and position not in rows.unreadable:
+                chosen = samples.setdefault(group["task"], [])
+                if len(chosen) < config.label.dry_run_groups:
+                    chosen.append(group)
+    return samples
 
 
 def run(config: RunConfig) -> StageReport:
     """Label what is not labelled; the summary counts rows and says how much signal the rewards carry."""
-    ledger, pools = labelled_ledger(config), shot_pools(config)
-    fingerprint = run_fingerprint(config, pools)
-    write_json({"fingerprint": fingerprint}, config.paths.labelled / "fingerprint.json")
-    groups = candidate_groups(config)
-    ids = [group_id(group) for group in groups.to_pylist()]
-    done = ledger.done()
-    ahead = groups.filter(pa.array([row_id not in done for row_id in ids]))
-    plain = pa.array([config.tasks[task].reward == "none" for task in ahead["task"].to_pylist()], pa.bool_())
-    for group in ahead.filter(plain).to_batches(max_chunksize=PASSED_ROWS):
-        rows = [unrewarded(row, config.tasks[row["task"]], fingerprint) for row in group.to_pylist()]
-        ledger.commit(rows)
-    rewarded = ahead.filter(pc.invert(plain))
-    if rewarded.num_rows and config.llm is not None:
+    if config.label.teacher == "imported":
+        summary = import_rewards(config)
+        return report_labels(config, llm_ledger(config).row_ids(), summary.imported_before, None, summary.lines)
+    pools = shot_pools(config)
+    agreed = terms(config, pools)
+    if config.label.recompute:
+        rows = recompute_rewards(config, agreed)
+        return report_labels(config, llm_ledger(config).row_ids(), rows, None, ["rewards made anew, without the LLM"])
+    agree_on_terms(config, agreed)
+    selected = chosen_groups(config)
+    work = survey(config, selected)
+    _commit_plain(config, work, selected, agreed.fingerprint)
+    cost = None
+    if work.blocks.num_rows and config.llm is not None:
         prepare_lm(config.llm, config.paths.cache)
-        _label(config, rewarded, pools, fingerprint)
-    table = ledger.read(ids)
-    errors = [row for row in table.select(["error", "query_id"]).to_pylist() if row["error"]]
-    if len(errors) > config.label.max_error_share * max(1, len(ids)):
-        raise LabelError(
-            f"{len(errors)} of {len(ids)} groups could not be scored, more than label.max_error_share allows; first "
-            f"{errors[0]['query_id']!r}: {errors[0]['error']}"
-        )
-    return _report(table, ids, before=len(ids) - ahead.num_rows, duplicates=ledger.count_duplicates())
+        cost = _label(config, work.blocks, pools, selected, agreed.fingerprint)
+    missing, first = work.expected.missing_from(llm_ledger(config).row_ids())
+    if missing:
+        raise LabelError(f"{missing:,} of {len(work.expected):,} groups are in no block, first {first}; run it again")
+    before = len(work.expected) - sum(one.ahead for one in work.tasks.values())
+    if config.label.teacher == "reranker":
+        expected, lines = rerank(config, agreed.fingerprint)
+        return report_labels(config, expected, before, cost, lines)
+    return report_labels(config, work.expected, before, cost, [])
 
 
-def _label(config: RunConfig, ahead: pa.Table, pools: ShotPools, fingerprint: str) -> None:
-    """Send groups through the actor pool; each actor commits its own blocks."""
-    size = config.label.block_rows
-    blocks = [ahead.slice(i, size) for i in range(0, ahead.num_rows, size)]
-    labelled = ray.data.from_arrow(blocks).map_batches(
+def _commit_plain(config: RunConfig, work: Survey, selected: RowIds | None, fingerprint: str) -> None:
+    """Groups of tasks without a reward need no LLM: the driver commits them, a row group at a time."""
+    ledger = llm_ledger(config)
+    done = ledger.row_ids()
+    for path, number in work.plain:
+        rows = read_row_group(path, number)
+        plan = plan_blocks(rows, config.label, selected)
+        groups = [rows.groups[position] for block in plan for unit in block for position in unit]
+        plain = [group for group in groups if config.tasks[group["task"]].reward == "none"]
+        known = done.contains([group_id(group) for group in plain])
+        fresh = [group for group, is_done in zip(plain, known, strict=True) if not is_done]
+        ledger.commit([unrewarded(group, config.tasks[group["task"]], fingerprint) for group in fresh])
+
+
+def _label(
+    config: RunConfig, blocks: pa.Table, pools: ShotPools, selected: RowIds | None, fingerprint: str
+) -> LabelCost:
+    """Send blocks through the actor pool, which reads and commits them; the driver sees counts only."""
+    settings = config.label
+    size = max(1, blocks.num_rows // (PARTS_AN_ACTOR * settings.num_actors))
+    parts = [blocks.slice(i, size) for i in range(0, blocks.num_rows, size)]
+    labelled = ray.data.from_arrow(parts).map_batches(
         LabelBlocks,
-        fn_constructor_args=(config, ray.put(pools), fingerprint),
-        batch_size=size,
+        fn_constructor_args=(config, ray.put(pools), ray.put(selected), fingerprint),
+        batch_size=1,
         batch_format="pyarrow",
-        **actor_pool(config.label.num_actors, config.label.gpus_per_actor),
+        **actor_pool(settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor, settings.min_actors),
     )
-    with progress("label", ahead.num_rows, console()) as counter:
+    total = sum(blocks["rows"].to_pylist())
+    pairs = tokens = 0
+    flops = busy = capacity = 0.0
+    began = time.monotonic()
+    with progress("label", total, console()) as counter:
         for batch in labelled.iter_batches(batch_size=None, batch_format="pyarrow"):
-            counter.advance(sum(batch["rows"].to_pylist()))
+            for block in batch.to_pylist():
+                pairs, tokens, flops = pairs + block["pairs"], tokens + block["tokens"], flops + block["flops"]
+                busy, capacity = busy + block["seconds"], capacity + block["seconds"] * block["peak_flops"]
+                elapsed = max(time.monotonic() - began, 1e-9)
+                share = f", {flops / capacity:.0%} of peak" if capacity else ""
+                counter.advance(
+                    block["rows"], f"{pairs / elapsed:,.1f} pairs/s, {tokens / elapsed:,.0f} tokens/s{share}"
+                )
+    peak = capacity / busy if busy else None
+    return LabelCost(time.monotonic() - began, pairs, tokens, flops, peak, settings.num_actors)
 
 
-def _report(table: pa.Table, ids: list[str], before: int, duplicates: int) -> StageReport:
-    summary = reward_summary(table.to_pylist())
-    report = StageReport("label", table.num_rows, "groups", details={"tasks": summary, "labelled_before": before})
-    report.lines.append(
-        f"{len(ids):,} groups in = {table.num_rows:,} out; {before:,} were labelled before this run; "
-        f"{duplicates:,} repeated in blocks and counted once"
-    )
-    for task, values in summary.items():
-        shares = ", ".join(
-            f"{name} {value:.0%}" for name, value in values.items() if name not in {"groups", "rewarded", "errors"}
-        )
-        report.lines.append(
-            f"{task}: {values['groups']:,.0f} groups, {values['rewarded']:,.0f} rewarded, "
-            f"{values['errors']:,.0f} errors" + (f"; {shares}" if shares else "")
-        )
-    return report
-
-
-JOB = Job("label", __doc__, check, run)
+JOB = Job("label", __doc__, check, run, rehearse, takes_object_store=True)
 
 if __name__ == "__main__":
     main(JOB)

@@ -56,7 +56,7 @@ def run(config: RunConfig) -> StageReport:
     settings = section(config)
     task = ray.remote(num_cpus=1)(prepare_dataset)
     pending = {
-        task.remote(source, config.tasks[source.task], settings, config.paths.work): source
+        task.remote(source, config.tasks[source.task], settings, config.paths.mounted): source
         for source in settings.sources
     }
     counts: dict[str, dict[str, Any]] = {}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from embedder.cost import Work, measured_rate
 from embedder.errors import ConfigError, EmbedderError
 from embedder.reports import StageReport, console
 from embedder.run_file import load_run
+from embedder.storage import ObjectPath
 
 SPARE_CPUS = 2
 """Logical CPUs a local Ray gets beyond the cores, for reading and coordination while actors hold the others."""
@@ -35,6 +37,10 @@ class Job:
     check: Callable[[RunConfig], Work]
     """Raises an EmbedderError on bad input; loads no model and starts nothing."""
     run: Callable[[RunConfig], StageReport]
+    rehearse: Callable[[RunConfig], list[str]] | None = None
+    """Does a sample of the work on this machine, for the lines of a dry run; takes no cluster."""
+    takes_object_store: bool = False
+    """Whether `paths.work` may be in an object store."""
 
 
 def make_parser(job: Job) -> argparse.ArgumentParser:
@@ -58,9 +64,12 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
     try:
         config = load_run(options.config, options.set)
         refuse_temporary_paths(config)
+        refuse_object_store(job, config)
         work = job.check(config)
         if options.dry_run:
             print_dry_run(config, work)
+            for line in job.rehearse(config) if job.rehearse else []:
+                console().print(f"{job.stage}: {line}", markup=False)
             return
         run_stage(job, config)
     except EmbedderError as error:
@@ -110,10 +119,23 @@ def refuse_temporary_paths(config: RunConfig) -> None:
         return
     for name in ("work", "cache"):
         path = getattr(config.paths, name)
-        if "runtime_resources" in path.parts:
+        if isinstance(path, Path) and "runtime_resources" in path.parts:
             raise ConfigError(
                 f"paths.{name} is {path}, inside this job's temporary copy; give an absolute, shared path"
             )
+
+
+def refuse_object_store(job: Job, config: RunConfig) -> None:
+    """Say before anything is read that a job needs its files in a folder.
+
+    Raises:
+        ConfigError: `paths.work` is in an object store, and this job takes none.
+    """
+    if isinstance(config.paths.work, ObjectPath) and not job.takes_object_store:
+        raise ConfigError(
+            f"{job.stage}: paths.work is {config.paths.work}, but of all jobs only `label` works in an object store; "
+            "give a folder that every node mounts (--set paths.work=...) and copy what is needed between the two"
+        )
 
 
 def connect() -> None:
@@ -128,7 +150,9 @@ def connect() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def actor_pool(num_actors: int, gpus_per_actor: float) -> dict[str, Any]:
-    """The `map_batches` arguments of a pool of model actors; a CPU actor holds one core."""
-    resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": 1}
-    return {"compute": ActorPoolStrategy(size=num_actors), **resources}
+def actor_pool(
+    num_actors: int, gpus_per_actor: float, cpus_per_actor: float = 1, min_actors: int | None = None
+) -> dict[str, Any]:
+    """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits."""
+    resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": cpus_per_actor}
+    return {"compute": ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors), **resources}

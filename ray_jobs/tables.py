@@ -13,6 +13,7 @@ from embedder.errors import DataError
 from embedder.labelling.labeller import ShotPools
 from embedder.ledger import Ledger
 from embedder.records import GROUP, LABELLED, PASSAGE, QUERY, Split, parquet_files, read_tables, row_seed
+from embedder.storage import AnyPath
 
 MAX_SHOT_CHARACTERS = 300
 """Longer examples are not used as shots: three of them would crowd out the candidate."""
@@ -59,8 +60,8 @@ def count_rows(files: list[Path]) -> int:
     return sum(pq.read_metadata(path).num_rows for path in files)
 
 
-def candidate_groups(config: RunConfig) -> pa.Table:
-    """All candidate groups.
+def candidate_files(config: RunConfig) -> list[AnyPath]:
+    """Parquet files of candidate groups, one a dataset.
 
     Raises:
         DataError: `mine` has not run.
@@ -68,7 +69,12 @@ def candidate_groups(config: RunConfig) -> pa.Table:
     files = parquet_files(config.paths.candidates)
     if not files:
         raise DataError(f"{config.paths.candidates}: no candidates; run `python -m ray_jobs.mine` first")
-    return read_tables(files, GROUP)
+    return files
+
+
+def candidate_groups(config: RunConfig) -> pa.Table:
+    """All candidate groups at once."""
+    return read_tables(candidate_files(config), GROUP)
 
 
 def corpus_characters(files: list[Path]) -> int:
@@ -76,15 +82,29 @@ def corpus_characters(files: list[Path]) -> int:
     return sum(path.stat().st_size for path in files) * 3
 
 
-def labelled_ledger(config: RunConfig) -> Ledger:
-    """The committed blocks of labels."""
+def llm_ledger(config: RunConfig) -> Ledger:
+    """The committed blocks of the LLM's labels, or of imported ones."""
     return Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
 
 
+def labelled_ledger(config: RunConfig) -> Ledger:
+    """The committed blocks of the labels that the embedder learns from: those of the run's teacher."""
+    if config.label.teacher == "reranker":
+        return Ledger(config.paths.labelled / "reranked", LABELLED, "row_id")
+    return llm_ledger(config)
+
+
 def shot_pools(config: RunConfig) -> ShotPools:
-    """By dataset of a task with shots: seeded training rows short enough to serve as worked examples."""
+    """By dataset of a task with shots: seeded training rows short enough to serve as worked examples.
+
+    Raises:
+        DataError: `prepare` has not run.
+    """
+    prepared = {split: parquet_files(config.paths.queries / split) for split in ("train", "test")}
+    if not any(prepared.values()):
+        raise DataError(f"{config.paths.queries}: no prepared queries; run `python -m ray_jobs.prepare` first")
     pools: ShotPools = {}
-    for dataset in datasets(config):
+    for dataset in sorted(path.stem for path in prepared["train"]):
         rows = queries(config, "train", dataset)
         if not rows or not config.tasks[rows[0]["task"]].shots:
             continue

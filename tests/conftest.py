@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports Ray or transformers, which read these once: no hub, and a Ray token of this session's own.
@@ -26,6 +27,10 @@ from transformers import (
 )
 
 from embedder.config import EncoderConfig, LlmConfig
+from tests.object_store import ObjectStore, serve_objects
+
+LOUD = 0.2
+"""Standard deviation of the LLMs' random weights: with the usual 0.02 a wrong position or mask would hardly be seen."""
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 """Real data; where it is absent the tests that read it are skipped."""
@@ -54,7 +59,9 @@ def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-encoder")
     tokenizer = _word_tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
@@ -77,7 +84,8 @@ def tiny_encoder(tiny_encoder_folder: Path) -> EncoderConfig:
     return EncoderConfig(model=str(tiny_encoder_folder), pooling="mean", max_tokens=64, batch_tokens=256)
 
 
-def _save_lm(folder: Path, model: torch.nn.Module) -> Path:
+def save_lm(folder: Path, model: torch.nn.Module) -> Path:
+    """Write a model that knows 600 tokens, with a tokenizer, as a Hugging Face folder."""
     tokenizer = _word_tokenizer(["[PAD]", "[UNK]", "[END]"])
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
@@ -96,19 +104,27 @@ def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        initializer_range=LOUD,
     )
-    return _save_lm(tmp_path_factory.mktemp("tiny-llama"), LlamaForCausalLM(config))
+    return save_lm(tmp_path_factory.mktemp("tiny-llama"), LlamaForCausalLM(config))
 
 
 @pytest.fixture(scope="session")
 def tiny_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 of 2 layers."""
     torch.manual_seed(2)
-    config = GPT2Config(vocab_size=600, n_embd=32, n_layer=2, n_head=4, n_positions=512)
-    return _save_lm(tmp_path_factory.mktemp("tiny-gpt2"), GPT2LMHeadModel(config))
+    config = GPT2Config(vocab_size=600, n_embd=32, n_layer=2, n_head=4, n_positions=512, initializer_range=LOUD)
+    return save_lm(tmp_path_factory.mktemp("tiny-gpt2"), GPT2LMHeadModel(config))
 
 
 @pytest.fixture(scope="session")
 def tiny_llm(tiny_llama_folder: Path) -> LlmConfig:
     """How to load the tiny Llama."""
     return LlmConfig(model=str(tiny_llama_folder), max_prefix_tokens=200, batch_tokens=1024)
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A server that speaks S3, on loopback."""
+    with serve_objects(tmp_path_factory.mktemp("object-store") / "server.log") as store:
+        yield store

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedder.config import LlmConfig
+from embedder.labelling.engine import Engine
 from embedder.labelling.labeller import ShotPools
+from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import PromptBuilder, choose_shots, prompt_builder
-from embedder.labelling.sampling import Sampling, sample_outputs
-from embedder.labelling.scorer import PackedPrompt, PackedScorer
+from embedder.labelling.sampling import Sampling
 from embedder.lm import CausalLm
 from embedder.tasks import OPEN_QUESTION, TaskSpec
 
@@ -56,6 +57,7 @@ class LlmJudge:
         self, lm: CausalLm, llm: LlmConfig, tasks: dict[str, TaskSpec], shot_pools: ShotPools, seed: int
     ) -> None:
         self.lm, self.llm, self.tasks, self.shot_pools, self.seed = lm, llm, tasks, shot_pools, seed
+        self.engine = Engine(lm, llm, max(GREEDY_TOKENS, *(spec.max_output_tokens for spec in tasks.values())))
 
     def likelihoods(self, task: str, rows: Sequence[dict[str, Any]]) -> list[float]:
         """Mean token log-likelihood of each row's first answer given its `passages`."""
@@ -64,15 +66,22 @@ class LlmJudge:
         outputs = [builder.output(row["answers"][0]) for row in rows]
         prefixes = self._prefixes(builder, spec, rows)
         prompts = [PackedPrompt(prefix, [output]) for prefix, output in zip(prefixes, outputs, strict=True)]
-        return [values[0] for values in PackedScorer(self.lm, self.llm.batch_tokens).score(prompts)]
+        return [values[0] for values in self.engine.score(prompts)]
 
     def answers(self, task: str, rows: Sequence[dict[str, Any]]) -> list[str]:
         """Greedy answers, to the end of the line, with template A.3."""
         spec = self.tasks[task]
         builder = prompt_builder(self.lm, spec, self.llm, OPEN_QUESTION)
         prefixes = self._prefixes(builder, spec, rows)
-        greedy = Sampling(num_samples=1, max_tokens=GREEDY_TOKENS, temperature=1.0, top_k=1)
-        drawn = sample_outputs(self.lm, prefixes, [0] * len(rows), greedy, self.llm.batch_tokens)
+        greedy = Sampling(
+            num_samples=1,
+            max_tokens=GREEDY_TOKENS,
+            temperature=1.0,
+            top_k=1,
+            end_ids=self.lm.end_ids,
+            stop_ids=self.lm.stop_ids(OPEN_QUESTION.stop),
+        )
+        drawn = self.engine.sample(prefixes, [0] * len(rows), greedy)
         return [builder.clean_sample(samples[0]) for samples in drawn]
 
     def _prefixes(self, builder: PromptBuilder, spec: TaskSpec, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
@@ -80,5 +89,5 @@ class LlmJudge:
         prefixes = []
         for row in rows:
             shots = choose_shots(self.shot_pools.get(row["dataset"], []), row["query_id"], spec.shots, self.seed)
-            prefixes.append(builder.prefix(row["query"], row["passages"], shots))
+            prefixes.append(builder.prefix(row["query"], row["passages"], shots).ids)
         return prefixes

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from embedder.config import LabelConfig, LlmConfig
-from embedder.labelling.prompts import PromptBuilder, Shot, choose_shots, prompt_builder
+from embedder.labelling.engine import Engine
+from embedder.labelling.prefix_tree import PackedPrompt
+from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, choose_shots, prompt_builder
 from embedder.labelling.rewards import distinct_samples, group_rewards
-from embedder.labelling.sampling import Sampling, sample_outputs
-from embedder.labelling.scorer import PackedPrompt, PackedScorer
+from embedder.labelling.sampling import Sampling
 from embedder.lm import CausalLm
-from embedder.records import group_id, row_seed
+from embedder.records import LABELLED, group_id, row_seed
 from embedder.tasks import TaskSpec
 
 Group = dict[str, Any]
 ShotPools = dict[str, list[tuple[str, str, str]]]
 """By dataset: (query_id, query, answer) rows from which worked examples are chosen."""
 
+MAX_CHARACTERS = 1_000_000
+"""A group with a longer text is an error: reading it would hold up all others for minutes."""
+
 
 def unrewarded(group: Group, task: TaskSpec, fingerprint: str) -> Group:
     """A group with empty reward columns: all there is to do for a task without rewards."""
-    empty = dict.fromkeys(("rewards", "outputs", "base_scores", "scores", "error"))
-    return {**group, **empty, "row_id": group_id(group), "reward": task.reward, "label_fingerprint": fingerprint}
+    empty = dict.fromkeys(LABELLED.names)
+    return {**empty, **group, "row_id": group_id(group), "reward": task.reward, "label_fingerprint": fingerprint}
+
+
+@dataclass(frozen=True)
+class _Prompted:
+    """A group with its prefixes: without a candidate first, then with each."""
+
+    row: Group
+    prefixes: list[Prefix]
 
 
 class RewardLabeller:
@@ -32,58 +47,120 @@ class RewardLabeller:
         self, lm: CausalLm, llm: LlmConfig, label: LabelConfig, tasks: dict[str, TaskSpec], shot_pools: ShotPools
     ) -> None:
         self.lm, self.llm, self.label_config, self.tasks, self.shot_pools = lm, llm, label, tasks, shot_pools
-        self.scorer = PackedScorer(lm, llm.batch_tokens)
+        rewarded = [spec.max_output_tokens for spec in tasks.values() if spec.reward != "none"]
+        self.engine = Engine(lm, llm, max(rewarded, default=1))
+        self.pairs = 0
+        """Query and candidate pairs scored so far."""
 
     def label(self, groups: Sequence[Group], fingerprint: str) -> list[Group]:
         """The same groups in the same order, each with its reward columns."""
         labelled = [unrewarded(group, self.tasks[group["task"]], fingerprint) for group in groups]
         for task in sorted({group["task"] for group in groups}):
-            if self.tasks[task].reward != "none":
-                self._label_task(task, [row for row in labelled if row["task"] == task])
+            spec = self.tasks[task]
+            if spec.reward != "none":
+                builder = prompt_builder(self.lm, spec, self.llm)
+                # In an order of their own: which of them are read in one batch must not depend on that of the caller.
+                rows = sorted((row for row in labelled if row["task"] == task), key=lambda row: str(row["row_id"]))
+                prompted = [self._prompt(builder, spec, row) for row in rows]
+                self._reward(builder, spec, [one for one in prompted if one is not None])
         return labelled
 
-    def _label_task(self, task: str, rows: list[Group]) -> None:
-        """Fill the reward columns of rows of one task."""
-        spec = self.tasks[task]
-        builder = prompt_builder(self.lm, spec, self.llm)
-        shots = [self._shots(row, spec) for row in rows]
-        outputs = [[row["answers"][0]] for row in rows]
-        if spec.reward == "rank":
-            for known, drawn in zip(outputs, self._sample(builder, rows, shots), strict=True):
-                known.extend(drawn)
-        prompts, owners = [], []
-        for i, row in enumerate(rows):
-            if not row["candidate_texts"]:
-                row["error"] = "no candidates"
-                continue
-            encoded = [builder.output(output) for output in outputs[i]]
-            if not all(encoded):
-                row["error"] = "an output has no token"
-                continue
-            for passages in ([], *([text] for text in row["candidate_texts"])):
-                prompts.append(PackedPrompt(builder.prefix(row["query"], passages, shots[i]), encoded))
-                owners.append(i)
-        scores: dict[int, list[list[float]]] = {}
-        for owner, values in zip(owners, self.scorer.score(prompts), strict=True):
-            scores.setdefault(owner, []).append(values)
-        for i, table in scores.items():
-            _fill(rows[i], spec.reward, outputs[i], table)
+    def _prompt(self, builder: PromptBuilder, spec: TaskSpec, row: Group) -> _Prompted | None:
+        """The prefixes of a group; None, with the reason in the row, where one cannot be made."""
+        row["error"] = unusable(row)
+        if row["error"] is None and not builder.output(row["answers"][0]):
+            row["error"] = "the desired output has no token"
+        if row["error"] is not None:
+            return None
+        shots = self._shots(row, spec)
+        passages: list[list[str]] = [[], *([text] for text in row["candidate_texts"])]
+        prefixes = [builder.prefix(row["query"], each, shots) for each in passages]
+        if prefixes[0].query_cut or not prefixes[0].ids:
+            row["error"] = f"the query has no token, or needs more than the {builder.max_prefix_tokens} of a prefix"
+            return None
+        lost = [i for i, prefix in enumerate(prefixes[1:]) if prefix.passage_lost]
+        if lost:
+            row["error"] = f"candidate {lost[0]}: nothing of it fits into {builder.max_prefix_tokens} prefix tokens"
+            return None
+        row["truncated"] = sum(prefix.passage_cut for prefix in prefixes)
+        return _Prompted(row, prefixes)
+
+    def _reward(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> None:
+        """Sample for, score and reward groups of one task; where that exhausts the memory, one by one."""
+        if not groups:
+            return
+        try:
+            outputs = self._outputs(builder, spec, groups)
+            self._score(builder, spec, groups, outputs)
+            return
+        except torch.OutOfMemoryError as error:
+            if len(groups) == 1:
+                groups[0].row["error"] = f"out of memory: {str(error).partition(chr(10))[0]}"
+                return
+        for group in groups:
+            self._reward(builder, spec, [group])
+
+    def _outputs(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> list[list[str]]:
+        """For each group the desired output, and for rank rewards the distinct outputs sampled without a candidate."""
+        if spec.reward != "rank":
+            return [[group.row["answers"][0]] for group in groups]
+        config = self.label_config
+        sampling = Sampling(
+            num_samples=config.num_samples,
+            max_tokens=builder.max_output_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            end_ids=self.lm.end_ids,
+            stop_ids=self.lm.stop_ids(builder.template.stop),
+        )
+        seeds = [row_seed(config.seed, "sample", one.row["dataset"], one.row["query_id"]) for one in groups]
+        outputs = []
+        for one, drawn in zip(
+            groups, self.engine.sample([one.prefixes[0].ids for one in groups], seeds, sampling), strict=True
+        ):
+            outputs.append(_rivals(builder, one.row["answers"], [builder.clean_sample(tokens) for tokens in drawn]))
+        return outputs
+
+    def _score(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted], outputs: list[list[str]]) -> None:
+        prompts = []
+        for one, texts in zip(groups, outputs, strict=True):
+            encoded = [builder.output(text) for text in texts]
+            prompts += [PackedPrompt(prefix.ids, encoded) for prefix in one.prefixes]
+        scores = iter(self.engine.score(prompts))
+        for one, texts in zip(groups, outputs, strict=True):
+            _fill(one.row, spec.reward, texts, [next(scores) for _ in one.prefixes])
+            self.pairs += len(one.prefixes) - 1
 
     def _shots(self, row: Group, spec: TaskSpec) -> list[Shot]:
         return choose_shots(
             self.shot_pools.get(row["dataset"], []), row["query_id"], spec.shots, self.label_config.seed
         )
 
-    def _sample(self, builder: PromptBuilder, rows: list[Group], shots: list[list[Shot]]) -> list[list[str]]:
-        """Distinct sampled outputs of each row, drawn without a candidate."""
-        config = self.label_config
-        sampling = Sampling(config.num_samples, builder.max_output_tokens, config.temperature, config.top_k)
-        prefixes = [builder.prefix(row["query"], [], shot) for row, shot in zip(rows, shots, strict=True)]
-        seeds = [row_seed(config.seed, "sample", row["dataset"], row["query_id"]) for row in rows]
-        drawn = sample_outputs(self.lm, prefixes, seeds, sampling, self.llm.batch_tokens)
-        texts = [[builder.clean_sample(tokens) for tokens in samples] for samples in drawn]
-        # A sample is scored as the tokens of its text, so two texts that differ only past the cut are one output.
-        return [distinct_samples(samples, row["answers"]) for samples, row in zip(texts, rows, strict=True)]
+
+def unusable(row: Group) -> str | None:
+    """Why a group cannot be rewarded by any LLM; None if it can."""
+    if not row["candidate_texts"]:
+        return "no candidates"
+    if not row["answers"]:
+        return "no answer"
+    texts = {"the query": row["query"], "the desired output": row["answers"][0]}
+    texts |= {f"candidate {i}": text for i, text in enumerate(row["candidate_texts"])}
+    for name, text in texts.items():
+        if len(text) > MAX_CHARACTERS:
+            return f"{name} has {len(text):,} characters, more than {MAX_CHARACTERS:,}"
+        if not text.strip():
+            return f"{name} is empty"
+    return None
+
+
+def _rivals(builder: PromptBuilder, answers: list[str], samples: list[str]) -> list[str]:
+    """The desired output and the samples that differ from it and from each other in the tokens that are scored."""
+    kept = {tuple(builder.output(answers[0])): answers[0]}
+    for text in distinct_samples(samples, answers):
+        if tokens := tuple(builder.output(text)):
+            kept.setdefault(tokens, text)
+    return list(kept.values())
 
 
 def _fill(row: Group, reward: str, outputs: list[str], values: list[list[float]]) -> None:

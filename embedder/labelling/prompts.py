@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedder.config import LlmConfig
+from embedder.errors import ConfigError
 from embedder.lm import CausalLm
 from embedder.records import row_seed
 from embedder.tasks import PromptTemplate, TaskSpec
@@ -32,6 +33,19 @@ def choose_shots(pool: Sequence[tuple[str, str, str]], query_id: str, count: int
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """What the LLM reads before an output, and what had to go for it to fit."""
+
+    ids: list[int]
+    passage_cut: bool = False
+    """The passages lost their end."""
+    passage_lost: bool = False
+    """Nothing of the passages is left."""
+    query_cut: bool = False
+    """The rest alone was too long, and lost its beginning."""
+
+
+@dataclass(frozen=True)
 class PromptBuilder:
     """Builds the prefixes and outputs of one task for one LLM."""
 
@@ -40,52 +54,64 @@ class PromptBuilder:
     max_output_tokens: int
     max_prefix_tokens: int
 
-    def prefix(self, query: str, passages: Sequence[str], shots: Sequence[Shot]) -> list[int]:
-        """Token ids before the output.
+    def prefix(self, query: str, passages: Sequence[str], shots: Sequence[Shot]) -> Prefix:
+        """Token ids before the output, at most `max_prefix_tokens`: the passages lose their end where they must."""
+        joined = "\n".join(passages)
+        whole = self._prefix_ids(query, joined, shots)
+        if len(whole) <= self.max_prefix_tokens:
+            return Prefix(whole)
+        without = self._prefix_ids(query, "", shots)
+        if len(without) > self.max_prefix_tokens:
+            return Prefix(without[-self.max_prefix_tokens :], bool(joined), bool(joined), query_cut=True)
+        passage_ids = self.lm.tokens(joined)
+        keep = len(passage_ids) - (len(whole) - self.max_prefix_tokens)
+        while keep > 0:
+            # A cut within a letter of several tokens leaves a replacement character.
+            begun = str(self.lm.tokenizer.decode(passage_ids[:keep])).rstrip("\N{REPLACEMENT CHARACTER}")
+            if not begun.strip():
+                break
+            whole = self._prefix_ids(query, begun, shots)
+            if len(whole) <= self.max_prefix_tokens:
+                return Prefix(whole, passage_cut=True)
+            keep -= len(whole) - self.max_prefix_tokens
+        return Prefix(without, passage_cut=True, passage_lost=True)
 
-        Where they exceed `max_prefix_tokens`, the passages lose tokens from their end; the query is kept whole. A
-        query that alone is too long loses tokens from its beginning.
-        """
-        whole = self._prefix_ids(query, passages, shots)
-        excess = len(whole) - self.max_prefix_tokens
-        if excess > 0 and passages:
-            joined = "\n".join(passages)
-            ids = self.lm.tokens(joined)
-            kept = ids[: max(0, len(ids) - excess - 2)]
-            cut = [self.lm.tokenizer.decode(kept)] if kept else []
-            whole = self._prefix_ids(query, cut, shots)
-        return whole[-self.max_prefix_tokens :]
-
-    def _prefix_ids(self, query: str, passages: Sequence[str], shots: Sequence[Shot]) -> list[int]:
+    def _prefix_ids(self, query: str, passage: str, shots: Sequence[Shot]) -> list[int]:
         template = self.template
         worked = [
             template.input.format(query=shot) + template.output.format(answer=answer) + template.separator
             for shot, answer in shots
         ]
-        context = template.context.format(passage="\n".join(passages)) if passages else ""
+        context = template.context.format(passage=passage) if passage else ""
         text = "".join(worked) + context + template.input.format(query=query)
         if template.chat:
             messages = [{"role": "user", "content": text}]
-            text = self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.lm.tokens(text)
+            rendered = self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return self.lm.tokens(str(rendered))
+        return [*self.lm.lead_ids, *self.lm.tokens(text)]
 
     def output(self, answer: str) -> list[int]:
         """Token ids of an output, cut to `max_output_tokens`."""
         return self.lm.tokens(self.template.output.format(answer=answer.strip()))[: self.max_output_tokens]
 
     def clean_sample(self, ids: Sequence[int]) -> str:
-        """The text of sampled token ids, up to the template's stop text."""
-        text = self.lm.tokenizer.decode(ids, skip_special_tokens=True)
-        if self.template.stop is not None:
-            text = text.split(self.template.stop, 1)[0]
-        return str(text).strip()
+        """The text of sampled token ids, up to the first of the template's stop texts."""
+        text = str(self.lm.tokenizer.decode(ids, skip_special_tokens=True))
+        cuts = [text.find(stop) for stop in self.template.stop if stop in text]
+        return text[: min(cuts, default=len(text))].strip()
 
 
 def prompt_builder(
     lm: CausalLm, task: TaskSpec, config: LlmConfig, template: PromptTemplate | None = None
 ) -> PromptBuilder:
-    """The builder of a task; `template` replaces the task's own (an evaluation has its own prompt)."""
+    """The builder of a task; `template` replaces the task's own (an evaluation has its own prompt).
+
+    Raises:
+        ConfigError: the template asks for a chat template that the LLM does not have.
+    """
     chosen = template or task.template
     if chosen is None:
         raise ValueError("the task has no template")
+    if chosen.chat and lm.tokenizer.chat_template is None:
+        raise ConfigError(f"template.chat is true, but the tokenizer of {config.model!r} has no chat template")
     return PromptBuilder(lm, chosen, task.max_output_tokens, config.max_prefix_tokens)

@@ -35,8 +35,20 @@ def group_rewards(kind: str, base: Sequence[float], scores: Sequence[Sequence[fl
             return [rank_reward(base, row) for row in scores]
         case "likelihood":
             return [row[0] for row in scores]
+        case "lift":
+            return [row[0] - base[0] for row in scores]
         case _:
-            raise ValueError(f"reward kind {kind!r}; use rank or likelihood")
+            raise ValueError(f"reward kind {kind!r}; use rank, likelihood or lift")
+
+
+def is_flat(rewards: Sequence[float]) -> bool:
+    """Whether all rewards are equal: the group prefers no candidate."""
+    return max(rewards) == min(rewards)
+
+
+def is_saturated(base: Sequence[float]) -> bool:
+    """Whether the desired output is first without any candidate, so that no candidate can raise its rank."""
+    return desired_rank(base) == 1
 
 
 def distinct_samples(samples: Sequence[str], accepted: Sequence[str]) -> list[str]:

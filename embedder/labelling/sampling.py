@@ -1,7 +1,7 @@
 """Seeded outputs of the LLM for many prompts at once.
 
 Each prompt draws from a random stream of its own, so its outputs do not depend on which prompts share its batch.
-B prompts, N samples of each, V vocabulary.
+B prompts, N samples of each, S steps, L tokens of the longest prompt, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from embedder.lm import CausalLm
 from embedder.model import length_batches
@@ -25,75 +26,124 @@ class Sampling:
     max_tokens: int
     temperature: float
     top_k: int
+    top_p: float = 1.0
+    end_ids: frozenset[int] = frozenset()
+    """Tokens that end an output and do not belong to it."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end an output and do belong to it: what stands before a stop text in them is part of the output."""
 
 
 def sample_outputs(
     lm: CausalLm, prefixes: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling, batch_tokens: int
 ) -> list[list[list[int]]]:
-    """Token ids of `num_samples` outputs a prefix, without the end token."""
+    """Token ids of `num_samples` outputs a prefix.
+
+    A batch holds at most `batch_tokens` prompt tokens, or as many sampled ones; out of memory halves it.
+    """
     outputs: list[list[list[int]]] = [[] for _ in prefixes]
-    lengths = [(len(prefix) + sampling.max_tokens) * sampling.num_samples for prefix in prefixes]
-    for indices in length_batches(lengths, batch_tokens * sampling.num_samples):
+    lengths = [max(len(prefix), sampling.num_samples * sampling.max_tokens) for prefix in prefixes]
+    for indices in length_batches(lengths, batch_tokens):
         drawn = _sample_batch(lm, [prefixes[i] for i in indices], [seeds[i] for i in indices], sampling)
         for index, tokens in zip(indices, drawn, strict=True):
             outputs[index] = tokens
     return outputs
 
 
-@torch.inference_mode()
 def _sample_batch(
     lm: CausalLm, prefixes: list[list[int]], seeds: list[int], sampling: Sampling
 ) -> list[list[list[int]]]:
-    """Prefill each prefix once, then decode its samples side by side on copies of its cache."""
-    count, steps = sampling.num_samples, sampling.max_tokens
-    uniform_steps_BN = torch.tensor(
-        np.stack([np.random.default_rng(seed).random((steps, count)) for seed in seeds], axis=1).reshape(steps, -1)
-    ).to(lm.device)
+    try:
+        return _decode(lm, prefixes, seeds, sampling)
+    except torch.OutOfMemoryError:
+        if len(prefixes) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(prefixes) // 2
+    first = _sample_batch(lm, prefixes[:half], seeds[:half], sampling)
+    return first + _sample_batch(lm, prefixes[half:], seeds[half:], sampling)
+
+
+@torch.inference_mode()
+def _decode(lm: CausalLm, prefixes: list[list[int]], seeds: list[int], sampling: Sampling) -> list[list[list[int]]]:
+    """Read each prompt once; then its N samples go on as N tokens of its row, which see the prompt and themselves.
+
+    So the cache holds a prompt once and not N times. A prompt whose samples have all ended leaves the batch.
+    """
+    count = sampling.num_samples
+    uniform_SBN = torch.stack([uniform_numbers(seed, sampling) for seed in seeds], dim=1).to(lm.device)
+    end_ids, stop_ids = (
+        torch.tensor(sorted(ids), dtype=torch.long, device=lm.device) for ids in (sampling.end_ids, sampling.stop_ids)
+    )
     ids_BL, mask_BL = (tensor.to(lm.device) for tensor in _pad_left(prefixes))
     position_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
-    base, head = lm.model.base_model, lm.model.get_output_embeddings()
-    out = base(input_ids=ids_BL, attention_mask=mask_BL, position_ids=position_BL, use_cache=True)
-    cache = out.past_key_values
-    cache.batch_repeat_interleave(count)
-    logits = head(out.last_hidden_state[:, -1]).repeat_interleave(count, 0)
-    mask = mask_BL.repeat_interleave(count, 0)
-    position = position_BL[:, -1:].repeat_interleave(count, 0)
-    finished = torch.zeros(len(logits), dtype=torch.bool, device=lm.device)
-    drawn: list[Tensor] = []
-    for step in range(steps):
-        token = draw(logits.float(), uniform_steps_BN[step], sampling)
-        token = torch.where(finished, torch.full_like(token, _end_id(lm)), token)
-        finished = finished | (token == _end_id(lm))
-        drawn.append(token)
-        if step == steps - 1 or bool(finished.all()):
+    # A cache of the model's own choice may keep a window only, which the N samples side by side would overrun.
+    cache = DynamicCache()
+    out = lm.model(
+        input_ids=ids_BL,
+        attention_mask=mask_BL,
+        position_ids=position_BL,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    position_B1, visible_BL = position_BL[:, -1:], mask_BL.bool()
+    logits_BNV = out.logits.expand(-1, count, -1)
+    rows = torch.arange(len(prefixes), device=lm.device)
+    tokens_SBN = torch.full((sampling.max_tokens, len(prefixes), count), -1, device=lm.device)
+    ended_BN = torch.zeros((len(prefixes), count), dtype=torch.bool, device=lm.device)
+    for step in range(sampling.max_tokens):
+        token_BN = draw(logits_BNV.flatten(0, 1).float(), uniform_SBN[step, rows].flatten(), sampling).view(-1, count)
+        ended_BN = ended_BN | torch.isin(token_BN, end_ids)
+        tokens_SBN[step, rows] = token_BN.masked_fill(ended_BN, -1)
+        ended_BN = ended_BN | torch.isin(token_BN, stop_ids)
+        alive_B = ~ended_BN.all(1)
+        if step == sampling.max_tokens - 1 or not bool(alive_B.any()):
             break
-        mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-        position = position + 1
-        out = base(
-            input_ids=token.unsqueeze(1),
-            attention_mask=mask,
-            position_ids=position,
+        if not bool(alive_B.all()):
+            keep = alive_B.nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            rows, token_BN, ended_BN = rows[keep], token_BN[keep], ended_BN[keep]
+            position_B1, visible_BL = position_B1[keep], visible_BL[keep]
+        position_B1 = position_B1 + 1
+        out = lm.model(
+            input_ids=token_BN,
+            attention_mask=branch_mask(visible_BL, count, step + 1),
+            position_ids=position_B1.expand(-1, count),
             past_key_values=cache,
             use_cache=True,
         )
-        logits = head(out.last_hidden_state[:, -1])
-    rows = torch.stack(drawn, dim=1).tolist()
-    trimmed = [row[: row.index(_end_id(lm))] if _end_id(lm) in row else row for row in rows]
-    return [trimmed[i : i + count] for i in range(0, len(trimmed), count)]
+        logits_BNV = out.logits
+    drawn: list[list[list[int]]] = tokens_SBN.permute(1, 2, 0).tolist()
+    return [[[token for token in sample if token >= 0] for sample in samples] for samples in drawn]
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
-    """One token a row: the inverse of the cumulative distribution of the `top_k` likeliest at a uniform number."""
-    top_BK, token_BK = logits_BV.topk(min(sampling.top_k, logits_BV.shape[1]), dim=-1)
-    cumulative_BK = (top_BK.double() / sampling.temperature).softmax(-1).cumsum(-1)
-    place_B1 = torch.searchsorted(cumulative_BK, uniform_B.double().unsqueeze(1)).clamp(max=token_BK.shape[1] - 1)
-    return token_BK.gather(1, place_B1).squeeze(1)
+def branch_mask(visible_BL: Tensor, count: int, steps: int) -> Tensor:
+    """Who sees whom at a step: (B, 1, N, L + N x steps); sample n sees its prompt and each n-th token after it."""
+    own_NK = torch.eye(count, dtype=torch.bool, device=visible_BL.device).repeat(1, steps)
+    rows = len(visible_BL)
+    prompt_BNL = visible_BL.unsqueeze(1).expand(-1, count, -1)
+    return torch.cat([prompt_BNL, own_NK.unsqueeze(0).expand(rows, -1, -1)], dim=2).unsqueeze(1)
 
 
-def _end_id(lm: CausalLm) -> int:
-    """The token that ends an output; -1, which is never drawn, for a tokenizer without one."""
-    end = lm.tokenizer.eos_token_id
-    return -1 if end is None else int(end)
+def uniform_numbers(seed: int, sampling: Sampling) -> Tensor:
+    """The random numbers of one prompt, (S, N) in [0, 1)."""
+    return torch.from_numpy(np.random.default_rng(seed).random((sampling.max_tokens, sampling.num_samples)))
+
+
+def draw(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> Tensor:
+    """One token a row, by the inverse of the cumulative distribution at a uniform number.
+
+    The distribution is that of the `top_k` likeliest tokens at the temperature, of which the likeliest are kept until
+    their probabilities reach `top_p`.
+    """
+    top_RK, token_RK = logits_RV.topk(min(sampling.top_k, logits_RV.shape[1]), dim=-1)
+    probability_RK = (top_RK.double() / sampling.temperature).softmax(-1)
+    cumulative_RK = probability_RK.cumsum(-1)
+    kept_RK = cumulative_RK - probability_RK < sampling.top_p
+    total_R1 = (probability_RK * kept_RK).sum(-1, keepdim=True)
+    place_R1 = torch.searchsorted(cumulative_RK, uniform_R.double().unsqueeze(1) * total_R1)
+    last_R1 = (kept_RK.sum(-1, keepdim=True) - 1).clamp(min=0)  # logits that are no numbers keep none
+    return token_RK.gather(1, torch.minimum(place_R1, last_R1)).squeeze(1)
 
 
 def _pad_left(prefixes: Sequence[list[int]]) -> tuple[Tensor, Tensor]:

@@ -1,59 +1,74 @@
-"""Mean token log-likelihoods of many outputs behind a shared prefix.
+"""Mean token log-likelihoods of many outputs behind shared prefixes, each shared token computed once.
 
-A prefix and its outputs are packed into one row: the prefix is computed once and each output sees the prefix and
-itself only (a block mask), at positions that go on where the prefix ends. Vocabulary logits are made only where an
-output token is predicted.
-
-R rows, L tokens of the longest row, D hidden width, V vocabulary, T output tokens of a batch.
+T tokens of a flat row, D hidden width, V vocabulary, P places that predict a token, E predicted tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from embedder.labelling.prefix_tree import PackedPrompt, PrefixTree, grow_tree, tree_batches
+from embedder.labelling.tree_attention import plan_attention
+from embedder.labelling.work import ModelWork
 from embedder.lm import CausalLm
-from embedder.model import length_batches
+from embedder.onednn import PackedLinear, pack_weight, packed_linear
 
-LOGIT_ROWS = 1024
-"""Positions whose logits are held at once: 1,024 x 49k x 4 bytes = 200 MB."""
-
-
-@dataclass(frozen=True)
-class PackedPrompt:
-    """A prefix and its outputs, all as token ids; none of them empty."""
-
-    prefix: list[int]
-    outputs: list[list[int]]
-
-    def __len__(self) -> int:
-        """Tokens of the packed row; the last token of an output is predicted but never read."""
-        return len(self.prefix) + sum(len(output) - 1 for output in self.outputs)
+VOCABULARY_SLICE = 4096
+"""Vocabulary entries whose logits are held at once: small enough for the caches, whatever the vocabulary."""
 
 
-class PackedScorer:
-    """Scores packed prompts with one LLM, in batches of at most `batch_tokens` padded tokens."""
+class OutputHead:
+    """log p(token) at chosen places, from slices of the vocabulary: the logits of a place never stand all at once."""
+
+    def __init__(self, head: nn.Module) -> None:
+        weight, bias = head.weight, head.bias
+        if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+            raise TypeError(f"{type(head).__name__} is no linear output layer")
+        self.weight, self.bias = weight, bias
+        packs = isinstance(head, PackedLinear)
+        self._slices = [pack_weight(part) if packs else part for part in weight.split(VOCABULARY_SLICE)]
+        self._biases = [None] * len(self._slices) if bias is None else list(bias.split(VOCABULARY_SLICE))
+        self._linear = packed_linear if packs else F.linear
+
+    def log_normalisers(self, state_PD: Tensor) -> Tensor:
+        """log of the sum of exponentials over the vocabulary, (P,) in float64."""
+        parts = [
+            self._linear(state_PD, part, bias).float().logsumexp(-1)
+            for part, bias in zip(self._slices, self._biases, strict=True)
+        ]
+        return torch.stack(parts).double().logsumexp(0)
+
+    def logits(self, state_ED: Tensor, token_E: Tensor) -> Tensor:
+        """The logit of one token a row, (E,) in float64."""
+        products_E = (state_ED.float() * self.weight[token_E].float()).sum(-1).double()
+        return products_E if self.bias is None else products_E + self.bias[token_E].double()
+
+
+class TreeScorer:
+    """Scores prompts with one LLM, in trees of about `batch_tokens` tokens; `work` counts what that took."""
 
     def __init__(self, lm: CausalLm, batch_tokens: int) -> None:
         self.lm = lm
         self.batch_tokens = batch_tokens
+        self.head = OutputHead(lm.model.get_output_embeddings())
+        self.work = ModelWork()
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean token log-likelihood (nats) of each of its outputs.
 
-        A batch that runs out of memory is halved until single rows.
+        Depends on the set of prompts alone, not on their order. A tree that runs out of memory is halved until it
+        holds one prompt.
 
         Raises:
             ValueError: a prefix or output has no token.
         """
-        for prompt in prompts:
-            if not prompt.prefix or not all(prompt.outputs):
-                raise ValueError("a prompt has an empty prefix or an empty output")
+        check_prompts(prompts)
         scores: list[list[float]] = [[] for _ in prompts]
-        for indices in length_batches([len(prompt) for prompt in prompts], self.batch_tokens):
+        for indices in tree_batches(prompts, self.batch_tokens):
             for index, values in zip(indices, self._score_batch([prompts[i] for i in indices]), strict=True):
                 scores[index] = values
         return scores
@@ -61,7 +76,7 @@ class PackedScorer:
     def _score_batch(self, batch: list[PackedPrompt]) -> list[list[float]]:
         try:
             return self._forward(batch)
-        except torch.cuda.OutOfMemoryError:
+        except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
         torch.cuda.empty_cache()
@@ -70,56 +85,47 @@ class PackedScorer:
 
     @torch.inference_mode()
     def _forward(self, batch: list[PackedPrompt]) -> list[list[float]]:
-        ids_RL, position_RL, mask_R1LL = (tensor.to(self.lm.device) for tensor in pack(batch))
-        state_RLD = self.lm.model.base_model(
-            input_ids=ids_RL, attention_mask=mask_R1LL, position_ids=position_RL, use_cache=False
-        ).last_hidden_state
-        row_T, place_T, target_T = (tensor.to(self.lm.device) for tensor in predictions(batch))
-        likelihood_T = self._token_likelihoods(state_RLD[row_T, place_T], target_T).double().cpu()
-        lengths = [len(output) for prompt in batch for output in prompt.outputs]
-        means = iter([part.mean().item() for part in likelihood_T.split(lengths)])
-        return [[next(means) for _ in prompt.outputs] for prompt in batch]
-
-    def _token_likelihoods(self, state_TD: Tensor, target_T: Tensor) -> Tensor:
-        head = self.lm.model.get_output_embeddings()
-        parts = []
-        for state, target in zip(state_TD.split(LOGIT_ROWS), target_T.split(LOGIT_ROWS), strict=True):
-            logits_TV = head(state).float()
-            parts.append(logits_TV.gather(1, target.unsqueeze(1)).squeeze(1) - logits_TV.logsumexp(-1))
-        return torch.cat(parts)
+        tree, device = grow_tree(batch), self.lm.device
+        state_TD = self.lm.model.base_model(
+            input_ids=torch.tensor([tree.tokens], device=device),
+            position_ids=torch.tensor([tree.positions], device=device),
+            attention_mask=torch.zeros((1, 1, 1, 1), device=device),  # four dimensions: the model builds none itself
+            tree_plan=plan_attention(tree, self.lm.model.dtype, device),
+            use_cache=False,
+        ).last_hidden_state[0]
+        place_P, edge_E, token_E, paths = predictions(tree)
+        state_PD = state_TD[torch.tensor(place_P, device=state_TD.device)].to(self.head.weight.device)
+        edges, tokens = (torch.tensor(ids, device=state_PD.device) for ids in (edge_E, token_E))
+        likelihood_E = self.head.logits(state_PD[edges], tokens) - self.head.log_normalisers(state_PD)[edges]
+        self.work.add(len(tree.tokens), len(place_P), sum(tree.positions) + len(tree.tokens))
+        values = likelihood_E.cpu().numpy()
+        return [[float(values[path].mean()) for path in outputs] for outputs in paths]
 
 
-def pack(batch: Sequence[PackedPrompt]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids (R, L), positions (R, L) and who may see whom (R, 1, L, L) as booleans."""
-    length = max(len(prompt) for prompt in batch)
-    ids_RL = torch.zeros((len(batch), length), dtype=torch.long)
-    position_RL = torch.zeros((len(batch), length), dtype=torch.long)
-    segment_RL = torch.full((len(batch), length), -1, dtype=torch.long)
-    for row, prompt in enumerate(batch):
-        prefix = len(prompt.prefix)
-        ids, positions, segments = list(prompt.prefix), list(range(prefix)), [0] * prefix
-        for branch, output in enumerate(prompt.outputs, start=1):
-            read = output[:-1]
-            ids += read
-            positions += range(prefix, prefix + len(read))
-            segments += [branch] * len(read)
-        ids_RL[row, : len(ids)] = torch.tensor(ids)
-        position_RL[row, : len(ids)] = torch.tensor(positions)
-        segment_RL[row, : len(ids)] = torch.tensor(segments)
-    same_RLL = segment_RL.unsqueeze(2) == segment_RL.unsqueeze(1)
-    prefix_RLL = (segment_RL == 0).unsqueeze(1) & (segment_RL >= 0).unsqueeze(2)
-    causal_LL = torch.ones((length, length), dtype=torch.bool).tril()
-    return ids_RL, position_RL, ((same_RLL | prefix_RLL) & causal_LL).unsqueeze(1)
+def predictions(tree: PrefixTree) -> tuple[list[int], list[int], list[int], list[list[list[int]]]]:
+    """Places that predict, then for each predicted token which of them and which token, then the edges of each output.
+
+    A place that several outputs go on from is listed once.
+    """
+    places: list[int] = []
+    edge_places: list[int] = []
+    edge_tokens: list[int] = []
+    paths: list[list[list[int]]] = []
+    for end, crown, start in zip(tree.ends, tree.crowns, tree.crown_starts, strict=True):
+        first_place, first_edge = len(places), len(edge_tokens)
+        places += [end, *range(start, start + len(crown.tokens))]
+        edge_places += [first_place + 1 + place for place in crown.edge_places]
+        edge_tokens += crown.edge_tokens
+        paths.append([[first_edge + edge for edge in path] for path in crown.paths])
+    return places, edge_places, edge_tokens, paths
 
 
-def predictions(batch: Sequence[PackedPrompt]) -> tuple[Tensor, Tensor, Tensor]:
-    """For each output token of the batch: its row, the place that predicts it, and the token (each of length T)."""
-    rows, places, targets = [], [], []
-    for row, prompt in enumerate(batch):
-        start = len(prompt.prefix)
-        for output in prompt.outputs:
-            rows += [row] * len(output)
-            places += [len(prompt.prefix) - 1, *range(start, start + len(output) - 1)]
-            targets += output
-            start += len(output) - 1
-    return torch.tensor(rows), torch.tensor(places), torch.tensor(targets)
+def check_prompts(prompts: Sequence[PackedPrompt]) -> None:
+    """Refuse a prompt that cannot be scored.
+
+    Raises:
+        ValueError: a prefix or output has no token.
+    """
+    for prompt in prompts:
+        if not prompt.prefix or not prompt.outputs or not all(prompt.outputs):
+            raise ValueError("a prompt has an empty prefix or an empty output")

@@ -13,11 +13,11 @@ from embedder.evaluation.answers import (
     normalise_answer,
     token_f1,
 )
+from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import choose_shots, prompt_builder
-from embedder.labelling.scorer import PackedPrompt
 from embedder.lm import load_lm
 from embedder.tasks import BUILTIN_TASKS, OPEN_QUESTION
-from tests.unit.judges import plain_scores
+from tests.unit.judges import exact_model, plain_scores
 
 
 def test_an_answer_is_compared_without_articles_punctuation_and_case():
@@ -81,12 +81,12 @@ def test_likelihoods_are_those_of_the_first_answer_after_the_passages(judge, tin
     builder = prompt_builder(judge.lm, BUILTIN_TASKS["qa"], tiny_llm)
     prompts = [
         PackedPrompt(
-            builder.prefix(row["query"], row["passages"], choose_shots(POOLS["d"], row["query_id"], 3, 0)),
+            builder.prefix(row["query"], row["passages"], choose_shots(POOLS["d"], row["query_id"], 3, 0)).ids,
             [builder.output(row["answers"][0])],
         )
         for row in ROWS
     ]
-    expected = [values[0] for values in plain_scores(judge.lm, prompts)]
+    expected = [values[0] for values in plain_scores(exact_model(tiny_llm.model), prompts)]
     assert judge.likelihoods("qa", ROWS) == pytest.approx(expected, abs=1e-4)
 
 
@@ -95,11 +95,23 @@ def test_answers_are_greedy_and_end_with_the_line(judge, tiny_llm):
     expected = []
     for row in ROWS:
         shots = choose_shots(POOLS["d"], row["query_id"], 3, 0)
-        ids = torch.tensor([builder.prefix(row["query"], row["passages"], shots)])
+        ids = torch.tensor([builder.prefix(row["query"], row["passages"], shots).ids])
         options = {"do_sample": False, "max_new_tokens": GREEDY_TOKENS, "pad_token_id": 0}
         whole = judge.lm.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
         expected.append(judge.lm.tokenizer.decode(whole, skip_special_tokens=True).split("\n")[0].strip())
     assert judge.answers("qa", ROWS) == expected
+
+
+def test_an_answer_ends_where_its_line_does(judge, monkeypatch):
+    """The token that ends the line may begin with the answer's last letter."""
+    (last,) = judge.lm.tokens("x")
+    texts = judge.lm.tokenizer.batch_decode([[token] for token in range(600)])
+    monkeypatch.setitem(vars(judge.lm), "_token_texts", [*texts[:last], "x\n", *texts[last + 1 :]])
+    given = []
+    monkeypatch.setattr(judge.engine, "sample", lambda prefixes, seeds, how: given.append(how) or [[[last]]] * 3)
+    assert judge.answers("qa", ROWS) == ["x"] * 3
+    assert last in given[0].stop_ids
+    assert (given[0].num_samples, given[0].top_k, given[0].end_ids) == (1, 1, {2})
 
 
 def test_no_rows_need_no_answers(judge):

@@ -67,6 +67,18 @@ REFUSED = {
     "wrong type": ("mine: {group_size: many}", "mine.group_size: "),
     "null section": ("mine: null", "mine: "),
     "value out of range": ("label: {num_samples: 0}", "label.num_samples: "),
+    "share of probability out of range": ("label: {top_p: 0}", "label.top_p: "),
+    "more least actors than greatest": (
+        "label: {min_actors: 3, num_actors: 2}",
+        "label: min_actors 3 exceeds num_actors 2",
+    ),
+    "teacher without a file": ("label: {teacher: imported}", "label: teacher is 'imported' and imported is None"),
+    "teacher without a section": ("label: {teacher: reranker}", "label.teacher is 'reranker'"),
+    "empty stop text": (
+        "tasks: {qa: {template: {context: x, input: x, stop: ''}}}",
+        "tasks.qa.template.stop: stop holds an empty text",
+    ),
+    "reward not offered": ("tasks: {qa: {reward: gain}}", "tasks.qa.reward: "),
     "value not offered": ("llm: {model: m, dtype: float64}", "llm.dtype: "),
     "empty window": ("mine: {window: [5, 5]}", "mine: window is [5, 5]"),
     "no sources": ("prepare: {sources: []}", "prepare.sources: "),
@@ -114,7 +126,7 @@ def test_a_bad_value_is_refused_with_its_place(tmp_path, section, place):
 
 
 @pytest.mark.parametrize(
-    "override", ["paths.work=3", "paths.work=null", "serve={bundle: [a]}", "paths.work=s3://bucket/run"]
+    "override", ["paths.work=3", "paths.work=null", "serve={bundle: [a]}", "paths.cache=s3://bucket/run"]
 )
 def test_a_path_that_is_no_local_one_is_refused_with_its_place(tmp_path, override):
     assert override.partition("=")[0] in refusal(tmp_path, MINIMAL, override)
@@ -179,6 +191,18 @@ def test_a_builtin_task_is_overridden_field_by_field(tmp_path):
     task = load(tmp_path, MINIMAL + "tasks: {chat: {shots: 2}}", "tasks.chat.max_output_tokens=5").tasks["chat"]
     assert task == BUILTIN_TASKS["chat"].model_copy(update={"shots": 2, "max_output_tokens": 5})
     assert BUILTIN_TASKS["chat"].shots == 0
+
+
+@pytest.mark.parametrize(
+    ("written", "stop"), [("Q", ("Q",)), ("[Q, A]", ("Q", "A")), ("null", ()), ('"\\n"', ("\n",)), ("[]", ())]
+)
+def test_stop_texts_of_a_template_are_one_or_a_list_or_none(tmp_path, written, stop):
+    text = MINIMAL + f"tasks: {{qa: {{template: {{context: x, input: x, stop: {written}}}}}}}"
+    assert load(tmp_path, text).tasks["qa"].template.stop == stop
+
+
+def test_a_task_takes_the_lift_of_a_likelihood_as_reward(tmp_path):
+    assert load(tmp_path, MINIMAL, "tasks.lrlm.reward=lift").tasks["lrlm"].reward == "lift"
 
 
 def test_a_user_adds_a_task_of_their_own(tmp_path):

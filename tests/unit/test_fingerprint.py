@@ -43,8 +43,13 @@ def test_the_vectors_of_two_encoders_lie_apart(tmp_path, tiny_encoder):
         ("num_samples", 3, True),
         ("temperature", 0.5, True),
         ("top_k", 7, True),
+        ("top_p", 0.9, True),
         ("seed", 9, True),
         ("block_rows", 3, False),
+        ("unit_groups", 3, False),
+        ("min_actors", 1, False),
+        ("cpus_per_actor", 3, False),
+        ("recompute", True, False),
         ("num_actors", 5, False),
         ("max_error_share", 0.5, False),
     ],
@@ -70,9 +75,10 @@ def test_labels_are_the_llm_but_not_its_batches(tiny_llm, field, value, differs)
     ("field", "value", "differs"),
     [
         ("template", QA.template.model_copy(update={"input": "Question: {query} Answer:"}), True),
-        ("template", QA.template.model_copy(update={"stop": None}), True),
+        ("template", QA.template.model_copy(update={"stop": ()}), True),
+        ("template", QA.template.model_copy(update={"chat": True}), True),
         ("shots", 1, True),
-        ("reward", "likelihood", True),
+        ("reward", "likelihood", False),
         ("max_output_tokens", 3, True),
         ("loss", "kl", False),
         ("reward_temperature", 3.0, False),
@@ -83,6 +89,19 @@ def test_labels_are_the_prompts_but_not_the_training(tiny_llm, field, value, dif
     tasks = {"qa": QA.model_copy(update={field: value})}
     before = label_fingerprint(tiny_llm, LabelConfig(), {"qa": QA})
     assert (label_fingerprint(tiny_llm, LabelConfig(), tasks) != before) == differs
+
+
+def test_stop_texts_read_from_a_file_are_the_same_as_those_written_in_it(tiny_llm):
+    """The resolved run file holds a list where the setting is a tuple."""
+    template = QA.template.model_validate(QA.template.model_dump(mode="json"))
+    tasks = [{"qa": QA.model_copy(update={"template": each})} for each in (QA.template, template)]
+    one, other = (label_fingerprint(tiny_llm, LabelConfig(), each) for each in tasks)
+    assert one == other
+
+
+def test_labels_without_an_llm_have_a_fingerprint_too(tiny_llm):
+    prints = {label_fingerprint(llm, LabelConfig(), BUILTIN_TASKS) for llm in (None, tiny_llm)}
+    assert len(prints) == 2
 
 
 def test_another_llm_gives_other_labels(tiny_llm, tiny_gpt2_folder):

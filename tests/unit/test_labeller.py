@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -11,6 +12,7 @@ from embedder.labelling.rewards import distinct_samples, group_rewards
 from embedder.lm import load_lm
 from embedder.records import GROUP, LABELLED, group_id
 from embedder.tasks import BUILTIN_TASKS
+from tests.unit.judges import farthest
 
 TASKS = {
     **BUILTIN_TASKS,
@@ -77,7 +79,7 @@ def test_a_task_without_reward_passes_through(labelled):
 
 def test_a_group_that_cannot_be_scored_says_why(labelled):
     errors = {row["query_id"]: row["error"] for row in labelled if row["error"]}
-    assert errors == {"qa-5": "no candidates", "lrlm-6": "an output has no token"}
+    assert errors == {"qa-5": "no candidates", "lrlm-6": "the desired output is empty"}
     assert all(row["rewards"] is None for row in labelled if row["error"])
 
 
@@ -99,14 +101,60 @@ def test_the_desired_output_comes_first_and_samples_are_distinct(labelled):
             assert len(samples) <= (4 if row["reward"] == "rank" else 0)
 
 
+def same_labels(found, expected):
+    """Equal but for the noise of other batches."""
+    names = set(LABELLED.names) - {"base_scores", "scores"}
+    assert {name: found[name] for name in names} == {name: expected[name] for name in names}
+    if expected["rewards"] is not None:
+        assert found["base_scores"] == pytest.approx(expected["base_scores"], abs=1e-5)
+        assert farthest(found["scores"], expected["scores"]) < 1e-5
+
+
 def test_labels_do_not_depend_on_the_block_a_group_falls_into(labeller, labelled):
     for block in ([0], [4, 3, 2], [1, 5]):
         for i, row in zip(block, labeller.label([GROUPS[i] for i in block], "print"), strict=True):
-            assert row["outputs"] == labelled[i]["outputs"]
-            assert row["row_id"] == labelled[i]["row_id"]
-            if row["rewards"] is not None:
-                for found, expected in zip(row["scores"], labelled[i]["scores"], strict=True):
-                    assert found == pytest.approx(expected, abs=1e-4)
+            same_scores = row["reward"] in {"none", "rank"}
+            same_labels(row if same_scores else {**row, "rewards": labelled[i]["rewards"]}, labelled[i])
+            assert row["rewards"] == pytest.approx(labelled[i]["rewards"], abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_are_the_same_bit_for_bit_in_another_order_of_the_groups(labeller, seed):
+    groups = [group(task, i, candidates=1 + i % 4) for task in ("qa", "chat", "likely") for i in range(5)]
+    expected = labeller.label(groups, "print")
+    order = np.random.default_rng(seed).permutation(len(groups))
+    assert labeller.label([groups[i] for i in order], "print") == [expected[i] for i in order]
+
+
+def test_the_llm_reads_the_groups_in_an_order_of_their_own(labeller, monkeypatch):
+    """The rows of a batch, and so the rounding of its products, would else follow the caller's order."""
+    groups, read, sample = [group("qa", i) for i in range(5)], [], labeller.engine.sample
+    monkeypatch.setattr(labeller.engine, "sample", lambda *given: read.append(given) or sample(*given))
+    labeller.label(groups, "print")
+    labeller.label(groups[::-1], "print")
+    assert read[0] == read[1]
+
+
+def test_the_pairs_that_were_scored_are_counted(labeller):
+    before = labeller.pairs
+    labeller.label(GROUPS, "print")
+    assert labeller.pairs - before == 3 + 3 + 1 + 3
+
+
+def test_two_outputs_of_the_same_scored_tokens_are_one(labeller, monkeypatch, tiny_llm):
+    """Of an output of which two tokens are scored, a sample that is those two could only ever tie."""
+    lm = labeller.lm
+    tasks = {"qa": TASKS["qa"].model_copy(update={"max_output_tokens": 2})}
+    short = RewardLabeller(lm, tiny_llm, LabelConfig(num_samples=4), tasks, {})
+    drawn = [" Paris is", " Paris", " London town hall", " London town house", "", " London town hall"]
+    answer = "Paris is the capital"
+    monkeypatch.setattr(short.engine, "sample", lambda prefixes, *_: [[lm.tokens(text) for text in drawn]])
+    (row,) = short.label([{**group("qa", 0), "answers": [answer]}], "print")
+    kept = {}
+    for text in [answer, *(text.strip() for text in drawn)]:
+        kept.setdefault(tuple(lm.tokens(f" {text}")[:2]), text)
+    assert row["outputs"] == [text for text in kept.values() if text]
+    assert len(row["outputs"]) < len(set(drawn))
 
 
 def test_another_seed_draws_other_outputs(labeller, labelled, tiny_llm):

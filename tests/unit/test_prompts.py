@@ -6,10 +6,15 @@ import copy
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import processors
 
+from embedder.errors import ConfigError
 from embedder.labelling.prompts import PromptBuilder, choose_shots, prompt_builder
 from embedder.lm import load_lm
 from embedder.tasks import BUILTIN_TASKS, PromptTemplate
+from tests.unit.judges import quick
 
 TEMPLATE = PromptTemplate(context="Knowledge: {passage}\n", input="Q: {query} A:")
 PASSAGE = "Paris is the capital of France, a country in Europe. " * 12
@@ -21,27 +26,59 @@ def lm(tiny_llm, tmp_path_factory):
     return load_lm(tiny_llm, tmp_path_factory.mktemp("cache"), device="cpu")
 
 
+@pytest.fixture(scope="module")
+def led_lm(lm):
+    """The same with a tokenizer that begins every text with [UNK], and ends it with [END]."""
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[UNK] $A [END]", special_tokens=[("[UNK]", 1), ("[END]", 2)]
+    )
+    return replace(lm, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def chat_lm(lm):
+    """The same with a chat template."""
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<answer>{% endif %}"
+    )
+    return replace(lm, tokenizer=tokenizer)
+
+
+CHAT = TEMPLATE.model_copy(update={"chat": True})
+
+
 def builder(lm, longest=200, template=TEMPLATE, output_tokens=5) -> PromptBuilder:
     return PromptBuilder(lm, template, output_tokens, longest)
 
 
-def text_of(lm, ids):
-    return lm.tokenizer.decode(ids)
+def text_of(lm, prefix):
+    return lm.tokenizer.decode(prefix.ids)
+
+
+def flags(prefix):
+    return prefix.passage_cut, prefix.passage_lost, prefix.query_cut
 
 
 def test_a_prompt_is_shots_then_context_then_query(lm):
     prefix = builder(lm).prefix("where?", ["one", "two"], SHOTS)
     assert text_of(lm, prefix) == "Q: which lazy dog A: the quick one\n\nKnowledge: one\ntwo\nQ: where? A:"
+    assert flags(prefix) == (False, False, False)
 
 
-def test_without_passages_the_context_is_absent(lm):
-    assert text_of(lm, builder(lm).prefix("where?", [], [])) == "Q: where? A:"
+@pytest.mark.parametrize("passages", [[], [""]])
+def test_without_passages_the_context_is_absent(lm, passages):
+    prefix = builder(lm).prefix("where?", passages, [])
+    assert text_of(lm, prefix) == "Q: where? A:"
+    assert flags(prefix) == (False, False, False)
 
 
 def test_prompts_with_and_without_a_candidate_share_their_shots(lm):
     bare, full = (builder(lm).prefix("where?", passages, SHOTS) for passages in ([], ["one"]))
     shots = lm.tokens("Q: which lazy dog A: the quick one\n\n")
-    assert bare[: len(shots) - 1] == full[: len(shots) - 1]
+    assert bare.ids[: len(shots) - 1] == full.ids[: len(shots) - 1]
 
 
 @pytest.mark.parametrize("longest", [30, 45, 60, 120])
@@ -51,34 +88,95 @@ def test_a_long_prompt_loses_tokens_from_the_end_of_the_passage_alone(lm, longes
     kept = text.removeprefix("Knowledge: ").removesuffix("\nQ: which lazy dog jumps? A:")
     assert text == f"Knowledge: {kept}\nQ: which lazy dog jumps? A:"
     assert PASSAGE.startswith(kept)
-    assert longest - 4 <= len(prefix) <= longest
+    assert longest - 4 <= len(prefix.ids) <= longest
+    assert flags(prefix) == (True, False, False)
 
 
 def test_a_long_prompt_keeps_its_shots(lm):
     prefix = builder(lm, 80).prefix("where?", [PASSAGE], SHOTS)
     assert text_of(lm, prefix).startswith("Q: which lazy dog A: the quick one\n\nKnowledge: Paris")
-    assert len(prefix) <= 80
+    assert len(prefix.ids) <= 80
 
 
-def test_a_passage_cut_within_a_letter_stays_within_the_limit(lm):
+def test_a_passage_cut_within_a_letter_stays_within_the_limit_and_keeps_whole_letters(lm):
+    letters = "日本語の文章です。" * 20
     for longest in range(40, 60):
-        prefix = builder(lm, longest).prefix("where?", ["日本語の文章です。" * 20], [])
-        assert len(prefix) <= longest
-        assert text_of(lm, prefix).endswith("\nQ: where? A:")
+        prefix = builder(lm, longest).prefix("where?", [letters], [])
+        assert len(prefix.ids) <= longest
+        kept = text_of(lm, prefix).removeprefix("Knowledge: ").removesuffix("\nQ: where? A:")
+        assert letters.startswith(kept)
+        assert kept
+
+
+def test_a_passage_of_which_nothing_fits_is_lost_and_the_query_stays_whole(lm):
+    bare = builder(lm).prefix("where?", [], [])
+    for passage in (PASSAGE, "日本", " \n\n" + PASSAGE):
+        prefix = builder(lm, len(bare.ids) + 1).prefix("where?", [passage], [])
+        assert (prefix.ids, flags(prefix)) == (bare.ids, (True, True, False))
 
 
 def test_a_query_that_alone_is_too_long_loses_its_beginning(lm):
     query = "fox " * 50 + "dog"
     prefix = builder(lm, 20).prefix(query, [PASSAGE], [])
-    assert len(prefix) == 20
+    assert len(prefix.ids) == 20
     assert f"Q: {query} A:".endswith(text_of(lm, prefix))
+    assert flags(prefix) == (True, True, True)
+    assert flags(builder(lm, 20).prefix(query, [], [])) == (False, False, True)
 
 
-def test_a_chat_template_wraps_the_whole_prompt_as_one_message(lm):
-    tokenizer = copy.deepcopy(lm.tokenizer)
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>"
-    chat = builder(replace(lm, tokenizer=tokenizer), template=TEMPLATE.model_copy(update={"chat": True}))
-    assert text_of(lm, chat.prefix("where?", ["one"], [])) == "<user>Knowledge: one\nQ: where? A:<answer>"
+@quick
+@given(st.text(max_size=60), st.text(max_size=200), st.integers(16, 120), st.booleans())
+def test_a_prefix_is_never_too_long_and_its_query_is_whole_while_a_passage_can_give_way(
+    lm, chat_lm, query, passage, longest, chat
+):
+    used, template = (chat_lm, CHAT) if chat else (lm, TEMPLATE)
+    prefix = builder(used, longest, template).prefix(query, [passage], [])
+    bare = builder(used, 10_000, template).prefix(query, [], [])
+    assert len(prefix.ids) <= longest
+    assert prefix.query_cut == (len(bare.ids) > longest)
+    if not prefix.query_cut:
+        asked = used.tokens(f"{query} A:<answer>" if chat else f"{query} A:")
+        assert prefix.ids[-len(asked) + 1 :] == asked[1:]
+    assert not prefix.passage_lost or prefix.passage_cut
+    assert not prefix.passage_lost or prefix.query_cut or prefix.ids == bare.ids
+
+
+def test_a_prompt_begins_with_what_the_tokenizer_puts_before_every_text_and_an_output_does_not(led_lm, lm):
+    assert led_lm.lead_ids == [1]
+    assert lm.lead_ids == []
+    bare = builder(led_lm).prefix("where?", ["one"], [])
+    assert bare.ids == [1, *builder(lm).prefix("where?", ["one"], []).ids]
+    assert builder(led_lm).output("one") == builder(lm).output("one")
+    assert builder(led_lm, len(bare.ids) - 1).prefix("where?", ["one"], []).ids[0] == 1
+
+
+def test_a_chat_template_wraps_the_whole_prompt_as_one_message(chat_lm):
+    chat = builder(chat_lm, template=CHAT)
+    assert text_of(chat_lm, chat.prefix("where?", ["one"], [])) == "<user>Knowledge: one\nQ: where? A:<answer>"
+    shots = text_of(chat_lm, chat.prefix("where?", [], SHOTS))
+    assert shots == "<user>Q: which lazy dog A: the quick one\n\nQ: where? A:<answer>"
+
+
+def test_a_long_passage_is_cut_within_the_message(chat_lm):
+    prefix = builder(chat_lm, 60, CHAT).prefix("where?", [PASSAGE], [])
+    assert len(prefix.ids) <= 60
+    assert text_of(chat_lm, prefix).startswith("<user>Knowledge: Paris")
+    assert text_of(chat_lm, prefix).endswith("\nQ: where? A:<answer>")
+    assert flags(prefix) == (True, False, False)
+
+
+def test_a_chat_template_begins_the_text_itself(chat_lm, led_lm):
+    tokenizer = copy.deepcopy(led_lm.tokenizer)
+    tokenizer.chat_template = chat_lm.tokenizer.chat_template
+    chat = builder(replace(led_lm, tokenizer=tokenizer), template=CHAT)
+    assert chat.prefix("where?", [], []).ids == builder(chat_lm, template=CHAT).prefix("where?", [], []).ids
+
+
+def test_a_tokenizer_without_chat_template_is_refused_before_any_prompt(lm, chat_lm, tiny_llm):
+    task = BUILTIN_TASKS["qa"].model_copy(update={"template": CHAT})
+    with pytest.raises(ConfigError, match="no chat template"):
+        prompt_builder(lm, task, tiny_llm)
+    assert prompt_builder(chat_lm, task, tiny_llm).template == CHAT
 
 
 def test_an_output_is_cut_to_its_limit(lm):
@@ -87,10 +185,21 @@ def test_an_output_is_cut_to_its_limit(lm):
     assert builder(lm, output_tokens=99).output("the quick brown fox jumps over the lazy dog") == whole
 
 
-@pytest.mark.parametrize(("stop", "text"), [("\n", "Paris"), (None, "Paris\nQ: which city"), ("Q", "Paris")])
-def test_a_sample_ends_at_the_stop_text(lm, stop, text):
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("\n", "Paris"),
+        ((), "Paris\nQ: which city"),
+        (None, "Paris\nQ: which city"),
+        ("Q", "Paris"),
+        (("city", "which", "lazy"), "Paris\nQ:"),
+        (" Paris", ""),
+    ],
+)
+def test_a_sample_ends_before_the_first_stop_text(lm, stop, text):
     ids = [*lm.tokens(" Paris\nQ: which city"), lm.tokenizer.eos_token_id]
-    assert builder(lm, template=TEMPLATE.model_copy(update={"stop": stop})).clean_sample(ids) == text
+    template = PromptTemplate(context="{passage}", input="{query}", stop=stop)
+    assert builder(lm, template=template).clean_sample(ids) == text
 
 
 POOL = [(f"q{i}", f"question {i}", f"answer {i}") for i in range(9)]

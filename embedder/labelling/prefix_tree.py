@@ -1,0 +1,219 @@
+"""Prompts that begin alike, as one tree of tokens in which nothing stands twice.
+
+Stems hold what prompts share: worked examples, a passage, a query. Where a prompt ends hangs its crown, the tree of its
+outputs. A token sees its ancestors and itself only, so every path through the tree reads as the plain sequence would.
+All tokens of a tree lie in one flat row, parents before children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK_NODES = 64
+"""Nodes of a crown that attend together: enough for a matrix product, few enough that not most of it is masked."""
+
+
+@dataclass(frozen=True)
+class PackedPrompt:
+    """A prefix and its outputs, all as token ids; none of them empty."""
+
+    prefix: list[int]
+    outputs: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Crown:
+    """The outputs behind one prefix as a tree: equal beginnings are one branch.
+
+    The last token of an output is predicted but never read, so it is no node unless another output goes on from it.
+    """
+
+    tokens: list[int]
+    """Token of each node that is read, parents first."""
+    depths: list[int]
+    """Tokens between the prefix and the node."""
+    ends: list[int]
+    """One past the last node below each node: node i sees node j where j <= i < ends[j]."""
+    edge_places: list[int]
+    """For each predicted token the node that predicts it; -1 is the end of the prefix."""
+    edge_tokens: list[int]
+    paths: list[list[int]]
+    """The edges of each output."""
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """Ranges of nodes that do not see each other: whole branches, together about `CHUNK_NODES` long."""
+        cuts, place = [0], 0
+        while place < len(self.ends):
+            if self.ends[place] - cuts[-1] > CHUNK_NODES and place > cuts[-1]:
+                cuts.append(place)
+            place = self.ends[place]
+        return list(zip(cuts, [*cuts[1:], len(self.tokens)], strict=True)) if self.tokens else []
+
+    def visible(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Who sees whom among the nodes of a chunk, (stop - start, stop - start)."""
+        places = np.arange(start, stop)
+        ends = np.array(self.ends[start:stop], dtype=np.int64)
+        seen: NDArray[np.bool_] = (places[None, :] <= places[:, None]) & (places[:, None] < ends[None, :])
+        return seen
+
+
+def grow_crown(outputs: Sequence[Sequence[int]]) -> Crown:
+    """The tree of some outputs, none of them empty."""
+    children: list[dict[int, int]] = [{}]
+    parents, tokens, ways = [-1], [-1], []
+    for output in outputs:
+        node, way = 0, []
+        for token in output:
+            if token not in children[node]:
+                children[node][token] = len(children)
+                children.append({})
+                parents.append(node)
+                tokens.append(token)
+            node = children[node][token]
+            way.append(node)
+        ways.append(way)
+    order = [node for node in _preorder(children) if children[node]]
+    places = {0: -1} | {node: place for place, node in enumerate(order)}
+    depths, sizes = {0: -1}, dict.fromkeys(order, 1)
+    for node in order:
+        depths[node] = depths[parents[node]] + 1
+    for node in reversed(order):
+        if parents[node]:
+            sizes[parents[node]] += sizes[node]
+    return Crown(
+        tokens=[tokens[node] for node in order],
+        depths=[depths[node] for node in order],
+        ends=[places[node] + sizes[node] for node in order],
+        edge_places=[places[parent] for parent in parents[1:]],
+        edge_tokens=tokens[1:],
+        paths=[[node - 1 for node in way] for way in ways],
+    )
+
+
+def _preorder(children: Sequence[dict[int, int]]) -> Iterator[int]:
+    """Every node but the root, parents first, what is below a node right after it."""
+    stack = list(reversed(children[0].values()))
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(reversed(children[node].values()))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of the flat row that attend together: a stem, or a chunk of a crown."""
+
+    start: int
+    stop: int
+    sees: list[tuple[int, int]]
+    """Ranges of ancestors, all of which are visible, in order."""
+    crown: Crown | None = None
+    """None: a stem, whose tokens see those before them in it."""
+    chunk: tuple[int, int] = (0, 0)
+    """Which nodes of the crown these are."""
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """One flat row of tokens."""
+
+    tokens: list[int]
+    positions: list[int]
+    spans: list[Span]
+    ends: list[int]
+    """For each prompt the place of its prefix's last token."""
+    crowns: list[Crown]
+    """For each prompt the tree of its outputs."""
+    crown_starts: list[int]
+    """For each prompt the place of its crown's first token."""
+
+
+def grow_tree(prompts: Sequence[PackedPrompt]) -> PrefixTree:
+    """The tree of some prompts; prompts with the same outputs share the description of their crown."""
+    known: dict[tuple[tuple[int, ...], ...], Crown] = {}
+    crowns = []
+    for prompt in prompts:
+        key = tuple(map(tuple, prompt.outputs))
+        crowns.append(known[key] if key in known else known.setdefault(key, grow_crown(prompt.outputs)))
+    tree = PrefixTree([], [], [], [0] * len(prompts), crowns, [0] * len(prompts))
+    owners = sorted(range(len(prompts)), key=lambda i: prompts[i].prefix)
+    _grow_stems([prompts[i].prefix for i in owners], owners, tree)
+    return tree
+
+
+def _grow_stems(prefixes: list[list[int]], owners: list[int], tree: PrefixTree) -> None:
+    """Lay what sorted prefixes share, the crowns that hang there, then in the same way the stems that go on from it."""
+    waiting: list[tuple[range, int, list[tuple[int, int]]]] = [(range(len(prefixes)), 0, [])]
+    while waiting:
+        members, depth, above = waiting.pop()
+        first = prefixes[members[0]]
+        shared = common_length(first, prefixes[members[-1]])
+        start = len(tree.tokens)
+        if shared > depth:
+            tree.tokens.extend(first[depth:shared])
+            tree.positions.extend(range(depth, shared))
+            tree.spans.append(Span(start, start + shared - depth, above))
+            above = join_ranges([*above, (start, start + shared - depth)])
+        going_on: dict[int, list[int]] = {}
+        for i in members:
+            if len(prefixes[i]) == shared:
+                _hang_crown(owners[i], shared, above, tree)
+            else:
+                going_on.setdefault(prefixes[i][shared], []).append(i)
+        stems = [range(each[0], each[-1] + 1) for each in going_on.values()]
+        waiting.extend((stem, shared, above) for stem in reversed(stems))
+
+
+def _hang_crown(owner: int, depth: int, above: list[tuple[int, int]], tree: PrefixTree) -> None:
+    crown = tree.crowns[owner]
+    start = len(tree.tokens)
+    tree.ends[owner] = above[-1][1] - 1
+    tree.crown_starts[owner] = start
+    tree.tokens.extend(crown.tokens)
+    tree.positions.extend(depth + below for below in crown.depths)
+    tree.spans.extend(Span(start + first, start + last, above, crown, (first, last)) for first, last in crown.chunks())
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of equal tokens at the beginning."""
+    length = min(len(first), len(second))
+    for i in range(length):
+        if first[i] != second[i]:
+            return i
+    return length
+
+
+def join_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same places with neighbouring ranges as one."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def tree_batches(prompts: Sequence[PackedPrompt], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of the prompts, neighbours beginning alike, cut so that a tree has about `batch_tokens` (one at least).
+
+    Depends on the prompts alone, not on their order.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].prefix, prompts[i].outputs))
+    batch: list[int] = []
+    tokens = 0
+    for index in order:
+        prompt = prompts[index]
+        own = len(prompt.prefix) + sum(len(output) - 1 for output in prompt.outputs)
+        shared = common_length(prompts[batch[-1]].prefix, prompt.prefix) if batch else 0
+        if batch and tokens + own - shared > batch_tokens:
+            yield batch
+            batch, tokens, shared = [], 0, 0
+        batch.append(index)
+        tokens += own - shared
+    if batch:
+        yield batch

@@ -1,0 +1,113 @@
+"""Attention over the flat row of a prefix tree, for every model that takes its attention from transformers' registry.
+
+H heads, G heads of keys and values (H is a multiple of G), T tokens of the row, D width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from embedder.labelling.prefix_tree import PrefixTree, Span, join_ranges
+
+NAME = "prefix_tree"
+"""What `set_attn_implementation` is called with."""
+
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+"""Further terms of some models' attention, which this one does not compute."""
+
+
+@dataclass(frozen=True)
+class TreeSpan:
+    """Queries [start, stop) and the ranges of keys they see; `mask` (queries, keys) is added to the scores.
+
+    Without a mask the queries see each other causally and there are no ancestors.
+    """
+
+    start: int
+    stop: int
+    keys: list[tuple[int, int]]
+    mask: Tensor | None
+
+
+def plan_attention(tree: PrefixTree, dtype: torch.dtype, device: torch.device) -> list[TreeSpan]:
+    """The spans of a tree with their masks; equal crowns behind prefixes of one length share a mask."""
+    masks: dict[tuple[int, tuple[int, int], int, int], Tensor] = {}
+    plan = []
+    for span in tree.spans:
+        above = sum(stop - start for start, stop in span.sees)
+        keys = join_ranges([*span.sees, (span.start, span.stop)])
+        mask = None
+        if span.crown is not None or above:
+            known = (id(span.crown), span.chunk, above, span.stop - span.start)
+            if known not in masks:
+                masks[known] = _mask(span, above, dtype).to(device)
+            mask = masks[known]
+        plan.append(TreeSpan(span.start, span.stop, keys, mask))
+    return plan
+
+
+def _mask(span: Span, above: int, dtype: torch.dtype) -> Tensor:
+    """0 where a query sees a key and minus infinity elsewhere, (queries, `above` + queries)."""
+    own = span.stop - span.start
+    causal = torch.ones((own, own), dtype=torch.bool).tril()
+    seen = causal if span.crown is None else torch.from_numpy(span.crown.visible(*span.chunk))
+    mask = torch.zeros((own, above + own), dtype=dtype)
+    mask[:, above:].masked_fill_(~seen, float("-inf"))
+    return mask
+
+
+def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' registry)
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    tree_plan: list[TreeSpan] | None = None,
+    **further: Any,  # noqa: ANN401
+) -> tuple[Tensor, None]:
+    """Outputs (1, T, H, D) of queries (1, H, T, D) over keys and values (1, G, T, D).
+
+    Without a plan this is transformers' own attention, as sampling needs it.
+    """
+    if tree_plan is None:
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **further
+        )
+        return out, None
+    for name in UNSUPPORTED:
+        if further.get(name) is not None:
+            raise NotImplementedError(f"{type(module).__name__} has attention with {name}")
+    parts = []
+    for span in tree_plan:
+        keys, values = (_gather(tensor, span.keys) for tensor in (key, value))
+        parts.append(
+            F.scaled_dot_product_attention(
+                query[:, :, span.start : span.stop],
+                keys,
+                values,
+                attn_mask=None if span.mask is None else span.mask.to(query.device),
+                is_causal=span.mask is None,
+                scale=scaling,
+                enable_gqa=key.shape[1] != query.shape[1],
+            ).transpose(1, 2)
+        )
+    return torch.cat(parts, dim=1), None
+
+
+def _gather(tensor: Tensor, ranges: list[tuple[int, int]]) -> Tensor:
+    slices = [tensor[:, :, start:stop] for start, stop in ranges]
+    return slices[0] if len(slices) == 1 else torch.cat(slices, dim=2)
+
+
+AttentionInterface.register(NAME, tree_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

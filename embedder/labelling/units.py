@@ -1,0 +1,42 @@
+"""Which groups are labelled together: a pure function of the rows, so that a restart does the same work again."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from embedder.records import group_id
+
+Unit = list[int]
+"""Positions of the groups that are sampled and scored together."""
+
+
+def plan_units(groups: Sequence[dict[str, Any]], unit_groups: int) -> list[Unit]:
+    """Units of at most `unit_groups` groups of one task and dataset, those with common candidates side by side.
+
+    Groups are sorted by the least hash of their candidates (a min-hash): it is equal with the probability of their
+    Jaccard overlap, so the LLM mostly reads a passage once for all queries of a unit that share it.
+    """
+    kinds: dict[tuple[str, str], list[tuple[int, str, int]]] = {}
+    for position, group in enumerate(groups):
+        least = min((zlib.crc32(text.encode()) for text in group["candidate_texts"]), default=0)
+        kinds.setdefault((group["task"], group["dataset"]), []).append((least, group_id(group), position))
+    units = []
+    for kind in sorted(kinds):
+        order = [position for _, _, position in sorted(kinds[kind])]
+        units += [order[i : i + unit_groups] for i in range(0, len(order), unit_groups)]
+    return units
+
+
+def join_units(units: Sequence[Unit], block_rows: int) -> list[list[Unit]]:
+    """Blocks of whole units with at least `block_rows` groups, the last one with what is left."""
+    blocks: list[list[Unit]] = []
+    rows = 0
+    for unit in units:
+        if not blocks or rows >= block_rows:
+            blocks.append([])
+            rows = 0
+        blocks[-1].append(unit)
+        rows += len(unit)
+    return blocks

@@ -1,0 +1,266 @@
+"""Where a run's files may be: local folders, and object stores through pyarrow's filesystems.
+
+`ObjectPath` has the part of pathlib's interface that readers and writers of both kinds use. Only stores in which an
+object appears as a whole are taken (S3 and what speaks its protocol, Google Cloud Storage): there a write needs no
+temporary name and no rename. The user info of a URI (access key and secret) is used to connect and never shown.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryFile
+from typing import BinaryIO, Literal
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+from uuid import uuid4
+
+import pyarrow as pa
+from pyarrow import fs
+
+from embedder.errors import ConfigError, DataError
+
+URI = re.compile(
+    r"(?P<scheme>[^:/]+)://(?:(?P<user>[^@/?#]*)@)?(?P<bucket>[^@:/?#\s]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
+)
+SCHEMES = ("s3", "gs")
+SHOWN_PARAMETERS = {"endpoint_override", "region", "scheme"}
+"""Of a URI's query; the values of all others are masked."""
+LINE_BUFFER_BYTES = 8 * 2**20
+"""Read at once from an object that is read line by line: each piece costs a round trip."""
+
+
+def masked(text: str) -> str:
+    """A text in which no user info and no secret parameter of a URI can be read, not even of a malformed one."""
+    text = re.sub(r"://[^\s'\"]*@", "://***@", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:key|password|secret|token)[^=&\s]*=)[^&\s'\"]+", r"\1***", text)
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """An object, or all objects below a name, like a folder; make one with `parse`."""
+
+    store: str = field(repr=False)
+    """URI of the bucket, with all that is needed to connect; may hold a secret."""
+    key: str
+    """Bucket and name, `bucket/run/candidates`."""
+
+    @classmethod
+    def parse(cls, uri: str) -> ObjectPath:
+        """The place a URI names, percent-decoded: `s3://bucket/run`, `s3://key:secret@bucket/run?region=eu-west-1`.
+
+        Nothing is connected to; that is done by the first read or write.
+
+        Raises:
+            ValueError: it is no URI of a store that is supported.
+        """
+        parts = URI.fullmatch(uri)
+        scheme = uri.partition("://")[0]
+        if scheme not in SCHEMES:
+            raise ValueError(
+                f"{scheme}:// is not supported; give s3://bucket/folder, gs://bucket/folder, or a folder that every "
+                "node mounts"
+            )
+        if parts is None:
+            raise ValueError(
+                f"not of the form {scheme}://bucket/folder?region=..., with an optional KEY:SECRET@ before the bucket; "
+                "in names write # as %23, ? as %3F, % as %25, and in a secret / as %2F, @ as %40"
+            )
+        names = unquote(parts["path"] or "").removeprefix("/").removesuffix("/")
+        if names and {"", ".", ".."} & set(names.split("/")):
+            raise ValueError("a name between two slashes is empty, '.' or '..'; object stores take it literally")
+        user = f"{parts['user']}@" if parts["user"] else ""
+        query = f"?{parts['query']}" if parts["query"] else ""
+        key = f"{parts['bucket']}/{names}" if names else parts["bucket"]
+        return cls(f"{scheme}://{user}{parts['bucket']}{query}", key)
+
+    def __str__(self) -> str:
+        return f"{self.store.partition('://')[0]}://{self.key}"
+
+    @property
+    def uri(self) -> str:
+        """A URI that `parse` takes, with the user info and all but harmless parameters masked."""
+        scheme, _, rest = self.store.partition("://")
+        parameters = [
+            (name, value if name in SHOWN_PARAMETERS else "***")
+            for name, value in parse_qsl(rest.partition("?")[2], keep_blank_values=True)
+        ]
+        query = f"?{urlencode(parameters, safe='*')}" if parameters else ""
+        return f"{scheme}://{'***@' if '@' in rest.partition('?')[0] else ''}{quote(self.key)}{query}"
+
+    def __truediv__(self, name: str) -> ObjectPath:
+        return ObjectPath(self.store, f"{self.key}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+        return PurePosixPath(self.key).stem
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name from its last dot."""
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """The connection, one a process and store.
+
+        Raises:
+            ConfigError: a parameter of the URI is unknown, or the store's region cannot be found.
+        """
+        return _connect(self.store)
+
+    def is_file(self) -> bool:
+        """Whether there is such an object.
+
+        Raises:
+            DataError: the store does not answer, or refuses.
+        """
+        with _reported(self, "looked up"):
+            return bool(self.filesystem.get_file_info(self.key).type == fs.FileType.File)
+
+    def is_dir(self) -> bool:
+        """Whether there is an object below this name.
+
+        Raises:
+            DataError: the store does not answer, or refuses.
+        """
+        with _reported(self, "looked up"):
+            return bool(self.filesystem.get_file_info(self.key).type == fs.FileType.Directory)
+
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:
+        """The entries right below this name that match a pattern without a slash.
+
+        Raises:
+            DataError: there is no such bucket, or the store does not answer or refuses.
+        """
+        with _reported(self, "listed"):
+            found = self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True))
+            if not found and self._bucket_is_missing():
+                raise FileNotFoundError(self.key)
+        for info in found:
+            if fnmatchcase(info.base_name, pattern):
+                yield self / info.base_name
+
+    def _bucket_is_missing(self) -> bool:
+        """Asked where a listing is empty; who may list these names may perhaps not ask after the bucket."""
+        try:
+            return bool(self.filesystem.get_file_info(self.key.partition("/")[0]).type == fs.FileType.NotFound)
+        except OSError:
+            return False
+
+    def open(self, mode: Literal["rb"]) -> io.BufferedReader:
+        """The object's bytes, to be read from first to last.
+
+        Raises:
+            DataError: there is no such object, or the store does not answer or refuses.
+        """
+        if mode != "rb":
+            raise ValueError(f"mode is {mode!r}; objects are read with 'rb' and written with `replacing`")
+        with _reported(self, "read"):
+            return io.BufferedReader(self.filesystem.open_input_stream(self.key), LINE_BUFFER_BYTES)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The whole object as text.
+
+        Raises:
+            DataError: there is no such object, or the store does not answer or refuses.
+        """
+        with _reported(self, "read"), self.open("rb") as file:
+            return file.read().decode(encoding)
+
+    def unlink(self) -> None:
+        """Remove the object.
+
+        Raises:
+            DataError: there is no such object, or the store does not answer or refuses.
+        """
+        with _reported(self, "removed"):
+            self.filesystem.delete_file(self.key)
+
+
+AnyPath = Path | ObjectPath
+"""A place for a run's files."""
+
+
+@contextmanager
+def replacing(path: AnyPath) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends, and leaves nothing when it fails.
+
+    A local file appears by a rename. An object is written to a local temporary file first (in `TMPDIR`) and uploaded
+    when that is whole.
+
+    Raises:
+        DataError: the object store does not answer, or refuses.
+    """
+    if isinstance(path, ObjectPath):
+        with TemporaryFile() as file:
+            yield file
+            file.flush()
+            _upload(file, path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _upload(file: BinaryIO, path: ObjectPath) -> None:
+    """Publish a whole file as one object.
+
+    An output stream publishes what it holds when it is closed, even by an exception or the garbage collector. So all
+    is handed over by one call, on a thread of its own, which no signal interrupts between the lines.
+    """
+    size = file.seek(0, os.SEEK_END)
+
+    def put() -> None:
+        content = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+        stream = path.filesystem.open_output_stream(path.key)
+        stream.write(content)
+        stream.close()
+
+    with _reported(path, "written"), ThreadPoolExecutor(1) as pool:
+        pool.submit(put).result()
+
+
+@lru_cache(maxsize=16)
+def _connect(store: str) -> fs.FileSystem:
+    # Small objects are then put by one request; otherwise each takes three.
+    delayed = "" if "allow_delayed_open=" in store or not store.startswith("s3:") else "allow_delayed_open=true"
+    try:
+        return fs.FileSystem.from_uri(f"{store}{'&' if '?' in store else '?'}{delayed}" if delayed else store)[0]
+    except (OSError, pa.ArrowException) as error:
+        reason = masked(str(error).splitlines()[0])
+    # Not chained: errors of pyarrow repeat the URI with its secret.
+    raise ConfigError(f"{masked(store)}: cannot be opened ({reason}); correct the URI or the environment (AWS_...)")
+
+
+@contextmanager
+def _reported(path: ObjectPath, done: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such bucket or object, so that it cannot be {done}; correct the path") from error
+    except (OSError, pa.ArrowException) as error:
+        reason = masked(str(error).splitlines()[0])
+        raise DataError(
+            f"{path}: cannot be {done} ({reason}); check that the bucket exists, the credentials, and the endpoint "
+            "(AWS_ENDPOINT_URL, or endpoint_override in the URI)"
+        ) from error

@@ -1,0 +1,33 @@
+"""Runs a Ray Train trainer while the driver shows the steps that its workers have made."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from ray.train import Result
+from ray.train.torch import TorchTrainer
+
+from embedder.progress import progress
+from embedder.reports import console
+
+POLL_S = 1.0
+"""How often the driver looks for new steps."""
+
+
+def fit_with_progress(trainer: TorchTrainer, label: str, steps: int, steps_done: Callable[[], int]) -> Result:
+    """Fit; `steps_done` tells how many of `steps` are made (a worker group that was restarted may go back)."""
+    finished = threading.Event()
+    with progress(label, steps, console()) as counter:
+
+        def watch() -> None:
+            while not finished.wait(POLL_S):
+                counter.advance(steps_done() - counter.count)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            return trainer.fit()
+        finally:
+            finished.set()
+            watcher.join()

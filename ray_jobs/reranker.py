@@ -1,0 +1,274 @@
+"""The teacher `reranker`: trains a cross-encoder on the LLM's rewards, and lets it reward groups.
+
+reads   rows of records.LABELLED that the LLM made
+writes  reranker/RUN/      rows, checkpoints, metrics.jsonl (a line a step)
+        reranker/model/    the cross-encoder as a Hugging Face folder, with lineage.json
+
+RUN is named by a hash of data and settings: a second call resumes from the last checkpoint, and a finished run is not
+trained again. No job of its own: `label` calls it. Also what runs inside its workers and actors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, Result, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from embedder.config import RerankerConfig, RunConfig
+from embedder.errors import ConfigError, DataError
+from embedder.ledger import Ledger
+from embedder.locate import locate_model, model_fingerprint
+from embedder.progress import progress
+from embedder.records import GROUP, content_id, group_id, row_seed, write_json
+from embedder.reports import console
+from embedder.training.cross_encoder import load_cross_encoder
+from embedder.training.reranker import (
+    EXPORT,
+    MEASURED_GROUPS,
+    RerankerJob,
+    RerankerStep,
+    RowCounts,
+    fit_cross_encoder,
+    label_groups,
+    read_agreement,
+    write_reranker_rows,
+)
+from ray_jobs.fit import fit_with_progress
+from ray_jobs.session import actor_pool
+
+BLOCK_ROWS = 128
+"""Groups that are scored and committed together; a cross-encoder needs seconds for them."""
+MAX_FAILURES = 3
+"""Worker failures after which the training gives up, where the run file has no `train` section that says."""
+LINEAGE = "lineage.json"
+TRAINED_ON = ["task", "query", "candidate_texts", "row_id", "rewards", "reward", "label_fingerprint", "error"]
+"""Columns of the LLM's rows that the reranker needs; the others may be far larger."""
+
+
+def section(config: RunConfig) -> RerankerConfig:
+    """The run file's `reranker` section.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if config.reranker is None:
+        raise ConfigError("the run file has no `reranker` section; give it reranker.model")
+    return config.reranker
+
+
+def select_llm_groups(groups: pa.Table, count: int | None, seed: int) -> pa.Table:
+    """At most `count` groups a dataset, for the LLM to label; null: all of them.
+
+    Those with the least seeded hash, so that the choice depends on neither the order of the rows nor the other
+    datasets, and a greater count keeps what a smaller one chose. The rows stay in their order.
+    """
+    if count is None:
+        return groups
+    ranked: dict[str, list[tuple[int, int]]] = {}
+    for position, group in enumerate(groups.select(GROUP.names).to_pylist()):
+        key = row_seed(seed, "llm group", group_id(group))
+        ranked.setdefault(group["dataset"], []).append((key, position))
+    chosen = [position for keys in ranked.values() for _, position in sorted(keys)[:count]]
+    return groups.take(pa.array(sorted(chosen), pa.int64()))
+
+
+def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
+    """Train the cross-encoder on the LLM's rewards, or find it trained; returns its folder.
+
+    `labelled` holds rows of records.LABELLED; those of tasks without a reward are passed over.
+
+    Raises:
+        DataError: no group has rewards that differ.
+    """
+    settings = section(config)
+    rows = [row for row in labelled.select(TRAINED_ON).to_pylist() if row["reward"] != "none"]
+    name = run_name(config, rows)
+    storage = config.paths.mounted / "reranker"
+    model = storage / "model"
+    if _lineage(model).get("reranker_run") == name:
+        return model
+    folder = storage / name
+    temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
+    job = RerankerJob(
+        settings, temperatures, config.encoder.batch_tokens, folder / "rows.arrow", folder / "validation.arrow"
+    )
+    counts = write_reranker_rows(rows, config.tasks, job)
+    if not counts.training:
+        raise DataError(
+            f"reranker: none of {len(rows):,} labelled groups can be trained on ({dict(counts.left_out)}); let the LLM "
+            "label more groups (reranker.llm_groups)"
+        )
+    result = _fit(config, WorkerJob(job, folder / "metrics.jsonl"), storage, name)
+    if result.checkpoint is None:
+        raise DataError(f"training of the reranker {name} ended without a checkpoint; see {folder}")
+    with result.checkpoint.as_directory() as checkpoint:
+        _install(Path(checkpoint) / EXPORT, model, config, name, counts)
+    return model
+
+
+def run_name(config: RunConfig, rows: list[dict[str, Any]]) -> str:
+    """Identity of a reranker: where it starts, the settings that change the result, and the rewards, in any order."""
+    start = section(config)
+    settings = start.model_dump(exclude={"model", "llm_groups", "num_workers", "gpus_per_worker", "save_every"})
+    temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
+    rewards = sorted((row["row_id"], row["label_fingerprint"], row["rewards"] or []) for row in rows)
+    return content_id(model_fingerprint(locate_model(start.model)), settings, temperatures, rewards)[:16]
+
+
+def _lineage(model: Path) -> dict[str, Any]:
+    path = model / LINEAGE
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def reranker_lines(model: Path) -> list[str]:
+    """What the folder of a trained reranker says of its data and its agreement with the LLM, a line a task."""
+    lineage = _lineage(model)
+    before, after = (read_agreement(lineage["agreement"][when]) for when in ("before", "after"))
+    lines = []
+    for task, count in lineage["groups"].items():
+        line = f"reranker, {task}: trained on {count:,} groups"
+        if task in after and after[task].share is not None:
+            measured = min(lineage["held_out"][task], MEASURED_GROUPS)
+            line += (
+                f"; in {measured:,} held-out groups it orders {before[task].share:.1%} -> {after[task].share:.1%} of "
+                f"{after[task].pairs:,} pairs as the LLM's rewards do (equal rewards left out)"
+            )
+        lines.append(line)
+    return lines + [f"reranker: left out {count:,} groups of {reason}" for reason, count in lineage["left_out"].items()]
+
+
+def _install(exported: Path, model: Path, config: RunConfig, name: str, counts: RowCounts) -> None:
+    """Put the exported cross-encoder in place, with a note of where it comes from."""
+    staged = model.with_name(f".{model.name}.{uuid4().hex}")
+    shutil.copytree(exported, staged)
+    lineage = {
+        "reranker_run": name,
+        "base_encoder": section(config).model,
+        "llm": config.llm and config.llm.model,
+        "groups": counts.training,
+        "held_out": counts.validation,
+        "left_out": counts.left_out,
+        "agreement": json.loads((staged / "agreement.json").read_text(encoding="utf-8")),
+    }
+    write_json(lineage, staged / LINEAGE)
+    shutil.rmtree(model, ignore_errors=True)
+    os.replace(staged, model)
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """The training job and where rank 0 keeps the metrics of every step."""
+
+    training: RerankerJob
+    metrics: Path
+
+    def steps_done(self) -> int:
+        """Steps made so far, as the last line of the metrics tells."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
+        return int(json.loads(lines[-1])["step"]) + 1 if lines else 0
+
+
+def _fit(config: RunConfig, job: WorkerJob, storage: Path, name: str) -> Result:
+    settings = section(config)
+    resources = {"GPU": settings.gpus_per_worker, "CPU": 1} if settings.gpus_per_worker else {"CPU": 1}
+    failures = config.train.max_failures if config.train else MAX_FAILURES
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers, use_gpu=bool(settings.gpus_per_worker), resources_per_worker=resources
+        ),
+        run_config=RayRunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    return fit_with_progress(trainer, "reranker: steps", settings.steps, job.steps_done)
+
+
+def train_worker(settings: dict[str, WorkerJob]) -> None:
+    """What each Ray Train worker runs: resume if there is a checkpoint, train, hand rank 0's checkpoints to Ray.
+
+    `ray.train.report` is a barrier: it is called only where a checkpoint is due, which is so on all workers at once.
+    """
+    job = settings["job"]
+    is_first = ray.train.get_context().get_world_rank() == 0
+
+    def report(step: RerankerStep, write_checkpoint: Callable[[Path], None] | None) -> None:
+        if is_first:
+            with job.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(step)) + "\n")
+        if write_checkpoint is None:
+            return
+        if not is_first:
+            ray.train.report(asdict(step))
+            return
+        folder = Path(tempfile.mkdtemp(prefix="reranker-"))
+        try:
+            write_checkpoint(folder)
+            ray.train.report(asdict(step), checkpoint=ray.train.Checkpoint.from_directory(folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        fit_cross_encoder(job.training, None, report)
+        return
+    with checkpoint.as_directory() as folder:
+        if not (Path(folder) / EXPORT).is_dir():
+            fit_cross_encoder(job.training, Path(folder), report)
+
+
+class ScoreBlocks:
+    """Loads the cross-encoder once, rewards blocks of groups and commits each of them."""
+
+    def __init__(self, model: Path, config: RunConfig, ledger: Ledger, fingerprint: str) -> None:
+        self.encoder = load_cross_encoder(str(model), section(config).max_tokens, config.encoder.batch_tokens)
+        self.temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
+        self.ledger, self.fingerprint = ledger, fingerprint
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = label_groups(self.encoder, batch.to_pylist(), self.temperatures, self.fingerprint)
+        self.ledger.commit(rows)
+        return pa.table({"rows": [batch.num_rows]})
+
+
+def score_with_reranker(config: RunConfig, groups: pa.Table, ledger: Ledger, fingerprint: str) -> None:
+    """Let the trained reranker reward the groups that the ledger does not hold; each actor commits its own blocks.
+
+    `groups` holds rows of records.GROUP, all of tasks with a reward. The pool has `label.num_actors` actors, each with
+    the GPU share of a training worker (`reranker.gpus_per_worker`).
+    """
+    done = ledger.done()
+    groups = groups.select(GROUP.names)
+    ahead = groups.filter(pa.array([group_id(group) not in done for group in groups.to_pylist()], pa.bool_()))
+    if not ahead.num_rows:
+        return
+    blocks = [ahead.slice(i, BLOCK_ROWS) for i in range(0, ahead.num_rows, BLOCK_ROWS)]
+    scored = ray.data.from_arrow(blocks).map_batches(
+        ScoreBlocks,
+        fn_constructor_args=(config.paths.mounted / "reranker" / "model", config, ledger, fingerprint),
+        batch_size=BLOCK_ROWS,
+        batch_format="pyarrow",
+        **actor_pool(config.label.num_actors, section(config).gpus_per_worker),
+    )
+    with progress("label by reranker", ahead.num_rows, console()) as counter:
+        for batch in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
+            counter.advance(sum(batch["rows"].to_pylist()))

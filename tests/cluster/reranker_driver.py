@@ -1,0 +1,30 @@
+"""A driver as `label` is one: train the reranker on the LLM's rows, let it label the groups, tell what it measured."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from embedder.ledger import Ledger
+from embedder.records import GROUP, LABELLED, parquet_files, read_tables
+from embedder.reports import console
+from embedder.run_file import load_run
+from ray_jobs.reranker import reranker_lines, score_with_reranker, select_llm_groups, train_reranker
+from ray_jobs.session import connect
+
+
+def main(run_file: Path) -> None:
+    """`llm.parquet` beside the run file holds the rows that the LLM labelled."""
+    config = load_run(run_file)
+    connect()
+    groups = read_tables(parquet_files(config.paths.candidates), GROUP)
+    model = train_reranker(config, pq.read_table(run_file.with_name("llm.parquet")))
+    score_with_reranker(config, groups, Ledger(config.paths.labelled / "blocks", LABELLED, "row_id"), "print")
+    for line in [*reranker_lines(model), f"chosen {select_llm_groups(groups, 3, 0).num_rows}"]:
+        console().print(line, markup=False)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,110 @@
+"""A server that speaks S3 (moto) on loopback, and a proxy before it that refuses or holds what a test chooses."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+from pyarrow import fs
+
+from embedder.storage import ObjectPath
+
+SECRET = "not/to+be=seen"
+BUCKET = "bucket"
+REFUSED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>refused by the test</Message></Error>"
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """Where the server listens."""
+
+    endpoint: str
+    """host:port"""
+
+    def uri(self, name: str, bucket: str = BUCKET, endpoint: str = "") -> str:
+        """The URI of a name, with credentials."""
+        server = (endpoint or self.endpoint).replace(":", "%3A")
+        return f"s3://AKIATEST:not%2Fto%2Bbe%3Dseen@{bucket}/{name}?endpoint_override={server}&scheme=http"
+
+    def path(self, name: str, bucket: str = BUCKET, endpoint: str = "") -> ObjectPath:
+        """The same as a path."""
+        return ObjectPath.parse(self.uri(name, bucket, endpoint))
+
+
+@contextmanager
+def serve_objects(log: Path) -> Iterator[ObjectStore]:
+    """Start the server on a free port, with an empty bucket."""
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with log.open("w") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            store = ObjectStore(_endpoint(log, server))
+            creating = store.uri("").replace("/?", "?") + "&allow_bucket_creation=true"
+            fs.FileSystem.from_uri(creating)[0].create_dir(BUCKET)
+            yield store
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def _endpoint(log: Path, server: subprocess.Popen[bytes]) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
+        found = re.search(r"Running on http://(127\.0\.0\.1:\d+)", log.read_text())
+        if found:
+            return found[1]
+        time.sleep(0.05)
+    raise TimeoutError(f"the object store did not start: {log.read_text()[-500:]}")
+
+
+@contextmanager
+def proxy(store: ObjectStore, refuse: Callable[[str, str], bool]) -> Iterator[tuple[str, list[str]]]:
+    """Forward requests, but answer 403 where `refuse(method, target)`; yields host:port, and the requests so far."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            seen.append(f"{self.command} {self.path}")
+            if refuse(self.command, self.path):
+                status, headers, answer = 403, [("Content-Type", "application/xml")], REFUSED
+            else:
+                server = http.client.HTTPConnection(store.endpoint)
+                server.request(self.command, self.path, body, dict(self.headers))
+                response = server.getresponse()
+                status, headers, answer = response.status, response.getheaders(), response.read()
+                server.close()
+            self.send_response(status)
+            length = [value for name, value in headers if name == "Content-Length"] or [str(len(answer))]
+            dropped = {"connection", "content-length", "date", "server", "transfer-encoding"}
+            for name, value in headers:
+                if name.lower() not in dropped:
+                    self.send_header(name, value)
+            self.send_header("Content-Length", length[0])
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
