@@ -66,6 +66,20 @@ def _endpoint(log: Path, server: subprocess.Popen[bytes]) -> str:
     raise TimeoutError(f"the object store did not start: {log.read_text()[-500:]}")
 
 
+def _body(request: BaseHTTPRequestHandler) -> bytes:
+    """The body as it was sent; of a chunked one also the lengths between the chunks, and the trailers."""
+    if request.headers.get("Transfer-Encoding", "") != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length", 0)))
+    body, size = b"", 1
+    while size:
+        line = request.rfile.readline()
+        size = int(line.partition(b";")[0], 16)
+        body += line + (request.rfile.read(size + 2) if size else b"")
+    while body[-4:] != b"\r\n\r\n":
+        body += request.rfile.readline()
+    return body
+
+
 @contextmanager
 def proxy(store: ObjectStore, refuse: Callable[[str, str], bool]) -> Iterator[tuple[str, list[str]]]:
     """Forward requests, but answer 403 where `refuse(method, target)`; yields host:port, and the requests so far."""
@@ -75,7 +89,7 @@ def proxy(store: ObjectStore, refuse: Callable[[str, str], bool]) -> Iterator[tu
         protocol_version = "HTTP/1.1"
 
         def forward(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = _body(self)
             seen.append(f"{self.command} {self.path}")
             if refuse(self.command, self.path):
                 status, headers, answer = 403, [("Content-Type", "application/xml")], REFUSED

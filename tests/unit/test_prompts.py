@@ -135,7 +135,7 @@ def test_a_prefix_is_never_too_long_and_its_query_is_whole_while_a_passage_can_g
     assert len(prefix.ids) <= longest
     assert prefix.query_cut == (len(bare.ids) > longest)
     if not prefix.query_cut:
-        asked = used.tokens(f"{query} A:<answer>" if chat else f"{query} A:")
+        asked = used.tokens(f"Q: {query} A:<answer>" if chat else f"Q: {query} A:")
         assert prefix.ids[-len(asked) + 1 :] == asked[1:]
     assert not prefix.passage_lost or prefix.passage_cut
     assert not prefix.passage_lost or prefix.query_cut or prefix.ids == bare.ids
