@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from uuid import uuid4
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from embedder.config import LlmConfig
@@ -19,6 +22,21 @@ from embedder.onednn import has_onednn, pack_linear_layers
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """By how much logits may differ, as a share of their spread, and still be taken for equal."""
+
+
+NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How a failed allocation reads where torch raises a plain RuntimeError: on a CPU, and in cuBLAS."""
+
+
+@contextmanager
+def one_memory_error() -> Iterator[None]:
+    """Raise `torch.OutOfMemoryError` for every kind of failed allocation."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not any(mark in str(error) for mark in NO_MEMORY):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -119,14 +137,19 @@ def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> Causal
         )
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, loaded = AutoModelForCausalLM.from_pretrained(
-        source,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=dtype,
-        device_map="auto" if config.device_map == "auto" and place == "cuda" else place,
-        output_loading_info=True,
-    )
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            source,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=dtype,
+            device_map="auto" if config.device_map == "auto" and place == "cuda" else place,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"llm.model {config.model!r}: weights cannot be read ({str(error).partition(chr(10))[0]}); copy them again"
+        ) from error
     if loaded["missing_keys"]:
         raise ModelError(f"llm.model {config.model!r} lacks weights, such as {min(loaded['missing_keys'])}")
     model.eval()

@@ -13,7 +13,7 @@ from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling, draw, uniform_numbers
 from embedder.labelling.scorer import check_prompts
 from embedder.labelling.work import ModelWork
-from embedder.lm import CausalLm
+from embedder.lm import CausalLm, one_memory_error
 
 
 class PlainScorer:
@@ -35,7 +35,8 @@ class PlainScorer:
 
     def _likelihood(self, prefix: list[int], output: list[int]) -> float:
         ids = torch.tensor([prefix + output], device=self.lm.device)
-        logits_TV = self.lm.model(input_ids=ids, use_cache=False).logits[0, len(prefix) - 1 : -1].float()
+        with one_memory_error():
+            logits_TV = self.lm.model(input_ids=ids, use_cache=False).logits[0, len(prefix) - 1 : -1].float()
         target_T = ids[0, len(prefix) :].to(logits_TV.device)
         likelihood_T = logits_TV.gather(1, target_T.unsqueeze(1)).squeeze(1) - logits_TV.logsumexp(-1)
         length = ids.shape[1]

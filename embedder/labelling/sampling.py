@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from embedder.lm import CausalLm
+from embedder.lm import CausalLm, one_memory_error
 from embedder.model import length_batches
 
 
@@ -53,7 +53,8 @@ def _sample_batch(
     lm: CausalLm, prefixes: list[list[int]], seeds: list[int], sampling: Sampling
 ) -> list[list[list[int]]]:
     try:
-        return _decode(lm, prefixes, seeds, sampling)
+        with one_memory_error():
+            return _decode(lm, prefixes, seeds, sampling)
     except torch.OutOfMemoryError:
         if len(prefixes) == 1:
             raise

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from embedder.labelling.prefix_tree import PackedPrompt, PrefixTree, grow_tree, tree_batches
 from embedder.labelling.tree_attention import plan_attention
 from embedder.labelling.work import ModelWork
-from embedder.lm import CausalLm
+from embedder.lm import CausalLm, one_memory_error
 from embedder.onednn import PackedLinear, pack_weight, packed_linear
 
 VOCABULARY_SLICE = 4096
@@ -75,7 +75,8 @@ class TreeScorer:
 
     def _score_batch(self, batch: list[PackedPrompt]) -> list[list[float]]:
         try:
-            return self._forward(batch)
+            with one_memory_error():
+                return self._forward(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise

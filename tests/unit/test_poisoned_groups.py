@@ -114,13 +114,13 @@ def test_texts_without_a_token_are_refused(lm, tiny_llm, labeller):
 class SmallMemory:
     """A forward pass that runs out of memory above so many tokens at once."""
 
-    def __init__(self, forward, most, message="CUDA out of memory. Tried\nto allocate"):
-        self.forward, self.most, self.message, self.refused = forward, most, message, 0
+    def __init__(self, forward, most, message="CUDA out of memory. Tried\nto allocate", kind=torch.OutOfMemoryError):
+        self.forward, self.most, self.message, self.kind, self.refused = forward, most, message, kind, 0
 
     def __call__(self, input_ids, **further):
         if input_ids.numel() > self.most:
             self.refused += 1
-            raise torch.OutOfMemoryError(self.message)
+            raise self.kind(self.message)
         return self.forward(input_ids=input_ids, **further)
 
 
@@ -136,8 +136,20 @@ def small_memory(lm, monkeypatch):
     return install
 
 
-def test_batches_that_do_not_fit_are_halved_and_the_labels_stay(labeller, expected, small_memory):
-    memory = small_memory(220)
+def cpu_message():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**14)
+    return str(caught.value)
+
+
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"kind": RuntimeError, "message": CUBLAS}, {"kind": RuntimeError, "message": cpu_message()}]
+)
+def test_batches_that_do_not_fit_are_halved_and_the_labels_stay(labeller, expected, small_memory, given):
+    memory = small_memory(220, **given)
     for row, good in zip(labeller.label(GOOD, "print"), expected, strict=True):
         same_labels(row, good)
     assert memory.refused > 3
