@@ -5,26 +5,10 @@ B queries of this worker, M candidates of a group, N candidates of all groups of
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-
-class Scores(NamedTuple):
-    """Cosines of a batch divided by the temperature tau, and what is known of each candidate."""
-
-    score_BN: Tensor
-    """Every query against every candidate of the global batch."""
-    own_BM: Tensor
-    """Columns of the query's own candidates."""
-    valid_BM: Tensor
-    """False where a group has fewer than M candidates."""
-    reward_BM: Tensor
-    """Rewards of the own candidates; for the contrastive loss 1 for a known positive, else 0."""
-    foreign_BN: Tensor
-    """True where a column may serve as an in-batch negative: of another group, and not equal in text to an own
-    candidate."""
+from embedder.training.scores import Scores
 
 
 def graded_distillation(scores: Scores, reward_temperature: float) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.training.losses import Scores, contrastive, graded_distillation, kl_distillation
+from embedder.training.losses import contrastive, graded_distillation, kl_distillation
+from embedder.training.scores import Scores
 from tests.unit.judges import quick
 
 

@@ -9,7 +9,8 @@ from embedder.model import load_encoder
 from embedder.tasks import BUILTIN_TASKS
 from embedder.training.data import Batch
 from embedder.training.losses import contrastive
-from embedder.training.step import batch_loss, batch_scores, share_of_batch
+from embedder.training.scores import Scores, batch_scores
+from embedder.training.step import batch_loss, gather_keys, share_of_batch
 
 
 def batch(groups: list[list[str]], rewards: list[list[float]] | None = None) -> Batch:
@@ -25,11 +26,20 @@ def batch(groups: list[list[str]], rewards: list[list[float]] | None = None) -> 
     )
 
 
+def scores_of(query_BD, own_KD, made: Batch, temperature: float, in_batch: bool = True) -> Scores:
+    """The scores of a batch in one process."""
+    groups, columns = gather_keys(made, query_BD.device)
+    return batch_scores(query_BD, own_KD, groups, columns, temperature=temperature, in_batch=in_batch)
+
+
 def foreign(groups, in_batch=True):
     made = batch(groups)
     vectors = torch.eye(8)
-    scores = batch_scores(vectors[: len(groups)], vectors[: len(made.candidates)], made, 0.5, in_batch)
-    return scores.foreign_BN.int().tolist()
+    return (
+        scores_of(vectors[: len(groups)], vectors[: len(made.candidates)], made, 0.5, in_batch)
+        .foreign_BN.int()
+        .tolist()
+    )
 
 
 def test_candidates_of_other_queries_are_negatives():
@@ -51,7 +61,7 @@ def test_without_in_batch_negatives_only_own_candidates_are_left():
 def test_scores_are_cosines_over_the_temperature_at_the_queries_own_columns():
     made = batch([["a", "b"], ["c", "d"]])
     queries, candidates = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]])
-    scores = batch_scores(queries, candidates, made, 0.5, True)
+    scores = scores_of(queries, candidates, made, 0.5)
     assert torch.allclose(scores.score_BN, torch.tensor([[2.0, 0.0, 1.2, -2.0], [0.0, 2.0, 1.6, 0.0]]))
     assert scores.own_BM.tolist() == [[0, 1], [2, 3]]
 
@@ -71,7 +81,7 @@ def test_the_loss_encodes_queries_and_candidates_with_their_own_instruction(tiny
         task.key_instruction + text for text in made.candidates
     ]
     vectors = encoder(encoder.tokenize(seen))
-    assert torch.allclose(loss, contrastive(batch_scores(vectors[:2], vectors[2:], made, 0.1, True)))
+    assert torch.allclose(loss, contrastive(scores_of(vectors[:2], vectors[2:], made, 0.1)))
     loss.backward()
     assert all(torch.isfinite(weight.grad).all() for weight in encoder.parameters() if weight.grad is not None)
 
