@@ -1,6 +1,7 @@
-"""Losses as pure functions of scores: no encoder, no gathering, no state.
+"""Losses as pure functions of scores: no encoder, no gathering, no state. Each gives one value a query, shape (B,).
 
-B queries of this worker, M candidates of a group, N candidates of all groups of the global batch.
+B queries of this worker, M candidates of a group, N candidates of all groups of the global batch. In-batch candidates
+are those of `Scores.foreign_BN`.
 """
 
 from __future__ import annotations
@@ -12,41 +13,82 @@ from embedder.training.scores import Scores
 
 
 def graded_distillation(scores: Scores, reward_temperature: float) -> Tensor:
-    """Equation 4 of the paper, mean over B.
+    """Equation 4 of the paper.
 
     Every own candidate is a target, weighted by softmax(reward / reward_temperature). Its denominator holds itself,
     the own candidates of strictly lower reward (ties never repel), and the in-batch candidates.
     """
     weight_BM = torch.softmax(_masked(scores.reward_BM / reward_temperature, scores.valid_BM), dim=-1)
-    return _attract(scores, weight_BM)
+    lower_BMM = scores.reward_BM.unsqueeze(1) < scores.reward_BM.unsqueeze(2)
+    return _attract(scores, weight_BM, lower_BMM & scores.valid_BM.unsqueeze(1))
 
 
 def contrastive(scores: Scores) -> Tensor:
-    """InfoNCE over known positives (reward 1), mean over B; several positives share the weight and never repel."""
-    positive_BM = (scores.reward_BM > 0) & scores.valid_BM
+    """InfoNCE over the known positives, which share the weight and never repel each other; 0 where there is none."""
+    positive_BM = scores.positive_BM & scores.valid_BM
     weight_BM = positive_BM / positive_BM.sum(1, keepdim=True).clamp(min=1)
-    return _attract(scores, weight_BM)
+    negative_BM = scores.valid_BM & ~positive_BM
+    return _attract(scores, weight_BM, negative_BM.unsqueeze(1).expand(-1, positive_BM.shape[1], -1))
 
 
 def kl_distillation(scores: Scores, reward_temperature: float) -> Tensor:
-    """KL divergence from softmax(reward / reward_temperature) to softmax(score) within the group, mean over B."""
-    own_BM = _masked(scores.score_BN.gather(1, scores.own_BM), scores.valid_BM)
+    """KL divergence from softmax(reward / reward_temperature) to softmax(score) within the group."""
+    own_BM = _masked(_own(scores), scores.valid_BM)
     log_target_BM = torch.log_softmax(_masked(scores.reward_BM / reward_temperature, scores.valid_BM), dim=-1)
     log_model_BM = torch.log_softmax(own_BM, dim=-1)
     term_BM = log_target_BM.exp() * (log_target_BM - log_model_BM)
-    return term_BM.masked_fill(~scores.valid_BM, 0.0).sum(1).mean()
+    return term_BM.masked_fill(~scores.valid_BM, 0.0).sum(1)
 
 
-def _attract(scores: Scores, weight_BM: Tensor) -> Tensor:
-    """- sum_i w_i log exp(s_i) / (exp(s_i) + sum of exp over lower own candidates and in-batch ones), mean over B."""
-    own_BM = _masked(scores.score_BN.gather(1, scores.own_BM), scores.valid_BM)
+def margin_mse(scores: Scores, reward_temperature: float) -> Tensor:
+    """Margin-MSE (arXiv 2010.02666) over all pairs of a group, of which none need be the positive one.
+
+    Mean over pairs i < j of ((s_i - s_j) - (r_i - r_j))^2, with r = reward / reward_temperature; 0 for a single
+    candidate. Computed as twice the variance of s - r, which is the same.
+    """
+    apart_BM = (_own(scores) - scores.reward_BM / reward_temperature).masked_fill(~scores.valid_BM, 0.0)
+    count_B1 = scores.valid_BM.sum(1, keepdim=True)
+    centred_BM = (apart_BM - apart_BM.sum(1, keepdim=True) / count_B1).masked_fill(~scores.valid_BM, 0.0)
+    return 2 * centred_BM.square().sum(1) / (count_B1.squeeze(1) - 1).clamp(min=1)
+
+
+def reference_distillation(scores: Scores) -> Tensor:
+    """The "stable distill" of the released code (FlagEmbedding `research/llm_embedder`), for comparison.
+
+    It departs from equation 4 in four ways. The rewards' softmax has no temperature. The chosen positive (the first
+    known one; without one, the first of the highest reward) stands before all negatives, so that a negative of higher
+    reward is pushed away from it. The negatives follow by reward, and each repels all after it, equal ones too. Other
+    known positives are not of the group.
+    """
+    positive_BM = scores.positive_BM & scores.valid_BM
+    best_BM = scores.reward_BM == _masked(scores.reward_BM, scores.valid_BM).amax(1, keepdim=True)
+    eligible_BM = torch.where(positive_BM.any(1, keepdim=True), positive_BM, best_BM & scores.valid_BM)
+    first_B1 = eligible_BM.to(torch.int8).argmax(1, keepdim=True)
+    chosen_BM = torch.zeros_like(positive_BM).scatter_(1, first_B1, True)
+    kept_BM = scores.valid_BM & (chosen_BM | ~positive_BM)
+    order_BM = scores.reward_BM.masked_fill(chosen_BM, torch.inf).argsort(dim=1, descending=True, stable=True)
+    place_BM = order_BM.argsort(dim=1)
+    later_BMM = (place_BM.unsqueeze(1) > place_BM.unsqueeze(2)) & kept_BM.unsqueeze(1)
+    weight_BM = torch.softmax(_masked(scores.reward_BM, kept_BM), dim=-1)
+    return _attract(scores._replace(valid_BM=kept_BM), weight_BM, later_BMM)
+
+
+def _attract(scores: Scores, weight_BM: Tensor, rival_BMM: Tensor) -> Tensor:
+    """- sum_i w_i log exp(s_i) / (exp(s_i) + sum of exp over i's rivals and the in-batch candidates).
+
+    `rival_BMM`: whether own candidate j (last axis) stands in the denominator of own candidate i.
+    """
+    own_BM = _masked(_own(scores), scores.valid_BM)
     foreign_B1 = torch.logsumexp(_masked(scores.score_BN, scores.foreign_BN), dim=1, keepdim=True)
-    lower_BMM = scores.reward_BM.unsqueeze(1) < scores.reward_BM.unsqueeze(2)
-    lower_BMM = lower_BMM & scores.valid_BM.unsqueeze(1)
-    rivals_BM = torch.logsumexp(_masked(own_BM.unsqueeze(1).expand_as(lower_BMM), lower_BMM), dim=2)
+    rivals_BM = torch.logsumexp(_masked(own_BM.unsqueeze(1).expand_as(rival_BMM), rival_BMM), dim=2)
     denominator_BM = torch.logsumexp(torch.stack([own_BM, rivals_BM, foreign_B1.expand_as(own_BM)]), dim=0)
     term_BM = (weight_BM * (denominator_BM - own_BM)).masked_fill(~scores.valid_BM, 0.0)
-    return term_BM.sum(1).mean()
+    return term_BM.sum(1)
+
+
+def _own(scores: Scores) -> Tensor:
+    """Scores of the own candidates, shape (B, M)."""
+    return scores.score_BN.gather(1, scores.own_BM)
 
 
 def _masked(values: Tensor, keep: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+NO_KEY = -1
+"""Fills up rows of keys; no key is negative."""
+
 
 class Groups(NamedTuple):
     """What is known of the groups of some queries."""
@@ -19,16 +22,22 @@ class Groups(NamedTuple):
     valid_BM: Tensor
     """False where a group has fewer than M candidates."""
     reward_BM: Tensor
-    """Rewards of the own candidates; for the contrastive loss 1 for a known positive, else 0."""
-    key_BM: Tensor
-    """Hash of each own candidate's text."""
+    """Rewards of the own candidates; 0 where the task has none."""
+    positive_BM: Tensor
+    """True for known positives."""
+    key_BK: Tensor
+    """Keys, as in `Columns`, of the own candidates and of the query's other known positives; NO_KEY fills up."""
+
+    def select(self, rows: Tensor) -> Groups:
+        """The groups of some of the queries."""
+        return Groups(*(value[rows] for value in self))
 
 
 class Columns(NamedTuple):
     """What is known of the candidates of the global batch, in the order of the gathered vectors."""
 
-    key_N: Tensor
-    """Hash of each candidate's text, by which equal candidates are found over workers."""
+    key_N2: Tensor
+    """Hashes of a candidate's text and of its id, by which equal candidates are found over workers."""
     valid_N: Tensor
     """False for padding."""
 
@@ -43,10 +52,12 @@ class Scores(NamedTuple):
     valid_BM: Tensor
     """False where a group has fewer than M candidates."""
     reward_BM: Tensor
-    """Rewards of the own candidates; for the contrastive loss 1 for a known positive, else 0."""
+    """Rewards of the own candidates."""
+    positive_BM: Tensor
+    """True for known positives."""
     foreign_BN: Tensor
-    """True where a column may serve as an in-batch negative: of another group, and not equal in text to an own
-    candidate."""
+    """True where a column may serve as an in-batch negative: of another group, and neither in text nor in id equal to
+    an own candidate or a known positive."""
 
 
 def batch_scores(
@@ -58,8 +69,16 @@ def batch_scores(
     """
     is_own_BN = torch.zeros(len(query_BD), len(candidate_ND), dtype=torch.bool, device=query_BD.device)
     is_own_BN.scatter_(1, groups.own_BM, True)
-    # A column equal in text to an own candidate is that candidate once more, not a negative.
-    same_text_BN = (groups.key_BM.unsqueeze(2) == columns.key_N).any(1)
-    foreign_BN = columns.valid_N & ~is_own_BN & ~same_text_BN & in_batch
+    foreign_BN = columns.valid_N & ~is_own_BN & ~_known(groups.key_BK, columns.key_N2) & in_batch
     score_BN = query_BD @ candidate_ND.T / temperature
-    return Scores(score_BN, groups.own_BM, groups.valid_BM, groups.reward_BM, foreign_BN)
+    return Scores(score_BN, groups.own_BM, groups.valid_BM, groups.reward_BM, groups.positive_BM, foreign_BN)
+
+
+def _known(key_BK: Tensor, key_N2: Tensor) -> Tensor:
+    """Whether a column's text or id is among a query's keys, shape (B, N); takes memory of that order."""
+    key_U, place_N2 = key_N2.unique(return_inverse=True)
+    place_BK = torch.searchsorted(key_U, key_BK).clamp(max=len(key_U) - 1)
+    place_BK = place_BK.where(key_U[place_BK] == key_BK, len(key_U))
+    known_BU = torch.zeros(len(key_BK), len(key_U) + 1, dtype=torch.bool, device=key_BK.device)
+    known_BU.scatter_(1, place_BK, True)
+    return known_BU[:, place_N2[:, 0]] | known_BU[:, place_N2[:, 1]]
