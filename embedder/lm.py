@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from embedder.config import LlmConfig
 from embedder.errors import ModelError
@@ -86,6 +88,8 @@ def prepare_lm(config: LlmConfig, cache: Path) -> Path | str:
 
     The converted folder appears by one rename, so that two processes may do this at once.
     """
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # in a log each of its states is a line
     source = locate_model(config.model)
     packed = gguf_file(source) if isinstance(source, Path) else None
     if packed is None:
