@@ -201,7 +201,8 @@ def _task(body: Element, anchor: str, task: str, one: TaskStatistics) -> None:
 
 def _means(body: Element, one: TaskStatistics) -> None:
     lines = _table(body, ["mean reward", "unit"], ["known positives", "other candidates"])
-    units = {"rank": "ranks gained", "likelihood": "nats a token", "teacher": "the teacher's own"}
+    nats = dict.fromkeys(("likelihood", "lift"), "nats a token")
+    units = {"rank": "ranks gained", **nats, "teacher": "the teacher's own"}
     for kind, (other, positive) in sorted(one.rewards.items()):
         _row(lines, [kind, units.get(kind, kind)], [_signed(positive.mean, 3), _signed(other.mean, 3)])
 

@@ -17,6 +17,7 @@ from embedder.labelling.report import RANK_STEP, Histogram, TaskStatistics, bins
 REWARD_UNITS = {
     "rank": "reward: ranks that the desired output gains",
     "likelihood": "reward: log-likelihood of the desired output (nats a token)",
+    "lift": "reward: log-likelihood of the desired output gained (nats a token)",
 }
 """By kind of reward; others are on the scale of their teacher."""
 
