@@ -6,20 +6,36 @@ B texts, L tokens of the longest, D width of the vector.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers.processors import Sequence, TemplateProcessing
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from embedder.config import EncoderConfig
+from embedder.errors import ModelError
 from embedder.locate import locate_model
 from embedder.tasks import TaskSpec
 
 TokenRow = list[int]
+
+PADDED_POSITIONS = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
+"""Models that count positions from the padding token's id on, and so take fewer tokens than they have positions."""
+
+TWO_HALVES = {"t5", "mt5", "umt5"}
+"""Encoder-decoder models, of which the encoder is taken."""
 
 
 class TextEncoder(nn.Module):
@@ -30,6 +46,8 @@ class TextEncoder(nn.Module):
         self.backbone: PreTrainedModel = backbone
         self.tokenizer = tokenizer
         self.config = config
+        self.bfloat16 = False
+        """Whether matrix products are taken in bfloat16, with the weights left as they are."""
 
     @property
     def device(self) -> torch.device:
@@ -52,13 +70,8 @@ class TextEncoder(nn.Module):
         Rows are sorted by length and padded in batches of at most `batch_tokens`, which on CPU costs half the time
         of one padded batch; the result does not depend on it.
         """
-        parts, order = [], []
-        for indices in length_batches([len(row) for row in rows], self.config.batch_tokens):
-            parts.append(self._embed_padded([rows[i] for i in indices]))
-            order.extend(indices)
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return torch.cat(parts)[back.to(self.device)]
+        batches = length_batches([len(row) for row in rows], self.config.batch_tokens)
+        return embed_batches(self._embed_padded, rows, batches)
 
     def _embed_padded(self, rows: list[TokenRow]) -> Tensor:
         length = max(len(row) for row in rows)
@@ -68,8 +81,9 @@ class TextEncoder(nn.Module):
             ids_BL[i, : len(row)] = torch.tensor(row)
             mask_BL[i, : len(row)] = 1
         ids_BL, mask_BL = ids_BL.to(self.device), mask_BL.to(self.device)
-        state_BLD = self.backbone(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-        return F.normalize(pool(state_BLD, mask_BL, self.config.pooling).float(), dim=-1)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            state_BLD = self.backbone(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        return F.normalize(pool(state_BLD.float(), mask_BL, self.config.pooling), dim=-1)
 
 
 def pool(state_BLD: Tensor, mask_BL: Tensor, pooling: str) -> Tensor:
@@ -100,6 +114,19 @@ def length_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]
         yield batch
 
 
+def embed_batches(
+    embed: Callable[[list[TokenRow]], Tensor], rows: list[TokenRow], batches: Iterable[list[int]]
+) -> Tensor:
+    """Vectors (B, D) in the order of the rows, embedded batch by batch; the batches hold every index at least once."""
+    parts, order = [], []
+    for indices in batches:
+        parts.append(embed([rows[i] for i in indices]))
+        order.extend(indices)
+    back = torch.empty(len(rows), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return torch.cat(parts)[back.to(parts[0].device)]
+
+
 def load_encoder(config: EncoderConfig, device: str | None = None, dropout: float = 0.0) -> TextEncoder:
     """Load an encoder in evaluation mode, on the GPU if there is one.
 
@@ -108,18 +135,67 @@ def load_encoder(config: EncoderConfig, device: str | None = None, dropout: floa
     """
     source = locate_model(config.model)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    tokenizer.padding_side = "right"
-    backbone = AutoModel.from_pretrained(
-        source,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=torch.float32,
-    )
-    for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = dropout
+    complete_tokenizer(tokenizer, config.pooling)
+    shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    check_positions(shape, config)
+    kind = AutoModelForTextEncoding if shape.model_type in TWO_HALVES else AutoModel
+    backbone = kind.from_pretrained(source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    backbone.config.use_cache = False
+    set_dropout(backbone, dropout)
     encoder = TextEncoder(backbone, tokenizer, config).eval()
     return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, pooling: str) -> None:
+    """Give a tokenizer what embedding needs and a language model's lacks; the exported one keeps it.
+
+    Padding on the right; a padding token; and for the pooling `last` an end token behind every text, cut or not, since
+    the state of whatever word a text happens to end in says little of the text.
+
+    Raises:
+        ModelError: the end token is missing or cannot be added.
+    """
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if pooling != "last" or tokenizer("a")["input_ids"][-1] in tokenizer.all_special_ids:
+        return
+    end = tokenizer.eos_token
+    if end is None or not tokenizer.is_fast:
+        raise ModelError(
+            f"tokenizer {tokenizer.name_or_path}: pooling is 'last', but it ends no text with a special token and has "
+            f"{'none' if end is None else 'no fast form'} to do so; take pooling 'mean'"
+        )
+    ending = TemplateProcessing(single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+    backend = tokenizer.backend_tokenizer
+    steps = [backend.post_processor, ending] if backend.post_processor else [ending]
+    backend.post_processor = Sequence(steps)
+
+
+def check_positions(shape: PreTrainedConfig, config: EncoderConfig) -> None:
+    """Refuse texts longer than the model can tell positions apart.
+
+    Raises:
+        ModelError: `max_tokens` exceeds the positions.
+    """
+    positions = getattr(shape, "max_position_embeddings", None)
+    if not positions:
+        return
+    usable = positions - (shape.pad_token_id or 0) - 1 if shape.model_type in PADDED_POSITIONS else positions
+    if config.max_tokens > usable:
+        raise ModelError(
+            f"encoder.max_tokens is {config.max_tokens}, but {config.model} takes at most {usable} tokens; lower it"
+        )
+
+
+def set_dropout(backbone: nn.Module, rate: float) -> None:
+    """Set every rate of dropout, whether a module of its own or a number that attention is called with."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, rate)
 
 
 def export_encoder(encoder: TextEncoder, folder: Path, tasks: Mapping[str, TaskSpec]) -> None:

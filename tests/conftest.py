@@ -43,7 +43,8 @@ WORDS = [
 ]
 
 
-def _word_tokenizer(special: list[str]) -> Tokenizer:
+def word_tokenizer(special: list[str]) -> Tokenizer:
+    """A byte-level tokenizer of 600 tokens, the special ones first."""
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -57,7 +58,7 @@ def _word_tokenizer(special: list[str]) -> Tokenizer:
 def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT of 2 layers and 32 dimensions as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("tiny-encoder")
-    tokenizer = _word_tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    tokenizer = word_tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -86,7 +87,7 @@ def tiny_encoder(tiny_encoder_folder: Path) -> EncoderConfig:
 
 def save_lm(folder: Path, model: torch.nn.Module) -> Path:
     """Write a model that knows 600 tokens, with a tokenizer, as a Hugging Face folder."""
-    tokenizer = _word_tokenizer(["[PAD]", "[UNK]", "[END]"])
+    tokenizer = word_tokenizer(["[PAD]", "[UNK]", "[END]"])
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     model.save_pretrained(folder)
