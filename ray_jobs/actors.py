@@ -10,7 +10,6 @@ import ray
 
 from embedder.config import LlmConfig, RunConfig
 from embedder.errors import ConfigError
-from embedder.evaluation.answers import LlmJudge
 from embedder.labelling.labeller import RewardLabeller, unrewarded
 from embedder.labelling.units import Unit
 from embedder.lm import CausalLm, load_lm
@@ -73,35 +72,3 @@ class LabelBlocks:
                 row = unrewarded(group, self.config.tasks[group["task"]], self.fingerprint)
                 labelled.append({**row, "error": rows.unreadable[position]})
         return labelled
-
-
-class JudgeBlocks:
-    """Loads the LLM once; adds to each row its greedy answer (`kind` answer) or log-likelihood (`kind` likelihood)."""
-
-    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef) -> None:
-        lm, llm = _load(config)
-        self.judge = LlmJudge(lm, llm, config.tasks, ray.get(shot_pools), config.evaluate.seed)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = batch.to_pylist()
-        for task, kind in sorted({(row["task"], row["kind"]) for row in rows}):
-            mine = [row for row in rows if (row["task"], row["kind"]) == (task, kind)]
-            if kind == "answer":
-                for row, answer in zip(mine, self.judge.answers(task, mine), strict=True):
-                    row["answer"] = answer
-            else:
-                for row, likelihood in zip(mine, self.judge.likelihoods(task, mine), strict=True):
-                    row["likelihood"] = likelihood
-        return pa.Table.from_pylist(rows, schema=JUDGED)
-
-
-JUDGED = pa.schema(
-    [
-        *((name, pa.string()) for name in ("task", "dataset", "query_id", "query", "retriever", "kind")),
-        ("answers", pa.list_(pa.string())),
-        ("passages", pa.list_(pa.string())),
-        ("answer", pa.string()),
-        ("likelihood", pa.float64()),
-    ]
-)
-"""A test query with the passages one retriever found, and what the LLM made of it."""

@@ -31,7 +31,7 @@ from embedder.mining.lexical import Ranking
 from embedder.progress import progress
 from embedder.records import PASSAGE, read_tables, row_seed, write_json, write_table
 from embedder.reports import StageReport, console
-from ray_jobs.actors import JUDGED, JudgeBlocks
+from ray_jobs.judges import JUDGED, JudgeBlocks
 from ray_jobs.search import dense_rankings, lexical_rankings
 from ray_jobs.session import Job, actor_pool, main
 from ray_jobs.tables import corpus_files, datasets, passage_texts, queries, shot_pools
