@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from embedder.labelling.rewards import desired_rank
+from embedder.page import TEXT_CHARACTERS, printable
 from embedder.records import content_id
 
 EXAMPLES = 10
 """Groups to read that are kept of a task."""
-TEXT_CHARACTERS = 300
-"""Longer texts of these groups are cut."""
 REASON_WORDS, REASONS = 6, 20
 """Errors are counted by their first words; beyond so many reasons of a task the rest is counted together."""
 
@@ -337,12 +336,6 @@ def reward_summary(groups: Iterable[Row]) -> dict[str, dict[str, float]]:
 def chance_of_positive(candidates: int, positives: int, chosen: int) -> float:
     """How likely at least one of `chosen` of the candidates, drawn blindly, is a positive."""
     return 1 - math.comb(candidates - positives, chosen) / math.comb(candidates, chosen)
-
-
-def printable(text: str, most: int = TEXT_CHARACTERS) -> str:
-    """A text that can be written as UTF-8: no lone surrogates, no control characters; cut to `most` characters."""
-    shown = re.sub(r"[^\S\n\t]|[\x00-\x08\x0b-\x1f\x7f-\x9f]", " ", text[:most]).encode("utf-8", "replace").decode()
-    return shown + "…" if len(text) > most else shown
 
 
 def _is_ranked(row: Row) -> bool:
