@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,11 +63,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment = {
         **os.environ,
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
     port, dashboard = free_port(), free_port()
     command = ["ray", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={CPUS}"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--block"]
-    with (tmp_path_factory.mktemp("ray") / "head.log").open("w") as log:
+    log_path = tmp_path_factory.mktemp("ray") / "head.log"
+    # A short folder of its own: sockets lie in it, and by it a driver finds its cluster among several on a machine.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as sockets, log_path.open("w") as log:
+        command += [f"--temp-dir={sockets}"]
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             started = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
@@ -115,7 +120,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path
     run = {
         "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
         "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "max_tokens": 64},
-        "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 200, "batch_tokens": 1024},
+        "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 400, "batch_tokens": 1024},
         "prepare": {"sources": sources},
         "mine": {"group_size": 4, "window": [1, 20], "num_actors": 1},
         "label": {"num_samples": 3, "block_rows": 2, "num_actors": 1},
