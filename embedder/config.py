@@ -55,12 +55,17 @@ class Source(Section):
     dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the dataset within the run."""
     path: AbsolutePath
-    """layout: a folder with corpus.jsonl, train.jsonl, test.jsonl; reference: one JSON Lines file of training rows."""
-    format: Literal["layout", "reference"] = "layout"
+    """layout, beir: a folder; reference: one JSON Lines file of training rows, or a folder with train, test and corpus."""
+    format: Literal["layout", "reference", "beir"] = "layout"
+    corpus: AbsolutePath | None = None
+    """reference: the JSON Lines file whose lines `pos_index` counts; null: the folder's own, if there is one."""
     train_queries: int | None = Field(default=None, ge=0)
     """Rows of the training split that are kept (seeded choice); null keeps all."""
     test_queries: int | None = Field(default=None, ge=0)
     """The same for the test split."""
+    dev_queries: int | None = Field(default=None, ge=0)
+    """Rows of a dev split, cut from a fifth of the training rows (whole documents and conversations) where the source
+    brings none; null: only one that the source brings."""
     passages: int | None = Field(default=None, ge=1)
     """Passages of the corpus that are kept besides those the kept queries name; null keeps all."""
     chunk_words: int = Field(default=96, ge=8)

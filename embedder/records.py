@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from embedder.errors import DataError
 from embedder.storage import AnyPath, ObjectPath, replacing
 
-Split = Literal["train", "test"]
+Split = Literal["train", "dev", "test"]
 SomePath = TypeVar("SomePath", bound=AnyPath)
 TEXTS = pa.list_(pa.string())
 
@@ -44,10 +44,19 @@ QUERY = pa.schema(
         ("query", pa.string()),
         ("answers", TEXTS),
         ("positive_ids", TEXTS),
+        ("positive_grades", pa.list_(pa.int32())),
         ("pool_ids", TEXTS),
+        ("options", TEXTS),
+        ("category", pa.string()),
+        ("origin", pa.string()),
     ]
 )
-"""One query. `pool_ids` null: every passage of the dataset is a possible candidate; else only these (oldest first)."""
+"""One query.
+
+`positive_grades` null: all are 1. `pool_ids` null: every passage of the dataset is a possible candidate; else only
+these (oldest first). `options`: all answers there are to choose from, null where there is no such list. `category`: its
+subject, null or for tables and prompts. `origin`: the document or conversation it was cut from, null if it stands alone.
+"""
 
 GROUP = pa.schema(
     [

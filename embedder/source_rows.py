@@ -1,12 +1,15 @@
-"""One row of a JSON Lines file: parsed, its fields checked, or why it is set aside."""
+"""Rows of a JSON Lines file: parsed, their fields checked, or why they are set aside; and what they add up to."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from embedder.records import content_id
+from embedder.config import Source
+from embedder.records import Split, content_id
 
 Row = dict[str, Any]
 KEPT_CHARACTERS = 2000
@@ -26,6 +29,64 @@ class Rejected:
 
 class RowError(Exception):
     """Why one row is rejected."""
+
+
+@dataclass
+class Prepared:
+    """A dataset after reading: `rows_in` = queries and passages kept + `left_out` + rejected."""
+
+    queries: dict[Split, list[Row]] = field(default_factory=dict)
+    passages: dict[str, Row] = field(default_factory=dict)
+    rejected: list[Rejected] = field(default_factory=list)
+    rows_in: int = 0
+    rows_out: int = 0
+    left_out: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def set_aside(self, path: Path, line: int, reason: str, row: object) -> None:
+        """Reject one row."""
+        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)
+        self.rejected.append(Rejected(str(path), line, reason, text[:KEPT_CHARACTERS]))
+
+
+def read_lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
+    """The JSON objects of a file with their line numbers; other lines are rejected."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            prepared.rows_in += 1
+            try:
+                row = parse_object(line)
+            except RowError as error:
+                prepared.set_aside(path, number, str(error), line)
+                continue
+            yield number, row
+
+
+def passage_row(source: Source, passage_id: str, text: str, title: object = None) -> Row:
+    """A row of `records.PASSAGE`."""
+    return {
+        "task": source.task,
+        "dataset": source.dataset,
+        "id": passage_id,
+        "text": text,
+        "title": title if isinstance(title, str) else None,
+        "answer": None,
+    }
+
+
+def query_row(source: Source, query_id: str, query: str, **known: object) -> Row:
+    """A row of `records.QUERY`; what is not known of it is empty."""
+    empty: Row = {
+        "answers": [],
+        "positive_ids": [],
+        "positive_grades": None,
+        "pool_ids": None,
+        "options": None,
+        "category": None,
+        "origin": None,
+    }
+    named = {"task": source.task, "dataset": source.dataset, "query_id": query_id, "query": query}
+    return {**named, **empty, **known}
 
 
 def parse_object(line: str) -> Row:
@@ -71,6 +132,24 @@ def optional_texts(row: Row, key: str) -> list[str]:
         if not isinstance(text, str) or not text.strip():
             raise RowError(f"{key} is not a list of non-empty texts; entry {i} is {text!r:.200}")
     return [text.strip() for text in values]
+
+
+def optional_text(row: Row, key: str) -> str | None:
+    """An optional text or number of a row as a text, without white space at its ends; None where it is blank."""
+    value = row.get(key)
+    return str(value).strip() or None if isinstance(value, str | int) else None
+
+
+def options_of(row: Row, answers: list[str]) -> list[str] | None:
+    """All answers that a row offers; None where it offers none.
+
+    Raises:
+        RowError: an accepted answer is not among them.
+    """
+    options = optional_texts(row, "options")
+    if options and answers and answers[0] not in options:
+        raise RowError(f"the answer {answers[0]!r:.200} is not among the options {options!r:.200}")
+    return options or None
 
 
 def query_id_of(row: Row, dataset: str, query: str) -> str:

@@ -1,71 +1,40 @@
 """Readers of source files: rows of a dataset in, checked rows and rejected ones out.
 
-Formats: `layout` (a folder with corpus.jsonl, train.jsonl and test.jsonl) and `reference` (one JSON Lines file of
-training rows with query, pos, neg, history and answers, as FlagEmbedding's llm_embedder reads it). A task whose rows
-bring their own `history` takes its candidates from there; a row that is a whole `text` is cut into chunks.
+Formats: `layout` (a folder with corpus.jsonl and train.jsonl, dev.jsonl, test.jsonl), `reference` (files of
+FlagEmbedding's llm_embedder) and `beir`; the last two are told apart in `source_formats`. A task whose rows bring their
+own `history` takes its candidates from there; a row that is a whole `text` is cut into chunks.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 
 from embedder.config import Source
 from embedder.errors import DataError
 from embedder.records import Split, content_id, row_seed
+from embedder.source_formats import SPLITS, common_row, corpus_row, read_beir, source_files
 from embedder.source_rows import (
-    KEPT_CHARACTERS,
-    Rejected,
+    Prepared,
     Row,
     RowError,
     gold_positions,
+    optional_text,
     optional_texts,
-    parse_object,
+    options_of,
+    passage_row,
     query_id_of,
+    query_row,
+    read_lines,
     required_text,
 )
 from embedder.tasks import TaskSpec
 
 WORD = re.compile(r"\S+")
-
-
-@dataclass
-class Prepared:
-    """A dataset after reading: `rows_in` = queries and passages kept + `left_out` + rejected."""
-
-    queries: dict[Split, list[Row]] = field(default_factory=dict)
-    passages: dict[str, Row] = field(default_factory=dict)
-    rejected: list[Rejected] = field(default_factory=list)
-    rows_in: int = 0
-    rows_out: int = 0
-    left_out: int = 0
-    notes: list[str] = field(default_factory=list)
-
-
-def source_files(source: Source) -> list[Path]:
-    """The files of a source, all of which must exist.
-
-    Raises:
-        DataError: the path is missing, or a folder of the layout has neither train.jsonl nor test.jsonl.
-    """
-    if source.format == "reference":
-        if not source.path.is_file():
-            raise DataError(
-                f"source {source.dataset}: {source.path} is no file; `format: reference` reads one .jsonl file"
-            )
-        return [source.path]
-    if not source.path.is_dir():
-        raise DataError(f"source {source.dataset}: {source.path} is no folder; correct prepare.sources.path")
-    files = [source.path / name for name in ("train.jsonl", "test.jsonl") if (source.path / name).is_file()]
-    if not files:
-        raise DataError(f"source {source.dataset}: {source.path} has neither train.jsonl nor test.jsonl")
-    corpus = source.path / "corpus.jsonl"
-    if corpus.is_file() and corpus.stat().st_size == 0:
-        raise DataError(f"source {source.dataset}: {corpus} is empty; a corpus needs at least one passage")
-    return files
+DEV_SHARE = 0.2
+"""Of the documents, conversations and single queries from which a dev split is cut."""
 
 
 def read_source(source: Source, task: TaskSpec, seed: int) -> Prepared:
@@ -76,15 +45,22 @@ def read_source(source: Source, task: TaskSpec, seed: int) -> Prepared:
     """
     files = source_files(source)
     prepared = Prepared()
-    corpus = source.path / "corpus.jsonl"
-    if source.format == "layout" and corpus.is_file():
-        _read_corpus(corpus, source, prepared)
+    if files.corpus is not None:
+        _read_corpus(files.corpus, source, prepared)
     documents = len(prepared.passages)
-    for file in files:
-        split: Split = "test" if file.stem == "test" and source.format == "layout" else "train"
-        limit = source.train_queries if split == "train" else source.test_queries
-        rows = _read_queries(file, source, task, prepared)
-        prepared.queries[split] = _choose(rows, limit, seed, prepared)
+    lines: dict[Split, list[list[Row]]] = {}
+    if source.format == "beir":
+        lines = read_beir(source, files, prepared)
+    else:
+        labels = _labels(source)
+        for split, file in files.splits.items():
+            lines[split] = _read_queries(file, source, task, prepared, (files.corpus is not None, labels))
+    if source.dev_queries is not None and "dev" not in lines:
+        lines["dev"], lines["train"] = cut_dev(lines.get("train", []), seed)
+    limits = {"train": source.train_queries, "dev": source.dev_queries, "test": source.test_queries}
+    for split in SPLITS:
+        if split in lines:
+            prepared.queries[split] = _choose(lines[split], limits[split], seed, prepared)
     _keep_passages(source, prepared, seed, documents)
     if not prepared.passages:
         raise DataError(
@@ -93,55 +69,67 @@ def read_source(source: Source, task: TaskSpec, seed: int) -> Prepared:
     return prepared
 
 
-def _lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
-    """The JSON objects of a file with their line numbers; other lines are rejected."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            prepared.rows_in += 1
-            try:
-                row = parse_object(line)
-            except RowError as error:
-                _reject(prepared, path, number, str(error), line)
-                continue
-            yield number, row
+def cut_dev(lines: list[list[Row]], seed: int) -> tuple[list[list[Row]], list[list[Row]]]:
+    """Lines of a dev split, and those that are left to train on.
+
+    A seeded fifth of the documents and conversations goes to dev as a whole, so that no text of theirs is trained on; a
+    query without an origin stands for itself. Depends on neither the order of the lines nor on limits.
+    """
+    origins = sorted({_origin(queries) for queries in lines}, key=lambda origin: row_seed(seed, "dev", origin))
+    chosen = set(origins[: ceil(DEV_SHARE * len(origins))])
+    dev = [queries for queries in lines if _origin(queries) in chosen]
+    return dev, [queries for queries in lines if _origin(queries) not in chosen]
 
 
-def _reject(prepared: Prepared, path: Path, number: int, reason: str, row: object) -> None:
-    text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)
-    prepared.rejected.append(Rejected(str(path), number, reason, text[:KEPT_CHARACTERS]))
+def _origin(queries: list[Row]) -> str:
+    return str(queries[0]["origin"] or queries[0]["query_id"])
 
 
-def _passage(source: Source, passage_id: str, text: str, title: object) -> Row:
-    return {
-        "task": source.task,
-        "dataset": source.dataset,
-        "id": passage_id,
-        "text": text,
-        "title": title if isinstance(title, str) else None,
-        "answer": None,
-    }
+def _labels(source: Source) -> list[str] | None:
+    """The answers there are to choose from in a whole dataset of the layout, from its labels.json.
+
+    Raises:
+        DataError: the file is no list of texts.
+    """
+    path = source.path / "labels.json"
+    if source.format != "layout" or not path.is_file():
+        return None
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); give a list of answers") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
+        raise DataError(f"{path}: holds {labels!r:.100}; give a list of answers")
+    return [label.strip() for label in labels]
 
 
 def _read_corpus(path: Path, source: Source, prepared: Prepared) -> None:
     """Fill `prepared.passages` by id."""
-    for number, row in _lines(path, prepared):
+    for number, row in read_lines(path, prepared):
         try:
-            passage_id, text = required_text(row, "id"), required_text(row, "text")
+            known = corpus_row(row, number, source.format)
+            passage_id, text = required_text(known, "id"), required_text(known, "text")
             if passage_id in prepared.passages:
                 raise RowError(f"id {passage_id!r} was seen before")
         except RowError as error:
-            _reject(prepared, path, number, str(error), row)
+            prepared.set_aside(path, number, str(error), row)
             continue
-        prepared.passages[passage_id] = _passage(source, passage_id, text, row.get("title"))
+        prepared.passages[passage_id] = passage_row(source, passage_id, text, known.get("title"))
 
 
-def _read_queries(path: Path, source: Source, task: TaskSpec, prepared: Prepared) -> list[list[Row]]:
-    """The checked queries of each line of a file; a long document gives many, any other line one."""
+def _read_queries(
+    path: Path, source: Source, task: TaskSpec, prepared: Prepared, known: tuple[bool, list[str] | None]
+) -> list[list[Row]]:
+    """The checked queries of each line of a file; a long document gives many, any other line one.
+
+    `known`: whether the dataset has a corpus, and its labels.
+    """
     seen: set[str] = set()
     kept: list[list[Row]] = []
     ignored_scores = 0
-    for number, row in _lines(path, prepared):
+    for number, raw in read_lines(path, prepared):
         try:
+            row = common_row(raw, source.format, *known)
             queries = _chunk_queries(row, source, prepared) if "text" in row else [_query(row, source, prepared)]
             for query in queries:
                 if task.reward != "none" and not query["answers"]:
@@ -150,14 +138,14 @@ def _read_queries(path: Path, source: Source, task: TaskSpec, prepared: Prepared
                     raise RowError(f"query_id {query['query_id']!r} was seen before")
             seen.update(query["query_id"] for query in queries)
         except RowError as error:
-            _reject(prepared, path, number, str(error), row)
+            prepared.set_aside(path, number, str(error), raw)
             continue
         for query in queries:
             # A training row that stands in the corpus under its own id is a worked example (icl).
             if query["query_id"] in prepared.passages and query["answers"]:
                 prepared.passages[query["query_id"]]["answer"] = query["answers"][0]
         kept.append(queries)
-        ignored_scores += bool(row.get("teacher_scores"))
+        ignored_scores += bool(raw.get("teacher_scores"))
     if ignored_scores:
         prepared.notes.append(
             f"{path.name}: teacher_scores of {ignored_scores} rows not used; `label` gives its own rewards"
@@ -168,13 +156,13 @@ def _read_queries(path: Path, source: Source, task: TaskSpec, prepared: Prepared
 def _query(row: Row, source: Source, prepared: Prepared) -> Row:
     """One query with its positives and, where the row brings its own candidates, its pool."""
     query = required_text(row, "query")
-    query_id = query_id_of(row, source.dataset, query)
+    answers = optional_texts(row, "answers")
     pool: list[str] | None = None
     if row.get("history"):
         pool = _add_passages(optional_texts(row, "history"), source, prepared)
         positives = [pool[i] for i in gold_positions(row, len(pool))]
         positives += [content_id(text) for text in optional_texts(row, "pos") if content_id(text) in pool]
-    elif source.format == "layout" and row.get("pos_ids") is not None:
+    elif row.get("pos_ids") is not None:
         positives = optional_texts(row, "pos_ids")
         missing = [passage_id for passage_id in positives if passage_id not in prepared.passages]
         if missing:
@@ -182,15 +170,17 @@ def _query(row: Row, source: Source, prepared: Prepared) -> Row:
     else:
         positives = _add_passages(optional_texts(row, "pos"), source, prepared)
         pool = positives + _add_passages(optional_texts(row, "neg"), source, prepared)
-    return {
-        "task": source.task,
-        "dataset": source.dataset,
-        "query_id": query_id,
-        "query": query,
-        "answers": optional_texts(row, "answers"),
-        "positive_ids": list(dict.fromkeys(positives)),
-        "pool_ids": None if pool is None else list(dict.fromkeys(pool)),
-    }
+    return query_row(
+        source,
+        query_id_of(row, source.dataset, query),
+        query,
+        answers=answers,
+        positive_ids=list(dict.fromkeys(positives)),
+        pool_ids=None if pool is None else list(dict.fromkeys(pool)),
+        options=options_of(row, answers),
+        category=optional_text(row, "category") or optional_text(row, "subject"),
+        origin=optional_text(row, "conversation_id"),
+    )
 
 
 def _add_passages(texts: list[str], source: Source, prepared: Prepared) -> list[str]:
@@ -198,7 +188,7 @@ def _add_passages(texts: list[str], source: Source, prepared: Prepared) -> list[
     ids = []
     for text in texts:
         passage_id = content_id(text)
-        prepared.passages.setdefault(passage_id, _passage(source, passage_id, text, None))
+        prepared.passages.setdefault(passage_id, passage_row(source, passage_id, text))
         ids.append(passage_id)
     return ids
 
@@ -223,19 +213,12 @@ def _chunk_queries(row: Row, source: Source, prepared: Prepared) -> list[Row]:
         for i in range(max(0, j - 1 - source.history_chunks), j - 1):
             passage_id = f"{document}#{i}"
             pair = text[chunks[i][0] : chunks[i + 1][1]]
-            prepared.passages.setdefault(passage_id, _passage(source, passage_id, pair, row.get("title")))
+            prepared.passages.setdefault(passage_id, passage_row(source, passage_id, pair, row.get("title")))
             pool.append(passage_id)
-        queries.append(
-            {
-                "task": source.task,
-                "dataset": source.dataset,
-                "query_id": f"{document}#{j}",
-                "query": text[slice(*chunks[j])],
-                "answers": [text[slice(*chunks[j + 1])]],
-                "positive_ids": [],
-                "pool_ids": pool,
-            }
-        )
+        query = text[slice(*chunks[j])]
+        answers = [text[slice(*chunks[j + 1])]]
+        known = {"answers": answers, "pool_ids": pool, "origin": document}
+        queries.append(query_row(source, f"{document}#{j}", query, **known))
     return queries
 
 

@@ -3,7 +3,7 @@
     python -m ray_jobs.prepare --config configs/demo.yaml
     ray job submit --working-dir . -- python -m ray_jobs.prepare --config /shared/run.yaml
 
-reads   prepare.sources                         folders of the data layout, or JSON Lines of the reference
+reads   prepare.sources                         folders of the data layout, of BEIR or the reference
 writes  prepared/corpus/DATASET/*.parquet       records.PASSAGE
         prepared/queries/SPLIT/DATASET.parquet  records.QUERY
         prepared/rejected/DATASET.json          rows set aside: file, line, reason, row
@@ -26,7 +26,9 @@ from embedder.errors import ConfigError, DataError
 from embedder.progress import progress
 from embedder.records import PASSAGE, QUERY, write_json, write_table
 from embedder.reports import StageReport, console
-from embedder.sources import Prepared, read_source, source_files
+from embedder.source_formats import SPLITS, source_files
+from embedder.source_rows import Prepared
+from embedder.sources import read_source
 from embedder.tasks import TaskSpec
 from ray_jobs.session import Job, main
 
@@ -46,7 +48,7 @@ def check(config: RunConfig) -> Work:
     sources = section(config).sources
     lines = []
     for source in sources:
-        size = sum(path.stat().st_size for path in source_files(source))
+        size = source_files(source).size
         lines.append(f"{source.dataset} ({source.task}, {source.format}): {source.path}, {size / 1e6:,.1f} MB of rows")
     return Work("prepare", lines, flops=0.0)
 
@@ -71,7 +73,7 @@ def run(config: RunConfig) -> StageReport:
         report.lines.append(
             f"{name}: {count['rows_in']:,} rows in = {count['rows_out']:,} out + {count['left_out']:,} "
             f"left out by limits + {count['rejected']:,} rejected; {count['passages']:,} passages, "
-            f"{count['train']:,} train and {count['test']:,} test queries"
+            f"{count['train']:,} train, {count['dev']:,} dev and {count['test']:,} test queries"
         )
         report.lines += [f"{name}: {note}" for note in count["notes"]]
     return report
@@ -112,8 +114,12 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
     passages = list(prepared.passages.values())
     for part, first_row in enumerate(range(0, len(passages), PART_ROWS)):
         write_table(passages[first_row : first_row + PART_ROWS], PASSAGE, folder / f"part-{part:05d}.parquet")
-    for split, rows in prepared.queries.items():
-        write_table(rows, QUERY, work / "prepared" / "queries" / split / f"{source.dataset}.parquet")
+    for split in SPLITS:
+        path = work / "prepared" / "queries" / split / f"{source.dataset}.parquet"
+        if split in prepared.queries:
+            write_table(prepared.queries[split], QUERY, path)
+        else:
+            path.unlink(missing_ok=True)
     return {
         "task": source.task,
         "rows_in": prepared.rows_in,
@@ -121,8 +127,7 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
         "left_out": prepared.left_out,
         "rejected": rejected,
         "passages": len(passages),
-        "train": len(prepared.queries.get("train", [])),
-        "test": len(prepared.queries.get("test", [])),
+        **{split: len(prepared.queries.get(split, [])) for split in SPLITS},
         "notes": prepared.notes,
     }
 

@@ -53,7 +53,11 @@ def test_the_layout_keeps_ids_texts_and_titles(tmp_path):
             "query": "question 1",
             "answers": ["answer 1"],
             "positive_ids": ["p1"],
+            "positive_grades": None,
             "pool_ids": None,
+            "options": None,
+            "category": None,
+            "origin": None,
         }
     ]
     assert [query["query_id"] for query in got.queries["test"]] == ["q2"]
