@@ -1,12 +1,15 @@
-"""Linear layers of a CPU model with their weights packed once for oneDNN's matrix product.
+"""Linear layers of a CPU model by oneDNN's matrix product: with weights packed once, or trained.
 
 PyTorch's float32 product on x86 is MKL's, which packs the weight anew at each call and leaves the widest vector
-instructions of non-Intel processors unused. Inference only: the packed weights carry no gradient.
+instructions of non-Intel processors unused. Packed weights carry no gradient; `train_linear_layers` is for training.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 TYPICAL_ROWS = 1024
@@ -57,3 +60,43 @@ def pack_linear_layers(model: nn.Module, keep: nn.Module | None = None) -> None:
             setattr(model, name, PackedLinear(child, keep_weight=child is keep))
         else:
             pack_linear_layers(child, keep)
+
+
+class _Product(torch.autograd.Function):
+    """`rows @ weight.T + bias` and its three gradients, each product by oneDNN; the weight as it lies."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(rows_TI, weight_OI)
+        ctx.has_bias = bias_O is not None
+        return packed_linear(rows_TI, weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: ANN401
+        rows_TI, weight_OI = ctx.saved_tensors
+        (gradient_TO,) = gradients
+        wants_rows, wants_weight, wants_bias = ctx.needs_input_grad
+        rows = packed_linear(gradient_TO, weight_OI.T, None) if wants_rows else None
+        weight = packed_linear(gradient_TO.T, rows_TI.T, None) if wants_weight else None
+        bias = gradient_TO.sum(0) if ctx.has_bias and wants_bias else None
+        return rows, weight, bias
+
+
+class TrainedLinear(nn.Linear):
+    """An `nn.Linear` whose products oneDNN computes where it is in float32 on a CPU."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """As `nn.Linear`."""
+        if rows.device.type != "cpu" or rows.dtype != torch.float32 or self.weight.dtype != torch.float32:
+            return F.linear(rows, self.weight, self.bias)
+        if not rows.numel() or torch.is_autocast_enabled("cpu"):
+            return F.linear(rows, self.weight, self.bias)
+        product: Tensor = _Product.apply(rows.reshape(-1, self.in_features), self.weight, self.bias)
+        return product.view(*rows.shape[:-1], self.out_features)
+
+
+def train_linear_layers(model: nn.Module) -> None:
+    """Let every `nn.Linear` of a model train by oneDNN; parameters, their names and the state stay as they are."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = TrainedLinear

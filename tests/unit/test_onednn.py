@@ -10,7 +10,7 @@ from torch import nn
 
 from embedder.config import LlmConfig
 from embedder.lm import load_lm
-from embedder.onednn import PackedLinear, has_onednn, pack_linear_layers
+from embedder.onednn import PackedLinear, TrainedLinear, has_onednn, pack_linear_layers, train_linear_layers
 from tests.unit.tiny_llms import PLAIN, SHARING, save_tiny
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="this PyTorch has no oneDNN")
@@ -72,3 +72,46 @@ def test_a_packed_model_predicts_as_before(tmp_path, name):
 def test_a_model_in_half_precision_stays_as_it_is(tiny_llm, tmp_path):
     model = load_lm(tiny_llm.model_copy(update={"dtype": "bfloat16"}), tmp_path, device="cpu").model
     assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(53,), (1, 53), (2, 3, 53), (1, 0, 53), (700, 53)])
+def test_a_trained_layer_gives_the_values_and_gradients_of_the_layer(shape, bias):
+    torch.manual_seed(0)
+    linear = nn.Linear(53, 37, bias=bias)
+    trained = copy.deepcopy(linear)
+    train_linear_layers(nn.Sequential(trained))
+    assert type(trained) is TrainedLinear
+    rows, upstream = torch.randn(shape), torch.randn(*shape[:-1], 37)
+    results = []
+    for layer in (linear, trained):
+        given = rows.clone().requires_grad_()
+        layer(given).backward(upstream)
+        results.append([layer(rows), given.grad, *(one.grad for one in layer.parameters())])
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_frozen_weight_or_input_gets_no_gradient():
+    trained = nn.Linear(6, 4)
+    train_linear_layers(nn.Sequential(trained))
+    trained.weight.requires_grad_(False)
+    rows = torch.randn(5, 6, requires_grad=True)
+    trained(rows).sum().backward()
+    assert trained.weight.grad is None and rows.grad is not None and trained.bias.grad is not None
+
+
+def test_the_gradient_flows_through_rows_that_do_not_lie_side_by_side():
+    linear = nn.Linear(8, 5)
+    trained = copy.deepcopy(linear)
+    train_linear_layers(nn.Sequential(trained))
+    rows = torch.randn(8, 6)
+    for layer in (linear, trained):
+        (layer(rows.T).T.contiguous().T ** 2).sum().backward()
+    assert torch.allclose(trained.weight.grad, linear.weight.grad, atol=1e-4)
+
+
+def test_other_precisions_are_left_to_pytorch():
+    model = nn.Sequential(nn.Linear(6, 4).bfloat16())
+    train_linear_layers(model)
+    assert model(torch.randn(3, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
