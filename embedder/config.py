@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from embedder.paths import AbsolutePath, AnyAbsolutePath, Paths, Section
 from embedder.storage import ObjectPath
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
+from embedder.train_config import TrainConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """A task's name; files are named after it."""
@@ -185,54 +186,6 @@ class RerankerConfig(Section):
         return self
 
 
-class SelfPacedConfig(Section):
-    """Self-paced learning rate: a task's rate follows how much of its loss is left."""
-
-    direction: Literal["off", "lossy_faster", "lossy_slower"] = "lossy_faster"
-    """lossy_faster: factor L_now / L_checkpoint (the text of the paper); lossy_slower: its inverse (its formula)."""
-    checkpoint_every: int = Field(default=1000, ge=1)
-    """Steps between two checkpoints of the tasks' losses."""
-    smoothing: float = Field(default=0.9, ge=0, lt=1)
-    """Weight of the past in the running mean of a task's loss."""
-    bounds: tuple[float, float] = (0.5, 2.0)
-    """Least and greatest factor."""
-
-
-class TrainConfig(Section):
-    """Rewards to a trained encoder."""
-
-    steps: int = Field(ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    """Queries of a global batch, over all workers; all of one task."""
-    learning_rate: float = Field(default=5e-6, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup_share: float = Field(default=0.2, ge=0, lt=1)
-    """Share of the steps in which the rate rises from 0; then it falls to 0."""
-    temperature: float = Field(default=0.01, gt=0)
-    """Of the cosine in the losses (tau)."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """0 keeps the result independent of the number of workers."""
-    gradient_clip: float = Field(default=1.0, gt=0)
-    task_weights: dict[str, float] = Field(default={})
-    """Share of the steps a task gets, relative to the others; empty: in proportion to its groups."""
-    self_paced: SelfPacedConfig = SelfPacedConfig()
-    num_workers: int = Field(default=2, ge=1)
-    gpus_per_worker: float = Field(default=0, ge=0)
-    zero_stage: Literal[0, 1, 2] = 0
-    save_every: int = Field(default=100, ge=1)
-    """Steps between two checkpoints."""
-    max_failures: int = Field(default=3, ge=0)
-    """Worker failures after which the job gives up; each resumes from the last checkpoint."""
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def batch_divides(self) -> TrainConfig:
-        """Refuse a batch that the workers cannot share evenly."""
-        if self.batch_size % self.num_workers:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")
-        return self
-
-
 class IndexConfig(Section):
     """Corpus to bundle."""
 
@@ -332,6 +285,19 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def losses_fit(self) -> RunConfig:
+        """Refuse a loss whose rewards are missing, and a temperature that it does not know."""
+        for name, spec in self.tasks.items():
+            if spec.reward == "none" and spec.loss != "contrastive":
+                raise ValueError(f"tasks.{name}.loss is {spec.loss!r}, which needs rewards, but reward is 'none'")
+            if spec.loss == "reference" and spec.reward_temperature != 1:
+                raise ValueError(
+                    f"tasks.{name}.loss is 'reference', which knows no temperature, but reward_temperature is "
+                    f"{spec.reward_temperature}; set it to 1, or take the loss 'graded'"
+                )
+        return self
+
+    @model_validator(mode="after")
     def parts_fit(self) -> RunConfig:
         """Refuse settings that are right one by one and wrong together."""
         for name, spec in self.tasks.items():
@@ -339,8 +305,6 @@ class RunConfig(Section):
                 raise ValueError(f"tasks: {name!r} is no task name; use letters, digits, - and _")
             if spec.reward != "none" and spec.template is None:
                 raise ValueError(f"tasks.{name}.reward is {spec.reward!r} but it has no template")
-            if spec.reward == "none" and spec.loss != "contrastive":
-                raise ValueError(f"tasks.{name}.loss is {spec.loss!r}, which needs rewards, but reward is 'none'")
         seen: set[str] = set()
         for source in self.prepare.sources if self.prepare else []:
             if source.task not in self.tasks:

@@ -79,14 +79,15 @@ class TaskSpec(BaseModel):
     """Worked examples (query and answer, seeded choice from the training rows) before each prompt."""
     max_output_tokens: int = Field(default=16, ge=1)
     """Tokens of an output that are sampled and scored."""
-    loss: Literal["graded", "kl", "contrastive"] = "contrastive"
-    """graded: equation 4 of the paper; kl: divergence within the group; contrastive: known positives only."""
+    loss: Literal["graded", "kl", "margin_mse", "contrastive", "reference"] = "contrastive"
+    """graded: equation 4 of the paper; kl: divergence within the group; margin_mse: differences of scores to those of
+    rewards; contrastive: known positives only; reference: the released code's distillation, with its quirks."""
     reward_temperature: float = Field(default=1.0, gt=0)
     """Temperature of the softmax over rewards (alpha). Rank rewards are integers: at 1.0 a gap of 3 weighs 20 to 1."""
     skip_flat: bool = True
     """Leave out groups whose rewards are all equal: they prefer no candidate, and would teach that none is better."""
     in_batch_negatives: bool = True
-    """Whether candidates of other queries of the batch stand in the loss as negatives."""
+    """Whether candidates of other queries of the batch stand in the loss as negatives; kl and margin_mse know none."""
 
     def instruction(self, side: Side) -> str:
         """The prefix of one side."""

@@ -49,6 +49,15 @@ def queries(config: RunConfig, split: Split, dataset: str) -> list[dict[str, Any
     return rows
 
 
+def positive_ids(config: RunConfig) -> dict[tuple[str, str], list[str]]:
+    """Ids of the known positives of each training query, by (dataset, query_id)."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in parquet_files(config.paths.queries / "train"):
+        for row in read_tables([path], QUERY, ["dataset", "query_id", "positive_ids"]).to_pylist():
+            found[row["dataset"], row["query_id"]] = row["positive_ids"] or []
+    return found
+
+
 def passage_texts(config: RunConfig, dataset: str) -> dict[str, str]:
     """Passages of one dataset by id, in the order they were written."""
     table = read_tables(corpus_files(config, dataset), PASSAGE, ["id", "text"])

@@ -25,7 +25,7 @@ from ray.train import CheckpointConfig, FailureConfig, Result, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from embedder.config import RunConfig, TrainConfig
+from embedder.config import RunConfig
 from embedder.cost import Work, forward_flops, tokens_of
 from embedder.errors import ConfigError, DataError
 from embedder.fingerprint import encoder_fingerprint
@@ -33,11 +33,12 @@ from embedder.locate import count_parameters, locate_model
 from embedder.progress import progress
 from embedder.records import content_id, group_id, parquet_files, write_json
 from embedder.reports import StageReport, console
+from embedder.train_config import TrainConfig
 from embedder.training.data import training_row, write_training_rows
 from embedder.training.loop import EXPORT, TrainingJob
 from embedder.training.plan import BatchPlan
 from ray_jobs.session import Job, main
-from ray_jobs.tables import candidate_groups, labelled_ledger
+from ray_jobs.tables import candidate_groups, labelled_ledger, positive_ids
 from ray_jobs.worker import WorkerJob, read_metrics, train_worker
 
 POLL_S = 1.0
@@ -70,13 +71,11 @@ def check(config: RunConfig) -> Work:
     parameters = count_parameters(locate_model(config.encoder.model))
     rows = [(group["task"], training_row(group, config.tasks[group["task"]])) for group in groups]
     sizes = Counter(task for task, row in rows if not isinstance(row, str))
-    plan = BatchPlan(
-        sizes, settings.task_weights, batch_size=settings.batch_size, steps=settings.steps, seed=settings.seed
-    )
+    plan = BatchPlan.of(sizes, settings)
     characters = sum(len(row["query"]) + sum(map(len, row["candidates"])) for _, row in rows if isinstance(row, dict))
     tokens = settings.steps * settings.batch_size * tokens_of(characters) / max(1, sum(sizes.values()))
     lines = [
-        f"{task}: {sizes[task]:,} groups, {plan.steps_of(task):,} of {settings.steps:,} steps, "
+        f"{task}: {sizes[task]:,} groups, trained {plan.rows_of(task) / sizes[task]:.1f} times, "
         f"loss {config.tasks[task].loss}"
         for task in plan.tasks
     ]
@@ -94,7 +93,7 @@ def run(config: RunConfig) -> StageReport:
     groups = labelled_groups(config)
     name = run_name(config, groups)
     folder = config.paths.training / name
-    sizes, left_out = write_training_rows(groups.to_pylist(), config.tasks, folder / "rows.arrow")
+    sizes, left_out = write_training_rows(groups.to_pylist(), config.tasks, folder / "rows.arrow", positive_ids(config))
     job = TrainingJob(config.encoder, config.tasks, settings, folder / "rows.arrow")
     result = _fit(WorkerJob(job, folder / "metrics.jsonl"), config.paths.training, name)
     if result.checkpoint is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,61 +15,129 @@ from torch import Tensor
 
 from embedder.records import content_id
 from embedder.tasks import TaskSpec
+from embedder.training.plan import Part
+from embedder.training.scores import NO_KEY
 
 TRAINING_ROW = pa.schema(
     [
         ("task", pa.string()),
         ("query", pa.string()),
         ("candidates", pa.list_(pa.string())),
+        ("relevance", pa.list_(pa.int8())),
         ("rewards", pa.list_(pa.float32())),
+        ("text_keys", pa.list_(pa.int64())),
+        ("id_keys", pa.list_(pa.int64())),
+        ("known_keys", pa.list_(pa.int64())),
     ]
 )
-"""`rewards`: the LLM's rewards, or for the contrastive loss 1 for a known positive and 0 for the others."""
+"""`relevance`: 1 known positive, 0 not known to be one; `rewards` may be null where the task's loss needs none;
+`text_keys`, `id_keys`: hashes of the candidates' texts and ids; `known_keys`: those of known positives of the query
+that are no candidates of the group."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """This worker's share of a global batch: B queries with M candidates each (short groups are padded)."""
 
+    tasks: list[str]
+    """Name of each query's task."""
     queries: list[str]
     candidates: list[str]
     """B x M texts, group by group; padding repeats the group's last candidate."""
     reward_BM: Tensor
+    """0 where the task has none."""
+    positive_BM: Tensor
+    """True for known positives."""
     valid_BM: Tensor
-    key_BM: Tensor
-    """Hash of each candidate's text, by which equal candidates are found over workers."""
+    key_BM2: Tensor
+    """Hashes of each candidate's text and id, by which equal candidates are found over workers."""
+    known_BP: Tensor
+    """Hashes of further known positives; NO_KEY fills up."""
+
+    def prompted(self, tasks: Mapping[str, TaskSpec]) -> list[str]:
+        """The texts to encode, each after its task's instruction: B queries, then B x M candidates."""
+        size = len(self.candidates) // len(self.queries)
+        texts = [tasks[name].instruction("query") + text for name, text in zip(self.tasks, self.queries, strict=True)]
+        return texts + [
+            tasks[self.tasks[k // size]].instruction("key") + text for k, text in enumerate(self.candidates)
+        ]
 
 
-def training_row(group: dict[str, Any], task: TaskSpec) -> dict[str, Any] | str:
-    """The training row of a labelled group, or why it cannot be trained on."""
-    if not group["candidate_texts"]:
+def training_row(group: dict[str, Any], task: TaskSpec, known: frozenset[int] = frozenset()) -> dict[str, Any] | str:
+    """The training row of a labelled group, or why it cannot be trained on.
+
+    `known`: keys of all known positives of the query, wherever they were seen.
+    """
+    texts, rewards = group["candidate_texts"], group["rewards"]
+    if not texts:
         return "no candidates"
+    text_keys, id_keys = candidate_keys(group)
+    relevance = [
+        int(bool(given) or not known.isdisjoint(keys))
+        for given, *keys in zip(group["relevance"], text_keys, id_keys, strict=True)
+    ]
     if task.loss == "contrastive":
-        rewards = [float(known) for known in group["relevance"]]
-        if not any(rewards):
+        if not any(relevance):
             return "no known positive for the contrastive loss"
-    elif group["rewards"] is None:
+    elif rewards is None:
         return f"no rewards: {group['error'] or 'not labelled'}"
-    else:
-        rewards = list(group["rewards"])
-        if task.skip_flat and max(rewards) == min(rewards):
-            return "all rewards are equal"
-    return {"task": group["task"], "query": group["query"], "candidates": group["candidate_texts"], "rewards": rewards}
+    elif task.skip_flat and max(rewards) == min(rewards):
+        return "all rewards are equal"
+    known_keys = sorted(known.difference(text_keys, id_keys))
+    values = (group["task"], group["query"], texts, relevance, rewards, text_keys, id_keys, known_keys)
+    return dict(zip(TRAINING_ROW.names, values, strict=True))
+
+
+def candidate_keys(group: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Hashes of a group's texts, and of its ids, which are ids of the dataset."""
+    texts = [_key("text", text) for text in group["candidate_texts"]]
+    return texts, [_key("id", group["dataset"], passage_id) for passage_id in group["candidate_ids"]]
+
+
+def known_positives(
+    groups: Iterable[dict[str, Any]], positive_ids: Mapping[tuple[str, str], Sequence[str]]
+) -> dict[tuple[str, str], frozenset[int]]:
+    """By (task, query text): the keys of all known positives.
+
+    Those that any group of the same query text has, and the ids that `positive_ids` names for (dataset, query_id),
+    of which a group takes only as many as it has room for.
+    """
+    found: dict[tuple[str, str], set[int]] = {}
+    for group in groups:
+        keys = found.setdefault((group["task"], group["query"]), set())
+        for given, *both in zip(group["relevance"], *candidate_keys(group), strict=True):
+            if given:
+                keys.update(both)
+        ids = positive_ids.get((group["dataset"], group["query_id"]), ())
+        keys.update(_key("id", group["dataset"], passage_id) for passage_id in ids)
+    return {query: frozenset(keys) for query, keys in found.items()}
+
+
+def _key(*parts: str) -> int:
+    """60 bits of a content hash."""
+    return int(content_id(*parts)[:15], 16)
 
 
 def write_training_rows(
-    groups: Iterable[dict[str, Any]], tasks: dict[str, TaskSpec], path: Path
+    groups: Sequence[dict[str, Any]],
+    tasks: Mapping[str, TaskSpec],
+    path: Path,
+    positive_ids: Mapping[tuple[str, str], Sequence[str]],
 ) -> tuple[Counter[str], Counter[str]]:
-    """Write the usable groups sorted by task; returns rows by task, and left-out groups by task and reason."""
+    """Write the usable groups sorted by task; returns rows by task, and left-out groups by task and reason.
+
+    `positive_ids`: by (dataset, query_id), the ids of known positives, in the group or not.
+    """
     kept: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
+    known = known_positives(groups, positive_ids)
     for group in groups:
-        row = training_row(group, tasks[group["task"]])
+        row = training_row(group, tasks[group["task"]], known[group["task"], group["query"]])
         if isinstance(row, str):
             left_out[f"{group['task']}: {row}"] += 1
         else:
             kept.append(row)
-    kept.sort(key=lambda row: row["task"])
+    kept.sort(key=lambda row: str(row["task"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, TRAINING_ROW) as writer:
         writer.write_table(pa.Table.from_pylist(kept, schema=TRAINING_ROW))
@@ -89,18 +157,24 @@ class TrainingRows:
         self.group_size: int = pc.max(pc.list_value_length(self._table["candidates"])).as_py() or 0
         """M, candidates of the largest group."""
 
-    def batch(self, task: str, rows: list[int]) -> Batch:
-        """The batch of some rows of one task, padded to the largest group."""
-        group_size = self.group_size
-        taken = self._table.take(pa.array([self._first[task] + row for row in rows])).to_pylist()
-        reward_BM = torch.zeros(len(taken), group_size)
-        valid_BM = torch.zeros(len(taken), group_size, dtype=torch.bool)
+    def batch(self, parts: Sequence[Part]) -> Batch:
+        """The batch of some rows, in their order, padded to the largest group."""
+        places = [self._first[part.task] + row for part in parts for row in part.rows]
+        taken = self._table.take(pa.array(places)).to_pylist()
+        shape = (len(taken), self.group_size)
+        reward_BM = torch.zeros(shape)
+        positive_BM, valid_BM = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+        key_BM2 = torch.full((*shape, 2), NO_KEY)
+        known_BP = torch.full((len(taken), max((len(row["known_keys"]) for row in taken), default=0)), NO_KEY)
         candidates: list[str] = []
         for i, row in enumerate(taken):
             count = len(row["candidates"])
-            reward_BM[i, :count] = torch.tensor(row["rewards"])
             valid_BM[i, :count] = True
-            candidates += row["candidates"] + [row["candidates"][-1]] * (group_size - count)
-        keys = [int(content_id(text)[:15], 16) for text in candidates]
-        key_BM = torch.tensor(keys, dtype=torch.long).view(len(taken), group_size)
-        return Batch([row["query"] for row in taken], candidates, reward_BM, valid_BM, key_BM)
+            positive_BM[i, :count] = torch.tensor(row["relevance"], dtype=torch.bool)
+            if row["rewards"] is not None:
+                reward_BM[i, :count] = torch.tensor(row["rewards"])
+            key_BM2[i, :count] = torch.tensor([row["text_keys"], row["id_keys"]]).T
+            known_BP[i, : len(row["known_keys"])] = torch.tensor(row["known_keys"], dtype=torch.long)
+            candidates += row["candidates"] + [row["candidates"][-1]] * (self.group_size - count)
+        names, queries = [row["task"] for row in taken], [row["query"] for row in taken]
+        return Batch(names, queries, candidates, reward_BM, positive_BM, valid_BM, key_BM2, known_BP)

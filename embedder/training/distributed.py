@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def join_workers(device: torch.device) -> None:
+    """Make a process that belongs to no group the only worker of one, which DeepSpeed needs."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
 
 
 def world_size() -> int:
@@ -47,3 +57,19 @@ def mean_over_workers(value: Tensor) -> float:
     if world_size() > 1:
         dist.all_reduce(total)
     return float(total) / world_size()
+
+
+def greatest_over_workers(values: list[int], device: torch.device) -> list[int]:
+    """The greatest of each value over the workers."""
+    greatest = torch.tensor(values, device=device)
+    if world_size() > 1:
+        dist.all_reduce(greatest, dist.ReduceOp.MAX)
+    return [int(value) for value in greatest.tolist()]
+
+
+def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
+    """The sum of each value over the workers, in double precision."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return [float(value) for value in total.tolist()]

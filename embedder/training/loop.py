@@ -12,15 +12,17 @@ import deepspeed
 import torch
 from torch import nn
 
-from embedder.config import EncoderConfig, TrainConfig
+from embedder.config import EncoderConfig
 from embedder.model import TextEncoder, export_encoder, load_encoder
 from embedder.records import row_seed
 from embedder.tasks import TaskSpec
+from embedder.train_config import TrainConfig
 from embedder.training.data import TrainingRows
-from embedder.training.distributed import mean_over_workers, rank
-from embedder.training.plan import BatchPlan
+from embedder.training.distributed import mean_over_workers, rank, world_size
+from embedder.training.objective import Objective
+from embedder.training.plan import BatchPlan, share_of_batch
 from embedder.training.schedule import SelfPaced, linear_rate
-from embedder.training.step import batch_loss, share_of_batch
+from embedder.training.step import batch_losses
 
 TAG = "state"
 """Folder of DeepSpeed's state inside a checkpoint."""
@@ -68,17 +70,17 @@ def train(job: TrainingJob, resume_from: Path | None, report: Report) -> None:
     encoder = load_encoder(job.encoder, dropout=config.dropout).train()
     engine = build_engine(encoder, config)
     rows = TrainingRows(job.data)
-    plan = BatchPlan(
-        rows.sizes, config.task_weights, batch_size=config.batch_size, steps=config.steps, seed=config.seed
-    )
+    plan = BatchPlan.of(rows.sizes, config)
+    objective = Objective.of(job.tasks, config)
     paced = SelfPaced(config.self_paced)
     start = _resume(engine, paced, resume_from)
     for step in range(start, config.steps):
         began = time.monotonic()
-        task, numbers = plan.batch(step)
-        batch = rows.batch(task, share_of_batch(numbers))
+        parts = plan.batch(step)
+        task = parts[0].task
+        batch = rows.batch(share_of_batch(parts, rank(), world_size()))
         torch.manual_seed(row_seed(config.seed, step, rank()))
-        loss = batch_loss(encoder.tokenize, engine, batch, job.tasks[task], config.temperature)
+        loss = batch_losses(encoder.tokenize, engine, batch, objective).mean()
         pace = paced.factor(task)
         rate = config.learning_rate * linear_rate(step, config.steps, config.warmup_share) * pace
         for group in engine.optimizer.param_groups:

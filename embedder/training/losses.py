@@ -26,7 +26,7 @@ def graded_distillation(scores: Scores, reward_temperature: float) -> Tensor:
 def contrastive(scores: Scores) -> Tensor:
     """InfoNCE over the known positives, which share the weight and never repel each other; 0 where there is none."""
     positive_BM = scores.positive_BM & scores.valid_BM
-    weight_BM = positive_BM / positive_BM.sum(1, keepdim=True).clamp(min=1)
+    weight_BM = positive_BM.to(scores.score_BN.dtype) / positive_BM.sum(1, keepdim=True).clamp(min=1)
     negative_BM = scores.valid_BM & ~positive_BM
     return _attract(scores, weight_BM, negative_BM.unsqueeze(1).expand(-1, positive_BM.shape[1], -1))
 

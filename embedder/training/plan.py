@@ -7,19 +7,22 @@ that depends on the number of tasks and the batch size alone.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from embedder.config import TrainConfig
 from embedder.errors import ConfigError
 from embedder.records import row_seed
+from embedder.train_config import TrainConfig
 
 SHARE_UNITS = 2**40
 """Shares are rounded to this part of the whole, so that all later arithmetic is exact in integers."""
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""The step of splitmix64 from one of its states to the next."""
 ROUNDS = 8
 """Of the Feistel network; four already pass for random on large tables, small ones want more."""
 
@@ -101,9 +104,7 @@ class BatchPlan:
     @classmethod
     def of(cls, sizes: Mapping[str, int], config: TrainConfig) -> BatchPlan:
         """The plan of a run file."""
-        return cls(
-            sizes, TaskMix.of(config), batch_size=config.batch_size, steps=config.steps, seed=config.seed
-        )
+        return cls(sizes, TaskMix.of(config), batch_size=config.batch_size, steps=config.steps, seed=config.seed)
 
     def batch(self, step: int) -> list[Part]:
         """The rows of a step, in the order of the global batch; one part a task."""
@@ -196,7 +197,7 @@ def _stretches(shares: Mapping[str, int], capacity: Mapping[str, int], seed: int
         stretches.append(_Stretch(first, dict(used), order))
         rest = {task: capacity[task] - used[task] for task in left}
         bound = range(sum(rest.values()) + 1)
-        length = min(bisect_left(bound, rest[task], key=lambda n, task=task: order.count(task, n)) for task in left)
+        length = min(bisect_left(bound, rest[task], key=partial(order.count, task)) for task in left)
         first += length
         for task in left:
             used[task] += order.count(task, length)
@@ -205,14 +206,14 @@ def _stretches(shares: Mapping[str, int], capacity: Mapping[str, int], seed: int
 
 
 def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """What stands at some places of a seeded shuffle of range(size), without the rest of it.
+    """What stands at some places of a seeded shuffle of range(size), without the rest of it; `seed` is of 63 bits.
 
     A Feistel network permutes the next power of 4; images outside the range are sent through it again until they fall
     inside, which keeps it a permutation (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
-    keys = [np.uint64(row_seed(seed, "round", number)) for number in range(ROUNDS)]
+    keys = _mixed(np.uint64(seed) + GOLDEN * np.arange(1, ROUNDS + 1, dtype=np.uint64))
     images = places.astype(np.uint64)
     outside = np.ones(len(images), dtype=bool)
     while outside.any():
@@ -228,7 +229,8 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     """Every bit of a result depends on every bit of its value (the finaliser of splitmix64)."""
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return values ^ values >> np.uint64(31)
+    values ^= values >> np.uint64(31)
+    return values
 
 
 def share_of_batch(parts: Sequence[Part], rank: int, workers: int) -> list[Part]:
@@ -237,8 +239,4 @@ def share_of_batch(parts: Sequence[Part], rank: int, workers: int) -> list[Part]
     All workers get equally many where the batch is a multiple of `workers`.
     """
     rows = [(part.task, row) for part in parts for row in part.rows][rank::workers]
-    return [Part(task, [row for _, row in taken]) for task, taken in _grouped(rows)]
-
-
-def _grouped(rows: Iterable[tuple[str, int]]) -> list[tuple[str, list[tuple[str, int]]]]:
-    return [(task, list(taken)) for task, taken in groupby(rows, key=lambda row: row[0])]
+    return [Part(task, [row for _, row in taken]) for task, taken in groupby(rows, key=lambda row: row[0])]

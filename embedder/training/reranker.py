@@ -29,9 +29,8 @@ from embedder.tasks import TaskSpec
 from embedder.training.cross_encoder import CrossEncoder, PairRow, export_cross_encoder, load_cross_encoder
 from embedder.training.data import Batch, TrainingRows, write_training_rows
 from embedder.training.distributed import mean_over_workers, rank, world_size
-from embedder.training.plan import BatchPlan
+from embedder.training.plan import BatchPlan, Part, TaskMix, share_of_batch
 from embedder.training.schedule import linear_rate
-from embedder.training.step import share_of_batch
 
 EXPORT = "model"
 """Folder of the exported cross-encoder inside the last checkpoint."""
@@ -112,8 +111,8 @@ def write_reranker_rows(
     splits: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for row in sorted(labelled, key=lambda row: str(row["row_id"])):
         splits[is_held_out(row["row_id"], job.config.validation_share)].append(row)
-    training, left_out = write_training_rows(splits[False], graded, job.training)
-    validation, also_left_out = write_training_rows(splits[True], graded, job.validation)
+    training, left_out = write_training_rows(splits[False], graded, job.training, {})
+    validation, also_left_out = write_training_rows(splits[True], graded, job.validation, {})
     return RowCounts(training, validation, left_out + also_left_out)
 
 
@@ -141,7 +140,7 @@ def measure_agreement(encoder: CrossEncoder, rows: TrainingRows) -> dict[str, Ag
         total = torch.zeros(2, dtype=torch.float64, device=encoder.device)
         mine = range(rank(), min(rows.sizes[task], MEASURED_GROUPS), world_size())
         for start in range(0, len(mine), MEASURED_TOGETHER):
-            batch = rows.batch(task, list(mine[start : start + MEASURED_TOGETHER]))
+            batch = rows.batch([Part(task, list(mine[start : start + MEASURED_TOGETHER]))])
             groups = _pairs(batch)
             scores = iter(encoder.score([pair for group in groups for pair in group]))
             for group, reward_M in zip(groups, batch.reward_BM.tolist(), strict=True):
@@ -163,18 +162,21 @@ def fit_cross_encoder(job: RerankerJob, resume_from: Path | None, report: Report
     encoder = load_cross_encoder(config.model, config.max_tokens, job.batch_tokens)
     optimizer = _optimizer(encoder, config.learning_rate)
     rows, held_out = TrainingRows(job.training), TrainingRows(job.validation)
-    plan = BatchPlan(rows.sizes, {}, batch_size=config.batch_size, steps=config.steps, seed=config.seed)
+    plan = BatchPlan(rows.sizes, TaskMix(), batch_size=config.batch_size, steps=config.steps, seed=config.seed)
     if resume_from is None:
         start, before = 0, measure_agreement(encoder, held_out)
     else:
         start, before = _restore(encoder, optimizer, resume_from)
     for step in range(start, config.steps):
         began = time.monotonic()
-        task, numbers = plan.batch(step)
+        [part] = plan.batch(step)
+        task = part.task
         rate = config.learning_rate * linear_rate(step, config.steps, config.warmup_share)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _step(encoder, optimizer, rows.batch(task, share_of_batch(numbers)), job.temperatures[task])
+        loss = _step(
+            encoder, optimizer, rows.batch(share_of_batch([part], rank(), world_size())), job.temperatures[task]
+        )
         after = measure_agreement(encoder, held_out) if step + 1 == config.steps else None
         due = after is not None or (step + 1) % config.save_every == 0
         writer = _checkpoint_writer(encoder, optimizer, step, before, after) if due else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from embedder.config import SelfPacedConfig
+from embedder.train_config import SelfPacedConfig
 
 
 def linear_rate(step: int, steps: int, warmup_share: float) -> float:

@@ -95,12 +95,35 @@ REFUSED = {
         "train: {steps: 3, batch_size: 9, num_workers: 2}",
         "train: batch_size 9 is not a multiple of num_workers 2",
     ),
+    "negative weight": ("train: {steps: 3, task_weights: {qa: -1}}", "train.task_weights.qa: "),
+    "no task with a weight": ("train: {steps: 3, task_weights: {qa: 0}}", "leave no task to train"),
+    "mix by weights and by temperature": (
+        "train: {steps: 3, task_weights: {qa: 1}, mix_temperature: 2}",
+        "train: task_weights are given, so mix_temperature 2.0 says nothing",
+    ),
+    "temperature that favours the large tasks": ("train: {steps: 3, mix_temperature: 0.5}", "train.mix_temperature: "),
+    "unknown kind of batch": ("train: {steps: 3, batches: alternating}", "train.batches: "),
+    "unknown way of exhausted tasks": ("train: {steps: 3, exhausted: stop}", "train.exhausted: "),
+    "prefix without a dimension": (
+        "train: {steps: 3, matryoshka_dimensions: [64, 0]}",
+        "train.matryoshka_dimensions.1: ",
+    ),
+    "pace that may never be 1": ("train: {steps: 3, self_paced: {bounds: [1.5, 2]}}", "bounds is [1.5, 2.0]"),
+    "pace that may be 0": ("train: {steps: 3, self_paced: {bounds: [0, 2]}}", "bounds is [0.0, 2.0]"),
     "weight of an unknown task": ("train: {steps: 3, task_weights: {qb: 1}}", "train.task_weights names 'qb'"),
     "reward without template": (
         f"tasks: {{mine: {{{OWN_TASK}, reward: rank, loss: kl}}}}",
         "tasks.mine.reward is 'rank'",
     ),
     "loss without reward": (f"tasks: {{mine: {{{OWN_TASK}, loss: kl}}}}", "tasks.mine.loss is 'kl'"),
+    "reference loss without reward": (
+        "tasks: {tool: {loss: reference}}",
+        "tasks.tool.loss is 'reference', which needs",
+    ),
+    "temperature for a loss that knows none": (
+        "tasks: {qa: {loss: reference, reward_temperature: 0.5}}",
+        "tasks.qa.loss is 'reference', which knows no temperature, but reward_temperature is 0.5",
+    ),
     "task without instruction": ("tasks: {mine: {query_instruction: x}}", "tasks.mine.key_instruction: "),
     "task that is no mapping": ("tasks: {qa: 3}", "tasks.qa is 3"),
     "template that reaches into objects": (

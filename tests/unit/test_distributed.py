@@ -1,14 +1,14 @@
-"""Two workers train what one would: the same loss and the same gradient."""
+"""Several workers train what one would: the same batches, the same loss and the same gradient."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.multiprocessing import spawn
 
-from embedder.tasks import BUILTIN_TASKS
 from embedder.training.data import write_training_rows
 from embedder.training.distributed import gather, mean_over_workers, rank, world_size
-from tests.unit.two_ranks import ROWS, TASKS, losses_and_gradients, work
+from tests.unit.batch_ranks import BATCH_SIZE, PLANS, SIZES, STEPS, TASKS, Outcome, outcomes, work
 
 
 def test_one_process_gathers_nothing():
@@ -18,28 +18,65 @@ def test_one_process_gathers_nothing():
 
 
 def groups():
-    """Ragged groups; candidate texts repeat within and over the two workers' shares."""
+    """Ragged groups; texts, ids and known positives repeat within and over the workers' shares."""
     words = ["fox", "dog", "list", "city", "fox", "bridge", "set", "dog", "dict", "fox"]
-    for task in TASKS:
-        for number in range(ROWS):
-            count = 4 - number % 2
-            texts = [f"the {words[(3 * number + i) % 10]}" for i in range(count)]
-            rewards = [float((number + i) % 3) for i in range(count)]
-            fields = {"relevance": [1] + [0] * (count - 1), "rewards": rewards, "error": None}
-            yield {"task": task, "query": f"where is the {words[number]}?", "candidate_texts": texts, **fields}
+    for task, rows in SIZES.items():
+        for number in range(rows):
+            count = 4 - number % 3
+            texts = [f"the {words[(3 * number + i) % 10]} {'near ' * (number % 2)}" for i in range(count)]
+            yield {
+                "task": task,
+                "dataset": "set",
+                "query_id": f"{task} {number}",
+                "query": f"where is the {words[number % 10]} of {task} {number // 2}?",
+                "candidate_ids": [f"{number + i}" for i in range(count)],
+                "candidate_texts": texts,
+                "relevance": [1] + [0] * (count - 1),
+                "rewards": [float((number + i) % 3) for i in range(count)],
+                "error": None,
+            }
 
 
-def test_two_workers_give_the_loss_and_gradient_of_one(tiny_encoder, tmp_path):
-    data = tmp_path / "rows.arrow"
-    write_training_rows(groups(), BUILTIN_TASKS, data)
-    alone = losses_and_gradients(tiny_encoder, data)
-    spawn(work, args=(tiny_encoder, data), nprocs=2)
-    first, second = (torch.load(tmp_path / f"rank{i}.pt") for i in range(2))
-    for task in TASKS:
-        loss, gradient = alone[task]
-        mean = (first[task][1] + second[task][1]) / 2
-        assert abs(first[task][0] - loss) < 1e-6
-        assert first[task][0] == second[task][0]
-        assert gradient.abs().max() > 1e-3
-        assert (mean - gradient).abs().max() < 1e-6
-        assert (first[task][1] - gradient).abs().max() > 1e-4
+@pytest.fixture(scope="module")
+def found(tiny_encoder, tmp_path_factory) -> dict[int, list[dict[str, Outcome]]]:
+    """By number of workers: the outcomes of each of them."""
+    folder = tmp_path_factory.mktemp("ranks")
+    positives = {("set", f"qa {number}"): [f"{number + 5}"] for number in range(SIZES["qa"])}
+    kept = {name: spec.model_copy(update={"skip_flat": False}) for name, spec in TASKS.items()}
+    counts, _ = write_training_rows(list(groups()), kept, folder / "rows.arrow", positives)
+    assert counts == SIZES
+    spawn(work, args=(tiny_encoder, folder / "rows.arrow", [4, 2]), nprocs=4)
+    several = {workers: [torch.load(folder / f"{i}-of-{workers}.pt") for i in range(workers)] for workers in (2, 4)}
+    made = {
+        workers: [{name: Outcome(*one) for name, one in outcome.items()} for outcome in each]
+        for workers, each in several.items()
+    }
+    return {1: [outcomes(tiny_encoder, folder / "rows.arrow", 0, 1)], **made}
+
+
+def test_every_loss_and_mixed_batches_are_among_the_steps(found):
+    tasks = [set(label.partition(": ")[2].split()) for label in found[1][0]]
+    assert set.union(*(names for names in tasks if len(names) == 1)) == set(TASKS)
+    assert sum(len(names) == len(TASKS) for names in tasks) == len(STEPS["mixed"])
+    assert all(size % BATCH_SIZE for size in SIZES.values())
+    assert len(PLANS) == 2
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_workers_share_out_the_batch_of_one(found, workers):
+    for label, alone in found[1][0].items():
+        shares = [one[label].queries for one in found[workers]]
+        assert {len(share) for share in shares} == {BATCH_SIZE // workers}
+        assert sorted(query for share in shares for query in share) == sorted(alone.queries)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_workers_have_the_loss_and_the_gradient_of_one(found, workers):
+    for label, alone in found[1][0].items():
+        each = [one[label] for one in found[workers]]
+        assert {one.loss for one in each} == {each[0].loss}
+        assert each[0].loss == pytest.approx(alone.loss, abs=1e-5)
+        mean = torch.stack([one.gradient for one in each]).mean(0)
+        assert alone.gradient.abs().max() > 1e-3
+        assert (mean - alone.gradient).abs().max() < 1e-5 * max(1, alone.gradient.abs().max())
+        assert (each[0].gradient - alone.gradient).abs().max() > 1e-4

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from embedder.config import SelfPacedConfig
+from embedder.train_config import SelfPacedConfig
 from embedder.training.schedule import SelfPaced, linear_rate
 
 

@@ -1,28 +1,46 @@
-"""From a batch to scores: whose candidates count against whom."""
+"""From a batch to losses: whose candidates count against whom, and what the encoder is given to read."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedder.model import load_encoder
 from embedder.tasks import BUILTIN_TASKS
 from embedder.training.data import Batch
 from embedder.training.losses import contrastive
-from embedder.training.scores import Scores, batch_scores
-from embedder.training.step import batch_loss, gather_keys, share_of_batch
+from embedder.training.objective import Objective
+from embedder.training.scores import NO_KEY, Scores, batch_scores
+from embedder.training.step import batch_losses, gather_keys
+from tests.unit.judges import quick
+
+TOOL = Objective(BUILTIN_TASKS, temperature=0.1)
 
 
-def batch(groups: list[list[str]], rewards: list[list[float]] | None = None) -> Batch:
-    """Groups of texts; "" pads."""
-    texts = [[text or "pad" for text in group] for group in groups]
-    keys = {text: i for i, text in enumerate(sorted({text for group in texts for text in group}))}
+def batch(groups: list[list[str]], known: dict[int, str] | None = None, tasks: list[str] | None = None) -> Batch:
+    """Groups of texts, the first one a known positive; "" pads.
+
+    A text may be `id=text`; without an id it has one of its own. `known`: a further known positive of a query, `id=`.
+    """
+    given = [[text.rpartition("=") for text in group] for group in groups]
+    names = sorted({part for group in given for one in group for part in one})
+    key = {name: number for number, name in enumerate(names)}
+    keys = [
+        [[key[text], 1000 + key[name] if name else 2000 + 10 * b + m] for m, (name, _, text) in enumerate(group)]
+        for b, group in enumerate(given)
+    ]
+    known_ids = {b: 1000 + key[name.removesuffix("=")] for b, name in (known or {}).items()}
     return Batch(
+        tasks=tasks or ["tool"] * len(groups),
         queries=[f"query {i}" for i in range(len(groups))],
-        candidates=[text for group in texts for text in group],
-        reward_BM=torch.tensor(rewards or [[1.0] + [0.0] * (len(group) - 1) for group in groups]),
+        candidates=[text or "pad" for group in given for _, _, text in group],
+        reward_BM=torch.zeros(len(groups), len(groups[0])),
+        positive_BM=torch.tensor([[m == 0 for m in range(len(group))] for group in groups]),
         valid_BM=torch.tensor([[bool(text) for text in group] for group in groups]),
-        key_BM=torch.tensor([[keys[text] for text in group] for group in texts]),
+        key_BM2=torch.tensor(keys),
+        known_BP=torch.tensor([[known_ids.get(b, NO_KEY)] for b in range(len(groups))]),
     )
 
 
@@ -32,14 +50,10 @@ def scores_of(query_BD, own_KD, made: Batch, temperature: float, in_batch: bool 
     return batch_scores(query_BD, own_KD, groups, columns, temperature=temperature, in_batch=in_batch)
 
 
-def foreign(groups, in_batch=True):
-    made = batch(groups)
-    vectors = torch.eye(8)
-    return (
-        scores_of(vectors[: len(groups)], vectors[: len(made.candidates)], made, 0.5, in_batch)
-        .foreign_BN.int()
-        .tolist()
-    )
+def foreign(groups, known=None, in_batch=True):
+    made = batch(groups, known)
+    scores = scores_of(torch.zeros(len(groups), 1), torch.zeros(len(made.candidates), 1), made, 0.5, in_batch)
+    return scores.foreign_BN.int().tolist()
 
 
 def test_candidates_of_other_queries_are_negatives():
@@ -50,12 +64,32 @@ def test_a_candidate_equal_in_text_to_an_own_one_is_no_negative():
     assert foreign([["a", "b"], ["c", "a"]]) == [[0, 0, 1, 0], [0, 1, 0, 0]]
 
 
+def test_a_candidate_equal_in_id_to_an_own_one_is_no_negative():
+    assert foreign([["p=a", "b"], ["c", "p=d"]]) == [[0, 0, 1, 0], [0, 1, 0, 0]]
+
+
+def test_a_known_positive_that_is_not_in_the_group_is_no_negative():
+    assert foreign([["a", "b"], ["p=c", "d"], ["p=e", "f"]], known={0: "p="})[0] == [0, 0, 0, 1, 0, 1]
+    assert foreign([["a", "b"], ["p=c", "d"], ["p=e", "f"]])[0] == [0, 0, 1, 1, 1, 1]
+
+
 def test_padding_is_no_negative():
     assert foreign([["a", "b"], ["c", ""]]) == [[0, 0, 1, 0], [1, 1, 0, 0]]
 
 
 def test_without_in_batch_negatives_only_own_candidates_are_left():
     assert foreign([["a", "b"], ["c", "d"]], in_batch=False) == [[0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+@quick
+@given(st.lists(st.lists(st.tuples(st.sampled_from("pqrstu"), st.sampled_from("abcdef")), min_size=3, max_size=3)))
+def test_the_negatives_of_random_batches_are_those_that_a_loop_finds(groups):
+    named = [[f"{passage}={text}" for passage, text in group] for group in groups]
+    for own, row in zip(groups, foreign(named) if groups else [], strict=True):
+        repeats = [
+            any(passage == other or text == same for other, same in own) for group in groups for passage, text in group
+        ]
+        assert row == [int(not repeat) for repeat in repeats]
 
 
 def test_scores_are_cosines_over_the_temperature_at_the_queries_own_columns():
@@ -66,9 +100,21 @@ def test_scores_are_cosines_over_the_temperature_at_the_queries_own_columns():
     assert scores.own_BM.tolist() == [[0, 1], [2, 3]]
 
 
-def test_the_loss_encodes_queries_and_candidates_with_their_own_instruction(tiny_encoder):
+@quick
+@given(st.lists(st.sampled_from(sorted(BUILTIN_TASKS)), min_size=1, max_size=5), st.text(max_size=8))
+def test_every_text_is_read_after_the_instruction_of_its_own_task_and_side(tasks, text):
+    made = batch([[f"{text}a", f"{text}b"] for _ in tasks], tasks=tasks)
+    read = made.prompted(BUILTIN_TASKS)
+    for i, name in enumerate(tasks):
+        spec = BUILTIN_TASKS[name]
+        assert read[i] == spec.query_instruction + made.queries[i]
+        for k in (2 * i, 2 * i + 1):
+            assert read[len(tasks) + k] == spec.key_instruction + made.candidates[k]
+    assert len(read) == 3 * len(tasks)
+
+
+def test_the_loss_is_that_of_the_texts_with_their_instructions(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu")
-    task = BUILTIN_TASKS["tool"]
     made = batch([["the fox", "the dog"], ["a list", "a city"]])
     seen = []
 
@@ -76,27 +122,21 @@ def test_the_loss_encodes_queries_and_candidates_with_their_own_instruction(tiny
         seen.extend(texts)
         return encoder.tokenize(texts)
 
-    loss = batch_loss(tokenize, encoder, made, task, 0.1)
-    assert seen == [task.query_instruction + text for text in made.queries] + [
-        task.key_instruction + text for text in made.candidates
-    ]
+    losses = batch_losses(tokenize, encoder, made, TOOL)
+    assert seen == made.prompted(BUILTIN_TASKS)
     vectors = encoder(encoder.tokenize(seen))
-    assert torch.allclose(loss, contrastive(scores_of(vectors[:2], vectors[2:], made, 0.1)))
-    loss.backward()
+    assert torch.allclose(losses, contrastive(scores_of(vectors[:2], vectors[2:], made, 0.1)))
+    losses.mean().backward()
     assert all(torch.isfinite(weight.grad).all() for weight in encoder.parameters() if weight.grad is not None)
 
 
 def test_a_task_without_in_batch_negatives_ignores_the_other_groups(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu")
-    task = BUILTIN_TASKS["tool"].model_copy(update={"in_batch_negatives": False})
+    alone = BUILTIN_TASKS["tool"].model_copy(update={"in_batch_negatives": False})
+    objective = Objective({"tool": alone}, temperature=0.1)
     pairs = [["the fox", "the dog"], ["a list", "a city"]]
-    together = batch_loss(encoder.tokenize, encoder, batch(pairs), task, 0.1)
-    first = batch(pairs[:1])
+    together = batch_losses(encoder.tokenize, encoder, batch(pairs), objective)
     second = batch(pairs[1:])
     second.queries[0] = "query 1"
-    apart = [batch_loss(encoder.tokenize, encoder, one, task, 0.1) for one in (first, second)]
-    assert together.item() == pytest.approx(sum(apart).item() / 2, abs=1e-5)
-
-
-def test_one_process_takes_the_whole_batch():
-    assert share_of_batch([5, 3, 8]) == [5, 3, 8]
+    apart = [batch_losses(encoder.tokenize, encoder, one, objective) for one in (batch(pairs[:1]), second)]
+    assert together.tolist() == pytest.approx(torch.cat(apart).tolist(), abs=1e-5)
