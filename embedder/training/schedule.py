@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from embedder.train_config import SelfPacedConfig
 
@@ -15,12 +17,22 @@ def linear_rate(step: int, steps: int, warmup_share: float) -> float:
     return (steps - step) / max(1, steps - warmup)
 
 
+class Pace(NamedTuple):
+    """What the factors of its tasks make of one batch."""
+
+    rate: float
+    """Factor on the learning rate: the mean over the batch's queries."""
+    weights: dict[str, float]
+    """By task, the factor on its queries' losses: what its own factor is to that mean; 1 in a one-task batch."""
+
+
 @dataclass
 class SelfPaced:
     """Running loss of each task and its value at the last checkpoint of losses.
 
-    The factor compares the two: a task whose loss has stayed high learns faster (`lossy_faster`). The same on every
-    worker, since it is fed the loss of the global batch.
+    The factor compares the two: a task whose loss has stayed high learns faster (`lossy_faster`). Until the first
+    checkpoint the task's first loss stands for it. The same on every worker, since it is fed the loss of the global
+    batch.
     """
 
     config: SelfPacedConfig
@@ -37,8 +49,18 @@ class SelfPaced:
         low, high = self.config.bounds
         return min(max(ratio, low), high)
 
+    def pace(self, queries: Mapping[str, int]) -> Pace:
+        """The pace of a batch that holds so many queries of each task.
+
+        Rate times weight is each task's own factor. Adam's step hardly knows the scale of a loss, so a one-task batch
+        needs the factor on the rate; in a mixed one only a weight tells the tasks apart.
+        """
+        factors = {task: self.factor(task) for task in queries}
+        rate = sum(factors[task] * count for task, count in queries.items()) / sum(queries.values())
+        return Pace(rate, {task: factor / rate for task, factor in factors.items()})
+
     def update(self, task: str, loss: float, step: int) -> None:
-        """Take in the loss of one step; at each checkpoint step the running losses become the reference."""
+        """Take in a task's loss of one step; at each checkpoint step the running losses become the reference."""
         past = self.current.get(task, loss)
         self.current[task] = self.config.smoothing * past + (1 - self.config.smoothing) * loss
         self.reference.setdefault(task, self.current[task])

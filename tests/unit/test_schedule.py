@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedder.train_config import SelfPacedConfig
-from embedder.training.schedule import SelfPaced, linear_rate
+from embedder.training.schedule import Pace, SelfPaced, linear_rate
+from tests.unit.judges import quick
 
 
 def test_the_rate_rises_to_one_over_the_warm_up_and_falls_towards_zero():
@@ -87,6 +90,77 @@ def test_the_running_loss_is_smoothed():
     pace.update("qa", 10.0, 0)
     pace.update("qa", 20.0, 1)
     assert pace.current["qa"] == pytest.approx(0.9 * 10 + 0.1 * 20)
+
+
+def plain_factors(losses, every, smoothing, direction, bounds):
+    """The factor before each step of a sequence of (task, loss), followed step by step."""
+    now, checkpoint, factors = {}, {}, []
+    for step, (task, loss) in enumerate(losses):
+        if task in now and direction != "off":
+            ratio = now[task] / checkpoint[task]
+            factors.append(min(max(ratio if direction == "lossy_faster" else 1 / ratio, bounds[0]), bounds[1]))
+        else:
+            factors.append(1.0)
+        now[task] = smoothing * now[task] + (1 - smoothing) * loss if task in now else loss
+        checkpoint.setdefault(task, loss)
+        if step % every == every - 1:
+            checkpoint = dict(now)
+    return factors
+
+
+@quick
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.01, 100)), max_size=30),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 0.5, 0.9]),
+    st.sampled_from(["off", "lossy_faster", "lossy_slower"]),
+)
+def test_any_sequence_of_losses_gives_the_factors_of_a_plain_loop(losses, every, smoothing, direction):
+    pace = paced(checkpoint_every=every, smoothing=smoothing, direction=direction, bounds=(0.25, 3.0))
+    found = []
+    for step, (task, loss) in enumerate(losses):
+        found.append(pace.factor(task))
+        pace.update(task, loss, step)
+    assert found == pytest.approx(plain_factors(losses, every, smoothing, direction, (0.25, 3.0)))
+
+
+@pytest.mark.parametrize(
+    ("losses", "factors"),
+    [
+        ([4, 4, 4, 4, 4], [1, 1, 1, 1, 1]),
+        ([4, 2, 2, 2, 2], [1, 1, 0.75, 0.625, 0.5625]),
+        ([4, 8, 8, 8, 8], [1, 1, 1.5, 1.75, 1.875]),
+    ],
+)
+def test_the_factor_follows_a_loss_that_jumps_by_halves(losses, factors):
+    """With smoothing 1/2 the running loss covers half of what is left of the way at each step."""
+    pace, found = paced(checkpoint_every=99, smoothing=0.5), []
+    for step, loss in enumerate(losses):
+        found.append(pace.factor("qa"))
+        pace.update("qa", float(loss), step)
+    assert found == pytest.approx(factors)
+
+
+def test_a_task_that_comes_late_is_measured_from_its_own_first_loss():
+    pace = paced(checkpoint_every=2)
+    for step, loss in enumerate([8.0, 4.0]):
+        pace.update("early", loss, step)
+    pace.update("late", 6.0, 2)
+    assert pace.factor("late") == 1.0
+    pace.update("late", 3.0, 4)
+    assert (pace.factor("late"), pace.factor("early")) == (0.5, 1.0)
+
+
+def test_a_one_task_batch_has_its_tasks_factor_on_the_rate_alone():
+    assert feed(paced()).pace({"learned": 8}) == Pace(pytest.approx(0.6), {"learned": 1.0})
+
+
+def test_in_a_mixed_batch_rate_times_weight_is_each_tasks_factor():
+    rate, weights = feed(paced()).pace({"lossy": 2, "learned": 6, "new": 8})
+    assert rate == pytest.approx((2 * 1.1 + 6 * 0.6 + 8) / 16)
+    assert {task: rate * weight for task, weight in weights.items()} == pytest.approx(
+        {"lossy": 1.1, "learned": 0.6, "new": 1.0}
+    )
 
 
 def test_a_restored_schedule_goes_on_as_if_it_had_not_stopped():
