@@ -85,6 +85,15 @@ def tiny_encoder(tiny_encoder_folder: Path) -> EncoderConfig:
     return EncoderConfig(model=str(tiny_encoder_folder), pooling="mean", max_tokens=64, batch_tokens=256)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For models so small that a second thread costs more than it brings, and far more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def save_lm(folder: Path, model: torch.nn.Module) -> Path:
     """Write a model that knows 600 tokens, with a tokenizer, as a Hugging Face folder."""
     tokenizer = word_tokenizer(["[PAD]", "[UNK]", "[END]"])

@@ -58,6 +58,11 @@ def outcomes(encoder_config: EncoderConfig, data: Path, rank: int, workers: int)
     return found
 
 
+def read_outcomes(folder: Path, rank: int, workers: int) -> dict[str, Outcome]:
+    """What `work` left in the folder."""
+    return {name: Outcome(*one) for name, one in torch.load(folder / f"{rank}-of-{workers}.pt").items()}
+
+
 def work(rank: int, encoder_config: EncoderConfig, data: Path, worker_counts: list[int]) -> None:
     """One of the processes, a worker of each of the groups that need it; leaves its outcomes beside the data."""
     torch.set_num_threads(1)

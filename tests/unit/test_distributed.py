@@ -8,7 +8,7 @@ from torch.multiprocessing import spawn
 
 from embedder.training.data import write_training_rows
 from embedder.training.distributed import gather, mean_over_workers, rank, world_size
-from tests.unit.batch_ranks import BATCH_SIZE, PLANS, SIZES, STEPS, TASKS, Outcome, outcomes, work
+from tests.unit.batch_ranks import BATCH_SIZE, PLANS, SIZES, STEPS, TASKS, Outcome, read_outcomes, work
 
 
 def test_one_process_gathers_nothing():
@@ -45,13 +45,8 @@ def found(tiny_encoder, tmp_path_factory) -> dict[int, list[dict[str, Outcome]]]
     kept = {name: spec.model_copy(update={"skip_flat": False}) for name, spec in TASKS.items()}
     counts, _ = write_training_rows(list(groups()), kept, folder / "rows.arrow", positives)
     assert counts == SIZES
-    spawn(work, args=(tiny_encoder, folder / "rows.arrow", [4, 2]), nprocs=4)
-    several = {workers: [torch.load(folder / f"{i}-of-{workers}.pt") for i in range(workers)] for workers in (2, 4)}
-    made = {
-        workers: [{name: Outcome(*one) for name, one in outcome.items()} for outcome in each]
-        for workers, each in several.items()
-    }
-    return {1: [outcomes(tiny_encoder, folder / "rows.arrow", 0, 1)], **made}
+    spawn(work, args=(tiny_encoder, folder / "rows.arrow", [4, 2, 1]), nprocs=4)
+    return {workers: [read_outcomes(folder, i, workers) for i in range(workers)] for workers in (1, 2, 4)}
 
 
 def test_every_loss_and_mixed_batches_are_among_the_steps(found):

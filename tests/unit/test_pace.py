@@ -16,18 +16,10 @@ from embedder.training.plan import BatchPlan, TaskMix
 from embedder.training.schedule import SelfPaced
 from embedder.training.step import batch_losses
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ["fox", "dog", "list", "city", "bridge", "set", "dict", "market", "forest", "order"]
 STEPS = 40
 TASKS = dict.fromkeys(("easy", "hard"), BUILTIN_TASKS["tool"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The model is so small that a second thread costs more than it brings, and far more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def groups(seed: int):

@@ -29,6 +29,7 @@ from embedder.training.reranker import (
 )
 from tests.unit.reranker_ranks import losses_of, work
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["fox", "dog", "list", "city", "bridge", "set", "dict", "market"]
 LONG = "a list holds items in order and a dict maps keys to values " * 9
 PAIRS = [("the fox", "a dog"), ("", "the city"), ("where?", ""), ("the fox", LONG), (LONG, "the city"), (LONG, LONG)]
@@ -52,15 +53,6 @@ def make_job(folder, model, rows, batch_tokens=256, **settings):
     job = RerankerJob(config, {"qa": 1.0, "icl": 0.5}, batch_tokens, folder / "rows.arrow", folder / "validation.arrow")
     write_reranker_rows(rows, BUILTIN_TASKS, job)
     return job
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The model is so small that a second thread costs more than it brings, and far more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

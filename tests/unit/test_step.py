@@ -16,6 +16,7 @@ from embedder.training.scores import NO_KEY, Scores, batch_scores
 from embedder.training.step import batch_losses, gather_keys
 from tests.unit.judges import quick
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOOL = Objective(BUILTIN_TASKS, temperature=0.1)
 
 
