@@ -32,7 +32,7 @@ TRAINING_ROW = pa.schema(
 )
 """`relevance`: 1 known positive, 0 not known to be one; `rewards` may be null where the task's loss needs none;
 `text_keys`, `id_keys`: hashes of the candidates' texts and ids; `known_keys`: those of known positives of the query
-that are no candidates of the group."""
+that are no candidates of the group, and of the query's own row, which as a worked example is a passage too."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Batch:
     key_BM2: Tensor
     """Hashes of each candidate's text and id, by which equal candidates are found over workers."""
     known_BP: Tensor
-    """Hashes of further known positives; NO_KEY fills up."""
+    """Hashes of what else is no negative of a query; NO_KEY fills up."""
 
     def prompted(self, tasks: Mapping[str, TaskSpec]) -> list[str]:
         """The texts to encode, each after its task's instruction: B queries, then B x M candidates."""
@@ -83,7 +83,8 @@ def training_row(group: dict[str, Any], task: TaskSpec, known: frozenset[int] = 
         return f"no rewards: {group['error'] or 'not labelled'}"
     elif task.skip_flat and max(rewards) == min(rewards):
         return "all rewards are equal"
-    known_keys = sorted(known.difference(text_keys, id_keys))
+    own_row = _key("id", group["dataset"], group["query_id"])
+    known_keys = sorted({*known, own_row}.difference(text_keys, id_keys))
     values = (group["task"], group["query"], texts, relevance, rewards, text_keys, id_keys, known_keys)
     return dict(zip(TRAINING_ROW.names, values, strict=True))
 

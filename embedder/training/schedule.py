@@ -56,7 +56,8 @@ class SelfPaced:
         needs the factor on the rate; in a mixed one only a weight tells the tasks apart.
         """
         factors = {task: self.factor(task) for task in queries}
-        rate = sum(factors[task] * count for task, count in queries.items()) / sum(queries.values())
+        total = sum(queries.values())
+        rate = sum(factors[task] * (count / total) for task, count in queries.items())
         return Pace(rate, {task: factor / rate for task, factor in factors.items()})
 
     def update(self, task: str, loss: float, step: int) -> None:

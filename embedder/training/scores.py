@@ -26,7 +26,7 @@ class Groups(NamedTuple):
     positive_BM: Tensor
     """True for known positives."""
     key_BK: Tensor
-    """Keys, as in `Columns`, of the own candidates and of the query's other known positives; NO_KEY fills up."""
+    """Keys, as in `Columns`, of the own candidates and of what else is no negative of the query; NO_KEY fills up."""
 
     def select(self, rows: Tensor) -> Groups:
         """The groups of some of the queries."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from embedder.config import RunConfig
+from embedder.records import QUERY, write_table
 from embedder.tasks import BUILTIN_TASKS
 from embedder.training.data import TrainingRows, candidate_keys, known_positives, training_row, write_training_rows
 from embedder.training.plan import Part
 from embedder.training.scores import NO_KEY
+from ray_jobs.tables import positive_ids
 
 REWARDS = (2.0, 0.0, -1.0)
 
@@ -141,8 +144,21 @@ def test_a_row_keeps_the_known_positives_that_are_not_among_its_candidates(tmp_p
     groups = [group("tool", 0, texts=("a", "b"), relevance=(1, 0)), group("tool", 0, texts=("c",), relevance=(1,))]
     write_training_rows(groups, BUILTIN_TASKS, tmp_path / "rows.arrow", {("set", "0"): ["id-z"]})
     batch = TrainingRows(tmp_path / "rows.arrow").batch([Part("tool", [0, 1])])
-    known = [set(row) - {NO_KEY} for row in batch.known_BP.tolist()]
+    own_row = candidate_keys({"dataset": "set", "candidate_texts": [], "candidate_ids": ["0"]})[1][0]
+    known = [set(row) - {NO_KEY, own_row} for row in batch.known_BP.tolist()]
+    assert all(own_row in row for row in batch.known_BP.tolist())
     assert known == [{*keys_of("c"), keys_of("z")[1]}, {*keys_of("a"), keys_of("z")[1]}]
+
+
+def test_the_known_positives_of_a_run_are_read_from_its_training_queries(tmp_path):
+    config = RunConfig(
+        paths={"work": str(tmp_path), "cache": str(tmp_path)}, encoder={"model": "owner/name", "pooling": "mean"}
+    )
+    assert positive_ids(config) == {}
+    for dataset, ids in (("one", ["p", "q"]), ("two", [])):
+        row = dict.fromkeys(QUERY.names) | {"dataset": dataset, "query_id": "0", "positive_ids": ids}
+        write_table([row], QUERY, config.paths.queries / "train" / f"{dataset}.parquet")
+    assert positive_ids(config) == {("one", "0"): ["p", "q"], ("two", "0"): []}
 
 
 def test_a_candidate_that_another_group_of_the_query_knows_as_positive_is_one_here_too():
