@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from embedder.config import LlmConfig
 from embedder.errors import ModelError
+from embedder.host_memory import keep_freed_memory
 from embedder.locate import file_sha256, gguf_file, locate_model
 from embedder.onednn import has_onednn, pack_linear_layers
 
@@ -161,6 +162,8 @@ def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> Causal
         raise ModelError(
             f"llm.model {config.model!r} sees the words it is to predict, so it is no causal language model"
         )
+    if place == "cpu":
+        keep_freed_memory()
     if place == "cpu" and has_onednn():
         pack_linear_layers(model, keep=model.get_output_embeddings())
     return CausalLm(model, AutoTokenizer.from_pretrained(source, trust_remote_code=False))

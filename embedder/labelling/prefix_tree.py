@@ -7,14 +7,18 @@ All tokens of a tree lie in one flat row, parents before children.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 CHUNK_NODES = 64
-"""Nodes of a crown that attend together: enough for a matrix product, few enough that not most of it is masked."""
+"""Tokens that attend together: enough for a matrix product, few enough that not most of it is masked."""
+LEAST_BATCH = 256
+"""Tokens below which a batch is not cut only to give every lane one."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def _preorder(children: Sequence[dict[int, int]]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens of the flat row that attend together: a stem, or a chunk of a crown."""
+    """Tokens of the flat row that attend together: a chunk of a stem or of a crown."""
 
     start: int
     stop: int
@@ -150,14 +154,17 @@ def _grow_stems(prefixes: list[list[int]], owners: list[int], tree: PrefixTree) 
     waiting: list[tuple[range, int, list[tuple[int, int]]]] = [(range(len(prefixes)), 0, [])]
     while waiting:
         members, depth, above = waiting.pop()
-        first = prefixes[members[0]]
-        shared = common_length(first, prefixes[members[-1]])
+        prefix = prefixes[members[0]]
+        shared = common_length(prefix, prefixes[members[-1]])
         start = len(tree.tokens)
         if shared > depth:
-            tree.tokens.extend(first[depth:shared])
+            tree.tokens.extend(prefix[depth:shared])
             tree.positions.extend(range(depth, shared))
-            tree.spans.append(Span(start, start + shared - depth, above))
-            above = join_ranges([*above, (start, start + shared - depth)])
+            stop = start + shared - depth
+            for first in range(start, stop, CHUNK_NODES):
+                sees = join_ranges([*above, (start, first)]) if first > start else above
+                tree.spans.append(Span(first, min(first + CHUNK_NODES, stop), sees))
+            above = join_ranges([*above, (start, stop)])
         going_on: dict[int, list[int]] = {}
         for i in members:
             if len(prefixes[i]) == shared:
@@ -198,22 +205,33 @@ def join_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def tree_batches(prompts: Sequence[PackedPrompt], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of the prompts, neighbours beginning alike, cut so that a tree has about `batch_tokens` (one at least).
+def tree_batches(prompts: Sequence[PackedPrompt], batch_tokens: int, lanes: int = 1) -> list[list[int]]:
+    """Indices of the prompts, neighbours beginning alike, in batches of about one size and at most `batch_tokens`.
 
+    A longer prompt is a batch of its own. The number of batches is a multiple of `lanes` unless that makes them small.
     Depends on the prompts alone, not on their order.
     """
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i].prefix, prompts[i].outputs))
-    batch: list[int] = []
+    ranked = [prompts[i] for i in order]
+    whole = [len(prompt.prefix) + sum(len(output) - 1 for output in prompt.outputs) for prompt in ranked]
+    shared = [common_length(before.prefix, after.prefix) for before, after in pairwise(ranked)]
+    fewest = len(_cut(whole, shared, batch_tokens))
+    wanted = min(-(-fewest // lanes) * lanes, max(fewest, (sum(whole) - sum(shared)) // LEAST_BATCH))
+    limits = range(1, batch_tokens + 1)
+    limit = limits[bisect_left(limits, True, key=lambda each: len(_cut(whole, shared, each)) <= wanted)]
+    starts = _cut(whole, shared, limit)
+    return [order[start:stop] for start, stop in pairwise([*starts, len(order)])]
+
+
+def _cut(whole: list[int], shared: list[int], limit: int) -> list[int]:
+    """Where batches begin: `whole` are the tokens of each prompt, `shared` those that it has from the one before."""
+    starts: list[int] = []
     tokens = 0
-    for index in order:
-        prompt = prompts[index]
-        own = len(prompt.prefix) + sum(len(output) - 1 for output in prompt.outputs)
-        shared = common_length(prompts[batch[-1]].prefix, prompt.prefix) if batch else 0
-        if batch and tokens + own - shared > batch_tokens:
-            yield batch
-            batch, tokens, shared = [], 0, 0
-        batch.append(index)
-        tokens += own - shared
-    if batch:
-        yield batch
+    for i, own in enumerate(whole):
+        added = own - shared[i - 1] if i else own
+        if starts and tokens + added <= limit:
+            tokens += added
+        else:
+            starts.append(i)
+            tokens = own
+    return starts

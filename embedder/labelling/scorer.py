@@ -5,7 +5,10 @@ T tokens of a flat row, D hidden width, V vocabulary, P places that predict a to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,11 @@ from embedder.labelling.work import ModelWork
 from embedder.lm import CausalLm, one_memory_error
 from embedder.onednn import PackedLinear, pack_weight, packed_linear
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LANE_TOKENS = 512
+"""Least tokens of a lane's batch: with fewer, the products of weights and tokens are slow."""
 VOCABULARY_SLICE = 4096
 """Vocabulary entries whose logits are held at once: small enough for the caches, whatever the vocabulary."""
 
@@ -49,13 +57,20 @@ class OutputHead:
 
 
 class TreeScorer:
-    """Scores prompts with one LLM, in trees of about `batch_tokens` tokens; `work` counts what that took."""
+    """Scores prompts with one LLM, `batch_tokens` tokens at a time; `work` counts what that took.
+
+    On a CPU these are several trees, each read by a thread of its own: threads that share every operation of one tree
+    would wait for each other some thousand times a second.
+    """
 
     def __init__(self, lm: CausalLm, batch_tokens: int) -> None:
         self.lm = lm
         self.batch_tokens = batch_tokens
         self.head = OutputHead(lm.model.get_output_embeddings())
         self.work = ModelWork()
+        threads = torch.get_num_threads() if lm.device.type == "cpu" else 1
+        self.lanes = max(1, min(threads, batch_tokens // LANE_TOKENS))
+        self._counting = Lock()
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean token log-likelihood (nats) of each of its outputs.
@@ -67,11 +82,18 @@ class TreeScorer:
             ValueError: a prefix or output has no token.
         """
         check_prompts(prompts)
-        scores: list[list[float]] = [[] for _ in prompts]
-        for indices in tree_batches(prompts, self.batch_tokens):
-            for index, values in zip(indices, self._score_batch([prompts[i] for i in indices]), strict=True):
-                scores[index] = values
-        return scores
+        # Equal prompts once: apart, in batches of their own, they could differ in the last bit.
+        keys = [(tuple(prompt.prefix), tuple(map(tuple, prompt.outputs))) for prompt in prompts]
+        distinct = dict(zip(keys, prompts, strict=True))
+        names, different = list(distinct), list(distinct.values())
+        batches = tree_batches(different, self.batch_tokens // self.lanes, self.lanes)
+        scored = in_lanes(self._score_batch, [[different[i] for i in indices] for indices in batches], self.lanes)
+        scores = {
+            names[i]: row
+            for indices, rows in zip(batches, scored, strict=True)
+            for i, row in zip(indices, rows, strict=True)
+        }
+        return [list(scores[key]) for key in keys]
 
     def _score_batch(self, batch: list[PackedPrompt]) -> list[list[float]]:
         try:
@@ -98,9 +120,22 @@ class TreeScorer:
         state_PD = state_TD[torch.tensor(place_P, device=state_TD.device)].to(self.head.weight.device)
         edges, tokens = (torch.tensor(ids, device=state_PD.device) for ids in (edge_E, token_E))
         likelihood_E = self.head.logits(state_PD[edges], tokens) - self.head.log_normalisers(state_PD)[edges]
-        self.work.add(len(tree.tokens), len(place_P), sum(tree.positions) + len(tree.tokens))
+        with self._counting:
+            self.work.add(len(tree.tokens), len(place_P), sum(tree.positions) + len(tree.tokens))
         values = likelihood_E.cpu().numpy()
         return [[float(values[path].mean()) for path in outputs] for outputs in paths]
+
+
+def in_lanes(function: Callable[[Item], Result], items: Sequence[Item], lanes: int) -> list[Result]:
+    """`function` of each item, `lanes` of them at a time, between which PyTorch's threads are divided."""
+    if min(lanes, len(items)) <= 1:
+        return [function(item) for item in items]
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(max(1, threads // lanes),)) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)  # the number set last also holds for threads that are yet to come
 
 
 def predictions(tree: PrefixTree) -> tuple[list[int], list[int], list[int], list[list[list[int]]]]:

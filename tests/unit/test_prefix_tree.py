@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from embedder.labelling.prefix_tree import (
     CHUNK_NODES,
+    LEAST_BATCH,
     PackedPrompt,
     PrefixTree,
     common_length,
@@ -162,6 +163,37 @@ def test_batches_do_not_depend_on_the_order_of_the_prompts(prompts, seed):
     other = [prompts[i] for i in order]
     batches = [[prompts[i] for i in batch] for batch in tree_batches(prompts, 60)]
     assert [[other[i] for i in batch] for batch in tree_batches(other, 60)] == batches
+
+
+@quick
+@given(many_prompts(most=12), st.sampled_from([300, 1000]), st.integers(1, 4))
+def test_lanes_have_equally_many_batches_unless_these_are_small(prompts, batch_tokens, lanes):
+    batches = tree_batches(prompts, batch_tokens, lanes)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(prompts)))
+    fewest = len(tree_batches(prompts, batch_tokens))
+    wanted = -(-fewest // lanes) * lanes
+    assert fewest <= len(batches) <= wanted
+    tokens = len(grow_tree(prompts).tokens)
+    assert len(batches) <= max(fewest, tokens // LEAST_BATCH)
+
+
+def test_batches_are_of_one_size():
+    """Ten prompts of 100 tokens, 400 a batch at most: three batches, of which none is nearly empty."""
+    prompts = [PackedPrompt([i, *range(99)], [[7]]) for i in range(10)]
+    assert [len(batch) for batch in tree_batches(prompts, 400)] == [4, 4, 2]
+    assert [len(batch) for batch in tree_batches(prompts, 500)] == [5, 5]
+    assert [len(batch) for batch in tree_batches(prompts, 1000, lanes=2)] == [5, 5]
+    assert [len(batch) for batch in tree_batches(prompts[:5], 1000, lanes=2)] == [5]
+
+
+def test_long_stems_attend_in_chunks():
+    tree = grow_tree([PackedPrompt([*range(2 * CHUNK_NODES + 3)], [[7, 8]])])
+    assert [(span.start, span.stop, span.sees) for span in tree.spans] == [
+        (0, 64, []),
+        (64, 128, [(0, 64)]),
+        (128, 131, [(0, 128)]),
+        (131, 132, [(0, 131)]),
+    ]
 
 
 def test_prompts_that_begin_alike_are_neighbours():

@@ -15,7 +15,7 @@ from embedder.config import LlmConfig, Source
 from embedder.errors import ModelError
 from embedder.labelling import scorer
 from embedder.labelling.engine import Engine
-from embedder.labelling.prefix_tree import CHUNK_NODES, PackedPrompt, grow_crown, grow_tree
+from embedder.labelling.prefix_tree import CHUNK_NODES, PackedPrompt, grow_crown, grow_tree, tree_batches
 from embedder.labelling.prompts import prompt_builder
 from embedder.labelling.scorer import OutputHead, TreeScorer, predictions
 from embedder.labelling.tree_attention import NAME
@@ -84,6 +84,40 @@ def test_scores_do_not_depend_on_the_size_of_a_batch(lm):
     whole = TreeScorer(lm, 100_000).score(prompts)
     for batch_tokens in (1, 64, 300):
         assert farthest(TreeScorer(lm, batch_tokens).score(prompts), whole) < 1e-5
+
+
+def test_lanes_give_the_scores_of_one_lane_and_leave_the_threads_as_they_were(lm):
+    prompts = random_prompts(60, seed=4)
+    laned = TreeScorer(lm, 600)
+    laned.lanes = 1
+    alone, places = laned.score(prompts), laned.work.places
+    laned.lanes, threads = 3, torch.get_num_threads()
+    assert len(tree_batches(prompts, 200, 3)) >= 3
+    scores = laned.score(prompts)
+    assert farthest(scores, alone) < 1e-5
+    assert laned.score(prompts) == scores
+    assert laned.work.places == 3 * places
+    assert torch.get_num_threads() == threads
+
+
+def test_equal_prompts_are_scored_once_and_alike(lm):
+    prompts = random_prompts(8, seed=6)
+    scorer = TreeScorer(lm, 64)
+    assert len(tree_batches(prompts, 64)) > 1
+    scores, tokens = scorer.score(prompts), scorer.work.tokens
+    assert scorer.score([*prompts, *prompts]) == [*scores, *scores]
+    assert scorer.work.tokens == 2 * tokens
+
+
+def test_what_fails_in_a_lane_is_raised():
+    def fail(item):
+        if item == 2:
+            raise ValueError("pretended")
+        return item
+
+    assert scorer.in_lanes(fail, [0, 1, 3], lanes=2) == [0, 1, 3]
+    with pytest.raises(ValueError, match="pretended"):
+        scorer.in_lanes(fail, [0, 1, 2, 3], lanes=2)
 
 
 def test_an_output_does_not_see_its_neighbours(lm):
