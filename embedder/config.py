@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from embedder.launch import PipelineConfig, SubmitConfig
 from embedder.paths import AbsolutePath, AnyAbsolutePath, Paths, Section
 from embedder.storage import ObjectPath
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
@@ -258,6 +259,8 @@ class RunConfig(Section):
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+    submit: SubmitConfig = SubmitConfig()
 
     @model_validator(mode="before")
     @classmethod

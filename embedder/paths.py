@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from embedder.errors import ConfigError
 from embedder.storage import AnyPath, ObjectPath
@@ -54,6 +54,9 @@ class Paths(Section):
     """Folder of everything this run writes. The job `label` takes a place in an object store too."""
     cache: AbsolutePath = Path(".cache").absolute()
     """Folder of converted models, shared between runs."""
+    round: int = Field(default=1, ge=1, le=99)
+    """Round of mine, label and train: from the second on, what these write lies in `rounds/NN/`. `pipeline` counts it;
+    for a job by hand set it together with `encoder.model`, the encoder of the round before."""
 
     @property
     def mounted(self) -> Path:
@@ -68,6 +71,15 @@ class Paths(Section):
                 "mounts (--set paths.work=...)"
             )
         return self.work
+
+    @property
+    def _mounted_round(self) -> Path:
+        return self.mounted if self.round == 1 else self.mounted / "rounds" / f"{self.round:02d}"
+
+    @property
+    def of_round(self) -> AnyPath:
+        """Folder of what mine, label and train write in this round; prepared rows and vectors serve all rounds."""
+        return self.work if self.round == 1 else self.work / "rounds" / f"{self.round:02d}"
 
     @property
     def corpus(self) -> Path:
@@ -87,22 +99,27 @@ class Paths(Section):
     @property
     def candidates(self) -> AnyPath:
         """Groups (a query with its candidates), `DATASET.parquet`."""
-        return self.work / "candidates"
+        return self.of_round / "candidates"
 
     @property
     def labelled(self) -> AnyPath:
         """Groups with rewards, in committed blocks."""
-        return self.work / "labelled"
+        return self.of_round / "labelled"
 
     @property
     def training(self) -> Path:
         """Checkpoints of the trainer."""
-        return self.mounted / "training"
+        return self._mounted_round / "training"
 
     @property
     def model(self) -> Path:
         """The trained encoder as a Hugging Face folder."""
-        return self.mounted / "model"
+        return self._mounted_round / "model"
+
+    @property
+    def done(self) -> Path:
+        """A mark for each stage that `pipeline` has done."""
+        return self._mounted_round / "done"
 
     @property
     def bundle(self) -> Path:
@@ -112,4 +129,4 @@ class Paths(Section):
     @property
     def reports(self) -> AnyPath:
         """One JSON summary a job."""
-        return self.work / "reports"
+        return self.of_round / "reports"

@@ -19,6 +19,18 @@ def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         ConfigError: the file is missing or no YAML mapping, a key is unknown, or a value has the wrong type.
     """
+    try:
+        return RunConfig.model_validate(raw_run(path, overrides))
+    except ValidationError as error:
+        raise ConfigError(f"--config {path}: {_first_problem(error)}") from error
+
+
+def raw_run(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The same as it is written, before types, defaults and absolute paths.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, or an override cannot be read.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"--config {path}: no such file; give the path of a run file such as configs/demo.yaml")
@@ -30,10 +42,7 @@ def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"--config {path}: holds {type(raw).__name__}; a run file is a mapping of sections")
     for override in overrides or []:
         _apply_override(raw, override)
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"--config {path}: {_first_problem(error)}") from error
+    return raw
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

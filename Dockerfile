@@ -1,0 +1,33 @@
+# The image of Kubernetes nodes, and of any other place where this project runs in containers.
+#
+#   docker build -t llm-embedder:0.1.0-cpu .
+#   docker build -t llm-embedder:0.1.0-gpu --build-arg DEVICE=gpu .
+#
+# Holds code and no model, data, key or token: those are mounted. Runs as the user `ray` (uid 1000).
+ARG DEVICE=cpu
+# Ray's own image has what KubeRay and the cluster launcher expect (wget, rsync), and with -gpu NVIDIA's base.
+FROM rayproject/ray:2.60.0-py311-${DEVICE}
+ARG DEVICE
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+WORKDIR /home/ray/llm-embedder
+
+# torch first and in a layer of its own: it is most of the image and seldom changes. The CPU build has no CUDA.
+RUN if [ "${DEVICE}" = gpu ]; \
+    then python -m pip install --no-cache-dir torch==2.13.0; \
+    else python -m pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu; \
+    fi
+
+COPY --chown=1000:100 pyproject.toml README.md LICENSE ./
+COPY --chown=1000:100 embedder embedder
+COPY --chown=1000:100 ray_jobs ray_jobs
+COPY --chown=1000:100 serve serve
+COPY --chown=1000:100 configs configs
+# Versions are pinned in pyproject.toml.
+RUN python -m pip install --no-cache-dir -e ".[${DEVICE}]"
+
+# A Ray that is started in the image without a token refuses to.
+ENV RAY_AUTH_MODE=token
+USER 1000
+# KubeRay gives its own command; by hand: docker run ... python -m ray_jobs.label --config /shared/run.yaml
+CMD ["python", "-m", "ray_jobs.pipeline", "--help"]

@@ -1,0 +1,229 @@
+"""Spell the `ray job submit` line of a stage from the run file, and run it with --run.
+
+    python -m ray_jobs.submit --config run.yaml label
+    python -m ray_jobs.submit --config run.yaml --run pipeline
+
+Uploads the current directory, the repository, without `submit.excludes`. Relative paths of the run file are taken from
+here and handed over as absolute ones; every node must see them. The id of a submission is made from the run and its
+settings: a second one of the same run is refused while the first is at work, and gets a number once that has ended.
+The token of the cluster is taken from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token and is not part of the
+line; neither is any other secret.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from embedder.config import RunConfig
+from embedder.errors import ConfigError, EmbedderError
+from embedder.records import content_id
+from embedder.reports import console
+from embedder.run_file import load_run, raw_run
+from embedder.stages import STAGES
+from embedder.storage import masked
+
+JOBS = (*STAGES, "pipeline")
+LARGEST_UPLOAD = 100 * 2**20
+"""Bytes; beyond it Ray may refuse the package."""
+PATH_KEYS = ("paths.work", "paths.cache", "label.imported", "label.export", "serve.bundle", "serve.api_keys_file")
+MODEL_KEYS = ("encoder.model", "llm.model", "reranker.model", "index.model")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One `ray job submit`."""
+
+    stage: str
+    config: RunConfig
+    entrypoint: tuple[str, ...]
+    attempt: int = 1
+
+    @property
+    def base_id(self) -> str:
+        """The same for the same stage and settings of a run."""
+        name = re.sub(r"[^A-Za-z0-9_.-]", "-", self.config.paths.work.name)
+        return f"{name}-{self.stage}-{content_id(self.stage, self.config.model_dump(mode='json'))[:8]}"
+
+    @property
+    def submission_id(self) -> str:
+        """The name Ray knows the job by."""
+        return self.base_id if self.attempt == 1 else f"{self.base_id}-{self.attempt}"
+
+    def command(self, wait: bool) -> list[str]:
+        """The whole line, word by word."""
+        settings = self.config.submit
+        environment: dict[str, Any] = {"excludes": settings.excludes}
+        if settings.env:
+            environment["env_vars"] = settings.env
+        words = ["ray", "job", "submit", "--address", settings.address, "--submission-id", self.submission_id]
+        words += ["--working-dir", ".", "--runtime-env-json", json.dumps(environment)]
+        if settings.entrypoint_cpus:
+            words += ["--entrypoint-num-cpus", f"{settings.entrypoint_cpus:g}"]
+        if settings.resources:
+            words += ["--entrypoint-resources", json.dumps(settings.resources)]
+        if settings.labels:
+            words += ["--entrypoint-label-selector", json.dumps(settings.labels)]
+        return [*words, *([] if wait else ["--no-wait"]), "--", *self.entrypoint]
+
+    def follow_ups(self) -> list[str]:
+        """How to follow, ask after and stop the job."""
+        address = shlex.quote(self.config.submit.address)
+        verbs = {"follow": "logs --follow", "status": "status", "stop": "stop"}
+        return [f"{name}: ray job {verb} --address {address} {self.submission_id}" for name, verb in verbs.items()]
+
+
+def plan_submission(stage: str, run_file: Path, overrides: list[str], attempt: int = 1) -> Submission:
+    """What to submit for one stage of a run file, from the current directory.
+
+    Raises:
+        ConfigError: the run file is wrong, holds a secret or is not uploaded, or the upload is too large.
+    """
+    config = load_run(run_file, overrides)
+    refuse_secrets(run_file, overrides)
+    here = Path.cwd()
+    if not (here / "ray_jobs").is_dir():
+        raise ConfigError(f"{here}: no ray_jobs/ here; start this in the root of the repository, which is uploaded")
+    files = uploaded_files(here, config.submit.excludes)
+    size = sum(path.stat().st_size for path in files)
+    if size > LARGEST_UPLOAD:
+        largest = max(files, key=lambda path: path.stat().st_size).relative_to(here)
+        raise ConfigError(
+            f"{here}: {size / 2**20:,.0f} MiB would be uploaded, more than {LARGEST_UPLOAD / 2**20:.0f}; the largest "
+            f"file is {largest}; add what the job does not need to submit.excludes"
+        )
+    path = run_file.absolute()
+    if path.is_relative_to(here) and path not in files:
+        raise ConfigError(f"--config {run_file}: is not uploaded (submit.excludes, .gitignore); keep it elsewhere")
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    sets = [word for one in [*overrides, *absolute_settings(run_file, overrides, config)] for word in ("--set", one)]
+    return Submission(stage, config, ("python", "-m", f"ray_jobs.{stage}", "--config", str(shown), *sets), attempt)
+
+
+def refuse_secrets(run_file: Path, overrides: list[str]) -> None:
+    """Neither the line nor the uploaded run file may hold a secret.
+
+    Raises:
+        ConfigError: a URI in one of them has credentials.
+    """
+    for name, text in [("--config", run_file.read_text(encoding="utf-8")), *(("--set", one) for one in overrides)]:
+        if masked(text) != text:
+            raise ConfigError(
+                f"{name}: a URI holds credentials, which the dashboard would show; give them to the nodes (a role, or "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in their environment)"
+            )
+
+
+def uploaded_files(folder: Path, excludes: list[str]) -> list[Path]:
+    """The files that Ray uploads of a working directory."""
+    found: list[Path] = []
+    quiet = logging.getLogger(__name__)
+    _dir_travel(folder, [_get_excludes(folder, excludes)], found.append, include_gitignore=True, logger=quiet)
+    return [path for path in found if path.is_file()]
+
+
+def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -> list[str]:
+    """Overrides that give each relative path of a run file as an absolute one."""
+    raw, dumped = raw_run(run_file, overrides), config.model_dump(mode="json")
+    sets = []
+    for key in PATH_KEYS:
+        section, name = key.split(".")
+        written, resolved = (raw.get(section) or {}).get(name), (dumped[section] or {}).get(name)
+        if resolved and resolved.startswith("/") and not str(written or "").startswith(("/", "~", "file:")):
+            sets.append(f"{key}={resolved}")
+    for key in MODEL_KEYS:
+        section, name = key.split(".")
+        written = (raw.get(section) or {}).get(name)
+        if written and not Path(written).is_absolute() and Path(written).is_dir():
+            sets.append(f"{key}={Path(written).absolute()}")
+    written = (raw.get("prepare") or {}).get("sources", [])
+    if config.prepare and any(not str(source["path"]).startswith(("/", "~")) for source in written):
+        sources = [one.model_dump(mode="json", exclude_unset=True) for one in config.prepare.sources]
+        sets.append(f"prepare.sources={json.dumps(sources, ensure_ascii=False)}")
+    return sets
+
+
+def shared_paths(config: RunConfig) -> list[str]:
+    """Paths that every node must see."""
+    sources = [source.path for source in config.prepare.sources] if config.prepare else []
+    return sorted({str(path) for path in (config.paths.work, config.paths.cache, *sources)})
+
+
+def next_attempt(submission: Submission) -> int:
+    """1 more than the cluster has seen of this run and stage.
+
+    Raises:
+        ConfigError: one of them is still at work, or the cluster does not answer or refuses.
+    """
+    address = submission.config.submit.address
+    try:
+        jobs = JobSubmissionClient(address).list_jobs()
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"submit.address {address}: {reason}; start `ray dashboard cluster.yaml` or a head, and set "
+            "RAY_AUTH_MODE=token with the cluster's token"
+        ) from error
+    known = {job.submission_id: job.status for job in jobs if job.submission_id}
+    names = [name for name in known if re.fullmatch(rf"{re.escape(submission.base_id)}(-\d+)?", name)]
+    for name in names:
+        if not known[name].is_terminal():
+            raise ConfigError(
+                f"{name} is {known[name].value} on {address}; follow it with `ray job logs --follow {name}`, or end it "
+                f"with `ray job stop {name}`"
+            )
+    return 1 + max((int(name.removeprefix(submission.base_id)[1:] or 1) for name in names), default=0)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ray_jobs.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=JOBS, help="the job to submit")
+    parser.add_argument("--config", required=True, type=Path, help="run file (YAML)")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
+    parser.add_argument("--run", action="store_true", help="submit it too")
+    parser.add_argument("--wait", action="store_true", help="stay until the job ends, and end as it does")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the line, or run it; exit status 2 and one line for an error the user can mend."""
+    options = make_parser().parse_args(arguments)
+    out = console()
+    try:
+        submission = plan_submission(options.stage, options.config, options.set)
+        if options.run:
+            attempt = next_attempt(submission)
+            submission = Submission(submission.stage, submission.config, submission.entrypoint, attempt)
+    except EmbedderError as error:
+        out.print(f"error: {error}", markup=False)
+        sys.exit(2)
+    command = submission.command(options.wait)
+    out.print(shlex.join(command), markup=False)
+    for line in submission.follow_ups():
+        out.print(f"# {line}", markup=False)
+    out.print(f"# every node must see {', '.join(shared_paths(submission.config))}", markup=False)
+    if options.run:
+        binaries = Path(sys.executable).parent
+        environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
+        sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The manifests in kubernetes/: fields, what is closed, and that they serve what serve.app builds."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from embedder.errors import ConfigError
+from embedder.run_file import load_run
+from serve.app import build, build_run
+from tests.cluster.conftest import ROOT, Cluster
+from tests.cluster.kuberay import check_manifest
+
+FOLDER = ROOT / "kubernetes"
+MANIFESTS = [
+    (path.name, one)
+    for path in sorted(FOLDER.glob("*.yaml"))
+    for one in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+]
+RAY = [(name, one) for name, one in MANIFESTS if one["apiVersion"] == "ray.io/v1"]
+every = pytest.mark.parametrize(("name", "manifest"), MANIFESTS, ids=lambda one: str(one)[:40])
+every_ray = pytest.mark.parametrize(("name", "manifest"), RAY, ids=lambda one: str(one)[:40])
+
+
+def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest["spec"].get("rayClusterSpec") or manifest["spec"]["rayClusterConfig"]
+
+
+def pods_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pod templates of a Ray object."""
+    cluster = cluster_of(manifest)
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    submitter = manifest["spec"].get("submitterPodTemplate")
+    return [group["template"] for group in groups] + ([submitter] if submitter else [])
+
+
+@every
+def test_fields_and_types_are_those_of_kubernetes_and_kuberay(name, manifest) -> None:
+    assert check_manifest(manifest) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["entrypointt"], "x"),
+        (["backoffLimit"], "5"),
+        (["submissionMode"], "JobMode"),
+        (["rayClusterSpec", "authOptions", "secret"], "x"),
+        (["rayClusterSpec", "autoscalerOptions", "resources"], {"request": {}}),
+        (["rayClusterSpec", "headGroupSpec", "rayStartParams"], {"num-cpus": 0}),
+        (["rayClusterSpec", "headGroupSpec", "template", "spec", "containers"], [{"image": "x"}]),
+        (["rayClusterSpec", "workerGroupSpecs"], [{"groupName": "x"}]),
+    ],
+)
+def test_a_wrong_manifest_is_found(path, value) -> None:
+    (_, job) = next(one for one in RAY if one[1]["kind"] == "RayJob")
+    wrong = copy.deepcopy(job)
+    node = wrong["spec"]
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    assert check_manifest(wrong)
+
+
+@every_ray
+def test_every_cluster_asks_for_the_token_and_runs_the_pinned_ray(name, manifest) -> None:
+    cluster = cluster_of(manifest)
+    assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
+    assert f'"ray[default,data,serve,train]=={cluster["rayVersion"]}"' in (ROOT / "pyproject.toml").read_text("utf-8")
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+@every_ray
+def test_every_pod_is_restricted_bounded_and_probed(name, manifest) -> None:
+    for pod in pods_of(manifest):
+        security, (container,) = pod["spec"]["securityContext"], pod["spec"]["containers"]
+        assert security["runAsNonRoot"] and security["runAsUser"] == 1000
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"]) and container["resources"]["limits"]
+        assert container["name"] == "ray-job-submitter" or {"livenessProbe", "readinessProbe"} <= set(container)
+        assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "llm-embedder"
+
+
+def test_no_manifest_holds_a_secret() -> None:
+    assert "Secret" not in {one["kind"] for _, one in MANIFESTS}
+    for _, manifest in RAY:
+        for pod in pods_of(manifest):
+            assert [one["name"] for one in pod["spec"]["containers"][0].get("env", [])] in (
+                [],
+                ["NVIDIA_VISIBLE_DEVICES"],
+            )
+
+
+def test_disruption_budgets_and_network_policies_select_the_pods() -> None:
+    labels = [
+        {**pod["metadata"]["labels"], "ray.io/node-type": role}
+        for _, manifest in RAY
+        for role, pod in zip(("head", "worker"), pods_of(manifest), strict=False)
+    ]
+    for _, one in MANIFESTS:
+        selector = one.get("spec", {}).get("selector" if one["kind"] == "PodDisruptionBudget" else "podSelector")
+        if one["kind"] in {"PodDisruptionBudget", "NetworkPolicy"} and selector:
+            wanted = selector["matchLabels"].items()
+            assert any(wanted <= each.items() for each in labels), one["metadata"]["name"]
+
+
+def serve_config() -> dict[str, Any]:
+    (service,) = (one for _, one in RAY if one["kind"] == "RayService")
+    return yaml.safe_load(service["spec"]["serveConfigV2"])
+
+
+def test_the_serve_config_is_what_serve_reads_without_a_key_it_would_ignore() -> None:
+    config = serve_config()
+    understood = ServeDeploySchema.model_validate(config).model_dump(mode="json", exclude_unset=True)
+    assert understood == config
+    (application,) = config["applications"]
+    module, name = application["import_path"].split(":")
+    assert (module, name) == (build.__module__, build.__name__)
+
+
+@pytest.mark.ray
+def test_the_serve_config_builds_an_application_that_fits_its_pods(run_file: Path, tmp_path: Path) -> None:
+    (application,) = serve_config()["applications"]
+    keys = tmp_path / "keys"
+    keys.write_text("key\n", encoding="utf-8")
+    given = {**application["args"], "run": str(run_file), "serve.api_keys_file": str(keys)}
+    overrides = [f"{key}={value}" for key, value in given.items() if key != "run"]
+    built = build_run(load_run(run_file, overrides))
+    (service,) = (one for _, one in RAY if one["kind"] == "RayService")
+    (group,) = cluster_of(service)["workerGroupSpecs"]
+    pod = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+    have = {"num_cpus": int(pod["cpu"]), "num_gpus": pod["nvidia.com/gpu"]}
+    wanted = dict.fromkeys(have, 0.0)
+    for deployment in deployments_of(built):
+        options = deployment.ray_actor_options or {}
+        scaling = deployment._deployment_config.autoscaling_config
+        for name in have:
+            assert (options.get(name) or 0) <= have[name], f"{deployment.name} fits no pod"
+            wanted[name] += (options.get(name) or 0) * (scaling.max_replicas if scaling else 1)
+    assert all(wanted[name] <= have[name] * group["maxReplicas"] for name in have), (wanted, have)
+    with pytest.raises(ConfigError):
+        load_run(run_file, ["serve.max_replica=4"])
+
+
+def deployments_of(application: Any) -> list[Any]:
+    """All deployments of an application, each once."""
+    found: dict[str, Any] = {}
+
+    def visit(value: Any) -> None:
+        if hasattr(value, "_bound_deployment"):
+            bound = value._bound_deployment
+            found[bound.name] = bound
+            for one in [*bound.init_args, *bound.init_kwargs.values()]:
+                visit(one)
+        elif isinstance(value, (list, tuple)):
+            for one in value:
+                visit(one)
+
+    visit(application)
+    return list(found.values())
+
+
+@pytest.mark.ray
+def test_the_probes_of_the_head_need_no_token(cluster: Cluster) -> None:
+    assert httpx.get(f"{cluster.dashboard}/api/gcs_healthz", timeout=20).text == "success"
+    assert httpx.get(f"{cluster.dashboard}/api/jobs/", timeout=20).status_code == 401

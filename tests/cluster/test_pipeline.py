@@ -1,0 +1,107 @@
+"""All stages as one submitted job: two rounds, a killed driver, and what a second run skips."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from embedder.bundle import verify
+from embedder.config import RunConfig
+from embedder.lineage import read_lineage
+from embedder.run_file import load_run
+from embedder.stages import STAGES, Contents, mark_path
+from ray_jobs.pipeline import round_config
+from tests.cluster.conftest import ROOT, Cluster
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def small_run(run_file: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks of the session's run, one of them with rewards, in a folder of its own and in two rounds."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    run["prepare"]["sources"] = [one for one in run["prepare"]["sources"] if one["task"] in {"qa", "tool"}]
+    run |= {"paths": {"work": str(folder / "work"), "cache": str(folder / "cache")}, "pipeline": {"rounds": 2}}
+    run |= {"submit": {"address": cluster.dashboard, "entrypoint_cpus": 0.5}, "evaluate": {}}
+    run["tasks"] = {"qa": {"shots": 0}}
+    run["train"] |= {"steps": 2, "num_workers": 1}
+    run["index"] = {"num_shards": 1}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return path
+
+
+def submit(cluster: Cluster, run: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`python -m ray_jobs.submit`, as a user starts it in the repository."""
+    command = [sys.executable, "-m", "ray_jobs.submit", "--config", str(run), *options]
+    return subprocess.run(
+        command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
+    )
+
+
+def kill_driver(cluster: Cluster, config: RunConfig, mark: Path) -> str:
+    """End the pipeline's driver by SIGKILL as soon as a mark is there; the id of the job."""
+    client = JobSubmissionClient(cluster.dashboard)
+    deadline = time.monotonic() + 240
+    (job,) = (one for one in client.list_jobs() if (one.submission_id or "").startswith("work-pipeline-"))
+    while not mark.is_file():
+        status = client.get_job_status(job.submission_id)
+        assert not status.is_terminal(), client.get_job_logs(job.submission_id)[-3000:]
+        assert time.monotonic() < deadline, client.get_job_logs(job.submission_id)[-3000:]
+        time.sleep(0.1)
+    os.kill(int(client.get_job_info(job.submission_id).driver_info.pid), signal.SIGKILL)
+    while not client.get_job_status(job.submission_id).is_terminal():
+        time.sleep(0.2)
+    assert client.get_job_status(job.submission_id) is JobStatus.FAILED
+    return str(job.submission_id)
+
+
+def contents_of_round(config: RunConfig) -> list[str]:
+    """Hashes of what mine, label and train wrote."""
+    return [Contents().of(path) for stage in ("mine", "label", "train") for path in STAGES[stage].writes(config)]
+
+
+def test_the_pipeline_survives_its_driver_and_repeats_nothing(cluster: Cluster, small_run: Path) -> None:
+    config = load_run(small_run)
+    second = round_config(config, 2)
+    started = submit(cluster, small_run, "--run", "pipeline")
+    assert started.returncode == 0, started.stdout + started.stderr
+    refused = submit(cluster, small_run, "--run", "pipeline")
+    assert refused.returncode == 2 and "is RUNNING" in refused.stdout + refused.stderr
+    killed = kill_driver(cluster, config, mark_path(STAGES["mine"], second))
+    first_round = contents_of_round(config)
+
+    again = submit(cluster, small_run, "--run", "--wait", "pipeline")
+    output = again.stdout + again.stderr
+    assert again.returncode == 0, output[-4000:]
+    assert f"{killed}-2" in output
+    skipped = ["prepare", "mine", "label", "train", "mine, round 2"]
+    assert [line for line in output.splitlines() if "done before, skipped" in line] == [
+        f"{title}: done before, skipped" for title in skipped
+    ]
+    assert contents_of_round(config) == first_round
+    manifest = verify(config.paths.bundle)
+    lineage = read_lineage(config.paths.bundle / "model")
+    assert "model/lineage.json" in manifest.files
+    assert [lineage["round"], lineage["encoder"]["lineage"]["round"]] == [2, 1]
+    assert lineage["candidates"] == Contents().of(second.paths.candidates)
+    assert lineage["encoder"]["lineage"]["labels"]["content"] == Contents().of(config.paths.labelled)
+    assert lineage["sources"][0]["content"] == Contents().of(config.prepare.sources[0].path)
+
+
+def test_a_pipeline_that_is_done_starts_nothing(cluster: Cluster, small_run: Path) -> None:
+    began = time.monotonic()
+    driver = cluster.start("pipeline", small_run)
+    output = driver.communicate(timeout=120)[0]
+    assert driver.returncode == 0, output
+    assert output.count("done before, skipped") == 9 and "0 of 9 stages run" in output
+    assert time.monotonic() - began < 60

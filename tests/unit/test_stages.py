@@ -1,0 +1,157 @@
+"""When a stage counts as done, and how rounds and lineage are told apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embedder.config import RunConfig
+from embedder.errors import ConfigError
+from embedder.lineage import read_lineage, write_lineage
+from embedder.run_file import load_run
+from embedder.stages import STAGES, Contents, effective, is_done, mark_done
+from ray_jobs.pipeline import check, round_config, steps
+
+ROUND = ["mine", "label", "train"]
+
+
+@pytest.fixture
+def run_path(tmp_path: Path, tiny_encoder_folder: Path, tiny_llama_folder: Path) -> Path:
+    """A run file with one source of three files."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("corpus", "train", "test"):
+        (source / f"{name}.jsonl").write_text(json.dumps({"id": name}) + "\n", encoding="utf-8")
+    run = {
+        "paths": {"work": str(tmp_path / "work"), "cache": str(tmp_path / "cache")},
+        "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "instructions": False},
+        "llm": {"model": str(tiny_llama_folder)},
+        "prepare": {"sources": [{"task": "qa", "dataset": "nq", "path": str(source)}]},
+        "train": {"steps": 4},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def pretend_to_mine(config: RunConfig) -> None:
+    """The files that mine reads and writes, and its mark."""
+    write(config.paths.corpus / "nq" / "part-00000.parquet", "passages")
+    write(config.paths.queries / "train" / "nq.parquet", "queries")
+    write(config.paths.candidates / "nq.parquet", "groups")
+    mark_done(STAGES["mine"], config, Contents())
+
+
+def mine_is_done(config: RunConfig) -> bool:
+    return is_done(STAGES["mine"], config, Contents())
+
+
+def test_a_stage_is_done_until_its_settings_change(run_path):
+    config = load_run(run_path)
+    assert not mine_is_done(config)
+    pretend_to_mine(config)
+    assert mine_is_done(config)
+    assert not mine_is_done(load_run(run_path, ["mine.seed=1"]))
+    assert not mine_is_done(load_run(run_path, ["encoder.max_tokens=64"]))
+
+
+def test_machines_and_settings_of_other_stages_do_not_count(run_path):
+    pretend_to_mine(load_run(run_path))
+    assert mine_is_done(load_run(run_path, ["mine.num_actors=7", "mine.gpus_per_actor=1", "train.steps=9"]))
+
+
+@pytest.mark.parametrize("changed", ["prepared/corpus/nq/part-00000.parquet", "candidates/nq.parquet"])
+def test_a_stage_is_not_done_when_what_it_read_or_wrote_has_changed(run_path, changed):
+    config = load_run(run_path)
+    pretend_to_mine(config)
+    path = config.paths.work / changed
+    before = path.read_text(encoding="utf-8")
+    path.write_text("other", encoding="utf-8")
+    assert not mine_is_done(config)
+    path.write_text(before, encoding="utf-8")
+    assert mine_is_done(config)
+    path.unlink()
+    assert not mine_is_done(config)
+
+
+def test_unfinished_files_and_times_do_not_count(run_path):
+    config = load_run(run_path)
+    pretend_to_mine(config)
+    write(config.paths.candidates / ".nq.parquet.0123", "half")
+    (config.paths.candidates / "nq.parquet").touch()
+    assert mine_is_done(config)
+
+
+def test_every_setting_of_resources_is_left_out_at_any_depth():
+    assert effective({"num_actors": 3, "part": [{"batch_tokens": 1, "seed": 0}]}) == {"part": [{"seed": 0}]}
+
+
+def test_a_model_and_its_folder_are_told_apart(tiny_encoder_folder):
+    one, other = Contents(), Contents()
+    folder = one.of(tiny_encoder_folder)
+    assert one.of_model(str(tiny_encoder_folder)) == other.of_model(str(tiny_encoder_folder)) != folder
+
+
+def test_one_round_has_the_stages_of_the_readme(run_path):
+    assert [step.title for step in steps(load_run(run_path))] == ["prepare", *ROUND, "index", "evaluate"]
+
+
+def test_further_rounds_start_from_the_encoder_of_the_one_before_and_overwrite_nothing(run_path):
+    config = load_run(run_path, ["pipeline.rounds=3"])
+    planned = steps(config)
+    repeated = [f"{stage}, round {number}" for number in (2, 3) for stage in ROUND]
+    assert [step.title for step in planned] == ["prepare", *ROUND, *repeated, "index, round 3", "evaluate, round 3"]
+    third = round_config(config, 3)
+    assert third.encoder.model == str(config.paths.work / "rounds" / "02" / "model")
+    assert third.encoder.instructions and not config.encoder.instructions
+    assert round_config(config, 2).encoder.model == str(config.paths.model)
+    written = [
+        {one for stage in ROUND for one in STAGES[stage].writes(round_config(config, number))} for number in (1, 2, 3)
+    ]
+    assert not written[0] & written[1] and not written[1] & written[2]
+    assert third.paths.corpus == config.paths.corpus and third.paths.bundle == config.paths.bundle
+    assert planned[-1].config.encoder == config.encoder and planned[-1].config.paths.model == third.paths.model
+
+
+def test_the_pipeline_counts_the_rounds_itself(run_path):
+    with pytest.raises(ConfigError, match=r"paths\.round is 2"):
+        check(load_run(run_path, ["paths.round=2"]))
+
+
+def test_a_dry_run_says_what_is_done(run_path):
+    config = load_run(run_path)
+    write(config.paths.corpus / "nq" / "part-00000.parquet", "passages")
+    write(config.paths.queries / "train" / "nq.parquet", "queries")
+    mark_done(STAGES["prepare"], config, Contents())
+    lines = check(config).lines
+    assert "prepare: done before" in lines and "mine: to run" in lines
+    assert "evaluate: to run if what it reads changes" in lines
+
+
+def test_lineage_leads_from_an_encoder_back_to_labels_llm_data_and_the_encoder_before(run_path):
+    config = load_run(run_path, ["pipeline.rounds=2"])
+    for number in (1, 2):
+        one = round_config(config, number)
+        pretend_to_mine(one)
+        write(one.paths.labelled / "fingerprint.json", json.dumps({"fingerprint": f"terms {number}"}))
+        for path in Path(config.encoder.model).iterdir():
+            one.paths.model.mkdir(parents=True, exist_ok=True)
+            (one.paths.model / path.name).write_bytes(path.read_bytes())
+        write(one.paths.model / "lineage.json", json.dumps({"training_run": f"run {number}"}))
+        write_lineage(one, Contents())
+    second = read_lineage(round_config(config, 2).paths.model)
+    first = second["encoder"]["lineage"]
+    assert [second["training_run"], first["training_run"]] == ["run 2", "run 1"]
+    assert [one["labels"]["terms"]["fingerprint"] for one in (second, first)] == ["terms 2", "terms 1"]
+    assert first["encoder"]["model"] == config.encoder.model and first["encoder"]["lineage"] is None
+    assert second["labels"]["llm"]["fingerprint"] == Contents().of_model(config.llm.model)
+    assert second["sources"][0]["content"] == Contents().of(config.prepare.sources[0].path)
+    assert second["settings"]["train"]["steps"] == 4

@@ -1,0 +1,157 @@
+"""The `ray job submit` line that is spelled from a run file, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import yaml
+from ray._private.runtime_env.packaging import create_package
+
+from embedder.errors import ConfigError
+from embedder.run_file import load_run
+from ray_jobs import submit
+from ray_jobs.submit import JOBS, Submission, main, plan_submission, uploaded_files
+
+ROOT = Path(__file__).parents[2]
+RUN = {
+    "paths": {"work": "/shared/runs/first", "cache": "/shared/cache"},
+    "encoder": {"model": "owner/name", "pooling": "cls"},
+    "prepare": {"sources": [{"task": "qa", "dataset": "nq", "path": "/shared/nq", "train_queries": 5}]},
+}
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A folder with code, ignored files and a run file, as the current directory."""
+    for name in ("ray_jobs/label.py", "runs/big.bin", "tests/test_x.py", "data/kept.txt", "data/drop.tmp"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x" * 100, encoding="utf-8")
+    (tmp_path / ".gitignore").write_text("*.tmp\n", encoding="utf-8")
+    write_run(tmp_path / "run.yaml", RUN)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_run(path: Path, run: dict) -> Path:
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return path
+
+
+def words_of(submission: Submission) -> tuple[list[str], list[str]]:
+    """Options before `--`, and the entrypoint after it."""
+    command = submission.command(wait=False)
+    middle = command.index("--")
+    return command[:middle], command[middle + 1 :]
+
+
+def option(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1]
+
+
+@pytest.mark.parametrize("stage", JOBS)
+def test_the_line_runs_the_job_with_the_run_file_in_the_uploaded_folder(repository, stage):
+    options, entrypoint = words_of(plan_submission(stage, Path("run.yaml"), []))
+    assert options[:3] == ["ray", "job", "submit"] and "--no-wait" in options
+    assert option(options, "--working-dir") == "."
+    assert entrypoint == ["python", "-m", f"ray_jobs.{stage}", "--config", "run.yaml"]
+    assert option(options, "--submission-id").startswith(f"first-{stage}-")
+
+
+def test_resources_labels_and_environment_come_from_the_run_file(repository):
+    settings = {"entrypoint_cpus": 1, "resources": {"big": 1}, "labels": {"market": "on-demand"}, "env": {"A": "b c"}}
+    write_run(repository / "run.yaml", {**RUN, "submit": {**settings, "address": "http://10.0.0.1:8265"}})
+    options, _ = words_of(plan_submission("label", Path("run.yaml"), []))
+    assert option(options, "--address") == "http://10.0.0.1:8265"
+    assert option(options, "--entrypoint-num-cpus") == "1"
+    assert json.loads(option(options, "--entrypoint-resources")) == {"big": 1}
+    assert json.loads(option(options, "--entrypoint-label-selector")) == {"market": "on-demand"}
+    assert json.loads(option(options, "--runtime-env-json"))["env_vars"] == {"A": "b c"}
+
+
+def test_overrides_are_handed_over(repository):
+    _, entrypoint = words_of(plan_submission("label", Path("run.yaml"), ["label.seed=3"]))
+    assert entrypoint[-2:] == ["--set", "label.seed=3"]
+
+
+def test_relative_paths_are_handed_over_as_absolute_ones_that_mean_the_same(repository):
+    sources = [{**RUN["prepare"]["sources"][0], "path": "data/nq", "passages": 3}]
+    run = {**RUN, "paths": {"work": "runs/first"}, "prepare": {"sources": sources}}
+    write_run(repository / "run.yaml", {**run, "encoder": {"model": "data", "pooling": "cls"}})
+    _, entrypoint = words_of(plan_submission("prepare", Path("run.yaml"), []))
+    sets = [entrypoint[i + 1] for i, word in enumerate(entrypoint) if word == "--set"]
+    assert {one.partition("=")[0] for one in sets} == {"paths.work", "paths.cache", "encoder.model", "prepare.sources"}
+    handed, here = load_run("run.yaml", sets), load_run("run.yaml")
+    assert handed.paths == here.paths and handed.prepare == here.prepare
+    assert handed.encoder.model == str(repository / "data")
+
+
+def test_the_id_is_that_of_the_run_and_its_settings(repository):
+    ids = [
+        plan_submission("label", Path("run.yaml"), overrides).submission_id for overrides in ([], [], ["label.seed=3"])
+    ]
+    assert ids[0] == ids[1] != ids[2]
+    assert plan_submission("label", Path("run.yaml"), [], attempt=3).submission_id == f"{ids[0]}-3"
+
+
+def test_what_is_counted_is_what_ray_packs(repository):
+    excludes = load_run("run.yaml").submit.excludes
+    create_package(
+        ".", repository.parent / "package.zip", include_gitignore=True, excludes=excludes, logger=logging.getLogger()
+    )
+    with ZipFile(repository.parent / "package.zip") as packed:
+        files = {name for name in packed.namelist() if not name.endswith("/")}
+    assert {path.relative_to(repository).as_posix() for path in uploaded_files(repository, excludes)} == files
+    assert files == {"ray_jobs/label.py", "data/kept.txt", "run.yaml", ".gitignore"}
+
+
+def test_a_large_upload_is_refused_with_the_largest_file(repository, monkeypatch):
+    (repository / "data" / "kept.txt").write_text("x" * 5000, encoding="utf-8")
+    monkeypatch.setattr(submit, "LARGEST_UPLOAD", 4000)
+    with pytest.raises(ConfigError, match=r"largest file is data/kept\.txt"):
+        plan_submission("label", Path("run.yaml"), [])
+
+
+def test_this_repository_is_small_enough(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    files = uploaded_files(ROOT, load_run("configs/demo.yaml").submit.excludes)
+    assert sum(path.stat().st_size for path in files) < 10 * 2**20
+    assert ROOT / "embedder" / "config.py" in files
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["paths.work=s3://KEY:SECRET@bucket/run"], "credentials"),
+        (["submit.env={AWS_SECRET_ACCESS_KEY: x}"], "looks like a secret"),
+        (["submit.address=http://user:pw@head:8265"], "submit.address"),
+        (["submit.excludes=[run.yaml]"], "is not uploaded"),
+    ],
+)
+def test_secrets_and_files_left_behind_are_refused(repository, overrides, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        plan_submission("label", Path("run.yaml"), overrides)
+    assert "SECRET@" not in str(caught.value)
+
+
+def test_another_folder_than_the_repository_is_refused(repository, monkeypatch):
+    monkeypatch.chdir(repository / "data")
+    with pytest.raises(ConfigError, match="no ray_jobs/ here"):
+        plan_submission("label", repository / "run.yaml", [])
+
+
+def test_the_command_prints_a_line_for_a_shell_and_how_to_follow(repository, capsys):
+    main(["--config", "run.yaml", "label"])
+    line, *rest = capsys.readouterr().out.splitlines()
+    assert shlex.split(line) == plan_submission("label", Path("run.yaml"), []).command(wait=False)
+    assert [one.split(":")[0] for one in rest] == [
+        "# follow",
+        "# status",
+        "# stop",
+        "# every node must see /shared/cache, /shared/nq, /shared/runs/first",
+    ]
