@@ -57,13 +57,20 @@ def main(arguments: list[str] | None = None) -> int:
         load, began = ForeignLoad(), time.perf_counter()
         bench = Bench(given.model, data, given.cache, rounds=given.rounds, groups=given.groups, seed=given.seed)
         for name in given.part or PARTS:
-            found[name] = PARTS[name](bench)
-            sys.stdout.flush()
-        found |= {"foreign_cores": load.cores(), "seconds": time.perf_counter() - began, **headlines(found)}
-        print(f"\nother processes kept {found['foreign_cores']:.2f} cores busy; whole run {found['seconds']:.0f} s")
-    if given.json is not None:
-        write_json(found, given.json)
+            beside = ForeignLoad()
+            found[name] = PARTS[name](bench) | {"foreign_cores": beside.cores()}
+            print(f"  other processes kept {found[name]['foreign_cores']:.2f} cores busy", flush=True)
+            found |= {"foreign_cores": load.cores(), "seconds": time.perf_counter() - began, **headlines(found)}
+            write(found, given.json)
+        print(f"\nwhole run {found['seconds']:.0f} s, other processes kept {found['foreign_cores']:.2f} cores busy")
+    write(found, given.json)
     return 0
+
+
+def write(found: Found, file: Path | None) -> None:
+    """Keep what was found so far, if a file was named."""
+    if file is not None:
+        write_json(found, file)
 
 
 def headlines(found: Found) -> Found:

@@ -79,14 +79,16 @@ def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' re
 
     Without a plan this is transformers' own attention, as sampling needs it.
     """
+    plain = all(further.get(name) is None for name in UNSUPPORTED)
+    if tree_plan is None and plain and attention_mask is not None and key.shape[1] < query.shape[1] and not dropout:
+        return _grouped_attention(query, key, value, attention_mask, scaling), None
     if tree_plan is None:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **further
         )
         return out, None
-    for name in UNSUPPORTED:
-        if further.get(name) is not None:
-            raise NotImplementedError(f"{type(module).__name__} has attention with {name}")
+    if not plain:
+        raise NotImplementedError(f"{type(module).__name__} has attention with one of {', '.join(UNSUPPORTED)}")
     parts = []
     for span in tree_plan:
         keys, values = (_gather(tensor, span.keys) for tensor in (key, value))
@@ -102,6 +104,18 @@ def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' re
             ).transpose(1, 2)
         )
     return torch.cat(parts, dim=1), None
+
+
+def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """Attention with the queries of all heads that share keys as one longer row: the cache is not copied for each head.
+
+    Queries (B, H, Q, D), keys and values (B, G, K, D) and a mask (B, 1, Q, K) give (B, Q, H, D).
+    """
+    rows, heads, length, width = query.shape
+    shared = heads // key.shape[1]
+    grouped = query.reshape(rows, key.shape[1], shared * length, width)
+    out = F.scaled_dot_product_attention(grouped, key, value, mask.repeat(1, 1, shared, 1), scale=scaling)
+    return out.view(rows, heads, length, width).transpose(1, 2)
 
 
 def _gather(tensor: Tensor, ranges: list[tuple[int, int]]) -> Tensor:

@@ -68,6 +68,20 @@ def test_without_a_plan_it_is_the_attention_of_transformers():
         assert torch.equal(tree_attention(module, query, key, value, given_mask, scaling=0.5)[0], expected)
 
 
+@pytest.mark.parametrize("scaling", [None, 0.5])
+def test_heads_that_share_keys_attend_as_with_keys_of_their_own(scaling):
+    torch.manual_seed(0)
+    query, mask = torch.randn(2, 6, 3, 8), torch.rand(2, 1, 3, 5) > 0.3
+    key, value = (torch.randn(2, 2, 5, 8) for _ in range(2))
+    mask[..., 0] = True
+    module = nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 3
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+    found, _ = tree_attention(module, query, key, value, mask, scaling=scaling)
+    assert found.shape == (2, 3, 6, 8)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("term", ["softcap", "s_aux", "position_bias"])
 def test_attention_with_a_further_term_is_refused(term):
     tensors = [torch.zeros(1, 1, 1, 8) for _ in range(3)]
