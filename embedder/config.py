@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from embedder.evaluate_config import EvaluateConfig
 from embedder.launch import PipelineConfig, SubmitConfig
 from embedder.paths import AbsolutePath, AnyAbsolutePath, Paths, Section
 from embedder.storage import ObjectPath
@@ -57,7 +58,7 @@ class Source(Section):
     dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the dataset within the run."""
     path: AbsolutePath
-    """layout, beir: a folder; reference: one JSON Lines file of training rows, or a folder with train, test and corpus."""
+    """layout, beir: a folder; reference: one JSON Lines file of training rows, or a folder (train, test, corpus)."""
     format: Literal["layout", "reference", "beir"] = "layout"
     corpus: AbsolutePath | None = None
     """reference: the JSON Lines file whose lines `pos_index` counts; null: the folder's own, if there is one."""
@@ -196,22 +197,6 @@ class IndexConfig(Section):
     """FAISS factory string; the metric is the inner product of unit vectors."""
     num_shards: int = Field(default=1, ge=1)
     """Every shard holds its slice of each task's passages, and is served by a deployment of its own."""
-
-
-class EvaluateConfig(Section):
-    """How good the retrievers are on the test split."""
-
-    cutoffs: list[int] = Field(default=[5, 10], min_length=1)
-    """k of recall@k and NDCG@k."""
-    depth: int = Field(default=100, ge=1)
-    """Length of the rankings."""
-    answer_queries: int = Field(default=0, ge=0)
-    """qa: test queries the LLM answers, once a retriever; 0 leaves the LLM out."""
-    likelihood_queries: int = Field(default=0, ge=0)
-    """Test queries a task for the log-likelihood of the desired output given the first passage; 0 leaves it out."""
-    passages: int = Field(default=1, ge=1)
-    """Passages the LLM sees."""
-    seed: int = 0
 
 
 class ServeConfig(Section):

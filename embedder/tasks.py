@@ -99,12 +99,9 @@ KNOWLEDGE = PromptTemplate(context="Knowledge:\n{passage}\n\n", input="Q: {query
 
 MULTIPLE_CHOICE = PromptTemplate(
     context="Knowledge:\n{passage}\n\n",
-    input="The following are multiple choice questions (with answers).\n\n{query}\nAnswer:",
+    input="{query}\nAnswer:",
 )
-"""A.2, MMLU; {query} holds the question and its options A. to D."""
-
-OPEN_QUESTION = PromptTemplate(context="Knowledge: {passage}\n\n", input="Q: {query} A:")
-"""A.3, PopQA: retrieved passages, then shots from other questions, greedy to the end of the line."""
+"""A.2, MMLU; {query} holds the heading, the question and its options A. to D."""
 
 DIALOGUE = PromptTemplate(context="{passage}\n", input="Speaker 1: {query}\nSpeaker 2:")
 """A.4, MSC: the retrieved turn, then the current one."""

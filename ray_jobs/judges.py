@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pyarrow as pa
 import ray
 
 from embedder.config import RunConfig
 from embedder.errors import ConfigError
-from embedder.evaluation.answers import LlmJudge
+from embedder.evaluation.judge import ASKED, LlmJudge, judged_ledger
 from embedder.lm import load_lm
+
+UNIT = pa.schema([("rows", pa.list_(pa.struct(list(ASKED))))])
+"""Questions that are asked and committed together."""
+JUDGED_UNIT = pa.schema([("questions", pa.int64()), ("tokens", pa.int64()), ("seconds", pa.float64())])
+"""What one unit cost."""
 
 
 class JudgeBlocks:
-    """Loads the LLM once; adds to each row its greedy answer (`kind` answer) or log-likelihood (`kind` likelihood)."""
+    """Loads the LLM once, then asks it one unit after another and commits the replies."""
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef) -> None:
         if config.llm is None:
             raise ConfigError("the run file has no `llm` section")
         lm = load_lm(config.llm, config.paths.cache)
-        self.judge = LlmJudge(lm, config.llm, config.tasks, ray.get(shot_pools), config.evaluate.seed)
+        self.judge = LlmJudge(lm, config.llm, config.tasks, config.evaluate, ray.get(shot_pools))
+        self.ledger = judged_ledger(config.paths.mounted / "evaluation")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = batch.to_pylist()
-        for task, kind in sorted({(row["task"], row["kind"]) for row in rows}):
-            mine = [row for row in rows if (row["task"], row["kind"]) == (task, kind)]
-            if kind == "answer":
-                for row, answer in zip(mine, self.judge.answers(task, mine), strict=True):
-                    row["answer"] = answer
-            else:
-                for row, likelihood in zip(mine, self.judge.likelihoods(task, mine), strict=True):
-                    row["likelihood"] = likelihood
-        return pa.Table.from_pylist(rows, schema=JUDGED)
+        return pa.Table.from_pylist([self._unit(unit["rows"]) for unit in batch.to_pylist()], schema=JUDGED_UNIT)
 
-
-JUDGED = pa.schema(
-    [
-        *((name, pa.string()) for name in ("task", "dataset", "query_id", "query", "retriever", "kind")),
-        ("answers", pa.list_(pa.string())),
-        ("passages", pa.list_(pa.string())),
-        ("answer", pa.string()),
-        ("likelihood", pa.float64()),
-    ]
-)
-"""A test query with the passages one retriever found, and what the LLM made of it."""
+    def _unit(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """Ask one unit, unless an actor did that before it was killed."""
+        began, before = time.perf_counter(), self.judge.engine.computed_tokens
+        if not self.ledger.holds([row["row_id"] for row in rows]):
+            self.ledger.commit(self.judge.judge(rows))
+        tokens = self.judge.engine.computed_tokens - before
+        return {"questions": len(rows), "tokens": tokens, "seconds": time.perf_counter() - began}

@@ -11,13 +11,10 @@ import pyarrow.parquet as pq
 from embedder.config import RunConfig
 from embedder.errors import DataError
 from embedder.labelling.labeller import ShotPools
+from embedder.labelling.prompts import shot_pool
 from embedder.ledger import Ledger
-from embedder.records import GROUP, LABELLED, PASSAGE, QUERY, Split, parquet_files, read_tables, row_seed
+from embedder.records import GROUP, LABELLED, PASSAGE, QUERY, Split, parquet_files, read_tables
 from embedder.storage import AnyPath
-
-MAX_SHOT_CHARACTERS = 300
-"""Longer examples are not used as shots: three of them would crowd out the candidate."""
-SHOT_POOL_ROWS = 64
 
 
 def datasets(config: RunConfig) -> list[str]:
@@ -117,11 +114,5 @@ def shot_pools(config: RunConfig) -> ShotPools:
         rows = queries(config, "train", dataset)
         if not rows or not config.tasks[rows[0]["task"]].shots:
             continue
-        fitting = [
-            (row["query_id"], row["query"], row["answers"][0])
-            for row in rows
-            if row["answers"] and len(row["query"]) + len(row["answers"][0]) <= MAX_SHOT_CHARACTERS
-        ]
-        fitting.sort(key=lambda row: row_seed(config.label.seed, "pool", row[0]))
-        pools[dataset] = fitting[:SHOT_POOL_ROWS]
+        pools[dataset] = shot_pool(rows, config.label.seed)
     return pools

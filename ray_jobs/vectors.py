@@ -86,14 +86,19 @@ class EncodeBlocks:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         vectors = encode_prompted(self.encoder, batch["text"].to_pylist())
-        stores = list(zip(batch["dataset"].to_pylist(), batch["side"].to_pylist(), strict=True))
-        for dataset, side in sorted(set(stores)):
-            mine = np.array([store == (dataset, side) for store in stores])
-            rows = batch.filter(pa.array(mine))
-            column = pa.array(list(vectors[mine]), pa.list_(pa.float32()))
-            block = pa.table([rows["dataset"], rows["row_id"], rows["id"], column], schema=VECTOR)
-            vector_ledger(self.folder, dataset, side).commit(block)
+        commit_vectors(self.folder, batch, vectors)
         return pa.table({"rows": [batch.num_rows]})
+
+
+def commit_vectors(folder: Path, batch: pa.Table, vectors: np.ndarray) -> None:
+    """Commit the vectors (rows, D) of a batch of TO_ENCODE, a block for each dataset and side in it."""
+    stores = list(zip(batch["dataset"].to_pylist(), batch["side"].to_pylist(), strict=True))
+    for dataset, side in sorted(set(stores)):
+        mine = np.array([store == (dataset, side) for store in stores])
+        rows = batch.filter(pa.array(mine))
+        column = pa.array(list(vectors[mine]), pa.list_(pa.float32()))
+        block = pa.table([rows["dataset"], rows["row_id"], rows["id"], column], schema=VECTOR)
+        vector_ledger(folder, dataset, side).commit(block)
 
 
 def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split]) -> tuple[VectorStore, int]:
@@ -102,14 +107,25 @@ def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split
     Returns the encoder's vectors and how many texts were encoded now.
     """
     store = open_store(config, encoder)
+    return store, fill_store(config, store, encoder, splits)
+
+
+def missing_texts(config: RunConfig, store: VectorStore, splits: list[Split]) -> list[pa.Table]:
+    """Passages and queries whose vectors the store lacks, rows of TO_ENCODE with their instruction, in chunks."""
     chunks: list[pa.Table] = []
     for dataset in datasets(config):
         for split in splits:
             chunks += _missing(store, dataset, "query", query_table(config, split, dataset))
         chunks += _missing(store, dataset, "key", read_tables(corpus_files(config, dataset), PASSAGE))
-    total = sum(chunk.num_rows for chunk in chunks)
+    return chunks
+
+
+def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, splits: list[Split]) -> int:
+    """Encode what the store lacks, with an actor pool; returns how many texts that were."""
+    chunks = missing_texts(config, store, splits)
+    total: int = sum(chunk.num_rows for chunk in chunks)
     if not total:
-        return store, 0
+        return 0
     encoded = ray.data.from_arrow(chunks).map_batches(
         EncodeBlocks,
         fn_constructor_args=(encoder, store.folder),
@@ -120,7 +136,7 @@ def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split
     with progress("encode", total, console()) as counter:
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
             counter.advance(sum(batch["rows"].to_pylist()))
-    return store, total
+    return total
 
 
 def _missing(store: VectorStore, dataset: str, side: Side, table: pa.Table) -> list[pa.Table]:

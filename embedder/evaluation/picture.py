@@ -1,47 +1,130 @@
-"""One picture that compares retrievers: a panel a measure, a group of bars a dataset."""
+"""One picture that compares retrievers: a panel a task, a bar a retriever with its interval."""
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
-matplotlib.use("Agg")
+from embedder.evaluation.results import headline_entries
 
-from matplotlib import pyplot as plt
-
-COLOURS = {"none": "#bbbbbb", "bm25": "#ddaa33", "base": "#4477aa", "trained": "#aa3377"}
-
-Panel = Mapping[str, Mapping[str, float]]
-"""Dataset -> retriever -> value."""
+COLUMNS = 3
 
 
-def draw_comparison(panels: Mapping[str, Panel], path: Path) -> None:
-    """Write a PNG; a panel's title is its measure, and every bar carries its value."""
-    shown = {title: panel for title, panel in panels.items() if panel}
-    if not shown:
-        return
-    figure, axes = plt.subplots(len(shown), 1, figsize=(10, 3.4 * len(shown)), squeeze=False, layout="constrained")
-    for axis, (title, panel) in zip(axes[:, 0], shown.items(), strict=True):
-        retrievers = [name for name in COLOURS if any(name in values for values in panel.values())]
-        width = 0.8 / len(retrievers)
-        for offset, name in enumerate(retrievers):
-            places = [i for i, values in enumerate(panel.values()) if name in values]
-            heights = [values[name] for values in panel.values() if name in values]
-            bars = axis.bar(
-                [place + (offset - (len(retrievers) - 1) / 2) * width for place in places],
-                heights,
-                width * 0.92,
-                label=name,
-                color=COLOURS[name],
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a picture for one background."""
+
+    text: str
+    lines: str
+    known: Mapping[str, str]
+    """Colours of the built-in retrievers."""
+    others: tuple[str, ...]
+    """Of all others, in turn."""
+    background: str | None = None
+    """None: transparent."""
+
+
+LIGHT = Theme(
+    text="#1d2733",
+    lines="#8a94a0",
+    known={
+        "none": "#c9ced5",
+        "random": "#a5adb7",
+        "recency": "#7f8a96",
+        "bm25": "#d9a321",
+        "base": "#4477aa",
+        "trained": "#aa3377",
+    },
+    others=("#228833", "#ee6677", "#66ccee", "#8866cc", "#775533"),
+)
+DARK = Theme(
+    text="#e4e8ee",
+    lines="#6b7683",
+    known={
+        "none": "#4b545f",
+        "random": "#66707c",
+        "recency": "#8792a0",
+        "bm25": "#e0b84f",
+        "base": "#6fa8dc",
+        "trained": "#ee88bb",
+    },
+    others=("#5fc06f", "#ff8f9c", "#8fdcf5", "#b59be8", "#c2a27f"),
+)
+PAPER = Theme(LIGHT.text, LIGHT.lines, LIGHT.known, LIGHT.others, background="#ffffff")
+
+
+def colours(names: list[str], theme: Theme) -> dict[str, str]:
+    """A colour for each retriever."""
+    own = [name for name in names if name not in theme.known]
+    return {**theme.known, **{name: theme.others[i % len(theme.others)] for i, name in enumerate(own)}}
+
+
+def draw_headlines(results: Mapping[str, Any], theme: Theme) -> bytes:
+    """A PNG with the measure that stands for each task, averaged over the task's datasets; empty without any."""
+    entries = headline_entries(results)
+    rows = max(1, math.ceil(len(entries) / COLUMNS))
+    bars = max((len(entry["retrievers"]) for _, entry in entries.values()), default=1)
+    figure = Figure(figsize=(11, (0.75 + 0.27 * bars) * rows), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
+    if theme.background:
+        figure.set_facecolor(theme.background)
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    palette = colours(list(results["retrievers"]), theme)
+    for axis, (task, (measure, entry)) in zip(axes, entries.items(), strict=False):
+        _draw(axis, entry, palette, theme)
+        lower = " (lower is better)" if entry["kind"] == "perplexity" else ""
+        _dress(axis, f"{task}: {measure}{lower}", theme)
+    for axis in axes[len(entries) :]:
+        axis.set_axis_off()
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=150, transparent=theme.background is None)
+    return written.getvalue()
+
+
+def _draw(axis: Axes, entry: Mapping[str, Any], palette: Mapping[str, str], theme: Theme) -> None:
+    """Bars from 0 for shares; points for perplexities, of which only differences tell anything."""
+    values = entry["retrievers"]
+    places = range(len(values))
+    points = [one["value"] for one in values.values()]
+    spans = [
+        [one["value"] - one["low"] for one in values.values()],
+        [one["high"] - one["value"] for one in values.values()],
+    ]
+    shades = [palette[name] for name in values]
+    from_zero = entry["kind"] == "mean" and min(points) >= 0
+    if from_zero:
+        axis.barh(list(places), points, 0.72, color=shades)
+        axis.errorbar(points, list(places), xerr=spans, fmt="none", ecolor=theme.text, elinewidth=1, capsize=2)
+    else:
+        for place, point, low, high, shade in zip(places, points, *spans, shades, strict=True):
+            axis.errorbar(
+                [point], [place], xerr=[[low], [high]], fmt="o", color=shade, elinewidth=1.6, capsize=3, markersize=6
             )
-            axis.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
-        axis.set_xticks(range(len(panel)), list(panel))
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(y=0.15)
-        axis.legend(frameon=False, fontsize=8, ncols=len(retrievers), loc="upper left", bbox_to_anchor=(0.45, 1.15))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    last = max(one["high"] for one in values.values())
+    first = 0.0 if from_zero else min(one["low"] for one in values.values())
+    room = 0.24 * (last - first or 1.0)
+    axis.set_xlim(first if from_zero else first - 0.06 * room / 0.24, last + room)
+    digits = 3 if last < 10 else 2
+    for place, one in zip(places, values.values(), strict=True):
+        shown = f"{one['value']:.{digits}f}"
+        axis.text(one["high"] + 0.08 * room, place, shown, va="center", ha="left", fontsize=8, color=theme.text)
+    axis.set_yticks(list(places), list(values))
+    axis.invert_yaxis()
+
+
+def _dress(axis: Axes, title: str, theme: Theme) -> None:
+    """Quiet axes."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(theme.lines)
+    axis.tick_params(colors=theme.text, labelsize=8, color=theme.lines)
+    axis.tick_params(axis="y", length=0)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    axis.set_facecolor("none")
+    axis.set_title(title, loc="left", color=theme.text, fontsize=10, fontweight="bold", pad=6, parse_math=False)

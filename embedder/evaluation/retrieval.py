@@ -1,51 +1,99 @@
-"""How good rankings are: recall, reciprocal rank and NDCG by ir_measures, a value a query, and their means."""
+"""Rankings: which passages are relevant, what ir_measures makes of them a query, and rankings that need no model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from random import Random
+from typing import Any
 
 import ir_measures
-import numpy as np
-from ir_measures import RR, R, nDCG
 
+from embedder.evaluation.interface import Evaluation
 from embedder.mining.lexical import Ranking
+from embedder.records import row_seed
 
 PerQuery = dict[str, dict[str, float]]
 """Measure -> query id -> value."""
+Relevant = Mapping[str, Mapping[str, int]]
+"""Query id -> relevant passage -> grade."""
 
 
-def measure(rankings: Mapping[str, Ranking], relevant: Mapping[str, Sequence[str]], cutoffs: Sequence[int]) -> PerQuery:
-    """Recall@k, NDCG@k and reciprocal rank of every query that has a relevant passage; 0 where none is found.
+def measure_names(evaluation: Evaluation, cutoffs: Sequence[int]) -> list[str]:
+    """The ranking measures of an evaluation, its own first, then reciprocal rank, recall and NDCG at each cutoff."""
+    general = ["RR", *(f"{name}@{k}" for k in cutoffs for name in ("R", "nDCG"))]
+    return list(dict.fromkeys([*evaluation.rankings, *general]))
+
+
+def measure(rankings: Mapping[str, Ranking], relevant: Relevant, names: Sequence[str]) -> PerQuery:
+    """Each measure of every query that has a relevant passage; 0 where none is found.
 
     Equal scores are ranked in the order of the ranking (ours breaks ties by id), so the library gets ranks as scores.
     """
-    measures = [RR, *(measure @ k for k in cutoffs for measure in (R, nDCG))]
-    qrels = [ir_measures.Qrel(query, passage, 1) for query, passages in relevant.items() for passage in passages]
+    measures = {name: ir_measures.parse_measure(name) for name in names}
+    qrels = [
+        ir_measures.Qrel(query, passage, grade)
+        for query, grades in relevant.items()
+        for passage, grade in grades.items()
+    ]
     run = [
         ir_measures.ScoredDoc(query, passage, float(-rank))
         for query, ranking in rankings.items()
         for rank, (passage, _) in enumerate(ranking)
     ]
-    values: PerQuery = {str(one): {query: 0.0 for query, passages in relevant.items() if passages} for one in measures}
+    values: PerQuery = {name: {query: 0.0 for query, grades in relevant.items() if grades} for name in names}
+    titles = {one: name for name, one in measures.items()}
     if qrels and run:
-        for metric in ir_measures.iter_calc(measures, qrels, run):
-            values[str(metric.measure)][metric.query_id] = metric.value
+        for metric in ir_measures.iter_calc(list(measures.values()), qrels, run):
+            if metric.query_id in values[titles[metric.measure]]:
+                values[titles[metric.measure]][metric.query_id] = metric.value
     return values
 
 
-def mean(values: Mapping[str, float]) -> float | None:
-    """Mean over queries; None without queries."""
-    return float(np.mean(list(values.values()))) if values else None
+def relevant_passages(
+    evaluation: Evaluation, rows: Iterable[Mapping[str, Any]], answers: Mapping[str, str | None]
+) -> dict[str, dict[str, int]]:
+    """By query id its known positives with their grades, or the worked examples that have its answer.
+
+    `answers`: those of the passages by id. A query without any is left out.
+    """
+    by_answer: dict[str, list[str]] = {}
+    if evaluation.relevance == "same_answer":
+        for passage_id, answer in answers.items():
+            if answer is not None:
+                by_answer.setdefault(answer, []).append(passage_id)
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        if evaluation.relevance == "same_answer":
+            wanted = by_answer.get(row["answers"][0], []) if row["answers"] else []
+            grades = dict.fromkeys((one for one in wanted if one != row["query_id"]), 1)
+        else:
+            given = row["positive_grades"] or [1] * len(row["positive_ids"])
+            grades = dict(zip(row["positive_ids"], given, strict=True))
+        if grades:
+            found[row["query_id"]] = grades
+    return found
 
 
-def paired_difference(
-    values: Mapping[str, float], baseline: Mapping[str, float], seed: int, rounds: int = 2000
-) -> tuple[float, float, float] | None:
-    """Mean difference over the queries both have, with its 95 % bootstrap interval (resampled queries)."""
-    queries = sorted(values.keys() & baseline.keys())
-    if not queries:
-        return None
-    difference = np.array([values[query] - baseline[query] for query in queries])
-    drawn = np.random.default_rng(seed).integers(0, len(queries), size=(rounds, len(queries)))
-    low, high = np.quantile(difference[drawn].mean(axis=1), [0.025, 0.975])
-    return float(difference.mean()), float(low), float(high)
+def without_itself(rankings: Mapping[str, Ranking], depth: int) -> dict[str, Ranking]:
+    """Rankings in which no query finds itself: a query of the dev split may be a worked example of the corpus."""
+    return {query: [entry for entry in ranking if entry[0] != query][:depth] for query, ranking in rankings.items()}
+
+
+def random_rankings(
+    rows: Iterable[Mapping[str, Any]], passage_ids: Sequence[str], depth: int, seed: int
+) -> dict[str, Ranking]:
+    """`depth` passages a query, drawn by its own seed from its candidates or from all passages."""
+    rankings = {}
+    for row in rows:
+        pool = passage_ids if row["pool_ids"] is None else row["pool_ids"]
+        drawn = Random(row_seed(seed, "random", row["query_id"])).sample(pool, min(depth, len(pool)))
+        rankings[row["query_id"]] = [(one, float(-rank)) for rank, one in enumerate(drawn)]
+    return rankings
+
+
+def recency_rankings(rows: Iterable[Mapping[str, Any]], depth: int) -> dict[str, Ranking]:
+    """The latest of each query's own candidates, the last one first."""
+    return {
+        row["query_id"]: [(one, float(-rank)) for rank, one in enumerate(list(reversed(row["pool_ids"] or []))[:depth])]
+        for row in rows
+    }

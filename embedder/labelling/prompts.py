@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from embedder.config import LlmConfig
 from embedder.errors import ConfigError
@@ -13,6 +14,21 @@ from embedder.tasks import PromptTemplate, TaskSpec
 
 Shot = tuple[str, str]
 """A query and its answer."""
+
+
+MAX_SHOT_CHARACTERS = 300
+"""Longer examples are not used as shots: three of them would crowd out the candidate."""
+SHOT_POOL_ROWS = 64
+
+
+def shot_pool(rows: Iterable[Mapping[str, Any]], seed: int) -> list[tuple[str, str, str]]:
+    """(query_id, query, answer) of training rows short enough to serve as worked examples, a seeded choice."""
+    fitting = [
+        (row["query_id"], row["query"], row["answers"][0])
+        for row in rows
+        if row["answers"] and len(row["query"]) + len(row["answers"][0]) <= MAX_SHOT_CHARACTERS
+    ]
+    return sorted(fitting, key=lambda row: row_seed(seed, "pool", row[0]))[:SHOT_POOL_ROWS]
 
 
 def choose_shots(pool: Sequence[tuple[str, str, str]], query_id: str, count: int, seed: int) -> list[Shot]:

@@ -123,12 +123,18 @@ def test_index_writes_a_bundle_that_verifies_and_a_second_run_encodes_nothing(cl
 def test_evaluate_compares_all_retrievers(cluster: Cluster, run_file: Path) -> None:
     config = load_run(run_file)
     succeeded(cluster.submit("evaluate", run_file))
-    folder = config.paths.work / "evaluation"
+    folder = config.paths.work / "evaluation" / "test"
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    assert {"bm25", "base", "trained", "trained_minus_base"} <= set(results["stdlib"]["nDCG@10"])
-    assert {"none", "bm25", "base", "trained"} <= set(results["python-docs"]["exact match"])
-    assert results["stdlib-source"]["log-likelihood"]["queries"] == 2
+    assert set(results["tasks"]) == {"qa", "convsearch", "tool", "chat", "icl", "lrlm"}
+    measures = {name: one["measures"] for name, one in results["datasets"].items()}
+    assert set(measures["stdlib"]["nDCG@5"]["retrievers"]) == {"random", "bm25", "base", "trained"}
+    answered = measures["python-docs"]["exact match"]
+    assert set(answered["retrievers"]) == {"none", "random", "bm25", "base", "trained"} and answered["queries"] == 2
+    assert "trained" in answered["differences"]
+    assert "recency" in measures["assistant"]["perplexity"]["retrievers"]
+    assert measures["stdlib-source"]["perplexity"]["queries"] == 2
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_half_written_blocks_are_not_read(tmp_path: Path) -> None:

@@ -1,23 +1,10 @@
-"""Answers judged by exact match, containment and F1, and the LLM that gives them."""
+"""Answers judged by exact match, containment, F1 and ROUGE-L."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from embedder.evaluation.answers import (
-    GREEDY_TOKENS,
-    LlmJudge,
-    contains_answer,
-    exact_match,
-    normalise_answer,
-    token_f1,
-)
-from embedder.labelling.prefix_tree import PackedPrompt
-from embedder.labelling.prompts import choose_shots, prompt_builder
-from embedder.lm import load_lm
-from embedder.tasks import BUILTIN_TASKS, OPEN_QUESTION
-from tests.unit.judges import exact_model, plain_scores
+from embedder.evaluation.answers import contains_answer, exact_match, normalise_answer, rouge_l, token_f1
 
 
 def test_an_answer_is_compared_without_articles_punctuation_and_case():
@@ -58,61 +45,20 @@ def test_punctuation_is_deleted_as_in_squad(answer, accepted):
     assert exact_match(answer, [accepted]) == 1
 
 
-POOLS = {"d": [(f"s{i}", f"which city {i}", f"Paris {i}") for i in range(4)]}
-ROWS = [
-    {
-        "dataset": "d",
-        "query_id": f"q{i}",
-        "query": "which city is the capital",
-        "answers": [f"Paris {i}"],
-        "passages": passages,
-    }
-    for i, passages in enumerate([[], ["the fox"], ["the fox jumps over the lazy dog", "Paris is the capital"]])
-]
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        pytest.param("the cat sat on the mat", 1.0, id="equal"),
+        pytest.param("THE CAT SAT, on the mat!", 1.0, id="without case and punctuation"),
+        pytest.param("the mat sat on the cat", 2 * (4 / 6) * (4 / 6) / (8 / 6), id="longest common subsequence"),
+        pytest.param("a dog", 0.0, id="nothing in common"),
+        pytest.param("", 0.0, id="empty"),
+        pytest.param("rain", 1.0, id="the second accepted answer"),
+    ],
+)
+def test_rouge_l_is_that_of_the_best_accepted_answer(answer, expected):
+    assert rouge_l(answer, ["the cat sat on the mat", "rain"]) == pytest.approx(expected)
 
 
-@pytest.fixture(scope="module")
-def judge(tiny_llm, tmp_path_factory):
-    lm = load_lm(tiny_llm, tmp_path_factory.mktemp("cache"), device="cpu")
-    return LlmJudge(lm, tiny_llm, BUILTIN_TASKS, POOLS, seed=0)
-
-
-def test_likelihoods_are_those_of_the_first_answer_after_the_passages(judge, tiny_llm):
-    builder = prompt_builder(judge.lm, BUILTIN_TASKS["qa"], tiny_llm)
-    prompts = [
-        PackedPrompt(
-            builder.prefix(row["query"], row["passages"], choose_shots(POOLS["d"], row["query_id"], 3, 0)).ids,
-            [builder.output(row["answers"][0])],
-        )
-        for row in ROWS
-    ]
-    expected = [values[0] for values in plain_scores(exact_model(tiny_llm.model), prompts)]
-    assert judge.likelihoods("qa", ROWS) == pytest.approx(expected, abs=1e-4)
-
-
-def test_answers_are_greedy_and_end_with_the_line(judge, tiny_llm):
-    builder = prompt_builder(judge.lm, BUILTIN_TASKS["qa"], tiny_llm, OPEN_QUESTION)
-    expected = []
-    for row in ROWS:
-        shots = choose_shots(POOLS["d"], row["query_id"], 3, 0)
-        ids = torch.tensor([builder.prefix(row["query"], row["passages"], shots).ids])
-        options = {"do_sample": False, "max_new_tokens": GREEDY_TOKENS, "pad_token_id": 0}
-        whole = judge.lm.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
-        expected.append(judge.lm.tokenizer.decode(whole, skip_special_tokens=True).split("\n")[0].strip())
-    assert judge.answers("qa", ROWS) == expected
-
-
-def test_an_answer_ends_where_its_line_does(judge, monkeypatch):
-    """The token that ends the line may begin with the answer's last letter."""
-    (last,) = judge.lm.tokens("x")
-    texts = judge.lm.tokenizer.batch_decode([[token] for token in range(600)])
-    monkeypatch.setitem(vars(judge.lm), "_token_texts", [*texts[:last], "x\n", *texts[last + 1 :]])
-    given = []
-    monkeypatch.setattr(judge.engine, "sample", lambda prefixes, seeds, how: given.append(how) or [[[last]]] * 3)
-    assert judge.answers("qa", ROWS) == ["x"] * 3
-    assert last in given[0].stop_ids
-    assert (given[0].num_samples, given[0].top_k, given[0].end_ids) == (1, 1, {2})
-
-
-def test_no_rows_need_no_answers(judge):
-    assert (judge.answers("qa", []), judge.likelihoods("qa", [])) == ([], [])
+def test_rouge_without_accepted_answers_is_nothing():
+    assert rouge_l("x", []) == 0

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import io
+
 from matplotlib import image
 
-from embedder.evaluation.picture import draw_comparison
-
-PANEL = {"nq": {"bm25": 0.5, "base": 0.4, "trained": 0.6}, "pubmed": {"bm25": 0.7, "trained": 0.8}}
-
-
-def test_a_picture_has_a_panel_for_each_measure_that_has_values(tmp_path):
-    draw_comparison({"nDCG@10": PANEL}, tmp_path / "deep" / "one.png")
-    draw_comparison({"nDCG@10": PANEL, "likelihood": {"nq": {"none": -2.0}}, "F1": {}}, tmp_path / "two.png")
-    one, two = image.imread(tmp_path / "deep" / "one.png"), image.imread(tmp_path / "two.png")
-    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
-    assert two.shape[0] == 2 * one.shape[0]
-    assert one.min() < one.max()
+from embedder.evaluation.picture import DARK, LIGHT, PAPER, colours, draw_headlines
+from tests.unit.evaluated import chat, qa, results, tool
 
 
-def test_without_values_nothing_is_drawn(tmp_path):
-    draw_comparison({"nDCG@10": {}}, tmp_path / "none.png")
-    assert list(tmp_path.iterdir()) == []
+def pixels(written):
+    return image.imread(io.BytesIO(written))
+
+
+def test_a_picture_has_a_panel_for_each_task():
+    one, two = results(tool()), results(tool(), qa(), chat())
+    small, large = pixels(draw_headlines(one, PAPER)), pixels(draw_headlines(two, PAPER))
+    assert small.shape[1] == large.shape[1]
+    assert small.min() < small.max()
+    assert (large[..., :3].mean(axis=2) < 0.9).sum() > 2 * (small[..., :3].mean(axis=2) < 0.9).sum()
+
+
+def test_a_page_shows_a_picture_for_either_background():
+    found = results(tool())
+    light, dark, paper = (pixels(draw_headlines(found, theme)) for theme in (LIGHT, DARK, PAPER))
+    assert light[0, 0, 3] == dark[0, 0, 3] == 0
+    assert paper[0, 0, 3] == 1
+    assert (light != dark).any()
+
+
+def test_nothing_measured_is_an_empty_picture():
+    assert draw_headlines(results(), PAPER).startswith(b"\x89PNG")
+
+
+def test_every_retriever_has_a_colour_of_its_own():
+    names = ["base", "one", "two", "trained"]
+    palette = colours(names, LIGHT)
+    assert len({palette[name] for name in names}) == 4

@@ -52,7 +52,7 @@ def test_imports_point_one_way(path):
     assert not roots & {"tests", "benchmarks", "pickle", "dill", "cloudpickle", "joblib"}
 
 
-SHARED = ("worker", "actors", "judges", "search", "tables", "vectors", "session", "reranker", "fit")
+SHARED = ("worker", "actors", "judges", "retrievers", "search", "tables", "vectors", "session", "reranker", "fit")
 LABEL_PARTS = ("label_plan", "label_terms", "label_teachers", "label_outcome")
 
 

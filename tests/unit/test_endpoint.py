@@ -1,0 +1,153 @@
+"""Vectors from an OpenAI-compatible server: what is sent, what is tried again, what is refused, and where no key is."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import numpy as np
+import pytest
+
+from embedder.errors import ConfigError, ModelError
+from embedder.evaluate_config import EndpointRetriever
+from embedder.evaluation import endpoint as module
+from embedder.evaluation.endpoint import EmbeddingEndpoint
+
+KEY = "sk-secret-0123456789"
+
+
+def retriever(**fields):
+    known = {"name": "remote", "url": "http://server/v1", "model": "m", "attempts": 4}
+    return EndpointRetriever.model_validate({**known, **fields})
+
+
+def vectors(count, width=3):
+    rows = [{"index": i, "embedding": [float(i + 1)] * width} for i in range(count)]
+    return httpx.Response(200, json={"object": "list", "data": rows})
+
+
+class Server:
+    """Answers requests from a list, keeps them."""
+
+    def __init__(self, *answers):
+        self.answers, self.requests = list(answers), []
+
+    def __call__(self, request):
+        self.requests.append(request)
+        answer = self.answers.pop(0) if self.answers else vectors(len(json.loads(request.content)["input"]))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def bodies(self):
+        return [json.loads(request.content) for request in self.requests]
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    return pauses
+
+
+def ask(server, texts=("a", "b"), side="query", **fields):
+    with EmbeddingEndpoint(retriever(**fields), httpx.MockTransport(server)) as endpoint:
+        return endpoint.encode(texts, "qa", side)
+
+
+def test_texts_become_unit_vectors_in_their_order():
+    shuffled = {"data": [{"index": 1, "embedding": [0, 2]}, {"index": 0, "embedding": [3, 4]}]}
+    found = ask(Server(httpx.Response(200, json=shuffled)))
+    assert found.dtype == np.float32
+    assert found == pytest.approx(np.array([[0.6, 0.8], [0.0, 1.0]]))
+
+
+def test_a_request_is_openais(monkeypatch):
+    monkeypatch.setenv("REMOTE_KEY", KEY)
+    server = Server()
+    ask(server, key_variable="REMOTE_KEY", dimensions=2, extra_query={"task": "{task}", "input_type": "query"})
+    ask(server, side="key", key_variable="REMOTE_KEY", extra_query={"input_type": "query"})
+    assert [str(request.url) for request in server.requests] == ["http://server/v1/embeddings"] * 2
+    assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {KEY}"}
+    plain = {"model": "m", "input": ["a", "b"], "encoding_format": "float"}
+    assert server.bodies() == [{**plain, "dimensions": 2, "task": "qa", "input_type": "query"}, plain]
+
+
+def test_without_a_key_none_is_sent():
+    server = Server()
+    ask(server)
+    assert "authorization" not in server.requests[0].headers
+
+
+@pytest.mark.parametrize("failure", [429, 500, 503, httpx.ConnectError("refused"), httpx.ReadTimeout("slow")])
+def test_what_passes_is_tried_again_with_growing_pauses(slept, failure):
+    answers = [failure if isinstance(failure, Exception) else httpx.Response(failure, text="busy") for _ in range(3)]
+    server = Server(*answers)
+    assert ask(server).shape == (2, 3)
+    assert len(server.requests) == 4
+    assert [0.5 * 2**i <= pause <= 2**i for i, pause in enumerate(slept)] == [True] * 3
+
+
+def test_a_server_that_asks_for_time_gets_it(slept):
+    ask(Server(httpx.Response(429, headers={"retry-after": "20"}), httpx.Response(429, headers={"retry-after": "Mon"})))
+    assert 10 <= slept[0] <= 20 and slept[1] <= 2
+
+
+def test_attempts_are_counted(slept):
+    server = Server(*[httpx.Response(503, text="busy") for _ in range(9)])
+    with pytest.raises(ModelError, match=r"4 requests failed, the last one with status 503: busy"):
+        ask(server)
+    assert (len(server.requests), len(slept)) == (4, 3)
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_a_refusal_is_not_tried_again(slept, status):
+    server = Server(httpx.Response(status, text="no such model"))
+    with pytest.raises(ModelError, match=f"refuses: status {status}: no such model"):
+        ask(server)
+    assert (len(server.requests), slept) == (1, [])
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_no_message_holds_the_key(slept, monkeypatch, caplog, status):
+    monkeypatch.setenv("REMOTE_KEY", KEY)
+    caplog.set_level("DEBUG")
+    server = Server(*[httpx.Response(status, text=f"bad key {KEY}") for _ in range(4)])
+    with pytest.raises(ModelError) as caught:
+        ask(server, key_variable="REMOTE_KEY")
+    assert "bad key ***" in str(caught.value)
+    assert KEY not in str(caught.value) + caplog.text + repr(retriever(key_variable="REMOTE_KEY"))
+
+
+def test_a_variable_without_a_key_is_named(monkeypatch):
+    monkeypatch.setenv("REMOTE_KEY", "  ")
+    with pytest.raises(ConfigError, match="REMOTE_KEY holds no key"):
+        ask(Server(), key_variable="REMOTE_KEY")
+
+
+STRANGE = {
+    "no JSON": httpx.Response(200, text="<html>"),
+    "another form": httpx.Response(200, json={"vectors": []}),
+    "a list": httpx.Response(200, json=[1]),
+    "too few": httpx.Response(200, json={"data": [{"index": 0, "embedding": [1.0]}]}),
+    "two lengths": httpx.Response(
+        200, json={"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": [1, 2]}]}
+    ),
+    "no index": httpx.Response(200, json={"data": [{"embedding": [1]}, {"embedding": [2]}]}),
+    "text": httpx.Response(200, json={"data": [{"index": 0, "embedding": "AAAA"}, {"index": 1, "embedding": "AAAA"}]}),
+    "zero": httpx.Response(200, json={"data": [{"index": 0, "embedding": [0.0]}, {"index": 1, "embedding": [1.0]}]}),
+    "empty": httpx.Response(200, json={"data": [{"index": 0, "embedding": []}, {"index": 1, "embedding": []}]}),
+}
+
+
+@pytest.mark.parametrize("answer", STRANGE.values(), ids=STRANGE.keys())
+def test_an_answer_of_another_form_is_refused(answer):
+    with pytest.raises(ModelError, match="http://server/v1"):
+        ask(Server(answer))
+
+
+def test_the_address_must_hold_no_secret():
+    for url in ("http://user:key@server/v1", "ftp://server", "http://server/v1?key=1"):
+        with pytest.raises(ValueError, match="url"):
+            retriever(url=url)
+    assert retriever(url="http://server/v1/").url == "http://server/v1"

@@ -1,0 +1,204 @@
+"""The LLM's part, with a tiny one: prompts against plain scoring, greedy answers against generate, and what fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from embedder.evaluate_config import EvaluateConfig
+from embedder.evaluation.evaluations import EVALUATIONS
+from embedder.evaluation.interface import Passage, Question
+from embedder.evaluation.judge import JUDGED, LlmJudge, fitting_prefix, judge_fingerprint, reply_of
+from embedder.labelling.prefix_tree import PackedPrompt
+from embedder.labelling.prompts import choose_shots, prompt_builder
+from embedder.lm import load_lm
+from embedder.records import write_table
+from embedder.tasks import BUILTIN_TASKS
+from tests.unit.judges import exact_model, plain_scores
+
+POOLS = {"d": [(f"s{i}", f"which city {i}", f"Paris {i}") for i in range(4)]}
+SETTINGS = EvaluateConfig(max_output_tokens=24)
+FOX = ["the fox jumps over the lazy dog", "Paris is the capital", "a list holds items in order"]
+
+
+def question(evaluation, number=0, passages=(), **fields):
+    known = {
+        "task": evaluation if evaluation in BUILTIN_TASKS else "qa",
+        "dataset": "d",
+        "query_id": f"q{number}",
+        "query": f"which city is the capital {number}",
+        "answers": [f"Paris {number}"],
+        "options": None,
+        "category": None,
+    }
+    found = [Passage(f"p{text}", FOX[text], text) for text in passages]
+    return Question(evaluation=evaluation, **{**known, **fields}, passages=found)
+
+
+QUESTIONS = [
+    question("qa", 0),
+    question("qa", 0, [1]),
+    question("qa", 1, [0, 2]),
+    question("choice", 2, [2, 1], options=["a", "Paris 2", "c"]),
+    question("chat", 3, [2, 0]),
+    question("lrlm", 4, [1, 0]),
+    question("icl", 5, [0, 1], options=["no", "Paris 5", "Paris"]),
+    question("icl", 6, [0]),
+]
+
+
+@pytest.fixture(scope="module")
+def judge(tiny_llm, tmp_path_factory):
+    lm = load_lm(tiny_llm, tmp_path_factory.mktemp("cache"), device="cpu")
+    return LlmJudge(lm, tiny_llm, BUILTIN_TASKS, SETTINGS, POOLS)
+
+
+def rows_of(questions):
+    return [one.row("llm") for one in questions]
+
+
+def replies(judge, questions):
+    rows = rows_of(questions)
+    found = {row["row_id"]: row for row in judge.judge(rows)}
+    return [found[row["row_id"]] for row in rows]
+
+
+def prompt_of(judge, one):
+    """The same by hand: shots, passages in the evaluation's order, query; and the outputs."""
+    evaluation = EVALUATIONS[one.evaluation]
+    spec = BUILTIN_TASKS[one.task]
+    builder = replace(prompt_builder(judge.lm, spec, judge.llm, evaluation.template(spec)), max_output_tokens=24)
+    shots = choose_shots(POOLS["d"], one.query_id, spec.shots, 0) if one.evaluation == "qa" else []
+    ask = evaluation.ask(one)
+    prefix = builder.prefix(ask.query, evaluation.arrange(one.passages), shots).ids
+    return PackedPrompt(prefix, [builder.output(text) for text in ask.outputs])
+
+
+def test_likelihoods_are_those_of_the_plain_sequences(judge, tiny_llm):
+    prompts = [prompt_of(judge, one) for one in QUESTIONS]
+    expected = plain_scores(exact_model(tiny_llm.model), prompts)
+    for row, prompt, values in zip(replies(judge, QUESTIONS), prompts, expected, strict=True):
+        assert row["error"] is None
+        assert row["likelihoods"] == pytest.approx(values, abs=1e-4)
+        assert row["tokens"] == [len(output) for output in prompt.outputs]
+
+
+def test_answers_are_greedy_and_end_with_the_line(judge):
+    for one, row in zip(QUESTIONS, replies(judge, QUESTIONS), strict=True):
+        ask = EVALUATIONS[one.evaluation].ask(one)
+        if not ask.written_tokens:
+            assert row["text"] is None
+            continue
+        ids = torch.tensor([prompt_of(judge, one).prefix])
+        options = {"do_sample": False, "max_new_tokens": ask.written_tokens, "pad_token_id": 0}
+        whole = judge.lm.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
+        assert row["text"] == judge.lm.tokenizer.decode(whole, skip_special_tokens=True).split("\n")[0].strip()
+
+
+def test_an_answer_ends_where_its_line_does(judge, monkeypatch):
+    """The token that ends the line may begin with the answer's last letter."""
+    (last,) = judge.lm.tokens("x")
+    texts = judge.lm.tokenizer.batch_decode([[token] for token in range(600)])
+    monkeypatch.setitem(vars(judge.lm), "_token_texts", [*texts[:last], "x\n", *texts[last + 1 :]])
+    given = []
+    monkeypatch.setattr(judge.engine, "sample", lambda prefixes, seeds, how: given.append(how) or [[[last]]] * 3)
+    assert [row["text"] for row in replies(judge, QUESTIONS[:3])] == ["x"] * 3
+    assert last in given[0].stop_ids
+    assert (given[0].num_samples, given[0].top_k, given[0].end_ids) == (1, 1, {2})
+
+
+def test_replies_do_not_depend_on_the_order_and_are_written_as_they_are(judge, tmp_path):
+    rows = rows_of(QUESTIONS)
+    first = judge.judge(rows)
+    assert judge.judge(rows[::-1]) == first
+    write_table(first, JUDGED, tmp_path / "judged.parquet")
+    assert judge.judge([]) == []
+
+
+def test_a_judge_that_does_not_let_write_scores_the_same(judge, tiny_llm):
+    silent = LlmJudge(judge.lm, tiny_llm, BUILTIN_TASKS, SETTINGS.model_copy(update={"writes": False}), POOLS)
+    for quiet, row in zip(replies(silent, QUESTIONS), replies(judge, QUESTIONS), strict=True):
+        assert quiet["text"] is None
+        assert quiet["likelihoods"] == row["likelihoods"]
+
+
+def test_a_long_output_is_cut_for_all_alike(judge):
+    long = question("chat", answers=["the fox and the dog run " * 20])
+    (row,) = replies(judge, [long])
+    assert row["tokens"] == [24]
+
+
+def test_what_cannot_be_asked_says_why_and_spoils_nothing_else(judge):
+    bad = [
+        question("chat", 1, query="a very long question " * 200),
+        question("lrlm", 2, answers=[" "]),
+    ]
+    first, second, good = replies(judge, [*bad, QUESTIONS[0]])
+    assert "needs more than the 200 of a prefix" in first["error"] and reply_of(first) is None
+    assert second["error"] == "a desired output has no token"
+    assert good["error"] is None and reply_of(good) is not None
+
+
+def test_exhausted_memory_costs_only_the_question_that_exhausts_it(judge, monkeypatch):
+    score = judge.engine.score
+
+    def scarce(prompts):
+        if any(len(prompt.outputs) == 3 for prompt in prompts):
+            raise torch.OutOfMemoryError("no memory\nmore")
+        return score(prompts)
+
+    monkeypatch.setattr(judge.engine, "score", scarce)
+    rows = replies(judge, QUESTIONS)
+    assert [row["error"] for row in rows if row["error"]] == ["out of memory: no memory"] * 2
+    assert [row["likelihoods"] is None for row in rows] == [len(row["likelihoods"] or []) == 0 for row in rows]
+
+
+def builder_for(judge, name, prefix_tokens):
+    spec = BUILTIN_TASKS[name]
+    return replace(prompt_builder(judge.lm, spec, judge.llm), max_prefix_tokens=prefix_tokens)
+
+
+@pytest.mark.parametrize("name", ["icl", "lrlm", "chat"])
+def test_passages_that_do_not_fit_are_left_out_from_the_last_of_the_ranking(judge, name):
+    one = question(name, passages=[1, 0, 2])
+    builder = builder_for(judge, name, 1000)
+    lengths = {}
+    for count in range(4):
+        asked = replace(one, passages=one.passages[:count])
+        lengths[count] = len(fitting_prefix(builder, EVALUATIONS[name], asked, one.query, []).ids)
+    for count in (1, 2, 3):
+        tight = builder_for(judge, name, lengths[count])
+        prefix = fitting_prefix(tight, EVALUATIONS[name], one, one.query, [])
+        expected = fitting_prefix(
+            builder, EVALUATIONS[name], replace(one, passages=one.passages[:count]), one.query, []
+        )
+        assert prefix.ids == expected.ids
+        assert prefix.passage_cut == (count < 3)
+
+
+def test_the_last_passage_of_a_question_loses_its_end(judge):
+    one = question("qa", passages=[1, 0])
+    whole = fitting_prefix(builder_for(judge, "qa", 1000), EVALUATIONS["qa"], one, one.query, [])
+    tight = fitting_prefix(builder_for(judge, "qa", len(whole.ids) - 3), EVALUATIONS["qa"], one, one.query, [])
+    text = judge.lm.tokenizer.decode(tight.ids)
+    assert tight.passage_cut and FOX[1] in text and FOX[0] not in text and FOX[0][:9] in text
+
+
+def test_the_fingerprint_tells_what_replies_depend_on(tiny_llm):
+    def of(llm=tiny_llm, tasks=BUILTIN_TASKS, settings=SETTINGS, pools=POOLS):
+        return judge_fingerprint(llm, tasks, settings, pools)("qa", "d")
+
+    shots = {**BUILTIN_TASKS, "qa": BUILTIN_TASKS["qa"].model_copy(update={"shots": 1})}
+    others = [
+        of(llm=tiny_llm.model_copy(update={"max_prefix_tokens": 100})),
+        of(tasks=shots),
+        of(settings=SETTINGS.model_copy(update={"max_output_tokens": 8})),
+        of(settings=SETTINGS.model_copy(update={"writes": False})),
+        of(settings=SETTINGS.model_copy(update={"seed": 1})),
+        of(pools={"d": POOLS["d"][:2]}),
+    ]
+    assert len({of(), *others}) == 7
+    assert of(settings=SETTINGS.model_copy(update={"num_actors": 9, "unit_queries": 3})) == of()
+    assert of(llm=tiny_llm.model_copy(update={"batch_tokens": 64})) == of()
