@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
         self.backbone: PreTrainedModel = backbone
         self.tokenizer = tokenizer
         self.config = config
-        self.bfloat16 = False
+        self.in_bfloat16 = False
         """Whether matrix products are taken in bfloat16, with the weights left as they are."""
 
     @property
@@ -81,7 +81,7 @@ class TextEncoder(nn.Module):
             ids_BL[i, : len(row)] = torch.tensor(row)
             mask_BL[i, : len(row)] = 1
         ids_BL, mask_BL = ids_BL.to(self.device), mask_BL.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             state_BLD = self.backbone(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
         return F.normalize(pool(state_BLD.float(), mask_BL, self.config.pooling), dim=-1)
 
@@ -117,13 +117,19 @@ def length_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]
 def embed_batches(
     embed: Callable[[list[TokenRow]], Tensor], rows: list[TokenRow], batches: Iterable[list[int]]
 ) -> Tensor:
-    """Vectors (B, D) in the order of the rows, embedded batch by batch; the batches hold every index at least once."""
-    parts, order = [], []
+    """Vectors (B, D) in the order of the rows, embedded batch by batch.
+
+    The batches hold every index; of one that they hold several times the first vector is taken.
+    """
+    parts: list[Tensor] = []
+    place: dict[int, int] = {}
+    count = 0
     for indices in batches:
         parts.append(embed([rows[i] for i in indices]))
-        order.extend(indices)
-    back = torch.empty(len(rows), dtype=torch.long)
-    back[torch.tensor(order)] = torch.arange(len(order))
+        for index in indices:
+            place.setdefault(index, count)
+            count += 1
+    back = torch.tensor([place[i] for i in range(len(rows))])
     return torch.cat(parts)[back.to(parts[0].device)]
 
 

@@ -17,9 +17,15 @@ class Counter:
 
     def __init__(self, label: str, total: int, console: Console, bar: Progress | None) -> None:
         self.label, self.total, self.count, self.note = label, total, 0, ""
+        self._skipped = 0
         self._console, self._bar = console, bar
         self._task = bar.add_task(label, total=total, note="") if bar else None
         self._began = self._line_at = time.monotonic()
+
+    def skip(self, rows: int) -> None:
+        """`rows` were done before; they say nothing of the rate."""
+        self.count += rows
+        self._skipped += rows
 
     def advance(self, rows: int, note: str = "") -> None:
         """`rows` more are done; `note` replaces what stands behind the counts."""
@@ -34,7 +40,7 @@ class Counter:
     def line(self) -> str:
         """The state as one line of text."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
-        rate = self.count / elapsed
+        rate = (self.count - self._skipped) / elapsed
         left = (self.total - self.count) / rate if rate else float("inf")
         eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left != float("inf") else "unknown"
         note = f"; {self.note}" if self.note else ""

@@ -15,14 +15,20 @@ POLL_S = 1.0
 """How often the driver looks for new steps."""
 
 
-def fit_with_progress(trainer: TorchTrainer, label: str, steps: int, steps_done: Callable[[], int]) -> Result:
-    """Fit; `steps_done` tells how many of `steps` are made (a worker group that was restarted may go back)."""
+def fit_with_progress(
+    trainer: TorchTrainer, label: str, steps: int, steps_done: Callable[[], int], note: Callable[[], str] = str
+) -> Result:
+    """Fit; `steps_done` tells how many of `steps` are made (a worker group that was restarted may go back).
+
+    `note` gives what stands behind the counts.
+    """
     finished = threading.Event()
     with progress(label, steps, console()) as counter:
+        counter.skip(steps_done())
 
         def watch() -> None:
             while not finished.wait(POLL_S):
-                counter.advance(steps_done() - counter.count)
+                counter.advance(steps_done() - counter.count, note())
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

@@ -12,37 +12,41 @@ finished run only writes its model again. Ray Train starts the workers, DeepSpee
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import threading
-from collections import Counter
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
-from ray.train import CheckpointConfig, FailureConfig, Result, ScalingConfig
+from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from embedder.config import RunConfig
-from embedder.cost import Work, forward_flops, tokens_of
+from embedder.cost import Work, measured_rate
 from embedder.errors import ConfigError, DataError
 from embedder.fingerprint import encoder_fingerprint
-from embedder.locate import count_parameters, locate_model
-from embedder.progress import progress
 from embedder.records import content_id, group_id, parquet_files, write_json
 from embedder.reports import StageReport, console
 from embedder.train_config import TrainConfig
-from embedder.training.data import training_row, write_training_rows
-from embedder.training.loop import EXPORT, TrainingJob
-from embedder.training.plan import BatchPlan
+from embedder.training.data import write_training_rows
+from embedder.training.estimate import work_of
+from embedder.training.job import MetricsReader, TrainingJob, live_note, report_lines
+from embedder.training.split import split_groups
+from ray_jobs.fit import fit_with_progress
 from ray_jobs.session import Job, main
 from ray_jobs.tables import candidate_groups, labelled_ledger, positive_ids
-from ray_jobs.worker import WorkerJob, read_metrics, train_worker
+from ray_jobs.worker import train_worker
 
-POLL_S = 1.0
-"""How often the driver looks for new steps."""
+FORMAT = 2
+"""Of checkpoints; a run of another one is not gone on with."""
+HOW_NOT_WHAT = {
+    *("save_every", "max_failures", "num_workers", "min_workers", "gpus_per_worker"),
+    *("zero_stage", "offload_optimizer", "chunk_tokens", "gradient_checkpointing"),
+}
+"""Settings that a run may be gone on with in another form: they change nothing but rounding."""
 
 
 def section(config: RunConfig) -> TrainConfig:
@@ -67,83 +71,80 @@ def labelled_groups(config: RunConfig) -> pa.Table:
 def check(config: RunConfig) -> Work:
     """Labels exist for every candidate group, the encoder's folder has weights, and the plan has a task to train."""
     settings = section(config)
-    groups = labelled_groups(config).to_pylist()
-    parameters = count_parameters(locate_model(config.encoder.model))
-    rows = [(group["task"], training_row(group, config.tasks[group["task"]])) for group in groups]
-    sizes = Counter(task for task, row in rows if not isinstance(row, str))
-    plan = BatchPlan.of(sizes, settings)
-    characters = sum(len(row["query"]) + sum(map(len, row["candidates"])) for _, row in rows if isinstance(row, dict))
-    tokens = settings.steps * settings.batch_size * tokens_of(characters) / max(1, sum(sizes.values()))
-    lines = [
-        f"{task}: {sizes[task]:,} groups, trained {plan.rows_of(task) / sizes[task]:.1f} times, "
-        f"loss {config.tasks[task].loss}"
-        for task in plan.tasks
-    ]
-    candidates = max((len(row["candidates"]) for _, row in rows if isinstance(row, dict)), default=0)
-    lines.append(
-        f"batch of {settings.batch_size} queries on {settings.num_workers} workers; up to "
-        f"{settings.batch_size * candidates - 1:,} negatives a query"
-    )
-    return Work("train", lines, 3 * forward_flops(parameters, tokens))
+    kept, apart = split_groups(labelled_groups(config).to_pylist(), settings.validation)
+    return work_of(config.encoder, config.tasks, settings, kept, apart)
 
 
 def run(config: RunConfig) -> StageReport:
-    """Train or resume; the summary tells the rows left out and each task's loss at both ends."""
+    """Train or resume; the summary tells the rows left out, each task's loss at both ends, and the validation."""
     settings = section(config)
     groups = labelled_groups(config)
     name = run_name(config, groups)
-    folder = config.paths.training / name
-    sizes, left_out = write_training_rows(groups.to_pylist(), config.tasks, folder / "rows.arrow", positive_ids(config))
-    job = TrainingJob(config.encoder, config.tasks, settings, folder / "rows.arrow")
-    result = _fit(WorkerJob(job, folder / "metrics.jsonl"), config.paths.training, name)
-    if result.checkpoint is None:
-        raise DataError(f"training {name} ended without a checkpoint; see {folder}")
-    with result.checkpoint.as_directory() as checkpoint:
-        _install(Path(checkpoint) / EXPORT, config.paths.model, config, name)
-    return _report(folder / "metrics.jsonl", sizes, left_out)
+    job = TrainingJob(config.encoder, config.tasks, settings, config.paths.training / name)
+    kept, apart = split_groups(groups.to_pylist(), settings.validation)
+    positives = positive_ids(config)
+    sizes, left_out = write_training_rows(kept, config.tasks, job.rows, positives)
+    write_training_rows(apart, config.tasks, job.held_out, positives)
+    if not job.exported.is_dir():
+        _announce(work_of(config.encoder, config.tasks, settings, kept, apart), settings)
+        _fit(job, config.paths.training, name)
+    if not job.exported.is_dir():
+        raise DataError(f"training {name} ended without a model; see {job.folder}")
+    _install(job.exported, config.paths.model, config, name)
+    steps = MetricsReader(job.metrics).steps()
+    report = StageReport("train", len(steps), "steps", details={"rows": dict(sizes), "left_out": dict(left_out)})
+    report.details["outcome"] = json.loads(job.outcome.read_text(encoding="utf-8"))
+    report.lines += report_lines(steps, sizes, report.details["outcome"], settings)
+    report.lines += [f"left out {count:,} groups of {reason}" for reason, count in sorted(left_out.items())]
+    return report
 
 
 def run_name(config: RunConfig, groups: pa.Table) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
-    settings = section(config).model_dump(exclude={"save_every", "max_failures", "num_workers", "gpus_per_worker"})
+    settings = section(config).model_dump(exclude=HOW_NOT_WHAT)
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
     labels = [groups["row_id"].to_pylist(), groups["label_fingerprint"].to_pylist()]
-    return content_id(encoder_fingerprint(config.encoder), settings, tasks, labels)[:16]
+    return content_id(FORMAT, encoder_fingerprint(config.encoder), settings, tasks, labels)[:16]
 
 
-def _fit(job: WorkerJob, storage: Path, name: str) -> Result:
-    """Run the workers, showing progress from the metrics that rank 0 writes."""
-    settings = job.training.config
+def _announce(work: Work, settings: TrainConfig) -> None:
+    """Print the work ahead; how long it takes is known beforehand for the CPU alone."""
+    for line in work.lines:
+        console().print(f"train: {line}", markup=False)
+    if not settings.gpus_per_worker:
+        minutes = work.flops / (0.6 * measured_rate()) / 60
+        console().print(f"train: about {minutes:,.1f} minutes of computing on a machine like this", markup=False)
+
+
+def _fit(job: TrainingJob, storage: Path, name: str) -> None:
+    """Run the workers, showing progress from the metrics that the first of them writes."""
+    settings = job.config
     resources = {"GPU": settings.gpus_per_worker, "CPU": 1} if settings.gpus_per_worker else {"CPU": 1}
+    least = settings.min_workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers, use_gpu=bool(settings.gpus_per_worker), resources_per_worker=resources
+            num_workers=settings.num_workers if least is None else (least, settings.num_workers),
+            use_gpu=bool(settings.gpus_per_worker),
+            resources_per_worker=resources,
         ),
         run_config=RayRunConfig(
             name=name,
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    finished = threading.Event()
-    with progress("train: steps", settings.steps, console()) as counter:
+    reader = MetricsReader(job.metrics)
 
-        def watch() -> None:
-            while not finished.wait(POLL_S):
-                steps = read_metrics(job.metrics)
-                counter.advance((steps[-1].step + 1 if steps else 0) - counter.count)
+    def steps_done() -> int:
+        steps = reader.steps()
+        return steps[-1].step + 1 if steps else 0
 
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            return trainer.fit()
-        finally:
-            finished.set()
-            watcher.join()
+    fit_with_progress(
+        trainer, "train: steps", settings.steps, steps_done, lambda: live_note(reader.steps(), settings.batch_size)
+    )
 
 
 def _install(exported: Path, model: Path, config: RunConfig, name: str) -> None:
@@ -158,23 +159,6 @@ def _install(exported: Path, model: Path, config: RunConfig, name: str) -> None:
     write_json(lineage, staged / "lineage.json")
     shutil.rmtree(model, ignore_errors=True)
     os.replace(staged, model)
-
-
-def _report(metrics: Path, sizes: Counter[str], left_out: Counter[str]) -> StageReport:
-    steps = read_metrics(metrics)
-    report = StageReport("train", len(steps), "steps", details={"rows": dict(sizes), "left_out": dict(left_out)})
-    for task in sorted(sizes):
-        mine = [step for step in steps if step.task == task]
-        if mine:
-            edge = max(1, len(mine) // 5)
-            first = sum(step.loss for step in mine[:edge]) / edge
-            last = sum(step.loss for step in mine[-edge:]) / edge
-            report.lines.append(
-                f"{task}: {sizes[task]:,} rows, {len(mine):,} steps, loss {first:.4f} -> {last:.4f} "
-                f"(first and last fifth), pace {mine[-1].pace:.2f}"
-            )
-    report.lines += [f"left out {count:,} groups of {reason}" for reason, count in sorted(left_out.items())]
-    return report
 
 
 JOB = Job("train", __doc__, check, run)

@@ -1,140 +1,212 @@
-"""The training loop: step, report, save. The only file that knows DeepSpeed; it knows no Ray."""
+"""The training loop: step, measure, save, export. It knows neither DeepSpeed nor Ray."""
 
 from __future__ import annotations
 
-import json
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
-import deepspeed
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from embedder.config import EncoderConfig
-from embedder.model import TextEncoder, export_encoder, load_encoder
-from embedder.records import row_seed
-from embedder.tasks import TaskSpec
-from embedder.train_config import TrainConfig
-from embedder.training.data import TrainingRows
-from embedder.training.distributed import mean_over_workers, rank, world_size
+from embedder.errors import ConfigError
+from embedder.model import TextEncoder, TokenRow, export_encoder, load_encoder
+from embedder.records import row_seed, write_json
+from embedder.training.checkpoint import Checkpoint, appearing, last_step, read_checkpoint, write_checkpoint
+from embedder.training.data import Batch, TrainingRows
+from embedder.training.distributed import greatest_over_workers, join_workers, rank, sum_over_workers, world_size
+from embedder.training.engine import Engine
+from embedder.training.gradient import Memory, accumulate_gradient
+from embedder.training.job import StepMetrics, TrainingJob
+from embedder.training.lora import add_adapters, merge_adapters
 from embedder.training.objective import Objective
 from embedder.training.plan import BatchPlan, share_of_batch
 from embedder.training.schedule import SelfPaced, linear_rate
-from embedder.training.step import batch_losses
-
-TAG = "state"
-"""Folder of DeepSpeed's state inside a checkpoint."""
-EXPORT = "model"
-"""Folder of the exported encoder inside the last checkpoint."""
+from embedder.training.step import vector_losses
+from embedder.training.validation import EarlyStopping, HeldOut
 
 
-@dataclass(frozen=True)
-class StepMetrics:
-    """What one step reports, the same on every worker."""
+class Prepared(NamedTuple):
+    """This worker's share of a step, tokenised."""
 
-    step: int
-    task: str
-    loss: float
-    """Of the global batch."""
-    learning_rate: float
-    pace: float
-    """Self-paced factor of the task."""
-    seconds: float
+    tasks: Counter[str]
+    """Queries of the global batch by task."""
+    batch: Batch
+    rows: list[TokenRow]
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """All a worker needs; every worker gets the same."""
-
-    encoder: EncoderConfig
-    tasks: dict[str, TaskSpec]
-    config: TrainConfig
-    data: Path
-    """The Arrow file of `write_training_rows`."""
-
-
-Report = Callable[[StepMetrics, Callable[[Path], None] | None], None]
-"""Called after each step; with a function that writes a checkpoint into a folder where one is due."""
-
-
-def train(job: TrainingJob, resume_from: Path | None, report: Report) -> None:
-    """Train to the last step, from a checkpoint if there is one.
+def train(job: TrainingJob, report: Callable[[StepMetrics], None]) -> None:
+    """Train to the end, from the last checkpoint if there is one, and export; `report` is called after each step.
 
     The process group must exist where there are several workers. The result does not depend on their number: the
     global batch of a step is a function of (data, seed, step), and every gather keeps its gradient.
     """
+    trainer = Trainer(job)
+    while not trainer.finished:
+        report(trainer.step())
+        if trainer.finished or trainer.next_step % job.config.save_every == 0:
+            trainer.save()
+    trainer.export()
+
+
+class Trainer:
+    """One worker's part of a training; all workers call the same methods in the same order."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        """Start, or go on where the last whole checkpoint was written."""
+        self.job, config = job, job.config
+        torch.manual_seed(config.seed)
+        encoder = trainable_encoder(job)
+        join_workers(encoder.device)
+        found = self._find_checkpoint(encoder.device)
+        if found is not None:
+            put_weights(encoder, found.weights)
+        self._engine = Engine(encoder, config)
+        self._memory = Memory(job.encoder.batch_tokens, config.chunk_tokens)
+        self._data = TrainingRows(job.rows)
+        self._plan = BatchPlan.of(self._data.sizes, config)
+        self._objective = Objective.of(job.tasks, config)
+        self._paced = SelfPaced(config.self_paced)
+        self._stopping = EarlyStopping(config.validation.patience if config.validation else None)
+        self._held_out = HeldOut(job.held_out, job.tasks, encoder.tokenize) if config.validation else None
+        self._best: dict[str, Tensor] = {}
+        self.next_step = 0
+        if found is not None:
+            self._resume(found)
+        elif self._held_out is not None:
+            self._measure()
+        self._pool = ThreadPoolExecutor(1)
+        self._ahead = self._prepare_next()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step has been made."""
+        return self.next_step == self.job.config.steps or self._stopping.exhausted
+
+    def step(self) -> StepMetrics:
+        """Make the next step, and the measurement where one is due."""
+        began, config, number = time.monotonic(), self.job.config, self.next_step
+        if self._ahead is None:
+            raise RuntimeError("the training is finished")
+        tasks, batch, rows = self._ahead.result()
+        self.next_step += 1
+        self._ahead = self._prepare_next()
+        own: Counter[str] = Counter()
+        paces, pace = {task: self._paced.factor(task) for task in tasks}, self._paced.pace(tasks)
+        weight_B = torch.tensor([pace.weights[task] for task in batch.tasks], device=self._engine.device)
+
+        def loss_of(vectors: Tensor) -> Tensor:
+            loss_B = vector_losses(vectors, batch, self._objective)
+            for task, loss in zip(batch.tasks, loss_B.tolist(), strict=True):
+                own[task] += loss
+            return (loss_B * weight_B).mean()
+
+        seed = row_seed(config.seed, number, rank()) if config.drops else None
+        accumulate_gradient(self._engine, rows, loss_of, self._memory, seed)
+        rate = config.learning_rate * linear_rate(number, config.steps, config.warmup_share) * pace.rate
+        self._engine.update(rate)
+        summed = sum_over_workers([own[task] for task in tasks], self._engine.device)
+        losses = {task: total / tasks[task] for task, total in zip(tasks, summed, strict=True)}
+        for task, loss in losses.items():
+            self._paced.update(task, loss, number)
+        seconds = time.monotonic() - began
+        measured = self._measure() if self._measurement_is_due() else {}
+        return StepMetrics(number, losses, sum(summed) / tasks.total(), rate, paces, seconds, world_size(), measured)
+
+    def save(self) -> None:
+        """Write a checkpoint of the state between two steps."""
+        weights, moments = self._engine.weights(), self._engine.moments()
+        if rank() == 0:
+            states = self._paced.state(), self._stopping.state()
+            write_checkpoint(self.job.checkpoints, Checkpoint(self.next_step, weights, moments, self._best, *states))
+
+    def export(self) -> None:
+        """Write how the training ended, and then the encoder: the best where there is a validation, else the last."""
+        weights = self._best if self._held_out else self._engine.weights()
+        self._pool.shutdown(cancel_futures=True)
+        if rank() > 0:
+            return
+        outcome = {"steps": self.next_step, "validation": self._stopping.state() if self._held_out else None}
+        write_json(outcome, self.job.outcome)
+        encoder = trainable_encoder(self.job, device="cpu")
+        put_weights(encoder, weights)
+        merge_adapters(encoder)
+        with appearing(self.job.exported) as folder:
+            export_encoder(encoder, folder, self.job.tasks)
+
+    def _find_checkpoint(self, device: torch.device) -> Checkpoint | None:
+        """The newest whole checkpoint, which the first worker looks for."""
+        found = last_step(self.job.checkpoints) if rank() == 0 else None
+        (step,) = greatest_over_workers([-1 if found is None else found], device)
+        return None if step < 0 else read_checkpoint(self.job.checkpoints, step)
+
+    def _resume(self, found: Checkpoint) -> None:
+        self.next_step = found.next_step
+        self._engine.restore_moments(found.moments, found.next_step)
+        self._paced.restore(found.self_paced)
+        self._stopping.restore(found.validation)
+        self._best = found.best if rank() == 0 else {}
+
+    def _prepare_next(self) -> Future[Prepared] | None:
+        """Read and tokenise the next step while this one is computed."""
+        return None if self.finished else self._pool.submit(self._prepare, self.next_step)
+
+    def _prepare(self, step: int) -> Prepared:
+        parts = self._plan.batch(step)
+        tasks = Counter({part.task: len(part.rows) for part in parts})
+        batch = self._data.batch(share_of_batch(parts, rank(), world_size()))
+        return Prepared(tasks, batch, self._engine.encoder.tokenize(batch.prompted(self.job.tasks)))
+
+    def _measurement_is_due(self) -> bool:
+        settings, steps = self.job.config.validation, self.job.config.steps
+        return settings is not None and (self.next_step % settings.every == 0 or self.next_step == steps)
+
+    def _measure(self) -> dict[str, float]:
+        """Rank the validation split, and keep the weights if they never did better.
+
+        Raises:
+            ConfigError: no group of the split says which candidates are better.
+        """
+        settings = self.job.config.validation
+        if settings is None or self._held_out is None:
+            return {}
+        tasks = self._held_out.measure(self._engine, self._memory, settings.cutoff)
+        if not tasks:
+            raise ConfigError(
+                "train.validation: in every group of the split all candidates are worth the same, so that any ranking "
+                "is as good as another; make the split larger"
+            )
+        if self._stopping.add(self.next_step, tasks):
+            self._best = self._engine.weights()
+        return tasks
+
+
+def trainable_encoder(job: TrainingJob, device: str | None = None) -> TextEncoder:
+    """The encoder to train: with adapters if they are wanted, and without gradient where nothing would reach.
+
+    Raises:
+        ConfigError: it cannot be trained as the run file wants.
+    """
     config = job.config
-    torch.manual_seed(config.seed)
-    encoder = load_encoder(job.encoder, dropout=config.dropout).train()
-    engine = build_engine(encoder, config)
-    rows = TrainingRows(job.data)
-    plan = BatchPlan.of(rows.sizes, config)
-    objective = Objective.of(job.tasks, config)
-    paced = SelfPaced(config.self_paced)
-    start = _resume(engine, paced, resume_from)
-    for step in range(start, config.steps):
-        began = time.monotonic()
-        parts = plan.batch(step)
-        task = parts[0].task
-        batch = rows.batch(share_of_batch(parts, rank(), world_size()))
-        torch.manual_seed(row_seed(config.seed, step, rank()))
-        loss = batch_losses(encoder.tokenize, engine, batch, objective).mean()
-        pace = paced.factor(task)
-        rate = config.learning_rate * linear_rate(step, config.steps, config.warmup_share) * pace
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
-        engine.backward(loss)
-        engine.step()
-        global_loss = mean_over_workers(loss)
-        paced.update(task, global_loss, step)
-        metrics = StepMetrics(step, task, global_loss, rate, pace, time.monotonic() - began)
-        last = step + 1 == config.steps
-        due = last or (step + 1) % config.save_every == 0
-        report(metrics, _checkpoint_writer(engine, paced, job.tasks, step, last) if due else None)
+    encoder = load_encoder(job.encoder, device=device, dropout=config.dropout)
+    encoder.in_bfloat16 = config.precision == "bfloat16"
+    pooler = getattr(encoder.backbone, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        pooler.requires_grad_(False)  # some families have one, for other pooling than ours
+    if config.gradient_checkpointing:
+        if not encoder.backbone.supports_gradient_checkpointing:
+            raise ConfigError(f"train.gradient_checkpointing: {job.encoder.model} does not support it; turn it off")
+        encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.lora is not None:
+        add_adapters(encoder, config.lora)
+    return encoder.train()
 
 
-def build_engine(encoder: TextEncoder, config: TrainConfig) -> deepspeed.DeepSpeedEngine:
-    """DeepSpeed around the encoder; weight decay spares biases and normalisation."""
-    if encoder.device.type == "cpu":
-        # The shared-memory all-reduce is compiled at first use, which needs a C++ compiler; gloo does without.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    decayed = [weight for weight in encoder.parameters() if weight.ndim > 1]
-    spared = [weight for weight in encoder.parameters() if weight.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-    )
-    settings = {
-        "train_micro_batch_size_per_gpu": config.batch_size // config.num_workers,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.gradient_clip,
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
-    engine, *_ = deepspeed.initialize(model=encoder, optimizer=optimizer, config=settings)
-    return engine
-
-
-def _resume(engine: deepspeed.DeepSpeedEngine, paced: SelfPaced, folder: Path | None) -> int:
-    """Restore weights, optimiser and self-paced losses; returns the step to go on with."""
-    if folder is None:
-        return 0
-    _, state = engine.load_checkpoint(str(folder), tag=TAG)
-    paced.restore(json.loads(state["self_paced"]))
-    return int(state["next_step"])
-
-
-def _checkpoint_writer(
-    engine: deepspeed.DeepSpeedEngine, paced: SelfPaced, tasks: dict[str, TaskSpec], step: int, last: bool
-) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        state = {"next_step": step + 1, "self_paced": json.dumps(paced.state())}
-        engine.save_checkpoint(str(folder), tag=TAG, client_state=state)
-        module: nn.Module = engine.module
-        if last and rank() == 0 and isinstance(module, TextEncoder):
-            export_encoder(module, folder / EXPORT, tasks)
-
-    return write
+def put_weights(encoder: TextEncoder, weights: dict[str, Tensor]) -> None:
+    """Give the trained weights of an encoder these values."""
+    with torch.no_grad():
+        for name, weight in encoder.named_parameters():
+            if weight.requires_grad:
+                weight.copy_(weights[name])

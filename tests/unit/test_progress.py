@@ -18,6 +18,14 @@ def test_a_line_tells_how_much_is_done_and_when_the_rest_will_be():
     assert re.fullmatch(r"label: 1,000/2,000 rows, (100\.0|9\d\.\d) rows/s, ETA 0:1[01]", counter.line())
 
 
+def test_rows_done_before_say_nothing_of_the_rate():
+    counter = Counter("train", 2000, Console(file=io.StringIO()), None)
+    counter.skip(1000)
+    counter._began -= 10
+    counter.advance(100)
+    assert re.fullmatch(r"train: 1,100/2,000 rows, (10\.0|9\.\d) rows/s, ETA 1:3\d", counter.line())
+
+
 def test_a_log_file_gets_a_line_now_and_then():
     out = io.StringIO()
     with progress("mine", 30, Console(file=out, width=110)) as counter:

@@ -1,0 +1,135 @@
+"""Checkpoints of a training: each is there as a whole or not at all, and says itself whether it is whole.
+
+    checkpoints/step-00000040/weights.safetensors      the trained weights
+                              optimizer.safetensors    AdamW's moments of each
+                              best.safetensors         the weights that did best in validation, if there were any
+                              state.json               the next step, self-paced losses, validation
+                              manifest.json            SHA-256 of all of these
+
+A folder is written under another name and renamed when all of it is on the disk. Knows neither DeepSpeed nor Ray, and
+is not tied to a number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from embedder.locate import file_sha256
+from embedder.records import write_json
+
+PREFIX = "step-"
+UNFINISHED = ".unfinished-"
+KEPT = 2
+"""Newest checkpoints that stay: should the last be damaged, the one before is taken."""
+STATE, MANIFEST = "state.json", "manifest.json"
+TENSORS = {"weights": "weights.safetensors", "moments": "optimizer.safetensors", "best": "best.safetensors"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Checkpoint:
+    """All that a training needs to go on as if it had not been stopped."""
+
+    next_step: int
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    best: dict[str, Tensor] = field(default_factory=dict)
+    self_paced: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which gets its name when the block ends and its files are on the disk.
+
+    What stands there already stays: a killed run's last worker may have written the same a moment before.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = folder.parent / f"{UNFINISHED}{uuid4().hex}"
+    staged.mkdir()
+    try:
+        yield staged
+        for path in sorted(staged.rglob("*")):
+            _flush(path)
+        if not folder.exists():
+            os.rename(staged, folder)
+            _flush(folder.parent)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint into the folder of checkpoints, and remove those no longer needed."""
+    state = {name: getattr(checkpoint, name) for name in ("next_step", "self_paced", "validation")}
+    with appearing(folder / f"{PREFIX}{checkpoint.next_step:08d}") as staged:
+        for name, file in TENSORS.items():
+            save_file(getattr(checkpoint, name), staged / file)
+        write_json(state, staged / STATE)
+        write_json({path.name: file_sha256(path) for path in sorted(staged.iterdir())}, staged / MANIFEST)
+    for path in _newest_first(folder)[KEPT:]:
+        _discard(path)
+
+
+def last_step(folder: Path) -> int | None:
+    """The `next_step` of the newest whole checkpoint; damaged ones are discarded, and so is what was never finished."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in _newest_first(folder):
+        problem = damage(path)
+        if problem is None:
+            return int(path.name.removeprefix(PREFIX))
+        log.warning("%s: %s; going back to the checkpoint before", path, problem)
+        _discard(path)
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint; null for a whole one."""
+    try:
+        manifest: dict[str, str] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for name in (*TENSORS.values(), STATE):
+            if file_sha256(path / name) != manifest[name]:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError) as error:
+        return f"not a whole checkpoint ({type(error).__name__}: {error})"
+    return None
+
+
+def read_checkpoint(folder: Path, next_step: int) -> Checkpoint:
+    """Read the checkpoint that `last_step` found."""
+    path = folder / f"{PREFIX}{next_step:08d}"
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    weights, moments, best = (load_file(path / file) for file in TENSORS.values())
+    return Checkpoint(state["next_step"], weights, moments, best, state["self_paced"], state["validation"])
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{PREFIX}*"), reverse=True)
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint so that no half of it is ever taken for one."""
+    doomed = path.with_name(f"{UNFINISHED}{uuid4().hex}")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

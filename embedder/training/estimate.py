@@ -1,0 +1,150 @@
+"""What a training will do and need, from sizes alone: no model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from embedder.config import EncoderConfig
+from embedder.cost import Work, forward_flops, tokens_of
+from embedder.locate import count_parameters, locate_model
+from embedder.tasks import TaskSpec
+from embedder.train_config import TrainConfig
+from embedder.training.data import training_row
+from embedder.training.objective import prefix_widths
+from embedder.training.plan import BatchPlan
+
+BYTES = 4
+"""Of a float32 number."""
+BFLOAT16_SHARE = 0.7
+"""Of the activations of float32 that are left in bfloat16: 0.69 in a BERT of 6 layers; norms stay in float32."""
+WIDTHS, DEPTHS, INNER = (
+    ("hidden_size", "d_model", "n_embd", "dim"),
+    ("num_hidden_layers", "num_layers", "n_layer"),
+    (
+        "intermediate_size",
+        "d_ff",
+        "n_inner",
+        "hidden_dim",
+    ),
+)
+"""What model families call the width of a token's state, the number of layers, and the width inside of a layer."""
+
+
+class ModelShape(NamedTuple):
+    """The sizes that activations depend on."""
+
+    width: int
+    layers: int
+    inner: int
+
+    @classmethod
+    def of(cls, model: Path | str) -> ModelShape | None:
+        """From a model folder's config.json; null for the name of a hub model, or a family with other names."""
+        if isinstance(model, str):
+            return None
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        width, layers, inner = (_first(config, names) for names in (WIDTHS, DEPTHS, INNER))
+        return cls(width, layers, inner or 4 * width) if width and layers else None
+
+
+def _first(config: dict[str, object], names: tuple[str, ...]) -> int:
+    """The first of these keys that holds a number, or 0."""
+    return next((value for name in names if isinstance(value := config.get(name), int)), 0)
+
+
+class Memory(NamedTuple):
+    """Bytes of one worker."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+
+def activation_bytes(shape: ModelShape, config: TrainConfig, tokens: float, batch_tokens: float) -> float:
+    """What autograd keeps of so many tokens: in each layer eight states and two inner ones a token.
+
+    Counted on BERT: 151 KB a token of MiniLM (6 layers of width 384) for 147 KB by this rule.
+    """
+    layer = 8 * shape.width + 2 * shape.inner
+    if config.gradient_checkpointing:
+        numbers = (shape.layers + 2) * shape.width * tokens + layer * min(tokens, batch_tokens)
+    else:
+        numbers = (shape.layers * layer + 2 * shape.width) * tokens
+    return numbers * BYTES * (BFLOAT16_SHARE if config.precision == "bfloat16" else 1)
+
+
+def memory_of(parameters: int, shape: ModelShape, config: TrainConfig, tokens: float, batch_tokens: int) -> Memory:
+    """The memory of a worker whose share of a batch has so many tokens."""
+    trained = parameters if config.lora is None else lora_parameters(shape, config.lora.rank)
+    workers, stage = config.num_workers, config.zero_stage
+    kept = tokens if config.chunk_tokens is None else min(tokens, max(config.chunk_tokens, batch_tokens))
+    master = 0 if stage == 0 else trained  # DeepSpeed's own copy of what it updates
+    return Memory(
+        weights=BYTES * parameters / (workers if stage == 3 else 1),
+        gradients=BYTES * trained / (workers if stage >= 2 else 1),
+        optimizer=BYTES * (2 * trained + master) / (workers if stage else 1),
+        activations=activation_bytes(shape, config, kept, batch_tokens),
+    )
+
+
+def lora_parameters(shape: ModelShape, rank: int) -> int:
+    """Weights of the additions to all linear layers of a BERT-like encoder: four square ones a layer and two wider."""
+    return shape.layers * rank * (8 * shape.width + 2 * (shape.width + shape.inner))
+
+
+def work_of(
+    encoder: EncoderConfig,
+    tasks: Mapping[str, TaskSpec],
+    config: TrainConfig,
+    kept: Sequence[dict[str, Any]],
+    apart: Sequence[dict[str, Any]],
+) -> Work:
+    """The training on the groups that are kept, measured on those that are kept apart.
+
+    Raises:
+        ConfigError: there is nothing to train on, or a prefix is longer than the encoder's vectors.
+    """
+    rows = [row for group in kept if isinstance(row := training_row(group, tasks[group["task"]]), dict)]
+    sizes = Counter(row["task"] for row in rows)
+    plan = BatchPlan.of(sizes, config)
+    tokens = sum(_tokens(row, tasks[row["task"]], encoder.max_tokens) for row in rows) / len(rows)
+    lines = [
+        f"{task}: {sizes[task]:,} groups, trained {plan.rows_of(task) / sizes[task]:.1f} times, loss {tasks[task].loss}"
+        for task in plan.tasks
+    ]
+    candidates = max(len(row["candidates"]) for row in rows)
+    lines.append(
+        f"{config.steps:,} steps of {config.batch_size:,} queries with up to {candidates} candidates on "
+        f"{config.num_workers} workers; up to {config.batch_size * candidates - 1:,} negatives a query"
+    )
+    if config.validation is not None:
+        lines.append(
+            f"{len(apart):,} groups are kept apart and ranked every {config.validation.every:,} steps; what ranks them "
+            f"best (NDCG@{config.validation.cutoff}) is exported"
+        )
+    share = tokens * config.batch_size / config.num_workers
+    passes = 3 + config.gradient_checkpointing
+    if config.chunk_tokens is not None and share > config.chunk_tokens:
+        passes += 1
+        lines.append(
+            f"about {share:,.0f} tokens a worker and step, which are encoded twice in chunks of {config.chunk_tokens:,}"
+        )
+    model = locate_model(encoder.model)
+    parameters, shape = count_parameters(model), ModelShape.of(model)
+    if shape is not None:
+        prefix_widths(config.matryoshka_dimensions, shape.width)
+        memory = memory_of(parameters, shape, config, share, encoder.batch_tokens)
+        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory._asdict().items())
+        lines.append(f"about {sum(memory) / 2**30:.2f} GiB a worker ({parts})")
+    return Work("train", lines, passes * forward_flops(parameters, tokens * config.batch_size * config.steps))
+
+
+def _tokens(row: Mapping[str, Any], task: TaskSpec, most: int) -> float:
+    """Estimated tokens of a group, each text with its instruction and cut."""
+    texts = [task.query_instruction + row["query"], *(task.key_instruction + text for text in row["candidates"])]
+    return sum(min(most, tokens_of(len(text))) for text in texts)

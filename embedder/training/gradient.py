@@ -1,0 +1,119 @@
+"""The gradient of a step, however large its batch.
+
+A batch whose activations fit into memory is encoded in one graph. A larger one is encoded twice (GradCache, Gao et al.
+2021): once without a graph, for the loss and its gradient by each vector; then in chunks, each with a graph of its own
+that takes that gradient further to the weights and is forgotten. The gradient is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from embedder.model import TokenRow, embed_batches, length_batches
+from embedder.training.distributed import greatest_over_workers
+
+
+class Network(Protocol):
+    """What encodes and takes gradients: an `Engine`, or in a test a bare encoder."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors are."""
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether all workers must encode and go back equally often."""
+
+    def __call__(self, rows: list[TokenRow]) -> Tensor:
+        """Unit vectors of the rows, with their graph."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss to that of the step."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How much is encoded at a time."""
+
+    batch_tokens: int
+    """Padded tokens of a forward pass."""
+    chunk_tokens: int | None
+    """Padded tokens whose activations may be kept at once; null: those of any batch."""
+
+
+def accumulate_gradient(
+    network: Network,
+    rows: list[TokenRow],
+    loss_of: Callable[[Tensor], Tensor],
+    memory: Memory,
+    dropout_seed: int | None = None,
+) -> Tensor:
+    """Add the gradient of `loss_of(vectors of the rows)` and return the loss, without its graph.
+
+    Equal rows are encoded once, and the gradient of all their uses flows through that one. With dropout, a seed makes
+    a chunk's second pass drop what its first one dropped.
+    """
+    distinct, place = distinct_rows(rows)
+    batches, padded = _batches(network, distinct, memory)
+    if memory.chunk_tokens is None or padded <= memory.chunk_tokens:
+        loss = loss_of(_embed(network, distinct, batches, dropout_seed)[place])
+        network.backward(loss)
+        return loss.detach()
+    with torch.no_grad():
+        vectors = _embed(network, distinct, batches, dropout_seed)
+    vectors.requires_grad_()
+    loss = loss_of(vectors[place])
+    (slope_UD,) = torch.autograd.grad(loss, vectors)
+    for number, batch in enumerate(batches):
+        _seed(dropout_seed, number)
+        network.backward((network([distinct[i] for i in batch]) * slope_UD[batch]).sum())
+        slope_UD[batch] = 0  # a row that lockstep repeats counts once
+    return loss.detach()
+
+
+def embed(network: Network, rows: list[TokenRow], memory: Memory) -> Tensor:
+    """Vectors of the rows, without a graph; all workers must call it."""
+    distinct, place = distinct_rows(rows)
+    with torch.no_grad():
+        return _embed(network, distinct, _batches(network, distinct, memory)[0], None)[place]
+
+
+def distinct_rows(rows: list[TokenRow]) -> tuple[list[TokenRow], list[int]]:
+    """Each different row once, in the order of first appearance, and where each row stands among them."""
+    first: dict[tuple[int, ...], int] = {}
+    place = [first.setdefault(tuple(row), len(first)) for row in rows]
+    return [list(row) for row in first], place
+
+
+def _batches(network: Network, rows: list[TokenRow], memory: Memory) -> tuple[list[list[int]], int]:
+    """The forward passes as indices of rows, and their padded tokens.
+
+    In lockstep both are those of the worker with most: the others repeat a row, whose second vector nobody uses.
+    """
+    limit = min(memory.batch_tokens, memory.chunk_tokens or memory.batch_tokens)
+    batches = list(length_batches([len(row) for row in rows], limit))
+    padded = sum(len(batch) * len(rows[batch[-1]]) for batch in batches)
+    if network.lockstep:
+        count, padded = greatest_over_workers([len(batches), padded], network.device)
+        batches += [[0]] * (count - len(batches))
+    return batches, padded
+
+
+def _embed(network: Network, rows: list[TokenRow], batches: list[list[int]], dropout_seed: int | None) -> Tensor:
+    numbers = iter(range(len(batches)))
+
+    def embed_one(batch: list[TokenRow]) -> Tensor:
+        _seed(dropout_seed, next(numbers))
+        return network(batch)
+
+    return embed_batches(embed_one, rows, batches)
+
+
+def _seed(dropout_seed: int | None, batch: int) -> None:
+    if dropout_seed is not None:
+        torch.manual_seed(dropout_seed + batch)
