@@ -18,7 +18,7 @@ from embedder.config import EncoderConfig, RunConfig
 from embedder.encode import encode_prompted
 from embedder.fingerprint import encoder_fingerprint
 from embedder.ledger import Ledger
-from embedder.model import TextEncoder, load_encoder
+from embedder.model import TextEncoder, load_inference_encoder
 from embedder.progress import progress
 from embedder.records import PASSAGE, VECTOR, Split, content_id, read_tables
 from embedder.reports import console
@@ -81,7 +81,7 @@ class EncodeBlocks:
     """Ray Data actor: loads the encoder once, encodes blocks and commits them."""
 
     def __init__(self, config: EncoderConfig, folder: Path) -> None:
-        self.encoder: TextEncoder = load_encoder(config)
+        self.encoder: TextEncoder = load_inference_encoder(config)
         self.folder = folder
 
     def __call__(self, batch: pa.Table) -> pa.Table:

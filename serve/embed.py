@@ -12,7 +12,7 @@ from ray import serve
 
 from embedder.bundle import MODEL, bundle_encoder, verify
 from embedder.encode import encode_prompted, encode_tokens
-from embedder.model import load_encoder
+from embedder.model import load_inference_encoder
 
 PROBE = "ready"
 
@@ -32,7 +32,7 @@ class EncoderReplica:
         folder = Path(bundle)
         manifest = verify(folder, only=f"{MODEL}/")
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self.encoder = load_encoder(bundle_encoder(folder, manifest))
+        self.encoder = load_inference_encoder(bundle_encoder(folder, manifest))
         self._batched.set_max_batch_size(batch_size)
         self._batched.set_batch_wait_timeout_s(batch_wait_s)
 

@@ -11,6 +11,7 @@ queries a dataset (it writes nothing). Replies are kept in the run's `evaluation
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +26,14 @@ from embedder.evaluation.report import results_table
 from embedder.evaluation.results import summarise
 from embedder.evaluation.values import VALUES, value_rows
 from embedder.lm import load_lm
-from embedder.model import load_encoder
+from embedder.model import load_inference_encoder
 from embedder.records import write_json, write_table
 from embedder.reports import console
 from embedder.run_file import load_run
 
 BASE = "base"
+UNUSABLE = re.compile(r"[^A-Za-z0-9_.-]+")
+"""What no name of a retriever may hold."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,7 +81,7 @@ def encoder_names(encoders: Sequence[str]) -> list[str]:
     """
     parts = [Path(encoder).parts for encoder in encoders]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["-".join(part.strip("/.") for part in one[-length:]) for one in parts]
+        names = [UNUSABLE.sub("-", "-".join(one[-length:])).strip("-.") for one in parts]
         if len(set(names)) == len(names):
             return names
     raise ConfigError(f"encoders {list(encoders)}: one of them is named twice")
@@ -102,7 +105,7 @@ def _measure(config: RunConfig, settings: EvaluateConfig, sets: list[EvaluationS
         pooling = None if read_folder(model).pooling else config.encoder.pooling
         retriever = FolderRetriever(name=name, model=model, pooling=pooling)
         encoder, tasks = folder_encoder(retriever, config.encoder, config.tasks)
-    measure_encoder(name, load_encoder(encoder), tasks, sets, settings)
+    measure_encoder(name, load_inference_encoder(encoder), tasks, sets, settings)
 
 
 def _ask(config: RunConfig, settings: EvaluateConfig, sets: list[EvaluationSet]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from embedder.errors import ConfigError
 from embedder.model import TextEncoder, TokenRow, export_encoder, load_encoder
+from embedder.onednn import has_onednn, train_linear_layers
 from embedder.records import row_seed, write_json
 from embedder.training.checkpoint import Checkpoint, appearing, last_step, read_checkpoint, write_checkpoint
 from embedder.training.data import Batch, TrainingRows
@@ -201,6 +202,8 @@ def trainable_encoder(job: TrainingJob, device: str | None = None) -> TextEncode
         encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora is not None:
         add_adapters(encoder, config.lora)
+    if has_onednn():
+        train_linear_layers(encoder.backbone)
     return encoder.train()
 
 
