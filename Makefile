@@ -1,7 +1,8 @@
 # make demo   everything on the built-in default, then one question a task to the running service
-# make test   lint, types and all tests
+# make test   lint, types and all tests but the slow ones
+# make slow   the slow tests: long kill rounds, a real LLM against float64
 # make check  lint and types alone
-# Both install into .venv on the first run and reuse it later.
+# All install into .venv on the first run and reuse it later.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -15,7 +16,7 @@ DEVICE  := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 TORCH   := torch==2.13.0$(if $(filter cpuLinux,$(DEVICE)$(shell uname -s)),+cpu)
 STAMP   := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: demo test check install clean
+.PHONY: demo test slow check install clean
 
 install: $(STAMP)
 
@@ -39,7 +40,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 clean:
 	rm -rf runs .cache build *.egg-info

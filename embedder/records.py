@@ -55,7 +55,7 @@ QUERY = pa.schema(
 
 `positive_grades` null: all are 1. `pool_ids` null: every passage of the dataset is a possible candidate; else only
 these (oldest first). `options`: all answers there are to choose from, null where there is no such list. `category`: its
-subject, null or for tables and prompts. `origin`: the document or conversation it was cut from, null if it stands alone.
+subject, or null. `origin`: the document or conversation it was cut from, null if it stands alone.
 """
 
 GROUP = pa.schema(
