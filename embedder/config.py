@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from embedder.evaluate_config import EvaluateConfig
+from embedder.index.settings import BuildSettings, SearchParameters
 from embedder.launch import PipelineConfig, SubmitConfig
 from embedder.paths import AbsolutePath, AnyAbsolutePath, Paths, Section
 from embedder.storage import ObjectPath
@@ -189,21 +190,33 @@ class RerankerConfig(Section):
 
 
 class IndexConfig(Section):
-    """Corpus to bundle."""
+    """Corpus to a version of the index."""
 
     model: str | None = None
     """Encoder of the bundle; null: the trained one of this run."""
-    factory: str = "Flat"
-    """FAISS factory string; the metric is the inner product of unit vectors."""
+    factory: str = "auto"
+    """FAISS factory string (the metric is the inner product of unit vectors), or auto: exact up to 50,000 passages of a
+    task in a shard, then IVF with 4-bit product quantisation and exact refinement."""
+    search: SearchParameters = SearchParameters()
+    """Defaults of the searches; null: by the kind of index. A request may ask for others."""
+    lexical: bool = True
+    """Whether the index can be searched by words too, and by words and vectors together."""
     num_shards: int = Field(default=1, ge=1)
     """Every shard holds its slice of each task's passages, and is served by a deployment of its own."""
+    alias: str = Field(default="live", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+    """Name under which the version that the job builds is served from then on."""
+
+    @property
+    def build_settings(self) -> BuildSettings:
+        """What a collection keeps of these."""
+        return BuildSettings(factory=self.factory, lexical=self.lexical, search=self.search)
 
 
 class ServeConfig(Section):
     """The online service."""
 
     bundle: AbsolutePath | None = None
-    """Bundle to deploy; null: the one of this run."""
+    """Bundle to deploy; null: the version of this run's index that `index.alias` names."""
     max_inputs: int = Field(default=256, ge=1)
     """Texts of one request."""
     max_characters: int = Field(default=32_768, ge=1)

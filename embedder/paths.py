@@ -122,9 +122,9 @@ class Paths(Section):
         return self._mounted_round / "done"
 
     @property
-    def bundle(self) -> Path:
-        """What `serve` deploys."""
-        return self.mounted / "bundle"
+    def indexes(self) -> Path:
+        """Versions of the index, their aliases, and what was written to them: what `serve` deploys."""
+        return self.mounted / "indexes"
 
     @property
     def reports(self) -> AnyPath:

@@ -27,9 +27,11 @@ PASSAGE = pa.schema(
         ("text", pa.string()),
         ("title", pa.string()),
         ("answer", pa.string()),
+        ("metadata", pa.string()),
     ]
 )
-"""One candidate of a dataset's corpus. `title` may be null; `answer` is that of a worked example, else null."""
+"""One candidate of a dataset's corpus. `title` may be null; `answer` is that of a worked example, else null; `metadata`
+is a JSON object to filter by, else null."""
 
 VECTOR = pa.schema(
     [("dataset", pa.string()), ("row_id", pa.string()), ("id", pa.string()), ("vector", pa.list_(pa.float32()))]

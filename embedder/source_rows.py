@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedder.config import Source
+from embedder.index.documents import metadata_json
 from embedder.records import Split, content_id
 
 Row = dict[str, Any]
@@ -62,7 +63,9 @@ def read_lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
             yield number, row
 
 
-def passage_row(source: Source, passage_id: str, text: str, title: object = None) -> Row:
+def passage_row(
+    source: Source, passage_id: str, text: str, title: object = None, metadata: str | None = None
+) -> Row:
     """A row of `records.PASSAGE`."""
     return {
         "task": source.task,
@@ -71,7 +74,20 @@ def passage_row(source: Source, passage_id: str, text: str, title: object = None
         "text": text,
         "title": title if isinstance(title, str) else None,
         "answer": None,
+        "metadata": metadata,
     }
+
+
+def optional_metadata(row: Row) -> str | None:
+    """A passage's `metadata` as JSON; None where it has none.
+
+    Raises:
+        RowError: it is no object of texts, numbers, booleans and lists of them.
+    """
+    try:
+        return metadata_json(row.get("metadata"))
+    except ValueError as error:
+        raise RowError(str(error)) from error
 
 
 def query_row(source: Source, query_id: str, query: str, **known: object) -> Row:

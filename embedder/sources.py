@@ -21,6 +21,7 @@ from embedder.source_rows import (
     Row,
     RowError,
     gold_positions,
+    optional_metadata,
     optional_text,
     optional_texts,
     options_of,
@@ -109,12 +110,13 @@ def _read_corpus(path: Path, source: Source, prepared: Prepared) -> None:
         try:
             known = corpus_row(row, number, source.format)
             passage_id, text = required_text(known, "id"), required_text(known, "text")
+            metadata = optional_metadata(known)
             if passage_id in prepared.passages:
                 raise RowError(f"id {passage_id!r} was seen before")
         except RowError as error:
             prepared.set_aside(path, number, str(error), row)
             continue
-        prepared.passages[passage_id] = passage_row(source, passage_id, text, known.get("title"))
+        prepared.passages[passage_id] = passage_row(source, passage_id, text, known.get("title"), metadata)
 
 
 def _read_queries(

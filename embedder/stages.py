@@ -85,7 +85,7 @@ STAGES = {
             "index",
             ("index", "encoder", "tasks"),
             reads=lambda config: [config.paths.corpus],
-            writes=lambda config: [config.paths.bundle / "manifest.json"],
+            writes=lambda config: [config.paths.indexes / "aliases.json"],
             models=lambda config: [config.index.model or str(config.paths.model)],
         ),
         Stage(

@@ -1,33 +1,40 @@
-"""Embed the corpus with the trained encoder and write the bundle that `serve` deploys.
+"""Embed the corpus with the trained encoder and write the version of the index that `serve` deploys.
 
     python -m ray_jobs.index --config configs/demo.yaml
 
 reads   model/ (or index.model), prepared/corpus       records.PASSAGE
 writes  vectors/ENCODER/DATASET.key/*.parquet          committed blocks; a second run encodes only what is missing
-        bundle/                                        model, FAISS shards, payload, manifest.json (embedder.bundle)
+        indexes/versions/VERSION/                      a bundle: model, shards, manifest.json (embedder.bundle)
+        indexes/aliases.json                           `index.alias` now names this version (embedder.index.catalog)
 
-Ray Data actors encode, one Ray task a shard builds. The new bundle takes the old one's place when it is complete.
+Ray Data actors encode, one Ray task a shard builds, in memory for its own shard alone. A job that is started again goes
+on with the shards that are built. Other versions, and what was written to them, stay as they are.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from pathlib import Path
-from uuid import uuid4
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
-from embedder.bundle import MODEL, Manifest, hash_files, instructions, publish, shard_folder, verify
+from embedder.bundle import MODEL, Manifest, instructions, shard_folder, shard_of
 from embedder.config import EncoderConfig, RunConfig
 from embedder.cost import Work, forward_flops, tokens_of
-from embedder.errors import ModelError
+from embedder.errors import DataError, ModelError
 from embedder.fingerprint import encoder_fingerprint
-from embedder.index import PAYLOAD, Collection
-from embedder.locate import count_parameters, locate_model
+from embedder.index.build import Part, build_collection
+from embedder.index.catalog import Catalog
+from embedder.index.collection import CollectionInfo, Place
+from embedder.index.documents import PAYLOAD
+from embedder.index.durable import place_durably, remove_unfinished, unfinished_folder
+from embedder.index.sealed import hash_files
+from embedder.locate import count_parameters, file_sha256, locate_model
 from embedder.progress import progress
-from embedder.records import PASSAGE, read_tables, row_seed
+from embedder.records import PASSAGE, content_id, each_table, parquet_files
 from embedder.reports import StageReport, console
 from ray_jobs.session import Job, main
 from ray_jobs.tables import corpus_characters, corpus_files, count_rows, datasets
@@ -60,72 +67,127 @@ def check(config: RunConfig) -> Work:
 
 
 def run(config: RunConfig) -> StageReport:
-    """Encode, build the shards in parallel, and publish the bundle."""
+    """Encode, build the shards in parallel, publish the version, and let the alias name it."""
     encoder = bundle_model(config)
     store, encoded = ensure_vectors(config, encoder, [])
-    staged = config.paths.bundle.with_name(f".bundle-staged.{uuid4().hex}")
-    try:
-        shutil.copytree(
-            encoder.model, staged / MODEL, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".*")
-        )
-        task = ray.remote(num_cpus=1)(build_shard)
-        pending = [
-            task.remote(config, store, shard, shard_folder(staged, shard)) for shard in range(config.index.num_shards)
-        ]
-        collections: dict[str, int] = {}
-        width = 0
-        with progress("index: shards", len(pending), console()) as counter:
-            for reference in pending:
-                for name, (count, dimension) in ray.get(reference).items():
-                    collections[name] = collections.get(name, 0) + count
-                    width = dimension
-                counter.advance(1)
-        manifest = Manifest(
-            name=config.paths.work.name,
-            encoder_fingerprint=encoder_fingerprint(encoder),
-            pooling=encoder.pooling,
-            max_tokens=encoder.max_tokens,
-            dimension=width,
-            tasks=instructions(store.tasks),
-            collections=collections,
-            num_shards=config.index.num_shards,
-            files=hash_files(staged),
-        )
-        publish(staged, manifest, config.paths.bundle)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    verify(config.paths.bundle)
-    report = StageReport("index", sum(collections.values()), "passages", details={"encoded": encoded, **collections})
-    report.lines = [f"{name}: {count:,} passages" for name, count in sorted(collections.items())]
+    catalog = Catalog(config.paths.indexes)
+    building = config.paths.indexes / "building"
+    staged = building / _fingerprint(config, store)
+    place = Place(
+        task="",
+        shard=0,
+        num_shards=config.index.num_shards,
+        encoder_fingerprint=encoder_fingerprint(encoder),
+        dimension=_dimension(config, store),
+    )
+    files, collections = _build_shards(config, store, place, staged)
+    model = staged / MODEL
+    shutil.rmtree(model, ignore_errors=True)
+    shutil.copytree(
+        locate_model(encoder.model), model, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".*")
+    )
+    manifest = Manifest(
+        name=config.paths.work.name,
+        encoder_fingerprint=place.encoder_fingerprint,
+        pooling=encoder.pooling,
+        max_tokens=encoder.max_tokens,
+        dimension=place.dimension,
+        tasks=instructions(store.tasks),
+        collections=collections,
+        num_shards=place.num_shards,
+        files=files | {f"{MODEL}/{name}": digest for name, digest in hash_files(model).items()},
+    )
+    manifest.write(staged)
+    catalog.publish(staged, manifest.index_version)
+    shutil.rmtree(building, ignore_errors=True)
+    catalog.point(config.index.alias, manifest.index_version)
+    return _report(config, manifest, encoded)
+
+
+def _report(config: RunConfig, manifest: Manifest, encoded: int) -> StageReport:
+    counts = {name: count for name, count in sorted(manifest.collections.items()) if count}
+    details = {"encoded": encoded, "version": manifest.index_version, **counts}
+    report = StageReport("index", sum(counts.values()), "passages", details=details)
+    report.lines = [f"{name}: {count:,} passages" for name, count in counts.items()]
     report.lines.append(
-        f"bundle {config.paths.bundle}: model {manifest.encoder_fingerprint}, index {manifest.index_version}, "
-        f"{manifest.num_shards} shards of {width} dimensions"
+        f"{Catalog(config.paths.indexes).bundle(manifest.index_version)}: served as {config.index.alias!r}, model "
+        f"{manifest.model_version}, {manifest.num_shards} shards of {manifest.dimension} dimensions"
     )
     return report
 
 
-def build_shard(config: RunConfig, store: VectorStore, shard: int, folder: Path) -> dict[str, tuple[int, int]]:
-    """Build one shard's collections: of each task the passages whose id hashes to it.
+def _fingerprint(config: RunConfig, store: VectorStore) -> str:
+    """Identity of the shards that are built; shards of another are not gone on with."""
+    corpora = {name: [file_sha256(path) for path in corpus_files(config, name)] for name in datasets(config)}
+    tasks = {name: spec.key_instruction for name, spec in store.tasks.items()}
+    settings = [config.index.build_settings.model_dump(mode="json"), config.index.num_shards]
+    return content_id(store.folder.name, tasks, settings, corpora)
 
-    Returns passages and dimensions by task.
+
+def _dimension(config: RunConfig, store: VectorStore) -> int:
+    """Width of the vectors, from one of them.
+
+    Raises:
+        DataError: there is none.
     """
-    folder.mkdir(parents=True)
-    parts: dict[str, list[tuple[np.ndarray, pa.Table]]] = {}
+    blocks = (parquet_files(store.ledger(name, "key").folder) for name in datasets(config))
+    first = next((path for paths in blocks for path in paths), None)
+    if first is None:
+        raise DataError(f"{config.paths.corpus}: no passages to index; run `python -m ray_jobs.prepare` on some")
+    return len(pq.ParquetFile(first).read_row_group(0, ["vector"])["vector"][0])
+
+
+def _build_shards(
+    config: RunConfig, store: VectorStore, place: Place, staged: Path
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Build what is not built yet; returns the hashes of all files, and passages by task."""
+    remove_unfinished(staged / "shards")
+    build = ray.remote(num_cpus=1)(build_shard)
+    pending = [
+        build.remote(config, store, place.model_copy(update={"shard": shard}), shard_folder(staged, shard))
+        for shard in range(place.num_shards)
+    ]
+    files: dict[str, str] = {}
+    collections = dict.fromkeys(sorted(store.tasks), 0)
+    with progress("index: shards", len(pending), console()) as counter:
+        for shard, reference in enumerate(pending):
+            for task, info in ray.get(reference).items():
+                folder = shard_folder(staged, shard) / task
+                inside = folder.relative_to(staged).as_posix()
+                files |= {f"{inside}/{name}": digest for name, digest in info.files.items()}
+                files[f"{inside}/{info.FILE}"] = file_sha256(folder / info.FILE)
+                collections[task] += info.rows
+            counter.advance(1)
+    return files, collections
+
+
+def build_shard(config: RunConfig, store: VectorStore, place: Place, folder: Path) -> dict[str, CollectionInfo]:
+    """Build one shard: of every task, the passages whose id hashes to it. Returns what was built by task."""
+    if not folder.is_dir():
+        parts = shard_parts(config, store, place)
+        staged = unfinished_folder(folder)
+        for task in sorted(store.tasks):
+            (staged / task).mkdir()
+            own = place.model_copy(update={"task": task})
+            build_collection(staged / task, parts[task], own, config.index.build_settings)
+        place_durably(staged, folder)
+    return {task: CollectionInfo.read(folder / task) for task in sorted(store.tasks)}
+
+
+def shard_parts(config: RunConfig, store: VectorStore, place: Place) -> dict[str, list[Part]]:
+    """The passages of one shard by task; of the corpora one file at a time is in memory."""
+    parts: dict[str, list[Part]] = defaultdict(list)
     for dataset in datasets(config):
-        table = read_tables(corpus_files(config, dataset), PASSAGE)
-        mine = [row_seed(0, row_id) % config.index.num_shards == shard for row_id in table["id"].to_pylist()]
-        table = table.filter(pa.array(mine))
-        if table.num_rows:
-            task = table["task"][0].as_py()
-            vectors = store.read(dataset, "key", store.keys(table, "key"))
-            parts.setdefault(task, []).append((vectors, table.select(PAYLOAD.names)))
-    built = {}
-    for task, pieces in sorted(parts.items()):
-        matrix = np.concatenate([matrix for matrix, _ in pieces])
-        payload = pa.concat_tables([payload for _, payload in pieces])
-        Collection.build(matrix, payload, config.index.factory).save(folder / task)
-        built[task] = matrix.shape
-    return built
+        kept = []
+        for table in each_table(corpus_files(config, dataset), PASSAGE):
+            mine = [shard_of(row_id, place.num_shards) == place.shard for row_id in table["id"].to_pylist()]
+            kept.append(table.filter(pa.array(mine, pa.bool_())))
+        passages = pa.concat_tables(kept)
+        if passages.num_rows:
+            payload = passages.select(PAYLOAD.names).cast(PAYLOAD)
+            part = Part(payload, store.keys(passages, "key"), store.ledger(dataset, "key"))
+            parts[passages["task"][0].as_py()].append(part)
+    return parts
 
 
 JOB = Job("index", __doc__, check, run)

@@ -18,6 +18,7 @@ from ray.serve.config import AutoscalingConfig
 from embedder.bundle import verify
 from embedder.config import RunConfig
 from embedder.errors import ConfigError, EmbedderError
+from embedder.index.catalog import Catalog
 from embedder.reports import console
 from embedder.run_file import load_run
 from serve.embed import EncoderReplica
@@ -51,7 +52,7 @@ def build_run(config: RunConfig) -> Application:
         ConfigError: the file of API keys is missing or empty.
     """
     settings = config.serve
-    bundle = settings.bundle or config.paths.bundle
+    bundle, state = deployed(config)
     manifest = verify(bundle)
     _check_keys(settings.api_keys_file)
     scaling = AutoscalingConfig(
@@ -76,7 +77,7 @@ def build_run(config: RunConfig) -> Application:
             autoscaling_config=scaling,
             max_ongoing_requests=2 * settings.batch_size,
             ray_actor_options={"num_cpus": SHARD_CPUS},
-        ).bind(str(bundle), shard)
+        ).bind(str(bundle), str(state), shard)
         for shard in range(manifest.num_shards)
     ]
     return serve.deployment(
@@ -85,6 +86,19 @@ def build_run(config: RunConfig) -> Application:
         max_ongoing_requests=settings.max_queued_requests,
         ray_actor_options={"num_cpus": INGRESS_CPUS},
     ).bind(settings, str(bundle), encoder, shards)
+
+
+def deployed(config: RunConfig) -> tuple[Path, Path]:
+    """The bundle to deploy, and where what is written to its index is.
+
+    Raises:
+        ConfigError: the run has no version that its alias names.
+    """
+    if config.serve.bundle is not None:
+        return config.serve.bundle, config.serve.bundle.with_name(f"{config.serve.bundle.name}.state")
+    catalog = Catalog(config.paths.indexes)
+    version = catalog.resolve(config.index.alias)
+    return catalog.bundle(version), catalog.state(version)
 
 
 def _check_keys(path: Path | None) -> None:

@@ -16,7 +16,9 @@ from ray.serve.handle import DeploymentHandle
 
 from embedder.bundle import Manifest, read_manifest
 from embedder.config import ServeConfig
-from embedder.index import hit_record, merge_hits
+from embedder.index.found import hit_record
+from embedder.index.opened import combine
+from embedder.index.settings import SearchOptions
 from embedder.tasks import Side
 from serve.embed import Encoded
 from serve.errors import ApiError, answer, install_handlers
@@ -130,12 +132,15 @@ class Ingress:
         instruction = self._instruction(request.task, "query")
         encoded = await self._encode([instruction + text for text in texts])
         query_QD = np.stack([one.vector for one in encoded])
-        calls = [shard.search.remote(request.task, query_QD, request.limit) for shard in self.shards]
+        options = SearchOptions(k=request.limit)
+        calls = [shard.rank.remote(request.task, options, query_QD, texts) for shard in self.shards]
         parts = await asyncio.wait_for(asyncio.gather(*calls), self.settings.timeout_s)
-        merged = [merge_hits([part[i] for part in parts], request.limit) for i in range(len(texts))]
         return SearchResponse(
-            results=[[SearchResult.model_validate(hit_record(hit)) for hit in hits] for hits in merged],
-            model_version=self.manifest.encoder_fingerprint,
+            results=[
+                [SearchResult.model_validate(hit_record(hit)) for hit in hits]
+                for hits in combine(parts, options).hits()
+            ],
+            model_version=self.manifest.model_version,
             index_version=self.manifest.index_version,
             shards=ShardCounts(total=len(self.shards), successful=len(parts), failed=0),
             time_ms=(time.perf_counter() - began) * 1000,
@@ -161,7 +166,7 @@ class Ingress:
         encoded = await self._encode(["ready"])
         query_QD = np.stack([encoded[0].vector])
         task = next(iter(self.manifest.collections))
-        calls = [shard.search.remote(task, query_QD, 1) for shard in self.shards]
+        calls = [shard.rank.remote(task, SearchOptions(k=1), query_QD, ["ready"]) for shard in self.shards]
         await asyncio.wait_for(asyncio.gather(*calls), self.settings.timeout_s)
         return {"status": "ok"}
 

@@ -81,6 +81,7 @@ class SearchResult(Strict):
     text: str
     title: str | None
     dataset: str
+    metadata: dict[str, str | float | bool | list[str | float | bool]] = {}
 
 
 class ShardCounts(Strict):

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from embedder.bundle import load_shard, shard_folder, verify
-from embedder.index import Hit
+from embedder.index.opened import OpenIndex, Rankings
+from embedder.index.settings import SearchOptions
 
 
 class ShardReplica:
-    """Searches the collections of one shard. Stateless: any replica of the shard gives the same answer."""
+    """Searches the collections of one shard. Any replica of the shard gives the same answer."""
 
-    def __init__(self, bundle: str, shard: int) -> None:
-        folder = Path(bundle)
-        verify(folder, only=shard_folder(folder, shard).relative_to(folder).as_posix() + "/")
-        self.collections = load_shard(folder, shard)
+    def __init__(self, bundle: str, state: str, shard: int) -> None:
+        self.index = OpenIndex.open(Path(bundle), Path(state), [shard])
 
-    def search(self, task: str, query_QD: np.ndarray, k: int) -> list[list[Hit]]:
-        """The shard's k best passages of a task for each query; none where the shard has no passage of the task."""
-        collection = self.collections.get(task)
-        return collection.search(query_QD, k) if collection else [[] for _ in query_QD]
+    def rank(self, task: str, options: SearchOptions, query_QD: np.ndarray, texts: Sequence[str]) -> Rankings:
+        """What this shard adds to the answer; the ingress combines it with the others'."""
+        return self.index.rank(task, options, query_QD, texts)
 
     def check_health(self) -> None:
         """A real search of every collection; an exception has the replica replaced."""
-        for task, collection in self.collections.items():
-            self.search(task, np.zeros((1, collection.index.d), dtype=np.float32), 1)
+        probe = np.ones((1, self.index.manifest.dimension), dtype=np.float32)
+        for task in self.index.collections:
+            self.index.rank(task, SearchOptions(k=1), probe, None)

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.bundle import verify
+from embedder.config import RunConfig
+from embedder.index.catalog import Catalog
 from embedder.ledger import Ledger
 from embedder.records import LABELLED, group_id
 from embedder.run_file import load_run
@@ -24,6 +26,12 @@ DATASETS = 6
 QUERIES = 6
 UNREWARDED = 2 * QUERIES
 """Groups of tool and convsearch, which pass `label` without the LLM and are committed first."""
+
+
+def served_bundle(config: RunConfig) -> Path:
+    """The version of the index that the alias of a run names."""
+    catalog = Catalog(config.paths.indexes)
+    return catalog.bundle(catalog.resolve(config.index.alias))
 
 
 def succeeded(job: subprocess.CompletedProcess[str]) -> str:
@@ -112,9 +120,9 @@ def _steps(training: Path) -> list[tuple[int, str, float]]:
 def test_index_writes_a_bundle_that_verifies_and_a_second_run_encodes_nothing(cluster: Cluster, run_file: Path) -> None:
     config = load_run(run_file)
     succeeded(cluster.submit("index", run_file))
-    first = verify(config.paths.bundle)
+    first = verify(served_bundle(config))
     succeeded(cluster.submit("index", run_file))
-    assert verify(config.paths.bundle).index_version == first.index_version
+    assert verify(served_bundle(config)).index_version == first.index_version
     report = json.loads((config.paths.reports / "index.json").read_text(encoding="utf-8"))
     assert report["details"]["encoded"] == 0
     assert report["rows"] == sum(pq.read_metadata(path).num_rows for path in config.paths.corpus.glob("*/*.parquet"))

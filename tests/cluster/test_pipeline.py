@@ -14,6 +14,7 @@ import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from embedder.bundle import verify
+from embedder.index.catalog import Catalog
 from embedder.config import RunConfig
 from embedder.lineage import read_lineage
 from embedder.run_file import load_run
@@ -89,8 +90,10 @@ def test_the_pipeline_survives_its_driver_and_repeats_nothing(cluster: Cluster, 
         f"{title}: done before, skipped" for title in skipped
     ]
     assert contents_of_round(config) == first_round
-    manifest = verify(config.paths.bundle)
-    lineage = read_lineage(config.paths.bundle / "model")
+    catalog = Catalog(config.paths.indexes)
+    bundle = catalog.bundle(catalog.resolve(config.index.alias))
+    manifest = verify(bundle)
+    lineage = read_lineage(bundle / "model")
     assert "model/lineage.json" in manifest.files
     assert [lineage["round"], lineage["encoder"]["lineage"]["round"]] == [2, 1]
     assert lineage["candidates"] == Contents().of(second.paths.candidates)

@@ -13,14 +13,15 @@ import pytest
 import ray
 from ray import serve
 
-from embedder.bundle import bundle_encoder, load_shard, read_manifest
+from embedder.bundle import bundle_encoder, read_manifest
 from embedder.config import RunConfig
 from embedder.encode import encode
 from embedder.errors import BundleError
-from embedder.index import merge_hits
+from embedder.index.opened import OpenIndex
+from embedder.index.settings import SearchOptions
 from embedder.model import load_encoder
 from embedder.run_file import load_run
-from serve.app import build_run
+from serve.app import build_run, deployed
 from tests.cluster.conftest import Cluster, free_port
 
 pytestmark = pytest.mark.ray
@@ -62,7 +63,7 @@ def post_embeddings(client: httpx.Client, **fields: object) -> httpx.Response:
 @pytest.mark.parametrize(("input_type", "side"), [("query", "query"), ("document", "key")])
 def test_served_vectors_equal_offline_ones(served, client, input_type, side) -> None:
     config, _ = served
-    bundle = config.paths.bundle
+    bundle, _ = deployed(config)
     encoder = load_encoder(bundle_encoder(bundle, read_manifest(bundle)))
     for task, spec in config.tasks.items():
         answer = post_embeddings(client, input=TEXTS, task=task, input_type=input_type).json()
@@ -88,13 +89,12 @@ def test_the_openai_client_works_with_its_defaults(served) -> None:
 
 def test_search_equals_exact_offline_search_over_all_shards(served, client) -> None:
     config, _ = served
-    bundle = config.paths.bundle
+    bundle, state = deployed(config)
     manifest = read_manifest(bundle)
-    encoder = load_encoder(bundle_encoder(bundle, manifest))
+    encoder, index = load_encoder(bundle_encoder(bundle, manifest)), OpenIndex.open(bundle, state)
     for task, spec in config.tasks.items():
         query = encode(encoder, TEXTS[:1], spec, "query")
-        shards = [load_shard(bundle, shard).get(task) for shard in range(manifest.num_shards)]
-        wanted = merge_hits([shard.search(query, 5)[0] for shard in shards if shard], 5)
+        (wanted,) = index.search(task, SearchOptions(k=5), query).hits()
         answer = client.post("/v1/search", json={"query": TEXTS[0], "task": task, "limit": 5}).json()
         assert [hit["id"] for hit in answer["results"][0]] == [hit.id for hit in wanted]
         assert [hit["score"] for hit in answer["results"][0]] == pytest.approx([hit.score for hit in wanted], abs=1e-5)
@@ -148,7 +148,7 @@ def test_every_route_but_health_asks_for_a_key(served, header) -> None:
 
 def test_a_bundle_with_one_flipped_byte_is_not_deployed(served) -> None:
     config, _ = served
-    path = next((config.paths.bundle / "shards").glob("*/*.faiss"))
+    path = next((deployed(config)[0] / "shards").glob("*/*/*.faiss"))
     original = path.read_bytes()
     try:
         path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))

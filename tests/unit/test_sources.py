@@ -225,3 +225,17 @@ def test_every_row_is_kept_left_out_or_rejected(tmp_path_factory, train, test, q
     assert got.rows_in == sum(map(len, files.values()))
     assert got.rows_in == got.rows_out + got.left_out + len(got.rejected)
     assert got.rows_out == len(got.passages) + sum(map(len, got.queries.values()))
+
+
+def test_a_passage_keeps_its_metadata_and_one_that_cannot_be_filtered_by_is_rejected(tmp_path):
+    corpus = [
+        {"id": "a", "text": "x", "metadata": {"year": 2020, "tags": ["new"]}},
+        {"id": "b", "text": "y"},
+        {"id": "c", "text": "z", "metadata": {"year": {"from": 1}}},
+    ]
+    got = read_layout(tmp_path, corpus=corpus, train=[question(1, pos_ids=["a"])], test=[])
+    assert {name: one["metadata"] for name, one in got.passages.items()} == {
+        "a": '{"tags":["new"],"year":2020}',
+        "b": None,
+    }
+    assert ["metadata.year" in one.reason for one in got.rejected] == [True]

@@ -117,7 +117,7 @@ def test_further_rounds_start_from_the_encoder_of_the_one_before_and_overwrite_n
         {one for stage in ROUND for one in STAGES[stage].writes(round_config(config, number))} for number in (1, 2, 3)
     ]
     assert not written[0] & written[1] and not written[1] & written[2]
-    assert third.paths.corpus == config.paths.corpus and third.paths.bundle == config.paths.bundle
+    assert third.paths.corpus == config.paths.corpus and third.paths.indexes == config.paths.indexes
     assert planned[-1].config.encoder == config.encoder and planned[-1].config.paths.model == third.paths.model
 
 

@@ -1,0 +1,161 @@
+"""Versions of an index side by side, and aliases that move from one to another at once.
+
+    versions/NAME/     a bundle, never changed
+    states/NAME/       what was written to its index since (embedder.index.living)
+    aliases.json       alias -> version
+
+A kill at any moment leaves the old or the new version, and the old or the new alias.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from embedder.bundle import Manifest, read_manifest, verify
+from embedder.errors import BundleError, ConfigError
+from embedder.index.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
+from embedder.records import content_id
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+class Catalog:
+    """The versions and aliases in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def versions(self) -> list[str]:
+        """Names of the versions, sorted."""
+        found = (self.folder / "versions").glob(f"*/{Manifest.FILE}")
+        return sorted(path.parent.name for path in found if NAME.fullmatch(path.parent.name))
+
+    def aliases(self) -> dict[str, str]:
+        """Version by alias.
+
+        Raises:
+            BundleError: the file is damaged.
+        """
+        path = self.folder / "aliases.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            aliases: dict[str, str] = raw["aliases"]
+            if raw["digest"] != content_id(aliases):
+                raise ValueError("its digest does not fit its content")
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BundleError(f"{path}: not readable ({error}); remove it and set the aliases again") from error
+        return aliases
+
+    def resolve(self, name: str) -> str:
+        """The version that an alias or a version's own name means.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        version = self.aliases().get(name, name)
+        if not NAME.fullmatch(version) or not (self.bundle(version) / Manifest.FILE).is_file():
+            raise ConfigError(
+                f"{self.folder}: no version or alias {name!r:.200}; there are versions {self.versions()} and aliases "
+                f"{self.aliases()}; build one with `python -m ray_jobs.index`"
+            )
+        return version
+
+    def bundle(self, version: str) -> Path:
+        """Where a version's bundle is."""
+        return self.folder / "versions" / version
+
+    def state(self, version: str) -> Path:
+        """Where what was written to a version is."""
+        return self.folder / "states" / version
+
+    def point(self, alias: str, version: str) -> None:
+        """Let an alias name a version, at once and for good when this returns.
+
+        Raises:
+            ConfigError: there is no such version, or the alias is no name or that of a version.
+        """
+        self._check_name(alias)
+        if alias in self.versions():
+            raise ConfigError(f"{alias!r} is a version of {self.folder}; an alias needs a name of its own")
+        with locked(self.folder / "catalog.lock"):
+            aliases = {**self.aliases(), alias: self.resolve(version)}
+            self._write_aliases(aliases)
+
+    def drop(self, alias: str) -> None:
+        """Remove an alias; the version stays."""
+        with locked(self.folder / "catalog.lock"):
+            self._write_aliases({name: version for name, version in self.aliases().items() if name != alias})
+
+    def stage(self, version: str) -> Path:
+        """A new folder to be filled with a bundle and then published under that name."""
+        self._check_name(version)
+        return unfinished_folder(self.bundle(version))
+
+    def publish(self, staged: Path, version: str) -> None:
+        """Give a filled folder, manifest included, its place among the versions.
+
+        Raises:
+            ConfigError: there is another version of that name.
+            BundleError: the folder has no manifest, or a damaged one.
+        """
+        self._check_name(version)
+        manifest = read_manifest(staged)
+        if version in self.aliases():
+            raise ConfigError(f"{version!r} is an alias of {self.folder}; a version needs a name of its own")
+        if version in self.versions():
+            if read_manifest(self.bundle(version)).digest != manifest.digest:
+                raise ConfigError(f"{self.bundle(version)}: exists with another content; choose another name")
+            shutil.rmtree(staged)
+            return
+        place_durably(staged, self.bundle(version))
+
+    def restore(self, bundle: Path, version: str) -> None:
+        """Copy a bundle from elsewhere, such as a snapshot, once it is verified.
+
+        Raises:
+            BundleError: it is not whole; nothing was changed.
+            ConfigError: there is another version of that name.
+        """
+        verify(bundle)
+        staged = self.stage(version)
+        try:
+            shutil.copytree(bundle, staged, dirs_exist_ok=True)
+            verify(staged)
+            self.publish(staged, version)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def remove(self, version: str) -> None:
+        """Remove a version and all that was written to it.
+
+        Raises:
+            ConfigError: an alias names it, or it does not exist.
+        """
+        with locked(self.folder / "catalog.lock"):
+            if version not in self.versions():
+                raise ConfigError(f"{self.folder}: no version {version!r:.200}; there are {self.versions()}")
+            named = [alias for alias, target in self.aliases().items() if target == version]
+            if named:
+                raise ConfigError(f"version {version!r} is served as {named}; point these elsewhere first")
+            # Without its manifest it is no version any more, whatever a kill leaves of the rest.
+            os.unlink(self.bundle(version) / Manifest.FILE)
+            shutil.rmtree(self.bundle(version))
+            shutil.rmtree(self.state(version), ignore_errors=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove what kills have left; call it where nobody else is building or copying."""
+        remove_unfinished(self.folder / "versions")
+
+    def _write_aliases(self, aliases: dict[str, str]) -> None:
+        content = {"aliases": aliases, "digest": content_id(aliases)}
+        write_durably(self.folder / "aliases.json", (json.dumps(content, indent=2) + "\n").encode())
+
+    def _check_name(self, name: str) -> None:
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"{name!r:.200} is no name of a version or alias; use letters, digits, '.', '_' and '-'")

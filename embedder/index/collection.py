@@ -1,0 +1,223 @@
+"""One collection of a shard on disk: vectors, payload, metadata and words of a task's documents. It never changes.
+
+    collection.json      CollectionInfo
+    vectors.faiss        a flat index: row i is the vector of row i of the payload
+    approximate.faiss    the index of the factory string beside it, where that is not Flat
+    payload.arrow        documents.PAYLOAD in the order of id and dataset
+    metadata.arrow       metadata.METADATA
+    lexical/             BM25 of the texts
+
+All is memory-mapped, so that replicas on one machine share it. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from embedder.errors import BundleError, DataError
+from embedder.index.documents import PAYLOAD, DocumentName
+from embedder.index.exact import Ranked, Vectors, exact_search
+from embedder.index.factory import (
+    DEFAULTS,
+    ApproximateIndex,
+    build_approximate,
+    choose_factory,
+    open_flat,
+    open_index,
+    save_approximate,
+    vectors_of,
+)
+from embedder.index.filters import Mask
+from embedder.index.lexical import StoredWords, write_lexical
+from embedder.index.metadata import StoredMetadata, python_value, write_metadata
+from embedder.index.sealed import REMEDY, Sealed, hash_files
+from embedder.index.settings import BuildSettings, SearchParameters
+
+EXACT_ROWS = 20_000
+"""A filter that leaves fewer rows is answered exactly: an approximate index would pass too many of them by."""
+BY_NAME = [("id", "ascending"), ("dataset", "ascending")]
+
+
+class Place(BaseModel):
+    """What a collection belongs to; one of another place is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str
+    shard: int
+    num_shards: int
+    encoder_fingerprint: str
+    """Content hash of the model the vectors were made with."""
+    dimension: int
+
+
+class CollectionInfo(Sealed):
+    """What a collection is, and what its files must hash to."""
+
+    FILE: ClassVar[str] = "collection.json"
+
+    format: Literal[1] = 1
+    place: Place
+    generation: int
+    """How often it was folded; 0 as it came with the bundle."""
+    rows: int
+    factory: str
+    """As built: never `auto`."""
+    settings: BuildSettings
+    mean_words: float
+    """Of a text."""
+
+
+def write_collection(
+    folder: Path, payload: pa.Table, flat: faiss.IndexFlat, place: Place, settings: BuildSettings, generation: int = 0
+) -> CollectionInfo:
+    """Build and write a collection into an existing folder; needs memory for this collection alone.
+
+    The rows must be in the order of id and dataset, and row i of the payload must belong to vector i.
+
+    Raises:
+        ConfigError: FAISS cannot build the factory string.
+        DataError: two rows have the same id and dataset.
+        BundleError: payload and vectors do not belong together.
+    """
+    if (flat.ntotal, flat.d) != (payload.num_rows, place.dimension):
+        raise BundleError(
+            f"{flat.ntotal} vectors of width {flat.d}, but {payload.num_rows} rows of width {place.dimension}; "
+            "they must match row by row"
+        )
+    _check_names(payload)
+    payload = payload.cast(PAYLOAD).combine_chunks()
+    factory = choose_factory(settings.factory, payload.num_rows, place.dimension)
+    approximate = build_approximate(flat, factory)
+    faiss.write_index(flat, str(folder / "vectors.faiss"))
+    if approximate is not None:
+        save_approximate(approximate, folder / "approximate.faiss")
+    with pa.OSFile(str(folder / "payload.arrow"), "wb") as sink, pa.ipc.new_file(sink, PAYLOAD) as writer:
+        writer.write_table(payload)
+    write_metadata(payload, folder / "metadata.arrow")
+    texts = payload["text"].to_pylist() if settings.lexical else []
+    info = CollectionInfo(
+        place=place,
+        generation=generation,
+        rows=payload.num_rows,
+        factory=factory if approximate is not None else "Flat",
+        settings=settings,
+        mean_words=write_lexical(texts, folder / "lexical"),
+        files=hash_files(folder),
+    )
+    info.write(folder)
+    return info
+
+
+def _check_names(payload: pa.Table) -> None:
+    order = pc.sort_indices(payload, sort_keys=BY_NAME).to_numpy()
+    if not np.array_equal(order, np.arange(len(order))):
+        raise BundleError("the rows of a collection must be in the order of id and dataset")
+    names = (
+        payload.select(["id", "dataset"]).group_by(["id", "dataset"], use_threads=False).aggregate([([], "count_all")])
+    )
+    if names.num_rows < payload.num_rows:
+        twice = names.filter(pc.field("count_all") > 1).to_pylist()[0]
+        raise DataError(
+            f"dataset {twice['dataset']!r}: {twice['count_all']} passages have the id {twice['id']!r}; "
+            "give each an id of its own and run `python -m ray_jobs.prepare` again"
+        )
+
+
+class Collection:
+    """A collection that is searched."""
+
+    def __init__(self, folder: Path, info: CollectionInfo) -> None:
+        self.folder, self.info = folder, info
+        self._flat = open_flat(folder / "vectors.faiss")
+        try:
+            self.payload: pa.Table = pa.ipc.open_file(pa.memory_map(str(folder / "payload.arrow"))).read_all()
+        except (OSError, pa.ArrowException) as error:
+            raise BundleError(f"{folder / 'payload.arrow'}: not readable ({error}); {REMEDY}") from error
+        held = (self._flat.d, self._flat.ntotal, self.payload.num_rows, self.payload.schema)
+        if held != (info.place.dimension, info.rows, info.rows, PAYLOAD):
+            raise BundleError(
+                f"{folder}: {self._flat.ntotal} vectors of width {self._flat.d} and {self.payload.num_rows} rows with "
+                f"{self.payload.schema.names}, but the manifest says {info.rows} rows of width "
+                f"{info.place.dimension} with {PAYLOAD.names}; {REMEDY}"
+            )
+        self.vectors: Vectors = vectors_of(self._flat)
+        self.metadata = StoredMetadata(folder / "metadata.arrow", info.rows)
+        self.words = StoredWords(folder / "lexical", info.rows, info.mean_words)
+        self.defaults = info.settings.search.over(DEFAULTS)
+        self._ids: pa.Array = self.payload["id"].combine_chunks()
+        self._approximate: ApproximateIndex | None = None
+        if info.factory != "Flat":
+            self._approximate = ApproximateIndex(open_index(folder / "approximate.faiss"), self._flat, info.factory)
+
+    @classmethod
+    def load(cls, folder: Path, place: Place, *, check: bool) -> Collection:
+        """Open a collection; with `check` its files are hashed first, which the verification of a bundle does already.
+
+        Raises:
+            BundleError: a file is missing, altered or not readable, or it is the collection of another place.
+        """
+        info = CollectionInfo.read(folder)
+        for name, value in place.model_dump().items():
+            if getattr(info.place, name) != value:
+                raise BundleError(f"{folder}: {name} is {getattr(info.place, name)!r}, not {value!r}; {REMEDY}")
+        if check:
+            info.check_files(folder)
+        return cls(folder, info)
+
+    def row_of(self, name: DocumentName) -> int | None:
+        """Where a document stands, by binary search."""
+        document_id, dataset = name
+        row = bisect_left(self._ids, document_id, key=python_value)
+        while row < self.info.rows and self._ids[row].as_py() == document_id:
+            if self.payload["dataset"][row].as_py() == dataset:
+                return row
+            row += 1
+        return None
+
+    def rank(self, query_QD: Vectors, k: int, parameters: SearchParameters, allowed: Mask | None = None) -> Ranked:
+        """The k best of the allowed rows (all by default); exactly min(k, allowed) of them, whatever the index."""
+        parameters = parameters.over(self.defaults)
+        available = self.info.rows if allowed is None else int(np.count_nonzero(allowed))
+        if self._approximate is None or parameters.exact or not self._serves(available, allowed):
+            return exact_search(query_QD, self.vectors, k, allowed)
+        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+        if allowed is not None and parameters.nprobe is not None:
+            # Where fewer rows are allowed, the k best of them are spread over more cells.
+            wider = min(4.0, self.info.rows / available)
+            parameters = parameters.model_copy(update={"nprobe": int(parameters.nprobe * wider)})
+        ranked = _in_order(*self._approximate.search(query_QD, k, parameters, bits))
+        short = np.flatnonzero((ranked.row_QK >= 0).sum(axis=1) < min(k, available))
+        if len(short):
+            exact = exact_search(query_QD[short], self.vectors, k, allowed)
+            ranked.score_QK[short], ranked.row_QK[short] = exact.score_QK, exact.row_QK
+        return ranked
+
+    def _serves(self, available: int, allowed: Mask | None) -> bool:
+        """Whether the approximate index is the way to search that many rows."""
+        if allowed is None:
+            return True
+        return self._approximate is not None and self._approximate.filters and available > EXACT_ROWS
+
+
+def _in_order(score_QK: Vectors, row_QK: NDArray[np.int64]) -> Ranked:
+    """FAISS's results with ties by row."""
+    if ((score_QK[:, 1:] == score_QK[:, :-1]) & (row_QK[:, 1:] >= 0)).any():
+        order = np.lexsort((row_QK, -score_QK), axis=-1)
+        return Ranked(np.take_along_axis(score_QK, order, axis=1), np.take_along_axis(row_QK, order, axis=1))
+    return Ranked(score_QK, row_QK)
+
+
+def sort_by_name(payload: pa.Table) -> NDArray[np.int64]:
+    """The order in which a collection keeps its rows."""
+    order: NDArray[np.int64] = pc.sort_indices(payload, sort_keys=BY_NAME).to_numpy().astype(np.int64)
+    return order

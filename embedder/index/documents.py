@@ -1,0 +1,126 @@
+"""What is indexed: a document's id, text, title and metadata, within limits, and how a collection stores it.
+
+Metadata needs no declared schema: a field may hold a text, a number, a boolean or a list of these, and documents may
+differ in this. The kinds of a field are kept apart, so a condition finds the values of its own kind only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import pyarrow as pa
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+
+PAYLOAD = pa.schema(
+    [
+        ("id", pa.string()),
+        ("dataset", pa.string()),
+        ("text", pa.large_string()),
+        ("title", pa.string()),
+        ("metadata", pa.large_string()),
+    ]
+)
+"""What a hit shows; row i belongs to vector i. `metadata` is a JSON object, or null where there is none."""
+
+DATASET_FIELD = "dataset"
+"""Can be filtered by like a field of the metadata."""
+LARGEST_INTEGER = 2**53
+"""Beyond it neighbours are equal as float64, in which numbers are compared."""
+
+
+def _exact(value: object) -> object:
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"integers beyond 2**53 cannot be compared exactly; give {value} as a text")
+    return value
+
+
+def _one_kind(values: list[Scalar]) -> list[Scalar]:
+    if len({kind_of(value) for value in values}) > 1:
+        raise ValueError("a list holds values of one kind")
+    return values
+
+
+def _not_reserved(name: str) -> str:
+    if name == DATASET_FIELD:
+        raise ValueError(f"{DATASET_FIELD!r} is a field of its own; name this one differently")
+    return name
+
+
+Kind = Literal["text", "number", "boolean"]
+Number = Annotated[StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)], BeforeValidator(_exact)]
+Text = Annotated[StrictStr, StringConstraints(max_length=1024)]
+Scalar = StrictBool | Number | Text
+FieldName = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_not_reserved)]
+Values = Scalar | Annotated[list[Scalar], Field(max_length=256), AfterValidator(_one_kind)]
+Metadata = Annotated[dict[FieldName, Values], Field(max_length=64)]
+
+_METADATA: TypeAdapter[dict[str, Scalar | list[Scalar]]] = TypeAdapter(Metadata)
+
+
+class Document(BaseModel):
+    """One document to be written; `id` and `dataset` together name it, and a later one of that name replaces it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    text: Annotated[str, StringConstraints(min_length=1)]
+    title: str | None = None
+    dataset: Annotated[str, StringConstraints(max_length=256)] = ""
+    metadata: Metadata = {}
+
+    @property
+    def name(self) -> DocumentName:
+        """What identifies it."""
+        return (self.id, self.dataset)
+
+
+DocumentName = tuple[str, str]
+"""Id and dataset."""
+
+
+def kind_of(value: Scalar) -> Kind:
+    """The kind of a value."""
+    if isinstance(value, bool):
+        return "boolean"
+    return "text" if isinstance(value, str) else "number"
+
+
+def metadata_json(value: object) -> str | None:
+    """A document's metadata as the payload keeps it; None where there is none.
+
+    Raises:
+        ValueError: it is no object of texts, numbers, booleans and lists of them, or exceeds a limit.
+    """
+    if value is None or value == {}:
+        return None
+    try:
+        checked = _METADATA.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in ("metadata", *first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}") from error
+    return json.dumps(checked, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def field_values(metadata: str | None, dataset: str) -> Iterator[tuple[str, Scalar]]:
+    """Every value that a condition can ask for, with its field; those of a list one by one."""
+    yield DATASET_FIELD, dataset
+    fields: dict[str, Scalar | list[Scalar]] = json.loads(metadata) if metadata else {}
+    for name, value in fields.items():
+        for one in dict.fromkeys(value) if isinstance(value, list) else [value]:
+            yield name, one

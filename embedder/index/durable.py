@@ -1,0 +1,79 @@
+"""Files that survive a kill and a power cut: written beside, synced, then renamed; and locks between processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+UNFINISHED = ".unfinished-"
+"""Prefix of what a kill may leave behind; nobody reads it, and the next writer removes it."""
+
+
+def sync_path(path: Path) -> None:
+    """Force a file's content, or the names in a folder, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a small file as a whole; after the call it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{UNFINISHED}{path.name}.{uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_path(path.parent)
+
+
+def unfinished_folder(final: Path) -> Path:
+    """A new folder beside `final`, to be filled and then placed there."""
+    folder = final.with_name(f"{UNFINISHED}{final.name}.{uuid4().hex}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def place_durably(folder: Path, final: Path) -> None:
+    """Give a filled folder its name, once all that is in it is on the disk."""
+    for path in sorted(folder.rglob("*")):
+        sync_path(path)
+    sync_path(folder)
+    os.replace(folder, final)
+    sync_path(final.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what kills have left in a folder; call it where no other writer can be at work."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file between processes and threads; yields whether it is held, which it always is with `wait`.
+
+    The system releases it when the holder dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,181 @@
+"""Filters on metadata, in the vocabulary of Qdrant: must, should and must_not of match and range conditions.
+
+    {"must": [{"key": "language", "match": {"value": "en"}}, {"key": "year", "range": {"gte": 2020}}],
+     "must_not": [{"key": "tags", "match": {"any": ["draft", "old"]}}]}
+
+A condition is true for a document with at least one value of that field that fits; a document without the field fits no
+condition. Texts are compared by code point, so that ISO dates of one time zone can be compared too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from embedder.index.documents import Kind, Number, Scalar, Text, kind_of
+
+MAX_DEPTH = 8
+"""Filters within filters."""
+MAX_CLAUSES = 256
+"""Conditions and nested filters together, counted over the whole filter."""
+MAX_VALUES = 1024
+"""Values of one `any` or `except`."""
+
+Bound = Number | Text
+Rows = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Match(_Part):
+    """Exactly one of: equal to `value`, one of `any`, none of `except`."""
+
+    value: Scalar | None = None
+    any: list[Scalar] | None = Field(default=None, max_length=MAX_VALUES)
+    except_: list[Scalar] | None = Field(default=None, max_length=MAX_VALUES, alias="except")
+
+    @model_validator(mode="after")
+    def exactly_one(self) -> Match:
+        """Refuse none and several."""
+        if sum(part is not None for part in (self.value, self.any, self.except_)) != 1:
+            raise ValueError("give exactly one of value, any, except")
+        return self
+
+    @property
+    def values(self) -> list[Scalar]:
+        """Those of which a document needs one; none for `except`."""
+        return (self.any or []) if self.value is None else [self.value]
+
+
+class Range(_Part):
+    """Bounds of one kind, all of which hold."""
+
+    gt: Bound | None = None
+    gte: Bound | None = None
+    lt: Bound | None = None
+    lte: Bound | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Range:
+        """Refuse no bound, and bounds that cannot be compared."""
+        kinds = {kind_of(bound) for bound in (self.gt, self.gte, self.lt, self.lte) if bound is not None}
+        if len(kinds) != 1:
+            raise ValueError("give one or more of gt, gte, lt, lte, all numbers or all texts")
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        """Of the bounds."""
+        return next(kind_of(bound) for bound in (self.gt, self.gte, self.lt, self.lte) if bound is not None)
+
+    def holds(self, value: Any) -> bool:  # noqa: ANN401 - comparable with the bounds, being of their kind
+        """Whether a value of their kind lies within the bounds."""
+        return (
+            (self.gt is None or value > self.gt)
+            and (self.gte is None or value >= self.gte)
+            and (self.lt is None or value < self.lt)
+            and (self.lte is None or value <= self.lte)
+        )
+
+
+class Condition(_Part):
+    """What one field must hold; `dataset` is a field too."""
+
+    key: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    match: Match | None = None
+    range: Range | None = None
+
+    @model_validator(mode="after")
+    def exactly_one(self) -> Condition:
+        """Refuse none and both."""
+        if (self.match is None) == (self.range is None):
+            raise ValueError("give exactly one of match, range")
+        return self
+
+
+class Filter(_Part):
+    """True where all of `must`, at least one of `should` (if there are any) and none of `must_not` are."""
+
+    must: list[Condition | Filter] = []
+    should: list[Condition | Filter] = []
+    must_not: list[Condition | Filter] = []
+
+    @model_validator(mode="after")
+    def within_limits(self) -> Filter:
+        """Refuse a filter that is too deep or too long to be answered quickly."""
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"filters are nested {self.depth} deep; at most {MAX_DEPTH}")
+        if self.clauses > MAX_CLAUSES:
+            raise ValueError(f"the filter has {self.clauses} clauses; at most {MAX_CLAUSES}")
+        return self
+
+    @property
+    def parts(self) -> list[Condition | Filter]:
+        """All conditions and filters right within it."""
+        return [*self.must, *self.should, *self.must_not]
+
+    @property
+    def depth(self) -> int:
+        """1 without filters within it."""
+        return 1 + max((part.depth for part in self.parts if isinstance(part, Filter)), default=0)
+
+    @property
+    def clauses(self) -> int:
+        """Conditions and filters at all depths."""
+        return sum(1 + (part.clauses if isinstance(part, Filter) else 0) for part in self.parts)
+
+
+class FieldIndex(Protocol):
+    """Where values stand: the collection on disk and the fresh documents in memory have one each."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that a mask covers."""
+
+    def equal(self, field: str, value: Scalar) -> Rows:
+        """Rows with that value."""
+
+    def between(self, field: str, bounds: Range) -> Rows:
+        """Rows with a value within the bounds."""
+
+    def having(self, field: str) -> Rows:
+        """Rows with any value of that field."""
+
+
+def matching(wanted: Filter, fields: FieldIndex) -> Mask:
+    """For each row whether it fits."""
+    mask = np.ones(fields.num_rows, dtype=np.bool_)
+    for part in wanted.must:
+        mask &= _mask(part, fields)
+    if wanted.should:
+        mask &= np.logical_or.reduce([_mask(part, fields) for part in wanted.should])
+    for part in wanted.must_not:
+        mask &= ~_mask(part, fields)
+    return mask
+
+
+def equals(field: str, value: Scalar) -> Filter:
+    """The filter for documents whose field has that value."""
+    return Filter(must=[Condition(key=field, match=Match(value=value))])
+
+
+def _mask(part: Condition | Filter, fields: FieldIndex) -> Mask:
+    if isinstance(part, Filter):
+        return matching(part, fields)
+    mask = np.zeros(fields.num_rows, dtype=np.bool_)
+    if part.range is not None:
+        mask[fields.between(part.key, part.range)] = True
+    elif part.match is not None and part.match.except_ is not None:
+        mask[fields.having(part.key)] = True
+        for value in part.match.except_:
+            mask[fields.equal(part.key, value)] = False
+    elif part.match is not None:
+        for value in part.match.values:
+            mask[fields.equal(part.key, value)] = True
+    return mask

@@ -1,0 +1,123 @@
+"""What a search found, as one table for all its queries: small to send, quick to merge over shards and to fuse.
+
+Q queries, K results of each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from embedder.index.documents import PAYLOAD
+from embedder.index.exact import Ranked
+
+FOUND = pa.schema([("query", pa.int32()), ("score", pa.float32()), *PAYLOAD])
+"""One hit; sorted by query, best first, ties by id and dataset."""
+FUSION_CONSTANT = 60
+"""Of reciprocal rank fusion: a hit of rank r (from 1) counts 1 / (60 + r), after Cormack et al. (2009)."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found document."""
+
+    id: str
+    score: float
+    text: str
+    title: str | None
+    dataset: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The hits of several queries."""
+
+    num_queries: int
+    table: pa.Table
+    """FOUND."""
+
+    def hits(self) -> list[list[Hit]]:
+        """The same by query, as objects."""
+        by_query: list[list[Hit]] = [[] for _ in range(self.num_queries)]
+        for row in self.table.to_pylist():
+            metadata = json.loads(row.pop("metadata") or "{}")
+            by_query[row.pop("query")].append(Hit(**row, metadata=metadata))
+        return by_query
+
+
+def hit_record(hit: Hit) -> dict[str, Any]:
+    """A hit as plain data."""
+    return asdict(hit)
+
+
+class Payload(Protocol):
+    """Rows that can be shown: an Arrow table, or fresh documents."""
+
+    def take(self, rows: pa.Array) -> pa.Table:
+        """The payload of some rows."""
+
+
+def found(ranked: Ranked, payload: Payload) -> Found:
+    """Ranked rows with their payload."""
+    is_hit = ranked.row_QK >= 0
+    query = np.repeat(np.arange(len(is_hit), dtype=np.int32), is_hit.sum(axis=1))
+    rows = payload.take(pa.array(ranked.row_QK[is_hit]))
+    columns = [pa.array(query), pa.array(ranked.score_QK[is_hit]), *rows.columns]
+    return Found(len(is_hit), pa.table(columns, schema=FOUND))
+
+
+def merge(parts: Sequence[Found], k: int) -> Found:
+    """The k best hits of each query over several shards, or of stored and fresh documents."""
+    if len(parts) == 1:
+        return parts[0]
+    table = pa.concat_tables([part.table for part in parts])
+    return Found(parts[0].num_queries, _best(table, k))
+
+
+def fuse(parts: Sequence[Found], k: int) -> Found:
+    """The k best hits of each query over several rankings of the same documents, by the sum of reciprocal ranks."""
+    tables = [
+        part.table.set_column(
+            1, FOUND.field("score"), pa.array((1 / (FUSION_CONSTANT + 1 + _ranks(part.table))).astype(np.float32))
+        )
+        for part in parts
+    ]
+    table = pa.concat_tables(tables).combine_chunks()
+    names = ["query", "id", "dataset"]
+    places = pa.table([pa.array(np.arange(table.num_rows))], ["place"])
+    sums = (
+        pa.table([*table.select([*names, "score"]).columns, places["place"]], [*names, "score", "place"])
+        .group_by(names, use_threads=False)
+        .aggregate([("score", "sum"), ("place", "min")])
+    )
+    fused = table.take(sums["place_min"]).set_column(1, FOUND.field("score"), sums["score_sum"].cast(pa.float32()))
+    return Found(parts[0].num_queries, _best(fused, k))
+
+
+def _best(table: pa.Table, k: int) -> pa.Table:
+    """The first k of each query, sorted."""
+    query, score = table["query"].to_numpy(), table["score"].to_numpy()
+    order = np.lexsort((-score, query))
+    tied = (np.diff(query[order]) == 0) & (np.diff(score[order]) == 0)
+    if tied.any():
+        keys = [("query", "ascending"), ("score", "descending"), ("id", "ascending"), ("dataset", "ascending")]
+        order = pc.sort_indices(table, sort_keys=keys).to_numpy()
+    kept = order[_places(query[order]) < k]
+    return table.take(pa.array(kept)).combine_chunks()
+
+
+def _ranks(table: pa.Table) -> NDArray[np.int64]:
+    return _places(table["query"].to_numpy())
+
+
+def _places(query: NDArray[np.int32]) -> NDArray[np.int64]:
+    """For sorted query numbers, the place of each within its query."""
+    return np.arange(len(query)) - np.searchsorted(query, query)

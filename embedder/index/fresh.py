@@ -1,0 +1,126 @@
+"""The documents written since a collection was built, in memory, and the rows of the collection that they replace.
+
+What a search has been handed never changes: rows are only added, and masks are replaced, not altered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.index.collection import Collection
+from embedder.index.documents import PAYLOAD, DocumentName
+from embedder.index.exact import Vectors
+from embedder.index.filters import Filter, Mask, matching
+from embedder.index.lexical import FreshWords
+from embedder.index.metadata import FreshMetadata
+
+Row = tuple[str, str, str, str | None, str | None]
+"""As PAYLOAD."""
+
+
+@dataclass(frozen=True)
+class FreshView:
+    """The fresh documents and the collection's rows as they were at one moment."""
+
+    vectors: Vectors
+    rows: list[Row]
+    """May have grown; only the first len(vectors) belong to the view."""
+    live: Mask
+    """Which fresh rows are neither replaced nor deleted, and fit the filter if there is one."""
+    stored: Mask | None
+    """The same of the collection's rows; None: all."""
+
+    @property
+    def num_live(self) -> int:
+        """Fresh rows that count."""
+        return int(np.count_nonzero(self.live))
+
+    def take(self, rows: pa.Array) -> pa.Table:
+        """The payload of fresh rows."""
+        chosen = [self.rows[row] for row in rows.to_pylist()]
+        columns = zip(*chosen, strict=True) if chosen else [()] * len(PAYLOAD)
+        return pa.table([pa.array(column, field.type) for column, field in zip(columns, PAYLOAD, strict=True)], PAYLOAD)
+
+
+class Fresh:
+    """What the log says on top of a collection; the caller keeps threads apart."""
+
+    def __init__(self, base: Collection) -> None:
+        self.base = base
+        self.words = FreshWords(base.words)
+        self._metadata = FreshMetadata()
+        self._rows: list[Row] = []
+        self._places: dict[DocumentName, int] = {}
+        self._vectors = np.empty((256, base.info.place.dimension), dtype=np.float32)
+        self._live: Mask = np.zeros(0, dtype=np.bool_)
+        self._stored: Mask | None = None
+        self._num_stored = base.info.rows
+        self.num_operations = 0
+        """Documents written and deleted so far."""
+
+    @property
+    def num_documents(self) -> int:
+        """Live documents, stored and fresh."""
+        return self._num_stored + len(self._places)
+
+    @property
+    def fields(self) -> set[str]:
+        """Names of the metadata's fields that occur."""
+        return {*self.base.metadata.fields, *self._metadata.fields}
+
+    def holds(self, name: DocumentName) -> bool:
+        """Whether there is a live document of that name."""
+        return name in self._places or self._stored_row(name) is not None
+
+    def apply(self, batch: pa.RecordBatch) -> None:
+        """Carry out the operations of one record of the log, in their order."""
+        self.num_operations += batch.num_rows
+        vectors = np.asarray(batch["vector"].flatten(), dtype=np.float32).reshape(-1, self._vectors.shape[1])
+        live = np.concatenate([self._live, np.zeros(batch.num_rows, dtype=np.bool_)])
+        gone: list[int] = []
+        written = 0
+        for document_id, dataset, text, title, metadata in zip(
+            *(batch[name].to_pylist() for name in PAYLOAD.names), strict=True
+        ):
+            name = (document_id, dataset)
+            place, stored = self._places.pop(name, None), self._stored_row(name)
+            if place is not None:
+                live[place] = False
+            if stored is not None:
+                gone.append(stored)
+            if text is not None:
+                live[len(self._rows)] = True
+                self._add((document_id, dataset, text, title, metadata), vectors[written])
+                written += 1
+        self._live = live[: len(self._rows)]
+        if gone:
+            stored_rows = np.ones(self.base.info.rows, dtype=np.bool_) if self._stored is None else self._stored.copy()
+            stored_rows[gone] = False
+            self._stored = stored_rows
+            self._num_stored = int(np.count_nonzero(stored_rows))
+
+    def view(self, wanted: Filter | None = None) -> FreshView:
+        """What there is now, of what fits a filter."""
+        live, stored = self._live, self._stored
+        if wanted is not None:
+            live = live & matching(wanted, self._metadata)
+            fitting = matching(wanted, self.base.metadata)
+            stored = fitting if stored is None else stored & fitting
+        return FreshView(self._vectors[: len(self._rows)], self._rows, live, stored)
+
+    def _add(self, row: Row, vector: Vectors) -> None:
+        place = len(self._rows)
+        if place == len(self._vectors):
+            self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
+        self._vectors[place] = vector
+        self._rows.append(row)
+        self._places[row[0], row[1]] = place
+        self._metadata.add(row[4], row[1])
+        self.words.add(row[2])
+
+    def _stored_row(self, name: DocumentName) -> int | None:
+        row = self.base.row_of(name)
+        return row if row is None or self._stored is None or self._stored[row] else None

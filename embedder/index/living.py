@@ -1,0 +1,323 @@
+"""A collection that is written to while it is searched.
+
+    STATE/CURRENT            number and digest of the generation that is read; absent: the bundle's collection
+    STATE/generations/N/     the collection after N folds
+    STATE/log/N.log          what was written after generation N was begun
+
+The live documents are those of the current generation and of all log segments from its number on. Any process may
+write, one at a time; every search first takes in what others have written, so an acknowledged write is visible at once
+everywhere on the machine. Folding builds a generation in the background and then moves CURRENT; a reader goes on with
+the old one until it adopts the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.errors import BundleError, DataError
+from embedder.index.collection import Collection, Place
+from embedder.index.documents import Document, DocumentName, metadata_json
+from embedder.index.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
+from embedder.index.exact import Ranked, Vectors, exact_search
+from embedder.index.filters import Filter
+from embedder.index.fold import write_folded
+from embedder.index.found import Found, found, merge
+from embedder.index.fresh import Fresh, FreshView
+from embedder.index.lexical import words_of
+from embedder.index.log import Log, operations_schema
+from embedder.index.sealed import REMEDY
+from embedder.index.settings import SearchParameters
+
+CURRENT = "CURRENT"
+MAX_FIELDS = 1024
+"""Different fields of the metadata in a collection."""
+
+
+@dataclass
+class _Reading:
+    """How far one generation and its log have been read."""
+
+    generation: int
+    base: Collection
+    fresh: Fresh
+    segment: int
+    """Number of the log segment that is read; one below the generation while there is none."""
+    log: Log | None = None
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class LivingStats:
+    """Sizes of a collection."""
+
+    documents: int
+    fresh: int
+    """Operations that the next fold takes in; those that are not deletions are searched one by one until then."""
+    generation: int
+
+
+class LivingCollection:
+    """The documents of one task in one shard. Safe to use from several threads."""
+
+    def __init__(self, bundled: Path, state: Path, place: Place) -> None:
+        """Open the collection of a bundle, whose files the caller has verified, with what was written to it since.
+
+        Raises:
+            BundleError: a file is missing or damaged, or belongs elsewhere.
+        """
+        self.place, self._bundled, self._state = place, bundled, state
+        self._lock = threading.RLock()
+        self._reading = self._open()
+        if segments := self._segments():
+            # A kill may have cut the last write short.
+            with locked(self.write_lock):
+                Log(self._segment(max(segments)), self.place).recover()
+        with self._lock:
+            self._catch_up()
+
+    def search(self, query_QD: Vectors, k: int, parameters: SearchParameters, wanted: Filter | None = None) -> Found:
+        """The k nearest documents that fit the filter, by inner product.
+
+        Raises:
+            ValueError: a query vector has the wrong width or holds a value that is not finite.
+        """
+        query_QD = np.ascontiguousarray(query_QD, dtype=np.float32)
+        if query_QD.ndim != 2 or query_QD.shape[1] != self.place.dimension or not np.isfinite(query_QD).all():
+            raise ValueError(
+                f"query vectors of shape {query_QD.shape} do not fit an index of width {self.place.dimension}, "
+                "or are not finite"
+            )
+        base, view = self._view(wanted)
+        parts = [found(base.rank(query_QD, k, parameters, view.stored), base.payload)]
+        if view.num_live:
+            ranked = _past_ties(
+                lambda most: exact_search(query_QD, view.vectors, most, view.live), k, len(view.vectors)
+            )
+            parts.append(found(ranked, view))
+        return merge(parts, k)
+
+    def search_words(self, queries: Sequence[str], k: int, wanted: Filter | None = None) -> Found:
+        """The k documents that fit the filter and share the most telling words with each query, by BM25.
+
+        Raises:
+            ValueError: the index was built without words.
+        """
+        with self._lock:
+            base, view = self._view(wanted)
+            if not base.info.settings.lexical:
+                raise ValueError("this index was built without words; set index.lexical and build it again")
+            words = words_of(queries)
+            of_fresh = self._reading.fresh.words
+            fresh = None
+            if view.num_live:
+                fresh = _past_ties(lambda most: of_fresh.rank(words, most, view.live), k, len(view.vectors))
+        parts = [found(base.words.rank(words, k, view.stored), base.payload)]
+        if fresh is not None:
+            parts.append(found(fresh, view))
+        return merge(parts, k)
+
+    def upsert(self, documents: Sequence[Document], vector_PD: Vectors) -> None:
+        """Write documents with their unit vectors: new ones, and new versions of old ones.
+
+        They are on the disk, and found, when this returns. Of several documents of one name the last counts.
+
+        Raises:
+            DataError: the vectors do not fit the documents or the index, or hold a value that is not finite.
+        """
+        vector_PD = np.ascontiguousarray(vector_PD, dtype=np.float32)
+        if vector_PD.shape != (len(documents), self.place.dimension) or not np.isfinite(vector_PD).all():
+            raise DataError(
+                f"{len(documents)} documents with vectors of shape {vector_PD.shape}: each needs one of width "
+                f"{self.place.dimension} with finite values; nothing was written"
+            )
+        last = {document.name: i for i, document in enumerate(documents)}
+        self._write([documents[i] for i in last.values()], vector_PD[list(last.values())])
+
+    def delete(self, names: Sequence[DocumentName]) -> int:
+        """Remove documents; returns how many there were. They are found no more when this returns."""
+        with locked(self.write_lock), self._lock:
+            self._catch_up()
+            present = [name for name in dict.fromkeys(names) if self._reading.fresh.holds(name)]
+            if present:
+                rows = [{"id": document_id, "dataset": dataset} for document_id, dataset in present]
+                self._append(pa.RecordBatch.from_pylist(rows, schema=operations_schema(self.place.dimension)))
+        return len(present)
+
+    def stats(self) -> LivingStats:
+        """Sizes as of now."""
+        with self._lock:
+            self._catch_up()
+            fresh = self._reading.fresh
+            return LivingStats(fresh.num_documents, fresh.num_operations, self._reading.generation)
+
+    def fold(self) -> bool:
+        """Build a generation of all live documents and make it the current one; searches and writes go on meanwhile.
+
+        Returns whether there was anything to fold, and nobody else was folding.
+        """
+        with locked(self._state / "fold.lock", wait=False) as alone:
+            if not alone:
+                return False
+            remove_unfinished(self._state / "generations")
+            self.adopt()
+            with locked(self.write_lock), self._lock:
+                self._catch_up()
+                previous, base = self._reading.generation, self._reading.base
+                if not self._reading.fresh.num_operations:
+                    return False
+                number = self._reading.segment + 1
+                Log.create(self._segment(number), self.place)
+                _, view = self._view()
+            final = self._generation(number)
+            folder = unfinished_folder(final)
+            write_folded(base, view, folder, number)
+            place_durably(folder, final)
+            digest = Collection.load(final, self.place, check=False).info.digest
+            write_durably(self._state / CURRENT, f"{number} {digest}\n".encode())
+            self.adopt()
+            self._remove_before(previous)
+            return True
+
+    def adopt(self) -> bool:
+        """Go over to the current generation, if another process has folded; returns whether that was so.
+
+        Raises:
+            BundleError: the new generation is damaged; the old one goes on being searched.
+        """
+        generation, _ = self._read_current()
+        if generation == self._reading.generation:
+            return False
+        reading = self._open()
+        with self._lock:
+            self._reading = reading
+            self._catch_up()
+        return True
+
+    def freeze(self) -> tuple[Collection, FreshView]:
+        """The collection and the fresh documents on top of it, as of now: what a snapshot writes."""
+        return self._view()
+
+    @property
+    def write_lock(self) -> Path:
+        """Locked while somebody writes."""
+        return self._state / "write.lock"
+
+    def _view(self, wanted: Filter | None = None) -> tuple[Collection, FreshView]:
+        with self._lock:
+            self._catch_up()
+            return self._reading.base, self._reading.fresh.view(wanted)
+
+    def _write(self, documents: Sequence[Document], vector_PD: Vectors) -> None:
+        rows = [(one.id, one.dataset, one.text, one.title, metadata_json(one.metadata)) for one in documents]
+        if not rows:
+            return
+        schema = operations_schema(self.place.dimension)
+        columns = [pa.array(column, schema.field(i).type) for i, column in enumerate(zip(*rows, strict=True))]
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(vector_PD.ravel()), self.place.dimension)
+        batch = pa.record_batch([*columns, vectors], schema=schema)
+        with locked(self.write_lock), self._lock:
+            self._catch_up()
+            fields = self._reading.fresh.fields.union(*(one.metadata for one in documents))
+            if len(fields) > MAX_FIELDS:
+                raise DataError(
+                    f"metadata with {len(fields)} different fields; at most {MAX_FIELDS}; nothing was written"
+                )
+            self._append(batch)
+
+    def _append(self, batch: pa.RecordBatch) -> None:
+        """Log a batch and take it in; both locks are held."""
+        if self._reading.log is None:
+            Log.create(self._segment(self._reading.generation), self.place)
+            self._catch_up()
+        if self._reading.log is None:
+            raise BundleError(f"{self._segment(self._reading.generation)}: was removed; {REMEDY}")
+        self._reading.log.append(batch)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Take in what has been written since, by whomever; the thread lock is held."""
+        while True:
+            reading = self._reading
+            following = self._segment(reading.segment + 1)
+            # Asked before the log is read: a segment that has a successor grows no more.
+            is_sealed = following.exists()
+            if reading.log is not None:
+                batches, reading.position = reading.log.read(reading.position)
+                for batch in batches:
+                    reading.fresh.apply(batch)
+            if is_sealed:
+                reading.segment, reading.log = reading.segment + 1, Log(following, self.place)
+                reading.position = reading.log.start
+                continue
+            if reading.log is not None and reading.log.path.exists():
+                return
+            if self._read_current()[0] == reading.generation:
+                return
+            # Others have folded twice since, and removed the log that was read here.
+            self._reading = self._open()
+
+    def _open(self) -> _Reading:
+        """The current generation, with none of its log read yet."""
+        generation, digest = self._read_current()
+        try:
+            folder = self._generation(generation) if generation else self._bundled
+            base = Collection.load(folder, self.place, check=generation > 0)
+            if generation and base.info.digest != digest:
+                raise BundleError(f"{folder}: not the generation that {self._state / CURRENT} names; {REMEDY}")
+            segments = self._segments()
+            # A fold begins its segment before it moves CURRENT; the bundle itself has none until the first write.
+            for number in range(generation, max([generation or -1, *segments]) + 1):
+                if number not in segments:
+                    raise BundleError(f"{self._segment(number)}: missing; {REMEDY}")
+        except BundleError:
+            if self._read_current()[0] == generation:
+                raise
+            return self._open()
+        return _Reading(generation, base, Fresh(base), generation - 1)
+
+    def _read_current(self) -> tuple[int, str]:
+        path = self._state / CURRENT
+        try:
+            number, digest = path.read_text(encoding="ascii").split()
+            return int(number), digest
+        except FileNotFoundError:
+            return 0, ""
+        except ValueError as error:
+            raise BundleError(f"{path}: damaged ({error}); {REMEDY}") from error
+
+    def _segments(self) -> list[int]:
+        return [int(path.stem) for path in (self._state / "log").glob("*.log") if path.stem.isdecimal()]
+
+    def _segment(self, number: int) -> Path:
+        return self._state / "log" / f"{number}.log"
+
+    def _generation(self, number: int) -> Path:
+        return self._state / "generations" / str(number)
+
+    def _remove_before(self, number: int) -> None:
+        """Remove what is older than a generation that somebody may still be reading."""
+        for path in (self._state / "generations").iterdir():
+            if path.name.isdecimal() and int(path.name) < number:
+                shutil.rmtree(path, ignore_errors=True)
+        for segment in self._segments():
+            if segment < number:
+                os.unlink(self._segment(segment))
+
+
+def _past_ties(rank: Callable[[int], Ranked], k: int, most: int) -> Ranked:
+    """The k best fresh rows and all that tie with the last of them: they are not in the order of their names."""
+    length = k
+    while True:
+        length = min(max(2 * length, k + 8), max(k, most))
+        ranked = rank(length)
+        is_enough = (ranked.row_QK[:, -1] < 0) | (ranked.score_QK[:, -1] < ranked.score_QK[:, k - 1])
+        if length >= most or is_enough.all():
+            return ranked

@@ -1,0 +1,184 @@
+"""The write-ahead log of a collection: what was acknowledged is on the disk, and nothing else is ever read.
+
+    magic, committed end, its CRC, length of the header, its CRC, header (JSON), then records
+    record: length, CRC of position and content, an Arrow record batch of OPERATIONS
+
+A record is written and synced before the committed end is moved over it. So a record that a kill cut short lies behind
+the committed end and is dropped, while damage before it is damage to acknowledged writes and is refused. Writers hold
+the collection's lock; readers need none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import weakref
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+
+from embedder.errors import BundleError
+from embedder.index.collection import Place
+from embedder.index.documents import PAYLOAD
+from embedder.index.durable import write_durably
+from embedder.index.sealed import REMEDY
+
+FORMAT = 1
+MAGIC = b"LEMBLOG\n"
+END = struct.Struct("<QI")
+HEADER = struct.Struct("<II")
+RECORD = struct.Struct("<II")
+FIRST_BYTE = len(MAGIC) + END.size + HEADER.size
+
+
+def operations_schema(dimension: int) -> pa.Schema:
+    """One written document with its vector; one without text is a deletion."""
+    return pa.schema([*PAYLOAD, ("vector", pa.list_(pa.float32(), dimension))])
+
+
+class Log:
+    """One segment: the operations after the generation it is numbered after."""
+
+    def __init__(self, path: Path, place: Place) -> None:
+        """Open a segment.
+
+        Raises:
+            BundleError: it is missing, damaged, of another place, or of another version of this program.
+        """
+        self.path, self.schema = path, operations_schema(place.dimension)
+        try:
+            self._file = os.open(path, os.O_RDWR)
+        except OSError as error:
+            raise BundleError(f"{path}: not readable ({error.strerror}); {REMEDY}") from error
+        weakref.finalize(self, os.close, self._file)
+        self.start = self._check_header(place)
+
+    @staticmethod
+    def create(path: Path, place: Place) -> None:
+        """Write an empty segment, which appears as a whole."""
+        header = json.dumps({"format": FORMAT, **place.model_dump()}, sort_keys=True).encode()
+        start = FIRST_BYTE + len(header)
+        lengths = HEADER.pack(len(header), zlib.crc32(header))
+        write_durably(path, MAGIC + _sealed_end(start) + lengths + header)
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Write operations; when this returns they are on the disk and visible. The caller holds the lock.
+
+        Raises:
+            OSError: the disk is full or failing; nothing was written.
+        """
+        end = self.end()
+        content = batch.serialize().to_pybytes()
+        record = RECORD.pack(len(content), _checksum(end, content)) + content
+        try:
+            _write(self._file, record, end)
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, end)
+            raise
+        _write(self._file, _sealed_end(end + len(record)), len(MAGIC))
+
+    def end(self) -> int:
+        """Where the acknowledged records end."""
+        raw = os.pread(self._file, END.size, len(MAGIC))
+        if len(raw) == END.size:
+            end, checksum = END.unpack(raw)
+            if checksum == zlib.crc32(raw[:8]):
+                return int(end)
+        raise self._damaged("its committed end is not readable")
+
+    def read(self, first: int) -> tuple[list[pa.RecordBatch], int]:
+        """The acknowledged records from a position on, and where the next one will begin.
+
+        Raises:
+            BundleError: a record is damaged.
+        """
+        end = self.end()
+        if first == end:
+            return [], end
+        content = _read(self._file, end - first, first)
+        batches, place = [], 0
+        while place < end - first:
+            batch, length = self._record(content, place, first)
+            if batch is None:
+                raise self._damaged(f"the record at byte {first + place} is damaged")
+            batches.append(batch)
+            place += length
+        return batches, end
+
+    def recover(self) -> None:
+        """After a kill: take in what was written but not yet acknowledged, as far as it is whole, and drop the rest.
+
+        The caller holds the lock.
+        """
+        end = place = self.end()
+        content = _read(self._file, os.fstat(self._file).st_size - end, end)
+        while place - end < len(content):
+            batch, length = self._record(content, place - end, end)
+            if batch is None:
+                break
+            place += length
+        if place != end:
+            os.fsync(self._file)
+            _write(self._file, _sealed_end(place), len(MAGIC))
+        if place - end < len(content):
+            os.ftruncate(self._file, place)
+
+    def _record(self, content: bytes, place: int, offset: int) -> tuple[pa.RecordBatch | None, int]:
+        """The record at a place of what was read from `offset` on, None if it is not whole; and its length."""
+        if place + RECORD.size > len(content):
+            return None, 0
+        length, checksum = RECORD.unpack_from(content, place)
+        body = content[place + RECORD.size : place + RECORD.size + length]
+        if len(body) < length or checksum != _checksum(offset + place, body):
+            return None, 0
+        return pa.ipc.read_record_batch(pa.py_buffer(body), self.schema), RECORD.size + length
+
+    def _check_header(self, place: Place) -> int:
+        raw = os.pread(self._file, FIRST_BYTE, 0)
+        if len(raw) < FIRST_BYTE or not raw.startswith(MAGIC):
+            raise self._damaged("not a log")
+        length, checksum = map(int, HEADER.unpack_from(raw, FIRST_BYTE - HEADER.size))
+        header = os.pread(self._file, length, FIRST_BYTE)
+        if len(header) < length or checksum != zlib.crc32(header):
+            raise self._damaged("its header is damaged")
+        fields = json.loads(header)
+        if fields.pop("format") != FORMAT:
+            raise BundleError(
+                f"{self.path}: not of format {FORMAT}; use the version of this program that wrote it, and fold there"
+            )
+        for name, value in place.model_dump().items():
+            if fields.get(name) != value:
+                raise BundleError(f"{self.path}: {name} is {fields.get(name)!r}, not {value!r}; {REMEDY}")
+        if not FIRST_BYTE + length <= self.end() <= os.fstat(self._file).st_size:
+            raise self._damaged("it is shorter than what was acknowledged")
+        return FIRST_BYTE + length
+
+    def _damaged(self, reason: str) -> BundleError:
+        return BundleError(f"{self.path}: {reason}; restore a snapshot, or remove the file and lose what it holds")
+
+
+def _sealed_end(end: int) -> bytes:
+    return END.pack(end, zlib.crc32(struct.pack("<Q", end)))
+
+
+def _checksum(position: int, content: bytes) -> int:
+    return zlib.crc32(content, zlib.crc32(struct.pack("<Q", position)))
+
+
+def _write(file: int, content: bytes, position: int) -> None:
+    """Write all of it; the system may take a part at a time."""
+    written = 0
+    while written < len(content):
+        written += os.pwrite(file, content[written:], position + written)
+
+
+def _read(file: int, length: int, position: int) -> bytes:
+    """All of it, or what there is; the system hands out 2 GiB at a time."""
+    parts: list[bytes] = []
+    while length > 0 and (part := os.pread(file, length, position)):
+        parts.append(part)
+        length, position = length - len(part), position + len(part)
+    return b"".join(parts)

@@ -1,0 +1,167 @@
+"""Where each value of the metadata stands: sorted and memory-mapped for a collection, in dictionaries for fresh rows.
+
+A field's values of one kind lie together, sorted, in a batch of their own, so equality and ranges are binary searches.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedder.errors import BundleError
+from embedder.index.documents import Kind, Scalar, field_values, kind_of
+from embedder.index.filters import Range, Rows
+from embedder.index.sealed import REMEDY
+
+METADATA = pa.schema([("text", pa.large_string()), ("number", pa.float64()), ("row", pa.int32())])
+"""One value of one row, sorted by value and row; booleans are the numbers 0 and 1."""
+BATCHES = b"batches"
+"""In the schema's metadata: JSON list of (field, kind), one for each batch."""
+ROWS_AT_ONCE = 65_536
+NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+
+
+def write_metadata(payload: pa.Table, path: Path) -> None:
+    """Sort the values of a payload's metadata, and of its datasets, into an Arrow file."""
+    parts: dict[tuple[str, Kind], list[pa.Table]] = defaultdict(list)
+    for first in range(0, payload.num_rows, ROWS_AT_ONCE):
+        for name, table in _values(payload.slice(first, ROWS_AT_ONCE), first).items():
+            parts[name].append(table)
+    names = sorted(parts)
+    schema = METADATA.with_metadata({BATCHES: json.dumps(names)})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for name in names:
+            table = pa.concat_tables(parts.pop(name))
+            table = table.take(pc.sort_indices(table, [(column, "ascending") for column in METADATA.names]))
+            writer.write_batch(table.combine_chunks().to_batches()[0].replace_schema_metadata(schema.metadata))
+
+
+def _values(payload: pa.Table, first_row: int) -> dict[tuple[str, Kind], pa.Table]:
+    """The values of some rows by field and kind, as tables of METADATA."""
+    found: dict[tuple[str, Kind], list[tuple[Scalar, int]]] = defaultdict(list)
+    columns = zip(payload["metadata"].to_pylist(), payload["dataset"].to_pylist(), strict=True)
+    for row, (metadata, dataset) in enumerate(columns, first_row):
+        for field, value in field_values(metadata, dataset):
+            found[field, kind_of(value)].append((value, row))
+    tables = {}
+    for (field, kind), pairs in found.items():
+        values = [value if kind == "text" else float(value) for value, _ in pairs]
+        nothing = [None] * len(pairs)
+        columns_of = (values, nothing) if kind == "text" else (nothing, values)
+        tables[field, kind] = pa.table([*columns_of, [row for _, row in pairs]], schema=METADATA)
+    return tables
+
+
+class _SortedValues:
+    """The values of one field and kind."""
+
+    def __init__(self, batch: pa.RecordBatch, kind: Kind) -> None:
+        self._values = batch["text"] if kind == "text" else batch["number"].to_numpy()
+        self._rows = batch["row"].to_numpy()
+
+    def rows(self, low: int = 0, high: int | None = None) -> Rows:
+        """Rows of a part of the values."""
+        return np.unique(self._rows[low:high]).astype(np.int64)
+
+    def extent(self, value: Scalar) -> tuple[int, int]:
+        """Where values equal to this one begin and end, or would stand."""
+        if isinstance(value, str):
+            low = bisect_left(self._values, value, key=python_value)
+            return low, bisect_right(self._values, value, low, key=python_value)
+        number = float(value)
+        return int(np.searchsorted(self._values, number, "left")), int(np.searchsorted(self._values, number, "right"))
+
+    def between(self, bounds: Range) -> Rows:
+        """Rows with a value within the bounds."""
+        low, high = 0, len(self._rows)
+        if bounds.gt is not None:
+            low = max(low, self.extent(bounds.gt)[1])
+        if bounds.gte is not None:
+            low = max(low, self.extent(bounds.gte)[0])
+        if bounds.lt is not None:
+            high = min(high, self.extent(bounds.lt)[0])
+        if bounds.lte is not None:
+            high = min(high, self.extent(bounds.lte)[1])
+        return self.rows(low, max(low, high))
+
+
+class StoredMetadata:
+    """The sorted values of a collection, left on disk."""
+
+    def __init__(self, path: Path, num_rows: int) -> None:
+        try:
+            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            names: list[tuple[str, Kind]] = [tuple(name) for name in json.loads(file.schema.metadata[BATCHES])]
+            self._values = {name: _SortedValues(file.get_batch(i), name[1]) for i, name in enumerate(names)}
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{path}: not readable ({error}); {REMEDY}") from error
+        self.num_rows = num_rows
+
+    @property
+    def fields(self) -> set[str]:
+        """Fields that occur."""
+        return {field for field, _ in self._values}
+
+    def equal(self, field: str, value: Scalar) -> Rows:
+        """Rows with that value."""
+        values = self._values.get((field, kind_of(value)))
+        return values.rows(*values.extent(value)) if values else NO_ROWS
+
+    def between(self, field: str, bounds: Range) -> Rows:
+        """Rows with a value within the bounds."""
+        values = self._values.get((field, bounds.kind))
+        return values.between(bounds) if values else NO_ROWS
+
+    def having(self, field: str) -> Rows:
+        """Rows with any value of that field."""
+        found = [values.rows() for (name, _), values in self._values.items() if name == field]
+        return np.concatenate([NO_ROWS, *found])
+
+
+class FreshMetadata:
+    """The same for documents in memory, to which rows are added."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self._rows: dict[tuple[str, Kind], dict[Scalar, list[int]]] = defaultdict(dict)
+
+    def add(self, metadata: str | None, dataset: str) -> None:
+        """Take in the values of the next row."""
+        for field, value in field_values(metadata, dataset):
+            self._rows[field, kind_of(value)].setdefault(value, []).append(self.num_rows)
+        self.num_rows += 1
+
+    @property
+    def fields(self) -> set[str]:
+        """Fields that occur."""
+        return {field for field, _ in self._rows}
+
+    def equal(self, field: str, value: Scalar) -> Rows:
+        """Rows with that value."""
+        return _array([self._rows.get((field, kind_of(value)), {}).get(value, [])])
+
+    def between(self, field: str, bounds: Range) -> Rows:
+        """Rows with a value within the bounds; looks at every distinct value of the field."""
+        values = self._rows.get((field, bounds.kind), {})
+        return _array(rows for value, rows in values.items() if bounds.holds(value))
+
+    def having(self, field: str) -> Rows:
+        """Rows with any value of that field."""
+        return _array(rows for (name, _), values in self._rows.items() if name == field for rows in values.values())
+
+
+def _array(lists: Iterable[list[int]]) -> Rows:
+    return np.array([row for rows in lists for row in rows], dtype=np.int64)
+
+
+def python_value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - whatever the column holds
+    """An Arrow value as Python's: the key of a binary search."""
+    return scalar.as_py()

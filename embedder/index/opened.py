@@ -1,0 +1,211 @@
+"""An index that is open: all shards of a version, or those of one process; searched, written to, folded, copied.
+
+A service that holds each shard in a process of its own lets these `rank`, and combines their rankings.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from embedder.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_of, verify
+from embedder.errors import ConfigError
+from embedder.index.catalog import Catalog
+from embedder.index.collection import CollectionInfo
+from embedder.index.documents import Document, DocumentName
+from embedder.index.durable import locked
+from embedder.index.exact import Vectors
+from embedder.index.fold import write_folded
+from embedder.index.found import Found, fuse, merge
+from embedder.index.living import LivingCollection, LivingStats
+from embedder.index.settings import SearchOptions
+from embedder.locate import file_sha256
+
+FUSION_DEPTH = 100
+"""Least length of the rankings that hybrid search fuses."""
+
+Rankings = list[Found]
+"""What some shards found for one request: one ranking for each way that its mode searches in."""
+
+
+class OpenIndex:
+    """The collections of some shards, by task."""
+
+    def __init__(self, bundle: Path, state: Path, manifest: Manifest, shards: Iterable[int]) -> None:
+        """Open collections of a verified bundle.
+
+        Raises:
+            BundleError: a collection or what was written to it is damaged, or belongs elsewhere.
+        """
+        self.manifest, self._bundle, self._state = manifest, bundle, state
+        self.collections: dict[str, dict[int, LivingCollection]] = {task: {} for task in manifest.collections}
+        for shard in shards:
+            for task, collections in self.collections.items():
+                bundled, written = shard_folder(bundle, shard) / task, shard_folder(state, shard) / task
+                collections[shard] = LivingCollection(bundled, written, manifest.place(task, shard))
+
+    @classmethod
+    def open(cls, bundle: Path, state: Path, shards: Sequence[int] | None = None) -> OpenIndex:
+        """Verify a bundle, or of some shards only their files, and open it.
+
+        Raises:
+            BundleError: something is damaged, or belongs elsewhere.
+        """
+        if shards is None:
+            manifest = verify(bundle)
+            return cls(bundle, state, manifest, range(manifest.num_shards))
+        manifest = read_manifest(bundle)
+        for shard in shards:
+            manifest.check_files(bundle, shard_folder(bundle, shard).relative_to(bundle).as_posix() + "/")
+        return cls(bundle, state, manifest, shards)
+
+    def rank(
+        self, task: str, options: SearchOptions, query_QD: Vectors | None, texts: Sequence[str] | None
+    ) -> Rankings:
+        """The best documents of these shards, for `combine`; dense search needs vectors, lexical search texts.
+
+        Raises:
+            ConfigError: there is no such task.
+            ValueError: the query vectors do not fit, are missing, or the index was built without words.
+        """
+        collections = self._collections(task).values()
+        depth = _depth(options)
+        rankings = []
+        if options.mode != "lexical":
+            if query_QD is None:
+                raise ValueError(f"mode {options.mode!r} needs query vectors")
+            found = [one.search(query_QD, depth, options.parameters, options.filter) for one in collections]
+            rankings.append(merge(found, depth))
+        if options.mode != "dense":
+            if texts is None:
+                raise ValueError(f"mode {options.mode!r} needs the texts of the queries")
+            rankings.append(merge([one.search_words(texts, depth, options.filter) for one in collections], depth))
+        return rankings
+
+    def search(
+        self, task: str, options: SearchOptions, query_QD: Vectors | None = None, texts: Sequence[str] | None = None
+    ) -> Found:
+        """The best documents of all shards that are open here; raises as `rank` does."""
+        return combine([self.rank(task, options, query_QD, texts)], options)
+
+    def upsert(self, task: str, documents: Sequence[Document], vector_PD: Vectors) -> None:
+        """Write documents with their vectors; when this returns they are on the disk and found.
+
+        Raises:
+            ConfigError: there is no such task, or a document's shard is not open here.
+            DataError: the vectors do not fit; nothing of that shard was written.
+        """
+        with locked(self._state / "batch.lock", shared=True):
+            for shard, places in self._by_shard(task, [document.id for document in documents]).items():
+                collection = self._collection(task, shard)
+                collection.upsert([documents[i] for i in places], np.asarray(vector_PD)[places])
+
+    def delete(self, task: str, names: Sequence[DocumentName]) -> int:
+        """Remove documents; returns how many there were.
+
+        Raises:
+            ConfigError: there is no such task, or a document's shard is not open here.
+        """
+        with locked(self._state / "batch.lock", shared=True):
+            parts = self._by_shard(task, [document_id for document_id, _ in names])
+            return sum(
+                self._collection(task, shard).delete([names[i] for i in places]) for shard, places in parts.items()
+            )
+
+    def stats(self, task: str) -> dict[int, LivingStats]:
+        """Sizes of a task's collections, by shard."""
+        return {shard: collection.stats() for shard, collection in self._collections(task).items()}
+
+    def fold(self, least_fresh: int = 1) -> int:
+        """Fold every collection with that many fresh rows; returns how many were. Meant for a background thread."""
+        return sum(collection.fold() for collection in self._all() if collection.stats().fresh >= least_fresh)
+
+    def adopt(self) -> int:
+        """Go over to what other processes have folded; returns for how many collections. For a background thread."""
+        return sum(collection.adopt() for collection in self._all())
+
+    def snapshot(self, catalog: Catalog, version: str) -> None:
+        """Write all there is at this moment, over all shards, as a version of its own.
+
+        Raises:
+            ConfigError: not all shards are open here, or there is another version of that name.
+        """
+        if any(len(shards) != self.manifest.num_shards for shards in self.collections.values()):
+            raise ConfigError(f"a snapshot needs all {self.manifest.num_shards} shards open in one process")
+        staged = catalog.stage(version)
+        try:
+            self._write_snapshot(staged)
+            catalog.publish(staged, version)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _write_snapshot(self, staged: Path) -> None:
+        with locked(self._state / "batch.lock"), ExitStack() as locks:
+            for collection in self._all():
+                locks.enter_context(locked(collection.write_lock))
+            frozen = {
+                (task, shard): collection.freeze()
+                for task, shards in self.collections.items()
+                for shard, collection in shards.items()
+            }
+        files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(f"{MODEL}/")}
+        shutil.copytree(self._bundle / MODEL, staged / MODEL, copy_function=_link)
+        counts = dict.fromkeys(self.collections, 0)
+        for (task, shard), (base, view) in frozen.items():
+            folder = shard_folder(staged, shard) / task
+            folder.mkdir(parents=True)
+            write_folded(base, view, folder, generation=0)
+            info = CollectionInfo.read(folder)
+            counts[task] += info.rows
+            inside = folder.relative_to(staged).as_posix()
+            files |= {f"{inside}/{name}": digest for name, digest in info.files.items()}
+            files[f"{inside}/{info.FILE}"] = file_sha256(folder / info.FILE)
+        manifest = self.manifest.model_copy(update={"collections": counts, "files": files})
+        manifest.write(staged)
+
+    def _all(self) -> list[LivingCollection]:
+        return [collection for shards in self.collections.values() for collection in shards.values()]
+
+    def _collections(self, task: str) -> dict[int, LivingCollection]:
+        if task not in self.collections:
+            raise ConfigError(f"task {task!r}: the index has {sorted(self.collections)}")
+        return self.collections[task]
+
+    def _collection(self, task: str, shard: int) -> LivingCollection:
+        collections = self._collections(task)
+        if shard not in collections:
+            raise ConfigError(f"shard {shard} of task {task!r} is not open here; there are {sorted(collections)}")
+        return collections[shard]
+
+    def _by_shard(self, task: str, ids: Sequence[str]) -> dict[int, list[int]]:
+        """Places of the ids by shard, in their order; every shard is open here."""
+        places: dict[int, list[int]] = {}
+        for i, document_id in enumerate(ids):
+            places.setdefault(shard_of(document_id, self.manifest.num_shards), []).append(i)
+        for shard in places:
+            self._collection(task, shard)
+        return places
+
+
+def combine(parts: Sequence[Rankings], options: SearchOptions) -> Found:
+    """The answer to one request from the rankings of all shards."""
+    merged = [merge(shards, _depth(options)) for shards in zip(*parts, strict=True)]
+    return merged[0] if len(merged) == 1 else fuse(merged, options.k)
+
+
+def _depth(options: SearchOptions) -> int:
+    """Length of the rankings that a mode needs."""
+    return max(options.k, FUSION_DEPTH) if options.mode == "hybrid" else options.k
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file that never changes; a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,106 @@
+"""Small collections, versions and documents for the tests of the index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.bundle import Manifest, TaskInstructions, shard_folder, shard_of
+from embedder.index.collection import Collection, CollectionInfo, Place, sort_by_name, write_collection
+from embedder.index.documents import PAYLOAD, Document, metadata_json
+from embedder.index.factory import empty_vectors
+from embedder.index.living import LivingCollection
+from embedder.index.sealed import hash_files
+from embedder.index.settings import BuildSettings, SearchParameters
+from embedder.locate import model_fingerprint
+
+WIDTH = 8
+PLACE = Place(task="qa", shard=0, num_shards=1, encoder_fingerprint="model", dimension=WIDTH)
+NO_CHOICE = SearchParameters()
+
+
+def unit(random: np.random.Generator, rows: int, width: int = WIDTH) -> np.ndarray:
+    """Random unit vectors."""
+    vectors = random.standard_normal((rows, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def payload_of(documents: list[Document]) -> pa.Table:
+    """Documents as the payload of a collection."""
+    rows = [
+        {
+            "id": one.id,
+            "dataset": one.dataset,
+            "text": one.text,
+            "title": one.title,
+            "metadata": metadata_json(one.metadata),
+        }
+        for one in documents
+    ]
+    return pa.Table.from_pylist(rows, schema=PAYLOAD)
+
+
+def documents_of(ids, dataset: str = "d", **metadata) -> list[Document]:
+    """A document an id."""
+    return [Document(id=name, text=f"text of {name}", dataset=dataset, metadata=metadata) for name in ids]
+
+
+def write(
+    folder: Path, documents: list[Document], vectors: np.ndarray, place: Place = PLACE, **settings
+) -> CollectionInfo:
+    """Write a collection of documents in any order."""
+    folder.mkdir(parents=True)
+    payload = payload_of(documents)
+    order = sort_by_name(payload)
+    flat, view = empty_vectors(len(documents), vectors.shape[1])
+    view[:] = vectors[order]
+    place = place.model_copy(update={"dimension": vectors.shape[1]})
+    return write_collection(folder, payload.take(pa.array(order)), flat, place, BuildSettings(**settings))
+
+
+def collection(folder: Path, documents: list[Document], vectors: np.ndarray, **settings) -> Collection:
+    """The same, opened."""
+    info = write(folder, documents, vectors, **settings)
+    return Collection.load(folder, info.place, check=True)
+
+
+def living(folder: Path, documents: list[Document], vectors: np.ndarray, **settings) -> LivingCollection:
+    """The same, to be written to; opens what was written to it before."""
+    if not (folder / "bundled").exists():
+        write(folder / "bundled", documents, vectors, **settings)
+    place = PLACE.model_copy(update={"dimension": vectors.shape[1]})
+    return LivingCollection(folder / "bundled", folder / "state", place)
+
+
+def write_version(
+    folder: Path, documents: list[Document], vectors: np.ndarray, shards: int = 2, **settings
+) -> Manifest:
+    """A bundle of one task, whose model is a stand-in that no test loads."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
+    fingerprint = model_fingerprint(folder / "model", pooling="mean", max_tokens=32)
+    for shard in range(shards):
+        mine = [i for i, one in enumerate(documents) if shard_of(one.id, shards) == shard]
+        belongs = {"shard": shard, "num_shards": shards, "encoder_fingerprint": fingerprint}
+        place = PLACE.model_copy(update=belongs)
+        write(shard_folder(folder, shard) / "qa", [documents[i] for i in mine], vectors[mine], place, **settings)
+    manifest = Manifest(
+        name="test",
+        encoder_fingerprint=fingerprint,
+        pooling="mean",
+        max_tokens=32,
+        dimension=vectors.shape[1],
+        tasks={"qa": TaskInstructions(query="", key="")},
+        collections={"qa": len(documents)},
+        num_shards=shards,
+        files=hash_files(folder),
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def ids(found) -> list[list[str]]:
+    """Ids of the hits, by query."""
+    return [[hit.id for hit in hits] for hits in found.hits()]

@@ -1,0 +1,175 @@
+"""Kills processes in the middle of writes to an index, and looks at what is left. Run by test_index_kills.py.
+
+A child process of its own does the work and is killed by SIGKILL: at its n-th call that changes files, for every n
+until it comes through, or after a seeded time. Prints the number of kills.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from embedder.bundle import verify
+from embedder.index.catalog import Catalog
+from embedder.index.opened import OpenIndex
+from tests.unit.index_cases import documents_of, unit, write_version
+
+CALLS = ("fsync", "replace", "pwrite", "unlink", "link", "rename")
+VECTORS = unit(np.random.default_rng(0), 40)
+BASE = 12
+BATCH = 3
+
+
+def die_at(call: int) -> None:
+    """From now on, kill this process when it is about to make its n-th call that changes files."""
+    made = [0]
+
+    def counted(function: Callable) -> Callable:
+        def wrapper(*arguments, **options):
+            made[0] += 1
+            if made[0] == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return wrapper
+
+    for name in CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def kill(work: Callable[[Callable[[], None]], None], call: int = 0, after_s: float = 0.0) -> tuple[int, bool]:
+    """Do some work in a child that is killed; returns how often it reported progress, and whether it came through."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        if call:
+            die_at(call)
+        work(lambda: os.write(writer, b"."))
+        os._exit(0)
+    os.close(writer)
+    if after_s:
+        time.sleep(after_s)
+        os.kill(child, signal.SIGKILL)
+    reported = 0
+    while part := os.read(reader, 4096):
+        reported += len(part)
+    os.close(reader)
+    _, status = os.waitpid(child, 0)
+    return reported, os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+
+
+def opened(catalog: Catalog, version: str = "one") -> OpenIndex:
+    return OpenIndex(catalog.bundle(version), catalog.state(version), verify(catalog.bundle(version)), range(2))
+
+
+def count(index: OpenIndex) -> int:
+    return sum(one.documents for one in index.stats("qa").values())
+
+
+def new_catalog(folder: Path) -> Catalog:
+    catalog = Catalog(folder)
+    staged = catalog.stage("one")
+    write_version(staged, documents_of([f"b{i}" for i in range(BASE)]), VECTORS[:BASE])
+    catalog.publish(staged, "one")
+    catalog.point("live", "one")
+    return catalog
+
+
+def kill_upserts(folder: Path, seed: int, calls: list[int], times: list[float]) -> int:
+    """All acknowledged documents survive; of the batch that was under way, each shard's part is there or not."""
+    catalog, kills, expected = new_catalog(folder), 0, BASE
+    for trial, (call, after_s) in enumerate([(n, 0.0) for n in calls] + [(0, s) for s in times]):
+
+        def work(report: Callable[[], None], trial: int = trial) -> None:
+            index = opened(catalog)
+            for batch in range(200):
+                names = [f"t{trial}-{batch}-{i}" for i in range(BATCH)]
+                index.upsert("qa", documents_of(names), VECTORS[:BATCH])
+                report()
+
+        acknowledged, _ = kill(work, call, after_s)
+        kills += 1
+        index = opened(catalog)
+        least = expected + BATCH * acknowledged
+        assert least <= count(index) <= least + BATCH, (seed, trial, call, after_s, count(index), least)
+        expected = count(index)
+        for batch in range(acknowledged):
+            assert index.delete("qa", [(f"t{trial}-{batch}-{i}", "d") for i in range(BATCH)]) == BATCH
+            expected -= BATCH
+    return kills
+
+
+def kill_until_done(work: Callable[[Callable[[], None]], None], check: Callable[[bool], None]) -> int:
+    """Kill at every call in turn, check each time, and once more when the work came through."""
+    for call in range(1, 1000):
+        _, is_done = kill(work, call)
+        check(is_done)
+        if is_done:
+            return call - 1
+    raise AssertionError("never came through")
+
+
+def kill_fold(folder: Path) -> int:
+    catalog = new_catalog(folder)
+    opened(catalog).upsert("qa", documents_of("xyz"), VECTORS[:3])
+    opened(catalog).delete("qa", [("b0", "d")])
+
+    def check(is_done: bool) -> None:
+        index = opened(catalog)
+        assert count(index) == BASE + 2
+        assert not is_done or all(one.fresh == 0 for one in index.stats("qa").values())
+
+    return kill_until_done(lambda _: opened(catalog).fold() and None, check)
+
+
+def kill_snapshot(folder: Path) -> int:
+    catalog = new_catalog(folder)
+    opened(catalog).upsert("qa", documents_of("xyz"), VECTORS[:3])
+
+    def check(is_done: bool) -> None:
+        assert count(opened(catalog)) == BASE + 3
+        assert catalog.versions() in (["one"], ["one", "two"])
+        if is_done or "two" in catalog.versions():
+            assert count(opened(catalog, "two")) == BASE + 3
+        if "two" in catalog.versions() and not is_done:
+            catalog.remove("two")
+        catalog.remove_unfinished()
+
+    return kill_until_done(lambda _: opened(catalog).snapshot(catalog, "two"), check)
+
+
+def kill_alias_swap(folder: Path) -> int:
+    catalog = new_catalog(folder)
+    opened(catalog).upsert("qa", documents_of("xyz"), VECTORS[:3])
+    opened(catalog).snapshot(catalog, "two")
+
+    def check(is_done: bool) -> None:
+        assert catalog.resolve("live") == "two" if is_done else catalog.resolve("live") in ("one", "two")
+        count(opened(catalog, catalog.resolve("live")))
+        if not is_done:
+            catalog.point("live", "one")
+
+    return kill_until_done(lambda _: catalog.point("live", "two"), check)
+
+
+def main(seed: int) -> None:
+    generator = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        times = [generator.uniform(0.005, 0.06) for _ in range(15)]
+        kills = kill_upserts(root / "upserts", seed, list(range(1, 21)), times)
+        kills += kill_fold(root / "fold") + kill_snapshot(root / "snapshot") + kill_alias_swap(root / "alias")
+    sys.stdout.write(f"{kills}\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,201 @@
+"""Filters: what they accept, and that stored and fresh rows answer them as a plain reading of the documents does."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from embedder.index.documents import Document, kind_of, metadata_json
+from embedder.index.filters import MAX_CLAUSES, MAX_DEPTH, Condition, Filter, matching
+from embedder.index.metadata import FreshMetadata, StoredMetadata, write_metadata
+from tests.unit.index_cases import payload_of
+from tests.unit.judges import quick
+
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(-3, 3),
+    st.sampled_from([0.5, 1.0, -2.5]),
+    st.sampled_from(["", "a", "b", "ä", "𝔘", "\uffff"]),
+)
+FIELDS = st.sampled_from(["f", "g", "dataset"])
+
+
+def of_one_kind(values):
+    return [value for value in values if kind_of(value) == kind_of(values[0])]
+
+
+DOCUMENTS = st.lists(
+    st.dictionaries(
+        st.sampled_from(["f", "g"]), st.one_of(SCALARS, st.lists(SCALARS, min_size=1, max_size=3).map(of_one_kind))
+    ),
+    max_size=12,
+)
+BOUNDS = st.one_of(
+    st.dictionaries(st.sampled_from(["gt", "gte", "lt", "lte"]), st.sampled_from([-2, 0, 0.5, 1]), min_size=1),
+    st.dictionaries(st.sampled_from(["gt", "gte", "lt", "lte"]), st.sampled_from(["", "a", "ä", "\uffff"]), min_size=1),
+)
+MATCHES = st.one_of(
+    SCALARS.map(lambda value: {"value": value}),
+    st.lists(SCALARS, max_size=3).map(lambda values: {"any": values}),
+    st.lists(SCALARS, max_size=3).map(lambda values: {"except": values}),
+)
+CONDITIONS = st.one_of(
+    st.tuples(FIELDS, MATCHES).map(lambda pair: {"key": pair[0], "match": pair[1]}),
+    st.tuples(FIELDS, BOUNDS).map(lambda pair: {"key": pair[0], "range": pair[1]}),
+)
+FILTERS = st.recursive(
+    CONDITIONS,
+    lambda parts: st.dictionaries(
+        st.sampled_from(["must", "should", "must_not"]), st.lists(parts, max_size=3), max_size=3
+    ),
+    max_leaves=6,
+).map(lambda part: {"must": [part]} if "key" in part else part)
+
+
+def same(one, other):
+    return kind_of(one) == kind_of(other) and one == other
+
+
+def holds(part, fields):
+    """A filter read off plainly, over the lists of values of each field."""
+    if "key" not in part:
+        return (
+            all(holds(one, fields) for one in part.get("must", []))
+            and (not part.get("should") or any(holds(one, fields) for one in part["should"]))
+            and not any(holds(one, fields) for one in part.get("must_not", []))
+        )
+    values = fields.get(part["key"], [])
+    match part:
+        case {"match": {"value": wanted}}:
+            return any(same(value, wanted) for value in values)
+        case {"match": {"any": wanted}}:
+            return any(same(value, one) for value in values for one in wanted)
+        case {"match": {"except": barred}}:
+            return bool(values) and not any(same(value, one) for value in values for one in barred)
+    compare = {
+        "gt": lambda a, b: a > b,
+        "gte": lambda a, b: a >= b,
+        "lt": lambda a, b: a < b,
+        "lte": lambda a, b: a <= b,
+    }
+    bounds = part["range"]
+    kind = kind_of(next(iter(bounds.values())))
+    return any(
+        kind_of(value) == kind and all(compare[name](value, bound) for name, bound in bounds.items())
+        for value in values
+    )
+
+
+@quick
+@given(DOCUMENTS, FILTERS)
+def test_stored_and_fresh_rows_fit_as_their_documents_do(tmp_path_factory, metadata, wanted):
+    documents = [Document(id=str(i), text="x", dataset="ab"[i % 2], metadata=one) for i, one in enumerate(metadata)]
+    path = tmp_path_factory.mktemp("metadata") / "metadata.arrow"
+    write_metadata(payload_of(documents), path)
+    fresh = FreshMetadata()
+    for one in documents:
+        fresh.add(metadata_json(one.metadata), one.dataset)
+    plain = []
+    for one in documents:
+        fields = {name: value if isinstance(value, list) else [value] for name, value in one.metadata.items()}
+        plain.append(holds(wanted, {**fields, "dataset": [one.dataset]}))
+    checked = Filter.model_validate(wanted)
+    assert matching(checked, StoredMetadata(path, len(documents))).tolist() == plain
+    assert matching(checked, fresh).tolist() == plain
+
+
+def nested(depth):
+    return {"must": [nested(depth - 1)]} if depth > 1 else {}
+
+
+def test_a_filter_may_be_as_deep_and_as_long_as_the_limits():
+    one = {"key": "f", "match": {"value": 1}}
+    assert Filter.model_validate(nested(MAX_DEPTH)).depth == MAX_DEPTH
+    assert Filter.model_validate({"should": [one] * MAX_CLAUSES}).clauses == MAX_CLAUSES
+    with pytest.raises(ValidationError, match=f"nested {MAX_DEPTH + 1} deep; at most {MAX_DEPTH}"):
+        Filter.model_validate(nested(MAX_DEPTH + 1))
+    with pytest.raises(ValidationError, match=f"at most {MAX_CLAUSES}"):
+        Filter.model_validate({"should": [one] * (MAX_CLAUSES + 1)})
+
+
+def test_a_filter_of_any_depth_is_refused_and_not_run_out_of_stack_on():
+    deep: dict = {}
+    for _ in range(500):
+        deep = {"must": [deep]}
+    with pytest.raises(ValidationError):
+        Filter.model_validate(deep)
+    with pytest.raises(ValidationError):
+        Filter.model_validate_json('{"must":[' * 100_000 + "]}" * 100_000)
+
+
+BAD_CONDITIONS = {
+    "no condition": {"key": "f"},
+    "two conditions": {"key": "f", "match": {"value": 1}, "range": {"gt": 1}},
+    "no value": {"key": "f", "match": {}},
+    "two values": {"key": "f", "match": {"value": 1, "any": [1]}},
+    "empty range": {"key": "f", "range": {}},
+    "mixed range": {"key": "f", "range": {"gt": 1, "lt": "b"}},
+    "boolean range": {"key": "f", "range": {"gt": True}},
+    "nan": {"key": "f", "match": {"value": float("nan")}},
+    "infinity": {"key": "f", "range": {"lt": float("inf")}},
+    "an object": {"key": "f", "match": {"value": {"a": 1}}},
+    "no name": {"key": "", "match": {"value": 1}},
+    "unknown key": {"key": "f", "matches": {"value": 1}},
+    "lone surrogate": {"key": "f", "match": {"value": "\ud800"}},
+    "huge integer": {"key": "f", "match": {"value": 2**53 + 1}},
+}
+
+
+@pytest.mark.parametrize("condition", BAD_CONDITIONS.values(), ids=BAD_CONDITIONS.keys())
+def test_a_condition_that_means_nothing_is_refused(condition):
+    with pytest.raises(ValidationError):
+        Condition.model_validate(condition)
+
+
+BAD_METADATA = {
+    "a list": [1],
+    "null": {"f": None},
+    "an object": {"f": {"g": 1}},
+    "mixed list": {"f": [1, "a"]},
+    "nan": {"f": float("nan")},
+    "reserved name": {"dataset": "x"},
+    "no name": {"": 1},
+    "long text": {"f": "x" * 1025},
+    "many fields": {str(i): i for i in range(65)},
+    "huge integer": {"f": -(2**53) - 1},
+    "lone surrogate": {"f": "\ud800"},
+}
+
+
+@pytest.mark.parametrize("metadata", BAD_METADATA.values(), ids=BAD_METADATA.keys())
+def test_metadata_that_could_not_be_asked_for_is_refused(metadata):
+    with pytest.raises(ValueError, match="metadata"):
+        metadata_json(metadata)
+    with pytest.raises(ValidationError):
+        Document.model_validate({"id": "a", "text": "x", "metadata": metadata})
+
+
+@pytest.mark.parametrize("fields", [{"id": ""}, {"id": "\ud800"}, {"text": ""}, {"id": "x" * 513}, {"colour": "red"}])
+def test_a_document_that_could_not_be_kept_is_refused(fields):
+    with pytest.raises(ValidationError):
+        Document.model_validate({"id": "a", "text": "x", **fields})
+
+
+def test_metadata_is_kept_as_it_was_given():
+    given_fields = {"year": 2020, "share": 0.5, "open": True, "tags": ["a", "ä"]}
+    assert json.loads(metadata_json(given_fields)) == given_fields
+    assert metadata_json({}) is None
+    assert metadata_json(None) is None
+
+
+def test_a_number_is_not_a_boolean():
+    fresh = FreshMetadata()
+    fresh.add('{"f":1}', "")
+    fresh.add('{"f":true}', "")
+    for value, rows in ((1, [0]), (1.0, [0]), (True, [1]), (False, [])):
+        assert np.array_equal(fresh.equal("f", value), rows)

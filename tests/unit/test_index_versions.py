@@ -1,0 +1,289 @@
+"""Versions, aliases and snapshots; shards of a version; and what must be refused before it is served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from embedder.bundle import Manifest, read_manifest, shard_folder, verify
+from embedder.errors import BundleError, ConfigError
+from embedder.index.catalog import Catalog
+from embedder.index.collection import CollectionInfo
+from embedder.index.documents import Document
+from embedder.index.filters import equals
+from embedder.index.opened import OpenIndex, combine
+from embedder.index.sealed import hash_files
+from embedder.index.settings import SearchOptions
+from tests.unit.index_cases import documents_of, ids, unit, write_version
+
+NAMES = [f"b{i:02}" for i in range(30)]
+VECTORS = unit(np.random.default_rng(3), 40)
+QUERY = VECTORS[:2]
+TOP = SearchOptions(k=5)
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    """A catalog with one version of two shards."""
+    made = Catalog(tmp_path / "indexes")
+    staged = made.stage("one")
+    write_version(staged, documents_of(NAMES), VECTORS[:30])
+    made.publish(staged, "one")
+    made.point("live", "one")
+    return made
+
+
+def opened(catalog: Catalog, name: str = "live") -> OpenIndex:
+    version = catalog.resolve(name)
+    return OpenIndex.open(catalog.bundle(version), catalog.state(version))
+
+
+def count(index: OpenIndex) -> int:
+    return sum(one.documents for one in index.stats("qa").values())
+
+
+def test_an_answer_does_not_depend_on_the_number_of_shards(tmp_path):
+    answers = []
+    for shards in (1, 2, 4):
+        write_version(tmp_path / str(shards), documents_of(NAMES), VECTORS[:30], shards)
+        index = OpenIndex.open(tmp_path / str(shards), tmp_path / f"{shards}.state")
+        index.upsert("qa", documents_of(["new"], session="s"), VECTORS[:1])
+        index.delete("qa", [("b01", "d")])
+        options = [TOP, SearchOptions(k=5, filter=equals("session", "s"))]
+        answers.append([index.search("qa", one, QUERY).hits() for one in options])
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_shards_in_processes_of_their_own_give_the_same_answer(catalog):
+    index, bundle, state = opened(catalog), catalog.bundle("one"), catalog.state("one")
+    alone = [OpenIndex.open(bundle, state, [shard]) for shard in (0, 1)]
+    index.upsert("qa", documents_of(["new"]), VECTORS[:1])
+    for mode in ("dense", "lexical", "hybrid"):
+        options, texts = SearchOptions(k=5, mode=mode), ["text b03", "new"]
+        parts = [one.rank("qa", options, QUERY, texts) for one in alone]
+        assert combine(parts, options).hits() == index.search("qa", options, QUERY, texts).hits()
+
+
+def test_hybrid_search_finds_what_words_and_vectors_find(catalog):
+    index = opened(catalog)
+    index.upsert("qa", [Document(id="word", text="zebra")], VECTORS[35:36])
+    lexical, dense, hybrid = (
+        index.search("qa", SearchOptions(k=3, mode=mode), VECTORS[4:5], ["zebra"])
+        for mode in ("lexical", "dense", "hybrid")
+    )
+    assert ids(lexical) == [["word"]]
+    assert ids(dense)[0][0] == "b04"
+    # The word document comes first: it stands in both rankings.
+    assert ids(hybrid)[0][:2] == ["word", "b04"]
+
+
+def test_what_a_mode_needs_must_be_given(catalog):
+    index = opened(catalog)
+    with pytest.raises(ValueError, match="needs query vectors"):
+        index.search("qa", TOP)
+    with pytest.raises(ValueError, match="needs the texts"):
+        index.search("qa", SearchOptions(mode="lexical"), QUERY)
+    with pytest.raises(ConfigError, match=r"task 'tool': the index has \['qa'\]"):
+        index.search("tool", TOP, QUERY)
+    alone = OpenIndex.open(catalog.bundle("one"), catalog.state("one"), [0])
+    with pytest.raises(ConfigError, match="is not open here"):
+        alone.upsert("qa", documents_of(NAMES), VECTORS[:30])
+    with pytest.raises(ConfigError, match="needs all 2 shards"):
+        alone.snapshot(catalog, "two")
+
+
+def test_a_snapshot_is_a_version_with_all_there_was_and_the_old_one_goes_on(catalog):
+    index = opened(catalog)
+    index.upsert("qa", documents_of(["new"]), VECTORS[:1])
+    index.delete("qa", [("b05", "d")])
+    before = index.search("qa", SearchOptions(k=40), QUERY).hits()
+    index.snapshot(catalog, "two")
+    index.upsert("qa", documents_of(["later"]), VECTORS[:1])
+    snapshot = opened(catalog, "two")
+    assert snapshot.search("qa", SearchOptions(k=40), QUERY).hits() == before
+    assert read_manifest(catalog.bundle("two")).collections == {"qa": 30}
+    assert read_manifest(catalog.bundle("two")).model_version == index.manifest.model_version
+    assert (count(index), count(snapshot)) == (31, 30)
+    catalog.point("live", "two")
+    assert catalog.resolve("live") == "two"
+
+
+def test_a_snapshot_is_restored_elsewhere(catalog, tmp_path):
+    index = opened(catalog)
+    index.upsert("qa", documents_of(["new"]), VECTORS[:1])
+    index.snapshot(catalog, "two")
+    other = Catalog(tmp_path / "other")
+    other.restore(catalog.bundle("two"), "restored")
+    assert count(opened(other, "restored")) == 31
+
+
+def test_snapshots_taken_while_others_write_hold_whole_batches(catalog):
+    index, stop = opened(catalog), threading.Event()
+
+    def write():
+        batch = 0
+        while not stop.is_set():
+            index.upsert("qa", documents_of([f"w{batch}-{i}" for i in range(10)]), VECTORS[:10])
+            batch += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for i in range(4):
+        index.snapshot(catalog, f"s{i}")
+    stop.set()
+    writer.join()
+    sizes = [count(opened(catalog, f"s{i}")) for i in range(4)]
+    assert sizes == sorted(sizes)
+    assert all(size % 10 == 0 for size in sizes)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "x" * 200, ".hidden", "a\0b"])
+def test_a_name_that_leads_elsewhere_is_refused(catalog, name):
+    for act in (catalog.resolve, catalog.stage, lambda one: catalog.point(one, "one"), catalog.remove):
+        with pytest.raises(ConfigError):
+            act(name)
+
+
+def test_aliases_and_versions_keep_apart(catalog):
+    with pytest.raises(ConfigError, match="is a version"):
+        catalog.point("one", "one")
+    with pytest.raises(ConfigError, match="no version or alias 'nine'"):
+        catalog.point("next", "nine")
+    with pytest.raises(ConfigError, match=r"served as \['live'\]"):
+        catalog.remove("one")
+    staged = catalog.stage("two")
+    write_version(staged, documents_of("ab"), VECTORS[:2])
+    catalog.publish(staged, "two")
+    catalog.point("live", "two")
+    catalog.remove("one")
+    assert (catalog.versions(), catalog.aliases()) == (["two"], {"live": "two"})
+    catalog.drop("live")
+    assert catalog.aliases() == {}
+
+
+def test_a_version_is_never_overwritten_by_another(catalog):
+    same, other = catalog.stage("one"), catalog.stage("one")
+    write_version(same, documents_of(NAMES), VECTORS[:30])
+    catalog.publish(same, "one")
+    write_version(other, documents_of("ab"), VECTORS[:2])
+    with pytest.raises(ConfigError, match="exists with another content"):
+        catalog.publish(other, "one")
+    assert count(opened(catalog)) == 30
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"aliases": {"live": "two"}, "digest": "0"}', b"\xff"])
+def test_damaged_aliases_are_refused(catalog, content):
+    (catalog.folder / "aliases.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"aliases\.json"):
+        catalog.resolve("live")
+
+
+def spoilt_copies(path, random):
+    """A file empty, cut at 10 places, and with 1 and 8 bytes flipped at 8 places each."""
+    whole = path.read_bytes()
+    yield b""
+    for place in random.integers(0, len(whole), 10).tolist():
+        yield whole[:place]
+    for width in (1, 8):
+        for place in random.integers(0, max(1, len(whole) - width), 8).tolist():
+            spoilt = bytearray(whole)
+            for i in range(place, min(place + width, len(whole))):
+                spoilt[i] ^= 0xFF
+            yield bytes(spoilt)
+
+
+def test_every_damage_to_every_file_is_refused_by_name_and_the_open_index_goes_on(catalog):
+    """D1: a service that restores or opens such a version refuses it; the one that is served answers as before."""
+    serving, random = opened(catalog), np.random.default_rng(0)
+    expected = serving.search("qa", TOP, QUERY).hits()
+    copy = catalog.folder / "copy"
+    shutil.copytree(catalog.bundle("one"), copy)
+    names = [path.relative_to(copy).as_posix() for path in sorted(copy.rglob("*")) if path.is_file()]
+    assert len(names) > 15
+    refused = 0
+    for name in names:
+        whole = (copy / name).read_bytes()
+        for spoilt in spoilt_copies(copy / name, random):
+            (copy / name).write_bytes(spoilt)
+            with pytest.raises(BundleError, match=name.split("/")[-1].replace(".", r"\.")):
+                catalog.restore(copy, "damaged")
+            refused += 1
+        (copy / name).unlink()
+        with pytest.raises(BundleError):
+            catalog.restore(copy, "damaged")
+        (copy / name).write_bytes(whole)
+    assert refused > 300
+    assert catalog.versions() == ["one"]
+    assert serving.search("qa", TOP, QUERY).hits() == expected
+    catalog.restore(copy, "whole")
+
+
+def reseal(folder):
+    """List the files as they are now, as one who tampers with all hashes would."""
+    manifest = read_manifest(folder)
+    (folder / Manifest.FILE).unlink()
+    manifest.model_copy(update={"files": hash_files(folder)}).write(folder)
+
+
+def test_swapped_shards_are_refused_even_where_all_hashes_fit(catalog):
+    bundle = catalog.bundle("one")
+    first, second = shard_folder(bundle, 0), shard_folder(bundle, 1)
+    first.rename(bundle / "x")
+    second.rename(first)
+    (bundle / "x").rename(second)
+    with pytest.raises(BundleError):
+        opened(catalog)
+    reseal(bundle)
+    with pytest.raises(BundleError, match="shard is 1, not 0"):
+        opened(catalog)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dimension": 9}, "dimension is 8, not 9"),
+        ({"num_shards": 1}, "num_shards is 2, not 1"),
+        ({"encoder_fingerprint": "other"}, "the vectors were made with model other"),
+    ],
+)
+def test_an_index_of_another_width_or_model_is_refused_even_where_all_hashes_fit(catalog, fields, message):
+    bundle = catalog.bundle("one")
+    read_manifest(bundle).model_copy(update=fields).write(bundle)
+    with pytest.raises(BundleError, match=message):
+        opened(catalog)
+
+
+def test_a_collection_without_its_ids_is_refused_even_where_all_hashes_fit(catalog):
+    bundle = catalog.bundle("one")
+    folder = shard_folder(bundle, 0) / "qa"
+    (folder / "payload.arrow").unlink()
+    info = CollectionInfo.read(folder)
+    files = {name: digest for name, digest in info.files.items() if name != "payload.arrow"}
+    info.model_copy(update={"files": files}).write(folder)
+    reseal(bundle)
+    with pytest.raises(BundleError, match=r"payload\.arrow: not readable"):
+        opened(catalog)
+
+
+@pytest.mark.parametrize("where", ["", "shards/00000/qa"])
+def test_a_version_from_the_future_says_so(catalog, where):
+    bundle = catalog.bundle("one")
+    path = next((bundle / where).glob("*.json"))
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**raw, "format": 99, "new": 1}), encoding="utf-8")
+    if where:
+        reseal(bundle)
+    with pytest.raises(BundleError, match="format 99, but this version reads format"):
+        opened(catalog)
+
+
+def test_a_link_that_leads_out_of_a_bundle_is_refused(catalog, tmp_path):
+    bundle, outside = catalog.bundle("one"), tmp_path / "outside.json"
+    (bundle / "model" / "config.json").rename(outside)
+    (bundle / "model" / "config.json").symlink_to(outside)
+    with pytest.raises(BundleError, match=r"config\.json: a link"):
+        verify(bundle)
