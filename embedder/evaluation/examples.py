@@ -17,7 +17,7 @@ from embedder.records import row_seed
 
 LEAST_PASSAGES = 3
 """Shown of a ranking that the LLM was not asked about."""
-PASSAGE_CHARACTERS = 600
+PASSAGE_CHARACTERS, QUERY_CHARACTERS = 600, 2000
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _example(
         }
     return {
         "query_id": query_id,
-        "query": printable(row["query"], PASSAGE_CHARACTERS),
+        "query": printable(row["query"], QUERY_CHARACTERS),
         "answers": [printable(text) for text in row["answers"][:5]],
         "retrievers": sides,
     }

@@ -107,7 +107,7 @@ def _draw(axis: Axes, entry: Mapping[str, Any], palette: Mapping[str, str], them
             axis.errorbar(
                 [point], [place], xerr=[[low], [high]], fmt="o", color=shade, elinewidth=1.6, capsize=3, markersize=6
             )
-    last = max(one["high"] for one in values.values())
+    last = max(one["high"] for one in values.values()) or 1.0
     first = 0.0 if from_zero else min(one["low"] for one in values.values())
     room = 0.24 * (last - first or 1.0)
     axis.set_xlim(first if from_zero else first - 0.06 * room / 0.24, last + room)
@@ -116,7 +116,7 @@ def _draw(axis: Axes, entry: Mapping[str, Any], palette: Mapping[str, str], them
         shown = f"{one['value']:.{digits}f}"
         axis.text(one["high"] + 0.08 * room, place, shown, va="center", ha="left", fontsize=8, color=theme.text)
     axis.set_yticks(list(places), list(values))
-    axis.invert_yaxis()
+    axis.set_ylim(len(values) - 0.4, -0.6)
 
 
 def _dress(axis: Axes, title: str, theme: Theme) -> None:

@@ -32,16 +32,22 @@ def write_report(results: Mapping[str, Any], folder: Path, run: str) -> Path:
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """The measures of each dataset, the one that stands for it first; the difference is that to the baseline."""
+    """The measures of each dataset's evaluation, the one that stands for it first; the report has the others too.
+
+    The difference is that of the retriever compared, or of the last one, to the baseline.
+    """
     names, baseline = results["retrievers"], results["baseline"]
-    table = Table("dataset", "measure", "queries", *names, f"last - {baseline} [95 %]", "p")
+    last = "trained" if "trained" in names and baseline != "trained" else names[-1]
+    table = Table("dataset", "measure", "n", *names, f"{last} - {baseline} [95 %]", "p")
+    for column in table.columns:
+        column.no_wrap = True
     for dataset, one in results["datasets"].items():
-        order = sorted(one["measures"], key=lambda name: name != one["headline"])
-        for measure in order:
+        own = [name for name in one["own"] if name in one["measures"]]
+        for measure in sorted(own, key=lambda name: name != one["headline"]):
             entry = one["measures"][measure]
             values = [entry["retrievers"].get(name) for name in names]
             cells = ["-" if value is None else f"{value['value']:.3f}" for value in values]
-            change = entry["differences"].get(names[-1])
+            change = entry["differences"].get(last)
             shown = f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]" if change else "-"
             p = f"{change['p']:.4f}" if change else "-"
             table.add_row(dataset, measure, str(entry["queries"]), *cells, shown, p)

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from embedder.evaluation.picture import DARK, LIGHT, draw_headlines
 from embedder.evaluation.results import headline_entries
-from embedder.page import NONE, add, fixed, heading, new_page, picture, printable, signed, table, written
+from embedder.page import MINUS, NONE, add, fixed, heading, new_page, picture, printable, table, written
 
 SURE = 0.05
 """Differences with a smaller p-value are marked."""
@@ -74,7 +74,7 @@ def _values(
     lines = table(body, [head], ["queries", *names])
     for title, entry in rows:
         line = SubElement(lines, "tr")
-        add(line, "td", title + (" \N{DOWNWARDS ARROW}" if entry["kind"] == "perplexity" else ""), "label")
+        add(line, "td", _named(title, entry), "label")
         add(line, "td", f"{entry['queries']:,}", "n")
         found = entry["retrievers"]
         pick = min if entry["kind"] == "perplexity" else max
@@ -100,7 +100,7 @@ def _differences(
     lines = table(body, [f"{head}, less {results['baseline']}"], names)
     for title, entry in rows:
         line = SubElement(lines, "tr")
-        add(line, "td", title, "label")
+        add(line, "td", _named(title, entry), "label")
         for name in names:
             cell, one = add(line, "td", cls="n"), entry["differences"].get(name)
             if one is None:
@@ -108,11 +108,20 @@ def _differences(
                 continue
             better = one["value"] < 0 if entry["kind"] == "perplexity" else one["value"] > 0
             sure = one["p"] < SURE
-            add(cell, "b" if sure else "span", signed(one["value"], 3), "positive" if sure and better else "")
+            add(cell, "b" if sure else "span", _signed(one["value"]), "positive" if sure and better else "")
             SubElement(cell, "br")
-            add(cell, "small", f"{signed(one['low'], 3)} to {signed(one['high'], 3)}", "soft")
+            add(cell, "small", f"{_signed(one['low'])} to {_signed(one['high'])}", "soft")
             SubElement(cell, "br")
             add(cell, "small", f"p = {one['p']:.4f}" if one["p"] >= 0.0001 else "p < 0.0001", "soft")
+
+
+def _named(title: str, entry: Mapping[str, Any]) -> str:
+    """The measure's title; an arrow says that lower is better."""
+    return title + (" \N{DOWNWARDS ARROW}" if entry["kind"] == "perplexity" else "")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+,.3f}".replace("-", MINUS)
 
 
 def _examples(body: Element, examples: Mapping[str, Any], baseline: str, kind: str) -> None:
@@ -132,7 +141,7 @@ def _example(box: Element, example: Mapping[str, Any], pair: tuple[str, str], me
     for name in pair:
         one = example["retrievers"][name]
         what = f"{name}: {measure} {fixed(one['value'], 3)}" + (" (of this query)" if kind == "perplexity" else "")
-        add(box, "p", what, "label")
+        add(add(box, "p"), "b", what)
         if one["reply"] is not None:
             add(box, "p", f"The LLM wrote: {one['reply'] or NONE}", "text")
         lines = table(box, ["passage found", ""], [])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedder.evaluate_config import EvaluateConfig
-from embedder.evaluation.evaluations import measure_of
+from embedder.evaluation.evaluations import EVALUATIONS, measure_of
 from embedder.evaluation.statistics import Drawn, Table, average, difference, draw, estimate
 from embedder.evaluation.values import DatasetValues
 from embedder.records import content_id
@@ -27,6 +27,8 @@ def summarise(datasets: Sequence[DatasetValues], settings: EvaluateConfig) -> di
     A measure is taken over the queries that all retrievers have a value for; those left out are counted.
     """
     order = [retriever.name for retriever in settings.retrievers]
+    places = {name: place for place, name in enumerate(EVALUATIONS)}
+    datasets = sorted(datasets, key=lambda one: (places[one.evaluation.name], one.family, one.name))
     drawn: dict[tuple[str, str], dict[str, _Measured]] = {}
     described: dict[str, Any] = {}
     for one in datasets:
@@ -40,6 +42,7 @@ def summarise(datasets: Sequence[DatasetValues], settings: EvaluateConfig) -> di
             "task": one.task,
             "evaluation": one.evaluation.name,
             "headline": one.headline,
+            "own": [*(each.name for each in one.evaluation.measures), *one.evaluation.rankings],
             "queries": len(one.rows),
             "units": len(set(one.origins.values())),
             "errors": len(one.errors),

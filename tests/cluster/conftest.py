@@ -69,6 +69,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     command = ["ray", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={CPUS}"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--block"]
     log_path = tmp_path_factory.mktemp("ray") / "head.log"
+    # No port that another Ray on this machine may hold.
+    command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
     # A short folder of its own: sockets lie in it, and by it a driver finds its cluster among several on a machine.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as sockets, log_path.open("w") as log:
         command += [f"--temp-dir={sockets}"]

@@ -14,8 +14,8 @@ import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from embedder.bundle import verify
-from embedder.index.catalog import Catalog
 from embedder.config import RunConfig
+from embedder.index.catalog import Catalog
 from embedder.lineage import read_lineage
 from embedder.run_file import load_run
 from embedder.stages import STAGES, Contents, mark_path

@@ -180,6 +180,7 @@ def test_groups_without_rewards_positives_or_candidates(encoder):
 def test_encoders_are_called_by_what_tells_them_apart():
     assert encoder_names(["runs/a/model"]) == ["model"]
     assert encoder_names(["runs/a/model", "runs/b/model", "base"]) == ["a-model", "b-model", "base"]
+    assert encoder_names(["./my model", "package:name/model"]) == ["my-model", "model"]
 
 
 def test_the_command_compares_encoders(run_file, tiny_encoder_folder, tmp_path, capsys):

@@ -63,8 +63,8 @@ def test_no_job_imports_another_but_the_pipeline(job):
     assert found == (others if job == "pipeline" else set())
 
 
-def test_only_the_training_loop_knows_deepspeed():
-    assert [name_of(path) for path in FILES if "deepspeed" in imported(path)] == ["embedder/training/loop.py"]
+def test_only_the_training_engine_knows_deepspeed():
+    assert [name_of(path) for path in FILES if "deepspeed" in imported(path)] == ["embedder/training/engine.py"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

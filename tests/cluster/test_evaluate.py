@@ -1,0 +1,208 @@
+"""`evaluate` over the cluster: killed and started again, more actors, no LLM, a remote embedder."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from embedder.evaluation.judge import judged_ledger
+from embedder.ledger import Ledger
+from embedder.records import PASSAGE, QUERY, content_id, write_table
+from tests.cluster.conftest import Cluster
+
+pytestmark = pytest.mark.ray
+QUERIES = 30
+PASSAGES = 12
+WORDS = ["fox", "dog", "forest", "bridge", "market", "station"]
+TASKS = {"docs": "qa", "talk": "chat", "kinds": "icl"}
+PLAIN = ["none", "random", "recency", "bm25", "base"]
+KEY = "sk-cluster-secret"
+
+
+def _queries(task: str, dataset: str) -> list[dict[str, Any]]:
+    rows = []
+    for i in range(QUERIES):
+        known = {"task": task, "dataset": dataset, "query_id": f"q{i:02}", "query": f"where is {WORDS[i % 6]} {i}"}
+        row = {**dict.fromkeys(QUERY.names), **known, "answers": [f"Paris {i}"], "positive_ids": [f"p{i % PASSAGES}"]}
+        if task == "icl":
+            row |= {"options": ["yes", "no"], "answers": [["yes", "no"][i % 2]], "positive_ids": []}
+        if task == "chat":
+            row |= {"pool_ids": [f"p{j}" for j in range(PASSAGES)], "origin": f"c{i // 3}"}
+        rows.append(row)
+    return rows
+
+
+def write_run(folder: Path, encoder: Path, llm: Path | None, **evaluate: Any) -> Path:
+    """Prepared tables of three tasks, and a run file."""
+    for dataset, task in TASKS.items():
+        passages = [
+            {"task": task, "dataset": dataset, "id": f"p{i}", "text": f"the {WORDS[i % 6]} is behind bridge {i}"}
+            for i in range(PASSAGES)
+        ]
+        rows = [
+            {**dict.fromkeys(PASSAGE.names), **one, "answer": ["yes", "no"][i % 2]} for i, one in enumerate(passages)
+        ]
+        prepared = folder / "work" / "prepared"
+        write_table(rows, PASSAGE, prepared / "corpus" / dataset / "part-00000.parquet")
+        for split in ("train", "test"):
+            write_table(_queries(task, dataset), QUERY, prepared / "queries" / split / f"{dataset}.parquet")
+    run = {
+        "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
+        "encoder": {"model": str(encoder), "pooling": "mean", "max_tokens": 64},
+        "evaluate": {"retrievers": PLAIN, "rounds": 200, "unit_queries": 1, "num_actors": 1, **evaluate},
+    }
+    if llm is not None:
+        run["llm"] = {"model": str(llm), "max_prefix_tokens": 200, "batch_tokens": 1024}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return path
+
+
+def evaluate(cluster: Cluster, run_file: Path, *overrides: str) -> dict[str, Any]:
+    """Run the job to its end; returns its results."""
+    job = cluster.start("evaluate", run_file, *overrides)
+    output = job.communicate(timeout=400)[0]
+    assert job.returncode == 0, output[-5000:]
+    folder = run_file.parent / "work" / "evaluation" / "test"
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return {"results": found, "output": output}
+
+
+def replies(ledger: Ledger) -> dict[str, bytes]:
+    """Every reply by its id; equal bytes are equal to the last bit of every number."""
+    return {row["row_id"]: json.dumps(row).encode() for row in ledger.read().to_pylist()}
+
+
+def test_a_killed_run_ends_with_the_replies_of_an_undisturbed_one(
+    cluster: Cluster, tmp_path: Path, tiny_encoder_folder: Path, tiny_llama_folder: Path
+) -> None:
+    one, other = (
+        write_run(tmp_path / name, tiny_encoder_folder, tiny_llama_folder, llm_queries=QUERIES)
+        for name in ("undisturbed", "killed")
+    )
+    undisturbed = evaluate(cluster, one)["results"]
+    expected = replies(judged_ledger(one.parent / "work" / "evaluation"))
+    ledger = judged_ledger(other.parent / "work" / "evaluation")
+    driver = cluster.start("evaluate", other, "evaluate.num_actors=2")
+    try:
+        deadline = time.monotonic() + 240
+        while len(ledger.done()) < len(expected) // 4 and time.monotonic() < deadline:
+            assert driver.poll() is None, driver.communicate()[0]
+            time.sleep(0.01)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+    time.sleep(1)
+    before = {path.name: path.stat().st_mtime_ns for path in ledger.folder.glob("*.parquet")}
+    done = len(ledger.done())
+    assert 0 < done < len(expected)
+    again = evaluate(cluster, other)
+    assert replies(ledger) == expected and ledger.count_duplicates() == 0
+    assert {path.name: path.stat().st_mtime_ns for path in ledger.folder.glob("*.parquet")}.items() >= before.items()
+    assert again["results"] == undisturbed
+    assert f"{done:,} answered before this run" in again["output"]
+    third = evaluate(cluster, other)
+    assert f"{len(expected):,} answered before this run" in third["output"] and "tokens scored" not in third["output"]
+    assert third["results"] == undisturbed
+
+
+class Embeddings(BaseHTTPRequestHandler):
+    """Vectors made from hashes of the texts; every third request is refused for a while."""
+
+    requests: list[dict[str, Any]]
+    answered: int
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kind = type(self)
+        kind.requests.append({"key": self.headers.get("Authorization"), **body})
+        if len(kind.requests) % 3 == 0:
+            self.send_response(503)
+            self.end_headers()
+            return
+        kind.answered += len(body["input"])
+        rows = [{"index": i, "embedding": self._vector(text)} for i, text in enumerate(body["input"])]
+        answer = json.dumps({"data": rows[::-1]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(answer)
+
+    @staticmethod
+    def _vector(text: str) -> list[float]:
+        digest = content_id(text)
+        return [int(digest[i : i + 2], 16) - 127.5 for i in range(0, 16, 2)]
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, type[Embeddings]]]:
+    """An embedding server on loopback."""
+    kind = type("Fresh", (Embeddings,), {"requests": [], "answered": 0})
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as listener:
+        thread = Thread(target=listener.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.server_port}/v1", kind
+        listener.shutdown()
+        thread.join()
+
+
+def test_a_remote_embedder_and_a_folder_without_any_llm(
+    cluster: Cluster,
+    tmp_path: Path,
+    tiny_encoder_folder: Path,
+    server: tuple[str, type[Embeddings]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, kind = server
+    remote = {"kind": "endpoint", "name": "remote", "url": url, "model": "m", "key_variable": "REMOTE_KEY"}
+    remote |= {"query_prompt": "query: ", "batch_texts": 8}
+    folder = {"name": "mine", "model": str(tiny_encoder_folder), "pooling": "cls"}
+    run_file = write_run(tmp_path, tiny_encoder_folder, None, retrievers=["bm25", "base", folder, remote])
+    refused = cluster.start("evaluate", run_file)
+    assert "REMOTE_KEY holds no key" in refused.communicate(timeout=120)[0] and refused.returncode == 2
+    cluster.environment["REMOTE_KEY"] = KEY
+    try:
+        found = evaluate(cluster, run_file)
+        texts = len(TASKS) * (QUERIES + PASSAGES)
+        assert kind.answered == texts and {one["key"] for one in kind.requests} == {f"Bearer {KEY}"}
+        assert KEY not in found["output"]
+        measures = found["results"]["datasets"]["docs"]["measures"]
+        assert set(measures["nDCG@10"]["retrievers"]) == {"bm25", "base", "mine", "remote"}
+        assert "exact match" not in measures
+        evaluate(cluster, run_file)
+        assert kind.answered == texts
+    finally:
+        del cluster.environment["REMOTE_KEY"]
+    written = [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    assert written and not any(KEY.encode() in path.read_bytes() for path in written)
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("evaluate.split=dev", "give prepare.sources a dev_queries"),
+        ("evaluate.llm_queries=3", "needs an `llm` section"),
+        ("evaluate.evaluations={nowhere: qa}", "neither a prepared dataset nor a task"),
+        ("evaluate.retrievers=[base, trained]", "no such folder"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_started(
+    cluster: Cluster, tmp_path: Path, tiny_encoder_folder: Path, override: str, reason: str
+) -> None:
+    run_file = write_run(tmp_path, tiny_encoder_folder, None)
+    job = cluster.start("evaluate", run_file, override)
+    output = job.communicate(timeout=120)[0]
+    assert job.returncode == 2
+    assert [line for line in output.splitlines() if line.startswith("error:")] and reason in " ".join(output.split())
