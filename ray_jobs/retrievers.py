@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 
 from embedder.config import EncoderConfig, RunConfig
+from embedder.errors import ConfigError
 from embedder.evaluate_config import BuiltinRetriever, EndpointRetriever, FolderRetriever
 from embedder.evaluation.endpoint import EmbeddingEndpoint
 from embedder.evaluation.evaluations import evaluation_of
@@ -58,6 +59,10 @@ def check_retrievers(config: RunConfig) -> list[str]:
                 pass
             where = f" ({retriever.url}, {retriever.model})"
         elif retriever.kind in {"base", "trained"}:
+            if retriever.kind == "trained" and not config.paths.model.is_dir():
+                raise ConfigError(
+                    f"{config.paths.model}: no trained encoder; run train, or leave it out of evaluate.retrievers"
+                )
             encoder = config.encoder if retriever.kind == "base" else trained_encoder(config)
             where = f" ({locate_model(encoder.model)})"
         lines.append(f"retriever {retriever.name}{where}")

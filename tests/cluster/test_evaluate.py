@@ -1,4 +1,4 @@
-"""`evaluate` over the cluster: killed and started again, more actors, no LLM, a remote embedder."""
+"""`evaluate` over the cluster: killed and started again, without an LLM, and with a remote embedder."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_a_remote_embedder_and_a_folder_without_any_llm(
         ("evaluate.split=dev", "give prepare.sources a dev_queries"),
         ("evaluate.llm_queries=3", "needs an `llm` section"),
         ("evaluate.evaluations={nowhere: qa}", "neither a prepared dataset nor a task"),
-        ("evaluate.retrievers=[base, trained]", "no such folder"),
+        ("evaluate.retrievers=[base, trained]", "no trained encoder; run train"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_started(

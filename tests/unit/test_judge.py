@@ -7,16 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
+from embedder.config import Source
 from embedder.evaluate_config import EvaluateConfig
-from embedder.evaluation.evaluations import EVALUATIONS
+from embedder.evaluation.asking import Asked, ask_all
+from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of
 from embedder.evaluation.interface import Passage, Question
 from embedder.evaluation.judge import JUDGED, LlmJudge, fitting_prefix, judge_fingerprint, reply_of
+from embedder.evaluation.values import DatasetValues
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import choose_shots, prompt_builder
 from embedder.lm import load_lm
 from embedder.records import write_table
+from embedder.sources import read_source
 from embedder.tasks import BUILTIN_TASKS
 from tests.unit.judges import exact_model, plain_scores
+from tests.unit.test_sources import lines
 
 POOLS = {"d": [(f"s{i}", f"which city {i}", f"Paris {i}") for i in range(4)]}
 SETTINGS = EvaluateConfig(max_output_tokens=24)
@@ -202,3 +207,29 @@ def test_the_fingerprint_tells_what_replies_depend_on(tiny_llm):
     assert len({of(), *others}) == 7
     assert of(settings=SETTINGS.model_copy(update={"num_actors": 9, "unit_queries": 3})) == of()
     assert of(llm=tiny_llm.model_copy(update={"batch_tokens": 64})) == of()
+
+
+HAND_MADE = [
+    {"query_id": "m1", "query": "2 + 2?", "options": ["3", "4"], "answers": ["4"], "category": "arithmetic"},
+    {"query_id": "m2", "query": "capital of France?", "options": ["Paris", "Rome", "Bern"], "answers": ["Paris"]},
+]
+
+
+def test_a_hand_made_file_of_multiple_choice_is_read_asked_and_judged(judge, tiny_llm, tmp_path):
+    lines(tmp_path / "corpus.jsonl", [{"id": "p0", "text": FOX[1]}])
+    lines(tmp_path / "test.jsonl", HAND_MADE)
+    rows = read_source(Source(task="qa", dataset="d", path=tmp_path), BUILTIN_TASKS["qa"], 0).queries["test"]
+    evaluation = evaluation_of("qa", "d", rows, {})
+    asked, one = Asked(), DatasetValues("d", "qa", evaluation, rows)
+    ask_all(asked, evaluation, rows, ({"base": {"m2": [("p0", 1.0)]}}, {"p0": FOX[1]}), (3, lambda *_: "llm"))
+    one.enter_replies(asked, {row["row_id"]: row for row in judge.judge(list(asked.rows.values()))})
+    heading = "The following are multiple choice questions (with answers)"
+    texts = {
+        "m1": f"{heading} about arithmetic.\n\n2 + 2?\nA. 3\nB. 4\nAnswer:",
+        "m2": f"Knowledge:\n{FOX[1]}\n\n{heading}.\n\ncapital of France?\nA. Paris\nB. Rome\nC. Bern\nAnswer:",
+    }
+    for query_id, right, letters in (("m1", 1, "AB"), ("m2", 0, "ABC")):
+        prompt = PackedPrompt(judge.lm.tokens(texts[query_id]), [judge.lm.tokens(f" {letter}") for letter in letters])
+        (scores,) = plain_scores(exact_model(tiny_llm.model), [prompt])
+        assert one.values["log-likelihood"]["base"][query_id] == (pytest.approx(scores[right], abs=1e-4), 1.0)
+        assert one.values["accuracy"]["base"][query_id] == (float(scores[right] == max(scores)), 1.0)
