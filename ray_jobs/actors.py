@@ -10,13 +10,11 @@ import ray
 
 from embedder.config import LlmConfig, RunConfig
 from embedder.errors import ConfigError
-from embedder.labelling.labeller import RewardLabeller, unrewarded
+from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.units import Unit
 from embedder.lm import CausalLm, load_lm
 from embedder.peak import matmul_rate
-from embedder.records import group_id
-from embedder.row_ids import RowIds
-from ray_jobs.label_plan import GroupRows, plan_blocks, read_row_group
+from ray_jobs.label_plan import GroupRows, Planner
 from ray_jobs.tables import llm_ledger
 
 
@@ -42,7 +40,7 @@ class LabelBlocks:
         lm, llm = _load(config)
         self.config, self.fingerprint = config, fingerprint
         self.labeller = RewardLabeller(lm, llm, config.label, config.tasks, ray.get(shot_pools))
-        self.selected: RowIds | None = ray.get(selected)
+        self.planner = Planner(config, ray.get(selected))
         self.ledger = llm_ledger(config)
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
 
@@ -51,24 +49,23 @@ class LabelBlocks:
 
     def _label(self, place: dict[str, Any]) -> dict[str, float]:
         """Label one block, unless an actor did that before it was killed."""
-        rows = read_row_group(self.config.paths.candidates / place["file"], place["row_group"])
-        units = plan_blocks(rows, self.config.label, self.selected)[place["block"]]
+        planned = self.planner.read(self.config.paths.candidates / place["file"], place["row_group"])
+        units = [planned.units[number] for number in place["units"]]
         cost = dict.fromkeys(LABELLED_BLOCK.names, 0.0)
         cost |= {"rows": place["rows"], "peak_flops": self.peak_flops}
-        if self.ledger.holds([group_id(rows.groups[position]) for unit in units for position in unit]):
+        if self.ledger.holds(planned.ids_of(units)):
             return cost
         began, engine = time.perf_counter(), self.labeller.engine
         pairs, tokens, flops = self.labeller.pairs, engine.computed_tokens, engine.flops
-        self.ledger.commit([row for unit in units for row in self._label_unit(rows, unit)])
+        self.ledger.commit([row for unit in units for row in self._label_unit(planned.rows, unit)])
         cost |= {"pairs": self.labeller.pairs - pairs, "tokens": engine.computed_tokens - tokens}
         return cost | {"flops": engine.flops - flops, "seconds": time.perf_counter() - began}
 
     def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
-        readable = [rows.groups[position] for position in unit if position not in rows.unreadable]
-        labelled = self.labeller.label(readable, self.fingerprint)
-        for position in unit:
-            if position in rows.unreadable:
-                group = rows.groups[position]
-                row = unrewarded(group, self.config.tasks[group["task"]], self.fingerprint)
-                labelled.append({**row, "error": rows.unreadable[position]})
-        return labelled
+        """The labelled rows of a unit, in its order."""
+        readable = [position for position in unit if position not in rows.unreadable]
+        labels = self.labeller.label([rows.groups[position] for position in readable], self.fingerprint)
+        labelled = dict(zip(readable, labels, strict=True))
+        for position in rows.unreadable.keys() & unit:
+            labelled[position] = rows.without_rewards(position, self.config, self.fingerprint)
+        return [labelled[position] for position in unit]

@@ -20,32 +20,28 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from embedder.config import LlmConfig, RunConfig
 from embedder.cost import Work, forward_flops
 from embedder.errors import ConfigError, LabelError
 from embedder.fingerprint import label_fingerprint
-from embedder.labelling.labeller import RewardLabeller, ShotPools, unrewarded
+from embedder.labelling.labeller import RewardLabeller, ShotPools
 from embedder.labelling.report import LabelCost
 from embedder.lm import load_lm, prepare_lm
 from embedder.locate import count_parameters, locate_model
 from embedder.progress import progress
-from embedder.records import content_id, group_id
+from embedder.records import content_id
 from embedder.reports import StageReport, console
 from embedder.row_ids import RowIds
 from ray_jobs.actors import LabelBlocks
 from ray_jobs.label_outcome import report_labels
-from ray_jobs.label_plan import Survey, plan_blocks, read_row_group, row_groups, survey
+from ray_jobs.label_plan import Planner, Survey, in_parts, read_row_group, row_groups, survey
 from ray_jobs.label_teachers import check_import, import_rewards, recompute_rewards, rerank
 from ray_jobs.label_terms import LabelTerms, agree_on_terms, check_terms
 from ray_jobs.reranker import select_llm_groups
 from ray_jobs.session import Job, actor_pool, main
-from ray_jobs.tables import candidate_groups, llm_ledger, shot_pools
-
-PARTS_AN_ACTOR = 64
-"""Into how many parts the blocks of an actor are cut: enough to share them evenly, few enough to hold in memory."""
+from ray_jobs.tables import llm_ledger, shot_pools
 
 
 def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
@@ -70,8 +66,13 @@ def chosen_groups(config: RunConfig) -> RowIds | None:
     """The groups that the LLM labels for a reranker; None: all of them."""
     if config.label.teacher != "reranker" or config.reranker is None or config.reranker.llm_groups is None:
         return None
-    chosen = select_llm_groups(candidate_groups(config), config.reranker.llm_groups, config.reranker.seed)
-    return RowIds([[group_id(group) for group in chosen.to_pylist()]])
+    groups = (group for path, number in row_groups(config) for group in read_row_group(path, number).groups)
+    return select_llm_groups(groups, config.reranker.llm_groups, config.reranker.seed)
+
+
+def llm_work(config: RunConfig) -> Survey:
+    """What the LLM has to label and what of it is done."""
+    return survey(config, llm_ledger(config), config.label.block_rows, chosen_groups(config))
 
 
 def check(config: RunConfig) -> Work:
@@ -81,7 +82,7 @@ def check(config: RunConfig) -> Work:
     check_terms(config, terms(config, shot_pools(config)))
     if config.label.recompute:
         return Work("label", ["rewards are made anew from the stored log-likelihoods"], 0.0)
-    work = survey(config, chosen_groups(config))
+    work = llm_work(config)
     llm = needed_llm(config, set(work.tasks))
     parameters = count_parameters(locate_model(llm.model)) if llm else 0
     lines = [
@@ -97,7 +98,7 @@ def rehearse(config: RunConfig) -> list[str]:
     settings = config.label
     if settings.teacher == "imported" or settings.recompute or not settings.dry_run_groups or config.llm is None:
         return []
-    work = survey(config, chosen_groups(config))
+    work = llm_work(config)
     ahead = {task: one for task, one in work.tasks.items() if one.pairs}
     if not ahead:
         return ["nothing is left for the LLM"]
@@ -123,7 +124,7 @@ def rehearse(config: RunConfig) -> list[str]:
 
 
 def _samples(config: RunConfig, tasks: set[str]) -> dict[str, list[dict[str, Any]]]:
-    """The first units of each task, at most `dry_run_groups` groups of each."""
+    """The first groups of each task, at most `dry_run_groups` of each."""
     samples: dict[str, list[dict[str, Any]]] = {}
     for path, number in row_groups(config):
         rows = read_row_group(path, number)
@@ -132,6 +133,8 @@ def _samples(config: RunConfig, tasks: set[str]) -> dict[str, list[dict[str, Any
                 chosen = samples.setdefault(group["task"], [])
                 if len(chosen) < config.label.dry_run_groups:
                     chosen.append(group)
+        if all(len(samples.get(task, [])) == config.label.dry_run_groups for task in tasks):
+            break
     return samples
 
 
@@ -146,52 +149,47 @@ def run(config: RunConfig) -> StageReport:
         rows = recompute_rewards(config, agreed)
         return report_labels(config, llm_ledger(config).row_ids(), rows, None, ["rewards made anew, without the LLM"])
     agree_on_terms(config, agreed)
-    selected = chosen_groups(config)
-    work = survey(config, selected)
-    _commit_plain(config, work, selected, agreed.fingerprint)
+    work = llm_work(config)
+    _commit_plain(config, work, agreed.fingerprint)
     cost = None
     if work.blocks.num_rows and config.llm is not None:
         prepare_lm(config.llm, config.paths.cache)
-        cost = _label(config, work.blocks, pools, selected, agreed.fingerprint)
+        cost = _label(config, work, pools, agreed.fingerprint)
     missing, first = work.expected.missing_from(llm_ledger(config).row_ids())
     if missing:
         raise LabelError(f"{missing:,} of {len(work.expected):,} groups are in no block, first {first}; run it again")
-    before = len(work.expected) - sum(one.ahead for one in work.tasks.values())
     if config.label.teacher == "reranker":
         expected, lines = rerank(config, agreed.fingerprint)
-        return report_labels(config, expected, before, cost, lines)
-    return report_labels(config, work.expected, before, cost, [])
+        return report_labels(config, expected, work.before, cost, lines)
+    return report_labels(config, work.expected, work.before, cost, [])
 
 
-def _commit_plain(config: RunConfig, work: Survey, selected: RowIds | None, fingerprint: str) -> None:
+def _commit_plain(config: RunConfig, work: Survey, fingerprint: str) -> None:
     """Groups of tasks without a reward need no LLM: the driver commits them, a row group at a time."""
-    ledger = llm_ledger(config)
+    ledger, planner = llm_ledger(config), Planner(config, None)
     done = ledger.row_ids()
     for path, number in work.plain:
-        rows = read_row_group(path, number)
-        plan = plan_blocks(rows, config.label, selected)
-        groups = [rows.groups[position] for block in plan for unit in block for position in unit]
-        plain = [group for group in groups if config.tasks[group["task"]].reward == "none"]
-        known = done.contains([group_id(group) for group in plain])
-        fresh = [group for group, is_done in zip(plain, known, strict=True) if not is_done]
-        ledger.commit([unrewarded(group, config.tasks[group["task"]], fingerprint) for group in fresh])
+        planned = planner.read(path, number)
+        is_done = done.contains(planned.ids)
+        plain = [
+            position
+            for position, group in enumerate(planned.rows.groups)
+            if config.tasks[group["task"]].reward == "none" and not is_done[position]
+        ]
+        ledger.commit([planned.rows.without_rewards(position, config, fingerprint) for position in plain])
 
 
-def _label(
-    config: RunConfig, blocks: pa.Table, pools: ShotPools, selected: RowIds | None, fingerprint: str
-) -> LabelCost:
+def _label(config: RunConfig, work: Survey, pools: ShotPools, fingerprint: str) -> LabelCost:
     """Send blocks through the actor pool, which reads and commits them; the driver sees counts only."""
     settings = config.label
-    size = max(1, blocks.num_rows // (PARTS_AN_ACTOR * settings.num_actors))
-    parts = [blocks.slice(i, size) for i in range(0, blocks.num_rows, size)]
-    labelled = ray.data.from_arrow(parts).map_batches(
+    labelled = ray.data.from_arrow(in_parts(work.blocks, settings.num_actors)).map_batches(
         LabelBlocks,
-        fn_constructor_args=(config, ray.put(pools), ray.put(selected), fingerprint),
+        fn_constructor_args=(config, ray.put(pools), ray.put(work.selected), fingerprint),
         batch_size=1,
         batch_format="pyarrow",
         **actor_pool(settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor, settings.min_actors),
     )
-    total = sum(blocks["rows"].to_pylist())
+    total = sum(work.blocks["rows"].to_pylist())
     pairs = tokens = 0
     flops = busy = capacity = 0.0
     began = time.monotonic()

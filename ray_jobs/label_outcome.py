@@ -37,11 +37,11 @@ def report_labels(
     page = write_report(statistics, cost, config.paths.reports, config.paths.work.name)
     summary = {task: one.shares() for task, one in statistics.tasks.items()}
     report = StageReport("label", rows, "groups", details={"tasks": summary, "labelled_before": before})
-    duplicates = labelled_ledger(config).count_duplicates()
+    repeated = labelled_ledger(config).count_duplicates()
     report.lines = [
         *lines,
         f"{len(expected):,} groups in = {rows:,} out; {before:,} were labelled before this run; "
-        f"{duplicates:,} repeated in blocks and counted once",
+        f"{repeated:,} repeated in blocks and counted once",
         *(_task_line(task, values) for task, values in summary.items()),
     ]
     if cost is not None and cost.pairs:

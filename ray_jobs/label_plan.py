@@ -1,28 +1,37 @@
-"""The labelling work ahead: candidate files, row group by row group, cut into the same blocks in every run.
+"""The labelling work ahead: candidate files, row group by row group, cut into the same units in every run.
 
 However many rows there are, memory holds one row group (1,024 rows, as `mine` writes them) and 16 bytes an id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from embedder.config import LabelConfig, RunConfig
+from embedder.config import RunConfig
 from embedder.cost import tokens_of
 from embedder.errors import DataError
+from embedder.labelling.labeller import unrewarded
 from embedder.labelling.units import Unit, join_units, plan_units
+from embedder.ledger import Ledger
 from embedder.records import GROUP, group_id, open_parquet
 from embedder.row_ids import RowIds
 from embedder.storage import AnyPath
-from ray_jobs.tables import candidate_files, llm_ledger
+from ray_jobs.tables import candidate_files
 
-BLOCK = pa.schema([("file", pa.string()), ("row_group", pa.int32()), ("block", pa.int32()), ("rows", pa.int32())])
-"""A block of groups by its place in `paths.candidates`; its content is read where it is labelled."""
+BLOCK = pa.schema(
+    [("file", pa.string()), ("row_group", pa.int32()), ("units", pa.list_(pa.int32())), ("rows", pa.int32())]
+)
+"""Units of one row group that are committed together, by their place in `paths.candidates`; `rows` of their groups are
+in no block yet. The content is read where it is labelled."""
+
+PARTS_AN_ACTOR = 64
+"""Into how many parts the blocks of an actor are cut: enough to share them evenly, few enough to hold in memory."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,13 @@ class GroupRows:
     unreadable: dict[int, str]
     """Why some of them are damaged; these stand among the groups with the damage made visible."""
 
+    def without_rewards(self, position: int, config: RunConfig, fingerprint: str) -> dict[str, Any]:
+        """A group as a labelled row without rewards, which says why if it is damaged."""
+        group = self.groups[position]
+        row = unrewarded(group, config.tasks[group["task"]], fingerprint)
+        return {**row, "error": self.unreadable.get(position)}
 
-@lru_cache(maxsize=2)
+
 def read_row_group(path: AnyPath, number: int) -> GroupRows:
     """Read one row group; text that is no valid UTF-8 spoils its own row only.
 
@@ -76,14 +90,56 @@ def _decoded(value: Any, errors: str) -> Any:  # noqa: ANN401
     return [_decoded(item, errors) for item in value] if isinstance(value, list) else value
 
 
-def plan_blocks(rows: GroupRows, label: LabelConfig, selected: RowIds | None) -> list[list[Unit]]:
-    """The blocks of one row group: a pure function of its rows, the selection and the settings."""
-    chosen = list(range(len(rows.groups)))
-    if selected is not None:
-        inside = selected.contains([group_id(group) for group in rows.groups])
-        chosen = [position for position in chosen if inside[position]]
-    units = plan_units([rows.groups[position] for position in chosen], label.unit_groups)
-    return join_units([[chosen[i] for i in unit] for unit in units], label.block_rows)
+@dataclass(frozen=True)
+class PlannedRows:
+    """A row group cut into units."""
+
+    rows: GroupRows
+    ids: list[str]
+    """Of its groups, by position."""
+    units: list[Unit]
+
+    def ids_of(self, units: Sequence[Unit]) -> list[str]:
+        """The ids of the groups of some units, in the order in which they are committed."""
+        return [self.ids[position] for unit in units for position in unit]
+
+    def task_of(self, unit: Unit) -> str:
+        """The one task of a unit."""
+        return str(self.rows.groups[unit[0]]["task"])
+
+
+class Planner:
+    """Reads row groups and cuts them into units: a pure function of the rows, the selection and `label.unit_groups`."""
+
+    def __init__(self, config: RunConfig, selected: RowIds | None) -> None:
+        self.config, self.selected = config, selected
+        self._place: tuple[AnyPath, int] | None = None
+        self._planned: PlannedRows | None = None
+
+    def read(self, path: AnyPath, number: int) -> PlannedRows:
+        """One row group, without the groups of tasks with a reward that are not selected; the last one read is kept.
+
+        Raises:
+            DataError: the file is unreadable, or names an unknown task.
+        """
+        if self._planned is None or self._place != (path, number):
+            self._planned, self._place = self._plan(path, number), (path, number)
+        return self._planned
+
+    def _plan(self, path: AnyPath, number: int) -> PlannedRows:
+        rows = read_row_group(path, number)
+        tasks = self.config.tasks
+        for group in rows.groups:
+            if group["task"] not in tasks:
+                where = f"task {group['task']!r} of query {group['query_id']!r}"
+                raise DataError(f"{path}: {where} is unknown; known are {sorted(tasks)}")
+        ids = [group_id(group) for group in rows.groups]
+        chosen = list(range(len(ids)))
+        if self.selected is not None:
+            inside = self.selected.contains(ids)
+            chosen = [i for i in chosen if inside[i] or tasks[rows.groups[i]["task"]].reward == "none"]
+        units = plan_units([rows.groups[position] for position in chosen], self.config.label.unit_groups)
+        return PlannedRows(rows, ids, [[chosen[i] for i in unit] for unit in units])
 
 
 @dataclass
@@ -104,11 +160,15 @@ class Survey:
     """All groups to be labelled, and those ahead."""
 
     expected: RowIds
+    before: int
+    """How many of these a block holds."""
     tasks: dict[str, TaskWork]
     plain: list[tuple[AnyPath, int]]
     """Row groups that have rows ahead of tasks without a reward: (path, number)."""
     blocks: pa.Table
     """Blocks ahead of the other tasks, rows of BLOCK."""
+    selected: RowIds | None
+    """The groups of tasks with a reward that are not left out; None: all of them."""
 
 
 def row_groups(config: RunConfig) -> Iterator[tuple[AnyPath, int]]:
@@ -126,46 +186,75 @@ def row_groups(config: RunConfig) -> Iterator[tuple[AnyPath, int]]:
         yield from ((path, number) for number in range(count))
 
 
-def survey(config: RunConfig, selected: RowIds | None = None) -> Survey:
-    """Read all candidates once and tell what no block holds yet; `selected` leaves all other groups out.
+def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds | None = None) -> Survey:
+    """Read all candidates once and tell what no block of a ledger holds yet, in blocks of about `block_rows` groups.
+
+    With `selected`, groups of tasks with a reward are left out unless they are among these.
 
     Raises:
         DataError: a candidate file is unreadable, names an unknown task, or `mine` has not run.
     """
-    done = llm_ledger(config).row_ids()
-    found = Survey(RowIds([]), {}, [], BLOCK.empty_table())
-    ids: list[list[str]] = []
-    blocks: list[dict[str, Any]] = []
-    for path, number in row_groups(config):
-        rows = read_row_group(path, number)
-        for index, units in enumerate(plan_blocks(rows, config.label, selected)):
-            groups = [rows.groups[position] for unit in units for position in unit]
-            ids.append([group_id(group) for group in groups])
-            fresh = ~done.contains(ids[-1])
-            for group, is_ahead in zip(groups, fresh.tolist(), strict=True):
-                _count(config, found.tasks, group, is_ahead, path)
-            if not fresh.any():
-                continue
-            if all(config.tasks[group["task"]].reward == "none" for group in groups):
-                if (path, number) not in found.plain[-1:]:
-                    found.plain.append((path, number))
-            else:
-                blocks.append({"file": path.name, "row_group": number, "block": index, "rows": int(fresh.sum())})
-    return replace(found, expected=RowIds(ids), blocks=pa.Table.from_pylist(blocks, BLOCK))
+    done = ledger.row_ids()
+    tasks: dict[str, TaskWork] = {}
+    plain: list[tuple[AnyPath, int]] = []
+    blocks = [BLOCK.empty_table()]
+    planner = Planner(config, selected)
+
+    def read() -> Iterator[list[str]]:
+        for path, number in row_groups(config):
+            planned = planner.read(path, number)
+            is_ahead = ~done.contains(planned.ids)
+            ahead: list[int] = []
+            for number_of_unit, unit in enumerate(planned.units):
+                task = planned.task_of(unit)
+                fresh = [planned.rows.groups[position] for position in unit if is_ahead[position]]
+                _count(config, task, tasks.setdefault(task, TaskWork()), len(unit), fresh)
+                if fresh and config.tasks[task].reward != "none":
+                    ahead.append(number_of_unit)
+                elif fresh and (path, number) not in plain[-1:]:
+                    plain.append((path, number))
+            joined = join_units([planned.units[number_of_unit] for number_of_unit in ahead], block_rows)
+            blocks.append(_blocks(joined, ahead, is_ahead, (path.name, number)))
+            yield planned.ids_of(planned.units)
+
+    expected = RowIds(read())
+    before = len(expected) - expected.missing_from(done)[0]
+    return Survey(expected, before, tasks, plain, pa.concat_tables(blocks).combine_chunks(), selected)
 
 
-def _count(config: RunConfig, tasks: dict[str, TaskWork], group: dict[str, Any], is_ahead: bool, path: AnyPath) -> None:
-    name = group["task"]
-    if name not in config.tasks:
-        raise DataError(f"{path}: task {name!r} of query {group['query_id']!r}; known are {sorted(config.tasks)}")
-    spec, work = config.tasks[name], tasks.setdefault(name, TaskWork())
-    work.groups += 1
-    if not is_ahead:
+def _blocks(
+    joined: list[list[Unit]], ahead: list[int], is_ahead: NDArray[np.bool_], place: tuple[str, int]
+) -> pa.Table:
+    """Rows of BLOCK for the units ahead of one row group, whose numbers are `ahead`."""
+    numbers = iter(ahead)
+    rows = [
+        {
+            "file": place[0],
+            "row_group": place[1],
+            "units": [next(numbers) for _ in block],
+            "rows": sum(bool(is_ahead[position]) for unit in block for position in unit),
+        }
+        for block in joined
+    ]
+    return pa.Table.from_pylist(rows, BLOCK)
+
+
+def in_parts(blocks: pa.Table, num_actors: int) -> list[pa.Table]:
+    """Blocks cut into tables, `PARTS_AN_ACTOR` an actor."""
+    size = max(1, blocks.num_rows // (PARTS_AN_ACTOR * num_actors))
+    return [blocks.slice(i, size) for i in range(0, blocks.num_rows, size)]
+
+
+def _count(config: RunConfig, task: str, work: TaskWork, groups: int, fresh: list[dict[str, Any]]) -> None:
+    """Count a unit of one task; `fresh` are its groups that no block holds."""
+    spec = config.tasks[task]
+    work.groups += groups
+    work.ahead += len(fresh)
+    if spec.reward == "none":
         return
-    work.ahead += 1
-    if spec.reward != "none":
+    outputs = (config.label.num_samples if spec.reward == "rank" else 0) + 1
+    for group in fresh:
         count = len(group["candidate_ids"])
-        outputs = (config.label.num_samples if spec.reward == "rank" else 0) + 1
         work.pairs += count
         characters = sum(map(len, group["candidate_texts"])) + len(group["query"]) * (count + 1)
         work.tokens += tokens_of(characters) + (count + 2) * outputs * spec.max_output_tokens

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedder.config import RunConfig
 from embedder.cost import Work
@@ -13,12 +14,12 @@ from embedder.errors import ConfigError, DataError, LabelError
 from embedder.labelling.exchange import fingerprint_of_import, import_into
 from embedder.labelling.rewards import group_rewards
 from embedder.progress import progress
-from embedder.records import content_id, group_id
+from embedder.records import content_id
 from embedder.reports import console
 from embedder.row_ids import RowIds
 from ray_jobs.label_terms import LabelTerms, agree_on_terms, check_terms, known_terms, open_terms
 from ray_jobs.reranker import reranker_lines, score_with_reranker, train_reranker
-from ray_jobs.tables import candidate_groups, labelled_ledger, llm_ledger
+from ray_jobs.tables import labelled_ledger, llm_ledger
 
 IMPORTED_ROWS = 1024
 """Imported groups that are committed together."""
@@ -107,22 +108,19 @@ def _recomputed(row: dict[str, Any], rewards: dict[str, str]) -> dict[str, Any]:
 
 def rerank(config: RunConfig, llm_fingerprint: str) -> tuple[RowIds, list[str]]:
     """Train the cross-encoder on the LLM's rewards and let it reward every group; their ids, and lines to report."""
-    llm_rows = llm_ledger(config).read()
-    model = train_reranker(config, llm_rows)
-    groups = candidate_groups(config)
-    rewarded = pa.array([config.tasks[task].reward != "none" for task in groups["task"].to_pylist()], pa.bool_())
-    ledger = labelled_ledger(config)
+    model = train_reranker(config, llm_ledger(config).read())
     fingerprint = content_id(llm_fingerprint, (model / "lineage.json").read_text(encoding="utf-8"))[:16]
-    score_with_reranker(config, groups.filter(rewarded), ledger, fingerprint)
-    _pass_on_plain(config, llm_rows)
-    return RowIds([[group_id(group) for group in groups.to_pylist()]]), reranker_lines(model)
+    expected = score_with_reranker(config, labelled_ledger(config), fingerprint)
+    _pass_on_plain(config)
+    return expected, reranker_lines(model)
 
 
-def _pass_on_plain(config: RunConfig, llm_rows: pa.Table) -> None:
+def _pass_on_plain(config: RunConfig) -> None:
     """Groups of tasks without a reward stand in the reranker's ledger as they are."""
-    ledger = labelled_ledger(config)
-    plain = [row for row in llm_rows.to_pylist() if row["reward"] == "none"]
-    known = ledger.row_ids().contains([row["row_id"] for row in plain])
-    fresh = [row for row, is_done in zip(plain, known, strict=True) if not is_done]
-    if fresh:
-        ledger.commit(fresh)
+    ledger, llm = labelled_ledger(config), llm_ledger(config)
+    known = ledger.row_ids()
+    for table in llm.stream(llm.row_ids()):
+        plain = table.filter(pc.equal(table["reward"], "none"))
+        fresh = plain.filter(pa.array(~known.contains(plain["row_id"].to_pylist()), pa.bool_()))
+        if fresh.num_rows:
+            ledger.commit(fresh)

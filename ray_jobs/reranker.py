@@ -10,11 +10,12 @@ trained again. No job of its own: `label` calls it. Also what runs inside its wo
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from embedder.errors import ConfigError, DataError
 from embedder.ledger import Ledger
 from embedder.locate import locate_model, model_fingerprint
 from embedder.progress import progress
-from embedder.records import GROUP, content_id, group_id, row_seed, write_json
+from embedder.records import content_id, group_id, row_seed, write_json
 from embedder.reports import console
+from embedder.row_ids import RowIds
 from embedder.training.cross_encoder import load_cross_encoder
 from embedder.training.reranker import (
     EXPORT,
@@ -47,6 +49,7 @@ from embedder.training.reranker import (
     write_reranker_rows,
 )
 from ray_jobs.fit import fit_with_progress
+from ray_jobs.label_plan import Planner, in_parts, survey
 from ray_jobs.session import actor_pool
 
 BLOCK_ROWS = 128
@@ -54,7 +57,10 @@ BLOCK_ROWS = 128
 MAX_FAILURES = 3
 """Worker failures after which the training gives up, where the run file has no `train` section that says."""
 LINEAGE = "lineage.json"
-TRAINED_ON = ["task", "query", "candidate_texts", "row_id", "rewards", "reward", "label_fingerprint", "error"]
+TRAINED_ON = [
+    *("task", "dataset", "query_id", "query", "candidate_ids", "candidate_texts", "relevance"),
+    *("row_id", "rewards", "reward", "label_fingerprint", "error"),
+]
 """Columns of the LLM's rows that the reranker needs; the others may be far larger."""
 
 
@@ -69,20 +75,22 @@ def section(config: RunConfig) -> RerankerConfig:
     return config.reranker
 
 
-def select_llm_groups(groups: pa.Table, count: int | None, seed: int) -> pa.Table:
-    """At most `count` groups a dataset, for the LLM to label; null: all of them.
+def select_llm_groups(groups: Iterable[dict[str, Any]], count: int, seed: int) -> RowIds:
+    """The ids of at most `count` groups a dataset, for the LLM to label; no more than these are held in memory.
 
-    Those with the least seeded hash, so that the choice depends on neither the order of the rows nor the other
-    datasets, and a greater count keeps what a smaller one chose. The rows stay in their order.
+    They are those with the least seeded hash, so that the choice depends on neither the order of the rows nor the
+    other datasets, and a greater count keeps what a smaller one chose.
     """
-    if count is None:
-        return groups
-    ranked: dict[str, list[tuple[int, int]]] = {}
-    for position, group in enumerate(groups.select(GROUP.names).to_pylist()):
-        key = row_seed(seed, "llm group", group_id(group))
-        ranked.setdefault(group["dataset"], []).append((key, position))
-    chosen = [position for keys in ranked.values() for _, position in sorted(keys)[:count]]
-    return groups.take(pa.array(sorted(chosen), pa.int64()))
+    chosen: dict[str, list[tuple[int, str]]] = {}
+    for group in groups:
+        row_id = group_id(group)
+        kept = chosen.setdefault(group["dataset"], [])
+        entry = (-row_seed(seed, "llm group", row_id), row_id)
+        if len(kept) < count:
+            heapq.heappush(kept, entry)
+        else:
+            heapq.heappushpop(kept, entry)
+    return RowIds([[row_id for _, row_id in kept] for kept in chosen.values()])
 
 
 def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
@@ -237,38 +245,53 @@ def train_worker(settings: dict[str, WorkerJob]) -> None:
 
 
 class ScoreBlocks:
-    """Loads the cross-encoder once, rewards blocks of groups and commits each of them."""
+    """Loads the cross-encoder once, then reads, rewards and commits one block of groups after another."""
 
     def __init__(self, model: Path, config: RunConfig, ledger: Ledger, fingerprint: str) -> None:
         self.encoder = load_cross_encoder(str(model), section(config).max_tokens, config.encoder.batch_tokens)
         self.temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
-        self.ledger, self.fingerprint = ledger, fingerprint
+        self.config, self.ledger, self.fingerprint = config, ledger, fingerprint
+        self.planner = Planner(config, None)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = label_groups(self.encoder, batch.to_pylist(), self.temperatures, self.fingerprint)
-        self.ledger.commit(rows)
-        return pa.table({"rows": [batch.num_rows]})
+        for place in batch.to_pylist():
+            self._label(place)
+        return batch.select(["rows"])
+
+    def _label(self, place: dict[str, Any]) -> None:
+        """Label one block, unless an actor did that before it was killed."""
+        planned = self.planner.read(self.config.paths.candidates / place["file"], place["row_group"])
+        units = [planned.units[number] for number in place["units"]]
+        if self.ledger.holds(planned.ids_of(units)):
+            return
+        rows, positions = planned.rows, [position for unit in units for position in unit]
+        readable = [position for position in positions if position not in rows.unreadable]
+        groups = [rows.groups[position] for position in readable]
+        labels = label_groups(self.encoder, groups, self.temperatures, self.fingerprint)
+        labelled = dict(zip(readable, labels, strict=True))
+        for position in rows.unreadable.keys() & positions:
+            row = rows.without_rewards(position, self.config, self.fingerprint)
+            labelled[position] = {**row, "reward": "reranker"}
+        self.ledger.commit([labelled[position] for position in positions])
 
 
-def score_with_reranker(config: RunConfig, groups: pa.Table, ledger: Ledger, fingerprint: str) -> None:
-    """Let the trained reranker reward the groups that the ledger does not hold; each actor commits its own blocks.
+def score_with_reranker(config: RunConfig, ledger: Ledger, fingerprint: str) -> RowIds:
+    """Let the trained reranker reward the groups that the ledger does not hold; returns the ids of all groups.
 
-    `groups` holds rows of records.GROUP, all of tasks with a reward. The pool has `label.num_actors` actors, each with
-    the GPU share of a training worker (`reranker.gpus_per_worker`).
+    Each actor commits its own blocks. The pool has `label.num_actors` actors, each with the GPU share of a training
+    worker (`reranker.gpus_per_worker`). Groups of tasks without a reward are left to the caller.
     """
-    done = ledger.done()
-    groups = groups.select(GROUP.names)
-    ahead = groups.filter(pa.array([group_id(group) not in done for group in groups.to_pylist()], pa.bool_()))
-    if not ahead.num_rows:
-        return
-    blocks = [ahead.slice(i, BLOCK_ROWS) for i in range(0, ahead.num_rows, BLOCK_ROWS)]
-    scored = ray.data.from_arrow(blocks).map_batches(
+    work = survey(config, ledger, BLOCK_ROWS)
+    if not work.blocks.num_rows:
+        return work.expected
+    scored = ray.data.from_arrow(in_parts(work.blocks, config.label.num_actors)).map_batches(
         ScoreBlocks,
         fn_constructor_args=(config.paths.mounted / "reranker" / "model", config, ledger, fingerprint),
-        batch_size=BLOCK_ROWS,
+        batch_size=1,
         batch_format="pyarrow",
         **actor_pool(config.label.num_actors, section(config).gpus_per_worker),
     )
-    with progress("label by reranker", ahead.num_rows, console()) as counter:
+    with progress("label by reranker", sum(work.blocks["rows"].to_pylist()), console()) as counter:
         for batch in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             counter.advance(sum(batch["rows"].to_pylist()))
+    return work.expected

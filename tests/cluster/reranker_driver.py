@@ -19,10 +19,10 @@ def main(run_file: Path) -> None:
     """`llm.parquet` beside the run file holds the rows that the LLM labelled."""
     config = load_run(run_file)
     connect()
-    groups = read_tables(parquet_files(config.paths.candidates), GROUP)
+    groups = read_tables(parquet_files(config.paths.candidates), GROUP).to_pylist()
     model = train_reranker(config, pq.read_table(run_file.with_name("llm.parquet")))
-    score_with_reranker(config, groups, Ledger(config.paths.labelled / "blocks", LABELLED, "row_id"), "print")
-    for line in [*reranker_lines(model), f"chosen {select_llm_groups(groups, 3, 0).num_rows}"]:
+    score_with_reranker(config, Ledger(config.paths.labelled / "blocks", LABELLED, "row_id"), "print")
+    for line in [*reranker_lines(model), f"chosen {len(select_llm_groups(groups, 3, 0))}"]:
         console().print(line, markup=False)
 
 

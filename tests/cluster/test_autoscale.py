@@ -25,7 +25,7 @@ from ray_jobs.prepare import prepare_dataset
 from ray_jobs.tables import candidate_groups, labelled_ledger, passage_texts, queries
 from tests.cluster.conftest import ROOT, free_port
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 FAKE_HEAD_TYPE = "ray.head.default"
 IDLE_S = 4
 

@@ -22,7 +22,7 @@ from embedder.stages import STAGES, Contents, mark_path
 from ray_jobs.pipeline import round_config
 from tests.cluster.conftest import ROOT, Cluster
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

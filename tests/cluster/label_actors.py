@@ -1,0 +1,93 @@
+"""Actors of `label` that tell what they do. Apart from the driver, whose imports would double their start."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from embedder.config import RunConfig
+from embedder.labelling.rewards import group_rewards
+from embedder.labelling.units import Unit
+from ray_jobs.actors import LabelBlocks
+from ray_jobs.label_plan import GroupRows, Planner
+from ray_jobs.tables import llm_ledger
+
+BEGUN = "begun.jsonl"
+"""In `paths.cache`: a line for every unit that an actor begins, with its process and the queries of its groups."""
+PAUSE = "pause"
+"""In `paths.cache`: seconds that an actor takes over a unit besides the work; no such file: none."""
+
+
+PEAK = "peak"
+"""In `paths.cache`: the most bytes that the actor without an LLM has held."""
+
+
+def pause_s(config: RunConfig) -> float:
+    """How long an actor dwells on a unit."""
+    path = config.paths.cache / PAUSE
+    return float(path.read_text()) if path.is_file() else 0.0
+
+
+class WatchedBlocks(LabelBlocks):
+    """Labels as `LabelBlocks` does; says what it begins, and may take its time over it."""
+
+    def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
+        line = {"pid": os.getpid(), "queries": [rows.groups[position]["query_id"] for position in unit]}
+        with (self.config.paths.cache / BEGUN).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        pause = pause_s(self.config) / 2
+        time.sleep(pause)
+        labelled = super()._label_unit(rows, unit)
+        time.sleep(pause)
+        return labelled
+
+
+@dataclass
+class Idle:
+    """Stands for the labeller and its engine where no LLM is asked."""
+
+    pairs: int = 0
+    computed_tokens: int = 0
+    flops: float = 0.0
+
+    @property
+    def engine(self) -> Idle:
+        """Itself."""
+        return self
+
+
+class RewardedBlocks(LabelBlocks):
+    """Reads and commits as `LabelBlocks` does, but makes the scores up; says how much memory it took at most."""
+
+    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
+        ray.get(shot_pools)
+        self.config, self.fingerprint, self.peak_flops = config, fingerprint, 1.0
+        self.planner, self.ledger = Planner(config, ray.get(selected)), llm_ledger(config)
+        self.labeller = Idle()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        labelled = super().__call__(batch)
+        (self.config.paths.cache / PEAK).write_text(str(peak_memory(os.getpid())))
+        return labelled
+
+    def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
+        return [self._labelled(rows.without_rewards(position, self.config, self.fingerprint)) for position in unit]
+
+    def _labelled(self, row: dict[str, Any]) -> dict[str, Any]:
+        scores = [[-1.0 - i, -1.5, -2.5] for i in range(len(row["candidate_texts"]))]
+        outputs, base = [row["answers"][0], "one", "two"], [-2.0, -1.5, -2.5]
+        rewards = group_rewards(row["reward"], base, scores)
+        return {**row, "outputs": outputs, "base_scores": base, "scores": scores, "rewards": rewards, "truncated": 0}
+
+
+def peak_memory(pid: int) -> int:
+    """The most memory that a process has held so far, in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024

@@ -1,0 +1,245 @@
+"""The ways of `label` besides plain labelling, each on Ray: recompute, import and export, dry run, reranker, poison."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedder.labelling.labeller import MAX_CHARACTERS
+from embedder.ledger import Ledger
+from embedder.records import GROUP, LABELLED, group_id
+from embedder.run_file import load_run
+from ray_jobs.label_plan import Planner, survey
+from tests.cluster.conftest import ROOT, Cluster
+from tests.cluster.label_actors import BEGUN
+from tests.cluster.label_helpers import Driver, group, write_groups, write_run_file
+
+pytestmark = pytest.mark.ray
+QA, TOOL = 10, 4
+BLOCK_ROWS = 4
+
+
+@pytest.fixture(scope="module")
+def driver(cluster: Cluster) -> Iterator[Driver]:
+    """One driver for all tests of this file."""
+    started = Driver(cluster.address)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def run_file(
+    driver: Driver, tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path, tiny_encoder_folder: Path
+) -> Path:
+    """A run that is labelled, and exported to `export.jsonl` beside its run file."""
+    folder = tmp_path_factory.mktemp("ways")
+    path = write_run(folder, tiny_llama_folder, tiny_encoder_folder, export=str(folder / "export.jsonl"))
+    succeeded(driver.call(path))
+    return path
+
+
+def write_run(folder: Path, llm: Path, encoder: Path, **label: object) -> Path:
+    """Groups of a task with ranks and of one without a reward."""
+    for task, count in (("qa", QA), ("tool", TOOL)):
+        groups = [group(task, f"of-{task}", number) for number in range(count)]
+        write_groups(groups, folder / "work" / "candidates" / f"{task}.parquet", row_group_rows=8)
+    return write_run_file(folder, llm, encoder, block_rows=BLOCK_ROWS, **label)
+
+
+def succeeded(result: tuple[int, str]) -> str:
+    """The output of a call that must have ended well, on one line."""
+    code, output = result
+    assert code == 0, output
+    return " ".join(output.split())
+
+
+def refused(result: tuple[int, str]) -> str:
+    """The error of a call that must have ended with one, on one line."""
+    code, output = result
+    assert code == 2 and "Traceback" not in output, output
+    return " ".join(output.partition("error: ")[2].split())
+
+
+def rows_of(run_file: Path, folder: str = "blocks") -> dict[str, dict[str, Any]]:
+    """Labelled rows by query."""
+    ledger = Ledger(run_file.parent / "work" / "labelled" / folder, LABELLED, "row_id")
+    return {row["query_id"]: row for row in ledger.read().to_pylist()}
+
+
+def units_begun(run_file: Path) -> int:
+    """How many units actors have begun in all calls."""
+    return len((run_file.parent / "cache" / BEGUN).read_text().splitlines())
+
+
+def test_labels_of_another_seed_are_refused_with_both_fingerprints(driver: Driver, run_file: Path) -> None:
+    noted = json.loads((run_file.parent / "work" / "labelled" / "fingerprint.json").read_text())["fingerprint"]
+    assert {row["label_fingerprint"] for row in rows_of(run_file).values()} == {noted}
+    error = refused(driver.call(run_file, "--set", "label.seed=1"))
+    words = error.replace(",", " ").split()
+    known, wanted = words[words.index("labels") + 1], words[words.index("make") + 1]
+    assert known == noted != wanted and len(wanted) == len(noted) and wanted.isalnum()
+    assert "another LLM" in error
+
+
+def test_rewards_are_made_anew_without_the_llm(driver: Driver, run_file: Path) -> None:
+    before, begun = rows_of(run_file), units_begun(run_file)
+    likelihood = ["--set", "tasks.qa.reward=likelihood"]
+    assert "label.recompute=true" in refused(driver.call(run_file, *likelihood))
+    recompute = ["--set", "label.recompute=true"]
+    assert f"{QA + TOOL} groups in" in succeeded(driver.call(run_file, *likelihood, *recompute))
+    for row in rows_of(run_file).values():
+        if row["task"] == "qa":
+            assert (
+                row["rewards"] == pytest.approx([scores[0] for scores in row["scores"]])
+                and row["reward"] == "likelihood"
+            )
+    plain = ["--set", "tasks.qa.reward=none", "--set", "tasks.qa.loss=contrastive"]
+    assert "from or to no reward" in refused(driver.call(run_file, *recompute, *plain))
+    succeeded(driver.call(run_file, *recompute))
+    assert rows_of(run_file) == before and units_begun(run_file) == begun
+
+
+def damaged_scores(path: Path) -> bytes:
+    """The file with zeros for the log-likelihoods; ids and queries can still be read."""
+    content = bytearray(path.read_bytes())
+    with pq.ParquetFile(path) as file:
+        columns = [file.metadata.row_group(0).column(number) for number in range(file.metadata.num_columns)]
+    [scores] = [one for one in columns if one.path_in_schema.startswith("scores.")]
+    start = scores.dictionary_page_offset or scores.data_page_offset
+    content[start : start + scores.total_compressed_size] = bytes(scores.total_compressed_size)
+    return bytes(content)
+
+
+def test_a_recomputation_that_breaks_off_must_be_ended_first(driver: Driver, run_file: Path) -> None:
+    before = rows_of(run_file)
+    last = sorted((run_file.parent / "work" / "labelled" / "blocks").glob("*.parquet"))[-1]
+    whole = last.read_bytes()
+    recompute = ["--set", "label.recompute=true", "--set", "tasks.qa.reward=lift"]
+    last.write_bytes(damaged_scores(last))
+    assert last.name in refused(driver.call(run_file, *recompute))
+    last.write_bytes(whole)
+    assert {row["reward"] for row in rows_of(run_file).values()} == {"rank", "lift", "none"}
+    for reward in ("rank", "lift"):
+        assert "being recomputed" in refused(driver.call(run_file, "--set", f"tasks.qa.reward={reward}"))
+    succeeded(driver.call(run_file, *recompute))
+    assert {row["reward"] for row in rows_of(run_file).values()} == {"lift", "none"}
+    succeeded(driver.call(run_file, "--set", "label.recompute=true"))
+    assert rows_of(run_file) == before
+
+
+def test_an_export_is_imported_and_exported_the_same(driver: Driver, run_file: Path, tmp_path: Path) -> None:
+    exported = run_file.parent / "export.jsonl"
+    again = write_run_file(tmp_path, Path("no-llm"), Path("no-encoder"))
+    imported = ["--set", "label.teacher=imported", "--set", f"label.imported={exported}"]
+    output = succeeded(driver.call(again, *imported, "--set", f"label.export={tmp_path / 'again.jsonl'}"))
+    assert f"{QA + TOOL} rows in = {QA + TOOL} imported + 0 before + 0 rejected" in output
+    first, second = rows_of(run_file), rows_of(again)
+    assert first.keys() == second.keys() and len({str(row["rewards"]) for row in first.values()}) > QA // 2
+    for query, row in second.items():
+        assert row["rewards"] == first[query]["rewards"] and row["candidate_texts"] == first[query]["candidate_texts"]
+        assert row["reward"] == ("imported" if row["task"] == "qa" else "none") and row["scores"] is None
+    lines = [sorted(path.read_text().splitlines()) for path in (exported, tmp_path / "again.jsonl")]
+    assert lines[0] == lines[1] and len(lines[0]) == QA + TOOL
+    assert f"0 imported + {QA + TOOL} before" in succeeded(driver.call(again, *imported))
+    exported.with_name("other.jsonl").write_text(exported.read_text().partition("\n")[0])
+    other = ["--set", "label.teacher=imported", "--set", f"label.imported={exported.with_name('other.jsonl')}"]
+    assert "holds labels" in refused(driver.call(again, *other))
+
+
+def test_a_dry_run_times_a_sample_and_takes_no_cluster(
+    tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
+) -> None:
+    run_file = write_run(tmp_path, tiny_llama_folder, tiny_encoder_folder, gpus_per_actor=0.5)
+    command = [sys.executable, "-m", "ray_jobs.label", "--config", str(run_file), "--dry-run"]
+    nowhere = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    job = subprocess.run(command, env=nowhere, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    output = " ".join(job.stdout.split())
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert f"qa: {QA} groups, {QA} still to label ({QA * 4} pairs" in output and "pairs/s" in output
+    assert "GPU-hours" in output and "hours of one actor like this machine (cpu)" in output
+    assert not (tmp_path / "work" / "labelled").exists()
+
+
+POISON = {
+    "bytes": {"query": b"caf\xe9"},
+    "empty": {"candidate_texts": [b"  ", b"the fox"], "candidate_ids": [b"a", b"b"], "relevance": [1, 0]},
+    "none": {"candidate_texts": [], "candidate_ids": [], "relevance": []},
+    "long": {
+        "candidate_texts": [b"x" * (10 * MAX_CHARACTERS), b"the fox"],
+        "candidate_ids": [b"a", b"b"],
+        "relevance": [1, 0],
+    },
+    "silent": {"answers": [b" "]},
+}
+REASONS = {
+    "bytes": "not valid UTF-8",
+    "empty": "candidate 0 is empty",
+    "none": "no candidates",
+    "long": "10,000,000 characters",
+    "silent": "the desired output is empty",
+}
+
+
+def write_poisoned(folder: Path) -> None:
+    """Groups of which some cannot be labelled, among others that can."""
+    binary = {pa.string(): pa.binary(), pa.list_(pa.string()): pa.list_(pa.binary())}
+    schema = pa.schema([(one.name, binary.get(one.type, one.type)) for one in GROUP])
+    groups = [group("qa", "poisoned", number) for number in range(QA)]
+    for number, name in enumerate(POISON):
+        groups.insert(2 * number + 1, {**group("qa", "poisoned", 100 + number), **POISON[name], "query_id": name})
+    table = pa.Table.from_pylist(groups, schema)
+    arrays = [
+        pa.Array.from_buffers(one.type, len(table), column.buffers())
+        if one.type == pa.string()
+        else column.view(one.type)
+        for one, column in zip(GROUP, (table[name].combine_chunks() for name in GROUP.names), strict=True)
+    ]
+    write_groups([group("qa", "poisoned", 0)], folder / "work" / "candidates" / "qa.parquet", 1)
+    pq.write_table(pa.Table.from_arrays(arrays, schema=GROUP), folder / "work" / "candidates" / "qa.parquet")
+
+
+def test_poisoned_rows_are_rejected_alone(
+    driver: Driver, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
+) -> None:
+    write_poisoned(tmp_path)
+    run_file = write_run_file(tmp_path, tiny_llama_folder, tiny_encoder_folder, block_rows=BLOCK_ROWS)
+    config = load_run(run_file)
+    ledger = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
+    blocks = survey(config, ledger, BLOCK_ROWS).blocks.to_pylist()
+    total = QA + len(POISON)
+    error = refused(driver.call(run_file))
+    assert f"{len(POISON)} of {total} groups could not be scored" in error and "label.max_error_share" in error
+    rows = rows_of(run_file)
+    for name, reason in REASONS.items():
+        assert reason in rows[name]["error"] and rows[name]["rewards"] is None
+    assert sum(row["error"] is None and len(row["rewards"]) == 4 for row in rows.values()) == QA
+    planner = Planner(config, None)
+    for block in blocks:
+        planned = planner.read(config.paths.candidates / block["file"], block["row_group"])
+        assert ledger.holds(planned.ids_of([planned.units[number] for number in block["units"]]))
+    begun = units_begun(run_file)
+    succeeded(driver.call(run_file, "--set", "label.max_error_share=0.5"))
+    assert units_begun(run_file) == begun
+
+
+def test_a_reranker_labels_what_the_llm_was_not_asked(
+    driver: Driver, run_file: Path, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
+) -> None:
+    path = write_run(tmp_path, tiny_llama_folder, tiny_encoder_folder)
+    chosen = 6
+    reranker = f"{{model: {tiny_encoder_folder}, llm_groups: {chosen}, steps: 2, batch_size: 4, max_tokens: 32}}"
+    output = succeeded(driver.call(path, "--set", "label.teacher=reranker", "--set", f"reranker={reranker}"))
+    assert f"{QA + TOOL} groups in = {QA + TOOL} out" in output and "reranker, qa: trained on" in output
+    by_llm, by_reranker = rows_of(path), rows_of(path, "reranked")
+    assert sum(row["reward"] == "rank" for row in by_llm.values()) == chosen and len(by_llm) == chosen + TOOL
+    assert sum(row["reward"] == "reranker" and len(row["rewards"]) == 4 for row in by_reranker.values()) == QA
+    assert {group_id(row) for row in by_reranker.values()} == {group_id(row) for row in rows_of(run_file).values()}
