@@ -50,6 +50,7 @@ def place_durably(folder: Path, final: Path) -> None:
     for path in sorted(folder.rglob("*")):
         sync_path(path)
     sync_path(folder)
+    final.parent.mkdir(parents=True, exist_ok=True)
     os.replace(folder, final)
     sync_path(final.parent)
 

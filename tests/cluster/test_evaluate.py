@@ -19,7 +19,7 @@ from embedder.ledger import Ledger
 from embedder.records import PASSAGE, QUERY, content_id, write_table
 from tests.cluster.conftest import Cluster
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 QUERIES = 30
 PASSAGES = 12
 WORDS = ["fox", "dog", "forest", "bridge", "market", "station"]
