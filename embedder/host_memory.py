@@ -15,7 +15,7 @@ def keep_freed_memory() -> None:
     """Where malloc is glibc's, have it keep freed blocks of up to 32 MiB instead of returning them to the system.
 
     A layer's results are some MiB each. By default they are returned and asked for again at every operation, and the
-    system clears each page of them anew, which takes a fifth of the time of reading a prompt (SmolLM2-135M, float32).
+    system clears each page of them anew: a sixth of a layer's time (SmolLM2-135M, float32, 1,680 tokens, one thread).
     """
     if not sys.platform.startswith("linux"):
         return
