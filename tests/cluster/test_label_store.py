@@ -20,7 +20,7 @@ from tests.cluster.label_actors import BEGUN, PAUSE
 from tests.cluster.label_helpers import Driver, group, labels, write_groups, write_run_file
 from tests.object_store import SECRET, ObjectStore
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 GROUPS = {"qa": 32, "tool": 6}
 UNIT_GROUPS, BLOCK_UNITS = 2, 2
 UNITS = GROUPS["qa"] // UNIT_GROUPS

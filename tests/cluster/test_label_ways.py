@@ -23,7 +23,7 @@ from tests.cluster.conftest import ROOT, Cluster
 from tests.cluster.label_actors import BEGUN
 from tests.cluster.label_helpers import Driver, group, write_groups, write_run_file
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 QA, TOOL = 10, 4
 BLOCK_ROWS = 4
 
