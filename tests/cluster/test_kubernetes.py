@@ -126,6 +126,7 @@ def test_the_serve_config_is_what_serve_reads_without_a_key_it_would_ignore() ->
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_serve_config_builds_an_application_that_fits_its_pods(run_file: Path, tmp_path: Path) -> None:
     (application,) = serve_config()["applications"]
     keys = tmp_path / "keys"
@@ -168,6 +169,7 @@ def deployments_of(application: Any) -> list[Any]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_probes_of_the_head_need_no_token(cluster: Cluster) -> None:
     assert httpx.get(f"{cluster.dashboard}/api/gcs_healthz", timeout=20).text == "success"
     assert httpx.get(f"{cluster.dashboard}/api/jobs/", timeout=20).status_code == 401
