@@ -24,7 +24,7 @@ from embedder.run_file import load_run
 from serve.app import build_run, deployed
 from tests.cluster.conftest import Cluster, free_port
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 KEY = "test-key"
 TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "x " * 200, "def f(): return 1"]
 
