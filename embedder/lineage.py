@@ -6,16 +6,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from embedder import __version__
 from embedder.config import RunConfig
+from embedder.durable import place_durably, unfinished_folder
 from embedder.locate import locate_model
 from embedder.records import write_json
 from embedder.stages import Contents, effective
 
 LINEAGE = "lineage.json"
+
+
+def install_model(exported: Path, model: Path, lineage: dict[str, Any]) -> None:
+    """Put an exported model folder in place of `model`, with a note of where it comes from."""
+    staged = unfinished_folder(model)
+    try:
+        shutil.copytree(exported, staged, dirs_exist_ok=True)
+        write_json(lineage, staged / LINEAGE)
+        shutil.rmtree(model, ignore_errors=True)
+        place_durably(staged, model)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def write_lineage(config: RunConfig, contents: Contents) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import torch
@@ -23,10 +24,11 @@ from embedder.host_memory import keep_freed_memory
 from embedder.locate import file_sha256, gguf_file, locate_model
 from embedder.onednn import has_onednn, pack_linear_layers
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """By how much logits may differ, as a share of their spread, and still be taken for equal."""
-
-
 NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """How a failed allocation reads where torch raises a plain RuntimeError: on a CPU, and in cuBLAS."""
 
@@ -40,6 +42,23 @@ def one_memory_error() -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or not any(mark in str(error) for mark in NO_MEMORY):
             raise
         raise torch.OutOfMemoryError(str(error)) from error
+
+
+def halving_on_memory_error(function: Callable[[list[Item]], list[Result]], batch: list[Item]) -> list[Result]:
+    """A result an item; a batch that does not fit into memory is cut in two, down to one item.
+
+    Raises:
+        torch.OutOfMemoryError: a single item does not fit.
+    """
+    try:
+        with one_memory_error():
+            return function(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(batch) // 2
+    return halving_on_memory_error(function, batch[:half]) + halving_on_memory_error(function, batch[half:])
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,7 @@ def read_lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
             yield number, row
 
 
-def passage_row(
-    source: Source, passage_id: str, text: str, title: object = None, metadata: str | None = None
-) -> Row:
+def passage_row(source: Source, passage_id: str, text: str, title: object = None, metadata: str | None = None) -> Row:
     """A row of `records.PASSAGE`."""
     return {
         "task": source.task,

@@ -24,13 +24,13 @@ import ray
 from embedder.bundle import MODEL, Manifest, instructions, shard_folder, shard_of
 from embedder.config import EncoderConfig, RunConfig
 from embedder.cost import Work, forward_flops, tokens_of
+from embedder.durable import place_durably, remove_unfinished, unfinished_folder
 from embedder.errors import DataError, ModelError
 from embedder.fingerprint import encoder_fingerprint
 from embedder.index.build import Part, build_collection
 from embedder.index.catalog import Catalog
 from embedder.index.collection import CollectionInfo, Place
 from embedder.index.documents import PAYLOAD
-from embedder.index.durable import place_durably, remove_unfinished, unfinished_folder
 from embedder.index.sealed import hash_files
 from embedder.locate import count_parameters, file_sha256, locate_model
 from embedder.progress import progress

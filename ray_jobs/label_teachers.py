@@ -13,10 +13,12 @@ from embedder.cost import Work
 from embedder.errors import ConfigError, DataError, LabelError
 from embedder.labelling.exchange import fingerprint_of_import, import_into
 from embedder.labelling.rewards import group_rewards
+from embedder.lineage import LINEAGE
 from embedder.progress import progress
 from embedder.records import content_id
 from embedder.reports import console
 from embedder.row_ids import RowIds
+from embedder.storage import AnyPath
 from ray_jobs.label_terms import LabelTerms, agree_on_terms, check_terms, known_terms, open_terms
 from ray_jobs.reranker import reranker_lines, score_with_reranker, train_reranker
 from ray_jobs.tables import labelled_ledger, llm_ledger
@@ -33,15 +35,15 @@ class ImportedRewards:
     lines: list[str]
 
 
-def _import_terms(config: RunConfig) -> LabelTerms:
+def _imported(config: RunConfig) -> AnyPath:
     if config.label.imported is None:
         raise ConfigError("label.teacher is 'imported', but label.imported names no file")
-    return LabelTerms(fingerprint_of_import(config.label.imported), {})
+    return config.label.imported
 
 
 def check_import(config: RunConfig) -> Work:
     """The file exists and its rewards would not mix with others."""
-    check_terms(config, _import_terms(config))
+    check_terms(config, LabelTerms(fingerprint_of_import(_imported(config)), {}))
     return Work("label", [f"rewards are read from {config.label.imported}"], 0.0)
 
 
@@ -51,9 +53,8 @@ def import_rewards(config: RunConfig) -> ImportedRewards:
     Raises:
         DataError: more than `label.max_error_share` of its rows are rejected.
     """
-    terms, path = _import_terms(config), config.label.imported
-    if path is None:
-        raise ConfigError("label.imported names no file")
+    path = _imported(config)
+    terms = LabelTerms(fingerprint_of_import(path), {})
     agree_on_terms(config, terms)
     rejected = config.paths.labelled / "rejected"
     found = import_into(llm_ledger(config), path, config.tasks, terms.fingerprint, IMPORTED_ROWS, rejected)
@@ -109,7 +110,7 @@ def _recomputed(row: dict[str, Any], rewards: dict[str, str]) -> dict[str, Any]:
 def rerank(config: RunConfig, llm_fingerprint: str) -> tuple[RowIds, list[str]]:
     """Train the cross-encoder on the LLM's rewards and let it reward every group; their ids, and lines to report."""
     model = train_reranker(config, llm_ledger(config).read())
-    fingerprint = content_id(llm_fingerprint, (model / "lineage.json").read_text(encoding="utf-8"))[:16]
+    fingerprint = content_id(llm_fingerprint, (model / LINEAGE).read_text(encoding="utf-8"))[:16]
     expected = score_with_reranker(config, labelled_ledger(config), fingerprint)
     _pass_on_plain(config)
     return expected, reranker_lines(model)

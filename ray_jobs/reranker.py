@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import heapq
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import ray
@@ -31,9 +29,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from embedder.config import RerankerConfig, RunConfig
 from embedder.errors import ConfigError, DataError
 from embedder.ledger import Ledger
+from embedder.lineage import install_model, read_lineage
 from embedder.locate import locate_model, model_fingerprint
 from embedder.progress import progress
-from embedder.records import content_id, group_id, row_seed, write_json
+from embedder.records import content_id, group_id, row_seed
 from embedder.reports import console
 from embedder.row_ids import RowIds
 from embedder.training.cross_encoder import load_cross_encoder
@@ -42,7 +41,6 @@ from embedder.training.reranker import (
     MEASURED_GROUPS,
     RerankerJob,
     RerankerStep,
-    RowCounts,
     fit_cross_encoder,
     label_groups,
     read_agreement,
@@ -56,7 +54,6 @@ BLOCK_ROWS = 128
 """Groups that are scored and committed together; a cross-encoder needs seconds for them."""
 MAX_FAILURES = 3
 """Worker failures after which the training gives up, where the run file has no `train` section that says."""
-LINEAGE = "lineage.json"
 TRAINED_ON = [
     *("task", "dataset", "query_id", "query", "candidate_ids", "candidate_texts", "relevance"),
     *("row_id", "rewards", "reward", "label_fingerprint", "error"),
@@ -106,7 +103,7 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
     name = run_name(config, rows)
     storage = config.paths.mounted / "reranker"
     model = storage / "model"
-    if _lineage(model).get("reranker_run") == name:
+    if (read_lineage(model) or {}).get("reranker_run") == name:
         return model
     folder = storage / name
     temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
@@ -123,7 +120,17 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
     if result.checkpoint is None:
         raise DataError(f"training of the reranker {name} ended without a checkpoint; see {folder}")
     with result.checkpoint.as_directory() as checkpoint:
-        _install(Path(checkpoint) / EXPORT, model, config, name, counts)
+        exported = Path(checkpoint) / EXPORT
+        lineage = {
+            "reranker_run": name,
+            "base_encoder": section(config).model,
+            "llm": config.llm and config.llm.model,
+            "groups": counts.training,
+            "held_out": counts.validation,
+            "left_out": counts.left_out,
+            "agreement": json.loads((exported / "agreement.json").read_text(encoding="utf-8")),
+        }
+        install_model(exported, model, lineage)
     return model
 
 
@@ -136,15 +143,9 @@ def run_name(config: RunConfig, rows: list[dict[str, Any]]) -> str:
     return content_id(model_fingerprint(locate_model(start.model)), settings, temperatures, rewards)[:16]
 
 
-def _lineage(model: Path) -> dict[str, Any]:
-    path = model / LINEAGE
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
-
-
 def reranker_lines(model: Path) -> list[str]:
     """What the folder of a trained reranker says of its data and its agreement with the LLM, a line a task."""
-    lineage = _lineage(model)
+    lineage = read_lineage(model) or {}
     before, after = (read_agreement(lineage["agreement"][when]) for when in ("before", "after"))
     lines = []
     for task, count in lineage["groups"].items():
@@ -157,24 +158,6 @@ def reranker_lines(model: Path) -> list[str]:
             )
         lines.append(line)
     return lines + [f"reranker: left out {count:,} groups of {reason}" for reason, count in lineage["left_out"].items()]
-
-
-def _install(exported: Path, model: Path, config: RunConfig, name: str, counts: RowCounts) -> None:
-    """Put the exported cross-encoder in place, with a note of where it comes from."""
-    staged = model.with_name(f".{model.name}.{uuid4().hex}")
-    shutil.copytree(exported, staged)
-    lineage = {
-        "reranker_run": name,
-        "base_encoder": section(config).model,
-        "llm": config.llm and config.llm.model,
-        "groups": counts.training,
-        "held_out": counts.validation,
-        "left_out": counts.left_out,
-        "agreement": json.loads((staged / "agreement.json").read_text(encoding="utf-8")),
-    }
-    write_json(lineage, staged / LINEAGE)
-    shutil.rmtree(model, ignore_errors=True)
-    os.replace(staged, model)
 
 
 @dataclass(frozen=True)

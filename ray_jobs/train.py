@@ -13,11 +13,7 @@ finished run only writes its model again. Ray Train starts the workers, DeepSpee
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 from ray.train import FailureConfig, ScalingConfig
@@ -28,7 +24,8 @@ from embedder.config import RunConfig
 from embedder.cost import Work, measured_rate
 from embedder.errors import ConfigError, DataError
 from embedder.fingerprint import encoder_fingerprint
-from embedder.records import content_id, group_id, parquet_files, write_json
+from embedder.lineage import install_model
+from embedder.records import content_id, group_id, parquet_files
 from embedder.reports import StageReport, console
 from embedder.train_config import TrainConfig
 from embedder.training.data import write_training_rows
@@ -90,7 +87,8 @@ def run(config: RunConfig) -> StageReport:
         _fit(job, config.paths.training, name)
     if not job.exported.is_dir():
         raise DataError(f"training {name} ended without a model; see {job.folder}")
-    _install(job.exported, config.paths.model, config, name)
+    lineage = {"training_run": name, "base_encoder": config.encoder.model, "llm": config.llm and config.llm.model}
+    install_model(job.exported, config.paths.model, lineage)
     steps = MetricsReader(job.metrics).steps()
     report = StageReport("train", len(steps), "steps", details={"rows": dict(sizes), "left_out": dict(left_out)})
     report.details["outcome"] = json.loads(job.outcome.read_text(encoding="utf-8"))
@@ -145,20 +143,6 @@ def _fit(job: TrainingJob, storage: Path, name: str) -> None:
     fit_with_progress(
         trainer, "train: steps", settings.steps, steps_done, lambda: live_note(reader.steps(), settings.batch_size)
     )
-
-
-def _install(exported: Path, model: Path, config: RunConfig, name: str) -> None:
-    """Put the exported encoder in place of `paths.model`, with a note of where it comes from."""
-    staged = model.with_name(f".{model.name}.{uuid4().hex}")
-    shutil.copytree(exported, staged)
-    lineage: dict[str, Any] = {
-        "training_run": name,
-        "base_encoder": config.encoder.model,
-        "llm": config.llm and config.llm.model,
-    }
-    write_json(lineage, staged / "lineage.json")
-    shutil.rmtree(model, ignore_errors=True)
-    os.replace(staged, model)
 
 
 JOB = Job("train", __doc__, check, run)

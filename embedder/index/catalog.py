@@ -16,8 +16,8 @@ import shutil
 from pathlib import Path
 
 from embedder.bundle import Manifest, read_manifest, verify
+from embedder.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
 from embedder.errors import BundleError, ConfigError
-from embedder.index.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
 from embedder.records import content_id
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from embedder.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
 from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, Place
 from embedder.index.documents import Document, DocumentName, metadata_json
-from embedder.index.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter
 from embedder.index.fold import write_folded

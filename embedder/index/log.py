@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from embedder.durable import write_durably
 from embedder.errors import BundleError
 from embedder.index.collection import Place
 from embedder.index.documents import PAYLOAD
-from embedder.index.durable import write_durably
 from embedder.index.sealed import REMEDY
 
 FORMAT = 1

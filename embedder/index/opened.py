@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from embedder.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_of, verify
+from embedder.durable import locked
 from embedder.errors import ConfigError
 from embedder.index.catalog import Catalog
 from embedder.index.collection import CollectionInfo
 from embedder.index.documents import Document, DocumentName
-from embedder.index.durable import locked
 from embedder.index.exact import Vectors
 from embedder.index.fold import write_folded
 from embedder.index.found import Found, fuse, merge

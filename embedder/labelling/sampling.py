@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from embedder.lm import CausalLm, one_memory_error
+from embedder.lm import CausalLm, halving_on_memory_error
 from embedder.model import length_batches
 
 
@@ -43,35 +43,23 @@ def sample_outputs(
     outputs: list[list[list[int]]] = [[] for _ in prefixes]
     lengths = [max(len(prefix), sampling.num_samples * sampling.max_tokens) for prefix in prefixes]
     for indices in length_batches(lengths, batch_tokens):
-        drawn = _sample_batch(lm, [prefixes[i] for i in indices], [seeds[i] for i in indices], sampling)
+        batch = [(prefixes[i], seeds[i]) for i in indices]
+        drawn = halving_on_memory_error(lambda part: _decode(lm, part, sampling), batch)
         for index, tokens in zip(indices, drawn, strict=True):
             outputs[index] = tokens
     return outputs
 
 
-def _sample_batch(
-    lm: CausalLm, prefixes: list[list[int]], seeds: list[int], sampling: Sampling
-) -> list[list[list[int]]]:
-    try:
-        with one_memory_error():
-            return _decode(lm, prefixes, seeds, sampling)
-    except torch.OutOfMemoryError:
-        if len(prefixes) == 1:
-            raise
-    torch.cuda.empty_cache()
-    half = len(prefixes) // 2
-    first = _sample_batch(lm, prefixes[:half], seeds[:half], sampling)
-    return first + _sample_batch(lm, prefixes[half:], seeds[half:], sampling)
-
-
 @torch.inference_mode()
-def _decode(lm: CausalLm, prefixes: list[list[int]], seeds: list[int], sampling: Sampling) -> list[list[list[int]]]:
-    """Read each prompt once; then its N samples go on as N tokens of its row, which see the prompt and themselves.
+def _decode(lm: CausalLm, prompts: list[tuple[list[int], int]], sampling: Sampling) -> list[list[list[int]]]:
+    """Samples of prompts, each with its seed.
 
-    So the cache holds a prompt once and not N times. A prompt whose samples have all ended leaves the batch.
+    Each prompt is read once; then its N samples go on as N tokens of its row, which see the prompt and themselves. So
+    the cache holds a prompt once and not N times. A prompt whose samples have all ended leaves the batch.
     """
     count = sampling.num_samples
-    uniform_SBN = torch.stack([uniform_numbers(seed, sampling) for seed in seeds], dim=1).to(lm.device)
+    prefixes = [prefix for prefix, _ in prompts]
+    uniform_SBN = torch.stack([uniform_numbers(seed, sampling) for _, seed in prompts], dim=1).to(lm.device)
     end_ids, stop_ids = (
         torch.tensor(sorted(ids), dtype=torch.long, device=lm.device) for ids in (sampling.end_ids, sampling.stop_ids)
     )

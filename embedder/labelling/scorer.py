@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from embedder.labelling.prefix_tree import PackedPrompt, PrefixTree, grow_tree, tree_batches
 from embedder.labelling.tree_attention import plan_attention
 from embedder.labelling.work import ModelWork
-from embedder.lm import CausalLm, one_memory_error
+from embedder.lm import CausalLm, halving_on_memory_error
 from embedder.onednn import PackedLinear, pack_weight, packed_linear
 
 Item = TypeVar("Item")
@@ -87,24 +88,14 @@ class TreeScorer:
         distinct = dict(zip(keys, prompts, strict=True))
         names, different = list(distinct), list(distinct.values())
         batches = tree_batches(different, self.batch_tokens // self.lanes, self.lanes)
-        scored = in_lanes(self._score_batch, [[different[i] for i in indices] for indices in batches], self.lanes)
+        score_batch = partial(halving_on_memory_error, self._forward)
+        scored = in_lanes(score_batch, [[different[i] for i in indices] for indices in batches], self.lanes)
         scores = {
             names[i]: row
             for indices, rows in zip(batches, scored, strict=True)
             for i, row in zip(indices, rows, strict=True)
         }
         return [list(scores[key]) for key in keys]
-
-    def _score_batch(self, batch: list[PackedPrompt]) -> list[list[float]]:
-        try:
-            with one_memory_error():
-                return self._forward(batch)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-        torch.cuda.empty_cache()
-        half = len(batch) // 2
-        return self._score_batch(batch[:half]) + self._score_batch(batch[half:])
 
     @torch.inference_mode()
     def _forward(self, batch: list[PackedPrompt]) -> list[list[float]]:

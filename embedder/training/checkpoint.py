@@ -26,11 +26,11 @@ from uuid import uuid4
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from embedder.durable import UNFINISHED, place_durably, remove_unfinished, unfinished_folder
 from embedder.locate import file_sha256
 from embedder.records import write_json
 
 PREFIX = "step-"
-UNFINISHED = ".unfinished-"
 KEPT = 2
 """Newest checkpoints that stay: should the last be damaged, the one before is taken."""
 STATE, MANIFEST = "state.json", "manifest.json"
@@ -57,26 +57,13 @@ def appearing(folder: Path) -> Iterator[Path]:
 
     What stands there already stays: a killed run's last worker may have written the same a moment before.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = folder.parent / f"{UNFINISHED}{uuid4().hex}"
-    staged.mkdir()
+    staged = unfinished_folder(folder)
     try:
         yield staged
-        for path in sorted(staged.rglob("*")):
-            _flush(path)
         if not folder.exists():
-            os.rename(staged, folder)
-            _flush(folder.parent)
+            place_durably(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -93,8 +80,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 def last_step(folder: Path) -> int | None:
     """The `next_step` of the newest whole checkpoint; damaged ones are discarded, and so is what was never finished."""
-    for path in folder.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    remove_unfinished(folder)
     for path in _newest_first(folder):
         problem = damage(path)
         if problem is None:

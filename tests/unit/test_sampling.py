@@ -117,11 +117,11 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(lm, prefixes, monkeyp
     expected = sample_outputs(lm, prefixes, list(range(6)), SAMPLING, 100_000)
     decode, sizes = module._decode, []
 
-    def small_memory(lm, prefixes, seeds, sampling):
-        sizes.append(len(prefixes))
-        if len(prefixes) > 2:
+    def small_memory(lm, prompts, sampling):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
             raise torch.OutOfMemoryError("pretended")
-        return decode(lm, prefixes, seeds, sampling)
+        return decode(lm, prompts, sampling)
 
     monkeypatch.setattr(module, "_decode", small_memory)
     assert sample_outputs(lm, prefixes, list(range(6)), SAMPLING, 100_000) == expected
