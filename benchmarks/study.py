@@ -1,0 +1,97 @@
+"""Which part of the method earns what: `python -m benchmarks.study`.
+
+    python -m ray_jobs.prepare --config configs/study.yaml      and mine, and label: the labels of the study
+    python -m benchmarks.study                                  trains and measures the grid; again: goes on
+    python -m benchmarks.study --report --json study.json       asks the LLM, prints the tables
+
+Encoders are trained in this process, without Ray, and measured on the dev splits. Several processes may run at once:
+each takes what no other is at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+
+from benchmarks.study_arms import arms_of
+from benchmarks.study_tables import as_records, cells, markdown
+from benchmarks.study_units import Study, Unit, all_units
+from embedder.config import RunConfig
+from embedder.errors import EmbedderError
+from embedder.evaluate_config import EvaluateConfig
+from embedder.evaluation.judge import LlmJudge
+from embedder.evaluation.quick import EvaluationSet, ask_llm, read_sets, read_shot_pools
+from embedder.lm import load_lm
+from embedder.records import write_json
+from embedder.reports import console
+from embedder.run_file import load_run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the grid, or report it; 2 for an error that the user can mend."""
+    given = _parser().parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = load_run(given.config, given.set)
+        study, sets = Study(config), read_sets(config, "dev")
+        arms = arms_of(given.arm)
+        units = all_units(arms, given.seeds)
+        if given.report:
+            found = cells(_measured(config, study, units, sets), arms, given.seeds)
+            console().print(markdown(found, arms), markup=False, soft_wrap=True)
+            if given.json:
+                write_json({"seeds": given.seeds, "grid": as_records(found)}, given.json)
+        else:
+            for place, unit in enumerate(units, 1):
+                console().print(f"{place} of {len(units)}: {unit.name}", markup=False)
+                study.run(unit, sets)
+    except EmbedderError as error:
+        console().print(f"error: {error}", markup=False)
+        return 2
+    return 0
+
+
+def _measured(config: RunConfig, study: Study, units: list[Unit], sets: list[EvaluationSet]) -> list[EvaluationSet]:
+    """The sets with the measures of all encoders; equal prompts of the LLM are computed once."""
+    rankings = {unit.name: study.rankings(unit) for unit in units}
+    retrievers = [{"name": unit.name, "model": unit.name} for unit in units]
+    changed: dict[str, Any] = {"split": "dev", "retrievers": retrievers, "baseline": units[0].name, "writes": False}
+    settings = EvaluateConfig.model_validate({**config.evaluate.model_dump(exclude={"retrievers"}), **changed})
+    for one in sets:
+        one.rankings = {name: found[one.measured.name] for name, found in rankings.items()}
+        one.measured.enter_rankings(one.rankings, one.answers, settings.cutoffs)
+    if config.llm is not None and settings.llm_queries:
+        lm = load_lm(config.llm, config.paths.cache)
+        judge = LlmJudge(lm, config.llm, config.tasks, settings, read_shot_pools(config))
+        ask_llm(sets, judge, settings, study.folder / "judged")
+    return sets
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/study.yaml", help="run file (default configs/study.yaml)")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
+    parser.add_argument("--seeds", type=int, default=3, help="encoders of each arm (default 3)")
+    parser.add_argument("--arm", action="append", default=[], help="only this arm and the reference; may be repeated")
+    parser.add_argument("--threads", type=int, help="of this process (default: as torch has it)")
+    parser.add_argument(
+        "--report", action="store_true", help="only what has been trained: the LLM's part and the tables"
+    )
+    parser.add_argument("--json", type=Path, help="file that the figures of the report are written to")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""One encoder of the study: trained on one arm with one seed, and the rankings it makes of the dev queries."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study_arms import Arm
+from embedder.config import RunConfig
+from embedder.durable import locked, write_durably
+from embedder.errors import ConfigError, DataError
+from embedder.evaluation.quick import EvaluationSet, rank
+from embedder.ledger import Ledger
+from embedder.mining.lexical import Ranking
+from embedder.model import load_inference_encoder
+from embedder.progress import progress
+from embedder.records import GROUP, LABELLED, QUERY, content_id, group_id, parquet_files, read_tables
+from embedder.reports import console
+from embedder.tasks import TaskSpec
+from embedder.training.data import write_training_rows
+from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
+from embedder.training.loop import train
+
+FORMAT = 1
+DEPTH = 20
+"""Passages of a ranking that are kept."""
+BASE = "base"
+"""The encoder as it was."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One encoder."""
+
+    arm: Arm | None
+    """null: the base."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As in the tables."""
+        return BASE if self.arm is None else f"{self.arm.name}.{self.seed}"
+
+
+def all_units(arms: Sequence[Arm], seeds: int) -> list[Unit]:
+    """The grid: the base, then every arm with the first seed, and so on."""
+    return [Unit(None, 0), *(Unit(arm, seed) for seed in range(seeds) for arm in arms)]
+
+
+class Study:
+    """The labels of a run, and the folder `study/` in which results are kept."""
+
+    def __init__(self, config: RunConfig) -> None:
+        if config.train is None:
+            raise ConfigError("the run file has no `train` section; give it train.steps")
+        self.config, self.settings = config, config.train
+        self.folder = config.paths.mounted / "study"
+        self.groups = _labelled_groups(config)
+        self.positives = _positive_ids(config)
+        self._data = content_id([(group["row_id"], group["label_fingerprint"]) for group in self.groups])
+
+    def file(self, unit: Unit) -> Path:
+        """Where the rankings of an encoder are, named by all that they depend on."""
+        arm = asdict(unit.arm) if unit.arm else None
+        tasks = {name: spec.model_dump() for name, spec in self.config.tasks.items()}
+        encoder, settings = self.config.encoder.model_dump(mode="json"), self.settings.model_dump()
+        name = content_id(FORMAT, self._data, arm, unit.seed, tasks, encoder, settings)[:12]
+        return self.folder / f"{unit.name}-{name}.json"
+
+    def rankings(self, unit: Unit) -> dict[str, dict[str, Ranking]]:
+        """By dataset and query id.
+
+        Raises:
+            DataError: the unit has not run.
+        """
+        path = self.file(unit)
+        if not path.is_file():
+            raise DataError(f"{path}: not there yet; run `python -m benchmarks.study` without --report first")
+        kept: dict[str, dict[str, list[list[Any]]]] = json.loads(path.read_text(encoding="utf-8"))["rankings"]
+        return {
+            dataset: {query: [(str(one), float(score)) for one, score in ranking] for query, ranking in found.items()}
+            for dataset, found in kept.items()
+        }
+
+    def run(self, unit: Unit, sets: Sequence[EvaluationSet]) -> None:
+        """Train and rank, unless that was done before or another process is at it."""
+        path = self.file(unit)
+        with locked(path.with_suffix(".lock"), wait=False) as is_mine:
+            if not is_mine or path.is_file():
+                return
+            tasks, model, losses = self._trained(unit)
+            encoder = load_inference_encoder(self.config.encoder.model_copy(update={"model": model}))
+            rankings = {one.measured.name: rank(encoder, tasks[one.measured.task], one, DEPTH) for one in sets}
+            write_durably(path, json.dumps({"losses": losses, "rankings": rankings}).encode())
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+
+    def _trained(self, unit: Unit) -> tuple[dict[str, TaskSpec], str, list[float]]:
+        """The tasks with the encoder's instructions, its folder, and the loss of each step."""
+        if unit.arm is None:
+            bare = {"query_instruction": "", "key_instruction": ""}
+            plain = not self.config.encoder.instructions
+            specs = {name: spec.model_copy(update=bare) if plain else spec for name, spec in self.config.tasks.items()}
+            return specs, self.config.encoder.model, []
+        tasks = unit.arm.specs(self.config.tasks)
+        settings = unit.arm.settings(self.settings, unit.seed)
+        job = TrainingJob(self.config.encoder, tasks, settings, self.file(unit).with_suffix(""))
+        sizes, left_out = write_training_rows(unit.arm.groups(self.groups), tasks, job.rows, self.positives)
+        console().print(f"{unit.name}: groups {dict(sizes)}, left out {dict(left_out)}", markup=False)
+        with progress(unit.name, settings.steps, console()) as counter:
+
+            def report(step: StepMetrics) -> None:
+                append_metrics(job.metrics, step)
+                counter.advance(1)
+
+            train(job, report)
+        return tasks, str(job.exported), [step.loss for step in MetricsReader(job.metrics).steps()]
+
+
+def _labelled_groups(config: RunConfig) -> list[dict[str, Any]]:
+    candidates = read_tables(parquet_files(config.paths.candidates), GROUP)
+    ledger = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
+    if not candidates.num_rows or not parquet_files(ledger.folder):
+        raise DataError(f"{config.paths.labelled}: no labels; run prepare, mine and label of this run file first")
+    groups: list[dict[str, Any]] = ledger.read([group_id(group) for group in candidates.to_pylist()]).to_pylist()
+    return groups
+
+
+def _positive_ids(config: RunConfig) -> dict[tuple[str, str], list[str]]:
+    """By (dataset, query id), as the job `train` takes them."""
+    rows = read_tables(parquet_files(config.paths.queries / "train"), QUERY, ["dataset", "query_id", "positive_ids"])
+    return {(row["dataset"], row["query_id"]): row["positive_ids"] or [] for row in rows.to_pylist()}
