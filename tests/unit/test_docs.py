@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scaling import Run, tables
+from embedder.run_file import load_run
 
 ROOT = Path(__file__).parents[2]
-DOCS = [ROOT / "docs" / f"{name}.md" for name in ("cluster", "kubernetes", "security", "scaling")]
+DOCS = [
+    ROOT / "docs" / f"{name}.md"
+    for name in ("cluster", "kubernetes", "security", "scaling", "quickstart", "data", "tuning", "troubleshooting")
+]
 TESTS = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("*.py"))}
 BLOCK = re.compile(r"^```sh ?(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
 
@@ -40,6 +44,7 @@ def test_every_command_is_run_by_a_test_or_marked_as_needing_a_cloud(path):
                 assert (
                     wanted in source
                     or wanted.replace(" ", '", "') in source
+                    or f'start("{wanted.removeprefix("ray_jobs.")}"' in source
                     or wanted in TESTS[ROOT / "tests" / "conftest.py"]
                 )
 
@@ -53,6 +58,25 @@ def test_every_file_test_and_setting_that_the_docs_name_is_there(path):
         assert (ROOT / name).exists() or (ROOT / "kubernetes" / name).exists(), name
     for target in re.findall(r"\]\(([\w./-]+)\)", text):
         assert (path.parent / target).exists(), target
+
+
+def test_every_target_of_the_makefile_that_the_docs_name_is_there():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for path in DOCS:
+        for name in re.findall(r"\bmake (demo|test|slow|check|install|clean)\b", path.read_text(encoding="utf-8")):
+            assert name in targets, name
+
+
+def test_the_run_file_of_the_quick_start_is_one(tmp_path):
+    """And so is every other block of YAML that has paths and an encoder."""
+    for path in DOCS:
+        for text in re.findall(
+            r"^```yaml\n(paths:.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            file = tmp_path / "run.yaml"
+            file.write_text(text, encoding="utf-8")
+            if "encoder:" in text:
+                load_run(file)
 
 
 def test_the_cost_tables_are_those_of_the_calculator():
