@@ -26,7 +26,7 @@ from tests.cluster.conftest import free_port
 from tests.cluster.label_actors import BEGUN, PAUSE
 from tests.cluster.label_helpers import Driver, group, labels, write_groups, write_run_file
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 RUNS, ROUNDS = 4, 5
 UNIT_GROUPS = 2
 REWARDED = {"one": ("qa", 40), "two": ("qa", 24), "three": ("lrlm", 36)}
@@ -221,7 +221,7 @@ def seeded_rounds() -> list[tuple[list[str], list[int]]]:
     ]
 
 
-@pytest.mark.parametrize("number", range(RUNS))
+@pytest.mark.parametrize("number", [0, *(pytest.param(run, marks=pytest.mark.slow) for run in range(1, RUNS))])
 def test_kills_at_random_moments_leave_the_labels_of_an_undisturbed_run(
     nodes: Nodes,
     undisturbed: dict[str, bytes],
