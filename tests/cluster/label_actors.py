@@ -7,12 +7,13 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
 
 from embedder.config import RunConfig
+from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.rewards import group_rewards
 from embedder.labelling.units import Unit
 from ray_jobs.actors import LabelBlocks
@@ -70,7 +71,7 @@ class RewardedBlocks(LabelBlocks):
         ray.get(shot_pools)
         self.config, self.fingerprint, self.peak_flops = config, fingerprint, 1.0
         self.planner, self.ledger = Planner(config, ray.get(selected)), llm_ledger(config)
-        self.labeller = Idle()
+        self.labeller = cast(RewardLabeller, Idle())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         labelled = super().__call__(batch)
