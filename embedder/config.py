@@ -14,6 +14,7 @@ from embedder.evaluate_config import EvaluateConfig
 from embedder.index.settings import BuildSettings, SearchParameters
 from embedder.launch import PipelineConfig, SubmitConfig
 from embedder.paths import AbsolutePath, AnyAbsolutePath, Paths, Section
+from embedder.serve_config import ServeConfig
 from embedder.storage import ObjectPath
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.train_config import TrainConfig
@@ -210,36 +211,6 @@ class IndexConfig(Section):
     def build_settings(self) -> BuildSettings:
         """What a collection keeps of these."""
         return BuildSettings(factory=self.factory, lexical=self.lexical, search=self.search)
-
-
-class ServeConfig(Section):
-    """The online service."""
-
-    bundle: AbsolutePath | None = None
-    """Bundle to deploy; null: the version of this run's index that `index.alias` names."""
-    max_inputs: int = Field(default=256, ge=1)
-    """Texts of one request."""
-    max_characters: int = Field(default=32_768, ge=1)
-    """Characters of one text."""
-    max_results: int = Field(default=100, ge=1)
-    """Greatest k of a search."""
-    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
-    """Larger request bodies are refused before they are read."""
-    timeout_s: float = Field(default=30.0, gt=0)
-    """Deadline of one request."""
-    batch_size: int = Field(default=16, ge=1)
-    """Texts that the encoder takes together."""
-    batch_wait_s: float = Field(default=0.005, ge=0)
-    """How long the encoder waits for more texts."""
-    max_queued_requests: int = Field(default=200, ge=1)
-    """Requests waiting for the encoder; further ones get status 429."""
-    min_replicas: int = Field(default=1, ge=1)
-    max_replicas: int = Field(default=4, ge=1)
-    cpus_per_replica: float = Field(default=1.0, gt=0)
-    """Of the encoder; shards and ingress ask for little."""
-    gpus_per_replica: float = Field(default=0, ge=0)
-    api_keys_file: AbsolutePath | None = None
-    """One key a line; null: no key is asked for, which only a service on loopback may do."""
 
 
 class RunConfig(Section):

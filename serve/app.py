@@ -1,6 +1,7 @@
-"""Bind the deployments of one bundle.
+"""Bind the deployments of a run's index.
 
     serve run serve.app:build run=configs/demo.yaml
+    serve deploy configs/serve.yaml
 
 The bundle is verified before anything is deployed. `serve run` listens on 127.0.0.1:8000; a service that listens
 elsewhere needs `serve.api_keys_file`.
@@ -11,9 +12,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import ray
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import LoggingConfig
 
 from embedder.bundle import verify
 from embedder.config import RunConfig
@@ -21,25 +24,35 @@ from embedder.errors import ConfigError, EmbedderError
 from embedder.index.catalog import Catalog
 from embedder.reports import console
 from embedder.run_file import load_run
+from embedder.serve_config import ServeConfig
 from serve.embed import EncoderReplica
 from serve.ingress import Ingress
+from serve.keys import read_keys
 from serve.search import ShardReplica
+from serve.versions import Source
 
 SHARD_CPUS = 0.1
 INGRESS_CPUS = 0.1
+INGRESS_REQUESTS = 100
+"""Requests of an ingress, waiting for others for the most part, above which another one is started."""
+OVERLOADED = BackpressureConfig(status_code=429, retry_after_s=1)
+JSON_LOGS = LoggingConfig(encoding="JSON", enable_access_log=False)
+"""The guard writes a line for each request, which has what Ray's has not."""
 
 
 def build(arguments: dict[str, str]) -> Application:
-    """The application of a run file's bundle; exit status 2 and one line for an error the user can mend.
+    """The application of a run file's index; exit status 2 and one line for an error the user can mend.
 
     `run` names the run file; every other argument is an override such as `serve.max_replicas=8`.
     """
     try:
         overrides = [f"{key}={value}" for key, value in arguments.items() if key != "run"]
         if "run" not in arguments:
-            raise ConfigError("serve run serve.app:build: name the run file, run=configs/demo.yaml")
+            raise ConfigError("serve.app:build: name the run file, run=configs/demo.yaml")
         return build_run(load_run(arguments["run"], overrides))
     except EmbedderError as error:
+        if ray.is_initialized() and ray.get_runtime_context().get_task_id() is not None:
+            raise
         console().print(f"error: {error}", markup=False)
         sys.exit(2)
 
@@ -49,47 +62,71 @@ def build_run(config: RunConfig) -> Application:
 
     Raises:
         BundleError: a file of the bundle is missing or altered.
-        ConfigError: the file of API keys is missing or empty.
+        ConfigError: there is no version to serve, or the file of API keys is missing or empty.
     """
-    settings = config.serve
-    bundle, state = deployed(config)
+    settings, source = config.serve, Source.of(config)
+    bundle, _ = deployed(config)
     manifest = verify(bundle)
-    _check_keys(settings.api_keys_file)
-    scaling = AutoscalingConfig(
-        min_replicas=settings.min_replicas,
-        max_replicas=settings.max_replicas,
-        target_ongoing_requests=settings.batch_size,
+    if settings.api_keys_file is not None:
+        read_keys(settings.api_keys_file)
+    version = bundle.name
+    encoder = (
+        serve.deployment(EncoderReplica, name="encoder")
+        .options(
+            max_ongoing_requests=4 * settings.target_ongoing_requests,
+            max_queued_requests=settings.max_queued_requests,
+            ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
+            **_common(settings, settings.min_replicas, settings.max_replicas, settings.target_ongoing_requests),
+        )
+        .bind(source, settings, version)
     )
-    resources = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
-    encoder = serve.deployment(
-        EncoderReplica,
-        name="encoder",
-        autoscaling_config=scaling,
-        # A batch can only fill when twice as many requests may be under way.
-        max_ongoing_requests=2 * settings.batch_size,
-        max_queued_requests=settings.max_queued_requests,
-        ray_actor_options=resources,
-    ).bind(str(bundle), settings.batch_size, settings.batch_wait_s)
-    shards = [
-        serve.deployment(
-            ShardReplica,
-            name=f"shard-{shard:05d}",
-            autoscaling_config=scaling,
-            max_ongoing_requests=2 * settings.batch_size,
+    slices = [
+        serve.deployment(ShardReplica, name=f"shard-{number:05d}")
+        .options(
+            max_ongoing_requests=4 * settings.target_ongoing_requests,
+            max_queued_requests=settings.max_queued_requests,
             ray_actor_options={"num_cpus": SHARD_CPUS},
-        ).bind(str(bundle), str(state), shard)
-        for shard in range(manifest.num_shards)
+            **_common(settings, settings.min_replicas, settings.max_replicas, settings.target_ongoing_requests),
+        )
+        .bind(source, settings, version, number, manifest.num_shards)
+        for number in range(manifest.num_shards)
     ]
-    return serve.deployment(
-        Ingress,
-        name="ingress",
-        max_ongoing_requests=settings.max_queued_requests,
-        ray_actor_options={"num_cpus": INGRESS_CPUS},
-    ).bind(settings, str(bundle), encoder, shards)
+    most = settings.max_queued_requests + 4 * settings.target_ongoing_requests * settings.max_replicas
+    return (
+        serve.deployment(Ingress, name="ingress")
+        .options(
+            # More than the encoder takes, so that it is the ingress that says 429 and not the proxy that waits.
+            max_ongoing_requests=2 * most,
+            max_queued_requests=most,
+            ray_actor_options={"num_cpus": INGRESS_CPUS},
+            **_common(settings, 1, settings.max_ingress_replicas, INGRESS_REQUESTS),
+        )
+        .bind(settings, source, config.tasks, encoder, slices)
+    )
+
+
+def _common(settings: ServeConfig, least: int, most: int, target: int) -> dict[str, object]:
+    """What all deployments have in common: Ray's defaults leave a gap at updates and wait for ever."""
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=least,
+            max_replicas=max(least, most),
+            target_ongoing_requests=target,
+            upscale_delay_s=settings.upscale_delay_s,
+            downscale_delay_s=settings.downscale_delay_s,
+        ),
+        "backpressure_config": OVERLOADED,
+        "max_surge_percent": settings.surge_percent,
+        "graceful_shutdown_timeout_s": settings.timeout_s + 5,
+        "graceful_shutdown_wait_loop_s": 1,
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 15,
+        "logging_config": JSON_LOGS,
+    }
 
 
 def deployed(config: RunConfig) -> tuple[Path, Path]:
-    """The bundle to deploy, and where what is written to its index is.
+    """The bundle that is served by default, and where what is written to its index is.
 
     Raises:
         ConfigError: the run has no version that its alias names.
@@ -99,8 +136,3 @@ def deployed(config: RunConfig) -> tuple[Path, Path]:
     catalog = Catalog(config.paths.indexes)
     version = catalog.resolve(config.index.alias)
     return catalog.bundle(version), catalog.state(version)
-
-
-def _check_keys(path: Path | None) -> None:
-    if path is not None and (not path.is_file() or not path.read_text(encoding="utf-8").strip()):
-        raise ConfigError(f"serve.api_keys_file {path}: missing or empty; write one key a line")

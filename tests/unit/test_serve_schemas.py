@@ -27,7 +27,7 @@ def test_an_input_that_is_no_text_is_refused(bad):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"encoding_format": "int8"}, {"dimensions": 0}, {"input_type": "passage"}, {"truncate": True}, {"model": None}],
+    [{"encoding_format": "int8"}, {"dimensions": 0}, {"input_type": "passage"}, {"trunc": True}, {"model": None}],
 )
 def test_an_unknown_key_or_value_of_an_embedding_request_is_refused(fields):
     with pytest.raises(ValidationError, match=next(iter(fields))):
@@ -35,12 +35,12 @@ def test_an_unknown_key_or_value_of_an_embedding_request_is_refused(fields):
 
 
 def test_a_search_has_ten_results_unless_told_otherwise():
-    assert SearchRequest(query="a", task="qa").limit == 10
-    assert SearchRequest(query=["a", "b"], task="qa", limit=3).limit == 3
+    assert SearchRequest(query="a", task="qa").k == 10
+    assert SearchRequest(query=["a", "b"], task="qa", k=3).k == 3
 
 
 @pytest.mark.parametrize(
-    "fields", [{"query": ""}, {"query": []}, {"query": [""]}, {"limit": 0}, {"task": None}, {"top_k": 3}]
+    "fields", [{"query": ""}, {"query": []}, {"query": [""]}, {"k": 0}, {"task": None}, {"top_k": 3}]
 )
 def test_a_search_request_of_another_form_is_refused(fields):
     with pytest.raises(ValidationError, match=next(iter(fields))):

@@ -1,0 +1,89 @@
+"""The HTTP interface: all routes behind the guard, with one shape of errors and one OpenAPI description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from embedder import __version__
+from serve import documents, embeddings, rerank, search_routes, state
+from serve.errors import install_handlers
+from serve.guard import Answered, Guard
+from serve.keys import needed_role
+from serve.schemas import ErrorResponse, TeiError
+from serve.service import Service
+
+ROUTERS = (embeddings.router, rerank.router, search_routes.router, documents.router, state.router)
+TITLE = "LLM-Embedder"
+REFUSALS = {
+    400: "the request is not one, or exceeds a limit",
+    401: "no valid key",
+    403: "the key has not the role that this needs",
+    404: "no such model, index, version or path",
+    409: "not while things are as they are",
+    413: "the body exceeds the limit",
+    422: "the request is not one, or exceeds a limit",
+    429: "too many requests are waiting; come back after `Retry-After` seconds",
+    500: "a failure of the service",
+    503: "a part of the service is not ready; come back after `Retry-After` seconds",
+}
+"""Every status but 200 that a route may answer with."""
+
+
+def make_api(service: Service, answered: Answered) -> FastAPI:
+    """The application of a service."""
+    api = describe(FastAPI(title=TITLE, version=__version__))
+    api.state.service = service
+    api.add_middleware(Guard, service=service, answered=answered)
+    return api
+
+
+def describe(api: FastAPI) -> FastAPI:
+    """Give an application its routes, errors and description; no request can be answered without a service."""
+    for router in ROUTERS:
+        api.include_router(router)
+    install_handlers(api)
+    api.openapi = lambda: _openapi(api)  # type: ignore[method-assign] # as FastAPI's manual says
+    return api
+
+
+def _openapi(api: FastAPI) -> dict[str, Any]:
+    """The description with the answers that the guard and the handlers give, in place of FastAPI's own 422."""
+    if api.openapi_schema is None:
+        schema = get_openapi(title=api.title, version=api.version, routes=api.routes)
+        parts = schema["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            parts.pop(name, None)
+        for model in (ErrorResponse, TeiError):
+            described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            parts |= described.pop("$defs", {})
+            parts[model.__name__] = described
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in schema["paths"].items():
+            for method, operation in operations.items():
+                _describe_refusals(path, method.upper(), operation)
+        api.openapi_schema = schema
+    return api.openapi_schema
+
+
+def _describe_refusals(path: str, method: str, operation: dict[str, Any]) -> None:
+    is_tei = path in {"/embed", "/info"}
+    operation["responses"].pop("422", None)
+    role = needed_role(method, path)
+    possible = {500, 503}
+    if role is not None:
+        possible |= {401, 403}
+        operation["security"] = [{"key": []}, {}]
+        operation["description"] = f"{operation.get('description', '')} Role: {role}."
+    if method in {"POST", "PUT"}:
+        possible |= {422 if is_tei else 400, 413, 429}
+    if "{" in path or path in {"/v1/embeddings", "/v1/rerank", "/v1/search"}:
+        possible |= {400, 404}
+    if path.startswith("/v1/indexes/"):
+        possible |= {409}
+    shape = (TeiError if is_tei else ErrorResponse).__name__
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
+    for status in sorted(possible):
+        operation["responses"][str(status)] = {"description": REFUSALS[status], "content": content}

@@ -1,0 +1,246 @@
+"""A typed client of the service, for programs that wait (`Client`) and for those that do not (`AsyncClient`).
+
+    with Client("http://127.0.0.1:8000", api_key=KEY) as client:
+        vectors = client.embed(EmbeddingRequest(model="live", input=["a text"], task="qa"))
+        hits = client.search(SearchRequest(query="a question", task="qa", k=3)).results[0]
+
+Overload, and a part that is not ready, are tried again after the time that the service asks for. A refusal is a
+`ServiceError`; errors of the network are httpx's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+from pydantic import BaseModel, ValidationError
+from typing_extensions import Self
+
+from serve.schemas import (
+    DeleteRequest,
+    DeleteResponse,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    ErrorResponse,
+    IndexList,
+    PointRequest,
+    PointResponse,
+    RerankRequest,
+    RerankResponse,
+    RetrieveRequest,
+    RetrieveResponse,
+    SearchRequest,
+    SearchResponse,
+    UpsertRequest,
+    UpsertResponse,
+)
+
+R = TypeVar("R", bound=BaseModel)
+TRIED_AGAIN = {429, 503}
+
+
+class ServiceError(Exception):
+    """The service refused a request."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+
+@dataclass(frozen=True)
+class Call(Generic[R]):
+    """One request, and the model of its answer."""
+
+    method: str
+    path: str
+    answer: type[R]
+    body: BaseModel | None = None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Body and headers, as httpx takes them."""
+        if self.body is None:
+            return {}
+        sent = self.body.model_dump_json(by_alias=True, exclude_none=True)
+        return {"content": sent.encode(), "headers": {"Content-Type": "application/json"}}
+
+    def read(self, response: httpx.Response) -> R:
+        """The answer.
+
+        Raises:
+            ServiceError: it is a refusal.
+        """
+        if response.is_success:
+            return self.answer.model_validate_json(response.content)
+        try:
+            error = ErrorResponse.model_validate_json(response.content).error
+        except ValidationError:
+            raise ServiceError(response.status_code, response.text[:500]) from None
+        raise ServiceError(response.status_code, error.message, error.param, error.code)
+
+
+def _embed(request: EmbeddingRequest) -> Call[EmbeddingResponse]:
+    packed = request.model_copy(update={"encoding_format": "base64"})
+    return Call("POST", "/v1/embeddings", EmbeddingResponse, packed)
+
+
+def _vectors(answer: EmbeddingResponse) -> np.ndarray:
+    """Vectors (N, D), float32, of an answer in base64."""
+    packed = [base64.b64decode(str(one.embedding)) for one in answer.data]
+    return np.stack([np.frombuffer(one, dtype="<f4") for one in packed])
+
+
+def _search(request: SearchRequest) -> Call[SearchResponse]:
+    return Call("POST", "/v1/search", SearchResponse, request)
+
+
+def _retrieve(task: str, request: RetrieveRequest) -> Call[RetrieveResponse]:
+    return Call("POST", f"/v1/retrieve/{quote(task, safe='')}", RetrieveResponse, request)
+
+
+def _rerank(request: RerankRequest) -> Call[RerankResponse]:
+    return Call("POST", "/v1/rerank", RerankResponse, request)
+
+
+def _indexes() -> Call[IndexList]:
+    return Call("GET", "/v1/indexes", IndexList)
+
+
+def _upsert(index: str, request: UpsertRequest) -> Call[UpsertResponse]:
+    return Call("POST", f"/v1/indexes/{quote(index, safe='')}/documents", UpsertResponse, request)
+
+
+def _delete(index: str, request: DeleteRequest) -> Call[DeleteResponse]:
+    return Call("POST", f"/v1/indexes/{quote(index, safe='')}/documents/delete", DeleteResponse, request)
+
+
+def _point(index: str, version: str) -> Call[PointResponse]:
+    return Call("PUT", f"/v1/indexes/{quote(index, safe='')}", PointResponse, PointRequest(version=version))
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+
+
+def _pause(response: httpx.Response) -> float:
+    """Seconds that the service asks to wait."""
+    given = response.headers.get("retry-after", "")
+    return float(given) if given.isdecimal() else 1.0
+
+
+class Client:
+    """The service, for a program that waits."""
+
+    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, retries: int = 2) -> None:
+        self._http = httpx.Client(base_url=url, headers=_headers(api_key), timeout=timeout_s)
+        self._retries = retries
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def embed(self, request: EmbeddingRequest) -> np.ndarray:
+        """Vectors (N, D), float32, of texts."""
+        return _vectors(self._send(_embed(request)))
+
+    def search(self, request: SearchRequest) -> SearchResponse:
+        """Hits of one or more queries."""
+        return self._send(_search(request))
+
+    def retrieve(self, task: str, request: RetrieveRequest) -> RetrieveResponse:
+        """A prompt for the LLM."""
+        return self._send(_retrieve(task, request))
+
+    def rerank(self, request: RerankRequest) -> RerankResponse:
+        """Documents in the order of how well they fit."""
+        return self._send(_rerank(request))
+
+    def indexes(self) -> IndexList:
+        """What is served."""
+        return self._send(_indexes())
+
+    def upsert(self, index: str, request: UpsertRequest) -> UpsertResponse:
+        """Write documents."""
+        return self._send(_upsert(index, request))
+
+    def delete(self, index: str, request: DeleteRequest) -> DeleteResponse:
+        """Remove documents."""
+        return self._send(_delete(index, request))
+
+    def point(self, index: str, version: str) -> PointResponse:
+        """Let an alias serve a version."""
+        return self._send(_point(index, version))
+
+    def _send(self, call: Call[R]) -> R:
+        for _ in range(self._retries):
+            response = self._http.request(call.method, call.path, **call.content)
+            if response.status_code not in TRIED_AGAIN:
+                return call.read(response)
+            time.sleep(_pause(response))
+        return call.read(self._http.request(call.method, call.path, **call.content))
+
+
+class AsyncClient:
+    """The same for a program that does not wait."""
+
+    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, retries: int = 2) -> None:
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), timeout=timeout_s)
+        self._retries = retries
+
+    async def __aenter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close its connections."""
+        await self._http.aclose()
+
+    async def embed(self, request: EmbeddingRequest) -> np.ndarray:
+        """Vectors (N, D), float32, of texts."""
+        return _vectors(await self._send(_embed(request)))
+
+    async def search(self, request: SearchRequest) -> SearchResponse:
+        """Hits of one or more queries."""
+        return await self._send(_search(request))
+
+    async def retrieve(self, task: str, request: RetrieveRequest) -> RetrieveResponse:
+        """A prompt for the LLM."""
+        return await self._send(_retrieve(task, request))
+
+    async def rerank(self, request: RerankRequest) -> RerankResponse:
+        """Documents in the order of how well they fit."""
+        return await self._send(_rerank(request))
+
+    async def indexes(self) -> IndexList:
+        """What is served."""
+        return await self._send(_indexes())
+
+    async def upsert(self, index: str, request: UpsertRequest) -> UpsertResponse:
+        """Write documents."""
+        return await self._send(_upsert(index, request))
+
+    async def delete(self, index: str, request: DeleteRequest) -> DeleteResponse:
+        """Remove documents."""
+        return await self._send(_delete(index, request))
+
+    async def point(self, index: str, version: str) -> PointResponse:
+        """Let an alias serve a version."""
+        return await self._send(_point(index, version))
+
+    async def _send(self, call: Call[R]) -> R:
+        for _ in range(self._retries):
+            response = await self._http.request(call.method, call.path, **call.content)
+            if response.status_code not in TRIED_AGAIN:
+                return call.read(response)
+            await asyncio.sleep(_pause(response))
+        return call.read(await self._http.request(call.method, call.path, **call.content))

@@ -1,0 +1,103 @@
+"""What stands before every route: keys and roles, the size of the body, the deadline; and behind it: metrics, log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.errors import ApiError, answer
+from serve.keys import ROLES, Role, needed_role
+from serve.service import DEADLINE, Service
+
+logger = logging.getLogger("ray.serve")
+
+LONGEST_ID = 128
+Answered = Callable[[str, int, float], None]
+"""Told of each request: route, status, seconds."""
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, service: Service, answered: Answered) -> None:
+        self._app, self._service, self._answered = app, service, answered
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or refuse it before anything of it is parsed."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 499
+        headers = Headers(scope=scope)
+        DEADLINE.set(began + self._service.settings.timeout_s)
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        role, error = self._admit(scope, headers)
+        try:
+            if error is None:
+                await self._app(scope, self._limited(receive), send_noting)
+            else:
+                await answer(scope["path"], error.status, error.detail)(scope, receive, send_noting)
+        finally:
+            self._note(scope, headers, role, status, time.monotonic() - began)
+
+    def _admit(self, scope: Scope, headers: Headers) -> tuple[Role | None, ApiError | None]:
+        """The role of whoever asks, and why the request must not go on, if so."""
+        keys, role = self._service.keys, None
+        needed = needed_role(scope["method"], scope["path"])
+        if keys.are_asked_for and needed is not None:
+            role = keys.role(headers.get("authorization", ""))
+            if role is None:
+                refusal = "no valid API key; send `Authorization: Bearer KEY`"
+                return None, ApiError(401, refusal, code="invalid_api_key")
+            if ROLES.index(role) < ROLES.index(needed):
+                return role, ApiError(403, f"this needs a key with the role {needed}; yours may {role}")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            return role, ApiError(400, "Content-Length is no number")
+        if int(length) > self._service.settings.max_body_bytes:
+            return role, ApiError(413, self._too_large())
+        return role, None
+
+    def _limited(self, receive: Receive) -> Receive:
+        """The same body, up to the limit: a sender need not say its length before."""
+        received = 0
+
+        async def receive_counting() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._service.settings.max_body_bytes:
+                raise HTTPException(413, self._too_large())
+            return message
+
+        return receive_counting
+
+    def _too_large(self) -> str:
+        return f"the body exceeds the limit of {self._service.settings.max_body_bytes} bytes"
+
+    def _note(self, scope: Scope, headers: Headers, role: Role | None, status: int, seconds: float) -> None:
+        """Count and log a request; never its text, its key, or a path that is not a route."""
+        route = getattr(scope.get("route"), "path", "none")
+        self._answered(route, status, seconds)
+        logger.info(
+            "request",
+            extra={
+                "method": scope["method"],
+                "http_route": route,
+                "status": status,
+                "ms": round(1000 * seconds, 1),
+                "role": role,
+                "client_request_id": headers.get("x-request-id", "")[:LONGEST_ID],
+            },
+        )

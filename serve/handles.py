@@ -1,0 +1,130 @@
+"""The encoder and the index behind Ray Serve's handles: deadlines, overload, calls made again when a replica dies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from embedder.index.documents import Document, DocumentName
+from embedder.index.living import LivingStats
+from embedder.index.opened import Rankings
+from embedder.index.settings import SearchOptions
+from embedder.serve_config import ServeConfig
+from serve.errors import ApiError
+from serve.service import DEADLINE, Encoded
+
+DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
+"""The replica is gone, with what it was working on."""
+PAUSE_S = 0.05
+"""Before a call is made again; doubled each time."""
+PREPARE_S = 600.0
+"""For loading a version in every replica."""
+
+
+class Deployments:
+    """Backend of the service on a cluster."""
+
+    def __init__(
+        self,
+        settings: ServeConfig,
+        encoder: DeploymentHandle,
+        slices: list[DeploymentHandle],
+        retried: Callable[[], None],
+    ) -> None:
+        self._settings, self._encoder, self._parts, self._retried = settings, encoder, slices, retried
+        self.num_slices = len(slices)
+
+    async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
+        """The vectors of texts by the model of a version."""
+        encoded: Encoded = await self._call(lambda: self._encoder.encode.remote(version, texts, truncate))
+        return encoded
+
+    async def rank(
+        self, part: int, version: str, task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: list[str]
+    ) -> Rankings:
+        """What one slice adds to a search."""
+        handle = self._parts[part].rank
+        rankings: Rankings = await self._call(lambda: handle.remote(version, task, options, query_QD, texts))
+        return rankings
+
+    async def upsert(
+        self, part: int, version: str, task: str, documents: list[Document], vector_PD: np.ndarray
+    ) -> None:
+        """Write documents of one slice."""
+        handle = self._parts[part].upsert
+        await self._call(lambda: handle.remote(version, task, documents, vector_PD))
+
+    async def delete(self, part: int, version: str, task: str, names: list[DocumentName]) -> int:
+        """Remove documents of one slice; made again after a death, it counts what was left."""
+        deleted: int = await self._call(lambda: self._parts[part].delete.remote(version, task, names))
+        return deleted
+
+    async def stats(self, part: int, version: str) -> dict[str, list[LivingStats]]:
+        """Sizes of the collections of one slice, by task."""
+        stats: dict[str, list[LivingStats]] = await self._call(lambda: self._parts[part].stats.remote(version))
+        return stats
+
+    async def prepare(self, version: str) -> None:
+        """Have every replica load a version and try it; those that start later load it when they are asked."""
+        calls = [one.broadcast("prepare", version) for one in (self._encoder, *self._parts)]
+        try:
+            await asyncio.wait_for(asyncio.gather(*(_results(call) for call in calls)), PREPARE_S)
+        except DIED as error:
+            raise ApiError(503, "a replica died while it loaded the version; try again") from error
+        except RayTaskError as error:
+            raise _cause(error) from error
+
+    async def _call(self, call: Callable[[], DeploymentResponse[Any]]) -> Any:  # noqa: ANN401 - whatever the replica answers
+        """Make a call that may be repeated; on the death of its replica it goes to another one.
+
+        Raises:
+            ApiError: too many requests wait, or no replica could answer.
+            TimeoutError: the deadline of the request has passed.
+        """
+        for attempt in range(self._settings.retries + 1):
+            if attempt:
+                self._retried()
+                await asyncio.sleep(PAUSE_S * 2 ** (attempt - 1))
+            try:
+                return await self._attempt(call())
+            except (*DIED, ApiError) as error:
+                # A replica that says 503 of itself is about to be replaced.
+                if isinstance(error, ApiError) and error.status != 503:
+                    raise
+        raise ApiError(503, "a part of the service died again and again; try again")
+
+    async def _attempt(self, response: DeploymentResponse[Any]) -> Any:  # noqa: ANN401
+        try:
+            return await asyncio.wait_for(_result(response), max(0.001, DEADLINE.get() - time.monotonic()))
+        except (asyncio.CancelledError, asyncio.TimeoutError) as error:
+            response.cancel()
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise TimeoutError from error
+        except BackPressureError as error:
+            raise ApiError(429, "too many requests are waiting; try again", code="overloaded") from error
+        except DeploymentUnavailableError as error:
+            raise ApiError(503, "a part of the service is not ready; try again") from error
+        except RayTaskError as error:
+            raise _cause(error) from error
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """What the replica raised."""
+    cause: BaseException = error.cause
+    return cause if isinstance(cause, Exception) else error
+
+
+async def _result(response: DeploymentResponse[Any]) -> Any:  # noqa: ANN401
+    return await response
+
+
+async def _results(response: Any) -> Any:  # noqa: ANN401 - a class of Ray's that it does not export
+    return await response

@@ -1,0 +1,55 @@
+"""What a replica has loaded of the versions it is asked for: at the first request, once for all who wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+IDLE_S = 60.0
+"""How long a version that no alias names stays loaded after its last request."""
+
+
+class Loaded(Generic[T]):
+    """Values by version. Not to be shared between event loops."""
+
+    def __init__(self, load: Callable[[str], T]) -> None:
+        """`load` runs in a thread, and may take long and raise."""
+        self._load = load
+        self._loading: dict[str, asyncio.Task[T]] = {}
+        self._values: dict[str, T] = {}
+        self._used: dict[str, float] = {}
+
+    def preload(self, version: str) -> None:
+        """Load a version before there is an event loop to wait in; raises what loading it raises."""
+        self._values[version], self._used[version] = self._load(version), time.monotonic()
+
+    async def get(self, version: str) -> T:
+        """The value of a version; raises what loading it raises, and the next request tries again."""
+        self._used[version] = time.monotonic()
+        if version in self._values:
+            return self._values[version]
+        if version not in self._loading:
+            self._loading[version] = asyncio.create_task(asyncio.to_thread(self._load, version))
+        loading = self._loading[version]
+        try:
+            # Shielded: that one who waits gives up must not take it from the others.
+            self._values[version] = await asyncio.shield(loading)
+        finally:
+            if loading.done():
+                self._loading.pop(version, None)
+        return self._values[version]
+
+    def loaded(self) -> list[T]:
+        """All there is now."""
+        return list(self._values.values())
+
+    def unload(self, named: Iterable[str]) -> None:
+        """Let go of what no alias names and nobody has asked for lately; a request that still uses it keeps it."""
+        before = time.monotonic() - IDLE_S
+        for version in self._values.keys() - set(named):
+            if self._used[version] < before:
+                del self._values[version]

@@ -1,0 +1,221 @@
+"""What the routes do, apart from HTTP and from Ray: limits, instructions, encoding, searching, writing, versions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from embedder.bundle import shard_of
+from embedder.index.documents import Document, DocumentName
+from embedder.index.found import Hit
+from embedder.index.living import LivingStats
+from embedder.index.opened import Rankings, combine
+from embedder.index.settings import SearchOptions
+from embedder.serve_config import ServeConfig
+from embedder.tasks import Side, TaskSpec
+from serve.errors import ApiError
+from serve.keys import Keys
+from serve.schemas import SearchFields, Timing
+from serve.versions import Served, Version, shards_of
+
+DEADLINE: ContextVar[float] = ContextVar("deadline")
+"""Until when the request at hand must be answered, by `time.monotonic()`."""
+FRESH_S = 1.0
+"""How long an answer about health holds, so that asking for it costs nothing."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The vectors (N, D) of the texts of one request, and how many tokens each has."""
+
+    vector_ND: np.ndarray
+    tokens: list[int]
+
+
+class Backend(Protocol):
+    """The encoder and the slices of the index, wherever they run; all calls may be repeated without harm."""
+
+    num_slices: int
+
+    async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
+        """The vectors of texts by the model of a version."""
+
+    async def rank(
+        self, part: int, version: str, task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: list[str]
+    ) -> Rankings:
+        """What one slice adds to a search."""
+
+    async def upsert(
+        self, part: int, version: str, task: str, documents: list[Document], vector_PD: np.ndarray
+    ) -> None:
+        """Write documents of one slice."""
+
+    async def delete(self, part: int, version: str, task: str, names: list[DocumentName]) -> int:
+        """Remove documents of one slice."""
+
+    async def stats(self, part: int, version: str) -> dict[str, list[LivingStats]]:
+        """Sizes of the collections of one slice, by task."""
+
+    async def prepare(self, version: str) -> None:
+        """Have every replica load a version and try it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search found."""
+
+    hits: list[list[Hit]]
+    """By query."""
+    slices: int
+    timing: Timing
+
+
+class Service:
+    """Everything behind the routes."""
+
+    def __init__(
+        self, settings: ServeConfig, tasks: Mapping[str, TaskSpec], served: Served, backend: Backend, keys: Keys
+    ) -> None:
+        self.settings, self.tasks, self.served, self.backend, self.keys = settings, tasks, served, backend, keys
+        self._healthy: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
+        self._following = asyncio.Lock()
+
+    def texts(self, given: object, name: str, most: int | None = None) -> list[str]:
+        """The texts of a request, within the limits.
+
+        Raises:
+            ApiError: they are token ids, too many, or too long.
+        """
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ApiError(
+                400,
+                f"{name}: token ids are not accepted, send text (LangChain: check_embedding_ctx_length=False)",
+                param=name,
+            )
+        limit = self.settings.max_inputs if most is None else most
+        if len(texts) > limit:
+            raise ApiError(400, f"{name}: {len(texts)} texts; at most {limit}", param=name)
+        longest = max(map(len, texts))
+        if longest > self.settings.max_characters:
+            raise ApiError(
+                400, f"{name}: a text of {longest} characters; at most {self.settings.max_characters}", param=name
+            )
+        return texts
+
+    def instruction(self, version: Version, task: str | None, side: Side, param: str = "task") -> str:
+        """What stands before the texts of a task; nothing where no task is named.
+
+        Raises:
+            ApiError: the version knows no such task.
+        """
+        if task is None:
+            return ""
+        known = version.manifest.tasks
+        if task not in known:
+            raise ApiError(400, f"task {task!r:.200}: known are {sorted(known)}", param=param)
+        return known[task].instruction(side)
+
+    async def encode(self, version: Version, texts: list[str], *, truncate: bool = True) -> Encoded:
+        """The vectors of texts that carry their instruction."""
+        return await self.backend.encode(version.name, texts, truncate)
+
+    async def search(self, version: Version, task: str, fields: SearchFields, texts: list[str]) -> Answer:
+        """The best documents of a task for each text, over all shards.
+
+        Raises:
+            ApiError: k is too large, there is no such task, or no index for the mode.
+        """
+        began = time.perf_counter()
+        if fields.k > self.settings.max_results:
+            raise ApiError(400, f"k {fields.k}: at most {self.settings.max_results}", param="k")
+        instruction = self.instruction(version, task, "query")
+        if task not in version.manifest.collections:
+            raise ApiError(
+                400, f"task {task!r:.200}: the index has {sorted(version.manifest.collections)}", param="task"
+            )
+        options = SearchOptions(k=fields.k, mode=fields.mode, filter=fields.filter, parameters=fields.parameters)
+        query_QD = None
+        if fields.mode != "lexical":
+            query_QD = (await self.encode(version, [instruction + text for text in texts])).vector_ND
+        encoded = time.perf_counter()
+        slices = self._slices(version)
+        calls = [self.backend.rank(part, version.name, task, options, query_QD, texts) for part in slices]
+        hits = combine(await asyncio.gather(*calls), options).hits()
+        ended = time.perf_counter()
+        timing = Timing(encode=1000 * (encoded - began), search=1000 * (ended - encoded), total=1000 * (ended - began))
+        return Answer(hits, len(slices), timing)
+
+    async def upsert(self, version: Version, task: str, documents: Sequence[Document]) -> None:
+        """Encode documents and write them; they are found when this returns.
+
+        Raises:
+            ApiError: there is no such task.
+        """
+        instruction = self.instruction(version, task, "key")
+        encoded = await self.encode(version, [instruction + document.text for document in documents])
+        parts = self._by_slice(version, [document.id for document in documents])
+        await asyncio.gather(
+            *(
+                self.backend.upsert(part, version.name, task, [documents[i] for i in places], encoded.vector_ND[places])
+                for part, places in parts.items()
+            )
+        )
+
+    async def delete(self, version: Version, task: str, names: Sequence[DocumentName]) -> int:
+        """Remove documents; returns how many there were.
+
+        Raises:
+            ApiError: there is no such task.
+        """
+        self.instruction(version, task, "key")
+        parts = self._by_slice(version, [document_id for document_id, _ in names])
+        calls = [
+            self.backend.delete(part, version.name, task, [names[i] for i in places]) for part, places in parts.items()
+        ]
+        return sum(await asyncio.gather(*calls))
+
+    async def stats(self, version: Version) -> dict[str, list[LivingStats]]:
+        """Sizes of the collections of all shards, by task."""
+        parts = await asyncio.gather(*(self.backend.stats(part, version.name) for part in self._slices(version)))
+        return {task: [one for part in parts for one in part[task]] for task in version.manifest.collections}
+
+    async def follow(self) -> None:
+        """Go over to what the aliases name now."""
+        async with self._following:
+            await self.served.follow(self.backend.prepare)
+
+    async def check_health(self, version: Version) -> None:
+        """A real pass through the encoder and every shard; an answer holds for a second, and is asked for once.
+
+        Raises:
+            ApiError: a part does not answer.
+        """
+        asked, known = self._healthy.get(version.name, (0.0, None))
+        if known is None or (known.done() and time.monotonic() - asked > FRESH_S):
+            known = asyncio.create_task(self._pass_through(version))
+            self._healthy[version.name] = (time.monotonic(), known)
+        await asyncio.shield(known)
+
+    async def _pass_through(self, version: Version) -> None:
+        for task in list(version.manifest.collections)[:1]:
+            await self.search(version, task, SearchFields(k=1), ["ready"])
+
+    def _slices(self, version: Version) -> list[int]:
+        """The deployments that hold shards of a version."""
+        every = range(self.backend.num_slices)
+        return [part for part in every if shards_of(part, self.backend.num_slices, version.manifest.num_shards)]
+
+    def _by_slice(self, version: Version, ids: Sequence[str]) -> dict[int, list[int]]:
+        """Places of the ids by the deployment that holds their shard."""
+        places: dict[int, list[int]] = {}
+        for i, document_id in enumerate(ids):
+            part = shard_of(document_id, version.manifest.num_shards) % self.backend.num_slices
+            places.setdefault(part, []).append(i)
+        return places

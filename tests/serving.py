@@ -1,0 +1,139 @@
+"""A small index to be served, written in a second or two, and the service in this process, without Ray."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from embedder.bundle import Manifest, shard_folder, shard_of
+from embedder.config import EncoderConfig, RunConfig
+from embedder.encode import encode
+from embedder.index.catalog import Catalog
+from embedder.index.documents import Document
+from embedder.index.sealed import hash_files
+from embedder.locate import model_fingerprint
+from embedder.model import load_inference_encoder
+from embedder.tasks import BUILTIN_TASKS
+from serve.embed import EncoderReplica
+from serve.keys import Keys
+from serve.search import ShardReplica
+from serve.service import Service
+from serve.versions import Served, Source
+from tests.unit.index_cases import PLACE, write
+
+SUBJECTS = ["list", "dict", "set", "tuple", "string", "file", "socket", "thread", "lock", "queue"]
+ACTIONS = ["sorts", "copies", "opens", "closes"]
+TASKS = ("qa", "chat", "tool")
+
+
+def documents() -> list[Document]:
+    """Forty documents, some of a conversation."""
+    pairs = [(subject, action) for subject in SUBJECTS for action in ACTIONS]
+    return [
+        Document(
+            id=f"{subject}-{action}",
+            text=f"This function {action} a {subject} in Python.",
+            title=subject,
+            dataset="docs",
+            metadata={"subject": subject, "number": i, "session": f"s{i % 2}"},
+        )
+        for i, (subject, action) in enumerate(pairs)
+    ]
+
+
+def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_tokens: int = 64) -> Manifest:
+    """A bundle of some tasks over the same documents, with a model of its own."""
+    shutil.copytree(model, folder / "model", copy_function=os.link)
+    rows = documents()
+    config = EncoderConfig(model=str(model), pooling="mean", max_tokens=max_tokens)
+    encoder = load_inference_encoder(config)
+    fingerprint = model_fingerprint(folder / "model", pooling="mean", max_tokens=max_tokens)
+    for task in TASKS:
+        vectors = encode(encoder, [row.text for row in rows], BUILTIN_TASKS[task], "key")
+        for shard in range(shards):
+            mine = [i for i, row in enumerate(rows) if shard_of(row.id, shards) == shard]
+            belongs = {"task": task, "shard": shard, "num_shards": shards, "encoder_fingerprint": fingerprint}
+            place = PLACE.model_copy(update=belongs)
+            write(shard_folder(folder, shard) / task, [rows[i] for i in mine], vectors[mine], place)
+    manifest = Manifest(
+        name=name,
+        encoder_fingerprint=fingerprint,
+        pooling="mean",
+        max_tokens=max_tokens,
+        dimension=encoder.dimension,
+        tasks={
+            task: {"query": BUILTIN_TASKS[task].query_instruction, "key": BUILTIN_TASKS[task].key_instruction}
+            for task in TASKS
+        },
+        collections=dict.fromkeys(TASKS, len(rows)),
+        num_shards=shards,
+        files=hash_files(folder),
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def publish(work: Path, model: Path, version: str, alias: str | None = "live", shards: int = 2) -> Manifest:
+    """The same as a version of a run's index."""
+    catalog = Catalog(work / "indexes")
+    write_bundle(catalog.bundle(version), model, "work", shards)
+    if alias is not None:
+        catalog.point(alias, version)
+    return Manifest.read(catalog.bundle(version))
+
+
+def run_config(work: Path, model: Path, **serve) -> RunConfig:
+    """A run whose index is served."""
+    return RunConfig.model_validate(
+        {
+            "paths": {"work": str(work), "cache": str(work / "cache")},
+            "encoder": {"model": str(model), "pooling": "mean", "max_tokens": 64},
+            "serve": serve,
+        }
+    )
+
+
+class LocalBackend:
+    """The replicas in this process."""
+
+    def __init__(self, source: Source, config: RunConfig, version: str, num_slices: int = 2) -> None:
+        self.num_slices = num_slices
+        self.encoder = EncoderReplica(source, config.serve, version)
+        self.parts = [ShardReplica(source, config.serve, version, one, num_slices) for one in range(num_slices)]
+        self.encoded: list[list[str]] = []
+
+    async def encode(self, version, texts, truncate):
+        self.encoded.append(texts)
+        return await self.encoder.encode(version, texts, truncate)
+
+    async def rank(self, part, *arguments):
+        return await self.parts[part].rank(*arguments)
+
+    async def upsert(self, part, *arguments):
+        await self.parts[part].upsert(*arguments)
+
+    async def delete(self, part, *arguments):
+        return await self.parts[part].delete(*arguments)
+
+    async def stats(self, part, version):
+        return await self.parts[part].stats(version)
+
+    async def prepare(self, version):
+        for one in (self.encoder, *self.parts):
+            await one.prepare(version)
+
+
+def local_service(config: RunConfig) -> Service:
+    """The service of a run, without Ray."""
+    source = Source.of(config)
+    served = Served(source, config.serve.max_versions)
+    backend = LocalBackend(source, config, served.named(None).name)
+    return Service(config.serve, config.tasks, served, backend, Keys(config.serve.api_keys_file))
+
+
+def unit(vectors: object) -> np.ndarray:
+    """Vectors from the wire."""
+    return np.asarray(vectors, dtype=np.float32)

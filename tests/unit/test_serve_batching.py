@@ -1,0 +1,139 @@
+"""Batches that requests share: tokens within the budget, every request in turn, poison and cancellation apart."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.batching import NotEncodable, TokenBatcher, run_apart
+
+POISON = 666
+
+
+def vector_of(row):
+    return np.array([len(row), sum(row)], dtype=np.float32)
+
+
+class Model:
+    """Says what it was given; fails on a batch with poison in it; waits while it is held."""
+
+    def __init__(self):
+        self.batches, self.free = [], threading.Event()
+        self.free.set()
+
+    def __call__(self, rows):
+        self.free.wait(10)
+        self.batches.append(rows)
+        if any(POISON in row for row in rows):
+            raise IndexError("index out of range in self")
+        return np.stack([vector_of(row) for row in rows])
+
+
+def run(scenario, budget=10):
+    """A scenario with a batcher and its model, in a loop of its own."""
+    model = Model()
+
+    async def main():
+        with ThreadPoolExecutor(1) as executor:
+            return await scenario(TokenBatcher(model, budget, executor, lambda *_: None), model)
+
+    return asyncio.run(main()), model
+
+
+async def held(batcher, model, *requests):
+    """Submit requests so that all of them wait when the first batch begins."""
+    model.free.clear()
+    first = asyncio.create_task(batcher.submit([[0]]))
+    await asyncio.sleep(0.02)
+    tasks = [asyncio.create_task(batcher.submit(rows)) for rows in requests]
+    await asyncio.sleep(0.02)
+    model.free.set()
+    await first
+    return tasks
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=5), max_size=6),
+    st.integers(1, 30),
+)
+def test_every_request_gets_its_own_vectors_in_its_order(requests, budget):
+    async def scenario(batcher, model):
+        return await asyncio.gather(*await held(batcher, model, *requests))
+
+    answers, model = run(scenario, budget)
+    for rows, vectors in zip(requests, answers, strict=True):
+        assert np.array_equal(vectors, np.stack([vector_of(row) for row in rows]))
+    assert all(len(batch) == 1 or sum(map(len, batch)) <= budget for batch in model.batches)
+    assert sum(map(len, model.batches)) == 1 + sum(map(len, requests))
+
+
+def test_what_waits_is_taken_together_and_a_long_request_holds_up_no_short_one():
+    async def scenario(batcher, model):
+        tasks = await held(batcher, model, [[1] * 5] * 8, [[2] * 5])
+        await tasks[1]
+        assert not tasks[0].done()
+        await tasks[0]
+
+    _, model = run(scenario)
+    assert model.batches[1] == [[1] * 5, [2] * 5]
+
+
+def test_poison_fails_alone():
+    async def scenario(batcher, model):
+        tasks = await held(batcher, model, [[1]], [[2], [POISON]], [[3]])
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    (good, bad, other), _ = run(scenario, 2000)
+    assert np.array_equal(good, [vector_of([1])]) and np.array_equal(other, [vector_of([3])])
+    assert isinstance(bad, NotEncodable) and bad.place == 1 and "IndexError" in bad.reason
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed():
+    async def scenario(batcher, model):
+        model.free.clear()
+        first = asyncio.create_task(batcher.submit([[0]]))
+        await asyncio.sleep(0.02)
+        gone = asyncio.create_task(batcher.submit([[7]] * 3))
+        stays = asyncio.create_task(batcher.submit([[8]]))
+        await asyncio.sleep(0.02)
+        assert batcher.waiting == 4
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert batcher.waiting == 1
+        model.free.set()
+        await asyncio.gather(first, stays)
+
+    _, model = run(scenario)
+    assert model.batches == [[[0]], [[8]]]
+
+
+def test_it_goes_on_after_it_was_idle():
+    async def scenario(batcher, _):
+        for _ in range(3):
+            await batcher.submit([[1]])
+            await asyncio.sleep(0.01)
+
+    _, model = run(scenario)
+    assert len(model.batches) == 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_fails_alone(value):
+    outcomes = run_apart(lambda rows: np.array([[1.0], [value]], dtype=np.float32), [[1], [2]])
+    assert np.array_equal(outcomes[0], [1.0]) and "not finite" in outcomes[1]
+
+
+def test_a_batch_too_large_for_the_memory_is_halved():
+    def small(rows):
+        if len(rows) > 2:
+            raise MemoryError
+        return np.stack([vector_of(row) for row in rows])
+
+    assert np.array_equal(run_apart(small, [[i] for i in range(7)]), [vector_of([i]) for i in range(7)])
