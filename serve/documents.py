@@ -71,6 +71,7 @@ async def point(name: Alias, request: PointRequest, service: Here) -> PointRespo
         raise ApiError(409, f"{sorted(known)} are served already; at most {service.settings.max_versions} aliases")
     await service.backend.prepare(request.version)
     catalog.point(name, request.version)
+    service.served.forgive(name)
     await service.follow()
     version = service.served.named(name, "name")
     return PointResponse(name=name, version=version.name, **version.stamp.model_dump())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ import torch
 
 from embedder.bundle import MODEL, bundle_encoder, verify
 from embedder.encode import encode_tokens
+from embedder.errors import EmbedderError
 from embedder.model import TextEncoder, TokenRow, load_inference_encoder
 from embedder.serve_config import ServeConfig
 from serve.batching import NotEncodable, TokenBatcher
@@ -24,6 +26,8 @@ from serve.loading import Loaded
 from serve.metrics import EncoderMetrics
 from serve.service import Encoded
 from serve.versions import Source
+
+logger = logging.getLogger("ray.serve")
 
 PROBE = "ready"
 UNIT = 1e-3
@@ -98,9 +102,16 @@ class EncoderReplica:
         """A real forward pass of every model; a replica that fails it, or hangs in it, is replaced."""
         if time.monotonic() - self._unloaded > UNLOAD_EVERY_S:
             self._unloaded = time.monotonic()
-            self._models.unload(self._source.aliases().values())
+            self._unload()
         for model in self._models.loaded():
             await self._try(model)
+
+    def _unload(self) -> None:
+        """Let go of what is not served any more; that the aliases cannot be read is no fault of this replica."""
+        try:
+            self._models.unload(self._source.aliases().values())
+        except EmbedderError as error:
+            logger.error("%s", error)
 
     async def _blame(self, model: _Model) -> None:
         """Find out whether it was the text; where it is the model, another replica may do better."""

@@ -16,7 +16,6 @@ from serve.service import DEADLINE, Service
 
 logger = logging.getLogger("ray.serve")
 
-LONGEST_ID = 128
 Answered = Callable[[str, int, float], None]
 """Told of each request: route, status, seconds."""
 
@@ -49,7 +48,7 @@ class Guard:
             else:
                 await answer(scope["path"], error.status, error.detail)(scope, receive, send_noting)
         finally:
-            self._note(scope, headers, role, status, time.monotonic() - began)
+            self._note(scope, role, status, time.monotonic() - began)
 
     def _admit(self, scope: Scope, headers: Headers) -> tuple[Role | None, ApiError | None]:
         """The role of whoever asks, and why the request must not go on, if so."""
@@ -86,8 +85,8 @@ class Guard:
     def _too_large(self) -> str:
         return f"the body exceeds the limit of {self._service.settings.max_body_bytes} bytes"
 
-    def _note(self, scope: Scope, headers: Headers, role: Role | None, status: int, seconds: float) -> None:
-        """Count and log a request; never its text, its key, or a path that is not a route."""
+    def _note(self, scope: Scope, role: Role | None, status: int, seconds: float) -> None:
+        """Count and log a request, to which Ray adds its id; never its text, its key, or a path that is no route."""
         route = getattr(scope.get("route"), "path", "none")
         self._answered(route, status, seconds)
         logger.info(
@@ -98,6 +97,5 @@ class Guard:
                 "status": status,
                 "ms": round(1000 * seconds, 1),
                 "role": role,
-                "client_request_id": headers.get("x-request-id", "")[:LONGEST_ID],
             },
         )

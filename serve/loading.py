@@ -30,26 +30,31 @@ class Loaded(Generic[T]):
     async def get(self, version: str) -> T:
         """The value of a version; raises what loading it raises, and the next request tries again."""
         self._used[version] = time.monotonic()
-        if version in self._values:
-            return self._values[version]
+        value = self._values.get(version)
+        if value is not None:
+            return value
         if version not in self._loading:
             self._loading[version] = asyncio.create_task(asyncio.to_thread(self._load, version))
         loading = self._loading[version]
         try:
             # Shielded: that one who waits gives up must not take it from the others.
-            self._values[version] = await asyncio.shield(loading)
+            value = await asyncio.shield(loading)
         finally:
             if loading.done():
                 self._loading.pop(version, None)
-        return self._values[version]
+        self._values[version] = value
+        return value
 
     def loaded(self) -> list[T]:
-        """All there is now."""
+        """All there is now; may be asked from another thread."""
         return list(self._values.values())
 
     def unload(self, named: Iterable[str]) -> None:
-        """Let go of what no alias names and nobody has asked for lately; a request that still uses it keeps it."""
-        before = time.monotonic() - IDLE_S
-        for version in self._values.keys() - set(named):
-            if self._used[version] < before:
-                del self._values[version]
+        """Let go of what no alias names and nobody has asked for lately; a request that still uses it keeps it.
+
+        May be called from another thread.
+        """
+        before, kept = time.monotonic() - IDLE_S, set(named)
+        for version in list(self._values):
+            if version not in kept and self._used[version] < before:
+                self._values.pop(version, None)

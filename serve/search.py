@@ -108,7 +108,7 @@ class ShardReplica:
                     if folded := index.fold(self._settings.fold_rows):
                         logger.info("folded collections", extra={"collections": folded})
                     self._metrics.sizes(index)
-            except (EmbedderError, OSError) as error:
+            except (EmbedderError, OSError, RuntimeError, ValueError) as error:
                 logger.error("the index cannot be tidied: %s", error)
 
 

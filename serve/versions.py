@@ -149,7 +149,10 @@ class Served:
             del self._by_alias[gone]
         for alias, name in wanted.items():
             known = self._by_alias.get(alias)
-            if (known is not None and known.name == name) or self._refused.get(alias) == name:
+            if known is not None and known.name == name:
+                self._refused.pop(alias, None)
+                continue
+            if self._refused.get(alias) == name:
                 continue
             if known is None and len(self._by_alias) >= self.max_versions:
                 self._refuse(alias, name, f"{self.max_versions} are served already (serve.max_versions)")
@@ -157,12 +160,19 @@ class Served:
             try:
                 version = Version.read(self.source, name)
                 await prepare(name)
-            except (EmbedderError, ApiError) as error:
+            except EmbedderError as error:
                 self._refuse(alias, name, str(error))
+                continue
+            except ApiError as error:
+                logger.warning("version %s as %s is not ready yet: %s", name, alias, error.message)
                 continue
             self._by_alias[alias] = version
             self._refused.pop(alias, None)
             logger.info("serving a version", extra={"alias": alias, "version": name})
+
+    def forgive(self, alias: str) -> None:
+        """Try again what was refused for an alias: it has been mended."""
+        self._refused.pop(alias, None)
 
     def _refuse(self, alias: str, name: str, reason: str) -> None:
         """Say once why an alias is not followed."""
