@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,10 +15,17 @@ class Counter:
 
     LINE_EVERY_S = 10.0
 
-    def __init__(self, label: str, total: int, console: Console, bar: Progress | None) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        console: Console,
+        bar: Progress | None,
+        observe: Callable[[int], None] | None = None,
+    ) -> None:
         self.label, self.total, self.count, self.note = label, total, 0, ""
         self._skipped = 0
-        self._console, self._bar = console, bar
+        self._console, self._bar, self._observe = console, bar, observe
         self._task = bar.add_task(label, total=total, note="") if bar else None
         self._began = self._line_at = time.monotonic()
 
@@ -26,11 +33,15 @@ class Counter:
         """`rows` were done before; they say nothing of the rate."""
         self.count += rows
         self._skipped += rows
+        if self._observe is not None:
+            self._observe(self.count)
 
     def advance(self, rows: int, note: str = "") -> None:
         """`rows` more are done; `note` replaces what stands behind the counts."""
         self.count += rows
         self.note = note
+        if self._observe is not None:
+            self._observe(self.count)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.count, note=note)
         elif time.monotonic() - self._line_at >= self.LINE_EVERY_S:
@@ -48,10 +59,12 @@ class Counter:
 
 
 @contextmanager
-def progress(label: str, total: int, console: Console) -> Iterator[Counter]:
-    """Show the progress of `total` rows while the block runs."""
+def progress(
+    label: str, total: int, console: Console, observe: Callable[[int], None] | None = None
+) -> Iterator[Counter]:
+    """Show the progress of `total` rows while the block runs; `observe` gets the count whenever it changes."""
     if not console.is_terminal:
-        yield Counter(label, total, console, None)
+        yield Counter(label, total, console, None, observe)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -62,4 +75,4 @@ def progress(label: str, total: int, console: Console) -> Iterator[Counter]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bar:
-        yield Counter(label, total, console, bar)
+        yield Counter(label, total, console, bar, observe)

@@ -39,12 +39,12 @@ from embedder.ledger import Ledger
 from embedder.lm import prepare_lm
 from embedder.locate import count_parameters, locate_model
 from embedder.mining.lexical import Ranking
-from embedder.progress import progress
 from embedder.records import PASSAGE, read_tables, write_table
 from embedder.reports import StageReport, console
 from ray_jobs.judges import UNIT, JudgeBlocks
 from ray_jobs.retrievers import Rankings, all_rankings, check_retrievers
 from ray_jobs.session import Job, actor_pool, main
+from ray_jobs.sight import tracked
 from ray_jobs.tables import corpus_files, datasets, passage_texts, queries, shot_pools
 
 QUESTION_CHARACTERS = 1200
@@ -188,7 +188,7 @@ def answer(config: RunConfig, asked: Asked, pools: ShotPools) -> list[str]:
         **actor_pool(settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor),
     )
     tokens, began = 0, time.monotonic()
-    with progress("evaluate: LLM", sum(map(len, units)), console()) as counter:
+    with tracked("evaluate: LLM", sum(map(len, units))) as counter:
         for batch in judged.iter_batches(batch_size=None, batch_format="pyarrow"):
             for unit in batch.to_pylist():
                 tokens += unit["tokens"]

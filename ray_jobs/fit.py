@@ -8,8 +8,7 @@ from collections.abc import Callable
 from ray.train import Result
 from ray.train.torch import TorchTrainer
 
-from embedder.progress import progress
-from embedder.reports import console
+from ray_jobs.sight import tracked
 
 POLL_S = 1.0
 """How often the driver looks for new steps."""
@@ -23,7 +22,7 @@ def fit_with_progress(
     `note` gives what stands behind the counts.
     """
     finished = threading.Event()
-    with progress(label, steps, console()) as counter:
+    with tracked(label, steps) as counter:
         counter.skip(steps_done())
 
         def watch() -> None:

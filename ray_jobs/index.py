@@ -33,10 +33,10 @@ from embedder.index.collection import CollectionInfo, Place
 from embedder.index.documents import PAYLOAD
 from embedder.index.sealed import hash_files
 from embedder.locate import count_parameters, file_sha256, locate_model
-from embedder.progress import progress
 from embedder.records import PASSAGE, content_id, each_table, parquet_files
-from embedder.reports import StageReport, console
+from embedder.reports import StageReport
 from ray_jobs.session import Job, main
+from ray_jobs.sight import tracked
 from ray_jobs.tables import corpus_characters, corpus_files, count_rows, datasets
 from ray_jobs.vectors import VectorStore, ensure_vectors
 
@@ -149,7 +149,7 @@ def _build_shards(
     ]
     files: dict[str, str] = {}
     collections = dict.fromkeys(sorted(store.tasks), 0)
-    with progress("index: shards", len(pending), console()) as counter:
+    with tracked("index: shards", len(pending)) as counter:
         for shard, reference in enumerate(pending):
             for task, info in ray.get(reference).items():
                 folder = shard_folder(staged, shard) / task

@@ -30,9 +30,8 @@ from embedder.labelling.labeller import RewardLabeller, ShotPools
 from embedder.labelling.report import LabelCost
 from embedder.lm import load_lm, prepare_lm
 from embedder.locate import count_parameters, locate_model
-from embedder.progress import progress
 from embedder.records import content_id
-from embedder.reports import StageReport, console
+from embedder.reports import StageReport
 from embedder.row_ids import RowIds
 from ray_jobs.actors import LabelBlocks
 from ray_jobs.label_outcome import report_labels
@@ -41,6 +40,7 @@ from ray_jobs.label_teachers import check_import, import_rewards, recompute_rewa
 from ray_jobs.label_terms import LabelTerms, agree_on_terms, check_terms
 from ray_jobs.reranker import select_llm_groups
 from ray_jobs.session import Job, actor_pool, main
+from ray_jobs.sight import tracked
 from ray_jobs.tables import llm_ledger, shot_pools
 
 
@@ -193,7 +193,7 @@ def _label(config: RunConfig, work: Survey, pools: ShotPools, fingerprint: str) 
     pairs = tokens = 0
     flops = busy = capacity = 0.0
     began = time.monotonic()
-    with progress("label", total, console()) as counter:
+    with tracked("label", total) as counter:
         for batch in labelled.iter_batches(batch_size=None, batch_format="pyarrow"):
             for block in batch.to_pylist():
                 pairs, tokens, flops = pairs + block["pairs"], tokens + block["tokens"], flops + block["flops"]

@@ -14,13 +14,12 @@ from embedder.errors import ConfigError, DataError, LabelError
 from embedder.labelling.exchange import fingerprint_of_import, import_into
 from embedder.labelling.rewards import group_rewards
 from embedder.lineage import LINEAGE
-from embedder.progress import progress
 from embedder.records import content_id
-from embedder.reports import console
 from embedder.row_ids import RowIds
 from embedder.storage import AnyPath
 from ray_jobs.label_terms import LabelTerms, agree_on_terms, check_terms, known_terms, open_terms
 from ray_jobs.reranker import reranker_lines, score_with_reranker, train_reranker
+from ray_jobs.sight import tracked
 from ray_jobs.tables import labelled_ledger, llm_ledger
 
 IMPORTED_ROWS = 1024
@@ -83,7 +82,7 @@ def recompute_rewards(config: RunConfig, terms: LabelTerms) -> int:
         )
     open_terms(config, terms)
     rows = 0
-    with progress("recompute", ledger.row_ids().total, console()) as counter:
+    with tracked("recompute", ledger.row_ids().total) as counter:
         for count in ledger.replace(lambda block: [_recomputed(row, terms.rewards) for row in block]):
             rows += count
             counter.advance(count)

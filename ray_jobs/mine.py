@@ -21,11 +21,11 @@ from embedder.cost import Work, forward_flops, tokens_of
 from embedder.locate import count_parameters, locate_model
 from embedder.mining.candidates import make_group
 from embedder.mining.lexical import Ranking
-from embedder.progress import progress
 from embedder.records import GROUP, write_table
-from embedder.reports import StageReport, console
+from embedder.reports import StageReport
 from ray_jobs.search import dense_rankings, lexical_rankings
 from ray_jobs.session import Job, main
+from ray_jobs.sight import tracked
 from ray_jobs.tables import corpus_characters, corpus_files, count_rows, datasets, passage_texts, queries
 from ray_jobs.vectors import ensure_vectors
 
@@ -53,7 +53,7 @@ def run(config: RunConfig) -> StageReport:
     lexical = {name: lexical_rankings(config, "train", name, depth) for name in names}
     dense = dense_rankings(config, store, "train", depth)
     _remove_stale(config, set(names))
-    with progress("mine: datasets", len(names), console()) as counter:
+    with tracked("mine: datasets", len(names)) as counter:
         for name in names:
             counts = _mine_dataset(config, name, ray.get(lexical[name]), dense.get(name, {}))
             counter.advance(1)

@@ -23,14 +23,14 @@ import ray
 from embedder.config import PrepareConfig, RunConfig, Source
 from embedder.cost import Work
 from embedder.errors import ConfigError, DataError
-from embedder.progress import progress
 from embedder.records import PASSAGE, QUERY, write_json, write_table
-from embedder.reports import StageReport, console
+from embedder.reports import StageReport
 from embedder.source_formats import SPLITS, source_files
 from embedder.source_rows import Prepared
 from embedder.sources import read_source
 from embedder.tasks import TaskSpec
 from ray_jobs.session import Job, main
+from ray_jobs.sight import tracked
 
 PART_ROWS = 20_000
 """Passages of one Parquet file."""
@@ -62,7 +62,7 @@ def run(config: RunConfig) -> StageReport:
         for source in settings.sources
     }
     counts: dict[str, dict[str, Any]] = {}
-    with progress("prepare", len(pending), console()) as counter:
+    with tracked("prepare", len(pending)) as counter:
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             counts[pending.pop(done).dataset] = ray.get(done)

@@ -31,9 +31,7 @@ from embedder.errors import ConfigError, DataError
 from embedder.ledger import Ledger
 from embedder.lineage import install_model, read_lineage
 from embedder.locate import locate_model, model_fingerprint
-from embedder.progress import progress
 from embedder.records import content_id, group_id, row_seed
-from embedder.reports import console
 from embedder.row_ids import RowIds
 from embedder.training.cross_encoder import load_cross_encoder
 from embedder.training.reranker import (
@@ -49,6 +47,7 @@ from embedder.training.reranker import (
 from ray_jobs.fit import fit_with_progress
 from ray_jobs.label_plan import Planner, in_parts, survey
 from ray_jobs.session import actor_pool
+from ray_jobs.sight import tracked
 
 BLOCK_ROWS = 128
 """Groups that are scored and committed together; a cross-encoder needs seconds for them."""
@@ -274,7 +273,7 @@ def score_with_reranker(config: RunConfig, ledger: Ledger, fingerprint: str) -> 
         batch_format="pyarrow",
         **actor_pool(config.label.num_actors, section(config).gpus_per_worker),
     )
-    with progress("label by reranker", sum(work.blocks["rows"].to_pylist()), console()) as counter:
+    with tracked("label by reranker", sum(work.blocks["rows"].to_pylist())) as counter:
         for batch in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             counter.advance(sum(batch["rows"].to_pylist()))
     return work.expected

@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from embedder.errors import ConfigError, EmbedderError
 from embedder.reports import StageReport, console
 from embedder.run_file import load_run
 from embedder.storage import ObjectPath
+from ray_jobs.sight import Bill
 
 SPARE_CPUS = 2
 """Logical CPUs a local Ray gets beyond the cores, for reading and coordination while actors hold the others."""
@@ -84,9 +84,11 @@ def run_stage(job: Job, config: RunConfig) -> StageReport:
     connect()
     out = console()
     out.rule(f"{job.stage}")
-    began = time.monotonic()
-    report = job.run(config)
-    report.seconds = report.seconds or time.monotonic() - began
+    with Bill() as bill:
+        report = job.run(config)
+    report.seconds = report.seconds or bill.seconds
+    report.details["bill"] = bill.record()
+    report.lines.append(bill.line())
     report.write(config.paths.reports)
     for line in report.lines:
         out.print(f"  {line}", markup=False)

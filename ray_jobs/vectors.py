@@ -19,11 +19,10 @@ from embedder.encode import encode_prompted
 from embedder.fingerprint import encoder_fingerprint
 from embedder.ledger import Ledger
 from embedder.model import TextEncoder, load_inference_encoder
-from embedder.progress import progress
 from embedder.records import PASSAGE, VECTOR, Split, content_id, read_tables
-from embedder.reports import console
 from embedder.tasks import Side, TaskSpec
 from ray_jobs.session import actor_pool
+from ray_jobs.sight import tracked
 from ray_jobs.tables import corpus_files, datasets, query_table
 
 BLOCK_ROWS = 256
@@ -133,7 +132,7 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
         batch_format="pyarrow",
         **actor_pool(config.mine.num_actors, config.mine.gpus_per_actor),
     )
-    with progress("encode", total, console()) as counter:
+    with tracked("encode", total) as counter:
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
             counter.advance(sum(batch["rows"].to_pylist()))
     return total

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.scaling import Run, tables
 from embedder.run_file import load_run
+from ray_jobs import sight
 
 ROOT = Path(__file__).parents[2]
 DOCS = [
@@ -94,3 +95,9 @@ def test_measured_rates_stand_in_the_results():
     assert rows
     for rate, section in rows:
         assert f"{rate} tokens/s" in results.split(f"## {section}\n")[1]
+
+
+def test_the_dashboard_of_jobs_shows_metrics_that_jobs_have():
+    text = (ROOT / "docs" / "grafana-jobs.json").read_text(encoding="utf-8")
+    own = set(re.findall(r"ray_(embedder_\w+)", text))
+    assert own == {sight.DONE, sight.TOTAL}

@@ -44,3 +44,12 @@ def test_a_terminal_gets_a_bar():
     with progress("mine", 30, Console(file=out, force_terminal=True, width=110)) as counter:
         counter.advance(30)
     assert "30/30" in out.getvalue()
+
+
+def test_whoever_observes_hears_every_count():
+    heard = []
+    with progress("label", 10, Console(file=io.StringIO()), heard.append) as counter:
+        counter.skip(3)
+        counter.advance(2)
+        counter.advance(5)
+    assert heard == [3, 5, 10]
