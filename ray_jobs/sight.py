@@ -37,8 +37,8 @@ class Bill:
     """What the actors of this driver hold while a block runs: CPU-hours and GPU-hours.
 
     Looks every few seconds, so that a pool that grows and shrinks is billed for what it held; what one look misses, as
-    while a cluster is still starting, the next one stands for. Tasks, which live for a moment, are not in it, nor is the
-    time in which an actor waits for a node or loads its model.
+    while a cluster is still starting, the next one stands for. Tasks, which live for a moment, are not in it, nor is
+    the time in which an actor waits for a node or loads its model.
     """
 
     def __init__(self) -> None:
