@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -18,6 +19,7 @@ from embedder.index.opened import Rankings
 from embedder.index.settings import SearchOptions
 from embedder.serve_config import ServeConfig
 from serve.errors import ApiError
+from serve.schemas import DeploymentState
 from serve.service import DEADLINE, Encoded
 
 DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
@@ -28,6 +30,8 @@ DIED_PAUSE_S = 1.0
 """Before replicas are asked again to load a version; by then those that died are known to be dead."""
 PREPARE_S = 600.0
 """For loading a version in every replica."""
+STATE_HOLDS_S = 2.0
+"""How long an answer of Ray's controller about replicas holds."""
 
 
 class Deployments:
@@ -42,6 +46,9 @@ class Deployments:
     ) -> None:
         self._settings, self._encoder, self._parts, self._retried = settings, encoder, slices, retried
         self.num_slices = len(slices)
+        self._state_lock = asyncio.Lock()
+        self._state: list[DeploymentState] = []
+        self._state_until = 0.0
 
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
         """The vectors of texts by the model of a version."""
@@ -87,6 +94,14 @@ class Deployments:
             return
         raise ApiError(503, "replicas died while they loaded the version; try again")
 
+    async def deployments(self) -> list[DeploymentState]:
+        """Which replicas there are, as Ray's controller said within the last two seconds."""
+        async with self._state_lock:
+            if time.monotonic() > self._state_until:
+                self._state = await asyncio.to_thread(_deployments, serve.get_replica_context().app_name)
+                self._state_until = time.monotonic() + STATE_HOLDS_S
+        return self._state
+
     async def _call(self, call: Callable[[], DeploymentResponse[Any]]) -> Any:  # noqa: ANN401 - whatever the replica answers
         """Make a call that may be repeated; on the death of its replica it goes to another one.
 
@@ -120,6 +135,18 @@ class Deployments:
             raise ApiError(503, "a part of the service is not ready; try again") from error
         except RayTaskError as error:
             raise _cause(error) from error
+
+
+def _deployments(application: str) -> list[DeploymentState]:
+    found = serve.status().applications[application].deployments
+    return [
+        DeploymentState(
+            name=name,
+            status=one.status.value,
+            replicas={state.value: count for state, count in one.replica_states.items()},
+        )
+        for name, one in found.items()
+    ]
 
 
 def _cause(error: RayTaskError) -> BaseException:

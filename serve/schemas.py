@@ -341,6 +341,22 @@ class Health(Strict):
     status: Literal["ok"] = "ok"
 
 
+class DeploymentState(Strict):
+    """A part of the service."""
+
+    name: str
+    status: str
+    """As Ray calls it: HEALTHY, UPDATING, UPSCALING, DOWNSCALING, UNHEALTHY, DEPLOY_FAILED."""
+    replicas: dict[str, int]
+    """How many there are by their state: RUNNING, STARTING, STOPPING and others of Ray's."""
+
+
+class ServiceState(Strict):
+    """Answer of GET /v1/state."""
+
+    data: list[DeploymentState]
+
+
 class ErrorDetail(Strict):
     """What is wrong, and where."""
 

@@ -114,5 +114,6 @@ class ShardReplica:
 
 def _probe(index: OpenIndex) -> None:
     probe_QD = np.ones((1, index.manifest.dimension), dtype=np.float32)
-    for task in index.collections:
+    # A slice holds no shard of a version that has fewer of them than there are slices.
+    for task in (task for task, shards in index.collections.items() if shards):
         index.rank(task, SearchOptions(k=1), probe_QD, None)

@@ -21,7 +21,7 @@ from embedder.serve_config import ServeConfig
 from embedder.tasks import Side, TaskSpec
 from serve.errors import ApiError
 from serve.keys import Keys
-from serve.schemas import SearchFields, Timing
+from serve.schemas import DeploymentState, SearchFields, Timing
 from serve.versions import Served, Version, shards_of
 
 DEADLINE: ContextVar[float] = ContextVar("deadline")
@@ -64,6 +64,9 @@ class Backend(Protocol):
 
     async def prepare(self, version: str) -> None:
         """Have every replica load a version and try it."""
+
+    async def deployments(self) -> list[DeploymentState]:
+        """Which replicas there are."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from serve.schemas import Health
+from serve.schemas import Health, ServiceState
 from serve.service import Service
 from serve.versions import Version
 
@@ -47,3 +47,9 @@ async def ready(service: Here) -> Health:
     for _, version in service.served.all():
         await service.check_health(version)
     return Health()
+
+
+@router.get("/v1/state")
+async def deployments(service: Here) -> ServiceState:
+    """The replicas of every deployment."""
+    return ServiceState(data=await service.backend.deployments())

@@ -20,6 +20,7 @@ from embedder.model import load_inference_encoder
 from embedder.tasks import BUILTIN_TASKS
 from serve.embed import EncoderReplica
 from serve.keys import Keys
+from serve.schemas import DeploymentState
 from serve.search import ShardReplica
 from serve.service import Service
 from serve.versions import Served, Source
@@ -135,6 +136,9 @@ class LocalBackend:
     async def prepare(self, version):
         for one in (self.encoder, *self.parts):
             await one.prepare(version)
+
+    async def deployments(self):
+        return [DeploymentState(name="encoder", status="HEALTHY", replicas={"RUNNING": 1})]
 
 
 def local_service(config: RunConfig) -> Service:

@@ -143,6 +143,13 @@ def test_it_serves_the_description_that_is_committed(running: Running) -> None:
         assert client.get("/openapi.json").json() == json.loads(described())
 
 
+def test_it_says_which_replicas_there_are(running: Running) -> None:
+    with running.client() as client:
+        state = {one["name"]: one for one in client.get("/v1/state").json()["data"]}
+    assert state.keys() == {"ingress", "encoder", "shard-00000"}
+    assert state["encoder"]["replicas"].get("RUNNING") == 2
+
+
 def test_keys_are_asked_for_and_rotate_without_a_restart(running: Running) -> None:
     with httpx.Client(base_url=running.url, timeout=60) as stranger:
         assert stranger.get("/health").status_code == 200
