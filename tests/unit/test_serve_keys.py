@@ -25,6 +25,7 @@ ROUTES = {
     ("GET", "/v1/models"): "read",
     ("GET", "/v1/models/{name}"): "read",
     ("GET", "/v1/indexes"): "read",
+    ("GET", "/v1/state"): "read",
     ("POST", "/embed"): "read",
     ("POST", "/v1/embeddings"): "read",
     ("POST", "/v1/rerank"): "read",

@@ -19,6 +19,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from serve.api import make_api
+from serve.keys import needed_role
 from serve.page import FOLDER
 from tests.cluster.conftest import free_port
 from tests.serving import local_service, publish, run_config
@@ -31,12 +32,10 @@ HOSTILE = "<img src=x onerror=alert(1)> sorts a list <b>quickly</b>"
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory):
-    """The routes over two versions, with a key."""
+    """The routes over two versions."""
     work = tmp_path_factory.mktemp("page")
     publish(work, MODEL, "v1")
     publish(work, MODEL, "v2", alias="base", shards=1)
-    keys = work / "keys"
-    keys.write_text("read secret\n", encoding="utf-8")
     return make_api(local_service(run_config(work, MODEL)), lambda *_: None)
 
 
@@ -120,3 +119,8 @@ def test_what_documents_hold_is_shown_as_text_and_errors_are_said(url, api, tmp_
     assert "<img" not in page and "&lt;img src=x" in page and "<mark>onerror</mark>" in page
     page = shown(url, tmp_path, task="tool", q="x", k="101", beside="")
     assert re.search(r'<p id="problem" role="alert">400: k 101: at most 100</p>', page)
+
+
+def test_the_page_asks_for_no_key_but_what_it_shows_does():
+    assert [needed_role("GET", path) for path in ("/", "/static/page.css", "/static/page.js")] == [None] * 3
+    assert needed_role("GET", "/v1/state") == "read"
