@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from embedder.paths import Section
+from embedder.paths import AbsolutePath, Section
 
 
 class SelfPacedConfig(Section):
@@ -67,6 +67,32 @@ class ValidationConfig(Section):
         return self
 
 
+class ReplayedRun(Section):
+    """An earlier run whose labelled groups are trained on again."""
+
+    work: AbsolutePath
+    """Its `paths.work`."""
+    round: int = Field(default=1, ge=1, le=99)
+    """Its `paths.round`."""
+
+
+class ReplayConfig(Section):
+    """Groups of earlier runs among the new ones, so that new tasks or data do not push out what was learned."""
+
+    runs: list[ReplayedRun] = Field(min_length=1)
+    share: float = Field(gt=0, lt=1)
+    """Of all groups, how many are replayed ones: a seeded choice, or all there are if they are fewer."""
+
+    @model_validator(mode="after")
+    def runs_differ(self) -> ReplayConfig:
+        """Refuse a run that is named twice."""
+        seen = [(str(run.work), run.round) for run in self.runs]
+        for run in self.runs:
+            if seen.count((str(run.work), run.round)) > 1:
+                raise ValueError(f"runs names {run.work}, round {run.round}, twice")
+        return self
+
+
 class TrainConfig(Section):
     """Rewards to a trained encoder."""
 
@@ -110,6 +136,15 @@ class TrainConfig(Section):
     """Keep the optimiser's state in the memory of the CPU."""
     validation: ValidationConfig | None = None
     """null: no split is kept apart, and the encoder of the last step is exported."""
+    replay: ReplayConfig | None = None
+    """null: the groups of this run alone."""
+    tensorboard: bool = False
+    """Write event files to `training/RUN/tensorboard`."""
+    mlflow: str | None = Field(default=None, min_length=1)
+    """Address of an MLflow server, or `file:FOLDER`, that follows the training; needs the package mlflow."""
+    wandb: str | None = Field(default=None, min_length=1)
+    """Project of Weights & Biases that follows the training; needs the package wandb, and its key in the workers'
+    environment."""
     num_workers: int = Field(default=2, ge=1)
     min_workers: int | None = Field(default=None, ge=1)
     """With fewer nodes free than `num_workers` needs, train with as few workers as this, and with more once there are

@@ -2,9 +2,10 @@
 
     python -m ray_jobs.train --config configs/demo.yaml
 
-reads   candidates/*.parquet, labelled/blocks/*.parquet   records.GROUP, records.LABELLED
+reads   candidates/*.parquet, labelled/blocks/*.parquet   records.GROUP, records.LABELLED; of replayed runs too
 writes  training/RUN/                                     rows, checkpoints, metrics.jsonl (a line a step)
-        model/                                            the trained encoder as a Hugging Face folder
+        model/                                            the trained encoder as a Hugging Face folder, with a card
+        reports/training.html, .json, .png                the curves
 
 RUN is named by a hash of data and settings: running the command again resumes from the last checkpoint, and a
 finished run only writes its model again. Ray Train starts the workers, DeepSpeed trains.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow as pa
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -25,16 +25,22 @@ from embedder.cost import Work, measured_rate
 from embedder.errors import ConfigError, DataError
 from embedder.fingerprint import encoder_fingerprint
 from embedder.lineage import install_model
-from embedder.records import content_id, group_id, parquet_files
+from embedder.records import content_id
 from embedder.reports import StageReport, console
+from embedder.storage import replacing
 from embedder.train_config import TrainConfig
+from embedder.training.card import model_card
 from embedder.training.data import write_training_rows
 from embedder.training.estimate import work_of
 from embedder.training.job import MetricsReader, TrainingJob, live_note, report_lines
+from embedder.training.report import summarise
+from embedder.training.report_page import write_report
 from embedder.training.split import split_groups
+from embedder.training.start import check_start
+from embedder.training.trackers import check_trackers
 from ray_jobs.fit import fit_with_progress
 from ray_jobs.session import Job, main
-from ray_jobs.tables import candidate_groups, labelled_ledger, positive_ids
+from ray_jobs.train_groups import TrainingGroups, training_groups
 from ray_jobs.worker import train_worker
 
 FORMAT = 2
@@ -42,8 +48,10 @@ FORMAT = 2
 HOW_NOT_WHAT = {
     *("save_every", "max_failures", "num_workers", "min_workers", "gpus_per_worker"),
     *("zero_stage", "offload_optimizer", "chunk_tokens", "gradient_checkpointing"),
+    *("replay", "tensorboard", "mlflow", "wandb"),
 }
-"""Settings that a run may be gone on with in another form: they change nothing but rounding."""
+"""Settings that a run may be gone on with in another form: they change nothing but rounding, and of the replay only
+which groups it chose counts."""
 
 
 def section(config: RunConfig) -> TrainConfig:
@@ -53,56 +61,53 @@ def section(config: RunConfig) -> TrainConfig:
     return config.train
 
 
-def labelled_groups(config: RunConfig) -> pa.Table:
-    """The labels of the current candidates.
-
-    Raises:
-        DataError: `label` has not run, or not for all of these candidates.
-    """
-    ledger = labelled_ledger(config)
-    if not parquet_files(ledger.folder):
-        raise DataError(f"{ledger.folder}: no labels; run `python -m ray_jobs.label` first")
-    return ledger.read([group_id(group) for group in candidate_groups(config).to_pylist()])
-
-
 def check(config: RunConfig) -> Work:
-    """Labels exist for every candidate group, the encoder's folder has weights, and the plan has a task to train."""
+    """Labels exist for every candidate group, the settings fit together, and the plan has a task to train."""
     settings = section(config)
-    kept, apart = split_groups(labelled_groups(config).to_pylist(), settings.validation)
-    return work_of(config.encoder, config.tasks, settings, kept, apart)
+    check_trackers(settings)
+    check_start(config.encoder)
+    taken = training_groups(config)
+    kept, apart = split_groups(taken.groups, settings.validation)
+    work = work_of(config.encoder, config.tasks, settings, kept, apart)
+    return Work(work.stage, [*taken.notes, *work.lines], work.flops)
 
 
 def run(config: RunConfig) -> StageReport:
-    """Train or resume; the summary tells the rows left out, each task's loss at both ends, and the validation."""
+    """Train or resume; write model, card and report; the summary tells the rows left out, losses and validation."""
     settings = section(config)
-    groups = labelled_groups(config)
-    name = run_name(config, groups)
+    taken = training_groups(config)
+    name = run_name(config, taken)
     job = TrainingJob(config.encoder, config.tasks, settings, config.paths.training / name)
-    kept, apart = split_groups(groups.to_pylist(), settings.validation)
-    positives = positive_ids(config)
-    sizes, left_out = write_training_rows(kept, config.tasks, job.rows, positives)
-    write_training_rows(apart, config.tasks, job.held_out, positives)
+    kept, apart = split_groups(taken.groups, settings.validation)
+    sizes, left_out = write_training_rows(kept, config.tasks, job.rows, taken.positives)
+    write_training_rows(apart, config.tasks, job.held_out, taken.positives)
     if not job.exported.is_dir():
-        _announce(work_of(config.encoder, config.tasks, settings, kept, apart), settings)
+        work = work_of(config.encoder, config.tasks, settings, kept, apart)
+        _announce(Work(work.stage, [*taken.notes, *work.lines], work.flops), settings)
         _fit(job, config.paths.training, name)
     if not job.exported.is_dir():
         raise DataError(f"training {name} ended without a model; see {job.folder}")
+    steps = MetricsReader(job.metrics).steps()
+    outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
+    numbers = summarise(steps, sizes, left_out, outcome, settings)
+    with replacing(job.exported / "README.md") as file:
+        file.write(model_card(config, numbers).encode())
     lineage = {"training_run": name, "base_encoder": config.encoder.model, "llm": config.llm and config.llm.model}
     install_model(job.exported, config.paths.model, lineage)
-    steps = MetricsReader(job.metrics).steps()
+    page = write_report(numbers, config.paths.reports, config.paths.work.name)
     report = StageReport("train", len(steps), "steps", details={"rows": dict(sizes), "left_out": dict(left_out)})
-    report.details["outcome"] = json.loads(job.outcome.read_text(encoding="utf-8"))
-    report.lines += report_lines(steps, sizes, report.details["outcome"], settings)
+    report.details["outcome"] = outcome
+    report.lines += taken.notes + report_lines(steps, sizes, outcome, settings)
     report.lines += [f"left out {count:,} groups of {reason}" for reason, count in sorted(left_out.items())]
+    report.lines.append(f"report: {page}")
     return report
 
 
-def run_name(config: RunConfig, groups: pa.Table) -> str:
+def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
-    settings = section(config).model_dump(exclude=HOW_NOT_WHAT)
+    settings = section(config).model_dump(mode="json", exclude=HOW_NOT_WHAT)
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
-    labels = [groups["row_id"].to_pylist(), groups["label_fingerprint"].to_pylist()]
-    return content_id(FORMAT, encoder_fingerprint(config.encoder), settings, tasks, labels)[:16]
+    return content_id(FORMAT, encoder_fingerprint(config.encoder), settings, tasks, taken.identity)[:16]
 
 
 def _announce(work: Work, settings: TrainConfig) -> None:

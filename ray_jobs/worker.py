@@ -5,6 +5,7 @@ from __future__ import annotations
 import ray.train
 
 from embedder.training.job import StepMetrics, TrainingJob, append_metrics
+from embedder.training.trackers import open_trackers, values_of
 
 
 def train_worker(settings: dict[str, TrainingJob]) -> None:
@@ -16,10 +17,14 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
     from embedder.training.loop import train  # not above: the driver names this function and needs no DeepSpeed
 
     job = settings["job"]
-    is_first = ray.train.get_context().get_world_rank() == 0
+    if ray.train.get_context().get_world_rank():
+        train(job, lambda metrics: None)
+        return
+    with open_trackers(job) as trackers:
 
-    def report(metrics: StepMetrics) -> None:
-        if is_first:
+        def report(metrics: StepMetrics) -> None:
             append_metrics(job.metrics, metrics)
+            for tracker in trackers:
+                tracker.log(values_of(metrics), metrics.step + 1)
 
-    train(job, report)
+        train(job, report)

@@ -117,6 +117,14 @@ def work_of(
         f"{task}: {sizes[task]:,} groups, trained {plan.rows_of(task) / sizes[task]:.1f} times, loss {tasks[task].loss}"
         for task in plan.tasks
     ]
+    lines += [
+        f"{task}: {sizes[task]:,} groups, not trained: no weight" for task in sorted(set(sizes) - set(plan.tasks))
+    ]
+    lines += [
+        f"{task}: train.task_weights gives it {weight:g}, but it has no group to train on"
+        for task, weight in config.task_weights.items()
+        if weight and not sizes[task]
+    ]
     candidates = max(len(row["candidates"]) for row in rows)
     lines.append(
         f"{config.steps:,} steps of {config.batch_size:,} queries with up to {candidates} candidates on "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from embedder.errors import ConfigError
+from embedder.host_memory import keep_freed_memory
 from embedder.model import TextEncoder, TokenRow, export_encoder, load_encoder
 from embedder.onednn import has_onednn, train_linear_layers
 from embedder.records import row_seed, write_json
@@ -60,6 +61,8 @@ class Trainer:
         self.job, config = job, job.config
         torch.manual_seed(config.seed)
         encoder = trainable_encoder(job)
+        if encoder.device.type == "cpu":
+            keep_freed_memory()
         join_workers(encoder.device)
         found = self._find_checkpoint(encoder.device)
         if found is not None:

@@ -89,7 +89,7 @@ def test_labels_of_another_prompt_are_refused_before_a_model_is_loaded(cluster: 
 
 def test_train_killed_half_way_goes_on_and_a_finished_run_trains_no_more(cluster: Cluster, run_file: Path) -> None:
     config = load_run(run_file)
-    driver = cluster.start("train", run_file)
+    driver = cluster.start("train", run_file, "train.tensorboard=true")
     try:
         deadline = time.monotonic() + 240
         while len(_steps(config.paths.training)) < 5 and time.monotonic() < deadline:
@@ -98,10 +98,13 @@ def test_train_killed_half_way_goes_on_and_a_finished_run_trains_no_more(cluster
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
-    output = succeeded(cluster.submit("train", run_file))
+    output = succeeded(cluster.submit("train", run_file, "train.tensorboard=true"))
     assert "negatives a query" in output and "GiB a worker" in output and "minutes of computing" in output
     assert [step for step, _ in _steps(config.paths.training)] == list(range(12))
     assert (config.paths.model / "model.safetensors").is_file()
+    assert "## Tasks and prompts" in (config.paths.model / "README.md").read_text(encoding="utf-8")
+    assert {path.suffix for path in config.paths.reports.glob("training.*")} == {".html", ".json", ".png"}
+    assert len(list(config.paths.training.glob("*/tensorboard/events*"))) >= 2
     before = _steps(config.paths.training)
     assert "negatives a query" not in succeeded(cluster.submit("train", run_file, "train.save_every=5"))
     assert _steps(config.paths.training) == before

@@ -8,12 +8,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from embedder.config import EncoderConfig
 from embedder.encode import encode
+from embedder.errors import ConfigError
 from embedder.model import load_encoder
 from embedder.tasks import BUILTIN_TASKS
 from embedder.training.checkpoint import last_step
@@ -32,6 +32,8 @@ ADAPTED = {f"stage {stage}, lora": {"zero_stage": stage, **LORA} for stage in (0
 DROPPED = {f"stage {stage}, dropout": {"zero_stage": stage, "dropout": 0.2} for stage in (0, 3)}
 DROPPED["dropout, chunks"] = {"dropout": 0.2, "chunk_tokens": 256}
 """Chunks of the size of the batches, so that the same texts are dropped from together."""
+MIXED = {"batches": "mixed", "matryoshka_dimensions": [8]}
+"""Queries of all tasks in a batch, and a prefix of the vectors trained with them."""
 STOPPED = {f"stopped at stage {stage}": {"zero_stage": stage, **TWO} for stage in (0, 1, 2, 3)}
 
 
@@ -51,16 +53,17 @@ def loud_encoder(tmp_path_factory, tiny_encoder_folder):
 def trained(tmp_path_factory, loud_encoder):
     """The folder in which every run of this file was made: by this process, by two others, and by this one again."""
     folder = tmp_path_factory.mktemp("trainings")
-    follow([Run("alone"), Run("lora alone", LORA), Run("alone, stopped", stop=3)], folder, loud_encoder)
+    first = [Run("alone"), Run("lora alone", LORA), Run("alone, stopped", stop=3)]
+    follow([*first, Run("mixed alone", MIXED), Run("mixed, stopped", MIXED, stop=3)], folder, loud_encoder)
     settings = {"plain": {}} | SAME | ROUGH | ADAPTED | DROPPED
     runs = [Run(name, {**chosen, **TWO}) for name, chosen in settings.items()]
     runs += [Run(name, chosen, stop=3) for name, chosen in STOPPED.items()]
     runs += [Run(f"{name}, on at stage 2", {**TWO, "zero_stage": 2}, like=name) for name in STOPPED]
     runs += [Run("alone, then two", {**TWO, "zero_stage": 3}, like="alone, stopped")]
+    runs += [Run("mixed", {**MIXED, **TWO}), Run("mixed, then two", {**MIXED, **TWO}, like="mixed, stopped")]
     on_workers(2, runs, folder, loud_encoder)
     resumed = [Run(f"{name}, on alone", {"zero_stage": stage}, like=name) for stage, name in enumerate(STOPPED)]
     follow(resumed, folder, loud_encoder)
-    dist.destroy_process_group()
     return folder
 
 
@@ -97,6 +100,22 @@ def test_every_setting_gives_the_curve_and_the_vectors_of_the_plain_one(trained,
 def test_one_worker_gives_the_curve_of_two(trained):
     assert losses(trained, "alone") == pytest.approx(losses(trained, "plain"), abs=2e-5)
     assert losses(trained, "lora alone") == pytest.approx(losses(trained, "stage 0, lora"), abs=2e-5)
+
+
+def test_mixed_batches_with_a_prefix_train_alike_on_any_number_of_workers(trained, loud_encoder):
+    for name in ("mixed", "mixed, then two"):
+        assert losses(trained, name) == pytest.approx(losses(trained, "mixed alone"), abs=2e-5)
+        assert distance(trained, loud_encoder, name, "mixed alone") < 1e-4
+    steps = metrics(trained, "mixed")
+    assert all(step.losses.keys() == step.paces.keys() for step in steps)
+    assert max(len(step.losses) for step in steps) == 3
+    assert losses(trained, "mixed") != pytest.approx(losses(trained, "plain"), abs=1e-2)
+
+
+def test_a_prefix_longer_than_the_vectors_ends_the_training_before_its_first_step(tmp_path, loud_encoder, one_thread):
+    with pytest.raises(ConfigError, match=r"matryoshka_dimensions is \[64\], but the encoder's vectors have 32"):
+        follow([Run("long", {"matryoshka_dimensions": [64]})], tmp_path, loud_encoder)
+    assert metrics(tmp_path, "long") == []
 
 
 @pytest.mark.parametrize("name", ROUGH)
