@@ -141,7 +141,7 @@ class TrainConfig(Section):
     tensorboard: bool = False
     """Write event files to `training/RUN/tensorboard`."""
     mlflow: str | None = Field(default=None, min_length=1)
-    """Address of an MLflow server, or `file:FOLDER`, that follows the training; needs the package mlflow."""
+    """Tracking address of the MLflow server that follows the training; needs the package mlflow."""
     wandb: str | None = Field(default=None, min_length=1)
     """Project of Weights & Biases that follows the training; needs the package wandb, and its key in the workers'
     environment."""

@@ -54,13 +54,14 @@ def check_trackers(config: TrainConfig) -> None:
 
 
 def values_of(metrics: StepMetrics) -> dict[str, float]:
-    """What a tracker is told of a step."""
+    """What a tracker is told of a step; no name is the beginning of another, which MLflow keeps as folder and file."""
     values = {"loss": metrics.loss, "learning_rate": metrics.learning_rate, "seconds": metrics.seconds}
+    values = {f"train/{name}": value for name, value in values.items()}
     values |= {f"loss/{task}": loss for task, loss in metrics.losses.items()}
     values |= {f"pace/{task}": pace for task, pace in metrics.paces.items()}
     values |= {f"ndcg/{task}": value for task, value in metrics.validation.items()}
     if metrics.validation:
-        values["ndcg"] = mean(metrics.validation.values())
+        values["train/ndcg"] = mean(metrics.validation.values())
     return values
 
 
