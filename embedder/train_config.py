@@ -181,6 +181,20 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def worker_has_a_device(self) -> TrainConfig:
+        """Refuse GPUs that a worker would leave idle, and two workers on one."""
+        if self.gpus_per_worker > 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker:g}, but a worker trains on one; raise num_workers instead"
+            )
+        if 0 < self.gpus_per_worker < 1 < self.num_workers:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker:g} with {self.num_workers} workers, but NCCL refuses two "
+                "workers on one GPU; give each a whole one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def offload_has_a_stage(self) -> TrainConfig:
         """Refuse an offload that DeepSpeed would pass over."""
         if self.offload_optimizer and not self.zero_stage:

@@ -99,6 +99,16 @@ REFUSED = {
         "train: {steps: 3, batch_size: 9, num_workers: 2}",
         "train: batch_size 9 is not a multiple of num_workers 2",
     ),
+    "two workers on a GPU": (
+        "train: {steps: 3, gpus_per_worker: 0.5}",
+        "train: gpus_per_worker is 0.5 with 2 workers, but NCCL refuses",
+    ),
+    "GPUs that stay idle": (
+        "train: {steps: 3, gpus_per_worker: 2}",
+        "train: gpus_per_worker is 2, but a worker trains on one",
+    ),
+    "replay of nothing": ("train: {steps: 3, replay: {runs: [], share: 0.2}}", "train.replay.runs: "),
+    "replay of everything": ("train: {steps: 3, replay: {runs: [{work: a}], share: 1}}", "train.replay.share: "),
     "negative weight": ("train: {steps: 3, task_weights: {qa: -1}}", "train.task_weights.qa: "),
     "no task with a weight": ("train: {steps: 3, task_weights: {qa: 0}}", "leave no task to train"),
     "mix by weights and by temperature": (
