@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if data is None:
         print("no data: shared/data/qa/nq is neither in nor beside the repository; name the data's folder by --data")
         return 1
-    found: Found = {"machine": machine()}
+    found: Found = {"machine": machine(), "max_tokens": given.max_tokens}
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n", flush=True)
     encoder = EncoderConfig(model=given.model, pooling="mean", max_tokens=given.max_tokens)
     load, began = ForeignLoad(), time.perf_counter()
