@@ -158,7 +158,8 @@ def _timed(job: TrainingJob) -> list[Round]:
     def turn(step: int, seconds: float) -> None:
         nonlocal load
         times = {"peer": seconds}
-        for name, way in {"ours": ours.step, "padded": partial(padded.step, batches[step])}.items():
+        ways: dict[str, Callable[[], object]] = {"ours": ours.step, "padded": partial(padded.step, batches[step])}
+        for name, way in ways.items():
             times |= time_each({name: way})
             release_freed_memory()
         one: Round = {"seconds": times, "foreign_cores": load.cores()}
