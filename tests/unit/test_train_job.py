@@ -1,0 +1,57 @@
+"""The job `train` around a training that this process makes itself: what it writes, and continuing with replay."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from embedder.run_file import load_run
+from ray_jobs import train, worker
+from tests.unit.test_train_groups import write_run
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch, one_thread):
+    """The first worker's part, in this process."""
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    monkeypatch.setattr(train, "_fit", lambda job, storage, name: worker.train_worker({"job": job}))
+
+
+def test_a_training_leaves_model_card_report_and_event_files_and_is_continued_with_replay(
+    tmp_path, tiny_encoder_folder
+):
+    validation = {"queries": 2, "every": 2}
+    path = write_run(
+        tmp_path / "old", tiny_encoder_folder, {"qa", "chat"}, "old: ", tensorboard=True, validation=validation
+    )
+    config = load_run(path)
+    report = train.run(config)
+    assert report.rows == 4 and report.lines[-1] == f"report: {config.paths.reports / 'training.html'}"
+    card = (config.paths.model / "README.md").read_text(encoding="utf-8")
+    assert "| qa |" in card and "NDCG@10 on held-out training queries" in card
+    numbers = json.loads((config.paths.reports / "training.json").read_text(encoding="utf-8"))
+    assert numbers["steps"] == 4 and len(numbers["validation"]["history"]) == 3
+    assert len(list(config.paths.training.glob("*/tensorboard/events*"))) == 1
+    vectors = SentenceTransformer(str(config.paths.model), device="cpu").encode(["a fox"], prompt_name="qa_query")
+    assert vectors.shape == (1, 32)
+
+    replay = {"runs": [{"work": str(tmp_path / "old")}], "share": 0.5}
+    again = write_run(tmp_path / "new", config.paths.model, {"tool"}, replay=replay)
+    report = train.run(load_run(again))
+    assert set(report.details["rows"]) == {"qa", "chat", "tool"}
+    assert report.lines[0].startswith("replays 8 of 16 groups")
+    lineage = json.loads((tmp_path / "new" / "model" / "lineage.json").read_text(encoding="utf-8"))
+    assert lineage["base_encoder"] == str(config.paths.model)
+
+
+def test_a_finished_training_writes_its_card_and_report_again_without_a_step(tmp_path, tiny_encoder_folder):
+    config = load_run(write_run(tmp_path / "run", tiny_encoder_folder, {"qa"}))
+    train.run(config)
+    card = (config.paths.model / "README.md").read_text(encoding="utf-8")
+    before = sorted(path.read_bytes() for path in config.paths.training.glob("*/metrics.jsonl"))
+    train.run(config)
+    assert (config.paths.model / "README.md").read_text(encoding="utf-8") == card
+    assert sorted(path.read_bytes() for path in config.paths.training.glob("*/metrics.jsonl")) == before
