@@ -41,15 +41,16 @@ class ServeConfig(Section):
     batch_tokens: int = Field(default=2048, ge=64)
     """Tokens that the encoder takes together. On CPU 2,048 fills the caches, a GPU wants 16,384 and more."""
     max_queued_requests: int = Field(default=200, ge=1)
-    """Requests waiting for the encoder, for each ingress; further ones get status 429."""
+    """Requests waiting for a call to the encoder, in each ingress; further ones get status 429."""
     fold_rows: int = Field(default=1000, ge=1)
     """Writes to a collection after which its shard builds a new generation in the background."""
 
     min_replicas: int = Field(default=1, ge=1)
     """Of the encoder; shards have as many."""
     max_replicas: int = Field(default=4, ge=1)
-    target_ongoing_requests: int = Field(default=16, ge=1)
-    """Requests of a replica, waiting or worked on, above which another is started; it takes four times as many."""
+    target_ongoing_requests: int = Field(default=2, ge=1)
+    """Calls of an encoder, waiting or worked on, above which another one is started. An ingress has as many under way
+    for each of `max_replicas`, and sends in one call what waits beyond that."""
     upscale_delay_s: float = Field(default=10.0, ge=0)
     """How long the load must stay high before replicas are added."""
     downscale_delay_s: float = Field(default=300.0, ge=0)

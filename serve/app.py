@@ -26,6 +26,7 @@ from embedder.reports import console
 from embedder.run_file import load_run
 from embedder.serve_config import ServeConfig
 from serve.embed import EncoderReplica
+from serve.gathering import MOST_REQUESTS
 from serve.ingress import Ingress
 from serve.keys import read_keys
 from serve.search import ShardReplica
@@ -33,6 +34,8 @@ from serve.versions import Source
 
 SHARD_CPUS = 0.1
 INGRESS_CPUS = 0.1
+SLICE_REQUESTS = 8
+"""Searches of a slice, waiting or worked on, above which another replica is started."""
 INGRESS_REQUESTS = 100
 """Requests of an ingress, waiting for others for the most part, above which another one is started."""
 OVERLOADED = BackpressureConfig(status_code=429, retry_after_s=1)
@@ -70,10 +73,12 @@ def build_run(config: RunConfig) -> Application:
     if settings.api_keys_file is not None:
         read_keys(settings.api_keys_file)
     version = bundle.name
+    calls = settings.target_ongoing_requests * settings.max_replicas
     encoder = (
         serve.deployment(EncoderReplica, name="encoder")
         .options(
-            max_ongoing_requests=4 * settings.target_ongoing_requests,
+            # As many as all ingresses send: a call that waits for a replica is asked about again at intervals.
+            max_ongoing_requests=calls * settings.max_ingress_replicas,
             max_queued_requests=settings.max_queued_requests,
             ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
             **_common(settings, settings.min_replicas, settings.max_replicas, settings.target_ongoing_requests),
@@ -83,15 +88,15 @@ def build_run(config: RunConfig) -> Application:
     slices = [
         serve.deployment(ShardReplica, name=f"shard-{number:05d}")
         .options(
-            max_ongoing_requests=4 * settings.target_ongoing_requests,
+            max_ongoing_requests=8 * SLICE_REQUESTS,
             max_queued_requests=settings.max_queued_requests,
             ray_actor_options={"num_cpus": SHARD_CPUS},
-            **_common(settings, settings.min_replicas, settings.max_replicas, settings.target_ongoing_requests),
+            **_common(settings, settings.min_replicas, settings.max_replicas, SLICE_REQUESTS),
         )
         .bind(source, settings, version, number, manifest.num_shards)
         for number in range(manifest.num_shards)
     ]
-    most = settings.max_queued_requests + 4 * settings.target_ongoing_requests * settings.max_replicas
+    most = settings.max_queued_requests + MOST_REQUESTS * calls
     return (
         serve.deployment(Ingress, name="ingress")
         .options(

@@ -17,7 +17,7 @@ import torch
 
 from embedder.bundle import MODEL, bundle_encoder, verify
 from embedder.encode import encode_tokens
-from embedder.errors import EmbedderError
+from embedder.errors import BundleError, EmbedderError
 from embedder.model import TextEncoder, TokenRow, load_inference_encoder
 from embedder.serve_config import ServeConfig
 from serve.batching import NotEncodable, TokenBatcher
@@ -64,31 +64,31 @@ class EncoderReplica:
         self._models.preload(default)
         self._unloaded = time.monotonic()
 
-    async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
-        """The vectors of one request's texts by the model of a version.
+    async def encode(self, version: str, requests: list[list[str]], truncate: bool) -> list[Encoded | ApiError]:
+        """The vectors of the texts of several requests by the model of a version, or why one has none.
 
         Raises:
-            ApiError: a text cannot be encoded, or there are too many tokens.
+            ApiError: the model itself is failing.
             BundleError: the version is missing or damaged.
         """
         model = await self._models.get(version)
         loop = asyncio.get_running_loop()
         began = time.perf_counter()
-        rows = await loop.run_in_executor(self._tokenizing, self._tokens, model.encoder, texts, truncate)
-        tokens = [len(row) for row in rows]
-        self._metrics.tokenized(time.perf_counter() - began, sum(tokens), model.batcher.waiting)
-        if sum(tokens) > self._settings.max_request_tokens:
-            limit = self._settings.max_request_tokens
-            raise ApiError(400, f"{sum(tokens)} tokens in one request; at most {limit}", param="input")
+        made = await loop.run_in_executor(self._tokenizing, self._tokenized, model.encoder, requests, truncate)
+        tokens = sum(len(row) for rows in made if not isinstance(rows, ApiError) for row in rows)
+        self._metrics.tokenized(time.perf_counter() - began, tokens, model.batcher.waiting)
+        return list(await asyncio.gather(*(self._vectors(model, rows) for rows in made)))
+
+    async def _vectors(self, model: _Model, rows: list[TokenRow] | ApiError) -> Encoded | ApiError:
+        if isinstance(rows, ApiError):
+            return rows
         try:
-            return Encoded(await model.batcher.submit(rows), tokens)
+            return Encoded(await model.batcher.submit(rows), [len(row) for row in rows])
         except NotEncodable as error:
             await self._blame(model)
             self._metrics.poisoned()
             status = 500 if "finite" in error.reason else 400
-            raise ApiError(
-                status, f"text {error.place}: {error.reason}", param="input", code="not_encodable"
-            ) from error
+            return ApiError(status, f"text {error.place}: {error.reason}", param="input", code="not_encodable")
 
     async def prepare(self, version: str) -> None:
         """Load the model of a version, and try it.
@@ -96,7 +96,11 @@ class EncoderReplica:
         Raises:
             BundleError: it is missing or damaged.
         """
-        await self._try(await self._models.get(version))
+        model = await self._models.get(version)
+        try:
+            await self._try(model)
+        except RuntimeError as error:
+            raise BundleError(f"version {version}: {error}") from error
 
     async def check_health(self) -> None:
         """A real forward pass of every model; a replica that fails it, or hangs in it, is replaced."""
@@ -130,13 +134,19 @@ class EncoderReplica:
         if abs(float(np.linalg.norm(vector_ND[0])) - 1) > UNIT:
             raise RuntimeError("the encoder gives vectors that are not of length 1")
 
-    def _tokens(self, encoder: TextEncoder, texts: list[str], truncate: bool) -> list[TokenRow]:
-        if not truncate:
-            most = encoder.config.max_tokens
-            for i, ids in enumerate(encoder.tokenizer(texts, truncation=False)["input_ids"]):
-                if len(ids) > most:
-                    raise ApiError(400, f"text {i}: {len(ids)} tokens; the model reads {most}", param="input")
-        return encoder.tokenize(texts)
+    def _tokenized(
+        self, encoder: TextEncoder, requests: list[list[str]], truncate: bool
+    ) -> list[list[TokenRow] | ApiError]:
+        """The tokens of each request, or why it is refused."""
+        made: list[list[TokenRow] | ApiError] = []
+        limit = self._settings.max_request_tokens
+        for texts in requests:
+            refusal = None if truncate else _cut(encoder, texts)
+            rows = encoder.tokenize(texts)
+            if (tokens := sum(map(len, rows))) > limit:
+                refusal = ApiError(400, f"{tokens} tokens in one request; at most {limit}", param="input")
+            made.append(refusal or rows)
+        return made
 
     def _load(self, version: str) -> _Model:
         """The model of a version; versions with the same model share it."""
@@ -158,3 +168,12 @@ class EncoderReplica:
         vectors = encode_tokens(encoder, rows)
         self._metrics.computed(time.perf_counter() - began)
         return vectors
+
+
+def _cut(encoder: TextEncoder, texts: list[str]) -> ApiError | None:
+    """Why texts cannot be read whole, if so."""
+    most = encoder.config.max_tokens
+    for i, ids in enumerate(encoder.tokenizer(texts, truncation=False)["input_ids"]):
+        if len(ids) > most:
+            return ApiError(400, f"text {i}: {len(ids)} tokens; the model reads {most}", param="input")
+    return None

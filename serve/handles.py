@@ -19,6 +19,7 @@ from embedder.index.opened import Rankings
 from embedder.index.settings import SearchOptions
 from embedder.serve_config import ServeConfig
 from serve.errors import ApiError
+from serve.gathering import Gatherer, Outcome
 from serve.schemas import DeploymentState
 from serve.service import DEADLINE, Encoded
 
@@ -46,14 +47,19 @@ class Deployments:
     ) -> None:
         self._settings, self._encoder, self._parts, self._retried = settings, encoder, slices, retried
         self.num_slices = len(slices)
+        most_calls = settings.target_ongoing_requests * settings.max_replicas
+        self._gatherer = Gatherer(self._encode, most_calls, settings.max_queued_requests)
         self._state_lock = asyncio.Lock()
         self._state: list[DeploymentState] = []
         self._state_until = 0.0
 
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
         """The vectors of texts by the model of a version."""
-        encoded: Encoded = await self._call(lambda: self._encoder.encode.remote(version, texts, truncate))
-        return encoded
+        return await self._gatherer.encode(version, texts, truncate)
+
+    async def _encode(self, version: str, requests: list[list[str]], truncate: bool) -> list[Outcome]:
+        outcomes: list[Outcome] = await self._call(lambda: self._encoder.encode.remote(version, requests, truncate))
+        return outcomes
 
     async def rank(
         self, part: int, version: str, task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: list[str]

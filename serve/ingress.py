@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections.abc import Mapping
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
@@ -76,11 +76,10 @@ class Ingress:
     async def _follow_for_ever(self) -> None:
         noted: dict[str, tuple[str, str]] = {}
         while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                try:
-                    await self.service.follow()
-                except (EmbedderError, ApiError, OSError) as error:
-                    logger.error("the aliases cannot be followed: %s", error)
+            try:
+                await self.service.follow()
+            except (EmbedderError, ApiError, RayError, OSError, RuntimeError, ValueError) as error:
+                logger.error("the aliases cannot be followed: %s", error)
             now = {
                 alias: (version.stamp.model_version, version.stamp.index_version)
                 for alias, version in self.service.served.all()

@@ -60,7 +60,8 @@ class EncoderMetrics:
     def tokenized(self, seconds: float, tokens: int, waiting: int) -> None:
         """Note a request that arrived, while so many texts wait."""
         self._tokenization.observe(seconds)
-        self._tokens.inc(tokens)
+        if tokens:  # Ray refuses to count nothing.
+            self._tokens.inc(tokens)
         self._waiting.set(waiting)
 
     def batch(self, rows: int, tokens: int, waited_s: float) -> None:

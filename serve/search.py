@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from embedder.bundle import read_manifest
-from embedder.errors import EmbedderError
+from embedder.errors import BundleError, EmbedderError
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
 from embedder.index.opened import OpenIndex, Rankings
@@ -85,7 +85,11 @@ class ShardReplica:
         Raises:
             BundleError: they are missing or damaged.
         """
-        await asyncio.to_thread(_probe, await self._indexes.get(version))
+        index = await self._indexes.get(version)
+        try:
+            await asyncio.to_thread(_probe, index)
+        except (RuntimeError, ValueError) as error:
+            raise BundleError(f"version {version}: {error}") from error
 
     async def check_health(self) -> None:
         """A real search of every collection; an exception has the replica replaced."""

@@ -19,6 +19,7 @@ from embedder.locate import model_fingerprint
 from embedder.model import load_inference_encoder
 from embedder.tasks import BUILTIN_TASKS
 from serve.embed import EncoderReplica
+from serve.errors import ApiError
 from serve.keys import Keys
 from serve.schemas import DeploymentState
 from serve.search import ShardReplica
@@ -119,7 +120,10 @@ class LocalBackend:
 
     async def encode(self, version, texts, truncate):
         self.encoded.append(texts)
-        return await self.encoder.encode(version, texts, truncate)
+        (outcome,) = await self.encoder.encode(version, [texts], truncate)
+        if isinstance(outcome, ApiError):
+            raise outcome
+        return outcome
 
     async def rank(self, part, *arguments):
         return await self.parts[part].rank(*arguments)

@@ -55,7 +55,7 @@ def encode(handle, seconds=10.0, retries=2):
     async def main():
         DEADLINE.set(time.monotonic() + seconds)
         backend = Deployments(ServeConfig(retries=retries), handle, [], lambda: again.append(1))
-        return await backend.encode("v1", ["text"], True)
+        return await backend._encode("v1", [["text"]], True)
 
     try:
         return asyncio.run(main()), len(again)
@@ -66,7 +66,7 @@ def encode(handle, seconds=10.0, retries=2):
 def test_a_call_whose_replica_dies_is_made_again_with_the_same_arguments():
     handle = Handle(DIED, ActorUnavailableError("no route", None), "vectors")
     assert encode(handle) == ("vectors", 2)
-    assert handle.log == [("v1", ["text"], True)] * 3
+    assert handle.log == [("v1", [["text"]], True)] * 3
 
 
 def test_it_is_not_made_again_for_ever():
