@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -329,6 +330,31 @@ def test_a_replica_whose_model_hangs_is_replaced(running: Running) -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(stopped, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_what_is_counted_and_logged_tells_no_texts(running: Running) -> None:
+    secret = "qqsecret"
+    with running.client() as client:
+        answer = client.post("/v1/search", json={"query": secret, "task": "qa"}, headers={"x-request-id": "asked-1"})
+    assert answer.headers["x-request-id"] == "asked-1"
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    wanted = {"ray_embedder_requests_total", "ray_embedder_batch_size_bucket", "ray_embedder_index_documents"}
+    deadline, seen = time.monotonic() + 60, set()
+    while not wanted <= seen and time.monotonic() < deadline:
+        time.sleep(2)
+        found = json.loads((session / "prom_metrics_service_discovery.json").read_text(encoding="utf-8"))
+        for address in (one for part in found for one in part["targets"]):
+            with contextlib.suppress(httpx.TransportError):
+                text = httpx.get(f"http://{address}/metrics", timeout=10).text
+                assert secret not in text
+                seen |= set(re.findall(r"^(ray_embedder_\w+)", text, re.MULTILINE))
+    assert wanted <= seen, sorted(seen)
+    logs = [path.read_text(encoding="utf-8") for path in (session / "logs" / "serve").glob("*.log")]
+    assert not any(secret in log or key in log for log in logs for key in KEYS.values())
+    lines = [json.loads(line) for log in logs for line in log.splitlines() if '"http_route"' in line]
+    (line,) = [line for line in lines if line.get("request_id") == "asked-1"]
+    assert (line["http_route"], line["status"], line["role"]) == ("/v1/search", 200, "read")
 
 
 @pytest.mark.slow
