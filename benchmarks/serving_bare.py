@@ -1,0 +1,46 @@
+"""What one writes first with Ray Serve: the encoder behind `@serve.batch`, in one deployment."""
+
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+
+from benchmarks.serving_index import MAX_TOKENS
+from embedder.config import EncoderConfig
+from embedder.encode import encode_prompted
+from embedder.model import load_encoder
+
+BATCH = 32
+THREADS = 2
+api = FastAPI()
+
+
+class Bare:
+    """One route, in eager PyTorch."""
+
+    def __init__(self, model: str) -> None:
+        torch.set_num_threads(THREADS)
+        self._encoder = load_encoder(
+            EncoderConfig(model=model, pooling="mean", max_tokens=MAX_TOKENS, instructions=False), "cpu"
+        )
+
+    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.002)
+    async def encode(self, texts: list[str]) -> list[list[float]]:
+        """Vectors of one batch."""
+        vectors: list[list[float]] = encode_prompted(self._encoder, texts).tolist()
+        return vectors
+
+    @api.post("/v1/embeddings")
+    async def embeddings(self, body: dict[str, Any]) -> dict[str, Any]:
+        """In OpenAI's shape."""
+        vector = await self.encode(body["input"][0])
+        entry = {"object": "embedding", "index": 0, "embedding": vector}
+        return {"object": "list", "model": body["model"], "data": [entry], "usage": {"prompt_tokens": 0}}
+
+
+def deploy_bare(model: str) -> None:
+    """Serve it."""
+    bare: Any = serve.deployment(serve.ingress(api)(Bare))
+    options = {"max_ongoing_requests": 4 * BATCH, "ray_actor_options": {"num_cpus": THREADS}}
+    serve.run(bare.options(**options).bind(model))

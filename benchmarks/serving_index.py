@@ -1,0 +1,129 @@
+"""What is served in the benchmark: passages of qa/nq under an encoder, as versions of a run's index."""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from benchmarks.labelling_groups import find_data
+from embedder.bundle import MODEL, Manifest, TaskInstructions, shard_folder
+from embedder.config import EncoderConfig
+from embedder.encode import encode_prompted
+from embedder.index.catalog import Catalog
+from embedder.index.collection import Place, sort_by_name, write_collection
+from embedder.index.documents import PAYLOAD
+from embedder.index.factory import empty_vectors
+from embedder.index.sealed import hash_files
+from embedder.index.settings import BuildSettings
+from embedder.locate import locate_model, model_fingerprint
+from embedder.model import load_inference_encoder
+
+Row = dict[str, Any]
+TASK = "qa"
+ALIAS = "live"
+MAX_TOKENS = 256
+PASSAGES = 1000
+
+
+class Texts:
+    """Seeded texts of two lengths."""
+
+    def __init__(self, data: Path | None = None) -> None:
+        """Read qa/nq.
+
+        Raises:
+            SystemExit: it is not there.
+        """
+        found = find_data(data)
+        if found is None:
+            raise SystemExit("no data: shared/data/qa/nq is neither in nor beside the repository; name it by --data")
+        rows = _rows(found / "qa" / "nq" / "corpus.jsonl")
+        random.Random(0).shuffle(rows)
+        self.passages = rows[:PASSAGES]
+        questions = [row["query"] for row in _rows(found / "qa" / "nq" / "test.jsonl")]
+        words = " ".join(row["text"] for row in rows[:800]).split()
+        self.short = [
+            " ".join([*question.split(), *words[9 * i : 9 * i + 20]][:15]) for i, question in enumerate(questions[:300])
+        ]
+        """About 20 tokens with those at the ends: a question, filled up to 15 words."""
+        self.long = [" ".join(words[i * 185 : (i + 1) * 185]) for i in range(100)]
+        """About 250 tokens."""
+
+
+def _rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_version(catalog: Catalog, version: str, model: Path, rows: Sequence[Row], vector_PD: np.ndarray) -> None:
+    """Write passages as a version with one shard."""
+    folder = catalog.bundle(version)
+    shutil.copytree(model, folder / MODEL)
+    payload = pa.Table.from_pylist(
+        [
+            {"metadata": None, "dataset": "nq"} | {name: row.get(name) for name in ("id", "text", "title")}
+            for row in rows
+        ],
+        schema=PAYLOAD,
+    )
+    order = sort_by_name(payload)
+    flat, view = empty_vectors(*vector_PD.shape)
+    view[:] = vector_PD[order]
+    dimension = vector_PD.shape[1]
+    fingerprint = model_fingerprint(folder / MODEL, pooling="mean", max_tokens=MAX_TOKENS)
+    place = Place(task=TASK, shard=0, num_shards=1, encoder_fingerprint=fingerprint, dimension=dimension)
+    part = shard_folder(folder, 0) / TASK
+    part.mkdir(parents=True)
+    write_collection(part, payload.take(pa.array(order)), flat, place, BuildSettings())
+    manifest = Manifest(
+        name="minilm",
+        encoder_fingerprint=fingerprint,
+        pooling="mean",
+        max_tokens=MAX_TOKENS,
+        dimension=dimension,
+        tasks={TASK: TaskInstructions(query="", key="")},
+        collections={TASK: len(rows)},
+        num_shards=1,
+        files=hash_files(folder),
+    )
+    manifest.write(folder)
+
+
+def prepare(work: Path, model: str, texts: Texts) -> str:
+    """Two versions of the same passages, of which `live` names the first; returns the key of all roles."""
+    catalog = Catalog(work / "indexes")
+    if set(catalog.versions()) != {"v1", "v2"}:
+        shutil.rmtree(catalog.folder, ignore_errors=True)
+        located = locate_model(model)
+        assert isinstance(located, Path), f"{model}: no folder"
+        config = EncoderConfig(model=str(located), pooling="mean", max_tokens=MAX_TOKENS, instructions=False)
+        titled = [f"{row.get('title') or ''} {row['text']}".strip() for row in texts.passages]
+        vector_PD = encode_prompted(load_inference_encoder(config), titled)
+        write_version(catalog, "v1", located, texts.passages, vector_PD)
+        half = PASSAGES // 2
+        write_version(catalog, "v2", located, texts.passages[:half], vector_PD[:half])
+    catalog.point(ALIAS, "v1")
+    keys = work / "keys"
+    if not keys.exists():
+        keys.write_text(f"admin {secrets.token_hex(16)}\n", encoding="utf-8")
+    return keys.read_text(encoding="utf-8").split()[1]
+
+
+def write_run(work: Path, model: str, serve: dict[str, Any], name: str = "run.yaml") -> Path:
+    """The run file of a service over those versions."""
+    run = {
+        "paths": {"work": str(work), "cache": str(work / "cache")},
+        "encoder": {"model": model, "pooling": "mean", "max_tokens": MAX_TOKENS, "instructions": False},
+        "serve": {"api_keys_file": str(work / "keys"), **serve},
+    }
+    path = work / name
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return path
