@@ -55,14 +55,16 @@ class Bench:
     seconds: float
     requests: int
     only: list[str] | None
+    way: str
 
     def systems(self) -> dict[str, Callable[[], AbstractContextManager[System]]]:
         """What is compared, by name."""
         run_file = str(self.run_file())
+        ways = {way: "ours" if way == "proxy" else f"ours-{way}" for way in WAYS}
         every: dict[str, Callable[[], AbstractContextManager[System]]] = {
             **{
-                f"ours{way}": partial(served_by_ray, "ours", run_file, PORT + 50 * place, self.key, way=way)
-                for place, way in enumerate(WAYS)
+                name: partial(served_by_ray, "ours", run_file, PORT + 50 * place, self.key, way=way)
+                for place, (way, name) in enumerate(ways.items())
             },
             "bare": partial(served_by_ray, "bare", self.model, PORT + 20, self.key),
             "infinity": partial(infinity, self.cache, self.model, PORT + 30, "torch"),
@@ -78,7 +80,7 @@ class Bench:
 
     def ours(self, **serve: object) -> AbstractContextManager[System]:
         """Our service with some settings."""
-        return served_by_ray("ours", str(self.run_file(**serve)), PORT, self.key, cpus=8)
+        return served_by_ray("ours", str(self.run_file(**serve)), PORT, self.key, cpus=8, way=self.way)
 
 
 def embeddings_part(length: str, bench: Bench) -> Found:
@@ -150,6 +152,7 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
     "fuzz": lambda bench: serving_faults.fuzz_part(bench.ours),
     "scale": lambda bench: serving_scale.scale_part(bench.ours, bench.texts.short),
 }
+FAULTS = set(PARTS) - {"short", "long", "search"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -163,11 +166,12 @@ def main(arguments: list[str] | None = None) -> int:
     work = cache / "serving"
     work.mkdir(parents=True, exist_ok=True)
     key = prepare(work, given.model, texts)
-    bench = Bench(given.model, work, cache, texts, key, given.seconds, given.requests, given.system)
+    bench = Bench(given.model, work, cache, texts, key, given.seconds, given.requests, given.system, given.way)
     for name in given.part or PARTS:
         print(f"\n{name}:", flush=True)
         beside = ForeignLoad()
         part = PARTS[name](bench)
+        part |= {"way": bench.way} if name in FAULTS else {}
         part |= {"commit": machine()["commit"], "busy_cores": round(beside.cores(), 2)}
         # One system at a time may be asked for; the others stay as they were found.
         found[name] = {**(found.get(name) or {}), **part} if given.system else part
@@ -207,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="file that the figures are written to, beside those that are in it")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
     parser.add_argument("--system", action="append", help="only this server; may be repeated")
+    parser.add_argument("--way", choices=list(WAYS), default="proxy", help="how ours is served in the parts of faults")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load (default 5)")
     parser.add_argument("--requests", type=int, default=50_000, help="of the soak (default 50,000)")
     parser.add_argument("--data", type=Path, help="folder that holds qa/nq")

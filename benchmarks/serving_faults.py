@@ -81,7 +81,7 @@ def update_part(ours: Ours, texts: list[str]) -> Found:
             system.ask("PUT", f"/v1/indexes/{ALIAS}", {"version": version})
             time.sleep(1)
         swapped = finish(loading)
-        loading = start(system.spec(asks, 8, 60.0))
+        loading = start(system.spec(asks, 8, 45.0))
         time.sleep(3)
         began = time.perf_counter()
         system.tell("deploy")

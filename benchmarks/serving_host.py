@@ -34,7 +34,7 @@ def replicas() -> dict[int, str]:
         except psutil.Error:
             continue
         if title.startswith(REPLICA):
-            found[process.pid] = title.removeprefix(REPLICA).split(":")[1].split(".")[0]
+            found[process.pid] = title.removeprefix(REPLICA).split(":")[1].split(".")[0].strip()
         elif title.startswith(PROXIES) or "haproxy" in title:
             found[process.pid] = "proxy"
     return found

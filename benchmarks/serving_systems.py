@@ -30,11 +30,11 @@ EXPORT = (
     "Model.from_pretrained(sys.argv[1], export=True).save_pretrained(sys.argv[2])"
 )
 WAYS = {
-    "": {},
-    "-haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
-    "-haproxy-fast": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+    "proxy": {},
+    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
+    "haproxy-fast": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
 }
-"""Switches of Ray Serve."""
+"""Switches of Ray Serve: as it comes, behind HAProxy, and with its switch for throughput too."""
 FORWARD = re.compile(r"^ray_embedder_inference_duration_seconds_sum(?:\{[^}]*\})? ([\d.e+-]+)", re.MULTILINE)
 
 
@@ -96,7 +96,7 @@ class System:
 
 
 @contextmanager
-def served_by_ray(kind: str, what: str, port: int, key: str, cpus: int = 4, way: str = "") -> Iterator[System]:
+def served_by_ray(kind: str, what: str, port: int, key: str, cpus: int = 4, way: str = "proxy") -> Iterator[System]:
     """Ours (`what`: the run file) or the bare deployment (`what`: the model), through Ray Serve in one of its WAYS."""
     metrics_port = port + 1
     environment = {**os.environ, "RAY_metrics_report_interval_ms": "500", "RAY_worker_niceness": "0"}
@@ -104,7 +104,7 @@ def served_by_ray(kind: str, what: str, port: int, key: str, cpus: int = 4, way:
     environment |= {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
     environment |= WAYS[way]
     command = [sys.executable, "-m", "benchmarks.serving_host", kind, what, str(port), str(cpus), str(metrics_port)]
-    name = kind + way
+    name = kind if way == "proxy" else f"{kind}-{way}"
     log = Path(tempfile.gettempdir()) / f"benchmark-{name}.log"
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
