@@ -19,7 +19,7 @@ from embedder.index.opened import Rankings
 from embedder.index.settings import SearchOptions
 from embedder.serve_config import ServeConfig
 from serve.errors import ApiError
-from serve.gathering import Gatherer, Outcome
+from serve.gathering import MOST_CHARACTERS, Gatherer, Outcome
 from serve.schemas import DeploymentState
 from serve.service import DEADLINE, Encoded
 
@@ -27,6 +27,8 @@ DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 """The replica is gone, with what it was working on."""
 PAUSE_S = 0.05
 """Before a call is made again; doubled each time."""
+LEAST_S = 2.0
+"""With less time left a call is not given up before the deadline."""
 DIED_PAUSE_S = 1.0
 """Before replicas are asked again to load a version; by then those that died are known to be dead."""
 PREPARE_S = 600.0
@@ -58,7 +60,10 @@ class Deployments:
         return await self._gatherer.encode(version, texts, truncate)
 
     async def _encode(self, version: str, requests: list[list[str]], truncate: bool) -> list[Outcome]:
-        outcomes: list[Outcome] = await self._call(lambda: self._encoder.encode.remote(version, requests, truncate))
+        much = sum(len(text) for texts in requests for text in texts) > MOST_CHARACTERS
+        outcomes: list[Outcome] = await self._call(
+            lambda: self._encoder.encode.remote(version, requests, truncate), patient=much
+        )
         return outcomes
 
     async def rank(
@@ -74,11 +79,11 @@ class Deployments:
     ) -> None:
         """Write documents of one slice."""
         handle = self._parts[part].upsert
-        await self._call(lambda: handle.remote(version, task, documents, vector_PD))
+        await self._call(lambda: handle.remote(version, task, documents, vector_PD), patient=True)
 
     async def delete(self, part: int, version: str, task: str, names: list[DocumentName]) -> int:
         """Remove documents of one slice; made again after a death, it counts what was left."""
-        deleted: int = await self._call(lambda: self._parts[part].delete.remote(version, task, names))
+        deleted: int = await self._call(lambda: self._parts[part].delete.remote(version, task, names), patient=True)
         return deleted
 
     async def stats(self, part: int, version: str) -> dict[str, list[LivingStats]]:
@@ -108,8 +113,10 @@ class Deployments:
                 self._state_until = time.monotonic() + STATE_HOLDS_S
         return self._state
 
-    async def _call(self, call: Callable[[], DeploymentResponse[Any]]) -> Any:  # noqa: ANN401 - whatever the replica answers
+    async def _call(self, call: Callable[[], DeploymentResponse[Any]], *, patient: bool = False) -> Any:  # noqa: ANN401 - whatever the replica answers
         """Make a call that may be repeated; on the death of its replica it goes to another one.
+
+        One that hangs is given up at half of the time that is left, and made again, unless it is `patient`: much work.
 
         Raises:
             ApiError: too many requests wait, or no replica could answer.
@@ -119,17 +126,22 @@ class Deployments:
             if attempt:
                 self._retried()
                 await asyncio.sleep(PAUSE_S * 2 ** (attempt - 1))
+            left = DEADLINE.get() - time.monotonic()
+            is_last = patient or attempt == self._settings.retries or left < LEAST_S
             try:
-                return await self._attempt(call())
+                return await self._attempt(call(), left if is_last else left / 2)
+            except TimeoutError:
+                if is_last:
+                    raise
             except (*DIED, ApiError) as error:
                 # A replica that says 503 of itself is about to be replaced.
                 if isinstance(error, ApiError) and error.status != 503:
                     raise
         raise ApiError(503, "a part of the service died again and again; try again")
 
-    async def _attempt(self, response: DeploymentResponse[Any]) -> Any:  # noqa: ANN401
+    async def _attempt(self, response: DeploymentResponse[Any], seconds: float) -> Any:  # noqa: ANN401
         try:
-            return await asyncio.wait_for(_result(response), max(0.001, DEADLINE.get() - time.monotonic()))
+            return await asyncio.wait_for(_result(response), max(0.001, seconds))
         except (asyncio.CancelledError, asyncio.TimeoutError) as error:
             response.cancel()
             if isinstance(error, asyncio.CancelledError):

@@ -323,10 +323,12 @@ def test_a_replica_whose_model_hangs_is_replaced(running: Running) -> None:
     stopped = before.pop()
     os.kill(stopped, signal.SIGSTOP)
     try:
-        deadline = time.monotonic() + 120
-        while stopped in replica_pids("encoder") and time.monotonic() < deadline:
-            time.sleep(2)
+        with Load(search_subject, running.client, clients=4) as load:
+            deadline = time.monotonic() + 120
+            while stopped in replica_pids("encoder") and time.monotonic() < deadline:
+                time.sleep(2)
         assert stopped not in replica_pids("encoder")
+        assert not load.failures and load.answered > 50
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(stopped, signal.SIGKILL)

@@ -48,14 +48,14 @@ class Handle:
         return Response(self.outcomes.pop(0), self.log)
 
 
-def encode(handle, seconds=10.0, retries=2):
+def encode(handle, seconds=10.0, retries=2, text="text"):
     """What `encode` gives or raises within a deadline, and how often it was made again."""
     again = []
 
     async def main():
         DEADLINE.set(time.monotonic() + seconds)
         backend = Deployments(ServeConfig(retries=retries), handle, [], lambda: again.append(1))
-        return await backend._encode("v1", [["text"]], True)
+        return await backend._encode("v1", [[text]], True)
 
     try:
         return asyncio.run(main()), len(again)
@@ -83,6 +83,14 @@ def test_at_the_deadline_the_call_is_cancelled():
     handle = Handle("hang")
     error, again = encode(handle, seconds=0.05)
     assert isinstance(error, TimeoutError) and again == 0 and handle.log[-1] == "cancelled"
+
+
+def test_a_call_that_hangs_is_given_up_in_time_to_make_it_again(monkeypatch):
+    monkeypatch.setattr("serve.handles.LEAST_S", 0.05)
+    handle = Handle("hang", "vectors")
+    assert encode(handle, seconds=0.4) == ("vectors", 1) and handle.log[1] == "cancelled"
+    error, again = encode(Handle("hang", "vectors"), seconds=0.4, text="much work " * 2000)
+    assert isinstance(error, TimeoutError) and again == 0
 
 
 @pytest.mark.parametrize(
