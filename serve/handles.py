@@ -161,7 +161,8 @@ def _deployments(application: str) -> list[DeploymentState]:
         DeploymentState(
             name=name,
             status=one.status.value,
-            replicas={state.value: count for state, count in one.replica_states.items()},
+            # By the values of the states, whatever Ray's annotation says.
+            replicas=dict(one.replica_states),
         )
         for name, one in found.items()
     ]

@@ -9,11 +9,12 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus, DeploymentStatusOverview, ServeStatus
 
 from embedder.errors import ConfigError
 from embedder.serve_config import ServeConfig
 from serve.errors import ApiError
-from serve.handles import Deployments
+from serve.handles import Deployments, _deployments
 from serve.service import DEADLINE
 
 DIED = ActorDiedError()
@@ -106,3 +107,12 @@ def test_overload_and_unreadiness_have_their_status(raised, status):
 def test_what_the_replica_raises_is_raised_here_and_not_tried_again(raised):
     error, again = encode(Handle(RayTaskError("rank", "traceback", raised).as_instanceof_cause()))
     assert error is raised and again == 0
+
+
+def test_the_states_of_replicas_are_as_ray_gives_them(monkeypatch):
+    overview = DeploymentStatusOverview("HEALTHY", "UNSPECIFIED", {"RUNNING": 2}, "")
+    overview.status = DeploymentStatus.HEALTHY
+    application = ApplicationStatusOverview("RUNNING", "", 0.0, {"encoder": overview})
+    monkeypatch.setattr("serve.handles.serve.status", lambda: ServeStatus(applications={"default": application}))
+    (state,) = _deployments("default")
+    assert (state.name, state.status, state.replicas) == ("encoder", "HEALTHY", {"RUNNING": 2})
