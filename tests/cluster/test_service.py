@@ -206,7 +206,8 @@ def test_the_alias_is_swapped_under_load_without_a_failed_request(running: Runni
 
 def replica_pids(deployment: str) -> list[int]:
     """Processes of a deployment's replicas."""
-    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
+    address = ray.get_runtime_context().gcs_address  # of several Rays on this machine
+    actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
     return [actor.pid for actor in actors if f"#{deployment}#" in (actor.name or "")]
 
 
