@@ -56,6 +56,7 @@ class Bench:
     requests: int
     only: list[str] | None
     way: str
+    threads: int
 
     def systems(self) -> dict[str, Callable[[], AbstractContextManager[System]]]:
         """What is compared, by name."""
@@ -73,9 +74,9 @@ class Bench:
         return {name: start for name, start in every.items() if self.only is None or name in self.only}
 
     def run_file(self, **serve: object) -> Path:
-        """One encoder with two threads, as the cores of the box; further settings as shipped."""
+        """One encoder with so many threads; further settings as shipped."""
         name = "-".join(["run", *(f"{key}={value}" for key, value in serve.items())]) + ".yaml"
-        settings = {"min_replicas": 1, "max_replicas": 1, "cpus_per_replica": 2, **serve}
+        settings = {"min_replicas": 1, "max_replicas": 1, "cpus_per_replica": self.threads, **serve}
         return write_run(self.work, self.model, settings, name)
 
     def ours(self, **serve: object) -> AbstractContextManager[System]:
@@ -166,7 +167,9 @@ def main(arguments: list[str] | None = None) -> int:
     work = cache / "serving"
     work.mkdir(parents=True, exist_ok=True)
     key = prepare(work, given.model, texts)
-    bench = Bench(given.model, work, cache, texts, key, given.seconds, given.requests, given.system, given.way)
+    bench = Bench(
+        given.model, work, cache, texts, key, given.seconds, given.requests, given.system, given.way, given.threads
+    )
     for name in given.part or PARTS:
         print(f"\n{name}:", flush=True)
         beside = ForeignLoad()
@@ -212,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
     parser.add_argument("--system", action="append", help="only this server; may be repeated")
     parser.add_argument("--way", choices=list(WAYS), default="proxy", help="how ours is served in the parts of faults")
+    parser.add_argument("--threads", type=int, default=2, help="of our encoder (default 2)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load (default 5)")
     parser.add_argument("--requests", type=int, default=50_000, help="of the soak (default 50,000)")
     parser.add_argument("--data", type=Path, help="folder that holds qa/nq")
