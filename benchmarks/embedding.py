@@ -141,7 +141,7 @@ def ray_part(bench: Bench) -> Found:
     import ray
 
     from ray_jobs.session import actor_pool
-    from ray_jobs.vectors import BLOCK_ROWS, TO_ENCODE, EncodeBlocks
+    from ray_jobs.vectors import BLOCK_ROWS, TO_ENCODE, EncodeBlocks, shared_out
 
     class TimedBlocks(EncodeBlocks):
         """Tells when it began and ended each block."""
@@ -157,11 +157,12 @@ def ray_part(bench: Bench) -> Found:
         for i, text in enumerate(sorted(texts, key=len))
     ]
     ray.init(num_cpus=ACTORS, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         with tempfile.TemporaryDirectory() as folder:
             table = pa.Table.from_pylist(rows, schema=TO_ENCODE)
             began = time.time()
-            blocks = ray.data.from_arrow([table]).map_batches(
+            blocks = ray.data.from_arrow(shared_out([table], ACTORS)).map_batches(
                 TimedBlocks,
                 fn_constructor_args=(bench.config, Path(folder)),
                 batch_size=BLOCK_ROWS,

@@ -28,7 +28,9 @@ from ray_jobs.tables import corpus_files, datasets, query_table
 BLOCK_ROWS = 256
 """Texts that are encoded and committed together."""
 CHUNK_ROWS = 20_000
-"""Texts of one Ray Data block."""
+"""Most texts of one Ray Data block."""
+CHUNKS_AN_ACTOR = 4
+"""Least number of them, so that no actor is idle for long while another one has the last."""
 
 ID_TEXT: dict[Side, tuple[str, str]] = {"query": ("query_id", "query"), "key": ("id", "text")}
 """Columns of the id and the text, by side."""
@@ -125,7 +127,7 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
     total: int = sum(chunk.num_rows for chunk in chunks)
     if not total:
         return 0
-    encoded = ray.data.from_arrow(chunks).map_batches(
+    encoded = ray.data.from_arrow(shared_out(chunks, config.mine.num_actors)).map_batches(
         EncodeBlocks,
         fn_constructor_args=(encoder, store.folder),
         batch_size=BLOCK_ROWS,
@@ -136,6 +138,14 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
             counter.advance(sum(batch["rows"].to_pylist()))
     return total
+
+
+def shared_out(chunks: list[pa.Table], num_actors: int) -> list[pa.Table]:
+    """The same rows in chunks of whole blocks, of which every actor has several."""
+    total = sum(chunk.num_rows for chunk in chunks)
+    blocks = max(1, total // (CHUNKS_AN_ACTOR * num_actors * BLOCK_ROWS))
+    rows = min(CHUNK_ROWS, blocks * BLOCK_ROWS)
+    return [chunk.slice(first, rows) for chunk in chunks for first in range(0, chunk.num_rows, rows)]
 
 
 def _missing(store: VectorStore, dataset: str, side: Side, table: pa.Table) -> list[pa.Table]:
