@@ -19,8 +19,9 @@ class Arm:
     name: str
     part: str
     """What it varies."""
-    reward: Literal["rank", "likelihood", "lift", "labels"] = "rank"
-    """Of the tasks that the LLM rewards; labels: their known positives alone, by the contrastive loss."""
+    reward: Literal["rank", "likelihood", "labels"] = "rank"
+    """Of the tasks that the LLM rewards; labels: their known positives alone, by the contrastive loss. There is no arm
+    `lift`: what it takes off the likelihood is one number a query, which no softmax and no order notices."""
     loss: Literal["graded", "kl", "best"] = "graded"
     """Of the same tasks; best: contrastive, with the candidate of the greatest reward as positive."""
     batches: Literal["one_task", "mixed"] = "one_task"
@@ -68,7 +69,6 @@ FULL = Arm("full", "reference")
 ARMS = (
     FULL,
     Arm("likelihood", "reward", reward="likelihood"),
-    Arm("lift", "reward", reward="lift"),
     Arm("labels", "reward", reward="labels"),
     Arm("kl", "loss", loss="kl"),
     Arm("best", "loss", loss="best"),

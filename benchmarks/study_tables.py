@@ -136,8 +136,9 @@ def _table(title: str, rows: Sequence[str], found: Cells, compared: str) -> str:
 
 def _shown(measure: str, cell: Cell, difference: Difference | None) -> str:
     digits = 2 if measure.split()[-1] in SMALLER_IS_BETTER else 3
-    text = f"{cell.mean:.{digits}f} ± {cell.spread:.{digits}f}"
+    text = f"{cell.mean:.{digits}f}" + (f" ± {cell.spread:.{digits}f}" if len(cell.seeds) > 1 else "")
     if difference is None:
         return text
     mark = "**" if difference.p < 0.05 else ""
-    return f"{text} ({mark}{difference.value:+.{digits}f}{mark}, p {difference.p:.3f})"
+    p = "< 0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
+    return f"{text} ({mark}{difference.value:+.{digits}f}{mark}, p {p})"

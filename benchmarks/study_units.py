@@ -66,8 +66,11 @@ class Study:
     def file(self, unit: Unit) -> Path:
         """Where the rankings of an encoder are, named by all that they depend on."""
         arm = asdict(unit.arm) if unit.arm else None
-        tasks = {name: spec.model_dump() for name, spec in self.config.tasks.items()}
-        encoder, settings = self.config.encoder.model_dump(mode="json"), self.settings.model_dump()
+        # Defaults left out, a setting that is added later leaves what was trained without it valid.
+        tasks = {name: spec.model_dump(exclude_defaults=True) for name, spec in self.config.tasks.items()}
+        encoder, settings = (
+            one.model_dump(mode="json", exclude_defaults=True) for one in (self.config.encoder, self.settings)
+        )
         name = content_id(FORMAT, self._data, arm, unit.seed, tasks, encoder, settings)[:12]
         return self.folder / f"{unit.name}-{name}.json"
 

@@ -42,7 +42,6 @@ def test_arms_have_names_of_their_own_and_the_first_is_the_reference():
     [
         ("full", [-1.0, 1.0], [1, 0]),
         ("likelihood", [-3.0, -1.0], [1, 0]),
-        ("lift", [-1.0, 1.0], [1, 0]),
         ("labels", [-1.0, 1.0], [1, 0]),
         ("best", [-1.0, 1.0], [0, 1]),
     ],
@@ -59,7 +58,7 @@ def test_a_flat_group_has_no_best_candidate():
 
 def test_groups_without_scores_stay_as_they_are():
     group = labelled(task="tool", scores=None, base_scores=None, rewards=None)
-    assert arm("lift").groups([group]) == [group]
+    assert arm("likelihood").groups([group]) == [group]
     assert arm("only-qa").groups([group]) == []
 
 
