@@ -14,16 +14,16 @@ from embedder.config import RunConfig
 from embedder.durable import locked, write_durably
 from embedder.errors import ConfigError, DataError
 from embedder.evaluation.quick import EvaluationSet, rank
-from embedder.ledger import Ledger
 from embedder.mining.lexical import Ranking
 from embedder.model import load_inference_encoder
 from embedder.progress import progress
-from embedder.records import GROUP, LABELLED, QUERY, content_id, group_id, parquet_files, read_tables
+from embedder.records import content_id, group_id, parquet_files
 from embedder.reports import console
 from embedder.tasks import TaskSpec
 from embedder.training.data import write_training_rows
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train
+from ray_jobs.tables import candidate_groups, llm_ledger, positive_ids
 
 FORMAT = 1
 DEPTH = 20
@@ -60,7 +60,7 @@ class Study:
         self.config, self.settings = config, config.train
         self.folder = config.paths.mounted / "study"
         self.groups = _labelled_groups(config)
-        self.positives = _positive_ids(config)
+        self.positives = positive_ids(config)
         self._data = content_id([(group["row_id"], group["label_fingerprint"]) for group in self.groups])
 
     def file(self, unit: Unit) -> Path:
@@ -124,15 +124,10 @@ class Study:
 
 
 def _labelled_groups(config: RunConfig) -> list[dict[str, Any]]:
-    candidates = read_tables(parquet_files(config.paths.candidates), GROUP)
-    ledger = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
-    if not candidates.num_rows or not parquet_files(ledger.folder):
+    ledger = llm_ledger(config)
+    if not parquet_files(ledger.folder):
         raise DataError(f"{config.paths.labelled}: no labels; run prepare, mine and label of this run file first")
-    groups: list[dict[str, Any]] = ledger.read([group_id(group) for group in candidates.to_pylist()]).to_pylist()
+    groups: list[dict[str, Any]] = ledger.read(
+        [group_id(one) for one in candidate_groups(config).to_pylist()]
+    ).to_pylist()
     return groups
-
-
-def _positive_ids(config: RunConfig) -> dict[tuple[str, str], list[str]]:
-    """By (dataset, query id), as the job `train` takes them."""
-    rows = read_tables(parquet_files(config.paths.queries / "train"), QUERY, ["dataset", "query_id", "positive_ids"])
-    return {(row["dataset"], row["query_id"]): row["positive_ids"] or [] for row in rows.to_pylist()}
