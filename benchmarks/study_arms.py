@@ -34,12 +34,10 @@ class Arm:
         """The tasks with this arm's losses and instructions."""
         found = {}
         for name, spec in tasks.items():
-            changes: dict[str, object] = {}
             if spec.reward != "none":
-                changes["loss"] = "contrastive" if self.reward == "labels" or self.loss == "best" else self.loss
-            if not self.instructions:
-                changes |= {"query_instruction": "", "key_instruction": ""}
-            found[name] = spec.model_copy(update=changes)
+                loss = "contrastive" if self.reward == "labels" or self.loss == "best" else self.loss
+                spec = spec.model_copy(update={"loss": loss})
+            found[name] = spec if self.instructions else spec.without_instructions()
         return found
 
     def groups(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -104,10 +104,7 @@ class Study:
     def _trained(self, unit: Unit) -> tuple[dict[str, TaskSpec], str, list[float]]:
         """The tasks with the encoder's instructions, its folder, and the loss of each step."""
         if unit.arm is None:
-            bare = {"query_instruction": "", "key_instruction": ""}
-            plain = not self.config.encoder.instructions
-            specs = {name: spec.model_copy(update=bare) if plain else spec for name, spec in self.config.tasks.items()}
-            return specs, self.config.encoder.model, []
+            return self.config.base_tasks, self.config.encoder.model, []
         tasks = unit.arm.specs(self.config.tasks)
         settings = unit.arm.settings(self.settings, unit.seed)
         job = TrainingJob(self.config.encoder, tasks, settings, self.file(unit).with_suffix(""))

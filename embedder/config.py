@@ -231,6 +231,13 @@ class RunConfig(Section):
     pipeline: PipelineConfig = PipelineConfig()
     submit: SubmitConfig = SubmitConfig()
 
+    @property
+    def base_tasks(self) -> dict[str, TaskSpec]:
+        """The tasks as the base encoder is given them, which may know no instructions."""
+        if self.encoder.instructions:
+            return self.tasks
+        return {name: spec.without_instructions() for name, spec in self.tasks.items()}
+
     @model_validator(mode="before")
     @classmethod
     def complete_tasks(cls, raw: object) -> object:

@@ -93,6 +93,10 @@ class TaskSpec(BaseModel):
         """The prefix of one side."""
         return self.query_instruction if side == "query" else self.key_instruction
 
+    def without_instructions(self) -> TaskSpec:
+        """The same task for an encoder that knows no instructions."""
+        return self.model_copy(update={"query_instruction": "", "key_instruction": ""})
+
 
 KNOWLEDGE = PromptTemplate(context="Knowledge:\n{passage}\n\n", input="Q: {query} A:")
 """A.1, the reward prompt of the knowledge tasks."""

@@ -67,9 +67,7 @@ class VectorStore:
 
 def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:
     """The store of one encoder; the run's base encoder may be one that knows no instructions."""
-    plain = encoder.model == config.encoder.model and not config.encoder.instructions
-    bare = {"query_instruction": "", "key_instruction": ""}
-    tasks = {name: spec.model_copy(update=bare) if plain else spec for name, spec in config.tasks.items()}
+    tasks = config.base_tasks if encoder.model == config.encoder.model else config.tasks
     return VectorStore(config.paths.vectors / encoder_fingerprint(encoder), tasks)
 
 

@@ -97,10 +97,7 @@ def quick_settings(config: RunConfig, split: str, names: Sequence[str], llm_quer
 
 def _measure(config: RunConfig, settings: EvaluateConfig, sets: list[EvaluationSet], name: str, model: str) -> None:
     if model == BASE:
-        bare = {"query_instruction": "", "key_instruction": ""}
-        plain = not config.encoder.instructions
-        tasks = {task: spec.model_copy(update=bare) if plain else spec for task, spec in config.tasks.items()}
-        encoder = config.encoder
+        encoder, tasks = config.encoder, config.base_tasks
     else:
         pooling = None if read_folder(model).pooling else config.encoder.pooling
         retriever = FolderRetriever(name=name, model=model, pooling=pooling)
