@@ -8,7 +8,6 @@ its actors' time they spend on anything but encoding.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import sys
@@ -28,9 +27,9 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.labelling_groups import find_data
 from benchmarks.labelling_limit import product_rates
 from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each
+from benchmarks.real_data import find_data, read_rows
 from embedder.config import EncoderConfig
 from embedder.encode import encode_prompted
 from embedder.locate import locate_model
@@ -72,11 +71,6 @@ class Bench:
     def queries(self) -> list[str]:
         """Short queries."""
         return [row["query"] for row in read_rows(self.data / "qa" / "nq" / "test.jsonl")][:QUERIES]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON Lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def passages_part(bench: Bench) -> Found:

@@ -20,10 +20,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 
-from benchmarks.labelling_groups import find_data
 from benchmarks.labelling_parts import PARTS, Bench, Found
 from benchmarks.labelling_random import Shape, measure
 from benchmarks.labelling_rounds import ForeignLoad, machine
+from benchmarks.real_data import find_data
 from embedder.records import write_json
 
 HEADLINES = {

@@ -56,13 +56,6 @@ class Group:
         return [PackedPrompt(prefix, [self.desired[:cap]]) for prefix in self.prefixes[1:]]
 
 
-def find_data(given: Path | None) -> Path | None:
-    """The folder with qa/nq and lrlm/books: the given one, or shared/data in or beside the repository."""
-    root = Path(__file__).parents[1]
-    places = [given] if given is not None else [root / "shared" / "data", root.parent / "shared" / "data"]
-    return next((place for place in places if (place / "qa" / "nq").is_dir()), None)
-
-
 def question_groups(lm: CausalLm, llm: LlmConfig, data: Path, count: int, seed: int) -> list[Group]:
     """Questions of qa/nq, each with its gold passages and seeded others; the prompt of the task without examples.
 

@@ -22,8 +22,8 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.labelling_groups import find_data
 from benchmarks.labelling_rounds import ForeignLoad, machine
+from benchmarks.real_data import find_data
 from benchmarks.search_vectors import Real, payload, real_vectors, repeated
 from embedder.bundle import Manifest, TaskInstructions, shard_folder, shard_of
 from embedder.index.collection import Collection, write_collection

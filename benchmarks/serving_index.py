@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import secrets
 import shutil
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from benchmarks.labelling_groups import find_data
+from benchmarks.real_data import find_data, read_rows
 from embedder.bundle import MODEL, Manifest, TaskInstructions, shard_folder
 from embedder.config import EncoderConfig
 from embedder.encode import encode_prompted
@@ -46,10 +45,10 @@ class Texts:
         found = find_data(data)
         if found is None:
             raise SystemExit("no data: shared/data/qa/nq is neither in nor beside the repository; name it by --data")
-        rows = _rows(found / "qa" / "nq" / "corpus.jsonl")
+        rows = read_rows(found / "qa" / "nq" / "corpus.jsonl")
         random.Random(0).shuffle(rows)
         self.passages = rows[:PASSAGES]
-        questions = [row["query"] for row in _rows(found / "qa" / "nq" / "test.jsonl")]
+        questions = [row["query"] for row in read_rows(found / "qa" / "nq" / "test.jsonl")]
         words = " ".join(row["text"] for row in rows[:800]).split()
         self.short = [
             " ".join([*question.split(), *words[9 * i : 9 * i + 20]][:15]) for i, question in enumerate(questions[:300])
@@ -57,10 +56,6 @@ class Texts:
         """About 20 tokens with those at the ends: a question, filled up to 15 words."""
         self.long = [" ".join(words[i * 185 : (i + 1) * 185]) for i in range(100)]
         """About 250 tokens."""
-
-
-def _rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_version(catalog: Catalog, version: str, model: Path, rows: Sequence[Row], vector_PD: np.ndarray) -> None:

@@ -19,8 +19,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import transformers
 
-from benchmarks.labelling_groups import find_data
 from benchmarks.labelling_rounds import ForeignLoad, machine
+from benchmarks.real_data import find_data
 from benchmarks.training_groups import Workbench
 from benchmarks.training_parts import PARTS, Found
 from embedder.config import EncoderConfig

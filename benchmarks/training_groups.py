@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.real_data import read_rows
 from embedder.config import EncoderConfig
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.train_config import TrainConfig
@@ -57,7 +57,7 @@ def read_groups(data: Path, task: str, count: int, seed: int) -> list[Row]:
     More than there are begin again. The rewards are random: they cost what real ones cost.
     """
     folder = data / SOURCES[task][0]
-    corpus, queries = (_lines(folder / name) for name in ("corpus.jsonl", "train.jsonl"))
+    corpus, queries = (read_rows(folder / name) for name in ("corpus.jsonl", "train.jsonl"))
     texts = {line["id"]: line["text"] for line in corpus}
     ids = list(texts)
     draw = np.random.default_rng(seed)
@@ -89,7 +89,3 @@ def batches_of(job: TrainingJob) -> list[Batch]:
     rows = TrainingRows(job.rows)
     plan = BatchPlan.of(rows.sizes, job.config)
     return [rows.batch(plan.batch(step)) for step in range(job.config.steps)]
-
-
-def _lines(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

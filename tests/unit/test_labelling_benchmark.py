@@ -9,10 +9,11 @@ import torch
 
 from benchmarks import labelling, labelling_rounds
 from benchmarks.labelling_baselines import exact_scores, generated_tokens, padded_scores, stock_model
-from benchmarks.labelling_groups import Group, find_data
+from benchmarks.labelling_groups import Group
 from benchmarks.labelling_limit import necessary_flops, product_rates, time_shares
 from benchmarks.labelling_random import Shape, measure
 from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each
+from benchmarks.real_data import find_data
 from embedder.labelling.engine import Engine
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
