@@ -68,13 +68,12 @@ def _row(one: EvaluationSet, name: str, arms: Sequence[str], seeds: int) -> dict
     measure, values = measure_of(one.measured.evaluation, name), one.measured.values[name]
     runs = {BASE: [BASE], **{arm: [f"{arm}.{seed}" for seed in range(seeds)] for arm in arms}}
     queries = sorted(set.intersection(*(set(values[run]) for its in runs.values() for run in its)))
-    origin_of = one.measured.origins
-    origins = {origin: i for i, origin in enumerate(sorted({origin_of[query] for query in queries}))}
-    units_Q = np.array([origins[origin_of[query]] for query in queries])
     value_SQ2 = {arm: np.array([[values[run][query] for query in queries] for run in its]) for arm, its in runs.items()}
     weights_Q = value_SQ2[BASE][0, :, 1]
     means_AQ = np.stack([each[..., 0].mean(0) for each in value_SQ2.values()], axis=1)
-    table = Table(measure, means_AQ, np.repeat(weights_Q[:, None], means_AQ.shape[1], axis=1), units_Q)
+    table = Table(
+        measure, means_AQ, np.repeat(weights_Q[:, None], means_AQ.shape[1], axis=1), one.measured.units(queries)
+    )
     order = list(runs)
     compared = {other: draw(table, order.index(other), ROUNDS, 0) for other in (BASE, FULL.name)}
     return {

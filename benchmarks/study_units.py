@@ -17,13 +17,14 @@ from embedder.evaluation.quick import EvaluationSet, rank
 from embedder.mining.lexical import Ranking
 from embedder.model import load_inference_encoder
 from embedder.progress import progress
-from embedder.records import content_id, group_id, parquet_files
+from embedder.records import content_id
 from embedder.reports import console
 from embedder.tasks import TaskSpec
 from embedder.training.data import write_training_rows
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train
-from ray_jobs.tables import candidate_groups, llm_ledger, positive_ids
+from ray_jobs.tables import positive_ids
+from ray_jobs.train_groups import labelled_groups
 
 FORMAT = 1
 DEPTH = 20
@@ -59,7 +60,7 @@ class Study:
             raise ConfigError("the run file has no `train` section; give it train.steps")
         self.config, self.settings = config, config.train
         self.folder = config.paths.mounted / "study"
-        self.groups = _labelled_groups(config)
+        self.groups = labelled_groups(config)
         self.positives = positive_ids(config)
         self._data = content_id([(group["row_id"], group["label_fingerprint"]) for group in self.groups])
 
@@ -118,13 +119,3 @@ class Study:
 
             train(job, report)
         return tasks, str(job.exported), [step.loss for step in MetricsReader(job.metrics).steps()]
-
-
-def _labelled_groups(config: RunConfig) -> list[dict[str, Any]]:
-    ledger = llm_ledger(config)
-    if not parquet_files(ledger.folder):
-        raise DataError(f"{config.paths.labelled}: no labels; run prepare, mine and label of this run file first")
-    groups: list[dict[str, Any]] = ledger.read(
-        [group_id(one) for one in candidate_groups(config).to_pylist()]
-    ).to_pylist()
-    return groups

@@ -106,9 +106,7 @@ def _measured(one: DatasetValues, name: str, names: list[str], settings: Evaluat
         return None
     queries = sorted(everywhere)
     pairs = np.array([[values[each][query] for each in names] for query in queries])
-    origin_of = one.origins
-    origins = {origin: i for i, origin in enumerate(sorted({origin_of[query] for query in queries}))}
-    units = np.array([origins[origin_of[query]] for query in queries])
+    units = one.units(queries)
     measure = measure_of(one.evaluation, name)
     table = Table(measure, pairs[..., 0], pairs[..., 1], units)
     baseline = names.index(settings.baseline) if settings.baseline in names else 0
@@ -116,7 +114,7 @@ def _measured(one: DatasetValues, name: str, names: list[str], settings: Evaluat
     seed = int(content_id(settings.seed, one.name)[:8], 16)
     drawn = draw(table, baseline, settings.rounds, seed)
     left_out = len(set.union(*(set(values[each]) for each in names))) - len(queries)
-    return _Measured(measure.kind, names, drawn, len(queries), len(origins), left_out)
+    return _Measured(measure.kind, names, drawn, len(queries), len(set(units.tolist())), left_out)
 
 
 def _mean(parts: Sequence[_Measured]) -> _Measured:

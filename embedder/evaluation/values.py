@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from embedder.evaluation.asking import Asked, Row
 from embedder.evaluation.interface import Evaluation, Question, Reply, Value
@@ -48,6 +50,12 @@ class DatasetValues:
     def origins(self) -> dict[str, str]:
         """By query id what is drawn together: its document or conversation, or itself."""
         return {row["query_id"]: row["origin"] or row["query_id"] for row in self.rows}
+
+    def units(self, queries: Sequence[str]) -> NDArray[np.int64]:
+        """The unit of each of some queries, those of one document or conversation together, counted from 0."""
+        origin_of = self.origins
+        places = {origin: i for i, origin in enumerate(sorted({origin_of[query] for query in queries}))}
+        return np.array([places[origin_of[query]] for query in queries])
 
     @property
     def headline(self) -> str | None:
