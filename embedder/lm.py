@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from embedder.config import LlmConfig
+from embedder.durable import place_durably, unfinished_folder
 from embedder.errors import ModelError
 from embedder.host_memory import keep_freed_memory
 from embedder.locate import file_sha256, gguf_file, locate_model
@@ -117,11 +116,10 @@ def prepare_lm(config: LlmConfig, cache: Path) -> Path | str:
     folder = cache / f"{packed.stem}-{file_sha256(packed)[:16]}"
     if folder.is_dir():
         return folder
-    temporary = cache / f".{folder.name}.{uuid4().hex}"
-    temporary.mkdir(parents=True)
+    temporary = unfinished_folder(folder)
     try:
         _convert_gguf(packed, temporary)
-        os.replace(temporary, folder)
+        place_durably(temporary, folder)
     except OSError:
         if not folder.is_dir():
             raise
