@@ -23,17 +23,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import pyarrow as pa
-import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.labelling_limit import product_rates
 from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each
 from benchmarks.real_data import find_data, read_rows
+from benchmarks.training_limit import linear_weights
 from embedder.config import EncoderConfig
 from embedder.encode import encode_prompted
 from embedder.locate import locate_model
-from embedder.model import TextEncoder, load_encoder, load_inference_encoder
+from embedder.model import load_encoder, load_inference_encoder
 from embedder.records import write_json
 
 Found = dict[str, Any]
@@ -105,11 +105,6 @@ def timed_call(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
     """What a call gives, and its seconds."""
     began = time.perf_counter()
     return call(), time.perf_counter() - began
-
-
-def linear_weights(encoder: TextEncoder) -> int:
-    """Weights that every token is multiplied with."""
-    return sum(layer.weight.numel() for layer in encoder.backbone.modules() if isinstance(layer, torch.nn.Linear))
 
 
 def query_part(bench: Bench) -> Found:

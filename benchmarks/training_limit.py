@@ -31,9 +31,13 @@ def necessary_flops(encoder: TextEncoder, batch: Batch, tasks: dict[str, TaskSpe
     Attention, norms and the update are not in it, so the share of the limit is what products alone would allow.
     """
     rows, _ = distinct_rows(encoder.tokenize(batch.prompted(tasks)))
+    return 6.0 * linear_weights(encoder) * sum(map(len, rows))
+
+
+def linear_weights(encoder: TextEncoder) -> int:
+    """Weights that every token is multiplied with; not those of a pooler, whose output is not used."""
     layers = [(name, layer) for name, layer in encoder.backbone.named_modules() if isinstance(layer, nn.Linear)]
-    weights = sum(layer.weight.numel() for name, layer in layers if "pooler" not in name)  # its output is not used
-    return 6.0 * weights * sum(map(len, rows))
+    return sum(layer.weight.numel() for name, layer in layers if "pooler" not in name)
 
 
 def time_shares(step: Callable[[], object]) -> dict[str, float]:
