@@ -32,8 +32,9 @@ from benchmarks.real_data import find_data, read_rows
 from benchmarks.training_limit import linear_weights
 from embedder.config import EncoderConfig
 from embedder.encode import encode_prompted
+from embedder.inference import load_inference_encoder
 from embedder.locate import locate_model
-from embedder.model import load_encoder, load_inference_encoder
+from embedder.model import load_encoder
 from embedder.records import write_json
 
 Found = dict[str, Any]

@@ -23,8 +23,8 @@ from embedder.index.documents import PAYLOAD
 from embedder.index.factory import empty_vectors
 from embedder.index.sealed import hash_files
 from embedder.index.settings import BuildSettings
+from embedder.inference import load_inference_encoder
 from embedder.locate import locate_model, model_fingerprint
-from embedder.model import load_inference_encoder
 
 Row = dict[str, Any]
 TASK = "qa"

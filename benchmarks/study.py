@@ -68,7 +68,9 @@ def _measured(config: RunConfig, study: Study, units: list[Unit], sets: list[Eva
     changed: dict[str, Any] = {"split": "dev", "retrievers": retrievers, "baseline": units[0].name, "writes": False}
     settings = EvaluateConfig.model_validate({**config.evaluate.model_dump(exclude={"retrievers"}), **changed})
     for one in sets:
-        one.rankings = {name: found[one.measured.name] for name, found in rankings.items()}
+        one.rankings = {
+            name: found[one.measured.name] for name, found in rankings.items() if one.measured.name in found
+        }
         one.measured.enter_rankings(one.rankings, one.answers, settings.cutoffs)
     if config.llm is not None and settings.llm_queries:
         lm = load_lm(config.llm, config.paths.cache)

@@ -14,8 +14,8 @@ from embedder.config import RunConfig
 from embedder.durable import locked, write_durably
 from embedder.errors import ConfigError, DataError
 from embedder.evaluation.quick import EvaluationSet, rank
+from embedder.inference import load_inference_encoder
 from embedder.mining.lexical import Ranking
-from embedder.model import load_inference_encoder
 from embedder.progress import progress
 from embedder.records import content_id
 from embedder.reports import console
@@ -98,7 +98,11 @@ class Study:
                 return
             tasks, model, losses = self._trained(unit)
             encoder = load_inference_encoder(self.config.encoder.model_copy(update={"model": model}))
-            rankings = {one.measured.name: rank(encoder, tasks[one.measured.task], one, DEPTH) for one in sets}
+            rankings = {
+                one.measured.name: rank(encoder, tasks[one.measured.task], one, DEPTH)
+                for one in sets
+                if unit.arm is None or unit.arm.task in (None, one.measured.task)
+            }
             write_durably(path, json.dumps({"losses": losses, "rankings": rankings}).encode())
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
 

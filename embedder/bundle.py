@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict
 
 from embedder.config import EncoderConfig
 from embedder.errors import BundleError
+from embedder.fingerprint import encoder_fingerprint
 from embedder.index.collection import Place
 from embedder.index.sealed import Sealed
-from embedder.locate import model_fingerprint
 from embedder.records import row_seed
 from embedder.tasks import Side, TaskSpec
 
@@ -47,13 +47,15 @@ class Manifest(Sealed):
 
     FILE: ClassVar[str] = "manifest.json"
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     name: str
     """The served model's name."""
     encoder_fingerprint: str
     """Content hash of the model the vectors were made with."""
     pooling: Literal["cls", "mean", "last"]
     max_tokens: int
+    int8: bool = False
+    """Whether the vectors were made in 8 bits, as those of queries then are too."""
     dimension: int
     metric: Literal["inner_product"] = "inner_product"
     tasks: dict[str, TaskInstructions]
@@ -125,7 +127,7 @@ def verify(bundle: Path, only: str = "") -> Manifest:
 
 def _check_model(bundle: Path, manifest: Manifest) -> None:
     """A query vector must never meet the index of another model."""
-    loaded = model_fingerprint(bundle / MODEL, pooling=manifest.pooling, max_tokens=manifest.max_tokens)
+    loaded = encoder_fingerprint(bundle_encoder(bundle, manifest))
     if loaded != manifest.encoder_fingerprint:
         raise BundleError(
             f"{bundle}: the vectors were made with model {manifest.encoder_fingerprint}, but model/ is {loaded}; "
@@ -135,4 +137,6 @@ def _check_model(bundle: Path, manifest: Manifest) -> None:
 
 def bundle_encoder(bundle: Path, manifest: Manifest) -> EncoderConfig:
     """How to load the bundle's model."""
-    return EncoderConfig(model=str(bundle / MODEL), pooling=manifest.pooling, max_tokens=manifest.max_tokens)
+    return EncoderConfig(
+        model=str(bundle / MODEL), pooling=manifest.pooling, max_tokens=manifest.max_tokens, int8=manifest.int8
+    )

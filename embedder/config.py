@@ -37,6 +37,9 @@ class EncoderConfig(Section):
     """Longer texts are cut at the end."""
     batch_tokens: int = Field(default=2048, ge=64)
     """Padded tokens of a batch: on CPU 2,048 fills the caches, a GPU wants 16,384 and more."""
+    int8: bool = False
+    """Encode in 8 bits on a CPU: about twice as fast, and each vector moves a little (a mean cosine of at least 0.99 is
+    checked at load), by what stands beside it too. Training is not touched by it."""
 
 
 class LlmConfig(Section):

@@ -9,8 +9,11 @@ from embedder.tasks import TaskSpec
 
 
 def encoder_fingerprint(config: EncoderConfig) -> str:
-    """Identity of an encoder: weights, config, tokenizer, pooling and truncation."""
-    return model_fingerprint(locate_model(config.model), pooling=config.pooling, max_tokens=config.max_tokens)
+    """Identity of an encoder: weights, config, tokenizer, pooling, truncation, and 8 bits if it has no more."""
+    settings: dict[str, object] = {"pooling": config.pooling, "max_tokens": config.max_tokens}
+    if config.int8:
+        settings["int8"] = True
+    return model_fingerprint(locate_model(config.model), **settings)
 
 
 def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str, TaskSpec]) -> str:

@@ -27,7 +27,6 @@ from transformers import (
 from embedder.config import EncoderConfig
 from embedder.errors import ModelError
 from embedder.locate import locate_model
-from embedder.onednn import has_onednn, pack_linear_layers
 from embedder.tasks import TaskSpec
 
 TokenRow = list[int]
@@ -53,7 +52,8 @@ class TextEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        device: torch.device = self.backbone.device
+        return device
 
     @property
     def dimension(self) -> int:
@@ -151,18 +151,6 @@ def load_encoder(config: EncoderConfig, device: str | None = None, dropout: floa
     set_dropout(backbone, dropout)
     encoder = TextEncoder(backbone, tokenizer, config).eval()
     return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def load_inference_encoder(config: EncoderConfig, device: str | None = None) -> TextEncoder:
-    """As `load_encoder`, for vectors only: on a CPU its linear layers are packed for oneDNN, which ends all training.
-
-    Raises:
-        ModelError: the folder is missing or has no weights.
-    """
-    encoder = load_encoder(config, device)
-    if encoder.device.type == "cpu" and has_onednn():
-        pack_linear_layers(encoder.backbone)
-    return encoder
 
 
 def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, pooling: str) -> None:

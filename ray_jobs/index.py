@@ -91,6 +91,7 @@ def run(config: RunConfig) -> StageReport:
         encoder_fingerprint=place.encoder_fingerprint,
         pooling=encoder.pooling,
         max_tokens=encoder.max_tokens,
+        int8=encoder.int8,
         dimension=place.dimension,
         tasks=instructions(store.tasks),
         collections=collections,

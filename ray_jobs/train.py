@@ -107,7 +107,9 @@ def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
     settings = section(config).model_dump(mode="json", exclude=HOW_NOT_WHAT)
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
-    return content_id(FORMAT, encoder_fingerprint(config.encoder), settings, tasks, taken.identity)[:16]
+    return content_id(
+        FORMAT, encoder_fingerprint(config.encoder.model_copy(update={"int8": False})), settings, tasks, taken.identity
+    )[:16]
 
 
 def _announce(work: Work, settings: TrainConfig) -> None:

@@ -17,8 +17,9 @@ import ray
 from embedder.config import EncoderConfig, RunConfig
 from embedder.encode import encode_prompted
 from embedder.fingerprint import encoder_fingerprint
+from embedder.inference import load_inference_encoder
 from embedder.ledger import Ledger
-from embedder.model import TextEncoder, load_inference_encoder
+from embedder.model import TextEncoder
 from embedder.records import PASSAGE, VECTOR, Split, content_id, read_tables
 from embedder.tasks import Side, TaskSpec
 from ray_jobs.session import actor_pool

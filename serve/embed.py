@@ -18,7 +18,8 @@ import torch
 from embedder.bundle import MODEL, bundle_encoder, verify
 from embedder.encode import encode_tokens
 from embedder.errors import BundleError, EmbedderError
-from embedder.model import TextEncoder, TokenRow, load_inference_encoder
+from embedder.inference import load_inference_encoder
+from embedder.model import TextEncoder, TokenRow
 from embedder.serve_config import ServeConfig
 from serve.batching import NotEncodable, TokenBatcher
 from serve.errors import ApiError

@@ -15,8 +15,8 @@ from embedder.encode import encode
 from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
 from embedder.index.sealed import hash_files
+from embedder.inference import load_inference_encoder
 from embedder.locate import model_fingerprint
-from embedder.model import load_inference_encoder
 from embedder.tasks import BUILTIN_TASKS
 from serve.embed import EncoderReplica
 from serve.errors import ApiError

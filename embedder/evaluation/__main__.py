@@ -25,8 +25,8 @@ from embedder.evaluation.quick import EvaluationSet, ask_llm, measure_encoder, r
 from embedder.evaluation.report import results_table
 from embedder.evaluation.results import summarise
 from embedder.evaluation.values import VALUES, value_rows
+from embedder.inference import load_inference_encoder
 from embedder.lm import load_lm
-from embedder.model import load_inference_encoder
 from embedder.records import write_json, write_table
 from embedder.reports import console
 from embedder.run_file import load_run

@@ -166,7 +166,9 @@ def test_a_swapped_model_is_refused_even_if_the_manifest_lists_its_files(bundle)
         verify(bundle)
 
 
-@pytest.mark.parametrize("fields", [{"pooling": "cls"}, {"max_tokens": 16}, {"encoder_fingerprint": "0" * 16}])
+@pytest.mark.parametrize(
+    "fields", [{"pooling": "cls"}, {"max_tokens": 16}, {"int8": True}, {"encoder_fingerprint": "0" * 16}]
+)
 def test_settings_that_the_vectors_were_not_made_with_are_refused(bundle, fields):
     rewrite(bundle, **fields)
     with pytest.raises(BundleError, match="the vectors were made with model"):
@@ -176,7 +178,7 @@ def test_settings_that_the_vectors_were_not_made_with_are_refused(bundle, fields
 @pytest.mark.parametrize("fields", [{"colour": "red"}, {"files": None}, {"metric": "l2"}])
 def test_a_manifest_of_another_form_is_refused_in_one_line(bundle, fields):
     rewrite(bundle, seal=False, **fields)
-    with pytest.raises(BundleError, match="no manifest of format 2") as caught:
+    with pytest.raises(BundleError, match="no manifest of format 3") as caught:
         verify(bundle)
     assert "\n" not in str(caught.value)
 
@@ -194,10 +196,10 @@ def test_a_folder_without_manifest_is_no_bundle(bundle):
         verify(bundle)
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [2, 4])
 def test_a_bundle_of_another_version_says_so(bundle, version):
     rewrite(bundle, seal=False, format=version)
-    with pytest.raises(BundleError, match=f"format {version}, but this version reads format 2"):
+    with pytest.raises(BundleError, match=f"format {version}, but this version reads format 3"):
         verify(bundle)
 
 

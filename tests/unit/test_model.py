@@ -8,8 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from embedder.encode import encode, encode_prompted
-from embedder.model import export_encoder, length_batches, load_encoder, load_inference_encoder, pool
-from embedder.onednn import PackedLinear, has_onednn
+from embedder.model import export_encoder, length_batches, load_encoder, pool
 from embedder.tasks import BUILTIN_TASKS
 
 TEXTS = [
@@ -41,13 +40,6 @@ def test_a_vector_is_the_same_alone_in_a_batch_and_in_any_order(encoder):
 def test_a_vector_does_not_depend_on_the_token_budget(encoder, tiny_encoder, batch_tokens):
     other = load_encoder(tiny_encoder.model_copy(update={"batch_tokens": batch_tokens}), device="cpu")
     np.testing.assert_allclose(encode_prompted(other, TEXTS), encode_prompted(encoder, TEXTS), atol=1e-5)
-
-
-def test_an_encoder_for_inference_gives_the_same_vectors(encoder, tiny_encoder):
-    packed = load_inference_encoder(tiny_encoder, device="cpu")
-    np.testing.assert_allclose(encode_prompted(packed, TEXTS), encode_prompted(encoder, TEXTS), atol=1e-5)
-    if has_onednn():
-        assert any(isinstance(module, PackedLinear) for module in packed.modules())
 
 
 def test_vectors_have_length_one_and_the_models_width(encoder):
