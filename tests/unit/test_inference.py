@@ -109,5 +109,5 @@ def test_eight_bits_that_lose_too_much_are_refused(monkeypatch):
 
 def test_eight_bits_of_what_cannot_be_exported_are_refused(tiny_encoder, monkeypatch):
     monkeypatch.setattr(inference, "MOST_BYTES", 1000)
-    with pytest.raises(ModelError, match="cannot be encoded in 8 bits: .* bytes of weights"):
+    with pytest.raises(ModelError, match=r"cannot be encoded in 8 bits: .* bytes of weights"):
         load_inference_encoder(tiny_encoder.model_copy(update={"int8": True}), "cpu")
