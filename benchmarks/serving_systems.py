@@ -32,9 +32,14 @@ EXPORT = (
 WAYS = {
     "proxy": {},
     "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
-    "haproxy-fast": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+    "haproxy-fast": {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1",
+    },
 }
-"""Switches of Ray Serve: as it comes, behind HAProxy, and with its switch for throughput too."""
+"""Switches of Ray Serve: as it comes, behind HAProxy, and with its switch for throughput too, but not that one of its
+parts which runs an encoder's own work in the event loop."""
 FORWARD = re.compile(r"^ray_embedder_inference_duration_seconds_sum(?:\{[^}]*\})? ([\d.e+-]+)", re.MULTILINE)
 
 
