@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
     parser.add_argument("--system", action="append", help="only this server; may be repeated")
     parser.add_argument("--way", choices=list(WAYS), default="proxy", help="how ours is served in the parts of faults")
-    parser.add_argument("--threads", type=int, default=2, help="of our encoder (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="of our encoder (default 1, as shipped)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load (default 5)")
     parser.add_argument("--requests", type=int, default=50_000, help="of the soak (default 50,000)")
     parser.add_argument("--data", type=Path, help="folder that holds qa/nq")
