@@ -1,7 +1,7 @@
 """How fast texts become vectors, beside sentence-transformers: `python -m benchmarks.embedding`.
 
 `passages`: 5,000 passages of qa/nq in rounds of 1,000, in this process, ours and `SentenceTransformer.encode` in turn.
-`query`: one short query at a time, ours and eager PyTorch. `ray`: the same passages through Ray Data, and how much of
+`query`: one short query at a time, ours and eager PyTorch. `int8`: in 8 bits, beside float32. `ray`: the same passages through Ray Data, and how much of
 its actors' time they spend on anything but encoding.
 """
 
@@ -126,6 +126,30 @@ def query_part(bench: Bench) -> Found:
     return {way: spread.median for way, spread in times.items()} | {"gain": gain.median}
 
 
+def int8_part(bench: Bench) -> Found:
+    """The same passages in 8 bits and in float32, and how far their vectors are from each other."""
+    few = load_inference_encoder(bench.config.model_copy(update={"int8": True}), "cpu")
+    warm, *timed = bench.passages
+    for encoder in (few, bench.ours):
+        encode_prompted(encoder, warm[:100])
+    rounds, cosines = [], []
+    for texts in timed:
+        wanted, seconds = timed_call(partial(encode_prompted, bench.ours, texts))
+        found, seconds_few = timed_call(partial(encode_prompted, few, texts))
+        rounds.append({"float32": seconds, "int8": seconds_few})
+        cosines.append((found * wanted).sum(1))
+    gain, cosine = ratios(rounds, "float32", "int8"), np.concatenate(cosines)
+    speed = Spread([bench.size / times["int8"] for times in rounds])
+    print(f"\nint8: passages/s {speed}\n  to float32 {gain}")
+    print(f"  cosine to float32: mean {cosine.mean():.4f}, least {cosine.min():.4f}")
+    return {
+        "passages_a_second": speed.values,
+        "gain": gain.values,
+        "cosine": float(cosine.mean()),
+        "least_cosine": float(cosine.min()),
+    }
+
+
 def ray_part(bench: Bench) -> Found:
     """What the actors of Ray Data do between the first block and the last one."""
     import ray
@@ -176,7 +200,12 @@ def ray_part(bench: Bench) -> Found:
     return {"passages_a_second": len(rows) / window, "share": share, "start_s": whole - window}
 
 
-PARTS: dict[str, Callable[[Bench], Found]] = {"passages": passages_part, "query": query_part, "ray": ray_part}
+PARTS: dict[str, Callable[[Bench], Found]] = {
+    "passages": passages_part,
+    "query": query_part,
+    "int8": int8_part,
+    "ray": ray_part,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -76,7 +76,13 @@ def _draw(samples: list[tuple[float, int]], loads: list[tuple[float, int, Load]]
         kept = [one for one in range(len(seconds)) if (places == one).any()]
         for share, style in ((50, "-"), (99, ":")):
             values = [float(np.percentile(took[places == one], share)) for one in kept]
-            below.plot(at + np.asarray(kept), values, style, color="tab:green", label=f"p{share}" if at == 0 else None)
+            below.plot(
+                at + np.asarray(kept),
+                values,
+                style,
+                color="tab:green",
+                label=f"p{share}" if at == loads[0][0] else None,
+            )
     middle.set_ylabel("requests in flight")
     below.set_ylabel("latency, ms")
     below.set_yscale("log")

@@ -20,6 +20,7 @@ Outcome = Encoded | ApiError
 Send = Callable[[str, list[list[str]], bool], Awaitable[list[Outcome]]]
 """Version, texts by request, and whether to cut them, to what became of each request."""
 
+FULL = "too many requests are waiting; try again"
 MOST_REQUESTS = 64
 """Of one call."""
 MOST_CHARACTERS = 16_384
@@ -56,6 +57,11 @@ class Gatherer:
         self._waiting: deque[_Request] = deque()
         self._calls: set[asyncio.Task[list[Outcome]]] = set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a further request would be refused."""
+        return len(self._waiting) >= self._most_waiting
+
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
         """The vectors of one request's texts.
 
@@ -63,8 +69,8 @@ class Gatherer:
             ApiError: too many requests wait, or what the encoder says of this one.
             TimeoutError: its deadline has passed.
         """
-        if len(self._waiting) >= self._most_waiting:
-            raise ApiError(429, "too many requests are waiting; try again", code="overloaded")
+        if self.is_full:
+            raise ApiError(429, FULL, code="overloaded")
         done: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(version, texts, truncate, DEADLINE.get(), done))
         self._send_on()

@@ -11,10 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import ApiError, answer
+from serve.gathering import FULL
 from serve.keys import ROLES, Role, needed_role
 from serve.service import DEADLINE, Service
 
 logger = logging.getLogger("ray.serve")
+
+ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank"}
+"""Routes of which every request needs the encoder: under overload they are refused before their body is read."""
 
 Answered = Callable[[str, int, float], None]
 """Told of each request: route, status, seconds."""
@@ -61,6 +65,8 @@ class Guard:
                 return None, ApiError(401, refusal, code="invalid_api_key")
             if ROLES.index(role) < ROLES.index(needed):
                 return role, ApiError(403, f"this needs a key with the role {needed}; yours may {role}")
+        if scope["path"] in ENCODING and self._service.backend.is_full:
+            return role, ApiError(429, FULL, code="overloaded")
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return role, ApiError(400, "Content-Length is no number")

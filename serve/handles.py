@@ -55,6 +55,11 @@ class Deployments:
         self._state: list[DeploymentState] = []
         self._state_until = 0.0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a further request for vectors would be refused."""
+        return self._gatherer.is_full
+
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
         """The vectors of texts by the model of a version."""
         return await self._gatherer.encode(version, texts, truncate)

@@ -43,6 +43,10 @@ class Backend(Protocol):
 
     num_slices: int
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a further request for vectors would be refused."""
+
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
         """The vectors of texts by the model of a version."""
 

@@ -117,6 +117,7 @@ class LocalBackend:
         self.encoder = EncoderReplica(source, config.serve, version)
         self.parts = [ShardReplica(source, config.serve, version, one, num_slices) for one in range(num_slices)]
         self.encoded: list[list[str]] = []
+        self.is_full = False
 
     async def encode(self, version, texts, truncate):
         self.encoded.append(texts)

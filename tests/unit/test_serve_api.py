@@ -148,6 +148,15 @@ def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_its_length(clie
     assert client.post("/v1/search", content=b"x", headers={"content-length": "9" * 30}).status_code == 413
 
 
+def test_under_overload_what_needs_the_encoder_is_refused_unread(service, client, monkeypatch):
+    monkeypatch.setattr(service.backend, "is_full", True)
+    for path in ("/v1/embeddings", "/embed", "/v1/rerank"):
+        answer = client.post(path, content=b"no JSON")
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    post(client, "/v1/search", query="list", task="qa", mode="lexical")
+    assert client.get("/v1/models").status_code == 200
+
+
 def test_the_routes_of_tei(client):
     (vector,) = post(client, "/embed", inputs="hello")
     assert np.array_equal(unit(vector), unit(post(client, "/embed", inputs=["hello"], truncate=True)[0]))
