@@ -4,15 +4,18 @@
     python -m benchmarks.study                                  trains and measures the grid; again: goes on
     python -m benchmarks.study --report --json study.json       asks the LLM, prints the tables
 
-Encoders are trained in this process, without Ray, and measured on the dev splits. Several processes may run at once:
+Encoders are trained in this process, without Ray, and measured on the dev splits; `--split test --arm ARM`, first
+without and then with --report, measures the arm that was chosen on the test splits. Several processes may run at once:
 each takes what no other is at.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 
-from benchmarks.study_arms import arms_of
-from benchmarks.study_tables import as_records, cells, markdown
+from benchmarks.study_arms import FULL, Arm, arms_of
+from benchmarks.study_tables import Cells, aim, as_records, cells, markdown
 from benchmarks.study_units import Study, Unit, all_units
 from embedder.config import RunConfig
 from embedder.errors import EmbedderError
@@ -30,7 +33,7 @@ from embedder.evaluate_config import EvaluateConfig
 from embedder.evaluation.judge import LlmJudge
 from embedder.evaluation.quick import EvaluationSet, ask_llm, read_sets, read_shot_pools
 from embedder.lm import load_lm
-from embedder.records import write_json
+from embedder.records import Split, write_json
 from embedder.reports import console
 from embedder.run_file import load_run
 
@@ -43,14 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         config = load_run(given.config, given.set)
-        study, sets = Study(config), read_sets(config, "dev")
-        arms = arms_of(given.arm)
+        study, sets = Study(config, given.split), read_sets(config, given.split)
+        arms = arms_of(given.arm) if given.split == "dev" else arms_of(given.arm or [FULL.name])[-1:]
         units = all_units(arms, given.seeds)
         if given.report:
             found = cells(_measured(config, study, units, sets), arms, given.seeds)
             console().print(markdown(found, arms), markup=False, soft_wrap=True)
             if given.json:
-                write_json({"seeds": given.seeds, "grid": as_records(found)}, given.json)
+                _keep(given.json, found, given.split, arms, given.seeds)
         else:
             for place, unit in enumerate(units, 1):
                 console().print(f"{place} of {len(units)}: {unit.name}", markup=False)
@@ -61,11 +64,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _keep(path: Path, found: Cells, split: Split, arms: Sequence[Arm], seeds: int) -> None:
+    """Write the figures beside those of the other split."""
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if split == "dev":
+        known |= {"seeds": seeds, "grid": as_records(found)}
+    else:
+        known |= {"test": {"arm": arms[-1].name, "seeds": seeds, "cells": as_records(found)}, **aim(found, arms[-1])}
+    write_json(known, path)
+
+
 def _measured(config: RunConfig, study: Study, units: list[Unit], sets: list[EvaluationSet]) -> list[EvaluationSet]:
     """The sets with the measures of all encoders; equal prompts of the LLM are computed once."""
     rankings = {unit.name: study.rankings(unit) for unit in units}
     retrievers = [{"name": unit.name, "model": unit.name} for unit in units]
-    changed: dict[str, Any] = {"split": "dev", "retrievers": retrievers, "baseline": units[0].name, "writes": False}
+    changed: dict[str, Any] = {"split": study.split, "retrievers": retrievers, "baseline": units[0].name}
+    # Answers cost more than likelihoods, and the few queries of dev tell less by them.
+    changed |= {"writes": study.split == "test"}
     settings = EvaluateConfig.model_validate({**config.evaluate.model_dump(exclude={"retrievers"}), **changed})
     for one in sets:
         one.rankings = {
@@ -87,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
     parser.add_argument("--seeds", type=int, default=3, help="encoders of each arm (default 3)")
     parser.add_argument("--arm", action="append", default=[], help="only this arm and the reference; may be repeated")
+    parser.add_argument("--split", choices=["dev", "test"], default="dev", help="whose queries (default dev)")
     parser.add_argument("--threads", type=int, help="of this process (default: as torch has it)")
     parser.add_argument(
         "--report", action="store_true", help="only what has been trained: the LLM's part and the tables"

@@ -18,7 +18,7 @@ from embedder.evaluation.statistics import Difference, Floats, Table, difference
 
 ROUNDS = 10_000
 MEASURES = {
-    "qa": ("nDCG@10", "log-likelihood"),
+    "qa": ("nDCG@10", "log-likelihood", "exact match"),
     "tool": ("nDCG@5",),
     "chat": ("perplexity", "nDCG@10"),
     "convsearch": ("nDCG@3",),
@@ -75,12 +75,15 @@ def _row(one: EvaluationSet, name: str, arms: Sequence[str], seeds: int) -> dict
         measure, means_AQ, np.repeat(weights_Q[:, None], means_AQ.shape[1], axis=1), one.measured.units(queries)
     )
     order = list(runs)
-    compared = {other: draw(table, order.index(other), ROUNDS, 0) for other in (BASE, FULL.name)}
+    others = [other for other in (BASE, FULL.name) if other in runs]
+    compared = {other: draw(table, order.index(other), ROUNDS, 0) for other in others}
     return {
         arm: Cell(
             [_mean(measure, each[:, 0], each[:, 1]) for each in value_SQ2[arm]],
             *(
-                None if arm == other else difference(compared[other], place, order.index(other))
+                None
+                if arm == other or other not in compared
+                else difference(compared[other], place, order.index(other))
                 for other in (BASE, FULL.name)
             ),
         )
@@ -91,6 +94,24 @@ def _row(one: EvaluationSet, name: str, arms: Sequence[str], seeds: int) -> dict
 def _mean(measure: Measure, values_Q: Floats, weights_Q: Floats) -> float:
     value = float(np.average(values_Q, weights=weights_Q))
     return float(np.exp(value)) if measure.kind == "perplexity" else value
+
+
+def aim(found: Cells, arm: Arm) -> dict[str, Any]:
+    """How many tasks an arm betters by their first measures, how many of them surely, and what qa's answers gain."""
+    better, significant = [], []
+    for task, measures in MEASURES.items():
+        cell = found.get(f"{task} {measures[0]}", {}).get(arm.name)
+        if cell is None or cell.against_base is None:
+            continue
+        one, sign = cell.against_base, -1 if measures[0] in SMALLER_IS_BETTER else 1
+        if sign * one.value > 0:
+            better.append(task)
+            if one.low * one.high > 0:
+                significant.append(task)
+    em = found.get("qa exact match", {}).get(arm.name)
+    gain = em.against_base.value if em and em.against_base else None
+    counts = {"tasks_better": len(better), "tasks_significant": len(significant)}
+    return {**counts, "qa_em_gain": gain, "better": better, "significant": significant}
 
 
 def as_records(found: Cells) -> dict[str, Any]:
@@ -104,6 +125,8 @@ def as_records(found: Cells) -> dict[str, Any]:
 def markdown(found: Cells, arms: Sequence[Arm]) -> str:
     """A table a part of the method: mean over seeds, spread, and what it is to the reference arm."""
     parts: dict[str, list[str]] = {}
+    if FULL not in arms:
+        return _table("Against the base", [BASE, *(arm.name for arm in arms)], found, "against_base") + "\n"
     for arm in arms:
         if arm is not FULL:
             parts.setdefault(arm.part, []).append(arm.name)

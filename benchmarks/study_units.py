@@ -1,4 +1,4 @@
-"""One encoder of the study: trained on one arm with one seed, and the rankings it makes of the dev queries."""
+"""One encoder of the study: trained on one arm with one seed, and the rankings it makes of a split's queries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedder.evaluation.quick import EvaluationSet, rank
 from embedder.inference import load_inference_encoder
 from embedder.mining.lexical import Ranking
 from embedder.progress import progress
-from embedder.records import content_id
+from embedder.records import Split, content_id
 from embedder.reports import console
 from embedder.tasks import TaskSpec
 from embedder.training.data import write_training_rows
@@ -55,10 +55,11 @@ def all_units(arms: Sequence[Arm], seeds: int) -> list[Unit]:
 class Study:
     """The labels of a run, and the folder `study/` in which results are kept."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, split: Split) -> None:
+        """`split`: whose queries are ranked."""
         if config.train is None:
             raise ConfigError("the run file has no `train` section; give it train.steps")
-        self.config, self.settings = config, config.train
+        self.config, self.settings, self.split = config, config.train, split
         self.folder = config.paths.mounted / "study"
         self.groups = labelled_groups(config)
         self.positives = positive_ids(config)
@@ -72,7 +73,8 @@ class Study:
         encoder, settings = (
             one.model_dump(mode="json", exclude_defaults=True) for one in (self.config.encoder, self.settings)
         )
-        name = content_id(FORMAT, self._data, arm, unit.seed, tasks, encoder, settings)[:12]
+        split = [] if self.split == "dev" else [self.split]
+        name = content_id(FORMAT, self._data, arm, unit.seed, tasks, encoder, settings, *split)[:12]
         return self.folder / f"{unit.name}-{name}.json"
 
     def rankings(self, unit: Unit) -> dict[str, dict[str, Ranking]]:

@@ -9,7 +9,9 @@ import yaml
 
 from benchmarks.study import main
 from benchmarks.study_arms import ARMS, FULL, arms_of
+from benchmarks.study_tables import Cell, aim
 from embedder.errors import ConfigError
+from embedder.evaluation.statistics import Difference
 from embedder.ledger import Ledger
 from embedder.records import GROUP, LABELLED, PASSAGE, QUERY, group_id, write_table
 from embedder.tasks import BUILTIN_TASKS
@@ -88,7 +90,7 @@ def run_file(tmp_path_factory, tiny_encoder_folder, tiny_llama_folder):
     ]
     write_table(passages, PASSAGE, work / "prepared" / "corpus" / "docs" / "part-00000.parquet")
     empty = dict.fromkeys(QUERY.names)
-    for split in ("train", "dev"):
+    for split in ("train", "dev", "test"):
         rows = [
             {
                 **empty,
@@ -156,3 +158,33 @@ def test_the_grid_runs_goes_on_and_is_reported(run_file, tmp_path, capsys):
         -grid["qa log-likelihood"]["full"]["against_base"]["value"]
     )
     assert len(grid["qa nDCG@10"]["full"]["seeds"]) == 2
+
+
+def test_the_arm_that_was_chosen_is_measured_on_the_test_split_beside_the_grid(run_file, tmp_path, capsys):
+    command = ["--config", str(run_file), "--seeds", "1", "--split", "test", "--arm", "labels"]
+    kept = tmp_path / "study.json"
+    kept.write_text('{"grid": {"of": "dev"}}', encoding="utf-8")
+    assert main(command) == 0
+    assert main([*command, "--report", "--json", str(kept)]) == 0
+    assert "| labels |" in capsys.readouterr().out
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    cells = found["test"]["cells"]
+    assert found["grid"] == {"of": "dev"} and set(cells["qa nDCG@10"]) == {"base", "labels"}
+    assert found["qa_em_gain"] == cells["qa exact match"]["labels"]["against_base"]["value"]
+    change = cells["qa nDCG@10"]["labels"]["against_base"]
+    assert found["tasks_better"] == int(change["value"] > 0)
+    assert found["tasks_significant"] == int(change["low"] > 0)
+
+
+def test_the_aim_counts_a_lower_perplexity_as_better_and_an_interval_over_zero_as_unsure():
+    def row(value, low, high):
+        return {"labels": Cell([0.0], Difference(value, low, high, 0.5), None)}
+
+    found = {
+        "chat perplexity": row(-1.0, -2.0, -0.5),
+        "lrlm perplexity": row(1.0, 0.5, 2.0),
+        "tool nDCG@5": row(0.1, -0.1, 0.3),
+        "icl nDCG@10": row(0.1, 0.05, 0.2),
+    }
+    told = aim(found, arm("labels"))
+    assert (told["better"], told["significant"], told["qa_em_gain"]) == (["tool", "chat", "icl"], ["chat", "icl"], None)
