@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from embedder.evaluation.results import headline_entries
+from embedder.picture import ON_DARK, ON_LIGHT, ON_PAPER, Ink, png, quiet
 
 COLUMNS = 3
 
@@ -22,19 +22,15 @@ COLUMNS = 3
 class Theme:
     """Colours of a picture for one background."""
 
-    text: str
-    lines: str
+    ink: Ink
     known: Mapping[str, str]
     """Colours of the built-in retrievers."""
     others: tuple[str, ...]
     """Of all others, in turn."""
-    background: str | None = None
-    """None: transparent."""
 
 
 LIGHT = Theme(
-    text="#1d2733",
-    lines="#8a94a0",
+    ON_LIGHT,
     known={
         "none": "#c9ced5",
         "random": "#a5adb7",
@@ -46,8 +42,7 @@ LIGHT = Theme(
     others=("#228833", "#ee6677", "#66ccee", "#8866cc", "#775533"),
 )
 DARK = Theme(
-    text="#e4e8ee",
-    lines="#6b7683",
+    ON_DARK,
     known={
         "none": "#4b545f",
         "random": "#66707c",
@@ -58,7 +53,7 @@ DARK = Theme(
     },
     others=("#5fc06f", "#ff8f9c", "#8fdcf5", "#b59be8", "#c2a27f"),
 )
-PAPER = Theme(LIGHT.text, LIGHT.lines, LIGHT.known, LIGHT.others, background="#ffffff")
+PAPER = Theme(ON_PAPER, LIGHT.known, LIGHT.others)
 
 
 def colours(names: list[str], theme: Theme) -> dict[str, str]:
@@ -73,19 +68,15 @@ def draw_headlines(results: Mapping[str, Any], theme: Theme) -> bytes:
     rows = max(1, math.ceil(len(entries) / COLUMNS))
     bars = max((len(entry["retrievers"]) for _, entry in entries.values()), default=1)
     figure = Figure(figsize=(11, (0.75 + 0.27 * bars) * rows), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
-    if theme.background:
-        figure.set_facecolor(theme.background)
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     palette = colours(list(results["retrievers"]), theme)
     for axis, (task, (measure, entry)) in zip(axes, entries.items(), strict=False):
         _draw(axis, entry, palette, theme)
         lower = " (lower is better)" if entry["kind"] == "perplexity" else ""
-        _dress(axis, f"{task}: {measure}{lower}", theme)
+        _dress(axis, f"{task}: {measure}{lower}", theme.ink)
     for axis in axes[len(entries) :]:
         axis.set_axis_off()
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=150, transparent=theme.background is None)
-    return written.getvalue()
+    return png(figure, theme.ink)
 
 
 def _draw(axis: Axes, entry: Mapping[str, Any], palette: Mapping[str, str], theme: Theme) -> None:
@@ -101,7 +92,7 @@ def _draw(axis: Axes, entry: Mapping[str, Any], palette: Mapping[str, str], them
     from_zero = entry["kind"] == "mean" and min(points) >= 0
     if from_zero:
         axis.barh(list(places), points, 0.72, color=shades)
-        axis.errorbar(points, list(places), xerr=spans, fmt="none", ecolor=theme.text, elinewidth=1, capsize=2)
+        axis.errorbar(points, list(places), xerr=spans, fmt="none", ecolor=theme.ink.text, elinewidth=1, capsize=2)
     else:
         for place, point, low, high, shade in zip(places, points, *spans, shades, strict=True):
             axis.errorbar(
@@ -114,17 +105,13 @@ def _draw(axis: Axes, entry: Mapping[str, Any], palette: Mapping[str, str], them
     digits = 3 if last < 10 else 2
     for place, one in zip(places, values.values(), strict=True):
         shown = f"{one['value']:.{digits}f}"
-        axis.text(one["high"] + 0.08 * room, place, shown, va="center", ha="left", fontsize=8, color=theme.text)
+        axis.text(one["high"] + 0.08 * room, place, shown, va="center", ha="left", fontsize=8, color=theme.ink.text)
     axis.set_yticks(list(places), list(values))
     axis.set_ylim(len(values) - 0.4, -0.6)
 
 
-def _dress(axis: Axes, title: str, theme: Theme) -> None:
-    """Quiet axes."""
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(theme.lines)
-    axis.tick_params(colors=theme.text, labelsize=8, color=theme.lines)
+def _dress(axis: Axes, title: str, ink: Ink) -> None:
+    """What all panels share."""
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    axis.set_facecolor("none")
-    axis.set_title(title, loc="left", color=theme.text, fontsize=10, fontweight="bold", pad=6, parse_math=False)
+    quiet(axis, title, ink, pad=6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from embedder.labelling.report import RANK_STEP, Histogram, TaskStatistics, bins_a_bar
+from embedder.picture import ON_DARK, ON_LIGHT, Ink, png, quiet
 
 REWARD_UNITS = {
     "rank": "reward: ranks that the desired output gains",
@@ -26,8 +26,7 @@ REWARD_UNITS = {
 class Theme:
     """Colours of a picture for one background."""
 
-    text: str
-    lines: str
+    ink: Ink
     without: str
     """Without a candidate."""
     other: str
@@ -35,8 +34,8 @@ class Theme:
     positive: str
 
 
-LIGHT = Theme(text="#1d2733", lines="#8a94a0", without="#b4bac2", other="#4477aa", positive="#aa3377")
-DARK = Theme(text="#e4e8ee", lines="#6b7683", without="#66707c", other="#6fa8dc", positive="#ee88bb")
+LIGHT = Theme(ON_LIGHT, without="#b4bac2", other="#4477aa", positive="#aa3377")
+DARK = Theme(ON_DARK, without="#66707c", other="#6fa8dc", positive="#ee88bb")
 
 
 def draw_task(one: TaskStatistics, theme: Theme) -> str:
@@ -53,10 +52,8 @@ def draw_task(one: TaskStatistics, theme: Theme) -> str:
     for axis in axes[panels:]:
         axis.set_axis_off()
     for axis in axes[:panels]:
-        _dress(axis, theme)
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=150, transparent=True)
-    return base64.b64encode(written.getvalue()).decode("ascii")
+        _dress(axis, theme.ink)
+    return base64.b64encode(png(figure, theme.ink)).decode("ascii")
 
 
 def _draw_ranks(axis: Axes, without: Histogram, with_one: Histogram, theme: Theme) -> None:
@@ -102,22 +99,17 @@ def _middles(histogram: Histogram, merged: int) -> dict[float, int]:
     return {low + bins * histogram.step / 2: count for low, count in histogram.bars(merged).items()}
 
 
-def _dress(axis: Axes, theme: Theme) -> None:
-    """What all panels share: quiet axes, per cent, a legend above the bars that hides none."""
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(theme.lines)
-    axis.tick_params(colors=theme.text, labelsize=8, color=theme.lines)
+def _dress(axis: Axes, ink: Ink) -> None:
+    """What all panels share: per cent, a legend above the bars that hides none."""
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axis.xaxis.label.set(color=theme.text, fontsize=9)
-    axis.yaxis.label.set(color=theme.text, fontsize=9)
     title = axis.get_title()
     axis.set_title("")
-    axis.set_title(title, loc="left", color=theme.text, fontsize=10.5, fontweight="bold", pad=24, parse_math=False)
+    quiet(axis, title, ink, pad=24)
     axis.legend(
         frameon=False,
         fontsize=8.5,
-        labelcolor=theme.text,
+        labelcolor=ink.text,
         ncols=2,
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from embedder.picture import ON_DARK, ON_LIGHT, ON_PAPER, Ink, png, quiet
 from embedder.training.report import Point
 
 
@@ -19,25 +19,20 @@ from embedder.training.report import Point
 class Theme:
     """Colours of a picture for one background."""
 
-    text: str
-    lines: str
+    ink: Ink
     tasks: tuple[str, ...]
     """Of the tasks, in turn."""
-    background: str | None = None
-    """None: transparent."""
 
 
 LIGHT = Theme(
-    text="#1d2733",
-    lines="#8a94a0",
+    ON_LIGHT,
     tasks=("#4477aa", "#aa3377", "#228833", "#d9a321", "#ee6677", "#66ccee", "#8866cc", "#775533"),
 )
 DARK = Theme(
-    text="#e4e8ee",
-    lines="#6b7683",
+    ON_DARK,
     tasks=("#6fa8dc", "#ee88bb", "#5fc06f", "#e0b84f", "#ff8f9c", "#8fdcf5", "#b59be8", "#c2a27f"),
 )
-PAPER = Theme(LIGHT.text, LIGHT.lines, LIGHT.tasks, background="#ffffff")
+PAPER = Theme(ON_PAPER, LIGHT.tasks)
 
 
 def draw_training(numbers: Mapping[str, Any], theme: Theme) -> bytes:
@@ -45,8 +40,6 @@ def draw_training(numbers: Mapping[str, Any], theme: Theme) -> bytes:
     validation = numbers["validation"]
     panels = 2 if validation is None else 3
     figure = Figure(figsize=(4.2 * panels, 3.6), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.1))
-    if theme.background:
-        figure.set_facecolor(theme.background)
     axes = figure.subplots(1, panels, squeeze=False).ravel()
     tasks = {task: one for task, one in numbers["tasks"].items() if one["losses"]}
     palette = {task: theme.tasks[i % len(theme.tasks)] for i, task in enumerate(tasks)}
@@ -57,14 +50,12 @@ def draw_training(numbers: Mapping[str, Any], theme: Theme) -> bytes:
         _draw_validation(axes[2], validation, palette, theme)
         titles.append(f"NDCG@{validation['cutoff']}, held-out queries")
     for axis, title in zip(axes, titles, strict=True):
-        _dress(axis, title, theme)
+        _dress(axis, title, theme.ink)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower left", ncols=6, frameon=False, fontsize=8.5, labelcolor=theme.text
+        handles, labels, loc="outside lower left", ncols=6, frameon=False, fontsize=8.5, labelcolor=theme.ink.text
     )
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=150, transparent=theme.background is None)
-    return written.getvalue()
+    return png(figure, theme.ink)
 
 
 def _draw(axis: Axes, curves: Mapping[str, Sequence[Point]], palette: Mapping[str, str]) -> None:
@@ -78,11 +69,11 @@ def _draw_validation(axis: Axes, validation: Mapping[str, Any], palette: Mapping
     history = validation["history"]
     for task in history[0]["tasks"]:
         points = [(one["steps"], one["tasks"][task]) for one in history]
-        axis.plot(*zip(*points, strict=True), color=palette.get(task, theme.lines), linewidth=1.1, alpha=0.75)
+        axis.plot(*zip(*points, strict=True), color=palette.get(task, theme.ink.lines), linewidth=1.1, alpha=0.75)
     means = [(one["steps"], one["mean"]) for one in history]
-    axis.plot(*zip(*means, strict=True), color=theme.text, linewidth=2.0, linestyle=(0, (4, 1.5)))
+    axis.plot(*zip(*means, strict=True), color=theme.ink.text, linewidth=2.0, linestyle=(0, (4, 1.5)))
     best = history[validation["best"]]
-    axis.plot([best["steps"]], [best["mean"]], "o", color=theme.text, markersize=6)
+    axis.plot([best["steps"]], [best["mean"]], "o", color=theme.ink.text, markersize=6)
     axis.annotate(
         f"best mean {best['mean']:.3f}",
         (best["steps"], best["mean"]),
@@ -90,17 +81,13 @@ def _draw_validation(axis: Axes, validation: Mapping[str, Any], palette: Mapping
         textcoords="offset points",
         ha="center",
         fontsize=8,
-        color=theme.text,
+        color=theme.ink.text,
     )
 
 
-def _dress(axis: Axes, title: str, theme: Theme) -> None:
-    """Quiet axes."""
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(theme.lines)
-    axis.tick_params(colors=theme.text, labelsize=8, color=theme.lines)
+def _dress(axis: Axes, title: str, ink: Ink) -> None:
+    """What all panels share."""
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axis.set_facecolor("none")
-    axis.set_xlabel("step", color=theme.text, fontsize=9)
-    axis.set_title(title, loc="left", color=theme.text, fontsize=10.5, fontweight="bold", pad=8, parse_math=False)
+    axis.set_xlabel("step")
+    quiet(axis, title, ink, pad=8)
