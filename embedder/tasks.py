@@ -135,7 +135,7 @@ BUILTIN_TASKS: dict[str, TaskSpec] = {
         reward="rank",
         template=DIALOGUE,
         max_output_tokens=32,
-        loss="kl",
+        loss="graded",
     ),
     "lrlm": TaskSpec(
         query_instruction="Embed this text chunk for finding useful historical chunks: ",
@@ -143,7 +143,7 @@ BUILTIN_TASKS: dict[str, TaskSpec] = {
         reward="rank",
         template=LONG_TEXT,
         max_output_tokens=32,
-        loss="kl",
+        loss="graded",
     ),
     "icl": TaskSpec(
         query_instruction="Convert this example into vector to look for useful examples: ",
