@@ -29,13 +29,16 @@ class Arm:
     instructions: bool = True
     task: str | None = None
     """The only task that is trained; null: all."""
+    by_labels: tuple[str, ...] = ()
+    """Tasks that learn from their known positives alone, whatever the others do."""
 
     def specs(self, tasks: Mapping[str, TaskSpec]) -> dict[str, TaskSpec]:
         """The tasks with this arm's losses and instructions."""
         found = {}
         for name, spec in tasks.items():
             if spec.reward != "none":
-                loss = "contrastive" if self.reward == "labels" or self.loss == "best" else self.loss
+                alone = self.reward == "labels" or self.loss == "best" or name in self.by_labels
+                loss = "contrastive" if alone else self.loss
                 spec = spec.model_copy(update={"loss": loss})
             found[name] = spec if self.instructions else spec.without_instructions()
         return found
@@ -64,6 +67,8 @@ class Arm:
 
 
 FULL = Arm("full", "reference")
+RECIPE = Arm("recipe", "choice", by_labels=("qa",))
+"""What the grid supports: rewards where labels say least, and labels where they say all."""
 ARMS = (
     FULL,
     Arm("likelihood", "reward", reward="likelihood"),
@@ -75,6 +80,7 @@ ARMS = (
     Arm("inverse", "self-paced rate", self_paced="lossy_slower"),
     Arm("bare", "instructions", instructions=False),
     *(Arm(f"only-{task}", "one task", task=task) for task in ("qa", "tool", "chat", "convsearch", "icl", "lrlm")),
+    RECIPE,
 )
 
 

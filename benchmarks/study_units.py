@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ray_jobs.train_groups import labelled_groups
 FORMAT = 1
 DEPTH = 20
 """Passages of a ranking that are kept."""
+DEFAULTS = {field.name: field.default for field in fields(Arm)}
 BASE = "base"
 """The encoder as it was."""
 
@@ -67,8 +68,8 @@ class Study:
 
     def file(self, unit: Unit) -> Path:
         """Where the rankings of an encoder are, named by all that they depend on."""
-        arm = asdict(unit.arm) if unit.arm else None
         # Defaults left out, a setting that is added later leaves what was trained without it valid.
+        arm = unit.arm and {name: value for name, value in asdict(unit.arm).items() if value != DEFAULTS.get(name)}
         tasks = {name: spec.model_dump(exclude_defaults=True) for name, spec in self.config.tasks.items()}
         encoder, settings = (
             one.model_dump(mode="json", exclude_defaults=True) for one in (self.config.encoder, self.settings)
