@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from embedder.config import EncoderConfig
 from embedder.errors import BundleError
-from embedder.fingerprint import encoder_fingerprint
+from embedder.fingerprint import located_fingerprint
 from embedder.index.collection import Place
 from embedder.index.sealed import Sealed
 from embedder.records import row_seed
@@ -127,7 +127,7 @@ def verify(bundle: Path, only: str = "") -> Manifest:
 
 def _check_model(bundle: Path, manifest: Manifest) -> None:
     """A query vector must never meet the index of another model."""
-    loaded = encoder_fingerprint(bundle_encoder(bundle, manifest))
+    loaded = located_fingerprint(bundle / MODEL, bundle_encoder(bundle, manifest))
     if loaded != manifest.encoder_fingerprint:
         raise BundleError(
             f"{bundle}: the vectors were made with model {manifest.encoder_fingerprint}, but model/ is {loaded}; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from embedder.config import EncoderConfig, LabelConfig, LlmConfig
 from embedder.locate import locate_model, model_fingerprint
 from embedder.records import content_id
@@ -10,10 +12,15 @@ from embedder.tasks import TaskSpec
 
 def encoder_fingerprint(config: EncoderConfig) -> str:
     """Identity of an encoder: weights, config, tokenizer, pooling, truncation, and 8 bits if it has no more."""
+    return located_fingerprint(locate_model(config.model), config)
+
+
+def located_fingerprint(model: Path | str, config: EncoderConfig) -> str:
+    """The same of a model whose place is known, loaded as a config says."""
     settings: dict[str, object] = {"pooling": config.pooling, "max_tokens": config.max_tokens}
     if config.int8:
         settings["int8"] = True
-    return model_fingerprint(locate_model(config.model), **settings)
+    return model_fingerprint(model, **settings)
 
 
 def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str, TaskSpec]) -> str:
