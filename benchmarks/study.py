@@ -30,9 +30,7 @@ from benchmarks.study_units import Study, Unit, all_units
 from embedder.config import RunConfig
 from embedder.errors import EmbedderError
 from embedder.evaluate_config import EvaluateConfig
-from embedder.evaluation.judge import LlmJudge
-from embedder.evaluation.quick import EvaluationSet, ask_llm, read_sets, read_shot_pools
-from embedder.lm import load_lm
+from embedder.evaluation.quick import EvaluationSet, ask_llm, llm_judge, read_sets
 from embedder.records import Split, write_json
 from embedder.reports import console
 from embedder.run_file import load_run
@@ -88,9 +86,7 @@ def _measured(config: RunConfig, study: Study, units: list[Unit], sets: list[Eva
         }
         one.measured.enter_rankings(one.rankings, one.answers, settings.cutoffs)
     if config.llm is not None and settings.llm_queries:
-        lm = load_lm(config.llm, config.paths.cache)
-        judge = LlmJudge(lm, config.llm, config.tasks, settings, read_shot_pools(config))
-        ask_llm(sets, judge, settings, study.folder / "judged")
+        ask_llm(sets, llm_judge(config, settings), settings, study.folder / "judged")
     return sets
 
 

@@ -15,7 +15,6 @@ from embedder.index.settings import BuildSettings, SearchParameters
 from embedder.launch import PipelineConfig, SubmitConfig
 from embedder.paths import AbsolutePath, AnyAbsolutePath, Paths, Section
 from embedder.serve_config import ServeConfig
-from embedder.storage import ObjectPath
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.train_config import TrainConfig
 
@@ -256,14 +255,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def reranker_is_described(self) -> RunConfig:
-        """Refuse a teacher without its section, and one that has nowhere to keep its checkpoints."""
+        """Refuse a teacher without its section."""
         if self.label.teacher == "reranker" and self.reranker is None:
             raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
-        if self.label.teacher == "reranker" and isinstance(self.paths.work, ObjectPath):
-            raise ValueError(
-                f"label.teacher is 'reranker', whose training needs a folder that every node mounts, but paths.work is "
-                f"{self.paths.work}; give paths.work such a folder, or another teacher"
-            )
         return self
 
     @model_validator(mode="after")

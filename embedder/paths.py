@@ -51,9 +51,10 @@ class Paths(Section):
     """Where a run keeps its files; on a cluster both must be the same for every node."""
 
     work: AnyAbsolutePath
-    """Folder of everything this run writes. The job `label` takes a place in an object store too."""
+    """Folder of everything this run writes, or a place in an object store: `label` streams it, all other jobs work in a
+    mirror below `cache` (embedder.mirror)."""
     cache: AbsolutePath = Path(".cache").absolute()
-    """Folder of converted models, shared between runs."""
+    """Folder of converted models and of mirrors, shared between runs."""
     round: int = Field(default=1, ge=1, le=99)
     """Round of mine, label and train: from the second on, what these write lies in `rounds/NN/`. `pipeline` counts it;
     for a job by hand set it together with `encoder.model`, the encoder of the round before."""
@@ -67,8 +68,8 @@ class Paths(Section):
         """
         if isinstance(self.work, ObjectPath):
             raise ConfigError(
-                f"paths.work is {self.work}, but only `label` works in an object store; give a folder that every node "
-                "mounts (--set paths.work=...)"
+                f"paths.work is {self.work}, but only the jobs of ray_jobs and the service work in an object store; "
+                "give a folder (--set paths.work=...)"
             )
         return self.work
 

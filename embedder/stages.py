@@ -14,7 +14,6 @@ from pathlib import Path
 
 from embedder import __version__
 from embedder.config import RunConfig
-from embedder.errors import ConfigError
 from embedder.locate import file_sha256, locate_model, model_fingerprint
 from embedder.records import content_id, write_json
 from embedder.storage import AnyPath, ObjectPath
@@ -106,13 +105,11 @@ class Contents:
     known: dict[str, str] = field(default_factory=dict)
 
     def of(self, path: AnyPath) -> str:
-        """Hash of a file, or of the names and contents below a folder; empty where there is nothing.
+        """Hash of a file or object, or of the names and contents below a folder; empty where there is nothing.
 
         Raises:
-            ConfigError: it is in an object store.
+            DataError: the object store does not answer, or refuses.
         """
-        if isinstance(path, ObjectPath):
-            raise ConfigError(f"{path}: contents in an object store are not compared; give a folder every node mounts")
         if str(path) not in self.known:
             self.known[str(path)] = _content(path)
         return self.known[str(path)]
@@ -131,9 +128,11 @@ class Contents:
         self.known.clear()
 
 
-def _content(path: Path) -> str:
+def _content(path: AnyPath) -> str:
     if path.is_file():
         return file_sha256(path)
+    if isinstance(path, ObjectPath):
+        return ""
     files = sorted(one for one in path.rglob("*") if one.is_file() and not _is_unfinished(one.relative_to(path)))
     return content_id([[one.relative_to(path).as_posix(), file_sha256(one)] for one in files]) if files else ""
 

@@ -11,6 +11,7 @@ import io
 import mmap
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ URI = re.compile(
 SCHEMES = ("s3", "gs")
 SHOWN_PARAMETERS = {"endpoint_override", "region", "scheme"}
 """Of a URI's query; the values of all others are masked."""
-LINE_BUFFER_BYTES = 8 * 2**20
-"""Read at once from an object that is read line by line: each piece costs a round trip."""
+BUFFER_BYTES = 8 * 2**20
+"""Read at once from an object: each piece costs a round trip."""
 
 
 def masked(text: str) -> str:
@@ -155,6 +156,21 @@ class ObjectPath:
             if fnmatchcase(info.base_name, pattern):
                 yield self / info.base_name
 
+    def walk(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Every object below this name: its name from here on, and its size and time of last change (ns).
+
+        Raises:
+            DataError: there is no such bucket, or the store does not answer or refuses.
+        """
+        with _reported(self, "listed"):
+            selector = fs.FileSelector(self.key, recursive=True, allow_not_found=True)
+            found = self.filesystem.get_file_info(selector)
+            if not found and self._bucket_is_missing():
+                raise FileNotFoundError(self.key)
+        for info in found:
+            if info.type == fs.FileType.File:
+                yield info.path.removeprefix(f"{self.key}/"), (info.size, info.mtime_ns)
+
     def _bucket_is_missing(self) -> bool:
         """Asked where a listing is empty; who may list these names may perhaps not ask after the bucket."""
         try:
@@ -171,7 +187,7 @@ class ObjectPath:
         if mode != "rb":
             raise ValueError(f"mode is {mode!r}; objects are read with 'rb' and written with `replacing`")
         with _reported(self, "read"):
-            return io.BufferedReader(self.filesystem.open_input_stream(self.key), LINE_BUFFER_BYTES)
+            return io.BufferedReader(self.filesystem.open_input_stream(self.key), BUFFER_BYTES)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """The whole object as text.
@@ -220,6 +236,26 @@ def replacing(path: AnyPath) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def upload(file: Path, path: ObjectPath) -> None:
+    """Make a file an object, which appears as a whole.
+
+    Raises:
+        DataError: the store does not answer, or refuses.
+    """
+    with file.open("rb") as content:
+        _upload(content, path)
+
+
+def download(path: ObjectPath, file: Path) -> None:
+    """Make an object a file, which appears as a whole.
+
+    Raises:
+        DataError: there is no such object, or the store does not answer or refuses.
+    """
+    with replacing(file) as target, path.open("rb") as content:
+        shutil.copyfileobj(content, target, BUFFER_BYTES)
 
 
 def _upload(file: BinaryIO, path: ObjectPath) -> None:

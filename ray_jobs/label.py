@@ -207,7 +207,12 @@ def _label(config: RunConfig, work: Survey, pools: ShotPools, fingerprint: str) 
     return LabelCost(time.monotonic() - began, pairs, tokens, flops, peak, settings.num_actors)
 
 
-JOB = Job("label", __doc__, check, run, rehearse, takes_object_store=True)
+def streams_objects(config: RunConfig) -> bool:
+    """Training a reranker needs a folder; the other teachers do not."""
+    return config.label.teacher != "reranker"
+
+
+JOB = Job("label", __doc__, check, run, rehearse, streams_objects)
 
 if __name__ == "__main__":
     main(JOB)

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from ray.exceptions import RayTaskError
 from embedder.config import RunConfig
 from embedder.cost import Work, measured_rate
 from embedder.errors import ConfigError, EmbedderError
+from embedder.mirror import workplace
 from embedder.reports import StageReport, console
 from embedder.run_file import load_run
-from embedder.storage import ObjectPath
 from ray_jobs.sight import Bill
 
 SPARE_CPUS = 2
@@ -39,8 +40,8 @@ class Job:
     run: Callable[[RunConfig], StageReport]
     rehearse: Callable[[RunConfig], list[str]] | None = None
     """Does a sample of the work on this machine, for the lines of a dry run; takes no cluster."""
-    takes_object_store: bool = False
-    """Whether `paths.work` may be in an object store."""
+    streams_objects: Callable[[RunConfig], bool] = lambda config: False
+    """Whether it reads and writes an object store itself; else it works in a mirror of it (embedder.mirror)."""
 
 
 def make_parser(job: Job) -> argparse.ArgumentParser:
@@ -62,16 +63,17 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
     """Run a job from the command line; exit status 2 and one line for an error the user can mend."""
     options = make_parser(job).parse_args(arguments)
     try:
-        config = load_run(options.config, options.set)
-        refuse_temporary_paths(config)
-        refuse_object_store(job, config)
-        work = job.check(config)
-        if options.dry_run:
-            print_dry_run(config, work)
-            for line in job.rehearse(config) if job.rehearse else []:
-                console().print(f"{job.stage}: {line}", markup=False)
-            return
-        run_stage(job, config)
+        given = load_run(options.config, options.set)
+        refuse_temporary_paths(given)
+        at_work = nullcontext(given) if job.streams_objects(given) else workplace(given, writes=not options.dry_run)
+        with at_work as config:
+            work = job.check(config)
+            if options.dry_run:
+                print_dry_run(given, work)
+                for line in job.rehearse(config) if job.rehearse else []:
+                    console().print(f"{job.stage}: {line}", markup=False)
+                return
+            run_stage(job, config)
     except EmbedderError as error:
         # An error of a Ray task arrives as its own class with the remote traceback as its text.
         cause = error.cause if isinstance(error, RayTaskError) else error
@@ -125,19 +127,6 @@ def refuse_temporary_paths(config: RunConfig) -> None:
             raise ConfigError(
                 f"paths.{name} is {path}, inside this job's temporary copy; give an absolute, shared path"
             )
-
-
-def refuse_object_store(job: Job, config: RunConfig) -> None:
-    """Say before anything is read that a job needs its files in a folder.
-
-    Raises:
-        ConfigError: `paths.work` is in an object store, and this job takes none.
-    """
-    if isinstance(config.paths.work, ObjectPath) and not job.takes_object_store:
-        raise ConfigError(
-            f"{job.stage}: paths.work is {config.paths.work}, but of all jobs only `label` works in an object store; "
-            "give a folder that every node mounts (--set paths.work=...) and copy what is needed between the two"
-        )
 
 
 def connect() -> None:

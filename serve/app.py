@@ -22,6 +22,7 @@ from embedder.bundle import verify
 from embedder.config import RunConfig
 from embedder.errors import ConfigError, EmbedderError
 from embedder.index.catalog import Catalog
+from embedder.mirror import workplace
 from embedder.reports import console
 from embedder.run_file import load_run
 from embedder.serve_config import ServeConfig
@@ -52,7 +53,8 @@ def build(arguments: dict[str, str]) -> Application:
         overrides = [f"{key}={value}" for key, value in arguments.items() if key != "run"]
         if "run" not in arguments:
             raise ConfigError("serve.app:build: name the run file, run=configs/demo.yaml")
-        return build_run(load_run(arguments["run"], overrides))
+        with workplace(load_run(arguments["run"], overrides), writes=False) as config:
+            return build_run(config)
     except EmbedderError as error:
         if ray.is_initialized() and ray.get_runtime_context().get_task_id() is not None:
             raise

@@ -20,13 +20,11 @@ from embedder.config import RunConfig
 from embedder.errors import ConfigError, EmbedderError
 from embedder.evaluate_config import EvaluateConfig, FolderRetriever
 from embedder.evaluation.folders import folder_encoder, read_folder
-from embedder.evaluation.judge import LlmJudge
-from embedder.evaluation.quick import EvaluationSet, ask_llm, measure_encoder, read_sets, read_shot_pools
+from embedder.evaluation.quick import EvaluationSet, ask_llm, llm_judge, measure_encoder, read_sets
 from embedder.evaluation.report import results_table
 from embedder.evaluation.results import summarise
 from embedder.evaluation.values import VALUES, value_rows
 from embedder.inference import load_inference_encoder
-from embedder.lm import load_lm
 from embedder.records import write_json, write_table
 from embedder.reports import console
 from embedder.run_file import load_run
@@ -47,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, model in zip(names, options.encoders, strict=True):
             _measure(config, settings, sets, name, model)
         if options.llm:
-            _ask(config, settings, sets)
+            ask_llm(sets, llm_judge(config, settings), settings, config.paths.mounted / "evaluation")
     except EmbedderError as error:
         console().print(f"error: {error}", markup=False)
         sys.exit(2)
@@ -103,14 +101,6 @@ def _measure(config: RunConfig, settings: EvaluateConfig, sets: list[EvaluationS
         retriever = FolderRetriever(name=name, model=model, pooling=pooling)
         encoder, tasks = folder_encoder(retriever, config.encoder, config.tasks)
     measure_encoder(name, load_inference_encoder(encoder), tasks, sets, settings)
-
-
-def _ask(config: RunConfig, settings: EvaluateConfig, sets: list[EvaluationSet]) -> None:
-    if config.llm is None:
-        raise ConfigError("--llm needs an `llm` section in the run file")
-    lm = load_lm(config.llm, config.paths.cache)
-    judge = LlmJudge(lm, config.llm, config.tasks, settings, read_shot_pools(config))
-    ask_llm(sets, judge, settings, config.paths.mounted / "evaluation")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     sets = read_sets(config, "dev", queries=200)
     for name, encoder in encoders:
         measure_encoder(name, encoder, tasks, sets, settings)      # rankings: seconds
-    ask_llm(sets, judge, settings, folder)                          # likelihoods: equal prompts of encoders once
+    ask_llm(sets, llm_judge(config, settings), settings, folder)    # likelihoods: equal prompts of encoders once
     value_arrays(sets[0], "nDCG@10", "my encoder")                  # (query ids, values, weights)
     summarise([one.measured for one in sets], settings)             # means, intervals, differences
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from embedder.config import RunConfig
 from embedder.encode import encode
-from embedder.errors import DataError
+from embedder.errors import ConfigError, DataError
 from embedder.evaluate_config import EvaluateConfig
 from embedder.evaluation.asking import Asked, ask_all, chosen_queries, plan_units
 from embedder.evaluation.evaluations import evaluation_of
@@ -31,6 +31,7 @@ from embedder.evaluation.statistics import Floats
 from embedder.evaluation.values import DatasetValues
 from embedder.labelling.labeller import ShotPools
 from embedder.labelling.prompts import shot_pool
+from embedder.lm import load_lm
 from embedder.mining.dense import search_block
 from embedder.mining.lexical import Ranking
 from embedder.model import TextEncoder
@@ -194,3 +195,15 @@ def read_shot_pools(config: RunConfig) -> ShotPools:
         if rows and config.tasks[rows[0]["task"]].shots:
             pools[path.stem] = shot_pool(rows, config.label.seed)
     return pools
+
+
+def llm_judge(config: RunConfig, settings: EvaluateConfig) -> LlmJudge:
+    """The run's LLM, loaded, with the worked examples of its training rows.
+
+    Raises:
+        ConfigError: the run names no LLM.
+    """
+    if config.llm is None:
+        raise ConfigError("the run file has no `llm` section; name the LLM that answers")
+    lm = load_lm(config.llm, config.paths.cache)
+    return LlmJudge(lm, config.llm, config.tasks, settings, read_shot_pools(config))

@@ -66,14 +66,15 @@ def labels(ledger: Ledger) -> dict[str, bytes]:
 
 
 class Driver:
-    """A process that runs calls of `label` one after another; its output is kept in `lines`."""
+    """A process that runs calls of jobs one after another; its output is kept in `lines`."""
 
-    def __init__(self, address: str, actor: str = "WatchedBlocks") -> None:
+    def __init__(self, address: str, actor: str | None = "WatchedBlocks") -> None:
+        """`actor`: one of `label_actors`, in place of the job's own."""
         self.lines: list[str] = []
         self.session = ""
         """Name of Ray's session, known once a call was begun."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.label_driver", actor],
+            [sys.executable, "-m", "tests.cluster.stage_driver", *([actor] if actor else [])],
             env={**os.environ, "RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1"},
             cwd=ROOT,
             stdin=subprocess.PIPE,
@@ -82,12 +83,12 @@ class Driver:
             text=True,
         )
 
-    def begin(self, run_file: Path, *arguments: str) -> None:
+    def begin(self, run_file: Path, *arguments: str, stage: str = "label") -> None:
         """Start a call, once the driver is connected."""
         if not self.session:
             self.session = self._read_until("ready ").split()[1]
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(["--config", str(run_file), *arguments]) + "\n")
+        self.process.stdin.write(json.dumps([stage, "--config", str(run_file), *arguments]) + "\n")
         self.process.stdin.flush()
 
     def end(self) -> tuple[int, str]:
@@ -96,9 +97,9 @@ class Driver:
         last = self._read_until("ended ")
         return int(last.removeprefix("ended ")), "".join(self.lines[first:-1])
 
-    def call(self, run_file: Path, *arguments: str) -> tuple[int, str]:
+    def call(self, run_file: Path, *arguments: str, stage: str = "label") -> tuple[int, str]:
         """Run one call to its end."""
-        self.begin(run_file, *arguments)
+        self.begin(run_file, *arguments, stage=stage)
         return self.end()
 
     def _read_until(self, start: str) -> str:

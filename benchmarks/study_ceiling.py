@@ -1,0 +1,89 @@
+"""What the best retriever could win: `python -m benchmarks.study_ceiling [--config configs/study.yaml]`.
+
+Measures the LLM of the study on its dev queries with no passage, with the base encoder's first passage, with the known
+positive, and with that one of the base's best passages that helps this LLM most, which no retriever can know. What lies
+between the second and the last is all that any encoder could gain by reordering them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.study_units import Study, Unit
+from embedder.config import RunConfig
+from embedder.errors import EmbedderError
+from embedder.evaluate_config import EvaluateConfig
+from embedder.evaluation.evaluations import measure_of
+from embedder.evaluation.interface import Value
+from embedder.evaluation.quick import EvaluationSet, ask_llm, llm_judge, read_sets
+from embedder.mining.lexical import Ranking
+from embedder.reports import console
+from embedder.run_file import load_run
+
+MEASURES = {"qa": ("exact match", "log-likelihood"), "chat": ("perplexity",), "lrlm": ("perplexity",)}
+NONE, FIRST, GOLD, BEST = "none", "base's first", "known positive", "best of the base's"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table a task; 2 for an error that the user can mend."""
+    parser = argparse.ArgumentParser(prog="benchmarks.study_ceiling", description=__doc__)
+    parser.add_argument("--config", default="configs/study.yaml", help="run file (default configs/study.yaml)")
+    parser.add_argument("--passages", type=int, default=10, help="of the base's best (default 10)")
+    given = parser.parse_args(arguments)
+    try:
+        config = load_run(given.config)
+        sets = [one for one in read_sets(config, "dev") if one.measured.task in MEASURES]
+        _ask(config, sets, given.passages)
+    except EmbedderError as error:
+        console().print(f"error: {error}", markup=False)
+        return 2
+    for one in sets:
+        for name in MEASURES[one.measured.task]:
+            console().print(_row(one, name, given.passages), markup=False, soft_wrap=True)
+    return 0
+
+
+def single(rankings: dict[str, Ranking], place: int) -> dict[str, Ranking]:
+    """The passage at one place of each ranking, alone."""
+    return {query: ranking[place : place + 1] for query, ranking in rankings.items()}
+
+
+def _ask(config: RunConfig, sets: Sequence[EvaluationSet], passages: int) -> None:
+    """Let the LLM read every passage that is compared, one at a time."""
+    study = Study(config, "dev")
+    rankings = study.rankings(Unit(None, 0))
+    for one in sets:
+        found = rankings[one.measured.name]
+        positives = {row["query_id"]: [(each, 1.0) for each in row["positive_ids"][:1]] for row in one.measured.rows}
+        one.rankings = {NONE: {}, GOLD: {query: ranking for query, ranking in positives.items() if ranking}}
+        one.rankings |= {str(place): single(found, place) for place in range(passages)}
+    changed: dict[str, Any] = {"split": "dev", "passages": dict.fromkeys(("qa", "chat", "lrlm"), 1)}
+    settings = EvaluateConfig.model_validate({**config.evaluate.model_dump(), **changed})
+    ask_llm(sets, llm_judge(config, settings), settings, study.folder / "judged")
+
+
+def _row(one: EvaluationSet, name: str, passages: int) -> str:
+    measure, values = measure_of(one.measured.evaluation, name), one.measured.values[name]
+    by_place = [values[str(place)] for place in range(passages)]
+    sign = -1 if measure.kind == "perplexity" else 1
+    best = {query: max((each[query] for each in by_place), key=lambda value: sign * value[0]) for query in by_place[0]}
+    compared = {NONE: values[NONE], FIRST: by_place[0], BEST: best}
+    if all(query in one.rankings[GOLD] for query in best):
+        compared[GOLD] = values[GOLD]
+    cells = ", ".join(f"{retriever} {_mean(each, measure.kind):.3f}" for retriever, each in compared.items())
+    return f"{one.measured.task} {name} ({len(best)} queries): {cells}"
+
+
+def _mean(values: dict[str, Value], kind: str) -> float:
+    value_Q, weight_Q = np.array(list(values.values())).T
+    mean = float(np.average(value_Q, weights=weight_Q))
+    return float(np.exp(mean)) if kind == "perplexity" else mean
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Nodes that die at random moments of every stage: each ends with the result of the undisturbed run.
+
+A head without work, as in `cluster.yaml`, and two nodes for all of it. A round kills one of these with all its
+processes and starts another in its place; training is also hit by a preemption with notice.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+
+from embedder.bundle import verify
+from embedder.config import RunConfig
+from embedder.run_file import load_run
+from embedder.training.job import MetricsReader
+from ray_jobs.tables import labelled_ledger
+from tests.cluster.conftest import free_port
+from tests.cluster.label_helpers import Driver, labels
+from tests.cluster.test_jobs import served_bundle
+from tests.cluster.test_label_kills import FAST_DETECTION
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+ROUNDS = 5
+OUTPUTS = {
+    "prepare": ["prepared"],
+    "mine": ["vectors", "candidates"],
+    "label": ["labelled"],
+    "train": ["training", "model"],
+    "index": ["vectors", "indexes"],
+    "evaluate": ["vectors", "evaluation"],
+}
+"""The folders below `paths.work` that a stage writes, in the order of the stages."""
+
+
+@dataclass
+class Nodes:
+    """The cluster, and a driver on its head."""
+
+    cluster: Cluster
+    driver: Driver
+
+    @classmethod
+    def start(cls) -> Nodes:
+        """A head without CPUs and two nodes with two each."""
+        head = {"temp_dir": tempfile.mkdtemp(prefix="ray-"), "dashboard_agent_listen_port": free_port()}
+        head |= {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_DETECTION}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        return cls(cluster, Driver(cluster.address, None))
+
+    def kill(self, chosen: int, notice_s: int | None = None) -> None:
+        """Kill a node with all its processes, perhaps announced some seconds before, and start another."""
+        node = sorted(self.cluster.worker_nodes, key=lambda node: str(node.node_id))[chosen]
+        if notice_s is not None:
+            drain = ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+            command = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", self.cluster.address]
+            command += [*drain, "--deadline-remaining-seconds", str(notice_s)]
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+            time.sleep(notice_s)
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.cluster.add_node(num_cpus=2)
+
+    def stop(self) -> None:
+        """The driver first, which would else wait for the nodes."""
+        self.driver.close()
+        self.cluster.shutdown()
+
+
+@dataclass
+class Undisturbed:
+    """A run that nobody hit, and the seconds that each stage took."""
+
+    run_file: Path
+    seconds: dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """The nodes of this module."""
+    started = Nodes.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes: Nodes, run_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The session's six tasks in a folder of its own, with two actors wherever there can be two."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    run["paths"] = {"work": str(folder / "work"), "cache": str(folder / "cache")}
+    run["mine"]["num_actors"] = run["label"]["num_actors"] = run["evaluate"]["num_actors"] = 2
+    run["train"] |= {"steps": 30, "save_every": 2, "num_workers": 2, "max_failures": 10}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    seconds = {}
+    for stage in OUTPUTS:
+        began = time.monotonic()
+        code, output = nodes.driver.call(path, stage=stage)
+        assert code == 0, output[-3000:]
+        seconds[stage] = time.monotonic() - began
+    return Undisturbed(path, seconds)
+
+
+def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every Parquet file below a folder, by its name there."""
+    return {
+        str(path.relative_to(folder)): pq.read_table(path).to_pylist() for path in sorted(folder.rglob("*.parquet"))
+    }
+
+
+def prepared(config: RunConfig) -> object:
+    """All rows, and those that were set aside."""
+    folder = config.paths.mounted / "prepared"
+    return tables(folder), {path.name: path.read_bytes() for path in sorted(folder.glob("rejected/*.json"))}
+
+
+def mined(config: RunConfig) -> object:
+    """All groups."""
+    return tables(config.paths.mounted / "candidates")
+
+
+def labelled(config: RunConfig) -> object:
+    """All labels, and how many are there twice."""
+    ledger = labelled_ledger(config)
+    return labels(ledger), ledger.count_duplicates()
+
+
+def trained(config: RunConfig) -> object:
+    """The losses of each step, and the weights."""
+    (metrics,) = config.paths.training.glob("*/metrics.jsonl")
+    losses = [(one.step, one.losses, one.learning_rate, one.paces) for one in MetricsReader(metrics).steps()]
+    return losses, (config.paths.model / "model.safetensors").read_bytes()
+
+
+def indexed(config: RunConfig) -> object:
+    """The version, which is a hash of all files of the bundle."""
+    return verify(served_bundle(config)).index_version
+
+
+def evaluated(config: RunConfig) -> object:
+    """Every value of every query."""
+    folder = config.paths.mounted / "evaluation" / "test"
+    return tables(folder), json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+RESULTS: dict[str, Callable[[RunConfig], object]] = {
+    "prepare": prepared,
+    "mine": mined,
+    "label": labelled,
+    "train": trained,
+    "index": indexed,
+    "evaluate": evaluated,
+}
+
+
+def copy_before(stage: str, run_file: Path, work: Path) -> None:
+    """The files of a whole run, without what this stage and those after it have written."""
+    source = load_run(run_file).paths.mounted
+    stages = list(OUTPUTS)
+    missing = {folder for later in stages[stages.index(stage) :] for folder in OUTPUTS[later]}
+    # Vectors are added to by three stages; a stage that finds them all would have nothing to encode.
+    for folder in source.iterdir():
+        if folder.is_dir() and folder.name not in missing:
+            shutil.copytree(folder, work / folder.name)
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+@pytest.mark.parametrize("stage", list(OUTPUTS))
+def test_a_node_that_dies_changes_no_result(
+    nodes: Nodes, undisturbed: Undisturbed, tmp_path: Path, stage: str, number: int
+) -> None:
+    draw = random.Random(f"{stage} {number}")
+    work = tmp_path / "work"
+    copy_before(stage, undisturbed.run_file, work)
+    override = f"paths.work={work}"
+    nodes.driver.begin(undisturbed.run_file, "--set", override, stage=stage)
+    time.sleep(draw.uniform(0.1, 0.9) * undisturbed.seconds[stage])
+    nodes.kill(draw.randrange(2), notice_s=3 if stage == "train" and number % 2 else None)
+    code, output = nodes.driver.end()
+    assert code == 0, output[-3000:]
+    result = RESULTS[stage]
+    assert result(load_run(undisturbed.run_file, [override])) == result(load_run(undisturbed.run_file))

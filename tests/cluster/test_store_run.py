@@ -1,0 +1,77 @@
+"""Every stage of a run in an object store, killed while it trains and gone on with elsewhere: the results of a folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embedder.mirror import Mirror, workplace
+from embedder.run_file import load_run
+from tests.cluster.conftest import Cluster
+from tests.cluster.label_helpers import Driver
+from tests.cluster.test_node_faults import RESULTS
+from tests.object_store import ObjectStore
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def write_run(path: Path, session: Path, work: str) -> Path:
+    """The session's tasks qa and tool in another place."""
+    run = yaml.safe_load(session.read_text(encoding="utf-8"))
+    run["prepare"]["sources"] = [one for one in run["prepare"]["sources"] if one["task"] in {"qa", "tool"}]
+    run["paths"] = {"work": work, "cache": str(path.parent / "cache")}
+    run["train"] |= {"steps": 40, "save_every": 4, "num_workers": 1}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def drivers(cluster: Cluster) -> Iterator[list[Driver]]:
+    """Two of them."""
+    started = [Driver(cluster.address, None) for _ in range(2)]
+    yield started
+    for driver in started:
+        driver.close()
+
+
+def run_stages(driver: Driver, run_file: Path, *stages: str) -> None:
+    """Run some stages, which must succeed."""
+    for stage in stages:
+        code, output = driver.call(run_file, stage=stage)
+        assert code == 0, output[-3000:]
+
+
+def kill_while_it_trains(driver: Driver, run_file: Path) -> None:
+    """Kill the driver when some steps are done."""
+    mirror = Mirror.of(load_run(run_file))
+    assert mirror is not None
+    driver.begin(run_file, stage="train")
+    deadline = time.monotonic() + 120
+    while not any(len(path.read_bytes().splitlines()) > 4 for path in mirror.folder.glob("training/*/metrics.jsonl")):
+        assert time.monotonic() < deadline and driver.process.poll() is None
+        time.sleep(0.01)
+    driver.process.kill()
+    driver.process.wait()
+
+
+def test_every_stage_works_in_an_object_store_and_goes_on_elsewhere(
+    drivers: list[Driver], object_store: ObjectStore, run_file: Path, tmp_path: Path
+) -> None:
+    plain = write_run(tmp_path / "plain" / "run.yaml", run_file, str(tmp_path / "plain" / "work"))
+    here, there, reader = (
+        write_run(tmp_path / name / "run.yaml", run_file, object_store.uri("whole/work"))
+        for name in ("here", "there", "reader")
+    )
+    run_stages(drivers[1], plain, *RESULTS)
+    run_stages(drivers[0], here, "prepare", "mine", "label")
+    kill_while_it_trains(drivers[0], here)
+    run_stages(drivers[1], there, "train", "index", "evaluate")
+    expected = load_run(plain)
+    with workplace(load_run(reader), writes=False) as stored:
+        for stage, result in RESULTS.items():
+            assert result(stored) == result(expected), stage
