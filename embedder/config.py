@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from embedder.errors import ConfigError
 from embedder.evaluate_config import EvaluateConfig
 from embedder.index.settings import BuildSettings, SearchParameters
 from embedder.launch import PipelineConfig, SubmitConfig
@@ -232,6 +233,17 @@ class RunConfig(Section):
     serve: ServeConfig = ServeConfig()
     pipeline: PipelineConfig = PipelineConfig()
     submit: SubmitConfig = SubmitConfig()
+
+    @property
+    def named_llm(self) -> LlmConfig:
+        """The section `llm`.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.llm is None:
+            raise ConfigError("the run file has no `llm` section; name the LLM's folder there (llm.model)")
+        return self.llm
 
     @property
     def base_tasks(self) -> dict[str, TaskSpec]:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from embedder.config import LlmConfig, RunConfig
-from embedder.errors import ConfigError
+from embedder.config import RunConfig
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.units import Unit
-from embedder.lm import CausalLm, load_lm
+from embedder.lm import load_lm
 from embedder.peak import matmul_rate
 from ray_jobs.label_plan import GroupRows, Planner
 from ray_jobs.tables import llm_ledger
 
-
-def _load(config: RunConfig) -> tuple[CausalLm, LlmConfig]:
-    if config.llm is None:
-        raise ConfigError("the run file has no `llm` section")
-    return load_lm(config.llm, config.paths.cache), config.llm
-
+logger = logging.getLogger(__name__)
 
 LABELLED_BLOCK = pa.schema(
     [
@@ -37,9 +32,9 @@ class LabelBlocks:
     """Loads the LLM once, then reads, labels and commits one block after another."""
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
-        lm, llm = _load(config)
+        lm = load_lm(config.named_llm, config.paths.cache)
         self.config, self.fingerprint = config, fingerprint
-        self.labeller = RewardLabeller(lm, llm, config.label, config.tasks, ray.get(shot_pools))
+        self.labeller = RewardLabeller(lm, config.named_llm, config.label, config.tasks, ray.get(shot_pools))
         self.planner = Planner(config, ray.get(selected))
         self.ledger = llm_ledger(config)
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
@@ -59,7 +54,9 @@ class LabelBlocks:
         pairs, tokens, flops = self.labeller.pairs, engine.computed_tokens, engine.flops
         self.ledger.commit([row for unit in units for row in self._label_unit(planned.rows, unit)])
         cost |= {"pairs": self.labeller.pairs - pairs, "tokens": engine.computed_tokens - tokens}
-        return cost | {"flops": engine.flops - flops, "seconds": time.perf_counter() - began}
+        cost |= {"flops": engine.flops - flops, "seconds": time.perf_counter() - began}
+        logger.info("committed labels", extra=cost)
+        return cost
 
     def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
         """The labelled rows of a unit, in its order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -9,9 +10,10 @@ import pyarrow as pa
 import ray
 
 from embedder.config import RunConfig
-from embedder.errors import ConfigError
 from embedder.evaluation.judge import ASKED, LlmJudge, judged_ledger
 from embedder.lm import load_lm
+
+logger = logging.getLogger(__name__)
 
 UNIT = pa.schema([("rows", pa.list_(pa.struct(list(ASKED))))])
 """Questions that are asked and committed together."""
@@ -23,10 +25,8 @@ class JudgeBlocks:
     """Loads the LLM once, then asks it one unit after another and commits the replies."""
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef) -> None:
-        if config.llm is None:
-            raise ConfigError("the run file has no `llm` section")
-        lm = load_lm(config.llm, config.paths.cache)
-        self.judge = LlmJudge(lm, config.llm, config.tasks, config.evaluate, ray.get(shot_pools))
+        lm = load_lm(config.named_llm, config.paths.cache)
+        self.judge = LlmJudge(lm, config.named_llm, config.tasks, config.evaluate, ray.get(shot_pools))
         self.ledger = judged_ledger(config.paths.mounted / "evaluation")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -37,5 +37,10 @@ class JudgeBlocks:
         began, before = time.perf_counter(), self.judge.engine.computed_tokens
         if not self.ledger.holds([row["row_id"] for row in rows]):
             self.ledger.commit(self.judge.judge(rows))
-        tokens = self.judge.engine.computed_tokens - before
-        return {"questions": len(rows), "tokens": tokens, "seconds": time.perf_counter() - began}
+        cost = {
+            "questions": len(rows),
+            "tokens": self.judge.engine.computed_tokens - before,
+            "seconds": time.perf_counter() - began,
+        }
+        logger.info("committed replies", extra=cost)
+        return cost

@@ -25,6 +25,8 @@ from embedder.reports import StageReport, console
 from embedder.run_file import load_run
 from ray_jobs.sight import Bill
 
+logger = logging.getLogger(__name__)
+
 SPARE_CPUS = 2
 """Logical CPUs a local Ray gets beyond the cores, for reading and coordination while actors hold the others."""
 
@@ -86,10 +88,12 @@ def run_stage(job: Job, config: RunConfig) -> StageReport:
     connect()
     out = console()
     out.rule(f"{job.stage}")
+    logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
     with Bill() as bill:
         report = job.run(config)
     report.seconds = report.seconds or bill.seconds
     report.details["bill"] = bill.record()
+    logger.info("stage ended", extra={"stage": job.stage, "rows": report.rows, "unit": report.unit, **bill.record()})
     report.lines.append(bill.line())
     report.write(config.paths.reports)
     for line in report.lines:
@@ -133,7 +137,8 @@ def connect() -> None:
     """Connect to the cluster RAY_ADDRESS names (a submitted job has it set), or start a local one."""
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False)
+            # A line of JSON for each event, with the ids of job, node and worker, here and in the logs of all workers.
+            ray.init(log_to_driver=False, logging_config=ray.LoggingConfig(encoding="JSON"))
         else:
             ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
     DataContext.get_current().enable_progress_bars = False

@@ -6,6 +6,8 @@ the actor that made it, so a restart encodes only what no block holds.
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from embedder.tasks import Side, TaskSpec
 from ray_jobs.session import actor_pool
 from ray_jobs.sight import tracked
 from ray_jobs.tables import corpus_files, datasets, query_table
+
+logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 256
 """Texts that are encoded and committed together."""
@@ -85,8 +89,11 @@ class EncodeBlocks:
         self.folder = folder
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        began = time.perf_counter()
         vectors = encode_prompted(self.encoder, batch["text"].to_pylist())
         commit_vectors(self.folder, batch, vectors)
+        seconds = time.perf_counter() - began
+        logger.info("committed vectors", extra={"rows": batch.num_rows, "seconds": round(seconds, 3)})
         return pa.table({"rows": [batch.num_rows]})
 
 

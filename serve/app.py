@@ -127,7 +127,7 @@ def _common(settings: ServeConfig, least: int, most: int, target: int) -> dict[s
         "graceful_shutdown_timeout_s": settings.timeout_s + 5,
         "graceful_shutdown_wait_loop_s": 1,
         "health_check_period_s": 5,
-        "health_check_timeout_s": 10,
+        "health_check_timeout_s": 5,
         "logging_config": JSON_LOGS,
     }
 

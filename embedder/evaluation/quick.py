@@ -20,7 +20,7 @@ import numpy as np
 
 from embedder.config import RunConfig
 from embedder.encode import encode
-from embedder.errors import ConfigError, DataError
+from embedder.errors import DataError
 from embedder.evaluate_config import EvaluateConfig
 from embedder.evaluation.asking import Asked, ask_all, chosen_queries, plan_units
 from embedder.evaluation.evaluations import evaluation_of
@@ -203,7 +203,5 @@ def llm_judge(config: RunConfig, settings: EvaluateConfig) -> LlmJudge:
     Raises:
         ConfigError: the run names no LLM.
     """
-    if config.llm is None:
-        raise ConfigError("the run file has no `llm` section; name the LLM that answers")
-    lm = load_lm(config.llm, config.paths.cache)
-    return LlmJudge(lm, config.llm, config.tasks, settings, read_shot_pools(config))
+    lm = load_lm(config.named_llm, config.paths.cache)
+    return LlmJudge(lm, config.named_llm, config.tasks, settings, read_shot_pools(config))

@@ -41,7 +41,11 @@ def succeeded(job: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_prepare_and_mine_write_a_group_for_every_training_query(cluster: Cluster, run_file: Path) -> None:
-    succeeded(cluster.submit("prepare", run_file))
+    events = [
+        json.loads(line) for line in succeeded(cluster.submit("prepare", run_file)).splitlines() if line[:1] == "{"
+    ]
+    ended = next(event for event in events if event.get("message") == "stage ended")
+    assert ended["job_id"] and ended["node_id"] and ended["stage"] == "prepare" and ended["rows"] > 0
     succeeded(cluster.submit("mine", run_file))
     groups = candidate_groups(load_run(run_file)).to_pylist()
     assert len(groups) == DATASETS * QUERIES

@@ -1,4 +1,4 @@
-"""Every stage of a run in an object store, killed while it trains and gone on with elsewhere: the results of a folder."""
+"""Every stage of a run in an object store, killed while it trains, gone on with elsewhere: the results of a folder."""
 
 from __future__ import annotations
 
