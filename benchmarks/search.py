@@ -3,11 +3,15 @@
 Each kind of index is built once and searched by turns: raw FAISS gives scores and row numbers, ours gives documents
 with text and metadata, having looked for new writes. For 2 and 4 shards raw FAISS is an IndexShards of the same parts.
 Recall@10 is against exact search. Real MiniLM vectors, repeated with noise where more are wanted (search_vectors.py).
+
+Waiting threads sleep here: those of FAISS's OpenMP and of the two OpenBLAS would else spin for milliseconds after each
+call and slow down whichever library has its turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -17,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "1"}
 
 import faiss
 import numpy as np

@@ -34,6 +34,7 @@ from embedder.index.factory import (
     open_flat,
     open_index,
     save_approximate,
+    save_flat,
     vectors_of,
 )
 from embedder.index.filters import Mask
@@ -65,7 +66,7 @@ class CollectionInfo(Sealed):
 
     FILE: ClassVar[str] = "collection.json"
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     place: Place
     generation: int
     """How often it was folded; 0 as it came with the bundle."""
@@ -98,7 +99,7 @@ def write_collection(
     payload = payload.cast(PAYLOAD).combine_chunks()
     factory = choose_factory(settings.factory, payload.num_rows, place.dimension)
     approximate = build_approximate(flat, factory)
-    faiss.write_index(flat, str(folder / "vectors.faiss"))
+    save_flat(flat, folder / "vectors.faiss")
     if approximate is not None:
         save_approximate(approximate, folder / "approximate.faiss")
     with pa.OSFile(str(folder / "payload.arrow"), "wb") as sink, pa.ipc.new_file(sink, PAYLOAD) as writer:

@@ -32,6 +32,8 @@ LEAST_PER_CENTROID = 39
 LEAST_CENTROIDS = 256
 """Of product quantisation to 8 bits."""
 ROWS_AT_ONCE = 65_536
+ALIGNMENT = 64
+"""Of the vectors in a file, in bytes: a line of the cache."""
 MOST_CACHED = 64
 """Parameter sets that are kept in FAISS's form."""
 DEFAULTS = SearchParameters(nprobe=128, ef_search=128, k_factor=20)
@@ -122,6 +124,22 @@ def save_approximate(index: faiss.Index, path: Path) -> None:
     swig.write_index(index, str(path), flag)
 
 
+def save_flat(flat: faiss.IndexFlat, path: Path) -> None:
+    """Write a flat index behind zeros, so that its vectors stand where matrix products want them.
+
+    Right behind FAISS's header of 45 bytes they would not even begin at a whole number, and NumPy would copy them all
+    for every search.
+    """
+    with path.open("wb") as file:
+        file.write(bytes(_padding()))
+        faiss.write_index(flat, swig.PyCallbackIOWriter(file.write))
+
+
+def _padding() -> int:
+    """Bytes before a flat index that bring its vectors to a multiple of ALIGNMENT."""
+    return -len(faiss.serialize_index(faiss.IndexFlatIP(1))) % ALIGNMENT
+
+
 def open_index(path: Path) -> faiss.Index:
     """Memory-map an index whose hash the caller has checked; kinds that cannot be mapped are read.
 
@@ -136,14 +154,20 @@ def open_index(path: Path) -> faiss.Index:
 
 
 def open_flat(path: Path) -> faiss.IndexFlat:
-    """The same for the flat index of a collection's vectors.
+    """The same for the flat index of a collection's vectors, as `save_flat` writes it.
 
     Raises:
         BundleError: FAISS cannot read it, or it is another index.
     """
-    index = open_index(path)
+    try:
+        content = np.memmap(path, dtype=np.uint8, mode="r")[_padding() :]
+        index = faiss.read_index(swig.ZeroCopyIOReader(faiss.swig_ptr(content), len(content)))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[-200:]
+        raise BundleError(f"{path}: not readable ({reason}); {REMEDY}") from error
     if not isinstance(index, faiss.IndexFlatIP):
         raise BundleError(f"{path}: a {type(index).__name__}, not the vectors of a collection; {REMEDY}")
+    swig.add_to_referenced_objects(index, content)
     return index
 
 

@@ -1,4 +1,4 @@
-"""Every stage of a run in an object store, killed while it trains, gone on with elsewhere: the results of a folder."""
+"""A run in an object store, killed as it trains and ended elsewhere by `ray_jobs.pipeline`: the results of a folder."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_stage_works_in_an_object_store_and_goes_on_elsewhere(
     run_stages(drivers[1], plain, *RESULTS)
     run_stages(drivers[0], here, "prepare", "mine", "label")
     kill_while_it_trains(drivers[0], here)
-    run_stages(drivers[1], there, "train", "index", "evaluate")
+    run_stages(drivers[1], there, "pipeline")
     expected = load_run(plain)
     with workplace(load_run(reader), writes=False) as stored:
         for stage, result in RESULTS.items():

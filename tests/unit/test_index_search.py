@@ -160,6 +160,14 @@ def test_the_factory_follows_the_size():
     assert choose_factory("HNSW32", 10, 384) == "HNSW32"
 
 
+def test_vectors_stand_where_matrix_products_take_them_without_a_copy(tmp_path):
+    vectors = unit(np.random.default_rng(0), 4)
+    one = collection(tmp_path / "c", documents_of("abcd"), vectors)
+    assert one.vectors.flags.aligned and not one.vectors.flags.owndata
+    assert np.array_equal(one.vectors, vectors)
+    assert (tmp_path / "c" / "vectors.faiss").read_bytes()[64:] == vectors.tobytes()
+
+
 def test_vectors_without_payload_are_refused(tmp_path):
     flat, _ = empty_vectors(8, WIDTH)
     with pytest.raises(BundleError, match="8 vectors of width 8, but 2 rows"):
