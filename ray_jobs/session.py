@@ -141,7 +141,10 @@ def connect() -> None:
             ray.init(log_to_driver=False, logging_config=ray.LoggingConfig(encoding="JSON"))
         else:
             ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    # Its second way of reading Parquet asks actors for the footers, and fails when the node of one dies.
+    context.use_datasource_v2 = False
     for noisy in ("ray.train", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
