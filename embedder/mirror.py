@@ -1,22 +1,26 @@
 """A run in an object store, worked on in a folder: what is there is fetched first, what the job writes is sent.
 
 Jobs and libraries that rename, append and map files need a folder. `workplace` gives them one below `paths.cache`,
-sends what changed every half minute and at the end, and fetches on another machine what is missing there. A push that
-is cut off is never fetched by halves: new files count once all of them are there (`mirror.json` in the store names
-those that may not be), and only then files that were there before are replaced, the oldest first.
+sends what changed every half minute and at the end, and fetches on another machine what is missing there.
+
+The store is the truth, except for what the folder that wrote last has not sent yet: `mirror.json` in the store names
+that writer. It also names what a push is about to send: new files that may not all be there are never fetched, and
+while files are being replaced nobody else fetches at all.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Event, Thread
+from uuid import uuid4
 
 from embedder.config import RunConfig
 from embedder.durable import locked, write_durably
@@ -29,17 +33,45 @@ from embedder.storage import ObjectPath, download, upload
 logger = logging.getLogger(__name__)
 
 STATE = "mirror.json"
-"""In the store: the names of new files of a push that was begun and not ended."""
+"""In the store: a State."""
 RECORD = ".mirror.json"
-"""In the folder: what it had in common with the store at the last fetch or push."""
+"""In the folder: a Record."""
+KEPT_HERE = "indexes/states/"
+"""What a running service writes, and holds open: neither sent nor fetched."""
 AT_ONCE = 16
 """Files that are sent or fetched together."""
+NOTED_AFTER = 1024
+"""Files after which a fetch or push notes how far it is."""
 PUSH_S = 30.0
 """Between two pushes while a job runs."""
 YOUNG_S = 60.0
 """Stores tell the time of a change in whole seconds: an object younger than this may change again unseen."""
 Stamp = tuple[int, int]
 """Size in bytes and time of the last change, in ns."""
+Common = tuple[Stamp, Stamp]
+"""The stamps of a file here and there at a time when both were the same."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the store says of itself."""
+
+    writer: str = ""
+    """The folder that has sent last."""
+    sending: list[str] = field(default_factory=list)
+    """New files of a push that has not ended."""
+    replacing: list[str] = field(default_factory=list)
+    """The same of files that were there before."""
+
+
+@dataclass
+class Record:
+    """What a folder knows."""
+
+    writer: str
+    """Its own name."""
+    files: dict[str, Common] = field(default_factory=dict)
+    """What it has in common with the store."""
 
 
 @dataclass(frozen=True)
@@ -58,101 +90,172 @@ class Mirror:
         return cls(work, config.paths.cache / "mirrors" / content_id(work.uri)[:16] / work.name)
 
     def pull(self) -> int:
-        """Fetch what the store has and the folder lacks, and forget what was removed there; returns the files fetched.
-
-        What the folder changed or removed since the last push stays so.
+        """Make the folder what the store is, but for what this folder has changed and not sent yet; files fetched.
 
         Raises:
-            DataError: the store does not answer, or refuses.
+            DataError: the store does not answer, or refuses; or another one's push was cut off as it replaced files.
         """
-        record, there = self._record(), self._stored()
-        for name in self._unfinished():
-            there.pop(name, None)
-        here = self._files()
+        record, state, stored, here = self._record(), self._state(), self._stored(), self._files()
+        is_mine = state.writer == record.writer
+        if state.replacing and not is_mine:
+            raise DataError(
+                f"{self.place}: a push was cut off while it replaced {len(state.replacing)} files, first "
+                f"{state.replacing[0]}; run the job again on the machine that sent it, or, to take the files as they "
+                f"are, remove {self.place / STATE}"
+            )
+        there = {name: stamp for name, stamp in stored.items() if name not in state.sending}
+        changed = {name for name, stamp in here.items() if name not in record.files or stamp != record.files[name][0]}
         wanted = [
             name
             for name, stamp in there.items()
-            if (name not in record and name not in here)
-            or (name in record and here.get(name) == record[name][0] and stamp != record[name][1])
+            if name not in here
+            or (not (is_mine and name in changed) and (name in changed or stamp != record.files[name][1]))
         ]
-        self._each("fetch", wanted, lambda name: download(self._object(name), self.folder / name))
-        for name in record.keys() - there.keys():
-            if here.get(name) == record[name][0]:
-                (self.folder / name).unlink(missing_ok=True)
-                del here[name]
-        here |= {name: stamp for name, stamp in self._files().items() if name in wanted}
-        kept = {name: record[name] for name in record.keys() & there.keys()}
-        self._write_record(kept | {name: (here[name], _settled(there[name])) for name in wanted})
+        self._all(wanted, "fetch", lambda name: self._fetch(name, there[name]), record)
+        for name in here.keys() - stored.keys():
+            if not (is_mine and name in changed):
+                self._forget(name)
+        record.files = {name: stamps for name, stamps in record.files.items() if name in there}
+        self._write_record(record)
         return len(wanted)
+
+    def claim(self) -> None:
+        """Become the folder that sends; to be called after `pull`. Another one that is at work cannot send any more."""
+        record, state = self._record(), self._state()
+        if state.writer != record.writer:
+            self._write_record(record)
+            self._write_state(replace(state, writer=record.writer))
 
     def push(self) -> int:
         """Send what the folder has anew, and remove what it has removed; returns the files sent.
 
         Raises:
-            DataError: the store does not answer, or refuses.
+            DataError: the store does not answer, or refuses; or another folder has claimed it since.
         """
-        record, here = self._record(), self._files()
-        changed = [name for name, stamp in here.items() if name not in record or record[name][0] != stamp]
-        gone = record.keys() - here.keys()
-        if not changed and not gone:
+        record, state, sent = self._record(), self._state(), 0
+        if not self._news(record):
             return 0
-        new = [name for name in changed if name not in record]
-        if new:
-            write_json({"unfinished": sorted({*self._unfinished(), *new})}, self.place / STATE)
-            self._each("send", new, self._send)
-            write_json({"unfinished": []}, self.place / STATE)
-        for name in sorted(set(changed) - set(new), key=lambda name: here[name][1]):
-            self._send(name)
-        for name in gone:
-            with suppress(DataError):  # it is gone there too
-                self._object(name).unlink()
-        there = self._stored()
-        sent = {name: (here[name], _settled(there[name])) for name in changed if name in there}
-        self._write_record({name: stamps for name, stamps in record.items() if name not in gone} | sent)
-        return len(changed)
+        if state.writer != record.writer:
+            raise DataError(f"{self.place}: another machine works there now, so nothing is sent from {self.folder}")
+        dropped = [name for name in state.sending if name not in self._files()]
+        while new := [name for name in self._changed(record) if name not in record.files]:
+            sending = sorted({*state.sending, *new})
+            self._write_state(replace(state, sending=sending))
+            self._all(new, "send", self._send, record)
+            sent += len(new)
+        self._remove(dropped)
+        changed = self._changed(record)
+        self._write_state(State(record.writer, replacing=changed))
+        self._all(changed, "send", self._send, record)
+        gone = sorted(record.files.keys() - self._files().keys())
+        self._remove(gone)
+        record.files = {name: stamps for name, stamps in record.files.items() if name not in gone}
+        self._write_record(record)
+        self._write_state(State(record.writer))
+        return sent + len(changed)
 
-    def _send(self, name: str) -> None:
-        with suppress(FileNotFoundError):  # removed since it was listed
-            upload(self.folder / name, self._object(name))
-
-    def _each(self, verb: str, names: list[str], act: Callable[[str], None]) -> None:
+    def _all(self, names: list[str], verb: str, act: Callable[[str], Common | None], record: Record) -> None:
+        """Fetch or send files, and note them as common to both sides, some at a time."""
         if not names:
             return
         with progress(f"{verb}: {self.place}", len(names), console()) as counter, ThreadPoolExecutor(AT_ONCE) as pool:
-            for _ in pool.map(act, names):
-                counter.advance(1)
+            for first in range(0, len(names), NOTED_AFTER):
+                some = names[first : first + NOTED_AFTER]
+                for name, common in zip(some, pool.map(act, some), strict=True):
+                    if common is not None:
+                        record.files[name] = common
+                    counter.advance(1)
+                self._write_record(record)
+
+    def _fetch(self, name: str, there: Stamp) -> Common:
+        download(self._object(name), self.folder / name)
+        return self._stamps([name])[name], _settled(there)
+
+    def _send(self, name: str) -> Common | None:
+        """None: it was removed since it was listed. What is written to it meanwhile is sent the next time."""
+        try:
+            here = self._stamps([name])[name]
+            upload(self.folder / name, self._object(name))
+        except (FileNotFoundError, KeyError):
+            return None
+        return here, _settled(self._object(name).stamp())
+
+    def _news(self, record: Record) -> bool:
+        here = self._files()
+        return bool(record.files.keys() - here.keys()) or bool(self._changed(record))
+
+    def _changed(self, record: Record) -> list[str]:
+        """Files that are not as they were last sent or fetched, the oldest first."""
+        here = self._files()
+        changed = [name for name, stamp in here.items() if name not in record.files or record.files[name][0] != stamp]
+        return sorted(changed, key=lambda name: here[name][1])
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self._object(name).is_file():
+                self._object(name).unlink()
+
+    def _forget(self, name: str) -> None:
+        """Remove a file here, and the folders that it leaves empty."""
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            while path.parent != self.folder:
+                path = path.parent
+                path.rmdir()
 
     def _object(self, name: str) -> ObjectPath:
         return ObjectPath(self.place.store, f"{self.place.key}/{name}")
 
     def _stored(self) -> dict[str, Stamp]:
         """Every object of the run by its name."""
-        return {name: stamp for name, stamp in self.place.walk() if name != STATE}
+        return {name: stamp for name, stamp in self.place.walk() if is_mirrored(name)}
 
     def _files(self) -> dict[str, Stamp]:
-        """Every finished file of the folder by its name; dot files and locks stay here."""
+        """Every finished file of the folder by its name."""
+        names = []
+        for where, folders, files in os.walk(self.folder, onerror=_raise_unless_gone):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            names += [Path(where, name).relative_to(self.folder).as_posix() for name in files]
+        return self._stamps(filter(is_mirrored, names))
+
+    def _stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
         found = {}
-        for path in self.folder.rglob("*"):
-            inside = path.relative_to(self.folder)
-            if path.suffix == ".lock" or any(part.startswith(".") for part in inside.parts):
-                continue
-            with suppress(FileNotFoundError):  # removed while they are listed
-                if path.is_file():
-                    known = path.stat()
-                    found[inside.as_posix()] = (known.st_size, known.st_mtime_ns)
+        for name in names:
+            with suppress(FileNotFoundError):  # removed since it was listed
+                known = (self.folder / name).stat()
+                found[name] = (known.st_size, known.st_mtime_ns)
         return found
 
-    def _unfinished(self) -> list[str]:
+    def _state(self) -> State:
         state = self.place / STATE
-        return list(json.loads(state.read_text())["unfinished"]) if state.is_file() else []
+        return State(**json.loads(state.read_text())) if state.is_file() else State()
 
-    def _record(self) -> dict[str, tuple[Stamp, Stamp]]:
+    def _write_state(self, state: State) -> None:
+        write_json(asdict(state), self.place / STATE)
+
+    def _record(self) -> Record:
         path = self.folder / RECORD
-        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return {name: (tuple(here), tuple(there)) for name, (here, there) in raw.items()}
+        if not path.is_file():
+            return Record(uuid4().hex)
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: (tuple(here), tuple(there)) for name, (here, there) in raw["files"].items()}
+        return Record(raw["writer"], files)
 
-    def _write_record(self, record: dict[str, tuple[Stamp, Stamp]]) -> None:
-        write_durably(self.folder / RECORD, json.dumps(record).encode())
+    def _write_record(self, record: Record) -> None:
+        write_durably(self.folder / RECORD, json.dumps(asdict(record)).encode())
+
+
+def is_mirrored(name: str) -> bool:
+    """Whether a file of a run is sent and fetched: no scratch, no lock, not the mirror's own, not a service's."""
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return not (hidden or name.endswith(".lock") or name == STATE or name.startswith(KEPT_HERE))
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder that cannot be read must not pass for an empty one."""
+    if not isinstance(error, FileNotFoundError):
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); mend its permissions") from error
 
 
 def _settled(stamp: Stamp) -> Stamp:
@@ -169,7 +272,7 @@ def workplace(config: RunConfig, *, writes: bool) -> Iterator[RunConfig]:
 
     Raises:
         ConfigError: another job is at work in the same mirror.
-        DataError: the store does not answer, or refuses.
+        DataError: the store does not answer, or refuses; or another machine's push was cut off as it replaced files.
     """
     mirror = Mirror.of(config)
     if mirror is None:
@@ -184,21 +287,36 @@ def workplace(config: RunConfig, *, writes: bool) -> Iterator[RunConfig]:
         if not writes:
             yield local
             return
-        ended = Event()
-        pusher = Thread(target=_push_on, args=(mirror, ended), daemon=True)
-        pusher.start()
-        try:
+        mirror.claim()
+        with _pushing(mirror):
             yield local
-        finally:
-            ended.set()
-            pusher.join()
+
+
+@contextmanager
+def _pushing(mirror: Mirror) -> Iterator[None]:
+    """Push at intervals and at the end. If the job fails, its error is the one to be told."""
+    ended = Event()
+    pusher = Thread(target=_push_on, args=(mirror, ended), daemon=True)
+    pusher.start()
+    has_failed = True
+    try:
+        yield
+        has_failed = False
+    finally:
+        ended.set()
+        pusher.join()
+        try:
             mirror.push()
+        except DataError as error:
+            if not has_failed:
+                raise
+            logger.error("not all that the job wrote was sent: %s", error)
 
 
 def _push_on(mirror: Mirror, ended: Event) -> None:
-    """Push at intervals until the job ends; what fails is tried again the next time."""
+    """Push until the job ends; what fails is tried again the next time."""
     while not ended.wait(PUSH_S):
         try:
             mirror.push()
         except DataError as error:
-            logger.warning("%s", error)
+            logger.warning("what the job has written so far was not sent: %s", error)

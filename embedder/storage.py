@@ -171,6 +171,18 @@ class ObjectPath:
             if info.type == fs.FileType.File:
                 yield info.path.removeprefix(f"{self.key}/"), (info.size, info.mtime_ns)
 
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of last change (ns) of the object.
+
+        Raises:
+            DataError: there is no such object, or the store does not answer or refuses.
+        """
+        with _reported(self, "looked up"):
+            info = self.filesystem.get_file_info(self.key)
+            if info.type != fs.FileType.File:
+                raise FileNotFoundError(self.key)
+        return info.size, info.mtime_ns
+
     def _bucket_is_missing(self) -> bool:
         """Asked where a listing is empty; who may list these names may perhaps not ask after the bucket."""
         try:
@@ -239,13 +251,17 @@ def replacing(path: AnyPath) -> Iterator[BinaryIO]:
 
 
 def upload(file: Path, path: ObjectPath) -> None:
-    """Make a file an object, which appears as a whole.
+    """Make a file an object, which appears as a whole. While it is sent it is in memory.
 
     Raises:
-        DataError: the store does not answer, or refuses.
+        DataError: the store does not answer, or refuses, or the file became shorter meanwhile.
+        FileNotFoundError: there is no such file.
     """
     with file.open("rb") as content:
-        _upload(content, path)
+        try:
+            _upload(content, path)
+        except ValueError as error:
+            raise DataError(f"{file}: changed while it was sent ({error}); it is sent again later") from error
 
 
 def download(path: ObjectPath, file: Path) -> None:
@@ -254,7 +270,7 @@ def download(path: ObjectPath, file: Path) -> None:
     Raises:
         DataError: there is no such object, or the store does not answer or refuses.
     """
-    with replacing(file) as target, path.open("rb") as content:
+    with replacing(file) as target, path.open("rb") as content, _reported(path, "read"):
         shutil.copyfileobj(content, target, BUFFER_BYTES)
 
 

@@ -83,10 +83,14 @@ class Driver:
             text=True,
         )
 
-    def begin(self, run_file: Path, *arguments: str, stage: str = "label") -> None:
-        """Start a call, once the driver is connected."""
+    def wait_until_ready(self) -> None:
+        """Until it has imported what it needs and is connected."""
         if not self.session:
             self.session = self._read_until("ready ").split()[1]
+
+    def begin(self, run_file: Path, *arguments: str, stage: str = "label") -> None:
+        """Start a call, once the driver is connected."""
+        self.wait_until_ready()
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([stage, "--config", str(run_file), *arguments]) + "\n")
         self.process.stdin.flush()

@@ -4,7 +4,7 @@
 
 Reads lines of JSON from its standard input, each a stage and the arguments of its job; says `ready` and the name of
 Ray's session when it is connected to the cluster that RAY_ADDRESS names, and `ended CODE` after each call. So a test
-waits for the imports once.
+waits for the imports once. Mirrors of object stores are sent every half second.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib import import_module
 
 import ray
 
+from embedder import mirror
 from ray_jobs import label
 from ray_jobs.session import connect, main
 from tests.cluster import label_actors
@@ -24,6 +25,7 @@ def serve() -> None:
     """Answer one command after another until the input ends."""
     if sys.argv[1:]:
         label.LabelBlocks = getattr(label_actors, sys.argv[1])
+    mirror.PUSH_S = 0.5
     connect()
     sys.stdout.write(f"ready {ray.get_runtime_context().get_session_name()}\n")
     sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.mirror import Mirror, workplace
+from embedder.mirror import workplace
 from embedder.run_file import load_run
+from embedder.storage import ObjectPath
 from tests.cluster.conftest import Cluster
 from tests.cluster.label_helpers import Driver
 from tests.cluster.test_node_faults import RESULTS
@@ -24,7 +26,7 @@ def write_run(path: Path, session: Path, work: str) -> Path:
     run = yaml.safe_load(session.read_text(encoding="utf-8"))
     run["prepare"]["sources"] = [one for one in run["prepare"]["sources"] if one["task"] in {"qa", "tool"}]
     run["paths"] = {"work": work, "cache": str(path.parent / "cache")}
-    run["train"] |= {"steps": 40, "save_every": 4, "num_workers": 1}
+    run["train"] |= {"steps": 120, "save_every": 4, "num_workers": 1}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
     return path
@@ -46,17 +48,22 @@ def run_stages(driver: Driver, run_file: Path, *stages: str) -> None:
         assert code == 0, output[-3000:]
 
 
-def kill_while_it_trains(driver: Driver, run_file: Path) -> None:
-    """Kill the driver when some steps are done."""
-    mirror = Mirror.of(load_run(run_file))
-    assert mirror is not None
+def kill_while_it_trains(driver: Driver, run_file: Path, place: ObjectPath) -> None:
+    """Kill the driver when the store has a checkpoint and some steps."""
     driver.begin(run_file, stage="train")
     deadline = time.monotonic() + 120
-    while not any(len(path.read_bytes().splitlines()) > 4 for path in mirror.folder.glob("training/*/metrics.jsonl")):
+    while not {"manifest.json", "metrics.jsonl"} <= {name.rpartition("/")[2] for name in of_training(place)}:
         assert time.monotonic() < deadline and driver.process.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.05)
     driver.process.kill()
     driver.process.wait()
+
+
+def of_training(place: ObjectPath) -> list[str]:
+    """What the store has of a training that has not ended."""
+    names = [name for name, _ in place.walk() if name.startswith("training/")]
+    assert not any("/model/" in name for name in names), "the training has ended"
+    return names
 
 
 def test_every_stage_works_in_an_object_store_and_goes_on_elsewhere(
@@ -69,9 +76,12 @@ def test_every_stage_works_in_an_object_store_and_goes_on_elsewhere(
     )
     run_stages(drivers[1], plain, "pipeline")
     run_stages(drivers[0], here, "prepare", "mine", "label")
-    kill_while_it_trains(drivers[0], here)
+    kill_while_it_trains(drivers[0], here, object_store.path("whole/work"))
     run_stages(drivers[1], there, "pipeline")
     expected = load_run(plain)
     with workplace(load_run(reader), writes=False) as stored:
         for stage, result in RESULTS.items():
             assert result(stored) == result(expected), stage
+        (metrics,) = stored.paths.training.glob("*/metrics.jsonl")
+        begun = [line for line in metrics.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] == 0]
+        assert len(begun) == 1, "it was trained anew, not gone on with"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,66 +43,125 @@ def elsewhere(place: ObjectPath, folder: Path) -> dict[str, str]:
     return files(folder)
 
 
+def begun(place: ObjectPath, folder: Path) -> Mirror:
+    """A mirror as a job finds it."""
+    mirror = Mirror(place, folder)
+    mirror.pull()
+    mirror.claim()
+    return mirror
+
+
 def test_another_machine_gets_what_was_sent(place: ObjectPath, tmp_path: Path) -> None:
-    mirror = Mirror(place, tmp_path / "one")
-    assert mirror.pull() == 0
+    mirror = begun(place, tmp_path / "one")
     write(mirror.folder, a_txt="1", deep__er__b_txt="2", empty_txt="")
     assert mirror.push() == 3 and mirror.push() == 0
     assert elsewhere(place, tmp_path / "two") == files(mirror.folder)
     write(mirror.folder, a_txt="changed")
     (mirror.folder / "deep/er/b.txt").unlink()
     assert mirror.push() == 1
-    assert (
-        elsewhere(place, tmp_path / "two")
-        == elsewhere(place, tmp_path / "three")
-        == {"a.txt": "changed", "empty.txt": ""}
-    )
+    now = {"a.txt": "changed", "empty.txt": ""}
+    assert elsewhere(place, tmp_path / "two") == elsewhere(place, tmp_path / "three") == now
+    assert not (tmp_path / "two" / "deep").exists()
 
 
-def test_scratch_and_locks_stay(place: ObjectPath, tmp_path: Path) -> None:
-    mirror = Mirror(place, tmp_path / "one")
-    write(mirror.folder, x_lock="", a_txt="1")
+def test_scratch_locks_and_what_a_service_writes_stay(place: ObjectPath, tmp_path: Path) -> None:
+    mirror = begun(place, tmp_path / "one")
+    write(mirror.folder, x_lock="", a_txt="1", indexes__states__v1__0_log="acknowledged")
     (mirror.folder / ".unfinished-b").mkdir()
     (mirror.folder / ".unfinished-b" / "c").write_text("half")
     (mirror.folder / ".half").write_text("half")
     assert mirror.push() == 1
+    for name in ("catalog.lock", ".DS_Store", ".mirror.json"):
+        with replacing(place / name) as file:
+            file.write(b"of somebody else")
     assert elsewhere(place, tmp_path / "two") == {"a.txt": "1"}
+    mirror.pull()
+    assert (mirror.folder / "indexes/states/v1/0.log").read_text() == "acknowledged"
 
 
-def test_what_others_wrote_comes_and_what_is_not_sent_yet_stays(place: ObjectPath, tmp_path: Path) -> None:
-    mirror = Mirror(place, tmp_path / "one")
-    write(mirror.folder, mine_txt="1", theirs_txt="1", gone_txt="1", dropped_txt="1")
+def test_the_store_wins_over_a_folder_that_fell_behind(place: ObjectPath, tmp_path: Path) -> None:
+    mirror = begun(place, tmp_path / "one")
+    write(mirror.folder, mine_txt="1", theirs_txt="1", gone_txt="1")
     mirror.push()
-    other = Mirror(place, tmp_path / "two")
-    other.pull()
+    write(mirror.folder, mine_txt="never sent", half_txt="never sent")
+    other = begun(place, tmp_path / "two")
     write(other.folder, theirs_txt="by another", mine_txt="by another")
     (other.folder / "gone.txt").unlink()
     other.push()
-    with replacing(place / "labelled" / "block.txt") as file:
-        file.write(b"streamed")
-    write(mirror.folder, mine_txt="newer here")
-    (mirror.folder / "dropped.txt").unlink()
+    write(mirror.folder, late_txt="1")
+    with pytest.raises(DataError, match="another machine works there now"):
+        mirror.push()
     mirror.pull()
-    expected = {"mine.txt": "newer here", "theirs.txt": "by another", "labelled/block.txt": "streamed"}
+    assert files(mirror.folder) == files(other.folder) == {"mine.txt": "by another", "theirs.txt": "by another"}
+
+
+def test_what_was_not_sent_yet_stays_and_what_a_job_streamed_comes(place: ObjectPath, tmp_path: Path) -> None:
+    mirror = begun(place, tmp_path / "one")
+    write(mirror.folder, a_txt="1", labelled__old_txt="1")
+    mirror.push()
+    write(mirror.folder, a_txt="newer", b_txt="new")
+    for name in ("block.txt", "old.txt"):
+        with replacing(place / "labelled" / name) as file:
+            file.write(b"2")
+    mirror.pull()
+    expected = {"a.txt": "newer", "b.txt": "new", "labelled/block.txt": "2", "labelled/old.txt": "2"}
     assert files(mirror.folder) == expected
     mirror.push()
     assert elsewhere(place, tmp_path / "three") == expected
 
 
-@pytest.mark.parametrize("reached", [0, 1, 3, 5, 6])
-def test_a_push_that_is_cut_off_is_not_fetched_by_halves(
+def test_a_folder_that_was_cleaned_is_filled_again_and_empties_nothing(place: ObjectPath, tmp_path: Path) -> None:
+    mirror = begun(place, tmp_path / "one")
+    write(mirror.folder, a_txt="1", b__c_txt="2")
+    mirror.push()
+    before = files(mirror.folder)
+    for path in (mirror.folder / "a.txt", mirror.folder / "b/c.txt"):
+        path.unlink()
+    again = begun(place, tmp_path / "one")
+    assert files(again.folder) == before and again.push() == 0
+    assert elsewhere(place, tmp_path / "two") == before
+
+
+@pytest.mark.parametrize("reached", [0, 1, 3, 5])
+def test_new_files_of_a_push_that_is_cut_off_are_not_fetched_by_halves(
     object_store: ObjectStore, tmp_path: Path, reached: int
 ) -> None:
     name = f"mirror/cut-{reached}"
-    folder = tmp_path / "one"
-    Mirror(object_store.path(name), folder).pull()
-    write(folder, alias_json="old", model__old_bin="old")
-    Mirror(object_store.path(name), folder).push()
-    before = files(folder)
-    new = {f"model2/part{number}.bin": "new" for number in range(6)}
-    write(folder, **{name.replace("/", "__").replace(".", "_"): text for name, text in new.items()})
-    write(folder, alias_json="new")
-    sent = []
+    mirror = begun(object_store.path(name), tmp_path / "one")
+    write(mirror.folder, alias_json="old", model__old_bin="old")
+    mirror.push()
+    before = files(mirror.folder)
+    write(mirror.folder, **{f"model2__part{number}_bin": "new" for number in range(6)}, alias_json="new")
+    with refusing(object_store, name, mirror.folder, reached) as cut, pytest.raises(DataError, match="cannot be writ"):
+        cut.push()
+    assert elsewhere(object_store.path(name), tmp_path / "two") == before
+    third = begun(object_store.path(name), tmp_path / "three")
+    write(third.folder, by_third_txt="1")
+    third.push()
+    seen = elsewhere(object_store.path(name), tmp_path / "two")
+    assert seen == before | {"by.third.txt": "1"}
+    assert not any("model2" in each for each, _ in object_store.path(name).walk())
+
+
+def test_nobody_fetches_while_files_are_being_replaced_but_who_replaces_them_goes_on(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
+    mirror = begun(object_store.path("mirror/replaced"), tmp_path / "one")
+    write(mirror.folder, **dict.fromkeys(["a_txt", "b_txt", "c_txt"], "old"))
+    mirror.push()
+    write(mirror.folder, **dict.fromkeys(["a_txt", "b_txt", "c_txt"], "new"))
+    with refusing(object_store, "mirror/replaced", mirror.folder, 1) as cut, pytest.raises(DataError):
+        cut.push()
+    with pytest.raises(DataError, match=r"cut off while it replaced 3 files, first .*remove s3://bucket/mirror/repl"):
+        elsewhere(object_store.path("mirror/replaced"), tmp_path / "two")
+    begun(object_store.path("mirror/replaced"), tmp_path / "one").push()
+    assert set(elsewhere(object_store.path("mirror/replaced"), tmp_path / "two").values()) == {"new"}
+
+
+@contextmanager
+def refusing(store: ObjectStore, name: str, folder: Path, reached: int) -> Iterator[Mirror]:
+    """A mirror of which no more than so many files can be sent."""
+    sent: list[str] = []
 
     def refuse(method: str, target: str) -> bool:
         is_file = method in {"PUT", "POST"} and "mirror.json" not in target
@@ -108,30 +169,8 @@ def test_a_push_that_is_cut_off_is_not_fetched_by_halves(
             sent.append(target)
         return is_file and len(sent) > reached
 
-    with proxy(object_store, refuse) as (endpoint, _):
-        cut = Mirror(object_store.path(name, endpoint=endpoint), folder)
-        with pytest.raises(DataError, match="cannot be written"):
-            cut.push()
-    seen = elsewhere(object_store.path(name), tmp_path / "two")
-    assert seen == (before if reached < len(new) else before | new)
-    Mirror(object_store.path(name), folder).push()
-    assert elsewhere(object_store.path(name), tmp_path / "two") == files(folder)
-
-
-def test_files_that_are_replaced_follow_in_the_order_in_which_they_were_written(
-    object_store: ObjectStore, tmp_path: Path
-) -> None:
-    name = "mirror/order"
-    mirror = Mirror(object_store.path(name), tmp_path / "one")
-    names = ["c_txt", "a_txt", "b_txt"]
-    write(mirror.folder, **dict.fromkeys(names, "old"))
-    mirror.push()
-    for age, each in enumerate(names):
-        write(mirror.folder, **{each: "new"})
-        os.utime(mirror.folder / each.replace("_", "."), ns=(0, 10**18 + age))
-    with proxy(object_store, lambda method, target: "b.txt" in target) as (endpoint, _), pytest.raises(DataError):
-        Mirror(object_store.path(name, endpoint=endpoint), mirror.folder).push()
-    assert elsewhere(object_store.path(name), tmp_path / "two") == {"a.txt": "new", "b.txt": "old", "c.txt": "new"}
+    with proxy(store, refuse) as (endpoint, _):
+        yield Mirror(store.path(name, endpoint=endpoint), folder)
 
 
 def run_in(work: str, cache: Path) -> RunConfig:
@@ -151,6 +190,18 @@ def test_a_job_works_in_the_mirror_alone_and_sends_what_it_wrote(object_store: O
         with workplace(config, writes=False) as reading:
             assert reading == local
     assert elsewhere(object_store.path("mirror/job/run"), tmp_path / "two") == {"a.txt": "1"}
+
+
+def test_what_a_job_writes_is_sent_while_it_works(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedder.mirror.PUSH_S", 0.05)
+    config = run_in(object_store.uri("mirror/meanwhile"), tmp_path / "cache")
+    with workplace(config, writes=True) as local:
+        write(local.paths.mounted, a_txt="1")
+        deadline = time.monotonic() + 20
+        while not elsewhere(object_store.path("mirror/meanwhile"), tmp_path / "two"):
+            assert time.monotonic() < deadline
 
 
 def test_what_a_failed_job_wrote_is_sent_and_a_dry_run_sends_nothing(object_store: ObjectStore, tmp_path: Path) -> None:
