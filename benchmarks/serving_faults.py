@@ -112,6 +112,7 @@ def overload_part(ours: Ours, texts: list[str]) -> Found:
     share = over.rate / peak.rate
     print(f"  peak {peak.rate:.0f} requests/s; at {3 * peak.rate:.0f}: {over.rate:.0f} ({share:.0%}), {over.statuses}")
     print(f"  accepted p99 {over.percentile(99):.0f} ms, refused p99 {_p99(over):.0f} ms; after it {after.rate:.0f}")
+    print(f"  the load itself took {peak.cores:.2f} cores at the peak, {over.cores:.2f} above it")
     sys.stdout.flush()
     return {
         "goodput_share": round(share, 3),

@@ -69,6 +69,8 @@ class Load:
     """Of the answers in `ok_ms`, since the start."""
     examples: list[str] = field(default_factory=list)
     """Of answers that failed."""
+    cores: float = 0.0
+    """Processor time over time that asking and checking took: what the machine had less for the server."""
 
     @property
     def ok(self) -> int:
@@ -97,6 +99,7 @@ class Load:
             "p99_ms": round(self.percentile(99), 2),
             "statuses": self.statuses,
             "wrong": self.wrong,
+            "cores_of_load": round(self.cores, 2),
         }
 
 
@@ -219,7 +222,10 @@ def main() -> None:
     """Read what to ask from stdin, write what was answered to stdout."""
     given = json.load(sys.stdin)
     spec = Spec(**{**given, "asks": [Ask(**ask) for ask in given["asks"]]})
-    json.dump(asdict(asyncio.run(_all(spec))), sys.stdout)
+    began, busy = time.perf_counter(), time.process_time()
+    load = asyncio.run(_all(spec))
+    load.cores = (time.process_time() - busy) / (time.perf_counter() - began)
+    json.dump(asdict(load), sys.stdout)
 
 
 if __name__ == "__main__":
