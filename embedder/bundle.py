@@ -47,7 +47,7 @@ class Manifest(Sealed):
 
     FILE: ClassVar[str] = "manifest.json"
 
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     name: str
     """The served model's name."""
     encoder_fingerprint: str

@@ -11,7 +11,7 @@ import yaml
 from tests.cluster.conftest import ROOT, Cluster
 from tests.unit.test_docs import DOCS, blocks
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 COMMANDS = [(path.stem, text) for path in DOCS for mark, text in blocks(path) if mark == "run"]
 
 

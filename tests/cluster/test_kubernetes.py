@@ -16,6 +16,7 @@ from embedder.run_file import load_run
 from serve.app import build, build_run
 from tests.cluster.conftest import ROOT, Cluster
 from tests.cluster.kuberay import check_manifest
+from tests.serving import publish
 
 FOLDER = ROOT / "kubernetes"
 MANIFESTS = [
@@ -127,12 +128,15 @@ def test_the_serve_config_is_what_serve_reads_without_a_key_it_would_ignore() ->
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_serve_config_builds_an_application_that_fits_its_pods(run_file: Path, tmp_path: Path) -> None:
+def test_the_serve_config_builds_an_application_that_fits_its_pods(
+    run_file: Path, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    publish(tmp_path / "work", tiny_encoder_folder, "v1")
     (application,) = serve_config()["applications"]
     keys = tmp_path / "keys"
     keys.write_text("key\n", encoding="utf-8")
     given = {**application["args"], "run": str(run_file), "serve.api_keys_file": str(keys)}
-    overrides = [f"{key}={value}" for key, value in given.items() if key != "run"]
+    overrides = [f"{key}={value}" for key, value in given.items() if key != "run"] + [f"paths.work={tmp_path / 'work'}"]
     built = build_run(load_run(run_file, overrides))
     (service,) = (one for _, one in RAY if one["kind"] == "RayService")
     (group,) = cluster_of(service)["workerGroupSpecs"]

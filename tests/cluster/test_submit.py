@@ -11,7 +11,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tests.cluster.conftest import ROOT, Cluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def submit(cluster: Cluster, run: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -178,7 +178,7 @@ def test_settings_that_the_vectors_were_not_made_with_are_refused(bundle, fields
 @pytest.mark.parametrize("fields", [{"colour": "red"}, {"files": None}, {"metric": "l2"}])
 def test_a_manifest_of_another_form_is_refused_in_one_line(bundle, fields):
     rewrite(bundle, seal=False, **fields)
-    with pytest.raises(BundleError, match="no manifest of format 3") as caught:
+    with pytest.raises(BundleError, match="no manifest of format 4") as caught:
         verify(bundle)
     assert "\n" not in str(caught.value)
 
@@ -199,7 +199,7 @@ def test_a_folder_without_manifest_is_no_bundle(bundle):
 @pytest.mark.parametrize("version", [2, 4])
 def test_a_bundle_of_another_version_says_so(bundle, version):
     rewrite(bundle, seal=False, format=version)
-    with pytest.raises(BundleError, match=f"format {version}, but this version reads format 3"):
+    with pytest.raises(BundleError, match=f"format {version}, but this version reads format 4"):
         verify(bundle)
 
 
