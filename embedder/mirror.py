@@ -44,6 +44,7 @@ NOTED_AFTER = 1024
 """Files after which a fetch or push notes how far it is."""
 PUSH_S = 30.0
 """Between two pushes while a job runs."""
+STATE_READS = 10
 YOUNG_S = 60.0
 """Stores tell the time of a change in whole seconds: an object younger than this may change again unseen."""
 Stamp = tuple[int, int]
@@ -228,8 +229,18 @@ class Mirror:
         return found
 
     def _state(self) -> State:
+        """Read again where another machine has just replaced it, between two parts of it that were read.
+
+        Raises:
+            DataError: it is damaged.
+        """
         state = self.place / STATE
-        return State(**json.loads(state.read_text())) if state.is_file() else State()
+        for _ in range(STATE_READS):
+            try:
+                return State(**json.loads(state.read_text())) if state.is_file() else State()
+            except ValueError:
+                time.sleep(0.2)
+        raise DataError(f"{state}: not readable; remove it, and run the job on the machine that has sent last")
 
     def _write_state(self, state: State) -> None:
         write_json(asdict(state), self.place / STATE)

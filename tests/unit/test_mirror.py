@@ -173,6 +173,14 @@ def refusing(store: ObjectStore, name: str, folder: Path, reached: int) -> Itera
         yield Mirror(store.path(name, endpoint=endpoint), folder)
 
 
+def test_a_damaged_state_is_one_line(place: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedder.mirror.STATE_READS", 1)
+    with replacing(place / "mirror.json") as file:
+        file.write(b'{"writer"')
+    with pytest.raises(DataError, match="mirror.json: not readable; remove it"):
+        Mirror(place, tmp_path / "one").pull()
+
+
 def run_in(work: str, cache: Path) -> RunConfig:
     """A run whose files are there."""
     raw = {"paths": {"work": work, "cache": str(cache)}, "encoder": {"model": "package:none", "pooling": "mean"}}

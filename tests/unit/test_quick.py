@@ -199,7 +199,7 @@ def test_the_command_compares_encoders(run_file, tiny_encoder_folder, tmp_path, 
         (["base", "/nowhere"], "no such folder"),
         (["base", "base"], "named twice"),
         (["--split", "test", "base"], "no queries"),
-        (["--set", "llm=null", "--llm", "1", "base"], "needs an `llm` section"),
+        (["--set", "llm=null", "--llm", "1", "base"], "no `llm` section"),
     ],
 )
 def test_the_command_says_what_is_wrong(run_file, capsys, arguments, reason):
