@@ -102,8 +102,8 @@ def build_run(config: RunConfig) -> Application:
     return (
         serve.deployment(Ingress, name="ingress")
         .options(
-            # What the encoder takes and what may wait for it. Beyond that Ray says 429, for a fraction of what an answer
-            # of the application costs.
+            # What the encoder takes and what may wait for it. Beyond that Ray says 429, for a fraction of what the
+            # application's own answer costs.
             max_ongoing_requests=most,
             max_queued_requests=most,
             ray_actor_options={"num_cpus": INGRESS_CPUS},

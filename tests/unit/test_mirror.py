@@ -177,7 +177,7 @@ def test_a_damaged_state_is_one_line(place: ObjectPath, tmp_path: Path, monkeypa
     monkeypatch.setattr("embedder.mirror.STATE_READS", 1)
     with replacing(place / "mirror.json") as file:
         file.write(b'{"writer"')
-    with pytest.raises(DataError, match="mirror.json: not readable; remove it"):
+    with pytest.raises(DataError, match=r"mirror\.json: not readable; remove it"):
         Mirror(place, tmp_path / "one").pull()
 
 
