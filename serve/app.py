@@ -102,9 +102,9 @@ def build_run(config: RunConfig) -> Application:
     return (
         serve.deployment(Ingress, name="ingress")
         .options(
-            # What the encoder takes and what may wait for it. Beyond that Ray says 429, for a fraction of what the
-            # application's own answer costs.
-            max_ongoing_requests=most,
+            # More than the encoder takes, so that it is the ingress that says 429 and not the proxy that waits. Beyond
+            # that Ray says it, in plain text.
+            max_ongoing_requests=2 * most,
             max_queued_requests=most,
             ray_actor_options={"num_cpus": INGRESS_CPUS},
             **_common(settings, 1, settings.max_ingress_replicas, INGRESS_REQUESTS),
