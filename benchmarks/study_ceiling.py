@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.study_tables import weighted_mean
 from benchmarks.study_units import Study, Unit
 from embedder.config import RunConfig
 from embedder.errors import EmbedderError
 from embedder.evaluate_config import EvaluateConfig
 from embedder.evaluation.evaluations import measure_of
-from embedder.evaluation.interface import Value
 from embedder.evaluation.quick import EvaluationSet, ask_llm, llm_judge, read_sets
 from embedder.mining.lexical import Ranking
 from embedder.reports import console
@@ -70,19 +70,16 @@ def _ask(config: RunConfig, sets: Sequence[EvaluationSet], passages: int) -> Non
 def _row(one: EvaluationSet, name: str, passages: int) -> str:
     measure, values = measure_of(one.measured.evaluation, name), one.measured.values[name]
     by_place = [values[str(place)] for place in range(passages)]
-    sign = -1 if measure.kind == "perplexity" else 1
-    best = {query: max((each[query] for each in by_place), key=lambda value: sign * value[0]) for query in by_place[0]}
+    best = {
+        query: max((each[query] for each in by_place), key=lambda value: measure.better * value[0])
+        for query in by_place[0]
+    }
     compared = {NONE: values[NONE], FIRST: by_place[0], BEST: best}
     if all(query in one.rankings[GOLD] for query in best):
         compared[GOLD] = values[GOLD]
-    cells = ", ".join(f"{retriever} {_mean(each, measure.kind):.3f}" for retriever, each in compared.items())
+    means = {key: weighted_mean(measure, *np.array(list(each.values())).T) for key, each in compared.items()}
+    cells = ", ".join(f"{retriever} {mean:.3f}" for retriever, mean in means.items())
     return f"{one.measured.task} {name} ({len(best)} queries): {cells}"
-
-
-def _mean(values: dict[str, Value], kind: str) -> float:
-    value_Q, weight_Q = np.array(list(values.values())).T
-    mean = float(np.average(value_Q, weights=weight_Q))
-    return float(np.exp(mean)) if kind == "perplexity" else mean
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def _row(one: EvaluationSet, name: str, arms: Sequence[str], seeds: int) -> dict
     compared = {other: draw(table, order.index(other), ROUNDS, 0) for other in others}
     return {
         arm: Cell(
-            [_mean(measure, each[:, 0], each[:, 1]) for each in value_SQ2[arm]],
+            [weighted_mean(measure, each[:, 0], each[:, 1]) for each in value_SQ2[arm]],
             *(
                 None
                 if arm == other or other not in compared
@@ -91,7 +91,8 @@ def _row(one: EvaluationSet, name: str, arms: Sequence[str], seeds: int) -> dict
     }
 
 
-def _mean(measure: Measure, values_Q: Floats, weights_Q: Floats) -> float:
+def weighted_mean(measure: Measure, values_Q: Floats, weights_Q: Floats) -> float:
+    """Of a measure's values of queries: their weighted mean, of a perplexity its exponential."""
     value = float(np.average(values_Q, weights=weights_Q))
     return float(np.exp(value)) if measure.kind == "perplexity" else value
 

@@ -64,6 +64,11 @@ class State:
     replacing: list[str] = field(default_factory=list)
     """The same of files that were there before."""
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a push has begun and not ended."""
+        return bool(self.sending or self.replacing)
+
 
 @dataclass
 class Record:
@@ -73,6 +78,15 @@ class Record:
     """Its own name."""
     files: dict[str, Common] = field(default_factory=dict)
     """What it has in common with the store."""
+
+    def changed(self, here: dict[str, Stamp]) -> list[str]:
+        """Files that are not as they were last sent or fetched, the oldest first."""
+        changed = [name for name, stamp in here.items() if name not in self.files or self.files[name][0] != stamp]
+        return sorted(changed, key=lambda name: here[name][1])
+
+    def gone(self, here: dict[str, Stamp]) -> set[str]:
+        """Files that were sent or fetched and are there no more."""
+        return self.files.keys() - here.keys()
 
 
 @dataclass(frozen=True)
@@ -104,18 +118,18 @@ class Mirror:
                 f"{state.replacing[0]}; run the job again on the machine that sent it, or, to take the files as they "
                 f"are, remove {self.place / STATE}"
             )
-        there = {name: stamp for name, stamp in stored.items() if name not in state.sending}
-        changed = {name for name, stamp in here.items() if name not in record.files or stamp != record.files[name][0]}
+        unfinished = set(state.sending)
+        there = {name: stamp for name, stamp in stored.items() if name not in unfinished}
+        changed = set(record.changed(here))
+        kept = changed if is_mine else set()
         wanted = [
             name
             for name, stamp in there.items()
-            if name not in here
-            or (not (is_mine and name in changed) and (name in changed or stamp != record.files[name][1]))
+            if name not in kept and (name not in here or name in changed or stamp != record.files[name][1])
         ]
         self._all(wanted, "fetch", lambda name: self._fetch(name, there[name]), record)
-        for name in here.keys() - stored.keys():
-            if not (is_mine and name in changed):
-                self._forget(name)
+        for name in here.keys() - stored.keys() - kept:
+            self._forget(name)
         record.files = {name: stamps for name, stamps in record.files.items() if name in there}
         self._write_record(record)
         return len(wanted)
@@ -133,22 +147,23 @@ class Mirror:
         Raises:
             DataError: the store does not answer, or refuses; or another folder has claimed it since.
         """
-        record, state, sent = self._record(), self._state(), 0
-        if not self._news(record):
+        record, state, here, sent = self._record(), self._state(), self._files(), 0
+        is_mine = state.writer == record.writer
+        if not (record.changed(here) or record.gone(here) or (is_mine and state.is_unfinished)):
             return 0
-        if state.writer != record.writer:
+        if not is_mine:
             raise DataError(f"{self.place}: another machine works there now, so nothing is sent from {self.folder}")
-        dropped = [name for name in state.sending if name not in self._files()]
-        while new := [name for name in self._changed(record) if name not in record.files]:
+        while new := [name for name in record.changed(here) if name not in record.files]:
             sending = sorted({*state.sending, *new})
             self._write_state(replace(state, sending=sending))
             self._all(new, "send", self._send, record)
             sent += len(new)
-        self._remove(dropped)
-        changed = self._changed(record)
+            here = self._files()
+        self._remove(name for name in state.sending if name not in here)
+        changed = record.changed(here)
         self._write_state(State(record.writer, replacing=changed))
         self._all(changed, "send", self._send, record)
-        gone = sorted(record.files.keys() - self._files().keys())
+        gone = record.gone(self._files())
         self._remove(gone)
         record.files = {name: stamps for name, stamps in record.files.items() if name not in gone}
         self._write_record(record)
@@ -169,32 +184,22 @@ class Mirror:
                 self._write_record(record)
 
     def _fetch(self, name: str, there: Stamp) -> Common:
-        download(self._object(name), self.folder / name)
-        return self._stamps([name])[name], _settled(there)
+        download(self.place / name, self.folder / name)
+        return self._stamp(name), _settled(there)
 
     def _send(self, name: str) -> Common | None:
         """None: it was removed since it was listed. What is written to it meanwhile is sent the next time."""
         try:
-            here = self._stamps([name])[name]
-            upload(self.folder / name, self._object(name))
-        except (FileNotFoundError, KeyError):
+            here = self._stamp(name)
+            upload(self.folder / name, self.place / name)
+        except FileNotFoundError:
             return None
-        return here, _settled(self._object(name).stamp())
-
-    def _news(self, record: Record) -> bool:
-        here = self._files()
-        return bool(record.files.keys() - here.keys()) or bool(self._changed(record))
-
-    def _changed(self, record: Record) -> list[str]:
-        """Files that are not as they were last sent or fetched, the oldest first."""
-        here = self._files()
-        changed = [name for name, stamp in here.items() if name not in record.files or record.files[name][0] != stamp]
-        return sorted(changed, key=lambda name: here[name][1])
+        return here, _settled((self.place / name).stamp())
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
-            if self._object(name).is_file():
-                self._object(name).unlink()
+            if (self.place / name).is_file():
+                (self.place / name).unlink()
 
     def _forget(self, name: str) -> None:
         """Remove a file here, and the folders that it leaves empty."""
@@ -205,28 +210,24 @@ class Mirror:
                 path = path.parent
                 path.rmdir()
 
-    def _object(self, name: str) -> ObjectPath:
-        return ObjectPath(self.place.store, f"{self.place.key}/{name}")
-
     def _stored(self) -> dict[str, Stamp]:
         """Every object of the run by its name."""
         return {name: stamp for name, stamp in self.place.walk() if is_mirrored(name)}
 
     def _files(self) -> dict[str, Stamp]:
         """Every finished file of the folder by its name."""
-        names = []
+        found = {}
         for where, folders, files in os.walk(self.folder, onerror=_raise_unless_gone):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            names += [Path(where, name).relative_to(self.folder).as_posix() for name in files]
-        return self._stamps(filter(is_mirrored, names))
-
-    def _stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
-        found = {}
-        for name in names:
-            with suppress(FileNotFoundError):  # removed since it was listed
-                known = (self.folder / name).stat()
-                found[name] = (known.st_size, known.st_mtime_ns)
+            names = (Path(where, name).relative_to(self.folder).as_posix() for name in files)
+            for name in filter(is_mirrored, names):
+                with suppress(FileNotFoundError):  # removed since it was listed
+                    found[name] = self._stamp(name)
         return found
+
+    def _stamp(self, name: str) -> Stamp:
+        known = (self.folder / name).stat()
+        return known.st_size, known.st_mtime_ns
 
     def _state(self) -> State:
         """Read again where another machine has just replaced it, between two parts of it that were read.

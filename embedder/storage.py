@@ -148,11 +148,7 @@ class ObjectPath:
         Raises:
             DataError: there is no such bucket, or the store does not answer or refuses.
         """
-        with _reported(self, "listed"):
-            found = self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True))
-            if not found and self._bucket_is_missing():
-                raise FileNotFoundError(self.key)
-        for info in found:
+        for info in self._listed(recursive=False):
             if fnmatchcase(info.base_name, pattern):
                 yield self / info.base_name
 
@@ -162,12 +158,7 @@ class ObjectPath:
         Raises:
             DataError: there is no such bucket, or the store does not answer or refuses.
         """
-        with _reported(self, "listed"):
-            selector = fs.FileSelector(self.key, recursive=True, allow_not_found=True)
-            found = self.filesystem.get_file_info(selector)
-            if not found and self._bucket_is_missing():
-                raise FileNotFoundError(self.key)
-        for info in found:
+        for info in self._listed(recursive=True):
             if info.type == fs.FileType.File:
                 yield info.path.removeprefix(f"{self.key}/"), (info.size, info.mtime_ns)
 
@@ -182,6 +173,14 @@ class ObjectPath:
             if info.type != fs.FileType.File:
                 raise FileNotFoundError(self.key)
         return info.size, info.mtime_ns
+
+    def _listed(self, *, recursive: bool) -> list[fs.FileInfo]:
+        with _reported(self, "listed"):
+            selector = fs.FileSelector(self.key, recursive=recursive, allow_not_found=True)
+            found: list[fs.FileInfo] = self.filesystem.get_file_info(selector)
+            if not found and self._bucket_is_missing():
+                raise FileNotFoundError(self.key)
+        return found
 
     def _bucket_is_missing(self) -> bool:
         """Asked where a listing is empty; who may list these names may perhaps not ask after the bucket."""

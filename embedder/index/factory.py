@@ -149,8 +149,7 @@ def open_index(path: Path) -> faiss.Index:
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[-200:]
-        raise BundleError(f"{path}: not readable ({reason}); {REMEDY}") from error
+        raise _unreadable(path, error) from error
 
 
 def open_flat(path: Path) -> faiss.IndexFlat:
@@ -163,12 +162,15 @@ def open_flat(path: Path) -> faiss.IndexFlat:
         content = np.memmap(path, dtype=np.uint8, mode="r")[_padding() :]
         index = faiss.read_index(swig.ZeroCopyIOReader(faiss.swig_ptr(content), len(content)))
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[-200:]
-        raise BundleError(f"{path}: not readable ({reason}); {REMEDY}") from error
+        raise _unreadable(path, error) from error
     if not isinstance(index, faiss.IndexFlatIP):
         raise BundleError(f"{path}: a {type(index).__name__}, not the vectors of a collection; {REMEDY}")
     swig.add_to_referenced_objects(index, content)
     return index
+
+
+def _unreadable(path: Path, error: Exception) -> BundleError:
+    return BundleError(f"{path}: not readable ({' '.join(str(error).split())[-200:]}); {REMEDY}")
 
 
 class ApproximateIndex:

@@ -12,26 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.bundle import verify
-from embedder.config import RunConfig
-from embedder.index.catalog import Catalog
 from embedder.ledger import Ledger
 from embedder.records import LABELLED, group_id
 from embedder.run_file import load_run
 from embedder.training.job import MetricsReader
 from ray_jobs.tables import candidate_groups, labelled_ledger
 from tests.cluster.conftest import Cluster
+from tests.cluster.results import served_bundle
 
 pytestmark = pytest.mark.ray
 DATASETS = 6
 QUERIES = 6
 UNREWARDED = 2 * QUERIES
 """Groups of tool and convsearch, which pass `label` without the LLM and are committed first."""
-
-
-def served_bundle(config: RunConfig) -> Path:
-    """The version of the index that the alias of a run names."""
-    catalog = Catalog(config.paths.indexes)
-    return catalog.bundle(catalog.resolve(config.index.alias))
 
 
 def succeeded(job: subprocess.CompletedProcess[str]) -> str:

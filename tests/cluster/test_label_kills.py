@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,9 +21,9 @@ from ray.cluster_utils import Cluster
 
 from embedder.ledger import Ledger
 from embedder.records import LABELLED
-from tests.cluster.conftest import free_port
 from tests.cluster.label_actors import BEGUN, PAUSE
 from tests.cluster.label_helpers import Driver, group, labels, write_groups, write_run_file
+from tests.cluster.nodes import start_nodes
 
 pytestmark = pytest.mark.ray
 RUNS, ROUNDS = 4, 5
@@ -35,12 +34,6 @@ PLAIN = {"four": ("tool", 10)}
 UNITS = sum(-(-count // UNIT_GROUPS) for _, count in REWARDED.values())
 PAUSE_S = 0.2
 """Over each unit; the tiny LLM alone would be done before anything can be killed."""
-FAST_DETECTION = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 2,
-}
-"""So that the death of a raylet is known in a second and not in half a minute."""
 
 
 def wait_for(reached: Callable[[], bool], what: str, seconds: float = 90) -> None:
@@ -72,12 +65,7 @@ class Nodes:
     @classmethod
     def start(cls) -> Nodes:
         """Start both."""
-        # A folder and a port of its own, so that it can stand beside another Ray.
-        head = {"temp_dir": tempfile.mkdtemp(prefix="ray-"), "dashboard_agent_listen_port": free_port()}
-        head |= {"num_cpus": 1, "include_dashboard": False, "_system_config": FAST_DETECTION}
-        nodes = cls(Cluster(initialize_head=True, head_node_args=head))
-        nodes.cluster.add_node(num_cpus=1)
-        return nodes
+        return cls(start_nodes(1, [1]))
 
     def driver(self) -> Driver:
         """The next driver; another one gets ready meanwhile."""

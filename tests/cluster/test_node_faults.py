@@ -6,32 +6,23 @@ processes and starts another in its place; training is also hit by a preemption 
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from embedder.bundle import verify
-from embedder.config import RunConfig
 from embedder.run_file import load_run
-from embedder.training.job import MetricsReader
-from ray_jobs.tables import labelled_ledger
-from tests.cluster.conftest import free_port
-from tests.cluster.label_helpers import Driver, labels
-from tests.cluster.test_jobs import served_bundle
-from tests.cluster.test_label_kills import FAST_DETECTION
+from tests.cluster.label_helpers import Driver
+from tests.cluster.nodes import start_nodes
+from tests.cluster.results import RESULTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 ROUNDS = 5
@@ -56,11 +47,7 @@ class Nodes:
     @classmethod
     def start(cls) -> Nodes:
         """A head without CPUs and two nodes with two each."""
-        head = {"temp_dir": tempfile.mkdtemp(prefix="ray-"), "dashboard_agent_listen_port": free_port()}
-        head |= {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_DETECTION}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        for _ in range(2):
-            cluster.add_node(num_cpus=2)
+        cluster = start_nodes(0, [2, 2])
         return cls(cluster, Driver(cluster.address, None))
 
     def kill(self, chosen: int, notice_s: int | None = None) -> None:
@@ -117,58 +104,6 @@ def undisturbed(nodes: Nodes, run_file: Path, tmp_path_factory: pytest.TempPathF
         assert code == 0, output[-3000:]
         seconds[stage] = time.monotonic() - began
     return Undisturbed(path, seconds)
-
-
-def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every Parquet file below a folder, by its name there."""
-    return {
-        str(path.relative_to(folder)): pq.read_table(path).to_pylist() for path in sorted(folder.rglob("*.parquet"))
-    }
-
-
-def prepared(config: RunConfig) -> object:
-    """All rows, and those that were set aside."""
-    folder = config.paths.mounted / "prepared"
-    return tables(folder), {path.name: path.read_bytes() for path in sorted(folder.glob("rejected/*.json"))}
-
-
-def mined(config: RunConfig) -> object:
-    """All groups."""
-    return tables(config.paths.mounted / "candidates")
-
-
-def labelled(config: RunConfig) -> object:
-    """All labels, and how many are there twice."""
-    ledger = labelled_ledger(config)
-    return labels(ledger), ledger.count_duplicates()
-
-
-def trained(config: RunConfig) -> object:
-    """The losses of each step, and the weights."""
-    (metrics,) = config.paths.training.glob("*/metrics.jsonl")
-    losses = [(one.step, one.losses, one.learning_rate, one.paces) for one in MetricsReader(metrics).steps()]
-    return losses, (config.paths.model / "model.safetensors").read_bytes()
-
-
-def indexed(config: RunConfig) -> object:
-    """The version, which is a hash of all files of the bundle."""
-    return verify(served_bundle(config)).index_version
-
-
-def evaluated(config: RunConfig) -> object:
-    """Every value of every query."""
-    folder = config.paths.mounted / "evaluation" / "test"
-    return tables(folder), json.loads((folder / "results.json").read_text(encoding="utf-8"))
-
-
-RESULTS: dict[str, Callable[[RunConfig], object]] = {
-    "prepare": prepared,
-    "mine": mined,
-    "label": labelled,
-    "train": trained,
-    "index": indexed,
-    "evaluate": evaluated,
-}
 
 
 def copy_before(stage: str, run_file: Path, work: Path) -> None:

@@ -15,12 +15,12 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from embedder.bundle import verify
 from embedder.config import RunConfig
-from embedder.index.catalog import Catalog
 from embedder.lineage import read_lineage
 from embedder.run_file import load_run
 from embedder.stages import STAGES, Contents, mark_path
 from ray_jobs.pipeline import round_config
 from tests.cluster.conftest import ROOT, Cluster
+from tests.cluster.results import served_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -90,8 +90,7 @@ def test_the_pipeline_survives_its_driver_and_repeats_nothing(cluster: Cluster, 
         f"{title}: done before, skipped" for title in skipped
     ]
     assert contents_of_round(config) == first_round
-    catalog = Catalog(config.paths.indexes)
-    bundle = catalog.bundle(catalog.resolve(config.index.alias))
+    bundle = served_bundle(config)
     manifest = verify(bundle)
     lineage = read_lineage(bundle / "model")
     assert "model/lineage.json" in manifest.files

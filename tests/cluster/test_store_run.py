@@ -15,7 +15,7 @@ from embedder.run_file import load_run
 from embedder.storage import ObjectPath
 from tests.cluster.conftest import Cluster
 from tests.cluster.label_helpers import Driver
-from tests.cluster.test_node_faults import RESULTS
+from tests.cluster.results import RESULTS
 from tests.object_store import ObjectStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 
 import pyarrow as pa
@@ -128,11 +129,15 @@ def test_parts_hold_every_block_once():
 
 def test_a_survey_remembers_a_few_bytes_of_a_row(tmp_path):
     """An id as text alone takes 90; the row itself more than 1,000."""
-    peaks = {}
+    held = {}
     for rows in (1024, 5 * 1024):
         config = run_of(tmp_path / str(rows), row_group=512, qa=rows)
+        ledger = ledger_of(config)
+        gc.collect()
         tracemalloc.start()
-        survey(config, ledger_of(config), 64)
-        peaks[rows] = tracemalloc.get_traced_memory()[1]
+        work = survey(config, ledger, 64)
+        gc.collect()
+        held[rows] = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-    assert peaks[5 * 1024] - peaks[1024] < 40 * 4 * 1024
+        assert len(work.expected) == rows
+    assert held[5 * 1024] - held[1024] < 40 * 4 * 1024

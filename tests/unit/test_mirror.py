@@ -11,7 +11,7 @@ import pytest
 
 from embedder.config import RunConfig
 from embedder.errors import ConfigError, DataError
-from embedder.mirror import Mirror, workplace
+from embedder.mirror import Mirror, State, workplace
 from embedder.storage import ObjectPath, replacing
 from tests.object_store import ObjectStore, proxy
 
@@ -156,6 +156,26 @@ def test_nobody_fetches_while_files_are_being_replaced_but_who_replaces_them_goe
         elsewhere(object_store.path("mirror/replaced"), tmp_path / "two")
     begun(object_store.path("mirror/replaced"), tmp_path / "one").push()
     assert set(elsewhere(object_store.path("mirror/replaced"), tmp_path / "two").values()) == {"new"}
+
+
+def test_a_push_that_failed_at_its_very_end_is_ended_by_the_next(
+    place: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = begun(place, tmp_path / "one")
+    write(mirror.folder, a_txt="1")
+
+    def fail(self: Mirror, state: State) -> None:
+        if not state.is_unfinished:
+            raise DataError("the store does not answer")
+        written(self, state)
+
+    written = Mirror._write_state
+    with monkeypatch.context() as cut, pytest.raises(DataError):
+        cut.setattr(Mirror, "_write_state", fail)
+        mirror.push()
+    assert elsewhere(place, tmp_path / "two") == {}
+    mirror.push()
+    assert elsewhere(place, tmp_path / "two") == {"a.txt": "1"}
 
 
 @contextmanager

@@ -1,0 +1,75 @@
+"""What each stage of a run has made, in a form in which two runs can be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from embedder.bundle import verify
+from embedder.config import RunConfig
+from embedder.index.catalog import Catalog
+from embedder.training.job import MetricsReader
+from ray_jobs.tables import labelled_ledger
+from tests.cluster.label_helpers import labels
+
+
+def served_bundle(config: RunConfig) -> Path:
+    """The version of the index that the alias of a run names."""
+    catalog = Catalog(config.paths.indexes)
+    return catalog.bundle(catalog.resolve(config.index.alias))
+
+
+def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every Parquet file below a folder, by its name there."""
+    return {
+        str(path.relative_to(folder)): pq.read_table(path).to_pylist() for path in sorted(folder.rglob("*.parquet"))
+    }
+
+
+def prepared(config: RunConfig) -> object:
+    """All rows, and those that were set aside."""
+    folder = config.paths.mounted / "prepared"
+    return tables(folder), {path.name: path.read_bytes() for path in sorted(folder.glob("rejected/*.json"))}
+
+
+def mined(config: RunConfig) -> object:
+    """All groups."""
+    return tables(config.paths.mounted / "candidates")
+
+
+def labelled(config: RunConfig) -> object:
+    """All labels, and how many are there twice."""
+    ledger = labelled_ledger(config)
+    return labels(ledger), ledger.count_duplicates()
+
+
+def trained(config: RunConfig) -> object:
+    """The losses of each step, and the weights."""
+    (metrics,) = config.paths.training.glob("*/metrics.jsonl")
+    losses = [(one.step, one.losses, one.learning_rate, one.paces) for one in MetricsReader(metrics).steps()]
+    return losses, (config.paths.model / "model.safetensors").read_bytes()
+
+
+def indexed(config: RunConfig) -> object:
+    """The version, which is a hash of all files of the bundle."""
+    return verify(served_bundle(config)).index_version
+
+
+def evaluated(config: RunConfig) -> object:
+    """Every value of every query."""
+    folder = config.paths.mounted / "evaluation" / "test"
+    return tables(folder), json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+RESULTS: dict[str, Callable[[RunConfig], object]] = {
+    "prepare": prepared,
+    "mine": mined,
+    "label": labelled,
+    "train": trained,
+    "index": indexed,
+    "evaluate": evaluated,
+}
