@@ -14,7 +14,7 @@ from embedder.errors import ConfigError
 from embedder.evaluate_config import EvaluateConfig
 from embedder.index.settings import BuildSettings, SearchParameters
 from embedder.launch import PipelineConfig, SubmitConfig
-from embedder.paths import AbsolutePath, AnyAbsolutePath, Paths, Section
+from embedder.paths import AnyAbsolutePath, ModelReference, Paths, Section
 from embedder.serve_config import ServeConfig
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.train_config import TrainConfig
@@ -26,8 +26,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 class EncoderConfig(Section):
     """The encoder that is trained and served, before training."""
 
-    model: str
-    """Folder, hub name, or `package:NAME/FOLDER` for a model inside an installed Python package."""
+    model: ModelReference
+    """Folder, place in an object store, hub name, or `package:NAME/FOLDER` for one in an installed Python package."""
     pooling: Literal["cls", "mean", "last"]
     """Which token states become the vector: the first, their mean, or the last."""
     instructions: bool = True
@@ -45,7 +45,7 @@ class EncoderConfig(Section):
 class LlmConfig(Section):
     """The LLM whose feedback teaches the encoder."""
 
-    model: str
+    model: ModelReference
     """As `encoder.model`; a folder with a single GGUF file is converted once and kept in `paths.cache`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_prefix_tokens: int = Field(default=1024, ge=16)
@@ -62,10 +62,10 @@ class Source(Section):
     task: str
     dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the dataset within the run."""
-    path: AbsolutePath
+    path: AnyAbsolutePath
     """layout, beir: a folder; reference: one JSON Lines file of training rows, or a folder (train, test, corpus)."""
     format: Literal["layout", "reference", "beir"] = "layout"
-    corpus: AbsolutePath | None = None
+    corpus: AnyAbsolutePath | None = None
     """reference: the JSON Lines file whose lines `pos_index` counts; null: the folder's own, if there is one."""
     train_queries: int | None = Field(default=None, ge=0)
     """Rows of the training split that are kept (seeded choice); null keeps all."""
@@ -166,7 +166,7 @@ class LabelConfig(Section):
 class RerankerConfig(Section):
     """The cross-encoder that learns the LLM's rewards and labels in its place (`label.teacher: reranker`)."""
 
-    model: str
+    model: ModelReference
     """Encoder it starts from, as `encoder.model`."""
     llm_groups: int | None = Field(default=None, ge=1)
     """Groups a dataset that the LLM labels for it (seeded choice); null: all."""
@@ -196,7 +196,7 @@ class RerankerConfig(Section):
 class IndexConfig(Section):
     """Corpus to a version of the index."""
 
-    model: str | None = None
+    model: ModelReference | None = None
     """Encoder of the bundle; null: the trained one of this run."""
     factory: str = "auto"
     """FAISS factory string (the metric is the inner product of unit vectors), or auto: exact up to 50,000 passages of a

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from embedder.paths import Section
+from embedder.paths import ModelReference, Section
 
 EvaluationName = Literal["qa", "choice", "chat", "lrlm", "icl", "tool", "convsearch"]
 """What is asked of a dataset; the built-in tasks have the evaluation of their name, `choice` is multiple choice."""
@@ -36,7 +36,7 @@ class FolderRetriever(Section):
 
     kind: Literal["folder"] = "folder"
     name: str
-    model: str
+    model: ModelReference
     """As `encoder.model`; of a sentence-transformers folder pooling, length and prompts are those of its files."""
     pooling: Literal["cls", "mean", "last"] | None = None
     """Needed where no sentence-transformers file names it."""

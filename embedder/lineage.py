@@ -13,6 +13,7 @@ from typing import Any
 from embedder import __version__
 from embedder.config import RunConfig
 from embedder.durable import place_durably, unfinished_folder
+from embedder.fetched import local
 from embedder.locate import locate_model
 from embedder.records import write_json
 from embedder.stages import Contents, effective
@@ -72,7 +73,7 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
         "candidates": contents.of(config.paths.candidates),
         "prepared": {"corpus": contents.of(config.paths.corpus), "queries": contents.of(config.paths.queries)},
         "sources": [
-            {"task": one.task, "dataset": one.dataset, "path": str(one.path), "content": contents.of(one.path)}
+            {"task": one.task, "dataset": one.dataset, "path": str(one.path), "content": contents.of(local(one.path))}
             for one in (config.prepare.sources if config.prepare else [])
         ],
     }

@@ -9,7 +9,8 @@ import struct
 from pathlib import Path
 
 from embedder.errors import ModelError
-from embedder.storage import AnyPath
+from embedder.fetched import local
+from embedder.storage import AnyPath, ObjectPath
 
 PACKAGE_SCHEME = "package:"
 IDENTIFYING_FILES = {
@@ -22,13 +23,16 @@ IDENTIFYING_FILES = {
 def locate_model(reference: str) -> Path | str:
     """The folder a model reference means, or the reference itself where it is the name of a hub model.
 
-    `package:NAME/FOLDER` is a folder inside an installed Python package; `./x`, `/x`, `~/x` and existing folders are
-    local; anything else of the form `owner/name` is left to the hub.
+    `package:NAME/FOLDER` is a folder inside an installed Python package; `s3://x` and `gs://x` are fetched; `./x`,
+    `/x`, `~/x` and existing folders are local; anything else of the form `owner/name` is left to the hub.
 
     Raises:
+        DataError: nothing is there in the object store, or it does not answer or refuses.
         ModelError: the package or folder is missing, or holds no weights this project loads.
     """
-    if reference.startswith(PACKAGE_SCHEME):
+    if "://" in reference:
+        folder = local(ObjectPath.parse(reference))
+    elif reference.startswith(PACKAGE_SCHEME):
         folder = _package_folder(reference)
     else:
         folder = Path(reference).expanduser()

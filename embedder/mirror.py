@@ -95,6 +95,8 @@ class Mirror:
 
     place: ObjectPath
     folder: Path
+    only: str | None = None
+    """The one object that counts; None: all."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Mirror | None:
@@ -212,6 +214,8 @@ class Mirror:
 
     def _stored(self) -> dict[str, Stamp]:
         """Every object of the run by its name."""
+        if self.only is not None:
+            return {self.only: (self.place / self.only).stamp()}
         return {name: stamp for name, stamp in self.place.walk() if is_mirrored(name)}
 
     def _files(self) -> dict[str, Stamp]:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from embedder.errors import ConfigError
-from embedder.storage import AnyPath, ObjectPath
+from embedder.storage import AnyPath, ObjectPath, masked
 
 
 def _local(path: Path) -> Path:
@@ -31,6 +31,17 @@ def _anywhere(value: object) -> AnyPath:
     return ObjectPath.parse(text) if "://" in text else _local(Path(text))
 
 
+def _model(reference: str) -> str:
+    if "://" in reference:
+        ObjectPath.parse(reference)
+        if masked(reference) != reference:
+            raise ValueError(
+                "the URI of a model is shown in cards and reports, so it may hold no credentials; give the nodes a "
+                "role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in their environment"
+            )
+    return reference
+
+
 def _printed(path: AnyPath) -> str:
     return path.uri if isinstance(path, ObjectPath) else str(path)
 
@@ -39,6 +50,10 @@ AbsolutePath = Annotated[Path, AfterValidator(_local)]
 """A local path; a relative one is taken from the directory the job is started in."""
 AnyAbsolutePath = Annotated[AnyPath, PlainValidator(_anywhere), PlainSerializer(_printed, when_used="json")]
 """The same, or a place in an object store: `s3://bucket/folder`, `gs://bucket/folder`; printed without its secrets."""
+
+ModelReference = Annotated[str, AfterValidator(_model)]
+"""A model folder here or in an object store (`s3://bucket/folder`), a hub name, or `package:NAME/FOLDER` for a model
+inside an installed Python package (embedder.locate)."""
 
 
 class Section(BaseModel):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from embedder.config import Source
 from embedder.errors import DataError
+from embedder.fetched import local
 from embedder.records import Split, content_id
 from embedder.source_rows import Prepared, Row, RowError, query_row, read_lines, required_text
 
@@ -47,9 +48,10 @@ def source_files(source: Source) -> SourceFiles:
         DataError: the path is missing, or no split is in it.
     """
     where = f"source {source.dataset}: {source.path}"
-    if source.format == "reference" and source.path.is_file():
-        return SourceFiles(_corpus(source, None), {"train": source.path})
-    if not source.path.is_dir():
+    path = local(source.path)
+    if source.format == "reference" and path.is_file():
+        return SourceFiles(_corpus(source, None), {"train": path})
+    if not path.is_dir():
         kind = "no file and no folder" if source.format == "reference" else "no folder"
         raise DataError(f"{where} is {kind}; correct prepare.sources.path")
     candidates = {split: _split_files(source, split) for split in SPLITS}
@@ -57,9 +59,9 @@ def source_files(source: Source) -> SourceFiles:
     if not splits:
         wanted = {"beir": "qrels/train.tsv, dev.tsv nor test.tsv", "layout": "train.jsonl nor test.jsonl"}
         raise DataError(f"{where} has neither {wanted.get(source.format, 'a train nor a test file (.json, .jsonl)')}")
-    if source.format == "beir" and not all((source.path / name).is_file() for name in BEIR_FILES):
+    if source.format == "beir" and not all((path / name).is_file() for name in BEIR_FILES):
         raise DataError(f"{where} lacks one of {BEIR_FILES}, which `format: beir` needs")
-    return SourceFiles(_corpus(source, source.path), splits)
+    return SourceFiles(_corpus(source, path), splits)
 
 
 def _split_files(source: Source, split: Split) -> Path | None:
@@ -68,7 +70,7 @@ def _split_files(source: Source, split: Split) -> Path | None:
     Raises:
         DataError: there are several.
     """
-    folder = source.path
+    folder = local(source.path)
     match source.format:
         case "layout":
             found = [folder / f"{split}.jsonl"]
@@ -89,7 +91,7 @@ def _corpus(source: Source, folder: Path | None) -> Path | None:
     Raises:
         DataError: it is missing or empty.
     """
-    path = source.corpus
+    path = None if source.corpus is None else local(source.corpus)
     if path is None and folder is not None:
         path = next((folder / name for name in ("corpus.jsonl", "corpus.json") if (folder / name).is_file()), None)
     if path is None:
@@ -170,7 +172,7 @@ def read_beir(source: Source, files: SourceFiles, prepared: Prepared) -> dict[Sp
     """
     texts: dict[str, str] = {}
     uses: Counter[str] = Counter()
-    path = source.path / "queries.jsonl"
+    path = local(source.path) / "queries.jsonl"
     for number, row in read_lines(path, prepared):
         try:
             query_id = str(row.get("_id", ""))

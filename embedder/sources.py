@@ -14,6 +14,7 @@ from pathlib import Path
 
 from embedder.config import Source
 from embedder.errors import DataError
+from embedder.fetched import local
 from embedder.records import Split, content_id, row_seed
 from embedder.source_formats import SPLITS, common_row, corpus_row, read_beir, source_files
 from embedder.source_rows import (
@@ -92,7 +93,7 @@ def _labels(source: Source) -> list[str] | None:
     Raises:
         DataError: the file is no list of texts.
     """
-    path = source.path / "labels.json"
+    path = local(source.path) / "labels.json"
     if source.format != "layout" or not path.is_file():
         return None
     try:

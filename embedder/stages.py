@@ -14,6 +14,7 @@ from pathlib import Path
 
 from embedder import __version__
 from embedder.config import RunConfig
+from embedder.fetched import local
 from embedder.locate import file_sha256, locate_model, model_fingerprint
 from embedder.records import content_id, write_json
 from embedder.storage import AnyPath, ObjectPath
@@ -46,13 +47,18 @@ def _reranker(config: RunConfig) -> str | None:
     return config.reranker.model if config.reranker else None
 
 
+def _sources(config: RunConfig) -> list[AnyPath]:
+    sources = config.prepare.sources if config.prepare else []
+    return [local(path) for source in sources for path in (source.path, source.corpus) if path is not None]
+
+
 STAGES = {
     stage.name: stage
     for stage in (
         Stage(
             "prepare",
             ("prepare", "tasks"),
-            reads=lambda config: [source.path for source in config.prepare.sources] if config.prepare else [],
+            reads=_sources,
             writes=lambda config: [config.paths.corpus, config.paths.queries],
         ),
         Stage(

@@ -101,6 +101,11 @@ class ObjectPath:
         return ObjectPath(self.store, f"{self.key}/{name}")
 
     @property
+    def parent(self) -> ObjectPath:
+        """The place without the last part of its name."""
+        return ObjectPath(self.store, self.key.rpartition("/")[0])
+
+    @property
     def name(self) -> str:
         """The last part."""
         return PurePosixPath(self.key).name

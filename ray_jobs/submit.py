@@ -151,10 +151,14 @@ def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -
         if written and not Path(written).is_absolute() and Path(written).is_dir():
             sets.append(f"{key}={Path(written).absolute()}")
     written = (raw.get("prepare") or {}).get("sources", [])
-    if config.prepare and any(not str(source["path"]).startswith(("/", "~")) for source in written):
+    if config.prepare and any(_is_relative(one.get(key)) for one in written for key in ("path", "corpus")):
         sources = [one.model_dump(mode="json", exclude_unset=True) for one in config.prepare.sources]
         sets.append(f"prepare.sources={json.dumps(sources, ensure_ascii=False)}")
     return sets
+
+
+def _is_relative(path: str | None) -> bool:
+    return path is not None and "://" not in path and not path.startswith(("/", "~"))
 
 
 def shared_paths(config: RunConfig) -> list[str]:

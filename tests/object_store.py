@@ -16,9 +16,10 @@ from threading import Thread
 
 from pyarrow import fs
 
-from embedder.storage import ObjectPath
+from embedder.storage import ObjectPath, upload
 
 SECRET = "not/to+be=seen"
+KEYS = "AKIATEST:not%2Fto%2Bbe%3Dseen"
 BUCKET = "bucket"
 REFUSED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>refused by the test</Message></Error>"
 
@@ -33,11 +34,22 @@ class ObjectStore:
     def uri(self, name: str, bucket: str = BUCKET, endpoint: str = "") -> str:
         """The URI of a name, with credentials."""
         server = (endpoint or self.endpoint).replace(":", "%3A")
-        return f"s3://AKIATEST:not%2Fto%2Bbe%3Dseen@{bucket}/{name}?endpoint_override={server}&scheme=http"
+        return f"s3://{KEYS}@{bucket}/{name}?endpoint_override={server}&scheme=http"
+
+    def open_uri(self, name: str) -> str:
+        """The URI of a name without credentials, which the environment has."""
+        return self.uri(name).replace(f"{KEYS}@", "")
 
     def path(self, name: str, bucket: str = BUCKET, endpoint: str = "") -> ObjectPath:
         """The same as a path."""
         return ObjectPath.parse(self.uri(name, bucket, endpoint))
+
+
+def send(folder: Path, place: ObjectPath) -> None:
+    """All files of a folder."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            upload(path, place / path.relative_to(folder).as_posix())
 
 
 @contextmanager

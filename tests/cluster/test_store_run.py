@@ -1,4 +1,4 @@
-"""A run in an object store, killed as it trains and ended elsewhere by `ray_jobs.pipeline`: the results of a folder."""
+"""A run in an object store with its sources and models, killed and ended elsewhere: the results of a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embedder.storage import ObjectPath
 from tests.cluster.conftest import Cluster
 from tests.cluster.label_helpers import Driver
 from tests.cluster.results import RESULTS
-from tests.object_store import ObjectStore
+from tests.object_store import ObjectStore, send
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -39,6 +39,18 @@ def drivers(cluster: Cluster) -> Iterator[list[Driver]]:
     yield started
     for driver in started:
         driver.close()
+
+
+def with_inputs_in(store: ObjectStore, run_file: Path) -> Path:
+    """The same run with its sources and models in the store too."""
+    run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    for place in (*run["prepare"]["sources"], run["encoder"], run["llm"]):
+        key = "path" if "path" in place else "model"
+        folder = Path(place[key])
+        send(folder, store.path(f"inputs/{folder.name}"))
+        place[key] = store.open_uri(f"inputs/{folder.name}")
+    run_file.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return run_file
 
 
 def run_stages(driver: Driver, run_file: Path, *stages: str) -> None:
@@ -71,7 +83,7 @@ def test_every_stage_works_in_an_object_store_and_goes_on_elsewhere(
 ) -> None:
     plain = write_run(tmp_path / "plain" / "run.yaml", run_file, str(tmp_path / "plain" / "work"))
     here, there, reader = (
-        write_run(tmp_path / name / "run.yaml", run_file, object_store.uri("whole/work"))
+        with_inputs_in(object_store, write_run(tmp_path / name / "run.yaml", run_file, object_store.uri("whole/work")))
         for name in ("here", "there", "reader")
     )
     run_stages(drivers[1], plain, "pipeline")

@@ -91,6 +91,14 @@ def test_relative_paths_are_handed_over_as_absolute_ones_that_mean_the_same(repo
     assert handed.encoder.model == str(repository / "data")
 
 
+def test_sources_and_models_in_an_object_store_stay_as_they_are_written(repository):
+    source = {**RUN["prepare"]["sources"][0], "path": "s3://bucket/nq", "corpus": "gs://bucket/passages.jsonl"}
+    run = {**RUN, "prepare": {"sources": [source]}, "encoder": {"model": "s3://bucket/model", "pooling": "cls"}}
+    write_run(repository / "run.yaml", run)
+    _, entrypoint = words_of(plan_submission("prepare", Path("run.yaml"), []))
+    assert "--set" not in entrypoint
+
+
 def test_the_id_is_that_of_the_run_and_its_settings(repository):
     ids = [
         plan_submission("label", Path("run.yaml"), overrides).submission_id for overrides in ([], [], ["label.seed=3"])

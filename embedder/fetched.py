@@ -1,0 +1,43 @@
+"""Sources and model folders that are in an object store, as files of this machine.
+
+Each machine fetches what it needs once, into `$LLM_EMBEDDER_CACHE` (by default `~/.cache/llm-embedder`), and later only
+what has changed. A process sees what was there when it first asked.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from embedder.durable import locked
+from embedder.errors import DataError
+from embedder.mirror import Mirror
+from embedder.records import content_id
+from embedder.storage import AnyPath, ObjectPath
+
+CACHE = "LLM_EMBEDDER_CACHE"
+"""Environment variable: a folder of this machine; the program's user must be able to write there."""
+
+
+def local(path: AnyPath) -> Path:
+    """A file or folder of this machine that is, or has the content of, what a path names.
+
+    Raises:
+        DataError: there is nothing in the store, or it does not answer or refuses.
+    """
+    return _fetched(path) if isinstance(path, ObjectPath) else path
+
+
+@cache
+def _fetched(place: ObjectPath) -> Path:
+    root = Path(os.environ.get(CACHE) or "~/.cache/llm-embedder").expanduser().absolute()
+    folder = root / content_id(place.uri)[:16]
+    with locked(root / f"{folder.name}.lock"):
+        if place.is_file():
+            Mirror(place.parent, folder, only=place.name).pull()
+        elif place.is_dir():
+            Mirror(place, folder / place.name).pull()
+        else:
+            raise DataError(f"{place}: nothing is there; correct the path")
+    return folder / place.name
