@@ -30,6 +30,7 @@ from serve.embed import EncoderReplica
 from serve.gathering import MOST_REQUESTS
 from serve.ingress import Ingress
 from serve.keys import read_keys
+from serve.overload import ENVIRONMENT
 from serve.search import ShardReplica
 from serve.versions import Source
 
@@ -106,7 +107,7 @@ def build_run(config: RunConfig) -> Application:
             # that Ray says it, in plain text.
             max_ongoing_requests=2 * most,
             max_queued_requests=most,
-            ray_actor_options={"num_cpus": INGRESS_CPUS},
+            ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": {"env_vars": ENVIRONMENT}},
             **_common(settings, 1, settings.max_ingress_replicas, INGRESS_REQUESTS),
         )
         .bind(settings, source, config.tasks, encoder, slices)

@@ -14,12 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.errors import ApiError, answer
 from serve.gathering import FULL
 from serve.keys import ROLES, Role, needed_role
+from serve.overload import ENCODING
 from serve.service import DEADLINE, Service
 
 logger = logging.getLogger("ray.serve")
-
-ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank"}
-"""Routes of which every request needs the encoder: under overload they are refused before their body is read."""
 
 Answered = Callable[[str, int, float], None]
 """Told of each request: route, status, seconds."""

@@ -21,6 +21,7 @@ from serve.errors import ApiError
 from serve.handles import Deployments
 from serve.keys import Keys
 from serve.metrics import IngressMetrics
+from serve.overload import OVERLOAD
 from serve.service import Service
 from serve.versions import Served, Source
 
@@ -67,6 +68,7 @@ class Ingress:
         served = Served(source, settings.max_versions)
         backend = Deployments(settings, encoder, slices, self._metrics.retried)
         self.service = Service(settings, tasks, served, backend, Keys(settings.api_keys_file))
+        OVERLOAD.gate = backend
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application; Ray calls this in the event loop that will answer requests."""
@@ -75,6 +77,7 @@ class Ingress:
 
     async def _follow_for_ever(self) -> None:
         noted: dict[str, tuple[str, str]] = {}
+        refused = 0
         while True:
             try:
                 await self.service.follow()
@@ -89,6 +92,10 @@ class Ingress:
             for alias, versions in now.items() - noted.items():
                 self._metrics.serves(alias, *versions)
             noted = now
+            if more := OVERLOAD.refused - refused:
+                refused += more
+                self._metrics.refused(more)
+                logger.info("requests refused unread", extra={"status": 429, "requests": more})
             await asyncio.sleep(FOLLOW_EVERY_S)
 
 

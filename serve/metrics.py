@@ -34,6 +34,11 @@ class IngressMetrics:
         if 400 <= status < 500:
             self._rejected.inc(1, {"status": str(status)})
 
+    def refused(self, requests: int) -> None:
+        """Count requests that were refused before their route was looked up, for overload."""
+        self._requests.inc(requests, {"route": "none", "status": "429"})
+        self._rejected.inc(requests, {"status": "429"})
+
     def retried(self) -> None:
         """Count one call that was made again."""
         self._retries.inc(1)
