@@ -39,9 +39,12 @@ class ServeConfig(Section):
     """How often a call whose replica died is made again, within the deadline."""
 
     batch_tokens: int = Field(default=2048, ge=64)
-    """Tokens that the encoder takes together. On CPU 2,048 fills the caches, a GPU wants 16,384 and more."""
+    """Tokens that the encoder takes together. A GPU wants 16,384 and more; a thread of a CPU computes 512 of them at a
+    time, the shortest texts first."""
     max_queued_requests: int = Field(default=200, ge=1)
     """Requests waiting for a call to the encoder, in each ingress; further ones get status 429."""
+    carry_writes: bool = True
+    """Whether what was written to a version is written to the next one too before an alias moves to it."""
     fold_rows: int = Field(default=1000, ge=1)
     """Writes to a collection after which its shard builds a new generation in the background."""
 

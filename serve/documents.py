@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
 
+from serve.backend import DEADLINE
 from serve.errors import ApiError
 from serve.schemas import (
     CollectionState,
@@ -22,6 +25,9 @@ from serve.schemas import (
 from serve.service import Service
 from serve.state import service_of
 from serve.versions import Version
+
+LOOK_S = 0.2
+"""Between two looks at whether an alias has moved."""
 
 router = APIRouter(tags=["indexes"])
 Here = Annotated[Service, Depends(service_of)]
@@ -72,8 +78,7 @@ async def point(name: Alias, request: PointRequest, service: Here) -> PointRespo
     await service.backend.prepare(request.version)
     catalog.point(name, request.version)
     service.served.forgive(name)
-    await service.follow()
-    version = service.served.named(name, "name")
+    version = await _moved(service, name, request.version)
     return PointResponse(name=name, version=version.name, **version.stamp.model_dump())
 
 
@@ -86,6 +91,27 @@ async def drop(name: Alias, service: Here) -> Removed:
     service.served.source.catalog.drop(name)
     await service.follow()
     return Removed(name=name)
+
+
+async def _moved(service: Service, name: str, version: str) -> Version:
+    """Wait until an alias serves a version here.
+
+    Raises:
+        ApiError: the version is refused, or much was written to the old one, and carrying it takes longer than a
+            request may.
+    """
+    while True:
+        await service.follow()
+        served = dict(service.served.all()).get(name)
+        if served is not None and served.name == version:
+            return served
+        if (reason := service.served.refusal(name)) is not None:
+            raise ApiError(409, f"{version}: {reason}", param="version")
+        if time.monotonic() > DEADLINE.get() - LOOK_S:
+            raise ApiError(
+                503, f"what was written is carried to {version} first; {name} moves by itself when that is done"
+            )
+        await asyncio.sleep(LOOK_S)
 
 
 async def _state(service: Service, alias: str, version: Version) -> IndexState:

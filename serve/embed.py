@@ -21,11 +21,11 @@ from embedder.errors import BundleError, EmbedderError
 from embedder.inference import load_inference_encoder
 from embedder.model import TextEncoder, TokenRow
 from embedder.serve_config import ServeConfig
+from serve.backend import Encoded
 from serve.batching import NotEncodable, TokenBatcher
 from serve.errors import ApiError
 from serve.loading import Loaded
 from serve.metrics import EncoderMetrics
-from serve.service import Encoded
 from serve.versions import Source
 
 logger = logging.getLogger("ray.serve")

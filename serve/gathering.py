@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+from serve.backend import DEADLINE, Encoded
 from serve.errors import ApiError
-from serve.service import DEADLINE, Encoded
 
 Outcome = Encoded | ApiError
 Send = Callable[[str, list[list[str]], bool], Awaitable[list[Outcome]]]

@@ -11,11 +11,12 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.backend import DEADLINE
 from serve.errors import ApiError, answer
 from serve.gathering import FULL
 from serve.keys import ROLES, Role, needed_role
 from serve.overload import ENCODING
-from serve.service import DEADLINE, Service
+from serve.service import Service
 
 logger = logging.getLogger("ray.serve")
 

@@ -13,15 +13,16 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTas
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from embedder.index.changes import Change, Known
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
 from embedder.index.opened import Rankings
 from embedder.index.settings import SearchOptions
 from embedder.serve_config import ServeConfig
+from serve.backend import DEADLINE, Encoded
 from serve.errors import ApiError
 from serve.gathering import MOST_CHARACTERS, Gatherer, Outcome
 from serve.schemas import DeploymentState
-from serve.service import DEADLINE, Encoded
 
 DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 """The replica is gone, with what it was working on."""
@@ -90,6 +91,20 @@ class Deployments:
         """Remove documents of one slice; made again after a death, it counts what was left."""
         deleted: int = await self._call(lambda: self._parts[part].delete.remote(version, task, names), patient=True)
         return deleted
+
+    async def changes(self, part: int, version: str, task: str, known: Known) -> list[Change]:
+        """What was written to one slice and another version has not been told of."""
+        handle = self._parts[part].changes
+        changes: list[Change] = await self._call(lambda: handle.remote(version, task, known), patient=True)
+        return changes
+
+    async def carry(
+        self, part: int, version: str, task: str, changes: list[Change], vector_CD: np.ndarray
+    ) -> list[int]:
+        """Make changes of another version in one slice; returns which are made."""
+        handle = self._parts[part].carry
+        made: list[int] = await self._call(lambda: handle.remote(version, task, changes, vector_CD), patient=True)
+        return made
 
     async def stats(self, part: int, version: str) -> dict[str, list[LivingStats]]:
         """Sizes of the collections of one slice, by task."""

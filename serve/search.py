@@ -12,6 +12,7 @@ import numpy as np
 
 from embedder.bundle import read_manifest
 from embedder.errors import BundleError, EmbedderError
+from embedder.index.changes import Change, Known
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
 from embedder.index.opened import OpenIndex, Rankings
@@ -73,6 +74,16 @@ class ShardReplica:
         """Remove documents of these shards; returns how many there were."""
         index = await self._indexes.get(version)
         return await asyncio.to_thread(index.delete, task, names)
+
+    async def changes(self, version: str, task: str, known: Known) -> list[Change]:
+        """What was written to these shards and another version has not been told of."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(index.changes, task, known)
+
+    async def carry(self, version: str, task: str, changes: list[Change], vector_CD: np.ndarray) -> list[int]:
+        """Make changes of another version; returns which were made, the others having been overtaken."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(index.carry, task, changes, vector_CD)
 
     async def stats(self, version: str) -> dict[str, list[LivingStats]]:
         """Sizes of the collections of these shards, by task."""

@@ -5,72 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
-
-from embedder.bundle import shard_of
 from embedder.index.documents import Document, DocumentName
 from embedder.index.found import Hit
 from embedder.index.living import LivingStats
-from embedder.index.opened import Rankings, combine
+from embedder.index.opened import combine
 from embedder.index.settings import SearchOptions
 from embedder.serve_config import ServeConfig
 from embedder.tasks import Side, TaskSpec
+from serve.backend import Backend, Encoded
+from serve.carrying import Carrier
 from serve.errors import ApiError
 from serve.keys import Keys
-from serve.schemas import DeploymentState, SearchFields, Timing
-from serve.versions import Served, Version, shards_of
+from serve.schemas import SearchFields, Timing
+from serve.versions import Served, Version
 
-DEADLINE: ContextVar[float] = ContextVar("deadline")
-"""Until when the request at hand must be answered, by `time.monotonic()`."""
 FRESH_S = 1.0
 """How long an answer about health holds, so that asking for it costs nothing."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """The vectors (N, D) of the texts of one request, and how many tokens each has."""
-
-    vector_ND: np.ndarray
-    tokens: list[int]
-
-
-class Backend(Protocol):
-    """The encoder and the slices of the index, wherever they run; all calls may be repeated without harm."""
-
-    num_slices: int
-
-    @property
-    def is_full(self) -> bool:
-        """Whether a further request for vectors would be refused."""
-
-    async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
-        """The vectors of texts by the model of a version."""
-
-    async def rank(
-        self, part: int, version: str, task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: list[str]
-    ) -> Rankings:
-        """What one slice adds to a search."""
-
-    async def upsert(
-        self, part: int, version: str, task: str, documents: list[Document], vector_PD: np.ndarray
-    ) -> None:
-        """Write documents of one slice."""
-
-    async def delete(self, part: int, version: str, task: str, names: list[DocumentName]) -> int:
-        """Remove documents of one slice."""
-
-    async def stats(self, part: int, version: str) -> dict[str, list[LivingStats]]:
-        """Sizes of the collections of one slice, by task."""
-
-    async def prepare(self, version: str) -> None:
-        """Have every replica load a version and try it."""
-
-    async def deployments(self) -> list[DeploymentState]:
-        """Which replicas there are."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +44,7 @@ class Service:
         self.settings, self.tasks, self.served, self.backend, self.keys = settings, tasks, served, backend, keys
         self._healthy: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
         self._following = asyncio.Lock()
+        self._carrier = Carrier(backend, served.source) if settings.carry_writes else Carrier(backend, None)
 
     def texts(self, given: object, name: str, most: int | None = None) -> list[str]:
         """The texts of a request, within the limits.
@@ -152,7 +105,7 @@ class Service:
         if fields.mode != "lexical":
             query_QD = (await self.encode(version, [instruction + text for text in texts])).vector_ND
         encoded = time.perf_counter()
-        slices = self._slices(version)
+        slices = version.slices(self.backend.num_slices)
         calls = [self.backend.rank(part, version.name, task, options, query_QD, texts) for part in slices]
         hits = combine(await asyncio.gather(*calls), options).hits()
         ended = time.perf_counter()
@@ -167,7 +120,7 @@ class Service:
         """
         instruction = self.instruction(version, task, "key")
         encoded = await self.encode(version, [instruction + document.text for document in documents])
-        parts = self._by_slice(version, [document.id for document in documents])
+        parts = version.by_slice([document.id for document in documents], self.backend.num_slices)
         await asyncio.gather(
             *(
                 self.backend.upsert(part, version.name, task, [documents[i] for i in places], encoded.vector_ND[places])
@@ -182,7 +135,7 @@ class Service:
             ApiError: there is no such task.
         """
         self.instruction(version, task, "key")
-        parts = self._by_slice(version, [document_id for document_id, _ in names])
+        parts = version.by_slice([document_id for document_id, _ in names], self.backend.num_slices)
         calls = [
             self.backend.delete(part, version.name, task, [names[i] for i in places]) for part, places in parts.items()
         ]
@@ -190,13 +143,16 @@ class Service:
 
     async def stats(self, version: Version) -> dict[str, list[LivingStats]]:
         """Sizes of the collections of all shards, by task."""
-        parts = await asyncio.gather(*(self.backend.stats(part, version.name) for part in self._slices(version)))
+        parts = await asyncio.gather(
+            *(self.backend.stats(part, version.name) for part in version.slices(self.backend.num_slices))
+        )
         return {task: [one for part in parts for one in part[task]] for task in version.manifest.collections}
 
     async def follow(self) -> None:
         """Go over to what the aliases name now."""
         async with self._following:
-            await self.served.follow(self.backend.prepare)
+            await self.served.follow(self.backend.prepare, self._carrier.carried)
+            self._carrier.look_back(self.served)
 
     async def check_health(self, version: Version) -> None:
         """A real pass through the encoder and every shard; an answer holds for a second, and is asked for once.
@@ -213,16 +169,3 @@ class Service:
     async def _pass_through(self, version: Version) -> None:
         for task in list(version.manifest.collections)[:1]:
             await self.search(version, task, SearchFields(k=1), ["ready"])
-
-    def _slices(self, version: Version) -> list[int]:
-        """The deployments that hold shards of a version."""
-        every = range(self.backend.num_slices)
-        return [part for part in every if shards_of(part, self.backend.num_slices, version.manifest.num_shards)]
-
-    def _by_slice(self, version: Version, ids: Sequence[str]) -> dict[int, list[int]]:
-        """Places of the ids by the deployment that holds their shard."""
-        places: dict[int, list[int]] = {}
-        for i, document_id in enumerate(ids):
-            part = shard_of(document_id, version.manifest.num_shards) % self.backend.num_slices
-            places.setdefault(part, []).append(i)
-        return places

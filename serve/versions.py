@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedder.bundle import MODEL, Manifest, read_manifest
+from embedder.bundle import MODEL, Manifest, read_manifest, shard_of
 from embedder.config import RunConfig
 from embedder.errors import EmbedderError
 from embedder.index.catalog import Catalog
@@ -91,6 +91,18 @@ class Version:
         created = int((bundle / Manifest.FILE).stat().st_mtime)
         return cls(name, manifest, manifest.index_version, created, tuple(widths))
 
+    def slices(self, num_slices: int) -> list[int]:
+        """The slices that hold shards of it."""
+        return [part for part in range(num_slices) if shards_of(part, num_slices, self.manifest.num_shards)]
+
+    def by_slice(self, ids: Sequence[str], num_slices: int) -> dict[int, list[int]]:
+        """Places of the ids by the slice that holds their shard."""
+        places: dict[int, list[int]] = {}
+        for i, document_id in enumerate(ids):
+            part = shard_of(document_id, self.manifest.num_shards) % num_slices
+            places.setdefault(part, []).append(i)
+        return places
+
     @property
     def stamp(self) -> Versions:
         """What every answer carries."""
@@ -113,7 +125,7 @@ class Served:
         self.source, self.max_versions = source, max_versions
         version = source.aliases().get(source.default) or source.default
         self._by_alias = {source.default: Version.read(source, version)}
-        self._refused: dict[str, str] = {}
+        self._refused: dict[str, tuple[str, str]] = {}
 
     def named(self, alias: str | None, param: str = "index") -> Version:
         """The version that an alias serves; null means the default.
@@ -142,8 +154,16 @@ class Served:
         """Alias and version, the default one first."""
         return sorted(self._by_alias.items(), key=lambda item: (item[0] != self.source.default, item[0]))
 
-    async def follow(self, prepare: Callable[[str], Awaitable[None]]) -> None:
-        """Go over to what the aliases name now, each once `prepare` has had every replica load it."""
+    async def follow(
+        self,
+        prepare: Callable[[str], Awaitable[None]],
+        carried: Callable[[str, Version, Version], Awaitable[bool]],
+    ) -> None:
+        """Go over to what the aliases name now, each once `prepare` has had every replica load it.
+
+        `carried` is asked whether what was written to the old version is in the new one; if not yet, the alias stays
+        until the next look.
+        """
         wanted = self.source.aliases()
         for gone in self._by_alias.keys() - wanted.keys() - {self.source.default}:
             del self._by_alias[gone]
@@ -152,7 +172,7 @@ class Served:
             if known is not None and known.name == name:
                 self._refused.pop(alias, None)
                 continue
-            if self._refused.get(alias) == name:
+            if self._refused.get(alias, ("", ""))[0] == name:
                 continue
             if known is None and len(self._by_alias) >= self.max_versions:
                 self._refuse(alias, name, f"{self.max_versions} are served already (serve.max_versions)")
@@ -160,6 +180,8 @@ class Served:
             try:
                 version = Version.read(self.source, name)
                 await prepare(name)
+                if known is not None and not await carried(alias, known, version):
+                    continue
             except EmbedderError as error:
                 self._refuse(alias, name, str(error))
                 continue
@@ -170,13 +192,17 @@ class Served:
             self._refused.pop(alias, None)
             logger.info("serving a version", extra={"alias": alias, "version": name})
 
+    def refusal(self, alias: str) -> str | None:
+        """Why an alias is not followed, if so."""
+        return self._refused[alias][1] if alias in self._refused else None
+
     def forgive(self, alias: str) -> None:
         """Try again what was refused for an alias: it has been mended."""
         self._refused.pop(alias, None)
 
     def _refuse(self, alias: str, name: str, reason: str) -> None:
         """Say once why an alias is not followed."""
-        self._refused[alias] = name
+        self._refused[alias] = (name, reason)
         logger.error("not serving version %s as %s: %s", name, alias, reason)
 
 

@@ -135,6 +135,12 @@ class LocalBackend:
     async def delete(self, part, *arguments):
         return await self.parts[part].delete(*arguments)
 
+    async def changes(self, part, *arguments):
+        return await self.parts[part].changes(*arguments)
+
+    async def carry(self, part, *arguments):
+        return await self.parts[part].carry(*arguments)
+
     async def stats(self, part, version):
         return await self.parts[part].stats(version)
 

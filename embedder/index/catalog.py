@@ -52,6 +52,21 @@ class Catalog:
             raise BundleError(f"{path}: not readable ({error}); remove it and set the aliases again") from error
         return aliases
 
+    def previous(self) -> dict[str, str]:
+        """By alias the version that it named before, where that is still there and not settled."""
+        path = self.folder / "aliases.json"
+        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known = self.versions()
+        return {alias: version for alias, version in raw.get("previous", {}).items() if version in known}
+
+    def settle(self, alias: str, version: str) -> None:
+        """Forget that an alias named a version before: nothing of it is needed any more."""
+        with locked(self.folder / "catalog.lock"):
+            previous = self.previous()
+            if previous.get(alias) == version:
+                del previous[alias]
+                self._write_aliases(self.aliases(), previous)
+
     def resolve(self, name: str) -> str:
         """The version that an alias or a version's own name means.
 
@@ -84,13 +99,18 @@ class Catalog:
         if alias in self.versions():
             raise ConfigError(f"{alias!r} is a version of {self.folder}; an alias needs a name of its own")
         with locked(self.folder / "catalog.lock"):
-            aliases = {**self.aliases(), alias: self.resolve(version)}
-            self._write_aliases(aliases)
+            aliases, previous, target = self.aliases(), self.previous(), self.resolve(version)
+            if aliases.get(alias, target) != target:
+                previous[alias] = aliases[alias]
+            self._write_aliases({**aliases, alias: target}, previous)
 
     def drop(self, alias: str) -> None:
         """Remove an alias; the version stays."""
         with locked(self.folder / "catalog.lock"):
-            self._write_aliases({name: version for name, version in self.aliases().items() if name != alias})
+            aliases, previous = self.aliases(), self.previous()
+            aliases.pop(alias, None)
+            previous.pop(alias, None)
+            self._write_aliases(aliases, previous)
 
     def stage(self, version: str) -> Path:
         """A new folder to be filled with a bundle and then published under that name."""
@@ -152,8 +172,8 @@ class Catalog:
         """Remove what kills have left; call it where nobody else is building or copying."""
         remove_unfinished(self.folder / "versions")
 
-    def _write_aliases(self, aliases: dict[str, str]) -> None:
-        content = {"aliases": aliases, "digest": content_id(aliases)}
+    def _write_aliases(self, aliases: dict[str, str], previous: dict[str, str]) -> None:
+        content = {"aliases": aliases, "previous": previous, "digest": content_id(aliases)}
         write_durably(self.folder / "aliases.json", (json.dumps(content, indent=2) + "\n").encode())
 
     def _check_name(self, name: str) -> None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from embedder.errors import BundleError, DataError
-from embedder.index.documents import PAYLOAD, DocumentName
+from embedder.index.documents import PAYLOAD, DocumentName, Row
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.factory import (
     DEFAULTS,
@@ -184,6 +184,10 @@ class Collection:
                 return row
             row += 1
         return None
+
+    def row(self, place: int) -> Row:
+        """The document that stands there."""
+        return Row(*(self.payload[name][place].as_py() for name in PAYLOAD.names))
 
     def rank(self, query_QD: Vectors, k: int, parameters: SearchParameters, allowed: Mask | None = None) -> Ranked:
         """The k best of the allowed rows (all by default); exactly min(k, allowed) of them, whatever the index."""

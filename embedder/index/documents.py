@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import pyarrow as pa
 from pydantic import (
@@ -25,6 +25,8 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+
+from embedder.records import content_id
 
 PAYLOAD = pa.schema(
     [
@@ -70,6 +72,21 @@ Values = Scalar | Annotated[list[Scalar], Field(max_length=256), AfterValidator(
 Metadata = Annotated[dict[FieldName, Values], Field(max_length=64)]
 
 _METADATA: TypeAdapter[dict[str, Scalar | list[Scalar]]] = TypeAdapter(Metadata)
+
+
+class Row(NamedTuple):
+    """One row of PAYLOAD."""
+
+    id: str
+    dataset: str
+    text: str
+    title: str | None
+    metadata: str | None
+
+    @property
+    def digest(self) -> str:
+        """Of all but the name."""
+        return content_id(self.text, self.title, self.metadata)
 
 
 class Document(BaseModel):

@@ -11,14 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.index.collection import Collection
-from embedder.index.documents import PAYLOAD, DocumentName
+from embedder.index.documents import PAYLOAD, DocumentName, Row
 from embedder.index.exact import Vectors
 from embedder.index.filters import Filter, Mask, matching
 from embedder.index.lexical import FreshWords
 from embedder.index.metadata import FreshMetadata
-
-Row = tuple[str, str, str, str | None, str | None]
-"""As PAYLOAD."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,13 @@ class Fresh:
         """Whether there is a live document of that name."""
         return name in self._places or self._stored_row(name) is not None
 
+    def row(self, name: DocumentName) -> Row | None:
+        """The live document of that name."""
+        if name in self._places:
+            return self._rows[self._places[name]]
+        stored = self._stored_row(name)
+        return None if stored is None else self.base.row(stored)
+
     def apply(self, batch: pa.RecordBatch) -> None:
         """Carry out the operations of one record of the log, in their order."""
         self.num_operations += batch.num_rows
@@ -93,7 +97,7 @@ class Fresh:
                 gone.append(stored)
             if text is not None:
                 live[len(self._rows)] = True
-                self._add((document_id, dataset, text, title, metadata), vectors[written])
+                self._add(Row(document_id, dataset, text, title, metadata), vectors[written])
                 written += 1
         self._live = live[: len(self._rows)]
         if gone:
@@ -117,9 +121,9 @@ class Fresh:
             self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
         self._vectors[place] = vector
         self._rows.append(row)
-        self._places[row[0], row[1]] = place
-        self._metadata.add(row[4], row[1])
-        self.words.add(row[2])
+        self._places[row.id, row.dataset] = place
+        self._metadata.add(row.metadata, row.dataset)
+        self.words.add(row.text)
 
     def _stored_row(self, name: DocumentName) -> int | None:
         row = self.base.row_of(name)

@@ -12,6 +12,7 @@ the old one until it adopts the new one.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -24,8 +25,9 @@ import pyarrow as pa
 
 from embedder.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
 from embedder.errors import BundleError, DataError
+from embedder.index.changes import Change, Known, changes_since
 from embedder.index.collection import Collection, Place
-from embedder.index.documents import Document, DocumentName, metadata_json
+from embedder.index.documents import Document, DocumentName, Row, metadata_json
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter
 from embedder.index.fold import write_folded
@@ -132,24 +134,54 @@ class LivingCollection:
         Raises:
             DataError: the vectors do not fit the documents or the index, or hold a value that is not finite.
         """
-        vector_PD = np.ascontiguousarray(vector_PD, dtype=np.float32)
-        if vector_PD.shape != (len(documents), self.place.dimension) or not np.isfinite(vector_PD).all():
-            raise DataError(
-                f"{len(documents)} documents with vectors of shape {vector_PD.shape}: each needs one of width "
-                f"{self.place.dimension} with finite values; nothing was written"
-            )
         last = {document.name: i for i, document in enumerate(documents)}
-        self._write([documents[i] for i in last.values()], vector_PD[list(last.values())])
+        kept = [documents[i] for i in last.values()]
+        rows = [Row(one.id, one.dataset, one.text, one.title, metadata_json(one.metadata)) for one in kept]
+        if len(vector_PD) != len(documents):
+            raise DataError(f"{len(documents)} documents with {len(vector_PD)} vectors; nothing was written")
+        with locked(self.write_lock), self._lock:
+            self._catch_up()
+            if rows:
+                self._append(self._batch(rows, np.asarray(vector_PD)[list(last.values())]))
 
     def delete(self, names: Sequence[DocumentName]) -> int:
         """Remove documents; returns how many there were. They are found no more when this returns."""
         with locked(self.write_lock), self._lock:
             self._catch_up()
             present = [name for name in dict.fromkeys(names) if self._reading.fresh.holds(name)]
-            if present:
-                rows = [{"id": document_id, "dataset": dataset} for document_id, dataset in present]
-                self._append(pa.RecordBatch.from_pylist(rows, schema=operations_schema(self.place.dimension)))
+            self._remove(present)
         return len(present)
+
+    def changes(self, known: Known) -> list[Change]:
+        """What was written since the bundle was built, and is not known yet.
+
+        Raises:
+            BundleError: the bundle's collection is damaged.
+        """
+        base, view = self._view()
+        if base.info.generation == 0:
+            return changes_since(base, base, view, known)
+        return changes_since(Collection.load(self._bundled, self.place, check=False), base, view, known)
+
+    def carry(self, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
+        """Make those changes of another version whose documents here are what they were there.
+
+        Returns the places of those that are made now, or were before; they are durable then. `vector_CD` has a row for
+        each change; that of a deletion is not read.
+
+        Raises:
+            DataError: a vector has another width or holds a value that is not finite, or there are too many fields.
+        """
+        with locked(self.write_lock), self._lock:
+            self._catch_up()
+            rows = [self._reading.fresh.row(change.name) for change in changes]
+            here = [row and row.digest for row in rows]
+            due = [i for i, change in enumerate(changes) if here[i] == change.before != change.after]
+            written = [(row, i) for i in due if (row := changes[i].row) is not None]
+            if written:
+                self._append(self._batch([row for row, _ in written], vector_CD[[i for _, i in written]]))
+            self._remove([changes[i].name for i in due if changes[i].row is None])
+        return [i for i, change in enumerate(changes) if here[i] in {change.before, change.after}]
 
     def stats(self) -> LivingStats:
         """Sizes as of now."""
@@ -215,22 +247,31 @@ class LivingCollection:
             self._catch_up()
             return self._reading.base, self._reading.fresh.view(wanted)
 
-    def _write(self, documents: Sequence[Document], vector_PD: Vectors) -> None:
-        rows = [(one.id, one.dataset, one.text, one.title, metadata_json(one.metadata)) for one in documents]
-        if not rows:
-            return
+    def _batch(self, rows: Sequence[Row], vector_PD: Vectors) -> pa.RecordBatch:
+        """Rows with their vectors as the log keeps them; the locks are held.
+
+        Raises:
+            DataError: a vector has another width or holds a value that is not finite, or there are too many fields.
+        """
+        vector_PD = np.ascontiguousarray(vector_PD, dtype=np.float32)
+        if vector_PD.shape != (len(rows), self.place.dimension) or not np.isfinite(vector_PD).all():
+            raise DataError(
+                f"{len(rows)} documents with vectors of shape {vector_PD.shape}: each needs one of width "
+                f"{self.place.dimension} with finite values; nothing was written"
+            )
+        fields = self._reading.fresh.fields.union(*(json.loads(row.metadata) for row in rows if row.metadata))
+        if len(fields) > MAX_FIELDS:
+            raise DataError(f"metadata with {len(fields)} different fields; at most {MAX_FIELDS}; nothing was written")
         schema = operations_schema(self.place.dimension)
         columns = [pa.array(column, schema.field(i).type) for i, column in enumerate(zip(*rows, strict=True))]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(vector_PD.ravel()), self.place.dimension)
-        batch = pa.record_batch([*columns, vectors], schema=schema)
-        with locked(self.write_lock), self._lock:
-            self._catch_up()
-            fields = self._reading.fresh.fields.union(*(one.metadata for one in documents))
-            if len(fields) > MAX_FIELDS:
-                raise DataError(
-                    f"metadata with {len(fields)} different fields; at most {MAX_FIELDS}; nothing was written"
-                )
-            self._append(batch)
+        return pa.record_batch([*columns, vectors], schema=schema)
+
+    def _remove(self, names: Sequence[DocumentName]) -> None:
+        """Log deletions; both locks are held."""
+        if names:
+            rows = [{"id": document_id, "dataset": dataset} for document_id, dataset in names]
+            self._append(pa.RecordBatch.from_pylist(rows, schema=operations_schema(self.place.dimension)))
 
     def _append(self, batch: pa.RecordBatch) -> None:
         """Log a batch and take it in; both locks are held."""

@@ -17,6 +17,7 @@ from embedder.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_
 from embedder.durable import locked
 from embedder.errors import ConfigError
 from embedder.index.catalog import Catalog
+from embedder.index.changes import Change, Known
 from embedder.index.collection import CollectionInfo
 from embedder.index.documents import Document, DocumentName
 from embedder.index.exact import Vectors
@@ -117,6 +118,34 @@ class OpenIndex:
                 self._collection(task, shard).delete([names[i] for i in places]) for shard, places in parts.items()
             )
 
+    def changes(self, task: str, known: Known) -> list[Change]:
+        """What was written to these shards since the bundle was built, and is not known yet.
+
+        Raises:
+            ConfigError: there is no such task.
+        """
+        found = []
+        for shard, collection in self._collections(task).items():
+            own = {name: digest for name, digest in known.items() if self._shard(name) == shard}
+            found += collection.changes(own)
+        return found
+
+    def carry(self, task: str, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
+        """Make those changes of another version whose documents here are what they were there; returns their places.
+
+        Raises:
+            ConfigError: there is no such task, or a document's shard is not open here.
+            DataError: the vectors do not fit; nothing of that shard was written.
+        """
+        with locked(self._state / "batch.lock", shared=True):
+            parts = self._by_shard(task, [change.name[0] for change in changes])
+            made = []
+            for shard, places in parts.items():
+                collection = self._collection(task, shard)
+                done = collection.carry([changes[i] for i in places], np.asarray(vector_CD)[places])
+                made += [places[i] for i in done]
+            return made
+
     def stats(self, task: str) -> dict[int, LivingStats]:
         """Sizes of a task's collections, by shard."""
         return {shard: collection.stats() for shard, collection in self._collections(task).items()}
@@ -181,6 +210,9 @@ class OpenIndex:
         if shard not in collections:
             raise ConfigError(f"shard {shard} of task {task!r} is not open here; there are {sorted(collections)}")
         return collections[shard]
+
+    def _shard(self, name: DocumentName) -> int:
+        return shard_of(name[0], self.manifest.num_shards)
 
     def _by_shard(self, task: str, ids: Sequence[str]) -> dict[int, list[int]]:
         """Places of the ids by shard, in their order; every shard is open here."""

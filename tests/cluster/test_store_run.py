@@ -1,4 +1,4 @@
-"""A run in an object store with its sources and models, killed and ended elsewhere: the results of a folder."""
+"""Sources, models and work in an object store, killed and ended elsewhere by `ray_jobs.pipeline`: as in a folder."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from serve.backend import DEADLINE, Encoded
 from serve.errors import ApiError
 from serve.gathering import MOST_CHARACTERS, Gatherer
-from serve.service import DEADLINE, Encoded
 
 
 class Encoder:

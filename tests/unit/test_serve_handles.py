@@ -13,9 +13,9 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus, Deploy
 
 from embedder.errors import ConfigError
 from embedder.serve_config import ServeConfig
+from serve.backend import DEADLINE
 from serve.errors import ApiError
 from serve.handles import Deployments, _deployments
-from serve.service import DEADLINE
 
 DIED = ActorDiedError()
 
