@@ -30,9 +30,11 @@ class Counter:
         self._began = self._line_at = time.monotonic()
 
     def skip(self, rows: int) -> None:
-        """`rows` were done before; they say nothing of the rate."""
+        """`rows` were done before, or while the work got going: they say nothing of the rate, whose clock restarts."""
         self.count += rows
-        self._skipped += rows
+        self._skipped, self._began = self.count, time.monotonic()
+        if self._bar is not None and self._task is not None:
+            self._bar.reset(self._task, completed=self.count)
         if self._observe is not None:
             self._observe(self.count)
 

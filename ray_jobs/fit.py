@@ -26,8 +26,15 @@ def fit_with_progress(
         counter.skip(steps_done())
 
         def watch() -> None:
+            is_going = False
             while not finished.wait(POLL_S):
-                counter.advance(steps_done() - counter.count, note())
+                steps = steps_done() - counter.count
+                if steps and not is_going:
+                    # Until now the workers were started, which may take longer than many steps.
+                    is_going = True
+                    counter.skip(steps)
+                else:
+                    counter.advance(steps, note())
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

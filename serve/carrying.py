@@ -49,9 +49,8 @@ Told = dict[DocumentName, str | None]
 class Carrier:
     """The carrying of one ingress."""
 
-    def __init__(self, backend: Backend, source: Source | None) -> None:
-        """Without a source nothing is carried."""
-        self._backend, self._source = backend, source
+    def __init__(self, backend: Backend, source: Source, *, is_on: bool) -> None:
+        self._backend, self._source, self._is_on = backend, source, is_on and source.is_catalog
         self._before_move: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._at_work: set[asyncio.Task[None]] = set()
         self._has_looked_back = False
@@ -63,7 +62,7 @@ class Carrier:
             ApiError: the service has no room for it for long, or is failing.
             BundleError: the note of what has been carried is damaged.
         """
-        if not self._has_writes(old.name):
+        if not self._is_on:
             return True
         key = (old.name, new.name)
         work = self._before_move.get(key) or self._begin(self._carry(old, new))
@@ -78,16 +77,13 @@ class Carrier:
 
     def look_back(self, served: Served) -> None:
         """Once: carry what was written to a version that an alias left while no service was running."""
-        if self._has_looked_back or self._source is None or not self._source.is_catalog:
+        if self._has_looked_back or not self._is_on:
             return
         self._has_looked_back = True
         previous = self._source.catalog.previous()
         for alias, new in served.all():
-            if alias in previous and self._has_writes(previous[alias]):
+            if alias in previous:
                 self._begin(self._carry_again(alias, Version.read(self._source, previous[alias]), new))
-
-    def _has_writes(self, version: str) -> bool:
-        return self._source is not None and self._source.is_catalog and self._source.state(version).is_dir()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task of its own, which says if it failed."""
@@ -106,19 +102,21 @@ class Carrier:
         """What other ingresses have written to a version before they left it too."""
         await asyncio.sleep(AGAIN_S)
         await self._carry(old, new)
-        if self._source is not None:
-            self._source.catalog.settle(alias, old.name)
+        self._source.catalog.settle(alias, old.name)
 
     async def _carry(self, old: Version, new: Version) -> None:
-        assert self._source is not None, "without a source nothing has writes"
+        if not self._source.state(old.name).is_dir():  # nothing was ever written to it
+            return
         note = self._source.state(new.name) / "carried" / f"{old.name}.json"
         note_back = self._source.state(old.name) / "carried" / f"{new.name}.json"
         async with _alone(self._source.folder / "carrying.lock"):
             known, known_back = _read(note), _read(note_back)
             for task in old.manifest.collections:
-                await self._carry_task(old, new, task, known.setdefault(task, {}), known_back.setdefault(task, {}))
-                _write(note, known)
-                _write(note_back, known_back)
+                try:
+                    await self._carry_task(old, new, task, known.setdefault(task, {}), known_back.setdefault(task, {}))
+                finally:
+                    _write(note, known)
+                    _write(note_back, known_back)
 
     async def _carry_task(self, old: Version, new: Version, task: str, told: Told, told_back: Told) -> None:
         _extend_deadline()
@@ -129,6 +127,8 @@ class Carrier:
         if changes and task not in new.manifest.collections:
             logger.error("documents are not carried over: the new version has no such task", extra=counts)
             return
+        if changes:
+            logger.info("documents are carried over", extra=counts)
         made = 0
         for first in range(0, len(changes), TOGETHER):
             group = changes[first : first + TOGETHER]
@@ -137,7 +137,7 @@ class Carrier:
             told_back |= {change.name: change.after for change in done}
             made += len(done)
         if changes:
-            logger.info("documents carried over", extra={**counts, "kept": len(changes) - made})
+            logger.info("documents were carried over", extra={**counts, "kept": len(changes) - made})
 
     async def _make(self, new: Version, task: str, changes: Sequence[Change]) -> list[Change]:
         """Make changes and tell which were made; a text that the new model cannot encode is logged and left out."""

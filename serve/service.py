@@ -44,7 +44,7 @@ class Service:
         self.settings, self.tasks, self.served, self.backend, self.keys = settings, tasks, served, backend, keys
         self._healthy: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
         self._following = asyncio.Lock()
-        self._carrier = Carrier(backend, served.source) if settings.carry_writes else Carrier(backend, None)
+        self._carrier = Carrier(backend, served.source, is_on=settings.carry_writes)
 
     def texts(self, given: object, name: str, most: int | None = None) -> list[str]:
         """The texts of a request, within the limits.

@@ -2,7 +2,7 @@
 
     versions/NAME/     a bundle, never changed
     states/NAME/       what was written to its index since (embedder.index.living)
-    aliases.json       alias -> version
+    aliases.json       alias -> version, and which one it named before
 
 A kill at any moment leaves the old or the new version, and the old or the new alias.
 """
@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from embedder.bundle import Manifest, read_manifest, verify
 from embedder.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
@@ -40,24 +41,17 @@ class Catalog:
         Raises:
             BundleError: the file is damaged.
         """
-        path = self.folder / "aliases.json"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            aliases: dict[str, str] = raw["aliases"]
-            if raw["digest"] != content_id(aliases):
-                raise ValueError("its digest does not fit its content")
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BundleError(f"{path}: not readable ({error}); remove it and set the aliases again") from error
+        aliases: dict[str, str] = self._read()["aliases"]
         return aliases
 
     def previous(self) -> dict[str, str]:
-        """By alias the version that it named before, where that is still there and not settled."""
-        path = self.folder / "aliases.json"
-        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        known = self.versions()
-        return {alias: version for alias, version in raw.get("previous", {}).items() if version in known}
+        """By alias the version that it named before, where that is still there and not settled.
+
+        Raises:
+            BundleError: the file is damaged.
+        """
+        known, previous = self.versions(), self._read().get("previous", {})
+        return {alias: version for alias, version in previous.items() if version in known}
 
     def settle(self, alias: str, version: str) -> None:
         """Forget that an alias named a version before: nothing of it is needed any more."""
@@ -171,6 +165,18 @@ class Catalog:
     def remove_unfinished(self) -> None:
         """Remove what kills have left; call it where nobody else is building or copying."""
         remove_unfinished(self.folder / "versions")
+
+    def _read(self) -> dict[str, Any]:
+        path = self.folder / "aliases.json"
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if raw["digest"] != content_id(raw["aliases"]):
+                raise ValueError("its digest does not fit its content")
+        except FileNotFoundError:
+            return {"aliases": {}}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BundleError(f"{path}: not readable ({error}); remove it and set the aliases again") from error
+        return raw
 
     def _write_aliases(self, aliases: dict[str, str], previous: dict[str, str]) -> None:
         content = {"aliases": aliases, "previous": previous, "digest": content_id(aliases)}

@@ -55,8 +55,9 @@ def trained(config: RunConfig) -> object:
 
 
 def indexed(config: RunConfig) -> object:
-    """The version, which is a hash of all files of the bundle."""
-    return verify(served_bundle(config)).index_version
+    """The hashes of the bundle's files, but for those that tell where sources and models lie."""
+    files = verify(served_bundle(config)).files
+    return {name: digest for name, digest in files.items() if name not in {"model/README.md", "model/lineage.json"}}
 
 
 def evaluated(config: RunConfig) -> object:

@@ -152,6 +152,38 @@ def test_the_alias_is_swapped_under_load_without_a_failed_request(running: Runni
     assert len(seen) == 2 and catalog.aliases() == {"live": "v1"}
 
 
+def test_what_is_written_while_the_alias_moves_is_found_after_it(running: Running) -> None:
+    texts: dict[str, str] = {}
+    moved = {"must": [{"key": "dataset", "match": {"value": "moved"}}]}
+    body = {"query": "A note", "task": "chat", "k": 100, "filter": moved}
+
+    def write(client: httpx.Client, number: int) -> None:
+        document = {"id": f"n{number % 40}", "dataset": "moved", "text": f"A note of {number}."}
+        written = client.post("/v1/indexes/live/documents", json={"task": "chat", "documents": [document]})
+        assert written.status_code == 200, written.text
+        texts[document["id"]] = document["text"]
+
+    with running.client("admin") as admin:
+        for version in ("v2", "v1"):
+            with Load(write, lambda: running.client("write"), clients=1) as load:
+                time.sleep(1)
+                answer = admin.put("/v1/indexes/live", json={"version": version})
+                assert answer.status_code == 200, answer.text
+                time.sleep(1)
+            assert not load.failures and len(texts) > 5
+            deadline = time.monotonic() + 20
+            while True:
+                (hits,) = admin.post("/v1/search", json=body).json()["results"]
+                if {hit["id"]: hit["text"] for hit in hits} == texts:
+                    break
+                assert time.monotonic() < deadline, (hits, texts)
+                time.sleep(0.5)
+        admin.post(
+            "/v1/indexes/live/documents/delete",
+            json={"task": "chat", "documents": [{"id": name, "dataset": "moved"} for name in texts]},
+        )
+
+
 def test_an_encoder_that_is_killed_under_load_fails_no_request(running: Running) -> None:
     with Load(search_subject, running.client, clients=4) as load:
         time.sleep(1)

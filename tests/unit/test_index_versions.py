@@ -165,6 +165,29 @@ def test_aliases_and_versions_keep_apart(catalog):
     assert catalog.aliases() == {}
 
 
+def test_what_an_alias_named_before_is_known_until_it_is_settled_or_gone(catalog):
+    for name in ("two", "three"):
+        staged = catalog.stage(name)
+        write_version(staged, documents_of("ab"), VECTORS[:2])
+        catalog.publish(staged, name)
+    assert catalog.previous() == {}
+    catalog.point("live", "two")
+    catalog.point("live", "two")
+    catalog.point("next", "three")
+    assert catalog.previous() == {"live": "one"}
+    catalog.settle("live", "three")
+    assert catalog.previous() == {"live": "one"}
+    catalog.settle("live", "one")
+    assert (catalog.previous(), catalog.aliases()) == ({}, {"live": "two", "next": "three"})
+    catalog.point("live", "one")
+    assert catalog.previous() == {"live": "two"}
+    catalog.remove("two")
+    assert catalog.previous() == {}
+    catalog.point("next", "one")
+    catalog.drop("next")
+    assert catalog.previous() == {}
+
+
 def test_a_version_is_never_overwritten_by_another(catalog):
     same, other = catalog.stage("one"), catalog.stage("one")
     write_version(same, documents_of(NAMES), VECTORS[:30])

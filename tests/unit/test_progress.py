@@ -26,6 +26,24 @@ def test_rows_done_before_say_nothing_of_the_rate():
     assert re.fullmatch(r"train: 1,100/2,000 rows, (10\.0|9\.\d) rows/s, ETA 1:3\d", counter.line())
 
 
+def test_the_time_before_says_nothing_of_the_rate_either():
+    counter = Counter("train", 2000, Console(file=io.StringIO()), None)
+    counter._began -= 1000
+    counter.skip(1)
+    counter._began -= 10
+    counter.advance(100)
+    assert re.fullmatch(r"train: 101/2,000 rows, (10\.0|9\.\d) rows/s, ETA 3:\d\d", counter.line())
+
+
+def test_a_bar_begins_anew_too():
+    out = io.StringIO()
+    with progress("train", 30, Console(file=out, force_terminal=True, width=110)) as counter:
+        counter.skip(20)
+        assert counter._bar is not None and counter._bar.tasks[0].speed is None
+        counter.advance(10)
+    assert "20/30" in out.getvalue() and "30/30" in out.getvalue()
+
+
 def test_a_log_file_gets_a_line_now_and_then():
     out = io.StringIO()
     with progress("mine", 30, Console(file=out, width=110)) as counter:
