@@ -82,8 +82,8 @@ class Carrier:
         self._has_looked_back = True
         previous = self._source.catalog.previous()
         for alias, new in served.all():
-            if alias in previous:
-                self._begin(self._carry_again(alias, Version.read(self._source, previous[alias]), new))
+            for old in previous.get(alias, []):
+                self._begin(self._carry_again(alias, Version.read(self._source, old), new))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task of its own, which says if it failed."""

@@ -2,7 +2,7 @@
 
     versions/NAME/     a bundle, never changed
     states/NAME/       what was written to its index since (embedder.index.living)
-    aliases.json       alias -> version, and which one it named before
+    aliases.json       alias -> version, and which ones it named before
 
 A kill at any moment leaves the old or the new version, and the old or the new alias.
 """
@@ -44,21 +44,22 @@ class Catalog:
         aliases: dict[str, str] = self._read()["aliases"]
         return aliases
 
-    def previous(self) -> dict[str, str]:
-        """By alias the version that it named before, where that is still there and not settled.
+    def previous(self) -> dict[str, list[str]]:
+        """By alias the versions that it named before, oldest first, as far as they are still there and not settled.
 
         Raises:
             BundleError: the file is damaged.
         """
-        known, previous = self.versions(), self._read().get("previous", {})
-        return {alias: version for alias, version in previous.items() if version in known}
+        known = self.versions()
+        named: dict[str, list[str]] = self._read().get("previous", {})
+        return {alias: [version for version in versions if version in known] for alias, versions in named.items()}
 
     def settle(self, alias: str, version: str) -> None:
         """Forget that an alias named a version before: nothing of it is needed any more."""
         with locked(self.folder / "catalog.lock"):
             previous = self.previous()
-            if previous.get(alias) == version:
-                del previous[alias]
+            if version in previous.get(alias, []):
+                previous[alias].remove(version)
                 self._write_aliases(self.aliases(), previous)
 
     def resolve(self, name: str) -> str:
@@ -95,7 +96,8 @@ class Catalog:
         with locked(self.folder / "catalog.lock"):
             aliases, previous, target = self.aliases(), self.previous(), self.resolve(version)
             if aliases.get(alias, target) != target:
-                previous[alias] = aliases[alias]
+                left = [one for one in previous.get(alias, []) if one not in {target, aliases[alias]}]
+                previous[alias] = [*left, aliases[alias]]
             self._write_aliases({**aliases, alias: target}, previous)
 
     def drop(self, alias: str) -> None:
@@ -178,7 +180,7 @@ class Catalog:
             raise BundleError(f"{path}: not readable ({error}); remove it and set the aliases again") from error
         return raw
 
-    def _write_aliases(self, aliases: dict[str, str], previous: dict[str, str]) -> None:
+    def _write_aliases(self, aliases: dict[str, str], previous: dict[str, list[str]]) -> None:
         content = {"aliases": aliases, "previous": previous, "digest": content_id(aliases)}
         write_durably(self.folder / "aliases.json", (json.dumps(content, indent=2) + "\n").encode())
 

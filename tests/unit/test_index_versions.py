@@ -171,21 +171,21 @@ def test_what_an_alias_named_before_is_known_until_it_is_settled_or_gone(catalog
         write_version(staged, documents_of("ab"), VECTORS[:2])
         catalog.publish(staged, name)
     assert catalog.previous() == {}
-    catalog.point("live", "two")
-    catalog.point("live", "two")
+    for name in ("two", "two", "three"):
+        catalog.point("live", name)
     catalog.point("next", "three")
-    assert catalog.previous() == {"live": "one"}
+    assert catalog.previous() == {"live": ["one", "two"]}
     catalog.settle("live", "three")
-    assert catalog.previous() == {"live": "one"}
     catalog.settle("live", "one")
-    assert (catalog.previous(), catalog.aliases()) == ({}, {"live": "two", "next": "three"})
+    assert (catalog.previous(), catalog.aliases()) == ({"live": ["two"]}, {"live": "three", "next": "three"})
     catalog.point("live", "one")
-    assert catalog.previous() == {"live": "two"}
-    catalog.remove("two")
-    assert catalog.previous() == {}
+    catalog.point("live", "two")
+    assert catalog.previous() == {"live": ["three", "one"]}
     catalog.point("next", "one")
+    catalog.remove("three")
+    assert catalog.previous() == {"live": ["one"], "next": []}
     catalog.drop("next")
-    assert catalog.previous() == {}
+    assert catalog.previous() == {"live": ["one"]}
 
 
 def test_a_version_is_never_overwritten_by_another(catalog):
