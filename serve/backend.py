@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
-from embedder.index.changes import Change, Known
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
 from embedder.index.opened import Rankings
 from embedder.index.settings import SearchOptions
+from embedder.index.writes import Change
 from serve.schemas import DeploymentState
 
 DEADLINE: ContextVar[float] = ContextVar("deadline")
@@ -52,13 +53,19 @@ class Backend(Protocol):
     async def delete(self, part: int, version: str, task: str, names: list[DocumentName]) -> int:
         """Remove documents of one slice."""
 
-    async def changes(self, part: int, version: str, task: str, known: Known) -> list[Change]:
-        """What was written to one slice and another version has not been told of."""
+    async def writes(self, part: int, version: str, task: str) -> pa.Table:
+        """All writes of one slice so far."""
+
+    async def changes(self, part: int, version: str, task: str, names: list[DocumentName]) -> list[Change]:
+        """Documents of one slice as their last writes left them."""
+
+    async def due(self, part: int, version: str, task: str, changes: list[Change]) -> list[int]:
+        """Which changes of another version `carry` would make in one slice."""
 
     async def carry(
         self, part: int, version: str, task: str, changes: list[Change], vector_CD: np.ndarray
     ) -> list[int]:
-        """Make changes of another version in one slice; returns which are made."""
+        """Make the changes of another version that are due in one slice; returns which."""
 
     async def stats(self, part: int, version: str) -> dict[str, list[LivingStats]]:
         """Sizes of the collections of one slice, by task."""

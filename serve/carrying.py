@@ -1,27 +1,28 @@
 """What was written to the version that an alias leaves, written to the version that it goes to.
 
-Before the alias moves everything is carried, and soon after it once more: other ingresses move a little later. Beside
-each version it is noted what others have told it, so that a second time, and a way back, carry only what was written
-since. A document that is not the same in both versions' corpora, or was written in the new one, stays as it is there.
+Before the alias moves everything is carried. After it has moved here, it is carried again until nothing can come late:
+other ingresses move a little later, and their requests take their time. The catalog remembers which versions an alias
+has left and nobody has finished with, so that a restart, or a move while nothing was running, loses nothing. What a
+version lacks it knows itself (embedder.index.writes); here nothing is remembered, and doing it twice does no harm.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from embedder.durable import locked, write_durably
-from embedder.errors import BundleError
-from embedder.index.changes import Change
+from embedder.durable import locked
+from embedder.errors import DataError, EmbedderError
 from embedder.index.documents import DocumentName
+from embedder.index.writes import Change, lacking
 from serve.backend import DEADLINE, Backend
 from serve.errors import ApiError
 from serve.versions import Served, Source, Version
@@ -32,148 +33,156 @@ TOGETHER = 64
 """Documents that are encoded and written by one call."""
 CALL_S = 300.0
 """Deadline of a call."""
-TRIES = 20
-PAUSE_S = 1.0
-"""Before a call is made again for which the service had no room."""
 LOOK_S = 0.2
 """Between two looks at whether another ingress is done."""
 SHORTLY_S = 0.2
 """For carrying nothing, or little, before an alias moves at the next look."""
 AGAIN_S = 3.0
 """After an alias moved here, until it has moved in all ingresses."""
+LATE_S = 10.0
+"""After the time that a request may take, until it can write no more."""
+RETRY_S = 10.0
+"""After a failure."""
 
-Told = dict[DocumentName, str | None]
-"""Digests of documents as the new version has been told of them."""
+
+@dataclass(frozen=True)
+class _Move:
+    alias: str
+    old: str
+    new: str
 
 
 class Carrier:
     """The carrying of one ingress."""
 
-    def __init__(self, backend: Backend, source: Source, *, is_on: bool) -> None:
-        self._backend, self._source, self._is_on = backend, source, is_on and source.is_catalog
-        self._before_move: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._at_work: set[asyncio.Task[None]] = set()
-        self._has_looked_back = False
+    def __init__(self, backend: Backend, source: Source, timeout_s: float, *, is_on: bool) -> None:
+        self._backend, self._source, self._is_on = backend, source, is_on
+        self._late_s = timeout_s + LATE_S
+        self._before: dict[_Move, asyncio.Task[None]] = {}
+        self._after: dict[_Move, asyncio.Task[None]] = {}
 
     async def carried(self, alias: str, old: Version, new: Version) -> bool:
         """Whether what was written to a version is in another one too; begins that work, and never waits for long.
 
+        What cannot be read, or not be written, does not hold the alias back; it is told, and tried again later.
+
         Raises:
-            ApiError: the service has no room for it for long, or is failing.
-            BundleError: the note of what has been carried is damaged.
+            ApiError: the service has no room for it now.
+            TimeoutError: it has so little that a call took too long.
         """
-        if not self._is_on:
+        if not self._is_on or not self._source.is_catalog:
             return True
-        key = (old.name, new.name)
-        work = self._before_move.get(key) or self._begin(self._carry(old, new))
-        self._before_move[key] = work
+        move = _Move(alias, old.name, new.name)
+        work = self._before.get(move) or asyncio.create_task(self._carry(old, new))
+        self._before[move] = work
         await asyncio.wait({work}, timeout=SHORTLY_S)
         if not work.done():
             return False
-        del self._before_move[key]
-        await work
-        self._begin(self._carry_again(alias, old, new))
+        del self._before[move]
+        try:
+            await work
+        except (EmbedderError, OSError) as error:
+            logger.error("%s moves from %s to %s, but not yet all documents: %s", alias, old.name, new.name, error)
         return True
 
-    def look_back(self, served: Served) -> None:
-        """Once: carry what was written to a version that an alias left while no service was running."""
-        if self._has_looked_back or not self._is_on:
+    def look(self, served: Served) -> None:
+        """Carry what comes late from the versions that aliases have left, now or while no service was running."""
+        if not self._source.is_catalog:
             return
-        self._has_looked_back = True
-        previous = self._source.catalog.previous()
+        wanted, previous = self._source.aliases(), self._source.catalog.previous()
         for alias, new in served.all():
+            if wanted.get(alias) != new.name:
+                continue
+            for move in [move for move in self._before if move.alias == alias]:
+                # The alias went back before it had moved; what was carried for that is of no account later.
+                self._before.pop(move).cancel()
             for old in previous.get(alias, []):
-                self._begin(self._carry_again(alias, Version.read(self._source, old), new))
+                move = _Move(alias, old, new.name)
+                if move not in self._after:
+                    self._after[move] = asyncio.create_task(self._finish(move, new))
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task of its own, which says if it failed."""
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._at_work.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("documents are not carried over yet: %s", error)
-
-        task = asyncio.create_task(work)
-        self._at_work.add(task)
-        task.add_done_callback(ended)
-        return task
-
-    async def _carry_again(self, alias: str, old: Version, new: Version) -> None:
-        """What other ingresses have written to a version before they left it too."""
-        await asyncio.sleep(AGAIN_S)
-        await self._carry(old, new)
-        self._source.catalog.settle(alias, old.name)
+    async def _finish(self, move: _Move, new: Version) -> None:
+        """Carry what comes late, until nothing can come any more."""
+        try:
+            if self._is_on:
+                old = Version.read(self._source, move.old)
+                for pause in (AGAIN_S, self._late_s - AGAIN_S):
+                    await asyncio.sleep(pause)
+                    await self._carry(old, new)
+            self._source.catalog.settle(move.alias, move.old, move.new)
+        except (EmbedderError, ApiError, TimeoutError, OSError) as error:
+            logger.error("what was written to %s is not all in %s yet: %s", move.old, move.new, error)
+            await asyncio.sleep(RETRY_S)
+        finally:
+            del self._after[move]
 
     async def _carry(self, old: Version, new: Version) -> None:
-        if not self._source.state(old.name).is_dir():  # nothing was ever written to it
-            return
-        note = self._source.state(new.name) / "carried" / f"{old.name}.json"
-        note_back = self._source.state(old.name) / "carried" / f"{new.name}.json"
         async with _alone(self._source.folder / "carrying.lock"):
-            known, known_back = _read(note), _read(note_back)
             for task in old.manifest.collections:
-                try:
-                    await self._carry_task(old, new, task, known.setdefault(task, {}), known_back.setdefault(task, {}))
-                finally:
-                    _write(note, known)
-                    _write(note_back, known_back)
+                await self._carry_task(old, new, task)
 
-    async def _carry_task(self, old: Version, new: Version, task: str, told: Told, told_back: Told) -> None:
-        _extend_deadline()
-        parts = old.slices(self._backend.num_slices)
-        found = await asyncio.gather(*(self._backend.changes(part, old.name, task, told) for part in parts))
-        changes = [change for part in found for change in part]
-        counts = {"task": task, "old": old.name, "new": new.name, "documents": len(changes)}
-        if changes and task not in new.manifest.collections:
-            logger.error("documents are not carried over: the new version has no such task", extra=counts)
+    async def _carry_task(self, old: Version, new: Version, task: str) -> None:
+        written = await self._writes(old, task)
+        if not written.num_rows:
             return
-        if changes:
-            logger.info("documents are carried over", extra=counts)
+        if task not in new.manifest.collections:
+            logger.error("version %s has no task %r; what was written stays in %s", new.name, task, old.name)
+            return
+        names = await asyncio.to_thread(lacking, written, await self._writes(new, task))
+        counts = {"task": task, "old": old.name, "new": new.name, "documents": len(names)}
+        if names:
+            logger.info("documents are looked at", extra=counts)
         made = 0
-        for first in range(0, len(changes), TOGETHER):
-            group = changes[first : first + TOGETHER]
-            done = await self._make(new, task, group)
-            told |= {change.name: change.after for change in group}
-            told_back |= {change.name: change.after for change in done}
-            made += len(done)
-        if changes:
-            logger.info("documents were carried over", extra={**counts, "kept": len(changes) - made})
+        for first in range(0, len(names), TOGETHER):
+            changes = await self._changes(old, task, names[first : first + TOGETHER])
+            made += await self._make(new, task, changes)
+        if names:
+            logger.info("documents were carried over", extra={**counts, "carried": made})
 
-    async def _make(self, new: Version, task: str, changes: Sequence[Change]) -> list[Change]:
-        """Make changes and tell which were made; a text that the new model cannot encode is logged and left out."""
-        for left in reversed(range(TRIES)):
-            _extend_deadline()
-            try:
-                return await self._write(new, task, changes)
-            except ApiError as error:
-                if error.status == 400 and len(changes) > 1:
-                    return [one for change in changes for one in await self._make(new, task, [change])]
-                if error.status == 400:
-                    logger.error("document %s is not carried to %s: %s", changes[0].name, new.name, error.message)
-                    return []
-                if not left:
-                    raise
-            except TimeoutError as error:
-                if not left:
-                    raise ApiError(503, "documents could not be carried over in time") from error
-            await asyncio.sleep(PAUSE_S)
-        return []
+    async def _writes(self, version: Version, task: str) -> pa.Table:
+        _extend_deadline()
+        parts = version.slices(self._backend.num_slices)
+        calls = [self._backend.writes(part, version.name, task) for part in parts]
+        return pa.concat_tables(await asyncio.gather(*calls))
 
-    async def _write(self, new: Version, task: str, changes: Sequence[Change]) -> list[Change]:
-        """Encode and write; returns the changes that were made, the others having been overtaken."""
-        instruction = new.manifest.tasks[task].instruction("key")
-        texts = [instruction + change.row.text for change in changes if change.row is not None]
-        vector_CD = np.zeros((len(changes), new.manifest.dimension), dtype=np.float32)
-        if texts:
-            encoded = await self._backend.encode(new.name, texts, True)
-            vector_CD[[change.row is not None for change in changes]] = encoded.vector_ND
+    async def _changes(self, old: Version, task: str, names: Sequence[DocumentName]) -> list[Change]:
+        _extend_deadline()
+        places = old.by_slice([document_id for document_id, _ in names], self._backend.num_slices)
+        calls = [self._backend.changes(part, old.name, task, [names[i] for i in own]) for part, own in places.items()]
+        return [change for changes in await asyncio.gather(*calls) for change in changes]
+
+    async def _make(self, new: Version, task: str, changes: list[Change]) -> int:
+        """Make what is due of some changes, and count it; what the new version cannot take is logged and left out."""
+        _extend_deadline()
+        try:
+            return await self._write(new, task, changes)
+        except (ApiError, DataError) as error:
+            if isinstance(error, ApiError) and error.status != 400 and error.code != "not_encodable":
+                raise
+            if len(changes) == 1:
+                logger.error("document %s is not carried to %s: %s", changes[0].name, new.name, error)
+                return 0
+        middle = len(changes) // 2
+        return await self._make(new, task, changes[:middle]) + await self._make(new, task, changes[middle:])
+
+    async def _write(self, new: Version, task: str, changes: list[Change]) -> int:
         places = new.by_slice([change.name[0] for change in changes], self._backend.num_slices)
-        calls = [
-            self._backend.carry(part, new.name, task, [changes[i] for i in own], vector_CD[own])
-            for part, own in places.items()
-        ]
-        done = await asyncio.gather(*calls)
-        return [changes[own[i]] for own, made in zip(places.values(), done, strict=True) for i in made]
+        asked = [self._backend.due(part, new.name, task, [changes[i] for i in own]) for part, own in places.items()]
+        due = [own[i] for own, found in zip(places.values(), await asyncio.gather(*asked), strict=True) for i in found]
+        if not due:
+            return 0
+        instruction = new.manifest.tasks[task].instruction("key")
+        encoded = [i for i in due if changes[i].row is not None]
+        vector_CD = np.zeros((len(changes), new.manifest.dimension), dtype=np.float32)
+        if encoded:
+            texts = [instruction + row.text for i in encoded if (row := changes[i].row) is not None]
+            vector_CD[encoded] = (await self._backend.encode(new.name, texts, True)).vector_ND
+        calls = []
+        for part, own in places.items():
+            kept = [i for i in own if i in due]
+            if kept:
+                calls.append(self._backend.carry(part, new.name, task, [changes[i] for i in kept], vector_CD[kept]))
+        return sum(map(len, await asyncio.gather(*calls)))
 
 
 def _extend_deadline() -> None:
@@ -189,19 +198,3 @@ async def _alone(lock: Path) -> AsyncIterator[None]:
                 yield
                 return
         await asyncio.sleep(LOOK_S)
-
-
-def _read(path: Path) -> dict[str, Told]:
-    """What has been carried, by task."""
-    if not path.is_file():
-        return {}
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return {task: {(name, dataset): digest for name, dataset, digest in rows} for task, rows in raw.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path}: damaged ({error}); remove it, and what it tells of is carried again") from error
-
-
-def _write(path: Path, known: dict[str, Told]) -> None:
-    raw = {task: [[*name, digest] for name, digest in told.items()] for task, told in known.items()}
-    write_durably(path, json.dumps(raw, ensure_ascii=False).encode())

@@ -27,6 +27,9 @@ class ApiError(Exception):
         super().__init__(status, message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
+    def __str__(self) -> str:
+        return self.message
+
     @property
     def detail(self) -> ErrorDetail:
         """The same on the wire."""

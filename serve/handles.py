@@ -8,16 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from ray import serve
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from embedder.index.changes import Change, Known
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
 from embedder.index.opened import Rankings
 from embedder.index.settings import SearchOptions
+from embedder.index.writes import Change
 from embedder.serve_config import ServeConfig
 from serve.backend import DEADLINE, Encoded
 from serve.errors import ApiError
@@ -92,16 +93,26 @@ class Deployments:
         deleted: int = await self._call(lambda: self._parts[part].delete.remote(version, task, names), patient=True)
         return deleted
 
-    async def changes(self, part: int, version: str, task: str, known: Known) -> list[Change]:
-        """What was written to one slice and another version has not been told of."""
+    async def writes(self, part: int, version: str, task: str) -> pa.Table:
+        """All writes of one slice so far."""
+        writes: pa.Table = await self._call(lambda: self._parts[part].writes.remote(version, task), patient=True)
+        return writes
+
+    async def changes(self, part: int, version: str, task: str, names: list[DocumentName]) -> list[Change]:
+        """Documents of one slice as their last writes left them."""
         handle = self._parts[part].changes
-        changes: list[Change] = await self._call(lambda: handle.remote(version, task, known), patient=True)
+        changes: list[Change] = await self._call(lambda: handle.remote(version, task, names), patient=True)
         return changes
+
+    async def due(self, part: int, version: str, task: str, changes: list[Change]) -> list[int]:
+        """Which changes of another version `carry` would make in one slice."""
+        due: list[int] = await self._call(lambda: self._parts[part].due.remote(version, task, changes), patient=True)
+        return due
 
     async def carry(
         self, part: int, version: str, task: str, changes: list[Change], vector_CD: np.ndarray
     ) -> list[int]:
-        """Make changes of another version in one slice; returns which are made."""
+        """Make the changes of another version that are due in one slice; returns which."""
         handle = self._parts[part].carry
         made: list[int] = await self._call(lambda: handle.remote(version, task, changes, vector_CD), patient=True)
         return made
@@ -169,10 +180,14 @@ class Deployments:
             raise TimeoutError from error
         except BackPressureError as error:
             raise ApiError(429, "too many requests are waiting; try again", code="overloaded") from error
-        except DeploymentUnavailableError as error:
+        except RayServeException as error:
             raise ApiError(503, "a part of the service is not ready; try again") from error
         except RayTaskError as error:
             raise _cause(error) from error
+        except DIED:
+            raise
+        except RayError as error:
+            raise ApiError(503, f"a part of the service failed ({type(error).__name__}); try again") from error
 
 
 def _deployments(application: str) -> list[DeploymentState]:

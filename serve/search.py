@@ -9,14 +9,15 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from embedder.bundle import read_manifest
 from embedder.errors import BundleError, EmbedderError
-from embedder.index.changes import Change, Known
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
 from embedder.index.opened import OpenIndex, Rankings
 from embedder.index.settings import SearchOptions
+from embedder.index.writes import Change
 from embedder.serve_config import ServeConfig
 from serve.loading import Loaded
 from serve.metrics import ShardMetrics
@@ -75,13 +76,23 @@ class ShardReplica:
         index = await self._indexes.get(version)
         return await asyncio.to_thread(index.delete, task, names)
 
-    async def changes(self, version: str, task: str, known: Known) -> list[Change]:
-        """What was written to these shards and another version has not been told of."""
+    async def writes(self, version: str, task: str) -> pa.Table:
+        """All writes of these shards so far."""
         index = await self._indexes.get(version)
-        return await asyncio.to_thread(index.changes, task, known)
+        return await asyncio.to_thread(index.writes, task)
+
+    async def changes(self, version: str, task: str, names: list[DocumentName]) -> list[Change]:
+        """Documents of these shards as their last writes left them."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(index.changes, task, names)
+
+    async def due(self, version: str, task: str, changes: list[Change]) -> list[int]:
+        """Which changes of another version `carry` would make."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(index.due, task, changes)
 
     async def carry(self, version: str, task: str, changes: list[Change], vector_CD: np.ndarray) -> list[int]:
-        """Make changes of another version; returns which were made, the others having been overtaken."""
+        """Make the changes of another version that are due here; returns which."""
         index = await self._indexes.get(version)
         return await asyncio.to_thread(index.carry, task, changes, vector_CD)
 

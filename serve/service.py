@@ -44,7 +44,7 @@ class Service:
         self.settings, self.tasks, self.served, self.backend, self.keys = settings, tasks, served, backend, keys
         self._healthy: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
         self._following = asyncio.Lock()
-        self._carrier = Carrier(backend, served.source, is_on=settings.carry_writes)
+        self._carrier = Carrier(backend, served.source, settings.timeout_s, is_on=settings.carry_writes)
 
     def texts(self, given: object, name: str, most: int | None = None) -> list[str]:
         """The texts of a request, within the limits.
@@ -152,7 +152,7 @@ class Service:
         """Go over to what the aliases name now."""
         async with self._following:
             await self.served.follow(self.backend.prepare, self._carrier.carried)
-            self._carrier.look_back(self.served)
+            self._carrier.look(self.served)
 
     async def check_health(self, version: Version) -> None:
         """A real pass through the encoder and every shard; an answer holds for a second, and is asked for once.

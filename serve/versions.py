@@ -185,8 +185,8 @@ class Served:
             except EmbedderError as error:
                 self._refuse(alias, name, str(error))
                 continue
-            except ApiError as error:
-                logger.warning("version %s as %s is not ready yet: %s", name, alias, error.message)
+            except (ApiError, TimeoutError) as error:
+                logger.warning("version %s as %s is not ready yet: %s", name, alias, error)
                 continue
             self._by_alias[alias] = version
             self._refused.pop(alias, None)

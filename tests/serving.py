@@ -135,6 +135,12 @@ class LocalBackend:
     async def delete(self, part, *arguments):
         return await self.parts[part].delete(*arguments)
 
+    async def writes(self, part, *arguments):
+        return await self.parts[part].writes(*arguments)
+
+    async def due(self, part, *arguments):
+        return await self.parts[part].due(*arguments)
+
     async def changes(self, part, *arguments):
         return await self.parts[part].changes(*arguments)
 

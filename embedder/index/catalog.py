@@ -54,11 +54,11 @@ class Catalog:
         named: dict[str, list[str]] = self._read().get("previous", {})
         return {alias: [version for version in versions if version in known] for alias, versions in named.items()}
 
-    def settle(self, alias: str, version: str) -> None:
-        """Forget that an alias named a version before: nothing of it is needed any more."""
+    def settle(self, alias: str, version: str, successor: str) -> None:
+        """Forget that an alias named a version before, if it names that successor: nothing of it is needed any more."""
         with locked(self.folder / "catalog.lock"):
             previous = self.previous()
-            if version in previous.get(alias, []):
+            if version in previous.get(alias, []) and self.aliases().get(alias) == successor:
                 previous[alias].remove(version)
                 self._write_aliases(self.aliases(), previous)
 

@@ -6,15 +6,15 @@
     payload.arrow        documents.PAYLOAD in the order of id and dataset
     metadata.arrow       metadata.METADATA
     lexical/             BM25 of the texts
+    writes.arrow         writes.WRITES; absent where nothing was written since the corpus was indexed
 
 All is memory-mapped, so that replicas on one machine share it. Needs no torch.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import faiss
 import numpy as np
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from embedder.errors import BundleError, DataError
-from embedder.index.documents import PAYLOAD, DocumentName, Row
+from embedder.index.documents import BY_NAME, PAYLOAD, DocumentName, Row, row_named
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.factory import (
     DEFAULTS,
@@ -39,13 +39,13 @@ from embedder.index.factory import (
 )
 from embedder.index.filters import Mask
 from embedder.index.lexical import StoredWords, write_lexical
-from embedder.index.metadata import StoredMetadata, python_value, write_metadata
+from embedder.index.metadata import StoredMetadata, write_metadata
 from embedder.index.sealed import REMEDY, Sealed, hash_files
 from embedder.index.settings import BuildSettings, SearchParameters
+from embedder.index.writes import WRITES, StoredWrites, write_writes
 
 EXACT_ROWS = 20_000
 """A filter that leaves fewer rows is answered exactly: an approximate index would pass too many of them by."""
-BY_NAME = [("id", "ascending"), ("dataset", "ascending")]
 
 
 class Place(BaseModel):
@@ -78,8 +78,25 @@ class CollectionInfo(Sealed):
     """Of a text."""
 
 
+class History(NamedTuple):
+    """What happened to a collection before it was written."""
+
+    generation: int
+    """How often it was folded; 0 as it comes in a bundle."""
+    writes: pa.Table
+    """Of WRITES."""
+
+
+NO_HISTORY = History(0, WRITES.empty_table())
+
+
 def write_collection(
-    folder: Path, payload: pa.Table, flat: faiss.IndexFlat, place: Place, settings: BuildSettings, generation: int = 0
+    folder: Path,
+    payload: pa.Table,
+    flat: faiss.IndexFlat,
+    place: Place,
+    settings: BuildSettings,
+    history: History = NO_HISTORY,
 ) -> CollectionInfo:
     """Build and write a collection into an existing folder; needs memory for this collection alone.
 
@@ -105,10 +122,11 @@ def write_collection(
     with pa.OSFile(str(folder / "payload.arrow"), "wb") as sink, pa.ipc.new_file(sink, PAYLOAD) as writer:
         writer.write_table(payload)
     write_metadata(payload, folder / "metadata.arrow")
+    write_writes(history.writes, folder / "writes.arrow")
     texts = payload["text"].to_pylist() if settings.lexical else []
     info = CollectionInfo(
         place=place,
-        generation=generation,
+        generation=history.generation,
         rows=payload.num_rows,
         factory=factory if approximate is not None else "Flat",
         settings=settings,
@@ -154,6 +172,7 @@ class Collection:
         self.vectors: Vectors = vectors_of(self._flat)
         self.metadata = StoredMetadata(folder / "metadata.arrow", info.rows)
         self.words = StoredWords(folder / "lexical", info.rows, info.mean_words)
+        self.writes = StoredWrites.open(folder / "writes.arrow")
         self.defaults = info.settings.search.over(DEFAULTS)
         self._ids: pa.Array = self.payload["id"].combine_chunks()
         self._approximate: ApproximateIndex | None = None
@@ -177,13 +196,7 @@ class Collection:
 
     def row_of(self, name: DocumentName) -> int | None:
         """Where a document stands, by binary search."""
-        document_id, dataset = name
-        row = bisect_left(self._ids, document_id, key=python_value)
-        while row < self.info.rows and self._ids[row].as_py() == document_id:
-            if self.payload["dataset"][row].as_py() == dataset:
-                return row
-            row += 1
-        return None
+        return row_named(self._ids, self.payload["dataset"], name)
 
     def row(self, place: int) -> Row:
         """The document that stands there."""

@@ -7,6 +7,7 @@ differ in this. The kinds of a field are kept apart, so a condition finds the va
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
 
@@ -39,6 +40,8 @@ PAYLOAD = pa.schema(
 )
 """What a hit shows; row i belongs to vector i. `metadata` is a JSON object, or null where there is none."""
 
+BY_NAME = [("id", "ascending"), ("dataset", "ascending")]
+"""The order of rows on disk."""
 DATASET_FIELD = "dataset"
 """Can be filtered by like a field of the metadata."""
 LARGEST_INTEGER = 2**53
@@ -108,6 +111,17 @@ class Document(BaseModel):
 
 DocumentName = tuple[str, str]
 """Id and dataset."""
+
+
+def row_named(ids: pa.Array, datasets: pa.ChunkedArray, name: DocumentName) -> int | None:
+    """Where a document stands among rows that are in the order of id and dataset, by binary search."""
+    document_id, dataset = name
+    row = bisect_left(ids, document_id, key=lambda one: one.as_py())
+    while row < len(ids) and ids[row].as_py() == document_id:
+        if datasets[row].as_py() == dataset:
+            return row
+        row += 1
+    return None
 
 
 def kind_of(value: Scalar) -> Kind:

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embedder.index.collection import Collection, sort_by_name, write_collection
+from embedder.index.collection import Collection, History, sort_by_name, write_collection
 from embedder.index.factory import ROWS_AT_ONCE, empty_vectors
 from embedder.index.fresh import FreshView
 
 
-def write_folded(base: Collection, view: FreshView, folder: Path, generation: int) -> None:
+def write_folded(base: Collection, view: FreshView, history: History, folder: Path) -> None:
     """Write the live documents of a view, stored and fresh, as a collection of the same place and settings.
+
+    The writes of `history` are all there were so far, stored and fresh.
 
     Raises:
         ConfigError: FAISS cannot build the index.
@@ -30,4 +32,4 @@ def write_folded(base: Collection, view: FreshView, folder: Path, generation: in
         block[is_stored] = base.vectors[stored[chosen[is_stored]]]
         block[~is_stored] = view.vectors[fresh[chosen[~is_stored] - len(stored)]]
     ordered = payload.take(pa.array(order))
-    write_collection(folder, ordered, flat, base.info.place, base.info.settings, generation)
+    write_collection(folder, ordered, flat, base.info.place, base.info.settings, history)

@@ -16,6 +16,7 @@ from embedder.index.exact import Vectors
 from embedder.index.filters import Filter, Mask, matching
 from embedder.index.lexical import FreshWords
 from embedder.index.metadata import FreshMetadata
+from embedder.index.writes import Change, Write
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class Fresh:
         self._num_stored = base.info.rows
         self.num_operations = 0
         """Documents written and deleted so far."""
+        self.writes: dict[DocumentName, Write] = {}
+        """Those that the collection does not hold yet."""
+        self.latest_ns = base.writes.latest_ns
 
     @property
     def num_documents(self) -> int:
@@ -79,6 +83,18 @@ class Fresh:
         stored = self._stored_row(name)
         return None if stored is None else self.base.row(stored)
 
+    def write(self, name: DocumentName) -> Write | None:
+        """The last write of a document, if it was ever written or deleted."""
+        return self.writes.get(name) or self.base.writes.find(name)
+
+    def lacks(self, change: Change) -> bool:
+        """Whether a change of another version is to be made here."""
+        write = self.write(change.name)
+        if write is not None:
+            return write.written_ns < change.write.written_ns
+        here = self._digest(change.name)
+        return here == change.write.replaced and here != change.after
+
     def apply(self, batch: pa.RecordBatch) -> None:
         """Carry out the operations of one record of the log, in their order."""
         self.num_operations += batch.num_rows
@@ -86,10 +102,11 @@ class Fresh:
         live = np.concatenate([self._live, np.zeros(batch.num_rows, dtype=np.bool_)])
         gone: list[int] = []
         written = 0
-        for document_id, dataset, text, title, metadata in zip(
-            *(batch[name].to_pylist() for name in PAYLOAD.names), strict=True
+        for document_id, dataset, text, title, metadata, written_ns in zip(
+            *(batch[name].to_pylist() for name in (*PAYLOAD.names, "written_ns")), strict=True
         ):
             name = (document_id, dataset)
+            self._note(name, written_ns)
             place, stored = self._places.pop(name, None), self._stored_row(name)
             if place is not None:
                 live[place] = False
@@ -114,6 +131,16 @@ class Fresh:
             fitting = matching(wanted, self.base.metadata)
             stored = fitting if stored is None else stored & fitting
         return FreshView(self._vectors[: len(self._rows)], self._rows, live, stored)
+
+    def _note(self, name: DocumentName, written_ns: int) -> None:
+        """Remember a write that is about to be carried out."""
+        known = self.write(name)
+        self.writes[name] = Write(written_ns, self._digest(name) if known is None else known.replaced)
+        self.latest_ns = max(self.latest_ns, written_ns)
+
+    def _digest(self, name: DocumentName) -> str | None:
+        row = self.row(name)
+        return None if row is None else row.digest
 
     def _add(self, row: Row, vector: Vectors) -> None:
         place = len(self._rows)

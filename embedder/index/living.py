@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,7 @@ import pyarrow as pa
 
 from embedder.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
 from embedder.errors import BundleError, DataError
-from embedder.index.changes import Change, Known, changes_since
-from embedder.index.collection import Collection, Place
+from embedder.index.collection import Collection, History, Place
 from embedder.index.documents import Document, DocumentName, Row, metadata_json
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter
@@ -37,6 +37,7 @@ from embedder.index.lexical import words_of
 from embedder.index.log import Log, operations_schema
 from embedder.index.sealed import REMEDY
 from embedder.index.settings import SearchParameters
+from embedder.index.writes import Change
 
 CURRENT = "CURRENT"
 MAX_FIELDS = 1024
@@ -142,46 +143,55 @@ class LivingCollection:
         with locked(self.write_lock), self._lock:
             self._catch_up()
             if rows:
-                self._append(self._batch(rows, np.asarray(vector_PD)[list(last.values())]))
+                self._append(self._batch(rows, np.asarray(vector_PD)[list(last.values())], [self._now()] * len(rows)))
 
     def delete(self, names: Sequence[DocumentName]) -> int:
         """Remove documents; returns how many there were. They are found no more when this returns."""
         with locked(self.write_lock), self._lock:
             self._catch_up()
             present = [name for name in dict.fromkeys(names) if self._reading.fresh.holds(name)]
-            self._remove(present)
+            self._remove(present, [self._now()] * len(present))
         return len(present)
 
-    def changes(self, known: Known) -> list[Change]:
-        """What was written since the bundle was built, and is not known yet.
+    def writes(self) -> pa.Table:
+        """All writes so far, as `writes.WRITES` in the order of id and dataset."""
+        with self._lock:
+            self._catch_up()
+            stored, later = self._reading.base.writes, dict(self._reading.fresh.writes)
+        return stored.updated(later)
 
-        Raises:
-            BundleError: the bundle's collection is damaged.
-        """
-        base, view = self._view()
-        if base.info.generation == 0:
-            return changes_since(base, base, view, known)
-        return changes_since(Collection.load(self._bundled, self.place, check=False), base, view, known)
+    def changes(self, names: Sequence[DocumentName]) -> list[Change]:
+        """The documents of those names as their last writes left them; nothing of one that was never written."""
+        with self._lock:
+            self._catch_up()
+            fresh = self._reading.fresh
+            return [Change(name, fresh.row(name), write) for name in names if (write := fresh.write(name)) is not None]
+
+    def due(self, changes: Sequence[Change]) -> list[int]:
+        """Places of the changes of another version that `carry` would make."""
+        with self._lock:
+            self._catch_up()
+            return [i for i, change in enumerate(changes) if self._reading.fresh.lacks(change)]
 
     def carry(self, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
-        """Make those changes of another version whose documents here are what they were there.
+        """Make the changes of another version that are due here; returns their places, and they are durable then.
 
-        Returns the places of those that are made now, or were before; they are durable then. `vector_CD` has a row for
-        each change; that of a deletion is not read.
+        Each change is of another document, and has a row of `vector_CD`; that of a deletion is not read.
 
         Raises:
             DataError: a vector has another width or holds a value that is not finite, or there are too many fields.
         """
         with locked(self.write_lock), self._lock:
             self._catch_up()
-            rows = [self._reading.fresh.row(change.name) for change in changes]
-            here = [row and row.digest for row in rows]
-            due = [i for i, change in enumerate(changes) if here[i] == change.before != change.after]
+            due = self.due(changes)
             written = [(row, i) for i in due if (row := changes[i].row) is not None]
             if written:
-                self._append(self._batch([row for row, _ in written], vector_CD[[i for _, i in written]]))
-            self._remove([changes[i].name for i in due if changes[i].row is None])
-        return [i for i, change in enumerate(changes) if here[i] in {change.before, change.after}]
+                rows, places = zip(*written, strict=True)
+                times = [changes[i].write.written_ns for i in places]
+                self._append(self._batch(rows, vector_CD[list(places)], times))
+            gone = [changes[i] for i in due if changes[i].row is None]
+            self._remove([one.name for one in gone], [one.write.written_ns for one in gone])
+        return due
 
     def stats(self) -> LivingStats:
         """Sizes as of now."""
@@ -207,10 +217,10 @@ class LivingCollection:
                     return False
                 number = self._reading.segment + 1
                 Log.create(self._segment(number), self.place)
-                _, view = self._view()
+                _, view, writes = self.freeze()
             final = self._generation(number)
             folder = unfinished_folder(final)
-            write_folded(base, view, folder, number)
+            write_folded(base, view, History(number, writes), folder)
             place_durably(folder, final)
             digest = Collection.load(final, self.place, check=False).info.digest
             write_durably(self._state / CURRENT, f"{number} {digest}\n".encode())
@@ -233,9 +243,10 @@ class LivingCollection:
             self._catch_up()
         return True
 
-    def freeze(self) -> tuple[Collection, FreshView]:
-        """The collection and the fresh documents on top of it, as of now: what a snapshot writes."""
-        return self._view()
+    def freeze(self) -> tuple[Collection, FreshView, pa.Table]:
+        """The collection, the fresh documents on top of it and all writes, as of now: what a snapshot writes."""
+        with self._lock:
+            return *self._view(), self.writes()
 
     @property
     def write_lock(self) -> Path:
@@ -247,8 +258,12 @@ class LivingCollection:
             self._catch_up()
             return self._reading.base, self._reading.fresh.view(wanted)
 
-    def _batch(self, rows: Sequence[Row], vector_PD: Vectors) -> pa.RecordBatch:
-        """Rows with their vectors as the log keeps them; the locks are held.
+    def _now(self) -> int:
+        """The time of a write, later than that of all before it, whatever the clock says; the locks are held."""
+        return max(time.time_ns(), self._reading.fresh.latest_ns + 1)
+
+    def _batch(self, rows: Sequence[Row], vector_PD: Vectors, written_ns: Sequence[int]) -> pa.RecordBatch:
+        """Rows with their vectors and times as the log keeps them; the locks are held.
 
         Raises:
             DataError: a vector has another width or holds a value that is not finite, or there are too many fields.
@@ -265,12 +280,15 @@ class LivingCollection:
         schema = operations_schema(self.place.dimension)
         columns = [pa.array(column, schema.field(i).type) for i, column in enumerate(zip(*rows, strict=True))]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(vector_PD.ravel()), self.place.dimension)
-        return pa.record_batch([*columns, vectors], schema=schema)
+        return pa.record_batch([*columns, vectors, pa.array(written_ns, pa.int64())], schema=schema)
 
-    def _remove(self, names: Sequence[DocumentName]) -> None:
+    def _remove(self, names: Sequence[DocumentName], written_ns: Sequence[int]) -> None:
         """Log deletions; both locks are held."""
         if names:
-            rows = [{"id": document_id, "dataset": dataset} for document_id, dataset in names]
+            rows = [
+                {"id": document_id, "dataset": dataset, "written_ns": written}
+                for (document_id, dataset), written in zip(names, written_ns, strict=True)
+            ]
             self._append(pa.RecordBatch.from_pylist(rows, schema=operations_schema(self.place.dimension)))
 
     def _append(self, batch: pa.RecordBatch) -> None:

@@ -25,7 +25,7 @@ from embedder.index.collection import Place
 from embedder.index.documents import PAYLOAD
 from embedder.index.sealed import REMEDY
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = b"LEMBLOG\n"
 END = struct.Struct("<QI")
 HEADER = struct.Struct("<II")
@@ -34,8 +34,8 @@ FIRST_BYTE = len(MAGIC) + END.size + HEADER.size
 
 
 def operations_schema(dimension: int) -> pa.Schema:
-    """One written document with its vector; one without text is a deletion."""
-    return pa.schema([*PAYLOAD, ("vector", pa.list_(pa.float32(), dimension))])
+    """One written document with its vector, and when it was; one without text is a deletion."""
+    return pa.schema([*PAYLOAD, ("vector", pa.list_(pa.float32(), dimension)), ("written_ns", pa.int64())])
 
 
 class Log:

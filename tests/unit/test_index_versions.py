@@ -175,8 +175,10 @@ def test_what_an_alias_named_before_is_known_until_it_is_settled_or_gone(catalog
         catalog.point("live", name)
     catalog.point("next", "three")
     assert catalog.previous() == {"live": ["one", "two"]}
-    catalog.settle("live", "three")
-    catalog.settle("live", "one")
+    catalog.settle("live", "three", "three")
+    catalog.settle("live", "one", "two")
+    assert catalog.previous() == {"live": ["one", "two"]}
+    catalog.settle("live", "one", "three")
     assert (catalog.previous(), catalog.aliases()) == ({"live": ["two"]}, {"live": "three", "next": "three"})
     catalog.point("live", "one")
     catalog.point("live", "two")

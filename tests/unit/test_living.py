@@ -255,7 +255,7 @@ def test_a_log_of_elsewhere_or_of_the_future_is_refused(tmp_path, field):
     raw = log_of(tmp_path).read_bytes()
     length = int.from_bytes(raw[20:24], "little")
     header = json.loads(raw[28 : 28 + length])
-    header[field] = 2 if field == "format" else "9" if isinstance(header[field], str) else 9
+    header[field] = 1 if field == "format" else "9" if isinstance(header[field], str) else 9
     changed = json.dumps(header, sort_keys=True).encode().ljust(length)
     crc = zlib.crc32(changed).to_bytes(4, "little")
     log_of(tmp_path).write_bytes(raw[:24] + crc + changed + raw[28 + length :])
