@@ -1,7 +1,8 @@
 """Sources and model folders that are in an object store, as files of this machine.
 
 Each machine fetches what it needs once, into `$LLM_EMBEDDER_CACHE` (by default `~/.cache/llm-embedder`), and later only
-what has changed. A process sees what was there when it first asked.
+what has changed. A process looks only once; a new one replaces what has changed, so give new content a new name while
+jobs read the old.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from embedder.durable import locked
 from embedder.errors import DataError
-from embedder.mirror import Mirror
+from embedder.mirror import Mirror, unsent
 from embedder.records import content_id
 from embedder.storage import AnyPath, ObjectPath
 
@@ -24,13 +25,18 @@ def local(path: AnyPath) -> Path:
     """A file or folder of this machine that is, or has the content of, what a path names.
 
     Raises:
-        DataError: there is nothing in the store, or it does not answer or refuses.
+        DataError: there is nothing in the store, or not all of it yet, or the store does not answer or refuses.
     """
     return _fetched(path) if isinstance(path, ObjectPath) else path
 
 
 @cache
 def _fetched(place: ObjectPath) -> Path:
+    if names := unsent(place):
+        raise DataError(
+            f"{place}: a job is sending {names[0]} and {len(names) - 1} others, or was cut off as it did; wait for its "
+            "end, or run it again"
+        )
     root = Path(os.environ.get(CACHE) or "~/.cache/llm-embedder").expanduser().absolute()
     folder = root / content_id(place.uri)[:16]
     with locked(root / f"{folder.name}.lock"):

@@ -112,7 +112,7 @@ class Mirror:
         Raises:
             DataError: the store does not answer, or refuses; or another one's push was cut off as it replaced files.
         """
-        record, state, stored, here = self._record(), self._state(), self._stored(), self._files()
+        record, state, stored, here = self._record(), read_state(self.place), self._stored(), self._files()
         is_mine = state.writer == record.writer
         if state.replacing and not is_mine:
             raise DataError(
@@ -138,7 +138,7 @@ class Mirror:
 
     def claim(self) -> None:
         """Become the folder that sends; to be called after `pull`. Another one that is at work cannot send any more."""
-        record, state = self._record(), self._state()
+        record, state = self._record(), read_state(self.place)
         if state.writer != record.writer:
             self._write_record(record)
             self._write_state(replace(state, writer=record.writer))
@@ -149,7 +149,7 @@ class Mirror:
         Raises:
             DataError: the store does not answer, or refuses; or another folder has claimed it since.
         """
-        record, state, here, sent = self._record(), self._state(), self._files(), 0
+        record, state, here, sent = self._record(), read_state(self.place), self._files(), 0
         is_mine = state.writer == record.writer
         if not (record.changed(here) or record.gone(here) or (is_mine and state.is_unfinished)):
             return 0
@@ -233,20 +233,6 @@ class Mirror:
         known = (self.folder / name).stat()
         return known.st_size, known.st_mtime_ns
 
-    def _state(self) -> State:
-        """Read again where another machine has just replaced it, between two parts of it that were read.
-
-        Raises:
-            DataError: it is damaged.
-        """
-        state = self.place / STATE
-        for _ in range(STATE_READS):
-            try:
-                return State(**json.loads(state.read_text())) if state.is_file() else State()
-            except ValueError:
-                time.sleep(0.2)
-        raise DataError(f"{state}: not readable; remove it, and run the job on the machine that has sent last")
-
     def _write_state(self, state: State) -> None:
         write_json(asdict(state), self.place / STATE)
 
@@ -260,6 +246,31 @@ class Mirror:
 
     def _write_record(self, record: Record) -> None:
         write_durably(self.folder / RECORD, json.dumps(asdict(record)).encode())
+
+
+def read_state(run: ObjectPath) -> State:
+    """What a run in the store says of itself; read again where another machine has just replaced it, half way through.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    state = run / STATE
+    for _ in range(STATE_READS):
+        try:
+            return State(**json.loads(state.read_text())) if state.is_file() else State()
+        except ValueError:
+            time.sleep(0.2)
+    raise DataError(f"{state}: not readable; remove it, and run the job on the machine that has sent last")
+
+
+def unsent(place: ObjectPath) -> list[str]:
+    """Files at or below a place inside a run that a push of the run is sending, or was as it was cut off."""
+    names, found = place.key.split("/"), []
+    for depth in range(1, len(names)):
+        state = read_state(ObjectPath(place.store, "/".join(names[:depth])))
+        inside = "/".join(names[depth:])
+        found += [name for name in state.sending + state.replacing if f"{name}/".startswith(f"{inside}/")]
+    return found
 
 
 def is_mirrored(name: str) -> bool:

@@ -33,8 +33,8 @@ def _anywhere(value: object) -> AnyPath:
 
 def _model(reference: str) -> str:
     if "://" in reference:
-        ObjectPath.parse(reference)
-        if masked(reference) != reference:
+        store = ObjectPath.parse(reference).store
+        if masked(store) != store:
             raise ValueError(
                 "the URI of a model is shown in cards and reports, so it may hold no credentials; give the nodes a "
                 "role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in their environment"

@@ -150,9 +150,11 @@ def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -
         written = (raw.get(section) or {}).get(name)
         if written and not Path(written).is_absolute() and Path(written).is_dir():
             sets.append(f"{key}={Path(written).absolute()}")
-    written = (raw.get("prepare") or {}).get("sources", [])
-    if config.prepare and any(_is_relative(one.get(key)) for one in written for key in ("path", "corpus")):
-        sources = [one.model_dump(mode="json", exclude_unset=True) for one in config.prepare.sources]
+    sources = [dict(one) for one in (raw.get("prepare") or {}).get("sources", [])]
+    relative = [(one, key) for one in sources for key in ("path", "corpus") if _is_relative(one.get(key))]
+    for one, key in relative:
+        one[key] = str(Path(one[key]).absolute())
+    if relative:
         sets.append(f"prepare.sources={json.dumps(sources, ensure_ascii=False)}")
     return sets
 

@@ -107,11 +107,17 @@ def build_run(config: RunConfig) -> Application:
             # that Ray says it, in plain text.
             max_ongoing_requests=2 * most,
             max_queued_requests=most,
-            ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": {"env_vars": ENVIRONMENT}},
+            ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": _ingress_environment()},
             **_common(settings, 1, settings.max_ingress_replicas, INGRESS_REQUESTS),
         )
         .bind(settings, source, config.tasks, encoder, slices)
     )
+
+
+def _ingress_environment() -> dict[str, object]:
+    """The environment of the job with ours added: Ray takes one that a deployment has in place of the job's."""
+    job = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
+    return {**job, "env_vars": {**job.get("env_vars", {}), **ENVIRONMENT}}
 
 
 def _common(settings: ServeConfig, least: int, most: int, target: int) -> dict[str, object]:

@@ -69,11 +69,17 @@ class Ingress:
         backend = Deployments(settings, encoder, slices, self._metrics.retried)
         self.service = Service(settings, tasks, served, backend, Keys(settings.api_keys_file))
         OVERLOAD.gate = backend
+        self._following: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application; Ray calls this in the event loop that will answer requests."""
         self._following = asyncio.get_running_loop().create_task(self._follow_for_ever())
         return make_api(self.service, self._metrics.answered)
+
+    async def check_health(self) -> None:
+        """The replica is replaced when it follows the aliases no more, for whatever reason."""
+        if self._following is not None and self._following.done():
+            await self._following
 
     async def _follow_for_ever(self) -> None:
         noted: dict[str, tuple[str, str]] = {}

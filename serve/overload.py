@@ -18,7 +18,7 @@ from serve.gathering import FULL
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middleware"}
 """Of an ingress replica."""
-ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank"}
+ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/v2/rerank"}
 """Routes of which every request needs the encoder: under overload they are refused before their body is read."""
 REQUEST_ID = "x-request-id"
 

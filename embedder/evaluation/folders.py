@@ -15,7 +15,9 @@ from typing import Any, Literal
 from embedder.config import EncoderConfig
 from embedder.errors import ModelError
 from embedder.evaluate_config import FolderRetriever
+from embedder.fetched import local
 from embedder.locate import locate_model
+from embedder.storage import ObjectPath
 from embedder.tasks import Side, TaskSpec
 
 Pooling = Literal["cls", "mean", "last"]
@@ -52,9 +54,10 @@ def read_folder(model: str) -> FolderFacts:
     """The facts of a model folder; nothing is known of a plain Hugging Face folder, nor of a hub model not here yet.
 
     Raises:
+        DataError: nothing is there in the object store, or it does not answer or refuses.
         ModelError: the folder is missing, or its vectors cannot be made with pooling alone.
     """
-    folder = Path(model).expanduser()
+    folder = local(ObjectPath.parse(model)) if "://" in model else Path(model).expanduser()
     listing = folder / "modules.json"
     if not listing.is_file():
         located = locate_model(model)
@@ -79,12 +82,22 @@ def read_folder(model: str) -> FolderFacts:
         raise ModelError(f"{folder}: its pooling leaves the prompt out (include_prompt), which is not known here")
     prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if isinstance(text, str)}
     return FolderFacts(
-        model=str(modules["Transformer"]),
+        model=_inside(model, modules["Transformer"], folder),
         pooling=_pooling(pooling, folder),
         max_tokens=next((one["max_seq_length"] for one in lengths if one.get("max_seq_length")), None),
         prompts=prompts,
         default_prompt=prompts.get(settings.get("default_prompt_name") or "", ""),
     )
+
+
+def _inside(model: str, transformer: Path, folder: Path) -> str:
+    """A model inside a folder, named as the folder is: another machine may have what was fetched somewhere else."""
+    place, mark, query = model.partition("?")
+    if "://" not in place:
+        return str(transformer)
+    if transformer == folder:
+        return model
+    return f"{place.removesuffix('/')}/{transformer.relative_to(folder).as_posix()}{mark}{query}"
 
 
 def _pooling(settings: Mapping[str, Any], folder: Path) -> Pooling:

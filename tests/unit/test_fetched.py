@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import yaml
 from embedder import fetched
 from embedder.config import Source
 from embedder.errors import ConfigError, DataError
+from embedder.evaluation.folders import read_folder
 from embedder.locate import locate_model, model_fingerprint
+from embedder.mirror import STATE
+from embedder.records import write_json
 from embedder.run_file import load_run
 from embedder.sources import read_source
 from embedder.storage import upload
@@ -96,6 +100,46 @@ def test_a_place_where_nothing_is_is_refused_and_a_folder_is_taken_where_it_is(
     with pytest.raises(DataError, match="s3://bucket/models/none: nothing is there; correct the path"):
         locate_model(object_store.open_uri("models/none"))
     assert fetched.local(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("what", ["sending", "replacing"])
+def test_a_model_of_a_run_that_is_not_all_there_yet_is_refused_and_its_neighbour_is_not(
+    object_store: ObjectStore, tiny_encoder_folder: Path, what: str
+) -> None:
+    run = object_store.path(f"runs/{what}")
+    for name in ("model", "model-before"):
+        send(tiny_encoder_folder, run / name)
+    write_json({"writer": "other", what: ["model/config.json", "x"]}, run / STATE)
+    with pytest.raises(DataError, match=r"model: a job is sending model/config\.json and 0 others"):
+        locate_model(object_store.open_uri(f"runs/{what}/model"))
+    assert isinstance(locate_model(object_store.open_uri(f"runs/{what}/model-before")), Path)
+    write_json({"writer": "other"}, run / STATE)
+    assert isinstance(locate_model(object_store.open_uri(f"runs/{what}/model")), Path)
+
+
+def test_a_retriever_in_a_store_is_named_by_its_place_for_every_machine(
+    object_store: ObjectStore, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    for name, module in (("flat", ""), ("deep", "0_Transformer")):
+        folder = tmp_path / name
+        shutil.copytree(tiny_encoder_folder, folder / module)
+        modules = [{"type": "x.Transformer", "path": module}, {"type": "x.Pooling", "path": "1_Pooling"}]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+        send(folder, object_store.path(f"retrievers/{name}"))
+        facts = read_folder(object_store.open_uri(f"retrievers/{name}"))
+        assert facts.pooling == "cls"
+        assert facts.model == object_store.open_uri(f"retrievers/{name}/{module}".removesuffix("/"))
+        found = locate_model(facts.model)
+        assert isinstance(found, Path) and (found / "config.json").is_file()
+        assert read_folder(str(folder)).model == str(folder / module)
+
+
+def test_an_at_sign_in_a_name_is_no_credential(tmp_path: Path) -> None:
+    run = {"paths": {"work": "w"}, "encoder": {"model": "s3://bucket/models/name@v2", "pooling": "cls"}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    assert load_run(tmp_path / "run.yaml").encoder.model == "s3://bucket/models/name@v2"
 
 
 @pytest.mark.parametrize(

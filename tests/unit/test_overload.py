@@ -56,7 +56,7 @@ def test_without_overload_and_without_an_ingress_all_pass(
 
 def test_requests_for_vectors_are_refused_in_the_shape_of_their_route(state: Overload, client: httpx.Client) -> None:
     state.gate = Encoders(is_full=True)
-    for path in ("/v1/embeddings", "/v1/rerank"):
+    for path in ("/v1/embeddings", "/v1/rerank", "/v2/rerank"):
         answer = client.post(path, content=b"no JSON", headers={"x-request-id": "mine"})
         assert (answer.status_code, answer.headers["retry-after"], answer.headers["x-request-id"]) == (429, "1", "mine")
         assert answer.json()["error"]["code"] == "overloaded"
@@ -64,4 +64,4 @@ def test_requests_for_vectors_are_refused_in_the_shape_of_their_route(state: Ove
     assert (answer.status_code, answer.json()["error_type"]) == (429, "overloaded")
     assert len(answer.headers["x-request-id"]) == 36
     assert client.post("/v1/search", content="a search").text == "a search"
-    assert state.refused == 3
+    assert state.refused == 4

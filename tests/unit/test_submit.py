@@ -99,6 +99,16 @@ def test_sources_and_models_in_an_object_store_stay_as_they_are_written(reposito
     assert "--set" not in entrypoint
 
 
+def test_beside_a_relative_source_one_in_an_object_store_stays_as_it_is_written(repository):
+    stored = {**RUN["prepare"]["sources"][0], "path": "s3://bucket/nq?region=r&allow_delayed_open=true"}
+    relative = {**RUN["prepare"]["sources"][0], "dataset": "mine", "path": "data/nq"}
+    write_run(repository / "run.yaml", {**RUN, "prepare": {"sources": [stored, relative]}})
+    _, entrypoint = words_of(plan_submission("prepare", Path("run.yaml"), []))
+    (handed,) = [word for word in entrypoint if word.startswith("prepare.sources=")]
+    sources = json.loads(handed.partition("=")[2])
+    assert sources == [stored, {**relative, "path": str(repository / "data/nq")}]
+
+
 def test_the_id_is_that_of_the_run_and_its_settings(repository):
     ids = [
         plan_submission("label", Path("run.yaml"), overrides).submission_id for overrides in ([], [], ["label.seed=3"])
