@@ -50,8 +50,8 @@ class Catalog:
         Raises:
             BundleError: the file is damaged.
         """
-        known = self.versions()
         named: dict[str, list[str]] = self._read().get("previous", {})
+        known = self.versions() if any(named.values()) else []
         return {alias: [version for version in versions if version in known] for alias, versions in named.items()}
 
     def settle(self, alias: str, version: str, successor: str) -> None:

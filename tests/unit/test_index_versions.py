@@ -18,6 +18,7 @@ from embedder.index.filters import equals
 from embedder.index.opened import OpenIndex, combine
 from embedder.index.sealed import hash_files
 from embedder.index.settings import SearchOptions
+from embedder.index.writes import lacking
 from tests.unit.index_cases import documents_of, ids, unit, write_version
 
 NAMES = [f"b{i:02}" for i in range(30)]
@@ -188,6 +189,26 @@ def test_what_an_alias_named_before_is_known_until_it_is_settled_or_gone(catalog
     assert catalog.previous() == {"live": ["one"], "next": []}
     catalog.drop("next")
     assert catalog.previous() == {"live": ["one"]}
+
+
+def test_a_snapshot_knows_when_its_documents_were_written(catalog):
+    """So that it takes what was written to the first version later, and gives back what was written to it."""
+
+    def texts(index: OpenIndex) -> dict[str, str]:
+        return {hit.id: hit.text for hit in index.search("qa", SearchOptions(k=50), QUERY[:1]).hits()[0]}
+
+    one = opened(catalog)
+    one.upsert("qa", documents_of(["note", "b01"], mood="bad"), VECTORS[30:32])
+    one.snapshot(catalog, "two")
+    two = opened(catalog, "two")
+    one.upsert("qa", [Document(id="note", text="changed", dataset="d")], VECTORS[30:31])
+    one.delete("qa", [("b01", "d")])
+    two.delete("qa", [("b02", "d")])
+    for there, here in ((one, two), (two, one)):
+        changes = there.changes("qa", lacking(there.writes("qa"), here.writes("qa")))
+        due = here.due("qa", changes)
+        assert here.carry("qa", changes, VECTORS[: len(changes)]) == due == list(range(len(changes))) and due
+    assert texts(one) == texts(two) and texts(one)["note"] == "changed" and len(texts(one)) == 29
 
 
 def test_a_version_is_never_overwritten_by_another(catalog):
