@@ -258,7 +258,7 @@ def read_state(run: ObjectPath) -> State:
     for _ in range(STATE_READS):
         try:
             return State(**json.loads(state.read_text())) if state.is_file() else State()
-        except ValueError:
+        except (ValueError, TypeError):
             time.sleep(0.2)
     raise DataError(f"{state}: not readable; remove it, and run the job on the machine that has sent last")
 
@@ -334,7 +334,7 @@ def _pushing(mirror: Mirror) -> Iterator[None]:
         pusher.join()
         try:
             mirror.push()
-        except DataError as error:
+        except (DataError, OSError) as error:
             if not has_failed:
                 raise
             logger.error("not all that the job wrote was sent: %s", error)
@@ -345,5 +345,5 @@ def _push_on(mirror: Mirror, ended: Event) -> None:
     while not ended.wait(PUSH_S):
         try:
             mirror.push()
-        except DataError as error:
+        except (DataError, OSError) as error:
             logger.warning("what the job has written so far was not sent: %s", error)

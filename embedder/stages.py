@@ -16,12 +16,14 @@ from embedder import __version__
 from embedder.config import RunConfig
 from embedder.fetched import local
 from embedder.locate import file_sha256, locate_model, model_fingerprint
+from embedder.paths import Paths
 from embedder.records import content_id, write_json
 from embedder.storage import AnyPath, ObjectPath
+from embedder.train_config import NEUTRAL
 
-RESOURCES = {
-    *("num_actors", "min_actors", "cpus_per_actor", "gpus_per_actor", "num_workers", "gpus_per_worker"),
-    *("batch_tokens", "device_map", "block_rows", "dry_run_groups", "save_every", "max_failures"),
+RESOURCES = NEUTRAL | {
+    *("num_actors", "min_actors", "cpus_per_actor", "gpus_per_actor"),
+    *("batch_tokens", "device_map", "block_rows", "dry_run_groups"),
 }
 """Settings that change where and how fast work is done, not what comes out."""
 
@@ -50,6 +52,13 @@ def _reranker(config: RunConfig) -> str | None:
 def _sources(config: RunConfig) -> list[AnyPath]:
     sources = config.prepare.sources if config.prepare else []
     return [local(path) for source in sources for path in (source.path, source.corpus) if path is not None]
+
+
+def _trained_on(config: RunConfig) -> list[Paths]:
+    """Of this run, and of those that are replayed."""
+    replay = config.train and config.train.replay
+    runs = replay.runs if replay else []
+    return [config.paths, *(config.paths.model_copy(update={"work": run.work, "round": run.round}) for run in runs)]
 
 
 STAGES = {
@@ -82,7 +91,9 @@ STAGES = {
         Stage(
             "train",
             ("train", "encoder", "tasks"),
-            reads=lambda config: [config.paths.queries, config.paths.candidates, config.paths.labelled],
+            reads=lambda config: [
+                path for paths in _trained_on(config) for path in (paths.queries, paths.candidates, paths.labelled)
+            ],
             writes=lambda config: [config.paths.model],
             models=lambda config: [config.encoder.model],
         ),

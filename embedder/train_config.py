@@ -93,6 +93,14 @@ class ReplayConfig(Section):
         return self
 
 
+NEUTRAL = {
+    *("save_every", "max_failures", "num_workers", "min_workers", "gpus_per_worker"),
+    *("zero_stage", "offload_optimizer", "chunk_tokens", "gradient_checkpointing"),
+    *("tensorboard", "mlflow", "wandb"),
+}
+"""Settings of a training that change nothing of its result but rounding; it can be resumed with others of them."""
+
+
 class TrainConfig(Section):
     """Rewards to a trained encoder."""
 

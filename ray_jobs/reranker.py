@@ -22,9 +22,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, Result, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from embedder.config import RerankerConfig, RunConfig
 from embedder.errors import ConfigError, DataError
@@ -33,7 +32,9 @@ from embedder.lineage import install_model, read_lineage
 from embedder.locate import locate_model, model_fingerprint
 from embedder.records import content_id, group_id, row_seed
 from embedder.row_ids import RowIds
+from embedder.train_config import NEUTRAL
 from embedder.training.cross_encoder import load_cross_encoder
+from embedder.training.job import MetricsReader, append_metrics
 from embedder.training.reranker import (
     EXPORT,
     MEASURED_GROUPS,
@@ -44,7 +45,7 @@ from embedder.training.reranker import (
     read_agreement,
     write_reranker_rows,
 )
-from ray_jobs.fit import fit_with_progress
+from ray_jobs.fit import fit_with_progress, make_trainer
 from ray_jobs.label_plan import Planner, in_parts, survey
 from ray_jobs.session import actor_pool
 from ray_jobs.sight import tracked
@@ -136,7 +137,7 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
 def run_name(config: RunConfig, rows: list[dict[str, Any]]) -> str:
     """Identity of a reranker: where it starts, the settings that change the result, and the rewards, in any order."""
     start = section(config)
-    settings = start.model_dump(exclude={"model", "llm_groups", "num_workers", "gpus_per_worker", "save_every"})
+    settings = start.model_dump(exclude=NEUTRAL | {"model", "llm_groups"})
     temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
     rewards = sorted((row["row_id"], row["label_fingerprint"], row["rewards"] or []) for row in rows)
     return content_id(model_fingerprint(locate_model(start.model)), settings, temperatures, rewards)[:16]
@@ -166,31 +167,19 @@ class WorkerJob:
     training: RerankerJob
     metrics: Path
 
-    def steps_done(self) -> int:
-        """Steps made so far, as the last line of the metrics tells."""
-        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
-        return int(json.loads(lines[-1])["step"]) + 1 if lines else 0
-
 
 def _fit(config: RunConfig, job: WorkerJob, storage: Path, name: str) -> Result:
     settings = section(config)
-    resources = {"GPU": settings.gpus_per_worker, "CPU": 1} if settings.gpus_per_worker else {"CPU": 1}
     failures = config.train.max_failures if config.train else MAX_FAILURES
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=settings.num_workers, use_gpu=bool(settings.gpus_per_worker), resources_per_worker=resources
-        ),
-        run_config=RayRunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
+    run = RayRunConfig(
+        name=name,
+        storage_path=str(storage),
+        failure_config=FailureConfig(max_failures=failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=2),
     )
-    return fit_with_progress(trainer, "reranker: steps", settings.steps, job.steps_done)
+    trainer = make_trainer(train_worker, job, run, workers=settings.num_workers, gpus=settings.gpus_per_worker)
+    reader = MetricsReader(job.metrics, RerankerStep)
+    return fit_with_progress(trainer, "reranker: steps", settings.steps, reader, lambda: "")
 
 
 def train_worker(settings: dict[str, WorkerJob]) -> None:
@@ -203,8 +192,7 @@ def train_worker(settings: dict[str, WorkerJob]) -> None:
 
     def report(step: RerankerStep, write_checkpoint: Callable[[Path], None] | None) -> None:
         if is_first:
-            with job.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(step)) + "\n")
+            append_metrics(job.metrics, step)
         if write_checkpoint is None:
             return
         if not is_first:

@@ -16,9 +16,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ray.train import FailureConfig, ScalingConfig
+from ray.train import FailureConfig
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from embedder.config import RunConfig
 from embedder.cost import Work, measured_rate
@@ -28,30 +27,23 @@ from embedder.lineage import install_model
 from embedder.records import content_id
 from embedder.reports import StageReport, console
 from embedder.storage import replacing
-from embedder.train_config import TrainConfig
+from embedder.train_config import NEUTRAL, TrainConfig
 from embedder.training.card import model_card
 from embedder.training.data import write_training_rows
 from embedder.training.estimate import work_of
-from embedder.training.job import MetricsReader, TrainingJob, live_note, report_lines
+from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, live_note, report_lines
 from embedder.training.report import summarise
 from embedder.training.report_page import write_report
 from embedder.training.split import split_groups
 from embedder.training.start import check_start
 from embedder.training.trackers import check_trackers
-from ray_jobs.fit import fit_with_progress
+from ray_jobs.fit import fit_with_progress, make_trainer
 from ray_jobs.session import Job, main
 from ray_jobs.train_groups import TrainingGroups, training_groups
 from ray_jobs.worker import train_worker
 
 FORMAT = 2
-"""Of checkpoints; a run of another one is not gone on with."""
-HOW_NOT_WHAT = {
-    *("save_every", "max_failures", "num_workers", "min_workers", "gpus_per_worker"),
-    *("zero_stage", "offload_optimizer", "chunk_tokens", "gradient_checkpointing"),
-    *("replay", "tensorboard", "mlflow", "wandb"),
-}
-"""Settings that a run may be gone on with in another form: they change nothing but rounding, and of the replay only
-which groups it chose counts."""
+"""Of checkpoints; a run of another one is not resumed."""
 
 
 def section(config: RunConfig) -> TrainConfig:
@@ -87,7 +79,7 @@ def run(config: RunConfig) -> StageReport:
         _fit(job, config.paths.training, name)
     if not job.exported.is_dir():
         raise DataError(f"training {name} ended without a model; see {job.folder}")
-    steps = MetricsReader(job.metrics).steps()
+    steps = MetricsReader(job.metrics, StepMetrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
     numbers = summarise(steps, sizes, left_out, outcome, settings)
     with replacing(job.exported / "README.md") as file:
@@ -105,7 +97,8 @@ def run(config: RunConfig) -> StageReport:
 
 def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
-    settings = section(config).model_dump(mode="json", exclude=HOW_NOT_WHAT)
+    # Of the replay only which groups it chose counts.
+    settings = section(config).model_dump(mode="json", exclude=NEUTRAL | {"replay"})
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
     return content_id(
         FORMAT, encoder_fingerprint(config.encoder.model_copy(update={"int8": False})), settings, tasks, taken.identity
@@ -124,31 +117,16 @@ def _announce(work: Work, settings: TrainConfig) -> None:
 def _fit(job: TrainingJob, storage: Path, name: str) -> None:
     """Run the workers, showing progress from the metrics that the first of them writes."""
     settings = job.config
-    resources = {"GPU": settings.gpus_per_worker, "CPU": 1} if settings.gpus_per_worker else {"CPU": 1}
-    least = settings.min_workers
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=settings.num_workers if least is None else (least, settings.num_workers),
-            use_gpu=bool(settings.gpus_per_worker),
-            resources_per_worker=resources,
-        ),
-        run_config=RayRunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-        ),
+    least, most = settings.min_workers, settings.num_workers
+    run = RayRunConfig(
+        name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=settings.max_failures)
     )
-    reader = MetricsReader(job.metrics)
-
-    def steps_done() -> int:
-        steps = reader.steps()
-        return steps[-1].step + 1 if steps else 0
-
+    trainer = make_trainer(
+        train_worker, job, run, workers=most if least is None else (least, most), gpus=settings.gpus_per_worker
+    )
+    reader = MetricsReader(job.metrics, StepMetrics)
     fit_with_progress(
-        trainer, "train: steps", settings.steps, steps_done, lambda: live_note(reader.steps(), settings.batch_size)
+        trainer, "train: steps", settings.steps, reader, lambda: live_note(reader.steps(), settings.batch_size)
     )
 
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,12 +26,20 @@ FAILURES = (RuntimeError, IndexError, ValueError, TypeError, MemoryError)
 """What a forward pass raises on rows it cannot take, and where memory is short (torch's own is a RuntimeError)."""
 
 
+class Failure(NamedTuple):
+    """Why a row has no vector."""
+
+    reason: str
+    is_of_the_model: bool
+    """The model took the row, and gave a vector that is none."""
+
+
 class NotEncodable(Exception):
     """A row that the model fails on even alone."""
 
-    def __init__(self, place: int, reason: str) -> None:
-        super().__init__(place, reason)
-        self.place, self.reason = place, reason
+    def __init__(self, row: int, failure: Failure) -> None:
+        super().__init__(row, failure.reason)
+        self.row, self.failure = row, failure
 
 
 @dataclass(eq=False)
@@ -44,11 +53,11 @@ class _Job:
     taken: int = 0
     since: float = field(default_factory=time.perf_counter)
 
-    def settle(self, outcome: np.ndarray | str) -> None:
+    def settle(self, outcome: np.ndarray | Failure) -> None:
         """Note the vector of the next row, or why there is none, which ends the request."""
         if self.done.done():
             return
-        if isinstance(outcome, str):
+        if isinstance(outcome, Failure):
             self.done.set_exception(NotEncodable(len(self.vectors), outcome))
             return
         self.vectors.append(outcome)
@@ -115,13 +124,14 @@ class TokenBatcher:
         return batch
 
 
-def run_apart(run: Run, rows: Sequence[TokenRow]) -> list[np.ndarray | str]:
+def run_apart(run: Run, rows: Sequence[TokenRow]) -> list[np.ndarray | Failure]:
     """For each row its vector, or why it has none. Where a batch fails, its halves are tried, down to single rows."""
     try:
         vectors = run(list(rows))
     except FAILURES as error:
         if len(rows) == 1:
-            return [f"the model failed on it ({type(error).__name__})"]
+            return [Failure(f"the model failed on it ({type(error).__name__})", is_of_the_model=False)]
         middle = len(rows) // 2
         return run_apart(run, rows[:middle]) + run_apart(run, rows[middle:])
-    return [vector if np.isfinite(vector).all() else "its vector is not finite" for vector in vectors]
+    bad = Failure("its vector is not finite", is_of_the_model=True)
+    return [vector if np.isfinite(vector).all() else bad for vector in vectors]

@@ -59,7 +59,10 @@ class Carrier:
         self._backend, self._source, self._is_on = backend, source, is_on
         self._late_s = timeout_s + LATE_S
         self._before: dict[_Move, asyncio.Task[None]] = {}
-        self._after: dict[_Move, asyncio.Task[None]] = {}
+        self._made: set[_Move] = set()
+        """Moves of this ingress that `look` has not seen."""
+        self._after: dict[tuple[_Move, int], asyncio.Task[None]] = {}
+        """By the move, and when the alias left the old version."""
 
     async def carried(self, alias: str, old: Version, new: Version) -> bool:
         """Whether what was written to a version is in another one too; begins that work, and never waits for long.
@@ -83,6 +86,7 @@ class Carrier:
             await work
         except (EmbedderError, OSError) as error:
             logger.error("%s moves from %s to %s, but not yet all documents: %s", alias, old.name, new.name, error)
+        self._made.add(move)
         return True
 
     def look(self, served: Served) -> None:
@@ -96,12 +100,15 @@ class Carrier:
             for move in [move for move in self._before if move.alias == alias]:
                 # The alias went back before it had moved; what was carried for that is of no account later.
                 self._before.pop(move).cancel()
-            for old in previous.get(alias, []):
-                move = _Move(alias, old, new.name)
-                if move not in self._after:
-                    self._after[move] = asyncio.create_task(self._finish(move, new))
+            left = {_Move(alias, old, new.name): when for old, when in previous.get(alias, {}).items()}
+            # An ingress that moved long before this one may have settled what still comes late here.
+            late = {move: time.time_ns() for move in self._made if (move.alias, move.new) == (alias, new.name)}
+            for move, left_ns in (late | left).items():
+                if (move, left_ns) not in self._after:
+                    self._after[move, left_ns] = asyncio.create_task(self._finish(move, left_ns, new))
+            self._made = {move for move in self._made if move.alias != alias}
 
-    async def _finish(self, move: _Move, new: Version) -> None:
+    async def _finish(self, move: _Move, left_ns: int, new: Version) -> None:
         """Carry what comes late, until nothing can come any more."""
         try:
             if self._is_on:
@@ -109,12 +116,13 @@ class Carrier:
                 for pause in (AGAIN_S, self._late_s - AGAIN_S):
                     await asyncio.sleep(pause)
                     await self._carry(old, new)
-            self._source.catalog.settle(move.alias, move.old, move.new)
+            self._source.catalog.settle(move.alias, move.old, left_ns, move.new)
         except (EmbedderError, ApiError, TimeoutError, OSError) as error:
             logger.error("what was written to %s is not all in %s yet: %s", move.old, move.new, error)
             await asyncio.sleep(RETRY_S)
+            self._made.add(move)
         finally:
-            del self._after[move]
+            del self._after[move, left_ns]
 
     async def _carry(self, old: Version, new: Version) -> None:
         async with _alone(self._source.folder / "carrying.lock"):

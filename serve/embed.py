@@ -91,8 +91,8 @@ class EncoderReplica:
         except NotEncodable as error:
             await self._blame(model)
             self._metrics.poisoned()
-            status = 500 if "finite" in error.reason else 400
-            return ApiError(status, f"text {error.place}: {error.reason}", param="input", code="not_encodable")
+            status, reason = 500 if error.failure.is_of_the_model else 400, error.failure.reason
+            return ApiError(status, f"text {error.row}: {reason}", param="input", code="not_encodable")
 
     async def prepare(self, version: str) -> None:
         """Load the model of a version, and try it.
@@ -134,7 +134,7 @@ class EncoderReplica:
         try:
             vector_ND = await model.batcher.submit(rows)
         except NotEncodable as error:
-            raise RuntimeError(f"the encoder fails on any text: {error.reason}") from error
+            raise RuntimeError(f"the encoder fails on any text: {error.failure.reason}") from error
         if abs(float(np.linalg.norm(vector_ND[0])) - 1) > UNIT:
             raise RuntimeError("the encoder gives vectors that are not of length 1")
 

@@ -2,7 +2,7 @@
 
     versions/NAME/     a bundle, never changed
     states/NAME/       what was written to its index since (embedder.index.living)
-    aliases.json       alias -> version, and which ones it named before
+    aliases.json       alias -> version, and which ones it named before until when
 
 A kill at any moment leaves the old or the new version, and the old or the new alias.
 """
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +45,27 @@ class Catalog:
         aliases: dict[str, str] = self._read()["aliases"]
         return aliases
 
-    def previous(self) -> dict[str, list[str]]:
-        """By alias the versions that it named before, oldest first, as far as they are still there and not settled.
+    def previous(self) -> dict[str, dict[str, int]]:
+        """By alias the versions that it named before and when it left them (ns since 1970), the first one left first.
+
+        Those that are not there any more or are settled are left out.
 
         Raises:
             BundleError: the file is damaged.
         """
-        named: dict[str, list[str]] = self._read().get("previous", {})
+        named: dict[str, dict[str, int]] = self._read()["previous"]
         known = self.versions() if any(named.values()) else []
-        return {alias: [version for version in versions if version in known] for alias, versions in named.items()}
+        return {alias: {one: left[one] for one in left if one in known} for alias, left in named.items()}
 
-    def settle(self, alias: str, version: str, successor: str) -> None:
-        """Forget that an alias named a version before, if it names that successor: nothing of it is needed any more."""
+    def settle(self, alias: str, version: str, left_ns: int, successor: str) -> None:
+        """Forget that an alias named a version before: nothing of it is needed any more.
+
+        Only if the alias has not left it again since that time, and names that successor.
+        """
         with locked(self.folder / "catalog.lock"):
             previous = self.previous()
-            if version in previous.get(alias, []) and self.aliases().get(alias) == successor:
-                previous[alias].remove(version)
+            if previous.get(alias, {}).get(version) == left_ns and self.aliases().get(alias) == successor:
+                del previous[alias][version]
                 self._write_aliases(self.aliases(), previous)
 
     def resolve(self, name: str) -> str:
@@ -96,8 +102,9 @@ class Catalog:
         with locked(self.folder / "catalog.lock"):
             aliases, previous, target = self.aliases(), self.previous(), self.resolve(version)
             if aliases.get(alias, target) != target:
-                left = [one for one in previous.get(alias, []) if one not in {target, aliases[alias]}]
-                previous[alias] = [*left, aliases[alias]]
+                moved = {target, aliases[alias]}
+                left = {one: when for one, when in previous.get(alias, {}).items() if one not in moved}
+                previous[alias] = {**left, aliases[alias]: time.time_ns()}
             self._write_aliases({**aliases, alias: target}, previous)
 
     def drop(self, alias: str) -> None:
@@ -172,16 +179,16 @@ class Catalog:
         path = self.folder / "aliases.json"
         try:
             raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if raw["digest"] != content_id(raw["aliases"]):
+            if raw["digest"] != content_id(raw["aliases"], raw["previous"]):
                 raise ValueError("its digest does not fit its content")
         except FileNotFoundError:
-            return {"aliases": {}}
+            return {"aliases": {}, "previous": {}}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(f"{path}: not readable ({error}); remove it and set the aliases again") from error
         return raw
 
-    def _write_aliases(self, aliases: dict[str, str], previous: dict[str, list[str]]) -> None:
-        content = {"aliases": aliases, "previous": previous, "digest": content_id(aliases)}
+    def _write_aliases(self, aliases: dict[str, str], previous: dict[str, dict[str, int]]) -> None:
+        content = {"aliases": aliases, "previous": previous, "digest": content_id(aliases, previous)}
         write_durably(self.folder / "aliases.json", (json.dumps(content, indent=2) + "\n").encode())
 
     def _check_name(self, name: str) -> None:

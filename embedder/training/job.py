@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from embedder.config import EncoderConfig
 from embedder.tasks import TaskSpec
@@ -74,7 +74,20 @@ class StepMetrics:
     """NDCG by task, where the step was followed by a measurement."""
 
 
-def append_metrics(path: Path, metrics: StepMetrics) -> None:
+class Metrics(Protocol):
+    """A dataclass of what a step reports."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def step(self) -> int:
+        """Counted from 0."""
+
+
+M = TypeVar("M", bound=Metrics)
+
+
+def append_metrics(path: Path, metrics: Metrics) -> None:
     """Add one JSON line; a step that is repeated after a resume stands twice, and the later line counts."""
     with path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
@@ -83,14 +96,19 @@ def append_metrics(path: Path, metrics: StepMetrics) -> None:
         file.write(torn + json.dumps(asdict(metrics)).encode() + b"\n")
 
 
-class MetricsReader:
-    """Reads metrics while they are written, each line once."""
+class MetricsReader(Generic[M]):
+    """Reads metrics of one type while they are written, each line once."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._read = path, 0
-        self._by_step: dict[int, StepMetrics] = {}
+    def __init__(self, path: Path, record: type[M]) -> None:
+        self._path, self._record, self._read = path, record, 0
+        self._by_step: dict[int, M] = {}
 
-    def steps(self) -> list[StepMetrics]:
+    def steps_done(self) -> int:
+        """Steps made so far."""
+        steps = self.steps()
+        return steps[-1].step + 1 if steps else 0
+
+    def steps(self) -> list[M]:
         """The metrics of every step so far, in order."""
         if self._path.is_file():
             with self._path.open("rb") as file:
@@ -104,7 +122,7 @@ class MetricsReader:
 
     def _add(self, line: bytes) -> None:
         try:
-            metrics = StepMetrics(**json.loads(line))
+            metrics = self._record(**json.loads(line))
         except ValueError:
             return  # cut by a kill; the step is repeated after the resume
         self._by_step[metrics.step] = metrics

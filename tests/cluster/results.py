@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from embedder.bundle import verify
 from embedder.config import RunConfig
 from embedder.index.catalog import Catalog
-from embedder.training.job import MetricsReader
+from embedder.training.job import MetricsReader, StepMetrics
 from ray_jobs.tables import labelled_ledger
 from tests.cluster.label_helpers import labels
 
@@ -50,7 +50,9 @@ def labelled(config: RunConfig) -> object:
 def trained(config: RunConfig) -> object:
     """The losses of each step, and the weights."""
     (metrics,) = config.paths.training.glob("*/metrics.jsonl")
-    losses = [(one.step, one.losses, one.learning_rate, one.paces) for one in MetricsReader(metrics).steps()]
+    losses = [
+        (one.step, one.losses, one.learning_rate, one.paces) for one in MetricsReader(metrics, StepMetrics).steps()
+    ]
     return losses, (config.paths.model / "model.safetensors").read_bytes()
 
 

@@ -15,7 +15,7 @@ from embedder.bundle import verify
 from embedder.ledger import Ledger
 from embedder.records import LABELLED, group_id
 from embedder.run_file import load_run
-from embedder.training.job import MetricsReader
+from embedder.training.job import MetricsReader, StepMetrics
 from ray_jobs.tables import candidate_groups, labelled_ledger
 from tests.cluster.conftest import Cluster
 from tests.cluster.results import served_bundle
@@ -110,7 +110,7 @@ def test_train_killed_half_way_goes_on_and_a_finished_run_trains_no_more(cluster
 def _steps(training: Path) -> list[tuple[int, float]]:
     """Step and loss of the only run below a folder."""
     files = list(training.glob("*/metrics.jsonl"))
-    return [(one.step, one.loss) for path in files for one in MetricsReader(path).steps()]
+    return [(one.step, one.loss) for path in files for one in MetricsReader(path, StepMetrics).steps()]
 
 
 def test_index_writes_a_bundle_that_verifies_and_a_second_run_encodes_nothing(cluster: Cluster, run_file: Path) -> None:

@@ -174,9 +174,10 @@ def test_what_is_written_while_the_alias_moves_is_found_after_it(running: Runnin
             deadline = time.monotonic() + 20
             while True:
                 (hits,) = admin.post("/v1/search", json=body).json()["results"]
-                if {hit["id"]: hit["text"] for hit in hits} == texts:
+                differs = texts.items() ^ {hit["id"]: hit["text"] for hit in hits}.items()
+                if not differs:
                     break
-                assert time.monotonic() < deadline, (hits, texts)
+                assert time.monotonic() < deadline, (version, sorted(differs))
                 time.sleep(0.5)
         admin.post(
             "/v1/indexes/live/documents/delete",

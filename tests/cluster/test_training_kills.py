@@ -58,7 +58,9 @@ def trainings(run_file: Path) -> list[Path]:
 
 def steps(run_file: Path) -> list[StepMetrics]:
     """What the only training of a run has reported."""
-    return [step for folder in trainings(run_file) for step in MetricsReader(folder / "metrics.jsonl").steps()]
+    return [
+        step for folder in trainings(run_file) for step in MetricsReader(folder / "metrics.jsonl", StepMetrics).steps()
+    ]
 
 
 def train_workers() -> list[int]:

@@ -175,20 +175,23 @@ def test_what_an_alias_named_before_is_known_until_it_is_settled_or_gone(catalog
     for name in ("two", "two", "three"):
         catalog.point("live", name)
     catalog.point("next", "three")
-    assert catalog.previous() == {"live": ["one", "two"]}
-    catalog.settle("live", "three", "three")
-    catalog.settle("live", "one", "two")
-    assert catalog.previous() == {"live": ["one", "two"]}
-    catalog.settle("live", "one", "three")
-    assert (catalog.previous(), catalog.aliases()) == ({"live": ["two"]}, {"live": "three", "next": "three"})
+    left = catalog.previous()["live"]
+    assert list(left) == ["one", "two"] and left["one"] < left["two"]
+    catalog.settle("live", "three", left["two"], "three")
+    catalog.settle("live", "one", left["one"], "two")
+    catalog.settle("live", "one", left["one"] - 1, "three")
+    assert catalog.previous() == {"live": left}
+    catalog.settle("live", "one", left["one"], "three")
+    assert catalog.previous() == {"live": {"two": left["two"]}}
+    assert catalog.aliases() == {"live": "three", "next": "three"}
     catalog.point("live", "one")
     catalog.point("live", "two")
-    assert catalog.previous() == {"live": ["three", "one"]}
+    assert list(catalog.previous()["live"]) == ["three", "one"]
     catalog.point("next", "one")
     catalog.remove("three")
-    assert catalog.previous() == {"live": ["one"], "next": []}
+    assert {alias: list(left) for alias, left in catalog.previous().items()} == {"live": ["one"], "next": []}
     catalog.drop("next")
-    assert catalog.previous() == {"live": ["one"]}
+    assert list(catalog.previous()) == ["live"]
 
 
 def test_a_snapshot_knows_when_its_documents_were_written(catalog):
@@ -221,7 +224,9 @@ def test_a_version_is_never_overwritten_by_another(catalog):
     assert count(opened(catalog)) == 30
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"aliases": {"live": "two"}, "digest": "0"}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"aliases": {"live": "two"}, "previous": {}, "digest": "0"}', b"\xff"]
+)
 def test_damaged_aliases_are_refused(catalog, content):
     (catalog.folder / "aliases.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"aliases\.json"):

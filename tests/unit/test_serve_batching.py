@@ -92,7 +92,8 @@ def test_poison_fails_alone():
 
     (good, bad, other), _ = run(scenario, 2000)
     assert np.array_equal(good, [vector_of([1])]) and np.array_equal(other, [vector_of([3])])
-    assert isinstance(bad, NotEncodable) and bad.place == 1 and "IndexError" in bad.reason
+    assert isinstance(bad, NotEncodable) and bad.row == 1 and "IndexError" in bad.failure.reason
+    assert not bad.failure.is_of_the_model
 
 
 def test_what_nobody_waits_for_any_more_is_not_computed():
@@ -127,7 +128,7 @@ def test_it_goes_on_after_it_was_idle():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_vector_that_is_not_finite_fails_alone(value):
     outcomes = run_apart(lambda rows: np.array([[1.0], [value]], dtype=np.float32), [[1], [2]])
-    assert np.array_equal(outcomes[0], [1.0]) and "not finite" in outcomes[1]
+    assert np.array_equal(outcomes[0], [1.0]) and outcomes[1] == ("its vector is not finite", True)
 
 
 def test_a_batch_too_large_for_the_memory_is_halved():
