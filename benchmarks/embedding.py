@@ -176,7 +176,7 @@ def ray_part(bench: Bench) -> Found:
         with tempfile.TemporaryDirectory() as folder:
             table = pa.Table.from_pylist(rows, schema=TO_ENCODE)
             began = time.time()
-            blocks = ray.data.from_arrow(shared_out([table], ACTORS)).map_batches(
+            blocks = ray.data.from_arrow(shared_out(table, table.num_rows, ACTORS)).map_batches(
                 TimedBlocks,
                 fn_constructor_args=(bench.config, Path(folder)),
                 batch_size=BLOCK_ROWS,

@@ -13,8 +13,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from embedder import __version__
+from embedder.bundle import Manifest
 from embedder.config import RunConfig
 from embedder.fetched import local
+from embedder.index.catalog import Catalog
 from embedder.locate import file_sha256, locate_model, model_fingerprint
 from embedder.paths import Paths
 from embedder.records import content_id, write_json
@@ -52,6 +54,13 @@ def _reranker(config: RunConfig) -> str | None:
 def _sources(config: RunConfig) -> list[AnyPath]:
     sources = config.prepare.sources if config.prepare else []
     return [local(path) for source in sources for path in (source.path, source.corpus) if path is not None]
+
+
+def _built(config: RunConfig) -> list[AnyPath]:
+    """The version that was built last; which one an alias names is for those to say who run the service."""
+    catalog = Catalog(config.paths.indexes)
+    version = catalog.built()
+    return [catalog.bundle(version) / Manifest.FILE] if version else []
 
 
 def _trained_on(config: RunConfig) -> list[Paths]:
@@ -101,7 +110,7 @@ STAGES = {
             "index",
             ("index", "encoder", "tasks"),
             reads=lambda config: [config.paths.corpus],
-            writes=lambda config: [config.paths.indexes / "aliases.json"],
+            writes=_built,
             models=lambda config: [config.index.model or str(config.paths.model)],
         ),
         Stage(
@@ -186,7 +195,11 @@ def is_done(stage: Stage, config: RunConfig, contents: Contents) -> bool:
         return False
     mark = json.loads(path.read_text(encoding="utf-8"))
     written = [contents.of(one) for one in stage.writes(config)]
-    return all(written) and [mark["fingerprint"], mark["written"]] == [fingerprint(stage, config, contents), written]
+    return (
+        bool(written)
+        and all(written)
+        and [mark["fingerprint"], mark["written"]] == [fingerprint(stage, config, contents), written]
+    )
 
 
 def mark_done(stage: Stage, config: RunConfig, contents: Contents) -> None:

@@ -102,6 +102,7 @@ def run(config: RunConfig) -> StageReport:
     catalog.publish(staged, manifest.index_version)
     shutil.rmtree(building, ignore_errors=True)
     catalog.point(config.index.alias, manifest.index_version)
+    catalog.mark_built(manifest.index_version)
     return _report(config, manifest, encoded)
 
 

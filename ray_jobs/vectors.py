@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from embedder.config import EncoderConfig, RunConfig
@@ -22,11 +23,11 @@ from embedder.fingerprint import encoder_fingerprint
 from embedder.inference import load_inference_encoder
 from embedder.ledger import Ledger
 from embedder.model import TextEncoder
-from embedder.records import PASSAGE, VECTOR, Split, content_id, read_tables
+from embedder.records import PASSAGE, VECTOR, Split, content_id, each_table
 from embedder.tasks import Side, TaskSpec
 from ray_jobs.session import actor_pool
 from ray_jobs.sight import tracked
-from ray_jobs.tables import corpus_files, datasets, query_table
+from ray_jobs.tables import corpus_files, count_rows, datasets, query_table
 
 logger = logging.getLogger(__name__)
 
@@ -117,23 +118,31 @@ def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split
     return store, fill_store(config, store, encoder, splits)
 
 
-def missing_texts(config: RunConfig, store: VectorStore, splits: list[Split]) -> list[pa.Table]:
-    """Passages and queries whose vectors the store lacks, rows of TO_ENCODE with their instruction, in chunks."""
-    chunks: list[pa.Table] = []
+def missing_texts(config: RunConfig, store: VectorStore, splits: list[Split]) -> Iterator[pa.Table]:
+    """Passages and queries whose vectors the store lacks, rows of TO_ENCODE with their instruction.
+
+    A table for each file, the shortest texts first; one file at a time is in memory.
+    """
     for dataset in datasets(config):
-        for split in splits:
-            chunks += _missing(store, dataset, "query", query_table(config, split, dataset))
-        chunks += _missing(store, dataset, "key", read_tables(corpus_files(config, dataset), PASSAGE))
-    return chunks
+        asked = (query_table(config, split, dataset) for split in splits)
+        passages = each_table(corpus_files(config, dataset), PASSAGE)
+        yield from _missing(store, dataset, "query", asked)
+        yield from _missing(store, dataset, "key", passages)
 
 
 def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, splits: list[Split]) -> int:
-    """Encode what the store lacks, with an actor pool; returns how many texts that were."""
-    chunks = missing_texts(config, store, splits)
-    total: int = sum(chunk.num_rows for chunk in chunks)
+    """Encode what the store lacks, with an actor pool; returns how many texts that were.
+
+    Until they are encoded the texts are in Ray's object store, which moves to the disk what does not fit.
+    """
+    total, chunks = 0, []
+    known = sum(count_rows(corpus_files(config, dataset)) for dataset in datasets(config))
+    for table in missing_texts(config, store, splits):
+        total += table.num_rows
+        chunks += [ray.put(chunk) for chunk in shared_out(table, known, config.mine.num_actors)]
     if not total:
         return 0
-    encoded = ray.data.from_arrow(shared_out(chunks, config.mine.num_actors)).map_batches(
+    encoded = ray.data.from_arrow_refs(chunks).map_batches(
         EncodeBlocks,
         fn_constructor_args=(encoder, store.folder),
         batch_size=BLOCK_ROWS,
@@ -146,30 +155,30 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
     return total
 
 
-def shared_out(chunks: list[pa.Table], num_actors: int) -> list[pa.Table]:
-    """The same rows in chunks of whole blocks, of which every actor has several."""
-    total = sum(chunk.num_rows for chunk in chunks)
+def shared_out(table: pa.Table, total: int, num_actors: int) -> list[pa.Table]:
+    """A table, one of several with so many rows in all, in chunks of whole blocks; every actor gets several of all."""
     blocks = max(1, total // (CHUNKS_AN_ACTOR * num_actors * BLOCK_ROWS))
     rows = min(CHUNK_ROWS, blocks * BLOCK_ROWS)
-    return [chunk.slice(first, rows) for chunk in chunks for first in range(0, chunk.num_rows, rows)]
+    return [table.slice(first, rows) for first in range(0, table.num_rows, rows)]
 
 
-def _missing(store: VectorStore, dataset: str, side: Side, table: pa.Table) -> list[pa.Table]:
-    """The texts of a table that no committed block holds, with their instruction, in chunks."""
-    if not table.num_rows:
-        return []
-    instruction = store.tasks[table["task"][0].as_py()].instruction(side)
+def _missing(store: VectorStore, dataset: str, side: Side, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The texts that no committed block holds, a table of TO_ENCODE for each table that has any."""
+    done = store.ledger(dataset, side).row_ids()
     id_column, text_column = ID_TEXT[side]
-    done = store.ledger(dataset, side).done()
-    columns = zip(store.keys(table, side), table[id_column].to_pylist(), table[text_column].to_pylist(), strict=True)
-    rows: list[dict[str, Any]] = [
-        {"dataset": dataset, "side": side, "row_id": key, "id": row_id, "text": instruction + text}
-        for key, row_id, text in columns
-        if key not in done
-    ]
-    # Blocks of similar length waste no padding.
-    rows.sort(key=lambda row: len(row["text"]))
-    return [pa.Table.from_pylist(rows[i : i + CHUNK_ROWS], schema=TO_ENCODE) for i in range(0, len(rows), CHUNK_ROWS)]
+    for table in tables:
+        keys = store.keys(table, side)
+        rows = np.flatnonzero(~done.contains(keys))
+        if not len(rows):
+            continue
+        # Blocks of similar length waste no padding.
+        lengths = pc.utf8_length(table[text_column]).to_numpy()[rows]
+        rows = rows[np.argsort(lengths, kind="stable")]
+        instruction = store.tasks[table["task"][0].as_py()].instruction(side)
+        chosen = table.take(pa.array(rows))
+        texts = [instruction + text for text in chosen[text_column].to_pylist()]
+        columns = [[dataset] * len(rows), [side] * len(rows), [keys[row] for row in rows], chosen[id_column], texts]
+        yield pa.table(columns, schema=TO_ENCODE)
 
 
 def vector_matrix(table: pa.Table) -> np.ndarray:

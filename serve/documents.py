@@ -28,6 +28,8 @@ from serve.versions import Version
 
 LOOK_S = 0.2
 """Between two looks at whether an alias has moved."""
+SHORTLY_S = 1.0
+"""For going over to what the aliases name, where an answer need not wait for it."""
 
 router = APIRouter(tags=["indexes"])
 Here = Annotated[Service, Depends(service_of)]
@@ -37,7 +39,7 @@ Alias = Annotated[str, Path(max_length=128)]
 @router.get("/v1/indexes")
 async def indexes(service: Here) -> IndexList:
     """What each alias serves, and all versions that there are."""
-    await service.follow()
+    await service.follow(SHORTLY_S)
     served = service.served
     states = [await _state(service, alias, version) for alias, version in served.all()]
     versions = served.source.catalog.versions() if served.source.is_catalog else [served.named(None).name]
@@ -75,7 +77,12 @@ async def point(name: Alias, request: PointRequest, service: Here) -> PointRespo
     known = dict(service.served.all())
     if name not in known and len(known) >= service.settings.max_versions:
         raise ApiError(409, f"{sorted(known)} are served already; at most {service.settings.max_versions} aliases")
-    await service.backend.prepare(request.version)
+    try:
+        await asyncio.wait_for(service.backend.prepare(request.version), max(LOOK_S, _left() - LOOK_S))
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise ApiError(
+            503, f"{request.version} is being loaded, which takes longer than a request may; ask again"
+        ) from error
     catalog.point(name, request.version)
     service.served.forgive(name)
     version = await _moved(service, name, request.version)
@@ -89,7 +96,7 @@ async def drop(name: Alias, service: Here) -> Removed:
         raise ApiError(409, f"{name!r} is the default index; point it elsewhere instead")
     service.served.named(name, "name")
     service.served.source.catalog.drop(name)
-    await service.follow()
+    await service.follow(SHORTLY_S)
     return Removed(name=name)
 
 
@@ -101,17 +108,22 @@ async def _moved(service: Service, name: str, version: str) -> Version:
             request may.
     """
     while True:
-        await service.follow()
+        await service.follow(max(LOOK_S, _left() - LOOK_S))
         served = dict(service.served.all()).get(name)
         if served is not None and served.name == version:
             return served
         if (reason := service.served.refusal(name)) is not None:
             raise ApiError(409, f"{version}: {reason}", param="version")
-        if time.monotonic() > DEADLINE.get() - LOOK_S:
+        if _left() < 2 * LOOK_S:
             raise ApiError(
                 503, f"what was written is carried to {version} first; {name} moves by itself when that is done"
             )
         await asyncio.sleep(LOOK_S)
+
+
+def _left() -> float:
+    """Seconds until the request at hand must be answered."""
+    return DEADLINE.get() - time.monotonic()
 
 
 async def _state(service: Service, alias: str, version: Version) -> IndexState:

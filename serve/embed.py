@@ -51,8 +51,8 @@ class EncoderReplica:
     Two threads beside the event loop: one makes tokens, while the other one computes.
     """
 
-    def __init__(self, source: Source, settings: ServeConfig, default: str) -> None:
-        """Load the encoder of the version that is served by default.
+    def __init__(self, source: Source, settings: ServeConfig, deployed: str) -> None:
+        """Load the encoders of the versions that are served; `deployed` is what the service was deployed with.
 
         Raises:
             BundleError: it is missing or altered.
@@ -65,7 +65,7 @@ class EncoderReplica:
         self._by_fingerprint: WeakValueDictionary[str, _Model] = WeakValueDictionary()
         self._load_lock = threading.Lock()
         self._models = Loaded(self._load)
-        self._models.preload(default)
+        self._models.preload(source.named()[: settings.max_versions], deployed)
         self._unloaded = time.monotonic()
 
     async def encode(self, version: str, requests: list[list[str]], truncate: bool) -> list[Encoded | ApiError]:

@@ -52,15 +52,18 @@ class _Request:
 class Gatherer:
     """The requests of one ingress."""
 
-    def __init__(self, send: Send, most_calls: int, most_waiting: int) -> None:
-        self._send, self._most_calls, self._most_waiting = send, most_calls, most_waiting
+    def __init__(self, send: Send, most_calls: int, most_requests: int, most_texts: int) -> None:
+        """`most_requests` and `most_texts` may wait; a request is let in while fewer do, however many texts it has."""
+        self._send, self._most_calls = send, most_calls
+        self._most_requests, self._most_texts = most_requests, most_texts
         self._waiting: deque[_Request] = deque()
+        self._waiting_texts = 0
         self._calls: set[asyncio.Task[list[Outcome]]] = set()
 
     @property
     def is_full(self) -> bool:
         """Whether a further request would be refused."""
-        return len(self._waiting) >= self._most_waiting
+        return len(self._waiting) >= self._most_requests or self._waiting_texts >= self._most_texts
 
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
         """The vectors of one request's texts.
@@ -73,6 +76,7 @@ class Gatherer:
             raise ApiError(429, FULL, code="overloaded")
         done: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(version, texts, truncate, DEADLINE.get(), done))
+        self._waiting_texts += len(texts)
         self._send_on()
         try:
             return await asyncio.wait_for(done, max(0.001, DEADLINE.get() - time.monotonic()))
@@ -112,7 +116,7 @@ class Gatherer:
                 if group and (not same or characters > MOST_CHARACTERS):
                     break
                 group.append(request)
-            self._waiting.popleft()
+            self._waiting_texts -= len(self._waiting.popleft().texts)
         return group
 
     async def _call(self, group: list[_Request]) -> list[Outcome]:

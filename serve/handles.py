@@ -52,7 +52,7 @@ class Deployments:
         self._settings, self._encoder, self._parts, self._retried = settings, encoder, slices, retried
         self.num_slices = len(slices)
         most_calls = settings.target_ongoing_requests * settings.max_replicas
-        self._gatherer = Gatherer(self._encode, most_calls, settings.max_queued_requests)
+        self._gatherer = Gatherer(self._encode, most_calls, settings.max_queued_requests, settings.max_queued_texts)
         self._state_lock = asyncio.Lock()
         self._state: list[DeploymentState] = []
         self._state_until = 0.0

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
+
+from embedder.errors import EmbedderError
+
+logger = logging.getLogger("ray.serve")
 
 T = TypeVar("T")
 
@@ -23,8 +28,20 @@ class Loaded(Generic[T]):
         self._values: dict[str, T] = {}
         self._used: dict[str, float] = {}
 
-    def preload(self, version: str) -> None:
-        """Load a version before there is an event loop to wait in; raises what loading it raises."""
+    def preload(self, versions: Iterable[str], otherwise: str) -> None:
+        """Load versions before there is an event loop to wait in, as far as they can be.
+
+        If none of them can, load another one; raises what loading that raises.
+        """
+        for version in versions:
+            try:
+                self._preload(version)
+            except EmbedderError as error:
+                logger.error("version %s is not loaded: %s", version, error)
+        if not self._values:
+            self._preload(otherwise)
+
+    def _preload(self, version: str) -> None:
         self._values[version], self._used[version] = self._load(version), time.monotonic()
 
     async def get(self, version: str) -> T:

@@ -32,8 +32,10 @@ TIDY_EVERY_S = 5.0
 class ShardReplica:
     """Searches the collections of its shards, and writes to them. Any replica of a slice gives the same answer."""
 
-    def __init__(self, source: Source, settings: ServeConfig, default: str, slice_number: int, num_slices: int) -> None:
-        """Open the shards of the version that is served by default.
+    def __init__(
+        self, source: Source, settings: ServeConfig, deployed: str, slice_number: int, num_slices: int
+    ) -> None:
+        """Open the shards of the versions that are served; `deployed` is the one that the service was deployed with.
 
         Raises:
             BundleError: they are missing or damaged.
@@ -42,7 +44,7 @@ class ShardReplica:
         self._slice = (slice_number, num_slices)
         self._metrics = ShardMetrics(slice_number)
         self._indexes = Loaded(self._load)
-        self._indexes.preload(default)
+        self._indexes.preload(source.named()[: settings.max_versions], deployed)
         threading.Thread(target=self._tidy_for_ever, name="tidy", daemon=True).start()
 
     async def rank(
@@ -129,13 +131,20 @@ class ShardReplica:
             time.sleep(TIDY_EVERY_S)
             try:
                 self._indexes.unload(self._source.aliases().values())
-                for index in self._indexes.loaded():
-                    index.adopt()
-                    if folded := index.fold(self._settings.fold_rows):
-                        logger.info("folded collections", extra={"collections": folded})
-                    self._metrics.sizes(index)
-            except (EmbedderError, OSError, RuntimeError, ValueError) as error:
-                logger.error("the index cannot be tidied: %s", error)
+            except EmbedderError as error:
+                logger.error("%s", error)
+            for index in self._indexes.loaded():
+                self._tidy(index)
+
+    def _tidy(self, index: OpenIndex) -> None:
+        """What is wrong with one version must not keep the others from being folded."""
+        try:
+            index.adopt()
+            if folded := index.fold(self._settings.fold_rows):
+                logger.info("folded collections", extra={"collections": folded})
+            self._metrics.sizes(index)
+        except (EmbedderError, OSError, RuntimeError, ValueError) as error:
+            logger.error("the index cannot be tidied: %s", error)
 
 
 def _probe(index: OpenIndex) -> None:

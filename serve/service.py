@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from embedder.index.documents import Document, DocumentName
@@ -148,8 +149,15 @@ class Service:
         )
         return {task: [one for part in parts for one in part[task]] for task in version.manifest.collections}
 
-    async def follow(self) -> None:
-        """Go over to what the aliases name now."""
+    async def follow(self, seconds: float | None = None) -> None:
+        """Go over to what the aliases name now; after so many seconds leave it to the next look.
+
+        Loading a version may take minutes, and goes on meanwhile.
+        """
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._follow(), seconds)
+
+    async def _follow(self) -> None:
         async with self._following:
             await self.served.follow(self.backend.prepare, self._carrier.carried)
             self._carrier.look(self.served)

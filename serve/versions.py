@@ -53,6 +53,15 @@ class Source:
         """
         return Catalog(self.folder).aliases() if self.is_catalog else {self.default: self.folder.name}
 
+    def named(self) -> list[str]:
+        """Versions that aliases name now, the default one's first; none where that cannot be read."""
+        try:
+            aliases = self.aliases()
+        except EmbedderError as error:
+            logger.error("%s", error)
+            return []
+        return list(dict.fromkeys(aliases[one] for one in sorted(aliases, key=lambda one: one != self.default)))
+
     def bundle(self, version: str) -> Path:
         """Where a version's bundle is."""
         return Catalog(self.folder).bundle(version) if self.is_catalog else self.folder

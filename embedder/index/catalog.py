@@ -2,6 +2,7 @@
 
     versions/NAME/     a bundle, never changed
     states/NAME/       what was written to its index since (embedder.index.living)
+    built              the version that was built last
     aliases.json       alias -> version, and which ones it named before until when
 
 A kill at any moment leaves the old or the new version, and the old or the new alias.
@@ -16,9 +17,10 @@ import shutil
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from embedder.bundle import Manifest, read_manifest, verify
-from embedder.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
+from embedder.durable import UNFINISHED, locked, place_durably, remove_unfinished, unfinished_folder, write_durably
 from embedder.errors import BundleError, ConfigError
 from embedder.records import content_id
 
@@ -56,6 +58,16 @@ class Catalog:
         named: dict[str, dict[str, int]] = self._read()["previous"]
         known = self.versions() if any(named.values()) else []
         return {alias: {one: left[one] for one in left if one in known} for alias, left in named.items()}
+
+    def mark_built(self, version: str) -> None:
+        """Note that a version was built from the corpus, not copied from another one."""
+        write_durably(self.folder / "built", f"{version}\n".encode())
+
+    def built(self) -> str | None:
+        """The version that was built last, if it is still there."""
+        path = self.folder / "built"
+        version = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        return version if version in self.versions() else None
 
     def settle(self, alias: str, version: str, left_ns: int, successor: str) -> None:
         """Forget that an alias named a version before: nothing of it is needed any more.
@@ -158,7 +170,7 @@ class Catalog:
         """Remove a version and all that was written to it.
 
         Raises:
-            ConfigError: an alias names it, or it does not exist.
+            ConfigError: it does not exist, an alias names it, or what was written to it is not in the next one yet.
         """
         with locked(self.folder / "catalog.lock"):
             if version not in self.versions():
@@ -166,14 +178,23 @@ class Catalog:
             named = [alias for alias, target in self.aliases().items() if target == version]
             if named:
                 raise ConfigError(f"version {version!r} is served as {named}; point these elsewhere first")
-            # Without its manifest it is no version any more, whatever a kill leaves of the rest.
-            os.unlink(self.bundle(version) / Manifest.FILE)
-            shutil.rmtree(self.bundle(version))
-            shutil.rmtree(self.state(version), ignore_errors=True)
+            waiting = [alias for alias, left in self.previous().items() if version in left]
+            if waiting and self.state(version).exists():
+                raise ConfigError(
+                    f"what was written to version {version!r} may not all be in what {waiting} name now; run the "
+                    f"service, which carries it over, or remove {self.state(version)} first to lose it"
+                )
+            for folder in (self.bundle(version), self.state(version)):
+                if folder.exists():
+                    # At once no version any more, whatever a kill leaves of it.
+                    aside = folder.with_name(f"{UNFINISHED}{folder.name}.{uuid4().hex}")
+                    os.replace(folder, aside)
+                    shutil.rmtree(aside)
 
     def remove_unfinished(self) -> None:
         """Remove what kills have left; call it where nobody else is building or copying."""
-        remove_unfinished(self.folder / "versions")
+        for name in ("versions", "states"):
+            remove_unfinished(self.folder / name)
 
     def _read(self) -> dict[str, Any]:
         path = self.folder / "aliases.json"

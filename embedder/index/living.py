@@ -212,12 +212,11 @@ class LivingCollection:
             self.adopt()
             with locked(self.write_lock), self._lock:
                 self._catch_up()
-                previous, base = self._reading.generation, self._reading.base
-                if not self._reading.fresh.num_operations:
+                previous = self._reading.generation
+                if self._reading.log is None or not self._reading.fresh.num_operations:
                     return False
-                number = self._reading.segment + 1
-                Log.create(self._segment(number), self.place)
-                _, view, writes = self.freeze()
+                number = self._begin_segment(self._reading.log)
+                base, view, writes = self.freeze()
             final = self._generation(number)
             folder = unfinished_folder(final)
             write_folded(base, view, History(number, writes), folder)
@@ -227,6 +226,15 @@ class LivingCollection:
             self.adopt()
             self._remove_before(previous)
             return True
+
+    def _begin_segment(self, log: Log) -> int:
+        """The number of a segment that what is written from now on goes to; the locks are held."""
+        if log.is_empty:  # of a fold that failed
+            return self._reading.segment
+        # A power cut must not take its end back: only the last segment is recovered.
+        log.sync()
+        Log.create(self._segment(self._reading.segment + 1), self.place)
+        return self._reading.segment + 1
 
     def adopt(self) -> bool:
         """Go over to the current generation, if another process has folded; returns whether that was so.

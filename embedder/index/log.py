@@ -1,7 +1,7 @@
 """The write-ahead log of a collection: what was acknowledged is on the disk, and nothing else is ever read.
 
     magic, committed end, its CRC, length of the header, its CRC, header (JSON), then records
-    record: length, CRC of position and content, an Arrow record batch of OPERATIONS
+    record: length, CRC of position and content, an Arrow record batch of `operations_schema`
 
 A record is written and synced before the committed end is moved over it. So a record that a kill cut short lies behind
 the committed end and is dropped, while damage before it is damage to acknowledged writes and is refused. Writers hold
@@ -52,7 +52,8 @@ class Log:
             self._file = os.open(path, os.O_RDWR)
         except OSError as error:
             raise BundleError(f"{path}: not readable ({error.strerror}); {REMEDY}") from error
-        weakref.finalize(self, os.close, self._file)
+        # Not at exit, where other threads may still read; the system closes it then.
+        weakref.finalize(self, os.close, self._file).atexit = False
         self.start = self._check_header(place)
 
     @staticmethod
@@ -79,6 +80,15 @@ class Log:
             os.ftruncate(self._file, end)
             raise
         _write(self._file, _sealed_end(end + len(record)), len(MAGIC))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was written to it."""
+        return self.end() == self.start
+
+    def sync(self) -> None:
+        """Bring the committed end onto the disk too; until then `recover` finds what is behind it."""
+        os.fsync(self._file)
 
     def end(self) -> int:
         """Where the acknowledged records end."""

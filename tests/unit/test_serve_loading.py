@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from embedder.errors import BundleError
 from serve import loading
 from serve.loading import Loaded
 from serve.versions import shards_of
@@ -54,14 +55,29 @@ def test_what_no_alias_names_and_nobody_asks_for_is_let_go(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(loading.time, "monotonic", lambda: now[0])
     loaded = Loaded(str.upper)
-    for version in ("old", "new", "used"):
-        loaded.preload(version)
+    loaded.preload(["old", "new", "used"], "other")
     loaded.unload(["new"])
     assert sorted(loaded.loaded()) == ["NEW", "OLD", "USED"]
     now[0] += loading.IDLE_S + 1
     loaded._used["used"] = now[0]
     loaded.unload(["new"])
     assert sorted(loaded.loaded()) == ["NEW", "USED"]
+
+
+def test_a_replica_starts_with_what_can_be_loaded_of_what_is_named():
+    def load(version):
+        if version == "damaged":
+            raise BundleError(version)
+        return version
+
+    loaded = Loaded(load)
+    loaded.preload(["damaged", "live"], "deployed")
+    assert loaded.loaded() == ["live"]
+    loaded = Loaded(load)
+    loaded.preload(["damaged"], "deployed")
+    assert loaded.loaded() == ["deployed"]
+    with pytest.raises(BundleError):
+        Loaded(load).preload(["damaged"], "damaged")
 
 
 @pytest.mark.parametrize(("num_slices", "num_shards"), [(1, 1), (2, 3), (3, 2), (4, 4), (3, 10)])

@@ -10,6 +10,7 @@ import yaml
 
 from embedder.config import RunConfig
 from embedder.errors import ConfigError
+from embedder.index.catalog import Catalog
 from embedder.lineage import read_lineage, write_lineage
 from embedder.run_file import load_run
 from embedder.stages import STAGES, Contents, effective, is_done, mark_done
@@ -88,6 +89,44 @@ def test_unfinished_files_and_times_do_not_count(run_path):
     write(config.paths.candidates / ".nq.parquet.0123", "half")
     (config.paths.candidates / "nq.parquet").touch()
     assert mine_is_done(config)
+
+
+def test_an_index_stays_built_when_its_alias_moves_and_is_not_when_it_was_removed(run_path):
+    config = load_run(run_path)
+    config = config.model_copy(update={"index": config.index.model_copy(update={"model": config.encoder.model})})
+    write(config.paths.corpus / "nq" / "part-00000.parquet", "passages")
+    catalog = Catalog(config.paths.indexes)
+    for version in ("one", "two"):
+        write(catalog.bundle(version) / "manifest.json", version)
+
+    def is_built() -> bool:
+        return is_done(STAGES["index"], config, Contents())
+
+    mark_done(STAGES["index"], config, Contents())
+    assert not is_built()
+    catalog.point("live", "one")
+    catalog.mark_built("one")
+    mark_done(STAGES["index"], config, Contents())
+    assert is_built()
+    catalog.point("live", "two")
+    assert is_built()
+    catalog.point("live", "two")
+    (catalog.bundle("one") / "manifest.json").unlink()
+    assert not is_built()
+
+
+def test_a_training_is_not_done_when_a_replayed_run_has_changed(run_path, tmp_path):
+    earlier, replay = tmp_path / "earlier", "train.replay={runs: [{work: %s}], share: 0.2}"
+    config = load_run(run_path, [replay % earlier])
+    for path in ("labelled/blocks/a.parquet", "candidates/nq.parquet"):
+        write(earlier / path, "old")
+        write(config.paths.work / path, "new")
+    write(config.paths.model / "model.safetensors", "weights")
+    mark_done(STAGES["train"], config, Contents())
+    assert is_done(STAGES["train"], config, Contents())
+    assert is_done(STAGES["train"], load_run(run_path, [replay % earlier, "train.tensorboard=true"]), Contents())
+    write(earlier / "labelled/blocks/a.parquet", "relabelled")
+    assert not is_done(STAGES["train"], config, Contents())
 
 
 def test_every_setting_of_resources_is_left_out_at_any_depth():
