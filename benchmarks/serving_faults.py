@@ -130,6 +130,18 @@ def _p99(load: Load) -> float:
     return times[int(0.99 * (len(times) - 1))] if times else float("nan")
 
 
+def writing(texts: list[str]) -> list[Ask]:
+    """The same 40 documents again and again, a deletion, and searches of them alone: writes are folded meanwhile."""
+    path = f"/v1/indexes/{ALIAS}/documents"
+    notes = {"must": [{"key": "dataset", "match": {"value": "notes"}}]}
+    asks = [
+        Ask(path, {"task": "qa", "documents": [{"id": f"note-{i % 40}", "dataset": "notes", "text": text}]})
+        for i, text in enumerate(texts[:80])
+    ]
+    asks.append(Ask(f"{path}/delete", {"task": "qa", "documents": [{"id": "note-0", "dataset": "notes"}]}))
+    return asks + [Ask("/v1/search", {"query": text, "task": "qa", "filter": notes}) for text in texts[:50]]
+
+
 def soak_part(ours: Ours, texts: Texts, requests: int) -> Found:
     """Mixed requests; memory of each deployment after the first tenth, and at the end."""
     with ours() as system:
@@ -137,6 +149,7 @@ def soak_part(ours: Ours, texts: Texts, requests: int) -> Found:
         asks += [Ask("/v1/retrieve/qa", {"query": text}) for text in texts.short[:50]]
         asks += [Ask("/v1/rerank", {"query": text, "documents": texts.short[:5]}) for text in texts.short[:50]]
         asks += system.embed(texts.long[:20])
+        asks += writing(texts.short)
         random.Random(0).shuffle(asks)
         curve, failed = [], 0
         for batch in range(SOAK_BATCHES + 1):

@@ -6,8 +6,9 @@
 
 The live documents are those of the current generation and of all log segments from its number on. Any process may
 write, one at a time; every search first takes in what others have written, so an acknowledged write is visible at once
-everywhere on the machine. Folding builds a generation in the background and then moves CURRENT; a reader goes on with
-the old one until it adopts the new one.
+wherever the file system shows it at once: on one machine, but not over NFS as it is mounted by default. Folding builds
+a generation in the background and then moves CURRENT; a reader goes on with the old one until it adopts the new one.
+Elsewhere a log segment is called a WAL segment, the fresh documents a memtable, and folding compaction.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +28,19 @@ NOTE = {"id": "note", "text": "Remember the milk.", "dataset": "notes", "metadat
 SORTS = {"id": "list-sorts", "dataset": "docs"}
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two versions of the same corpus in other shards, of which the alias `live` names the first."""
-    publish(tmp_path, MODEL, "v1", shards=1)
-    publish(tmp_path, MODEL, "v2", alias=None, shards=3)
-    return tmp_path
+    folder = tmp_path_factory.mktemp("published")
+    publish(folder, MODEL, "v1", shards=1)
+    publish(folder, MODEL, "v2", alias=None, shards=3)
+    return folder
+
+
+@pytest.fixture
+def work(published: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return shutil.copytree(published, tmp_path / "work")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,102 @@
+"""Look after the versions of an index, also while it is served.
+
+    python -m embedder.index runs/demo/indexes                        list versions and aliases
+    python -m embedder.index runs/demo/indexes snapshot NAME          all there is now as a version of its own
+    python -m embedder.index runs/demo/indexes restore FOLDER NAME    a bundle from elsewhere, once it is verified
+    python -m embedder.index runs/demo/indexes point ALIAS VERSION    let an alias name another version
+    python -m embedder.index runs/demo/indexes remove VERSION         remove one that no alias names, with its writes
+
+The folder is `indexes` below `paths.work`, or for a run in an object store below its mirror. A running service goes
+over to what an alias names within a second or two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedder.bundle import read_manifest
+from embedder.errors import ConfigError, EmbedderError
+from embedder.index.catalog import Catalog
+from embedder.index.opened import OpenIndex
+from embedder.reports import console
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run from the command line; exit status 2 and one line for an error the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        lines = _run(Catalog(options.indexes), options)
+    except (EmbedderError, OSError) as error:
+        console().print(f"error: {error}", markup=False)
+        sys.exit(2)
+    for line in lines:
+        console().print(line, markup=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m embedder.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("indexes", type=Path, help="folder of versions and aliases")
+    actions = parser.add_subparsers(dest="action")
+    snapshot = actions.add_parser("snapshot", help="all there is now as a version of its own")
+    snapshot.add_argument("name")
+    snapshot.add_argument("--of", default="live", help="version, or alias of one; default live")
+    restore = actions.add_parser("restore", help="a bundle from elsewhere as a version")
+    restore.add_argument("folder", type=Path)
+    restore.add_argument("name")
+    point = actions.add_parser("point", help="let an alias name a version")
+    point.add_argument("alias")
+    point.add_argument("version")
+    actions.add_parser("remove", help="remove a version and what was written to it").add_argument("version")
+    return parser
+
+
+def _run(catalog: Catalog, options: argparse.Namespace) -> list[str]:
+    """Do what was asked for; returns what to tell of it.
+
+    Raises:
+        ConfigError: there is no such version, or the name is taken.
+        BundleError: a version is damaged.
+    """
+    if not catalog.folder.is_dir():
+        raise ConfigError(f"{catalog.folder}: no such folder; give `indexes` of a run, which `ray_jobs.index` makes")
+    match options.action:
+        case "snapshot":
+            version = catalog.resolve(options.of)
+            OpenIndex.open(catalog.bundle(version), catalog.state(version)).snapshot(catalog, options.name)
+            return [f"{catalog.bundle(options.name)}: a snapshot of {version}; {_size(catalog, options.name)}"]
+        case "restore":
+            catalog.restore(options.folder, options.name)
+            return [f"{catalog.bundle(options.name)}: restored; {_size(catalog, options.name)}"]
+        case "point":
+            catalog.point(options.alias, options.version)
+            return [f"{options.alias} names {catalog.resolve(options.alias)}"]
+        case "remove":
+            catalog.remove(options.version)
+            return [f"{options.version}: removed"]
+        case _:
+            return _listed(catalog)
+
+
+def _listed(catalog: Catalog) -> list[str]:
+    """A line for each version, with the aliases that name it."""
+    aliases = catalog.aliases()
+    lines = []
+    for version in catalog.versions():
+        named = sorted(alias for alias, target in aliases.items() if target == version)
+        lines.append(f"{version}: {_size(catalog, version)}; served as {', '.join(named) or 'nothing'}")
+    return lines or [f"{catalog.folder}: no versions; build one with `python -m ray_jobs.index`"]
+
+
+def _size(catalog: Catalog, version: str) -> str:
+    manifest = read_manifest(catalog.bundle(version))
+    counts = ", ".join(f"{count:,} of {task}" for task, count in sorted(manifest.collections.items()) if count)
+    return f"{counts or 'no documents'} in {manifest.num_shards} shards, model {manifest.model_version}"
+
+
+if __name__ == "__main__":
+    main()

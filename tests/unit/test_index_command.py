@@ -1,0 +1,68 @@
+"""`python -m embedder.index`: versions listed, copied, restored, served and removed from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedder.index.__main__ import main
+from embedder.index.catalog import Catalog
+from embedder.index.opened import OpenIndex
+from tests.unit.index_cases import documents_of, unit, write_version
+
+VECTORS = unit(np.random.default_rng(3), 4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A catalog with one version, to which a document was written."""
+    catalog = Catalog(tmp_path / "indexes")
+    staged = catalog.stage("one")
+    write_version(staged, documents_of("abc"), VECTORS[:3])
+    catalog.publish(staged, "one")
+    catalog.point("live", "one")
+    OpenIndex.open(catalog.bundle("one"), catalog.state("one")).upsert("qa", documents_of("d"), VECTORS[3:])
+    return catalog.folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    main([str(one) for one in arguments])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_snapshot_is_taken_served_copied_elsewhere_and_removed(folder, tmp_path, capsys):
+    assert "one: 3 of qa in 2 shards" in run(capsys, folder)
+    assert "4 of qa" in run(capsys, folder, "snapshot", "two")
+    run(capsys, folder, "point", "live", "two")
+    assert "served as live" in run(capsys, folder).split("two: ")[1]
+    other = tmp_path / "other"
+    other.mkdir()
+    assert "no versions" in run(capsys, other)
+    assert "4 of qa" in run(capsys, other, "restore", folder / "versions" / "two", "copy")
+    run(capsys, other, "remove", "copy")
+    assert "no versions" in run(capsys, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["remove", "one"], "served as ['live']"),
+        (["snapshot", "one"], "exists with another content"),
+        (["snapshot", "two", "--of", "nine"], "no version or alias 'nine'"),
+        (["restore", "nowhere", "two"], "nowhere"),
+        (["point", "live", "nine"], "no version or alias 'nine'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(folder, capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        main([str(folder), *arguments])
+    assert end.value.code == 2 and message in " ".join(capsys.readouterr().out.split())
+    assert Catalog(folder).versions() == ["one"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "nowhere")])
+    assert "no such folder" in " ".join(capsys.readouterr().out.split())
