@@ -37,10 +37,6 @@ class Shape:
     batch_tokens: int = 16384
 
 
-TINY = Shape(hidden=32, between=64, layers=2, heads=4, vocabulary=512, prefix=30, groups=2, batch_tokens=512)
-"""For a look at the code without a GPU."""
-
-
 def random_llama(shape: Shape, device: torch.device) -> CausalLm:
     """A Llama of this shape with random weights; it has no tokenizer, and the scorer needs none."""
     config = LlamaConfig(

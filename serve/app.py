@@ -21,7 +21,6 @@ from ray.serve.schema import LoggingConfig
 from embedder.bundle import verify
 from embedder.config import RunConfig
 from embedder.errors import ConfigError, EmbedderError
-from embedder.index.catalog import Catalog
 from embedder.mirror import workplace
 from embedder.reports import console
 from embedder.run_file import load_run
@@ -71,7 +70,7 @@ def build_run(config: RunConfig) -> Application:
         ConfigError: there is no version to serve, or the file of API keys is missing or empty.
     """
     settings, source = config.serve, Source.of(config)
-    bundle, _ = deployed(config)
+    bundle = deployed(config)
     manifest = verify(bundle)
     if settings.api_keys_file is not None:
         read_keys(settings.api_keys_file)
@@ -140,14 +139,11 @@ def _common(settings: ServeConfig, least: int, most: int, target: int) -> dict[s
     }
 
 
-def deployed(config: RunConfig) -> tuple[Path, Path]:
-    """The bundle that is served by default, and where what is written to its index is.
+def deployed(config: RunConfig) -> Path:
+    """The bundle that is served by default.
 
     Raises:
         ConfigError: the run has no version that its alias names.
     """
-    if config.serve.bundle is not None:
-        return config.serve.bundle, config.serve.bundle.with_name(f"{config.serve.bundle.name}.state")
-    catalog = Catalog(config.paths.indexes)
-    version = catalog.resolve(config.index.alias)
-    return catalog.bundle(version), catalog.state(version)
+    source = Source.of(config)
+    return source.bundle(source.catalog.resolve(config.index.alias)) if source.is_catalog else source.folder

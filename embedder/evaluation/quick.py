@@ -1,22 +1,16 @@
 """One encoder on a split, in one process and without Ray: what a study of many encoders needs.
 
-    sets = read_sets(config, "dev", queries=200)
-    for name, encoder in encoders:
-        measure_encoder(name, encoder, tasks, sets, settings)      # rankings: seconds
-    ask_llm(sets, llm_judge(config, settings), settings, folder)    # likelihoods: equal prompts of encoders once
-    value_arrays(sets[0], "nDCG@10", "my encoder")                  # (query ids, values, weights)
-    summarise([one.measured for one in sets], settings)             # means, intervals, differences
-
-`group_values` is the quickest: it needs labelled groups, and neither the corpus nor the LLM.
+sets = read_sets(config, "dev", queries=200)
+for name, encoder in encoders:
+    measure_encoder(name, encoder, tasks, sets, settings)      # rankings: seconds
+ask_llm(sets, llm_judge(config, settings), settings, folder)    # likelihoods: equal prompts of encoders once
+summarise([one.measured for one in sets], settings)             # means, intervals, differences
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from embedder.config import RunConfig
 from embedder.encode import encode
@@ -24,10 +18,8 @@ from embedder.errors import DataError
 from embedder.evaluate_config import EvaluateConfig
 from embedder.evaluation.asking import Asked, ask_all, chosen_queries, plan_units
 from embedder.evaluation.evaluations import evaluation_of
-from embedder.evaluation.interface import Value
 from embedder.evaluation.judge import LlmJudge, judge_fingerprint, judged_ledger
 from embedder.evaluation.retrieval import without_itself
-from embedder.evaluation.statistics import Floats
 from embedder.evaluation.values import DatasetValues
 from embedder.labelling.labeller import ShotPools
 from embedder.labelling.prompts import shot_pool
@@ -40,9 +32,6 @@ from embedder.records import PASSAGE, QUERY, Split, parquet_files, read_tables, 
 from embedder.reports import console
 from embedder.storage import AnyPath
 from embedder.tasks import TaskSpec
-
-GroupValues = dict[str, dict[str, dict[str, Value]]]
-"""Dataset -> measure -> query id -> value."""
 
 
 @dataclass
@@ -135,56 +124,6 @@ def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateCo
     for one in sets:
         one.measured.enter_replies(asked, replies)
     return total
-
-
-def value_arrays(one: EvaluationSet, measure: str, name: str) -> tuple[list[str], Floats, Floats]:
-    """Query ids in order, their values of one measure for one encoder, and the weights."""
-    by_query = one.measured.values.get(measure, {}).get(name, {})
-    queries = sorted(by_query)
-    pairs = np.array([by_query[query] for query in queries], dtype=np.float64).reshape(-1, 2)
-    return queries, pairs[:, 0], pairs[:, 1]
-
-
-def group_values(
-    encoder: TextEncoder, tasks: Mapping[str, TaskSpec], groups: Iterable[Mapping[str, Any]]
-) -> GroupValues:
-    """How well an encoder orders the candidates of groups (records.LABELLED, or GROUP: then positives alone count).
-
-    reward: of the candidate it puts first; regret: what that lacks to the best one; agreement: share of pairs with
-    different rewards that it orders as they do, 0.5 for equal scores; log-likelihood: of the desired output with the
-    first candidate (nats a token); RR: reciprocal rank of the first known positive.
-    """
-    values: GroupValues = {}
-    for group in groups:
-        if not group["candidate_texts"]:
-            continue
-        spec = tasks[group["task"]]
-        query_D = encode(encoder, [group["query"]], spec, "query")[0]
-        score_C = encode(encoder, group["candidate_texts"], spec, "key") @ query_D
-        for name, value in _ordered(group, score_C).items():
-            values.setdefault(group["dataset"], {}).setdefault(name, {})[group["query_id"]] = (value, 1.0)
-    return values
-
-
-def _ordered(group: Mapping[str, Any], score_C: np.ndarray) -> dict[str, float]:
-    order = np.argsort(-score_C, kind="stable")
-    found: dict[str, float] = {}
-    positives = np.flatnonzero(np.array(group["relevance"])[order])
-    if len(positives):
-        found["RR"] = 1.0 / (int(positives[0]) + 1)
-    rewards = group.get("rewards")
-    if rewards is None:
-        return found
-    reward_C = np.array(rewards, dtype=np.float64)
-    first = int(order[0])
-    found |= {"reward": float(reward_C[first]), "regret": float(reward_C.max() - reward_C[first])}
-    wanted, given = np.sign(reward_C[:, None] - reward_C), np.sign(score_C[:, None] - score_C)
-    pairs = wanted > 0
-    if pairs.any():
-        found["agreement"] = float((given[pairs] + 1).mean() / 2)
-    if group.get("scores"):
-        found["log-likelihood"] = float(group["scores"][first][0])
-    return found
 
 
 def read_shot_pools(config: RunConfig) -> ShotPools:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,11 +51,6 @@ class Found:
             metadata = json.loads(row.pop("metadata") or "{}")
             by_query[row.pop("query")].append(Hit(**row, metadata=metadata))
         return by_query
-
-
-def hit_record(hit: Hit) -> dict[str, Any]:
-    """A hit as plain data."""
-    return asdict(hit)
 
 
 class Payload(Protocol):

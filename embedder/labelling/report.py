@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from embedder.labelling.rewards import desired_rank
+from embedder.labelling.rewards import desired_rank, is_flat, is_saturated
 from embedder.page import TEXT_CHARACTERS, printable
 from embedder.records import content_id
 
@@ -209,8 +209,8 @@ class TaskStatistics:
         rewards, ranked = row["rewards"], _is_ranked(row)
         best, least = max(rewards), min(rewards)
         bests = [i for i, reward in enumerate(rewards) if reward == best]
-        flat = best == least
-        saturated = ranked and desired_rank(row["base_scores"]) == 1
+        flat = is_flat(rewards)
+        saturated = ranked and is_saturated(row["base_scores"])
         self.counts["rewarded"] += 1
         self.counts["candidates"] += len(rewards)
         self.counts["flat"] += flat
@@ -316,21 +316,10 @@ class LabelStatistics:
             self._tasks[row["task"]] = TaskStatistics(self.seed)
         self._tasks[row["task"]].add(row)
 
-    def add_all(self, rows: Iterable[Row]) -> LabelStatistics:
-        """Count a stream of rows; returns itself."""
-        for row in rows:
-            self.add(row)
-        return self
-
     @property
     def tasks(self) -> dict[str, TaskStatistics]:
         """Tasks by name, in order."""
         return dict(sorted(self._tasks.items()))
-
-
-def reward_summary(groups: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """`TaskStatistics.shares` of a stream of rows, by task."""
-    return {task: statistics.shares() for task, statistics in LabelStatistics().add_all(groups).tasks.items()}
 
 
 def chance_of_positive(candidates: int, positives: int, chosen: int) -> float:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from embedder.labelling.rewards import is_flat
 from embedder.records import content_id
 from embedder.tasks import TaskSpec
 from embedder.training.plan import Part
@@ -81,7 +82,7 @@ def training_row(group: dict[str, Any], task: TaskSpec, known: frozenset[int] = 
             return "no known positive for the contrastive loss"
     elif rewards is None:
         return f"no rewards: {group['error'] or 'not labelled'}"
-    elif task.skip_flat and max(rewards) == min(rewards):
+    elif task.skip_flat and is_flat(rewards):
         return "all rewards are equal"
     own_row = _key("id", group["dataset"], group["query_id"])
     known_keys = sorted({*known, own_row}.difference(text_keys, id_keys))

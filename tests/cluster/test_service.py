@@ -267,7 +267,7 @@ def test_our_own_clients_work(running: Running, vectors: np.ndarray) -> None:
 
 
 def test_a_bundle_with_one_flipped_byte_is_not_deployed(running: Running) -> None:
-    path = next((deployed(running.config)[0] / "shards").glob("*/*/*.faiss"))
+    path = next((deployed(running.config) / "shards").glob("*/*/*.faiss"))
     original = path.read_bytes()
     try:
         path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))

@@ -132,7 +132,7 @@ def test_no_request_whatever_is_answered_with_5xx_or_otherwise_than_described(ru
 def test_an_update_that_cannot_start_leaves_the_old_one_serving(running: Running) -> None:
     changed = running.config.serve.model_copy(update={"batch_tokens": 512})
     update = build_run(running.config.model_copy(update={"serve": changed}))
-    settings = deployed(running.config)[0] / "model" / "config.json"
+    settings = deployed(running.config) / "model" / "config.json"
     aside = settings.rename(running.keys.with_name("config.json"))
     try:
         with Load(search_subject, running.client, clients=4) as load, pytest.raises(RuntimeError, match="deploy"):

@@ -14,7 +14,7 @@ from embedder.index.collection import Collection, write_collection
 from embedder.index.documents import PAYLOAD, Document
 from embedder.index.factory import choose_factory, empty_vectors
 from embedder.index.filters import Filter, equals, matching
-from embedder.index.found import Hit, found, fuse, hit_record, merge
+from embedder.index.found import found, fuse, merge
 from embedder.index.settings import BuildSettings, SearchParameters
 from tests.unit.index_cases import NO_CHOICE, PLACE, WIDTH, collection, documents_of, ids, living, payload_of, unit
 from tests.unit.judges import quick
@@ -196,18 +196,6 @@ def test_a_document_is_found_by_its_name(tmp_path):
         ]
     assert one.row_of(("a", "e")) is None
     assert one.row_of(("zz", "d")) is None
-
-
-def test_a_hit_is_plain_data():
-    hit = Hit("p", 0.5, "text", "title", "d", {"year": 1})
-    assert hit_record(hit) == {
-        "id": "p",
-        "score": 0.5,
-        "text": "text",
-        "title": "title",
-        "dataset": "d",
-        "metadata": {"year": 1},
-    }
 
 
 def test_reciprocal_ranks_worked_by_hand(tmp_path):

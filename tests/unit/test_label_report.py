@@ -30,7 +30,6 @@ from embedder.labelling.report import (
     bins_a_bar,
     chance_of_positive,
     printable,
-    reward_summary,
 )
 from embedder.labelling.report_page import page, write_report
 from embedder.labelling.report_picture import DARK, LIGHT, draw_task
@@ -41,6 +40,19 @@ THIRD, SECOND, FIRST = (-3.0, -1.0, -2.0), (-1.5, -1.0, -2.0), (-0.5, -1.0, -2.0
 """Log-likelihoods that put the desired output there among three."""
 COST = LabelCost(seconds=20.0, pairs=50, tokens=4000, flops=3e9, peak_flops=1e9, actors=2)
 EVIL = "<script>alert(1)</script> \"'> &amp; \ud800 \x00 https://evil.example/x.png"
+
+
+def counted(rows, seed=0):
+    """Statistics of all of the rows."""
+    statistics = LabelStatistics(seed)
+    for one in rows:
+        statistics.add(one)
+    return statistics
+
+
+def shares_of(rows):
+    """Shares by task."""
+    return {task: one.shares() for task, one in counted(rows).tasks.items()}
 
 
 def row(scores, relevance, base=THIRD, **changed):
@@ -84,7 +96,7 @@ GROUPS = [
 
 
 def statistics_of(rows, task="qa"):
-    return LabelStatistics().add_all(rows).tasks[task]
+    return counted(rows).tasks[task]
 
 
 class Asked(dict):
@@ -112,7 +124,7 @@ def test_rows_from_a_table_count_as_those_they_were_made_of():
 
 
 def test_shares_are_those_worked_out_by_hand():
-    assert reward_summary(GROUPS) == {
+    assert shares_of(GROUPS) == {
         "qa": {
             "groups": 7,
             "rewarded": 5,
@@ -183,8 +195,8 @@ def test_rewards_of_another_teacher_need_no_log_likelihoods():
 
 def test_a_task_without_rewards_counts_its_groups_alone():
     groups = [unlabelled(task="tool", reward="none")]
-    assert reward_summary(groups) == {"tool": {"groups": 1, "rewarded": 0, "errors": 0}}
-    text = page(LabelStatistics().add_all(groups), None, "run")
+    assert shares_of(groups) == {"tool": {"groups": 1, "rewarded": 0, "errors": 0}}
+    text = page(counted(groups), None, "run")
     assert "unrewarded: 1" in text
     assert "<img" not in text
     assert "text 1" in text
@@ -197,7 +209,7 @@ def test_an_empty_table_gives_an_empty_report(tmp_path):
 
 
 def test_tasks_are_in_order_whatever_comes_first():
-    assert list(reward_summary([GROUPS[0], GROUPS[0] | {"task": "chat"}])) == ["chat", "qa"]
+    assert list(shares_of([GROUPS[0], GROUPS[0] | {"task": "chat"}])) == ["chat", "qa"]
 
 
 def test_errors_are_counted_by_their_first_words_without_numbers():
@@ -224,7 +236,7 @@ def test_a_thousand_rows_keep_ten_examples_and_few_bins():
 
 def test_examples_are_drawn_evenly_and_by_the_seed():
     rows = [row([FIRST], [1], row_id=str(i), query_id=str(i)) for i in range(1000)]
-    drawn = [[int(e.query_id) for e in LabelStatistics(seed).add_all(rows).tasks["qa"].examples] for seed in range(40)]
+    drawn = [[int(e.query_id) for e in counted(rows, seed).tasks["qa"].examples] for seed in range(40)]
     assert len({tuple(ids) for ids in drawn}) == 40
     assert 450 < sum(map(sum, drawn)) / 400 < 550  # 499.5 on average, with a standard deviation of 14
 
@@ -252,7 +264,7 @@ def test_statistics_do_not_depend_on_the_order_of_the_rows(rows, shuffler):
     rows = [row | {"row_id": f"id{i}"} for i, row in enumerate(rows)]
     shuffled = list(rows)
     shuffler.shuffle(shuffled)
-    one, other = LabelStatistics().add_all(rows).tasks, LabelStatistics().add_all(shuffled).tasks
+    one, other = counted(rows).tasks, counted(shuffled).tasks
     assert {task: of.numbers() for task, of in one.items()} == {task: of.numbers() for task, of in other.items()}
     assert [of.examples for of in one.values()] == [of.examples for of in other.values()]
 
@@ -349,7 +361,7 @@ def evil_rows():
 
 
 def test_texts_of_a_corpus_are_inert_and_nothing_is_loaded(tmp_path):
-    path = write_report(LabelStatistics().add_all(evil_rows()), COST, tmp_path, EVIL)
+    path = write_report(counted(evil_rows()), COST, tmp_path, EVIL)
     text = path.read_text(encoding="utf-8")
     parsed = Page.of(text)
     assert "<script" not in text.lower()
@@ -364,7 +376,7 @@ def test_texts_of_a_corpus_are_inert_and_nothing_is_loaded(tmp_path):
 
 def test_the_page_has_a_section_a_task_that_its_contents_lead_to():
     rows = [*GROUPS, *(group | {"task": "icl"} for group in GROUPS)]
-    parsed = Page.of(page(LabelStatistics().add_all(rows), COST, "first"))
+    parsed = Page.of(page(counted(rows), COST, "first"))
     anchors = parsed.values("id")
     assert len(anchors) == len(set(anchors))
     assert {value.removeprefix("#") for value in parsed.values("href")} <= set(anchors)
@@ -377,8 +389,8 @@ def test_the_page_has_a_section_a_task_that_its_contents_lead_to():
 
 def test_writing_again_replaces_both_files_and_leaves_no_other(tmp_path):
     folder = tmp_path / "reports"
-    write_report(LabelStatistics().add_all(GROUPS[:1]), COST, folder, "first")
-    path = write_report(LabelStatistics().add_all(GROUPS), None, folder, "second")
+    write_report(counted(GROUPS[:1]), COST, folder, "first")
+    path = write_report(counted(GROUPS), None, folder, "second")
     assert path == folder / "labelling.html"
     assert sorted(file.name for file in folder.iterdir()) == ["labelling.html", "labelling.json"]
     assert "Labels of second" in path.read_text(encoding="utf-8")
@@ -386,11 +398,11 @@ def test_writing_again_replaces_both_files_and_leaves_no_other(tmp_path):
 
 
 def test_a_failed_page_leaves_the_last_report(tmp_path, monkeypatch):
-    path = write_report(LabelStatistics().add_all(GROUPS), None, tmp_path, "first")
+    path = write_report(counted(GROUPS), None, tmp_path, "first")
     before = path.read_bytes()
     monkeypatch.setattr("embedder.labelling.report_page._overview", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_report(LabelStatistics().add_all(GROUPS), None, tmp_path, "second")
+        write_report(counted(GROUPS), None, tmp_path, "second")
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -15,11 +14,9 @@ from embedder.evaluation.__main__ import encoder_names, main
 from embedder.evaluation.judge import LlmJudge, judged_ledger
 from embedder.evaluation.quick import (
     ask_llm,
-    group_values,
     measure_encoder,
     read_sets,
     read_shot_pools,
-    value_arrays,
 )
 from embedder.evaluation.results import summarise
 from embedder.lm import load_lm
@@ -103,16 +100,6 @@ def test_rankings_are_by_inner_product_and_no_query_finds_itself(config, encoder
             assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
-def test_values_are_arrays_of_queries(config, encoder):
-    sets = read_sets(config, "dev")
-    measure_encoder("mine", encoder, BUILTIN_TASKS, sets, config.evaluate)
-    docs = next(one for one in sets if one.measured.name == "docs")
-    queries, values, weights = value_arrays(docs, "nDCG@10", "mine")
-    assert queries == [f"q{i}" for i in range(6)]
-    assert ((values > 0) & (values <= 1)).all() and (weights == 1).all()
-    assert value_arrays(docs, "nothing", "mine")[0] == []
-
-
 def test_a_choice_of_queries_is_seeded_and_grows(config):
     chosen = {one.measured.name: {row["query_id"] for row in one.measured.rows} for one in read_sets(config, "dev", 2)}
     more = {one.measured.name: {row["query_id"] for row in one.measured.rows} for one in read_sets(config, "dev", 4)}
@@ -136,45 +123,9 @@ def test_prompts_are_computed_once_whichever_encoder_they_come_from(config, enco
     assert ask_llm(sets, judge, settings, tmp_path) == 0
     assert len(judged_ledger(tmp_path).done()) == first
     for one, measure in zip(sets, ("exact match", "accuracy", "perplexity"), strict=True):
-        (queries, values, weights), twin = value_arrays(one, measure, "base"), value_arrays(one, measure, "twin")
-        assert len(queries) == 3 and np.array_equal(values, twin[1]) and np.array_equal(weights, twin[2])
+        values = one.measured.values[measure]
+        assert len(values["base"]) == 3 and values["base"] == values["twin"]
     assert summarise([one.measured for one in sets], settings)["tasks"]["chat"]["headline"] == "perplexity"
-
-
-GROUP = {
-    "task": "qa",
-    "dataset": "docs",
-    "query_id": "q",
-    "query": "where is the fox",
-    "candidate_texts": [f"the {word} is there" for word in WORDS[:4]],
-    "relevance": [0, 1, 0, 1],
-    "rewards": [2.0, 0.0, 1.0, 0.0],
-    "scores": [[-1.0, -9.0], [-2.0, -9.0], [-3.0, -9.0], [-4.0, -9.0]],
-}
-
-
-def test_groups_tell_how_well_candidates_are_ordered(encoder):
-    spec = BUILTIN_TASKS["qa"]
-    query = encode(encoder, [GROUP["query"]], spec, "query")[0]
-    scores = encode(encoder, GROUP["candidate_texts"], spec, "key") @ query
-    order = list(np.argsort(-scores, kind="stable"))
-    pairs = [(i, j) for i in range(4) for j in range(4) if GROUP["rewards"][i] > GROUP["rewards"][j]]
-    values = group_values(encoder, BUILTIN_TASKS, [GROUP])["docs"]
-    assert {name: found["q"] for name, found in values.items()} == {
-        "RR": (1 / (1 + min(order.index(1), order.index(3))), 1.0),
-        "reward": (GROUP["rewards"][order[0]], 1.0),
-        "regret": (2.0 - GROUP["rewards"][order[0]], 1.0),
-        "agreement": (pytest.approx(np.mean([scores[i] > scores[j] for i, j in pairs])), 1.0),
-        "log-likelihood": (-1.0 - order[0], 1.0),
-    }
-
-
-def test_groups_without_rewards_positives_or_candidates(encoder):
-    plain = {**GROUP, "rewards": None, "scores": None}
-    assert set(group_values(encoder, BUILTIN_TASKS, [plain])["docs"]) == {"RR"}
-    flat = {**GROUP, "rewards": [1.0] * 4, "relevance": [0] * 4, "scores": None}
-    assert set(group_values(encoder, BUILTIN_TASKS, [flat])["docs"]) == {"reward", "regret"}
-    assert group_values(encoder, BUILTIN_TASKS, [{**GROUP, "candidate_texts": []}]) == {}
 
 
 def test_encoders_are_called_by_what_tells_them_apart():
