@@ -38,7 +38,7 @@ class Running:
 @contextmanager
 def served(cluster: Cluster, work: Path) -> Iterator[Running]:
     """Two versions of the index, of which the alias `live` names the first."""
-    publish(work, MODEL, "v1", shards=1)
+    publish(work, MODEL, "v1", shards=2)
     publish(work, MODEL, "v2", alias=None, shards=3)
     keys = work / "keys"
     keys.write_text("".join(f"{role} {key}\n" for role, key in KEYS.items()), encoding="utf-8")

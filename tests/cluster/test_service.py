@@ -105,7 +105,7 @@ def test_it_serves_the_description_that_is_committed(running: Running) -> None:
 def test_it_says_which_replicas_there_are(running: Running) -> None:
     with running.client() as client:
         state = {one["name"]: one for one in client.get("/v1/state").json()["data"]}
-    assert state.keys() == {"ingress", "encoder", "shard-00000"}
+    assert state.keys() == {"ingress", "encoder", "shard-00000", "shard-00001"}
     assert state["encoder"]["replicas"].get("RUNNING") == 2
 
 

@@ -46,7 +46,7 @@ def test_kills_every_five_seconds_for_a_minute_fail_no_request(running: Running)
     with Load(search_subject, running.client, clients=10) as load:
         for _ in range(12):
             time.sleep(5)
-            pids = replica_pids(chance.choice(["encoder", "encoder", "shard-00000"]))
+            pids = replica_pids(chance.choice(["encoder", "encoder", "shard-00000", "shard-00001"]))
             if pids:
                 os.kill(chance.choice(pids), signal.SIGKILL)
     assert not load.failures

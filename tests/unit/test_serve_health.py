@@ -1,0 +1,93 @@
+"""Health is the truth: a model that fails, hangs or gives nonsense, and an index that cannot be searched, are told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from serve.api import make_api
+from serve.service import Service
+from tests.serving import local_service, publish, run_config
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path) -> Path:
+    """A run with one version."""
+    folder = tmp_path_factory.mktemp("health")
+    publish(folder, tiny_encoder_folder, "v1")
+    return folder
+
+
+@pytest.fixture
+def service(published: Path, tiny_encoder_folder: Path) -> Service:
+    return local_service(run_config(published, tiny_encoder_folder, timeout_s=1.0))
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[TestClient]:
+    with TestClient(make_api(service, lambda *_: None), raise_server_exceptions=False) as client:
+        yield client
+
+
+def failing(*_: object) -> np.ndarray:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def nonsense(rows: list[object]) -> np.ndarray:
+    return np.full((len(rows), 32), np.nan, dtype=np.float32)
+
+
+def short(rows: list[object]) -> np.ndarray:
+    return np.full((len(rows), 32), 0.5, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"), [(failing, "fails on any text"), (nonsense, "not finite"), (short, "length 1")]
+)
+def test_a_model_that_is_broken_has_its_replica_replaced_and_says_503(service, client, run, message):
+    assert client.get("/health").status_code == client.get("/ready").status_code == 200
+    encoder = service.backend.encoder
+    (model,) = encoder._models.loaded()
+    asyncio.run(encoder.check_health())
+    model.batcher._run = run
+    with pytest.raises(RuntimeError, match=message):
+        asyncio.run(encoder.check_health())
+    answer = client.post("/v1/embeddings", json={"model": "work", "input": "a text"})
+    if run is not short:
+        # Not the text is at fault: another replica may do better.
+        assert answer.status_code == 503
+        service._healthy.clear()
+        assert client.get("/health").status_code == client.get("/ready").status_code == 503
+
+
+def test_a_health_check_of_a_model_that_hangs_does_not_answer(service):
+    """Ray takes that for a failure after 5 s; requests meanwhile end at their deadline (test_serve_gathering)."""
+    encoder, free = service.backend.encoder, threading.Event()
+    (model,) = encoder._models.loaded()
+    compute, model.batcher._run = model.batcher._run, lambda rows: (free.wait(30), compute(rows))[1]
+
+    async def asked() -> None:
+        try:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(encoder.check_health(), 0.5)
+        finally:
+            free.set()
+
+    asyncio.run(asked())
+
+
+def test_an_index_that_cannot_be_searched_has_its_replica_replaced(service):
+    (replica, *_) = service.backend.parts
+    asyncio.run(replica.check_health())
+    (index,) = replica._indexes.loaded()
+    for collections in index.collections.values():
+        for collection in collections.values():
+            collection._reading.base.rank = failing
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        asyncio.run(replica.check_health())
