@@ -74,7 +74,7 @@ def write_version(catalog: Catalog, version: str, model: Path, rows: Sequence[Ro
     flat, view = empty_vectors(*vector_PD.shape)
     view[:] = vector_PD[order]
     dimension = vector_PD.shape[1]
-    fingerprint = model_fingerprint(folder / MODEL, pooling="mean", max_tokens=MAX_TOKENS)
+    fingerprint = model_fingerprint(folder / MODEL, {"pooling": "mean", "max_tokens": MAX_TOKENS})
     place = Place(task=TASK, shard=0, num_shards=1, encoder_fingerprint=fingerprint, dimension=dimension)
     part = shard_folder(folder, 0) / TASK
     part.mkdir(parents=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,8 @@ from embedder.paths import AnyAbsolutePath, ModelReference, Paths, Section
 from embedder.serve_config import ServeConfig
 from embedder.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.train_config import TrainConfig
+
+S = TypeVar("S", bound=Section)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """A task's name; files are named after it."""
@@ -235,15 +237,28 @@ class RunConfig(Section):
     submit: SubmitConfig = SubmitConfig()
 
     @property
-    def named_llm(self) -> LlmConfig:
+    def needed_llm(self) -> LlmConfig:
         """The section `llm`.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, as for the next ones.
         """
-        if self.llm is None:
-            raise ConfigError("the run file has no `llm` section; name the LLM's folder there (llm.model)")
-        return self.llm
+        return _needed(self.llm, "llm", "llm.model, the LLM's folder")
+
+    @property
+    def needed_prepare(self) -> PrepareConfig:
+        """The section `prepare`."""
+        return _needed(self.prepare, "prepare", "prepare.sources")
+
+    @property
+    def needed_train(self) -> TrainConfig:
+        """The section `train`."""
+        return _needed(self.train, "train", "train.steps")
+
+    @property
+    def needed_reranker(self) -> RerankerConfig:
+        """The section `reranker`."""
+        return _needed(self.reranker, "reranker", "reranker.model")
 
     @property
     def base_tasks(self) -> dict[str, TaskSpec]:
@@ -304,3 +319,10 @@ class RunConfig(Section):
             if name not in self.tasks:
                 raise ValueError(f"train.task_weights names {name!r}; known tasks are {sorted(self.tasks)}")
         return self
+
+
+def _needed(section: S | None, name: str, key: str) -> S:
+    """A section that a job cannot do without."""
+    if section is None:
+        raise ConfigError(f"the run file has no `{name}` section; give it {key}")
+    return section

@@ -20,7 +20,7 @@ def located_fingerprint(model: Path | str, config: EncoderConfig) -> str:
     settings: dict[str, object] = {"pooling": config.pooling, "max_tokens": config.max_tokens}
     if config.int8:
         settings["int8"] = True
-    return model_fingerprint(model, **settings)
+    return model_fingerprint(model, settings)
 
 
 def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str, TaskSpec]) -> str:
@@ -28,7 +28,8 @@ def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str
 
     The kind of reward is left out, since rewards are made from the stored log-likelihoods.
     """
-    model = llm and model_fingerprint(locate_model(llm.model), dtype=llm.dtype, max_prefix_tokens=llm.max_prefix_tokens)
+    limits = {"dtype": llm.dtype, "max_prefix_tokens": llm.max_prefix_tokens} if llm else {}
+    model = llm and model_fingerprint(locate_model(llm.model), limits)
     sampling = [label.num_samples, label.temperature, label.top_k, label.top_p, label.seed]
     prompts = {
         name: [spec.template and spec.template.model_dump(), spec.shots, spec.max_output_tokens]

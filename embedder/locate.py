@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from embedder.errors import ModelError
@@ -103,12 +104,12 @@ def count_parameters(folder: Path | str) -> int:
     return total
 
 
-def model_fingerprint(model: Path | str, **settings: object) -> str:
+def model_fingerprint(model: Path | str, settings: Mapping[str, object] | None = None) -> str:
     """Content hash of a model folder's weights, config and tokenizer, and of the settings that change its output.
 
     A hub name is hashed as a name, since its content is known only after the download.
     """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(dict(settings or {}), sort_keys=True).encode())
     if isinstance(model, str):
         digest.update(model.encode())
         return digest.hexdigest()[:16]

@@ -32,9 +32,9 @@ class LabelBlocks:
     """Loads the LLM once, then reads, labels and commits one block after another."""
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
-        lm = load_lm(config.named_llm, config.paths.cache)
+        lm = load_lm(config.needed_llm, config.paths.cache)
         self.config, self.fingerprint = config, fingerprint
-        self.labeller = RewardLabeller(lm, config.named_llm, config.label, config.tasks, ray.get(shot_pools))
+        self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, ray.get(shot_pools))
         self.planner = Planner(config, ray.get(selected))
         self.ledger = llm_ledger(config)
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)

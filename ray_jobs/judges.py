@@ -25,8 +25,8 @@ class JudgeBlocks:
     """Loads the LLM once, then asks it one unit after another and commits the replies."""
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef) -> None:
-        lm = load_lm(config.named_llm, config.paths.cache)
-        self.judge = LlmJudge(lm, config.named_llm, config.tasks, config.evaluate, ray.get(shot_pools))
+        lm = load_lm(config.needed_llm, config.paths.cache)
+        self.judge = LlmJudge(lm, config.needed_llm, config.tasks, config.evaluate, ray.get(shot_pools))
         self.ledger = judged_ledger(config.paths.mounted / "evaluation")
 
     def __call__(self, batch: pa.Table) -> pa.Table:

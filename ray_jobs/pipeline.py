@@ -21,6 +21,7 @@ from embedder.lineage import write_lineage
 from embedder.locate import locate_model
 from embedder.reports import StageReport, console, read_reports, stage_table
 from embedder.stages import STAGES, Contents, is_done, mark_done
+from embedder.training.trackers import check_trackers
 from ray_jobs import evaluate, index, label, mine, prepare, train
 from ray_jobs.session import Job, main, run_stage
 
@@ -67,10 +68,11 @@ def check(config: RunConfig) -> Work:
     """
     if config.paths.round != 1:
         raise ConfigError(f"paths.round is {config.paths.round}; leave it out, pipeline.rounds says how many there are")
+    check_trackers(config.needed_train)
     work = prepare.check(config)
-    train.section(config)
+    sources = config.needed_prepare.sources
     locate_model(config.encoder.model)
-    llm = label.needed_llm(config, {source.task for source in prepare.section(config).sources})
+    llm = label.needed_llm(config, {source.task for source in sources})
     if llm is not None:
         locate_model(llm.model)
     done = done_before(config)

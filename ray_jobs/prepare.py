@@ -22,7 +22,7 @@ import ray
 
 from embedder.config import PrepareConfig, RunConfig, Source
 from embedder.cost import Work
-from embedder.errors import ConfigError, DataError
+from embedder.errors import DataError
 from embedder.records import PASSAGE, QUERY, write_json, write_table
 from embedder.reports import StageReport
 from embedder.source_formats import SPLITS, source_files
@@ -36,16 +36,9 @@ PART_ROWS = 20_000
 """Passages of one Parquet file."""
 
 
-def section(config: RunConfig) -> PrepareConfig:
-    """The run file's `prepare` section, which this job cannot do without."""
-    if config.prepare is None:
-        raise ConfigError("the run file has no `prepare` section; give it prepare.sources")
-    return config.prepare
-
-
 def check(config: RunConfig) -> Work:
     """All source files exist and are not empty."""
-    sources = section(config).sources
+    sources = config.needed_prepare.sources
     lines = []
     for source in sources:
         size = source_files(source).size
@@ -55,7 +48,7 @@ def check(config: RunConfig) -> Work:
 
 def run(config: RunConfig) -> StageReport:
     """Prepare every dataset; the summary counts rows in, out, left out and rejected."""
-    settings = section(config)
+    settings = config.needed_prepare
     task = ray.remote(num_cpus=1)(prepare_dataset)
     pending = {
         task.remote(source, config.tasks[source.task], settings, config.paths.mounted): source

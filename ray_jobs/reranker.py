@@ -25,8 +25,8 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, Result
 from ray.train import RunConfig as RayRunConfig
 
-from embedder.config import RerankerConfig, RunConfig
-from embedder.errors import ConfigError, DataError
+from embedder.config import RunConfig
+from embedder.errors import DataError
 from embedder.ledger import Ledger
 from embedder.lineage import install_model, read_lineage
 from embedder.locate import locate_model, model_fingerprint
@@ -61,17 +61,6 @@ TRAINED_ON = [
 """Columns of the LLM's rows that the reranker needs; the others may be far larger."""
 
 
-def section(config: RunConfig) -> RerankerConfig:
-    """The run file's `reranker` section.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if config.reranker is None:
-        raise ConfigError("the run file has no `reranker` section; give it reranker.model")
-    return config.reranker
-
-
 def select_llm_groups(groups: Iterable[dict[str, Any]], count: int, seed: int) -> RowIds:
     """The ids of at most `count` groups a dataset, for the LLM to label; no more than these are held in memory.
 
@@ -98,7 +87,7 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
     Raises:
         DataError: no group has rewards that differ.
     """
-    settings = section(config)
+    settings = config.needed_reranker
     rows = [row for row in labelled.select(TRAINED_ON).to_pylist() if row["reward"] != "none"]
     name = run_name(config, rows)
     storage = config.paths.mounted / "reranker"
@@ -123,7 +112,7 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
         exported = Path(checkpoint) / EXPORT
         lineage = {
             "reranker_run": name,
-            "base_encoder": section(config).model,
+            "base_encoder": config.needed_reranker.model,
             "llm": config.llm and config.llm.model,
             "groups": counts.training,
             "held_out": counts.validation,
@@ -136,7 +125,7 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
 
 def run_name(config: RunConfig, rows: list[dict[str, Any]]) -> str:
     """Identity of a reranker: where it starts, the settings that change the result, and the rewards, in any order."""
-    start = section(config)
+    start = config.needed_reranker
     settings = start.model_dump(exclude=NEUTRAL | {"model", "llm_groups"})
     temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
     rewards = sorted((row["row_id"], row["label_fingerprint"], row["rewards"] or []) for row in rows)
@@ -169,7 +158,7 @@ class WorkerJob:
 
 
 def _fit(config: RunConfig, job: WorkerJob, storage: Path, name: str) -> Result:
-    settings = section(config)
+    settings = config.needed_reranker
     failures = config.train.max_failures if config.train else MAX_FAILURES
     run = RayRunConfig(
         name=name,
@@ -218,7 +207,7 @@ class ScoreBlocks:
     """Loads the cross-encoder once, then reads, rewards and commits one block of groups after another."""
 
     def __init__(self, model: Path, config: RunConfig, ledger: Ledger, fingerprint: str) -> None:
-        self.encoder = load_cross_encoder(str(model), section(config).max_tokens, config.encoder.batch_tokens)
+        self.encoder = load_cross_encoder(str(model), config.needed_reranker.max_tokens, config.encoder.batch_tokens)
         self.temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
         self.config, self.ledger, self.fingerprint = config, ledger, fingerprint
         self.planner = Planner(config, None)
@@ -259,7 +248,7 @@ def score_with_reranker(config: RunConfig, ledger: Ledger, fingerprint: str) -> 
         fn_constructor_args=(config.paths.mounted / "reranker" / "model", config, ledger, fingerprint),
         batch_size=1,
         batch_format="pyarrow",
-        **actor_pool(config.label.num_actors, section(config).gpus_per_worker),
+        **actor_pool(config.label.num_actors, config.needed_reranker.gpus_per_worker),
     )
     with tracked("label by reranker", sum(work.blocks["rows"].to_pylist())) as counter:
         for batch in scored.iter_batches(batch_size=None, batch_format="pyarrow"):

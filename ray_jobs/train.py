@@ -21,7 +21,7 @@ from ray.train import RunConfig as RayRunConfig
 
 from embedder.config import RunConfig
 from embedder.cost import Work, measured_rate
-from embedder.errors import ConfigError, DataError
+from embedder.errors import DataError
 from embedder.fingerprint import encoder_fingerprint
 from embedder.lineage import install_model
 from embedder.records import content_id
@@ -46,16 +46,9 @@ FORMAT = 2
 """Of checkpoints; a run of another one is not resumed."""
 
 
-def section(config: RunConfig) -> TrainConfig:
-    """The run file's `train` section, which this job cannot do without."""
-    if config.train is None:
-        raise ConfigError("the run file has no `train` section; give it train.steps")
-    return config.train
-
-
 def check(config: RunConfig) -> Work:
     """Labels exist for every candidate group, the settings fit together, and the plan has a task to train."""
-    settings = section(config)
+    settings = config.needed_train
     check_trackers(settings)
     check_start(config.encoder)
     taken = training_groups(config)
@@ -66,7 +59,7 @@ def check(config: RunConfig) -> Work:
 
 def run(config: RunConfig) -> StageReport:
     """Train or resume; write model, card and report; the summary tells the rows left out, losses and validation."""
-    settings = section(config)
+    settings = config.needed_train
     taken = training_groups(config)
     name = run_name(config, taken)
     job = TrainingJob(config.encoder, config.tasks, settings, config.paths.training / name)
@@ -98,7 +91,7 @@ def run(config: RunConfig) -> StageReport:
 def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
     # Of the replay only which groups it chose counts.
-    settings = section(config).model_dump(mode="json", exclude=NEUTRAL | {"replay"})
+    settings = config.needed_train.model_dump(mode="json", exclude=NEUTRAL | {"replay"})
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
     return content_id(
         FORMAT, encoder_fingerprint(config.encoder.model_copy(update={"int8": False})), settings, tasks, taken.identity

@@ -54,7 +54,7 @@ def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_toke
     rows = documents()
     config = EncoderConfig(model=str(model), pooling="mean", max_tokens=max_tokens)
     encoder = load_inference_encoder(config)
-    fingerprint = model_fingerprint(folder / "model", pooling="mean", max_tokens=max_tokens)
+    fingerprint = model_fingerprint(folder / "model", {"pooling": "mean", "max_tokens": max_tokens})
     for task in TASKS:
         vectors = encode(encoder, [row.text for row in rows], BUILTIN_TASKS[task], "key")
         for shard in range(shards):

@@ -185,7 +185,7 @@ def judge_fingerprint(
 ) -> Callable[[str, str], str]:
     """Identity of replies by (task, dataset): the LLM, the template, the worked examples and the limits."""
     limits = {"dtype": llm.dtype, "max_prefix_tokens": llm.max_prefix_tokens}
-    model = model_fingerprint(locate_model(llm.model), **limits)
+    model = model_fingerprint(locate_model(llm.model), limits)
 
     def fingerprint(task: str, dataset: str) -> str:
         spec, pool = tasks[task], shot_pools.get(dataset, [])

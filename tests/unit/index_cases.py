@@ -80,7 +80,7 @@ def write_version(
     """A bundle of one task, whose model is a stand-in that no test loads."""
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
-    fingerprint = model_fingerprint(folder / "model", pooling="mean", max_tokens=32)
+    fingerprint = model_fingerprint(folder / "model", {"pooling": "mean", "max_tokens": 32})
     for shard in range(shards):
         mine = [i for i, one in enumerate(documents) if shard_of(one.id, shards) == shard]
         belongs = {"shard": shard, "num_shards": shards, "encoder_fingerprint": fingerprint}

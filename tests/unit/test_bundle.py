@@ -61,7 +61,7 @@ def published(encoder, tiny_encoder, tiny_encoder_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "bundle"
     shutil.copytree(tiny_encoder_folder, folder / MODEL)
     settings = {"pooling": tiny_encoder.pooling, "max_tokens": tiny_encoder.max_tokens}
-    fingerprint = model_fingerprint(folder / MODEL, **settings)
+    fingerprint = model_fingerprint(folder / MODEL, settings)
     for shard in (0, 1):
         for name, task in TASKS.items():
             texts = [text for text in PASSAGES[name] if shard_of(text[-6:], 2) == shard]

@@ -113,15 +113,15 @@ def test_parameters_are_counted_without_loading_the_model(tiny_encoder, tiny_enc
 
 
 def test_a_fingerprint_depends_on_content_alone(folder, tiny_encoder_folder):
-    original = model_fingerprint(tiny_encoder_folder, pooling="mean")
-    assert model_fingerprint(folder, pooling="mean") == original
+    original = model_fingerprint(tiny_encoder_folder, {"pooling": "mean"})
+    assert model_fingerprint(folder, {"pooling": "mean"}) == original
     (folder / "README.md").write_text("more words")
-    assert model_fingerprint(folder, pooling="mean") == original
+    assert model_fingerprint(folder, {"pooling": "mean"}) == original
 
 
 def test_a_fingerprint_changes_with_the_settings(folder):
     settings = [{"pooling": "mean"}, {"pooling": "cls"}, {"pooling": "mean", "max_tokens": 9}, {}]
-    assert len({model_fingerprint(folder, **fields) for fields in settings}) == 4
+    assert len({model_fingerprint(folder, fields) for fields in settings}) == 4
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
