@@ -127,9 +127,9 @@ class LabelConfig(Section):
     export: AnyAbsolutePath | None = None
     """Where the labelled groups are also written as JSON Lines of the reference; null: nowhere."""
     recompute: bool = False
-    """Make the rewards anew from the stored log-likelihoods, after a task's `reward` was changed; needs no LLM."""
+    """Recompute the rewards from the stored log-likelihoods, after a task's `reward` was changed; needs no LLM."""
     num_samples: int = Field(default=10, ge=1)
-    """Outputs sampled a query without a candidate, among which the desired output is ranked (N)."""
+    """Outputs sampled per query without a candidate, among which the desired output is ranked (N)."""
     temperature: float = Field(default=1.0, gt=0)
     """Of the sampling."""
     top_k: int = Field(default=50, ge=1)
@@ -171,7 +171,7 @@ class RerankerConfig(Section):
     model: ModelReference
     """Encoder it starts from, as `encoder.model`."""
     llm_groups: int | None = Field(default=None, ge=1)
-    """Groups a dataset that the LLM labels for it (seeded choice); null: all."""
+    """Groups per dataset that the LLM labels for it (seeded choice); null: all."""
     steps: int = Field(default=500, ge=1)
     batch_size: int = Field(default=16, ge=1)
     """Groups of a global batch, over all workers; all of one task."""

@@ -62,7 +62,7 @@ class State:
     sending: list[str] = field(default_factory=list)
     """New files of a push that has not ended."""
     replacing: list[str] = field(default_factory=list)
-    """The same of files that were there before."""
+    """Files that this push replaces."""
 
     @property
     def is_unfinished(self) -> bool:
@@ -107,7 +107,7 @@ class Mirror:
         return cls(work, config.paths.cache / "mirrors" / content_id(work.uri)[:16] / work.name)
 
     def pull(self) -> int:
-        """Make the folder what the store is, but for what this folder has changed and not sent yet; files fetched.
+        """Bring the folder in line with the store, keeping its changes not yet sent; returns the files fetched.
 
         Raises:
             DataError: the store does not answer, or refuses; or another one's push was cut off as it replaced files.
@@ -144,7 +144,7 @@ class Mirror:
             self._write_state(replace(state, writer=record.writer))
 
     def push(self) -> int:
-        """Send what the folder has anew, and remove what it has removed; returns the files sent.
+        """Send new and changed files, and delete removed ones; returns how many were sent.
 
         Raises:
             DataError: the store does not answer, or refuses; or another folder has claimed it since.
@@ -321,7 +321,7 @@ def workplace(config: RunConfig, *, writes: bool) -> Iterator[RunConfig]:
 
 @contextmanager
 def _pushing(mirror: Mirror) -> Iterator[None]:
-    """Push at intervals and at the end. If the job fails, its error is the one to be told."""
+    """Push at intervals and at the end. If the job fails, its own error is raised, not that of the last push."""
     ended = Event()
     pusher = Thread(target=_push_on, args=(mirror, ended), daemon=True)
     pusher.start()

@@ -150,7 +150,7 @@ class Contents:
         return self.known[key]
 
     def forget(self) -> None:
-        """Read all anew: a stage has written something."""
+        """Drop all cached hashes: a stage has written something."""
         self.known.clear()
 
 

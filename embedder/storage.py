@@ -122,7 +122,7 @@ class ObjectPath:
 
     @property
     def filesystem(self) -> fs.FileSystem:
-        """The connection, one a process and store.
+        """The connection, one per process and store.
 
         Raises:
             ConfigError: a parameter of the URI is unknown, or the store's region cannot be found.

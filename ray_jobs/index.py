@@ -119,7 +119,7 @@ def _report(config: RunConfig, manifest: Manifest, encoded: int) -> StageReport:
 
 
 def _fingerprint(config: RunConfig, store: VectorStore) -> str:
-    """Identity of the shards that are built; shards of another are not gone on with."""
+    """Identity of the shards that are built; shards of another are not resumed."""
     corpora = {name: [file_sha256(path) for path in corpus_files(config, name)] for name in datasets(config)}
     tasks = {name: spec.key_instruction for name, spec in store.tasks.items()}
     settings = [config.index.build_settings.model_dump(mode="json"), config.index.num_shards]
@@ -154,10 +154,7 @@ def _build_shards(
     with tracked("index: shards", len(pending)) as counter:
         for shard, reference in enumerate(pending):
             for task, info in ray.get(reference).items():
-                folder = shard_folder(staged, shard) / task
-                inside = folder.relative_to(staged).as_posix()
-                files |= {f"{inside}/{name}": digest for name, digest in info.files.items()}
-                files[f"{inside}/{info.FILE}"] = file_sha256(folder / info.FILE)
+                files |= info.sealed_files(shard_folder(staged, shard) / task, staged)
                 collections[task] += info.rows
             counter.advance(1)
     return files, collections

@@ -11,7 +11,7 @@ writes  labelled/blocks/*.parquet              records.LABELLED, committed block
 The teacher (`label.teacher`) is the LLM, a cross-encoder trained on the LLM's rewards, or a file of rewards made
 elsewhere. Groups of tasks without a reward (labels only) pass through. A group that cannot be scored keeps its rewards
 null and says why. Running the command again labels only the groups no block holds; labels of another LLM, prompt or
-seed are refused. An actor pool of Ray Data loads the LLM once an actor. `label.recompute` makes the rewards anew from
+seed are refused. An actor pool of Ray Data loads the LLM once per actor. `label.recompute` recomputes the rewards from
 the stored log-likelihoods, without the LLM.
 """
 
@@ -81,7 +81,7 @@ def check(config: RunConfig) -> Work:
         return check_import(config)
     check_terms(config, terms(config, shot_pools(config)))
     if config.label.recompute:
-        return Work("label", ["rewards are made anew from the stored log-likelihoods"], 0.0)
+        return Work("label", ["rewards are recomputed from the stored log-likelihoods"], 0.0)
     work = llm_work(config)
     llm = needed_llm(config, set(work.tasks))
     parameters = count_parameters(locate_model(llm.model)) if llm else 0
@@ -147,7 +147,7 @@ def run(config: RunConfig) -> StageReport:
     agreed = terms(config, pools)
     if config.label.recompute:
         rows = recompute_rewards(config, agreed)
-        return report_labels(config, llm_ledger(config).row_ids(), rows, None, ["rewards made anew, without the LLM"])
+        return report_labels(config, llm_ledger(config).row_ids(), rows, None, ["rewards recomputed, without the LLM"])
     agree_on_terms(config, agreed)
     work = llm_work(config)
     _commit_plain(config, work, agreed.fingerprint)

@@ -67,7 +67,7 @@ def import_rewards(config: RunConfig) -> ImportedRewards:
 
 
 def recompute_rewards(config: RunConfig, terms: LabelTerms) -> int:
-    """Make every reward anew from the stored log-likelihoods, block by block; returns the rows.
+    """Recompute every reward from the stored log-likelihoods, block by block; returns the rows.
 
     Raises:
         LabelError: a task wants ranks, but its outputs were never sampled.

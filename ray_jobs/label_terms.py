@@ -52,8 +52,8 @@ def check_terms(config: RunConfig, wanted: LabelTerms) -> None:
     }
     if differs and not config.label.recompute:
         raise ConfigError(
-            f"{config.paths.labelled}: the reward of {differs} changed; add --set label.recompute=true to make rewards "
-            "anew from the stored log-likelihoods"
+            f"{config.paths.labelled}: the reward of {differs} changed; add --set label.recompute=true to recompute "
+            "rewards from the stored log-likelihoods"
         )
     unscored = [task for task, change in differs.items() if change.startswith("none ->") or change.endswith("-> none")]
     if unscored:

@@ -1,4 +1,4 @@
-"""Vectors of passages and queries, made once a model and shared by mining, indexing and evaluating.
+"""Vectors of passages and queries, made once per model and shared by mining, indexing and evaluating.
 
 `vectors/ENCODER_FINGERPRINT/DATASET.SIDE/*.parquet` holds committed blocks of records.VECTOR. A block is committed by
 the actor that made it, so a restart encodes only what no block holds.

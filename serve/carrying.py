@@ -42,7 +42,7 @@ AGAIN_S = 3.0
 LATE_S = 10.0
 """After the time that a request may take, until it can write no more."""
 RETRY_S = 10.0
-"""After a failure."""
+"""Pause after a failure, until carrying is tried again."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class Carrier:
         self._after: dict[tuple[_Move, int], asyncio.Task[None]] = {}
         """By the move, and when the alias left the old version."""
 
-    async def carried(self, alias: str, old: Version, new: Version) -> bool:
-        """Whether what was written to a version is in another one too; begins that work, and never waits for long.
+    async def may_move(self, alias: str, old: Version, new: Version) -> bool:
+        """Whether an alias may move: what was written to `old` is in `new`, or carrying it has failed.
 
-        What cannot be read, or not be written, does not hold the alias back; it is told, and tried again later.
+        Begins the carrying and waits at most SHORTLY_S for it. A failure is logged, and tried again after the move.
 
         Raises:
             ApiError: the service has no room for it now.
@@ -98,7 +98,7 @@ class Carrier:
             if wanted.get(alias) != new.name:
                 continue
             for move in [move for move in self._before if move.alias == alias]:
-                # The alias went back before it had moved; what was carried for that is of no account later.
+                # The alias went back before it had moved; what was carried for that need not be finished.
                 self._before.pop(move).cancel()
             left = {_Move(alias, old, new.name): when for old, when in previous.get(alias, {}).items()}
             # An ingress that moved long before this one may have settled what still comes late here.
@@ -165,7 +165,8 @@ class Carrier:
         try:
             return await self._write(new, task, changes)
         except (ApiError, DataError) as error:
-            if isinstance(error, ApiError) and error.status != 400 and error.code != "not_encodable":
+            is_of_the_changes = isinstance(error, DataError) or error.status == 400 or error.code == "not_encodable"
+            if not is_of_the_changes:
                 raise
             if len(changes) == 1:
                 logger.error("document %s is not carried to %s: %s", changes[0].name, new.name, error)

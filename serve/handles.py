@@ -30,7 +30,7 @@ DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 PAUSE_S = 0.05
 """Before a call is made again; doubled each time."""
 LEAST_S = 2.0
-"""With less time left a call is not given up before the deadline."""
+"""With less time left a call that hangs is waited for until the deadline, not made again."""
 DIED_PAUSE_S = 1.0
 """Before replicas are asked again to load a version; by then those that died are known to be dead."""
 PREPARE_S = 600.0
@@ -147,7 +147,7 @@ class Deployments:
     async def _call(self, call: Callable[[], DeploymentResponse[Any]], *, patient: bool = False) -> Any:  # noqa: ANN401 - whatever the replica answers
         """Make a call that may be repeated; on the death of its replica it goes to another one.
 
-        One that hangs is given up at half of the time that is left, and made again, unless it is `patient`: much work.
+        One that hangs is made again after half of the time that is left, unless it is `patient`: the work may be long.
 
         Raises:
             ApiError: too many requests wait, or no replica could answer.

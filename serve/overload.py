@@ -28,11 +28,11 @@ class Gate(Protocol):
 
     @property
     def is_full(self) -> bool:
-        """Whether it would."""
+        """Whether a further request would be refused."""
 
 
 class Overload:
-    """Of the ingress in this process."""
+    """The refusals of the ingress in this process."""
 
     def __init__(self) -> None:
         self.gate: Gate | None = None

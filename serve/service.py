@@ -159,7 +159,7 @@ class Service:
 
     async def _follow(self) -> None:
         async with self._following:
-            await self.served.follow(self.backend.prepare, self._carrier.carried)
+            await self.served.follow(self.backend.prepare, self._carrier.may_move)
             self._carrier.look(self.served)
 
     async def check_health(self, version: Version) -> None:

@@ -166,11 +166,11 @@ class Served:
     async def follow(
         self,
         prepare: Callable[[str], Awaitable[None]],
-        carried: Callable[[str, Version, Version], Awaitable[bool]],
+        may_move: Callable[[str, Version, Version], Awaitable[bool]],
     ) -> None:
         """Go over to what the aliases name now, each once `prepare` has had every replica load it.
 
-        `carried` is asked whether what was written to the old version is in the new one; if not yet, the alias stays
+        `may_move` is asked whether what was written to the old version is in the new one; if not yet, the alias stays
         until the next look.
         """
         wanted = self.source.aliases()
@@ -189,7 +189,7 @@ class Served:
             try:
                 version = Version.read(self.source, name)
                 await prepare(name)
-                if known is not None and not await carried(alias, known, version):
+                if known is not None and not await may_move(alias, known, version):
                     continue
             except EmbedderError as error:
                 self._refuse(alias, name, str(error))

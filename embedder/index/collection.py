@@ -43,6 +43,7 @@ from embedder.index.metadata import StoredMetadata, write_metadata
 from embedder.index.sealed import REMEDY, Sealed, hash_files
 from embedder.index.settings import BuildSettings, SearchParameters
 from embedder.index.writes import WRITES, StoredWrites, write_writes
+from embedder.locate import file_sha256
 
 EXACT_ROWS = 20_000
 """A filter that leaves fewer rows is answered exactly: an approximate index would pass too many of them by."""
@@ -76,6 +77,12 @@ class CollectionInfo(Sealed):
     settings: BuildSettings
     mean_words: float
     """Of a text."""
+
+    def sealed_files(self, folder: Path, bundle: Path) -> dict[str, str]:
+        """SHA-256 of every file of the collection in a folder, this one too, by its name inside the bundle."""
+        inside = folder.relative_to(bundle).as_posix()
+        files = {f"{inside}/{name}": digest for name, digest in self.files.items()}
+        return {**files, f"{inside}/{self.FILE}": file_sha256(folder / self.FILE)}
 
 
 class History(NamedTuple):

@@ -103,7 +103,7 @@ class _Best:
         self._settle()
         score_QK = np.full((len(self.query_QD), self.k), -np.inf, dtype=np.float32)
         row_QK = np.full(score_QK.shape, -1, dtype=np.int64)
-        rank = _ranks(self.query)
+        rank = rank_within_query(self.query)
         score_QK[self.query, rank], row_QK[self.query, rank] = self.score, self.row
         if self.rows is not None:
             row_QK[self.query, rank] = self.rows[self.row]
@@ -123,7 +123,7 @@ class _Best:
         score = np.concatenate([self.score, score])
         order = np.lexsort((place, -score, query))
         query = query[order]
-        rank = _ranks(query)
+        rank = rank_within_query(query)
         kept = order[rank < self.k]
         last = rank == self.k - 1
         self.floor_Q[query[last]] = np.maximum(
@@ -132,7 +132,6 @@ class _Best:
         self.query, self.row, self.score = query[rank < self.k], place[kept], score[kept]
 
 
-def _ranks(query: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For sorted query numbers, the place of each within its query."""
-    starts = np.searchsorted(query, query)
-    return np.arange(len(query)) - starts
+def rank_within_query(query: NDArray[np.int64] | NDArray[np.int32]) -> NDArray[np.int64]:
+    """For sorted query numbers, the rank of each within its query, from 0."""
+    return np.arange(len(query)) - np.searchsorted(query, query)

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from embedder.index.documents import PAYLOAD
-from embedder.index.exact import Ranked
+from embedder.index.exact import Ranked, rank_within_query
 
 FOUND = pa.schema([("query", pa.int32()), ("score", pa.float32()), *PAYLOAD])
 """One hit; sorted by query, best first, ties by id and dataset."""
@@ -79,12 +78,11 @@ def merge(parts: Sequence[Found], k: int) -> Found:
 
 def fuse(parts: Sequence[Found], k: int) -> Found:
     """The k best hits of each query over several rankings of the same documents, by the sum of reciprocal ranks."""
-    tables = [
-        part.table.set_column(
-            1, FOUND.field("score"), pa.array((1 / (FUSION_CONSTANT + 1 + _ranks(part.table))).astype(np.float32))
-        )
-        for part in parts
-    ]
+    tables = []
+    for part in parts:
+        rank = rank_within_query(part.table["query"].to_numpy())
+        reciprocal = (1 / (FUSION_CONSTANT + 1 + rank)).astype(np.float32)
+        tables.append(part.table.set_column(1, FOUND.field("score"), pa.array(reciprocal)))
     table = pa.concat_tables(tables).combine_chunks()
     names = ["query", "id", "dataset"]
     places = pa.table([pa.array(np.arange(table.num_rows))], ["place"])
@@ -105,14 +103,5 @@ def _best(table: pa.Table, k: int) -> pa.Table:
     if tied.any():
         keys = [("query", "ascending"), ("score", "descending"), ("id", "ascending"), ("dataset", "ascending")]
         order = pc.sort_indices(table, sort_keys=keys).to_numpy()
-    kept = order[_places(query[order]) < k]
+    kept = order[rank_within_query(query[order]) < k]
     return table.take(pa.array(kept)).combine_chunks()
-
-
-def _ranks(table: pa.Table) -> NDArray[np.int64]:
-    return _places(table["query"].to_numpy())
-
-
-def _places(query: NDArray[np.int32]) -> NDArray[np.int64]:
-    """For sorted query numbers, the place of each within its query."""
-    return np.arange(len(query)) - np.searchsorted(query, query)

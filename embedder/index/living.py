@@ -169,13 +169,13 @@ class LivingCollection:
             return [Change(name, fresh.row(name), write) for name in names if (write := fresh.write(name)) is not None]
 
     def due(self, changes: Sequence[Change]) -> list[int]:
-        """Places of the changes of another version that `carry` would make."""
+        """Indices of the changes of another version that `carry` would apply."""
         with self._lock:
             self._catch_up()
             return [i for i, change in enumerate(changes) if self._reading.fresh.lacks(change)]
 
     def carry(self, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
-        """Make the changes of another version that are due here; returns their places, and they are durable then.
+        """Apply the changes of another version that are due here; returns their indices, and they are durable then.
 
         Each change is of another document, and has a row of `vector_CD`; that of a deletion is not read.
 
@@ -253,7 +253,7 @@ class LivingCollection:
         return True
 
     def freeze(self) -> tuple[Collection, FreshView, pa.Table]:
-        """The collection, the fresh documents on top of it and all writes, as of now: what a snapshot writes."""
+        """What a snapshot writes: base collection, fresh documents on top of it and all writes, at one moment."""
         with self._lock:
             return *self._view(), self.writes()
 
@@ -311,7 +311,7 @@ class LivingCollection:
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Take in what has been written since, by whomever; the thread lock is held."""
+        """Take in what has been written since, by any process; the thread lock is held."""
         while True:
             reading = self._reading
             following = self._segment(reading.segment + 1)

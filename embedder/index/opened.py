@@ -26,7 +26,6 @@ from embedder.index.found import Found, fuse, merge
 from embedder.index.living import LivingCollection, LivingStats
 from embedder.index.settings import SearchOptions
 from embedder.index.writes import WRITES, Change
-from embedder.locate import file_sha256
 
 FUSION_DEPTH = 100
 """Least length of the rankings that hybrid search fuses."""
@@ -146,7 +145,7 @@ class OpenIndex:
         ]
 
     def due(self, task: str, changes: Sequence[Change]) -> list[int]:
-        """Places of the changes of another version that `carry` would make.
+        """Indices of the changes of another version that `carry` would apply.
 
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
@@ -159,7 +158,7 @@ class OpenIndex:
         ]
 
     def carry(self, task: str, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
-        """Make the changes of another version that are due here; returns their places.
+        """Apply the changes of another version that are due here; returns their indices.
 
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
@@ -232,9 +231,7 @@ class OpenIndex:
             write_folded(base, view, History(0, writes), folder)
             info = CollectionInfo.read(folder)
             counts[task] += info.rows
-            inside = folder.relative_to(staged).as_posix()
-            files |= {f"{inside}/{name}": digest for name, digest in info.files.items()}
-            files[f"{inside}/{info.FILE}"] = file_sha256(folder / info.FILE)
+            files |= info.sealed_files(folder, staged)
         manifest = self.manifest.model_copy(update={"collections": counts, "files": files})
         manifest.write(staged)
 
@@ -253,7 +250,7 @@ class OpenIndex:
         return collections[shard]
 
     def _by_shard(self, task: str, ids: Sequence[str]) -> dict[int, list[int]]:
-        """Places of the ids by shard, in their order; every shard is open here."""
+        """Indices of the ids by shard, in their order; every shard is open here."""
         places: dict[int, list[int]] = {}
         for i, document_id in enumerate(ids):
             places.setdefault(shard_of(document_id, self.manifest.num_shards), []).append(i)

@@ -1,8 +1,8 @@
-"""What was written to a collection, and when: by it another version of the index finds out what it lacks.
+"""What was written to a collection, and when: it lets another version of the index find what it is missing.
 
-Of two writes of a document the later one counts, in whichever version it was made. So they may be told again, in any
-order, and over any number of versions. A document that was never written in the other version is replaced only where
-it still is what the first write found; otherwise its corpus is newer than that, and it stays.
+Of two writes of a document the later one counts, in whichever version it was made. So they can be replayed in any
+order, again, and across any number of versions. A document that was never written in the other version is replaced
+only where it still is what the first write found; otherwise its corpus is newer than that, and it stays.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Write(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """A document as its last write left it, to be told to another version."""
+    """A document as its last write left it, to be replayed in another version."""
 
     name: DocumentName
     row: Row | None
