@@ -9,6 +9,10 @@ import numpy as np
 
 CHARACTERS_A_TOKEN = 4
 """Rule of thumb for English text and subword vocabularies."""
+GPU_PEAK = 989e12
+"""Operations a second of an H100 in bfloat16, by its data sheet."""
+GPU_SHARE = 0.4
+"""Share of it that is assumed, not measured, as in docs/scaling.md."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,18 @@ class Work:
     """What will be done, one line each."""
     flops: float
     """Floating-point operations of the models, 2 x parameters x tokens forward."""
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of one H100."""
+        return self.flops / (GPU_SHARE * GPU_PEAK) / 3600
+
+    def estimate(self) -> str:
+        """For the user, before the work begins."""
+        return (
+            f"about {self.flops / 1e12:,.1f} TFLOP of model work, {self.gpu_hours:,.2g} GPU-hours at "
+            f"{GPU_SHARE:.0%} of an H100's bfloat16"
+        )
 
 
 def tokens_of(characters: int) -> float:

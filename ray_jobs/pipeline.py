@@ -103,8 +103,7 @@ def run(config: RunConfig) -> StageReport:
             skipped += 1
             continue
         out.print(f"{step.title}: begins", markup=False)
-        step.job.check(step.config)
-        run_stage(step.job, step.config)
+        run_stage(step.job, step.config, step.job.check(step.config))
         contents.forget()
         if step.job is train.JOB:
             write_lineage(step.config, contents)

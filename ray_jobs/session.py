@@ -75,7 +75,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
                 for line in job.rehearse(config) if job.rehearse else []:
                     console().print(f"{job.stage}: {line}", markup=False)
                 return
-            run_stage(job, config)
+            run_stage(job, config, work)
     except EmbedderError as error:
         # An error of a Ray task arrives as its own class with the remote traceback as its text.
         cause = error.cause if isinstance(error, RayTaskError) else error
@@ -83,15 +83,18 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def run_stage(job: Job, config: RunConfig) -> StageReport:
-    """Run one checked stage on the cluster, print and keep its report."""
+def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
+    """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
     connect()
     out = console()
     out.rule(f"{job.stage}")
+    if work.flops:
+        out.print(f"{job.stage}: {work.estimate()}", markup=False)
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
     with Bill() as bill:
         report = job.run(config)
     report.seconds = report.seconds or bill.seconds
+    report.details["estimate"] = {"flops": work.flops, "gpu_hours": work.gpu_hours}
     report.details["bill"] = bill.record()
     logger.info("stage ended", extra={"stage": job.stage, "rows": report.rows, "unit": report.unit, **bill.record()})
     report.lines.append(bill.line())
@@ -111,8 +114,8 @@ def print_dry_run(config: RunConfig, work: Work) -> None:
         out.print(f"{work.stage}: {line}", markup=False)
     rate = measured_rate()
     out.print(
-        f"{work.stage}: about {work.flops / 1e12:,.1f} TFLOP of model work; this machine's matrix product runs at "
-        f"{rate / 1e9:,.0f} GFLOP/s, so at 60 % of it {work.flops / (0.6 * rate) / 60:,.1f} minutes here",
+        f"{work.stage}: {work.estimate()}; this machine's matrix product runs at {rate / 1e9:,.0f} GFLOP/s, so at 60 % "
+        f"of it {work.flops / (0.6 * rate) / 60:,.1f} minutes here",
         markup=False,
     )
 

@@ -73,7 +73,9 @@ def test_label_killed_half_way_and_started_again_loses_and_doubles_no_row(cluste
     assert "0 were labelled before" not in output and f"{len(wanted)} groups in = {len(wanted)} out" in output
     rewarded = [row for row in table.to_pylist() if row["task"] not in {"tool", "convsearch"}]
     assert all(len(row["rewards"]) == len(row["candidate_ids"]) for row in rewarded)
-    bill = json.loads((config.paths.reports / "label.json").read_text(encoding="utf-8"))["details"]["bill"]
+    details = json.loads((config.paths.reports / "label.json").read_text(encoding="utf-8"))["details"]
+    bill, estimate = details["bill"], details["estimate"]
+    assert estimate["flops"] > 0 and f"{estimate['gpu_hours']:,.2g} GPU-hours" in output
     assert 0 <= bill["cpu_hours"] < 2 * bill["seconds"] / 3600 and bill["gpu_hours"] == 0
 
 
