@@ -30,12 +30,12 @@ from benchmarks.labelling_limit import product_rates
 from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each
 from benchmarks.real_data import find_data, read_rows
 from benchmarks.training_limit import linear_weights
-from embedder.config import EncoderConfig
-from embedder.encode import encode_prompted
-from embedder.inference import load_inference_encoder
-from embedder.locate import locate_model
-from embedder.model import load_encoder
-from embedder.records import write_json
+from embedder.config.run import EncoderConfig
+from embedder.data.records import write_json
+from embedder.models.encode import encode_prompted
+from embedder.models.encoder import load_encoder
+from embedder.models.locate import locate_model
+from embedder.models.onnx import load_inference_encoder
 
 Found = dict[str, Any]
 TOKENS = (20, 300)
@@ -154,8 +154,8 @@ def ray_part(bench: Bench) -> Found:
     """What the actors of Ray Data do between the first block and the last one."""
     import ray
 
-    from ray_jobs.session import actor_pool
-    from ray_jobs.vectors import BLOCK_ROWS, TO_ENCODE, EncodeBlocks, shared_out
+    from ray_jobs.cluster.session import actor_pool
+    from ray_jobs.retrieval.vectors import BLOCK_ROWS, TO_ENCODE, EncodeBlocks, shared_out
 
     class TimedBlocks(EncodeBlocks):
         """Tells when it began and ended each block."""

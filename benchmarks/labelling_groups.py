@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from embedder.config import LlmConfig, Source
+from embedder.config.run import LlmConfig, Source
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.records import row_seed
+from embedder.data.rows import Prepared
+from embedder.data.sources import read_source
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import PromptBuilder, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling, sample_outputs
-from embedder.lm import CausalLm
-from embedder.records import row_seed
-from embedder.source_rows import Prepared
-from embedder.sources import read_source
-from embedder.tasks import BUILTIN_TASKS
+from embedder.models.causal_lm import CausalLm
 
 CANDIDATES = 8
 SAMPLES = 10

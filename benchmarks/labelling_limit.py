@@ -14,12 +14,12 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from embedder.labelling.engine import Engine
+from embedder.labelling.backends import Engine
+from embedder.labelling.compute_cost import ModelSize
 from embedder.labelling.prefix_tree import PackedPrompt, grow_tree
 from embedder.labelling.scorer import TreeScorer, in_lanes, predictions
 from embedder.labelling.tree_attention import NAME, tree_attention
-from embedder.labelling.work import ModelSize
-from embedder.onednn import has_onednn, pack_weight, packed_linear
+from embedder.models.onednn import has_onednn, pack_weight, packed_linear
 
 SECONDS = 0.15
 """Over which each product's rate is taken."""

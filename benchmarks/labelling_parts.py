@@ -29,13 +29,13 @@ from benchmarks.labelling_groups import (
 )
 from benchmarks.labelling_limit import necessary_flops, product_rates, time_shares
 from benchmarks.labelling_rounds import Spread, Times, ratios, time_each
-from embedder.config import LlmConfig
-from embedder.labelling.engine import Engine
+from embedder.config.run import LlmConfig
+from embedder.labelling.backends import Engine
+from embedder.labelling.compute_cost import model_size
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.scorer import TreeScorer
-from embedder.labelling.work import model_size
-from embedder.lm import load_lm, prepare_lm
+from embedder.models.causal_lm import load_lm, prepare_lm
 
 Found = dict[str, Any]
 SHARING = 4

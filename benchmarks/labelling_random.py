@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from embedder.labelling.compute_cost import ModelWork, model_size
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.scorer import TreeScorer
 from embedder.labelling.tree_attention import NAME
-from embedder.labelling.work import ModelWork, model_size
-from embedder.lm import CausalLm
-from embedder.peak import matmul_rate
+from embedder.models.causal_lm import CausalLm
+from embedder.models.device import matmul_rate
 
 REFERENCE_PAIRS = 185.0
 """Single-output scorings a second and A100 that the reference's authors state."""

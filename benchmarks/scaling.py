@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields
 
-from embedder.reports import console
+from embedder.run.stage_report import console
 
 GPUS = (8, 64)
 

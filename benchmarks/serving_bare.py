@@ -7,9 +7,9 @@ from ray import serve
 from starlette.requests import Request
 
 from benchmarks.serving_index import MAX_TOKENS
-from embedder.config import EncoderConfig
-from embedder.encode import encode_prompted
-from embedder.model import load_encoder
+from embedder.config.run import EncoderConfig
+from embedder.models.encode import encode_prompted
+from embedder.models.encoder import load_encoder
 
 BATCH = 32
 THREADS = 2

@@ -18,7 +18,7 @@ import ray
 from ray import serve
 
 from benchmarks.serving_bare import deploy_bare
-from embedder.run_file import load_run
+from embedder.config.load import load_run
 from serve.app import build_run
 
 REPLICA = "ray::ServeReplica:"

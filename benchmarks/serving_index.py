@@ -14,18 +14,18 @@ import pyarrow as pa
 import yaml
 
 from benchmarks.real_data import find_data, read_rows
-from embedder.bundle import MODEL, Manifest, TaskInstructions, shard_folder, verify
-from embedder.config import EncoderConfig
-from embedder.encode import encode_prompted
+from embedder.config.index import BuildSettings
+from embedder.config.run import EncoderConfig
 from embedder.errors import BundleError
+from embedder.index.bundle import MODEL, Manifest, TaskInstructions, shard_folder, verify
 from embedder.index.catalog import Catalog
 from embedder.index.collection import Place, sort_by_name, write_collection
 from embedder.index.documents import PAYLOAD
-from embedder.index.factory import empty_vectors
-from embedder.index.sealed import hash_files
-from embedder.index.settings import BuildSettings
-from embedder.inference import load_inference_encoder
-from embedder.locate import locate_model, model_fingerprint
+from embedder.index.faiss_index import empty_vectors
+from embedder.index.manifest import hash_files
+from embedder.models.encode import encode_prompted
+from embedder.models.locate import locate_model, model_fingerprint
+from embedder.models.onnx import load_inference_encoder
 
 Row = dict[str, Any]
 TASK = "qa"

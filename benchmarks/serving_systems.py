@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving_load import Ask, Spec
-from embedder.locate import locate_model
+from embedder.models.locate import locate_model
 
 READY_S = 240
 PATHS = {"infinity": "/embeddings", "infinity-onnx": "/embeddings"}

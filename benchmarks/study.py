@@ -27,13 +27,13 @@ import transformers
 from benchmarks.study_arms import FULL, Arm, arms_of
 from benchmarks.study_tables import Cells, aim, as_records, cells, markdown
 from benchmarks.study_units import Study, Unit, all_units
-from embedder.config import RunConfig
+from embedder.config.evaluate import EvaluateConfig
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
+from embedder.data.records import Split, write_json
 from embedder.errors import EmbedderError
-from embedder.evaluate_config import EvaluateConfig
-from embedder.evaluation.quick import EvaluationSet, ask_llm, llm_judge, read_sets
-from embedder.records import Split, write_json
-from embedder.reports import console
-from embedder.run_file import load_run
+from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, read_sets
+from embedder.run.stage_report import console
 
 
 def main(arguments: list[str] | None = None) -> int:

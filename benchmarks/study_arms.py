@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from embedder.config.tasks import TaskSpec
+from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
 from embedder.labelling.rewards import group_rewards, is_flat
-from embedder.tasks import TaskSpec
-from embedder.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

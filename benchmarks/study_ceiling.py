@@ -16,14 +16,14 @@ import numpy as np
 
 from benchmarks.study_tables import weighted_mean
 from benchmarks.study_units import Study, Unit
-from embedder.config import RunConfig
+from embedder.config.evaluate import EvaluateConfig
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
 from embedder.errors import EmbedderError
-from embedder.evaluate_config import EvaluateConfig
 from embedder.evaluation.evaluations import measure_of
-from embedder.evaluation.quick import EvaluationSet, ask_llm, llm_judge, read_sets
+from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, read_sets
 from embedder.mining.lexical import Ranking
-from embedder.reports import console
-from embedder.run_file import load_run
+from embedder.run.stage_report import console
 
 MEASURES = {"qa": ("exact match", "log-likelihood"), "chat": ("perplexity",), "lrlm": ("perplexity",)}
 NONE, FIRST, GOLD, BEST = "none", "base's first", "known positive", "best of the base's"

@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks.study_arms import FULL, Arm
 from benchmarks.study_units import BASE
+from embedder.evaluation.base import Measure
 from embedder.evaluation.evaluations import measure_of
-from embedder.evaluation.interface import Measure
-from embedder.evaluation.quick import EvaluationSet
+from embedder.evaluation.local import EvaluationSet
 from embedder.evaluation.statistics import Difference, Floats, Table, difference, draw
 
 ROUNDS = 10_000

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study_arms import Arm
-from embedder.config import RunConfig
-from embedder.durable import locked, write_durably
+from embedder.config.run import RunConfig
+from embedder.config.tasks import TaskSpec
+from embedder.console import progress
+from embedder.data.records import Split, content_id
 from embedder.errors import ConfigError, DataError
-from embedder.evaluation.quick import EvaluationSet, rank
-from embedder.inference import load_inference_encoder
+from embedder.evaluation.local import EvaluationSet, rank
 from embedder.mining.lexical import Ranking
-from embedder.progress import progress
-from embedder.records import Split, content_id
-from embedder.reports import console
-from embedder.tasks import TaskSpec
-from embedder.training.data import write_training_rows
+from embedder.models.onnx import load_inference_encoder
+from embedder.run.stage_report import console
+from embedder.storage.durable import locked, write_durably
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train
-from ray_jobs.tables import positive_ids
-from ray_jobs.train_groups import labelled_groups
+from embedder.training.training_rows import write_training_rows
+from ray_jobs.cluster.tables import positive_ids
+from ray_jobs.training.groups import labelled_groups
 
 FORMAT = 1
 DEPTH = 20

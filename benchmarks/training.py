@@ -23,8 +23,8 @@ from benchmarks.labelling_rounds import ForeignLoad, machine
 from benchmarks.real_data import find_data
 from benchmarks.training_groups import Workbench
 from benchmarks.training_parts import PARTS, Found
-from embedder.config import EncoderConfig
-from embedder.records import write_json
+from embedder.config.run import EncoderConfig
+from embedder.data.records import write_json
 
 USUAL = [name for name in PARTS if name != "memory"]
 """What a run without --part makes; `memory` takes minutes of its own."""

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.real_data import read_rows
-from embedder.config import EncoderConfig
-from embedder.tasks import BUILTIN_TASKS, TaskSpec
-from embedder.train_config import TrainConfig
-from embedder.training.data import Batch, TrainingRows, write_training_rows
+from embedder.config.run import EncoderConfig
+from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
+from embedder.config.train import TrainConfig
+from embedder.training.batch_plan import BatchPlan
 from embedder.training.job import TrainingJob
-from embedder.training.plan import BatchPlan
+from embedder.training.training_rows import Batch, TrainingRows, write_training_rows
 
 CANDIDATES = 8
 TEMPERATURE = 0.05

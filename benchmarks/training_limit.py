@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from embedder.model import TextEncoder
-from embedder.tasks import TaskSpec
-from embedder.training.data import Batch
+from embedder.config.tasks import TaskSpec
+from embedder.models.encoder import TextEncoder
 from embedder.training.gradient import distinct_rows
+from embedder.training.training_rows import Batch
 
 PARTS = {
     "matrix products": ("mkldnn::", "aten::mm", "aten::addmm", "aten::bmm"),

@@ -18,13 +18,13 @@ from benchmarks.training_groups import CANDIDATES, SOURCES, Workbench, batches_o
 from benchmarks.training_limit import necessary_flops, time_shares
 from benchmarks.training_rivals import PaddedLoop, peer_columns, peer_loss, peer_model, train_peer
 from benchmarks.training_workers import peak_memory, steps_on_workers
-from embedder.training.data import Batch
-from embedder.training.engine import Engine
+from embedder.training.deepspeed_engine import Engine
 from embedder.training.gradient import Memory, accumulate_gradient
 from embedder.training.job import TrainingJob
 from embedder.training.loop import Trainer, trainable_encoder
 from embedder.training.objective import Objective
 from embedder.training.step import vector_losses
+from embedder.training.training_rows import Batch
 
 Found = dict[str, Any]
 WAYS = {"ours": "ours", "padded": "plain padded loop", "peer": "sentence-transformers"}

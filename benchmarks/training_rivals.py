@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 
-from embedder.locate import locate_model
-from embedder.model import load_encoder, set_dropout
-from embedder.train_config import TrainConfig
-from embedder.training.data import Batch
+from embedder.config.train import TrainConfig
+from embedder.models.encoder import load_encoder, set_dropout
+from embedder.models.locate import locate_model
 from embedder.training.job import TrainingJob
 from embedder.training.objective import Objective
 from embedder.training.step import vector_losses
+from embedder.training.training_rows import Batch
 
 WHOLE_BATCH = 2**40
 """Tokens of a forward pass that no batch reaches."""

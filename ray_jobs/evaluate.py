@@ -24,28 +24,28 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from embedder.config import LlmConfig, RunConfig
-from embedder.cost import Work, forward_flops, tokens_of
+from embedder.config.run import LlmConfig, RunConfig
+from embedder.data.ledger import Ledger
+from embedder.data.records import PASSAGE, read_tables, write_table
 from embedder.errors import ConfigError
-from embedder.evaluation.asking import Asked, ask_all, chosen_queries, plan_units
+from embedder.evaluation.comparison import summarise
+from embedder.evaluation.evaluation_report import results_table, write_report
 from embedder.evaluation.evaluations import evaluation_of
 from embedder.evaluation.examples import Found, won_and_lost
 from embedder.evaluation.judge import judge_fingerprint, judged_ledger
-from embedder.evaluation.report import results_table, write_report
-from embedder.evaluation.results import summarise
-from embedder.evaluation.values import VALUES, DatasetValues, value_rows
+from embedder.evaluation.measurements import VALUES, DatasetValues, value_rows
+from embedder.evaluation.questions import Asked, ask_all, chosen_queries, plan_units
 from embedder.labelling.labeller import ShotPools
-from embedder.ledger import Ledger
-from embedder.lm import prepare_lm
-from embedder.locate import count_parameters, locate_model
 from embedder.mining.lexical import Ranking
-from embedder.records import PASSAGE, read_tables, write_table
-from embedder.reports import StageReport, console
-from ray_jobs.judges import UNIT, JudgeBlocks
-from ray_jobs.retrievers import Rankings, all_rankings, check_retrievers
-from ray_jobs.session import Job, actor_pool, main
-from ray_jobs.sight import tracked
-from ray_jobs.tables import corpus_files, datasets, passage_texts, queries, shot_pools
+from embedder.models.causal_lm import prepare_lm
+from embedder.models.locate import count_parameters, locate_model
+from embedder.run.cost import Work, forward_flops, tokens_of
+from embedder.run.stage_report import StageReport, console
+from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.session import Job, actor_pool, main
+from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries, shot_pools
+from ray_jobs.retrieval.judges import UNIT, JudgeBlocks
+from ray_jobs.retrieval.retrievers import Rankings, all_rankings, check_retrievers
 
 QUESTION_CHARACTERS = 1200
 """Estimated, for the dry run."""

@@ -4,7 +4,7 @@
 
 reads   model/ (or index.model), prepared/corpus       records.PASSAGE
 writes  vectors/ENCODER/DATASET.key/*.parquet          committed blocks; a second run encodes only what is missing
-        indexes/versions/VERSION/                      a bundle: model, shards, manifest.json (embedder.bundle)
+        indexes/versions/VERSION/                      a bundle: model, shards, manifest.json (embedder.index.bundle)
         indexes/aliases.json                           `index.alias` now names this version (embedder.index.catalog)
 
 Ray Data actors encode, one Ray task a shard builds, in memory for its own shard alone. A job that is started again goes
@@ -21,24 +21,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from embedder.bundle import MODEL, Manifest, instructions, shard_folder, shard_of
-from embedder.config import EncoderConfig, RunConfig
-from embedder.cost import Work, forward_flops, tokens_of
-from embedder.durable import place_durably, remove_unfinished, unfinished_folder
+from embedder.config.run import EncoderConfig, RunConfig
+from embedder.data.records import PASSAGE, content_id, each_table, parquet_files
 from embedder.errors import DataError, ModelError
-from embedder.fingerprint import encoder_fingerprint
-from embedder.index.build import Part, build_collection
+from embedder.index.builder import Part, build_collection
+from embedder.index.bundle import MODEL, Manifest, instructions, shard_folder, shard_of
 from embedder.index.catalog import Catalog
 from embedder.index.collection import CollectionInfo, Place
 from embedder.index.documents import PAYLOAD
-from embedder.index.sealed import hash_files
-from embedder.locate import count_parameters, file_sha256, locate_model
-from embedder.records import PASSAGE, content_id, each_table, parquet_files
-from embedder.reports import StageReport
-from ray_jobs.session import Job, main
-from ray_jobs.sight import tracked
-from ray_jobs.tables import corpus_characters, corpus_files, count_rows, datasets
-from ray_jobs.vectors import VectorStore, ensure_vectors
+from embedder.index.manifest import hash_files
+from embedder.models.fingerprint import encoder_fingerprint
+from embedder.models.locate import count_parameters, file_sha256, locate_model
+from embedder.run.cost import Work, forward_flops, tokens_of
+from embedder.run.stage_report import StageReport
+from embedder.storage.durable import place_durably, remove_unfinished, unfinished_folder
+from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.session import Job, main
+from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets
+from ray_jobs.retrieval.vectors import VectorStore, ensure_vectors
 
 
 def bundle_model(config: RunConfig) -> EncoderConfig:

@@ -22,26 +22,26 @@ from typing import Any
 
 import ray
 
-from embedder.config import LlmConfig, RunConfig
-from embedder.cost import Work, forward_flops
+from embedder.config.run import LlmConfig, RunConfig
+from embedder.data.records import content_id
+from embedder.data.row_ids import RowIds
 from embedder.errors import ConfigError, LabelError
-from embedder.fingerprint import label_fingerprint
+from embedder.labelling.label_statistics import LabelCost
 from embedder.labelling.labeller import RewardLabeller, ShotPools
-from embedder.labelling.report import LabelCost
-from embedder.lm import load_lm, prepare_lm
-from embedder.locate import count_parameters, locate_model
-from embedder.records import content_id
-from embedder.reports import StageReport
-from embedder.row_ids import RowIds
-from ray_jobs.actors import LabelBlocks
-from ray_jobs.label_outcome import report_labels
-from ray_jobs.label_plan import Planner, Survey, in_parts, read_row_group, row_groups, survey
-from ray_jobs.label_teachers import check_import, import_rewards, recompute_rewards, rerank
-from ray_jobs.label_terms import LabelTerms, agree_on_terms, check_terms
-from ray_jobs.reranker import select_llm_groups
-from ray_jobs.session import Job, actor_pool, main
-from ray_jobs.sight import tracked
-from ray_jobs.tables import llm_ledger, shot_pools
+from embedder.models.causal_lm import load_lm, prepare_lm
+from embedder.models.fingerprint import label_fingerprint
+from embedder.models.locate import count_parameters, locate_model
+from embedder.run.cost import Work, forward_flops
+from embedder.run.stage_report import StageReport
+from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.session import Job, actor_pool, main
+from ray_jobs.cluster.tables import llm_ledger, shot_pools
+from ray_jobs.labelling.actors import LabelBlocks
+from ray_jobs.labelling.block_plan import Planner, Survey, in_parts, read_row_group, row_groups, survey
+from ray_jobs.labelling.provenance import LabelTerms, agree_on_terms, check_terms
+from ray_jobs.labelling.reranker import select_llm_groups
+from ray_jobs.labelling.summary import report_labels
+from ray_jobs.labelling.teachers import check_import, import_rewards, recompute_rewards, rerank
 
 
 def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:

@@ -16,18 +16,18 @@ from collections import Counter
 
 import ray
 
-from embedder.config import RunConfig
-from embedder.cost import Work, forward_flops, tokens_of
-from embedder.locate import count_parameters, locate_model
+from embedder.config.run import RunConfig
+from embedder.data.records import GROUP, write_table
 from embedder.mining.candidates import make_group
 from embedder.mining.lexical import Ranking
-from embedder.records import GROUP, write_table
-from embedder.reports import StageReport
-from ray_jobs.search import dense_rankings, lexical_rankings
-from ray_jobs.session import Job, main
-from ray_jobs.sight import tracked
-from ray_jobs.tables import corpus_characters, corpus_files, count_rows, datasets, passage_texts, queries
-from ray_jobs.vectors import ensure_vectors
+from embedder.models.locate import count_parameters, locate_model
+from embedder.run.cost import Work, forward_flops, tokens_of
+from embedder.run.stage_report import StageReport
+from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.session import Job, main
+from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets, passage_texts, queries
+from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
+from ray_jobs.retrieval.vectors import ensure_vectors
 
 
 def check(config: RunConfig) -> Work:

@@ -3,9 +3,9 @@
     python -m ray_jobs.pipeline --config configs/demo.yaml
     python -m ray_jobs.submit --config run.yaml pipeline
 
-A stage whose settings, inputs and output are as it left them is skipped (embedder.stages); one that was cut off resumes
-as the job of its own name does. With `pipeline.rounds` above 1 each further round mines, labels and trains with the
-encoder of the round before, in `rounds/NN/`, so that nothing of an earlier round is overwritten; index and evaluate
+A stage whose settings, inputs and output are as it left them is skipped (embedder.run.stages); one that was cut off
+resumes as the job of its own name does. With `pipeline.rounds` above 1 each further round mines, labels and trains with
+the encoder of the round before, in `rounds/NN/`, so that nothing of an earlier round is overwritten; index and evaluate
 take the encoder of the last round. The only file that imports jobs.
 """
 
@@ -14,16 +14,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from embedder.config import RunConfig
-from embedder.cost import Work
+from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
-from embedder.lineage import write_lineage
-from embedder.locate import locate_model
-from embedder.reports import StageReport, console, read_reports, stage_table
-from embedder.stages import STAGES, Contents, is_done, mark_done
+from embedder.models.locate import locate_model
+from embedder.run.cost import Work
+from embedder.run.lineage import write_lineage
+from embedder.run.stage_report import StageReport, console, read_reports, stage_table
+from embedder.run.stages import STAGES, Contents, is_done, mark_done
 from embedder.training.trackers import check_trackers
 from ray_jobs import evaluate, index, label, mine, prepare, train
-from ray_jobs.session import Job, main, run_stage
+from ray_jobs.cluster.session import Job, main, run_stage
 
 EACH_ROUND = (mine.JOB, label.JOB, train.JOB)
 AT_THE_END = (index.JOB, evaluate.JOB)

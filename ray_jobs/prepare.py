@@ -20,17 +20,17 @@ from typing import Any
 
 import ray
 
-from embedder.config import PrepareConfig, RunConfig, Source
-from embedder.cost import Work
+from embedder.config.run import PrepareConfig, RunConfig, Source
+from embedder.config.tasks import TaskSpec
+from embedder.data.records import PASSAGE, QUERY, write_json, write_table
+from embedder.data.rows import Prepared
+from embedder.data.source_formats import SPLITS, source_files
+from embedder.data.sources import read_source
 from embedder.errors import DataError
-from embedder.records import PASSAGE, QUERY, write_json, write_table
-from embedder.reports import StageReport
-from embedder.source_formats import SPLITS, source_files
-from embedder.source_rows import Prepared
-from embedder.sources import read_source
-from embedder.tasks import TaskSpec
-from ray_jobs.session import Job, main
-from ray_jobs.sight import tracked
+from embedder.run.cost import Work
+from embedder.run.stage_report import StageReport
+from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.session import Job, main
 
 PART_ROWS = 20_000
 """Passages of one Parquet file."""

@@ -29,13 +29,13 @@ from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from embedder.config import RunConfig
+from embedder.config.load import load_run, raw_run
+from embedder.config.run import RunConfig
+from embedder.data.records import content_id
 from embedder.errors import ConfigError, EmbedderError
-from embedder.records import content_id
-from embedder.reports import console
-from embedder.run_file import load_run, raw_run
-from embedder.stages import STAGES
-from embedder.storage import masked
+from embedder.run.stage_report import console
+from embedder.run.stages import STAGES
+from embedder.storage.object_store import masked
 
 JOBS = (*STAGES, "pipeline")
 LARGEST_UPLOAD = 100 * 2**20

@@ -19,28 +19,28 @@ from pathlib import Path
 from ray.train import FailureConfig
 from ray.train import RunConfig as RayRunConfig
 
-from embedder.config import RunConfig
-from embedder.cost import Work, measured_rate
+from embedder.config.run import RunConfig
+from embedder.config.train import NEUTRAL, TrainConfig
+from embedder.data.records import content_id
 from embedder.errors import DataError
-from embedder.fingerprint import encoder_fingerprint
-from embedder.lineage import install_model
-from embedder.records import content_id
-from embedder.reports import StageReport, console
-from embedder.storage import replacing
-from embedder.train_config import NEUTRAL, TrainConfig
-from embedder.training.card import model_card
-from embedder.training.data import write_training_rows
+from embedder.models.fingerprint import encoder_fingerprint
+from embedder.run.cost import Work, measured_rate
+from embedder.run.lineage import install_model
+from embedder.run.stage_report import StageReport, console
+from embedder.storage.object_store import replacing
+from embedder.training.base_model import check_start
 from embedder.training.estimate import work_of
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, live_note, report_lines
-from embedder.training.report import summarise
-from embedder.training.report_page import write_report
+from embedder.training.model_card import model_card
 from embedder.training.split import split_groups
-from embedder.training.start import check_start
 from embedder.training.trackers import check_trackers
-from ray_jobs.fit import fit_with_progress, make_trainer
-from ray_jobs.session import Job, main
-from ray_jobs.train_groups import TrainingGroups, training_groups
-from ray_jobs.worker import train_worker
+from embedder.training.training_page import write_report
+from embedder.training.training_report import summarise
+from embedder.training.training_rows import write_training_rows
+from ray_jobs.cluster.session import Job, main
+from ray_jobs.cluster.trainer import fit_with_progress, make_trainer
+from ray_jobs.training.groups import TrainingGroups, training_groups
+from ray_jobs.training.worker import train_worker
 
 FORMAT = 2
 """Of checkpoints; a run of another one is not resumed."""

@@ -8,14 +8,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from embedder import __version__
-from serve import documents, embeddings, page, rerank, search_routes, state
-from serve.errors import install_handlers
 from serve.guard import Answered, Guard
+from serve.http_errors import install_handlers
 from serve.keys import needed_role
+from serve.routes import embeddings, health, indexes, page, rerank, search
 from serve.schemas import ErrorResponse, TeiError
 from serve.service import Service
 
-ROUTERS = (embeddings.router, rerank.router, search_routes.router, documents.router, state.router, page.router)
+ROUTERS = (embeddings.router, rerank.router, search.router, indexes.router, health.router, page.router)
 TITLE = "LLM-Embedder"
 REFUSALS = {
     400: "the request is not one, or exceeds a limit",

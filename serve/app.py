@@ -18,20 +18,20 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from embedder.bundle import verify
-from embedder.config import RunConfig
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
+from embedder.config.serve import ServeConfig
 from embedder.errors import ConfigError, EmbedderError
-from embedder.mirror import workplace
-from embedder.reports import console
-from embedder.run_file import load_run
-from embedder.serve_config import ServeConfig
-from serve.embed import EncoderReplica
-from serve.gathering import MOST_REQUESTS
-from serve.ingress import Ingress
+from embedder.index.bundle import verify
+from embedder.run.stage_report import console
+from embedder.storage.mirror import workplace
+from serve.deployments.coalescing import MOST_REQUESTS
+from serve.deployments.encoder_replica import EncoderReplica
+from serve.deployments.ingress import Ingress
+from serve.deployments.shard_replica import ShardReplica
 from serve.keys import read_keys
-from serve.overload import ENVIRONMENT
-from serve.search import ShardReplica
-from serve.versions import Source
+from serve.load_shedding import ENVIRONMENT
+from serve.versions.served import Source
 
 SHARD_CPUS = 0.1
 INGRESS_CPUS = 0.1

@@ -17,11 +17,11 @@ import ray
 from ray import serve
 from rich.console import Console
 
-from embedder.config import RunConfig
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
+from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import DataError, EmbedderError
-from embedder.records import QUERY, parquet_files, read_tables
-from embedder.reports import StageReport, console, read_reports, stage_table
-from embedder.run_file import load_run
+from embedder.run.stage_report import StageReport, console, read_reports, stage_table
 from serve.app import build_run
 from serve.client import Client
 from serve.schemas import SearchRequest

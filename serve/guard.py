@@ -12,10 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.backend import DEADLINE
-from serve.errors import ApiError, answer
-from serve.gathering import FULL
+from serve.deployments.coalescing import FULL
+from serve.http_errors import ApiError, answer
 from serve.keys import ROLES, Role, needed_role
-from serve.overload import ENCODING
+from serve.load_shedding import ENCODING
 from serve.service import Service
 
 logger = logging.getLogger("ray.serve")

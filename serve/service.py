@@ -8,19 +8,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from embedder.config.index import SearchOptions
+from embedder.config.serve import ServeConfig
+from embedder.config.tasks import Side, TaskSpec
 from embedder.index.documents import Document, DocumentName
-from embedder.index.found import Hit
 from embedder.index.living import LivingStats
 from embedder.index.opened import combine
-from embedder.index.settings import SearchOptions
-from embedder.serve_config import ServeConfig
-from embedder.tasks import Side, TaskSpec
+from embedder.index.results import Hit
 from serve.backend import Backend, Encoded
-from serve.carrying import Carrier
-from serve.errors import ApiError
+from serve.http_errors import ApiError
 from serve.keys import Keys
 from serve.schemas import SearchFields, Timing
-from serve.versions import Served, Version
+from serve.versions.served import Served, Version
+from serve.versions.write_replay import Carrier
 
 FRESH_S = 1.0
 """How long an answer about health holds, so that asking for it costs nothing."""

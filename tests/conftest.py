@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from embedder.config import EncoderConfig, LlmConfig
+from embedder.config.run import EncoderConfig, LlmConfig
 from tests.object_store import ObjectStore, serve_objects
 
 LOUD = 0.2

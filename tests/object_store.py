@@ -16,7 +16,7 @@ from threading import Thread
 
 from pyarrow import fs
 
-from embedder.storage import ObjectPath, upload
+from embedder.storage.object_store import ObjectPath, upload
 
 SECRET = "not/to+be=seen"
 KEYS = "AKIATEST:not%2Fto%2Bbe%3Dseen"

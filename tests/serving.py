@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from embedder.bundle import Manifest, shard_folder, shard_of
-from embedder.config import EncoderConfig, RunConfig
-from embedder.encode import encode
+from embedder.config.run import EncoderConfig, RunConfig
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.index.bundle import Manifest, shard_folder, shard_of
 from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
-from embedder.index.sealed import hash_files
-from embedder.inference import load_inference_encoder
-from embedder.locate import model_fingerprint
-from embedder.tasks import BUILTIN_TASKS
-from serve.embed import EncoderReplica
-from serve.errors import ApiError
+from embedder.index.manifest import hash_files
+from embedder.models.encode import encode
+from embedder.models.locate import model_fingerprint
+from embedder.models.onnx import load_inference_encoder
+from serve.deployments.encoder_replica import EncoderReplica
+from serve.deployments.shard_replica import ShardReplica
+from serve.http_errors import ApiError
 from serve.keys import Keys
 from serve.schemas import DeploymentState
-from serve.search import ShardReplica
 from serve.service import Service
-from serve.versions import Served, Source
+from serve.versions.served import Served, Source
 from tests.unit.index_cases import PLACE, write
 
 SUBJECTS = ["list", "dict", "set", "tuple", "string", "file", "socket", "thread", "lock", "queue"]

@@ -16,18 +16,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedder.config import RunConfig
+from embedder.config.evaluate import EvaluateConfig, FolderRetriever
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
+from embedder.data.records import write_json, write_table
 from embedder.errors import ConfigError, EmbedderError
-from embedder.evaluate_config import EvaluateConfig, FolderRetriever
-from embedder.evaluation.folders import folder_encoder, read_folder
-from embedder.evaluation.quick import EvaluationSet, ask_llm, llm_judge, measure_encoder, read_sets
-from embedder.evaluation.report import results_table
-from embedder.evaluation.results import summarise
-from embedder.evaluation.values import VALUES, value_rows
-from embedder.inference import load_inference_encoder
-from embedder.records import write_json, write_table
-from embedder.reports import console
-from embedder.run_file import load_run
+from embedder.evaluation.comparison import summarise
+from embedder.evaluation.evaluation_report import results_table
+from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, measure_encoder, read_sets
+from embedder.evaluation.measurements import VALUES, value_rows
+from embedder.models.onnx import load_inference_encoder
+from embedder.models.st_folder import folder_encoder, read_folder
+from embedder.run.stage_report import console
 
 BASE = "base"
 UNUSABLE = re.compile(r"[^A-Za-z0-9_.-]+")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embedder.evaluation.interface import PERPLEXITY, Evaluation, in_time, score_answer, weigh_tokens
+from embedder.evaluation.base import PERPLEXITY, Evaluation, in_time, score_answer, weigh_tokens
 
 CHAT = Evaluation(
     name="chat",

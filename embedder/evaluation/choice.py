@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from string import ascii_uppercase
 
-from embedder.evaluation.interface import LIKELIHOOD, Ask, Evaluation, Measure, Question, Reply, Value
-from embedder.tasks import MULTIPLE_CHOICE, PromptTemplate, TaskSpec
+from embedder.config.tasks import MULTIPLE_CHOICE, PromptTemplate, TaskSpec
+from embedder.evaluation.base import LIKELIHOOD, Ask, Evaluation, Measure, Question, Reply, Value
 
 
 def ask(question: Question) -> Ask:

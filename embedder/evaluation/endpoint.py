@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 import numpy as np
 
+from embedder.config.evaluate import EndpointRetriever
+from embedder.config.tasks import Side
 from embedder.errors import ConfigError, ModelError
-from embedder.evaluate_config import EndpointRetriever
-from embedder.tasks import Side
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 """Statuses that may be another one a little later."""

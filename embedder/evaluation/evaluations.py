@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from embedder.evaluate_config import EvaluationName
+from embedder.config.evaluate import EvaluationName
+from embedder.evaluation.base import Evaluation, Measure
 from embedder.evaluation.chat import CHAT
 from embedder.evaluation.choice import CHOICE
 from embedder.evaluation.icl import ICL
-from embedder.evaluation.interface import Evaluation, Measure
 from embedder.evaluation.lrlm import LRLM
 from embedder.evaluation.qa import QA
 

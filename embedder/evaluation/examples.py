@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from embedder.evaluate_config import EvaluateConfig
+from embedder.config.evaluate import EvaluateConfig
+from embedder.data.records import row_seed
+from embedder.evaluation.base import Measure, Value
 from embedder.evaluation.evaluations import measure_of
-from embedder.evaluation.interface import Measure, Value
-from embedder.evaluation.values import DatasetValues
+from embedder.evaluation.measurements import DatasetValues
 from embedder.mining.lexical import Ranking
-from embedder.page import printable
-from embedder.records import row_seed
+from embedder.reporting.html import printable
 
 LEAST_PASSAGES = 3
 """Shown of a ranking that the LLM was not asked about."""

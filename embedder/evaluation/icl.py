@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedder.evaluation.answers import exact_match, rouge_l
-from embedder.evaluation.interface import LIKELIHOOD, Ask, Evaluation, Measure, Question, Reply, Value, best_last
+from embedder.evaluation.base import LIKELIHOOD, Ask, Evaluation, Measure, Question, Reply, Value, best_last
 
 WRITTEN_TOKENS = 64
 """As in the reference."""

@@ -9,21 +9,21 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from embedder.config import LlmConfig
-from embedder.evaluate_config import EvaluateConfig
+from embedder.config.evaluate import EvaluateConfig
+from embedder.config.run import LlmConfig
+from embedder.config.tasks import TaskSpec
+from embedder.data.ledger import Ledger
+from embedder.data.records import TEXTS, content_id
+from embedder.evaluation.base import Ask, Evaluation, Question, Reply
 from embedder.evaluation.evaluations import EVALUATIONS
-from embedder.evaluation.interface import Ask, Evaluation, Question, Reply
-from embedder.labelling.engine import Engine
+from embedder.labelling.backends import Engine
 from embedder.labelling.labeller import ShotPools
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling
-from embedder.ledger import Ledger
-from embedder.lm import CausalLm
-from embedder.locate import locate_model, model_fingerprint
-from embedder.records import TEXTS, content_id
-from embedder.storage import AnyPath
-from embedder.tasks import TaskSpec
+from embedder.models.causal_lm import CausalLm
+from embedder.models.locate import locate_model, model_fingerprint
+from embedder.storage.object_store import AnyPath
 
 LONGEST_WRITTEN = 64
 """Tokens that any evaluation lets the LLM write."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embedder.evaluation.interface import PERPLEXITY, Evaluation, Passage, score_answer, weigh_tokens
+from embedder.evaluation.base import PERPLEXITY, Evaluation, Passage, score_answer, weigh_tokens
 
 LEAST_OVERLAP = 16
 """Characters that neighbours must share to be taken for one text."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedder.evaluation.answers import contains_answer, exact_match, token_f1
-from embedder.evaluation.interface import LIKELIHOOD, Ask, Evaluation, Measure, Question, Reply, Value
+from embedder.evaluation.base import LIKELIHOOD, Ask, Evaluation, Measure, Question, Reply, Value
 
 WRITTEN_TOKENS = 16
 """As in the reference."""

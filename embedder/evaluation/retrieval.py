@@ -8,9 +8,9 @@ from typing import Any
 
 import ir_measures
 
-from embedder.evaluation.interface import Evaluation
+from embedder.data.records import row_seed
+from embedder.evaluation.base import Evaluation
 from embedder.mining.lexical import Ranking
-from embedder.records import row_seed
 
 PerQuery = dict[str, dict[str, float]]
 """Measure -> query id -> value."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.evaluation.interface import Measure
+from embedder.evaluation.base import Measure
 
 Floats = NDArray[np.float64]
 CELLS = 4_000_000

@@ -19,10 +19,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from embedder.bundle import Manifest, read_manifest, verify
-from embedder.durable import UNFINISHED, locked, place_durably, remove_unfinished, unfinished_folder, write_durably
+from embedder.data.records import content_id
 from embedder.errors import BundleError, ConfigError
-from embedder.records import content_id
+from embedder.index.bundle import Manifest, read_manifest, verify
+from embedder.storage.durable import (
+    UNFINISHED,
+    locked,
+    place_durably,
+    remove_unfinished,
+    unfinished_folder,
+    write_durably,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 

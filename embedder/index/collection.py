@@ -23,10 +23,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from embedder.config.index import BuildSettings, SearchParameters
 from embedder.errors import BundleError, DataError
 from embedder.index.documents import BY_NAME, PAYLOAD, DocumentName, Row, row_named
 from embedder.index.exact import Ranked, Vectors, exact_search
-from embedder.index.factory import (
+from embedder.index.faiss_index import (
     DEFAULTS,
     ApproximateIndex,
     build_approximate,
@@ -39,11 +40,10 @@ from embedder.index.factory import (
 )
 from embedder.index.filters import Mask
 from embedder.index.lexical import StoredWords, write_lexical
+from embedder.index.manifest import REMEDY, Sealed, hash_files
 from embedder.index.metadata import StoredMetadata, write_metadata
-from embedder.index.sealed import REMEDY, Sealed, hash_files
-from embedder.index.settings import BuildSettings, SearchParameters
 from embedder.index.writes import WRITES, StoredWrites, write_writes
-from embedder.locate import file_sha256
+from embedder.models.locate import file_sha256
 
 EXACT_ROWS = 20_000
 """A filter that leaves fewer rows is answered exactly: an approximate index would pass too many of them by."""

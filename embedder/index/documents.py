@@ -27,7 +27,7 @@ from pydantic import (
     ValidationError,
 )
 
-from embedder.records import content_id
+from embedder.data.records import content_id
 
 PAYLOAD = pa.schema(
     [

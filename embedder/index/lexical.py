@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from embedder.errors import BundleError
 from embedder.index.exact import Ranked
 from embedder.index.filters import Mask
-from embedder.index.sealed import REMEDY
+from embedder.index.manifest import REMEDY
 
 K1, B = 1.5, 0.75
 

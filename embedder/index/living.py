@@ -25,20 +25,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embedder.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
+from embedder.config.index import SearchParameters
 from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, History, Place
+from embedder.index.compaction import write_folded
 from embedder.index.documents import Document, DocumentName, Row, metadata_json
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter
-from embedder.index.fold import write_folded
-from embedder.index.found import Found, found, merge
-from embedder.index.fresh import Fresh, FreshView
 from embedder.index.lexical import words_of
 from embedder.index.log import Log, operations_schema
-from embedder.index.sealed import REMEDY
-from embedder.index.settings import SearchParameters
+from embedder.index.manifest import REMEDY
+from embedder.index.memtable import Fresh, FreshView
+from embedder.index.results import Found, found, merge
 from embedder.index.writes import Change
+from embedder.storage.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
 
 CURRENT = "CURRENT"
 MAX_FIELDS = 1024

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from embedder.durable import write_durably
 from embedder.errors import BundleError
 from embedder.index.collection import Place
 from embedder.index.documents import PAYLOAD
-from embedder.index.sealed import REMEDY
+from embedder.index.manifest import REMEDY
+from embedder.storage.durable import write_durably
 
 FORMAT = 2
 MAGIC = b"LEMBLOG\n"

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from embedder.errors import BundleError
 from embedder.index.documents import Kind, Scalar, field_values, kind_of
 from embedder.index.filters import Range, Rows
-from embedder.index.sealed import REMEDY
+from embedder.index.manifest import REMEDY
 
 METADATA = pa.schema([("text", pa.large_string()), ("number", pa.float64()), ("row", pa.int32())])
 """One value of one row, sorted by value and row; booleans are the numbers 0 and 1."""

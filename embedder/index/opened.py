@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embedder.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_of, verify
-from embedder.durable import locked, write_durably
+from embedder.config.index import SearchOptions
 from embedder.errors import BundleError, ConfigError
+from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_of, verify
 from embedder.index.catalog import Catalog
 from embedder.index.collection import CollectionInfo, History
+from embedder.index.compaction import write_folded
 from embedder.index.documents import Document, DocumentName
 from embedder.index.exact import Vectors
-from embedder.index.fold import write_folded
-from embedder.index.found import Found, fuse, merge
 from embedder.index.living import LivingCollection, LivingStats
-from embedder.index.settings import SearchOptions
+from embedder.index.results import Found, fuse, merge
 from embedder.index.writes import WRITES, Change
+from embedder.storage.durable import locked, write_durably
 
 FUSION_DEPTH = 100
 """Least length of the rankings that hybrid search fuses."""

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from embedder.errors import BundleError
 from embedder.index.documents import BY_NAME, DocumentName, Row, row_named
-from embedder.index.sealed import REMEDY
+from embedder.index.manifest import REMEDY
 
 WRITES = pa.schema(
     [("id", pa.string()), ("dataset", pa.string()), ("written_ns", pa.int64()), ("replaced", pa.string())]

@@ -18,11 +18,10 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import BinaryIO, NamedTuple
 
-from embedder.errors import DataError, LabelError
-from embedder.ledger import Ledger
-from embedder.locate import file_sha256
-from embedder.records import LABELLED, content_id, group_id
-from embedder.source_rows import (
+from embedder.config.tasks import TaskSpec
+from embedder.data.ledger import Ledger
+from embedder.data.records import LABELLED, content_id, group_id
+from embedder.data.rows import (
     KEPT_CHARACTERS,
     Rejected,
     Row,
@@ -33,8 +32,9 @@ from embedder.source_rows import (
     query_id_of,
     required_text,
 )
-from embedder.storage import AnyPath, replacing
-from embedder.tasks import TaskSpec
+from embedder.errors import DataError, LabelError
+from embedder.models.locate import file_sha256
+from embedder.storage.object_store import AnyPath, replacing
 
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line is rejected and never held in memory."""

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from embedder.config import LabelConfig, LlmConfig
-from embedder.labelling.engine import Engine
+from embedder.config.run import LabelConfig, LlmConfig
+from embedder.config.tasks import TaskSpec
+from embedder.data.records import LABELLED, group_id, row_seed
+from embedder.labelling.backends import Engine
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, choose_shots, prompt_builder
 from embedder.labelling.rewards import distinct_samples, group_rewards
 from embedder.labelling.sampling import Sampling
-from embedder.lm import CausalLm
-from embedder.records import LABELLED, group_id, row_seed
-from embedder.tasks import TaskSpec
+from embedder.models.causal_lm import CausalLm
 
 Group = dict[str, Any]
 ShotPools = dict[str, list[tuple[str, str, str]]]

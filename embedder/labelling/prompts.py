@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedder.config import LlmConfig
+from embedder.config.run import LlmConfig
+from embedder.config.tasks import PromptTemplate, TaskSpec
+from embedder.data.records import row_seed
 from embedder.errors import ConfigError
-from embedder.lm import CausalLm
-from embedder.records import row_seed
-from embedder.tasks import PromptTemplate, TaskSpec
+from embedder.models.causal_lm import CausalLm
 
 Shot = tuple[str, str]
 """A query and its answer."""

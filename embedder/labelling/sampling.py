@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from embedder.lm import CausalLm, halving_on_memory_error
-from embedder.model import length_batches
+from embedder.models.causal_lm import CausalLm, halving_on_memory_error
+from embedder.models.encoder import length_batches
 
 
 @dataclass(frozen=True)

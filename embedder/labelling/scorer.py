@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.prefix_tree import PackedPrompt, PrefixTree, grow_tree, tree_batches
 from embedder.labelling.tree_attention import plan_attention
-from embedder.labelling.work import ModelWork
-from embedder.lm import CausalLm, halving_on_memory_error
-from embedder.onednn import PackedLinear, pack_weight, packed_linear
+from embedder.models.causal_lm import CausalLm, halving_on_memory_error
+from embedder.models.onednn import PackedLinear, pack_weight, packed_linear
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

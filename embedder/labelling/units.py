@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from embedder.records import group_id
+from embedder.data.records import group_id
 
 Unit = list[int]
 """Positions of the groups that are sampled and scored together."""

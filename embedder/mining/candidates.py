@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from embedder.config import MineConfig
+from embedder.config.run import MineConfig
+from embedder.data.records import row_seed
 from embedder.mining.filters import is_duplicate, normalise
 from embedder.mining.lexical import Ranking
-from embedder.records import row_seed
 
 
 @dataclass(frozen=True)

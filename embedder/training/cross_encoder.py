@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from embedder.errors import ConfigError
-from embedder.locate import locate_model
-from embedder.model import length_batches
+from embedder.models.encoder import length_batches
+from embedder.models.locate import locate_model
 
 
 class PairRow(NamedTuple):

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from embedder.config import EncoderConfig
-from embedder.cost import Work, forward_flops, tokens_of
-from embedder.locate import count_parameters, locate_model
-from embedder.tasks import TaskSpec
-from embedder.train_config import TrainConfig
-from embedder.training.data import training_row
+from embedder.config.run import EncoderConfig
+from embedder.config.tasks import TaskSpec
+from embedder.config.train import TrainConfig
+from embedder.models.locate import count_parameters, locate_model
+from embedder.run.cost import Work, forward_flops, tokens_of
+from embedder.training.batch_plan import BatchPlan
 from embedder.training.objective import prefix_widths
-from embedder.training.plan import BatchPlan
+from embedder.training.training_rows import training_row
 
 BYTES = 4
 """Of a float32 number."""

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from embedder.model import TokenRow, embed_batches, length_batches
+from embedder.models.encoder import TokenRow, embed_batches, length_batches
 from embedder.training.distributed import greatest_over_workers
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from embedder.config import EncoderConfig
-from embedder.tasks import TaskSpec
-from embedder.train_config import TrainConfig
+from embedder.config.run import EncoderConfig
+from embedder.config.tasks import TaskSpec
+from embedder.config.train import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from embedder.data.records import row_seed, write_json
 from embedder.errors import ConfigError
-from embedder.host_memory import keep_freed_memory
-from embedder.model import TextEncoder, TokenRow, export_encoder, load_encoder
-from embedder.onednn import has_onednn, train_linear_layers
-from embedder.records import row_seed, write_json
+from embedder.models.encoder import TextEncoder, TokenRow, export_encoder, load_encoder
+from embedder.models.host_memory import keep_freed_memory
+from embedder.models.onednn import has_onednn, train_linear_layers
+from embedder.training.batch_plan import BatchPlan, share_of_batch
 from embedder.training.checkpoint import Checkpoint, appearing, last_step, read_checkpoint, write_checkpoint
-from embedder.training.data import Batch, TrainingRows
+from embedder.training.deepspeed_engine import Engine
 from embedder.training.distributed import greatest_over_workers, join_workers, rank, sum_over_workers, world_size
-from embedder.training.engine import Engine
 from embedder.training.gradient import Memory, accumulate_gradient
 from embedder.training.job import StepMetrics, TrainingJob
 from embedder.training.lora import add_adapters, merge_adapters
 from embedder.training.objective import Objective
-from embedder.training.plan import BatchPlan, share_of_batch
 from embedder.training.schedule import SelfPaced, linear_rate
 from embedder.training.step import vector_losses
+from embedder.training.training_rows import Batch, TrainingRows
 from embedder.training.validation import EarlyStopping, HeldOut
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 
+from embedder.config.train import LoraConfig
 from embedder.errors import ConfigError
-from embedder.model import TextEncoder
-from embedder.train_config import LoraConfig
+from embedder.models.encoder import TextEncoder
 
 
 def add_adapters(encoder: TextEncoder, config: LoraConfig) -> None:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedder.config.tasks import TaskSpec
+from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
-from embedder.tasks import TaskSpec
-from embedder.train_config import TrainConfig
 from embedder.training.losses import (
     contrastive,
     graded_distillation,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from embedder.train_config import SelfPacedConfig
+from embedder.config.train import SelfPacedConfig
 
 
 def linear_rate(step: int, steps: int, warmup_share: float) -> float:

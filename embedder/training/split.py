@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from embedder.config.train import ValidationConfig
+from embedder.data.records import row_seed
 from embedder.errors import ConfigError
-from embedder.records import row_seed
-from embedder.train_config import ValidationConfig
 
 
 def split_groups(

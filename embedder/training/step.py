@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from embedder.model import TokenRow
-from embedder.training.data import Batch
+from embedder.models.encoder import TokenRow
 from embedder.training.distributed import gather, rank
 from embedder.training.objective import Objective
 from embedder.training.scores import Columns, Groups
+from embedder.training.training_rows import Batch
 
 Tokenize = Callable[[list[str]], list[TokenRow]]
 Embed = Callable[[list[TokenRow]], Tensor]

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Protocol
 
+from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
-from embedder.train_config import TrainConfig
 from embedder.training.job import StepMetrics, TrainingJob
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedder.tasks import TaskSpec
-from embedder.training.data import TrainingRows
+from embedder.config.tasks import TaskSpec
+from embedder.training.batch_plan import Part
 from embedder.training.distributed import rank, sum_over_workers, world_size
 from embedder.training.gradient import Memory, Network, embed
-from embedder.training.plan import Part
 from embedder.training.step import Tokenize
+from embedder.training.training_rows import TrainingRows
 
 
 def ndcg(scores: Sequence[float], gains: Sequence[float], cutoff: int) -> float:

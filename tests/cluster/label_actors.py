@@ -12,13 +12,13 @@ from typing import Any, cast
 import pyarrow as pa
 import ray
 
-from embedder.config import RunConfig
+from embedder.config.run import RunConfig
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.rewards import group_rewards
 from embedder.labelling.units import Unit
-from ray_jobs.actors import LabelBlocks
-from ray_jobs.label_plan import GroupRows, Planner
-from ray_jobs.tables import llm_ledger
+from ray_jobs.cluster.tables import llm_ledger
+from ray_jobs.labelling.actors import LabelBlocks
+from ray_jobs.labelling.block_plan import GroupRows, Planner
 
 BEGUN = "begun.jsonl"
 """In `paths.cache`: a line for every unit that an actor begins, with its process and the queries of its groups."""

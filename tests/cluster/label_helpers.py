@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from embedder.ledger import Ledger
-from embedder.records import GROUP, QUERY, write_table
+from embedder.data.ledger import Ledger
+from embedder.data.records import GROUP, QUERY, write_table
 from tests.cluster.conftest import ROOT
 
 PLACES = ["forest", "bridge", "market", "station"]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from embedder.ledger import Ledger
-from embedder.records import GROUP, LABELLED, parquet_files, read_tables
-from embedder.reports import console
-from embedder.run_file import load_run
-from ray_jobs.reranker import reranker_lines, score_with_reranker, select_llm_groups, train_reranker
-from ray_jobs.session import connect
+from embedder.config.load import load_run
+from embedder.data.ledger import Ledger
+from embedder.data.records import GROUP, LABELLED, parquet_files, read_tables
+from embedder.run.stage_report import console
+from ray_jobs.cluster.session import connect
+from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, select_llm_groups, train_reranker
 
 
 def main(run_file: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from embedder.bundle import verify
-from embedder.config import RunConfig
+from embedder.config.run import RunConfig
+from embedder.index.bundle import verify
 from embedder.index.catalog import Catalog
 from embedder.training.job import MetricsReader, StepMetrics
-from ray_jobs.tables import labelled_ledger
+from ray_jobs.cluster.tables import labelled_ledger
 from tests.cluster.label_helpers import labels
 
 

@@ -13,7 +13,7 @@ import ray
 from ray import serve
 from ray.util.state import list_actors
 
-from embedder.config import RunConfig
+from embedder.config.run import RunConfig
 from serve.app import build_run
 from tests.cluster.conftest import Cluster, free_port
 from tests.serving import SUBJECTS, publish, run_config

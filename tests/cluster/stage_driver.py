@@ -15,9 +15,9 @@ from importlib import import_module
 
 import ray
 
-from embedder import mirror
+from embedder.storage import mirror
 from ray_jobs import label
-from ray_jobs.session import connect, main
+from ray_jobs.cluster.session import connect, main
 from tests.cluster import label_actors
 
 

@@ -17,12 +17,12 @@ import yaml
 from ray.cluster_utils import FAKE_HEAD_NODE_ID
 from ray.job_submission import JobSubmissionClient
 
-from embedder.config import RunConfig
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
+from embedder.data.records import GROUP, read_tables, write_table
 from embedder.demo.build import build
-from embedder.records import GROUP, read_tables, write_table
-from embedder.run_file import load_run
+from ray_jobs.cluster.tables import candidate_groups, labelled_ledger, passage_texts, queries
 from ray_jobs.prepare import prepare_dataset
-from ray_jobs.tables import candidate_groups, labelled_ledger, passage_texts, queries
 from tests.cluster.conftest import ROOT, free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from embedder.data.ledger import Ledger
+from embedder.data.records import PASSAGE, QUERY, content_id, write_table
 from embedder.evaluation.judge import judged_ledger
-from embedder.ledger import Ledger
-from embedder.records import PASSAGE, QUERY, content_id, write_table
 from tests.cluster.conftest import Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from embedder.bundle import verify
-from embedder.ledger import Ledger
-from embedder.records import LABELLED, group_id
-from embedder.run_file import load_run
+from embedder.config.load import load_run
+from embedder.data.ledger import Ledger
+from embedder.data.records import LABELLED, group_id
+from embedder.index.bundle import verify
 from embedder.training.job import MetricsReader, StepMetrics
-from ray_jobs.tables import candidate_groups, labelled_ledger
+from ray_jobs.cluster.tables import candidate_groups, labelled_ledger
 from tests.cluster.conftest import Cluster
 from tests.cluster.results import served_bundle
 

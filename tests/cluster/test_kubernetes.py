@@ -11,8 +11,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from embedder.config.load import load_run
 from embedder.errors import ConfigError
-from embedder.run_file import load_run
 from serve.app import build, build_run
 from tests.cluster.conftest import ROOT, Cluster
 from tests.cluster.kuberay import check_manifest

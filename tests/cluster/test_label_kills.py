@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from embedder.ledger import Ledger
-from embedder.records import LABELLED
+from embedder.data.ledger import Ledger
+from embedder.data.records import LABELLED
 from tests.cluster.label_actors import BEGUN, PAUSE
 from tests.cluster.label_helpers import Driver, group, labels, write_groups, write_run_file
 from tests.cluster.nodes import start_nodes

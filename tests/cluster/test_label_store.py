@@ -12,9 +12,9 @@ import pytest
 import yaml
 from pyarrow import fs
 
-from embedder.ledger import Ledger
-from embedder.records import LABELLED, parquet_files
-from embedder.storage import ObjectPath, replacing
+from embedder.data.ledger import Ledger
+from embedder.data.records import LABELLED, parquet_files
+from embedder.storage.object_store import ObjectPath, replacing
 from tests.cluster.conftest import Cluster
 from tests.cluster.label_actors import BEGUN, PAUSE
 from tests.cluster.label_helpers import Driver, group, labels, write_groups, write_run_file

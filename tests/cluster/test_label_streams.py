@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedder.records import GROUP
+from embedder.data.records import GROUP
 from tests.cluster.conftest import Cluster
 from tests.cluster.label_actors import PEAK, peak_memory
 from tests.cluster.label_helpers import Driver, group, write_groups, write_run_file

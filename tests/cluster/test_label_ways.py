@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedder.config.load import load_run
+from embedder.data.ledger import Ledger
+from embedder.data.records import GROUP, LABELLED, group_id
 from embedder.labelling.labeller import MAX_CHARACTERS
-from embedder.ledger import Ledger
-from embedder.records import GROUP, LABELLED, group_id
-from embedder.run_file import load_run
-from ray_jobs.label_plan import Planner, survey
+from ray_jobs.labelling.block_plan import Planner, survey
 from tests.cluster.conftest import ROOT, Cluster
 from tests.cluster.label_actors import BEGUN
 from tests.cluster.label_helpers import Driver, group, write_groups, write_run_file

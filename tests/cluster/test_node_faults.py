@@ -19,7 +19,7 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from embedder.run_file import load_run
+from embedder.config.load import load_run
 from tests.cluster.label_helpers import Driver
 from tests.cluster.nodes import start_nodes
 from tests.cluster.results import RESULTS

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from benchmarks.serving_systems import System, served_by_ray
-from embedder.encode import encode_prompted
-from embedder.inference import load_inference_encoder
+from embedder.models.encode import encode_prompted
+from embedder.models.onnx import load_inference_encoder
 from tests.cluster.conftest import free_port
 from tests.cluster.served import MODEL
 from tests.serving import publish, run_config

@@ -14,12 +14,12 @@ import pytest
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from embedder.bundle import verify
-from embedder.config import RunConfig
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
 from embedder.index.__main__ import main as versions
-from embedder.lineage import read_lineage
-from embedder.run_file import load_run
-from embedder.stages import STAGES, Contents, mark_path
+from embedder.index.bundle import verify
+from embedder.run.lineage import read_lineage
+from embedder.run.stages import STAGES, Contents, mark_path
 from ray_jobs.pipeline import round_config
 from tests.cluster.commands import deployed_config, serve, wait_until_up
 from tests.cluster.conftest import ROOT, Cluster, free_port

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.ledger import Ledger
-from embedder.records import GROUP, LABELLED, group_id, write_table
-from embedder.run_file import load_run
-from ray_jobs.reranker import run_name, select_llm_groups
+from embedder.config.load import load_run
+from embedder.data.ledger import Ledger
+from embedder.data.records import GROUP, LABELLED, group_id, write_table
+from ray_jobs.labelling.reranker import run_name, select_llm_groups
 from tests.cluster.conftest import ROOT, Cluster
 
 pytestmark = pytest.mark.ray

@@ -18,11 +18,11 @@ from huggingface_hub import InferenceClient
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 
-from embedder.encode import encode_prompted
 from embedder.errors import BundleError
 from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
-from embedder.model import load_encoder
+from embedder.models.encode import encode_prompted
+from embedder.models.encoder import load_encoder
 from serve.app import build_run, deployed
 from serve.client import AsyncClient, Client, ServiceError
 from serve.openapi import described

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.mirror import workplace
-from embedder.run_file import load_run
-from embedder.storage import ObjectPath
+from embedder.config.load import load_run
+from embedder.storage.mirror import workplace
+from embedder.storage.object_store import ObjectPath
 from tests.cluster.conftest import Cluster
 from tests.cluster.label_helpers import Driver
 from tests.cluster.results import RESULTS

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.ledger import Ledger
-from embedder.records import GROUP, LABELLED, group_id, write_table
-from embedder.run_file import load_run
+from embedder.config.load import load_run
+from embedder.data.ledger import Ledger
+from embedder.data.records import GROUP, LABELLED, group_id, write_table
 from embedder.training.job import MetricsReader, StepMetrics
 from tests.cluster.conftest import Cluster
 from tests.unit.training_ranks import groups

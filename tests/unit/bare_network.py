@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from embedder.model import TextEncoder, TokenRow
+from embedder.models.encoder import TextEncoder, TokenRow
 
 
 class BareNetwork:

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from embedder.config import EncoderConfig
-from embedder.model import load_encoder
-from embedder.tasks import BUILTIN_TASKS
-from embedder.training.data import TrainingRows
+from embedder.config.run import EncoderConfig
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.models.encoder import load_encoder
+from embedder.training.batch_plan import BatchPlan, TaskMix, share_of_batch
 from embedder.training.distributed import mean_over_workers
 from embedder.training.objective import Objective
-from embedder.training.plan import BatchPlan, TaskMix, share_of_batch
 from embedder.training.step import batch_losses
+from embedder.training.training_rows import TrainingRows
 
 LOSSES = {"qa": "graded", "chat": "kl", "tool": "contrastive", "icl": "margin_mse", "lrlm": "reference"}
 TASKS = {name: BUILTIN_TASKS[name].model_copy(update={"loss": loss}) for name, loss in LOSSES.items()}

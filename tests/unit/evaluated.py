@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from embedder.evaluate_config import EvaluateConfig
-from embedder.evaluation.asking import Asked, ask_all
+from embedder.config.evaluate import EvaluateConfig
+from embedder.evaluation.comparison import summarise
 from embedder.evaluation.evaluations import EVALUATIONS
 from embedder.evaluation.examples import Found, won_and_lost
-from embedder.evaluation.results import summarise
-from embedder.evaluation.values import DatasetValues
+from embedder.evaluation.measurements import DatasetValues
+from embedder.evaluation.questions import Asked, ask_all
 
 SETTINGS = EvaluateConfig.model_validate(
     {"retrievers": ["none", "bm25", "base", "trained"], "llm_queries": 9, "rounds": 200, "examples": 2}

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embedder.bundle import Manifest, TaskInstructions, shard_folder, shard_of
+from embedder.config.index import BuildSettings, SearchParameters
+from embedder.index.bundle import Manifest, TaskInstructions, shard_folder, shard_of
 from embedder.index.collection import Collection, CollectionInfo, Place, sort_by_name, write_collection
 from embedder.index.documents import PAYLOAD, Document, metadata_json
-from embedder.index.factory import empty_vectors
+from embedder.index.faiss_index import empty_vectors
 from embedder.index.living import LivingCollection
-from embedder.index.sealed import hash_files
-from embedder.index.settings import BuildSettings, SearchParameters
-from embedder.locate import model_fingerprint
+from embedder.index.manifest import hash_files
+from embedder.models.locate import model_fingerprint
 
 WIDTH = 8
 PLACE = Place(task="qa", shard=0, num_shards=1, encoder_fingerprint="model", dimension=WIDTH)

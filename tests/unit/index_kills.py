@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedder.bundle import verify
+from embedder.index.bundle import verify
 from embedder.index.catalog import Catalog
 from embedder.index.opened import OpenIndex
 from tests.unit.index_cases import documents_of, unit, write_version

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from embedder.training.reranker import RerankerJob, fit_cross_encoder
+from embedder.training.reranker_loop import RerankerJob, fit_cross_encoder
 
 
 def losses_of(job: RerankerJob, checkpoints: Path | None = None, resume_from: Path | None = None) -> list[float]:

@@ -7,7 +7,10 @@ import shutil
 
 import pytest
 
-from embedder.bundle import (
+from embedder.config.index import SearchOptions
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.errors import BundleError
+from embedder.index.bundle import (
     MODEL,
     Manifest,
     bundle_encoder,
@@ -17,16 +20,13 @@ from embedder.bundle import (
     shard_of,
     verify,
 )
-from embedder.encode import encode
-from embedder.errors import BundleError
 from embedder.index.collection import Place
 from embedder.index.documents import Document
+from embedder.index.manifest import hash_files
 from embedder.index.opened import OpenIndex
-from embedder.index.sealed import hash_files
-from embedder.index.settings import SearchOptions
-from embedder.locate import model_fingerprint
-from embedder.model import load_encoder
-from embedder.tasks import BUILTIN_TASKS
+from embedder.models.encode import encode
+from embedder.models.encoder import load_encoder
+from embedder.models.locate import model_fingerprint
 from tests.unit.index_cases import write
 
 MANIFEST = Manifest.FILE

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.config import MineConfig
+from embedder.config.run import MineConfig
+from embedder.data.records import GROUP
 from embedder.mining.candidates import make_group
 from embedder.mining.filters import is_duplicate, normalise
-from embedder.records import GROUP
 from tests.unit.judges import quick
 
 PASSAGES = {f"p{i}": f"word{i} thing{i}" for i in range(40)}

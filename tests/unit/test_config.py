@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.config import RunConfig
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
+from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import ConfigError
-from embedder.run_file import load_run
-from embedder.tasks import BUILTIN_TASKS
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = "paths: {work: run}\nencoder: {model: owner/name, pooling: mean}\n"
@@ -249,7 +249,7 @@ def test_a_user_adds_a_task_of_their_own(tmp_path):
 
 
 def test_reading_a_run_file_needs_no_torch():
-    modules = ["config", "tasks", "locate", "records", "sources", "fingerprint", "ledger", "index", "bundle"]
+    modules = ["config.run", "models.locate", "data.sources", "models.fingerprint", "data.ledger", "index.bundle"]
     lines = "\n".join(f"import embedder.{name}\nassert 'torch' not in sys.modules, '{name}'" for name in modules)
     result = subprocess.run(
         [sys.executable, "-c", f"import sys\n{lines}"], cwd=ROOT, capture_output=True, text=True, timeout=120

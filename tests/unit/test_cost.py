@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embedder.cost import forward_flops, measured_rate, tokens_of
+from embedder.run.cost import forward_flops, measured_rate, tokens_of
 
 
 def test_a_forward_pass_costs_two_operations_a_weight_and_token():

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from embedder.config import Source
+from embedder.config.load import load_run
+from embedder.config.run import Source
+from embedder.data.sources import read_source
 from embedder.demo.build import build, docstring, is_test, load, squeeze, topic_passages
-from embedder.run_file import load_run
-from embedder.sources import read_source
 from tests.unit.test_config import ROOT
 
 HAND_WRITTEN = {

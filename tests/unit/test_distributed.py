@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.multiprocessing import spawn
 
-from embedder.training.data import write_training_rows
 from embedder.training.distributed import gather, mean_over_workers, rank, world_size
+from embedder.training.training_rows import write_training_rows
 from tests.unit.batch_ranks import BATCH_SIZE, PLANS, SIZES, STEPS, TASKS, Outcome, read_outcomes, work
 
 

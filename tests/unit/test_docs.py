@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scaling import Run, tables
-from embedder.run_file import load_run
-from ray_jobs import sight
+from embedder.config.load import load_run
+from ray_jobs.cluster import metrics
 
 ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,4 +99,4 @@ def test_measured_rates_stand_in_the_results():
 def test_the_dashboard_of_jobs_shows_metrics_that_jobs_have():
     text = (ROOT / "docs" / "grafana-jobs.json").read_text(encoding="utf-8")
     own = set(re.findall(r"ray_(embedder_\w+)", text))
-    assert own == {sight.DONE, sight.TOTAL}
+    assert own == {metrics.DONE, metrics.TOTAL}

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.config import RunConfig
-from embedder.encode import encode, encode_prompted
-from embedder.model import load_encoder
-from embedder.tasks import BUILTIN_TASKS, TaskSpec
-from embedder.training.data import TrainingRows, write_training_rows
-from embedder.training.plan import Part
-from ray_jobs.vectors import open_store
+from embedder.config.run import RunConfig
+from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
+from embedder.models.encode import encode, encode_prompted
+from embedder.models.encoder import load_encoder
+from embedder.training.batch_plan import Part
+from embedder.training.training_rows import TrainingRows, write_training_rows
+from ray_jobs.retrieval.vectors import open_store
 from tests.unit.judges import quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")

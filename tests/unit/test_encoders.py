@@ -24,11 +24,11 @@ from transformers import (
     T5EncoderModel,
 )
 
-from embedder.config import EncoderConfig
-from embedder.encode import encode, encode_prompted
+from embedder.config.run import EncoderConfig
+from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import ModelError
-from embedder.model import export_encoder, load_encoder
-from embedder.tasks import BUILTIN_TASKS
+from embedder.models.encode import encode, encode_prompted
+from embedder.models.encoder import export_encoder, load_encoder
 from tests.conftest import word_tokenizer
 
 TEXTS = ["The quick brown fox", "Paris", "", "a list holds items in order; " * 9, "é 日本", "Paris"]

@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
+from embedder.config.evaluate import EndpointRetriever
 from embedder.errors import ConfigError, ModelError
-from embedder.evaluate_config import EndpointRetriever
 from embedder.evaluation import endpoint as module
 from embedder.evaluation.endpoint import EmbeddingEndpoint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from embedder.evaluate_config import (
+from embedder.config.evaluate import (
     PASSAGES,
     BuiltinRetriever,
     EndpointRetriever,

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from embedder.evaluation.evaluation_page import page
+from embedder.evaluation.evaluation_report import results_table, write_report
 from embedder.evaluation.evaluations import EVALUATIONS
-from embedder.evaluation.report import results_table, write_report
-from embedder.evaluation.report_page import page
-from embedder.evaluation.values import DatasetValues
+from embedder.evaluation.measurements import DatasetValues
 from tests.unit.evaluated import chat, qa, results, row, tool
 
 

@@ -7,11 +7,11 @@ from typing import get_args
 
 import pytest
 
-from embedder.evaluate_config import EvaluationName
+from embedder.config.evaluate import EvaluationName
+from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
+from embedder.evaluation.base import Passage, Question, Reply, best_last, in_time
 from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of, measure_of
-from embedder.evaluation.interface import Passage, Question, Reply, best_last, in_time
 from embedder.evaluation.lrlm import in_order, overlap
-from embedder.tasks import BUILTIN_TASKS, TaskSpec
 
 
 def question(evaluation, **fields):

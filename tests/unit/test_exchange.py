@@ -13,6 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.ledger import Ledger
+from embedder.data.records import LABELLED, content_id, group_id
+from embedder.data.rows import Rejected
 from embedder.errors import DataError, LabelError
 from embedder.labelling import exchange
 from embedder.labelling.exchange import (
@@ -24,11 +28,7 @@ from embedder.labelling.exchange import (
     read_teacher_scores,
     write_reference,
 )
-from embedder.ledger import Ledger
-from embedder.records import LABELLED, content_id, group_id
-from embedder.source_rows import Rejected
-from embedder.tasks import BUILTIN_TASKS
-from embedder.training.data import training_row
+from embedder.training.training_rows import training_row
 from tests.unit.judges import quick
 from tests.unit.test_sources import lines, read_reference
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder import fetched
-from embedder.config import Source
+from embedder.config.load import load_run
+from embedder.config.run import Source
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.records import write_json
+from embedder.data.sources import read_source
 from embedder.errors import ConfigError, DataError
-from embedder.evaluation.folders import read_folder
-from embedder.locate import locate_model, model_fingerprint
-from embedder.mirror import STATE
-from embedder.records import write_json
-from embedder.run_file import load_run
-from embedder.sources import read_source
-from embedder.storage import upload
-from embedder.tasks import BUILTIN_TASKS
+from embedder.models.locate import locate_model, model_fingerprint
+from embedder.models.st_folder import read_folder
+from embedder.storage import fetched
+from embedder.storage.mirror import STATE
+from embedder.storage.object_store import upload
 from tests.object_store import ObjectStore, send
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from embedder.config import LabelConfig, RunConfig
-from embedder.fingerprint import encoder_fingerprint, label_fingerprint
-from embedder.tasks import BUILTIN_TASKS
-from ray_jobs.vectors import VectorStore, open_store
+from embedder.config.run import LabelConfig, RunConfig
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.models.fingerprint import encoder_fingerprint, label_fingerprint
+from ray_jobs.retrieval.vectors import VectorStore, open_store
 
 QA = BUILTIN_TASKS["qa"]
 

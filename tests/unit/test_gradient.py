@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from embedder.model import load_encoder
+from embedder.models.encoder import load_encoder
 from embedder.training.gradient import Memory, accumulate_gradient, distinct_rows, embed
 from tests.unit.bare_network import BareNetwork
 

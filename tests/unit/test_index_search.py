@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.config.index import BuildSettings, SearchParameters
 from embedder.errors import BundleError, ConfigError, DataError
 from embedder.index.collection import Collection, write_collection
 from embedder.index.documents import PAYLOAD, Document
-from embedder.index.factory import choose_factory, empty_vectors
+from embedder.index.faiss_index import choose_factory, empty_vectors
 from embedder.index.filters import Filter, equals, matching
-from embedder.index.found import found, fuse, merge
-from embedder.index.settings import BuildSettings, SearchParameters
+from embedder.index.results import found, fuse, merge
 from tests.unit.index_cases import NO_CHOICE, PLACE, WIDTH, collection, documents_of, ids, living, payload_of, unit
 from tests.unit.judges import quick
 
@@ -94,7 +94,7 @@ FACTORIES = ["HNSW16", "IVF4,Flat", "IVF4,PQ4x4fs,RFlat", "IVF4,PQ4x4fs", "SQ8",
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_an_approximate_index_finds_nothing_twice_and_always_enough(tmp_path, monkeypatch, factory):
-    monkeypatch.setattr("embedder.index.factory.LEAST_PER_CENTROID", 4)
+    monkeypatch.setattr("embedder.index.faiss_index.LEAST_PER_CENTROID", 4)
     monkeypatch.setattr("embedder.index.collection.EXACT_ROWS", 100)
     random = np.random.default_rng(1)
     vectors, queries = unit(random, 2000), unit(random, 20)

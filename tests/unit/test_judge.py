@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from embedder.config import Source
-from embedder.evaluate_config import EvaluateConfig
-from embedder.evaluation.asking import Asked, ask_all
+from embedder.config.evaluate import EvaluateConfig
+from embedder.config.run import Source
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.records import write_table
+from embedder.data.sources import read_source
+from embedder.evaluation.base import Passage, Question
 from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of
-from embedder.evaluation.interface import Passage, Question
 from embedder.evaluation.judge import JUDGED, LlmJudge, fitting_prefix, judge_fingerprint, reply_of
-from embedder.evaluation.values import DatasetValues
+from embedder.evaluation.measurements import DatasetValues
+from embedder.evaluation.questions import Asked, ask_all
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import choose_shots, prompt_builder
-from embedder.lm import load_lm
-from embedder.records import write_table
-from embedder.sources import read_source
-from embedder.tasks import BUILTIN_TASKS
+from embedder.models.causal_lm import load_lm
 from tests.unit.judges import exact_model, plain_scores
 from tests.unit.test_sources import lines
 

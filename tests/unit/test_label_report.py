@@ -16,7 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import image
 
-from embedder.labelling.report import (
+from embedder.data.records import LABELLED
+from embedder.labelling.label_page import page, write_report
+from embedder.labelling.label_plots import DARK, LIGHT, draw_task
+from embedder.labelling.label_statistics import (
     BARS,
     EXAMPLES,
     RANK_STEP,
@@ -31,10 +34,7 @@ from embedder.labelling.report import (
     chance_of_positive,
     printable,
 )
-from embedder.labelling.report_page import page, write_report
-from embedder.labelling.report_picture import DARK, LIGHT, draw_task
 from embedder.labelling.rewards import group_rewards
-from embedder.records import LABELLED
 
 THIRD, SECOND, FIRST = (-3.0, -1.0, -2.0), (-1.5, -1.0, -2.0), (-0.5, -1.0, -2.0)
 """Log-likelihoods that put the desired output there among three."""
@@ -400,7 +400,7 @@ def test_writing_again_replaces_both_files_and_leaves_no_other(tmp_path):
 def test_a_failed_page_leaves_the_last_report(tmp_path, monkeypatch):
     path = write_report(counted(GROUPS), None, tmp_path, "first")
     before = path.read_bytes()
-    monkeypatch.setattr("embedder.labelling.report_page._overview", lambda *_: 1 / 0)
+    monkeypatch.setattr("embedder.labelling.label_page._overview", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(counted(GROUPS), None, tmp_path, "second")
     assert path.read_bytes() == before

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.config import LabelConfig
+from embedder.config.run import LabelConfig
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.records import GROUP, LABELLED, group_id
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.rewards import distinct_samples, group_rewards
-from embedder.lm import load_lm
-from embedder.records import GROUP, LABELLED, group_id
-from embedder.tasks import BUILTIN_TASKS
+from embedder.models.causal_lm import load_lm
 from tests.unit.judges import farthest
 
 TASKS = {

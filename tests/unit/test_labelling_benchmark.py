@@ -14,11 +14,11 @@ from benchmarks.labelling_limit import necessary_flops, product_rates, time_shar
 from benchmarks.labelling_random import Shape, measure
 from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each
 from benchmarks.real_data import find_data
-from embedder.labelling.engine import Engine
+from embedder.labelling.backends import Engine
+from embedder.labelling.compute_cost import ModelSize
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
-from embedder.labelling.work import ModelSize
-from embedder.lm import load_lm
+from embedder.models.causal_lm import load_lm
 from tests.unit.judges import exact_model, farthest, plain_scores
 from tests.unit.test_scorer import random_prompts
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.data.ledger import Ledger
 from embedder.errors import LabelError
-from embedder.ledger import Ledger
 from tests.unit.judges import quick
 
 SCHEMA = pa.schema([("row_id", pa.string()), ("value", pa.int64())])

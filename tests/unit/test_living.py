@@ -15,10 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from embedder.errors import BundleError, DataError
 from embedder.index import living as living_module
+from embedder.index.compaction import write_folded
 from embedder.index.documents import Document
 from embedder.index.exact import pair_scores
 from embedder.index.filters import equals
-from embedder.index.fold import write_folded
 from embedder.index.log import Log
 from tests.unit.index_cases import NO_CHOICE, WIDTH, documents_of, ids, living, unit
 

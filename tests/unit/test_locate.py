@@ -9,7 +9,8 @@ import shutil
 import pytest
 
 from embedder.errors import ModelError
-from embedder.locate import (
+from embedder.models.encoder import load_encoder
+from embedder.models.locate import (
     check_model_folder,
     count_parameters,
     file_sha256,
@@ -17,7 +18,6 @@ from embedder.locate import (
     locate_model,
     model_fingerprint,
 )
-from embedder.model import load_encoder
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from embedder.config import RunConfig
+from embedder.config.run import RunConfig
 from embedder.errors import ConfigError, DataError
-from embedder.mirror import Mirror, State, workplace
-from embedder.storage import ObjectPath, replacing
+from embedder.storage.mirror import Mirror, State, workplace
+from embedder.storage.object_store import ObjectPath, replacing
 from tests.object_store import ObjectStore, proxy
 
 
@@ -194,7 +194,7 @@ def refusing(store: ObjectStore, name: str, folder: Path, reached: int) -> Itera
 
 
 def test_a_damaged_state_is_one_line(place: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedder.mirror.STATE_READS", 1)
+    monkeypatch.setattr("embedder.storage.mirror.STATE_READS", 1)
     with replacing(place / "mirror.json") as file:
         file.write(b'{"writer"')
     with pytest.raises(DataError, match=r"mirror\.json: not readable; remove it"):
@@ -223,7 +223,7 @@ def test_a_job_works_in_the_mirror_alone_and_sends_what_it_wrote(object_store: O
 def test_what_a_job_writes_is_sent_while_it_works(
     object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedder.mirror.PUSH_S", 0.05)
+    monkeypatch.setattr("embedder.storage.mirror.PUSH_S", 0.05)
     config = run_in(object_store.uri("mirror/meanwhile"), tmp_path / "cache")
     with workplace(config, writes=True) as local:
         write(local.paths.mounted, a_txt="1")

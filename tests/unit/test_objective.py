@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
+from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
-from embedder.tasks import BUILTIN_TASKS, TaskSpec
-from embedder.train_config import TrainConfig
 from embedder.training.losses import (
     contrastive,
     graded_distillation,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from embedder.config import LlmConfig
-from embedder.lm import load_lm
-from embedder.onednn import PackedLinear, TrainedLinear, has_onednn, pack_linear_layers, train_linear_layers
+from embedder.config.run import LlmConfig
+from embedder.models.causal_lm import load_lm
+from embedder.models.onednn import PackedLinear, TrainedLinear, has_onednn, pack_linear_layers, train_linear_layers
 from tests.unit.tiny_llms import PLAIN, SHARING, save_tiny
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="this PyTorch has no oneDNN")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from embedder.config import LabelConfig
+from embedder.config.run import LabelConfig
+from embedder.config.tasks import BUILTIN_TASKS, PromptTemplate
 from embedder.errors import ConfigError
 from embedder.labelling.labeller import MAX_CHARACTERS, RewardLabeller
-from embedder.lm import load_lm
-from embedder.tasks import BUILTIN_TASKS, PromptTemplate
+from embedder.models.causal_lm import load_lm
 from tests.unit.test_labeller import POOL, TASKS, group, same_labels
 
 HUGE = "fox " * 2_500_000

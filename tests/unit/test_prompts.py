@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
+from embedder.config.tasks import BUILTIN_TASKS, PromptTemplate
 from embedder.errors import ConfigError
 from embedder.labelling.prompts import PromptBuilder, choose_shots, prompt_builder
-from embedder.lm import load_lm
-from embedder.tasks import BUILTIN_TASKS, PromptTemplate
+from embedder.models.causal_lm import load_lm
 from tests.unit.judges import quick
 
 TEMPLATE = PromptTemplate(context="Knowledge: {passage}\n", input="Q: {query} A:")

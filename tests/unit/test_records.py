@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.errors import DataError
-from embedder.records import (
+from embedder.data.records import (
     GROUP,
     content_id,
     group_id,
@@ -21,6 +20,7 @@ from embedder.records import (
     write_json,
     write_table,
 )
+from embedder.errors import DataError
 from tests.unit.judges import quick
 
 SCHEMA = pa.schema([("id", pa.string()), ("n", pa.int64())])
@@ -32,7 +32,7 @@ def test_a_content_id_is_the_same_in_every_run_and_version():
 
 
 def test_a_content_id_is_the_same_in_another_process():
-    code = "from embedder.records import content_id; print(content_id('é', 3))"
+    code = "from embedder.data.records import content_id; print(content_id('é', 3))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == content_id("é", 3)
 

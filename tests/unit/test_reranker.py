@@ -11,13 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing import spawn
 
-from embedder.config import RerankerConfig
+from embedder.config.run import RerankerConfig
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.records import LABELLED, group_id
 from embedder.errors import ConfigError, ModelError
-from embedder.records import LABELLED, group_id
-from embedder.tasks import BUILTIN_TASKS
 from embedder.training.cross_encoder import export_cross_encoder, load_cross_encoder
-from embedder.training.data import TrainingRows
-from embedder.training.reranker import (
+from embedder.training.reranker_loop import (
     Agreement,
     RerankerJob,
     is_held_out,
@@ -27,6 +26,7 @@ from embedder.training.reranker import (
     ordered_alike,
     write_reranker_rows,
 )
+from embedder.training.training_rows import TrainingRows
 from tests.unit.reranker_ranks import losses_of, work
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.config import LlmConfig
+from embedder.config.run import LlmConfig
 from embedder.labelling import sampling as module
 from embedder.labelling.sampling import Sampling, branch_mask, draw, sample_outputs, uniform_numbers
-from embedder.lm import load_lm
+from embedder.models.causal_lm import load_lm
 from tests.unit.judges import exact_model, quick
 
 SAMPLING = Sampling(num_samples=3, max_tokens=6, temperature=1.0, top_k=50)

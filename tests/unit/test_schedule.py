@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.train_config import SelfPacedConfig
+from embedder.config.train import SelfPacedConfig
 from embedder.training.schedule import Pace, SelfPaced, linear_rate
 from tests.unit.judges import quick
 

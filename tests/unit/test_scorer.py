@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from embedder.config import LlmConfig, Source
+from embedder.config.run import LlmConfig, Source
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.sources import read_source
 from embedder.errors import ModelError
 from embedder.labelling import scorer
-from embedder.labelling.engine import Engine
+from embedder.labelling.backends import Engine
 from embedder.labelling.prefix_tree import CHUNK_NODES, PackedPrompt, grow_crown, grow_tree, tree_batches
 from embedder.labelling.prompts import prompt_builder
 from embedder.labelling.scorer import OutputHead, TreeScorer, predictions
 from embedder.labelling.tree_attention import NAME
-from embedder.lm import load_lm, prepare_lm
-from embedder.locate import locate_model
-from embedder.onednn import PackedLinear
-from embedder.sources import read_source
-from embedder.tasks import BUILTIN_TASKS
+from embedder.models.causal_lm import load_lm, prepare_lm
+from embedder.models.locate import locate_model
+from embedder.models.onednn import PackedLinear
 from tests.conftest import DATA
 from tests.unit.judges import exact_model, farthest, many_prompts, plain_scores, quick
 

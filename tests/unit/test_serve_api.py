@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from embedder.bundle import bundle_encoder, read_manifest
-from embedder.encode import encode
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.index.bundle import bundle_encoder, read_manifest
 from embedder.index.catalog import Catalog
-from embedder.model import load_encoder
-from embedder.tasks import BUILTIN_TASKS
+from embedder.models.encode import encode
+from embedder.models.encoder import load_encoder
 from serve.api import make_api
-from serve.embeddings import narrowed
 from serve.openapi import FILE, described
+from serve.routes.embeddings import narrowed
 from tests.serving import TASKS, documents, local_service, publish, run_config, unit
 
 ROOT = Path(__file__).parents[2]

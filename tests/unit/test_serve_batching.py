@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.batching import NotEncodable, TokenBatcher, run_apart
+from serve.deployments.batching import NotEncodable, TokenBatcher, run_apart
 
 POISON = 666
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from embedder.config.load import load_run
 from embedder.errors import ConfigError
-from embedder.run_file import load_run
-from serve import metrics
 from serve.app import build, build_run
+from serve.deployments import service_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ def test_the_dashboard_shows_metrics_that_there_are():
         for target in panel["targets"]
         for name in re.findall(r"ray_(embedder_\w+?)(?:_bucket)?\b", target["expr"])
     }
-    known = set(re.findall(r'"(embedder_\w+)"', inspect.getsource(metrics)))
+    known = set(re.findall(r'"(embedder_\w+)"', inspect.getsource(service_metrics)))
     assert shown and shown <= known
     documented = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     assert all(name in documented or name.removesuffix("_duration_seconds") + "_" in documented for name in known)

@@ -7,10 +7,10 @@ import os
 import pytest
 from fastapi import FastAPI
 
+from embedder.config.serve import ServeConfig
 from embedder.errors import ConfigError
-from embedder.serve_config import ServeConfig
 from serve.api import describe
-from serve.ingress import check_bind
+from serve.deployments.ingress import check_bind
 from serve.keys import Keys, needed_role, read_keys
 
 ROUTES = {

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 
 from serve.api import make_api
 from serve.keys import needed_role
-from serve.page import FOLDER
+from serve.routes.page import FOLDER
 from tests.cluster.conftest import free_port
 from tests.serving import local_service, publish, run_config
 

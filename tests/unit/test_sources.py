@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.config import Source
+from embedder.config.run import Source
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.records import content_id
+from embedder.data.sources import Prepared, read_source
 from embedder.errors import DataError
-from embedder.records import content_id
-from embedder.sources import Prepared, read_source
-from embedder.tasks import BUILTIN_TASKS
 from tests.unit.judges import quick
 
 

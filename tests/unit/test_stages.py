@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.config import RunConfig
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
 from embedder.index.catalog import Catalog
-from embedder.lineage import read_lineage, write_lineage
-from embedder.run_file import load_run
-from embedder.stages import STAGES, Contents, effective, is_done, mark_done
+from embedder.run.lineage import read_lineage, write_lineage
+from embedder.run.stages import STAGES, Contents, effective, is_done, mark_done
 from ray_jobs.pipeline import check, round_config, steps
 
 ROUND = ["mine", "label", "train"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedder.evaluation import statistics
-from embedder.evaluation.interface import PERPLEXITY, Measure
+from embedder.evaluation.base import PERPLEXITY, Measure
 from embedder.evaluation.statistics import Table, average, difference, draw, estimate
 
 MEAN = Measure("x")

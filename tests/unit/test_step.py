@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.model import load_encoder
-from embedder.tasks import BUILTIN_TASKS
-from embedder.training.data import Batch
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.models.encoder import load_encoder
 from embedder.training.losses import contrastive
 from embedder.training.objective import Objective
 from embedder.training.scores import NO_KEY, Scores, batch_scores
 from embedder.training.step import batch_losses, gather_keys
+from embedder.training.training_rows import Batch
 from tests.unit.judges import quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")

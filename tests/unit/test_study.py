@@ -10,12 +10,12 @@ import yaml
 from benchmarks.study import main
 from benchmarks.study_arms import ARMS, FULL, arms_of
 from benchmarks.study_tables import Cell, aim
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.config.train import TrainConfig
+from embedder.data.ledger import Ledger
+from embedder.data.records import GROUP, LABELLED, PASSAGE, QUERY, group_id, write_table
 from embedder.errors import ConfigError
 from embedder.evaluation.statistics import Difference
-from embedder.ledger import Ledger
-from embedder.records import GROUP, LABELLED, PASSAGE, QUERY, group_id, write_table
-from embedder.tasks import BUILTIN_TASKS
-from embedder.train_config import TrainConfig
 
 WORDS = ["fox", "dog", "forest", "bridge", "market", "station", "capital", "city"]
 SCORES = {"base_scores": [-2.0, -1.0, -3.0], "scores": [[-3.0, -1.0, -2.0], [-1.0, -2.0, -3.0]]}

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from ray._private.runtime_env.packaging import create_package
 
+from embedder.config.load import load_run
 from embedder.errors import ConfigError
-from embedder.run_file import load_run
 from ray_jobs import submit
 from ray_jobs.submit import JOBS, Submission, main, plan_submission, uploaded_files
 
@@ -139,7 +139,7 @@ def test_this_repository_is_small_enough(monkeypatch):
     monkeypatch.chdir(ROOT)
     files = uploaded_files(ROOT, load_run("configs/demo.yaml").submit.excludes)
     assert sum(path.stat().st_size for path in files) < 10 * 2**20
-    assert ROOT / "embedder" / "config.py" in files
+    assert ROOT / "embedder" / "config" / "run.py" in files
 
 
 @pytest.mark.parametrize(

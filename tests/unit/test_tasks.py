@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from embedder.tasks import BUILTIN_TASKS, PromptTemplate, TaskSpec
+from embedder.config.tasks import BUILTIN_TASKS, PromptTemplate, TaskSpec
 
 PAPER = {
     "qa": (

@@ -9,9 +9,9 @@ from typing import ClassVar
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
-from embedder.tasks import BUILTIN_TASKS
-from embedder.train_config import TrainConfig
 from embedder.training import trackers
 from embedder.training.job import StepMetrics, TrainingJob
 from embedder.training.trackers import check_trackers, open_trackers, values_of

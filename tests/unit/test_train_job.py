@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from embedder.run_file import load_run
-from ray_jobs import train, worker
-from tests.unit.test_train_groups import write_run
+from embedder.config.load import load_run
+from ray_jobs import train
+from ray_jobs.training import worker
+from tests.unit.test_training_groups import write_run
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.config import RunConfig
-from embedder.train_config import TrainConfig
-from embedder.training.card import model_card
+from embedder.config.run import RunConfig
+from embedder.config.train import TrainConfig
 from embedder.training.job import StepMetrics
-from embedder.training.report import MOST_POINTS, summarise, thinned
-from embedder.training.report_page import write_report
+from embedder.training.model_card import model_card
+from embedder.training.training_page import write_report
+from embedder.training.training_report import MOST_POINTS, summarise, thinned
 
 PNG = b"\x89PNG"
 
@@ -104,7 +104,7 @@ def test_the_card_tells_prompts_data_settings_and_metrics_and_leaves_the_licence
 
 
 def test_the_card_of_a_folder_is_read_by_nobody_as_part_of_the_model(tiny_encoder_folder, tmp_path):
-    from embedder.locate import model_fingerprint
+    from embedder.models.locate import model_fingerprint
 
     before = model_fingerprint(tiny_encoder_folder)
     note = Path(tiny_encoder_folder) / "README.md"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.data.records import group_id
 from embedder.labelling.units import join_units, plan_units
-from embedder.records import group_id
 from tests.unit.judges import quick
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.config.train import ValidationConfig
 from embedder.errors import ConfigError
-from embedder.model import load_encoder
-from embedder.tasks import BUILTIN_TASKS
-from embedder.train_config import ValidationConfig
-from embedder.training.data import write_training_rows
+from embedder.models.encoder import load_encoder
 from embedder.training.gradient import Memory
 from embedder.training.split import split_groups
+from embedder.training.training_rows import write_training_rows
 from embedder.training.validation import EarlyStopping, HeldOut, gains_of, ndcg
 from tests.unit.bare_network import BareNetwork
 from tests.unit.training_ranks import groups

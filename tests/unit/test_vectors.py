@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from embedder.config import RunConfig
-from embedder.records import PASSAGE, QUERY, write_table
-from embedder.run_file import load_run
-from ray_jobs.vectors import (
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
+from embedder.data.records import PASSAGE, QUERY, write_table
+from ray_jobs.retrieval.vectors import (
     BLOCK_ROWS,
     CHUNK_ROWS,
     CHUNKS_AN_ACTOR,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.config.index import SearchParameters
 from embedder.errors import BundleError, DataError
 from embedder.index.documents import Document
 from embedder.index.living import LivingCollection
-from embedder.index.settings import SearchParameters
 from embedder.index.writes import WRITES, StoredWrites, Write, lacking
 from tests.unit.index_cases import WIDTH, living, unit
 from tests.unit.judges import quick

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import spawn
 
-from embedder.config import EncoderConfig
-from embedder.tasks import BUILTIN_TASKS
-from embedder.train_config import TrainConfig
-from embedder.training.data import write_training_rows
+from embedder.config.run import EncoderConfig
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.config.train import TrainConfig
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train
+from embedder.training.training_rows import write_training_rows
 
 TASKS = ("qa", "chat", "tool")
 """One of each loss: graded, kl, contrastive."""

@@ -1,0 +1,148 @@
+"""Where a run keeps its files, and what every section of a run file has in common."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+
+from embedder.errors import ConfigError
+from embedder.storage.object_store import AnyPath, ObjectPath, masked
+
+
+def _local(path: Path) -> Path:
+    if re.match(r"[a-z0-9]+:/", str(path)):
+        raise ValueError("an object store cannot be used here; give a path that every node mounts")
+    return Path(os.path.expanduser(path)).absolute()
+
+
+def _anywhere(value: object) -> AnyPath:
+    if isinstance(value, ObjectPath):
+        return value
+    if not isinstance(value, (str, Path)):
+        raise ValueError("give a path, or the URI of an object store such as s3://bucket/folder")
+    text = str(value)
+    if text.startswith("file:///"):
+        return _local(Path(unquote(text.removeprefix("file://"))))
+    return ObjectPath.parse(text) if "://" in text else _local(Path(text))
+
+
+def _model(reference: str) -> str:
+    if "://" in reference:
+        store = ObjectPath.parse(reference).store
+        if masked(store) != store:
+            raise ValueError(
+                "the URI of a model is shown in cards and reports, so it may hold no credentials; give the nodes a "
+                "role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in their environment"
+            )
+    return reference
+
+
+def _printed(path: AnyPath) -> str:
+    return path.uri if isinstance(path, ObjectPath) else str(path)
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_local)]
+"""A local path; a relative one is taken from the directory the job is started in."""
+AnyAbsolutePath = Annotated[AnyPath, PlainValidator(_anywhere), PlainSerializer(_printed, when_used="json")]
+"""The same, or a place in an object store: `s3://bucket/folder`, `gs://bucket/folder`; printed without its secrets."""
+
+ModelReference = Annotated[str, AfterValidator(_model)]
+"""A model folder here or in an object store (`s3://bucket/folder`), a hub name, or `package:NAME/FOLDER` for a model
+inside an installed Python package (embedder.models.locate)."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Paths(Section):
+    """Where a run keeps its files; on a cluster both must be the same for every node."""
+
+    work: AnyAbsolutePath
+    """Folder of everything this run writes, or a place in an object store: `label` streams it, all other jobs work in a
+    mirror below `cache` (embedder.storage.mirror)."""
+    cache: AbsolutePath = Path(".cache").absolute()
+    """Folder of converted models and of mirrors, shared between runs."""
+    round: int = Field(default=1, ge=1, le=99)
+    """Round of mine, label and train: from the second on, what these write lies in `rounds/NN/`. `pipeline` counts it;
+    for a job by hand set it together with `encoder.model`, the encoder of the round before."""
+
+    @property
+    def mounted(self) -> Path:
+        """The same as a folder of this machine.
+
+        Raises:
+            ConfigError: it is in an object store.
+        """
+        if isinstance(self.work, ObjectPath):
+            raise ConfigError(
+                f"paths.work is {self.work}, but only the jobs of ray_jobs and the service work in an object store; "
+                "give a folder (--set paths.work=...)"
+            )
+        return self.work
+
+    @property
+    def _mounted_round(self) -> Path:
+        return self.mounted if self.round == 1 else self.mounted / "rounds" / f"{self.round:02d}"
+
+    @property
+    def of_round(self) -> AnyPath:
+        """Folder of what mine, label and train write in this round; prepared rows and vectors serve all rounds."""
+        return self.work if self.round == 1 else self.work / "rounds" / f"{self.round:02d}"
+
+    @property
+    def corpus(self) -> Path:
+        """Checked passages, a folder a dataset."""
+        return self.mounted / "prepared" / "corpus"
+
+    @property
+    def queries(self) -> AnyPath:
+        """Checked queries, `SPLIT/DATASET.parquet`."""
+        return self.work / "prepared" / "queries"
+
+    @property
+    def vectors(self) -> Path:
+        """Passage vectors, `MODEL_FINGERPRINT/DATASET/*.parquet`."""
+        return self.mounted / "vectors"
+
+    @property
+    def candidates(self) -> AnyPath:
+        """Groups (a query with its candidates), `DATASET.parquet`."""
+        return self.of_round / "candidates"
+
+    @property
+    def labelled(self) -> AnyPath:
+        """Groups with rewards, in committed blocks."""
+        return self.of_round / "labelled"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints of the trainer."""
+        return self._mounted_round / "training"
+
+    @property
+    def model(self) -> Path:
+        """The trained encoder as a Hugging Face folder."""
+        return self._mounted_round / "model"
+
+    @property
+    def done(self) -> Path:
+        """A mark for each stage that `pipeline` has done."""
+        return self._mounted_round / "done"
+
+    @property
+    def indexes(self) -> Path:
+        """Versions of the index, their aliases, and what was written to them: what `serve` deploys."""
+        return self.mounted / "indexes"
+
+    @property
+    def reports(self) -> AnyPath:
+        """One JSON summary a job."""
+        return self.of_round / "reports"

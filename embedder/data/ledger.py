@@ -1,0 +1,91 @@
+"""Work that is committed by block: what is done is known from the files alone, so a restart goes on where it was.
+
+A block is one Parquet file that appears as a whole and holds whole rows keyed by `row_id`. Blocks may be cut
+differently from run to run; only the row ids count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.data.records import content_id, each_table, parquet_files, read_tables, write_table
+from embedder.data.row_ids import RowIds
+from embedder.errors import LabelError
+from embedder.storage.object_store import AnyPath
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The committed blocks of one folder; `key` names the column that identifies a row."""
+
+    folder: AnyPath
+    schema: pa.Schema
+    key: str
+
+    def done(self) -> set[str]:
+        """Ids of the rows that stand in a committed block."""
+        table = read_tables(parquet_files(self.folder), self.schema, [self.key])
+        return set(table[self.key].to_pylist())
+
+    def row_ids(self) -> RowIds:
+        """The same in little memory, for keys that are content ids; `total` counts rows of two blocks twice."""
+        tables = each_table(parquet_files(self.folder), self.schema, [self.key])
+        return RowIds(table[self.key].to_pylist() for table in tables)
+
+    def holds(self, ids: list[str]) -> bool:
+        """Whether a block of just these rows, in this order, is committed."""
+        return self._path(ids).is_file()
+
+    def stream(self, wanted: RowIds) -> Iterator[pa.Table]:
+        """The wanted rows block by block, each row once."""
+        seen = np.zeros(len(wanted), dtype=bool)
+        for table in each_table(parquet_files(self.folder), self.schema):
+            places = wanted.places(table[self.key].to_pylist())
+            fresh = (places >= 0) & ~seen[places]
+            seen[places[fresh]] = True
+            yield table.filter(pa.array(fresh))
+
+    def replace(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Iterator[int]:
+        """Rewrite each block by `change`, which keeps ids and order; yields the rows of each."""
+        for path in parquet_files(self.folder):
+            rows = change(read_tables([path], self.schema).to_pylist())
+            write_table(rows, self.schema, path)
+            yield len(rows)
+
+    def commit(self, rows: list[dict[str, Any]] | pa.Table) -> None:
+        """Write one block; the same rows give the same file name, so a repeated block replaces itself."""
+        table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=self.schema)
+        write_table(table, self.schema, self._path(table[self.key].to_pylist()))
+
+    def _path(self, ids: list[str]) -> AnyPath:
+        return self.folder / f"{content_id(*ids)}.parquet"
+
+    def read(self, expected: list[str] | None = None) -> pa.Table:
+        """Every row exactly once, sorted by id: two blocks that hold the same row (a retried actor) count once.
+
+        With `expected`, only these rows.
+
+        Raises:
+            LabelError: an expected row is missing.
+        """
+        table = read_tables(parquet_files(self.folder), self.schema)
+        first: dict[str, int] = {}
+        for position, row_id in enumerate(table[self.key].to_pylist()):
+            first.setdefault(row_id, position)
+        wanted = sorted(first) if expected is None else sorted(set(expected))
+        missing = [row_id for row_id in wanted if row_id not in first]
+        if missing:
+            raise LabelError(
+                f"{self.folder}: {len(missing)} of {len(wanted)} rows missing, first {missing[0]}; run the job again"
+            )
+        return table.take(pa.array([first[row_id] for row_id in wanted], pa.int64()))
+
+    def count_duplicates(self) -> int:
+        """Rows that repeat one of another block; keys are content ids, as for `row_ids`."""
+        ids = self.row_ids()
+        return ids.total - len(ids)

@@ -1,0 +1,190 @@
+"""The rows that pass between jobs, as Arrow schemas, and how they are written so that a kill leaves no half file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Literal, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedder.errors import DataError
+from embedder.storage.object_store import AnyPath, ObjectPath, replacing
+
+Split = Literal["train", "dev", "test"]
+SomePath = TypeVar("SomePath", bound=AnyPath)
+TEXTS = pa.list_(pa.string())
+
+PASSAGE = pa.schema(
+    [
+        ("task", pa.string()),
+        ("dataset", pa.string()),
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("title", pa.string()),
+        ("answer", pa.string()),
+        ("metadata", pa.string()),
+    ]
+)
+"""One candidate of a dataset's corpus. `title` may be null; `answer` is that of a worked example, else null; `metadata`
+is a JSON object to filter by, else null."""
+
+VECTOR = pa.schema(
+    [("dataset", pa.string()), ("row_id", pa.string()), ("id", pa.string()), ("vector", pa.list_(pa.float32()))]
+)
+"""The unit vector of a passage or query; `row_id` hashes the text and its instruction."""
+
+QUERY = pa.schema(
+    [
+        ("task", pa.string()),
+        ("dataset", pa.string()),
+        ("query_id", pa.string()),
+        ("query", pa.string()),
+        ("answers", TEXTS),
+        ("positive_ids", TEXTS),
+        ("positive_grades", pa.list_(pa.int32())),
+        ("pool_ids", TEXTS),
+        ("options", TEXTS),
+        ("category", pa.string()),
+        ("origin", pa.string()),
+    ]
+)
+"""One query.
+
+`positive_grades` null: all are 1. `pool_ids` null: every passage of the dataset is a possible candidate; else only
+these (oldest first). `options`: all answers there are to choose from, null where there is no such list. `category`: its
+subject, or null. `origin`: the document or conversation it was cut from, null if it stands alone.
+"""
+
+GROUP = pa.schema(
+    [
+        ("task", pa.string()),
+        ("dataset", pa.string()),
+        ("query_id", pa.string()),
+        ("query", pa.string()),
+        ("answers", TEXTS),
+        ("candidate_ids", TEXTS),
+        ("candidate_texts", TEXTS),
+        ("relevance", pa.list_(pa.int8())),
+    ]
+)
+"""A query with its candidates. `relevance`: 1 known positive, 0 not known to be one."""
+
+LABELLED = pa.schema(
+    [
+        *GROUP,
+        ("row_id", pa.string()),
+        ("rewards", pa.list_(pa.float32())),
+        ("outputs", TEXTS),
+        ("base_scores", pa.list_(pa.float64())),
+        ("scores", pa.list_(pa.list_(pa.float64()))),
+        ("truncated", pa.int32()),
+        ("reward", pa.string()),
+        ("label_fingerprint", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+"""A group with one reward a candidate.
+
+`outputs`: the desired output, then the sampled ones; `base_scores`: their mean token log-likelihoods (nats) without a
+candidate; `scores`: the same for each candidate; `truncated`: candidates the LLM saw only the beginning of. `rewards`
+is null where the task has none, and where `error` says why.
+"""
+
+
+ROW_GROUP_ROWS = 1024
+"""Rows of a file that are read at once where a whole file may not fit into memory."""
+OBJECTS_AT_ONCE = 16
+"""Parquet files of an object store that are read together: each costs some round trips, whatever its size."""
+
+
+def content_id(*parts: object) -> str:
+    """32 hexadecimal digits that depend on the parts alone: the same row has the same id in every run."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def row_seed(seed: int, *parts: object) -> int:
+    """A 63-bit seed for one row, the same whatever block or worker the row falls into."""
+    return int(content_id(seed, *parts)[:16], 16) >> 1
+
+
+def group_id(group: dict[str, Any]) -> str:
+    """Content hash of a group."""
+    return content_id(*(group[name] for name in GROUP.names))
+
+
+def write_table(rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema, path: AnyPath) -> None:
+    """Write rows as one Parquet file, which appears as a whole."""
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
+    with replacing(path) as file:
+        pq.write_table(table.cast(schema), file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+
+
+def parquet_files(folder: SomePath) -> list[SomePath]:
+    """The committed Parquet files of a folder, by name; unfinished ones (dot files) are left out."""
+    found = cast("Iterable[SomePath]", folder.glob("*.parquet"))
+    return sorted((path for path in found if not path.name.startswith(".")), key=lambda path: path.name)
+
+
+def open_parquet(path: AnyPath) -> pq.ParquetFile:
+    """A Parquet file to read in parts; of an object, what is read next is fetched together.
+
+    Raises:
+        OSError, pa.ArrowInvalid: it is missing or unreadable.
+    """
+    if isinstance(path, ObjectPath):
+        return pq.ParquetFile(path.key, filesystem=path.filesystem, pre_buffer=True)
+    return pq.ParquetFile(path)
+
+
+def read_tables(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Read Parquet files of one schema as one table.
+
+    Raises:
+        DataError: a file is unreadable or its columns are not those of the schema.
+    """
+    tables = list(each_table(files, schema, columns))
+    return pa.concat_tables(tables) if tables else _wanted(schema, columns).empty_table()
+
+
+def each_table(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The same, a table for each file in their order; objects are read several at a time.
+
+    Raises:
+        DataError: a file is unreadable or its columns are not those of the schema.
+    """
+    wanted, ahead = _wanted(schema, columns), iter(files)
+    with ThreadPoolExecutor(OBJECTS_AT_ONCE) as pool:
+        while batch := list(islice(ahead, OBJECTS_AT_ONCE)):
+            if isinstance(batch[0], ObjectPath):
+                yield from pool.map(lambda path: _read(path, wanted), batch)
+            else:
+                yield from (_read(path, wanted) for path in batch)
+
+
+def _wanted(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
+    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
+
+
+def _read(path: AnyPath, wanted: pa.Schema) -> pa.Table:
+    try:
+        with open_parquet(path) as file:
+            found = file.schema_arrow.names
+            if not set(wanted.names) <= set(found):
+                raise DataError(f"{path}: columns {found}, expected {wanted.names}; run its job again")
+            return file.read(columns=wanted.names).select(wanted.names).cast(wanted)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: not a readable Parquet file of {wanted.names} ({reason}); run its job again"
+        ) from error
+
+
+def write_json(value: object, path: AnyPath) -> None:
+    """Write JSON as one file, which appears as a whole."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,142 @@
+"""The bundle: model, index shards and payload with a manifest of hashes; the only unit that is deployed.
+
+    manifest.json                  written last: a folder without it is no bundle
+    model/                         a Hugging Face folder
+    shards/00000/TASK/             the collection of one task in one shard (embedder.index.collection)
+
+A bundle never changes; what is written to its index stands beside it (embedder.index.living). Nothing in it is pickled:
+safetensors, FAISS, Arrow, NumPy, JSON.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from embedder.config.run import EncoderConfig
+from embedder.config.tasks import Side, TaskSpec
+from embedder.data.records import row_seed
+from embedder.errors import BundleError
+from embedder.index.collection import Place
+from embedder.index.manifest import Sealed
+from embedder.models.fingerprint import located_fingerprint
+
+MODEL = "model"
+
+
+class TaskInstructions(BaseModel):
+    """The instructions the vectors of one task were made with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    query: str
+    key: str
+
+    def instruction(self, side: Side) -> str:
+        """The prefix of one side."""
+        return self.query if side == "query" else self.key
+
+
+class Manifest(Sealed):
+    """What a bundle holds and what its files must hash to.
+
+    The digest covers the instructions too, which change every query vector and stand in no other file.
+    """
+
+    FILE: ClassVar[str] = "manifest.json"
+
+    format: Literal[4] = 4
+    name: str
+    """The served model's name."""
+    encoder_fingerprint: str
+    """Content hash of the model the vectors were made with."""
+    pooling: Literal["cls", "mean", "last"]
+    max_tokens: int
+    int8: bool = False
+    """Whether the vectors were made in 8 bits, as those of queries then are too."""
+    dimension: int
+    metric: Literal["inner_product"] = "inner_product"
+    tasks: dict[str, TaskInstructions]
+    collections: dict[str, int]
+    """Passages by task, over all shards."""
+    num_shards: int
+
+    @property
+    def model_version(self) -> str:
+        """Changes with anything that changes a vector but the instructions."""
+        return self.encoder_fingerprint
+
+    @property
+    def index_version(self) -> str:
+        """Changes with any file and any field."""
+        return self.computed_digest()[:16]
+
+    def place(self, task: str, shard: int) -> Place:
+        """What the collection of a task in a shard must say that it belongs to."""
+        return Place(
+            task=task,
+            shard=shard,
+            num_shards=self.num_shards,
+            encoder_fingerprint=self.encoder_fingerprint,
+            dimension=self.dimension,
+        )
+
+
+def shard_of(document_id: str, num_shards: int) -> int:
+    """The shard of a document, by hash of its id."""
+    return row_seed(0, document_id) % num_shards
+
+
+def shard_folder(bundle: Path, shard: int) -> Path:
+    """Where a shard's collections are, in a bundle and in its state."""
+    return bundle / "shards" / f"{shard:05d}"
+
+
+def instructions(tasks: dict[str, TaskSpec]) -> dict[str, TaskInstructions]:
+    """The tasks' instructions as the manifest keeps them."""
+    return {
+        name: TaskInstructions(query=spec.query_instruction, key=spec.key_instruction) for name, spec in tasks.items()
+    }
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """The manifest of a bundle.
+
+    Raises:
+        BundleError: there is none, or it is not one this version reads.
+    """
+    if not (bundle / Manifest.FILE).is_file():
+        raise BundleError(f"{bundle}: no bundle (no {Manifest.FILE}); build one with `python -m ray_jobs.index`")
+    return Manifest.read(bundle)
+
+
+def verify(bundle: Path, only: str = "") -> Manifest:
+    """Check the files below `only` (all by default) against the manifest, and the model against the vectors.
+
+    Raises:
+        BundleError: a file is missing, altered or not listed, or the model is not the one the vectors were made with.
+    """
+    manifest = read_manifest(bundle)
+    manifest.check_files(bundle, only)
+    if not only:
+        _check_model(bundle, manifest)
+    return manifest
+
+
+def _check_model(bundle: Path, manifest: Manifest) -> None:
+    """A query vector must never meet the index of another model."""
+    loaded = located_fingerprint(bundle / MODEL, bundle_encoder(bundle, manifest))
+    if loaded != manifest.encoder_fingerprint:
+        raise BundleError(
+            f"{bundle}: the vectors were made with model {manifest.encoder_fingerprint}, but model/ is {loaded}; "
+            "build the index again with `python -m ray_jobs.index`"
+        )
+
+
+def bundle_encoder(bundle: Path, manifest: Manifest) -> EncoderConfig:
+    """How to load the bundle's model."""
+    return EncoderConfig(
+        model=str(bundle / MODEL), pooling=manifest.pooling, max_tokens=manifest.max_tokens, int8=manifest.int8
+    )

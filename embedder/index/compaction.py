@@ -1,0 +1,35 @@
+"""Fresh documents folded into a collection: a new one is built next to the old one, which goes on being searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.index.collection import Collection, History, sort_by_name, write_collection
+from embedder.index.faiss_index import ROWS_AT_ONCE, empty_vectors
+from embedder.index.memtable import FreshView
+
+
+def write_folded(base: Collection, view: FreshView, history: History, folder: Path) -> None:
+    """Write the live documents of a view, stored and fresh, as a collection of the same place and settings.
+
+    The writes of `history` are all there were so far, stored and fresh.
+
+    Raises:
+        ConfigError: FAISS cannot build the index.
+    """
+    stored = np.arange(base.info.rows) if view.stored is None else np.flatnonzero(view.stored)
+    fresh = np.flatnonzero(view.live)
+    payload = pa.concat_tables([base.payload.take(pa.array(stored)), view.take(pa.array(fresh))])
+    order = sort_by_name(payload)
+    flat, vectors = empty_vectors(len(order), base.info.place.dimension)
+    for first in range(0, len(order), ROWS_AT_ONCE):
+        chosen = order[first : first + ROWS_AT_ONCE]
+        is_stored = chosen < len(stored)
+        block = vectors[first : first + ROWS_AT_ONCE]
+        block[is_stored] = base.vectors[stored[chosen[is_stored]]]
+        block[~is_stored] = view.vectors[fresh[chosen[~is_stored] - len(stored)]]
+    ordered = payload.take(pa.array(order))
+    write_collection(folder, ordered, flat, base.info.place, base.info.settings, history)

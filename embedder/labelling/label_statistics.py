@@ -1,0 +1,344 @@
+"""Whether labels carry signal: shares, histograms and groups to read, gathered row by row in bounded memory.
+
+Rows are those of `records.LABELLED`. Nothing here depends on the order of the rows: sums are integers, and what is
+kept of many (groups to read, reasons of errors) is what has the least keys.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from embedder.data.records import content_id
+from embedder.labelling.rewards import desired_rank, is_flat, is_saturated
+from embedder.reporting.html import TEXT_CHARACTERS, printable
+
+EXAMPLES = 10
+"""Groups to read that are kept of a task."""
+REASON_WORDS, REASONS = 6, 20
+"""Errors are counted by their first words; beyond so many reasons of a task the rest is counted together."""
+
+RANK_STEP, SCORE_STEP = 0.5, 0.02
+"""Width of a bin: ranks and their differences are whole or half, all other rewards are continuous."""
+END_BIN = 5000
+"""Bins on either side of the origin: scores up to 100 and ranks up to 2,500 are told apart."""
+BARS = 50
+"""At most so many bars of a histogram are shown, with neighbouring bins as one."""
+MERGED_BINS = (1, 2, 4, 10, 20, 40, 100, 200, 400)
+"""How many, the last for all bins there are; an even number of half ranks holds as many whole ones in every bar."""
+
+Row = Mapping[str, Any]
+"""A row of `records.LABELLED`; the column `truncated` may be null or missing."""
+
+
+class Histogram:
+    """Counts of finite values in bins of one width, and their mean.
+
+    Bin k holds origin + k * step <= value < origin + (k + 1) * step. Values more than `END_BIN` bins from the origin
+    are counted in the end bins.
+    """
+
+    UNIT = 2**20
+    """Sums are kept in whole steps of 1/UNIT, so that they do not depend on the order."""
+
+    def __init__(self, step: float, origin: float = 0.0) -> None:
+        self.step, self.origin = step, origin
+        self.counts: Counter[int] = Counter()
+        self._sum = 0
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self.counts[max(-END_BIN, min(END_BIN, math.floor((value - self.origin) / self.step)))] += 1
+        self._sum += round(value * self.UNIT)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the values, to a millionth; None without values."""
+        return self._sum / self.UNIT / self.counts.total() if self.counts else None
+
+    def bars(self, merged: int = 1) -> dict[float, int]:
+        """Counts by the lower end of the bar, in order; `merged` neighbouring bins are one bar."""
+        bars: Counter[int] = Counter()
+        for place, count in self.counts.items():
+            bars[place // merged] += count
+        return {round(self.origin + bar * merged * self.step, 6): bars[bar] for bar in sorted(bars)}
+
+
+def bins_a_bar(histograms: Sequence[Histogram]) -> int:
+    """How many bins become one bar, so that histograms of one step span about `BARS` bars at most."""
+    places = [place for histogram in histograms for place in histogram.counts] or [0]
+    extent = max(places) - min(places) + 1
+    return next(merged for merged in MERGED_BINS if extent <= BARS * merged)
+
+
+@dataclass(frozen=True)
+class LabelCost:
+    """What the labelling of one run cost; earlier runs into the same folder are not in it."""
+
+    seconds: float
+    """Wall time."""
+    pairs: int
+    """(query, candidate) pairs that were scored."""
+    tokens: int
+    """Tokens the LLM computed, of prompts and of outputs."""
+    flops: float
+    """Floating-point operations of these tokens."""
+    peak_flops: float | None
+    """What the device of one actor can do in a second; None: not known."""
+    actors: int
+
+    @property
+    def pairs_per_s(self) -> float:
+        """Pairs a second of all actors together; 0 where no time was taken."""
+        return self.pairs / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second of all actors together; 0 where no time was taken."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def peak_share(self) -> float | None:
+        """Share of what the devices of all actors could have done in this time; None: not known."""
+        possible = self.seconds * self.actors * (self.peak_flops or 0.0)
+        return self.flops / possible if possible > 0 else None
+
+    def numbers(self) -> dict[str, float | None]:
+        """All of it by name, the rates included."""
+        rates = {"pairs_per_s": self.pairs_per_s, "tokens_per_s": self.tokens_per_s, "peak_share": self.peak_share}
+        return asdict(self) | rates
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate of a group to read; what the labels do not hold is None."""
+
+    text: str
+    positive: bool
+    """Whether it is a known positive."""
+    reward: float | None
+    rank: float | None
+    """Of the desired output with this candidate; 1 is best."""
+    likelihood: float | None
+    """Mean token log-likelihood of the desired output with this candidate, in nats."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A group to read, its texts cut to `TEXT_CHARACTERS`."""
+
+    dataset: str
+    query_id: str
+    query: str
+    desired: str | None
+    """The desired output; None where the query has no answer."""
+    desired_likelihood: float | None
+    """Its mean token log-likelihood without a candidate, in nats."""
+    desired_rank: float | None
+    """Its rank without a candidate."""
+    samples: list[tuple[str, float]]
+    """Sampled outputs and their mean token log-likelihoods without a candidate, in nats."""
+    candidates: list[Candidate]
+    error: str | None
+
+    @classmethod
+    def of(cls, row: Row) -> Example:
+        """What is shown of a labelled group."""
+        outputs, base, scores = row["outputs"] or (row["answers"] or [])[:1], row["base_scores"] or [], row["scores"]
+        unknown = [None] * len(row["candidate_texts"])
+        likelihoods = [with_candidate[0] for with_candidate in scores] if scores else unknown
+        ranks = [desired_rank(with_candidate) for with_candidate in scores] if _is_ranked(row) else unknown
+        columns = (row["candidate_texts"], row["relevance"], row["rewards"] or unknown, ranks, likelihoods)
+        return cls(
+            dataset=printable(row["dataset"]),
+            query_id=printable(row["query_id"]),
+            query=printable(row["query"]),
+            desired=printable(outputs[0]) if outputs else None,
+            desired_likelihood=base[0] if base else None,
+            desired_rank=desired_rank(base) if _is_ranked(row) else None,
+            samples=[(printable(text), score) for text, score in zip(outputs[1:], base[1:], strict=True)],
+            candidates=[
+                Candidate(printable(text), bool(known), reward, rank, likelihood)
+                for text, known, reward, rank, likelihood in zip(*columns, strict=True)
+            ],
+            error=None if row["error"] is None else printable(row["error"]),
+        )
+
+
+class TaskStatistics:
+    """The labels of one task. Counts and histograms; read them through `shares` and `numbers`.
+
+    flat: all rewards are equal. saturated: the desired output is already first without a candidate. polarised: one
+    candidate has the highest reward and all others have one and the same, so that the softmax of the rewards is nearly
+    one-hot. decided: neither flat nor saturated.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.counts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        """Errors by their first words, those of the least words in order."""
+        self.rank_without, self.rank_with = Histogram(RANK_STEP, origin=1), Histogram(RANK_STEP, origin=1)
+        """Rank of the desired output (1 is best), one value a group without, one a candidate with it."""
+        self.chance = Histogram(SCORE_STEP)
+        """For each group with a known positive: how likely a blind choice of the best would hold one."""
+        self.rewards: dict[str, tuple[Histogram, Histogram]] = {}
+        """By kind (rank, likelihood; teacher: without log-likelihoods): those of other candidates, of positives."""
+        self._examples: dict[str, Example] = {}
+
+    def add(self, row: Row) -> None:
+        """Count one row and keep it to read where its hash is among the least."""
+        self.counts["groups"] += 1
+        if row.get("truncated") is not None:
+            self.counts["truncated"] += row["truncated"]
+            self.counts["cut_of"] += len(row["candidate_texts"])
+        self._keep(row)
+        if row["rewards"]:
+            self._count_rewards(row)
+        elif row["error"] is not None:
+            self.counts["errors"] += 1
+            self._count_reason(row["error"])
+        else:
+            self.counts["unrewarded"] += 1
+
+    def _count_rewards(self, row: Row) -> None:
+        rewards, ranked = row["rewards"], _is_ranked(row)
+        best, least = max(rewards), min(rewards)
+        bests = [i for i, reward in enumerate(rewards) if reward == best]
+        flat = is_flat(rewards)
+        saturated = ranked and is_saturated(row["base_scores"])
+        self.counts["rewarded"] += 1
+        self.counts["candidates"] += len(rewards)
+        self.counts["flat"] += flat
+        self.counts["saturated"] += saturated
+        self.counts["polarised"] += not flat and rewards.count(least) == len(rewards) - 1
+        self.counts["decided"] += not flat and not saturated
+        if any(row["relevance"]) and not flat:
+            self.counts["known"] += 1
+            self.counts["agree"] += any(row["relevance"][i] for i in bests)
+            self.chance.add(chance_of_positive(len(rewards), sum(map(bool, row["relevance"])), len(bests)))
+        kind = "teacher" if row["base_scores"] is None else row["reward"]
+        step = RANK_STEP if ranked else SCORE_STEP
+        histograms = self.rewards.setdefault(kind, (Histogram(step), Histogram(step)))
+        for reward, known in zip(rewards, row["relevance"], strict=True):
+            histograms[bool(known)].add(reward)
+        if ranked:
+            self.counts["ranked"] += 1
+            self.counts["samples"] += len(row["outputs"]) - 1
+            self.rank_without.add(desired_rank(row["base_scores"]))
+            for with_candidate in row["scores"]:
+                self.rank_with.add(desired_rank(with_candidate))
+
+    def _count_reason(self, error: str) -> None:
+        words = re.sub(r"\d+", "#", printable(error, 10 * TEXT_CHARACTERS)).split()[:REASON_WORDS]
+        self.reasons[" ".join(words)[:TEXT_CHARACTERS]] += 1
+        if len(self.reasons) > REASONS:
+            self.counts["other_reasons"] += self.reasons.pop(max(self.reasons))
+
+    def _keep(self, row: Row) -> None:
+        key = content_id(self.seed, row["row_id"])
+        if len(self._examples) == EXAMPLES and key >= max(self._examples):
+            return
+        self._examples[key] = Example.of(row)
+        if len(self._examples) > EXAMPLES:
+            del self._examples[max(self._examples)]
+
+    @property
+    def examples(self) -> list[Example]:
+        """Groups to read, at most `EXAMPLES`, drawn evenly from all rows by a seeded hash of `row_id`."""
+        return [self._examples[key] for key in sorted(self._examples)]
+
+    @property
+    def mean_samples(self) -> float | None:
+        """Distinct sampled outputs a group, the desired output not among them; None without ranks."""
+        return self.counts["samples"] / self.counts["ranked"] if self.counts["ranked"] else None
+
+    def shares(self) -> dict[str, float]:
+        """The counts `groups`, `rewarded`, `errors`; then shares, of which those of nothing are left out.
+
+        flat, saturated, polarised, decided: of the rewarded groups (saturated: of those with ranks). positive_is_best:
+        a known positive has the highest reward, of the groups that know one and are not flat; positive_by_chance: the
+        same for a blind choice. truncated: of the candidates of groups that tell.
+        """
+        counts = self.counts
+        shares: dict[str, float] = {name: counts[name] for name in ("groups", "rewarded", "errors")}
+        if counts["rewarded"]:
+            shares |= {name: counts[name] / counts["rewarded"] for name in ("flat", "polarised", "decided")}
+        if counts["ranked"]:
+            shares["saturated"] = counts["saturated"] / counts["ranked"]
+        if self.chance.mean is not None:
+            shares["positive_is_best"] = counts["agree"] / counts["known"]
+            shares["positive_by_chance"] = self.chance.mean
+        if counts["cut_of"]:
+            shares["truncated"] = counts["truncated"] / counts["cut_of"]
+        return shares
+
+    def numbers(self) -> dict[str, Any]:
+        """All that is known, for JSON; histograms as counts by the lower end of the bar."""
+        counts = {name: self.counts[name] for name in ("unrewarded", "ranked", "known", "candidates")}
+        shares, reasons = self.shares(), dict(sorted(self.reasons.items()))
+        if self.counts["other_reasons"]:
+            reasons["(other)"] = self.counts["other_reasons"]
+        return {
+            **shares,
+            **counts,
+            "truncated_candidates": self.counts["truncated"] if "truncated" in shares else None,
+            "mean_samples": self.mean_samples,
+            "error_reasons": reasons,
+            "rank_without": _histogram_numbers([self.rank_without])[0],
+            "rank_with": _histogram_numbers([self.rank_with])[0],
+            "rewards": {
+                kind: dict(zip(("other", "positive"), _histogram_numbers(pair), strict=True))
+                for kind, pair in sorted(self.rewards.items())
+            },
+        }
+
+
+class LabelStatistics:
+    """Statistics of labelled rows by task; memory grows with the number of tasks, not of rows."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self._tasks: dict[str, TaskStatistics] = {}
+
+    def add(self, row: Row) -> None:
+        """Count one row. Rewards and scores must be finite, as those of the labeller are.
+
+        Raises:
+            KeyError: a column of `records.LABELLED` other than `truncated` is missing.
+            ValueError: a row's rewards, relevance and texts differ in number.
+        """
+        if row["task"] not in self._tasks:
+            self._tasks[row["task"]] = TaskStatistics(self.seed)
+        self._tasks[row["task"]].add(row)
+
+    @property
+    def tasks(self) -> dict[str, TaskStatistics]:
+        """Tasks by name, in order."""
+        return dict(sorted(self._tasks.items()))
+
+
+def chance_of_positive(candidates: int, positives: int, chosen: int) -> float:
+    """How likely at least one of `chosen` of the candidates, drawn blindly, is a positive."""
+    return 1 - math.comb(candidates - positives, chosen) / math.comb(candidates, chosen)
+
+
+def _is_ranked(row: Row) -> bool:
+    """Whether the row's rewards are differences of ranks, and the log-likelihoods they come from are there."""
+    return row["reward"] == "rank" and bool(row["rewards"]) and row["base_scores"] is not None
+
+
+def _histogram_numbers(histograms: Sequence[Histogram]) -> list[dict[str, Any]]:
+    merged = bins_a_bar(histograms)
+    return [
+        {
+            "mean": histogram.mean,
+            "bar_width": round(histogram.step * merged, 6),
+            "counts": {f"{low:g}": count for low, count in histogram.bars(merged).items()},
+        }
+        for histogram in histograms
+    ]

@@ -1,0 +1,195 @@
+"""Loads the LLM that gives the feedback; a GGUF file is converted once to safetensors and kept in the cache."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from embedder.config.run import LlmConfig
+from embedder.errors import ModelError
+from embedder.models.host_memory import keep_freed_memory
+from embedder.models.locate import file_sha256, gguf_file, locate_model
+from embedder.models.onednn import has_onednn, pack_linear_layers
+from embedder.storage.durable import place_durably, unfinished_folder
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""By how much logits may differ, as a share of their spread, and still be taken for equal."""
+NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How a failed allocation reads where torch raises a plain RuntimeError: on a CPU, and in cuBLAS."""
+
+
+@contextmanager
+def one_memory_error() -> Iterator[None]:
+    """Raise `torch.OutOfMemoryError` for every kind of failed allocation."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not any(mark in str(error) for mark in NO_MEMORY):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
+
+
+def halving_on_memory_error(function: Callable[[list[Item]], list[Result]], batch: list[Item]) -> list[Result]:
+    """A result an item; a batch that does not fit into memory is cut in two, down to one item.
+
+    Raises:
+        torch.OutOfMemoryError: a single item does not fit.
+    """
+    try:
+        with one_memory_error():
+            return function(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(batch) // 2
+    return halving_on_memory_error(function, batch[:half]) + halving_on_memory_error(function, batch[half:])
+
+
+@dataclass(frozen=True)
+class CausalLm:
+    """A causal language model with its tokenizer, in evaluation mode."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding table is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens with which the model or the tokenizer ends a text."""
+        ends = [self.tokenizer.eos_token_id, getattr(self.model.generation_config, "eos_token_id", None)]
+        return frozenset(
+            int(end) for each in ends if each is not None for end in (each if isinstance(each, list) else [each])
+        )
+
+    def stop_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
+        """Every token with one of the texts in it, such as ".\\n" for a line's end."""
+        texts = self._token_texts if stop else []
+        return frozenset(token for token, text in enumerate(texts) if any(mark in text for mark in stop))
+
+    @cached_property
+    def lead_ids(self) -> list[int]:
+        """What the tokenizer puts before every text: the beginning-of-text token of most models, or nothing."""
+        whole, plain = (list(self.tokenizer("a", add_special_tokens=flag)["input_ids"]) for flag in (True, False))
+        starts = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
+        return whole[: starts[0]] if starts else []
+
+    @cached_property
+    def _token_texts(self) -> list[str]:
+        return list(self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))]))
+
+
+def prepare_lm(config: LlmConfig, cache: Path) -> Path | str:
+    """The folder to load the LLM from; converts a GGUF file into `cache` unless that was done before.
+
+    The converted folder appears by one rename, so that two processes may do this at once.
+    """
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # in a log each of its states is a line
+    source = locate_model(config.model)
+    packed = gguf_file(source) if isinstance(source, Path) else None
+    if packed is None:
+        return source
+    folder = cache / f"{packed.stem}-{file_sha256(packed)[:16]}"
+    if folder.is_dir():
+        return folder
+    temporary = unfinished_folder(folder)
+    try:
+        _convert_gguf(packed, temporary)
+        place_durably(temporary, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _convert_gguf(packed: Path, folder: Path) -> None:
+    """Expand the quantised weights to float32 and write a plain Hugging Face folder."""
+    tokenizer = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
+    quantised = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.float32)
+    plain_config = quantised.config.__class__.from_dict(
+        {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
+    )
+    plain = AutoModelForCausalLM.from_config(plain_config)
+    plain.load_state_dict(quantised.state_dict())
+    plain.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> CausalLm:
+    """Load the LLM, on the GPU if there is one; on a CPU its linear layers are packed for oneDNN.
+
+    Raises:
+        ModelError: the folder is missing, lacks weights, or holds no causal language model.
+    """
+    source = prepare_lm(config, cache)
+    try:
+        described = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:  # no JSON, an unknown architecture, or one that brings code of its own
+        raise ModelError(f"llm.model {config.model!r}: {str(error).partition(chr(10))[0]}") from error
+    if described.is_encoder_decoder or type(described) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(
+            f"llm.model {config.model!r} is a {described.model_type} model, which is no causal language model; "
+            "name a decoder-only one, such as a Llama, Qwen or Mistral"
+        )
+    dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            source,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=dtype,
+            device_map="auto" if config.device_map == "auto" and place == "cuda" else place,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"llm.model {config.model!r}: weights cannot be read ({str(error).partition(chr(10))[0]}); copy them again"
+        ) from error
+    if loaded["missing_keys"]:
+        raise ModelError(f"llm.model {config.model!r} lacks weights, such as {min(loaded['missing_keys'])}")
+    model.eval()
+    if reads_ahead(model):
+        raise ModelError(
+            f"llm.model {config.model!r} sees the words it is to predict, so it is no causal language model"
+        )
+    if place == "cpu":
+        keep_freed_memory()
+    if place == "cpu" and has_onednn():
+        pack_linear_layers(model, keep=model.get_output_embeddings())
+    return CausalLm(model, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+
+
+@torch.inference_mode()
+def reads_ahead(model: PreTrainedModel) -> bool:
+    """Whether what the model predicts depends on later words, as it does in an encoder such as BERT."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 10, 11]], device=device)
+    first, second = model(input_ids=ids).logits[:, :3].float()
+    return bool((first - second).abs().mean() > ROUNDING[model.dtype] * first.std())

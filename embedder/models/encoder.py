@@ -1,0 +1,233 @@
+"""The encoder: a transformer backbone, pooling and normalisation; and its export as a plain Hugging Face folder.
+
+B texts, L tokens of the longest, D width of the vector.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers.processors import Sequence, TemplateProcessing
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from embedder.config.run import EncoderConfig
+from embedder.config.tasks import TaskSpec
+from embedder.errors import ModelError
+from embedder.models.locate import locate_model
+
+TokenRow = list[int]
+
+PADDED_POSITIONS = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
+"""Models that count positions from the padding token's id on, and so take fewer tokens than they have positions."""
+
+TWO_HALVES = {"t5", "mt5", "umt5"}
+"""Encoder-decoder models, of which the encoder is taken."""
+
+
+class TextEncoder(nn.Module):
+    """Token rows to unit vectors."""
+
+    def __init__(self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig) -> None:
+        super().__init__()
+        self.backbone: PreTrainedModel = backbone
+        self.tokenizer = tokenizer
+        self.config = config
+        self.in_bfloat16 = False
+        """Whether matrix products are taken in bfloat16, with the weights left as they are."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.backbone.device
+        return device
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors."""
+        return int(self.backbone.config.hidden_size)
+
+    def tokenize(self, texts: list[str]) -> list[TokenRow]:
+        """Token ids of each text, special tokens included, cut to `max_tokens`."""
+        rows = self.tokenizer(texts, truncation=True, max_length=self.config.max_tokens, padding=False)
+        return [list(ids) for ids in rows["input_ids"]]
+
+    def forward(self, rows: list[TokenRow]) -> Tensor:
+        """Unit vectors (B, D) in the order of the rows.
+
+        Rows are sorted by length and padded in batches of at most `batch_tokens`, which on CPU costs half the time
+        of one padded batch; the result does not depend on it.
+        """
+        batches = length_batches([len(row) for row in rows], self.config.batch_tokens)
+        return embed_batches(self._embed_padded, rows, batches)
+
+    def _embed_padded(self, rows: list[TokenRow]) -> Tensor:
+        length = max(len(row) for row in rows)
+        ids_BL = torch.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=torch.long)
+        mask_BL = torch.zeros((len(rows), length), dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids_BL[i, : len(row)] = torch.tensor(row)
+            mask_BL[i, : len(row)] = 1
+        ids_BL, mask_BL = ids_BL.to(self.device), mask_BL.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            state_BLD = self.backbone(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        return F.normalize(pool(state_BLD.float(), mask_BL, self.config.pooling), dim=-1)
+
+
+def pool(state_BLD: Tensor, mask_BL: Tensor, pooling: str) -> Tensor:
+    """One state a text, shape (B, D)."""
+    match pooling:
+        case "cls":
+            return state_BLD[:, 0]
+        case "mean":
+            weight_BL1 = mask_BL.unsqueeze(-1).to(state_BLD.dtype)
+            return (state_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1e-9)
+        case "last":
+            last_B = mask_BL.sum(1) - 1
+            return state_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
+        case _:
+            raise ValueError(f"pooling is {pooling!r}; use cls, mean or last")
+
+
+def length_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices sorted by length, cut so that rows x longest row stays within `batch_tokens` (at least one row)."""
+    order = np.argsort(lengths, kind="stable")
+    batch: list[int] = []
+    for index in order.tolist():
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def embed_batches(
+    embed: Callable[[list[TokenRow]], Tensor], rows: list[TokenRow], batches: Iterable[list[int]]
+) -> Tensor:
+    """Vectors (B, D) in the order of the rows, embedded batch by batch.
+
+    The batches hold every index; of one that they hold several times the first vector is taken.
+    """
+    parts: list[Tensor] = []
+    place: dict[int, int] = {}
+    count = 0
+    for indices in batches:
+        parts.append(embed([rows[i] for i in indices]))
+        for index in indices:
+            place.setdefault(index, count)
+            count += 1
+    back = torch.tensor([place[i] for i in range(len(rows))])
+    return torch.cat(parts)[back.to(parts[0].device)]
+
+
+def load_encoder(config: EncoderConfig, device: str | None = None, dropout: float = 0.0) -> TextEncoder:
+    """Load an encoder in evaluation mode, on the GPU if there is one.
+
+    Raises:
+        ModelError: the folder is missing or has no weights.
+    """
+    source = locate_model(config.model)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    complete_tokenizer(tokenizer, config.pooling)
+    shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    check_positions(shape, config)
+    kind = AutoModelForTextEncoding if shape.model_type in TWO_HALVES else AutoModel
+    backbone = kind.from_pretrained(source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    backbone.config.use_cache = False
+    set_dropout(backbone, dropout)
+    encoder = TextEncoder(backbone, tokenizer, config).eval()
+    return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, pooling: str) -> None:
+    """Give a tokenizer what embedding needs and a language model's lacks; the exported one keeps it.
+
+    Padding on the right; a padding token; and for the pooling `last` an end token behind every text, cut or not, since
+    the state of whatever word a text happens to end in says little of the text.
+
+    Raises:
+        ModelError: the end token is missing or cannot be added.
+    """
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if pooling != "last" or tokenizer("a")["input_ids"][-1] in tokenizer.all_special_ids:
+        return
+    end = tokenizer.eos_token
+    if end is None or not tokenizer.is_fast:
+        raise ModelError(
+            f"tokenizer {tokenizer.name_or_path}: pooling is 'last', but it ends no text with a special token and has "
+            f"{'none' if end is None else 'no fast form'} to do so; take pooling 'mean'"
+        )
+    ending = TemplateProcessing(single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+    backend = tokenizer.backend_tokenizer
+    steps = [backend.post_processor, ending] if backend.post_processor else [ending]
+    backend.post_processor = Sequence(steps)
+
+
+def check_positions(shape: PreTrainedConfig, config: EncoderConfig) -> None:
+    """Refuse texts longer than the model can tell positions apart.
+
+    Raises:
+        ModelError: `max_tokens` exceeds the positions.
+    """
+    positions = getattr(shape, "max_position_embeddings", None)
+    if not positions:
+        return
+    usable = positions - (shape.pad_token_id or 0) - 1 if shape.model_type in PADDED_POSITIONS else positions
+    if config.max_tokens > usable:
+        raise ModelError(
+            f"encoder.max_tokens is {config.max_tokens}, but {config.model} takes at most {usable} tokens; lower it"
+        )
+
+
+def set_dropout(backbone: nn.Module, rate: float) -> None:
+    """Set every rate of dropout, whether a module of its own or a number that attention is called with."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, rate)
+
+
+def export_encoder(encoder: TextEncoder, folder: Path, tasks: Mapping[str, TaskSpec]) -> None:
+    """Write a Hugging Face folder that sentence-transformers loads too, with a prompt `TASK_query` and `TASK_key`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.backbone.save_pretrained(folder, safe_serialization=True)
+    encoder.tokenizer.save_pretrained(folder)
+    prompts = {f"{name}_{side}": spec.instruction(side) for name, spec in tasks.items() for side in ("query", "key")}
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    pooling_mode = {"cls": "cls", "mean": "mean", "last": "lasttoken"}[encoder.config.pooling]
+    files = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (kind, path) in enumerate(modules)
+        ],
+        "sentence_bert_config.json": {"max_seq_length": encoder.config.max_tokens, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": prompts, "similarity_fn_name": "cosine"},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": encoder.dimension,
+            "pooling_mode": pooling_mode,
+            "include_prompt": True,
+        },
+        "2_Normalize/config.json": {},
+    }
+    for name, value in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

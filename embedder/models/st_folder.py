@@ -1,0 +1,156 @@
+"""Encoders of others as our own: what the files of a sentence-transformers folder say of pooling, length and prompts.
+
+https://www.sbert.net: modules.json lists the modules, 1_Pooling/config.json names the pooling (in older folders by one
+flag a kind), sentence_bert_config.json the longest text, config_sentence_transformers.json the prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from embedder.config.evaluate import FolderRetriever
+from embedder.config.run import EncoderConfig
+from embedder.config.tasks import Side, TaskSpec
+from embedder.errors import ModelError
+from embedder.models.locate import locate_model
+from embedder.storage.fetched import local
+from embedder.storage.object_store import ObjectPath
+
+Pooling = Literal["cls", "mean", "last"]
+POOLINGS: dict[str, Pooling] = {
+    "cls": "cls",
+    "mean": "mean",
+    "lasttoken": "last",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
+KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
+PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "key": ("document", "passage", "corpus")}
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """What a folder says of itself; None where it does not."""
+
+    model: str
+    """Where the transformer is."""
+    pooling: Pooling | None = None
+    max_tokens: int | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str = ""
+
+    def prompt(self, task: str, side: Side) -> str:
+        """The prompt of one side for a task: `TASK_SIDE`, else that of the side, else the default one, else none."""
+        names = (f"{task}_{side}", *PROMPT_NAMES[side])
+        return next((self.prompts[name] for name in names if name in self.prompts), self.default_prompt)
+
+
+def read_folder(model: str) -> FolderFacts:
+    """The facts of a model folder; nothing is known of a plain Hugging Face folder, nor of a hub model not here yet.
+
+    Raises:
+        DataError: nothing is there in the object store, or it does not answer or refuses.
+        ModelError: the folder is missing, or its vectors cannot be made with pooling alone.
+    """
+    folder = local(ObjectPath.parse(model)) if "://" in model else Path(model).expanduser()
+    listing = folder / "modules.json"
+    if not listing.is_file():
+        located = locate_model(model)
+        if not isinstance(located, Path) or not (located / "modules.json").is_file():
+            return FolderFacts(model)
+        folder, listing = located, located / "modules.json"
+    modules = {str(one["type"]).rpartition(".")[2]: folder / one["path"] for one in _json(listing)}
+    unknown = sorted(modules.keys() - KNOWN_MODULES)
+    if unknown or "Transformer" not in modules or "Pooling" not in modules:
+        raise ModelError(
+            f"{listing}: modules {sorted(modules)}; only a transformer, pooling and normalisation can be loaded. Serve "
+            "the model behind an OpenAI-compatible endpoint instead"
+        )
+    settings = _json(folder / "config_sentence_transformers.json")
+    if "Normalize" not in modules and settings.get("similarity_fn_name") in {"dot", "euclidean"}:
+        raise ModelError(f"{folder}: ranks by {settings['similarity_fn_name']!r}; only the cosine is known here")
+    lengths = [_json(path / "sentence_bert_config.json") for path in (folder, modules["Transformer"])]
+    if any(one.get("do_lower_case") for one in lengths):
+        raise ModelError(f"{folder}: do_lower_case is true in sentence_bert_config.json, which is not known here")
+    pooling = _json(modules["Pooling"] / "config.json")
+    if pooling.get("include_prompt") is False:
+        raise ModelError(f"{folder}: its pooling leaves the prompt out (include_prompt), which is not known here")
+    prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if isinstance(text, str)}
+    return FolderFacts(
+        model=_inside(model, modules["Transformer"], folder),
+        pooling=_pooling(pooling, folder),
+        max_tokens=next((one["max_seq_length"] for one in lengths if one.get("max_seq_length")), None),
+        prompts=prompts,
+        default_prompt=prompts.get(settings.get("default_prompt_name") or "", ""),
+    )
+
+
+def _inside(model: str, transformer: Path, folder: Path) -> str:
+    """A model inside a folder, named as the folder is: another machine may have what was fetched somewhere else."""
+    place, mark, query = model.partition("?")
+    if "://" not in place:
+        return str(transformer)
+    if transformer == folder:
+        return model
+    return f"{place.removesuffix('/')}/{transformer.relative_to(folder).as_posix()}{mark}{query}"
+
+
+def _pooling(settings: Mapping[str, Any], folder: Path) -> Pooling:
+    named = settings.get("pooling_mode")
+    modes = [named] if isinstance(named, str) else named
+    if modes is None:
+        modes = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on]
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise ModelError(f"{folder}: pooling is {modes}; only one of cls, mean and the last token is known here")
+    return POOLINGS[modes[0]]
+
+
+def _json(path: Path) -> Any:  # noqa: ANN401
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON ({error}); copy the folder again") from error
+
+
+def folder_encoder(
+    retriever: FolderRetriever, run: EncoderConfig, tasks: Mapping[str, TaskSpec]
+) -> tuple[EncoderConfig, dict[str, TaskSpec]]:
+    """How to load the encoder of a folder, and the tasks with its own prompts as instructions.
+
+    Raises:
+        ModelError: its pooling is not known.
+    """
+    facts = read_folder(retriever.model)
+    pooling = retriever.pooling or facts.pooling
+    if pooling is None:
+        raise ModelError(
+            f"retriever {retriever.name!r}: {retriever.model} does not say how it pools; add pooling: cls, mean or last"
+        )
+    wanted = retriever.max_tokens or run.max_tokens
+    longest = min(wanted, facts.max_tokens) if facts.max_tokens else wanted
+    config = EncoderConfig(
+        model=facts.model, pooling=pooling, max_tokens=longest, batch_tokens=max(run.batch_tokens, 64)
+    )
+    return config, with_prompts(tasks, facts, retriever.query_prompt, retriever.key_prompt)
+
+
+def with_prompts(
+    tasks: Mapping[str, TaskSpec], facts: FolderFacts, query_prompt: str | None = None, key_prompt: str | None = None
+) -> dict[str, TaskSpec]:
+    """The tasks with an encoder's own prompts in place of the instructions."""
+    return {
+        name: spec.model_copy(
+            update={
+                "query_instruction": facts.prompt(name, "query") if query_prompt is None else query_prompt,
+                "key_instruction": facts.prompt(name, "key") if key_prompt is None else key_prompt,
+            }
+        )
+        for name, spec in tasks.items()
+    }

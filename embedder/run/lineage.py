@@ -1,0 +1,79 @@
+"""Where a trained encoder comes from: its labels, their LLM, the data, and the encoder it started from.
+
+`lineage.json` lies in the model folder and travels with it, into a bundle too, whose manifest holds its hash.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from embedder import __version__
+from embedder.config.run import RunConfig
+from embedder.data.records import write_json
+from embedder.models.locate import locate_model
+from embedder.run.stages import Contents, effective
+from embedder.storage.durable import place_durably, unfinished_folder
+from embedder.storage.fetched import local
+
+LINEAGE = "lineage.json"
+
+
+def install_model(exported: Path, model: Path, lineage: dict[str, Any]) -> None:
+    """Put an exported model folder in place of `model`, with a note of where it comes from."""
+    staged = unfinished_folder(model)
+    try:
+        shutil.copytree(exported, staged, dirs_exist_ok=True)
+        write_json(lineage, staged / LINEAGE)
+        shutil.rmtree(model, ignore_errors=True)
+        place_durably(staged, model)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def write_lineage(config: RunConfig, contents: Contents) -> None:
+    """Complete the lineage of the encoder that `train` has just written to `paths.model`; what it noted stays."""
+    path = config.paths.model / LINEAGE
+    known = read_lineage(config.paths.model) or {}
+    write_json({**known, **describe(config, contents)}, path)
+
+
+def read_lineage(model: Path | str) -> dict[str, Any] | None:
+    """The lineage of a model folder; None where there is none."""
+    path = Path(model) / LINEAGE
+    if not path.is_file():
+        return None
+    lineage: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return lineage
+
+
+def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
+    """Everything the encoder of this round depends on, by content hash."""
+    settings = config.model_dump(mode="json")
+    base = locate_model(config.encoder.model)
+    terms = config.paths.labelled / "fingerprint.json"
+    return {
+        "version": __version__,
+        "round": config.paths.round,
+        "model": contents.of_model(str(config.paths.model)),
+        "settings": {name: effective(settings[name]) for name in ("encoder", "mine", "label", "train", "tasks")},
+        "encoder": {
+            "model": config.encoder.model,
+            "fingerprint": contents.of_model(config.encoder.model),
+            "lineage": read_lineage(base) if isinstance(base, Path) else None,
+        },
+        "labels": {
+            "content": contents.of(config.paths.labelled),
+            "terms": json.loads(terms.read_text(encoding="utf-8")) if terms.is_file() else None,
+            "teacher": config.label.teacher,
+            "llm": config.llm and {"model": config.llm.model, "fingerprint": contents.of_model(config.llm.model)},
+        },
+        "candidates": contents.of(config.paths.candidates),
+        "prepared": {"corpus": contents.of(config.paths.corpus), "queries": contents.of(config.paths.queries)},
+        "sources": [
+            {"task": one.task, "dataset": one.dataset, "path": str(one.path), "content": contents.of(local(one.path))}
+            for one in (config.prepare.sources if config.prepare else [])
+        ],
+    }

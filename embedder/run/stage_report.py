@@ -1,0 +1,58 @@
+"""Summaries of finished stages: one JSON file each, and the closing table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from embedder.data.records import write_json
+from embedder.storage.object_store import AnyPath
+
+STAGES = ("prepare", "mine", "label", "train", "index", "evaluate", "serve")
+"""In the order of the pipeline."""
+
+
+@dataclass
+class StageReport:
+    """What one stage did. `rows` counts what it wrote, in `unit`."""
+
+    stage: str
+    rows: int
+    unit: str
+    seconds: float = 0.0
+    """Wall time of the stage's own work."""
+    lines: list[str] = field(default_factory=list)
+    """Further facts for the user, one line each."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """The same for programs."""
+
+    def write(self, folder: AnyPath) -> None:
+        """Write `STAGE.json`."""
+        write_json(asdict(self), folder / f"{self.stage}.json")
+
+
+def read_reports(folder: AnyPath) -> list[StageReport]:
+    """The reports of a run, in the order of the pipeline."""
+    files = [folder / f"{stage}.json" for stage in STAGES]
+    return [StageReport(**json.loads(path.read_text(encoding="utf-8"))) for path in files if path.is_file()]
+
+
+def stage_table(reports: list[StageReport]) -> Table:
+    """The closing table: stage, rows, seconds, rate."""
+    table = Table("stage", "rows", "unit", "seconds", "rows/s", title="stages")
+    for report in reports:
+        rate = f"{report.rows / report.seconds:,.1f}" if report.seconds else "-"
+        table.add_row(report.stage, f"{report.rows:,}", report.unit, f"{report.seconds:,.1f}", rate)
+    total = sum(report.seconds for report in reports)
+    table.add_row("total", "", "", f"{total:,.1f}", "", end_section=True)
+    return table
+
+
+def console() -> Console:
+    """Where jobs print; plain lines of at least 110 columns when the output is a file."""
+    out = Console(highlight=False, soft_wrap=True)
+    return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=110)

@@ -1,0 +1,214 @@
+"""Which stages of a run are done: a mark a stage, valid while its settings, what it reads and what it wrote stay.
+
+`done/STAGE.json` beside the files of the round. Contents are compared, not times: a stage that is repeated and writes
+the same again leaves the stages after it done. Number and kind of machines do not count as settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from embedder import __version__
+from embedder.config.paths import Paths
+from embedder.config.run import RunConfig
+from embedder.config.train import NEUTRAL
+from embedder.data.records import content_id, write_json
+from embedder.index.bundle import Manifest
+from embedder.index.catalog import Catalog
+from embedder.models.locate import file_sha256, locate_model, model_fingerprint
+from embedder.storage.fetched import local
+from embedder.storage.object_store import AnyPath, ObjectPath
+
+RESOURCES = NEUTRAL | {
+    *("num_actors", "min_actors", "cpus_per_actor", "gpus_per_actor"),
+    *("batch_tokens", "device_map", "block_rows", "dry_run_groups"),
+}
+"""Settings that change where and how fast work is done, not what comes out."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the result of one stage depends on."""
+
+    name: str
+    sections: tuple[str, ...]
+    """Of the run file."""
+    reads: Callable[[RunConfig], list[AnyPath]]
+    """Files and folders; model folders are named by `models`."""
+    writes: Callable[[RunConfig], list[AnyPath]]
+    models: Callable[[RunConfig], list[str | None]] = lambda config: []
+
+
+def _llm(config: RunConfig) -> str | None:
+    return config.llm.model if config.llm else None
+
+
+def _reranker(config: RunConfig) -> str | None:
+    return config.reranker.model if config.reranker else None
+
+
+def _sources(config: RunConfig) -> list[AnyPath]:
+    sources = config.prepare.sources if config.prepare else []
+    return [local(path) for source in sources for path in (source.path, source.corpus) if path is not None]
+
+
+def _built(config: RunConfig) -> list[AnyPath]:
+    """The version that was built last; which one an alias names is for those to say who run the service."""
+    catalog = Catalog(config.paths.indexes)
+    version = catalog.built()
+    return [catalog.bundle(version) / Manifest.FILE] if version else []
+
+
+def _trained_on(config: RunConfig) -> list[Paths]:
+    """Of this run, and of those that are replayed."""
+    replay = config.train and config.train.replay
+    runs = replay.runs if replay else []
+    return [config.paths, *(config.paths.model_copy(update={"work": run.work, "round": run.round}) for run in runs)]
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "prepare",
+            ("prepare", "tasks"),
+            reads=_sources,
+            writes=lambda config: [config.paths.corpus, config.paths.queries],
+        ),
+        Stage(
+            "mine",
+            ("mine", "encoder", "tasks"),
+            reads=lambda config: [config.paths.corpus, config.paths.queries],
+            writes=lambda config: [config.paths.candidates],
+            models=lambda config: [config.encoder.model],
+        ),
+        Stage(
+            "label",
+            ("label", "llm", "reranker", "tasks"),
+            reads=lambda config: [
+                config.paths.queries,
+                config.paths.candidates,
+                *([config.label.imported] if config.label.imported else []),
+            ],
+            writes=lambda config: [config.paths.labelled, *([config.label.export] if config.label.export else [])],
+            models=lambda config: [_llm(config), _reranker(config)],
+        ),
+        Stage(
+            "train",
+            ("train", "encoder", "tasks"),
+            reads=lambda config: [
+                path for paths in _trained_on(config) for path in (paths.queries, paths.candidates, paths.labelled)
+            ],
+            writes=lambda config: [config.paths.model],
+            models=lambda config: [config.encoder.model],
+        ),
+        Stage(
+            "index",
+            ("index", "encoder", "tasks"),
+            reads=lambda config: [config.paths.corpus],
+            writes=_built,
+            models=lambda config: [config.index.model or str(config.paths.model)],
+        ),
+        Stage(
+            "evaluate",
+            ("evaluate", "encoder", "llm", "label", "tasks"),
+            reads=lambda config: [config.paths.corpus, config.paths.queries],
+            writes=lambda config: [config.paths.mounted / "evaluation"],
+            models=lambda config: [config.encoder.model, str(config.paths.model), _llm(config)],
+        ),
+    )
+}
+
+
+@dataclass
+class Contents:
+    """Hashes of files, folders and models; each is read once until it is forgotten."""
+
+    known: dict[str, str] = field(default_factory=dict)
+
+    def of(self, path: AnyPath) -> str:
+        """Hash of a file or object, or of the names and contents below a folder; empty where there is nothing.
+
+        Raises:
+            DataError: the object store does not answer, or refuses.
+        """
+        if str(path) not in self.known:
+            self.known[str(path)] = _content(path)
+        return self.known[str(path)]
+
+    def of_model(self, reference: str | None) -> str:
+        """Identity of a model; empty for none."""
+        if reference is None:
+            return ""
+        key = f"model {reference}"
+        if key not in self.known:
+            self.known[key] = model_fingerprint(locate_model(reference))
+        return self.known[key]
+
+    def forget(self) -> None:
+        """Drop all cached hashes: a stage has written something."""
+        self.known.clear()
+
+
+def _content(path: AnyPath) -> str:
+    if path.is_file():
+        return file_sha256(path)
+    if isinstance(path, ObjectPath):
+        return ""
+    files = sorted(one for one in path.rglob("*") if one.is_file() and not _is_unfinished(one.relative_to(path)))
+    return content_id([[one.relative_to(path).as_posix(), file_sha256(one)] for one in files]) if files else ""
+
+
+def _is_unfinished(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
+def effective(value: object) -> object:
+    """Settings without those of RESOURCES, at any depth."""
+    if isinstance(value, dict):
+        return {key: effective(one) for key, one in value.items() if key not in RESOURCES}
+    return [effective(one) for one in value] if isinstance(value, list) else value
+
+
+def fingerprint(stage: Stage, config: RunConfig, contents: Contents) -> str:
+    """Identity of what a stage would do now."""
+    dumped = config.model_dump(mode="json")
+    settings = {name: effective(dumped[name]) for name in stage.sections}
+    read = [contents.of(path) for path in stage.reads(config)]
+    models = [contents.of_model(reference) for reference in stage.models(config)]
+    return content_id(__version__, stage.name, settings, read, models)
+
+
+def mark_path(stage: Stage, config: RunConfig) -> Path:
+    """Where the mark of a stage is, or will be."""
+    return config.paths.done / f"{stage.name}.json"
+
+
+def is_done(stage: Stage, config: RunConfig, contents: Contents) -> bool:
+    """Whether the stage has run with these settings on these inputs, and what it wrote is still as it left it."""
+    path = mark_path(stage, config)
+    if not path.is_file():
+        return False
+    mark = json.loads(path.read_text(encoding="utf-8"))
+    written = [contents.of(one) for one in stage.writes(config)]
+    return (
+        bool(written)
+        and all(written)
+        and [mark["fingerprint"], mark["written"]] == [fingerprint(stage, config, contents), written]
+    )
+
+
+def mark_done(stage: Stage, config: RunConfig, contents: Contents) -> None:
+    """Note that the stage has just been done."""
+    mark = {
+        "stage": stage.name,
+        "version": __version__,
+        "fingerprint": fingerprint(stage, config, contents),
+        "written": [contents.of(one) for one in stage.writes(config)],
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    write_json(mark, mark_path(stage, config))

@@ -1,0 +1,349 @@
+"""A run in an object store, worked on in a folder: what is there is fetched first, what the job writes is sent.
+
+Jobs and libraries that rename, append and map files need a folder. `workplace` gives them one below `paths.cache`,
+sends what changed every half minute and at the end, and fetches on another machine what is missing there.
+
+The store is the truth, except for what the folder that wrote last has not sent yet: `mirror.json` in the store names
+that writer. It also names what a push is about to send: new files that may not all be there are never fetched, and
+while files are being replaced nobody else fetches at all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from threading import Event, Thread
+from uuid import uuid4
+
+from embedder.config.run import RunConfig
+from embedder.console import progress
+from embedder.data.records import content_id, write_json
+from embedder.errors import ConfigError, DataError
+from embedder.run.stage_report import console
+from embedder.storage.durable import locked, write_durably
+from embedder.storage.object_store import ObjectPath, download, upload
+
+logger = logging.getLogger(__name__)
+
+STATE = "mirror.json"
+"""In the store: a State."""
+RECORD = ".mirror.json"
+"""In the folder: a Record."""
+KEPT_HERE = "indexes/states/"
+"""What a running service writes, and holds open: neither sent nor fetched."""
+AT_ONCE = 16
+"""Files that are sent or fetched together."""
+NOTED_AFTER = 1024
+"""Files after which a fetch or push notes how far it is."""
+PUSH_S = 30.0
+"""Between two pushes while a job runs."""
+STATE_READS = 10
+YOUNG_S = 60.0
+"""Stores tell the time of a change in whole seconds: an object younger than this may change again unseen."""
+Stamp = tuple[int, int]
+"""Size in bytes and time of the last change, in ns."""
+Common = tuple[Stamp, Stamp]
+"""The stamps of a file here and there at a time when both were the same."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the store says of itself."""
+
+    writer: str = ""
+    """The folder that has sent last."""
+    sending: list[str] = field(default_factory=list)
+    """New files of a push that has not ended."""
+    replacing: list[str] = field(default_factory=list)
+    """Files that this push replaces."""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a push has begun and not ended."""
+        return bool(self.sending or self.replacing)
+
+
+@dataclass
+class Record:
+    """What a folder knows."""
+
+    writer: str
+    """Its own name."""
+    files: dict[str, Common] = field(default_factory=dict)
+    """What it has in common with the store."""
+
+    def changed(self, here: dict[str, Stamp]) -> list[str]:
+        """Files that are not as they were last sent or fetched, the oldest first."""
+        changed = [name for name, stamp in here.items() if name not in self.files or self.files[name][0] != stamp]
+        return sorted(changed, key=lambda name: here[name][1])
+
+    def gone(self, here: dict[str, Stamp]) -> set[str]:
+        """Files that were sent or fetched and are there no more."""
+        return self.files.keys() - here.keys()
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A place in an object store and the folder that stands for it."""
+
+    place: ObjectPath
+    folder: Path
+    only: str | None = None
+    """The one object that counts; None: all."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Mirror | None:
+        """The mirror of a run; None for a run in a folder."""
+        work = config.paths.work
+        if not isinstance(work, ObjectPath):
+            return None
+        return cls(work, config.paths.cache / "mirrors" / content_id(work.uri)[:16] / work.name)
+
+    def pull(self) -> int:
+        """Bring the folder in line with the store, keeping its changes not yet sent; returns the files fetched.
+
+        Raises:
+            DataError: the store does not answer, or refuses; or another one's push was cut off as it replaced files.
+        """
+        record, state, stored, here = self._record(), read_state(self.place), self._stored(), self._files()
+        is_mine = state.writer == record.writer
+        if state.replacing and not is_mine:
+            raise DataError(
+                f"{self.place}: a push was cut off while it replaced {len(state.replacing)} files, first "
+                f"{state.replacing[0]}; run the job again on the machine that sent it, or, to take the files as they "
+                f"are, remove {self.place / STATE}"
+            )
+        unfinished = set(state.sending)
+        there = {name: stamp for name, stamp in stored.items() if name not in unfinished}
+        changed = set(record.changed(here))
+        kept = changed if is_mine else set()
+        wanted = [
+            name
+            for name, stamp in there.items()
+            if name not in kept and (name not in here or name in changed or stamp != record.files[name][1])
+        ]
+        self._all(wanted, "fetch", lambda name: self._fetch(name, there[name]), record)
+        for name in here.keys() - stored.keys() - kept:
+            self._forget(name)
+        record.files = {name: stamps for name, stamps in record.files.items() if name in there}
+        self._write_record(record)
+        return len(wanted)
+
+    def claim(self) -> None:
+        """Become the folder that sends; to be called after `pull`. Another one that is at work cannot send any more."""
+        record, state = self._record(), read_state(self.place)
+        if state.writer != record.writer:
+            self._write_record(record)
+            self._write_state(replace(state, writer=record.writer))
+
+    def push(self) -> int:
+        """Send new and changed files, and delete removed ones; returns how many were sent.
+
+        Raises:
+            DataError: the store does not answer, or refuses; or another folder has claimed it since.
+        """
+        record, state, here, sent = self._record(), read_state(self.place), self._files(), 0
+        is_mine = state.writer == record.writer
+        if not (record.changed(here) or record.gone(here) or (is_mine and state.is_unfinished)):
+            return 0
+        if not is_mine:
+            raise DataError(f"{self.place}: another machine works there now, so nothing is sent from {self.folder}")
+        while new := [name for name in record.changed(here) if name not in record.files]:
+            sending = sorted({*state.sending, *new})
+            self._write_state(replace(state, sending=sending))
+            self._all(new, "send", self._send, record)
+            sent += len(new)
+            here = self._files()
+        self._remove(name for name in state.sending if name not in here)
+        changed = record.changed(here)
+        self._write_state(State(record.writer, replacing=changed))
+        self._all(changed, "send", self._send, record)
+        gone = record.gone(self._files())
+        self._remove(gone)
+        record.files = {name: stamps for name, stamps in record.files.items() if name not in gone}
+        self._write_record(record)
+        self._write_state(State(record.writer))
+        return sent + len(changed)
+
+    def _all(self, names: list[str], verb: str, act: Callable[[str], Common | None], record: Record) -> None:
+        """Fetch or send files, and note them as common to both sides, some at a time."""
+        if not names:
+            return
+        with progress(f"{verb}: {self.place}", len(names), console()) as counter, ThreadPoolExecutor(AT_ONCE) as pool:
+            for first in range(0, len(names), NOTED_AFTER):
+                some = names[first : first + NOTED_AFTER]
+                for name, common in zip(some, pool.map(act, some), strict=True):
+                    if common is not None:
+                        record.files[name] = common
+                    counter.advance(1)
+                self._write_record(record)
+
+    def _fetch(self, name: str, there: Stamp) -> Common:
+        download(self.place / name, self.folder / name)
+        return self._stamp(name), _settled(there)
+
+    def _send(self, name: str) -> Common | None:
+        """None: it was removed since it was listed. What is written to it meanwhile is sent the next time."""
+        try:
+            here = self._stamp(name)
+            upload(self.folder / name, self.place / name)
+        except FileNotFoundError:
+            return None
+        return here, _settled((self.place / name).stamp())
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            if (self.place / name).is_file():
+                (self.place / name).unlink()
+
+    def _forget(self, name: str) -> None:
+        """Remove a file here, and the folders that it leaves empty."""
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            while path.parent != self.folder:
+                path = path.parent
+                path.rmdir()
+
+    def _stored(self) -> dict[str, Stamp]:
+        """Every object of the run by its name."""
+        if self.only is not None:
+            return {self.only: (self.place / self.only).stamp()}
+        return {name: stamp for name, stamp in self.place.walk() if is_mirrored(name)}
+
+    def _files(self) -> dict[str, Stamp]:
+        """Every finished file of the folder by its name."""
+        found = {}
+        for where, folders, files in os.walk(self.folder, onerror=_raise_unless_gone):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            names = (Path(where, name).relative_to(self.folder).as_posix() for name in files)
+            for name in filter(is_mirrored, names):
+                with suppress(FileNotFoundError):  # removed since it was listed
+                    found[name] = self._stamp(name)
+        return found
+
+    def _stamp(self, name: str) -> Stamp:
+        known = (self.folder / name).stat()
+        return known.st_size, known.st_mtime_ns
+
+    def _write_state(self, state: State) -> None:
+        write_json(asdict(state), self.place / STATE)
+
+    def _record(self) -> Record:
+        path = self.folder / RECORD
+        if not path.is_file():
+            return Record(uuid4().hex)
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: (tuple(here), tuple(there)) for name, (here, there) in raw["files"].items()}
+        return Record(raw["writer"], files)
+
+    def _write_record(self, record: Record) -> None:
+        write_durably(self.folder / RECORD, json.dumps(asdict(record)).encode())
+
+
+def read_state(run: ObjectPath) -> State:
+    """What a run in the store says of itself; read again where another machine has just replaced it, half way through.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    state = run / STATE
+    for _ in range(STATE_READS):
+        try:
+            return State(**json.loads(state.read_text())) if state.is_file() else State()
+        except (ValueError, TypeError):
+            time.sleep(0.2)
+    raise DataError(f"{state}: not readable; remove it, and run the job on the machine that has sent last")
+
+
+def unsent(place: ObjectPath) -> list[str]:
+    """Files at or below a place inside a run that a push of the run is sending, or was as it was cut off."""
+    names, found = place.key.split("/"), []
+    for depth in range(1, len(names)):
+        state = read_state(ObjectPath(place.store, "/".join(names[:depth])))
+        inside = "/".join(names[depth:])
+        found += [name for name in state.sending + state.replacing if f"{name}/".startswith(f"{inside}/")]
+    return found
+
+
+def is_mirrored(name: str) -> bool:
+    """Whether a file of a run is sent and fetched: no scratch, no lock, not the mirror's own, not a service's."""
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return not (hidden or name.endswith(".lock") or name == STATE or name.startswith(KEPT_HERE))
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder that cannot be read must not pass for an empty one."""
+    if not isinstance(error, FileNotFoundError):
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); mend its permissions") from error
+
+
+def _settled(stamp: Stamp) -> Stamp:
+    """The stamp of an object; of a young one such that the next fetch takes it for another."""
+    return stamp if stamp[1] < (time.time() - YOUNG_S) * 1e9 else (stamp[0], 0)
+
+
+@contextmanager
+def workplace(config: RunConfig, *, writes: bool) -> Iterator[RunConfig]:
+    """The same run with `paths.work` in a folder; of a run in an object store what is there is fetched, and sent after.
+
+    On a cluster every node must mount `paths.cache`. Without `writes` nothing is sent, and nothing fetched while a job
+    is at work in the same mirror.
+
+    Raises:
+        ConfigError: another job is at work in the same mirror.
+        DataError: the store does not answer, or refuses; or another machine's push was cut off as it replaced files.
+    """
+    mirror = Mirror.of(config)
+    if mirror is None:
+        yield config
+        return
+    with locked(mirror.folder.parent / "mirror.lock", wait=False) as is_mine:
+        if writes and not is_mine:
+            raise ConfigError(f"{mirror.folder}: another job works on {mirror.place} here; wait for its end")
+        if is_mine:
+            mirror.pull()
+        local = config.model_copy(update={"paths": config.paths.model_copy(update={"work": mirror.folder})})
+        if not writes:
+            yield local
+            return
+        mirror.claim()
+        with _pushing(mirror):
+            yield local
+
+
+@contextmanager
+def _pushing(mirror: Mirror) -> Iterator[None]:
+    """Push at intervals and at the end. If the job fails, its own error is raised, not that of the last push."""
+    ended = Event()
+    pusher = Thread(target=_push_on, args=(mirror, ended), daemon=True)
+    pusher.start()
+    has_failed = True
+    try:
+        yield
+        has_failed = False
+    finally:
+        ended.set()
+        pusher.join()
+        try:
+            mirror.push()
+        except (DataError, OSError) as error:
+            if not has_failed:
+                raise
+            logger.error("not all that the job wrote was sent: %s", error)
+
+
+def _push_on(mirror: Mirror, ended: Event) -> None:
+    """Push until the job ends; what fails is tried again the next time."""
+    while not ended.wait(PUSH_S):
+        try:
+            mirror.push()
+        except (DataError, OSError) as error:
+            logger.warning("what the job has written so far was not sent: %s", error)

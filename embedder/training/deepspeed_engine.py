@@ -1,0 +1,153 @@
+"""DeepSpeed around the encoder; the only file that knows it.
+
+Weights and the optimiser's state leave and enter it whole, named by the weight they belong to: what a checkpoint holds
+depends on neither the number of workers nor the ZeRO stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_get_local_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor
+from torch.nn import Parameter
+
+from embedder.config.train import TrainConfig
+from embedder.models.encoder import TextEncoder, TokenRow
+from embedder.training.distributed import join_workers, rank, world_size
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of a weight."""
+
+
+class Engine:
+    """Forward, backward and update of an encoder whose state DeepSpeed spreads over the workers.
+
+    Gradients of any number of `backward` calls add up until `update`. Where `lockstep` is true, all workers must call
+    the encoder and `backward` equally often.
+    """
+
+    def __init__(self, encoder: TextEncoder, config: TrainConfig) -> None:
+        """Take over an encoder that holds the weights to start from; weight decay spares biases and normalisation."""
+        join_workers(encoder.device)
+        if encoder.device.type == "cpu":
+            # The shared-memory all-reduce is compiled at first use, which needs a C++ compiler; gloo does without.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        trained = [weight for weight in encoder.parameters() if weight.requires_grad]
+        decayed = [weight for weight in trained if weight.ndim > 1]
+        spared = [weight for weight in trained if weight.ndim <= 1]
+        self._adam = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+        )
+        self.encoder = encoder
+        self._stage = config.zero_stage
+        self._engine, *_ = deepspeed.initialize(model=encoder, optimizer=self._adam, config=_settings(config))
+        self._begin_moments(updates=0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights and the vectors are."""
+        return self.encoder.device
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether a forward or backward pass waits for those of the other workers."""
+        return self._stage >= 2 and world_size() > 1
+
+    def __call__(self, rows: list[TokenRow]) -> Tensor:
+        """Unit vectors (B, D) of the rows."""
+        vectors: Tensor = self._engine(rows)
+        return vectors
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradient; the mean over workers is taken at the update."""
+        self._engine.backward(loss)
+
+    def update(self, learning_rate: float) -> None:
+        """Clip the gradient, change the weights and forget it."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights on the first worker, empty on the others; all workers must call it."""
+        found = {}
+        for name, weight in self._trained():
+            with deepspeed.zero.GatheredParameters([weight]) if self._stage == 3 else nullcontext():
+                if rank() == 0:
+                    found[name] = weight.detach().cpu().clone()
+        return found
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's state as `WEIGHT.exp_avg` and so on, on the first worker, empty on the others; all must call it."""
+        found = {}
+        for name, weight in self._trained():
+            for key in MOMENTS:
+                whole = safe_get_full_optimizer_state(weight, key) if self._stage else self._adam.state[weight][key]
+                if rank() == 0:
+                    found[f"{name}.{key}"] = whole.detach().cpu().clone()
+        return found
+
+    def restore_moments(self, moments: dict[str, Tensor], updates: int) -> None:
+        """Undo `moments` on a worker of a group of any size, after so many updates."""
+        self._begin_moments(updates)
+        for name, weight in self._trained():
+            for key in MOMENTS:
+                self._set_moment(weight, key, moments[f"{name}.{key}"])
+
+    def _begin_moments(self, updates: int) -> None:
+        """Moments of zero, made before the first step: DeepSpeed 0.19.8 would find only those of the first group."""
+        for flat in self._flat_weights():
+            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+            self._adam.state[flat] = {"step": torch.tensor(float(updates)), **zeros}
+        if self._stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _trained(self) -> Iterator[tuple[str, Parameter]]:
+        return ((name, weight) for name, weight in self.encoder.named_parameters() if weight.requires_grad)
+
+    def _flat_weights(self) -> list[Tensor]:
+        """The tensors under which the optimiser keeps its state."""
+        if self._stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [flat for group in self._adam.param_groups for flat in group["params"]]
+
+    def _set_moment(self, weight: Parameter, key: str, value: Tensor) -> None:
+        match self._stage:
+            case 0:
+                self._adam.state[weight][key].copy_(value)
+            case 3:
+                # Each worker holds one of equal parts, the last filled up with zeros.
+                size = safe_get_local_optimizer_state(weight, key).numel()
+                padded = torch.zeros(size * world_size(), dtype=value.dtype)
+                padded[: value.numel()] = value.flatten()
+                safe_set_local_optimizer_state(weight, padded[rank() * size : (rank() + 1) * size], key)
+            case _:
+                safe_set_full_optimizer_state(weight, value.to(weight.device), key)
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration. The caller alone says where a step ends, after any number of backward passes."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.gradient_clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }

@@ -1,0 +1,182 @@
+"""Labelled groups as training rows: one memory-mapped Arrow file that every worker reads by row number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from embedder.config.tasks import TaskSpec
+from embedder.data.records import content_id
+from embedder.labelling.rewards import is_flat
+from embedder.training.batch_plan import Part
+from embedder.training.scores import NO_KEY
+
+TRAINING_ROW = pa.schema(
+    [
+        ("task", pa.string()),
+        ("query", pa.string()),
+        ("candidates", pa.list_(pa.string())),
+        ("relevance", pa.list_(pa.int8())),
+        ("rewards", pa.list_(pa.float32())),
+        ("text_keys", pa.list_(pa.int64())),
+        ("id_keys", pa.list_(pa.int64())),
+        ("known_keys", pa.list_(pa.int64())),
+    ]
+)
+"""`relevance`: 1 known positive, 0 not known to be one; `rewards` may be null where the task's loss needs none;
+`text_keys`, `id_keys`: hashes of the candidates' texts and ids; `known_keys`: those of known positives of the query
+that are no candidates of the group, and of the query's own row, which as a worked example is a passage too."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This worker's share of a global batch: B queries with M candidates each (short groups are padded)."""
+
+    tasks: list[str]
+    """Name of each query's task."""
+    queries: list[str]
+    candidates: list[str]
+    """B x M texts, group by group; padding repeats the group's last candidate."""
+    reward_BM: Tensor
+    """0 where the task has none."""
+    positive_BM: Tensor
+    """True for known positives."""
+    valid_BM: Tensor
+    key_BM2: Tensor
+    """Hashes of each candidate's text and id, by which equal candidates are found over workers."""
+    known_BP: Tensor
+    """Hashes of what else is no negative of a query; NO_KEY fills up."""
+
+    def prompted(self, tasks: Mapping[str, TaskSpec]) -> list[str]:
+        """The texts to encode, each after its task's instruction: B queries, then B x M candidates."""
+        size = len(self.candidates) // len(self.queries)
+        texts = [tasks[name].instruction("query") + text for name, text in zip(self.tasks, self.queries, strict=True)]
+        return texts + [
+            tasks[self.tasks[k // size]].instruction("key") + text for k, text in enumerate(self.candidates)
+        ]
+
+
+def training_row(group: dict[str, Any], task: TaskSpec, known: frozenset[int] = frozenset()) -> dict[str, Any] | str:
+    """The training row of a labelled group, or why it cannot be trained on.
+
+    `known`: keys of all known positives of the query, wherever they were seen.
+    """
+    texts, rewards = group["candidate_texts"], group["rewards"]
+    if not texts:
+        return "no candidates"
+    text_keys, id_keys = candidate_keys(group)
+    relevance = [
+        int(bool(given) or not known.isdisjoint(keys))
+        for given, *keys in zip(group["relevance"], text_keys, id_keys, strict=True)
+    ]
+    if task.loss == "contrastive":
+        if not any(relevance):
+            return "no known positive for the contrastive loss"
+    elif rewards is None:
+        return f"no rewards: {group['error'] or 'not labelled'}"
+    elif task.skip_flat and is_flat(rewards):
+        return "all rewards are equal"
+    own_row = _key("id", group["dataset"], group["query_id"])
+    known_keys = sorted({*known, own_row}.difference(text_keys, id_keys))
+    values = (group["task"], group["query"], texts, relevance, rewards, text_keys, id_keys, known_keys)
+    return dict(zip(TRAINING_ROW.names, values, strict=True))
+
+
+def candidate_keys(group: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Hashes of a group's texts, and of its ids, which are ids of the dataset."""
+    texts = [_key("text", text) for text in group["candidate_texts"]]
+    return texts, [_key("id", group["dataset"], passage_id) for passage_id in group["candidate_ids"]]
+
+
+def known_positives(
+    groups: Iterable[dict[str, Any]], positive_ids: Mapping[tuple[str, str], Sequence[str]]
+) -> dict[tuple[str, str], frozenset[int]]:
+    """By (task, query text): the keys of all known positives.
+
+    Those that any group of the same query text has, and the ids that `positive_ids` names for (dataset, query_id),
+    of which a group takes only as many as it has room for.
+    """
+    found: dict[tuple[str, str], set[int]] = {}
+    for group in groups:
+        keys = found.setdefault((group["task"], group["query"]), set())
+        for given, *both in zip(group["relevance"], *candidate_keys(group), strict=True):
+            if given:
+                keys.update(both)
+        ids = positive_ids.get((group["dataset"], group["query_id"]), ())
+        keys.update(_key("id", group["dataset"], passage_id) for passage_id in ids)
+    return {query: frozenset(keys) for query, keys in found.items()}
+
+
+def _key(*parts: str) -> int:
+    """60 bits of a content hash."""
+    return int(content_id(*parts)[:15], 16)
+
+
+def write_training_rows(
+    groups: Sequence[dict[str, Any]],
+    tasks: Mapping[str, TaskSpec],
+    path: Path,
+    positive_ids: Mapping[tuple[str, str], Sequence[str]],
+) -> tuple[Counter[str], Counter[str]]:
+    """Write the usable groups sorted by task; returns rows by task, and left-out groups by task and reason.
+
+    `positive_ids`: by (dataset, query_id), the ids of known positives, in the group or not.
+    """
+    kept: list[dict[str, Any]] = []
+    left_out: Counter[str] = Counter()
+    known = known_positives(groups, positive_ids)
+    for group in groups:
+        row = training_row(group, tasks[group["task"]], known[group["task"], group["query"]])
+        if isinstance(row, str):
+            left_out[f"{group['task']}: {row}"] += 1
+        else:
+            kept.append(row)
+    kept.sort(key=lambda row: str(row["task"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, TRAINING_ROW) as writer:
+        writer.write_table(pa.Table.from_pylist(kept, schema=TRAINING_ROW))
+    return Counter(row["task"] for row in kept), left_out
+
+
+class TrainingRows:
+    """Rows by task and number; the file stays on disk and only the rows asked for are decoded."""
+
+    def __init__(self, path: Path) -> None:
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self.sizes: dict[str, int] = {}
+        self._first: dict[str, int] = {}
+        for position, task in enumerate(self._table["task"].to_pylist()):
+            self._first.setdefault(task, position)
+            self.sizes[task] = self.sizes.get(task, 0) + 1
+        self.group_size: int = pc.max(pc.list_value_length(self._table["candidates"])).as_py() or 0
+        """M, candidates of the largest group."""
+
+    def batch(self, parts: Sequence[Part]) -> Batch:
+        """The batch of some rows, in their order, padded to the largest group."""
+        places = [self._first[part.task] + row for part in parts for row in part.rows]
+        taken = self._table.take(pa.array(places)).to_pylist()
+        shape = (len(taken), self.group_size)
+        reward_BM = torch.zeros(shape)
+        positive_BM, valid_BM = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+        key_BM2 = torch.full((*shape, 2), NO_KEY)
+        known_BP = torch.full((len(taken), max((len(row["known_keys"]) for row in taken), default=0)), NO_KEY)
+        candidates: list[str] = []
+        for i, row in enumerate(taken):
+            count = len(row["candidates"])
+            valid_BM[i, :count] = True
+            positive_BM[i, :count] = torch.tensor(row["relevance"], dtype=torch.bool)
+            if row["rewards"] is not None:
+                reward_BM[i, :count] = torch.tensor(row["rewards"])
+            key_BM2[i, :count] = torch.tensor([row["text_keys"], row["id_keys"]]).T
+            known_BP[i, : len(row["known_keys"])] = torch.tensor(row["known_keys"], dtype=torch.long)
+            candidates += row["candidates"] + [row["candidates"][-1]] * (self.group_size - count)
+        names, queries = [row["task"] for row in taken], [row["query"] for row in taken]
+        return Batch(names, queries, candidates, reward_BM, positive_BM, valid_BM, key_BM2, known_BP)

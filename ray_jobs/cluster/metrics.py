@@ -1,0 +1,106 @@
+"""What can be seen of a job: metrics for Prometheus while it runs, through Ray, and what it held when it has ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import ray
+from ray.util.metrics import Gauge
+from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
+
+from embedder.console import Counter, progress
+from embedder.run.stage_report import console
+
+LOOK_EVERY_S = 2.0
+MOST_ACTORS = 10_000
+TAGS = ("run", "work")
+DONE = "embedder_job_rows_done"
+TOTAL = "embedder_job_rows"
+
+
+@contextmanager
+def tracked(work: str, total: int) -> Iterator[Counter]:
+    """As `progress`; also the gauges `embedder_job_rows_done` and `embedder_job_rows`, by job and piece of work."""
+    tags = {"run": ray.get_runtime_context().get_job_id(), "work": work}
+    done, of = Gauge(DONE, "Rows of a piece of work that are done.", TAGS), Gauge(TOTAL, "Rows of it.", TAGS)
+    of.set(total, tags)
+    with progress(work, total, console(), lambda count: done.set(count, tags)) as counter:
+        yield counter
+
+
+class Bill:
+    """What the actors of this driver hold while a block runs: CPU-hours and GPU-hours.
+
+    Looks every few seconds, so that a pool that grows and shrinks is billed for what it held; what one look misses, as
+    while a cluster is still starting, the next one stands for. Tasks, which live for a moment, are not in it, nor is
+    the time in which an actor waits for a node or loads its model.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.held: dict[str, float] | None = None
+        """Resource-seconds; null while the cluster has not told."""
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Bill:
+        self._began = time.monotonic()
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._watcher.join()
+        self.seconds = time.monotonic() - self._began
+
+    def record(self) -> dict[str, float | None]:
+        """For the report of the stage."""
+        hours = {name: None if self.held is None else self.held[name] / 3600 for name in ("CPU", "GPU")}
+        return {"seconds": self.seconds, "cpu_hours": hours["CPU"], "gpu_hours": hours["GPU"]}
+
+    def line(self) -> str:
+        """For the user."""
+        if self.held is None:
+            return f"bill: {self.seconds:,.0f} s; what actors held is not known, the cluster did not tell"
+        cpu, gpu = self.held["CPU"] / 3600, self.held["GPU"] / 3600
+        return f"bill: {cpu:,.3g} CPU-hours and {gpu:,.3g} GPU-hours held by actors, {self.seconds:,.0f} s"
+
+    def _watch(self) -> None:
+        job, last = ray.get_runtime_context().get_job_id(), time.monotonic()
+        is_last = False
+        while not is_last:
+            is_last = self._ended.wait(LOOK_EVERY_S)
+            found, now = held_by_actors(job), time.monotonic()
+            if found is not None:
+                held = self.held or dict.fromkeys(found, 0.0)
+                self.held = {name: held[name] + found[name] * (now - last) for name in found}
+                last = now
+
+
+def held_by_actors(job: str) -> dict[str, float] | None:
+    """CPUs and GPUs that the living actors of a job hold; null where the cluster does not tell."""
+    try:
+        actors = list_actors(
+            address=ray.get_runtime_context().gcs_address,
+            filters=[("job_id", "=", job), ("state", "=", "ALIVE")],
+            limit=MOST_ACTORS,
+            detail=True,
+            timeout=10,
+        )
+    except (RayStateApiException, ConnectionError):
+        return None
+    held = {"CPU": 0.0, "GPU": 0.0}
+    for actor in actors:
+        for name, amount in (actor.required_resources or {}).items():
+            # An actor of a placement group has CPU_group_0_ID beside CPU_group_ID.
+            kind, _, group = name.partition("_group_")
+            if kind in held and "_" not in group:
+                held[kind] += amount
+    return held

@@ -1,0 +1,160 @@
+"""What every job shares: its three options, its errors, and the connection to Ray."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayTaskError
+
+from embedder.config.load import load_run
+from embedder.config.run import RunConfig
+from embedder.errors import ConfigError, EmbedderError
+from embedder.run.cost import Work, measured_rate
+from embedder.run.stage_report import StageReport, console
+from embedder.storage.mirror import workplace
+from ray_jobs.cluster.metrics import Bill
+
+logger = logging.getLogger(__name__)
+
+SPARE_CPUS = 2
+"""Logical CPUs a local Ray gets beyond the cores, for reading and coordination while actors hold the others."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage: what it checks before it starts, and what it does."""
+
+    stage: str
+    manual: str
+    check: Callable[[RunConfig], Work]
+    """Raises an EmbedderError on bad input; loads no model and starts nothing."""
+    run: Callable[[RunConfig], StageReport]
+    rehearse: Callable[[RunConfig], list[str]] | None = None
+    """Does a sample of the work on this machine, for the lines of a dry run; takes no cluster."""
+    streams_objects: Callable[[RunConfig], bool] = lambda config: False
+    """Whether it reads and writes an object store itself; else it works in a mirror of it (embedder.storage.mirror)."""
+
+
+def make_parser(job: Job) -> argparse.ArgumentParser:
+    """The three options that every job takes."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m ray_jobs.{job.stage}",
+        description=job.manual,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="run file (YAML)")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check, print the resolved run file and the work ahead, stop"
+    )
+    return parser
+
+
+def main(job: Job, arguments: Sequence[str] | None = None) -> None:
+    """Run a job from the command line; exit status 2 and one line for an error the user can mend."""
+    options = make_parser(job).parse_args(arguments)
+    try:
+        given = load_run(options.config, options.set)
+        refuse_temporary_paths(given)
+        at_work = nullcontext(given) if job.streams_objects(given) else workplace(given, writes=not options.dry_run)
+        with at_work as config:
+            work = job.check(config)
+            if options.dry_run:
+                print_dry_run(given, work)
+                for line in job.rehearse(config) if job.rehearse else []:
+                    console().print(f"{job.stage}: {line}", markup=False)
+                return
+            run_stage(job, config, work)
+    except EmbedderError as error:
+        # An error of a Ray task arrives as its own class with the remote traceback as its text.
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        console().print(f"error: {cause}", markup=False)
+        sys.exit(2)
+
+
+def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
+    """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
+    connect()
+    out = console()
+    out.rule(f"{job.stage}")
+    if work.flops:
+        out.print(f"{job.stage}: {work.estimate()}", markup=False)
+    logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
+    with Bill() as bill:
+        report = job.run(config)
+    report.seconds = report.seconds or bill.seconds
+    report.details["estimate"] = {"flops": work.flops, "gpu_hours": work.gpu_hours}
+    report.details["bill"] = bill.record()
+    logger.info("stage ended", extra={"stage": job.stage, "rows": report.rows, "unit": report.unit, **bill.record()})
+    report.lines.append(bill.line())
+    report.write(config.paths.reports)
+    for line in report.lines:
+        out.print(f"  {line}", markup=False)
+    rate = report.rows / report.seconds if report.seconds else 0.0
+    out.print(f"{job.stage}: {report.rows:,} {report.unit} in {report.seconds:,.1f} s ({rate:,.1f}/s)", markup=False)
+    return report
+
+
+def print_dry_run(config: RunConfig, work: Work) -> None:
+    """Print the resolved run file, the work ahead and its cost, and start nothing."""
+    out = console()
+    out.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
+    for line in work.lines:
+        out.print(f"{work.stage}: {line}", markup=False)
+    rate = measured_rate()
+    out.print(
+        f"{work.stage}: {work.estimate()}; this machine's matrix product runs at {rate / 1e9:,.0f} GFLOP/s, so at 60 % "
+        f"of it {work.flops / (0.6 * rate) / 60:,.1f} minutes here",
+        markup=False,
+    )
+
+
+def refuse_temporary_paths(config: RunConfig) -> None:
+    """A submitted job runs in a temporary copy of the working directory, where its output would be lost.
+
+    Raises:
+        ConfigError: `paths.work` or `paths.cache` lies inside that copy.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    for name in ("work", "cache"):
+        path = getattr(config.paths, name)
+        if isinstance(path, Path) and "runtime_resources" in path.parts:
+            raise ConfigError(
+                f"paths.{name} is {path}, inside this job's temporary copy; give an absolute, shared path"
+            )
+
+
+def connect() -> None:
+    """Connect to the cluster RAY_ADDRESS names (a submitted job has it set), or start a local one."""
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            # A line of JSON for each event, with the ids of job, node and worker, here and in the logs of all workers.
+            ray.init(log_to_driver=False, logging_config=ray.LoggingConfig(encoding="JSON"))
+        else:
+            ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    # Its second way of reading Parquet asks actors for the footers, and fails when the node of one dies.
+    context.use_datasource_v2 = False
+    for noisy in ("ray.train", "ray.data"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def actor_pool(
+    num_actors: int, gpus_per_actor: float, cpus_per_actor: float = 1, min_actors: int | None = None
+) -> dict[str, Any]:
+    """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits."""
+    resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": cpus_per_actor}
+    return {"compute": ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors), **resources}

@@ -1,0 +1,260 @@
+"""The labelling work ahead: candidate files, row group by row group, cut into the same units in every run.
+
+However many rows there are, memory holds one row group (1,024 rows, as `mine` writes them) and 16 bytes an id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from embedder.config.run import RunConfig
+from embedder.data.ledger import Ledger
+from embedder.data.records import GROUP, group_id, open_parquet
+from embedder.data.row_ids import RowIds
+from embedder.errors import DataError
+from embedder.labelling.labeller import unrewarded
+from embedder.labelling.units import Unit, join_units, plan_units
+from embedder.run.cost import tokens_of
+from embedder.storage.object_store import AnyPath
+from ray_jobs.cluster.tables import candidate_files
+
+BLOCK = pa.schema(
+    [("file", pa.string()), ("row_group", pa.int32()), ("units", pa.list_(pa.int32())), ("rows", pa.int32())]
+)
+"""Units of one row group that are committed together, by their place in `paths.candidates`; `rows` of their groups are
+in no block yet. The content is read where it is labelled."""
+
+PARTS_AN_ACTOR = 64
+"""Into how many parts the blocks of an actor are cut: enough to share them evenly, few enough to hold in memory."""
+
+
+@dataclass(frozen=True)
+class GroupRows:
+    """The groups of one row group of a candidate file."""
+
+    groups: list[dict[str, Any]]
+    unreadable: dict[int, str]
+    """Why some of them are damaged; these stand among the groups with the damage made visible."""
+
+    def without_rewards(self, position: int, config: RunConfig, fingerprint: str) -> dict[str, Any]:
+        """A group as a labelled row without rewards, which says why if it is damaged."""
+        group = self.groups[position]
+        row = unrewarded(group, config.tasks[group["task"]], fingerprint)
+        return {**row, "error": self.unreadable.get(position)}
+
+
+def read_row_group(path: AnyPath, number: int) -> GroupRows:
+    """Read one row group; text that is no valid UTF-8 spoils its own row only.
+
+    Raises:
+        DataError: the file is unreadable or its columns are not those of a group.
+    """
+    try:
+        with open_parquet(path) as file:
+            table = file.read_row_group(number, columns=GROUP.names)
+        if table.column_names != GROUP.names:
+            raise DataError(f"{path}: columns {table.column_names}, expected {GROUP.names}; run mine again")
+        table = table.cast(GROUP)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: not a readable Parquet file of groups ({reason}); run mine again") from error
+    try:
+        return GroupRows(table.to_pylist(), {})
+    except UnicodeDecodeError:
+        return _read_damaged(table)
+
+
+def _read_damaged(table: pa.Table) -> GroupRows:
+    binary = {pa.string(): pa.binary(), pa.list_(pa.string()): pa.list_(pa.binary())}
+    as_bytes = pa.schema([(one.name, binary.get(one.type, one.type)) for one in GROUP])
+    groups, unreadable = [], {}
+    for position, row in enumerate(table.cast(as_bytes).to_pylist()):
+        group = {name: _decoded(value, "replace") for name, value in row.items()}
+        groups.append(group)
+        try:
+            _decoded(list(row.values()), "strict")
+        except UnicodeDecodeError as error:
+            unreadable[position] = f"text is not valid UTF-8 ({error.reason} at byte {error.start})"
+    return GroupRows(groups, unreadable)
+
+
+def _decoded(value: Any, errors: str) -> Any:  # noqa: ANN401
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors)
+    return [_decoded(item, errors) for item in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class PlannedRows:
+    """A row group cut into units."""
+
+    rows: GroupRows
+    ids: list[str]
+    """Of its groups, by position."""
+    units: list[Unit]
+
+    def ids_of(self, units: Sequence[Unit]) -> list[str]:
+        """The ids of the groups of some units, in the order in which they are committed."""
+        return [self.ids[position] for unit in units for position in unit]
+
+    def task_of(self, unit: Unit) -> str:
+        """The one task of a unit."""
+        return str(self.rows.groups[unit[0]]["task"])
+
+
+class Planner:
+    """Reads row groups and cuts them into units: a pure function of the rows, the selection and `label.unit_groups`."""
+
+    def __init__(self, config: RunConfig, selected: RowIds | None) -> None:
+        self.config, self.selected = config, selected
+        self._place: tuple[AnyPath, int] | None = None
+        self._planned: PlannedRows | None = None
+
+    def read(self, path: AnyPath, number: int) -> PlannedRows:
+        """One row group, without the groups of tasks with a reward that are not selected; the last one read is kept.
+
+        Raises:
+            DataError: the file is unreadable, or names an unknown task.
+        """
+        if self._planned is None or self._place != (path, number):
+            self._planned, self._place = self._plan(path, number), (path, number)
+        return self._planned
+
+    def _plan(self, path: AnyPath, number: int) -> PlannedRows:
+        rows = read_row_group(path, number)
+        tasks = self.config.tasks
+        for group in rows.groups:
+            if group["task"] not in tasks:
+                where = f"task {group['task']!r} of query {group['query_id']!r}"
+                raise DataError(f"{path}: {where} is unknown; known are {sorted(tasks)}")
+        ids = [group_id(group) for group in rows.groups]
+        chosen = list(range(len(ids)))
+        if self.selected is not None:
+            inside = self.selected.contains(ids)
+            chosen = [i for i in chosen if inside[i] or tasks[rows.groups[i]["task"]].reward == "none"]
+        units = plan_units([rows.groups[position] for position in chosen], self.config.label.unit_groups)
+        return PlannedRows(rows, ids, [[chosen[i] for i in unit] for unit in units])
+
+
+@dataclass
+class TaskWork:
+    """What there is of one task."""
+
+    groups: int = 0
+    ahead: int = 0
+    """Groups that no block holds yet."""
+    pairs: int = 0
+    """Query and candidate pairs ahead."""
+    tokens: float = 0.0
+    """Estimated tokens of these that the LLM must read."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All groups to be labelled, and those ahead."""
+
+    expected: RowIds
+    before: int
+    """How many of these a block holds."""
+    tasks: dict[str, TaskWork]
+    plain: list[tuple[AnyPath, int]]
+    """Row groups that have rows ahead of tasks without a reward: (path, number)."""
+    blocks: pa.Table
+    """Blocks ahead of the other tasks, rows of BLOCK."""
+    selected: RowIds | None
+    """The groups of tasks with a reward that are not left out; None: all of them."""
+
+
+def row_groups(config: RunConfig) -> Iterator[tuple[AnyPath, int]]:
+    """Every row group of every candidate file: (path, number).
+
+    Raises:
+        DataError: `mine` has not run, or a file is unreadable.
+    """
+    for path in candidate_files(config):
+        try:
+            with open_parquet(path) as file:
+                count = file.num_row_groups
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: not a readable Parquet file; run mine again") from error
+        yield from ((path, number) for number in range(count))
+
+
+def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds | None = None) -> Survey:
+    """Read all candidates once and tell what no block of a ledger holds yet, in blocks of about `block_rows` groups.
+
+    With `selected`, groups of tasks with a reward are left out unless they are among these.
+
+    Raises:
+        DataError: a candidate file is unreadable, names an unknown task, or `mine` has not run.
+    """
+    done = ledger.row_ids()
+    tasks: dict[str, TaskWork] = {}
+    plain: list[tuple[AnyPath, int]] = []
+    blocks = [BLOCK.empty_table()]
+    planner = Planner(config, selected)
+
+    def read() -> Iterator[list[str]]:
+        for path, number in row_groups(config):
+            planned = planner.read(path, number)
+            is_ahead = ~done.contains(planned.ids)
+            ahead: list[int] = []
+            for number_of_unit, unit in enumerate(planned.units):
+                task = planned.task_of(unit)
+                fresh = [planned.rows.groups[position] for position in unit if is_ahead[position]]
+                _count(config, task, tasks.setdefault(task, TaskWork()), len(unit), fresh)
+                if fresh and config.tasks[task].reward != "none":
+                    ahead.append(number_of_unit)
+                elif fresh and (path, number) not in plain[-1:]:
+                    plain.append((path, number))
+            joined = join_units([planned.units[number_of_unit] for number_of_unit in ahead], block_rows)
+            blocks.append(_blocks(joined, ahead, is_ahead, (path.name, number)))
+            yield planned.ids_of(planned.units)
+
+    expected = RowIds(read())
+    before = len(expected) - expected.missing_from(done)[0]
+    return Survey(expected, before, tasks, plain, pa.concat_tables(blocks).combine_chunks(), selected)
+
+
+def _blocks(
+    joined: list[list[Unit]], ahead: list[int], is_ahead: NDArray[np.bool_], place: tuple[str, int]
+) -> pa.Table:
+    """Rows of BLOCK for the units ahead of one row group, whose numbers are `ahead`."""
+    numbers = iter(ahead)
+    rows = [
+        {
+            "file": place[0],
+            "row_group": place[1],
+            "units": [next(numbers) for _ in block],
+            "rows": sum(bool(is_ahead[position]) for unit in block for position in unit),
+        }
+        for block in joined
+    ]
+    return pa.Table.from_pylist(rows, BLOCK)
+
+
+def in_parts(blocks: pa.Table, num_actors: int) -> list[pa.Table]:
+    """Blocks cut into tables, `PARTS_AN_ACTOR` an actor."""
+    size = max(1, blocks.num_rows // (PARTS_AN_ACTOR * num_actors))
+    return [blocks.slice(i, size) for i in range(0, blocks.num_rows, size)]
+
+
+def _count(config: RunConfig, task: str, work: TaskWork, groups: int, fresh: list[dict[str, Any]]) -> None:
+    """Count a unit of one task; `fresh` are its groups that no block holds."""
+    spec = config.tasks[task]
+    work.groups += groups
+    work.ahead += len(fresh)
+    if spec.reward == "none":
+        return
+    outputs = (config.label.num_samples if spec.reward == "rank" else 0) + 1
+    for group in fresh:
+        count = len(group["candidate_ids"])
+        work.pairs += count
+        characters = sum(map(len, group["candidate_texts"])) + len(group["query"]) * (count + 1)
+        work.tokens += tokens_of(characters) + (count + 2) * outputs * spec.max_output_tokens

@@ -1,0 +1,74 @@
+"""What labels depend on, kept beside them, so that those of two LLMs, prompts or seeds are never mixed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from embedder.config.run import RunConfig
+from embedder.data.records import write_json
+from embedder.errors import ConfigError
+
+RECOMPUTING = "being recomputed"
+"""Stands for every task's reward while blocks hold old and new rewards."""
+
+
+@dataclass(frozen=True)
+class LabelTerms:
+    """`fingerprint` of the log-likelihoods (LLM, prompts, sampling, seed), and the kind of reward made from them."""
+
+    fingerprint: str
+    rewards: dict[str, str]
+
+
+def known_terms(config: RunConfig) -> LabelTerms | None:
+    """The terms of the labels that are there; None if there are none."""
+    path = config.paths.labelled / "fingerprint.json"
+    if not path.is_file():
+        return None
+    return LabelTerms(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def check_terms(config: RunConfig, wanted: LabelTerms) -> None:
+    """Refuse to add labels to those of other terms.
+
+    Raises:
+        ConfigError: with both fingerprints, or the tasks whose reward differs.
+    """
+    known = known_terms(config)
+    if known is None:
+        if config.label.recompute:
+            raise ConfigError(f"{config.paths.labelled}: no labels to recompute; run label without label.recompute")
+        return
+    if known.fingerprint != wanted.fingerprint:
+        raise ConfigError(
+            f"{config.paths.labelled}: holds labels {known.fingerprint}, this run file would make {wanted.fingerprint} "
+            "(another LLM, prompt, sampling or seed); remove that folder or choose another paths.work"
+        )
+    differs = {
+        task: f"{known.rewards[task]} -> {reward}"
+        for task, reward in wanted.rewards.items()
+        if known.rewards.get(task, reward) != reward
+    }
+    if differs and not config.label.recompute:
+        raise ConfigError(
+            f"{config.paths.labelled}: the reward of {differs} changed; add --set label.recompute=true to recompute "
+            "rewards from the stored log-likelihoods"
+        )
+    unscored = [task for task, change in differs.items() if change.startswith("none ->") or change.endswith("-> none")]
+    if unscored:
+        raise ConfigError(
+            f"{config.paths.labelled}: tasks {unscored} change from or to no reward, which stored scores cannot "
+            "give; choose another paths.work"
+        )
+
+
+def agree_on_terms(config: RunConfig, wanted: LabelTerms) -> None:
+    """Note what the labels depend on, before the first of them is made."""
+    write_json(asdict(wanted), config.paths.labelled / "fingerprint.json")
+
+
+def open_terms(config: RunConfig, wanted: LabelTerms) -> None:
+    """Note that rewards are mixed for now: until `agree_on_terms`, only a recomputation may run."""
+    mixed = {task: reward if reward == "none" else RECOMPUTING for task, reward in wanted.rewards.items()}
+    write_json(asdict(LabelTerms(wanted.fingerprint, mixed)), config.paths.labelled / "fingerprint.json")

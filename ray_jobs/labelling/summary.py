@@ -1,0 +1,79 @@
+"""What a labelling run leaves beside the labels: the summary, the report page, and the export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from embedder.config.run import RunConfig
+from embedder.data.row_ids import RowIds
+from embedder.errors import LabelError
+from embedder.labelling.exchange import write_reference
+from embedder.labelling.label_page import write_report
+from embedder.labelling.label_statistics import LabelCost, LabelStatistics
+from embedder.run.stage_report import StageReport
+from ray_jobs.cluster.tables import labelled_ledger
+
+COUNTS = {"groups", "rewarded", "errors"}
+
+
+def report_labels(
+    config: RunConfig, expected: RowIds, before: int, cost: LabelCost | None, lines: list[str]
+) -> StageReport:
+    """Count what is labelled, write the report and the export.
+
+    Raises:
+        LabelError: rows are missing, or more of them could not be scored than `label.max_error_share` allows.
+    """
+    statistics = LabelStatistics(config.label.seed)
+    rows, errors, first = 0, 0, ""
+    for row in _rows(config, expected):
+        statistics.add(row)
+        rows += 1
+        if row["error"]:
+            errors, first = errors + 1, first or f"{row['query_id']!r}: {row['error']}"
+    if rows != len(expected):
+        raise LabelError(f"{config.paths.labelled}: {rows:,} of {len(expected):,} groups; run the job again")
+    page = write_report(statistics, cost, config.paths.reports, config.paths.work.name)
+    summary = {task: one.shares() for task, one in statistics.tasks.items()}
+    report = StageReport("label", rows, "groups", details={"tasks": summary, "labelled_before": before})
+    repeated = labelled_ledger(config).count_duplicates()
+    report.lines = [
+        *lines,
+        f"{len(expected):,} groups in = {rows:,} out; {before:,} were labelled before this run; "
+        f"{repeated:,} repeated in blocks and counted once",
+        *(_task_line(task, values) for task, values in summary.items()),
+    ]
+    if cost is not None and cost.pairs:
+        share = cost.peak_share
+        report.lines.append(
+            f"{cost.pairs:,} pairs, {cost.pairs_per_s:,.1f} pairs/s, {cost.tokens_per_s:,.0f} tokens/s, "
+            f"{'unknown' if share is None else f'{share:.0%}'} of the peak of {cost.actors} actors"
+        )
+        report.details["cost"] = cost.numbers()
+    if config.label.export is not None:
+        written = write_reference(_rows(config, expected), config.label.export)
+        report.lines.append(
+            f"{config.label.export}: {written.rows:,} groups, {written.rewarded:,} with teacher_scores, "
+            f"{written.failed:,} failed and {written.plain:,} of tasks without a reward have none"
+        )
+    report.lines.append(f"report: {page}")
+    if errors > config.label.max_error_share * max(1, rows):
+        raise LabelError(
+            f"{errors} of {rows} groups could not be scored, more than label.max_error_share allows; first {first}; "
+            f"see {page}"
+        )
+    return report
+
+
+def _rows(config: RunConfig, expected: RowIds) -> Iterator[dict[str, Any]]:
+    for table in labelled_ledger(config).stream(expected):
+        yield from table.to_pylist()
+
+
+def _task_line(task: str, values: dict[str, float]) -> str:
+    shares = ", ".join(f"{name} {value:.0%}" for name, value in values.items() if name not in COUNTS)
+    return (
+        f"{task}: {values['groups']:,.0f} groups, {values['rewarded']:,.0f} rewarded, {values['errors']:,.0f} errors"
+        + (f"; {shares}" if shares else "")
+    )

@@ -1,0 +1,126 @@
+"""Labels that no LLM makes in this run: imported, recomputed from stored log-likelihoods, or a reranker's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedder.config.run import RunConfig
+from embedder.data.records import content_id
+from embedder.data.row_ids import RowIds
+from embedder.errors import ConfigError, DataError, LabelError
+from embedder.labelling.exchange import fingerprint_of_import, import_into
+from embedder.labelling.rewards import group_rewards
+from embedder.run.cost import Work
+from embedder.run.lineage import LINEAGE
+from embedder.storage.object_store import AnyPath
+from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.tables import labelled_ledger, llm_ledger
+from ray_jobs.labelling.provenance import LabelTerms, agree_on_terms, check_terms, known_terms, open_terms
+from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, train_reranker
+
+IMPORTED_ROWS = 1024
+"""Imported groups that are committed together."""
+
+
+@dataclass(frozen=True)
+class ImportedRewards:
+    """What an import did, for the report."""
+
+    imported_before: int
+    lines: list[str]
+
+
+def _imported(config: RunConfig) -> AnyPath:
+    if config.label.imported is None:
+        raise ConfigError("label.teacher is 'imported', but label.imported names no file")
+    return config.label.imported
+
+
+def check_import(config: RunConfig) -> Work:
+    """The file exists and its rewards would not mix with others."""
+    check_terms(config, LabelTerms(fingerprint_of_import(_imported(config)), {}))
+    return Work("label", [f"rewards are read from {config.label.imported}"], 0.0)
+
+
+def import_rewards(config: RunConfig) -> ImportedRewards:
+    """Commit the rows of the file.
+
+    Raises:
+        DataError: more than `label.max_error_share` of its rows are rejected.
+    """
+    path = _imported(config)
+    terms = LabelTerms(fingerprint_of_import(path), {})
+    agree_on_terms(config, terms)
+    rejected = config.paths.labelled / "rejected"
+    found = import_into(llm_ledger(config), path, config.tasks, terms.fingerprint, IMPORTED_ROWS, rejected)
+    lines = [
+        f"{path}: {found.rows_in:,} rows in = {found.imported:,} imported + {found.imported_before:,} before + "
+        f"{found.rejected:,} rejected (to {rejected}); {found.repeated_candidates:,} repeated candidates left out"
+    ]
+    if found.rejected > config.label.max_error_share * found.rows_in:
+        raise DataError(f"{lines[0]}; that is more than label.max_error_share allows; first: {found.first_rejected}")
+    return ImportedRewards(found.imported_before, lines)
+
+
+def recompute_rewards(config: RunConfig, terms: LabelTerms) -> int:
+    """Recompute every reward from the stored log-likelihoods, block by block; returns the rows.
+
+    Raises:
+        LabelError: a task wants ranks, but its outputs were never sampled.
+    """
+    ledger = llm_ledger(config)
+    known = known_terms(config)
+    unsampled = {task for task, reward in (known.rewards if known else {}).items() if reward in {"likelihood", "lift"}}
+    wanted = {task for task in unsampled if terms.rewards.get(task) == "rank"}
+    if wanted and not _has_samples(config, wanted):
+        raise LabelError(
+            f"tasks {sorted(wanted)} have no sampled outputs to rank among; label them into another folder"
+        )
+    open_terms(config, terms)
+    rows = 0
+    with tracked("recompute", ledger.row_ids().total) as counter:
+        for count in ledger.replace(lambda block: [_recomputed(row, terms.rewards) for row in block]):
+            rows += count
+            counter.advance(count)
+    agree_on_terms(config, terms)
+    return rows
+
+
+def _has_samples(config: RunConfig, tasks: set[str]) -> bool:
+    ledger = llm_ledger(config)
+    for table in ledger.stream(ledger.row_ids()):
+        for row in table.select(["task", "outputs"]).to_pylist():
+            if row["task"] in tasks and row["outputs"] and len(row["outputs"]) > 1:
+                return True
+    return False
+
+
+def _recomputed(row: dict[str, Any], rewards: dict[str, str]) -> dict[str, Any]:
+    kind = rewards.get(row["task"], row["reward"])
+    if row["scores"] is None or row["error"] is not None:
+        return {**row, "reward": kind}
+    return {**row, "reward": kind, "rewards": group_rewards(kind, row["base_scores"], row["scores"])}
+
+
+def rerank(config: RunConfig, llm_fingerprint: str) -> tuple[RowIds, list[str]]:
+    """Train the cross-encoder on the LLM's rewards and let it reward every group; their ids, and lines to report."""
+    model = train_reranker(config, llm_ledger(config).read())
+    fingerprint = content_id(llm_fingerprint, (model / LINEAGE).read_text(encoding="utf-8"))[:16]
+    expected = score_with_reranker(config, labelled_ledger(config), fingerprint)
+    _pass_on_plain(config)
+    return expected, reranker_lines(model)
+
+
+def _pass_on_plain(config: RunConfig) -> None:
+    """Groups of tasks without a reward stand in the reranker's ledger as they are."""
+    ledger, llm = labelled_ledger(config), llm_ledger(config)
+    known = ledger.row_ids()
+    for table in llm.stream(llm.row_ids()):
+        plain = table.filter(pc.equal(table["reward"], "none"))
+        fresh = plain.filter(pa.array(~known.contains(plain["row_id"].to_pylist()), pa.bool_()))
+        if fresh.num_rows:
+            ledger.commit(fresh)

@@ -1,0 +1,101 @@
+"""Rankings of a dataset's passages for its queries: dense over vector blocks sharded by Ray Data, and lexical."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from embedder.config.run import RunConfig
+from embedder.data.records import PASSAGE, VECTOR, Split, parquet_files, read_tables
+from embedder.mining.dense import merge, search_block
+from embedder.mining.lexical import LexicalIndex, Ranking
+from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries, query_table
+from ray_jobs.retrieval.vectors import VectorStore, vector_matrix
+
+SEARCH_ROWS = 16_384
+"""Passage vectors that are searched together: 25 MB at 384 dimensions."""
+
+PARTIAL = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("ids", pa.list_(pa.list_(pa.string()))),
+        ("scores", pa.list_(pa.list_(pa.float64()))),
+    ]
+)
+"""The best passages of one block for every query of a dataset, in the order of its queries."""
+
+
+@dataclass(frozen=True)
+class DatasetQueries:
+    """What a block of one dataset's passages is searched for."""
+
+    query_ids: list[str]
+    query_QD: np.ndarray
+    pools: list[set[str] | None]
+    valid: set[str]
+    """Row ids of the passages as they are now; vectors of earlier texts are skipped."""
+
+
+def load_queries(config: RunConfig, store: VectorStore, split: Split) -> dict[str, DatasetQueries]:
+    """The queries of all datasets that have some in this split."""
+    loaded = {}
+    for dataset in datasets(config):
+        table = query_table(config, split, dataset)
+        if table.num_rows:
+            vectors = store.read(dataset, "query", store.keys(table, "query"))
+            valid = set(store.keys(read_tables(corpus_files(config, dataset), PASSAGE), "key"))
+            pools = [None if pool is None else set(pool) for pool in table["pool_ids"].to_pylist()]
+            loaded[dataset] = DatasetQueries(table["query_id"].to_pylist(), vectors, pools, valid)
+    return loaded
+
+
+def dense_rankings(config: RunConfig, store: VectorStore, split: Split, depth: int) -> dict[str, dict[str, Ranking]]:
+    """By dataset and query id: the `depth` best passages by the vectors of one encoder, exact, ties by id."""
+    loaded = load_queries(config, store, split)
+    files = [str(path) for dataset in loaded for path in parquet_files(store.ledger(dataset, "key").folder)]
+    merged: dict[str, list[Ranking]] = {dataset: [[] for _ in loaded[dataset].query_ids] for dataset in loaded}
+    if files:
+        partial = ray.data.read_parquet(files, columns=VECTOR.names).map_batches(
+            search_blocks, fn_args=(ray.put(loaded), depth), batch_size=SEARCH_ROWS, batch_format="pyarrow"
+        )
+        for row in partial.iter_rows():
+            rankings = merged[row["dataset"]]
+            for i, (ids, scores) in enumerate(zip(row["ids"], row["scores"], strict=True)):
+                rankings[i] = merge(rankings[i], list(zip(ids, scores, strict=True)), depth)
+    return {name: dict(zip(loaded[name].query_ids, rankings, strict=True)) for name, rankings in merged.items()}
+
+
+def search_blocks(block: pa.Table, reference: ray.ObjectRef, depth: int) -> pa.Table:
+    """Ray Data function: the best passages of one block of vectors, a row for each dataset in it."""
+    loaded: dict[str, DatasetQueries] = ray.get(reference)
+    rows = []
+    for dataset in sorted(set(block["dataset"].to_pylist())):
+        asked = loaded[dataset]
+        owners, row_ids = block["dataset"].to_pylist(), block["row_id"].to_pylist()
+        current = [owner == dataset and row_id in asked.valid for owner, row_id in zip(owners, row_ids, strict=True)]
+        kept = block.filter(pa.array(current))
+        if kept.num_rows:
+            ids = kept["id"].to_pylist()
+            rankings = search_block(asked.query_QD, asked.pools, ids, vector_matrix(kept), depth)
+            found = [[passage_id for passage_id, _ in ranking] for ranking in rankings]
+            scores = [[score for _, score in ranking] for ranking in rankings]
+            rows.append({"dataset": dataset, "ids": found, "scores": scores})
+    return pa.Table.from_pylist(rows, schema=PARTIAL)
+
+
+def lexical_rankings(config: RunConfig, split: Split, dataset: str, depth: int) -> ray.ObjectRef:
+    """The same by BM25, as a Ray task that indexes the dataset's passages."""
+    return ray.remote(num_cpus=1)(_lexical).remote(config, split, dataset, depth)
+
+
+def _lexical(config: RunConfig, split: Split, dataset: str, depth: int) -> dict[str, Ranking]:
+    rows = queries(config, split, dataset)
+    if not rows:
+        return {}
+    passages = passage_texts(config, dataset)
+    index = LexicalIndex(list(passages), list(passages.values()))
+    found = index.search([row["query"] for row in rows], [row["pool_ids"] for row in rows], depth)
+    return {row["query_id"]: ranking for row, ranking in zip(rows, found, strict=True)}

@@ -1,0 +1,120 @@
+"""Which labelled groups a training takes: this run's, and of earlier runs those that are replayed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedder.config.run import RunConfig
+from embedder.config.train import ReplayConfig, ReplayedRun
+from embedder.data.records import content_id, group_id, parquet_files, row_seed
+from embedder.errors import ConfigError, DataError
+from ray_jobs.cluster.tables import candidate_groups, labelled_ledger, positive_ids
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingGroups:
+    """All that a training learns from."""
+
+    groups: list[Group]
+    """Rows of records.LABELLED."""
+    positives: dict[tuple[str, str], list[str]]
+    """Ids of the known positives of each query, by (dataset, query_id)."""
+    notes: list[str] = field(default_factory=list)
+    """What the user is told of them."""
+
+    @property
+    def identity(self) -> str:
+        """Of the groups, their labels, and which candidates are known to be right."""
+        labels = [[group["row_id"], group["label_fingerprint"]] for group in self.groups]
+        known = [self.positives.get((group["dataset"], group["query_id"]), []) for group in self.groups]
+        return content_id(labels, known)
+
+
+def training_groups(config: RunConfig) -> TrainingGroups:
+    """The groups of this run and the replayed ones.
+
+    Raises:
+        ConfigError: a run is replayed that does not fit.
+        DataError: `label` has not run, or not for all candidates; here or in a replayed run.
+    """
+    new = labelled_groups(config)
+    replay = config.train.replay if config.train else None
+    if replay is None:
+        return TrainingGroups(new, positive_ids(config))
+    own = {group["row_id"] for group in new}
+    old: dict[str, Group] = {}
+    positives: dict[tuple[str, str], list[str]] = {}
+    for run in replay.runs:
+        earlier = _earlier(config, run)
+        for group in labelled_groups(earlier):
+            if group["row_id"] not in own:
+                old.setdefault(group["row_id"], group)
+        positives |= positive_ids(earlier)
+    _refuse_unknown_tasks(config, list(old.values()))
+    chosen = replayed(list(old.values()), len(new), replay, config.train.seed if config.train else 0)
+    counts = Counter(group["task"] for group in chosen)
+    shown = ", ".join(f"{task} {count:,}" for task, count in sorted(counts.items())) or "none"
+    note = f"replays {len(chosen):,} of {len(old):,} groups of {len(replay.runs)} earlier runs: {shown}"
+    return TrainingGroups(new + chosen, {**positives, **positive_ids(config)}, [note])
+
+
+def labelled_groups(config: RunConfig) -> list[Group]:
+    """The labels of a run's current candidates.
+
+    Raises:
+        DataError: `label` has not run, or not for all of these candidates.
+    """
+    ledger = labelled_ledger(config)
+    if not parquet_files(ledger.folder):
+        raise DataError(f"{ledger.folder}: no labels; run `python -m ray_jobs.label` first")
+    rows: list[Group] = ledger.read([group_id(group) for group in candidate_groups(config).to_pylist()]).to_pylist()
+    return rows
+
+
+def replayed(old: list[Group], new: int, replay: ReplayConfig, seed: int) -> list[Group]:
+    """So many old groups that they are `replay.share` of all, those with the least seeded hash; all if they are fewer.
+
+    A task keeps its share of the old groups as nearly as whole groups allow.
+    """
+    count = min(len(old), math.ceil(new * replay.share / (1 - replay.share)))
+    ranked: dict[str, list[Group]] = {}
+    for group in sorted(old, key=lambda group: (row_seed(seed, "replay", group["row_id"]), group["row_id"])):
+        ranked.setdefault(group["task"], []).append(group)
+    # The middle of a group's place in its task, as a share of the task: taking the least of these takes evenly.
+    places = [
+        ((place + 0.5) / len(groups), task, place) for task, groups in ranked.items() for place in range(len(groups))
+    ]
+    return [ranked[task][place] for _, task, place in sorted(places)[:count]]
+
+
+def _earlier(config: RunConfig, run: ReplayedRun) -> RunConfig:
+    """The configuration under which an earlier run's tables are read.
+
+    Raises:
+        ConfigError: it is this run itself, or its folder holds no candidates.
+    """
+    paths = config.paths.model_copy(update={"work": run.work, "round": run.round})
+    if paths.of_round == config.paths.of_round:
+        raise ConfigError(f"train.replay.runs names this run itself, {run.work} round {run.round}; name an earlier one")
+    earlier = config.model_copy(update={"paths": paths})
+    if not parquet_files(paths.candidates):
+        raise ConfigError(f"train.replay.runs: {paths.candidates} holds no candidates; correct `work` and `round`")
+    relabelled = earlier.label.model_copy(update={"teacher": "reranker", "imported": None})
+    by_reranker = earlier.model_copy(update={"label": relabelled})
+    if parquet_files(labelled_ledger(by_reranker).folder):
+        return by_reranker
+    return earlier.model_copy(update={"label": relabelled.model_copy(update={"teacher": "llm"})})
+
+
+def _refuse_unknown_tasks(config: RunConfig, groups: list[Group]) -> None:
+    unknown = sorted({group["task"] for group in groups} - set(config.tasks))
+    if unknown:
+        raise ConfigError(
+            f"train.replay: the replayed groups are of tasks {unknown}, which this run file does not describe; copy "
+            "them from the earlier run file into `tasks`"
+        )

@@ -1,0 +1,185 @@
+"""Deployment: the encoders of the served versions behind batches that all requests share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+
+from embedder.config.serve import ServeConfig
+from embedder.errors import BundleError, EmbedderError
+from embedder.index.bundle import MODEL, bundle_encoder, verify
+from embedder.models.encode import encode_tokens
+from embedder.models.encoder import TextEncoder, TokenRow
+from embedder.models.onnx import load_inference_encoder
+from serve.backend import Encoded
+from serve.deployments.batching import NotEncodable, TokenBatcher
+from serve.deployments.service_metrics import EncoderMetrics
+from serve.deployments.version_cache import Loaded
+from serve.http_errors import ApiError
+from serve.versions.served import Source
+
+logger = logging.getLogger("ray.serve")
+
+PROBE = "ready"
+UNIT = 1e-3
+"""By how much the length of a probe's vector may differ from 1."""
+UNLOAD_EVERY_S = 15.0
+THREAD_TOKENS = 512
+"""Tokens, padding included, that a thread of a CPU computes together, of the shortest rows of a batch first: what they
+become on the way stays in its cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    encoder: TextEncoder
+    batcher: TokenBatcher
+
+
+class EncoderReplica:
+    """Encodes texts that already carry their instruction.
+
+    Two threads beside the event loop: one makes tokens, while the other one computes.
+    """
+
+    def __init__(self, source: Source, settings: ServeConfig, deployed: str) -> None:
+        """Load the encoders of the versions that are served; `deployed` is what the service was deployed with.
+
+        Raises:
+            BundleError: it is missing or altered.
+        """
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self._source, self._settings = source, settings
+        self._metrics = EncoderMetrics()
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._by_fingerprint: WeakValueDictionary[str, _Model] = WeakValueDictionary()
+        self._load_lock = threading.Lock()
+        self._models = Loaded(self._load)
+        self._models.preload(source.named()[: settings.max_versions], deployed)
+        self._unloaded = time.monotonic()
+
+    async def encode(self, version: str, requests: list[list[str]], truncate: bool) -> list[Encoded | ApiError]:
+        """The vectors of the texts of several requests by the model of a version, or why one has none.
+
+        Raises:
+            ApiError: the model itself is failing.
+            BundleError: the version is missing or damaged.
+        """
+        model = await self._models.get(version)
+        loop = asyncio.get_running_loop()
+        began = time.perf_counter()
+        made = await loop.run_in_executor(self._tokenizing, self._tokenized, model.encoder, requests, truncate)
+        tokens = sum(len(row) for rows in made if not isinstance(rows, ApiError) for row in rows)
+        self._metrics.tokenized(time.perf_counter() - began, tokens, model.batcher.waiting)
+        return list(await asyncio.gather(*(self._vectors(model, rows) for rows in made)))
+
+    async def _vectors(self, model: _Model, rows: list[TokenRow] | ApiError) -> Encoded | ApiError:
+        if isinstance(rows, ApiError):
+            return rows
+        try:
+            return Encoded(await model.batcher.submit(rows), [len(row) for row in rows])
+        except NotEncodable as error:
+            await self._blame(model)
+            self._metrics.poisoned()
+            status, reason = 500 if error.failure.is_of_the_model else 400, error.failure.reason
+            return ApiError(status, f"text {error.row}: {reason}", param="input", code="not_encodable")
+
+    async def prepare(self, version: str) -> None:
+        """Load the model of a version, and try it.
+
+        Raises:
+            BundleError: it is missing or damaged.
+        """
+        model = await self._models.get(version)
+        try:
+            await self._try(model)
+        except RuntimeError as error:
+            raise BundleError(f"version {version}: {error}") from error
+
+    async def check_health(self) -> None:
+        """A real forward pass of every model; a replica that fails it, or hangs in it, is replaced."""
+        if time.monotonic() - self._unloaded > UNLOAD_EVERY_S:
+            self._unloaded = time.monotonic()
+            self._unload()
+        for model in self._models.loaded():
+            await self._try(model)
+
+    def _unload(self) -> None:
+        """Let go of what is not served any more; that the aliases cannot be read is no fault of this replica."""
+        try:
+            self._models.unload(self._source.aliases().values())
+        except EmbedderError as error:
+            logger.error("%s", error)
+
+    async def _blame(self, model: _Model) -> None:
+        """Find out whether it was the text; where it is the model, another replica may do better."""
+        try:
+            await self._try(model)
+        except RuntimeError as error:
+            raise ApiError(503, "an encoder is failing; try again") from error
+
+    async def _try(self, model: _Model) -> None:
+        loop = asyncio.get_running_loop()
+        rows = await loop.run_in_executor(self._tokenizing, model.encoder.tokenize, [PROBE])
+        try:
+            vector_ND = await model.batcher.submit(rows)
+        except NotEncodable as error:
+            raise RuntimeError(f"the encoder fails on any text: {error.failure.reason}") from error
+        if abs(float(np.linalg.norm(vector_ND[0])) - 1) > UNIT:
+            raise RuntimeError("the encoder gives vectors that are not of length 1")
+
+    def _tokenized(
+        self, encoder: TextEncoder, requests: list[list[str]], truncate: bool
+    ) -> list[list[TokenRow] | ApiError]:
+        """The tokens of each request, or why it is refused."""
+        made: list[list[TokenRow] | ApiError] = []
+        limit = self._settings.max_request_tokens
+        for texts in requests:
+            refusal = None if truncate else _cut(encoder, texts)
+            rows = encoder.tokenize(texts)
+            if (tokens := sum(map(len, rows))) > limit:
+                refusal = ApiError(400, f"{tokens} tokens in one request; at most {limit}", param="input")
+            made.append(refusal or rows)
+        return made
+
+    def _load(self, version: str) -> _Model:
+        """The model of a version; versions with the same model share it."""
+        folder = self._source.bundle(version)
+        manifest = verify(folder, only=f"{MODEL}/")
+        with self._load_lock:
+            model = self._by_fingerprint.get(manifest.encoder_fingerprint)
+            if model is None:
+                config = bundle_encoder(folder, manifest)
+                budget = together = self._settings.batch_tokens
+                if not self._settings.gpus_per_replica:
+                    together = min(budget, THREAD_TOKENS * torch.get_num_threads())
+                encoder = load_inference_encoder(config.model_copy(update={"batch_tokens": together}))
+                run = partial(self._compute, encoder)
+                model = _Model(encoder, TokenBatcher(run, budget, self._computing, self._metrics.batch))
+                self._by_fingerprint[manifest.encoder_fingerprint] = model
+            return model
+
+    def _compute(self, encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
+        began = time.perf_counter()
+        vectors = encode_tokens(encoder, rows)
+        self._metrics.computed(time.perf_counter() - began)
+        return vectors
+
+
+def _cut(encoder: TextEncoder, texts: list[str]) -> ApiError | None:
+    """Why texts cannot be read whole, if so."""
+    most = encoder.config.max_tokens
+    for i, ids in enumerate(encoder.tokenizer(texts, truncation=False)["input_ids"]):
+        if len(ids) > most:
+            return ApiError(400, f"text {i}: {len(ids)} tokens; the model reads {most}", param="input")
+    return None

@@ -1,0 +1,154 @@
+"""Deployment: one slice of the index shards, of every served version."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.config.index import SearchOptions
+from embedder.config.serve import ServeConfig
+from embedder.errors import BundleError, EmbedderError
+from embedder.index.bundle import read_manifest
+from embedder.index.documents import Document, DocumentName
+from embedder.index.living import LivingStats
+from embedder.index.opened import OpenIndex, Rankings
+from embedder.index.writes import Change
+from serve.deployments.service_metrics import ShardMetrics
+from serve.deployments.version_cache import Loaded
+from serve.versions.served import Source, shards_of
+
+logger = logging.getLogger("ray.serve")
+
+TIDY_EVERY_S = 5.0
+"""Between two looks at what others have folded, and at what is to be folded or unloaded."""
+
+
+class ShardReplica:
+    """Searches the collections of its shards, and writes to them. Any replica of a slice gives the same answer."""
+
+    def __init__(
+        self, source: Source, settings: ServeConfig, deployed: str, slice_number: int, num_slices: int
+    ) -> None:
+        """Open the shards of the versions that are served; `deployed` is the one that the service was deployed with.
+
+        Raises:
+            BundleError: they are missing or damaged.
+        """
+        self._source, self._settings = source, settings
+        self._slice = (slice_number, num_slices)
+        self._metrics = ShardMetrics(slice_number)
+        self._indexes = Loaded(self._load)
+        self._indexes.preload(source.named()[: settings.max_versions], deployed)
+        threading.Thread(target=self._tidy_for_ever, name="tidy", daemon=True).start()
+
+    async def rank(
+        self, version: str, task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: Sequence[str]
+    ) -> Rankings:
+        """What these shards add to the answer; the ingress combines it with the others'.
+
+        Raises:
+            ConfigError: there is no such task.
+            ValueError: the mode needs an index with words.
+            BundleError: the version is missing or damaged.
+        """
+        index = await self._indexes.get(version)
+        began = time.perf_counter()
+        rankings = await asyncio.to_thread(index.rank, task, options, query_QD, texts)
+        self._metrics.searched(time.perf_counter() - began)
+        return rankings
+
+    async def upsert(self, version: str, task: str, documents: list[Document], vector_PD: np.ndarray) -> None:
+        """Write documents of these shards; when this returns they are on the disk and found.
+
+        Raises:
+            ConfigError: there is no such task.
+            DataError: the vectors do not fit.
+        """
+        index = await self._indexes.get(version)
+        await asyncio.to_thread(index.upsert, task, documents, vector_PD)
+
+    async def delete(self, version: str, task: str, names: list[DocumentName]) -> int:
+        """Remove documents of these shards; returns how many there were."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(index.delete, task, names)
+
+    async def writes(self, version: str, task: str) -> pa.Table:
+        """All writes of these shards so far."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(index.writes, task)
+
+    async def changes(self, version: str, task: str, names: list[DocumentName]) -> list[Change]:
+        """Documents of these shards as their last writes left them."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(index.changes, task, names)
+
+    async def due(self, version: str, task: str, changes: list[Change]) -> list[int]:
+        """Which changes of another version `carry` would make."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(index.due, task, changes)
+
+    async def carry(self, version: str, task: str, changes: list[Change], vector_CD: np.ndarray) -> list[int]:
+        """Make the changes of another version that are due here; returns which."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(index.carry, task, changes, vector_CD)
+
+    async def stats(self, version: str) -> dict[str, list[LivingStats]]:
+        """Sizes of the collections of these shards, by task."""
+        index = await self._indexes.get(version)
+        return await asyncio.to_thread(lambda: {task: list(index.stats(task).values()) for task in index.collections})
+
+    async def prepare(self, version: str) -> None:
+        """Open the shards of a version, and search them once.
+
+        Raises:
+            BundleError: they are missing or damaged.
+        """
+        index = await self._indexes.get(version)
+        try:
+            await asyncio.to_thread(_probe, index)
+        except (RuntimeError, ValueError) as error:
+            raise BundleError(f"version {version}: {error}") from error
+
+    async def check_health(self) -> None:
+        """A real search of every collection; an exception has the replica replaced."""
+        for index in self._indexes.loaded():
+            await asyncio.to_thread(_probe, index)
+
+    def _load(self, version: str) -> OpenIndex:
+        bundle = self._source.bundle(version)
+        shards = shards_of(*self._slice, read_manifest(bundle).num_shards)
+        return OpenIndex.open(bundle, self._source.state(version), shards)
+
+    def _tidy_for_ever(self) -> None:
+        """Fold what was written, adopt what others folded, unload what is not served any more."""
+        while True:
+            time.sleep(TIDY_EVERY_S)
+            try:
+                self._indexes.unload(self._source.aliases().values())
+            except EmbedderError as error:
+                logger.error("%s", error)
+            for index in self._indexes.loaded():
+                self._tidy(index)
+
+    def _tidy(self, index: OpenIndex) -> None:
+        """What is wrong with one version must not keep the others from being folded."""
+        try:
+            index.adopt()
+            if folded := index.fold(self._settings.fold_rows):
+                logger.info("folded collections", extra={"collections": folded})
+            self._metrics.sizes(index)
+        except (EmbedderError, OSError, RuntimeError, ValueError) as error:
+            logger.error("the index cannot be tidied: %s", error)
+
+
+def _probe(index: OpenIndex) -> None:
+    probe_QD = np.ones((1, index.manifest.dimension), dtype=np.float32)
+    # A slice holds no shard of a version that has fewer of them than there are slices.
+    for task in (task for task, shards in index.collections.items() if shards):
+        index.rank(task, SearchOptions(k=1), probe_QD, None)

@@ -1,0 +1,135 @@
+"""Routes that give vectors and names of models: OpenAI's /v1/embeddings and /v1/models, TEI's /embed and /info."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Depends, Response
+
+from embedder import __version__
+from serve.http_errors import ApiError
+from serve.routes.health import service_of, stamp
+from serve.schemas import (
+    Embedding,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    Model,
+    ModelList,
+    TeiInfo,
+    TeiRequest,
+    Usage,
+)
+from serve.service import Service
+from serve.versions.served import Version
+
+router = APIRouter()
+Here = Annotated[Service, Depends(service_of)]
+
+
+@router.post("/v1/embeddings", tags=["embeddings"])
+async def embeddings(request: EmbeddingRequest, response: Response, service: Here) -> EmbeddingResponse:
+    """Vectors of texts, with the instruction of `task` and `input_type` where a task is named."""
+    version = service.served.model(request.model)
+    check_width(version, request.dimensions)
+    texts = service.texts(request.input, "input")
+    instruction = service.instruction(version, request.task, "query" if request.input_type == "query" else "key")
+    encoded = await service.encode(version, [instruction + text for text in texts], truncate=request.truncate)
+    vectors = narrowed(encoded.vector_ND, request.dimensions)
+    tokens = sum(encoded.tokens)
+    stamp(response, version)
+    return EmbeddingResponse(
+        data=[Embedding(index=i, embedding=wire(one, request.encoding_format)) for i, one in enumerate(vectors)],
+        model=request.model,
+        usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
+    )
+
+
+@router.get("/v1/models", tags=["embeddings"])
+async def models(service: Here) -> ModelList:
+    """The served models: each by its own name, the others by their alias too."""
+    found: dict[str, Model] = {}
+    for alias, version in service.served.all():
+        for name in (version.manifest.name, alias):
+            found.setdefault(name, Model(id=name, created=version.created))
+    return ModelList(data=list(found.values()))
+
+
+@router.get("/v1/models/{name}", tags=["embeddings"])
+async def model(name: str, service: Here) -> Model:
+    """A served model, by name."""
+    return Model(id=name, created=service.served.model(name).created)
+
+
+@router.post("/embed", tags=["text-embeddings-inference"])
+async def embed(request: TeiRequest, response: Response, service: Here) -> list[list[float]]:
+    """Vectors of texts, with one of the exported model's prompts where it is named."""
+    version = service.served.named(None)
+    check_width(version, request.dimensions)
+    texts = service.texts(request.inputs, "inputs")
+    task, _, side = (request.prompt_name or "").rpartition("_")
+    if request.prompt_name is not None and side not in {"query", "key"}:
+        known = [f"{name}_{one}" for name in sorted(version.manifest.tasks) for one in ("query", "key")]
+        raise ApiError(400, f"prompt_name {request.prompt_name!r:.200}: known are {known}", param="prompt_name")
+    instruction = service.instruction(version, task or None, "query" if side == "query" else "key", "prompt_name")
+    encoded = await service.encode(
+        version, [instruction + text for text in texts], truncate=request.truncate is not False
+    )
+    stamp(response, version)
+    vectors: list[list[float]] = narrowed(encoded.vector_ND, request.dimensions).tolist()
+    return vectors
+
+
+@router.get("/info", tags=["text-embeddings-inference"])
+async def info(response: Response, service: Here) -> TeiInfo:
+    """What is served, and its limits."""
+    version, settings = service.served.named(None), service.settings
+    stamp(response, version)
+    return TeiInfo(
+        model_id=version.manifest.name,
+        model_sha=version.manifest.model_version,
+        model_dtype="float32",
+        served_model_name=version.manifest.name,
+        model_type={"embedding": {"pooling": version.manifest.pooling}},
+        max_concurrent_requests=settings.max_queued_requests,
+        max_input_length=version.manifest.max_tokens,
+        max_batch_tokens=settings.batch_tokens,
+        max_client_batch_size=settings.max_inputs,
+        auto_truncate=True,
+        tokenization_workers=1,
+        version=__version__,
+    )
+
+
+def check_width(version: Version, dimensions: int | None) -> None:
+    """Refuse a prefix that the model was not trained for.
+
+    Raises:
+        ApiError: the model has no such prefix.
+    """
+    if dimensions is None or dimensions in version.widths:
+        return
+    whole = version.manifest.dimension
+    known = f"this model gives {list(version.widths)}"
+    if len(version.widths) == 1:
+        known = f"this model gives {whole} and was trained for no other (train.matryoshka_dimensions)"
+    raise ApiError(400, f"dimensions {dimensions}: {known}", param="dimensions")
+
+
+def narrowed(vector_ND: np.ndarray, dimensions: int | None) -> np.ndarray:
+    """A prefix of unit vectors, as unit vectors."""
+    if dimensions is None or dimensions == vector_ND.shape[1]:
+        return vector_ND
+    prefix_Nd = vector_ND[:, :dimensions]
+    length_N1: np.ndarray = np.maximum(np.linalg.norm(prefix_Nd, axis=1, keepdims=True), 1e-12)
+    unit_Nd: np.ndarray = (prefix_Nd / length_N1).astype(np.float32)
+    return unit_Nd
+
+
+def wire(vector: np.ndarray, encoding: str) -> list[float] | str:
+    """A vector as JSON numbers or as base64 of little-endian float32."""
+    if encoding == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+    numbers: list[float] = vector.tolist()
+    return numbers

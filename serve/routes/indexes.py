@@ -1,0 +1,152 @@
+"""Routes of the indexes: what there is, documents written and deleted, and the alias that swaps model and index."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path
+
+from serve.backend import DEADLINE
+from serve.http_errors import ApiError
+from serve.routes.health import service_of
+from serve.schemas import (
+    CollectionState,
+    DeleteRequest,
+    DeleteResponse,
+    IndexList,
+    IndexState,
+    PointRequest,
+    PointResponse,
+    Removed,
+    UpsertRequest,
+    UpsertResponse,
+)
+from serve.service import Service
+from serve.versions.served import Version
+
+LOOK_S = 0.2
+"""Between two looks at whether an alias has moved."""
+SHORTLY_S = 1.0
+"""For going over to what the aliases name, where an answer need not wait for it."""
+
+router = APIRouter(tags=["indexes"])
+Here = Annotated[Service, Depends(service_of)]
+Alias = Annotated[str, Path(max_length=128)]
+
+
+@router.get("/v1/indexes")
+async def indexes(service: Here) -> IndexList:
+    """What each alias serves, and all versions that there are."""
+    await service.follow(SHORTLY_S)
+    served = service.served
+    states = [await _state(service, alias, version) for alias, version in served.all()]
+    versions = served.source.catalog.versions() if served.source.is_catalog else [served.named(None).name]
+    return IndexList(data=states, versions=versions)
+
+
+@router.post("/v1/indexes/{name}/documents")
+async def upsert(name: Alias, request: UpsertRequest, service: Here) -> UpsertResponse:
+    """Write documents: new ones, and new versions of old ones. They are on the disk and found when this answers."""
+    version = service.served.named(name, "name")
+    service.texts([one.text for one in request.documents], "documents")
+    for i, document in enumerate(request.documents):
+        if document.title is not None and not _is_text(document.title):
+            raise ApiError(400, f"documents.{i}.title: not a valid Unicode text", param="documents")
+    await service.upsert(version, request.task, request.documents)
+    return UpsertResponse(upserted=len(request.documents), **version.stamp.model_dump())
+
+
+@router.post("/v1/indexes/{name}/documents/delete")
+async def delete(name: Alias, request: DeleteRequest, service: Here) -> DeleteResponse:
+    """Remove documents by id and dataset; those that are not there are passed over."""
+    version = service.served.named(name, "name")
+    if len(request.documents) > service.settings.max_inputs:
+        raise ApiError(400, f"{len(request.documents)} documents; at most {service.settings.max_inputs}")
+    names = [(one.id, one.dataset) for one in request.documents]
+    return DeleteResponse(deleted=await service.delete(version, request.task, names), **version.stamp.model_dump())
+
+
+@router.put("/v1/indexes/{name}")
+async def point(name: Alias, request: PointRequest, service: Here) -> PointResponse:
+    """Let an alias serve a version, once every replica has loaded it. Until then the old one answers."""
+    catalog = service.served.source.catalog
+    if request.version not in catalog.versions():
+        raise ApiError(404, f"version {request.version!r:.200}: there are {catalog.versions()}", param="version")
+    known = dict(service.served.all())
+    if name not in known and len(known) >= service.settings.max_versions:
+        raise ApiError(409, f"{sorted(known)} are served already; at most {service.settings.max_versions} aliases")
+    try:
+        await asyncio.wait_for(service.backend.prepare(request.version), max(LOOK_S, _left() - LOOK_S))
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise ApiError(
+            503, f"{request.version} is being loaded, which takes longer than a request may; ask again"
+        ) from error
+    catalog.point(name, request.version)
+    service.served.forgive(name)
+    version = await _moved(service, name, request.version)
+    return PointResponse(name=name, version=version.name, **version.stamp.model_dump())
+
+
+@router.delete("/v1/indexes/{name}")
+async def drop(name: Alias, service: Here) -> Removed:
+    """Serve an alias no longer; its version stays, and so does what was written to it."""
+    if name == service.served.source.default:
+        raise ApiError(409, f"{name!r} is the default index; point it elsewhere instead")
+    service.served.named(name, "name")
+    service.served.source.catalog.drop(name)
+    await service.follow(SHORTLY_S)
+    return Removed(name=name)
+
+
+async def _moved(service: Service, name: str, version: str) -> Version:
+    """Wait until an alias serves a version here.
+
+    Raises:
+        ApiError: the version is refused, or much was written to the old one, and carrying it takes longer than a
+            request may.
+    """
+    while True:
+        await service.follow(max(LOOK_S, _left() - LOOK_S))
+        served = dict(service.served.all()).get(name)
+        if served is not None and served.name == version:
+            return served
+        if (reason := service.served.refusal(name)) is not None:
+            raise ApiError(409, f"{version}: {reason}", param="version")
+        if _left() < 2 * LOOK_S:
+            raise ApiError(
+                503, f"what was written is carried to {version} first; {name} moves by itself when that is done"
+            )
+        await asyncio.sleep(LOOK_S)
+
+
+def _left() -> float:
+    """Seconds until the request at hand must be answered."""
+    return DEADLINE.get() - time.monotonic()
+
+
+async def _state(service: Service, alias: str, version: Version) -> IndexState:
+    stats = await service.stats(version)
+    return IndexState(
+        name=alias,
+        version=version.name,
+        model=version.manifest.name,
+        dimension=version.manifest.dimension,
+        shards=version.manifest.num_shards,
+        default=alias == service.served.source.default,
+        collections={
+            task: CollectionState(documents=sum(one.documents for one in parts), fresh=sum(one.fresh for one in parts))
+            for task, parts in stats.items()
+        },
+        **version.stamp.model_dump(),
+    )
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written down: a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,47 @@
+"""Route /v1/rerank in Cohere's shape: documents of a request in the order of how well they fit, by the embedder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import uuid4
+
+import numpy as np
+from fastapi import APIRouter, Depends, Response
+
+from serve.routes.health import service_of, stamp
+from serve.schemas import DocumentText, RerankRequest, RerankResponse, RerankResult, Usage
+from serve.service import Service
+
+router = APIRouter(tags=["rerank"])
+
+
+@router.post("/v1/rerank")
+@router.post("/v2/rerank", include_in_schema=False)
+async def rerank(
+    request: RerankRequest, response: Response, service: Annotated[Service, Depends(service_of)]
+) -> RerankResponse:
+    """Documents by the cosine of their vectors with the query's."""
+    served = service.served
+    version = served.named(None) if request.model is None else served.model(request.model)
+    given = [one if isinstance(one, str) else one.text for one in request.documents]
+    (query,), documents = service.texts(request.query, "query"), service.texts(given, "documents")
+    texts = [service.instruction(version, request.task, "query") + query]
+    instruction = service.instruction(version, request.task, "key")
+    encoded = await service.encode(version, texts + [instruction + text for text in documents])
+    score_N = (1 + np.clip(encoded.vector_ND[1:] @ encoded.vector_ND[0], -1, 1)) / 2
+    order = np.argsort(-score_N, kind="stable")[: request.top_n].tolist()
+    stamp(response, version)
+    tokens = sum(encoded.tokens)
+    return RerankResponse(
+        id=uuid4().hex,
+        results=[
+            RerankResult(
+                index=i,
+                relevance_score=float(score_N[i]),
+                document=DocumentText(text=documents[i]) if request.return_documents else None,
+            )
+            for i in order
+        ],
+        model=request.model or version.manifest.name,
+        usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
+    )

@@ -1,0 +1,90 @@
+"""Routes that search: /v1/search for hits, /v1/retrieve/{task} for a prompt that is ready for the LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from embedder.config.tasks import PromptTemplate
+from embedder.index.filters import Filter, equals
+from embedder.index.results import Hit
+from serve.routes.health import service_of
+from serve.schemas import (
+    RetrieveRequest,
+    RetrieveResponse,
+    SearchRequest,
+    SearchResponse,
+    SearchResult,
+    ShardCounts,
+)
+from serve.service import Service
+
+router = APIRouter(tags=["search"])
+Here = Annotated[Service, Depends(service_of)]
+
+PLAIN = PromptTemplate(context="{passage}\n\n", input="{query}")
+"""For a task without a template of its own."""
+SESSION = "session"
+"""Field of the metadata that says which conversation a document belongs to."""
+
+
+@router.post("/v1/search")
+async def search(request: SearchRequest, service: Here) -> SearchResponse:
+    """The best documents of a task for each query, over all shards."""
+    version = service.served.named(request.index)
+    texts = service.texts(request.query, "query", service.settings.max_queries)
+    found = await service.search(version, request.task, request, texts)
+    return SearchResponse(
+        results=[[result(hit, request.with_payload) for hit in hits] for hits in found.hits],
+        shards=ShardCounts(total=version.manifest.num_shards, successful=version.manifest.num_shards, failed=0),
+        time_ms=found.timing,
+        **version.stamp.model_dump(),
+    )
+
+
+@router.post("/v1/retrieve/{task}")
+async def retrieve(task: str, request: RetrieveRequest, service: Here) -> RetrieveResponse:
+    """The best documents of a task in the prompt of that task, followed by the query."""
+    version = service.served.named(request.index)
+    texts = service.texts(request.query, "query")
+    fields = request
+    if request.session is not None:
+        own = equals(SESSION, request.session)
+        both = own if request.filter is None else Filter(must=[*own.must, request.filter])
+        fields = request.model_copy(update={"filter": both})
+    found = await service.search(version, task, fields, texts)
+    (hits,) = found.hits
+    kept = fitting(hits, request.max_characters)
+    spec = service.tasks.get(task)
+    template = (spec.template if spec else None) or PLAIN
+    passages = "\n".join(hit.text for hit in kept)
+    context = template.context.format(passage=passages) if kept else ""
+    return RetrieveResponse(
+        prompt=context + template.input.format(query=request.query),
+        context=context,
+        passages=[result(hit) for hit in kept],
+        left_out=len(hits) - len(kept),
+        time_ms=found.timing,
+        **version.stamp.model_dump(),
+    )
+
+
+def result(hit: Hit, with_payload: bool = True) -> SearchResult:
+    """A hit on the wire."""
+    named = SearchResult(id=hit.id, dataset=hit.dataset, score=hit.score)
+    if not with_payload:
+        return named
+    return named.model_copy(update={"text": hit.text, "title": hit.title, "metadata": hit.metadata})
+
+
+def fitting(hits: Sequence[Hit], max_characters: int) -> list[Hit]:
+    """The best hits whose texts fit together."""
+    kept: list[Hit] = []
+    for hit in hits:
+        max_characters -= len(hit.text) + 1
+        if max_characters < -1:
+            break
+        kept.append(hit)
+    return kept

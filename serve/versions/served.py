@@ -1,0 +1,223 @@
+"""The versions that are served: where they lie, what they are, and which one an alias means at this moment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedder.config.run import RunConfig
+from embedder.errors import EmbedderError
+from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_of
+from embedder.index.catalog import Catalog
+from embedder.run.lineage import read_lineage
+from serve.http_errors import ApiError
+from serve.schemas import Versions
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The versions of a run's index, or a single bundle. Small, and the same for every replica."""
+
+    folder: Path
+    """Of the catalog, or the bundle itself."""
+    default: str
+    """Alias of the index that a request means which names none."""
+    is_catalog: bool
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Source:
+        """Where the versions of a run are."""
+        bundle = config.serve.bundle
+        return cls(bundle or config.paths.indexes, config.index.alias, is_catalog=bundle is None)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The run's versions.
+
+        Raises:
+            ApiError: a single bundle is served.
+        """
+        if not self.is_catalog:
+            raise ApiError(409, "this service was deployed with serve.bundle; it serves that one bundle alone")
+        return Catalog(self.folder)
+
+    def aliases(self) -> dict[str, str]:
+        """Version by alias.
+
+        Raises:
+            BundleError: the aliases cannot be read.
+        """
+        return Catalog(self.folder).aliases() if self.is_catalog else {self.default: self.folder.name}
+
+    def named(self) -> list[str]:
+        """Versions that aliases name now, the default one's first; none where that cannot be read."""
+        try:
+            aliases = self.aliases()
+        except EmbedderError as error:
+            logger.error("%s", error)
+            return []
+        return list(dict.fromkeys(aliases[one] for one in sorted(aliases, key=lambda one: one != self.default)))
+
+    def bundle(self, version: str) -> Path:
+        """Where a version's bundle is."""
+        return Catalog(self.folder).bundle(version) if self.is_catalog else self.folder
+
+    def state(self, version: str) -> Path:
+        """Where what was written to it is."""
+        if self.is_catalog:
+            return Catalog(self.folder).state(version)
+        return self.folder.with_name(f"{self.folder.name}.state")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version that is served: model and index as one unit."""
+
+    name: str
+    manifest: Manifest
+    index_version: str
+    created: int
+    """Seconds since 1970."""
+    widths: tuple[int, ...]
+    """Prefixes of its vectors that are vectors too, the whole last."""
+
+    @classmethod
+    def read(cls, source: Source, name: str) -> Version:
+        """Read what a version is.
+
+        Raises:
+            BundleError: it does not exist, or is damaged.
+        """
+        bundle = source.bundle(name)
+        manifest = read_manifest(bundle)
+        lineage = read_lineage(bundle / MODEL) or {}
+        trained = lineage.get("settings", {}).get("train") or {}
+        widths = sorted({*trained.get("matryoshka_dimensions", []), manifest.dimension})
+        created = int((bundle / Manifest.FILE).stat().st_mtime)
+        return cls(name, manifest, manifest.index_version, created, tuple(widths))
+
+    def slices(self, num_slices: int) -> list[int]:
+        """The slices that hold shards of it."""
+        return [part for part in range(num_slices) if shards_of(part, num_slices, self.manifest.num_shards)]
+
+    def by_slice(self, ids: Sequence[str], num_slices: int) -> dict[int, list[int]]:
+        """Places of the ids by the slice that holds their shard."""
+        places: dict[int, list[int]] = {}
+        for i, document_id in enumerate(ids):
+            part = shard_of(document_id, self.manifest.num_shards) % num_slices
+            places.setdefault(part, []).append(i)
+        return places
+
+    @property
+    def stamp(self) -> Versions:
+        """What every answer carries."""
+        return Versions(model_version=self.manifest.model_version, index_version=self.index_version)
+
+
+class Served:
+    """Which version each alias serves in this process.
+
+    `follow` moves to what the aliases say once every replica has loaded it; until then, and if one cannot, the old
+    version goes on being served. So a request sees one version or the other, and always the whole of it.
+    """
+
+    def __init__(self, source: Source, max_versions: int) -> None:
+        """Begin with the default alias.
+
+        Raises:
+            EmbedderError: what it names is not there, or damaged.
+        """
+        self.source, self.max_versions = source, max_versions
+        version = source.aliases().get(source.default) or source.default
+        self._by_alias = {source.default: Version.read(source, version)}
+        self._refused: dict[str, tuple[str, str]] = {}
+
+    def named(self, alias: str | None, param: str = "index") -> Version:
+        """The version that an alias serves; null means the default.
+
+        Raises:
+            ApiError: there is no such index.
+        """
+        name = self.source.default if alias is None else alias
+        if name not in self._by_alias:
+            raise ApiError(404, f"index {name!r:.200}: served are {sorted(self._by_alias)}", param=param)
+        return self._by_alias[name]
+
+    def model(self, model: str) -> Version:
+        """The version whose model has a name: the model's own, or its alias; the default one first.
+
+        Raises:
+            ApiError: there is no such model.
+        """
+        for name, version in self.all():
+            if model in {name, version.manifest.name}:
+                return version
+        known = sorted({name for alias, one in self.all() for name in (alias, one.manifest.name)})
+        raise ApiError(404, f"model {model!r:.200}: served are {known}", param="model", code="model_not_found")
+
+    def all(self) -> list[tuple[str, Version]]:
+        """Alias and version, the default one first."""
+        return sorted(self._by_alias.items(), key=lambda item: (item[0] != self.source.default, item[0]))
+
+    async def follow(
+        self,
+        prepare: Callable[[str], Awaitable[None]],
+        may_move: Callable[[str, Version, Version], Awaitable[bool]],
+    ) -> None:
+        """Go over to what the aliases name now, each once `prepare` has had every replica load it.
+
+        `may_move` is asked whether what was written to the old version is in the new one; if not yet, the alias stays
+        until the next look.
+        """
+        wanted = self.source.aliases()
+        for gone in self._by_alias.keys() - wanted.keys() - {self.source.default}:
+            del self._by_alias[gone]
+        for alias, name in wanted.items():
+            known = self._by_alias.get(alias)
+            if known is not None and known.name == name:
+                self._refused.pop(alias, None)
+                continue
+            if self._refused.get(alias, ("", ""))[0] == name:
+                continue
+            if known is None and len(self._by_alias) >= self.max_versions:
+                self._refuse(alias, name, f"{self.max_versions} are served already (serve.max_versions)")
+                continue
+            try:
+                version = Version.read(self.source, name)
+                await prepare(name)
+                if known is not None and not await may_move(alias, known, version):
+                    continue
+            except EmbedderError as error:
+                self._refuse(alias, name, str(error))
+                continue
+            except (ApiError, TimeoutError) as error:
+                logger.warning("version %s as %s is not ready yet: %s", name, alias, error)
+                continue
+            self._by_alias[alias] = version
+            self._refused.pop(alias, None)
+            logger.info("serving a version", extra={"alias": alias, "version": name})
+
+    def refusal(self, alias: str) -> str | None:
+        """Why an alias is not followed, if so."""
+        return self._refused[alias][1] if alias in self._refused else None
+
+    def forgive(self, alias: str) -> None:
+        """Try again what was refused for an alias: it has been mended."""
+        self._refused.pop(alias, None)
+
+    def _refuse(self, alias: str, name: str, reason: str) -> None:
+        """Say once why an alias is not followed."""
+        self._refused[alias] = (name, reason)
+        logger.error("not serving version %s as %s: %s", name, alias, reason)
+
+
+def shards_of(slice_number: int, num_slices: int, num_shards: int) -> list[int]:
+    """The shards of a version that a deployment holds: every num_slices-th one.
+
+    So a version may have another number of shards than the one the service was deployed with.
+    """
+    return list(range(slice_number, num_shards, num_slices))

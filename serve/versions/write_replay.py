@@ -1,0 +1,209 @@
+"""What was written to the version that an alias leaves, written to the version that it goes to.
+
+Before the alias moves everything is carried. After it has moved here, it is carried again until nothing can come late:
+other ingresses move a little later, and their requests take their time. The catalog remembers which versions an alias
+has left and nobody has finished with, so that a restart, or a move while nothing was running, loses nothing. What a
+version lacks it knows itself (embedder.index.writes); here nothing is remembered, and doing it twice does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.errors import DataError, EmbedderError
+from embedder.index.documents import DocumentName
+from embedder.index.writes import Change, lacking
+from embedder.storage.durable import locked
+from serve.backend import DEADLINE, Backend
+from serve.http_errors import ApiError
+from serve.versions.served import Served, Source, Version
+
+logger = logging.getLogger("ray.serve")
+
+TOGETHER = 64
+"""Documents that are encoded and written by one call."""
+CALL_S = 300.0
+"""Deadline of a call."""
+LOOK_S = 0.2
+"""Between two looks at whether another ingress is done."""
+SHORTLY_S = 0.2
+"""For carrying nothing, or little, before an alias moves at the next look."""
+AGAIN_S = 3.0
+"""After an alias moved here, until it has moved in all ingresses."""
+LATE_S = 10.0
+"""After the time that a request may take, until it can write no more."""
+RETRY_S = 10.0
+"""Pause after a failure, until carrying is tried again."""
+
+
+@dataclass(frozen=True)
+class _Move:
+    alias: str
+    old: str
+    new: str
+
+
+class Carrier:
+    """The carrying of one ingress."""
+
+    def __init__(self, backend: Backend, source: Source, timeout_s: float, *, is_on: bool) -> None:
+        self._backend, self._source, self._is_on = backend, source, is_on
+        self._late_s = timeout_s + LATE_S
+        self._before: dict[_Move, asyncio.Task[None]] = {}
+        self._made: set[_Move] = set()
+        """Moves of this ingress that `look` has not seen."""
+        self._after: dict[tuple[_Move, int], asyncio.Task[None]] = {}
+        """By the move, and when the alias left the old version."""
+
+    async def may_move(self, alias: str, old: Version, new: Version) -> bool:
+        """Whether an alias may move: what was written to `old` is in `new`, or carrying it has failed.
+
+        Begins the carrying and waits at most SHORTLY_S for it. A failure is logged, and tried again after the move.
+
+        Raises:
+            ApiError: the service has no room for it now.
+            TimeoutError: it has so little that a call took too long.
+        """
+        if not self._is_on or not self._source.is_catalog:
+            return True
+        move = _Move(alias, old.name, new.name)
+        work = self._before.get(move) or asyncio.create_task(self._carry(old, new))
+        self._before[move] = work
+        await asyncio.wait({work}, timeout=SHORTLY_S)
+        if not work.done():
+            return False
+        del self._before[move]
+        try:
+            await work
+        except (EmbedderError, OSError) as error:
+            logger.error("%s moves from %s to %s, but not yet all documents: %s", alias, old.name, new.name, error)
+        self._made.add(move)
+        return True
+
+    def look(self, served: Served) -> None:
+        """Carry what comes late from the versions that aliases have left, now or while no service was running."""
+        if not self._source.is_catalog:
+            return
+        wanted, previous = self._source.aliases(), self._source.catalog.previous()
+        for alias, new in served.all():
+            if wanted.get(alias) != new.name:
+                continue
+            for move in [move for move in self._before if move.alias == alias]:
+                # The alias went back before it had moved; what was carried for that need not be finished.
+                self._before.pop(move).cancel()
+            left = {_Move(alias, old, new.name): when for old, when in previous.get(alias, {}).items()}
+            # An ingress that moved long before this one may have settled what still comes late here.
+            late = {move: time.time_ns() for move in self._made if (move.alias, move.new) == (alias, new.name)}
+            for move, left_ns in (late | left).items():
+                if (move, left_ns) not in self._after:
+                    self._after[move, left_ns] = asyncio.create_task(self._finish(move, left_ns, new))
+            self._made = {move for move in self._made if move.alias != alias}
+
+    async def _finish(self, move: _Move, left_ns: int, new: Version) -> None:
+        """Carry what comes late, until nothing can come any more."""
+        try:
+            if self._is_on:
+                old = Version.read(self._source, move.old)
+                for pause in (AGAIN_S, self._late_s - AGAIN_S):
+                    await asyncio.sleep(pause)
+                    await self._carry(old, new)
+            self._source.catalog.settle(move.alias, move.old, left_ns, move.new)
+        except (EmbedderError, ApiError, TimeoutError, OSError) as error:
+            logger.error("what was written to %s is not all in %s yet: %s", move.old, move.new, error)
+            await asyncio.sleep(RETRY_S)
+            self._made.add(move)
+        finally:
+            del self._after[move, left_ns]
+
+    async def _carry(self, old: Version, new: Version) -> None:
+        async with _alone(self._source.folder / "carrying.lock"):
+            for task in old.manifest.collections:
+                await self._carry_task(old, new, task)
+
+    async def _carry_task(self, old: Version, new: Version, task: str) -> None:
+        written = await self._writes(old, task)
+        if not written.num_rows:
+            return
+        if task not in new.manifest.collections:
+            logger.error("version %s has no task %r; what was written stays in %s", new.name, task, old.name)
+            return
+        names = await asyncio.to_thread(lacking, written, await self._writes(new, task))
+        counts = {"task": task, "old": old.name, "new": new.name, "documents": len(names)}
+        if names:
+            logger.info("documents are looked at", extra=counts)
+        made = 0
+        for first in range(0, len(names), TOGETHER):
+            changes = await self._changes(old, task, names[first : first + TOGETHER])
+            made += await self._make(new, task, changes)
+        if names:
+            logger.info("documents were carried over", extra={**counts, "carried": made})
+
+    async def _writes(self, version: Version, task: str) -> pa.Table:
+        _extend_deadline()
+        parts = version.slices(self._backend.num_slices)
+        calls = [self._backend.writes(part, version.name, task) for part in parts]
+        return pa.concat_tables(await asyncio.gather(*calls))
+
+    async def _changes(self, old: Version, task: str, names: Sequence[DocumentName]) -> list[Change]:
+        _extend_deadline()
+        places = old.by_slice([document_id for document_id, _ in names], self._backend.num_slices)
+        calls = [self._backend.changes(part, old.name, task, [names[i] for i in own]) for part, own in places.items()]
+        return [change for changes in await asyncio.gather(*calls) for change in changes]
+
+    async def _make(self, new: Version, task: str, changes: list[Change]) -> int:
+        """Make what is due of some changes, and count it; what the new version cannot take is logged and left out."""
+        _extend_deadline()
+        try:
+            return await self._write(new, task, changes)
+        except (ApiError, DataError) as error:
+            is_of_the_changes = isinstance(error, DataError) or error.status == 400 or error.code == "not_encodable"
+            if not is_of_the_changes:
+                raise
+            if len(changes) == 1:
+                logger.error("document %s is not carried to %s: %s", changes[0].name, new.name, error)
+                return 0
+        middle = len(changes) // 2
+        return await self._make(new, task, changes[:middle]) + await self._make(new, task, changes[middle:])
+
+    async def _write(self, new: Version, task: str, changes: list[Change]) -> int:
+        places = new.by_slice([change.name[0] for change in changes], self._backend.num_slices)
+        asked = [self._backend.due(part, new.name, task, [changes[i] for i in own]) for part, own in places.items()]
+        due = [own[i] for own, found in zip(places.values(), await asyncio.gather(*asked), strict=True) for i in found]
+        if not due:
+            return 0
+        instruction = new.manifest.tasks[task].instruction("key")
+        encoded = [i for i in due if changes[i].row is not None]
+        vector_CD = np.zeros((len(changes), new.manifest.dimension), dtype=np.float32)
+        if encoded:
+            texts = [instruction + row.text for i in encoded if (row := changes[i].row) is not None]
+            vector_CD[encoded] = (await self._backend.encode(new.name, texts, True)).vector_ND
+        calls = []
+        for part, own in places.items():
+            kept = [i for i in own if i in due]
+            if kept:
+                calls.append(self._backend.carry(part, new.name, task, [changes[i] for i in kept], vector_CD[kept]))
+        return sum(map(len, await asyncio.gather(*calls)))
+
+
+def _extend_deadline() -> None:
+    DEADLINE.set(time.monotonic() + CALL_S)
+
+
+@asynccontextmanager
+async def _alone(lock: Path) -> AsyncIterator[None]:
+    """Keep other ingresses out; several do the same when an alias moves."""
+    while True:
+        with locked(lock, wait=False) as is_mine:
+            if is_mine:
+                yield
+                return
+        await asyncio.sleep(LOOK_S)

@@ -1,0 +1,269 @@
+"""Which tasks and rows each step trains: a pure function of sizes, seed and step."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedder.config.train import TrainConfig
+from embedder.errors import ConfigError
+from embedder.training.batch_plan import BatchPlan, Interleaving, Part, TaskMix, share_of_batch, shuffled
+from tests.unit.judges import quick
+
+SIZES = {"qa": 40, "chat": 10, "tool": 30}
+MIXED = TaskMix(batches="mixed")
+
+
+def plan(sizes=SIZES, mix=TaskMix(), batch_size=4, steps=60, seed=0) -> BatchPlan:  # noqa: B008 - frozen
+    return BatchPlan(sizes, mix, batch_size=batch_size, steps=steps, seed=seed)
+
+
+def batches(made: BatchPlan) -> list[list[Part]]:
+    return [made.batch(step) for step in range(made.steps)]
+
+
+def taken(made: BatchPlan) -> dict[str, list[int]]:
+    """Rows of each task in the order they are trained."""
+    rows = {task: [] for task in made.sizes}
+    for parts in batches(made):
+        for part in parts:
+            rows[part.task] += part.rows
+    return rows
+
+
+sizes = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 20), min_size=1)
+mixes = st.sampled_from([TaskMix(), TaskMix(temperature=3.0), MIXED])
+few = st.integers(1, 7)
+
+
+@quick
+@given(sizes, mixes, few, st.integers(1, 40), st.integers(0, 9))
+def test_the_plan_is_the_same_for_every_worker_and_in_any_order_of_steps(rows, mix, batch_size, steps, seed):
+    one, other = (plan(rows, mix, batch_size, steps, seed) for _ in range(2))
+    forwards = batches(one)
+    assert [other.batch(step) for step in reversed(range(steps))][::-1] == forwards
+    reordered = dict(reversed(list(rows.items())))
+    assert batches(plan(reordered, mix, batch_size, steps, seed)) == forwards
+
+
+@quick
+@given(sizes, mixes, few, st.integers(1, 60), st.integers(0, 9))
+def test_every_epoch_of_a_task_takes_each_of_its_rows_once(rows, mix, batch_size, steps, seed):
+    made = plan(rows, mix, batch_size, steps, seed)
+    for parts in batches(made):
+        assert sum(len(part.rows) for part in parts) == batch_size
+        assert len({part.task for part in parts}) == len(parts)
+        assert mix.batches == "mixed" or len(parts) == 1
+    for task, numbers in taken(made).items():
+        assert len(numbers) == made.rows_of(task)
+        for first in range(0, len(numbers), rows[task]):
+            epoch = numbers[first : first + rows[task]]
+            assert len(set(epoch)) == len(epoch)
+            assert set(epoch) <= set(range(rows[task]))
+
+
+@quick
+@given(sizes, mixes, st.integers(1, 80), st.integers(0, 9))
+def test_shares_are_kept_at_every_step(rows, mix, steps, seed):
+    made, counts = plan(rows, mix, 2, steps, seed), Counter()
+    wanted = {task: size ** (1 / mix.temperature) for task, size in rows.items()}
+    for step, parts in enumerate(batches(made), start=1):
+        for part in parts:
+            counts[part.task] += len(part.rows)
+        slot = 2 if mix.batches == "one_task" else 1
+        for task, share in wanted.items():
+            assert abs(counts[task] - 2 * step * share / sum(wanted.values())) < slot * len(rows)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 12])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_task_strays_far_from_its_share(count, seed):
+    """The proven bound is the number of tasks; what is seen is about 2."""
+    weights = np.random.default_rng(seed).random(count) ** 3 + 0.01
+    shares = {str(i): round(2**40 * float(weight / weights.sum())) for i, weight in enumerate(weights)}
+    dealt, worst, counts = Interleaving(shares, seed), 0.0, Counter()
+    for slot in range(3000):
+        task, before = dealt.owner(slot)
+        assert before == counts[task]
+        counts[task] += 1
+        assert dealt.count(task, slot + 1) == counts[task]
+        worst = max(worst, abs(counts[task] - (slot + 1) * shares[task] / sum(shares.values())))
+    assert worst < 2.2
+
+
+@pytest.mark.parametrize(
+    ("mix", "expected"),
+    [
+        (TaskMix(), {"qa": 30, "chat": 7.5, "tool": 22.5}),
+        (TaskMix({"qa": 1, "chat": 1, "tool": 1}), {"qa": 20, "chat": 20, "tool": 20}),
+        (TaskMix({"qa": 3, "chat": 1}), {"qa": 45, "chat": 15, "tool": 0}),
+        (TaskMix({"qa": 2, "chat": 0.0}), {"qa": 60, "chat": 0, "tool": 0}),
+        (TaskMix(temperature=2.0), {"qa": 60 * 2 / (3 + 3**0.5), "chat": 60 / (3 + 3**0.5), "tool": 60 * 0.366}),
+        (TaskMix(temperature=1e9), {"qa": 20, "chat": 20, "tool": 20}),
+    ],
+)
+@pytest.mark.parametrize("batches", ["one_task", "mixed"])
+def test_shares_are_those_of_sizes_temperature_or_weights(mix, expected, batches):
+    made = plan(mix=TaskMix(mix.weights, mix.temperature, batches))
+    for task, steps in expected.items():
+        assert abs(made.rows_of(task) - 4 * steps) <= 8
+
+
+def test_tasks_are_interleaved_from_the_beginning():
+    first = Counter(part.task for (part,) in batches(plan(mix=TaskMix(dict.fromkeys(SIZES, 1.0)), steps=9)))
+    assert set(first.values()) == {3}
+
+
+def test_a_mixed_batch_holds_every_task_by_its_share():
+    for parts in batches(plan(mix=MIXED, batch_size=16)):
+        counts = {part.task: len(part.rows) for part in parts}
+        assert 7 <= counts["qa"] <= 9
+        assert 1 <= counts["chat"] <= 3
+        assert 5 <= counts["tool"] <= 7
+
+
+def test_epochs_and_seeds_are_ordered_differently():
+    epochs = [tuple(part.rows) for (part,) in batches(plan({"qa": 12}, batch_size=12, steps=5))]
+    assert len(set(epochs)) == 5
+    assert batches(plan(seed=1)) != batches(plan(seed=0))
+
+
+def test_more_tasks_and_another_batch_size_leave_the_order_of_a_task_as_it_is():
+    alone = taken(plan({"qa": 40}, batch_size=4, steps=10))["qa"]
+    beside = taken(plan(SIZES, batch_size=8, steps=20))["qa"]
+    assert beside[:40] == alone
+
+
+LEAVE = {
+    "one_task": TaskMix(dict.fromkeys(SIZES, 1.0), exhausted="leave"),
+    "mixed": TaskMix(dict.fromkeys(SIZES, 1.0), batches="mixed", exhausted="leave"),
+}
+
+
+@pytest.mark.parametrize("mix", LEAVE.values(), ids=LEAVE.keys())
+def test_an_exhausted_task_leaves_the_mix_after_each_of_its_rows_was_trained(mix):
+    steps = 21 if mix.batches == "one_task" else 20
+    made = plan(mix=mix, steps=steps)
+    seen = taken(made)
+    for task, size in SIZES.items():
+        assert set(seen[task]) == set(range(size))
+        assert len(seen[task]) == made.rows_of(task) <= -(-size // 4) * 4
+    last = {task: max(step for step, parts in enumerate(batches(made)) if task in dict(parts)) for task in SIZES}
+    assert last["chat"] < last["tool"] < last["qa"] == steps - 1
+
+
+@quick
+@given(sizes, st.sampled_from(list(LEAVE)), few, st.integers(0, 9), st.data())
+def test_leaving_holds_for_any_sizes_and_at_any_step(rows, batches_of, batch_size, seed, data):
+    slot = batch_size if batches_of == "one_task" else 1
+    slots = sum(-(-size // slot) for size in rows.values())
+    most = slots if slot > 1 or batch_size == 1 else slots // batch_size
+    if not most:
+        return
+    steps = data.draw(st.integers(1, most))
+    made = plan(rows, TaskMix(batches=batches_of, exhausted="leave"), batch_size, steps, seed)
+    for task, numbers in taken(made).items():
+        assert len(numbers) == made.rows_of(task) < rows[task] + slot
+        assert len(set(numbers[: rows[task]])) == min(len(numbers), rows[task])
+
+
+def test_a_mix_that_ends_before_the_last_step_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"'leave', and the rows of all tasks last for 21 steps; lower train.steps \(22"
+    ):
+        plan(mix=TaskMix(exhausted="leave"), steps=22)
+    with pytest.raises(ConfigError, match="last for 20 steps"):
+        plan(mix=TaskMix(batches="mixed", exhausted="leave"), steps=21)
+    plan(mix=TaskMix(exhausted="leave"), steps=21)
+
+
+def test_repeated_tasks_go_on_in_a_new_order_each_time():
+    rows = taken(plan(mix=TaskMix({"chat": 1.0}), batch_size=5, steps=6))["chat"]
+    assert len({tuple(rows[i : i + 10]) for i in (0, 10, 20)}) == 3
+
+
+def test_the_last_step_of_a_huge_training_is_planned_at_once_and_in_little_memory():
+    many = {"qa": 10**9, "chat": 10**8 + 7, "tool": 12_345}
+    tracemalloc.start()
+    began = time.monotonic()
+    made = [plan(many, mix, batch_size=64, steps=10**7) for mix in (TaskMix(), MIXED, TaskMix(exhausted="leave"))]
+    for one in made:
+        assert sum(len(part.rows) for part in one.batch(10**7 - 1)) == 64
+    assert time.monotonic() - began < 2
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@quick
+@given(st.integers(1, 300), st.integers(0, 2**40))
+def test_a_shuffle_computed_place_by_place_is_a_permutation(size, seed):
+    assert sorted(shuffled(np.arange(size), size, seed).tolist()) == list(range(size))
+    order = np.arange(size)[::-1]
+    assert shuffled(order, size, seed).tolist() == shuffled(np.arange(size), size, seed).tolist()[::-1]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 16, 17, 100])
+def test_every_row_comes_to_every_place_equally_often(size):
+    """Chi-square over seeds; the bound is exceeded by chance once in a million."""
+    seeds = 2_000
+    found = np.zeros((size, size))
+    for seed in range(seeds):
+        found[np.arange(size), shuffled(np.arange(size), size, seed)] += 1
+    expected, freedom = seeds / size, (size - 1) ** 2
+    chi = ((found - expected) ** 2 / expected).sum()
+    assert chi < freedom + 4.8 * (2 * freedom) ** 0.5 + 16
+
+
+def test_neighbours_in_the_data_are_no_neighbours_in_the_shuffle():
+    """Of 10,000 rows about two successive pairs are neighbours by chance."""
+    order = shuffled(np.arange(10_000), 10_000, 5)
+    assert (np.abs(np.diff(order)) == 1).sum() < 12
+    assert abs(np.corrcoef(order, np.arange(10_000))[0, 1]) < 0.05
+
+
+@quick
+@given(st.lists(few, min_size=1, max_size=4), st.sampled_from([1, 2, 4]))
+def test_the_workers_share_a_batch_evenly_whatever_its_parts(counts, workers):
+    parts = [Part(str(i), list(range(count))) for i, count in enumerate(counts)]
+    shares = [share_of_batch(parts, rank, workers) for rank in range(workers)]
+    held = [sorted((part.task, row) for part in share for row in part.rows) for share in shares]
+    assert sorted(row for one in held for row in one) == [(part.task, row) for part in parts for row in part.rows]
+    assert max(map(len, held)) - min(map(len, held)) <= 1
+    for part in parts:
+        mine = [sum(len(own.rows) for own in share if own.task == part.task) for share in shares]
+        assert max(mine) - min(mine) <= 1
+
+
+def test_one_worker_takes_the_whole_batch():
+    parts = [Part("qa", [5, 3, 8]), Part("tool", [3])]
+    assert share_of_batch(parts, 0, 1) == parts
+
+
+def test_a_task_without_rows_is_never_trained():
+    made = plan({"qa": 5, "tool": 0})
+    assert {part.task for (part,) in batches(made)} == {"qa"}
+    assert (made.rows_of("tool"), made.rows_of("nowhere")) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights"),
+    [({}, {}), ({"qa": 0}, {}), ({"qa": 5}, {"qa": 0.0}), ({"qa": 5}, {"tool": 1.0}), ({"qa": 5}, {"qa": -1.0})],
+)
+def test_nothing_to_train_is_refused(rows, weights):
+    with pytest.raises(ConfigError, match="no task to train"):
+        plan(rows, TaskMix(weights))
+
+
+def test_the_run_file_says_how_tasks_are_mixed():
+    settings = {"task_weights": {"qa": 2.0}, "batches": "mixed", "exhausted": "leave", "steps": 3, "seed": 5}
+    made = BatchPlan.of(SIZES, TrainConfig(**settings, batch_size=6))
+    assert batches(made) == batches(
+        plan(mix=TaskMix({"qa": 2.0}, 1.0, "mixed", "leave"), batch_size=6, steps=3, seed=5)
+    )
+    assert TaskMix.of(TrainConfig(steps=1, mix_temperature=2.0)) == TaskMix(temperature=2.0)

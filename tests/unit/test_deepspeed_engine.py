@@ -1,0 +1,178 @@
+"""Training through DeepSpeed: one curve, whatever is sharded, chunked or kept, and by however many workers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
+
+from embedder.config.run import EncoderConfig
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.errors import ConfigError
+from embedder.models.encode import encode
+from embedder.models.encoder import load_encoder
+from embedder.training.checkpoint import last_step
+from tests.conftest import LOUD
+from tests.unit.training_ranks import Run, follow, losses, metrics, on_workers
+
+TWO = {"num_workers": 2}
+SHARDED = {f"stage {stage}": {"zero_stage": stage} for stage in (1, 2, 3)}
+OFFLOADED = {f"stage {stage}, offload": {"zero_stage": stage, "offload_optimizer": True} for stage in (1, 2, 3)}
+CHUNKED = {f"stage {stage}, chunks": {"zero_stage": stage, "chunk_tokens": 64} for stage in (0, 2, 3)}
+CHECKPOINTED = {f"stage {stage}, recomputed": {"zero_stage": stage, "gradient_checkpointing": True} for stage in (0, 3)}
+SAME = SHARDED | OFFLOADED | CHUNKED | CHECKPOINTED
+ROUGH = {f"stage {stage}, bfloat16": {"zero_stage": stage, "precision": "bfloat16"} for stage in (0, 3)}
+LORA = {"lora": {"rank": 4, "target_modules": ["query", "dense"]}}
+ADAPTED = {f"stage {stage}, lora": {"zero_stage": stage, **LORA} for stage in (0, 2, 3)}
+DROPPED = {f"stage {stage}, dropout": {"zero_stage": stage, "dropout": 0.2} for stage in (0, 3)}
+DROPPED["dropout, chunks"] = {"dropout": 0.2, "chunk_tokens": 256}
+"""Chunks of the size of the batches, so that the same texts are dropped from together."""
+MIXED = {"batches": "mixed", "matryoshka_dimensions": [8]}
+"""Queries of all tasks in a batch, and a prefix of the vectors trained with them."""
+STOPPED = {f"stopped at stage {stage}": {"zero_stage": stage, **TWO} for stage in (0, 1, 2, 3)}
+
+
+@pytest.fixture(scope="module")
+def loud_encoder(tmp_path_factory, tiny_encoder_folder):
+    """The tiny encoder with weights so large that no layer is all but the identity."""
+    folder = tmp_path_factory.mktemp("loud") / "encoder"
+    shutil.copytree(tiny_encoder_folder, folder)
+    torch.manual_seed(0)
+    shape = BertConfig.from_pretrained(folder)
+    shape.initializer_range = LOUD
+    BertModel(shape).save_pretrained(folder)
+    return EncoderConfig(model=str(folder), pooling="mean", max_tokens=64, batch_tokens=128)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, loud_encoder):
+    """The folder in which every run of this file was made: by this process, by two others, and by this one again."""
+    folder = tmp_path_factory.mktemp("trainings")
+    first = [Run("alone"), Run("lora alone", LORA), Run("alone, stopped", stop=3)]
+    follow([*first, Run("mixed alone", MIXED), Run("mixed, stopped", MIXED, stop=3)], folder, loud_encoder)
+    settings = {"plain": {}} | SAME | ROUGH | ADAPTED | DROPPED
+    runs = [Run(name, {**chosen, **TWO}) for name, chosen in settings.items()]
+    runs += [Run(name, chosen, stop=3) for name, chosen in STOPPED.items()]
+    runs += [Run(f"{name}, on at stage 2", {**TWO, "zero_stage": 2}, like=name) for name in STOPPED]
+    runs += [Run("alone, then two", {**TWO, "zero_stage": 3}, like="alone, stopped")]
+    runs += [Run("mixed", {**MIXED, **TWO}), Run("mixed, then two", {**MIXED, **TWO}, like="mixed, stopped")]
+    on_workers(2, runs, folder, loud_encoder)
+    resumed = [Run(f"{name}, on alone", {"zero_stage": stage}, like=name) for stage, name in enumerate(STOPPED)]
+    follow(resumed, folder, loud_encoder)
+    return folder
+
+
+def weights(folder, run):
+    return load_file(folder / run / "model" / "model.safetensors")
+
+
+def vectors(config, model):
+    encoder = load_encoder(config.model_copy(update={"model": str(model)}), "cpu")
+    return encode(encoder, ["where is the fox?", "the dog is near 3", "a bridge"], BUILTIN_TASKS["qa"], "query")
+
+
+def distance(folder, config, run, other):
+    """The greatest difference in vectors of two exported encoders (Adam blows up that of weights without a say)."""
+    found, expected = (vectors(config, folder / name / "model") for name in (run, other))
+    return np.abs(found - expected).max()
+
+
+@pytest.mark.parametrize("name", ["plain", "stage 0, lora"])
+def test_the_loss_of_a_task_falls(trained, name):
+    steps = metrics(trained, name)
+    assert len(steps) == 6
+    for task in ("qa", "tool"):
+        curve = [step.losses[task] for step in steps if task in step.losses]
+        assert curve[-1] < curve[0]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_every_setting_gives_the_curve_and_the_vectors_of_the_plain_one(trained, loud_encoder, name):
+    assert losses(trained, name) == pytest.approx(losses(trained, "plain"), abs=2e-5)
+    assert distance(trained, loud_encoder, name, "plain") < 1e-4
+
+
+def test_one_worker_gives_the_curve_of_two(trained):
+    assert losses(trained, "alone") == pytest.approx(losses(trained, "plain"), abs=2e-5)
+    assert losses(trained, "lora alone") == pytest.approx(losses(trained, "stage 0, lora"), abs=2e-5)
+
+
+def test_mixed_batches_with_a_prefix_train_alike_on_any_number_of_workers(trained, loud_encoder):
+    for name in ("mixed", "mixed, then two"):
+        assert losses(trained, name) == pytest.approx(losses(trained, "mixed alone"), abs=2e-5)
+        assert distance(trained, loud_encoder, name, "mixed alone") < 1e-4
+    steps = metrics(trained, "mixed")
+    assert all(step.losses.keys() == step.paces.keys() for step in steps)
+    assert max(len(step.losses) for step in steps) == 3
+    assert losses(trained, "mixed") != pytest.approx(losses(trained, "plain"), abs=1e-2)
+
+
+def test_a_prefix_longer_than_the_vectors_ends_the_training_before_its_first_step(tmp_path, loud_encoder, one_thread):
+    with pytest.raises(ConfigError, match=r"matryoshka_dimensions is \[64\], but the encoder's vectors have 32"):
+        follow([Run("long", {"matryoshka_dimensions": [64]})], tmp_path, loud_encoder)
+    assert metrics(tmp_path, "long") == []
+
+
+@pytest.mark.parametrize("name", ROUGH)
+def test_bfloat16_gives_the_curve_within_its_rounding(trained, name):
+    found, plain = losses(trained, name), losses(trained, "plain")
+    assert found == pytest.approx(plain, rel=0.05)
+    assert np.abs(np.subtract(found, plain)).max() > 1e-4
+    assert all(value.dtype == torch.float32 for value in weights(trained, name).values())
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_adapters_train_alike_at_every_stage(trained, loud_encoder, stage):
+    plain = "stage 0, lora"
+    assert losses(trained, f"stage {stage}, lora") == pytest.approx(losses(trained, plain), abs=2e-5)
+    assert distance(trained, loud_encoder, f"stage {stage}, lora", plain) < 1e-4
+
+
+def test_adapters_change_what_they_were_asked_to_and_are_merged_at_export(trained, loud_encoder):
+    before = load_file(f"{loud_encoder.model}/model.safetensors")
+    after = weights(trained, "stage 0, lora")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if (before[name] - after[name]).abs().max() > 1e-6}
+    wanted = {name for name in before if name.endswith(("query.weight", "dense.weight")) and "pooler" not in name}
+    assert changed == wanted
+    state = load_file(max((trained / "stage 0, lora" / "checkpoints").glob("step-*")) / "weights.safetensors")
+    assert state.keys() and all("lora_" in name for name in state)
+
+
+@pytest.mark.parametrize("name", ["stage 3, dropout", "dropout, chunks"])
+def test_dropout_is_the_same_in_every_setting(trained, name):
+    assert losses(trained, name) == pytest.approx(losses(trained, "stage 0, dropout"), abs=2e-5)
+    assert losses(trained, name) != pytest.approx(losses(trained, "plain"), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(trained, loud_encoder, name):
+    assert len(losses(trained, name)) == 4 and not (trained / name / "model").exists()
+    again = f"{name}, on at stage 2"
+    exact = "stage 2" if name.endswith("2") else None
+    assert losses(trained, again) == pytest.approx(losses(trained, "plain"), abs=2e-5)
+    if exact:
+        assert losses(trained, again) == losses(trained, exact)
+        assert distance(trained, loud_encoder, again, exact) == 0
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_one_worker_goes_on_where_two_stopped(trained, loud_encoder, name):
+    assert losses(trained, f"{name}, on alone") == pytest.approx(losses(trained, "plain"), abs=2e-5)
+    assert distance(trained, loud_encoder, f"{name}, on alone", "plain") < 1e-4
+
+
+def test_two_workers_go_on_where_one_stopped(trained):
+    assert losses(trained, "alone, then two") == pytest.approx(losses(trained, "alone"), abs=2e-5)
+
+
+def test_the_export_is_the_encoder_that_was_trained(trained, loud_encoder):
+    before = vectors(loud_encoder, loud_encoder.model)
+    assert np.abs(before - vectors(loud_encoder, trained / "plain" / "model")).max() > 1e-2
+    assert last_step(trained / "plain" / "checkpoints") == 6
+    assert json.loads((trained / "plain" / "outcome.json").read_text()) == {"steps": 6, "validation": None}

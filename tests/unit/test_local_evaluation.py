@@ -1,0 +1,161 @@
+"""Encoders on a split without Ray: rankings, likelihoods that are kept, groups, and the command."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from embedder.config.load import load_run
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.records import PASSAGE, QUERY, write_table
+from embedder.errors import DataError
+from embedder.evaluation.__main__ import encoder_names, main
+from embedder.evaluation.comparison import summarise
+from embedder.evaluation.judge import LlmJudge, judged_ledger
+from embedder.evaluation.local import (
+    ask_llm,
+    measure_encoder,
+    read_sets,
+    read_shot_pools,
+)
+from embedder.models.causal_lm import load_lm
+from embedder.models.encode import encode
+from embedder.models.encoder import load_encoder
+
+WORDS = ["fox", "dog", "forest", "bridge", "market", "station", "capital", "city", "list", "dict"]
+
+
+def prepared_row(task, dataset, number, **fields):
+    empty = {**dict.fromkeys(QUERY.names), "answers": [f"Paris {number}"], "positive_ids": [f"p{number}"]}
+    known = {"task": task, "dataset": dataset, "query_id": f"q{number}", "query": f"where is the {WORDS[number]}"}
+    return {**empty, **known, **fields}
+
+
+def passage(task, dataset, name, text, answer=None):
+    return {"task": task, "dataset": dataset, "id": name, "text": text, "title": None, "answer": answer}
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory, tiny_encoder_folder, tiny_llama_folder):
+    """Prepared tables of qa, icl (whose dev queries stand in the corpus) and chat."""
+    folder = tmp_path_factory.mktemp("quick")
+    work = folder / "work" / "prepared"
+    texts = {f"p{i}": f"the {word} is behind the old bridge" for i, word in enumerate(WORDS)}
+    corpora = {
+        "docs": [passage("qa", "docs", name, text) for name, text in texts.items()],
+        "kinds": [
+            passage("icl", "kinds", f"q{i}", f"{word} place", "yes" if i % 2 else "no") for i, word in enumerate(WORDS)
+        ],
+        "talk": [passage("chat", "talk", f"t{i}", f"Speaker 1: the {word}") for i, word in enumerate(WORDS)],
+    }
+    turns = [f"t{i}" for i in range(4)]
+    yes_no = {"options": ["yes", "no"], "positive_ids": []}
+    queries = {
+        "docs": [prepared_row("qa", "docs", i) for i in range(6)],
+        "kinds": [prepared_row("icl", "kinds", i, answers=["yes" if i % 2 else "no"], **yes_no) for i in range(6)],
+        "talk": [
+            prepared_row("chat", "talk", i, positive_ids=[], pool_ids=turns, origin=f"c{i % 2}") for i in range(6)
+        ],
+    }
+    for name, rows in corpora.items():
+        write_table(rows, PASSAGE, work / "corpus" / name / "part-00000.parquet")
+        write_table(queries[name], QUERY, work / "queries" / "dev" / f"{name}.parquet")
+        write_table(queries[name], QUERY, work / "queries" / "train" / f"{name}.parquet")
+    run = {
+        "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
+        "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "max_tokens": 64, "instructions": False},
+        "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 200, "batch_tokens": 1024},
+        "evaluate": {"split": "dev", "retrievers": ["base"], "llm_queries": 3, "rounds": 100, "unit_queries": 2},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config(run_file):
+    return load_run(run_file)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder):
+    return load_encoder(tiny_encoder, device="cpu")
+
+
+def test_rankings_are_by_inner_product_and_no_query_finds_itself(config, encoder):
+    sets = read_sets(config, "dev")
+    measure_encoder("mine", encoder, BUILTIN_TASKS, sets, config.evaluate)
+    for one in sets:
+        spec, rankings = BUILTIN_TASKS[one.measured.task], one.rankings["mine"]
+        for row in one.measured.rows:
+            ids = [name for name in (row["pool_ids"] or one.texts) if name != row["query_id"]]
+            query = encode(encoder, [row["query"]], spec, "query")[0]
+            scores = encode(encoder, [one.texts[name] for name in ids], spec, "key") @ query
+            found = dict(rankings[row["query_id"]])
+            assert set(found) == set(ids)
+            assert [found[name] for name in ids] == pytest.approx(list(scores), abs=1e-5)
+            assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_a_choice_of_queries_is_seeded_and_grows(config):
+    chosen = {one.measured.name: {row["query_id"] for row in one.measured.rows} for one in read_sets(config, "dev", 2)}
+    more = {one.measured.name: {row["query_id"] for row in one.measured.rows} for one in read_sets(config, "dev", 4)}
+    assert all(len(chosen[name]) == 2 and chosen[name] < more[name] for name in ("docs", "kinds", "talk"))
+
+
+def test_a_split_that_is_not_there_is_refused(config):
+    with pytest.raises(DataError, match="no queries"):
+        read_sets(config, "test")
+
+
+def test_prompts_are_computed_once_whichever_encoder_they_come_from(config, encoder, tiny_llm, tmp_path):
+    settings = config.evaluate
+    lm = load_lm(tiny_llm, tmp_path / "cache", device="cpu")
+    judge = LlmJudge(lm, tiny_llm, config.tasks, settings, read_shot_pools(config))
+    sets = read_sets(config, "dev")
+    measure_encoder("base", encoder, BUILTIN_TASKS, sets, settings)
+    first = ask_llm(sets, judge, settings, tmp_path)
+    assert first == 3 * 3
+    measure_encoder("twin", encoder, BUILTIN_TASKS, sets, settings)
+    assert ask_llm(sets, judge, settings, tmp_path) == 0
+    assert len(judged_ledger(tmp_path).done()) == first
+    for one, measure in zip(sets, ("exact match", "accuracy", "perplexity"), strict=True):
+        values = one.measured.values[measure]
+        assert len(values["base"]) == 3 and values["base"] == values["twin"]
+    assert summarise([one.measured for one in sets], settings)["tasks"]["chat"]["headline"] == "perplexity"
+
+
+def test_encoders_are_called_by_what_tells_them_apart():
+    assert encoder_names(["runs/a/model"]) == ["model"]
+    assert encoder_names(["runs/a/model", "runs/b/model", "base"]) == ["a-model", "b-model", "base"]
+    assert encoder_names(["./my model", "package:name/model"]) == ["my-model", "model"]
+
+
+def test_the_command_compares_encoders(run_file, tiny_encoder_folder, tmp_path, capsys):
+    main(["--config", str(run_file), "--llm", "2", "--out", str(tmp_path / "out"), "base", str(tiny_encoder_folder)])
+    assert "nDCG@10" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["split"], results["baseline"], len(results["retrievers"])) == ("dev", "base", 2)
+    assert results["datasets"]["docs"]["measures"]["log-likelihood"]["queries"] == 2
+    assert "exact match" not in results["datasets"]["docs"]["measures"]
+    assert set(pq.read_table(tmp_path / "out" / "values.parquet")["dataset"].to_pylist()) == {"docs", "kinds", "talk"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["base", "/nowhere"], "no such folder"),
+        (["base", "base"], "named twice"),
+        (["--split", "test", "base"], "no queries"),
+        (["--set", "llm=null", "--llm", "1", "base"], "no `llm` section"),
+    ],
+)
+def test_the_command_says_what_is_wrong(run_file, capsys, arguments, reason):
+    with pytest.raises(SystemExit) as caught:
+        main(["--config", str(run_file), *arguments])
+    assert caught.value.code == 2
+    output = capsys.readouterr().out
+    assert output.startswith("error: ") and reason in " ".join(output.split())

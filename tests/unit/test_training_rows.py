@@ -1,0 +1,178 @@
+"""Labelled groups as training rows, and their batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from embedder.config.run import RunConfig
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.records import QUERY, write_table
+from embedder.training.batch_plan import Part
+from embedder.training.scores import NO_KEY
+from embedder.training.training_rows import (
+    TrainingRows,
+    candidate_keys,
+    known_positives,
+    training_row,
+    write_training_rows,
+)
+from ray_jobs.cluster.tables import positive_ids
+
+REWARDS = (2.0, 0.0, -1.0)
+
+
+def group(task="qa", number=0, texts=("a", "b", "c"), rewards=REWARDS, relevance=(1, 0, 0), error=None):
+    rewards = rewards if rewards != REWARDS else REWARDS[: len(texts)]
+    fields = {"task": task, "dataset": "set", "query_id": str(number), "query": f"{task} {number}"}
+    fields |= {"candidate_ids": [f"id-{text}" for text in texts], "candidate_texts": list(texts)}
+    return {
+        **fields,
+        "relevance": list(relevance),
+        "rewards": None if rewards is None else list(rewards),
+        "error": error,
+    }
+
+
+def test_a_rewarded_task_trains_on_its_rewards():
+    row = training_row(group(), BUILTIN_TASKS["qa"])
+    assert (row["task"], row["query"], row["candidates"]) == ("qa", "qa 0", ["a", "b", "c"])
+    assert (row["relevance"], row["rewards"]) == ([1, 0, 0], [2.0, 0.0, -1.0])
+
+
+def test_a_contrastive_task_trains_on_known_positives():
+    row = training_row(group(rewards=None), BUILTIN_TASKS["tool"])
+    assert (row["relevance"], row["rewards"]) == ([1, 0, 0], None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "task", "reason"),
+    [
+        ({"rewards": None, "error": "no candidates"}, "qa", "no rewards: no candidates"),
+        ({"rewards": None}, "qa", "no rewards: not labelled"),
+        ({"relevance": (0, 0, 0)}, "tool", "no known positive for the contrastive loss"),
+        ({"rewards": (2.0, 2.0, 2.0)}, "qa", "all rewards are equal"),
+        ({"rewards": (2.0,), "texts": ("a",), "relevance": (1,)}, "qa", "all rewards are equal"),
+    ],
+)
+def test_a_group_that_cannot_be_trained_on_says_why(fields, task, reason):
+    assert training_row(group(**fields), BUILTIN_TASKS[task]) == reason
+
+
+def test_a_task_may_keep_groups_without_preference():
+    task = BUILTIN_TASKS["qa"].model_copy(update={"skip_flat": False})
+    assert training_row(group(rewards=(2.0, 2.0, 2.0)), task)["rewards"] == [2.0, 2.0, 2.0]
+
+
+def test_a_rewarded_group_without_candidates_says_so():
+    assert training_row(group(texts=(), rewards=(), relevance=()), BUILTIN_TASKS["qa"]) == "no candidates"
+
+
+@pytest.fixture
+def written(tmp_path):
+    groups = [
+        group("tool", 0, texts=("t", "u"), relevance=(0, 1)),
+        group("qa", 1),
+        group("qa", 2, rewards=None, error="no candidates"),
+        group("tool", 3, texts=("v",), relevance=(0,)),
+        group("tool", 6, texts=("w",), relevance=(1,)),
+        group("qa", 4, texts=("d", "e"), rewards=(0.5, 0.0), relevance=(0, 0)),
+        group("qa", 5, rewards=(1.0, 1.0, 1.0)),
+    ]
+    counts, left_out = write_training_rows(groups, BUILTIN_TASKS, tmp_path / "deep" / "rows.arrow", {})
+    return TrainingRows(tmp_path / "deep" / "rows.arrow"), counts, left_out
+
+
+def test_rows_and_groups_left_out_are_counted_by_task(written):
+    rows, counts, left_out = written
+    assert counts == {"qa": 2, "tool": 2}
+    assert left_out == {
+        "qa: no rewards: no candidates": 1,
+        "qa: all rewards are equal": 1,
+        "tool: no known positive for the contrastive loss": 1,
+    }
+    assert (rows.sizes, rows.group_size) == ({"qa": 2, "tool": 2}, 3)
+
+
+def test_a_batch_is_padded_to_the_largest_group(written):
+    batch = written[0].batch([Part("qa", [1, 0])])
+    assert batch.queries == ["qa 4", "qa 1"]
+    assert batch.candidates == ["d", "e", "e", "a", "b", "c"]
+    assert batch.tasks == ["qa", "qa"]
+    assert batch.reward_BM.tolist() == [[0.5, 0, 0], [2, 0, -1]]
+    assert batch.positive_BM.tolist() == [[False] * 3, [True, False, False]]
+    assert batch.valid_BM.tolist() == [[True, True, False], [True, True, True]]
+
+
+def test_a_batch_of_another_task_has_its_own_rows(written):
+    batch = written[0].batch([Part("tool", [1, 0])])
+    assert (batch.queries, batch.candidates) == (["tool 6", "tool 0"], ["w", "w", "w", "t", "u", "u"])
+    assert batch.positive_BM.tolist() == [[True, False, False], [False, True, False]]
+
+
+def test_a_mixed_batch_holds_the_rows_of_its_parts_in_order(written):
+    batch = written[0].batch([Part("qa", [1]), Part("tool", [1, 0])])
+    assert (batch.tasks, batch.queries) == (["qa", "tool", "tool"], ["qa 4", "tool 6", "tool 0"])
+    assert batch.valid_BM.sum(1).tolist() == [2, 1, 2]
+
+
+def test_equal_texts_have_equal_keys_and_others_do_not(written):
+    batch = written[0].batch([Part("qa", [1, 0, 1])])
+    assert batch.key_BM2.dtype == torch.long
+    keys = [tuple(both) for both in batch.key_BM2[batch.valid_BM].tolist()]
+    texts = ["d", "e", "a", "b", "c", "d", "e"]
+    assert len(set(zip(texts, keys, strict=True))) == len(set(keys)) == 5
+    assert len({key for both in keys for key in both}) == 10
+    assert batch.key_BM2[0].tolist() == batch.key_BM2[2].tolist()
+    assert (batch.key_BM2[~batch.valid_BM] == NO_KEY).all()
+
+
+def keys_of(text: str, dataset: str = "set") -> tuple[int, int]:
+    """Keys of a candidate's text and id."""
+    return tuple(keys[0] for keys in candidate_keys({**group(texts=(text,)), "dataset": dataset}))
+
+
+def test_an_id_is_one_of_its_dataset():
+    one, other = keys_of("a"), keys_of("a", "another set")
+    assert one[0] == other[0]
+    assert one[1] != other[1]
+
+
+def test_known_positives_are_those_of_every_group_of_a_query_and_those_without_a_place_in_one():
+    first, second = group(relevance=(1, 0, 1)), {**group(texts=("d", "e"), relevance=(0, 1)), "dataset": "set"}
+    other = {**group(number=1, relevance=(0, 1, 0)), "query": "another"}
+    found = known_positives([first, second, other], {("set", "0"): ["id-a", "id-z"], ("set", "9"): ["id-q"]})
+    expected = {*keys_of("a"), *keys_of("c"), *keys_of("e"), keys_of("z")[1]}
+    assert found == {("qa", "qa 0"): expected, ("qa", "another"): set(keys_of("b"))}
+
+
+def test_a_row_keeps_the_known_positives_that_are_not_among_its_candidates(tmp_path):
+    groups = [group("tool", 0, texts=("a", "b"), relevance=(1, 0)), group("tool", 0, texts=("c",), relevance=(1,))]
+    write_training_rows(groups, BUILTIN_TASKS, tmp_path / "rows.arrow", {("set", "0"): ["id-z"]})
+    batch = TrainingRows(tmp_path / "rows.arrow").batch([Part("tool", [0, 1])])
+    own_row = candidate_keys({"dataset": "set", "candidate_texts": [], "candidate_ids": ["0"]})[1][0]
+    known = [set(row) - {NO_KEY, own_row} for row in batch.known_BP.tolist()]
+    assert all(own_row in row for row in batch.known_BP.tolist())
+    assert known == [{*keys_of("c"), keys_of("z")[1]}, {*keys_of("a"), keys_of("z")[1]}]
+
+
+def test_the_known_positives_of_a_run_are_read_from_its_training_queries(tmp_path):
+    config = RunConfig(
+        paths={"work": str(tmp_path), "cache": str(tmp_path)}, encoder={"model": "owner/name", "pooling": "mean"}
+    )
+    assert positive_ids(config) == {}
+    for dataset, ids in (("one", ["p", "q"]), ("two", [])):
+        row = dict.fromkeys(QUERY.names) | {"dataset": dataset, "query_id": "0", "positive_ids": ids}
+        write_table([row], QUERY, config.paths.queries / "train" / f"{dataset}.parquet")
+    assert positive_ids(config) == {("one", "0"): ["p", "q"], ("two", "0"): []}
+
+
+def test_a_candidate_that_another_group_of_the_query_knows_as_positive_is_one_here_too():
+    known = frozenset(keys_of("b")[:1])
+    assert training_row(group("tool"), BUILTIN_TASKS["tool"], known)["relevance"] == [1, 1, 0]
+
+
+def test_no_groups_make_an_empty_file(tmp_path):
+    counts, left_out = write_training_rows([], BUILTIN_TASKS, tmp_path / "rows.arrow", {})
+    rows = TrainingRows(tmp_path / "rows.arrow")
+    assert (counts, left_out, rows.sizes, rows.group_size) == ({}, {}, {}, 0)
