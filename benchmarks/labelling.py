@@ -24,7 +24,7 @@ from benchmarks.labelling_parts import PARTS, Bench, Found
 from benchmarks.labelling_random import Shape, measure
 from benchmarks.labelling_rounds import ForeignLoad, machine
 from benchmarks.real_data import find_data
-from embedder.data.records import write_json
+from embedder.storage.json_file import write_json
 
 HEADLINES = {
     "rank_vs_naive_cap32": ("cap32", "rank_vs_naive"),

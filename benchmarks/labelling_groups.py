@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from embedder.config.run import LlmConfig, Source
+from embedder.config.prepare import Source
+from embedder.config.run import LlmConfig
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.records import row_seed
 from embedder.data.rows import Prepared
 from embedder.data.sources import read_source
+from embedder.hashing import row_seed
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import PromptBuilder, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling, sample_outputs

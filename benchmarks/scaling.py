@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields
 
-from embedder.run.stage_report import console
+from embedder.console import console
 
 GPUS = (8, 64)
 

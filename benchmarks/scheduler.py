@@ -21,7 +21,8 @@ import ray
 
 from benchmarks.labelling_rounds import machine
 from embedder.config.load import load_run
-from embedder.data.records import GROUP, write_json
+from embedder.data.records import GROUP
+from embedder.storage.json_file import write_json
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.block_plan import survey
 from tests.cluster.label_actors import PEAK, RewardedBlocks, peak_memory

@@ -31,14 +31,15 @@ import pyarrow as pa
 from benchmarks.labelling_rounds import ForeignLoad, machine
 from benchmarks.real_data import find_data
 from benchmarks.search_vectors import Real, payload, real_vectors, repeated
-from embedder.config.index import BuildSettings, SearchOptions, SearchParameters
-from embedder.data.records import write_json
+from embedder.config.index import BuildSettings, SearchParameters
 from embedder.index.bundle import Manifest, TaskInstructions, shard_folder, shard_of
 from embedder.index.collection import Collection, write_collection
 from embedder.index.exact import Vectors
 from embedder.index.faiss_index import DEFAULTS, REFINED, empty_vectors, open_flat, open_index
 from embedder.index.filters import Condition, Filter, Range, equals
 from embedder.index.opened import OpenIndex
+from embedder.index.search_options import SearchOptions
+from embedder.storage.json_file import write_json
 
 K = 10
 TASK = "qa"

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.config.run import EncoderConfig
-from embedder.data.records import content_id
+from embedder.data.metadata import metadata_json
+from embedder.hashing import content_id
 from embedder.index.collection import sort_by_name
-from embedder.index.documents import PAYLOAD, metadata_json
+from embedder.index.documents import PAYLOAD
 from embedder.index.exact import Vectors
 from embedder.models.encode import encode_prompted
 from embedder.models.encoder import load_encoder

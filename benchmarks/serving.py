@@ -34,9 +34,9 @@ from benchmarks.serving_index import Texts, prepare, write_run
 from benchmarks.serving_load import Ask, Load, run
 from benchmarks.serving_systems import WAYS, System, infinity, served_by_ray
 from embedder.config.run import EncoderConfig
-from embedder.data.records import write_json
 from embedder.models.encode import encode_prompted
 from embedder.models.encoder import load_encoder
+from embedder.storage.json_file import write_json
 
 Found = dict[str, Any]
 CLIENTS = (1, 8, 32, 64)

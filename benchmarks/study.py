@@ -30,10 +30,11 @@ from benchmarks.study_units import Study, Unit, all_units
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
-from embedder.data.records import Split, write_json
+from embedder.console import console
+from embedder.data.records import Split
 from embedder.errors import EmbedderError
 from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, read_sets
-from embedder.run.stage_report import console
+from embedder.storage.json_file import write_json
 
 
 def main(arguments: list[str] | None = None) -> int:

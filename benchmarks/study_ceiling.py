@@ -19,11 +19,11 @@ from benchmarks.study_units import Study, Unit
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
+from embedder.console import console
 from embedder.errors import EmbedderError
 from embedder.evaluation.evaluations import measure_of
 from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, read_sets
 from embedder.mining.lexical import Ranking
-from embedder.run.stage_report import console
 
 MEASURES = {"qa": ("exact match", "log-likelihood"), "chat": ("perplexity",), "lrlm": ("perplexity",)}
 NONE, FIRST, GOLD, BEST = "none", "base's first", "known positive", "best of the base's"

@@ -12,13 +12,13 @@ from typing import Any
 from benchmarks.study_arms import Arm
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
-from embedder.console import progress
-from embedder.data.records import Split, content_id
+from embedder.console import console, progress
+from embedder.data.records import Split
 from embedder.errors import ConfigError, DataError
 from embedder.evaluation.local import EvaluationSet, rank
+from embedder.hashing import content_id
 from embedder.mining.lexical import Ranking
 from embedder.models.onnx import load_inference_encoder
-from embedder.run.stage_report import console
 from embedder.storage.durable import locked, write_durably
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train

@@ -24,7 +24,7 @@ from benchmarks.real_data import find_data
 from benchmarks.training_groups import Workbench
 from benchmarks.training_parts import PARTS, Found
 from embedder.config.run import EncoderConfig
-from embedder.data.records import write_json
+from embedder.storage.json_file import write_json
 
 USUAL = [name for name in PARTS if name != "memory"]
 """What a run without --part makes; `memory` takes minutes of its own."""

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with an ETA on a terminal, a line now and then in a log file."""
+"""The console that jobs print to, and progress: a bar with an ETA on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -78,3 +78,9 @@ def progress(
     )
     with Progress(*columns, console=console) as bar:
         yield Counter(label, total, console, bar, observe)
+
+
+def console() -> Console:
+    """Where jobs print; plain lines of at least 110 columns when the output is a file."""
+    out = Console(highlight=False, soft_wrap=True)
+    return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=110)

@@ -25,6 +25,7 @@ import pyarrow as pa
 import ray
 
 from embedder.config.run import LlmConfig, RunConfig
+from embedder.console import console
 from embedder.data.ledger import Ledger
 from embedder.data.records import PASSAGE, read_tables, write_table
 from embedder.errors import ConfigError
@@ -40,7 +41,7 @@ from embedder.mining.lexical import Ranking
 from embedder.models.causal_lm import prepare_lm
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
-from embedder.run.stage_report import StageReport, console
+from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.metrics import tracked
 from ray_jobs.cluster.session import Job, actor_pool, main
 from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries, shot_pools

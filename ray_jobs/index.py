@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 import ray
 
 from embedder.config.run import EncoderConfig, RunConfig
-from embedder.data.records import PASSAGE, content_id, each_table, parquet_files
+from embedder.data.records import PASSAGE, each_table, parquet_files
 from embedder.errors import DataError, ModelError
+from embedder.hashing import content_id, file_sha256
 from embedder.index.builder import Part, build_collection
 from embedder.index.bundle import MODEL, Manifest, instructions, shard_folder, shard_of
 from embedder.index.catalog import Catalog
@@ -31,7 +32,7 @@ from embedder.index.collection import CollectionInfo, Place
 from embedder.index.documents import PAYLOAD
 from embedder.index.manifest import hash_files
 from embedder.models.fingerprint import encoder_fingerprint
-from embedder.models.locate import count_parameters, file_sha256, locate_model
+from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
 from embedder.storage.durable import place_durably, remove_unfinished, unfinished_folder

@@ -23,9 +23,9 @@ from typing import Any
 import ray
 
 from embedder.config.run import LlmConfig, RunConfig
-from embedder.data.records import content_id
 from embedder.data.row_ids import RowIds
 from embedder.errors import ConfigError, LabelError
+from embedder.hashing import content_id
 from embedder.labelling.label_statistics import LabelCost
 from embedder.labelling.labeller import RewardLabeller, ShotPools
 from embedder.models.causal_lm import load_lm, prepare_lm

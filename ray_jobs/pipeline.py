@@ -15,11 +15,12 @@ import time
 from dataclasses import dataclass, replace
 
 from embedder.config.run import RunConfig
+from embedder.console import console
 from embedder.errors import ConfigError
 from embedder.models.locate import locate_model
 from embedder.run.cost import Work
 from embedder.run.lineage import write_lineage
-from embedder.run.stage_report import StageReport, console, read_reports, stage_table
+from embedder.run.stage_report import StageReport, read_reports, stage_table
 from embedder.run.stages import STAGES, Contents, is_done, mark_done
 from embedder.training.trackers import check_trackers
 from ray_jobs import evaluate, index, label, mine, prepare, train

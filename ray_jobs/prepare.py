@@ -20,15 +20,17 @@ from typing import Any
 
 import ray
 
-from embedder.config.run import PrepareConfig, RunConfig, Source
+from embedder.config.prepare import PrepareConfig, Source
+from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
-from embedder.data.records import PASSAGE, QUERY, write_json, write_table
+from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.data.rows import Prepared
 from embedder.data.source_formats import SPLITS, source_files
 from embedder.data.sources import read_source
 from embedder.errors import DataError
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
+from embedder.storage.json_file import write_json
 from ray_jobs.cluster.metrics import tracked
 from ray_jobs.cluster.session import Job, main
 

@@ -31,9 +31,9 @@ from ray.job_submission import JobSubmissionClient
 
 from embedder.config.load import load_run, raw_run
 from embedder.config.run import RunConfig
-from embedder.data.records import content_id
+from embedder.console import console
 from embedder.errors import ConfigError, EmbedderError
-from embedder.run.stage_report import console
+from embedder.hashing import content_id
 from embedder.run.stages import STAGES
 from embedder.storage.object_store import masked
 

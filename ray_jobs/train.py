@@ -21,12 +21,13 @@ from ray.train import RunConfig as RayRunConfig
 
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL, TrainConfig
-from embedder.data.records import content_id
+from embedder.console import console
 from embedder.errors import DataError
+from embedder.hashing import content_id
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.run.cost import Work, measured_rate
 from embedder.run.lineage import install_model
-from embedder.run.stage_report import StageReport, console
+from embedder.run.stage_report import StageReport
 from embedder.storage.object_store import replacing
 from embedder.training.base_model import check_start
 from embedder.training.estimate import work_of

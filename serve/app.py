@@ -21,10 +21,10 @@ from ray.serve.schema import LoggingConfig
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.config.serve import ServeConfig
+from embedder.console import console
 from embedder.errors import ConfigError, EmbedderError
 from embedder.index.bundle import verify
-from embedder.run.stage_report import console
-from embedder.storage.mirror import workplace
+from embedder.run.workspace import workplace
 from serve.deployments.coalescing import MOST_REQUESTS
 from serve.deployments.encoder_replica import EncoderReplica
 from serve.deployments.ingress import Ingress

@@ -19,9 +19,10 @@ from rich.console import Console
 
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
+from embedder.console import console
 from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import DataError, EmbedderError
-from embedder.run.stage_report import StageReport, console, read_reports, stage_table
+from embedder.run.stage_report import StageReport, read_reports, stage_table
 from serve.app import build_run
 from serve.client import Client
 from serve.schemas import SearchRequest

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from embedder.config.index import SearchOptions
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
 from embedder.index.opened import Rankings
+from embedder.index.search_options import SearchOptions
 from embedder.index.writes import Change
 from serve.schemas import DeploymentState
 

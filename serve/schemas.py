@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from embedder.config.index import Mode, SearchParameters
+from embedder.config.index import SearchParameters
 from embedder.index.documents import Document
 from embedder.index.filters import Filter
+from embedder.index.search_options import Mode
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1)]

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from embedder.config.index import SearchOptions
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
 from embedder.index.opened import combine
 from embedder.index.results import Hit
+from embedder.index.search_options import SearchOptions
 from serve.backend import Backend, Encoded
 from serve.http_errors import ApiError
 from serve.keys import Keys

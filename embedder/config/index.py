@@ -1,17 +1,10 @@
-"""How collections are built and searched: what a run file sets under `index`, and what one request may choose."""
+"""Settings of the job `index`: how collections are built, and how they are searched by default."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
-from embedder.index.filters import Filter
-
-MAX_RESULTS = 1000
-"""Greatest k of a search; a service sets its own, lower limit."""
-
-Mode = Literal["dense", "lexical", "hybrid"]
+from embedder.config.paths import ModelReference, Section
 
 
 class SearchParameters(BaseModel):
@@ -39,19 +32,6 @@ class SearchParameters(BaseModel):
 UNSAID = SearchParameters()
 
 
-class SearchOptions(BaseModel):
-    """What a search asks for besides the query."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    k: int = Field(default=10, ge=1, le=MAX_RESULTS)
-    """Results a query; fewer only where fewer documents match."""
-    mode: Mode = "dense"
-    """By vectors, by words (BM25), or both fused by reciprocal rank."""
-    filter: Filter | None = None
-    parameters: SearchParameters = SearchParameters()
-
-
 class BuildSettings(BaseModel):
     """How a collection is built; kept with it, so that folding builds it the same way."""
 
@@ -63,3 +43,26 @@ class BuildSettings(BaseModel):
     """Whether it can be searched by words too."""
     search: SearchParameters = SearchParameters()
     """Defaults of its searches; null: by the kind of index."""
+
+
+class IndexConfig(Section):
+    """Corpus to a version of the index."""
+
+    model: ModelReference | None = None
+    """Encoder of the bundle; null: the trained one of this run."""
+    factory: str = "auto"
+    """FAISS factory string (the metric is the inner product of unit vectors), or auto: exact up to 50,000 passages of a
+    task in a shard, then IVF with 4-bit product quantisation and exact refinement."""
+    search: SearchParameters = SearchParameters()
+    """Defaults of the searches; null: by the kind of index. A request may ask for others."""
+    lexical: bool = True
+    """Whether the index can be searched by words too, and by words and vectors together."""
+    num_shards: int = Field(default=1, ge=1)
+    """Every shard holds its slice of each task's passages, and is served by a deployment of its own."""
+    alias: str = Field(default="live", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+    """Name under which the version that the job builds is served from then on."""
+
+    @property
+    def build_settings(self) -> BuildSettings:
+        """What a collection keeps of these."""
+        return BuildSettings(factory=self.factory, lexical=self.lexical, search=self.search)

@@ -11,10 +11,14 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from embedder.config.evaluate import EvaluateConfig
-from embedder.config.index import BuildSettings, SearchParameters
-from embedder.config.paths import AnyAbsolutePath, ModelReference, Paths, Section
+from embedder.config.index import IndexConfig
+from embedder.config.label import LabelConfig, RerankerConfig
+from embedder.config.mine import MineConfig
+from embedder.config.paths import ModelReference, Paths, Section
+from embedder.config.pipeline import PipelineConfig
+from embedder.config.prepare import PrepareConfig
 from embedder.config.serve import ServeConfig
-from embedder.config.submit import PipelineConfig, SubmitConfig
+from embedder.config.submit import SubmitConfig
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
@@ -56,166 +60,6 @@ class LlmConfig(Section):
     """Tokens of a scoring batch; halved when memory runs out."""
     device_map: Literal["single", "auto"] = "single"
     """auto spreads the layers over all GPUs of an actor, for an LLM larger than one of them."""
-
-
-class Source(Section):
-    """One dataset to prepare."""
-
-    task: str
-    dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Name of the dataset within the run."""
-    path: AnyAbsolutePath
-    """layout, beir: a folder; reference: one JSON Lines file of training rows, or a folder (train, test, corpus)."""
-    format: Literal["layout", "reference", "beir"] = "layout"
-    corpus: AnyAbsolutePath | None = None
-    """reference: the JSON Lines file whose lines `pos_index` counts; null: the folder's own, if there is one."""
-    train_queries: int | None = Field(default=None, ge=0)
-    """Rows of the training split that are kept (seeded choice); null keeps all."""
-    test_queries: int | None = Field(default=None, ge=0)
-    """The same for the test split."""
-    dev_queries: int | None = Field(default=None, ge=0)
-    """Rows of a dev split, cut from a fifth of the training rows (whole documents and conversations) where the source
-    brings none; null: only one that the source brings."""
-    passages: int | None = Field(default=None, ge=1)
-    """Passages of the corpus that are kept besides those the kept queries name; null keeps all."""
-    chunk_words: int = Field(default=96, ge=8)
-    """lrlm: words of a chunk a long document is cut into."""
-    history_chunks: int = Field(default=12, ge=2)
-    """lrlm: earlier chunks among which candidates are looked for."""
-
-
-class PrepareConfig(Section):
-    """Source files to checked rows."""
-
-    sources: list[Source] = Field(min_length=1)
-    max_rejected_share: float = Field(default=0.05, ge=0, le=1)
-    """The job stops when a larger share of a dataset's rows is rejected."""
-    seed: int = 0
-
-
-class MineConfig(Section):
-    """Rows to candidate groups."""
-
-    group_size: int = Field(default=8, ge=2)
-    """Candidates of a query, known positives included."""
-    window: tuple[int, int] = (2, 50)
-    """Ranks (first, last), counted from 0, of the rankings from which negatives are drawn."""
-    lexical_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the drawn candidates that comes from the lexical ranking, the rest from the dense one."""
-    duplicate_overlap: float = Field(default=0.9, gt=0, le=1)
-    """A passage whose words overlap a positive's by this share (Jaccard) is left out as a duplicate of it."""
-    num_actors: int = Field(default=2, ge=1)
-    gpus_per_actor: float = Field(default=0, ge=0)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def window_is_ordered(self) -> MineConfig:
-        """Refuse an empty window."""
-        first, last = self.window
-        if not 0 <= first < last:
-            raise ValueError(f"window is {list(self.window)}; it needs 0 <= first < last")
-        return self
-
-
-class LabelConfig(Section):
-    """Candidate groups to rewards."""
-
-    teacher: Literal["llm", "reranker", "imported"] = "llm"
-    """Who rewards: the LLM; a cross-encoder trained on the LLM's rewards; or rewards made elsewhere (`imported`)."""
-    imported: AnyAbsolutePath | None = None
-    """JSON Lines of the reference with `teacher_scores`; needed by, and only by, the teacher `imported`."""
-    export: AnyAbsolutePath | None = None
-    """Where the labelled groups are also written as JSON Lines of the reference; null: nowhere."""
-    recompute: bool = False
-    """Recompute the rewards from the stored log-likelihoods, after a task's `reward` was changed; needs no LLM."""
-    num_samples: int = Field(default=10, ge=1)
-    """Outputs sampled per query without a candidate, among which the desired output is ranked (N)."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of the sampling."""
-    top_k: int = Field(default=50, ge=1)
-    """Sampling draws from the k likeliest tokens."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Of these, from the likeliest whose probabilities sum to p."""
-    unit_groups: int = Field(default=8, ge=1)
-    """Groups that are sampled and scored together. For one value of it the labels are the same bit for bit, whatever
-    the blocks, the actors and their order."""
-    block_rows: int = Field(default=8, ge=1)
-    """Groups that are committed together, rounded up to whole units; a kill costs at most this many an actor."""
-    max_error_share: float = Field(default=0.05, ge=0, le=1)
-    """The job ends with an error when a larger share of the groups could not be scored."""
-    dry_run_groups: int = Field(default=2, ge=0)
-    """Groups that `--dry-run` labels on this machine to estimate the time; 0 estimates from sizes alone."""
-    num_actors: int = Field(default=2, ge=1)
-    """Greatest number of actors."""
-    min_actors: int | None = Field(default=None, ge=1)
-    """The pool grows from this number as long as work waits; null: `num_actors` from the start."""
-    cpus_per_actor: float = Field(default=1, gt=0)
-    """Of an actor without a GPU; also its threads."""
-    gpus_per_actor: float = Field(default=0, ge=0)
-    """0.5 puts two actors on a GPU; 2 and more with `llm.device_map: auto` spreads the LLM over them."""
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def parts_fit(self) -> LabelConfig:
-        """Refuse an import without a file, and the reverse, and a pool whose least size exceeds its greatest."""
-        if (self.teacher == "imported") != (self.imported is not None):
-            raise ValueError(f"teacher is {self.teacher!r} and imported is {self.imported}; give both or neither")
-        if self.min_actors is not None and self.min_actors > self.num_actors:
-            raise ValueError(f"min_actors {self.min_actors} exceeds num_actors {self.num_actors}")
-        return self
-
-
-class RerankerConfig(Section):
-    """The cross-encoder that learns the LLM's rewards and labels in its place (`label.teacher: reranker`)."""
-
-    model: ModelReference
-    """Encoder it starts from, as `encoder.model`."""
-    llm_groups: int | None = Field(default=None, ge=1)
-    """Groups per dataset that the LLM labels for it (seeded choice); null: all."""
-    steps: int = Field(default=500, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    """Groups of a global batch, over all workers; all of one task."""
-    learning_rate: float = Field(default=2e-5, gt=0)
-    warmup_share: float = Field(default=0.1, ge=0, lt=1)
-    max_tokens: int = Field(default=256, ge=8)
-    """Of a query with its candidate; the candidate is cut."""
-    validation_share: float = Field(default=0.1, gt=0, lt=1)
-    """Groups kept out of its training, on which its agreement with the LLM is reported."""
-    num_workers: int = Field(default=1, ge=1)
-    gpus_per_worker: float = Field(default=0, ge=0)
-    save_every: int = Field(default=100, ge=1)
-    """Steps between two checkpoints."""
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def batch_divides(self) -> RerankerConfig:
-        """Refuse a batch that the workers cannot share evenly."""
-        if self.batch_size % self.num_workers:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")
-        return self
-
-
-class IndexConfig(Section):
-    """Corpus to a version of the index."""
-
-    model: ModelReference | None = None
-    """Encoder of the bundle; null: the trained one of this run."""
-    factory: str = "auto"
-    """FAISS factory string (the metric is the inner product of unit vectors), or auto: exact up to 50,000 passages of a
-    task in a shard, then IVF with 4-bit product quantisation and exact refinement."""
-    search: SearchParameters = SearchParameters()
-    """Defaults of the searches; null: by the kind of index. A request may ask for others."""
-    lexical: bool = True
-    """Whether the index can be searched by words too, and by words and vectors together."""
-    num_shards: int = Field(default=1, ge=1)
-    """Every shard holds its slice of each task's passages, and is served by a deployment of its own."""
-    alias: str = Field(default="live", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-    """Name under which the version that the job builds is served from then on."""
-
-    @property
-    def build_settings(self) -> BuildSettings:
-        """What a collection keeps of these."""
-        return BuildSettings(factory=self.factory, lexical=self.lexical, search=self.search)
 
 
 class RunConfig(Section):

@@ -1,4 +1,4 @@
-"""Settings of how a run is started: the rounds of the pipeline, and what `ray job submit` is told."""
+"""Settings of `ray_jobs.submit`: what `ray job submit` is told."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ from embedder.config.paths import Section
 
 SECRET_NAME = re.compile(r"(?i)key|token|secret|password|credential")
 """Names of environment variables that the dashboard would show to everybody who may look at a job."""
-
-
-class PipelineConfig(Section):
-    """All stages as one job."""
-
-    rounds: int = Field(default=1, ge=1, le=99)
-    """How often mine, label and train are repeated, each round with the encoder that the one before has trained."""
 
 
 class SubmitConfig(Section):

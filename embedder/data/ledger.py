@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedder.data.records import content_id, each_table, parquet_files, read_tables, write_table
+from embedder.data.records import each_table, parquet_files, read_tables, write_table
 from embedder.data.row_ids import RowIds
 from embedder.errors import LabelError
+from embedder.hashing import content_id
 from embedder.storage.object_store import AnyPath
 
 

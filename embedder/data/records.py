@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedder.errors import DataError
+from embedder.hashing import content_id
 from embedder.storage.object_store import AnyPath, ObjectPath, replacing
 
 Split = Literal["train", "dev", "test"]
@@ -102,16 +101,6 @@ OBJECTS_AT_ONCE = 16
 """Parquet files of an object store that are read together: each costs some round trips, whatever its size."""
 
 
-def content_id(*parts: object) -> str:
-    """32 hexadecimal digits that depend on the parts alone: the same row has the same id in every run."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:32]
-
-
-def row_seed(seed: int, *parts: object) -> int:
-    """A 63-bit seed for one row, the same whatever block or worker the row falls into."""
-    return int(content_id(seed, *parts)[:16], 16) >> 1
-
-
 def group_id(group: dict[str, Any]) -> str:
     """Content hash of a group."""
     return content_id(*(group[name] for name in GROUP.names))
@@ -182,9 +171,3 @@ def _read(path: AnyPath, wanted: pa.Schema) -> pa.Table:
         raise DataError(
             f"{path}: not a readable Parquet file of {wanted.names} ({reason}); run its job again"
         ) from error
-
-
-def write_json(value: object, path: AnyPath) -> None:
-    """Write JSON as one file, which appears as a whole."""
-    with replacing(path) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

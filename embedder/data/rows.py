@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedder.config.run import Source
-from embedder.data.records import Split, content_id
-from embedder.index.documents import metadata_json
+from embedder.config.prepare import Source
+from embedder.data.metadata import metadata_json
+from embedder.data.records import Split
+from embedder.hashing import content_id
 
 Row = dict[str, Any]
 KEPT_CHARACTERS = 2000

@@ -16,10 +16,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedder.config.run import Source
-from embedder.data.records import Split, content_id
+from embedder.config.prepare import Source
+from embedder.data.records import Split
 from embedder.data.rows import Prepared, Row, RowError, query_row, read_lines, required_text
 from embedder.errors import DataError
+from embedder.hashing import content_id
 from embedder.storage.fetched import local
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")

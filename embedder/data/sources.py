@@ -12,9 +12,9 @@ import re
 from math import ceil
 from pathlib import Path
 
-from embedder.config.run import Source
+from embedder.config.prepare import Source
 from embedder.config.tasks import TaskSpec
-from embedder.data.records import Split, content_id, row_seed
+from embedder.data.records import Split
 from embedder.data.rows import (
     Prepared,
     Row,
@@ -32,6 +32,7 @@ from embedder.data.rows import (
 )
 from embedder.data.source_formats import SPLITS, common_row, corpus_row, read_beir, source_files
 from embedder.errors import DataError
+from embedder.hashing import content_id, row_seed
 from embedder.storage.fetched import local
 
 WORD = re.compile(r"\S+")

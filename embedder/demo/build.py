@@ -22,7 +22,7 @@ from pydoc_data.topics import topics
 from types import ModuleType
 from typing import Any
 
-from embedder.run.stage_report import console
+from embedder.console import console
 
 HERE = Path(__file__).parent
 PASSAGE_WORDS = 110

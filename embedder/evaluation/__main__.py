@@ -19,7 +19,8 @@ from pathlib import Path
 from embedder.config.evaluate import EvaluateConfig, FolderRetriever
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
-from embedder.data.records import write_json, write_table
+from embedder.console import console
+from embedder.data.records import write_table
 from embedder.errors import ConfigError, EmbedderError
 from embedder.evaluation.comparison import summarise
 from embedder.evaluation.evaluation_report import results_table
@@ -27,7 +28,7 @@ from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, measure
 from embedder.evaluation.measurements import VALUES, value_rows
 from embedder.models.onnx import load_inference_encoder
 from embedder.models.st_folder import folder_encoder, read_folder
-from embedder.run.stage_report import console
+from embedder.storage.json_file import write_json
 
 BASE = "base"
 UNUSABLE = re.compile(r"[^A-Za-z0-9_.-]+")

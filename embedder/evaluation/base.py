@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from embedder.config.evaluate import EvaluationName
 from embedder.config.tasks import PromptTemplate, TaskSpec
-from embedder.data.records import content_id
+from embedder.hashing import content_id
 
 Value = tuple[float, float]
 """A query's value and its weight: what it counts in the mean over queries (tokens in a perplexity, else 1)."""

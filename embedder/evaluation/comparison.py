@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from embedder.config.evaluate import EvaluateConfig
-from embedder.data.records import content_id
 from embedder.evaluation.evaluations import EVALUATIONS, measure_of
 from embedder.evaluation.measurements import DatasetValues
 from embedder.evaluation.statistics import Drawn, Table, average, difference, draw, estimate
+from embedder.hashing import content_id
 
 INTERVAL = "95 % bootstrap percentiles; queries of one document or conversation are drawn together"
 TEST = (

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from embedder.data.records import write_json
 from embedder.evaluation.evaluation_page import page
 from embedder.evaluation.evaluation_plots import PAPER, draw_headlines
+from embedder.storage.json_file import write_json
 from embedder.storage.object_store import replacing
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedder.config.evaluate import EvaluateConfig
-from embedder.data.records import row_seed
 from embedder.evaluation.base import Measure, Value
 from embedder.evaluation.evaluations import measure_of
 from embedder.evaluation.measurements import DatasetValues
+from embedder.hashing import row_seed
 from embedder.mining.lexical import Ranking
 from embedder.reporting.html import printable
 

@@ -13,9 +13,10 @@ from embedder.config.evaluate import EvaluateConfig
 from embedder.config.run import LlmConfig
 from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
-from embedder.data.records import TEXTS, content_id
+from embedder.data.records import TEXTS
 from embedder.evaluation.base import Ask, Evaluation, Question, Reply
 from embedder.evaluation.evaluations import EVALUATIONS
+from embedder.hashing import content_id
 from embedder.labelling.backends import Engine
 from embedder.labelling.labeller import ShotPools
 from embedder.labelling.prefix_tree import PackedPrompt

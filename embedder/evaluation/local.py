@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
-from embedder.console import progress
-from embedder.data.records import PASSAGE, QUERY, Split, parquet_files, read_tables, row_seed
+from embedder.console import console, progress
+from embedder.data.records import PASSAGE, QUERY, Split, parquet_files, read_tables
 from embedder.errors import DataError
 from embedder.evaluation.evaluations import evaluation_of
 from embedder.evaluation.judge import LlmJudge, judge_fingerprint, judged_ledger
 from embedder.evaluation.measurements import DatasetValues
 from embedder.evaluation.questions import Asked, ask_all, chosen_queries, plan_units
 from embedder.evaluation.retrieval import without_itself
+from embedder.hashing import row_seed
 from embedder.labelling.labeller import ShotPools
 from embedder.labelling.prompts import shot_pool
 from embedder.mining.dense import search_block
@@ -30,7 +31,6 @@ from embedder.mining.lexical import Ranking
 from embedder.models.causal_lm import load_lm
 from embedder.models.encode import encode
 from embedder.models.encoder import TextEncoder
-from embedder.run.stage_report import console
 from embedder.storage.object_store import AnyPath
 
 

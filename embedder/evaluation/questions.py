@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedder.config.evaluate import EvaluateConfig
-from embedder.data.records import row_seed
 from embedder.evaluation.base import Evaluation, Passage, Question
+from embedder.hashing import row_seed
 from embedder.mining.lexical import Ranking
 
 Row = dict[str, Any]

@@ -8,8 +8,8 @@ from typing import Any
 
 import ir_measures
 
-from embedder.data.records import row_seed
 from embedder.evaluation.base import Evaluation
+from embedder.hashing import row_seed
 from embedder.mining.lexical import Ranking
 
 PerQuery = dict[str, dict[str, float]]

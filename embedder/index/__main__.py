@@ -17,11 +17,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedder.console import console
 from embedder.errors import ConfigError, EmbedderError
 from embedder.index.bundle import read_manifest
 from embedder.index.catalog import Catalog
 from embedder.index.opened import OpenIndex
-from embedder.run.stage_report import console
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
-from embedder.data.records import row_seed
 from embedder.errors import BundleError
+from embedder.hashing import row_seed
 from embedder.index.collection import Place
 from embedder.index.manifest import Sealed
 from embedder.models.fingerprint import located_fingerprint

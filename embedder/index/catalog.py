@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from embedder.data.records import content_id
 from embedder.errors import BundleError, ConfigError
+from embedder.hashing import content_id
 from embedder.index.bundle import Manifest, read_manifest, verify
 from embedder.storage.durable import (
     UNFINISHED,

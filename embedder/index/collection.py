@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from embedder.config.index import BuildSettings, SearchParameters
 from embedder.errors import BundleError, DataError
+from embedder.hashing import file_sha256
 from embedder.index.documents import BY_NAME, PAYLOAD, DocumentName, Row, row_named
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.faiss_index import (
@@ -41,9 +42,8 @@ from embedder.index.faiss_index import (
 from embedder.index.filters import Mask
 from embedder.index.lexical import StoredWords, write_lexical
 from embedder.index.manifest import REMEDY, Sealed, hash_files
-from embedder.index.metadata import StoredMetadata, write_metadata
+from embedder.index.metadata_index import StoredMetadata, write_metadata
 from embedder.index.writes import WRITES, StoredWrites, write_writes
-from embedder.models.locate import file_sha256
 
 EXACT_ROWS = 20_000
 """A filter that leaves fewer rows is answered exactly: an approximate index would pass too many of them by."""

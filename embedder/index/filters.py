@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from embedder.index.documents import Kind, Number, Scalar, Text, kind_of
+from embedder.data.metadata import Kind, Number, Scalar, Text, kind_of
 
 MAX_DEPTH = 8
 """Filters within filters."""

@@ -26,10 +26,11 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.config.index import SearchParameters
+from embedder.data.metadata import metadata_json
 from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, History, Place
 from embedder.index.compaction import write_folded
-from embedder.index.documents import Document, DocumentName, Row, metadata_json
+from embedder.index.documents import Document, DocumentName, Row
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter
 from embedder.index.lexical import words_of

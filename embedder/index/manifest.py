@@ -9,9 +9,8 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
 
-from embedder.data.records import content_id
 from embedder.errors import BundleError
-from embedder.models.locate import file_sha256
+from embedder.hashing import content_id, file_sha256
 
 REMEDY = "restore the bundle or build it again"
 

@@ -15,7 +15,7 @@ from embedder.index.documents import PAYLOAD, DocumentName, Row
 from embedder.index.exact import Vectors
 from embedder.index.filters import Filter, Mask, matching
 from embedder.index.lexical import FreshWords
-from embedder.index.metadata import FreshMetadata
+from embedder.index.metadata_index import FreshMetadata
 from embedder.index.writes import Change, Write
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embedder.config.index import SearchOptions
 from embedder.errors import BundleError, ConfigError
 from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_of, verify
 from embedder.index.catalog import Catalog
@@ -24,6 +23,7 @@ from embedder.index.documents import Document, DocumentName
 from embedder.index.exact import Vectors
 from embedder.index.living import LivingCollection, LivingStats
 from embedder.index.results import Found, fuse, merge
+from embedder.index.search_options import SearchOptions
 from embedder.index.writes import WRITES, Change
 from embedder.storage.durable import locked, write_durably
 

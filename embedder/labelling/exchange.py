@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
-from embedder.data.records import LABELLED, content_id, group_id
+from embedder.data.records import LABELLED, group_id
 from embedder.data.rows import (
     KEPT_CHARACTERS,
     Rejected,
@@ -33,7 +33,7 @@ from embedder.data.rows import (
     required_text,
 )
 from embedder.errors import DataError, LabelError
-from embedder.models.locate import file_sha256
+from embedder.hashing import content_id, file_sha256
 from embedder.storage.object_store import AnyPath, replacing
 
 MAX_LINE_BYTES = 16 * 2**20

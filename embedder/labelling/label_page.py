@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element, SubElement
 
-from embedder.data.records import write_json
 from embedder.labelling.label_plots import DARK, LIGHT, draw_task
 from embedder.labelling.label_statistics import Candidate, Example, LabelCost, LabelStatistics, TaskStatistics
 from embedder.reporting.html import (
@@ -29,6 +28,7 @@ from embedder.reporting.html import (
     tiles,
     written,
 )
+from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath, replacing
 
 SHARES = {

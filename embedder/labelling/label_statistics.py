@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from embedder.data.records import content_id
+from embedder.hashing import content_id
 from embedder.labelling.rewards import desired_rank, is_flat, is_saturated
 from embedder.reporting.html import TEXT_CHARACTERS, printable
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from embedder.config.run import LabelConfig, LlmConfig
+from embedder.config.label import LabelConfig
+from embedder.config.run import LlmConfig
 from embedder.config.tasks import TaskSpec
-from embedder.data.records import LABELLED, group_id, row_seed
+from embedder.data.records import LABELLED, group_id
+from embedder.hashing import row_seed
 from embedder.labelling.backends import Engine
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, choose_shots, prompt_builder

@@ -8,8 +8,8 @@ from typing import Any
 
 from embedder.config.run import LlmConfig
 from embedder.config.tasks import PromptTemplate, TaskSpec
-from embedder.data.records import row_seed
 from embedder.errors import ConfigError
+from embedder.hashing import row_seed
 from embedder.models.causal_lm import CausalLm
 
 Shot = tuple[str, str]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from embedder.config.run import MineConfig
-from embedder.data.records import row_seed
+from embedder.config.mine import MineConfig
+from embedder.hashing import row_seed
 from embedder.mining.filters import is_duplicate, normalise
 from embedder.mining.lexical import Ranking
 

@@ -18,8 +18,9 @@ from transformers.utils import logging as transformers_logging
 
 from embedder.config.run import LlmConfig
 from embedder.errors import ModelError
+from embedder.hashing import file_sha256
 from embedder.models.host_memory import keep_freed_memory
-from embedder.models.locate import file_sha256, gguf_file, locate_model
+from embedder.models.locate import gguf_file, locate_model
 from embedder.models.onednn import has_onednn, pack_linear_layers
 from embedder.storage.durable import place_durably, unfinished_folder
 

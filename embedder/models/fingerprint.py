@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedder.config.run import EncoderConfig, LabelConfig, LlmConfig
+from embedder.config.label import LabelConfig
+from embedder.config.run import EncoderConfig, LlmConfig
 from embedder.config.tasks import TaskSpec
-from embedder.data.records import content_id
+from embedder.hashing import content_id
 from embedder.models.locate import locate_model, model_fingerprint
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from embedder.errors import ModelError
+from embedder.hashing import file_sha256
 from embedder.storage.fetched import local
-from embedder.storage.object_store import AnyPath, ObjectPath
+from embedder.storage.object_store import ObjectPath
 
 PACKAGE_SCHEME = "package:"
 IDENTIFYING_FILES = {
@@ -118,12 +119,3 @@ def model_fingerprint(model: Path | str, settings: Mapping[str, object] | None =
             digest.update(path.name.encode())
             digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()[:16]
-
-
-def file_sha256(path: AnyPath) -> str:
-    """SHA-256 of a file, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()

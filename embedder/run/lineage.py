@@ -12,11 +12,11 @@ from typing import Any
 
 from embedder import __version__
 from embedder.config.run import RunConfig
-from embedder.data.records import write_json
 from embedder.models.locate import locate_model
 from embedder.run.stages import Contents, effective
 from embedder.storage.durable import place_durably, unfinished_folder
 from embedder.storage.fetched import local
+from embedder.storage.json_file import write_json
 
 LINEAGE = "lineage.json"
 

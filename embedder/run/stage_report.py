@@ -6,10 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from embedder.data.records import write_json
+from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath
 
 STAGES = ("prepare", "mine", "label", "train", "index", "evaluate", "serve")
@@ -50,9 +49,3 @@ def stage_table(reports: list[StageReport]) -> Table:
     total = sum(report.seconds for report in reports)
     table.add_row("total", "", "", f"{total:,.1f}", "", end_section=True)
     return table
-
-
-def console() -> Console:
-    """Where jobs print; plain lines of at least 110 columns when the output is a file."""
-    out = Console(highlight=False, soft_wrap=True)
-    return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=110)

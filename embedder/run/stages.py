@@ -16,11 +16,12 @@ from embedder import __version__
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL
-from embedder.data.records import content_id, write_json
+from embedder.hashing import content_id, file_sha256
 from embedder.index.bundle import Manifest
 from embedder.index.catalog import Catalog
-from embedder.models.locate import file_sha256, locate_model, model_fingerprint
+from embedder.models.locate import locate_model, model_fingerprint
 from embedder.storage.fetched import local
+from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath, ObjectPath
 
 RESOURCES = NEUTRAL | {

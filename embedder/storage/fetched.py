@@ -11,8 +11,8 @@ import os
 from functools import cache
 from pathlib import Path
 
-from embedder.data.records import content_id
 from embedder.errors import DataError
+from embedder.hashing import content_id
 from embedder.storage.durable import locked
 from embedder.storage.mirror import Mirror, unsent
 from embedder.storage.object_store import AnyPath, ObjectPath

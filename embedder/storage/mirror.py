@@ -1,7 +1,7 @@
 """A run in an object store, worked on in a folder: what is there is fetched first, what the job writes is sent.
 
-Jobs and libraries that rename, append and map files need a folder. `workplace` gives them one below `paths.cache`,
-sends what changed every half minute and at the end, and fetches on another machine what is missing there.
+Jobs and libraries that rename, append and map files need a folder. `embedder.run.workspace` gives them one below
+`paths.cache`, sends what changed every half minute and at the end, and fetches on another machine what is missing.
 
 The store is the truth, except for what the folder that wrote last has not sent yet: `mirror.json` in the store names
 that writer. It also names what a push is about to send: new files that may not all be there are never fetched, and
@@ -11,26 +11,20 @@ while files are being replaced nobody else fetches at all.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from threading import Event, Thread
 from uuid import uuid4
 
-from embedder.config.run import RunConfig
-from embedder.console import progress
-from embedder.data.records import content_id, write_json
-from embedder.errors import ConfigError, DataError
-from embedder.run.stage_report import console
-from embedder.storage.durable import locked, write_durably
+from embedder.console import console, progress
+from embedder.errors import DataError
+from embedder.storage.durable import write_durably
+from embedder.storage.json_file import write_json
 from embedder.storage.object_store import ObjectPath, download, upload
-
-logger = logging.getLogger(__name__)
 
 STATE = "mirror.json"
 """In the store: a State."""
@@ -42,8 +36,6 @@ AT_ONCE = 16
 """Files that are sent or fetched together."""
 NOTED_AFTER = 1024
 """Files after which a fetch or push notes how far it is."""
-PUSH_S = 30.0
-"""Between two pushes while a job runs."""
 STATE_READS = 10
 YOUNG_S = 60.0
 """Stores tell the time of a change in whole seconds: an object younger than this may change again unseen."""
@@ -97,14 +89,6 @@ class Mirror:
     folder: Path
     only: str | None = None
     """The one object that counts; None: all."""
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Mirror | None:
-        """The mirror of a run; None for a run in a folder."""
-        work = config.paths.work
-        if not isinstance(work, ObjectPath):
-            return None
-        return cls(work, config.paths.cache / "mirrors" / content_id(work.uri)[:16] / work.name)
 
     def pull(self) -> int:
         """Bring the folder in line with the store, keeping its changes not yet sent; returns the files fetched.
@@ -288,62 +272,3 @@ def _raise_unless_gone(error: OSError) -> None:
 def _settled(stamp: Stamp) -> Stamp:
     """The stamp of an object; of a young one such that the next fetch takes it for another."""
     return stamp if stamp[1] < (time.time() - YOUNG_S) * 1e9 else (stamp[0], 0)
-
-
-@contextmanager
-def workplace(config: RunConfig, *, writes: bool) -> Iterator[RunConfig]:
-    """The same run with `paths.work` in a folder; of a run in an object store what is there is fetched, and sent after.
-
-    On a cluster every node must mount `paths.cache`. Without `writes` nothing is sent, and nothing fetched while a job
-    is at work in the same mirror.
-
-    Raises:
-        ConfigError: another job is at work in the same mirror.
-        DataError: the store does not answer, or refuses; or another machine's push was cut off as it replaced files.
-    """
-    mirror = Mirror.of(config)
-    if mirror is None:
-        yield config
-        return
-    with locked(mirror.folder.parent / "mirror.lock", wait=False) as is_mine:
-        if writes and not is_mine:
-            raise ConfigError(f"{mirror.folder}: another job works on {mirror.place} here; wait for its end")
-        if is_mine:
-            mirror.pull()
-        local = config.model_copy(update={"paths": config.paths.model_copy(update={"work": mirror.folder})})
-        if not writes:
-            yield local
-            return
-        mirror.claim()
-        with _pushing(mirror):
-            yield local
-
-
-@contextmanager
-def _pushing(mirror: Mirror) -> Iterator[None]:
-    """Push at intervals and at the end. If the job fails, its own error is raised, not that of the last push."""
-    ended = Event()
-    pusher = Thread(target=_push_on, args=(mirror, ended), daemon=True)
-    pusher.start()
-    has_failed = True
-    try:
-        yield
-        has_failed = False
-    finally:
-        ended.set()
-        pusher.join()
-        try:
-            mirror.push()
-        except (DataError, OSError) as error:
-            if not has_failed:
-                raise
-            logger.error("not all that the job wrote was sent: %s", error)
-
-
-def _push_on(mirror: Mirror, ended: Event) -> None:
-    """Push until the job ends; what fails is tried again the next time."""
-    while not ended.wait(PUSH_S):
-        try:
-            mirror.push()
-        except (DataError, OSError) as error:
-            logger.warning("what the job has written so far was not sent: %s", error)

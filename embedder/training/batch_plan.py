@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from embedder.config.train import TrainConfig
-from embedder.data.records import row_seed
 from embedder.errors import ConfigError
+from embedder.hashing import row_seed
 
 SHARE_UNITS = 2**40
 """Shares are rounded to this part of the whole, so that all later arithmetic is exact in integers."""

@@ -26,9 +26,9 @@ from uuid import uuid4
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from embedder.data.records import write_json
-from embedder.models.locate import file_sha256
+from embedder.hashing import file_sha256
 from embedder.storage.durable import UNFINISHED, place_durably, remove_unfinished, unfinished_folder
+from embedder.storage.json_file import write_json
 
 PREFIX = "step-"
 KEPT = 2

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from embedder.data.records import row_seed, write_json
 from embedder.errors import ConfigError
+from embedder.hashing import row_seed
 from embedder.models.encoder import TextEncoder, TokenRow, export_encoder, load_encoder
 from embedder.models.host_memory import keep_freed_memory
 from embedder.models.onednn import has_onednn, train_linear_layers
+from embedder.storage.json_file import write_json
 from embedder.training.batch_plan import BatchPlan, share_of_batch
 from embedder.training.checkpoint import Checkpoint, appearing, last_step, read_checkpoint, write_checkpoint
 from embedder.training.deepspeed_engine import Engine

@@ -22,10 +22,12 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
-from embedder.config.run import RerankerConfig
+from embedder.config.label import RerankerConfig
 from embedder.config.tasks import TaskSpec
-from embedder.data.records import LABELLED, group_id, row_seed, write_json
+from embedder.data.records import LABELLED, group_id
+from embedder.hashing import row_seed
 from embedder.models.encoder import length_batches
+from embedder.storage.json_file import write_json
 from embedder.training.batch_plan import BatchPlan, Part, TaskMix, share_of_batch
 from embedder.training.cross_encoder import CrossEncoder, PairRow, export_cross_encoder, load_cross_encoder
 from embedder.training.distributed import mean_over_workers, rank, world_size

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedder.config.train import ValidationConfig
-from embedder.data.records import row_seed
 from embedder.errors import ConfigError
+from embedder.hashing import row_seed
 
 
 def split_groups(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from embedder.data.records import write_json
 from embedder.reporting.html import (
     add,
     duration,
@@ -22,6 +21,7 @@ from embedder.reporting.html import (
     tiles,
 )
 from embedder.reporting.html import written as as_text
+from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath, replacing
 from embedder.training.training_plots import DARK, LIGHT, PAPER, draw_training
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedder.config.tasks import TaskSpec
-from embedder.data.records import content_id
+from embedder.hashing import content_id
 from embedder.labelling.rewards import is_flat
 from embedder.training.batch_plan import Part
 from embedder.training.scores import NO_KEY

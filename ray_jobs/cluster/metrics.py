@@ -13,8 +13,7 @@ from ray.util.metrics import Gauge
 from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
 
-from embedder.console import Counter, progress
-from embedder.run.stage_report import console
+from embedder.console import Counter, console, progress
 
 LOOK_EVERY_S = 2.0
 MOST_ACTORS = 10_000

@@ -19,10 +19,11 @@ from ray.exceptions import RayTaskError
 
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
+from embedder.console import console
 from embedder.errors import ConfigError, EmbedderError
 from embedder.run.cost import Work, measured_rate
-from embedder.run.stage_report import StageReport, console
-from embedder.storage.mirror import workplace
+from embedder.run.stage_report import StageReport
+from embedder.run.workspace import workplace
 from ray_jobs.cluster.metrics import Bill
 
 logger = logging.getLogger(__name__)

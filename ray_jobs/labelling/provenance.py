@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 
 from embedder.config.run import RunConfig
-from embedder.data.records import write_json
 from embedder.errors import ConfigError
+from embedder.storage.json_file import write_json
 
 RECOMPUTING = "being recomputed"
 """Stands for every task's reward while blocks hold old and new rewards."""

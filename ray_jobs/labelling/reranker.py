@@ -28,9 +28,10 @@ from ray.train import RunConfig as RayRunConfig
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL
 from embedder.data.ledger import Ledger
-from embedder.data.records import content_id, group_id, row_seed
+from embedder.data.records import group_id
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
+from embedder.hashing import content_id, row_seed
 from embedder.models.locate import locate_model, model_fingerprint
 from embedder.run.lineage import install_model, read_lineage
 from embedder.training.cross_encoder import load_cross_encoder

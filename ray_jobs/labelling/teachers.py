@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedder.config.run import RunConfig
-from embedder.data.records import content_id
 from embedder.data.row_ids import RowIds
 from embedder.errors import ConfigError, DataError, LabelError
+from embedder.hashing import content_id
 from embedder.labelling.exchange import fingerprint_of_import, import_into
 from embedder.labelling.rewards import group_rewards
 from embedder.run.cost import Work

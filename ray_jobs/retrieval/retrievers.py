@@ -13,17 +13,17 @@ import ray
 from embedder.config.evaluate import BuiltinRetriever, EndpointRetriever, FolderRetriever
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import Side
-from embedder.console import progress
-from embedder.data.records import PASSAGE, content_id, read_tables
+from embedder.console import console, progress
+from embedder.data.records import PASSAGE, read_tables
 from embedder.errors import ConfigError
 from embedder.evaluation.endpoint import EmbeddingEndpoint
 from embedder.evaluation.evaluations import evaluation_of
 from embedder.evaluation.retrieval import random_rankings, recency_rankings, without_itself
+from embedder.hashing import content_id
 from embedder.mining.lexical import Ranking
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import FolderFacts, folder_encoder, with_prompts
-from embedder.run.stage_report import console
 from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries
 from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
 from ray_jobs.retrieval.vectors import VectorStore, commit_vectors, fill_store, missing_texts, open_store

@@ -20,7 +20,8 @@ import ray
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.data.ledger import Ledger
-from embedder.data.records import PASSAGE, VECTOR, Split, content_id, each_table
+from embedder.data.records import PASSAGE, VECTOR, Split, each_table
+from embedder.hashing import content_id
 from embedder.models.encode import encode_prompted
 from embedder.models.encoder import TextEncoder
 from embedder.models.fingerprint import encoder_fingerprint

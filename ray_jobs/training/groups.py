@@ -9,8 +9,9 @@ from typing import Any
 
 from embedder.config.run import RunConfig
 from embedder.config.train import ReplayConfig, ReplayedRun
-from embedder.data.records import content_id, group_id, parquet_files, row_seed
+from embedder.data.records import group_id, parquet_files
 from embedder.errors import ConfigError, DataError
+from embedder.hashing import content_id, row_seed
 from ray_jobs.cluster.tables import candidate_groups, labelled_ledger, positive_ids
 
 Group = dict[str, Any]

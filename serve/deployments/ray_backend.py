@@ -14,11 +14,11 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayErr
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from embedder.config.index import SearchOptions
 from embedder.config.serve import ServeConfig
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
 from embedder.index.opened import Rankings
+from embedder.index.search_options import SearchOptions
 from embedder.index.writes import Change
 from serve.backend import DEADLINE, Encoded
 from serve.deployments.coalescing import MOST_CHARACTERS, Gatherer, Outcome

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from embedder.config.index import SearchOptions
 from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError
 from embedder.index.bundle import read_manifest
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
 from embedder.index.opened import OpenIndex, Rankings
+from embedder.index.search_options import SearchOptions
 from embedder.index.writes import Change
 from serve.deployments.service_metrics import ShardMetrics
 from serve.deployments.version_cache import Loaded

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from embedder import __version__
 from serve.http_errors import ApiError
-from serve.routes.health import service_of, stamp
+from serve.routes.dependencies import Here, stamp
 from serve.schemas import (
     Embedding,
     EmbeddingRequest,
@@ -21,11 +20,9 @@ from serve.schemas import (
     TeiRequest,
     Usage,
 )
-from serve.service import Service
 from serve.versions.served import Version
 
 router = APIRouter()
-Here = Annotated[Service, Depends(service_of)]
 
 
 @router.post("/v1/embeddings", tags=["embeddings"])

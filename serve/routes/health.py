@@ -1,31 +1,13 @@
-"""Routes about the service itself, and what all routes take from it."""
+"""Routes about the service itself: alive, healthy, ready, and the replicas of its deployments."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from fastapi import APIRouter
 
-from fastapi import APIRouter, Depends, Request, Response
-
+from serve.routes.dependencies import Here
 from serve.schemas import Health, ServiceState
-from serve.service import Service
-from serve.versions.served import Version
 
 router = APIRouter(tags=["state"])
-
-
-async def service_of(request: Request) -> Service:
-    """The service behind the routes."""
-    service: Service = request.app.state.service
-    return service
-
-
-def stamp(response: Response, version: Version) -> None:
-    """Say in headers what answered, where the body has no room for it."""
-    response.headers["x-model-version"] = version.stamp.model_version
-    response.headers["x-index-version"] = version.stamp.index_version
-
-
-Here = Annotated[Service, Depends(service_of)]
 
 
 @router.get("/live")

@@ -6,11 +6,11 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 
 from serve.backend import DEADLINE
 from serve.http_errors import ApiError
-from serve.routes.health import service_of
+from serve.routes.dependencies import Here
 from serve.schemas import (
     CollectionState,
     DeleteRequest,
@@ -32,7 +32,6 @@ SHORTLY_S = 1.0
 """For going over to what the aliases name, where an answer need not wait for it."""
 
 router = APIRouter(tags=["indexes"])
-Here = Annotated[Service, Depends(service_of)]
 Alias = Annotated[str, Path(max_length=128)]
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
 from uuid import uuid4
 
 import numpy as np
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
-from serve.routes.health import service_of, stamp
+from serve.routes.dependencies import Here, stamp
 from serve.schemas import DocumentText, RerankRequest, RerankResponse, RerankResult, Usage
-from serve.service import Service
 
 router = APIRouter(tags=["rerank"])
 
 
 @router.post("/v1/rerank")
 @router.post("/v2/rerank", include_in_schema=False)
-async def rerank(
-    request: RerankRequest, response: Response, service: Annotated[Service, Depends(service_of)]
-) -> RerankResponse:
+async def rerank(request: RerankRequest, response: Response, service: Here) -> RerankResponse:
     """Documents by the cosine of their vectors with the query's."""
     served = service.served
     version = served.named(None) if request.model is None else served.model(request.model)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from embedder.config.tasks import PromptTemplate
 from embedder.index.filters import Filter, equals
 from embedder.index.results import Hit
-from serve.routes.health import service_of
+from serve.routes.dependencies import Here
 from serve.schemas import (
     RetrieveRequest,
     RetrieveResponse,
@@ -19,10 +18,8 @@ from serve.schemas import (
     SearchResult,
     ShardCounts,
 )
-from serve.service import Service
 
 router = APIRouter(tags=["search"])
-Here = Annotated[Service, Depends(service_of)]
 
 PLAIN = PromptTemplate(context="{passage}\n\n", input="{query}")
 """For a task without a template of its own."""

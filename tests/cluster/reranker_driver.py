@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from embedder.config.load import load_run
+from embedder.console import console
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, parquet_files, read_tables
-from embedder.run.stage_report import console
 from ray_jobs.cluster.session import connect
 from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, select_llm_groups, train_reranker
 

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from embedder.data.ledger import Ledger
-from embedder.data.records import PASSAGE, QUERY, content_id, write_table
+from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.evaluation.judge import judged_ledger
+from embedder.hashing import content_id
 from tests.cluster.conftest import Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from embedder.config.load import load_run
-from embedder.storage.mirror import workplace
+from embedder.run.workspace import workplace
 from embedder.storage.object_store import ObjectPath
 from tests.cluster.conftest import Cluster
 from tests.cluster.label_helpers import Driver

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.config.index import BuildSettings, SearchParameters
+from embedder.data.metadata import metadata_json
 from embedder.index.bundle import Manifest, TaskInstructions, shard_folder, shard_of
 from embedder.index.collection import Collection, CollectionInfo, Place, sort_by_name, write_collection
-from embedder.index.documents import PAYLOAD, Document, metadata_json
+from embedder.index.documents import PAYLOAD, Document
 from embedder.index.faiss_index import empty_vectors
 from embedder.index.living import LivingCollection
 from embedder.index.manifest import hash_files

@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 
-from embedder.config.index import SearchOptions
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import BundleError
 from embedder.index.bundle import (
@@ -24,6 +23,7 @@ from embedder.index.collection import Place
 from embedder.index.documents import Document
 from embedder.index.manifest import hash_files
 from embedder.index.opened import OpenIndex
+from embedder.index.search_options import SearchOptions
 from embedder.models.encode import encode
 from embedder.models.encoder import load_encoder
 from embedder.models.locate import model_fingerprint

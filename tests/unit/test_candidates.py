@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.config.run import MineConfig
+from embedder.config.mine import MineConfig
 from embedder.data.records import GROUP
 from embedder.mining.candidates import make_group
 from embedder.mining.filters import is_duplicate, normalise

@@ -20,8 +20,8 @@ from transformers import (
 
 from embedder.config.run import LlmConfig
 from embedder.errors import ModelError
+from embedder.hashing import file_sha256
 from embedder.models.causal_lm import load_lm, prepare_lm, reads_ahead
-from embedder.models.locate import file_sha256
 from tests.conftest import save_lm
 from tests.unit.tiny_llms import ENCODER, PLAIN, SHARING
 

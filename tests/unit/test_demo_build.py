@@ -7,7 +7,7 @@ import json
 import pytest
 
 from embedder.config.load import load_run
-from embedder.config.run import Source
+from embedder.config.prepare import Source
 from embedder.data.sources import read_source
 from embedder.demo.build import build, docstring, is_test, load, squeeze, topic_passages
 from tests.unit.test_config import ROOT

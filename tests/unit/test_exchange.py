@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.ledger import Ledger
-from embedder.data.records import LABELLED, content_id, group_id
+from embedder.data.records import LABELLED, group_id
 from embedder.data.rows import Rejected
 from embedder.errors import DataError, LabelError
+from embedder.hashing import content_id
 from embedder.labelling import exchange
 from embedder.labelling.exchange import (
     ExportSummary,

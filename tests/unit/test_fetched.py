@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from embedder.config.load import load_run
-from embedder.config.run import Source
+from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.records import write_json
 from embedder.data.sources import read_source
 from embedder.errors import ConfigError, DataError
 from embedder.models.locate import locate_model, model_fingerprint
 from embedder.models.st_folder import read_folder
 from embedder.storage import fetched
+from embedder.storage.json_file import write_json
 from embedder.storage.mirror import STATE
 from embedder.storage.object_store import upload
 from tests.object_store import ObjectStore, send

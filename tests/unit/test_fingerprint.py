@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from embedder.config.run import LabelConfig, RunConfig
+from embedder.config.label import LabelConfig
+from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.models.fingerprint import encoder_fingerprint, label_fingerprint
 from ray_jobs.retrieval.vectors import VectorStore, open_store

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from embedder.index.documents import Document, kind_of, metadata_json
+from embedder.data.metadata import kind_of, metadata_json
+from embedder.index.documents import Document
 from embedder.index.filters import MAX_CLAUSES, MAX_DEPTH, Condition, Filter, matching
-from embedder.index.metadata import FreshMetadata, StoredMetadata, write_metadata
+from embedder.index.metadata_index import FreshMetadata, StoredMetadata, write_metadata
 from tests.unit.index_cases import payload_of
 from tests.unit.judges import quick
 

@@ -9,7 +9,6 @@ import threading
 import numpy as np
 import pytest
 
-from embedder.config.index import SearchOptions
 from embedder.errors import BundleError, ConfigError
 from embedder.index.bundle import Manifest, read_manifest, shard_folder, verify
 from embedder.index.catalog import Catalog
@@ -18,6 +17,7 @@ from embedder.index.documents import Document
 from embedder.index.filters import equals
 from embedder.index.manifest import hash_files
 from embedder.index.opened import OpenIndex, combine
+from embedder.index.search_options import SearchOptions
 from embedder.index.writes import lacking
 from tests.unit.index_cases import documents_of, ids, unit, write_version
 

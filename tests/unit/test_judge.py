@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from embedder.config.evaluate import EvaluateConfig
-from embedder.config.run import Source
+from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import write_table
 from embedder.data.sources import read_source

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.config.run import LabelConfig
+from embedder.config.label import LabelConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import GROUP, LABELLED, group_id
 from embedder.labelling.labeller import RewardLabeller

@@ -9,15 +9,9 @@ import shutil
 import pytest
 
 from embedder.errors import ModelError
+from embedder.hashing import file_sha256
 from embedder.models.encoder import load_encoder
-from embedder.models.locate import (
-    check_model_folder,
-    count_parameters,
-    file_sha256,
-    gguf_file,
-    locate_model,
-    model_fingerprint,
-)
+from embedder.models.locate import check_model_folder, count_parameters, gguf_file, locate_model, model_fingerprint
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 
 from embedder.config.run import RunConfig
 from embedder.errors import ConfigError, DataError
-from embedder.storage.mirror import Mirror, State, workplace
+from embedder.run.workspace import workplace
+from embedder.storage.mirror import Mirror, State
 from embedder.storage.object_store import ObjectPath, replacing
 from tests.object_store import ObjectStore, proxy
 
@@ -223,7 +224,7 @@ def test_a_job_works_in_the_mirror_alone_and_sends_what_it_wrote(object_store: O
 def test_what_a_job_writes_is_sent_while_it_works(
     object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedder.storage.mirror.PUSH_S", 0.05)
+    monkeypatch.setattr("embedder.run.workspace.PUSH_S", 0.05)
     config = run_in(object_store.uri("mirror/meanwhile"), tmp_path / "cache")
     with workplace(config, writes=True) as local:
         write(local.paths.mounted, a_txt="1")

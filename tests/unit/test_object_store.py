@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.data.ledger import Ledger
-from embedder.data.records import parquet_files, read_tables, write_json, write_table
+from embedder.data.records import parquet_files, read_tables, write_table
 from embedder.errors import ConfigError, DataError
+from embedder.storage.json_file import write_json
 from embedder.storage.object_store import ObjectPath, masked, replacing
 from tests.object_store import SECRET, proxy
 from tests.unit.judges import quick

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from embedder.config.run import LabelConfig
+from embedder.config.label import LabelConfig
 from embedder.config.tasks import BUILTIN_TASKS, PromptTemplate
 from embedder.errors import ConfigError
 from embedder.labelling.labeller import MAX_CHARACTERS, RewardLabeller

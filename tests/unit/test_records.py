@@ -10,17 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.data.records import (
-    GROUP,
-    content_id,
-    group_id,
-    parquet_files,
-    read_tables,
-    row_seed,
-    write_json,
-    write_table,
-)
+from embedder.data.records import GROUP, group_id, parquet_files, read_tables, write_table
 from embedder.errors import DataError
+from embedder.hashing import content_id, row_seed
+from embedder.storage.json_file import write_json
 from tests.unit.judges import quick
 
 SCHEMA = pa.schema([("id", pa.string()), ("n", pa.int64())])

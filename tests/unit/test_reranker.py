@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing import spawn
 
-from embedder.config.run import RerankerConfig
+from embedder.config.label import RerankerConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import LABELLED, group_id
 from embedder.errors import ConfigError, ModelError

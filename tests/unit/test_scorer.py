@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from embedder.config.run import LlmConfig, Source
+from embedder.config.prepare import Source
+from embedder.config.run import LlmConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.sources import read_source
 from embedder.errors import ModelError

@@ -7,12 +7,13 @@ import json
 import pyarrow as pa
 import pytest
 
-from embedder.config.run import Source
+from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.records import QUERY, content_id
+from embedder.data.records import QUERY
 from embedder.data.source_formats import source_files
 from embedder.data.sources import DEV_SHARE, read_source
 from embedder.errors import DataError
+from embedder.hashing import content_id
 from tests.conftest import DATA
 from tests.unit.test_sources import CORPUS, LONG, lines, question, read_layout
 

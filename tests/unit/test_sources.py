@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.config.run import Source
+from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.records import content_id
 from embedder.data.sources import Prepared, read_source
 from embedder.errors import DataError
+from embedder.hashing import content_id
 from tests.unit.judges import quick
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from embedder.config.run import Source
+from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.records import content_id
 from embedder.data.sources import read_source
 from embedder.errors import DataError
+from embedder.hashing import content_id
 from tests.unit.test_sources import CORPUS, REFERENCE_ROWS, lines, question, read_layout, read_reference
 
 BAD_ROWS = {

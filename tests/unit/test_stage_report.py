@@ -6,7 +6,8 @@ import io
 
 from rich.console import Console
 
-from embedder.run.stage_report import STAGES, StageReport, console, read_reports, stage_table
+from embedder.console import console
+from embedder.run.stage_report import STAGES, StageReport, read_reports, stage_table
 
 
 def test_reports_are_read_back_in_the_order_of_the_pipeline(tmp_path):

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedder.data.metadata import Kind, Scalar, kind_of
 from embedder.errors import BundleError
-from embedder.index.documents import Kind, Scalar, field_values, kind_of
+from embedder.index.documents import field_values
 from embedder.index.filters import Range, Rows
 from embedder.index.manifest import REMEDY
 

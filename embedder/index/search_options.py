@@ -1,0 +1,29 @@
+"""What one search asks for besides its query."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from embedder.config.index import SearchParameters
+from embedder.index.filters import Filter
+
+MAX_RESULTS = 1000
+"""Greatest k of a search; a service sets its own, lower limit."""
+
+
+Mode = Literal["dense", "lexical", "hybrid"]
+
+
+class SearchOptions(BaseModel):
+    """What a search asks for besides the query."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    k: int = Field(default=10, ge=1, le=MAX_RESULTS)
+    """Results a query; fewer only where fewer documents match."""
+    mode: Mode = "dense"
+    """By vectors, by words (BM25), or both fused by reciprocal rank."""
+    filter: Filter | None = None
+    parameters: SearchParameters = SearchParameters()
