@@ -167,7 +167,7 @@ def ray_part(bench: Bench) -> Found:
 
     texts = [text for texts in bench.passages[1:] for text in texts]
     rows = [
-        {"dataset": "nq", "side": "key", "row_id": f"{i:08d}", "id": f"{i}", "text": text}
+        {"dataset": "nq", "side": "passage", "row_id": f"{i:08d}", "id": f"{i}", "text": text}
         for i, text in enumerate(sorted(texts, key=len))
     ]
     ray.init(num_cpus=ACTORS, include_dashboard=False, log_to_driver=False)

@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from embedder.labelling.backends import Engine
 from embedder.labelling.compute_cost import ModelSize
-from embedder.labelling.prefix_tree import PackedPrompt, grow_tree
+from embedder.labelling.prefix_tree import PackedPrompt, build_tree
 from embedder.labelling.scorer import TreeScorer, in_lanes, predictions
 from embedder.labelling.tree_attention import NAME, tree_attention
 from embedder.models.onednn import has_onednn, pack_weight, packed_linear
@@ -31,7 +31,7 @@ TIMED_NAME = "prefix_tree_timed"
 
 def necessary_flops(size: ModelSize, prompts: Sequence[PackedPrompt]) -> float:
     """2 x weights x tokens that must be read, and x places that must be predicted, each shared one once."""
-    tree = grow_tree(prompts)
+    tree = build_tree(prompts)
     places, *_ = predictions(tree)
     return 2.0 * (size.layers * len(tree.tokens) + size.head * len(places))
 

@@ -107,7 +107,7 @@ def build(folder: Path, vectors: Vectors, table: pa.Table, factory: str, shards:
         pooling="mean",
         max_tokens=160,
         dimension=width,
-        tasks={TASK: TaskInstructions(query="", key="")},
+        tasks={TASK: TaskInstructions(query="", passage="")},
         collections={TASK: len(vectors)},
         num_shards=shards,
         files={},

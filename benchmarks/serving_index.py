@@ -19,7 +19,7 @@ from embedder.config.run import EncoderConfig
 from embedder.errors import BundleError
 from embedder.index.bundle import MODEL, Manifest, TaskInstructions, shard_folder, verify
 from embedder.index.catalog import Catalog
-from embedder.index.collection import Place, sort_by_name, write_collection
+from embedder.index.collection import CollectionIdentity, sort_by_name, write_collection
 from embedder.index.documents import PAYLOAD
 from embedder.index.faiss_index import empty_vectors
 from embedder.index.manifest import hash_files
@@ -75,7 +75,7 @@ def write_version(catalog: Catalog, version: str, model: Path, rows: Sequence[Ro
     view[:] = vector_PD[order]
     dimension = vector_PD.shape[1]
     fingerprint = model_fingerprint(folder / MODEL, {"pooling": "mean", "max_tokens": MAX_TOKENS})
-    place = Place(task=TASK, shard=0, num_shards=1, encoder_fingerprint=fingerprint, dimension=dimension)
+    place = CollectionIdentity(task=TASK, shard=0, num_shards=1, encoder_fingerprint=fingerprint, dimension=dimension)
     part = shard_folder(folder, 0) / TASK
     part.mkdir(parents=True)
     write_collection(part, payload.take(pa.array(order)), flat, place, BuildSettings())
@@ -85,7 +85,7 @@ def write_version(catalog: Catalog, version: str, model: Path, rows: Sequence[Ro
         pooling="mean",
         max_tokens=MAX_TOKENS,
         dimension=dimension,
-        tasks={TASK: TaskInstructions(query="", key="")},
+        tasks={TASK: TaskInstructions(query="", passage="")},
         collections={TASK: len(rows)},
         num_shards=1,
         files=hash_files(folder),

@@ -38,7 +38,7 @@ from embedder.storage.json_file import write_json
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the grid, or report it; 2 for an error that the user can mend."""
+    """Run the grid, or report it; 2 for an error that the user can fix."""
     given = _parser().parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -79,7 +79,7 @@ def _measured(config: RunConfig, study: Study, units: list[Unit], sets: list[Eva
     retrievers = [{"name": unit.name, "model": unit.name} for unit in units]
     changed: dict[str, Any] = {"split": study.split, "retrievers": retrievers, "baseline": units[0].name}
     # Answers cost more than likelihoods, and the few queries of dev tell less by them.
-    changed |= {"writes": study.split == "test"}
+    changed |= {"generate_answers": study.split == "test"}
     settings = EvaluateConfig.model_validate({**config.evaluate.model_dump(exclude={"retrievers"}), **changed})
     for one in sets:
         one.rankings = {

@@ -30,7 +30,7 @@ NONE, FIRST, GOLD, BEST = "none", "base's first", "known positive", "best of the
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print a table a task; 2 for an error that the user can mend."""
+    """Print a table a task; 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(prog="benchmarks.study_ceiling", description=__doc__)
     parser.add_argument("--config", default="configs/study.yaml", help="run file (default configs/study.yaml)")
     parser.add_argument("--passages", type=int, default=10, help="of the base's best (default 10)")

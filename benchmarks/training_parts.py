@@ -18,8 +18,8 @@ from benchmarks.training_groups import CANDIDATES, SOURCES, Workbench, batches_o
 from benchmarks.training_limit import necessary_flops, time_shares
 from benchmarks.training_rivals import PaddedLoop, peer_columns, peer_loss, peer_model, train_peer
 from benchmarks.training_workers import peak_memory, steps_on_workers
-from embedder.training.deepspeed_engine import Engine
-from embedder.training.gradient import Memory, accumulate_gradient
+from embedder.training.deepspeed_engine import TrainingEngine
+from embedder.training.gradient import TokenLimits, accumulate_gradient
 from embedder.training.job import TrainingJob
 from embedder.training.loop import Trainer, trainable_encoder
 from embedder.training.objective import Objective
@@ -67,10 +67,10 @@ def equality(bench: Workbench, rounds: int) -> Found:
 
 def our_gradient(job: TrainingJob, batch: Batch) -> tuple[float, Gradients]:
     """Loss and gradient as the trainer takes them."""
-    engine = Engine(trainable_encoder(job, "cpu"), job.config)
+    engine = TrainingEngine(trainable_encoder(job, "cpu"), job.config)
     rows = engine.encoder.tokenize(batch.prompted(job.tasks))
     objective = Objective.of(job.tasks, job.config)
-    memory = Memory(job.encoder.batch_tokens, job.config.chunk_tokens)
+    memory = TokenLimits(job.encoder.batch_tokens, job.config.chunk_tokens)
     loss = accumulate_gradient(engine, rows, lambda vectors: vector_losses(vectors, batch, objective).mean(), memory)
     weights = engine.encoder.named_parameters()
     return float(loss), {name: weight.grad.clone() for name, weight in weights if weight.grad is not None}

@@ -32,7 +32,7 @@ from embedder.errors import ConfigError
 from embedder.evaluation.comparison import summarise
 from embedder.evaluation.evaluation_report import results_table, write_report
 from embedder.evaluation.evaluations import evaluation_of
-from embedder.evaluation.examples import Found, won_and_lost
+from embedder.evaluation.examples import RankedQuery, won_and_lost
 from embedder.evaluation.judge import judge_fingerprint, judged_ledger
 from embedder.evaluation.measurements import VALUES, DatasetValues, value_rows
 from embedder.evaluation.questions import Asked, ask_all, chosen_queries, plan_units
@@ -42,7 +42,7 @@ from embedder.models.causal_lm import prepare_lm
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
-from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.session import Job, actor_pool, main
 from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries, shot_pools
 from ray_jobs.retrieval.judges import UNIT, JudgeBlocks
@@ -119,7 +119,7 @@ def run(config: RunConfig) -> StageReport:
             one.enter_replies(asked, replies)
     results = summarise(measured, config.evaluate)
     for one in measured:
-        found = Found(by_dataset(rankings, one.name), passage_texts(config, one.name))
+        found = RankedQuery(by_dataset(rankings, one.name), passage_texts(config, one.name))
         results["datasets"][one.name]["examples"] = won_and_lost(one, found, config.evaluate)
     folder = config.paths.mounted / "evaluation" / config.evaluate.split
     write_table(value_rows(measured), VALUES, folder / "values.parquet")
@@ -189,7 +189,7 @@ def answer(config: RunConfig, asked: Asked, pools: ShotPools) -> list[str]:
         **actor_pool(settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor),
     )
     tokens, began = 0, time.monotonic()
-    with tracked("evaluate: LLM", sum(map(len, units))) as counter:
+    with track_progress("evaluate: LLM", sum(map(len, units))) as counter:
         for batch in judged.iter_batches(batch_size=None, batch_format="pyarrow"):
             for unit in batch.to_pylist():
                 tokens += unit["tokens"]

@@ -3,7 +3,7 @@
     python -m ray_jobs.index --config configs/demo.yaml
 
 reads   model/ (or index.model), prepared/corpus       records.PASSAGE
-writes  vectors/ENCODER/DATASET.key/*.parquet          committed blocks; a second run encodes only what is missing
+writes  vectors/ENCODER/DATASET.passage/*.parquet          committed blocks; a second run encodes only what is missing
         indexes/versions/VERSION/                      a bundle: model, shards, manifest.json (embedder.index.bundle)
         indexes/aliases.json                           `index.alias` now names this version (embedder.index.catalog)
 
@@ -25,10 +25,10 @@ from embedder.config.run import EncoderConfig, RunConfig
 from embedder.data.records import PASSAGE, each_table, parquet_files
 from embedder.errors import DataError, ModelError
 from embedder.hashing import content_id, file_sha256
-from embedder.index.builder import Part, build_collection
+from embedder.index.builder import CollectionPart, build_collection
 from embedder.index.bundle import MODEL, Manifest, instructions, shard_folder, shard_of
 from embedder.index.catalog import Catalog
-from embedder.index.collection import CollectionInfo, Place
+from embedder.index.collection import CollectionIdentity, CollectionInfo
 from embedder.index.documents import PAYLOAD
 from embedder.index.manifest import hash_files
 from embedder.models.fingerprint import encoder_fingerprint
@@ -36,7 +36,7 @@ from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
 from embedder.storage.durable import place_durably, remove_unfinished, unfinished_folder
-from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets
 from ray_jobs.retrieval.vectors import VectorStore, ensure_vectors
@@ -74,7 +74,7 @@ def run(config: RunConfig) -> StageReport:
     catalog = Catalog(config.paths.indexes)
     building = config.paths.indexes / "building"
     staged = building / _fingerprint(config, store)
-    place = Place(
+    place = CollectionIdentity(
         task="",
         shard=0,
         num_shards=config.index.num_shards,
@@ -122,7 +122,7 @@ def _report(config: RunConfig, manifest: Manifest, encoded: int) -> StageReport:
 def _fingerprint(config: RunConfig, store: VectorStore) -> str:
     """Identity of the shards that are built; shards of another are not resumed."""
     corpora = {name: [file_sha256(path) for path in corpus_files(config, name)] for name in datasets(config)}
-    tasks = {name: spec.key_instruction for name, spec in store.tasks.items()}
+    tasks = {name: spec.passage_instruction for name, spec in store.tasks.items()}
     settings = [config.index.build_settings.model_dump(mode="json"), config.index.num_shards]
     return content_id(store.folder.name, tasks, settings, corpora)
 
@@ -133,7 +133,7 @@ def _dimension(config: RunConfig, store: VectorStore) -> int:
     Raises:
         DataError: there is none.
     """
-    blocks = (parquet_files(store.ledger(name, "key").folder) for name in datasets(config))
+    blocks = (parquet_files(store.ledger(name, "passage").folder) for name in datasets(config))
     first = next((path for paths in blocks for path in paths), None)
     if first is None:
         raise DataError(f"{config.paths.corpus}: no passages to index; run `python -m ray_jobs.prepare` on some")
@@ -141,7 +141,7 @@ def _dimension(config: RunConfig, store: VectorStore) -> int:
 
 
 def _build_shards(
-    config: RunConfig, store: VectorStore, place: Place, staged: Path
+    config: RunConfig, store: VectorStore, place: CollectionIdentity, staged: Path
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Build what is not built yet; returns the hashes of all files, and passages by task."""
     remove_unfinished(staged / "shards")
@@ -152,7 +152,7 @@ def _build_shards(
     ]
     files: dict[str, str] = {}
     collections = dict.fromkeys(sorted(store.tasks), 0)
-    with tracked("index: shards", len(pending)) as counter:
+    with track_progress("index: shards", len(pending)) as counter:
         for shard, reference in enumerate(pending):
             for task, info in ray.get(reference).items():
                 files |= info.sealed_files(shard_folder(staged, shard) / task, staged)
@@ -161,7 +161,9 @@ def _build_shards(
     return files, collections
 
 
-def build_shard(config: RunConfig, store: VectorStore, place: Place, folder: Path) -> dict[str, CollectionInfo]:
+def build_shard(
+    config: RunConfig, store: VectorStore, place: CollectionIdentity, folder: Path
+) -> dict[str, CollectionInfo]:
     """Build one shard: of every task, the passages whose id hashes to it. Returns what was built by task."""
     if not folder.is_dir():
         parts = shard_parts(config, store, place)
@@ -174,9 +176,9 @@ def build_shard(config: RunConfig, store: VectorStore, place: Place, folder: Pat
     return {task: CollectionInfo.read(folder / task) for task in sorted(store.tasks)}
 
 
-def shard_parts(config: RunConfig, store: VectorStore, place: Place) -> dict[str, list[Part]]:
+def shard_parts(config: RunConfig, store: VectorStore, place: CollectionIdentity) -> dict[str, list[CollectionPart]]:
     """The passages of one shard by task; of the corpora one file at a time is in memory."""
-    parts: dict[str, list[Part]] = defaultdict(list)
+    parts: dict[str, list[CollectionPart]] = defaultdict(list)
     for dataset in datasets(config):
         kept = []
         for table in each_table(corpus_files(config, dataset), PASSAGE):
@@ -185,7 +187,7 @@ def shard_parts(config: RunConfig, store: VectorStore, place: Place) -> dict[str
         passages = pa.concat_tables(kept)
         if passages.num_rows:
             payload = passages.select(PAYLOAD.names).cast(PAYLOAD)
-            part = Part(payload, store.keys(passages, "key"), store.ledger(dataset, "key"))
+            part = CollectionPart(payload, store.keys(passages, "passage"), store.ledger(dataset, "passage"))
             parts[passages["task"][0].as_py()].append(part)
     return parts
 

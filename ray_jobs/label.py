@@ -33,12 +33,12 @@ from embedder.models.fingerprint import label_fingerprint
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops
 from embedder.run.stage_report import StageReport
-from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.session import Job, actor_pool, main
 from ray_jobs.cluster.tables import llm_ledger, shot_pools
 from ray_jobs.labelling.actors import LabelBlocks
 from ray_jobs.labelling.block_plan import Planner, Survey, in_parts, read_row_group, row_groups, survey
-from ray_jobs.labelling.provenance import LabelTerms, agree_on_terms, check_terms
+from ray_jobs.labelling.provenance import LabelProvenance, check_provenance, write_provenance
 from ray_jobs.labelling.reranker import select_llm_groups
 from ray_jobs.labelling.summary import report_labels
 from ray_jobs.labelling.teachers import check_import, import_rewards, recompute_rewards, rerank
@@ -56,10 +56,10 @@ def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
     return config.llm
 
 
-def terms(config: RunConfig, pools: ShotPools) -> LabelTerms:
+def provenance(config: RunConfig, pools: ShotPools) -> LabelProvenance:
     """What the labels of a run depend on, the worked examples before its prompts included."""
     fingerprint = content_id(label_fingerprint(config.llm, config.label, config.tasks), pools)[:16]
-    return LabelTerms(fingerprint, {name: spec.reward for name, spec in config.tasks.items()})
+    return LabelProvenance(fingerprint, {name: spec.reward for name, spec in config.tasks.items()})
 
 
 def chosen_groups(config: RunConfig) -> RowIds | None:
@@ -79,7 +79,7 @@ def check(config: RunConfig) -> Work:
     """Candidates exist, the LLM's folder has weights, and labels would not mix."""
     if config.label.teacher == "imported":
         return check_import(config)
-    check_terms(config, terms(config, shot_pools(config)))
+    check_provenance(config, provenance(config, shot_pools(config)))
     if config.label.recompute:
         return Work("label", ["rewards are recomputed from the stored log-likelihoods"], 0.0)
     work = llm_work(config)
@@ -144,11 +144,11 @@ def run(config: RunConfig) -> StageReport:
         summary = import_rewards(config)
         return report_labels(config, llm_ledger(config).row_ids(), summary.imported_before, None, summary.lines)
     pools = shot_pools(config)
-    agreed = terms(config, pools)
+    agreed = provenance(config, pools)
     if config.label.recompute:
         rows = recompute_rewards(config, agreed)
         return report_labels(config, llm_ledger(config).row_ids(), rows, None, ["rewards recomputed, without the LLM"])
-    agree_on_terms(config, agreed)
+    write_provenance(config, agreed)
     work = llm_work(config)
     _commit_plain(config, work, agreed.fingerprint)
     cost = None
@@ -193,7 +193,7 @@ def _label(config: RunConfig, work: Survey, pools: ShotPools, fingerprint: str) 
     pairs = tokens = 0
     flops = busy = capacity = 0.0
     began = time.monotonic()
-    with tracked("label", total) as counter:
+    with track_progress("label", total) as counter:
         for batch in labelled.iter_batches(batch_size=None, batch_format="pyarrow"):
             for block in batch.to_pylist():
                 pairs, tokens, flops = pairs + block["pairs"], tokens + block["tokens"], flops + block["flops"]

@@ -23,7 +23,7 @@ from embedder.mining.lexical import Ranking
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
-from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets, passage_texts, queries
 from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
@@ -53,7 +53,7 @@ def run(config: RunConfig) -> StageReport:
     lexical = {name: lexical_rankings(config, "train", name, depth) for name in names}
     dense = dense_rankings(config, store, "train", depth)
     _remove_stale(config, set(names))
-    with tracked("mine: datasets", len(names)) as counter:
+    with track_progress("mine: datasets", len(names)) as counter:
         for name in names:
             counts = _mine_dataset(config, name, ray.get(lexical[name]), dense.get(name, {}))
             counter.advance(1)

@@ -31,7 +31,7 @@ from embedder.errors import DataError
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from embedder.storage.json_file import write_json
-from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.session import Job, main
 
 PART_ROWS = 20_000
@@ -57,7 +57,7 @@ def run(config: RunConfig) -> StageReport:
         for source in settings.sources
     }
     counts: dict[str, dict[str, Any]] = {}
-    with tracked("prepare", len(pending)) as counter:
+    with track_progress("prepare", len(pending)) as counter:
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             counts[pending.pop(done).dataset] = ray.get(done)

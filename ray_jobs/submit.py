@@ -131,8 +131,8 @@ def refuse_secrets(run_file: Path, overrides: list[str]) -> None:
 def uploaded_files(folder: Path, excludes: list[str]) -> list[Path]:
     """The files that Ray uploads of a working directory."""
     found: list[Path] = []
-    quiet = logging.getLogger(__name__)
-    _dir_travel(folder, [_get_excludes(folder, excludes)], found.append, include_gitignore=True, logger=quiet)
+    style_axes = logging.getLogger(__name__)
+    _dir_travel(folder, [_get_excludes(folder, excludes)], found.append, include_gitignore=True, logger=style_axes)
     return [path for path in found if path.is_file()]
 
 
@@ -209,7 +209,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the line, or run it; exit status 2 and one line for an error the user can mend."""
+    """Print the line, or run it; exit status 2 and one line for an error the user can fix."""
     options = make_parser().parse_args(arguments)
     out = console()
     try:

@@ -31,7 +31,7 @@ from serve.deployments.ingress import Ingress
 from serve.deployments.shard_replica import ShardReplica
 from serve.keys import read_keys
 from serve.load_shedding import ENVIRONMENT
-from serve.versions.served import Source
+from serve.versions.served import VersionSource
 
 SHARD_CPUS = 0.1
 INGRESS_CPUS = 0.1
@@ -45,7 +45,7 @@ JSON_LOGS = LoggingConfig(encoding="JSON", enable_access_log=False)
 
 
 def build(arguments: dict[str, str]) -> Application:
-    """The application of a run file's index; exit status 2 and one line for an error the user can mend.
+    """The application of a run file's index; exit status 2 and one line for an error the user can fix.
 
     `run` names the run file; every other argument is an override such as `serve.max_replicas=8`.
     """
@@ -69,7 +69,7 @@ def build_run(config: RunConfig) -> Application:
         BundleError: a file of the bundle is missing or altered.
         ConfigError: there is no version to serve, or the file of API keys is missing or empty.
     """
-    settings, source = config.serve, Source.of(config)
+    settings, source = config.serve, VersionSource.of(config)
     bundle = deployed(config)
     manifest = verify(bundle)
     if settings.api_keys_file is not None:
@@ -145,5 +145,5 @@ def deployed(config: RunConfig) -> Path:
     Raises:
         ConfigError: the run has no version that its alias names.
     """
-    source = Source.of(config)
+    source = VersionSource.of(config)
     return source.bundle(source.catalog.resolve(config.index.alias)) if source.is_catalog else source.folder

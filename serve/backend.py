@@ -59,10 +59,10 @@ class Backend(Protocol):
     async def changes(self, part: int, version: str, task: str, names: list[DocumentName]) -> list[Change]:
         """Documents of one slice as their last writes left them."""
 
-    async def due(self, part: int, version: str, task: str, changes: list[Change]) -> list[int]:
-        """Which changes of another version `carry` would make in one slice."""
+    async def pending_changes(self, part: int, version: str, task: str, changes: list[Change]) -> list[int]:
+        """Which changes of another version `apply_changes` would make in one slice."""
 
-    async def carry(
+    async def apply_changes(
         self, part: int, version: str, task: str, changes: list[Change], vector_CD: np.ndarray
     ) -> list[int]:
         """Make the changes of another version that are due in one slice; returns which."""

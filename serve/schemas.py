@@ -78,7 +78,7 @@ class TeiRequest(Strict):
     """Null: true, as `/info` says by `auto_truncate`."""
     truncation_direction: Literal["Right", "right"] = "Right"
     prompt_name: str | None = None
-    """`TASK_query` or `TASK_key`, as in the exported model's prompts."""
+    """`TASK_query` or `TASK_passage`, as in the exported model's prompts."""
     normalize: Literal[True] | None = None
     """Vectors are always of length 1."""
     dimensions: Annotated[int, Field(ge=1)] | None = None

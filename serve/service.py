@@ -20,7 +20,7 @@ from serve.http_errors import ApiError
 from serve.keys import Keys
 from serve.schemas import SearchFields, Timing
 from serve.versions.served import Served, Version
-from serve.versions.write_replay import Carrier
+from serve.versions.write_replay import WriteReplayer
 
 FRESH_S = 1.0
 """How long an answer about health holds, so that asking for it costs nothing."""
@@ -45,7 +45,7 @@ class Service:
         self.settings, self.tasks, self.served, self.backend, self.keys = settings, tasks, served, backend, keys
         self._healthy: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
         self._following = asyncio.Lock()
-        self._carrier = Carrier(backend, served.source, settings.timeout_s, is_on=settings.carry_writes)
+        self._carrier = WriteReplayer(backend, served.source, settings.timeout_s, is_on=settings.replay_writes)
 
     def texts(self, given: object, name: str, most: int | None = None) -> list[str]:
         """The texts of a request, within the limits.
@@ -119,7 +119,7 @@ class Service:
         Raises:
             ApiError: there is no such task.
         """
-        instruction = self.instruction(version, task, "key")
+        instruction = self.instruction(version, task, "passage")
         encoded = await self.encode(version, [instruction + document.text for document in documents])
         parts = version.by_slice([document.id for document in documents], self.backend.num_slices)
         await asyncio.gather(
@@ -135,7 +135,7 @@ class Service:
         Raises:
             ApiError: there is no such task.
         """
-        self.instruction(version, task, "key")
+        self.instruction(version, task, "passage")
         parts = version.by_slice([document_id for document_id, _ in names], self.backend.num_slices)
         calls = [
             self.backend.delete(part, version.name, task, [names[i] for i in places]) for part, places in parts.items()

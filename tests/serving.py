@@ -24,7 +24,7 @@ from serve.http_errors import ApiError
 from serve.keys import Keys
 from serve.schemas import DeploymentState
 from serve.service import Service
-from serve.versions.served import Served, Source
+from serve.versions.served import Served, VersionSource
 from tests.unit.index_cases import PLACE, write
 
 SUBJECTS = ["list", "dict", "set", "tuple", "string", "file", "socket", "thread", "lock", "queue"]
@@ -56,7 +56,7 @@ def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_toke
     encoder = load_inference_encoder(config)
     fingerprint = model_fingerprint(folder / "model", {"pooling": "mean", "max_tokens": max_tokens})
     for task in TASKS:
-        vectors = encode(encoder, [row.text for row in rows], BUILTIN_TASKS[task], "key")
+        vectors = encode(encoder, [row.text for row in rows], BUILTIN_TASKS[task], "passage")
         for shard in range(shards):
             mine = [i for i, row in enumerate(rows) if shard_of(row.id, shards) == shard]
             belongs = {"task": task, "shard": shard, "num_shards": shards, "encoder_fingerprint": fingerprint}
@@ -69,7 +69,7 @@ def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_toke
         max_tokens=max_tokens,
         dimension=encoder.dimension,
         tasks={
-            task: {"query": BUILTIN_TASKS[task].query_instruction, "key": BUILTIN_TASKS[task].key_instruction}
+            task: {"query": BUILTIN_TASKS[task].query_instruction, "passage": BUILTIN_TASKS[task].passage_instruction}
             for task in TASKS
         },
         collections=dict.fromkeys(TASKS, len(rows)),
@@ -112,7 +112,7 @@ def poisoned_model(model: Path, folder: Path) -> Path:
 class LocalBackend:
     """The replicas in this process."""
 
-    def __init__(self, source: Source, config: RunConfig, version: str, num_slices: int = 2) -> None:
+    def __init__(self, source: VersionSource, config: RunConfig, version: str, num_slices: int = 2) -> None:
         self.num_slices = num_slices
         self.encoder = EncoderReplica(source, config.serve, version)
         self.parts = [ShardReplica(source, config.serve, version, one, num_slices) for one in range(num_slices)]
@@ -138,14 +138,14 @@ class LocalBackend:
     async def writes(self, part, *arguments):
         return await self.parts[part].writes(*arguments)
 
-    async def due(self, part, *arguments):
-        return await self.parts[part].due(*arguments)
+    async def pending_changes(self, part, *arguments):
+        return await self.parts[part].pending_changes(*arguments)
 
     async def changes(self, part, *arguments):
         return await self.parts[part].changes(*arguments)
 
-    async def carry(self, part, *arguments):
-        return await self.parts[part].carry(*arguments)
+    async def apply_changes(self, part, *arguments):
+        return await self.parts[part].apply_changes(*arguments)
 
     async def stats(self, part, version):
         return await self.parts[part].stats(version)
@@ -160,7 +160,7 @@ class LocalBackend:
 
 def local_service(config: RunConfig) -> Service:
     """The service of a run, without Ray."""
-    source = Source.of(config)
+    source = VersionSource.of(config)
     served = Served(source, config.serve.max_versions)
     backend = LocalBackend(source, config, served.named(None).name)
     return Service(config.serve, config.tasks, served, backend, Keys(config.serve.api_keys_file))

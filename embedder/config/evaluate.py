@@ -44,8 +44,8 @@ class FolderRetriever(Section):
     """Texts are cut to the run's `encoder.max_tokens`, or to this, and never to more than the folder allows."""
     query_prompt: str | None = None
     """Before every query; null: the folder's prompt `TASK_query` or `query`, if there is one."""
-    key_prompt: str | None = None
-    """Before every passage; null: the folder's `TASK_key`, `document`, `passage` or `corpus`."""
+    passage_prompt: str | None = None
+    """Before every passage; null: the folder's `TASK_passage`, `document`, `passage` or `corpus`."""
 
 
 class EndpointRetriever(Section):
@@ -61,10 +61,10 @@ class EndpointRetriever(Section):
     dimensions: int | None = Field(default=None, ge=1)
     """Sent along where the server shortens its vectors."""
     query_prompt: str = ""
-    key_prompt: str = ""
+    passage_prompt: str = ""
     extra_query: dict[str, str] = Field(default={})
     """Further fields of a request for queries, such as input_type; {task} in a value is the task's name."""
-    extra_key: dict[str, str] = Field(default={})
+    extra_passage: dict[str, str] = Field(default={})
     batch_texts: int = Field(default=64, ge=1)
     """Texts of one request."""
     max_requests: int = Field(default=4, ge=1)
@@ -103,7 +103,7 @@ class EvaluateConfig(Section):
     llm_queries: dict[EvaluationName, int] = Field(default={})
     """Queries of each dataset that the LLM is asked (seeded choice); a number stands for all evaluations. What is not
     named is not asked; 0 or nothing at all: rankings alone, without an LLM."""
-    writes: bool = True
+    generate_answers: bool = True
     """Whether the LLM writes answers (exact match, F1, ROUGE-L); false: likelihoods alone, which cost a fraction."""
     passages: dict[EvaluationName, int] = Field(default=PASSAGES)
     """Passages the LLM sees; what is not named is as in the paper."""
@@ -118,7 +118,7 @@ class EvaluateConfig(Section):
     cpus_per_actor: float = Field(default=1, gt=0)
     """Of an actor without a GPU; also its threads."""
     gpus_per_actor: float = Field(default=0, ge=0)
-    rounds: int = Field(default=10_000, ge=100)
+    resamples: int = Field(default=10_000, ge=100)
     """Resamples of the intervals and of the test of significance."""
     examples: int = Field(default=3, ge=0)
     """Queries won and lost that the report shows, of each dataset and kind."""

@@ -45,9 +45,9 @@ class ServeConfig(Section):
     """Requests waiting for a call to the encoder, in each ingress; further ones get status 429."""
     max_queued_texts: int = Field(default=4096, ge=1)
     """Texts of these requests together, so that a request of many costs what as many requests of one do."""
-    carry_writes: bool = True
+    replay_writes: bool = True
     """Whether what was written to a version is written to the next one too before an alias moves to it."""
-    fold_rows: int = Field(default=1000, ge=1)
+    compact_after_rows: int = Field(default=1000, ge=1)
     """Writes to a collection after which its shard builds a new generation in the background."""
 
     min_replicas: int = Field(default=1, ge=1)

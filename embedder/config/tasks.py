@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Side = Literal["query", "key"]
+Side = Literal["query", "passage"]
 
 
 class PromptTemplate(BaseModel):
@@ -68,7 +68,7 @@ class TaskSpec(BaseModel):
 
     query_instruction: str
     """Prefix of every query before it is encoded."""
-    key_instruction: str
+    passage_instruction: str
     """Prefix of every candidate before it is encoded."""
     reward: Literal["rank", "likelihood", "lift", "none"] = "none"
     """rank: gain in rank of the desired output among sampled outputs; likelihood: its mean token log-likelihood; lift:
@@ -91,11 +91,11 @@ class TaskSpec(BaseModel):
 
     def instruction(self, side: Side) -> str:
         """The prefix of one side."""
-        return self.query_instruction if side == "query" else self.key_instruction
+        return self.query_instruction if side == "query" else self.passage_instruction
 
     def without_instructions(self) -> TaskSpec:
         """The same task for an encoder that knows no instructions."""
-        return self.model_copy(update={"query_instruction": "", "key_instruction": ""})
+        return self.model_copy(update={"query_instruction": "", "passage_instruction": ""})
 
 
 KNOWLEDGE = PromptTemplate(context="Knowledge:\n{passage}\n\n", input="Q: {query} A:")
@@ -119,7 +119,7 @@ LONG_TEXT = PromptTemplate(context="{passage}\n", input="{query}", output="{answ
 BUILTIN_TASKS: dict[str, TaskSpec] = {
     "qa": TaskSpec(
         query_instruction="Represent this query for retrieving relevant documents: ",
-        key_instruction="Represent this document for retrieval: ",
+        passage_instruction="Represent this document for retrieval: ",
         reward="rank",
         template=KNOWLEDGE,
         shots=3,
@@ -127,11 +127,11 @@ BUILTIN_TASKS: dict[str, TaskSpec] = {
     ),
     "convsearch": TaskSpec(
         query_instruction="Encode this query and context for searching relevant passages: ",
-        key_instruction="Encode this passage for retrieval: ",
+        passage_instruction="Encode this passage for retrieval: ",
     ),
     "chat": TaskSpec(
         query_instruction="Embed this dialogue to find useful historical dialogues: ",
-        key_instruction="Embed this historical dialogue for retrieval: ",
+        passage_instruction="Embed this historical dialogue for retrieval: ",
         reward="rank",
         template=DIALOGUE,
         max_output_tokens=32,
@@ -139,7 +139,7 @@ BUILTIN_TASKS: dict[str, TaskSpec] = {
     ),
     "lrlm": TaskSpec(
         query_instruction="Embed this text chunk for finding useful historical chunks: ",
-        key_instruction="Embed this historical text chunk for retrieval: ",
+        passage_instruction="Embed this historical text chunk for retrieval: ",
         reward="rank",
         template=LONG_TEXT,
         max_output_tokens=32,
@@ -147,7 +147,7 @@ BUILTIN_TASKS: dict[str, TaskSpec] = {
     ),
     "icl": TaskSpec(
         query_instruction="Convert this example into vector to look for useful examples: ",
-        key_instruction="Convert this example into vector for retrieval: ",
+        passage_instruction="Convert this example into vector for retrieval: ",
         reward="rank",
         template=EXAMPLE,
         shots=3,
@@ -156,6 +156,6 @@ BUILTIN_TASKS: dict[str, TaskSpec] = {
     ),
     "tool": TaskSpec(
         query_instruction="Transform this user request for fetching helpful tool descriptions: ",
-        key_instruction="Transform this tool description for retrieval: ",
+        passage_instruction="Transform this tool description for retrieval: ",
     ),
 }

@@ -123,7 +123,7 @@ class TrainConfig(Section):
     """Share of the training a task gets, relative to the others; empty: by its number of groups."""
     mix_temperature: float = Field(default=1.0, ge=1)
     """T of the shares by number of groups n, n ** (1 / T): 1 in proportion, larger ones lift the small tasks."""
-    exhausted: Literal["repeat", "leave"] = "repeat"
+    exhausted: Literal["repeat", "drop"] = "repeat"
     """What a task does once all its groups were trained: begin again in a new order, or leave the mix to the others."""
     matryoshka_dimensions: list[Annotated[int, Field(ge=1)]] = Field(default=[])
     """Prefixes of the vector that are trained as vectors of their own, so that it may be cut to them: the loss is the

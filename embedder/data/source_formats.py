@@ -21,7 +21,7 @@ from embedder.data.records import Split
 from embedder.data.rows import Prepared, Row, RowError, query_row, read_lines, required_text
 from embedder.errors import DataError
 from embedder.hashing import content_id
-from embedder.storage.fetched import local
+from embedder.storage.fetched import local_copy
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 BEIR_FILES = ("corpus.jsonl", "queries.jsonl")
@@ -49,7 +49,7 @@ def source_files(source: Source) -> SourceFiles:
         DataError: the path is missing, or no split is in it.
     """
     where = f"source {source.dataset}: {source.path}"
-    path = local(source.path)
+    path = local_copy(source.path)
     if source.format == "reference" and path.is_file():
         return SourceFiles(_corpus(source, None), {"train": path})
     if not path.is_dir():
@@ -71,7 +71,7 @@ def _split_files(source: Source, split: Split) -> Path | None:
     Raises:
         DataError: there are several.
     """
-    folder = local(source.path)
+    folder = local_copy(source.path)
     match source.format:
         case "layout":
             found = [folder / f"{split}.jsonl"]
@@ -92,7 +92,7 @@ def _corpus(source: Source, folder: Path | None) -> Path | None:
     Raises:
         DataError: it is missing or empty.
     """
-    path = None if source.corpus is None else local(source.corpus)
+    path = None if source.corpus is None else local_copy(source.corpus)
     if path is None and folder is not None:
         path = next((folder / name for name in ("corpus.jsonl", "corpus.json") if (folder / name).is_file()), None)
     if path is None:
@@ -173,7 +173,7 @@ def read_beir(source: Source, files: SourceFiles, prepared: Prepared) -> dict[Sp
     """
     texts: dict[str, str] = {}
     uses: Counter[str] = Counter()
-    path = local(source.path) / "queries.jsonl"
+    path = local_copy(source.path) / "queries.jsonl"
     for number, row in read_lines(path, prepared):
         try:
             query_id = str(row.get("_id", ""))

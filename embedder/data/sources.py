@@ -33,7 +33,7 @@ from embedder.data.rows import (
 from embedder.data.source_formats import SPLITS, common_row, corpus_row, read_beir, source_files
 from embedder.errors import DataError
 from embedder.hashing import content_id, row_seed
-from embedder.storage.fetched import local
+from embedder.storage.fetched import local_copy
 
 WORD = re.compile(r"\S+")
 DEV_SHARE = 0.2
@@ -94,7 +94,7 @@ def _labels(source: Source) -> list[str] | None:
     Raises:
         DataError: the file is no list of texts.
     """
-    path = local(source.path) / "labels.json"
+    path = local_copy(source.path) / "labels.json"
     if source.format != "layout" or not path.is_file():
         return None
     try:

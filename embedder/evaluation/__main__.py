@@ -36,7 +36,7 @@ UNUSABLE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run from the command line; exit status 2 and one line for an error the user can mend."""
+    """Run from the command line; exit status 2 and one line for an error the user can fix."""
     options = _parser().parse_args(arguments)
     try:
         config = load_run(options.config, options.set)
@@ -89,7 +89,7 @@ def encoder_names(encoders: Sequence[str]) -> list[str]:
 def quick_settings(config: RunConfig, split: str, names: Sequence[str], llm_queries: int) -> EvaluateConfig:
     """The run's settings with these encoders as retrievers, the first of them as baseline, and nothing written."""
     retrievers = [{"name": name, "model": name} for name in names]
-    changed = {"split": split, "retrievers": retrievers, "baseline": names[0], "writes": False}
+    changed = {"split": split, "retrievers": retrievers, "baseline": names[0], "generate_answers": False}
     kept = config.evaluate.model_dump(exclude={"retrievers"})
     return EvaluateConfig.model_validate({**kept, **changed, "llm_queries": llm_queries})
 

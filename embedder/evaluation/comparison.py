@@ -65,7 +65,7 @@ def summarise(datasets: Sequence[DatasetValues], settings: EvaluateConfig) -> di
         "split": settings.split,
         "baseline": settings.baseline,
         "retrievers": order,
-        "rounds": settings.rounds,
+        "resamples": settings.resamples,
         "seed": settings.seed,
         "interval": INTERVAL,
         "test": TEST,
@@ -112,7 +112,7 @@ def _measured(one: DatasetValues, name: str, names: list[str], settings: Evaluat
     baseline = names.index(settings.baseline) if settings.baseline in names else 0
     # Every dataset is drawn by a stream of its own, every measure of it in the same resamples where queries agree.
     seed = int(content_id(settings.seed, one.name)[:8], 16)
-    drawn = draw(table, baseline, settings.rounds, seed)
+    drawn = draw(table, baseline, settings.resamples, seed)
     left_out = len(set.union(*(set(values[each]) for each in names))) - len(queries)
     return _Measured(measure.kind, names, drawn, len(queries), len(set(units.tolist())), left_out)
 

@@ -51,7 +51,7 @@ class EmbeddingEndpoint:
         Raises:
             ModelError: the server refuses, stays unreachable for `attempts` requests, or answers with something else.
         """
-        extra = self.config.extra_query if side == "query" else self.config.extra_key
+        extra = self.config.extra_query if side == "query" else self.config.extra_passage
         body: dict[str, Any] = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
         if self.config.dimensions is not None:
             body["dimensions"] = self.config.dimensions

@@ -155,7 +155,7 @@ def _example(box: Element, example: Mapping[str, Any], pair: tuple[str, str], me
 
 def _method(body: Element, results: Mapping[str, Any]) -> None:
     heading(body, "h2", "How it was measured", "method")
-    rounds = f"{results['rounds']:,}"
+    rounds = f"{results['resamples']:,}"
     for text in (
         f"Intervals: {results['interval']}, {rounds} resamples, seed {results['seed']}.",
         f"p: {results['test']}, {rounds} rounds. Bold differences have p < {SURE}.",

@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from embedder.evaluation.comparison import headline_entries
-from embedder.reporting.plots import ON_DARK, ON_LIGHT, ON_PAPER, Ink, png, quiet
+from embedder.reporting.plots import ON_DARK, ON_LIGHT, ON_PAPER, PlotColors, png, style_axes
 
 COLUMNS = 3
 
@@ -22,7 +22,7 @@ COLUMNS = 3
 class Theme:
     """Colours of a picture for one background."""
 
-    ink: Ink
+    ink: PlotColors
     known: Mapping[str, str]
     """Colours of the built-in retrievers."""
     others: tuple[str, ...]
@@ -110,8 +110,8 @@ def _draw(axis: Axes, entry: Mapping[str, Any], palette: Mapping[str, str], them
     axis.set_ylim(len(values) - 0.4, -0.6)
 
 
-def _dress(axis: Axes, title: str, ink: Ink) -> None:
+def _dress(axis: Axes, title: str, ink: PlotColors) -> None:
     """What all panels share."""
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    quiet(axis, title, ink, pad=6)
+    style_axes(axis, title, ink, pad=6)

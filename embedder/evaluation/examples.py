@@ -21,7 +21,7 @@ PASSAGE_CHARACTERS, QUERY_CHARACTERS = 600, 2000
 
 
 @dataclass(frozen=True)
-class Found:
+class RankedQuery:
     """The rankings of one dataset by retriever and query id, and the texts of its passages by id."""
 
     rankings: Mapping[str, Mapping[str, Ranking]]
@@ -34,7 +34,7 @@ def compared(settings: EvaluateConfig) -> str | None:
     return "trained" if "trained" in others else next(iter(reversed(others)), None)
 
 
-def won_and_lost(one: DatasetValues, found: Found, settings: EvaluateConfig) -> dict[str, Any]:
+def won_and_lost(one: DatasetValues, found: RankedQuery, settings: EvaluateConfig) -> dict[str, Any]:
     """The queries with the greatest differences of the dataset's headline measure, a seeded order among equal ones."""
     name, headline = compared(settings), one.headline
     empty: dict[str, Any] = {"retriever": name, "measure": headline, "won": [], "lost": []}
@@ -56,7 +56,7 @@ def won_and_lost(one: DatasetValues, found: Found, settings: EvaluateConfig) -> 
 
 
 def _example(
-    one: DatasetValues, query_id: str, pair: tuple[str, str], found: Found, settings: EvaluateConfig
+    one: DatasetValues, query_id: str, pair: tuple[str, str], found: RankedQuery, settings: EvaluateConfig
 ) -> dict[str, Any]:
     row = next(row for row in one.rows if row["query_id"] == query_id)
     measure = measure_of(one.evaluation, one.headline or "")

@@ -55,7 +55,7 @@ or left out to fit the prompt."""
 
 
 @dataclass(frozen=True)
-class _Prompted:
+class _PromptedQuestion:
     """A question, and what the LLM reads."""
 
     row: dict[str, Any]
@@ -81,7 +81,7 @@ class LlmJudge:
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows of ASKED to rows of JUDGED in the order of their ids: a pure function of the set of rows."""
         answered = {row["row_id"]: self._empty(row) for row in rows}
-        kinds: dict[tuple[str, str], list[_Prompted]] = {}
+        kinds: dict[tuple[str, str], list[_PromptedQuestion]] = {}
         for row in sorted(rows, key=lambda row: str(row["row_id"])):
             question = Question.of(row)
             prompted = self._prompt(question, answered[row["row_id"]])
@@ -100,7 +100,7 @@ class LlmJudge:
         builder = prompt_builder(self.lm, spec, self.llm, evaluation.template(spec))
         return replace(builder, max_output_tokens=self.settings.max_output_tokens)
 
-    def _prompt(self, question: Question, row: dict[str, Any]) -> _Prompted | None:
+    def _prompt(self, question: Question, row: dict[str, Any]) -> _PromptedQuestion | None:
         """What the LLM reads; None, with the reason in the row, where nothing can be asked."""
         evaluation = evaluation_named(question.evaluation)
         ask = evaluation.ask(question)
@@ -114,7 +114,7 @@ class LlmJudge:
             row["error"] = f"the query has no token, or needs more than the {builder.max_prefix_tokens} of a prefix"
             return None
         row["truncated"] = prefix.passage_cut
-        return _Prompted(row, ask, prefix, outputs)
+        return _PromptedQuestion(row, ask, prefix, outputs)
 
     def _shots(self, evaluation: Evaluation, question: Question) -> list[Shot]:
         if not evaluation.uses_shots:
@@ -122,7 +122,7 @@ class LlmJudge:
         pool, count = self.shot_pools.get(question.dataset, []), self.tasks[question.task].shots
         return choose_shots(pool, question.query_id, count, self.settings.seed)
 
-    def _answer(self, builder: PromptBuilder, prompts: list[_Prompted]) -> None:
+    def _answer(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> None:
         """Fill the rows; where that exhausts the memory, one by one."""
         try:
             scores = self.engine.score([PackedPrompt(one.prefix.ids, one.outputs) for one in prompts])
@@ -138,10 +138,12 @@ class LlmJudge:
             tokens = [len(output) for output in one.outputs]
             one.row.update({"likelihoods": likelihoods, "tokens": tokens, "text": text})
 
-    def _write(self, builder: PromptBuilder, prompts: list[_Prompted]) -> list[str | None]:
+    def _write(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> list[str | None]:
         """The greedy answers of those prompts that ask for one."""
         texts: list[str | None] = [None] * len(prompts)
-        for length in sorted({one.ask.written_tokens for one in prompts} - {0}) if self.settings.writes else ():
+        for length in (
+            sorted({one.ask.written_tokens for one in prompts} - {0}) if self.settings.generate_answers else ()
+        ):
             places = [i for i, one in enumerate(prompts) if one.ask.written_tokens == length]
             greedy = Sampling(
                 num_samples=1,
@@ -191,7 +193,7 @@ def judge_fingerprint(
     def fingerprint(task: str, dataset: str) -> str:
         spec, pool = tasks[task], shot_pools.get(dataset, [])
         prompt = [spec.template and spec.template.model_dump(), spec.shots, pool, settings.seed]
-        return content_id(model, prompt, settings.max_output_tokens, settings.writes)
+        return content_id(model, prompt, settings.max_output_tokens, settings.generate_answers)
 
     return fingerprint
 

@@ -78,7 +78,7 @@ def rank(encoder: TextEncoder, spec: TaskSpec, one: EvaluationSet, depth: int) -
     # Of pools only what stands in one is encoded.
     wanted = set(one.texts) if None in pools else set().union(*(pool for pool in pools if pool is not None))
     ids = [passage_id for passage_id in one.texts if passage_id in wanted]
-    passage_PD = encode(encoder, [one.texts[passage_id] for passage_id in ids], spec, "key")
+    passage_PD = encode(encoder, [one.texts[passage_id] for passage_id in ids], spec, "passage")
     query_QD = encode(encoder, [row["query"] for row in rows], spec, "query")
     found = search_block(query_QD, pools, ids, passage_PD, depth + 1)
     return without_itself({row["query_id"]: ranking for row, ranking in zip(rows, found, strict=True)}, depth)
@@ -101,7 +101,7 @@ def measure_encoder(
 
 
 def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateConfig, folder: AnyPath) -> int:
-    """Let the LLM score (and answer, if `settings.writes`) with the passages of every encoder so far.
+    """Let the LLM score (and answer, if `settings.generate_answers`) with the passages of every encoder so far.
 
     Replies are kept in `folder`, so that a prompt is computed once whichever encoder or run it comes from. Returns how
     many prompts were computed now.

@@ -25,7 +25,7 @@ from embedder.index.opened import OpenIndex
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run from the command line; exit status 2 and one line for an error the user can mend."""
+    """Run from the command line; exit status 2 and one line for an error the user can fix."""
     options = _parser().parse_args(arguments)
     try:
         lines = _run(Catalog(options.indexes), options)

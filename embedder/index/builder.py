@@ -13,13 +13,13 @@ from embedder.config.index import BuildSettings
 from embedder.data.ledger import Ledger
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
-from embedder.index.collection import CollectionInfo, Place, sort_by_name, write_collection
+from embedder.index.collection import CollectionIdentity, CollectionInfo, sort_by_name, write_collection
 from embedder.index.documents import PAYLOAD
 from embedder.index.faiss_index import empty_vectors
 
 
 @dataclass(frozen=True)
-class Part:
+class CollectionPart:
     """The passages of one dataset that belong into a collection."""
 
     payload: pa.Table
@@ -30,7 +30,9 @@ class Part:
     """Blocks of records.VECTOR that hold these among others."""
 
 
-def build_collection(folder: Path, parts: Sequence[Part], place: Place, settings: BuildSettings) -> CollectionInfo:
+def build_collection(
+    folder: Path, parts: Sequence[CollectionPart], place: CollectionIdentity, settings: BuildSettings
+) -> CollectionInfo:
     """Write the collection of some passages; the blocks are read one after another.
 
     Raises:
@@ -49,7 +51,7 @@ def build_collection(folder: Path, parts: Sequence[Part], place: Place, settings
     return write_collection(folder, payload.take(pa.array(order)), flat, place, settings)
 
 
-def _fill(vectors: np.ndarray, rows: np.ndarray, part: Part) -> None:
+def _fill(vectors: np.ndarray, rows: np.ndarray, part: CollectionPart) -> None:
     """Put the vectors of one part into its rows."""
     wanted = RowIds([part.keys])
     row_at = np.empty(len(wanted), dtype=np.int64)

@@ -19,8 +19,8 @@ from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.errors import BundleError
 from embedder.hashing import row_seed
-from embedder.index.collection import Place
-from embedder.index.manifest import Sealed
+from embedder.index.collection import CollectionIdentity
+from embedder.index.manifest import HashedManifest
 from embedder.models.fingerprint import located_fingerprint
 
 MODEL = "model"
@@ -32,14 +32,14 @@ class TaskInstructions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     query: str
-    key: str
+    passage: str
 
     def instruction(self, side: Side) -> str:
         """The prefix of one side."""
-        return self.query if side == "query" else self.key
+        return self.query if side == "query" else self.passage
 
 
-class Manifest(Sealed):
+class Manifest(HashedManifest):
     """What a bundle holds and what its files must hash to.
 
     The digest covers the instructions too, which change every query vector and stand in no other file.
@@ -47,7 +47,7 @@ class Manifest(Sealed):
 
     FILE: ClassVar[str] = "manifest.json"
 
-    format: Literal[4] = 4
+    format: Literal[5] = 5
     name: str
     """The served model's name."""
     encoder_fingerprint: str
@@ -73,9 +73,9 @@ class Manifest(Sealed):
         """Changes with any file and any field."""
         return self.computed_digest()[:16]
 
-    def place(self, task: str, shard: int) -> Place:
+    def place(self, task: str, shard: int) -> CollectionIdentity:
         """What the collection of a task in a shard must say that it belongs to."""
-        return Place(
+        return CollectionIdentity(
             task=task,
             shard=shard,
             num_shards=self.num_shards,
@@ -97,7 +97,8 @@ def shard_folder(bundle: Path, shard: int) -> Path:
 def instructions(tasks: dict[str, TaskSpec]) -> dict[str, TaskInstructions]:
     """The tasks' instructions as the manifest keeps them."""
     return {
-        name: TaskInstructions(query=spec.query_instruction, key=spec.key_instruction) for name, spec in tasks.items()
+        name: TaskInstructions(query=spec.query_instruction, passage=spec.passage_instruction)
+        for name, spec in tasks.items()
     }
 
 

@@ -41,7 +41,7 @@ from embedder.index.faiss_index import (
 )
 from embedder.index.filters import Mask
 from embedder.index.lexical import StoredWords, write_lexical
-from embedder.index.manifest import REMEDY, Sealed, hash_files
+from embedder.index.manifest import REMEDY, HashedManifest, hash_files
 from embedder.index.metadata_index import StoredMetadata, write_metadata
 from embedder.index.writes import WRITES, StoredWrites, write_writes
 
@@ -49,7 +49,7 @@ EXACT_ROWS = 20_000
 """A filter that leaves fewer rows is answered exactly: an approximate index would pass too many of them by."""
 
 
-class Place(BaseModel):
+class CollectionIdentity(BaseModel):
     """What a collection belongs to; one of another place is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,13 +62,13 @@ class Place(BaseModel):
     dimension: int
 
 
-class CollectionInfo(Sealed):
+class CollectionInfo(HashedManifest):
     """What a collection is, and what its files must hash to."""
 
     FILE: ClassVar[str] = "collection.json"
 
     format: Literal[2] = 2
-    place: Place
+    place: CollectionIdentity
     generation: int
     """How often it was folded; 0 as it came with the bundle."""
     rows: int
@@ -101,7 +101,7 @@ def write_collection(
     folder: Path,
     payload: pa.Table,
     flat: faiss.IndexFlat,
-    place: Place,
+    place: CollectionIdentity,
     settings: BuildSettings,
     history: History = NO_HISTORY,
 ) -> CollectionInfo:
@@ -187,7 +187,7 @@ class Collection:
             self._approximate = ApproximateIndex(open_index(folder / "approximate.faiss"), self._flat, info.factory)
 
     @classmethod
-    def load(cls, folder: Path, place: Place, *, check: bool) -> Collection:
+    def load(cls, folder: Path, place: CollectionIdentity, *, check: bool) -> Collection:
         """Open a collection; with `check` its files are hashed first, which the verification of a bundle does already.
 
         Raises:

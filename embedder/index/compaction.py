@@ -1,4 +1,4 @@
-"""Fresh documents folded into a collection: a new one is built next to the old one, which goes on being searched."""
+"""Memtable documents folded into a collection: a new one is built next to the old one, which goes on being searched."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from embedder.index.collection import Collection, History, sort_by_name, write_collection
 from embedder.index.faiss_index import ROWS_AT_ONCE, empty_vectors
-from embedder.index.memtable import FreshView
+from embedder.index.memtable import MemtableView
 
 
-def write_folded(base: Collection, view: FreshView, history: History, folder: Path) -> None:
+def write_compacted(base: Collection, view: MemtableView, history: History, folder: Path) -> None:
     """Write the live documents of a view, stored and fresh, as a collection of the same place and settings.
 
     The writes of `history` are all there were so far, stored and fresh.

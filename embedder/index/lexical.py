@@ -1,7 +1,7 @@
 """Search by words: BM25 (Lucene's variant) by bm25s over a collection, and the same formula over fresh documents.
 
 bm25s scores a collection when it is built, so documents that are written later change neither its word frequencies nor
-its mean length until the next fold. Fresh documents are scored at once, with the frequencies of both together. Each
+its mean length until the next fold. Memtable documents are scored at once, with the frequencies of both together. Each
 shard counts for itself: scores of two shards compare as well as their frequencies agree, and ids are spread by hash.
 """
 
@@ -73,7 +73,7 @@ class StoredWords:
         return scores if allowed is None else np.where(allowed, scores, np.float32(0))
 
 
-class FreshWords:
+class MemtableWords:
     """The words of documents in memory, to which rows are added."""
 
     def __init__(self, stored: StoredWords) -> None:

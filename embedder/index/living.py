@@ -28,15 +28,15 @@ import pyarrow as pa
 from embedder.config.index import SearchParameters
 from embedder.data.metadata import metadata_json
 from embedder.errors import BundleError, DataError
-from embedder.index.collection import Collection, History, Place
-from embedder.index.compaction import write_folded
+from embedder.index.collection import Collection, CollectionIdentity, History
+from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName, Row
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter
 from embedder.index.lexical import words_of
 from embedder.index.log import Log, operations_schema
 from embedder.index.manifest import REMEDY
-from embedder.index.memtable import Fresh, FreshView
+from embedder.index.memtable import Memtable, MemtableView
 from embedder.index.results import Found, found, merge
 from embedder.index.writes import Change
 from embedder.storage.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
@@ -52,7 +52,7 @@ class _Reading:
 
     generation: int
     base: Collection
-    fresh: Fresh
+    fresh: Memtable
     segment: int
     """Number of the log segment that is read; one below the generation while there is none."""
     log: Log | None = None
@@ -72,7 +72,7 @@ class LivingStats:
 class LivingCollection:
     """The documents of one task in one shard. Safe to use from several threads."""
 
-    def __init__(self, bundled: Path, state: Path, place: Place) -> None:
+    def __init__(self, bundled: Path, state: Path, place: CollectionIdentity) -> None:
         """Open the collection of a bundle, whose files the caller has verified, with what was written to it since.
 
         Raises:
@@ -169,13 +169,13 @@ class LivingCollection:
             fresh = self._reading.fresh
             return [Change(name, fresh.row(name), write) for name in names if (write := fresh.write(name)) is not None]
 
-    def due(self, changes: Sequence[Change]) -> list[int]:
-        """Indices of the changes of another version that `carry` would apply."""
+    def pending_changes(self, changes: Sequence[Change]) -> list[int]:
+        """Indices of the changes of another version that `apply_changes` would apply."""
         with self._lock:
             self._catch_up()
             return [i for i, change in enumerate(changes) if self._reading.fresh.lacks(change)]
 
-    def carry(self, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
+    def apply_changes(self, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
         """Apply the changes of another version that are due here; returns their indices, and they are durable then.
 
         Each change is of another document, and has a row of `vector_CD`; that of a deletion is not read.
@@ -185,7 +185,7 @@ class LivingCollection:
         """
         with locked(self.write_lock), self._lock:
             self._catch_up()
-            due = self.due(changes)
+            due = self.pending_changes(changes)
             written = [(row, i) for i in due if (row := changes[i].row) is not None]
             if written:
                 rows, places = zip(*written, strict=True)
@@ -221,7 +221,7 @@ class LivingCollection:
                 base, view, writes = self.freeze()
             final = self._generation(number)
             folder = unfinished_folder(final)
-            write_folded(base, view, History(number, writes), folder)
+            write_compacted(base, view, History(number, writes), folder)
             place_durably(folder, final)
             digest = Collection.load(final, self.place, check=False).info.digest
             write_durably(self._state / CURRENT, f"{number} {digest}\n".encode())
@@ -253,7 +253,7 @@ class LivingCollection:
             self._catch_up()
         return True
 
-    def freeze(self) -> tuple[Collection, FreshView, pa.Table]:
+    def freeze(self) -> tuple[Collection, MemtableView, pa.Table]:
         """What a snapshot writes: base collection, fresh documents on top of it and all writes, at one moment."""
         with self._lock:
             return *self._view(), self.writes()
@@ -263,7 +263,7 @@ class LivingCollection:
         """Locked while somebody writes."""
         return self._state / "write.lock"
 
-    def _view(self, wanted: Filter | None = None) -> tuple[Collection, FreshView]:
+    def _view(self, wanted: Filter | None = None) -> tuple[Collection, MemtableView]:
         with self._lock:
             self._catch_up()
             return self._reading.base, self._reading.fresh.view(wanted)
@@ -350,7 +350,7 @@ class LivingCollection:
             if self._read_current()[0] == generation:
                 raise
             return self._open()
-        return _Reading(generation, base, Fresh(base), generation - 1)
+        return _Reading(generation, base, Memtable(base), generation - 1)
 
     def _read_current(self) -> tuple[int, str]:
         path = self._state / CURRENT

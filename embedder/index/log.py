@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from embedder.errors import BundleError
-from embedder.index.collection import Place
+from embedder.index.collection import CollectionIdentity
 from embedder.index.documents import PAYLOAD
 from embedder.index.manifest import REMEDY
 from embedder.storage.durable import write_durably
@@ -41,7 +41,7 @@ def operations_schema(dimension: int) -> pa.Schema:
 class Log:
     """One segment: the operations after the generation it is numbered after."""
 
-    def __init__(self, path: Path, place: Place) -> None:
+    def __init__(self, path: Path, place: CollectionIdentity) -> None:
         """Open a segment.
 
         Raises:
@@ -57,7 +57,7 @@ class Log:
         self.start = self._check_header(place)
 
     @staticmethod
-    def create(path: Path, place: Place) -> None:
+    def create(path: Path, place: CollectionIdentity) -> None:
         """Write an empty segment, which appears as a whole."""
         header = json.dumps({"format": FORMAT, **place.model_dump()}, sort_keys=True).encode()
         start = FIRST_BYTE + len(header)
@@ -146,7 +146,7 @@ class Log:
             return None, 0
         return pa.ipc.read_record_batch(pa.py_buffer(body), self.schema), RECORD.size + length
 
-    def _check_header(self, place: Place) -> int:
+    def _check_header(self, place: CollectionIdentity) -> int:
         raw = os.pread(self._file, FIRST_BYTE, 0)
         if len(raw) < FIRST_BYTE or not raw.startswith(MAGIC):
             raise self._damaged("not a log")

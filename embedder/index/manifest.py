@@ -15,7 +15,7 @@ from embedder.hashing import content_id, file_sha256
 REMEDY = "restore the bundle or build it again"
 
 
-class Sealed(BaseModel):
+class HashedManifest(BaseModel):
     """Base of the manifests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

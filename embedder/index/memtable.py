@@ -14,13 +14,13 @@ from embedder.index.collection import Collection
 from embedder.index.documents import PAYLOAD, DocumentName, Row
 from embedder.index.exact import Vectors
 from embedder.index.filters import Filter, Mask, matching
-from embedder.index.lexical import FreshWords
-from embedder.index.metadata_index import FreshMetadata
+from embedder.index.lexical import MemtableWords
+from embedder.index.metadata_index import MemtableMetadata
 from embedder.index.writes import Change, Write
 
 
 @dataclass(frozen=True)
-class FreshView:
+class MemtableView:
     """The fresh documents and the collection's rows as they were at one moment."""
 
     vectors: Vectors
@@ -33,7 +33,7 @@ class FreshView:
 
     @property
     def num_live(self) -> int:
-        """Fresh rows that count."""
+        """Memtable rows that count."""
         return int(np.count_nonzero(self.live))
 
     def take(self, rows: pa.Array) -> pa.Table:
@@ -43,13 +43,13 @@ class FreshView:
         return pa.table([pa.array(column, field.type) for column, field in zip(columns, PAYLOAD, strict=True)], PAYLOAD)
 
 
-class Fresh:
+class Memtable:
     """What the log says on top of a collection; the caller keeps threads apart."""
 
     def __init__(self, base: Collection) -> None:
         self.base = base
-        self.words = FreshWords(base.words)
-        self._metadata = FreshMetadata()
+        self.words = MemtableWords(base.words)
+        self._metadata = MemtableMetadata()
         self._rows: list[Row] = []
         self._places: dict[DocumentName, int] = {}
         self._vectors = np.empty((256, base.info.place.dimension), dtype=np.float32)
@@ -123,14 +123,14 @@ class Fresh:
             self._stored = stored_rows
             self._num_stored = int(np.count_nonzero(stored_rows))
 
-    def view(self, wanted: Filter | None = None) -> FreshView:
+    def view(self, wanted: Filter | None = None) -> MemtableView:
         """What there is now, of what fits a filter."""
         live, stored = self._live, self._stored
         if wanted is not None:
             live = live & matching(wanted, self._metadata)
             fitting = matching(wanted, self.base.metadata)
             stored = fitting if stored is None else stored & fitting
-        return FreshView(self._vectors[: len(self._rows)], self._rows, live, stored)
+        return MemtableView(self._vectors[: len(self._rows)], self._rows, live, stored)
 
     def _note(self, name: DocumentName, written_ns: int) -> None:
         """Remember a write that is about to be carried out."""

@@ -127,7 +127,7 @@ class StoredMetadata:
         return np.concatenate([NO_ROWS, *found])
 
 
-class FreshMetadata:
+class MemtableMetadata:
     """The same for documents in memory, to which rows are added."""
 
     def __init__(self) -> None:

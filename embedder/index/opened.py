@@ -18,7 +18,7 @@ from embedder.errors import BundleError, ConfigError
 from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_of, verify
 from embedder.index.catalog import Catalog
 from embedder.index.collection import CollectionInfo, History
-from embedder.index.compaction import write_folded
+from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName
 from embedder.index.exact import Vectors
 from embedder.index.living import LivingCollection, LivingStats
@@ -144,8 +144,8 @@ class OpenIndex:
             for change in self._collection(task, shard).changes([names[i] for i in places])
         ]
 
-    def due(self, task: str, changes: Sequence[Change]) -> list[int]:
-        """Indices of the changes of another version that `carry` would apply.
+    def pending_changes(self, task: str, changes: Sequence[Change]) -> list[int]:
+        """Indices of the changes of another version that `apply_changes` would apply.
 
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
@@ -154,10 +154,10 @@ class OpenIndex:
         return [
             places[i]
             for shard, places in parts.items()
-            for i in self._collection(task, shard).due([changes[i] for i in places])
+            for i in self._collection(task, shard).pending_changes([changes[i] for i in places])
         ]
 
-    def carry(self, task: str, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
+    def apply_changes(self, task: str, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
         """Apply the changes of another version that are due here; returns their indices.
 
         Raises:
@@ -169,7 +169,7 @@ class OpenIndex:
             made = []
             for shard, places in parts.items():
                 collection = self._collection(task, shard)
-                done = collection.carry([changes[i] for i in places], np.asarray(vector_CD)[places])
+                done = collection.apply_changes([changes[i] for i in places], np.asarray(vector_CD)[places])
                 made += [places[i] for i in done]
             return made
 
@@ -228,7 +228,7 @@ class OpenIndex:
         for (task, shard), (base, view, writes) in frozen.items():
             folder = shard_folder(staged, shard) / task
             folder.mkdir(parents=True)
-            write_folded(base, view, History(0, writes), folder)
+            write_compacted(base, view, History(0, writes), folder)
             info = CollectionInfo.read(folder)
             counts[task] += info.rows
             files |= info.sealed_files(folder, staged)

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from embedder.labelling.label_statistics import RANK_STEP, Histogram, TaskStatistics, bins_a_bar
-from embedder.reporting.plots import ON_DARK, ON_LIGHT, Ink, png, quiet
+from embedder.reporting.plots import ON_DARK, ON_LIGHT, PlotColors, png, style_axes
 
 REWARD_UNITS = {
     "rank": "reward: ranks that the desired output gains",
@@ -26,7 +26,7 @@ REWARD_UNITS = {
 class Theme:
     """Colours of a picture for one background."""
 
-    ink: Ink
+    ink: PlotColors
     without: str
     """Without a candidate."""
     other: str
@@ -99,13 +99,13 @@ def _middles(histogram: Histogram, merged: int) -> dict[float, int]:
     return {low + bins * histogram.step / 2: count for low, count in histogram.bars(merged).items()}
 
 
-def _dress(axis: Axes, ink: Ink) -> None:
+def _dress(axis: Axes, ink: PlotColors) -> None:
     """What all panels share: per cent, a legend above the bars that hides none."""
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=5))
     title = axis.get_title()
     axis.set_title("")
-    quiet(axis, title, ink, pad=24)
+    style_axes(axis, title, ink, pad=24)
     axis.legend(
         frameon=False,
         fontsize=8.5,

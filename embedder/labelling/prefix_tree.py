@@ -1,6 +1,6 @@
 """Prompts that begin alike, as one tree of tokens in which nothing stands twice.
 
-Stems hold what prompts share: worked examples, a passage, a query. Where a prompt ends hangs its crown, the tree of its
+Stems hold what prompts share: worked examples, a passage, a query. Where a prompt ends hangs its trie, the tree of its
 outputs. A token sees its ancestors and itself only, so every path through the tree reads as the plain sequence would.
 All tokens of a tree lie in one flat row, parents before children.
 """
@@ -30,7 +30,7 @@ class PackedPrompt:
 
 
 @dataclass(frozen=True)
-class Crown:
+class OutputTrie:
     """The outputs behind one prefix as a tree: equal beginnings are one branch.
 
     The last token of an output is predicted but never read, so it is no node unless another output goes on from it.
@@ -65,7 +65,7 @@ class Crown:
         return seen
 
 
-def grow_crown(outputs: Sequence[Sequence[int]]) -> Crown:
+def build_output_trie(outputs: Sequence[Sequence[int]]) -> OutputTrie:
     """The tree of some outputs, none of them empty."""
     children: list[dict[int, int]] = [{}]
     parents, tokens, ways = [-1], [-1], []
@@ -88,7 +88,7 @@ def grow_crown(outputs: Sequence[Sequence[int]]) -> Crown:
     for node in reversed(order):
         if parents[node]:
             sizes[parents[node]] += sizes[node]
-    return Crown(
+    return OutputTrie(
         tokens=[tokens[node] for node in order],
         depths=[depths[node] for node in order],
         ends=[places[node] + sizes[node] for node in order],
@@ -109,16 +109,16 @@ def _preorder(children: Sequence[dict[int, int]]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens of the flat row that attend together: a chunk of a stem or of a crown."""
+    """Tokens of the flat row that attend together: a chunk of a stem or of a trie."""
 
     start: int
     stop: int
     sees: list[tuple[int, int]]
     """Ranges of ancestors, all of which are visible, in order."""
-    crown: Crown | None = None
+    trie: OutputTrie | None = None
     """None: a stem, whose tokens see those before them in it."""
     chunk: tuple[int, int] = (0, 0)
-    """Which nodes of the crown these are."""
+    """Which nodes of the trie these are."""
 
 
 @dataclass(frozen=True)
@@ -130,27 +130,27 @@ class PrefixTree:
     spans: list[Span]
     ends: list[int]
     """For each prompt the place of its prefix's last token."""
-    crowns: list[Crown]
+    tries: list[OutputTrie]
     """For each prompt the tree of its outputs."""
-    crown_starts: list[int]
-    """For each prompt the place of its crown's first token."""
+    trie_starts: list[int]
+    """For each prompt the place of its trie's first token."""
 
 
-def grow_tree(prompts: Sequence[PackedPrompt]) -> PrefixTree:
-    """The tree of some prompts; prompts with the same outputs share the description of their crown."""
-    known: dict[tuple[tuple[int, ...], ...], Crown] = {}
-    crowns = []
+def build_tree(prompts: Sequence[PackedPrompt]) -> PrefixTree:
+    """The tree of some prompts; prompts with the same outputs share the description of their trie."""
+    known: dict[tuple[tuple[int, ...], ...], OutputTrie] = {}
+    tries = []
     for prompt in prompts:
         key = tuple(map(tuple, prompt.outputs))
-        crowns.append(known[key] if key in known else known.setdefault(key, grow_crown(prompt.outputs)))
-    tree = PrefixTree([], [], [], [0] * len(prompts), crowns, [0] * len(prompts))
+        tries.append(known[key] if key in known else known.setdefault(key, build_output_trie(prompt.outputs)))
+    tree = PrefixTree([], [], [], [0] * len(prompts), tries, [0] * len(prompts))
     owners = sorted(range(len(prompts)), key=lambda i: prompts[i].prefix)
-    _grow_stems([prompts[i].prefix for i in owners], owners, tree)
+    _grow_prefixes([prompts[i].prefix for i in owners], owners, tree)
     return tree
 
 
-def _grow_stems(prefixes: list[list[int]], owners: list[int], tree: PrefixTree) -> None:
-    """Lay what sorted prefixes share, the crowns that hang there, then in the same way the stems that go on from it."""
+def _grow_prefixes(prefixes: list[list[int]], owners: list[int], tree: PrefixTree) -> None:
+    """Lay what sorted prefixes share, the tries that hang there, then in the same way the stems that go on from it."""
     waiting: list[tuple[range, int, list[tuple[int, int]]]] = [(range(len(prefixes)), 0, [])]
     while waiting:
         members, depth, above = waiting.pop()
@@ -168,21 +168,21 @@ def _grow_stems(prefixes: list[list[int]], owners: list[int], tree: PrefixTree) 
         going_on: dict[int, list[int]] = {}
         for i in members:
             if len(prefixes[i]) == shared:
-                _hang_crown(owners[i], shared, above, tree)
+                _attach_outputs(owners[i], shared, above, tree)
             else:
                 going_on.setdefault(prefixes[i][shared], []).append(i)
         stems = [range(each[0], each[-1] + 1) for each in going_on.values()]
         waiting.extend((stem, shared, above) for stem in reversed(stems))
 
 
-def _hang_crown(owner: int, depth: int, above: list[tuple[int, int]], tree: PrefixTree) -> None:
-    crown = tree.crowns[owner]
+def _attach_outputs(owner: int, depth: int, above: list[tuple[int, int]], tree: PrefixTree) -> None:
+    trie = tree.tries[owner]
     start = len(tree.tokens)
     tree.ends[owner] = above[-1][1] - 1
-    tree.crown_starts[owner] = start
-    tree.tokens.extend(crown.tokens)
-    tree.positions.extend(depth + below for below in crown.depths)
-    tree.spans.extend(Span(start + first, start + last, above, crown, (first, last)) for first, last in crown.chunks())
+    tree.trie_starts[owner] = start
+    tree.tokens.extend(trie.tokens)
+    tree.positions.extend(depth + below for below in trie.depths)
+    tree.spans.extend(Span(start + first, start + last, above, trie, (first, last)) for first, last in trie.chunks())
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedder.labelling.compute_cost import ModelWork
-from embedder.labelling.prefix_tree import PackedPrompt, PrefixTree, grow_tree, tree_batches
+from embedder.labelling.prefix_tree import PackedPrompt, PrefixTree, build_tree, tree_batches
 from embedder.labelling.tree_attention import plan_attention
 from embedder.models.causal_lm import CausalLm, halving_on_memory_error
 from embedder.models.onednn import PackedLinear, pack_weight, packed_linear
@@ -99,7 +99,7 @@ class TreeScorer:
 
     @torch.inference_mode()
     def _forward(self, batch: list[PackedPrompt]) -> list[list[float]]:
-        tree, device = grow_tree(batch), self.lm.device
+        tree, device = build_tree(batch), self.lm.device
         state_TD = self.lm.model.base_model(
             input_ids=torch.tensor([tree.tokens], device=device),
             position_ids=torch.tensor([tree.positions], device=device),
@@ -138,12 +138,12 @@ def predictions(tree: PrefixTree) -> tuple[list[int], list[int], list[int], list
     edge_places: list[int] = []
     edge_tokens: list[int] = []
     paths: list[list[list[int]]] = []
-    for end, crown, start in zip(tree.ends, tree.crowns, tree.crown_starts, strict=True):
+    for end, trie, start in zip(tree.ends, tree.tries, tree.trie_starts, strict=True):
         first_place, first_edge = len(places), len(edge_tokens)
-        places += [end, *range(start, start + len(crown.tokens))]
-        edge_places += [first_place + 1 + place for place in crown.edge_places]
-        edge_tokens += crown.edge_tokens
-        paths.append([[first_edge + edge for edge in path] for path in crown.paths])
+        places += [end, *range(start, start + len(trie.tokens))]
+        edge_places += [first_place + 1 + place for place in trie.edge_places]
+        edge_tokens += trie.edge_tokens
+        paths.append([[first_edge + edge for edge in path] for path in trie.paths])
     return places, edge_places, edge_tokens, paths
 
 

@@ -38,15 +38,15 @@ class TreeSpan:
 
 
 def plan_attention(tree: PrefixTree, dtype: torch.dtype, device: torch.device) -> list[TreeSpan]:
-    """The spans of a tree with their masks; equal crowns behind prefixes of one length share a mask."""
+    """The spans of a tree with their masks; equal tries behind prefixes of one length share a mask."""
     masks: dict[tuple[int, tuple[int, int], int, int], Tensor] = {}
     plan = []
     for span in tree.spans:
         above = sum(stop - start for start, stop in span.sees)
         keys = join_ranges([*span.sees, (span.start, span.stop)])
         mask = None
-        if span.crown is not None or above:
-            known = (id(span.crown), span.chunk, above, span.stop - span.start)
+        if span.trie is not None or above:
+            known = (id(span.trie), span.chunk, above, span.stop - span.start)
             if known not in masks:
                 masks[known] = _mask(span, above, dtype).to(device)
             mask = masks[known]
@@ -58,7 +58,7 @@ def _mask(span: Span, above: int, dtype: torch.dtype) -> Tensor:
     """0 where a query sees a key and minus infinity elsewhere, (queries, `above` + queries)."""
     own = span.stop - span.start
     causal = torch.ones((own, own), dtype=torch.bool).tril()
-    seen = causal if span.crown is None else torch.from_numpy(span.crown.visible(*span.chunk))
+    seen = causal if span.trie is None else torch.from_numpy(span.trie.visible(*span.chunk))
     mask = torch.zeros((own, above + own), dtype=dtype)
     mask[:, above:].masked_fill_(~seen, float("-inf"))
     return mask

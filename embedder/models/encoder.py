@@ -206,11 +206,13 @@ def set_dropout(backbone: nn.Module, rate: float) -> None:
 
 
 def export_encoder(encoder: TextEncoder, folder: Path, tasks: Mapping[str, TaskSpec]) -> None:
-    """Write a Hugging Face folder that sentence-transformers loads too, with a prompt `TASK_query` and `TASK_key`."""
+    """Write a Hugging Face folder for sentence-transformers too, with prompts `TASK_query` and `TASK_passage`."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder.backbone.save_pretrained(folder, safe_serialization=True)
     encoder.tokenizer.save_pretrained(folder)
-    prompts = {f"{name}_{side}": spec.instruction(side) for name, spec in tasks.items() for side in ("query", "key")}
+    prompts = {
+        f"{name}_{side}": spec.instruction(side) for name, spec in tasks.items() for side in ("query", "passage")
+    }
     modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
     pooling_mode = {"cls": "cls", "mean": "mean", "last": "lasttoken"}[encoder.config.pooling]
     files = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from embedder.errors import ModelError
 from embedder.hashing import file_sha256
-from embedder.storage.fetched import local
+from embedder.storage.fetched import local_copy
 from embedder.storage.object_store import ObjectPath
 
 PACKAGE_SCHEME = "package:"
@@ -33,7 +33,7 @@ def locate_model(reference: str) -> Path | str:
         ModelError: the package or folder is missing, or holds no weights this project loads.
     """
     if "://" in reference:
-        folder = local(ObjectPath.parse(reference))
+        folder = local_copy(ObjectPath.parse(reference))
     elif reference.startswith(PACKAGE_SCHEME):
         folder = _package_folder(reference)
     else:

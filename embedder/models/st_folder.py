@@ -17,7 +17,7 @@ from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.errors import ModelError
 from embedder.models.locate import locate_model
-from embedder.storage.fetched import local
+from embedder.storage.fetched import local_copy
 from embedder.storage.object_store import ObjectPath
 
 Pooling = Literal["cls", "mean", "last"]
@@ -30,7 +30,7 @@ POOLINGS: dict[str, Pooling] = {
     "pooling_mode_lasttoken": "last",
 }
 KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
-PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "key": ("document", "passage", "corpus")}
+PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_folder(model: str) -> FolderFacts:
         DataError: nothing is there in the object store, or it does not answer or refuses.
         ModelError: the folder is missing, or its vectors cannot be made with pooling alone.
     """
-    folder = local(ObjectPath.parse(model)) if "://" in model else Path(model).expanduser()
+    folder = local_copy(ObjectPath.parse(model)) if "://" in model else Path(model).expanduser()
     listing = folder / "modules.json"
     if not listing.is_file():
         located = locate_model(model)
@@ -138,18 +138,21 @@ def folder_encoder(
     config = EncoderConfig(
         model=facts.model, pooling=pooling, max_tokens=longest, batch_tokens=max(run.batch_tokens, 64)
     )
-    return config, with_prompts(tasks, facts, retriever.query_prompt, retriever.key_prompt)
+    return config, with_prompts(tasks, facts, retriever.query_prompt, retriever.passage_prompt)
 
 
 def with_prompts(
-    tasks: Mapping[str, TaskSpec], facts: FolderFacts, query_prompt: str | None = None, key_prompt: str | None = None
+    tasks: Mapping[str, TaskSpec],
+    facts: FolderFacts,
+    query_prompt: str | None = None,
+    passage_prompt: str | None = None,
 ) -> dict[str, TaskSpec]:
     """The tasks with an encoder's own prompts in place of the instructions."""
     return {
         name: spec.model_copy(
             update={
                 "query_instruction": facts.prompt(name, "query") if query_prompt is None else query_prompt,
-                "key_instruction": facts.prompt(name, "key") if key_prompt is None else key_prompt,
+                "passage_instruction": facts.prompt(name, "passage") if passage_prompt is None else passage_prompt,
             }
         )
         for name, spec in tasks.items()

@@ -1,4 +1,4 @@
-"""What the pictures of all reports share: colours of text and lines for a background, quiet axes, and the PNG."""
+"""What the pictures of all reports share: colours of text and lines for a background, the axes, and the PNG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Ink:
+class PlotColors:
     """Colours of what is no data."""
 
     text: str
@@ -19,12 +19,12 @@ class Ink:
     """None: transparent."""
 
 
-ON_LIGHT = Ink(text="#1d2733", lines="#8a94a0")
-ON_DARK = Ink(text="#e4e8ee", lines="#6b7683")
-ON_PAPER = Ink(ON_LIGHT.text, ON_LIGHT.lines, background="#ffffff")
+ON_LIGHT = PlotColors(text="#1d2733", lines="#8a94a0")
+ON_DARK = PlotColors(text="#e4e8ee", lines="#6b7683")
+ON_PAPER = PlotColors(ON_LIGHT.text, ON_LIGHT.lines, background="#ffffff")
 
 
-def quiet(axis: Axes, title: str, ink: Ink, pad: float) -> None:
+def style_axes(axis: Axes, title: str, ink: PlotColors, pad: float) -> None:
     """Two thin axes, small labels, and the title on the left, `pad` points above."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(ink.lines)
@@ -35,7 +35,7 @@ def quiet(axis: Axes, title: str, ink: Ink, pad: float) -> None:
     axis.set_title(title, loc="left", color=ink.text, fontsize=10.5, fontweight="bold", pad=pad, parse_math=False)
 
 
-def png(figure: Figure, ink: Ink) -> bytes:
+def png(figure: Figure, ink: PlotColors) -> bytes:
     """The picture on the background that the ink is for."""
     if ink.background:
         figure.set_facecolor(ink.background)

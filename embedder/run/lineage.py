@@ -15,7 +15,7 @@ from embedder.config.run import RunConfig
 from embedder.models.locate import locate_model
 from embedder.run.stages import Contents, effective
 from embedder.storage.durable import place_durably, unfinished_folder
-from embedder.storage.fetched import local
+from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
 
 LINEAGE = "lineage.json"
@@ -73,7 +73,12 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
         "candidates": contents.of(config.paths.candidates),
         "prepared": {"corpus": contents.of(config.paths.corpus), "queries": contents.of(config.paths.queries)},
         "sources": [
-            {"task": one.task, "dataset": one.dataset, "path": str(one.path), "content": contents.of(local(one.path))}
+            {
+                "task": one.task,
+                "dataset": one.dataset,
+                "path": str(one.path),
+                "content": contents.of(local_copy(one.path)),
+            }
             for one in (config.prepare.sources if config.prepare else [])
         ],
     }

@@ -20,7 +20,7 @@ from embedder.hashing import content_id, file_sha256
 from embedder.index.bundle import Manifest
 from embedder.index.catalog import Catalog
 from embedder.models.locate import locate_model, model_fingerprint
-from embedder.storage.fetched import local
+from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath, ObjectPath
 
@@ -54,7 +54,7 @@ def _reranker(config: RunConfig) -> str | None:
 
 def _sources(config: RunConfig) -> list[AnyPath]:
     sources = config.prepare.sources if config.prepare else []
-    return [local(path) for source in sources for path in (source.path, source.corpus) if path is not None]
+    return [local_copy(path) for source in sources for path in (source.path, source.corpus) if path is not None]
 
 
 def _built(config: RunConfig) -> list[AnyPath]:

@@ -21,7 +21,7 @@ CACHE = "LLM_EMBEDDER_CACHE"
 """Environment variable: a folder of this machine; the program's user must be able to write there."""
 
 
-def local(path: AnyPath) -> Path:
+def local_copy(path: AnyPath) -> Path:
     """A file or folder of this machine that is, or has the content of, what a path names.
 
     Raises:

@@ -266,7 +266,7 @@ def is_mirrored(name: str) -> bool:
 def _raise_unless_gone(error: OSError) -> None:
     """A folder that cannot be read must not pass for an empty one."""
     if not isinstance(error, FileNotFoundError):
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); mend its permissions") from error
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); fix its permissions") from error
 
 
 def _settled(stamp: Stamp) -> Stamp:

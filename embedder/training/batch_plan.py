@@ -27,7 +27,7 @@ ROUNDS = 8
 """Of the Feistel network; four already pass for random on large tables, small ones want more."""
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """The rows of one task in a batch."""
 
     task: str
@@ -45,7 +45,7 @@ class TaskMix:
     """T of the shares by size, size ** (1 / T): 1 in proportion, larger ones lift the small tasks."""
     batches: Literal["one_task", "mixed"] = "one_task"
     """one_task: the rows of a global batch are of one task; mixed: of all, by their shares."""
-    exhausted: Literal["repeat", "leave"] = "repeat"
+    exhausted: Literal["repeat", "drop"] = "repeat"
     """What a task does when its rows are used up: begin again in a new order, or leave the mix to the others."""
 
     @classmethod
@@ -96,7 +96,7 @@ class BatchPlan:
         capacity = {task: -(-sizes[task] // self._slot_rows) for task in shares}
         if sum(capacity.values()) < slots:
             raise ConfigError(
-                f"train.exhausted is 'leave', and the rows of all tasks last for "
+                f"train.exhausted is 'drop', and the rows of all tasks last for "
                 f"{sum(capacity.values()) // self._slots_a_step:,} steps; lower train.steps ({steps:,}), or repeat them"
             )
         self._stretches = _stretches(shares, capacity, seed)
@@ -106,7 +106,7 @@ class BatchPlan:
         """The plan of a run file."""
         return cls(sizes, TaskMix.of(config), batch_size=config.batch_size, steps=config.steps, seed=config.seed)
 
-    def batch(self, step: int) -> list[Part]:
+    def batch(self, step: int) -> list[BatchPart]:
         """The rows of a step, in the order of the global batch; one part a task."""
         first = step * self._slots_a_step
         places: dict[str, list[int]] = {}
@@ -115,7 +115,7 @@ class BatchPlan:
             task, number = stretch.order.owner(slot - stretch.first)
             start = (stretch.used[task] + number) * self._slot_rows
             places.setdefault(task, []).extend(range(start, start + self._slot_rows))
-        return [Part(task, self._rows(task, np.array(taken))) for task, taken in sorted(places.items())]
+        return [BatchPart(task, self._rows(task, np.array(taken))) for task, taken in sorted(places.items())]
 
     def rows_of(self, task: str) -> int:
         """How many rows of a task all steps train, repeated ones included."""
@@ -233,10 +233,10 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def share_of_batch(parts: Sequence[Part], rank: int, workers: int) -> list[Part]:
+def share_of_batch(parts: Sequence[BatchPart], rank: int, workers: int) -> list[BatchPart]:
     """The rows of a global batch that one worker takes: every n-th, so that each worker gets some of every task.
 
     All workers get equally many where the batch is a multiple of `workers`.
     """
     rows = [(part.task, row) for part in parts for row in part.rows][rank::workers]
-    return [Part(task, [row for _, row in taken]) for task, taken in groupby(rows, key=lambda row: row[0])]
+    return [BatchPart(task, [row for _, row in taken]) for task, taken in groupby(rows, key=lambda row: row[0])]

@@ -29,7 +29,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a weight."""
 
 
-class Engine:
+class TrainingEngine:
     """Forward, backward and update of an encoder whose state DeepSpeed spreads over the workers.
 
     Gradients of any number of `backward` calls add up until `update`. Where `lockstep` is true, all workers must call

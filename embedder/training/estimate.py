@@ -56,7 +56,7 @@ def _first(config: dict[str, object], names: tuple[str, ...]) -> int:
     return next((value for name in names if isinstance(value := config.get(name), int)), 0)
 
 
-class Memory(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """Bytes of one worker."""
 
     weights: float
@@ -78,13 +78,15 @@ def activation_bytes(shape: ModelShape, config: TrainConfig, tokens: float, batc
     return numbers * BYTES * (BFLOAT16_SHARE if config.precision == "bfloat16" else 1)
 
 
-def memory_of(parameters: int, shape: ModelShape, config: TrainConfig, tokens: float, batch_tokens: int) -> Memory:
+def memory_of(
+    parameters: int, shape: ModelShape, config: TrainConfig, tokens: float, batch_tokens: int
+) -> MemoryEstimate:
     """The memory of a worker whose share of a batch has so many tokens."""
     trained = parameters if config.lora is None else lora_parameters(shape, config.lora.rank)
     workers, stage = config.num_workers, config.zero_stage
     kept = tokens if config.chunk_tokens is None else min(tokens, max(config.chunk_tokens, batch_tokens))
     master = 0 if stage == 0 else trained  # DeepSpeed's own copy of what it updates
-    return Memory(
+    return MemoryEstimate(
         weights=BYTES * parameters / (workers if stage == 3 else 1),
         gradients=BYTES * trained / (workers if stage >= 2 else 1),
         optimizer=BYTES * (2 * trained + master) / (workers if stage else 1),
@@ -154,5 +156,5 @@ def work_of(
 
 def _tokens(row: Mapping[str, Any], task: TaskSpec, most: int) -> float:
     """Estimated tokens of a group, each text with its instruction and cut."""
-    texts = [task.query_instruction + row["query"], *(task.key_instruction + text for text in row["candidates"])]
+    texts = [task.query_instruction + row["query"], *(task.passage_instruction + text for text in row["candidates"])]
     return sum(min(most, tokens_of(len(text))) for text in texts)

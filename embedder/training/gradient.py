@@ -19,7 +19,7 @@ from embedder.training.distributed import greatest_over_workers
 
 
 class Network(Protocol):
-    """What encodes and takes gradients: an `Engine`, or in a test a bare encoder."""
+    """What encodes and takes gradients: an `TrainingEngine`, or in a test a bare encoder."""
 
     @property
     def device(self) -> torch.device:
@@ -37,7 +37,7 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True)
-class Memory:
+class TokenLimits:
     """How much is encoded at a time."""
 
     batch_tokens: int
@@ -50,7 +50,7 @@ def accumulate_gradient(
     network: Network,
     rows: list[TokenRow],
     loss_of: Callable[[Tensor], Tensor],
-    memory: Memory,
+    memory: TokenLimits,
     dropout_seed: int | None = None,
 ) -> Tensor:
     """Add the gradient of `loss_of(vectors of the rows)` and return the loss, without its graph.
@@ -76,7 +76,7 @@ def accumulate_gradient(
     return loss.detach()
 
 
-def embed(network: Network, rows: list[TokenRow], memory: Memory) -> Tensor:
+def embed(network: Network, rows: list[TokenRow], memory: TokenLimits) -> Tensor:
     """Vectors of the rows, without a graph; all workers must call it."""
     distinct, place = distinct_rows(rows)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def distinct_rows(rows: list[TokenRow]) -> tuple[list[TokenRow], list[int]]:
     return [list(row) for row in first], place
 
 
-def _batches(network: Network, rows: list[TokenRow], memory: Memory) -> tuple[list[list[int]], int]:
+def _batches(network: Network, rows: list[TokenRow], memory: TokenLimits) -> tuple[list[list[int]], int]:
     """The forward passes as indices of rows, and their padded tokens.
 
     In lockstep both are those of the worker with most: the others repeat a row, whose second vector nobody uses.

@@ -19,9 +19,9 @@ from embedder.models.onednn import has_onednn, train_linear_layers
 from embedder.storage.json_file import write_json
 from embedder.training.batch_plan import BatchPlan, share_of_batch
 from embedder.training.checkpoint import Checkpoint, appearing, last_step, read_checkpoint, write_checkpoint
-from embedder.training.deepspeed_engine import Engine
+from embedder.training.deepspeed_engine import TrainingEngine
 from embedder.training.distributed import greatest_over_workers, join_workers, rank, sum_over_workers, world_size
-from embedder.training.gradient import Memory, accumulate_gradient
+from embedder.training.gradient import TokenLimits, accumulate_gradient
 from embedder.training.job import StepMetrics, TrainingJob
 from embedder.training.lora import add_adapters, merge_adapters
 from embedder.training.objective import Objective
@@ -31,7 +31,7 @@ from embedder.training.training_rows import Batch, TrainingRows
 from embedder.training.validation import EarlyStopping, HeldOut
 
 
-class Prepared(NamedTuple):
+class PreparedStep(NamedTuple):
     """This worker's share of a step, tokenised."""
 
     tasks: Counter[str]
@@ -68,8 +68,8 @@ class Trainer:
         found = self._find_checkpoint(encoder.device)
         if found is not None:
             put_weights(encoder, found.weights)
-        self._engine = Engine(encoder, config)
-        self._memory = Memory(job.encoder.batch_tokens, config.chunk_tokens)
+        self._engine = TrainingEngine(encoder, config)
+        self._memory = TokenLimits(job.encoder.batch_tokens, config.chunk_tokens)
         self._data = TrainingRows(job.rows)
         self._plan = BatchPlan.of(self._data.sizes, config)
         self._objective = Objective.of(job.tasks, config)
@@ -154,15 +154,15 @@ class Trainer:
         self._stopping.restore(found.validation)
         self._best = found.best if rank() == 0 else {}
 
-    def _prepare_next(self) -> Future[Prepared] | None:
+    def _prepare_next(self) -> Future[PreparedStep] | None:
         """Read and tokenise the next step while this one is computed."""
         return None if self.finished else self._pool.submit(self._prepare, self.next_step)
 
-    def _prepare(self, step: int) -> Prepared:
+    def _prepare(self, step: int) -> PreparedStep:
         parts = self._plan.batch(step)
         tasks = Counter({part.task: len(part.rows) for part in parts})
         batch = self._data.batch(share_of_batch(parts, rank(), world_size()))
-        return Prepared(tasks, batch, self._engine.encoder.tokenize(batch.prompted(self.job.tasks)))
+        return PreparedStep(tasks, batch, self._engine.encoder.tokenize(batch.prompted(self.job.tasks)))
 
     def _measurement_is_due(self) -> bool:
         settings, steps = self.job.config.validation, self.job.config.steps

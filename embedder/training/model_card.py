@@ -35,7 +35,7 @@ def model_card(config: RunConfig, numbers: Mapping[str, Any]) -> str:
         "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
         'model = SentenceTransformer("PATH_OF_THIS_FOLDER")\n'
         f'queries = model.encode(["..."], prompt_name="{first}_query")\n'
-        f'passages = model.encode(["..."], prompt_name="{first}_key")\n```',
+        f'passages = model.encode(["..."], prompt_name="{first}_passage")\n```',
         "## Tasks and prompts",
         _table(("task", "prompt of a query", "prompt of a passage"), _prompts(config)),
         "## Training data",
@@ -58,7 +58,7 @@ def model_card(config: RunConfig, numbers: Mapping[str, Any]) -> str:
 
 def _prompts(config: RunConfig) -> list[tuple[str, ...]]:
     return [
-        (name, f"`{spec.query_instruction}`", f"`{spec.key_instruction}`")
+        (name, f"`{spec.query_instruction}`", f"`{spec.passage_instruction}`")
         for name, spec in sorted(config.tasks.items())
     ]
 

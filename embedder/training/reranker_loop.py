@@ -28,7 +28,7 @@ from embedder.data.records import LABELLED, group_id
 from embedder.hashing import row_seed
 from embedder.models.encoder import length_batches
 from embedder.storage.json_file import write_json
-from embedder.training.batch_plan import BatchPlan, Part, TaskMix, share_of_batch
+from embedder.training.batch_plan import BatchPart, BatchPlan, TaskMix, share_of_batch
 from embedder.training.cross_encoder import CrossEncoder, PairRow, export_cross_encoder, load_cross_encoder
 from embedder.training.distributed import mean_over_workers, rank, world_size
 from embedder.training.schedule import linear_rate
@@ -142,7 +142,7 @@ def measure_agreement(encoder: CrossEncoder, rows: TrainingRows) -> dict[str, Ag
         total = torch.zeros(2, dtype=torch.float64, device=encoder.device)
         mine = range(rank(), min(rows.sizes[task], MEASURED_GROUPS), world_size())
         for start in range(0, len(mine), MEASURED_TOGETHER):
-            batch = rows.batch([Part(task, list(mine[start : start + MEASURED_TOGETHER]))])
+            batch = rows.batch([BatchPart(task, list(mine[start : start + MEASURED_TOGETHER]))])
             groups = _pairs(batch)
             scores = iter(encoder.score([pair for group in groups for pair in group]))
             for group, reward_M in zip(groups, batch.reward_BM.tolist(), strict=True):

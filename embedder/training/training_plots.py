@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from embedder.reporting.plots import ON_DARK, ON_LIGHT, ON_PAPER, Ink, png, quiet
+from embedder.reporting.plots import ON_DARK, ON_LIGHT, ON_PAPER, PlotColors, png, style_axes
 from embedder.training.training_report import Point
 
 
@@ -19,7 +19,7 @@ from embedder.training.training_report import Point
 class Theme:
     """Colours of a picture for one background."""
 
-    ink: Ink
+    ink: PlotColors
     tasks: tuple[str, ...]
     """Of the tasks, in turn."""
 
@@ -85,9 +85,9 @@ def _draw_validation(axis: Axes, validation: Mapping[str, Any], palette: Mapping
     )
 
 
-def _dress(axis: Axes, title: str, ink: Ink) -> None:
+def _dress(axis: Axes, title: str, ink: PlotColors) -> None:
     """What all panels share."""
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axis.set_xlabel("step")
-    quiet(axis, title, ink, pad=8)
+    style_axes(axis, title, ink, pad=8)

@@ -16,7 +16,7 @@ from torch import Tensor
 from embedder.config.tasks import TaskSpec
 from embedder.hashing import content_id
 from embedder.labelling.rewards import is_flat
-from embedder.training.batch_plan import Part
+from embedder.training.batch_plan import BatchPart
 from embedder.training.scores import NO_KEY
 
 TRAINING_ROW = pa.schema(
@@ -60,7 +60,7 @@ class Batch:
         size = len(self.candidates) // len(self.queries)
         texts = [tasks[name].instruction("query") + text for name, text in zip(self.tasks, self.queries, strict=True)]
         return texts + [
-            tasks[self.tasks[k // size]].instruction("key") + text for k, text in enumerate(self.candidates)
+            tasks[self.tasks[k // size]].instruction("passage") + text for k, text in enumerate(self.candidates)
         ]
 
 
@@ -159,7 +159,7 @@ class TrainingRows:
         self.group_size: int = pc.max(pc.list_value_length(self._table["candidates"])).as_py() or 0
         """M, candidates of the largest group."""
 
-    def batch(self, parts: Sequence[Part]) -> Batch:
+    def batch(self, parts: Sequence[BatchPart]) -> Batch:
         """The batch of some rows, in their order, padded to the largest group."""
         places = [self._first[part.task] + row for part in parts for row in part.rows]
         taken = self._table.take(pa.array(places)).to_pylist()

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from embedder.config.tasks import TaskSpec
-from embedder.training.batch_plan import Part
+from embedder.training.batch_plan import BatchPart
 from embedder.training.distributed import rank, sum_over_workers, world_size
-from embedder.training.gradient import Memory, Network, embed
+from embedder.training.gradient import Network, TokenLimits, embed
 from embedder.training.step import Tokenize
 from embedder.training.training_rows import TrainingRows
 
@@ -44,13 +44,13 @@ class HeldOut:
 
     def __init__(self, path: Path, tasks: Mapping[str, TaskSpec], tokenize: Tokenize) -> None:
         rows = TrainingRows(path)
-        parts = [Part(task, list(range(rank(), size, world_size()))) for task, size in rows.sizes.items()]
+        parts = [BatchPart(task, list(range(rank(), size, world_size()))) for task, size in rows.sizes.items()]
         self._names = sorted(rows.sizes)
-        self._batch = rows.batch([part for part in parts if part.rows] or [Part(self._names[0], [0])])
+        self._batch = rows.batch([part for part in parts if part.rows] or [BatchPart(self._names[0], [0])])
         self._is_spare = not any(part.rows for part in parts)
         self._rows = tokenize(self._batch.prompted(tasks))
 
-    def measure(self, network: Network, memory: Memory, cutoff: int) -> dict[str, float]:
+    def measure(self, network: Network, memory: TokenLimits, cutoff: int) -> dict[str, float]:
         """Mean NDCG@cutoff of each task over the groups whose candidates differ in worth; all workers must call it.
 
         A task without such a group has none.
@@ -79,7 +79,7 @@ class EarlyStopping:
     history: list[dict[str, Any]] = field(default_factory=list)
     """Each measurement as {"steps": made before it, "tasks": NDCG by task, "mean": over the tasks}."""
     best: int = 0
-    """Place of the best in the history; the earliest of equals."""
+    """Position of the best in the history; the earliest of equals."""
 
     def add(self, steps: int, tasks: Mapping[str, float]) -> bool:
         """Take in a measurement; returns whether it is the best so far."""

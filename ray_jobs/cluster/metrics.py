@@ -23,7 +23,7 @@ TOTAL = "embedder_job_rows"
 
 
 @contextmanager
-def tracked(work: str, total: int) -> Iterator[Counter]:
+def track_progress(work: str, total: int) -> Iterator[Counter]:
     """As `progress`; also the gauges `embedder_job_rows_done` and `embedder_job_rows`, by job and piece of work."""
     tags = {"run": ray.get_runtime_context().get_job_id(), "work": work}
     done, of = Gauge(DONE, "Rows of a piece of work that are done.", TAGS), Gauge(TOTAL, "Rows of it.", TAGS)
@@ -32,7 +32,7 @@ def tracked(work: str, total: int) -> Iterator[Counter]:
         yield counter
 
 
-class Bill:
+class ResourceUsage:
     """What the actors of this driver hold while a block runs: CPU-hours and GPU-hours.
 
     Looks every few seconds, so that a pool that grows and shrinks is billed for what it held; what one look misses, as
@@ -47,7 +47,7 @@ class Bill:
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Bill:
+    def __enter__(self) -> ResourceUsage:
         self._began = time.monotonic()
         self._watcher.start()
         return self

@@ -24,7 +24,7 @@ from embedder.errors import ConfigError, EmbedderError
 from embedder.run.cost import Work, measured_rate
 from embedder.run.stage_report import StageReport
 from embedder.run.workspace import workplace
-from ray_jobs.cluster.metrics import Bill
+from ray_jobs.cluster.metrics import ResourceUsage
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def make_parser(job: Job) -> argparse.ArgumentParser:
 
 
 def main(job: Job, arguments: Sequence[str] | None = None) -> None:
-    """Run a job from the command line; exit status 2 and one line for an error the user can mend."""
+    """Run a job from the command line; exit status 2 and one line for an error the user can fix."""
     options = make_parser(job).parse_args(arguments)
     try:
         given = load_run(options.config, options.set)
@@ -92,7 +92,7 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     if work.flops:
         out.print(f"{job.stage}: {work.estimate()}", markup=False)
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
-    with Bill() as bill:
+    with ResourceUsage() as bill:
         report = job.run(config)
     report.seconds = report.seconds or bill.seconds
     report.details["estimate"] = {"flops": work.flops, "gpu_hours": work.gpu_hours}

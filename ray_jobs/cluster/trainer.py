@@ -10,7 +10,7 @@ from ray.train import Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from embedder.training.job import Metrics, MetricsReader
-from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.metrics import track_progress
 
 POLL_S = 1.0
 """How often the driver looks for new steps."""
@@ -51,7 +51,7 @@ def fit_with_progress(
     `note` gives what stands behind the counts.
     """
     finished = threading.Event()
-    with tracked(label, steps) as counter:
+    with track_progress(label, steps) as counter:
         counter.skip(reader.steps_done())
 
         def watch() -> None:

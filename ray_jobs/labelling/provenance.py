@@ -14,28 +14,28 @@ RECOMPUTING = "being recomputed"
 
 
 @dataclass(frozen=True)
-class LabelTerms:
+class LabelProvenance:
     """`fingerprint` of the log-likelihoods (LLM, prompts, sampling, seed), and the kind of reward made from them."""
 
     fingerprint: str
     rewards: dict[str, str]
 
 
-def known_terms(config: RunConfig) -> LabelTerms | None:
-    """The terms of the labels that are there; None if there are none."""
+def read_provenance(config: RunConfig) -> LabelProvenance | None:
+    """Where the labels that are there come from; None if there are none."""
     path = config.paths.labelled / "fingerprint.json"
     if not path.is_file():
         return None
-    return LabelTerms(**json.loads(path.read_text(encoding="utf-8")))
+    return LabelProvenance(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def check_terms(config: RunConfig, wanted: LabelTerms) -> None:
-    """Refuse to add labels to those of other terms.
+def check_provenance(config: RunConfig, wanted: LabelProvenance) -> None:
+    """Refuse to add labels to those of another provenance.
 
     Raises:
         ConfigError: with both fingerprints, or the tasks whose reward differs.
     """
-    known = known_terms(config)
+    known = read_provenance(config)
     if known is None:
         if config.label.recompute:
             raise ConfigError(f"{config.paths.labelled}: no labels to recompute; run label without label.recompute")
@@ -63,12 +63,12 @@ def check_terms(config: RunConfig, wanted: LabelTerms) -> None:
         )
 
 
-def agree_on_terms(config: RunConfig, wanted: LabelTerms) -> None:
+def write_provenance(config: RunConfig, wanted: LabelProvenance) -> None:
     """Note what the labels depend on, before the first of them is made."""
     write_json(asdict(wanted), config.paths.labelled / "fingerprint.json")
 
 
-def open_terms(config: RunConfig, wanted: LabelTerms) -> None:
-    """Note that rewards are mixed for now: until `agree_on_terms`, only a recomputation may run."""
+def mark_mixed(config: RunConfig, wanted: LabelProvenance) -> None:
+    """Note that rewards are mixed for now: until `write_provenance`, only a recomputation may run."""
     mixed = {task: reward if reward == "none" else RECOMPUTING for task, reward in wanted.rewards.items()}
-    write_json(asdict(LabelTerms(wanted.fingerprint, mixed)), config.paths.labelled / "fingerprint.json")
+    write_json(asdict(LabelProvenance(wanted.fingerprint, mixed)), config.paths.labelled / "fingerprint.json")

@@ -46,7 +46,7 @@ from embedder.training.reranker_loop import (
     read_agreement,
     write_reranker_rows,
 )
-from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.session import actor_pool
 from ray_jobs.cluster.trainer import fit_with_progress, make_trainer
 from ray_jobs.labelling.block_plan import Planner, in_parts, survey
@@ -251,7 +251,7 @@ def score_with_reranker(config: RunConfig, ledger: Ledger, fingerprint: str) -> 
         batch_format="pyarrow",
         **actor_pool(config.label.num_actors, config.needed_reranker.gpus_per_worker),
     )
-    with tracked("label by reranker", sum(work.blocks["rows"].to_pylist())) as counter:
+    with track_progress("label by reranker", sum(work.blocks["rows"].to_pylist())) as counter:
         for batch in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             counter.advance(sum(batch["rows"].to_pylist()))
     return work.expected

@@ -17,9 +17,15 @@ from embedder.labelling.rewards import group_rewards
 from embedder.run.cost import Work
 from embedder.run.lineage import LINEAGE
 from embedder.storage.object_store import AnyPath
-from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger
-from ray_jobs.labelling.provenance import LabelTerms, agree_on_terms, check_terms, known_terms, open_terms
+from ray_jobs.labelling.provenance import (
+    LabelProvenance,
+    check_provenance,
+    mark_mixed,
+    read_provenance,
+    write_provenance,
+)
 from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, train_reranker
 
 IMPORTED_ROWS = 1024
@@ -42,7 +48,7 @@ def _imported(config: RunConfig) -> AnyPath:
 
 def check_import(config: RunConfig) -> Work:
     """The file exists and its rewards would not mix with others."""
-    check_terms(config, LabelTerms(fingerprint_of_import(_imported(config)), {}))
+    check_provenance(config, LabelProvenance(fingerprint_of_import(_imported(config)), {}))
     return Work("label", [f"rewards are read from {config.label.imported}"], 0.0)
 
 
@@ -53,10 +59,10 @@ def import_rewards(config: RunConfig) -> ImportedRewards:
         DataError: more than `label.max_error_share` of its rows are rejected.
     """
     path = _imported(config)
-    terms = LabelTerms(fingerprint_of_import(path), {})
-    agree_on_terms(config, terms)
+    provenance = LabelProvenance(fingerprint_of_import(path), {})
+    write_provenance(config, provenance)
     rejected = config.paths.labelled / "rejected"
-    found = import_into(llm_ledger(config), path, config.tasks, terms.fingerprint, IMPORTED_ROWS, rejected)
+    found = import_into(llm_ledger(config), path, config.tasks, provenance.fingerprint, IMPORTED_ROWS, rejected)
     lines = [
         f"{path}: {found.rows_in:,} rows in = {found.imported:,} imported + {found.imported_before:,} before + "
         f"{found.rejected:,} rejected (to {rejected}); {found.repeated_candidates:,} repeated candidates left out"
@@ -66,27 +72,27 @@ def import_rewards(config: RunConfig) -> ImportedRewards:
     return ImportedRewards(found.imported_before, lines)
 
 
-def recompute_rewards(config: RunConfig, terms: LabelTerms) -> int:
+def recompute_rewards(config: RunConfig, provenance: LabelProvenance) -> int:
     """Recompute every reward from the stored log-likelihoods, block by block; returns the rows.
 
     Raises:
         LabelError: a task wants ranks, but its outputs were never sampled.
     """
     ledger = llm_ledger(config)
-    known = known_terms(config)
+    known = read_provenance(config)
     unsampled = {task for task, reward in (known.rewards if known else {}).items() if reward in {"likelihood", "lift"}}
-    wanted = {task for task in unsampled if terms.rewards.get(task) == "rank"}
+    wanted = {task for task in unsampled if provenance.rewards.get(task) == "rank"}
     if wanted and not _has_samples(config, wanted):
         raise LabelError(
             f"tasks {sorted(wanted)} have no sampled outputs to rank among; label them into another folder"
         )
-    open_terms(config, terms)
+    mark_mixed(config, provenance)
     rows = 0
-    with tracked("recompute", ledger.row_ids().total) as counter:
-        for count in ledger.replace(lambda block: [_recomputed(row, terms.rewards) for row in block]):
+    with track_progress("recompute", ledger.row_ids().total) as counter:
+        for count in ledger.replace(lambda block: [_recomputed(row, provenance.rewards) for row in block]):
             rows += count
             counter.advance(count)
-    agree_on_terms(config, terms)
+    write_provenance(config, provenance)
     return rows
 
 

@@ -46,7 +46,7 @@ def load_queries(config: RunConfig, store: VectorStore, split: Split) -> dict[st
         table = query_table(config, split, dataset)
         if table.num_rows:
             vectors = store.read(dataset, "query", store.keys(table, "query"))
-            valid = set(store.keys(read_tables(corpus_files(config, dataset), PASSAGE), "key"))
+            valid = set(store.keys(read_tables(corpus_files(config, dataset), PASSAGE), "passage"))
             pools = [None if pool is None else set(pool) for pool in table["pool_ids"].to_pylist()]
             loaded[dataset] = DatasetQueries(table["query_id"].to_pylist(), vectors, pools, valid)
     return loaded
@@ -55,7 +55,7 @@ def load_queries(config: RunConfig, store: VectorStore, split: Split) -> dict[st
 def dense_rankings(config: RunConfig, store: VectorStore, split: Split, depth: int) -> dict[str, dict[str, Ranking]]:
     """By dataset and query id: the `depth` best passages by the vectors of one encoder, exact, ties by id."""
     loaded = load_queries(config, store, split)
-    files = [str(path) for dataset in loaded for path in parquet_files(store.ledger(dataset, "key").folder)]
+    files = [str(path) for dataset in loaded for path in parquet_files(store.ledger(dataset, "passage").folder)]
     merged: dict[str, list[Ranking]] = {dataset: [[] for _ in loaded[dataset].query_ids] for dataset in loaded}
     if files:
         partial = ray.data.read_parquet(files, columns=VECTOR.names).map_batches(

@@ -130,8 +130,8 @@ def _filled_store(config: RunConfig, retriever: BuiltinRetriever | FolderRetriev
 
 def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorStore:
     """The driver asks the server, several requests at a time, and commits each answer."""
-    asked = [retriever.url, retriever.model, retriever.dimensions, retriever.extra_query, retriever.extra_key]
-    tasks = with_prompts(config.tasks, FolderFacts(""), retriever.query_prompt, retriever.key_prompt)
+    asked = [retriever.url, retriever.model, retriever.dimensions, retriever.extra_query, retriever.extra_passage]
+    tasks = with_prompts(config.tasks, FolderFacts(""), retriever.query_prompt, retriever.passage_prompt)
     store = VectorStore(config.paths.vectors / content_id(*asked)[:16], tasks)
     batches = [
         chunk.slice(i, retriever.batch_texts)
@@ -156,6 +156,6 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
 
 
 def _commit_answer(endpoint: EmbeddingEndpoint, folder: Path, task: str, batch: pa.Table) -> int:
-    side: Side = "query" if batch["side"][0].as_py() == "query" else "key"
+    side: Side = "query" if batch["side"][0].as_py() == "query" else "passage"
     commit_vectors(folder, batch, endpoint.encode(batch["text"].to_pylist(), task, side))
     return int(batch.num_rows)

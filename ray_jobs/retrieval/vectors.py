@@ -26,7 +26,7 @@ from embedder.models.encode import encode_prompted
 from embedder.models.encoder import TextEncoder
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.onnx import load_inference_encoder
-from ray_jobs.cluster.metrics import tracked
+from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.session import actor_pool
 from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_table
 
@@ -39,7 +39,7 @@ CHUNK_ROWS = 20_000
 CHUNKS_AN_ACTOR = 4
 """Least number of them, so that no actor is idle for long while another one has the last."""
 
-ID_TEXT: dict[Side, tuple[str, str]] = {"query": ("query_id", "query"), "key": ("id", "text")}
+ID_TEXT: dict[Side, tuple[str, str]] = {"query": ("query_id", "query"), "passage": ("id", "text")}
 """Columns of the id and the text, by side."""
 
 TO_ENCODE = pa.schema([(name, pa.string()) for name in ("dataset", "side", "row_id", "id", "text")])
@@ -128,7 +128,7 @@ def missing_texts(config: RunConfig, store: VectorStore, splits: list[Split]) ->
         asked = (query_table(config, split, dataset) for split in splits)
         passages = each_table(corpus_files(config, dataset), PASSAGE)
         yield from _missing(store, dataset, "query", asked)
-        yield from _missing(store, dataset, "key", passages)
+        yield from _missing(store, dataset, "passage", passages)
 
 
 def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, splits: list[Split]) -> int:
@@ -150,7 +150,7 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
         batch_format="pyarrow",
         **actor_pool(config.mine.num_actors, config.mine.gpus_per_actor),
     )
-    with tracked("encode", total) as counter:
+    with track_progress("encode", total) as counter:
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
             counter.advance(sum(batch["rows"].to_pylist()))
     return total

@@ -26,7 +26,7 @@ from serve.deployments.batching import NotEncodable, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import Loaded
 from serve.http_errors import ApiError
-from serve.versions.served import Source
+from serve.versions.served import VersionSource
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,7 +51,7 @@ class EncoderReplica:
     Two threads beside the event loop: one makes tokens, while the other one computes.
     """
 
-    def __init__(self, source: Source, settings: ServeConfig, deployed: str) -> None:
+    def __init__(self, source: VersionSource, settings: ServeConfig, deployed: str) -> None:
         """Load the encoders of the versions that are served; `deployed` is what the service was deployed with.
 
         Raises:

@@ -23,7 +23,7 @@ from serve.http_errors import ApiError
 from serve.keys import Keys
 from serve.load_shedding import OVERLOAD
 from serve.service import Service
-from serve.versions.served import Served, Source
+from serve.versions.served import Served, VersionSource
 
 logger = logging.getLogger("ray.serve")
 
@@ -53,7 +53,7 @@ class Ingress:
     def __init__(
         self,
         settings: ServeConfig,
-        source: Source,
+        source: VersionSource,
         tasks: Mapping[str, TaskSpec],
         encoder: DeploymentHandle,
         slices: list[DeploymentHandle],

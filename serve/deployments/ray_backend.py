@@ -104,16 +104,18 @@ class Deployments:
         changes: list[Change] = await self._call(lambda: handle.remote(version, task, names), patient=True)
         return changes
 
-    async def due(self, part: int, version: str, task: str, changes: list[Change]) -> list[int]:
-        """Which changes of another version `carry` would make in one slice."""
-        due: list[int] = await self._call(lambda: self._parts[part].due.remote(version, task, changes), patient=True)
+    async def pending_changes(self, part: int, version: str, task: str, changes: list[Change]) -> list[int]:
+        """Which changes of another version `apply_changes` would make in one slice."""
+        due: list[int] = await self._call(
+            lambda: self._parts[part].pending_changes.remote(version, task, changes), patient=True
+        )
         return due
 
-    async def carry(
+    async def apply_changes(
         self, part: int, version: str, task: str, changes: list[Change], vector_CD: np.ndarray
     ) -> list[int]:
         """Make the changes of another version that are due in one slice; returns which."""
-        handle = self._parts[part].carry
+        handle = self._parts[part].apply_changes
         made: list[int] = await self._call(lambda: handle.remote(version, task, changes, vector_CD), patient=True)
         return made
 

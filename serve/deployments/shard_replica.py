@@ -21,7 +21,7 @@ from embedder.index.search_options import SearchOptions
 from embedder.index.writes import Change
 from serve.deployments.service_metrics import ShardMetrics
 from serve.deployments.version_cache import Loaded
-from serve.versions.served import Source, shards_of
+from serve.versions.served import VersionSource, shards_of
 
 logger = logging.getLogger("ray.serve")
 
@@ -33,7 +33,7 @@ class ShardReplica:
     """Searches the collections of its shards, and writes to them. Any replica of a slice gives the same answer."""
 
     def __init__(
-        self, source: Source, settings: ServeConfig, deployed: str, slice_number: int, num_slices: int
+        self, source: VersionSource, settings: ServeConfig, deployed: str, slice_number: int, num_slices: int
     ) -> None:
         """Open the shards of the versions that are served; `deployed` is the one that the service was deployed with.
 
@@ -88,15 +88,15 @@ class ShardReplica:
         index = await self._indexes.get(version)
         return await asyncio.to_thread(index.changes, task, names)
 
-    async def due(self, version: str, task: str, changes: list[Change]) -> list[int]:
-        """Which changes of another version `carry` would make."""
+    async def pending_changes(self, version: str, task: str, changes: list[Change]) -> list[int]:
+        """Which changes of another version `apply_changes` would make."""
         index = await self._indexes.get(version)
-        return await asyncio.to_thread(index.due, task, changes)
+        return await asyncio.to_thread(index.pending_changes, task, changes)
 
-    async def carry(self, version: str, task: str, changes: list[Change], vector_CD: np.ndarray) -> list[int]:
+    async def apply_changes(self, version: str, task: str, changes: list[Change], vector_CD: np.ndarray) -> list[int]:
         """Make the changes of another version that are due here; returns which."""
         index = await self._indexes.get(version)
-        return await asyncio.to_thread(index.carry, task, changes, vector_CD)
+        return await asyncio.to_thread(index.apply_changes, task, changes, vector_CD)
 
     async def stats(self, version: str) -> dict[str, list[LivingStats]]:
         """Sizes of the collections of these shards, by task."""
@@ -140,7 +140,7 @@ class ShardReplica:
         """What is wrong with one version must not keep the others from being folded."""
         try:
             index.adopt()
-            if folded := index.fold(self._settings.fold_rows):
+            if folded := index.fold(self._settings.compact_after_rows):
                 logger.info("folded collections", extra={"collections": folded})
             self._metrics.sizes(index)
         except (EmbedderError, OSError, RuntimeError, ValueError) as error:

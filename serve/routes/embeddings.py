@@ -31,7 +31,7 @@ async def embeddings(request: EmbeddingRequest, response: Response, service: Her
     version = service.served.model(request.model)
     check_width(version, request.dimensions)
     texts = service.texts(request.input, "input")
-    instruction = service.instruction(version, request.task, "query" if request.input_type == "query" else "key")
+    instruction = service.instruction(version, request.task, "query" if request.input_type == "query" else "passage")
     encoded = await service.encode(version, [instruction + text for text in texts], truncate=request.truncate)
     vectors = narrowed(encoded.vector_ND, request.dimensions)
     tokens = sum(encoded.tokens)
@@ -66,10 +66,10 @@ async def embed(request: TeiRequest, response: Response, service: Here) -> list[
     check_width(version, request.dimensions)
     texts = service.texts(request.inputs, "inputs")
     task, _, side = (request.prompt_name or "").rpartition("_")
-    if request.prompt_name is not None and side not in {"query", "key"}:
-        known = [f"{name}_{one}" for name in sorted(version.manifest.tasks) for one in ("query", "key")]
+    if request.prompt_name is not None and side not in {"query", "passage"}:
+        known = [f"{name}_{one}" for name in sorted(version.manifest.tasks) for one in ("query", "passage")]
         raise ApiError(400, f"prompt_name {request.prompt_name!r:.200}: known are {known}", param="prompt_name")
-    instruction = service.instruction(version, task or None, "query" if side == "query" else "key", "prompt_name")
+    instruction = service.instruction(version, task or None, "query" if side == "query" else "passage", "prompt_name")
     encoded = await service.encode(
         version, [instruction + text for text in texts], truncate=request.truncate is not False
     )

@@ -22,7 +22,7 @@ async def rerank(request: RerankRequest, response: Response, service: Here) -> R
     given = [one if isinstance(one, str) else one.text for one in request.documents]
     (query,), documents = service.texts(request.query, "query"), service.texts(given, "documents")
     texts = [service.instruction(version, request.task, "query") + query]
-    instruction = service.instruction(version, request.task, "key")
+    instruction = service.instruction(version, request.task, "passage")
     encoded = await service.encode(version, texts + [instruction + text for text in documents])
     score_N = (1 + np.clip(encoded.vector_ND[1:] @ encoded.vector_ND[0], -1, 1)) / 2
     order = np.argsort(-score_N, kind="stable")[: request.top_n].tolist()

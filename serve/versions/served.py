@@ -19,7 +19,7 @@ logger = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True)
-class Source:
+class VersionSource:
     """The versions of a run's index, or a single bundle. Small, and the same for every replica."""
 
     folder: Path
@@ -29,7 +29,7 @@ class Source:
     is_catalog: bool
 
     @classmethod
-    def of(cls, config: RunConfig) -> Source:
+    def of(cls, config: RunConfig) -> VersionSource:
         """Where the versions of a run are."""
         bundle = config.serve.bundle
         return cls(bundle or config.paths.indexes, config.index.alias, is_catalog=bundle is None)
@@ -86,7 +86,7 @@ class Version:
     """Prefixes of its vectors that are vectors too, the whole last."""
 
     @classmethod
-    def read(cls, source: Source, name: str) -> Version:
+    def read(cls, source: VersionSource, name: str) -> Version:
         """Read what a version is.
 
         Raises:
@@ -125,7 +125,7 @@ class Served:
     version goes on being served. So a request sees one version or the other, and always the whole of it.
     """
 
-    def __init__(self, source: Source, max_versions: int) -> None:
+    def __init__(self, source: VersionSource, max_versions: int) -> None:
         """Begin with the default alias.
 
         Raises:
@@ -206,7 +206,7 @@ class Served:
         return self._refused[alias][1] if alias in self._refused else None
 
     def forgive(self, alias: str) -> None:
-        """Try again what was refused for an alias: it has been mended."""
+        """Try again what was refused for an alias: it has been fixed."""
         self._refused.pop(alias, None)
 
     def _refuse(self, alias: str, name: str, reason: str) -> None:

@@ -25,7 +25,7 @@ from embedder.index.writes import Change, lacking
 from embedder.storage.durable import locked
 from serve.backend import DEADLINE, Backend
 from serve.http_errors import ApiError
-from serve.versions.served import Served, Source, Version
+from serve.versions.served import Served, Version, VersionSource
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,10 +52,10 @@ class _Move:
     new: str
 
 
-class Carrier:
+class WriteReplayer:
     """The carrying of one ingress."""
 
-    def __init__(self, backend: Backend, source: Source, timeout_s: float, *, is_on: bool) -> None:
+    def __init__(self, backend: Backend, source: VersionSource, timeout_s: float, *, is_on: bool) -> None:
         self._backend, self._source, self._is_on = backend, source, is_on
         self._late_s = timeout_s + LATE_S
         self._before: dict[_Move, asyncio.Task[None]] = {}
@@ -176,11 +176,14 @@ class Carrier:
 
     async def _write(self, new: Version, task: str, changes: list[Change]) -> int:
         places = new.by_slice([change.name[0] for change in changes], self._backend.num_slices)
-        asked = [self._backend.due(part, new.name, task, [changes[i] for i in own]) for part, own in places.items()]
+        asked = [
+            self._backend.pending_changes(part, new.name, task, [changes[i] for i in own])
+            for part, own in places.items()
+        ]
         due = [own[i] for own, found in zip(places.values(), await asyncio.gather(*asked), strict=True) for i in found]
         if not due:
             return 0
-        instruction = new.manifest.tasks[task].instruction("key")
+        instruction = new.manifest.tasks[task].instruction("passage")
         encoded = [i for i in due if changes[i].row is not None]
         vector_CD = np.zeros((len(changes), new.manifest.dimension), dtype=np.float32)
         if encoded:
@@ -190,7 +193,9 @@ class Carrier:
         for part, own in places.items():
             kept = [i for i in own if i in due]
             if kept:
-                calls.append(self._backend.carry(part, new.name, task, [changes[i] for i in kept], vector_CD[kept]))
+                calls.append(
+                    self._backend.apply_changes(part, new.name, task, [changes[i] for i in kept], vector_CD[kept])
+                )
         return sum(map(len, await asyncio.gather(*calls)))
 
 

@@ -129,7 +129,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path
         "label": {"num_samples": 3, "block_rows": 2, "num_actors": 1},
         "train": {"steps": 12, "batch_size": 4, "learning_rate": 0.001, "temperature": 0.05, "save_every": 4},
         "index": {"num_shards": 2},
-        "evaluate": {"llm_queries": 2, "passages": {"qa": 2, "lrlm": 2, "icl": 2}, "rounds": 200, "num_actors": 1},
+        "evaluate": {"llm_queries": 2, "passages": {"qa": 2, "lrlm": 2, "icl": 2}, "resamples": 200, "num_actors": 1},
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(run), encoding="utf-8")

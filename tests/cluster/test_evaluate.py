@@ -59,7 +59,7 @@ def write_run(folder: Path, encoder: Path, llm: Path | None, **evaluate: Any) ->
     run = {
         "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
         "encoder": {"model": str(encoder), "pooling": "mean", "max_tokens": 64},
-        "evaluate": {"retrievers": PLAIN, "rounds": 200, "unit_queries": 1, "num_actors": 1, **evaluate},
+        "evaluate": {"retrievers": PLAIN, "resamples": 200, "unit_queries": 1, "num_actors": 1, **evaluate},
     }
     if llm is not None:
         run["llm"] = {"model": str(llm), "max_prefix_tokens": 200, "batch_tokens": 1024}
@@ -150,7 +150,7 @@ class Embeddings(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[tuple[str, type[Embeddings]]]:
     """An embedding server on loopback."""
-    kind = type("Fresh", (Embeddings,), {"requests": [], "answered": 0})
+    kind = type("Memtable", (Embeddings,), {"requests": [], "answered": 0})
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as listener:
         thread = Thread(target=listener.serve_forever, daemon=True)
         thread.start()

@@ -8,12 +8,12 @@ from typing import Any
 from embedder.config.evaluate import EvaluateConfig
 from embedder.evaluation.comparison import summarise
 from embedder.evaluation.evaluations import EVALUATIONS
-from embedder.evaluation.examples import Found, won_and_lost
+from embedder.evaluation.examples import RankedQuery, won_and_lost
 from embedder.evaluation.measurements import DatasetValues
 from embedder.evaluation.questions import Asked, ask_all
 
 SETTINGS = EvaluateConfig.model_validate(
-    {"retrievers": ["none", "bm25", "base", "trained"], "llm_queries": 9, "rounds": 200, "examples": 2}
+    {"retrievers": ["none", "bm25", "base", "trained"], "llm_queries": 9, "resamples": 200, "examples": 2}
 )
 EVIL = "<script>alert('x')</script> & \x00 $x$"
 TEXTS = {f"p{i}": f"passage {i} {EVIL if i == 1 else ''}" for i in range(6)}
@@ -102,5 +102,5 @@ def results(*datasets: DatasetValues) -> dict[str, Any]:
     """The results with the examples."""
     found = summarise(datasets, SETTINGS)
     for one in datasets:
-        found["datasets"][one.name]["examples"] = won_and_lost(one, Found(RANKINGS, TEXTS), SETTINGS)
+        found["datasets"][one.name]["examples"] = won_and_lost(one, RankedQuery(RANKINGS, TEXTS), SETTINGS)
     return found

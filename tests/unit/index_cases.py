@@ -10,7 +10,7 @@ import pyarrow as pa
 from embedder.config.index import BuildSettings, SearchParameters
 from embedder.data.metadata import metadata_json
 from embedder.index.bundle import Manifest, TaskInstructions, shard_folder, shard_of
-from embedder.index.collection import Collection, CollectionInfo, Place, sort_by_name, write_collection
+from embedder.index.collection import Collection, CollectionIdentity, CollectionInfo, sort_by_name, write_collection
 from embedder.index.documents import PAYLOAD, Document
 from embedder.index.faiss_index import empty_vectors
 from embedder.index.living import LivingCollection
@@ -18,7 +18,7 @@ from embedder.index.manifest import hash_files
 from embedder.models.locate import model_fingerprint
 
 WIDTH = 8
-PLACE = Place(task="qa", shard=0, num_shards=1, encoder_fingerprint="model", dimension=WIDTH)
+PLACE = CollectionIdentity(task="qa", shard=0, num_shards=1, encoder_fingerprint="model", dimension=WIDTH)
 NO_CHOICE = SearchParameters()
 
 
@@ -49,7 +49,7 @@ def documents_of(ids, dataset: str = "d", **metadata) -> list[Document]:
 
 
 def write(
-    folder: Path, documents: list[Document], vectors: np.ndarray, place: Place = PLACE, **settings
+    folder: Path, documents: list[Document], vectors: np.ndarray, place: CollectionIdentity = PLACE, **settings
 ) -> CollectionInfo:
     """Write a collection of documents in any order."""
     folder.mkdir(parents=True)
@@ -93,7 +93,7 @@ def write_version(
         pooling="mean",
         max_tokens=32,
         dimension=vectors.shape[1],
-        tasks={"qa": TaskInstructions(query="", key="")},
+        tasks={"qa": TaskInstructions(query="", passage="")},
         collections={"qa": len(documents)},
         num_shards=shards,
         files=hash_files(folder),

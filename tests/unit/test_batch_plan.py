@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
-from embedder.training.batch_plan import BatchPlan, Interleaving, Part, TaskMix, share_of_batch, shuffled
+from embedder.training.batch_plan import BatchPart, BatchPlan, Interleaving, TaskMix, share_of_batch, shuffled
 from tests.unit.judges import quick
 
 SIZES = {"qa": 40, "chat": 10, "tool": 30}
@@ -24,7 +24,7 @@ def plan(sizes=SIZES, mix=TaskMix(), batch_size=4, steps=60, seed=0) -> BatchPla
     return BatchPlan(sizes, mix, batch_size=batch_size, steps=steps, seed=seed)
 
 
-def batches(made: BatchPlan) -> list[list[Part]]:
+def batches(made: BatchPlan) -> list[list[BatchPart]]:
     return [made.batch(step) for step in range(made.steps)]
 
 
@@ -141,8 +141,8 @@ def test_more_tasks_and_another_batch_size_leave_the_order_of_a_task_as_it_is():
 
 
 LEAVE = {
-    "one_task": TaskMix(dict.fromkeys(SIZES, 1.0), exhausted="leave"),
-    "mixed": TaskMix(dict.fromkeys(SIZES, 1.0), batches="mixed", exhausted="leave"),
+    "one_task": TaskMix(dict.fromkeys(SIZES, 1.0), exhausted="drop"),
+    "mixed": TaskMix(dict.fromkeys(SIZES, 1.0), batches="mixed", exhausted="drop"),
 }
 
 
@@ -167,7 +167,7 @@ def test_leaving_holds_for_any_sizes_and_at_any_step(rows, batches_of, batch_siz
     if not most:
         return
     steps = data.draw(st.integers(1, most))
-    made = plan(rows, TaskMix(batches=batches_of, exhausted="leave"), batch_size, steps, seed)
+    made = plan(rows, TaskMix(batches=batches_of, exhausted="drop"), batch_size, steps, seed)
     for task, numbers in taken(made).items():
         assert len(numbers) == made.rows_of(task) < rows[task] + slot
         assert len(set(numbers[: rows[task]])) == min(len(numbers), rows[task])
@@ -177,10 +177,10 @@ def test_a_mix_that_ends_before_the_last_step_is_refused():
     with pytest.raises(
         ConfigError, match=r"'leave', and the rows of all tasks last for 21 steps; lower train.steps \(22"
     ):
-        plan(mix=TaskMix(exhausted="leave"), steps=22)
+        plan(mix=TaskMix(exhausted="drop"), steps=22)
     with pytest.raises(ConfigError, match="last for 20 steps"):
-        plan(mix=TaskMix(batches="mixed", exhausted="leave"), steps=21)
-    plan(mix=TaskMix(exhausted="leave"), steps=21)
+        plan(mix=TaskMix(batches="mixed", exhausted="drop"), steps=21)
+    plan(mix=TaskMix(exhausted="drop"), steps=21)
 
 
 def test_repeated_tasks_go_on_in_a_new_order_each_time():
@@ -192,7 +192,7 @@ def test_the_last_step_of_a_huge_training_is_planned_at_once_and_in_little_memor
     many = {"qa": 10**9, "chat": 10**8 + 7, "tool": 12_345}
     tracemalloc.start()
     began = time.monotonic()
-    made = [plan(many, mix, batch_size=64, steps=10**7) for mix in (TaskMix(), MIXED, TaskMix(exhausted="leave"))]
+    made = [plan(many, mix, batch_size=64, steps=10**7) for mix in (TaskMix(), MIXED, TaskMix(exhausted="drop"))]
     for one in made:
         assert sum(len(part.rows) for part in one.batch(10**7 - 1)) == 64
     assert time.monotonic() - began < 2
@@ -230,7 +230,7 @@ def test_neighbours_in_the_data_are_no_neighbours_in_the_shuffle():
 @quick
 @given(st.lists(few, min_size=1, max_size=4), st.sampled_from([1, 2, 4]))
 def test_the_workers_share_a_batch_evenly_whatever_its_parts(counts, workers):
-    parts = [Part(str(i), list(range(count))) for i, count in enumerate(counts)]
+    parts = [BatchPart(str(i), list(range(count))) for i, count in enumerate(counts)]
     shares = [share_of_batch(parts, rank, workers) for rank in range(workers)]
     held = [sorted((part.task, row) for part in share for row in part.rows) for share in shares]
     assert sorted(row for one in held for row in one) == [(part.task, row) for part in parts for row in part.rows]
@@ -241,7 +241,7 @@ def test_the_workers_share_a_batch_evenly_whatever_its_parts(counts, workers):
 
 
 def test_one_worker_takes_the_whole_batch():
-    parts = [Part("qa", [5, 3, 8]), Part("tool", [3])]
+    parts = [BatchPart("qa", [5, 3, 8]), BatchPart("tool", [3])]
     assert share_of_batch(parts, 0, 1) == parts
 
 
@@ -261,7 +261,7 @@ def test_nothing_to_train_is_refused(rows, weights):
 
 
 def test_the_run_file_says_how_tasks_are_mixed():
-    settings = {"task_weights": {"qa": 2.0}, "batches": "mixed", "exhausted": "leave", "steps": 3, "seed": 5}
+    settings = {"task_weights": {"qa": 2.0}, "batches": "mixed", "exhausted": "drop", "steps": 3, "seed": 5}
     made = BatchPlan.of(SIZES, TrainConfig(**settings, batch_size=6))
     assert batches(made) == batches(
         plan(mix=TaskMix({"qa": 2.0}, 1.0, "mixed", "leave"), batch_size=6, steps=3, seed=5)

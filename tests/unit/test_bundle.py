@@ -19,7 +19,7 @@ from embedder.index.bundle import (
     shard_of,
     verify,
 )
-from embedder.index.collection import Place
+from embedder.index.collection import CollectionIdentity
 from embedder.index.documents import Document
 from embedder.index.manifest import hash_files
 from embedder.index.opened import OpenIndex
@@ -66,11 +66,15 @@ def published(encoder, tiny_encoder, tiny_encoder_folder, tmp_path_factory):
         for name, task in TASKS.items():
             texts = [text for text in PASSAGES[name] if shard_of(text[-6:], 2) == shard]
             documents = [Document(id=text[-6:], text=text, dataset="d") for text in texts]
-            place = Place(
+            place = CollectionIdentity(
                 task=name, shard=shard, num_shards=2, encoder_fingerprint=fingerprint, dimension=encoder.dimension
             )
             write(
-                shard_folder(folder, shard) / name, documents, encode(encoder, texts, task, "key"), place, lexical=False
+                shard_folder(folder, shard) / name,
+                documents,
+                encode(encoder, texts, task, "passage"),
+                place,
+                lexical=False,
             )
     manifest = Manifest(
         name="run",
@@ -108,7 +112,7 @@ def test_a_passage_is_found_over_all_shards(bundle, encoder):
     index = OpenIndex.open(bundle, bundle.with_name("state"))
     for name, task in TASKS.items():
         assert sum(stats.documents for stats in index.stats(name).values()) == index.manifest.collections[name]
-        vectors = encode(encoder, PASSAGES[name], task, "key")
+        vectors = encode(encoder, PASSAGES[name], task, "passage")
         found = index.search(name, SearchOptions(k=3), vectors).hits()
         for hits, text in zip(found, PASSAGES[name], strict=True):
             assert (hits[0].text, len(hits)) == (text, 3)
@@ -211,7 +215,7 @@ def test_the_index_version_changes_with_any_file(bundle):
 
 
 def test_an_altered_instruction_is_refused(bundle):
-    tasks = {name: {"query": "other ", "key": "other "} for name in TASKS}
+    tasks = {name: {"query": "other ", "passage": "other "} for name in TASKS}
     rewrite(bundle, seal=False, tasks=tasks)
     with pytest.raises(BundleError):
         verify(bundle)

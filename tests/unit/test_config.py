@@ -16,7 +16,7 @@ from embedder.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = "paths: {work: run}\nencoder: {model: owner/name, pooling: mean}\n"
-OWN_TASK = "query_instruction: 'Q: ', key_instruction: 'K: '"
+OWN_TASK = "query_instruction: 'Q: ', passage_instruction: 'K: '"
 
 
 def load(folder: Path, text: str, *overrides: str) -> RunConfig:
@@ -138,7 +138,7 @@ REFUSED = {
         "tasks: {qa: {loss: reference, reward_temperature: 0.5}}",
         "tasks.qa.loss is 'reference', which knows no temperature, but reward_temperature is 0.5",
     ),
-    "task without instruction": ("tasks: {mine: {query_instruction: x}}", "tasks.mine.key_instruction: "),
+    "task without instruction": ("tasks: {mine: {query_instruction: x}}", "tasks.mine.passage_instruction: "),
     "task that is no mapping": ("tasks: {qa: 3}", "tasks.qa is 3"),
     "template that reaches into objects": (
         "tasks: {qa: {template: {context: x, input: '{query.__class__}'}}}",

@@ -12,14 +12,14 @@ from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.models.encode import encode, encode_prompted
 from embedder.models.encoder import load_encoder
-from embedder.training.batch_plan import Part
+from embedder.training.batch_plan import BatchPart
 from embedder.training.training_rows import TrainingRows, write_training_rows
 from ray_jobs.retrieval.vectors import open_store
 from tests.unit.judges import quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), min_size=1, max_size=4)
-sides = st.sampled_from(["query", "key"])
+sides = st.sampled_from(["query", "passage"])
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def encoder(tiny_encoder):
 @given(texts, st.sampled_from(sorted(BUILTIN_TASKS)), sides)
 def test_a_vector_is_that_of_the_instruction_and_the_text(encoder, read, task, side):
     spec = BUILTIN_TASKS[task]
-    instruction = spec.query_instruction if side == "query" else spec.key_instruction
+    instruction = spec.query_instruction if side == "query" else spec.passage_instruction
     assert instruction
     with torch.inference_mode():
         expected = encoder(encoder.tokenize([instruction + text for text in read])).numpy()
@@ -41,7 +41,7 @@ def test_a_vector_is_that_of_the_instruction_and_the_text(encoder, read, task, s
 @quick
 @given(texts, sides)
 def test_without_an_instruction_the_text_stands_alone(encoder, read, side):
-    bare = TaskSpec(query_instruction="", key_instruction="")
+    bare = TaskSpec(query_instruction="", passage_instruction="")
     assert np.allclose(encode(encoder, read, bare, side), encode_prompted(encoder, read), atol=1e-6)
     assert not np.allclose(encode(encoder, read, BUILTIN_TASKS["qa"], side), encode_prompted(encoder, read), atol=1e-3)
 
@@ -51,10 +51,10 @@ def test_training_reads_what_serving_reads(encoder, tmp_path, task):
     group = {"task": task, "dataset": "set", "query_id": "0", "query": "the fox", "candidate_ids": ["a", "b"]}
     group |= {"candidate_texts": ["the dog", "a list"], "relevance": [1, 0], "rewards": [2.0, 0.0], "error": None}
     write_training_rows([group], BUILTIN_TASKS, tmp_path / "rows.arrow", {})
-    batch = TrainingRows(tmp_path / "rows.arrow").batch([Part(task, [0])])
+    batch = TrainingRows(tmp_path / "rows.arrow").batch([BatchPart(task, [0])])
     trained = encoder(encoder.tokenize(batch.prompted(BUILTIN_TASKS))).detach().numpy()
     served = [encode(encoder, ["the fox"], BUILTIN_TASKS[task], "query")]
-    served.append(encode(encoder, ["the dog", "a list"], BUILTIN_TASKS[task], "key"))
+    served.append(encode(encoder, ["the dog", "a list"], BUILTIN_TASKS[task], "passage"))
     assert np.allclose(trained, np.concatenate(served), atol=1e-6)
 
 
@@ -68,5 +68,5 @@ def test_an_encoder_that_knows_no_instructions_gets_none_and_the_trained_one_alw
     for encoder, told in ((base, knows), (base.model_copy(update={"model": str(tmp_path / "model")}), True)):
         tasks = open_store(config, encoder).tasks
         for name, spec in BUILTIN_TASKS.items():
-            found = (tasks[name].instruction("query"), tasks[name].instruction("key"))
-            assert found == ((spec.query_instruction, spec.key_instruction) if told else ("", ""))
+            found = (tasks[name].instruction("query"), tasks[name].instruction("passage"))
+            assert found == ((spec.query_instruction, spec.passage_instruction) if told else ("", ""))

@@ -52,7 +52,7 @@ def test_an_empty_list_has_no_vectors(encoder):
     assert encode_prompted(encoder, []).shape == (0, 32)
 
 
-@pytest.mark.parametrize("side", ["query", "key"])
+@pytest.mark.parametrize("side", ["query", "passage"])
 def test_the_instruction_of_the_side_stands_before_each_text(encoder, side):
     task = BUILTIN_TASKS["qa"]
     found = encode(encoder, TEXTS[:2], task, side)
@@ -72,9 +72,9 @@ def test_an_exported_folder_gives_the_same_vectors_in_sentence_transformers(tiny
     encoder = load_encoder(tiny_encoder.model_copy(update={"pooling": pooling}), device="cpu")
     export_encoder(encoder, tmp_path / "model", BUILTIN_TASKS)
     other = SentenceTransformer(str(tmp_path / "model"), device="cpu")
-    assert set(other.prompts) >= {f"{task}_{side}" for task in BUILTIN_TASKS for side in ("query", "key")}
+    assert set(other.prompts) >= {f"{task}_{side}" for task in BUILTIN_TASKS for side in ("query", "passage")}
     for name, task in BUILTIN_TASKS.items():
-        for side in ("query", "key"):
+        for side in ("query", "passage"):
             found = other.encode(TEXTS, prompt_name=f"{name}_{side}")
             np.testing.assert_allclose(found, encode(encoder, TEXTS, task, side), atol=1e-5)
 

@@ -89,8 +89,8 @@ def test_every_family_gives_one_vector_a_text_here_exported_and_in_sentence_tran
     again = load_encoder(config(tmp_path / "model", pooling), device="cpu")
     np.testing.assert_allclose(encode_prompted(again, TEXTS), together, atol=1e-6)
     other = SentenceTransformer(str(tmp_path / "model"), device="cpu")
-    found = other.encode(TEXTS, prompt_name="qa_key", batch_size=len(TEXTS))
-    np.testing.assert_allclose(found, encode(encoder, TEXTS, BUILTIN_TASKS["qa"], "key"), atol=1e-5)
+    found = other.encode(TEXTS, prompt_name="qa_passage", batch_size=len(TEXTS))
+    np.testing.assert_allclose(found, encode(encoder, TEXTS, BUILTIN_TASKS["qa"], "passage"), atol=1e-5)
 
 
 @pytest.mark.parametrize("begins", [True, False])

@@ -66,7 +66,7 @@ def test_a_request_is_openais(monkeypatch):
     monkeypatch.setenv("REMOTE_KEY", KEY)
     server = Server()
     ask(server, key_variable="REMOTE_KEY", dimensions=2, extra_query={"task": "{task}", "input_type": "query"})
-    ask(server, side="key", key_variable="REMOTE_KEY", extra_query={"input_type": "query"})
+    ask(server, side="passage", key_variable="REMOTE_KEY", extra_query={"input_type": "query"})
     assert [str(request.url) for request in server.requests] == ["http://server/v1/embeddings"] * 2
     assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {KEY}"}
     plain = {"model": "m", "input": ["a", "b"], "encoding_format": "float"}

@@ -178,5 +178,5 @@ def test_a_perplexity_of_one_token_is_its_inverse_probability():
 
 
 def test_a_task_without_a_template_has_none_to_ask_with():
-    bare = TaskSpec(query_instruction="", key_instruction="")
+    bare = TaskSpec(query_instruction="", passage_instruction="")
     assert EVALUATIONS["qa"].template(bare) is None

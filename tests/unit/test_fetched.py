@@ -89,7 +89,7 @@ def test_a_file_alone_is_fetched_and_not_its_neighbours(object_store: ObjectStor
     lines(tmp_path / "sent" / "rows.jsonl", [ROW])
     lines(tmp_path / "sent" / "huge.jsonl", CORPUS)
     send(tmp_path / "sent", object_store.path("sources/alone"))
-    found = fetched.local(object_store.path("sources/alone/rows.jsonl"))
+    found = fetched.local_copy(object_store.path("sources/alone/rows.jsonl"))
     assert found.read_bytes() == (tmp_path / "sent" / "rows.jsonl").read_bytes()
     assert [path.name for path in found.parent.iterdir() if not path.name.startswith(".")] == ["rows.jsonl"]
 
@@ -99,7 +99,7 @@ def test_a_place_where_nothing_is_is_refused_and_a_folder_is_taken_where_it_is(
 ) -> None:
     with pytest.raises(DataError, match="s3://bucket/models/none: nothing is there; correct the path"):
         locate_model(object_store.open_uri("models/none"))
-    assert fetched.local(tmp_path) == tmp_path
+    assert fetched.local_copy(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize("what", ["sending", "replacing"])

@@ -24,11 +24,11 @@ def test_an_encoder_is_its_weights_pooling_and_truncation(tiny_encoder, field, v
     assert (encoder_fingerprint(other) != encoder_fingerprint(tiny_encoder)) == differs
 
 
-@pytest.mark.parametrize(("field", "differs"), [("key_instruction", True), ("query_instruction", False)])
+@pytest.mark.parametrize(("field", "differs"), [("passage_instruction", True), ("query_instruction", False)])
 def test_passage_vectors_are_an_encoder_and_the_instruction_before_passages(field, differs):
     passage = pa.table({"task": ["qa"], "id": ["p"], "text": ["text"]})
     specs = (QA, QA.model_copy(update={field: "other "}))
-    one, other = (VectorStore(Path("e"), {"qa": spec}).keys(passage, "key") for spec in specs)
+    one, other = (VectorStore(Path("e"), {"qa": spec}).keys(passage, "passage") for spec in specs)
     assert (one != other) == differs
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from embedder.models.encoder import load_encoder
-from embedder.training.gradient import Memory, accumulate_gradient, distinct_rows, embed
+from embedder.training.gradient import TokenLimits, accumulate_gradient, distinct_rows, embed
 from tests.unit.bare_network import BareNetwork
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "into", "a", "forest"]
 TEXTS = [" ".join(WORDS[i % 7 : i % 7 + 1 + i % 5]) for i in range(40)]
 """35 different ones."""
-ONE_GRAPH = Memory(batch_tokens=64, chunk_tokens=None)
+ONE_GRAPH = TokenLimits(batch_tokens=64, chunk_tokens=None)
 
 
 def contrast(vectors):
@@ -39,7 +39,7 @@ def test_equal_rows_are_found_in_the_order_of_their_first():
 def test_chunks_give_the_loss_and_gradient_of_one_graph(tiny_encoder, tokens):
     encoder = load_encoder(tiny_encoder, device="cpu")
     loss, expected, _ = gradient(encoder, ONE_GRAPH)
-    chunked, found, network = gradient(encoder, Memory(batch_tokens=64, chunk_tokens=tokens))
+    chunked, found, network = gradient(encoder, TokenLimits(batch_tokens=64, chunk_tokens=tokens))
     assert chunked == pytest.approx(loss, abs=1e-6)
     assert expected.abs().max() > 1e-2
     assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
@@ -48,10 +48,10 @@ def test_chunks_give_the_loss_and_gradient_of_one_graph(tiny_encoder, tokens):
 
 def test_a_batch_within_the_budget_is_encoded_once(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu")
-    _, _, network = gradient(encoder, Memory(batch_tokens=64, chunk_tokens=1000))
+    _, _, network = gradient(encoder, TokenLimits(batch_tokens=64, chunk_tokens=1000))
     assert network.backwards == 1
     assert network.encoded == len(set(TEXTS))
-    _, _, network = gradient(encoder, Memory(batch_tokens=64, chunk_tokens=64))
+    _, _, network = gradient(encoder, TokenLimits(batch_tokens=64, chunk_tokens=64))
     assert network.encoded == 2 * len(set(TEXTS))
 
 
@@ -61,14 +61,14 @@ def test_the_gradient_of_a_repeated_text_is_that_of_all_its_uses(tiny_encoder):
     contrast(encoder(encoder.tokenize(TEXTS))).backward()
     expected = torch.cat([weight.grad.flatten() for weight in encoder.parameters() if weight.grad is not None])
     for tokens in (None, 64):
-        _, found, _ = gradient(encoder, Memory(batch_tokens=64, chunk_tokens=tokens))
+        _, found, _ = gradient(encoder, TokenLimits(batch_tokens=64, chunk_tokens=tokens))
         assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
 
 
 def test_with_dropout_the_second_pass_drops_what_the_first_one_dropped(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu", dropout=0.3).train()
     loss, expected, _ = gradient(encoder, ONE_GRAPH, seed=7)
-    chunked, found, _ = gradient(encoder, Memory(batch_tokens=64, chunk_tokens=64), seed=7)
+    chunked, found, _ = gradient(encoder, TokenLimits(batch_tokens=64, chunk_tokens=64), seed=7)
     assert chunked == pytest.approx(loss, abs=1e-6)
     assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
     other, _, _ = gradient(encoder, ONE_GRAPH, seed=8)
@@ -87,7 +87,7 @@ def test_activations_are_kept_of_one_chunk_at_a_time(tiny_encoder):
         return network.most_bytes
 
     many = [f"{text} {i}" for i in range(10) for text in TEXTS]
-    chunks = Memory(batch_tokens=64, chunk_tokens=64)
+    chunks = TokenLimits(batch_tokens=64, chunk_tokens=64)
     assert kept(ONE_GRAPH, many) > 8 * kept(ONE_GRAPH, TEXTS)
     assert kept(chunks, many) < 1.5 * kept(chunks, TEXTS)
     assert kept(chunks, many) < kept(ONE_GRAPH, many) / 20

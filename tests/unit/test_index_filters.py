@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from embedder.data.metadata import kind_of, metadata_json
 from embedder.index.documents import Document
 from embedder.index.filters import MAX_CLAUSES, MAX_DEPTH, Condition, Filter, matching
-from embedder.index.metadata_index import FreshMetadata, StoredMetadata, write_metadata
+from embedder.index.metadata_index import MemtableMetadata, StoredMetadata, write_metadata
 from tests.unit.index_cases import payload_of
 from tests.unit.judges import quick
 
@@ -98,7 +98,7 @@ def test_stored_and_fresh_rows_fit_as_their_documents_do(tmp_path_factory, metad
     documents = [Document(id=str(i), text="x", dataset="ab"[i % 2], metadata=one) for i, one in enumerate(metadata)]
     path = tmp_path_factory.mktemp("metadata") / "metadata.arrow"
     write_metadata(payload_of(documents), path)
-    fresh = FreshMetadata()
+    fresh = MemtableMetadata()
     for one in documents:
         fresh.add(metadata_json(one.metadata), one.dataset)
     plain = []
@@ -195,7 +195,7 @@ def test_metadata_is_kept_as_it_was_given():
 
 
 def test_a_number_is_not_a_boolean():
-    fresh = FreshMetadata()
+    fresh = MemtableMetadata()
     fresh.add('{"f":1}', "")
     fresh.add('{"f":true}', "")
     for value, rows in ((1, [0]), (1.0, [0]), (True, [1]), (False, [])):

@@ -236,8 +236,8 @@ def test_a_snapshot_knows_when_its_documents_were_written(catalog):
     two.delete("qa", [("b02", "d")])
     for there, here in ((one, two), (two, one)):
         changes = there.changes("qa", lacking(there.writes("qa"), here.writes("qa")))
-        due = here.due("qa", changes)
-        assert here.carry("qa", changes, VECTORS[: len(changes)]) == due == list(range(len(changes))) and due
+        due = here.pending_changes("qa", changes)
+        assert here.apply_changes("qa", changes, VECTORS[: len(changes)]) == due == list(range(len(changes))) and due
     assert texts(one) == texts(two) and texts(one)["note"] == "changed" and len(texts(one)) == 29
 
 

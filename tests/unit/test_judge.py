@@ -123,10 +123,10 @@ def test_replies_do_not_depend_on_the_order_and_are_written_as_they_are(judge, t
 
 
 def test_a_judge_that_does_not_let_write_scores_the_same(judge, tiny_llm):
-    silent = LlmJudge(judge.lm, tiny_llm, BUILTIN_TASKS, SETTINGS.model_copy(update={"writes": False}), POOLS)
-    for quiet, row in zip(replies(silent, QUESTIONS), replies(judge, QUESTIONS), strict=True):
-        assert quiet["text"] is None
-        assert quiet["likelihoods"] == row["likelihoods"]
+    silent = LlmJudge(judge.lm, tiny_llm, BUILTIN_TASKS, SETTINGS.model_copy(update={"generate_answers": False}), POOLS)
+    for style_axes, row in zip(replies(silent, QUESTIONS), replies(judge, QUESTIONS), strict=True):
+        assert style_axes["text"] is None
+        assert style_axes["likelihoods"] == row["likelihoods"]
 
 
 def test_a_long_output_is_cut_for_all_alike(judge):
@@ -200,7 +200,7 @@ def test_the_fingerprint_tells_what_replies_depend_on(tiny_llm):
         of(llm=tiny_llm.model_copy(update={"max_prefix_tokens": 100})),
         of(tasks=shots),
         of(settings=SETTINGS.model_copy(update={"max_output_tokens": 8})),
-        of(settings=SETTINGS.model_copy(update={"writes": False})),
+        of(settings=SETTINGS.model_copy(update={"generate_answers": False})),
         of(settings=SETTINGS.model_copy(update={"seed": 1})),
         of(pools={"d": POOLS["d"][:2]}),
     ]

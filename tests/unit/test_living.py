@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from embedder.errors import BundleError, DataError
 from embedder.index import living as living_module
-from embedder.index.compaction import write_folded
+from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document
 from embedder.index.exact import pair_scores
 from embedder.index.filters import equals
@@ -167,9 +167,9 @@ def test_folds_that_fail_leave_one_segment_and_the_next_one_takes_in_all(tmp_pat
     def write(*arguments):
         if full[0]:
             raise OSError(28, "no space left on device")
-        write_folded(*arguments)
+        write_compacted(*arguments)
 
-    monkeypatch.setattr(living_module, "write_folded", write)
+    monkeypatch.setattr(living_module, "write_compacted", write)
     index.upsert(documents_of("a"), VECTORS[:1])
     for _ in range(3):
         with pytest.raises(OSError, match="no space"):

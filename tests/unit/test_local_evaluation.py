@@ -68,7 +68,7 @@ def run_file(tmp_path_factory, tiny_encoder_folder, tiny_llama_folder):
         "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
         "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "max_tokens": 64, "instructions": False},
         "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 200, "batch_tokens": 1024},
-        "evaluate": {"split": "dev", "retrievers": ["base"], "llm_queries": 3, "rounds": 100, "unit_queries": 2},
+        "evaluate": {"split": "dev", "retrievers": ["base"], "llm_queries": 3, "resamples": 100, "unit_queries": 2},
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
@@ -93,7 +93,7 @@ def test_rankings_are_by_inner_product_and_no_query_finds_itself(config, encoder
         for row in one.measured.rows:
             ids = [name for name in (row["pool_ids"] or one.texts) if name != row["query_id"]]
             query = encode(encoder, [row["query"]], spec, "query")[0]
-            scores = encode(encoder, [one.texts[name] for name in ids], spec, "key") @ query
+            scores = encode(encoder, [one.texts[name] for name in ids], spec, "passage") @ query
             found = dict(rankings[row["query_id"]])
             assert set(found) == set(ids)
             assert [found[name] for name in ids] == pytest.approx(list(scores), abs=1e-5)

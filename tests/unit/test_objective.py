@@ -77,7 +77,7 @@ def test_a_query_of_a_mixed_batch_has_the_loss_of_its_own_task_against_the_candi
 def test_a_task_names_its_loss(loss, expected):
     query, candidate, groups, columns = made(3)
     scores = batch_scores(query, candidate, groups, columns, temperature=0.2, in_batch=True)
-    task = TaskSpec(query_instruction="", key_instruction="", loss=loss, reward_temperature=0.5)
+    task = TaskSpec(query_instruction="", passage_instruction="", loss=loss, reward_temperature=0.5)
     assert torch.equal(task_losses(scores, task), expected(scores))
 
 

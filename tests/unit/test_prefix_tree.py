@@ -12,9 +12,9 @@ from embedder.labelling.prefix_tree import (
     LEAST_BATCH,
     PackedPrompt,
     PrefixTree,
+    build_output_trie,
+    build_tree,
     common_length,
-    grow_crown,
-    grow_tree,
     join_ranges,
     tree_batches,
 )
@@ -29,9 +29,9 @@ def seen_places(tree: PrefixTree) -> list[list[int]]:
         above = [place for start, stop in span.sees for place in range(start, stop)]
         for place in range(span.start, span.stop):
             own = range(span.start, place + 1)
-            if span.crown is not None:
+            if span.trie is not None:
                 first = span.chunk[0]
-                ends = span.crown.ends
+                ends = span.trie.ends
                 own = [j for j in own if place - span.start + first < ends[j - span.start + first]]
             seen[place] = [*above, *own]
     return seen
@@ -40,7 +40,7 @@ def seen_places(tree: PrefixTree) -> list[list[int]]:
 @quick
 @given(many_prompts())
 def test_every_token_is_predicted_from_exactly_the_sequence_before_it(prompts):
-    tree = grow_tree(prompts)
+    tree = build_tree(prompts)
     seen = seen_places(tree)
     places, edge_places, edge_tokens, paths = predictions(tree)
     for prompt, ways in zip(prompts, paths, strict=True):
@@ -56,15 +56,15 @@ def test_every_token_is_predicted_from_exactly_the_sequence_before_it(prompts):
 @given(many_prompts())
 def test_no_shared_token_stands_twice_and_no_last_token_is_read(prompts):
     stems = {tuple(prompt.prefix[:length]) for prompt in prompts for length in range(1, len(prompt.prefix) + 1)}
-    crowns = [{tuple(output[:i]) for output in prompt.outputs for i in range(1, len(output))} for prompt in prompts]
-    tree = grow_tree(prompts)
-    assert len(tree.tokens) == len(tree.positions) == len(stems) + sum(map(len, crowns))
+    tries = [{tuple(output[:i]) for output in prompt.outputs for i in range(1, len(output))} for prompt in prompts]
+    tree = build_tree(prompts)
+    assert len(tree.tokens) == len(tree.positions) == len(stems) + sum(map(len, tries))
 
 
 @quick
 @given(many_prompts())
 def test_spans_cover_the_row_once_and_ancestors_come_first(prompts):
-    tree = grow_tree(prompts)
+    tree = build_tree(prompts)
     assert [span.start for span in tree.spans] == [0, *(span.stop for span in tree.spans)][:-1]
     assert tree.spans[-1].stop == len(tree.tokens)
     for span in tree.spans:
@@ -79,7 +79,7 @@ def test_a_tree_worked_by_hand():
         PackedPrompt([1, 2], [[30]]),
         PackedPrompt([1, 2, 4, 5], [[40, 41]]),
     ]
-    tree = grow_tree(prompts)
+    tree = build_tree(prompts)
     assert tree.tokens == [1, 2, 3, 20, 21, 4, 5, 40]
     assert tree.positions == [0, 1, 2, 3, 4, 2, 3, 4]
     assert [(span.start, span.stop, span.sees) for span in tree.spans] == [
@@ -89,23 +89,23 @@ def test_a_tree_worked_by_hand():
         (5, 7, [(0, 2)]),
         (7, 8, [(0, 2), (5, 7)]),
     ]
-    assert (tree.ends, tree.crown_starts) == ([2, 1, 6], [3, 2, 7])
+    assert (tree.ends, tree.trie_starts) == ([2, 1, 6], [3, 2, 7])
 
 
-def test_a_crown_worked_by_hand():
+def test_a_trie_worked_by_hand():
     """1 is read by four outputs; 2 because [1, 2, 3] goes on from it; 3, 5 and 6 are predicted only."""
-    crown = grow_crown([[1, 2, 3], [1, 2], [6], [1, 4, 5], [1, 2, 3]])
-    assert (crown.tokens, crown.depths, crown.ends) == ([1, 2, 4], [0, 1, 1], [3, 2, 3])
-    assert crown.edge_tokens == [1, 2, 3, 6, 4, 5]
-    assert crown.edge_places == [-1, 0, 1, -1, 0, 2]
-    assert crown.paths == [[0, 1, 2], [0, 1], [3], [0, 4, 5], [0, 1, 2]]
-    assert crown.visible(0, 3).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
+    trie = build_output_trie([[1, 2, 3], [1, 2], [6], [1, 4, 5], [1, 2, 3]])
+    assert (trie.tokens, trie.depths, trie.ends) == ([1, 2, 4], [0, 1, 1], [3, 2, 3])
+    assert trie.edge_tokens == [1, 2, 3, 6, 4, 5]
+    assert trie.edge_places == [-1, 0, 1, -1, 0, 2]
+    assert trie.paths == [[0, 1, 2], [0, 1], [3], [0, 4, 5], [0, 1, 2]]
+    assert trie.visible(0, 3).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
 
 
-def test_outputs_of_one_token_have_an_empty_crown():
-    crown = grow_crown([[5], [6], [5]])
-    assert (crown.tokens, crown.chunks(), crown.edge_places) == ([], [], [-1, -1])
-    assert crown.paths == [[0], [1], [0]]
+def test_outputs_of_one_token_have_an_empty_trie():
+    trie = build_output_trie([[5], [6], [5]])
+    assert (trie.tokens, trie.chunks(), trie.edge_places) == ([], [], [-1, -1])
+    assert trie.paths == [[0], [1], [0]]
 
 
 outputs = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=40), min_size=1, max_size=12)
@@ -114,35 +114,35 @@ outputs = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=40), min_siz
 @quick
 @given(outputs, st.sampled_from([1, 4, 64]))
 def test_chunks_are_whole_branches_that_do_not_see_each_other(outputs, long):
-    crown = grow_crown([output * long for output in outputs])
-    whole = crown.visible(0, len(crown.tokens)).copy()
-    chunks = crown.chunks()
-    assert [place for start, stop in chunks for place in range(start, stop)] == list(range(len(crown.tokens)))
+    trie = build_output_trie([output * long for output in outputs])
+    whole = trie.visible(0, len(trie.tokens)).copy()
+    chunks = trie.chunks()
+    assert [place for start, stop in chunks for place in range(start, stop)] == list(range(len(trie.tokens)))
     for start, stop in chunks:
         assert start < stop
-        assert (crown.visible(start, stop) == whole[start:stop, start:stop]).all()
-        assert stop - start <= CHUNK_NODES or crown.ends[start] == stop or crown.ends[start] - start > CHUNK_NODES
+        assert (trie.visible(start, stop) == whole[start:stop, start:stop]).all()
+        assert stop - start <= CHUNK_NODES or trie.ends[start] == stop or trie.ends[start] - start > CHUNK_NODES
         whole[start:stop, start:stop] = False
     assert not whole.any()
 
 
 def test_many_short_outputs_attend_in_chunks_and_a_long_one_is_a_chunk_of_its_own():
-    crown = grow_crown([[i, 1, 2, 3] for i in range(10, 50)])
-    assert crown.chunks() == [(0, 63), (63, 120)]
-    crown = grow_crown([[1, 2, 3], list(range(10, 200)), [4, 5, 6]])
-    assert crown.chunks() == [(0, 2), (2, 191), (191, 193)]
-    assert grow_crown([list(range(10, 200)), [4, 5, 6]]).chunks() == [(0, 189), (189, 191)]
+    trie = build_output_trie([[i, 1, 2, 3] for i in range(10, 50)])
+    assert trie.chunks() == [(0, 63), (63, 120)]
+    trie = build_output_trie([[1, 2, 3], list(range(10, 200)), [4, 5, 6]])
+    assert trie.chunks() == [(0, 2), (2, 191), (191, 193)]
+    assert build_output_trie([list(range(10, 200)), [4, 5, 6]]).chunks() == [(0, 189), (189, 191)]
 
 
-def test_prompts_with_the_same_outputs_share_one_crown():
+def test_prompts_with_the_same_outputs_share_one_trie():
     same = [[7, 8, 9], [7, 5]]
-    tree = grow_tree([PackedPrompt([1], same), PackedPrompt([2], [list(output) for output in same])])
-    assert tree.crowns[0] is tree.crowns[1]
+    tree = build_tree([PackedPrompt([1], same), PackedPrompt([2], [list(output) for output in same])])
+    assert tree.tries[0] is tree.tries[1]
 
 
 def test_thousands_of_prefixes_may_each_go_on_from_the_one_before():
     prompts = [PackedPrompt([1] * length, [[2]]) for length in range(1, 3001)]
-    tree = grow_tree(prompts)
+    tree = build_tree(prompts)
     assert tree.tokens == [1] * 3000
     assert tree.ends == list(range(3000))
 
@@ -153,7 +153,7 @@ def test_batches_are_a_partition_and_no_larger_than_asked_for(prompts, batch_tok
     batches = list(tree_batches(prompts, batch_tokens))
     assert sorted(index for batch in batches for index in batch) == list(range(len(prompts)))
     for batch in batches:
-        assert len(batch) == 1 or len(grow_tree([prompts[i] for i in batch]).tokens) <= batch_tokens
+        assert len(batch) == 1 or len(build_tree([prompts[i] for i in batch]).tokens) <= batch_tokens
 
 
 @quick
@@ -173,7 +173,7 @@ def test_lanes_have_equally_many_batches_unless_these_are_small(prompts, batch_t
     fewest = len(tree_batches(prompts, batch_tokens))
     wanted = -(-fewest // lanes) * lanes
     assert fewest <= len(batches) <= wanted
-    tokens = len(grow_tree(prompts).tokens)
+    tokens = len(build_tree(prompts).tokens)
     assert len(batches) <= max(fewest, tokens // LEAST_BATCH)
 
 
@@ -187,7 +187,7 @@ def test_batches_are_of_one_size():
 
 
 def test_long_stems_attend_in_chunks():
-    tree = grow_tree([PackedPrompt([*range(2 * CHUNK_NODES + 3)], [[7, 8]])])
+    tree = build_tree([PackedPrompt([*range(2 * CHUNK_NODES + 3)], [[7, 8]])])
     assert [(span.start, span.stop, span.sees) for span in tree.spans] == [
         (0, 64, []),
         (64, 128, [(0, 64)]),

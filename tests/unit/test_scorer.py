@@ -18,7 +18,7 @@ from embedder.data.sources import read_source
 from embedder.errors import ModelError
 from embedder.labelling import scorer
 from embedder.labelling.backends import Engine
-from embedder.labelling.prefix_tree import CHUNK_NODES, PackedPrompt, grow_crown, grow_tree, tree_batches
+from embedder.labelling.prefix_tree import CHUNK_NODES, PackedPrompt, build_output_trie, build_tree, tree_batches
 from embedder.labelling.prompts import prompt_builder
 from embedder.labelling.scorer import OutputHead, TreeScorer, predictions
 from embedder.labelling.tree_attention import NAME
@@ -128,12 +128,12 @@ def test_an_output_does_not_see_its_neighbours(lm):
     assert TreeScorer(lm, 1024).score([mixed])[0][len(other.outputs)] == pytest.approx(alone, abs=1e-5)
 
 
-def test_a_crown_of_several_chunks_and_one_longer_than_a_chunk_are_scored_rightly(lm, exact):
+def test_a_trie_of_several_chunks_and_one_longer_than_a_chunk_are_scored_rightly(lm, exact):
     random = np.random.default_rng(1)
     many = [random.integers(3, 600, 9).tolist() for _ in range(30)]
     long = random.integers(3, 600, 3 * CHUNK_NODES).tolist()
     prompts = [PackedPrompt([5, 6, 7], many), PackedPrompt([5, 6, 8], [long, long[:70], [*long[:70], 9]])]
-    assert len(grow_crown(many).chunks()) > 2
+    assert len(build_output_trie(many).chunks()) > 2
     assert farthest(TreeScorer(lm, 1024).score(prompts), plain_scores(exact, prompts)) < 1e-4
 
 
@@ -148,9 +148,9 @@ def test_an_empty_prefix_or_output_is_refused(lm, prefix, outputs):
 
 
 def test_predictions_worked_by_hand():
-    """The row reads 10 11 20 21 40, then 12 50: places 2 to 4 are the first crown, 6 the second."""
+    """The row reads 10 11 20 21 40, then 12 50: places 2 to 4 are the first trie, 6 the second."""
     prompts = [PackedPrompt([10, 11], [[20, 21, 22], [30], [40, 41], [20, 23]]), PackedPrompt([12], [[50, 51]])]
-    places, edge_places, edge_tokens, paths = predictions(grow_tree(prompts))
+    places, edge_places, edge_tokens, paths = predictions(build_tree(prompts))
     assert places == [1, 2, 3, 4, 5, 6]
     assert edge_tokens == [20, 21, 22, 30, 40, 41, 23, 50, 51]
     assert [places[place] for place in edge_places] == [1, 2, 3, 1, 1, 4, 2, 5, 6]
@@ -191,7 +191,7 @@ def test_an_output_layer_that_is_no_matrix_is_refused():
 def test_a_tree_that_does_not_fit_is_halved_until_it_does(lm, monkeypatch):
     prompts = random_prompts(7, seed=5)
     expected = TreeScorer(lm, 100_000).score(prompts)
-    longest = max(len(grow_tree([prompt]).tokens) for prompt in prompts)
+    longest = max(len(build_tree([prompt]).tokens) for prompt in prompts)
     forward, sizes = lm.model.base_model.forward, []
 
     def small_memory(input_ids, **further):

@@ -66,7 +66,7 @@ def test_the_committed_description_is_what_is_served(client):
     assert client.get("/openapi.json").json() == json.loads(described())
 
 
-@pytest.mark.parametrize(("input_type", "side"), [("query", "query"), ("document", "key")])
+@pytest.mark.parametrize(("input_type", "side"), [("query", "query"), ("document", "passage")])
 @pytest.mark.parametrize("task", TASKS)
 def test_served_vectors_equal_offline_ones(client, work, task, input_type, side):
     bundle = Catalog(work / "indexes").bundle("v1")

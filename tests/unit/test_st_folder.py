@@ -45,9 +45,9 @@ def test_vectors_are_those_of_the_library(request, which, tiny_encoder):
 def test_a_trained_encoder_keeps_its_instructions(exported, tiny_encoder):
     _, tasks = folder_encoder(FolderRetriever(name="x", model=str(exported)), tiny_encoder, BUILTIN_TASKS)
     for name, spec in BUILTIN_TASKS.items():
-        assert [tasks[name].instruction(side) for side in ("query", "key")] == [
+        assert [tasks[name].instruction(side) for side in ("query", "passage")] == [
             spec.query_instruction,
-            spec.key_instruction,
+            spec.passage_instruction,
         ]
 
 
@@ -60,16 +60,16 @@ def change(folder, name, **fields):
 def test_prompts_of_other_folders_are_those_of_their_sides(exported, tiny_encoder, key):
     change(exported, "config_sentence_transformers.json", prompts={"query": "Q: ", key: "K: "})
     _, tasks = folder_encoder(FolderRetriever(name="x", model=str(exported)), tiny_encoder, BUILTIN_TASKS)
-    assert (tasks["icl"].query_instruction, tasks["icl"].key_instruction) == ("Q: ", "K: ")
-    given = FolderRetriever(name="x", model=str(exported), query_prompt="", key_prompt="mine: ")
+    assert (tasks["icl"].query_instruction, tasks["icl"].passage_instruction) == ("Q: ", "K: ")
+    given = FolderRetriever(name="x", model=str(exported), query_prompt="", passage_prompt="mine: ")
     _, tasks = folder_encoder(given, tiny_encoder, BUILTIN_TASKS)
-    assert (tasks["icl"].query_instruction, tasks["icl"].key_instruction) == ("", "mine: ")
+    assert (tasks["icl"].query_instruction, tasks["icl"].passage_instruction) == ("", "mine: ")
 
 
 def test_a_default_prompt_stands_before_both_sides():
     facts = FolderFacts("x", prompts={"all": "A: "}, default_prompt="A: ")
-    assert (facts.prompt("qa", "query"), facts.prompt("qa", "key")) == ("A: ", "A: ")
-    assert FolderFacts("x").prompt("qa", "key") == ""
+    assert (facts.prompt("qa", "query"), facts.prompt("qa", "passage")) == ("A: ", "A: ")
+    assert FolderFacts("x").prompt("qa", "passage") == ""
 
 
 @pytest.mark.parametrize(("folder_tokens", "own", "expected"), [(256, None, 64), (32, None, 32), (256, 128, 128)])

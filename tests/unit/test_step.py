@@ -110,7 +110,7 @@ def test_every_text_is_read_after_the_instruction_of_its_own_task_and_side(tasks
         spec = BUILTIN_TASKS[name]
         assert read[i] == spec.query_instruction + made.queries[i]
         for k in (2 * i, 2 * i + 1):
-            assert read[len(tasks) + k] == spec.key_instruction + made.candidates[k]
+            assert read[len(tasks) + k] == spec.passage_instruction + made.candidates[k]
     assert len(read) == 3 * len(tasks)
 
 

@@ -36,7 +36,7 @@ PAPER = {
 
 
 def test_the_builtin_instructions_are_those_of_the_paper():
-    found = {name: (spec.instruction("query"), spec.instruction("key")) for name, spec in BUILTIN_TASKS.items()}
+    found = {name: (spec.instruction("query"), spec.instruction("passage")) for name, spec in BUILTIN_TASKS.items()}
     assert found == PAPER
 
 
@@ -94,12 +94,12 @@ def test_an_empty_stop_text_is_refused(given):
 
 @pytest.mark.parametrize("reward", ["rank", "likelihood", "lift", "none"])
 def test_the_kinds_of_reward(reward):
-    assert TaskSpec(query_instruction="", key_instruction="", reward=reward).reward == reward
+    assert TaskSpec(query_instruction="", passage_instruction="", reward=reward).reward == reward
 
 
 def test_an_unknown_kind_of_reward_is_refused():
     with pytest.raises(ValidationError, match="reward"):
-        TaskSpec(query_instruction="", key_instruction="", reward="gain")
+        TaskSpec(query_instruction="", passage_instruction="", reward="gain")
 
 
 def test_a_task_cannot_change_after_it_is_read():
@@ -109,4 +109,4 @@ def test_a_task_cannot_change_after_it_is_read():
 
 def test_an_unknown_field_of_a_task_is_refused():
     with pytest.raises(ValidationError, match="instruction_query"):
-        TaskSpec(query_instruction="", key_instruction="", instruction_query="")
+        TaskSpec(query_instruction="", passage_instruction="", instruction_query="")

@@ -89,7 +89,7 @@ def test_the_card_tells_prompts_data_settings_and_metrics_and_leaves_the_licence
         "llm": {"model": "owner/llm"},
         "prepare": {"sources": [{"task": "qa", "dataset": "handbook", "path": "data"}]},
         "train": {"steps": 20},
-        "tasks": {"mine": {"query_instruction": "a | b: ", "key_instruction": ""}},
+        "tasks": {"mine": {"query_instruction": "a | b: ", "passage_instruction": ""}},
     }
     found = numbers(means)
     found["tasks"].pop("<b>&")

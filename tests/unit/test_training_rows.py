@@ -8,7 +8,7 @@ import torch
 from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import QUERY, write_table
-from embedder.training.batch_plan import Part
+from embedder.training.batch_plan import BatchPart
 from embedder.training.scores import NO_KEY
 from embedder.training.training_rows import (
     TrainingRows,
@@ -95,7 +95,7 @@ def test_rows_and_groups_left_out_are_counted_by_task(written):
 
 
 def test_a_batch_is_padded_to_the_largest_group(written):
-    batch = written[0].batch([Part("qa", [1, 0])])
+    batch = written[0].batch([BatchPart("qa", [1, 0])])
     assert batch.queries == ["qa 4", "qa 1"]
     assert batch.candidates == ["d", "e", "e", "a", "b", "c"]
     assert batch.tasks == ["qa", "qa"]
@@ -105,19 +105,19 @@ def test_a_batch_is_padded_to_the_largest_group(written):
 
 
 def test_a_batch_of_another_task_has_its_own_rows(written):
-    batch = written[0].batch([Part("tool", [1, 0])])
+    batch = written[0].batch([BatchPart("tool", [1, 0])])
     assert (batch.queries, batch.candidates) == (["tool 6", "tool 0"], ["w", "w", "w", "t", "u", "u"])
     assert batch.positive_BM.tolist() == [[True, False, False], [False, True, False]]
 
 
 def test_a_mixed_batch_holds_the_rows_of_its_parts_in_order(written):
-    batch = written[0].batch([Part("qa", [1]), Part("tool", [1, 0])])
+    batch = written[0].batch([BatchPart("qa", [1]), BatchPart("tool", [1, 0])])
     assert (batch.tasks, batch.queries) == (["qa", "tool", "tool"], ["qa 4", "tool 6", "tool 0"])
     assert batch.valid_BM.sum(1).tolist() == [2, 1, 2]
 
 
 def test_equal_texts_have_equal_keys_and_others_do_not(written):
-    batch = written[0].batch([Part("qa", [1, 0, 1])])
+    batch = written[0].batch([BatchPart("qa", [1, 0, 1])])
     assert batch.key_BM2.dtype == torch.long
     keys = [tuple(both) for both in batch.key_BM2[batch.valid_BM].tolist()]
     texts = ["d", "e", "a", "b", "c", "d", "e"]
@@ -149,7 +149,7 @@ def test_known_positives_are_those_of_every_group_of_a_query_and_those_without_a
 def test_a_row_keeps_the_known_positives_that_are_not_among_its_candidates(tmp_path):
     groups = [group("tool", 0, texts=("a", "b"), relevance=(1, 0)), group("tool", 0, texts=("c",), relevance=(1,))]
     write_training_rows(groups, BUILTIN_TASKS, tmp_path / "rows.arrow", {("set", "0"): ["id-z"]})
-    batch = TrainingRows(tmp_path / "rows.arrow").batch([Part("tool", [0, 1])])
+    batch = TrainingRows(tmp_path / "rows.arrow").batch([BatchPart("tool", [0, 1])])
     own_row = candidate_keys({"dataset": "set", "candidate_texts": [], "candidate_ids": ["0"]})[1][0]
     known = [set(row) - {NO_KEY, own_row} for row in batch.known_BP.tolist()]
     assert all(own_row in row for row in batch.known_BP.tolist())

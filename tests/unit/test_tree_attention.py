@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from embedder.labelling.prefix_tree import PackedPrompt, grow_tree
+from embedder.labelling.prefix_tree import PackedPrompt, build_tree
 from embedder.labelling.tree_attention import plan_attention, tree_attention
 from tests.unit.judges import many_prompts, quick
 from tests.unit.test_prefix_tree import seen_places
@@ -36,14 +36,14 @@ def planned_mask(tree):
 @quick
 @given(many_prompts())
 def test_the_plan_lets_every_token_see_its_path_alone(prompts):
-    tree = grow_tree(prompts)
+    tree = build_tree(prompts)
     assert torch.equal(planned_mask(tree), brute_mask(tree))
 
 
 @quick
 @given(many_prompts(), st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.sampled_from([None, 0.3]))
 def test_attention_equals_one_softmax_under_a_dense_mask(prompts, heads, scaling):
-    tree = grow_tree(prompts)
+    tree = build_tree(prompts)
     torch.manual_seed(len(tree.tokens))
     query = torch.randn(1, heads[0], len(tree.tokens), 8)
     key, value = (torch.randn(1, heads[1], len(tree.tokens), 8) for _ in range(2))
@@ -85,26 +85,26 @@ def test_heads_that_share_keys_attend_as_with_keys_of_their_own(scaling):
 @pytest.mark.parametrize("term", ["softcap", "s_aux", "position_bias"])
 def test_attention_with_a_further_term_is_refused(term):
     tensors = [torch.zeros(1, 1, 1, 8) for _ in range(3)]
-    plan = plan_attention(grow_tree([PackedPrompt([1], [[2]])]), torch.float32, torch.device("cpu"))
+    plan = plan_attention(build_tree([PackedPrompt([1], [[2]])]), torch.float32, torch.device("cpu"))
     assert tree_attention(nn.Module(), *tensors, None, tree_plan=plan, **{term: None})[0].shape == (1, 1, 1, 8)
     with pytest.raises(NotImplementedError, match=term):
         tree_attention(nn.Module(), *tensors, None, tree_plan=plan, **{term: 1.0})
 
 
-def test_equal_crowns_behind_prefixes_of_one_length_share_a_mask():
+def test_equal_tries_behind_prefixes_of_one_length_share_a_mask():
     outputs = [[7, 8, 9], [7, 5, 6]]
-    tree = grow_tree([PackedPrompt([1, 2], outputs), PackedPrompt([3, 4], outputs), PackedPrompt([5], outputs)])
+    tree = build_tree([PackedPrompt([1, 2], outputs), PackedPrompt([3, 4], outputs), PackedPrompt([5], outputs)])
     plan = plan_attention(tree, torch.bfloat16, torch.device("cpu"))
-    stems, crowns = plan[::2], plan[1::2]
+    stems, tries = plan[::2], plan[1::2]
     assert all(span.mask is None for span in stems)
-    assert crowns[0].mask is crowns[1].mask
-    assert crowns[2].mask is not crowns[0].mask
-    assert crowns[0].mask.dtype == torch.bfloat16
+    assert tries[0].mask is tries[1].mask
+    assert tries[2].mask is not tries[0].mask
+    assert tries[0].mask.dtype == torch.bfloat16
 
 
 def test_chunks_of_one_length_may_differ_in_shape():
     """Two branches of 60 nodes below one prefix: a chain, and a fork of two."""
     outputs = [list(range(10, 71)), [100, *range(110, 140)], [100, *range(210, 241)]]
-    tree = grow_tree([PackedPrompt([1, 2], outputs)])
+    tree = build_tree([PackedPrompt([1, 2], outputs)])
     assert [span.stop - span.start for span in tree.spans] == [2, 60, 60]
     assert torch.equal(planned_mask(tree), brute_mask(tree))

@@ -9,7 +9,7 @@ from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.train import ValidationConfig
 from embedder.errors import ConfigError
 from embedder.models.encoder import load_encoder
-from embedder.training.gradient import Memory
+from embedder.training.gradient import TokenLimits
 from embedder.training.split import split_groups
 from embedder.training.training_rows import write_training_rows
 from embedder.training.validation import EarlyStopping, HeldOut, gains_of, ndcg
@@ -79,7 +79,7 @@ def test_known_positives_count_before_rewards(positive, rewards, gains):
     assert gains_of(positive, rewards) == gains
 
 
-@pytest.mark.parametrize("memory", [Memory(256, None), Memory(64, 64)])
+@pytest.mark.parametrize("memory", [TokenLimits(256, None), TokenLimits(64, 64)])
 def test_the_held_out_groups_are_ranked_by_the_encoder(tiny_encoder, tmp_path, memory):
     encoder = load_encoder(tiny_encoder, device="cpu")
     write_training_rows(groups(), BUILTIN_TASKS, tmp_path / "rows.arrow", {})
@@ -90,7 +90,7 @@ def test_the_held_out_groups_are_ranked_by_the_encoder(tiny_encoder, tmp_path, m
         for group in groups():
             if group["task"] == name:
                 texts = [task.query_instruction + group["query"]]
-                texts += [task.key_instruction + text for text in group["candidate_texts"]]
+                texts += [task.passage_instruction + text for text in group["candidate_texts"]]
                 vectors = encoder(encoder.tokenize(texts)).detach()
                 total.append(ndcg((vectors[1:] @ vectors[0]).tolist(), group["relevance"], 3))
         assert value == pytest.approx(sum(total) / len(total), abs=1e-6)
@@ -105,7 +105,7 @@ def test_groups_that_prefer_nothing_do_not_count(tiny_encoder, tmp_path):
     tasks = {name: spec.model_copy(update={"skip_flat": False}) for name, spec in BUILTIN_TASKS.items()}
     write_training_rows([group for group in flat if group["task"] == "qa"], tasks, tmp_path / "rows.arrow", {})
     held_out = HeldOut(tmp_path / "rows.arrow", tasks, encoder.tokenize)
-    assert held_out.measure(BareNetwork(encoder), Memory(256, None), 3) == {}
+    assert held_out.measure(BareNetwork(encoder), TokenLimits(256, None), 3) == {}
 
 
 def test_the_best_is_the_earliest_of_equals_and_patience_counts_from_it():

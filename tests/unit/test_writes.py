@@ -49,9 +49,9 @@ def carry(old: LivingCollection, new: LivingCollection) -> list[str]:
     """Carry as the service does; returns the names that were asked about."""
     names = lacking(old.writes(), new.writes())
     changes = old.changes(names)
-    due = new.due(changes)
-    assert new.carry(changes, unit(RANDOM, len(changes))) == due
-    assert new.due(changes) == []
+    due = new.pending_changes(changes)
+    assert new.apply_changes(changes, unit(RANDOM, len(changes))) == due
+    assert new.pending_changes(changes) == []
     return [name for name, _ in names]
 
 
@@ -98,7 +98,7 @@ def test_the_later_write_counts_in_every_version_that_has_been_told(tmp_path_fac
                 versions[i] = opened(folder / str(i), {})
             case (int(i), int(j)):
                 carry(versions[i], versions[j])
-                models[i].carry(models[j])
+                models[i].apply_changes(models[j])
             case (int(i), name, None):
                 versions[i].delete([(name, "d")])
                 models[i].write(name, None, time)
@@ -150,7 +150,7 @@ def test_vectors_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
     assert [change.name[0] for change in changes] == ["b", "a"]
     for vectors in (unit(RANDOM, 2, WIDTH + 1), np.full((2, WIDTH), np.nan, dtype=np.float32)):
         with pytest.raises(DataError, match="nothing was written"):
-            other.carry(changes, vectors)
+            other.apply_changes(changes, vectors)
     assert texts_of(other) == {"a": "first"}
 
 
