@@ -35,8 +35,7 @@ from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, live_
 from embedder.training.model_card import model_card
 from embedder.training.split import split_groups
 from embedder.training.trackers import check_trackers
-from embedder.training.training_page import write_report
-from embedder.training.training_report import summarise
+from embedder.training.training_report import summarise, write_report
 from embedder.training.training_rows import write_training_rows
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.trainer import fit_with_progress, make_trainer

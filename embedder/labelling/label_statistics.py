@@ -1,7 +1,7 @@
-"""Whether labels carry signal: shares, histograms and groups to read, gathered row by row in bounded memory.
+"""Statistics that show whether labels carry signal, collected row by row in bounded memory.
 
-Rows are those of `records.LABELLED`. Nothing here depends on the order of the rows: sums are integers, and what is
-kept of many (groups to read, reasons of errors) is what has the least keys.
+They are shares, histograms and groups to read. Rows are those of `records.LABELLED`. Nothing here depends on the order
+of the rows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ END_BIN = 5000
 """Bins on either side of the origin: scores up to 100 and ranks up to 2,500 are told apart."""
 BARS = 50
 """At most so many bars of a histogram are shown, with neighbouring bins as one."""
+# All but 1 are even, so that every bar of half ranks holds as many whole ranks.
 MERGED_BINS = (1, 2, 4, 10, 20, 40, 100, 200, 400)
-"""How many, the last for all bins there are; an even number of half ranks holds as many whole ones in every bar."""
+"""How many bins can be one bar; the last is enough for all bins there are."""
 
 Row = Mapping[str, Any]
 """A row of `records.LABELLED`; the column `truncated` may be null or missing."""
@@ -42,8 +43,8 @@ class Histogram:
     are counted in the end bins.
     """
 
+    # Sums are kept in whole steps of 1/UNIT, because a sum of floats depends on the order of the rows.
     UNIT = 2**20
-    """Sums are kept in whole steps of 1/UNIT, so that they do not depend on the order."""
 
     def __init__(self, step: float, origin: float = 0.0) -> None:
         self.step, self.origin = step, origin
@@ -63,15 +64,15 @@ class Histogram:
     def bars(self, merged: int = 1) -> dict[float, int]:
         """Counts by the lower end of the bar, in order; `merged` neighbouring bins are one bar."""
         bars: Counter[int] = Counter()
-        for place, count in self.counts.items():
-            bars[place // merged] += count
+        for position, count in self.counts.items():
+            bars[position // merged] += count
         return {round(self.origin + bar * merged * self.step, 6): bars[bar] for bar in sorted(bars)}
 
 
 def bins_a_bar(histograms: Sequence[Histogram]) -> int:
     """How many bins become one bar, so that histograms of one step span about `BARS` bars at most."""
-    places = [place for histogram in histograms for place in histogram.counts] or [0]
-    extent = max(places) - min(places) + 1
+    positions = [position for histogram in histograms for position in histogram.counts] or [0]
+    extent = max(positions) - min(positions) + 1
     return next(merged for merged in MERGED_BINS if extent <= BARS * merged)
 
 
@@ -84,11 +85,11 @@ class LabelCost:
     pairs: int
     """(query, candidate) pairs that were scored."""
     tokens: int
-    """Tokens the LLM computed, of prompts and of outputs."""
+    """Tokens the LLM computed, prompts and outputs together."""
     flops: float
-    """Floating-point operations of these tokens."""
+    """Floating-point operations for these tokens."""
     peak_flops: float | None
-    """What the device of one actor can do in a second; None: not known."""
+    """Operations that the device of one actor can do in a second; None: not known."""
     actors: int
 
     @property
@@ -119,10 +120,10 @@ class Candidate:
 
     text: str
     positive: bool
-    """Whether it is a known positive."""
+    """True for a known positive."""
     reward: float | None
     rank: float | None
-    """Of the desired output with this candidate; 1 is best."""
+    """Rank of the desired output with this candidate; 1 is best."""
     likelihood: float | None
     """Mean token log-likelihood of the desired output with this candidate, in nats."""
 
@@ -147,7 +148,7 @@ class Example:
 
     @classmethod
     def of(cls, row: Row) -> Example:
-        """What is shown of a labelled group."""
+        """Take from a labelled row what is worth showing, its texts cut and cleaned."""
         outputs, base, scores = row["outputs"] or (row["answers"] or [])[:1], row["base_scores"] or [], row["scores"]
         unknown = [None] * len(row["candidate_texts"])
         likelihoods = [with_candidate[0] for with_candidate in scores] if scores else unknown
@@ -168,6 +169,18 @@ class Example:
             error=None if row["error"] is None else printable(row["error"]),
         )
 
+    @property
+    def outputs(self) -> list[tuple[str, float, bool]]:
+        """All outputs with their log-likelihoods without a candidate, the likeliest first; True marks the desired."""
+        outputs = [] if self.desired_likelihood is None else [(self.desired or "", self.desired_likelihood, True)]
+        outputs += [(text, likelihood, False) for text, likelihood in self.samples]
+        return sorted(outputs, key=lambda output: -output[1])
+
+    @property
+    def best_first(self) -> list[Candidate]:
+        """The candidates by their rewards."""
+        return sorted(self.candidates, key=lambda candidate: -(candidate.reward or 0.0))
+
 
 class TaskStatistics:
     """The labels of one task. Counts and histograms; read them through `shares` and `numbers`.
@@ -181,18 +194,19 @@ class TaskStatistics:
         self.seed = seed
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
-        """Errors by their first words, those of the least words in order."""
+        """Errors by their first words; of too many, those that come first in the alphabet."""
         self.rank_without, self.rank_with = Histogram(RANK_STEP, origin=1), Histogram(RANK_STEP, origin=1)
-        """Rank of the desired output (1 is best), one value a group without, one a candidate with it."""
+        """Rank of the desired output (1 is best): one value a group without a candidate, one a candidate with it."""
         self.chance = Histogram(SCORE_STEP)
         """For each group with a known positive: how likely a blind choice of the best would hold one."""
         self.rewards: dict[str, tuple[Histogram, Histogram]] = {}
-        """By kind (rank, likelihood; teacher: without log-likelihoods): those of other candidates, of positives."""
+        """By kind (rank, likelihood; teacher: no log-likelihoods): rewards of other candidates, and of positives."""
         self._examples: dict[str, Example] = {}
 
     def add(self, row: Row) -> None:
-        """Count one row and keep it to read where its hash is among the least."""
+        """Count one row, and keep it to read if the draw falls on it."""
         self.counts["groups"] += 1
+        # Not every teacher tells how many candidates it cut, so that the share is of those that do.
         if row.get("truncated") is not None:
             self.counts["truncated"] += row["truncated"]
             self.counts["cut_of"] += len(row["candidate_texts"])
@@ -215,6 +229,7 @@ class TaskStatistics:
         self.counts["candidates"] += len(rewards)
         self.counts["flat"] += flat
         self.counts["saturated"] += saturated
+        # A group of two candidates always is, because there is only one other.
         self.counts["polarised"] += not flat and rewards.count(least) == len(rewards) - 1
         self.counts["decided"] += not flat and not saturated
         if any(row["relevance"]) and not flat:
@@ -237,9 +252,11 @@ class TaskStatistics:
         words = re.sub(r"\d+", "#", printable(error, 10 * TEXT_CHARACTERS)).split()[:REASON_WORDS]
         self.reasons[" ".join(words)[:TEXT_CHARACTERS]] += 1
         if len(self.reasons) > REASONS:
+            # The last of the alphabet goes, not the rarest: counts so far depend on the order of the rows.
             self.counts["other_reasons"] += self.reasons.pop(max(self.reasons))
 
     def _keep(self, row: Row) -> None:
+        # The least hashes are an even draw that needs neither the number of rows nor their order.
         key = content_id(self.seed, row["row_id"])
         if len(self._examples) == EXAMPLES and key >= max(self._examples):
             return
@@ -328,7 +345,7 @@ def chance_of_positive(candidates: int, positives: int, chosen: int) -> float:
 
 
 def _is_ranked(row: Row) -> bool:
-    """Whether the row's rewards are differences of ranks, and the log-likelihoods they come from are there."""
+    # Rewards of another teacher can be called ranks too, but hold no log-likelihoods to take ranks from.
     return row["reward"] == "rank" and bool(row["rewards"]) and row["base_scores"] is not None
 
 

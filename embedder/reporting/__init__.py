@@ -1,1 +1,6 @@
-"""Parts of reports."""
+"""What the report pages of labelling, training and evaluation share.
+
+html: rendering of a page, and the number and text formats of its template
+plots: colours, axes and PNG of the pictures
+templates/: `base.html` (style, policy, contents), `macros.html` (tables, tiles, pictures), and a page a report
+"""

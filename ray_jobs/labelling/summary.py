@@ -9,7 +9,7 @@ from embedder.config.run import RunConfig
 from embedder.data.row_ids import RowIds
 from embedder.errors import LabelError
 from embedder.labelling.exchange import write_reference
-from embedder.labelling.label_page import write_report
+from embedder.labelling.label_report import write_report
 from embedder.labelling.label_statistics import LabelCost, LabelStatistics
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.tables import labelled_ledger

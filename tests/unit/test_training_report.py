@@ -12,8 +12,7 @@ from embedder.config.run import RunConfig
 from embedder.config.train import TrainConfig
 from embedder.training.job import StepMetrics
 from embedder.training.model_card import model_card
-from embedder.training.training_page import write_report
-from embedder.training.training_report import MOST_POINTS, summarise, thinned
+from embedder.training.training_report import MOST_POINTS, summarise, thinned, write_report
 
 PNG = b"\x89PNG"
 
@@ -40,7 +39,7 @@ def numbers(means=(0.5, 0.7, 0.6), made=None):
     return summarise(made, {"qa": 30, "tool": 10, "<b>&": 3}, {"qa: all rewards are equal": 4}, outcome, config)
 
 
-def test_the_numbers_are_those_of_the_steps():
+def test_summarise_training_takes_its_numbers_from_the_steps():
     found = numbers()
     assert (found["steps"], found["queries"], found["seconds"], found["queries_per_s"]) == (20, 80, 10.0, 8.0)
     assert found["workers"] == [1, 2]
@@ -52,7 +51,7 @@ def test_the_numbers_are_those_of_the_steps():
     assert json.loads(json.dumps(found))["validation"]["best"] == 1
 
 
-def test_long_curves_are_averaged():
+def test_thinned_averages_long_curves():
     points = [(step, float(step % 2)) for step in range(10 * MOST_POINTS)]
     found = thinned(points)
     assert len(found) == MOST_POINTS
@@ -60,7 +59,7 @@ def test_long_curves_are_averaged():
     assert thinned([]) == [] and thinned([(1, 2.0)]) == [(1, 2.0)]
 
 
-def test_the_report_is_three_files_and_escapes_what_it_shows(tmp_path):
+def test_training_report_is_three_files_and_escapes_what_it_shows(tmp_path):
     path = write_report(numbers(), tmp_path / "reports", "<run>")
     text = path.read_text(encoding="utf-8")
     assert "<b>&" not in text and "&lt;b&gt;&amp;" in text and "Training of &lt;run&gt;" in text
@@ -71,18 +70,18 @@ def test_the_report_is_three_files_and_escapes_what_it_shows(tmp_path):
 
 
 @pytest.mark.parametrize(("means", "said"), [((), "No groups were kept apart"), ((0.9, 0.8), "No step did better")])
-def test_the_page_says_what_was_exported(tmp_path, means, said):
+def test_training_page_says_what_was_exported(tmp_path, means, said):
     assert said in write_report(numbers(means), tmp_path, "run").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_training_of_a_step_or_two_is_drawn_too(tmp_path, count):
+def test_draw_training_of_a_step_or_two(tmp_path, count):
     write_report(numbers((), steps(count)), tmp_path, "run")
     assert (tmp_path / "training.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("means", [(), (0.5, 0.7)])
-def test_the_card_tells_prompts_data_settings_and_metrics_and_leaves_the_licence_open(means):
+def test_model_card_names_prompts_data_settings_and_metrics_and_leaves_the_licence_open(means):
     raw = {
         "paths": {"work": "runs/mine"},
         "encoder": {"model": "owner/base", "pooling": "cls"},
@@ -103,7 +102,7 @@ def test_the_card_tells_prompts_data_settings_and_metrics_and_leaves_the_licence
     assert card == model_card(RunConfig.model_validate(raw), found)
 
 
-def test_the_card_of_a_folder_is_read_by_nobody_as_part_of_the_model(tiny_encoder_folder, tmp_path):
+def test_model_card_is_not_part_of_the_model_fingerprint(tiny_encoder_folder, tmp_path):
     from embedder.models.locate import model_fingerprint
 
     before = model_fingerprint(tiny_encoder_folder)

@@ -1,0 +1,127 @@
+"""The labelling report: `labelling.json` for programs, `labelling.html` to read, with histograms of the labels."""
+
+from __future__ import annotations
+
+import math
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from embedder.labelling.label_statistics import (
+    RANK_STEP,
+    Histogram,
+    LabelCost,
+    LabelStatistics,
+    TaskStatistics,
+    bins_a_bar,
+)
+from embedder.reporting.html import printable, render
+from embedder.reporting.plots import PlotColors, light_and_dark, png, style_axes
+from embedder.storage.json_file import write_json
+from embedder.storage.object_store import AnyPath, replacing
+
+REWARD_UNITS = {
+    "rank": "reward: ranks that the desired output gains",
+    "likelihood": "reward: log-likelihood of the desired output (nats a token)",
+    "lift": "reward: log-likelihood of the desired output gained (nats a token)",
+}
+"""Axis labels by kind of reward; others are on the scale of their teacher."""
+
+
+def write_report(statistics: LabelStatistics, cost: LabelCost | None, folder: AnyPath, run: str) -> AnyPath:
+    """Write `labelling.json` and `labelling.html` into a folder, each as a whole.
+
+    Args:
+        statistics: All rows of the run, already counted.
+        cost: Cost of this run; None where nothing was labelled by it.
+        folder: Made where it is missing.
+        run: Name in the heading.
+
+    Returns:
+        The path of the page.
+    """
+    # A task's name comes from a table that others may have written: with a lone surrogate it would be no UTF-8.
+    numbers = {printable(name): task.numbers() for name, task in statistics.tasks.items()}
+    write_json({"cost": cost.numbers() if cost else None, "tasks": numbers}, folder / "labelling.json")
+    path = folder / "labelling.html"
+    with replacing(path) as file:
+        file.write(page(statistics, cost, run).encode())
+    return path
+
+
+def page(statistics: LabelStatistics, cost: LabelCost | None, run: str) -> str:
+    """The report as one HTML page; all texts are escaped and the page loads nothing."""
+    tasks = statistics.tasks
+    pictures = {name: light_and_dark(draw_task, task) for name, task in tasks.items() if task.counts["rewarded"]}
+    return render("labelling.html", run=run, cost=cost, tasks=tasks, pictures=pictures)
+
+
+def draw_task(task: TaskStatistics, colors: PlotColors) -> bytes:
+    """A PNG of one task's histograms: a panel for ranks where there are any, one a kind of reward."""
+    ranked = bool(task.rank_without.counts)
+    panels = ranked + len(task.rewards)
+    rows = math.ceil(panels / 2)
+    figure = Figure(figsize=(10.4, 3.3 * rows), layout=ConstrainedLayoutEngine(h_pad=0.12))
+    axes = figure.subplots(rows, 2, squeeze=False).ravel()
+    if ranked:
+        _draw_ranks(axes[0], task.rank_without, task.rank_with, colors)
+    for axis, (kind, (other, positive)) in zip(axes[int(ranked) :], sorted(task.rewards.items()), strict=False):
+        _draw_rewards(axis, kind, other, positive, colors)
+    for axis in axes[panels:]:
+        axis.set_axis_off()
+    for axis in axes[:panels]:
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        # Between title and bars, because there is no corner that bars never reach.
+        position = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+        axis.legend(frameon=False, fontsize=8.5, labelcolor=colors.text, ncols=2, handlelength=1.2, **position)
+    return png(figure, colors)
+
+
+def _draw_ranks(axis: Axes, without: Histogram, with_candidate: Histogram, colors: PlotColors) -> None:
+    # Both histograms get bars of one width, so that their heights can be compared.
+    merged = bins_a_bar([without, with_candidate])
+    width = without.step * merged * 0.42
+    for side, histogram, color, label in (
+        (-0.5, without, colors.greys[1], "without a candidate (groups)"),
+        (0.5, with_candidate, colors.series[0], "with one (candidates)"),
+    ):
+        total = histogram.counts.total()
+        heights = {middle + side * width: count / total for middle, count in _middles(histogram, merged).items()}
+        axis.bar(list(heights), list(heights.values()), width, color=color, label=label)
+    last = math.ceil(max(max(_middles(histogram, merged)) for histogram in (without, with_candidate)))
+    axis.set_xlim(0.4, max(last, 3) + 0.6)
+    axis.set_xticks(range(1, max(last, 3) + 1, 1 + last // 16))
+    axis.set_xlabel("rank among the sampled outputs (1 is best)")
+    axis.set_ylabel("share of groups or candidates")
+    style_axes(axis, "Rank of the desired output", colors, pad=24)
+
+
+def _draw_rewards(axis: Axes, kind: str, other: Histogram, positive: Histogram, colors: PlotColors) -> None:
+    merged = bins_a_bar([other, positive])
+    bar = other.step * merged
+    total = other.counts.total() + positive.counts.total()
+    floor: dict[float, float] = {}
+    parts = ((other, colors.series[0], "others"), (positive, colors.series[1], "known positives"))
+    for histogram, color, label in parts:
+        heights = {middle: count / total for middle, count in _middles(histogram, merged).items()}
+        if heights:
+            bottoms = [floor.get(middle, 0.0) for middle in heights]
+            axis.bar(list(heights), list(heights.values()), bar * 0.84, bottom=bottoms, color=color, label=label)
+            floor |= heights
+    # A single bar would otherwise fill the whole panel.
+    spare = max(1.0, 5 - (max(floor) - min(floor)) / bar / 2) * bar
+    axis.set_xlim(min(floor) - spare, max(floor) + spare)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=11, integer=kind == "rank"))
+    axis.set_xlabel(REWARD_UNITS.get(kind, "reward: the teacher's own scale"))
+    axis.set_ylabel("share of candidates")
+    style_axes(axis, f"Rewards: {kind}", colors, pad=24)
+
+
+def _middles(histogram: Histogram, merged: int) -> dict[float, int]:
+    """Counts by the middle of the values that a bar can hold."""
+    # A bin of ranks holds a single value, its lower end, so that the last bin of a bar adds no width.
+    bins = merged - 1 if histogram.step == RANK_STEP else merged
+    return {low + bins * histogram.step / 2: count for low, count in histogram.bars(merged).items()}
