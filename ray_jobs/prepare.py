@@ -23,10 +23,10 @@ import ray
 from embedder.config.prepare import PrepareConfig, Source
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
+from embedder.data.dataset import open_source, read_source
+from embedder.data.formats.reader import SPLITS
 from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.data.rows import Prepared
-from embedder.data.source_formats import SPLITS, source_files
-from embedder.data.sources import read_source
 from embedder.errors import DataError
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
@@ -43,7 +43,7 @@ def check(config: RunConfig) -> Work:
     sources = config.needed_prepare.sources
     lines = []
     for source in sources:
-        size = source_files(source).size
+        size = open_source(source, config.tasks[source.task]).size
         lines.append(f"{source.dataset} ({source.task}, {source.format}): {source.path}, {size / 1e6:,.1f} MB of rows")
     return Work("prepare", lines, flops=0.0)
 

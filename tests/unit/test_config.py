@@ -249,7 +249,7 @@ def test_a_user_adds_a_task_of_their_own(tmp_path):
 
 
 def test_reading_a_run_file_needs_no_torch():
-    modules = ["config.run", "models.locate", "data.sources", "models.fingerprint", "data.ledger", "index.bundle"]
+    modules = ["config.run", "models.locate", "data.dataset", "models.fingerprint", "data.ledger", "index.bundle"]
     lines = "\n".join(f"import embedder.{name}\nassert 'torch' not in sys.modules, '{name}'" for name in modules)
     result = subprocess.run(
         [sys.executable, "-c", f"import sys\n{lines}"], cwd=ROOT, capture_output=True, text=True, timeout=120

@@ -31,7 +31,7 @@ from embedder.labelling.exchange import (
 )
 from embedder.training.training_rows import training_row
 from tests.unit.judges import quick
-from tests.unit.test_sources import lines, read_reference
+from tests.unit.test_dataset import lines, read_reference
 
 NOTHING = ("outputs", "base_scores", "scores", "error", "label_fingerprint")
 

@@ -6,10 +6,10 @@ import pytest
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.sources import read_source
+from embedder.data.dataset import read_source
 from embedder.errors import DataError
 from embedder.hashing import content_id
-from tests.unit.test_sources import CORPUS, REFERENCE_ROWS, lines, question, read_layout, read_reference
+from tests.unit.test_dataset import CORPUS, REFERENCE_ROWS, lines, question, read_layout, read_reference
 
 BAD_ROWS = {
     "not json": ('{"query": "x"', "not JSON"),

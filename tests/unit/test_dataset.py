@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.sources import Prepared, read_source
+from embedder.data.dataset import read_source
+from embedder.data.rows import Prepared
 from embedder.errors import DataError
 from embedder.hashing import content_id
 from tests.unit.judges import quick

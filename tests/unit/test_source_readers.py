@@ -9,13 +9,12 @@ import pytest
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.dataset import DEV_SHARE, open_source, read_source
 from embedder.data.records import QUERY
-from embedder.data.source_formats import source_files
-from embedder.data.sources import DEV_SHARE, read_source
 from embedder.errors import DataError
 from embedder.hashing import content_id
 from tests.conftest import DATA
-from tests.unit.test_sources import CORPUS, LONG, lines, question, read_layout
+from tests.unit.test_dataset import CORPUS, LONG, lines, question, read_layout
 
 
 def read(folder, form, task="qa", **fields):
@@ -224,7 +223,7 @@ def test_labels_that_are_no_texts_are_refused(tmp_path, text):
 
 def test_the_size_of_a_source_counts_all_its_files(tmp_path):
     folder = write_beir(tmp_path)
-    known = source_files(Source(task="tool", dataset="d", path=folder, format="beir"))
+    known = open_source(Source(task="tool", dataset="d", path=folder, format="beir"), BUILTIN_TASKS["tool"])
     assert known.size == sum((folder / name).stat().st_size for name in BEIR if name != "queries.jsonl")
 
 
