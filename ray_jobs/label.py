@@ -8,11 +8,11 @@ writes  labelled/blocks/*.parquet              records.LABELLED, committed block
         labelled/fingerprint.json              what the labels depend on
         reports/labelling.html, labelling.json how much signal they carry, with groups to read
 
-The teacher (`label.teacher`) is the LLM, a cross-encoder trained on the LLM's rewards, or a file of rewards made
-elsewhere. Groups of tasks without a reward (labels only) pass through. A group that cannot be scored keeps its rewards
-null and says why. Running the command again labels only the groups no block holds; labels of another LLM, prompt or
-seed are refused. An actor pool of Ray Data loads the LLM once per actor. `label.recompute` recomputes the rewards from
-the stored log-likelihoods, without the LLM.
+The teacher (`label.teacher`) is the LLM, a cross-encoder trained on the LLM's rewards, or rewards made elsewhere that
+`prepare` kept. Groups of tasks without a reward (labels only) pass through. A group that cannot be scored keeps its
+rewards null and says why. Running the command again labels only the groups no block holds; labels of another LLM,
+prompt or seed are refused. An actor pool of Ray Data loads the LLM once per actor. `label.recompute` recomputes the
+rewards from the stored log-likelihoods, without the LLM.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def _samples(config: RunConfig, tasks: set[str]) -> dict[str, list[dict[str, Any
 def run(config: RunConfig) -> StageReport:
     """Label what is not labelled; the summary counts rows and says how much signal the rewards carry."""
     if config.label.teacher == "imported":
-        summary = import_rewards(config)
-        return report_labels(config, llm_ledger(config).row_ids(), summary.imported_before, None, summary.lines)
+        expected, before = import_rewards(config)
+        return report_labels(config, expected, before, None, [])
     pools = shot_pools(config)
     agreed = provenance(config, pools)
     if config.label.recompute:

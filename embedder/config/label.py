@@ -13,9 +13,8 @@ class LabelConfig(Section):
     """Candidate groups to rewards."""
 
     teacher: Literal["llm", "reranker", "imported"] = "llm"
-    """Who rewards: the LLM; a cross-encoder trained on the LLM's rewards; or rewards made elsewhere (`imported`)."""
-    imported: AnyAbsolutePath | None = None
-    """JSON Lines of the reference with `teacher_scores`; needed by, and only by, the teacher `imported`."""
+    """Who rewards: the LLM; a cross-encoder trained on the LLM's rewards; or rewards made elsewhere (`imported`), which
+    `prepare` keeps of sources with `teacher_scores: true`."""
     export: AnyAbsolutePath | None = None
     """Where the labelled groups are also written as JSON Lines of the reference; null: nowhere."""
     recompute: bool = False
@@ -49,9 +48,7 @@ class LabelConfig(Section):
 
     @model_validator(mode="after")
     def parts_fit(self) -> LabelConfig:
-        """Refuse an import without a file, and the reverse, and a pool whose least size exceeds its greatest."""
-        if (self.teacher == "imported") != (self.imported is not None):
-            raise ValueError(f"teacher is {self.teacher!r} and imported is {self.imported}; give both or neither")
+        """Refuse a pool whose least size exceeds its greatest."""
         if self.min_actors is not None and self.min_actors > self.num_actors:
             raise ValueError(f"min_actors {self.min_actors} exceeds num_actors {self.num_actors}")
         return self

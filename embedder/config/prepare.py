@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from embedder.config.paths import AnyAbsolutePath, Section
 
@@ -20,6 +20,9 @@ class Source(Section):
     format: Literal["layout", "reference", "beir"] = "layout"
     corpus: AnyAbsolutePath | None = None
     """reference: the JSON Lines file whose lines `pos_index` counts; null: the folder's own, if there is one."""
+    teacher_scores: bool = False
+    """reference: keep the `teacher_scores` of the training rows, for `label.teacher: imported`. The candidates of
+    such a row are its group as they stand; rows that name another `dataset` are left to other sources."""
     train_queries: int | None = Field(default=None, ge=0)
     """Rows of the training split that are kept (seeded choice); null keeps all."""
     test_queries: int | None = Field(default=None, ge=0)
@@ -33,6 +36,13 @@ class Source(Section):
     """lrlm: words of a chunk a long document is cut into."""
     history_chunks: int = Field(default=12, ge=2)
     """lrlm: earlier chunks among which candidates are looked for."""
+
+    @model_validator(mode="after")
+    def scores_have_a_format(self) -> Source:
+        """Refuse scores of a format that has none."""
+        if self.teacher_scores and self.format != "reference":
+            raise ValueError(f"teacher_scores is true, but format is {self.format!r}; only `reference` has scores")
+        return self
 
 
 class PrepareConfig(Section):

@@ -90,11 +90,7 @@ STAGES = {
         Stage(
             "label",
             ("label", "llm", "reranker", "tasks"),
-            reads=lambda config: [
-                config.paths.queries,
-                config.paths.candidates,
-                *([config.label.imported] if config.label.imported else []),
-            ],
+            reads=lambda config: [config.paths.queries, config.paths.candidates],
             writes=lambda config: [config.paths.labelled, *([config.label.export] if config.label.export else [])],
             models=lambda config: [_llm(config), _reranker(config)],
         ),

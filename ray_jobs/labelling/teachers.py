@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -10,15 +9,14 @@ import pyarrow.compute as pc
 
 from embedder.config.run import RunConfig
 from embedder.data.row_ids import RowIds
-from embedder.errors import ConfigError, DataError, LabelError
+from embedder.errors import LabelError
 from embedder.hashing import content_id
-from embedder.labelling.exchange import fingerprint_of_import, import_into
 from embedder.labelling.rewards import group_rewards
 from embedder.run.cost import Work
 from embedder.run.lineage import LINEAGE
-from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger
+from ray_jobs.labelling.imported import commit_imported, imported_fingerprint
 from ray_jobs.labelling.provenance import (
     LabelProvenance,
     check_provenance,
@@ -28,48 +26,18 @@ from ray_jobs.labelling.provenance import (
 )
 from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, train_reranker
 
-IMPORTED_ROWS = 1024
-"""Imported groups that are committed together."""
-
-
-@dataclass(frozen=True)
-class ImportedRewards:
-    """What an import did, for the report."""
-
-    imported_before: int
-    lines: list[str]
-
-
-def _imported(config: RunConfig) -> AnyPath:
-    if config.label.imported is None:
-        raise ConfigError("label.teacher is 'imported', but label.imported names no file")
-    return config.label.imported
-
 
 def check_import(config: RunConfig) -> Work:
-    """The file exists and its rewards would not mix with others."""
-    check_provenance(config, LabelProvenance(fingerprint_of_import(_imported(config)), {}))
-    return Work("label", [f"rewards are read from {config.label.imported}"], 0.0)
+    """There are scores, and their rewards would not mix with others."""
+    check_provenance(config, LabelProvenance(imported_fingerprint(config), {}))
+    return Work("label", [f"rewards are the teacher_scores in {config.paths.queries}"], 0.0)
 
 
-def import_rewards(config: RunConfig) -> ImportedRewards:
-    """Commit the rows of the file.
-
-    Raises:
-        DataError: more than `label.max_error_share` of its rows are rejected.
-    """
-    path = _imported(config)
-    provenance = LabelProvenance(fingerprint_of_import(path), {})
+def import_rewards(config: RunConfig) -> tuple[RowIds, int]:
+    """Label every group with the scores that `prepare` kept; their ids, and how many were labelled before."""
+    provenance = LabelProvenance(imported_fingerprint(config), {})
     write_provenance(config, provenance)
-    rejected = config.paths.labelled / "rejected"
-    found = import_into(llm_ledger(config), path, config.tasks, provenance.fingerprint, IMPORTED_ROWS, rejected)
-    lines = [
-        f"{path}: {found.rows_in:,} rows in = {found.imported:,} imported + {found.imported_before:,} before + "
-        f"{found.rejected:,} rejected (to {rejected}); {found.repeated_candidates:,} repeated candidates left out"
-    ]
-    if found.rejected > config.label.max_error_share * found.rows_in:
-        raise DataError(f"{lines[0]}; that is more than label.max_error_share allows; first: {found.first_rejected}")
-    return ImportedRewards(found.imported_before, lines)
+    return commit_imported(config, llm_ledger(config), provenance.fingerprint)
 
 
 def recompute_rewards(config: RunConfig, provenance: LabelProvenance) -> int:

@@ -105,7 +105,7 @@ def _earlier(config: RunConfig, run: ReplayedRun) -> RunConfig:
     earlier = config.model_copy(update={"paths": paths})
     if not parquet_files(paths.candidates):
         raise ConfigError(f"train.replay.runs: {paths.candidates} holds no candidates; correct `work` and `round`")
-    relabelled = earlier.label.model_copy(update={"teacher": "reranker", "imported": None})
+    relabelled = earlier.label.model_copy(update={"teacher": "reranker"})
     by_reranker = earlier.model_copy(update={"label": relabelled})
     if parquet_files(labelled_ledger(by_reranker).folder):
         return by_reranker

@@ -16,7 +16,7 @@ PASSAGES = {f"p{i}": f"word{i} thing{i}" for i in range(40)}
 
 def query(positives=(), query_id="q") -> dict[str, object]:
     fields = {"task": "qa", "dataset": "d", "query_id": query_id, "query": "text", "answers": ["a"]}
-    return {**fields, "positive_ids": list(positives), "pool_ids": None}
+    return {**fields, "positive_ids": list(positives), "pool_ids": None, "teacher_scores": None}
 
 
 def ranking(numbers):

@@ -76,7 +76,10 @@ REFUSED = {
         "label: {min_actors: 3, num_actors: 2}",
         "label: min_actors 3 exceeds num_actors 2",
     ),
-    "teacher without a file": ("label: {teacher: imported}", "label: teacher is 'imported' and imported is None"),
+    "scores of a format that has none": (
+        "prepare: {sources: [{task: qa, dataset: d, path: p, teacher_scores: true}]}",
+        "prepare.sources.0: teacher_scores is true, but format is 'layout'",
+    ),
     "teacher without a section": ("label: {teacher: reranker}", "label.teacher is 'reranker'"),
     "empty stop text": (
         "tasks: {qa: {template: {context: x, input: x, stop: ''}}}",

@@ -56,6 +56,7 @@ def test_the_layout_keeps_ids_texts_and_titles(tmp_path):
             "positive_ids": ["p1"],
             "positive_grades": None,
             "pool_ids": None,
+            "teacher_scores": None,
             "options": None,
             "category": None,
             "origin": None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 from embedder.data.formats.reader import SourceReader
@@ -16,6 +17,7 @@ from embedder.data.rows import (
     Row,
     RowError,
     gold_positions,
+    optional_scores,
     optional_text,
     optional_texts,
     options_of,
@@ -29,6 +31,12 @@ from embedder.errors import DataError
 from embedder.hashing import content_id
 
 WORD = re.compile(r"\S+")
+NOTES = {
+    "ignored": "teacher_scores of {} rows not used; `label` gives its own rewards",
+    "repeated": "{} candidates left out with their scores, since they repeat an earlier text of their row",
+    "elsewhere": "{} rows left out, since they name another dataset",
+}
+"""What the user is told of a file, if there are any."""
 
 
 class LayoutReader(SourceReader):
@@ -72,19 +80,24 @@ class LayoutReader(SourceReader):
             DataError: labels.json is no list of texts.
         """
         labels = self._labels()
-        return {split: self._read_split(path, labels, prepared) for split, path in self.splits.items()}
+        return {split: self._read_split(split, labels, prepared) for split in self.splits}
 
-    def _read_split(self, path: Path, labels: list[str] | None, prepared: Prepared) -> list[list[Row]]:
+    def _read_split(self, split: Split, labels: list[str] | None, prepared: Prepared) -> list[list[Row]]:
         """`labels` are the options of a row that has none of its own."""
+        path, scored = self.splits[split], self.source.teacher_scores and split == "train"
         seen: set[str] = set()
         lines: list[list[Row]] = []
-        ignored_scores = 0
+        counts: Counter[str] = Counter()
         for number, raw in read_lines(path, prepared):
             try:
+                if scored and raw.get("dataset") is not None and required_text(raw, "dataset") != self.source.dataset:
+                    counts["elsewhere"] += 1
+                    continue
                 row = self._layout_row({"options": labels, **raw})
-                queries = self._chunk_queries(row, prepared) if "text" in row else [self._query(row, prepared)]
+                whole_text = "text" in row and not scored
+                queries = self._chunk_queries(row, prepared) if whole_text else [self._query(row, prepared, scored)]
                 for query in queries:
-                    self._check(query, seen)
+                    self._check(query, seen, scored)
             except RowError as error:
                 prepared.set_aside(path, number, str(error), raw)
                 continue
@@ -94,37 +107,36 @@ class LayoutReader(SourceReader):
                 if query["query_id"] in prepared.passages and query["answers"]:
                     prepared.passages[query["query_id"]]["answer"] = query["answers"][0]
             lines.append(queries)
-            ignored_scores += bool(raw.get("teacher_scores"))
-        if ignored_scores:
-            prepared.notes.append(
-                f"{path.name}: teacher_scores of {ignored_scores} rows not used; `label` gives its own rewards"
-            )
+            scores = raw.get("teacher_scores")
+            counts["ignored"] += bool(scores) and not scored
+            counts["repeated"] += len(scores) - len(queries[0]["teacher_scores"]) if scores and scored else 0
+        if counts["elsewhere"] and not lines:
+            raise DataError(f"{path}: no usable row of dataset {self.source.dataset!r}; its rows name other datasets")
+        prepared.left_out += counts["elsewhere"]
+        prepared.notes += [f"{path.name}: {NOTES[name].format(counts[name])}" for name in NOTES if counts[name]]
         return lines
 
-    def _check(self, query: Row, seen: set[str]) -> None:
-        if self.task.reward != "none" and not query["answers"]:
-            reward = f"tasks.{self.source.task}.reward is {self.task.reward!r}"
-            raise RowError(f"no answers, but {reward} and needs one")
+    def _check(self, query: Row, seen: set[str], scored: bool) -> None:
+        """Refuse a query that the rest of the run could not use."""
+        name = f"tasks.{self.source.task}"
+        if scored and query["teacher_scores"] is None and self.task.loss != "contrastive":
+            raise RowError(f"no teacher_scores, but {name}.loss is {self.task.loss!r} and needs them")
+        if not scored and self.task.reward != "none" and not query["answers"]:
+            raise RowError(f"no answers, but {name}.reward is {self.task.reward!r} and needs one")
         if query["query_id"] in seen:
             raise RowError(f"query_id {query['query_id']!r} was seen before")
 
-    def _query(self, row: Row, prepared: Prepared) -> Row:
-        """One query with its positives and, where the row brings its own candidates, its pool."""
+    def _query(self, row: Row, prepared: Prepared, scored: bool) -> Row:
+        """One query with its positives and, where the row brings its own candidates, its pool.
+
+        `scored`: the pool is what the row's `teacher_scores` are for, and these are kept.
+        """
         query = required_text(row, "query")
         answers = optional_texts(row, "answers")
-        pool: list[str] | None = None
-        if row.get("history"):
-            pool = self._add_passages(optional_texts(row, "history"), prepared)
-            positives = [pool[i] for i in gold_positions(row, len(pool))]
-            positives += [content_id(text) for text in optional_texts(row, "pos") if content_id(text) in pool]
-        elif row.get("pos_ids") is not None:
-            positives = optional_texts(row, "pos_ids")
-            missing = [passage_id for passage_id in positives if passage_id not in prepared.passages]
-            if missing:
-                raise RowError(f"pos_ids {missing[:3]} are not in the corpus")
-        else:
-            positives = self._add_passages(optional_texts(row, "pos"), prepared)
-            pool = positives + self._add_passages(optional_texts(row, "neg"), prepared)
+        positives, pool = self._candidates(row, prepared)
+        scores = None
+        if scored:
+            pool, scores = self._scored_pool(row, pool or [], prepared)
         return query_row(
             self.source,
             query_id_of(row, self.source.dataset, query),
@@ -132,10 +144,48 @@ class LayoutReader(SourceReader):
             answers=answers,
             positive_ids=list(dict.fromkeys(positives)),
             pool_ids=None if pool is None else list(dict.fromkeys(pool)),
+            teacher_scores=scores,
             options=options_of(row, answers),
             category=optional_text(row, "category") or optional_text(row, "subject"),
             origin=optional_text(row, "conversation_id"),
         )
+
+    def _candidates(self, row: Row, prepared: Prepared) -> tuple[list[str], list[str] | None]:
+        """Ids of the known positives, and of all candidates of a row that brings its own, in the row's order."""
+        pool: list[str] | None = None
+        if row.get("history"):
+            pool = self._add_passages(optional_texts(row, "history"), prepared)
+            positives = [pool[i] for i in gold_positions(row, len(pool))]
+            positives += [content_id(text) for text in optional_texts(row, "pos") if content_id(text) in pool]
+        elif row.get("pos_ids") is not None:
+            positives = self._known_ids(row, "pos_ids", prepared)
+            if row.get("neg_ids") is not None:
+                pool = positives + self._known_ids(row, "neg_ids", prepared)
+        else:
+            positives = self._add_passages(optional_texts(row, "pos"), prepared)
+            pool = positives + self._add_passages(optional_texts(row, "neg"), prepared)
+        return positives, pool
+
+    def _known_ids(self, row: Row, key: str, prepared: Prepared) -> list[str]:
+        ids = optional_texts(row, key)
+        missing = [passage_id for passage_id in ids if passage_id not in prepared.passages]
+        if missing:
+            raise RowError(f"{key} {missing[:3]} are not in the corpus")
+        return ids
+
+    def _scored_pool(self, row: Row, pool: list[str], prepared: Prepared) -> tuple[list[str], list[float] | None]:
+        """The candidates of a scored row and their scores; one whose text repeats an earlier one is left out."""
+        if not pool:
+            raise RowError("no candidates; pos, neg or history is needed")
+        by_id = row.get("pos_ids") is not None
+        keys = ["history"] if row.get("history") else ["pos_ids", "neg_ids"] if by_id else ["pos", "neg"]
+        scores = optional_scores(row, len(pool), ", ".join(f"{key} {len(row.get(key) or [])}" for key in keys))
+        # Copies of one text would repel each other in the losses, each as the other's negative.
+        first: dict[str, int] = {}
+        for i, passage_id in enumerate(pool):
+            first.setdefault(prepared.passages[passage_id]["text"], i)
+        kept = list(first.values())
+        return [pool[i] for i in kept], scores and [scores[i] for i in kept]
 
     def _add_passages(self, texts: list[str], prepared: Prepared) -> list[str]:
         """Enter texts that rows bring along into the corpus; their id is the hash of the text."""

@@ -37,13 +37,17 @@ class ReferenceReader(LayoutReader):
         return None
 
     def _layout_row(self, row: Row) -> Row:
-        """Where there is a corpus, `pos_index` stands for `pos`, and `neg` is not read.
+        """Where there is a corpus, `pos_index` stands for `pos`, and `neg_index`, if there are scores, for `neg`.
 
         Raises:
-            RowError: a position of the right choice leaves the choices.
+            RowError: a position of the right choice leaves the choices, or an index is no list.
         """
         common = dict(row)
-        common["pos_ids"] = [str(line) for line in row.get("pos_index") or []] if self.corpus else None
+        if self.corpus:
+            common["pos_ids"] = _lines(row, "pos_index")
+            common["neg_ids"] = _lines(row, "neg_index") if self.source.teacher_scores else None
+        else:
+            common["pos_ids"] = None
         if row.get("possible_answers"):
             common["answers"] = _answers(row["possible_answers"])
         if row.get("choices"):
@@ -55,6 +59,14 @@ class ReferenceReader(LayoutReader):
         if "text" in row:
             common.setdefault("query_id", content_id(row["text"]))
         return common
+
+
+def _lines(row: Row, key: str) -> list[str]:
+    """Ids of the corpus lines that a row names."""
+    lines = row.get(key) or []
+    if not isinstance(lines, list):
+        raise RowError(f"{key} is {lines!r:.200}; a list of line numbers is needed")
+    return [str(line) for line in lines]
 
 
 def _answers(value: object) -> object:
