@@ -29,8 +29,7 @@ from embedder.labelling.prompts import shot_pool
 from embedder.mining.dense import search_block
 from embedder.mining.lexical import Ranking
 from embedder.models.causal_lm import load_lm
-from embedder.models.encode import encode
-from embedder.models.encoder import TextEncoder
+from embedder.models.encoder import TextEncoder, encode
 from embedder.storage.object_store import AnyPath
 
 

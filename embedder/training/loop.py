@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from embedder.errors import ConfigError
 from embedder.hashing import row_seed
+from embedder.models.device import keep_freed_memory
 from embedder.models.encoder import TextEncoder, TokenRow, export_encoder, load_encoder
-from embedder.models.host_memory import keep_freed_memory
 from embedder.models.onednn import has_onednn, train_linear_layers
 from embedder.storage.json_file import write_json
 from embedder.training.batch_plan import BatchPlan, share_of_batch

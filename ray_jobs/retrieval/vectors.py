@@ -22,8 +22,7 @@ from embedder.config.tasks import Side, TaskSpec
 from embedder.data.ledger import Ledger
 from embedder.data.records import PASSAGE, VECTOR, Split, each_table
 from embedder.hashing import content_id
-from embedder.models.encode import encode_prompted
-from embedder.models.encoder import TextEncoder
+from embedder.models.encoder import TextEncoder, encode_prompted
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.onnx import load_inference_encoder
 from ray_jobs.cluster.metrics import track_progress

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
-from embedder.models.encode import encode, encode_prompted
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode, encode_prompted, load_encoder
 from embedder.training.batch_plan import BatchPart
 from embedder.training.training_rows import TrainingRows, write_training_rows
 from ray_jobs.retrieval.vectors import open_store

@@ -8,8 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.models.encode import encode, encode_prompted
-from embedder.models.encoder import export_encoder, length_batches, load_encoder, pool
+from embedder.models.encoder import encode, encode_prompted, export_encoder, length_batches, load_encoder, pool
 
 TEXTS = [
     "The quick brown fox",

@@ -11,8 +11,7 @@ import torch
 from embedder.config.run import EncoderConfig
 from embedder.errors import ModelError
 from embedder.models import onnx
-from embedder.models.encode import encode_prompted
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode_prompted, load_encoder
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.onednn import PackedLinear, has_onednn
 from embedder.models.onnx import OnnxBackbone, load_inference_encoder

@@ -13,8 +13,7 @@ from embedder.config.evaluate import FolderRetriever
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import ModelError
-from embedder.models.encode import encode
-from embedder.models.encoder import export_encoder, load_encoder
+from embedder.models.encoder import encode, export_encoder, load_encoder
 from embedder.models.st_folder import FolderFacts, folder_encoder, read_folder
 
 TEXTS = ["the fox jumps", "a list holds items in order " * 20, ""]

@@ -12,7 +12,7 @@ FAULTS = """
 import resource
 import sys
 import torch
-from embedder.models.host_memory import keep_freed_memory
+from embedder.models.device import keep_freed_memory
 
 rows, up, down = torch.ones(1680, 64), torch.ones(64, 1536), torch.ones(1536, 64)
 
