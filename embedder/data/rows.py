@@ -35,7 +35,7 @@ class Rejected:
 
 
 class RowError(Exception):
-    """Why one row is rejected."""
+    """Says why one row is rejected."""
 
 
 @dataclass
@@ -64,6 +64,7 @@ def read_lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
     Raises:
         DataError: a compressed file is damaged.
     """
+    # A byte that is no UTF-8 becomes a mark in its text, so that it spoils neither its row nor the lines after it.
     open_file = gzip.open if path.suffix == ".gz" else open
     number = 0
     with open_file(path, "rt", encoding="utf-8", errors="replace") as file:

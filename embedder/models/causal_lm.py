@@ -28,9 +28,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""By how much logits may differ, as a share of their spread, and still be taken for equal."""
+"""Greatest difference of logits that are taken for equal, as a share of their spread."""
 NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How a failed allocation reads where torch raises a plain RuntimeError: on a CPU, and in cuBLAS."""
+"""Words of a failed allocation for which torch raises a plain RuntimeError: on a CPU, and in cuBLAS."""
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> Causal
 
 @torch.inference_mode()
 def reads_ahead(model: PreTrainedModel) -> bool:
-    """Whether what the model predicts depends on later words, as it does in an encoder such as BERT."""
+    """Tell whether what the model predicts depends on later words, as it does in an encoder such as BERT."""
     # Two rows that differ in their last words only: a causal model predicts the same from the first three.
     device = next(model.parameters()).device
     ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 10, 11]], device=device)

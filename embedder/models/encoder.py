@@ -50,7 +50,7 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.in_bfloat16 = False
-        """Whether matrix products are taken in bfloat16, with the weights left as they are."""
+        """Matrix products are taken in bfloat16, with the weights left as they are."""
 
     @property
     def device(self) -> torch.device:

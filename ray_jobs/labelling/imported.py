@@ -20,7 +20,7 @@ from embedder.hashing import content_id
 from ray_jobs.labelling.block_plan import read_row_group, row_groups
 
 Scores = dict[str, dict[str, float]]
-"""By query id the score of each candidate, by its id."""
+"""Scores of a dataset's candidates: by query id, then by passage id."""
 
 
 def imported_fingerprint(config: RunConfig) -> str:

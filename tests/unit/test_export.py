@@ -35,7 +35,7 @@ def exported(path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_group_is_written_positives_first(tmp_path):
+def test_export_writes_positives_first(tmp_path):
     assert write_reference([group()], tmp_path / "new" / "out.jsonl") == ExportSummary(1, 1, 0, 0)
     assert exported(tmp_path / "new" / "out.jsonl") == [
         {
@@ -53,7 +53,7 @@ def test_a_group_is_written_positives_first(tmp_path):
     ]
 
 
-def test_groups_without_rewards_are_written_without_scores_and_counted(tmp_path):
+def test_export_writes_and_counts_groups_without_rewards(tmp_path):
     nothing = {"candidate_ids": [], "candidate_texts": [], "relevance": [], "rewards": None, "error": "no candidates"}
     groups = [group(1), group(2, rewards=None, reward="none"), group(3, **nothing)]
     assert write_reference(iter(groups), tmp_path / "out.jsonl") == ExportSummary(3, rewarded=1, failed=1, plain=1)
@@ -62,7 +62,7 @@ def test_groups_without_rewards_are_written_without_scores_and_counted(tmp_path)
     assert (rows[2]["pos"], rows[2]["neg"]) == ([], [])
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
+def test_export_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "out.jsonl"
     write_reference([group(1)], path)
     before = path.read_bytes()
@@ -84,7 +84,7 @@ BAD_GROUPS = {
 
 
 @pytest.mark.parametrize(("fields", "reason"), BAD_GROUPS.values(), ids=BAD_GROUPS.keys())
-def test_a_group_that_cannot_be_written_is_named(tmp_path, fields, reason):
+def test_export_names_a_group_that_cannot_be_written(tmp_path, fields, reason):
     with pytest.raises(DataError, match=rf"group 'q1' of dataset 'd' cannot be written \(.*{reason}"):
         write_reference([group(**fields)], tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []

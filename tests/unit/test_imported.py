@@ -130,7 +130,7 @@ def test_scored_rows_of_another_dataset_are_left_to_other_sources(tmp_path):
         1,
         ["made.jsonl: 1 rows left out, since they name another dataset"],
     )
-    with pytest.raises(DataError, match="no usable row of dataset 'd'; its rows name other datasets"):
+    with pytest.raises(DataError, match="no row of dataset 'd'; its rows name other datasets"):
         read(tmp_path, [scored(1, dataset="other")])
 
 

@@ -65,7 +65,7 @@ class BeirReader(SourceReader):
 
 
 def _read_judgements(path: Path, texts: Mapping[str, str], prepared: Prepared) -> dict[str, dict[str, int]]:
-    """By query id the grades above 0 of its passages."""
+    """Grades above 0 of the passages of each query, by query id."""
     grades: dict[str, dict[str, int]] = {}
     for number, line in _judgement_lines(path):
         prepared.rows_in += 1

@@ -36,7 +36,7 @@ NOTES = {
     "repeated": "{} candidates left out with their scores, since they repeat an earlier text of their row",
     "elsewhere": "{} rows left out, since they name another dataset",
 }
-"""What the user is told of a file, if there are any."""
+"""Notes about the rows of a file, made where there are any such rows."""
 
 
 class LayoutReader(SourceReader):
@@ -110,8 +110,8 @@ class LayoutReader(SourceReader):
             scores = raw.get("teacher_scores")
             counts["ignored"] += bool(scores) and not scored
             counts["repeated"] += len(scores) - len(queries[0]["teacher_scores"]) if scores and scored else 0
-        if counts["elsewhere"] and not lines:
-            raise DataError(f"{path}: no usable row of dataset {self.source.dataset!r}; its rows name other datasets")
+        if counts["elsewhere"] and not lines and not prepared.rejected:
+            raise DataError(f"{path}: no row of dataset {self.source.dataset!r}; its rows name other datasets")
         prepared.left_out += counts["elsewhere"]
         prepared.notes += [f"{path.name}: {NOTES[name].format(counts[name])}" for name in NOTES if counts[name]]
         return lines
