@@ -13,21 +13,19 @@ over those a query brings along (chat history, earlier chunks).
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
-import ray
-
+from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.data.records import GROUP, write_table
-from embedder.mining.candidates import make_group
-from embedder.mining.lexical import Ranking
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
-from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets, passage_texts, queries
-from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
-from ray_jobs.retrieval.vectors import ensure_vectors
+
+if TYPE_CHECKING:
+    from embedder.mining.lexical import Ranking
 
 
 def check(config: RunConfig) -> Work:
@@ -46,13 +44,19 @@ def check(config: RunConfig) -> Work:
 
 def run(config: RunConfig) -> StageReport:
     """Encode, rank and group; the summary counts groups and filtered passages."""
+    import ray
+
+    from ray_jobs.cluster.metrics import track_progress
+    from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
+    from ray_jobs.retrieval.vectors import ensure_vectors
+
     store, encoded = ensure_vectors(config, config.encoder, ["train"])
     names = datasets(config)
     report = StageReport("mine", 0, "groups", details={"encoded": encoded})
     depth = config.mine.window[1] + 1
     lexical = {name: lexical_rankings(config, "train", name, depth) for name in names}
     dense = dense_rankings(config, store, "train", depth)
-    _remove_stale(config, set(names))
+    _remove_stale(config.paths, set(names))
     with track_progress("mine: datasets", len(names)) as counter:
         for name in names:
             counts = _mine_dataset(config, name, ray.get(lexical[name]), dense.get(name, {}))
@@ -68,15 +72,17 @@ def run(config: RunConfig) -> StageReport:
     return report
 
 
-def _remove_stale(config: RunConfig, kept: set[str]) -> None:
+def _remove_stale(paths: Paths, kept: set[str]) -> None:
     """Remove groups of datasets that an earlier run file named."""
-    for path in config.paths.candidates.glob("*.parquet"):
+    for path in paths.candidates.glob("*.parquet"):
         if path.stem not in kept:
             path.unlink()
 
 
 def _mine_dataset(config: RunConfig, name: str, lexical: dict[str, Ranking], dense: dict[str, Ranking]) -> Counter[str]:
     """Write the groups of one dataset and count them."""
+    from embedder.mining.candidates import make_group
+
     passages = passage_texts(config, name)
     counts: Counter[str] = Counter()
     groups = []

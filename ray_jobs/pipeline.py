@@ -25,6 +25,7 @@ from embedder.run.stages import STAGES, Contents, is_done, mark_done
 from embedder.training.trackers import check_trackers
 from ray_jobs import evaluate, index, label, mine, prepare, train
 from ray_jobs.cluster.session import Job, main, run_stage
+from ray_jobs.labelling.teachers import needed_llm
 
 EACH_ROUND = (mine.JOB, label.JOB, train.JOB)
 AT_THE_END = (index.JOB, evaluate.JOB)
@@ -73,7 +74,7 @@ def check(config: RunConfig) -> Work:
     work = prepare.check(config)
     sources = config.needed_prepare.sources
     locate_model(config.encoder.model)
-    llm = label.needed_llm(config, {source.task for source in sources})
+    llm = needed_llm(config, {source.task for source in sources})
     if llm is not None:
         locate_model(llm.model)
     done = done_before(config)

@@ -19,6 +19,8 @@ from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
 
 LINEAGE = "lineage.json"
+PROVENANCE = "provenance.json"
+"""Beside the labels: what they depend on."""
 
 
 def install_model(exported: Path, model: Path, lineage: dict[str, Any]) -> None:
@@ -53,7 +55,7 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
     """Everything the encoder of this round depends on, by content hash."""
     settings = config.model_dump(mode="json")
     base = locate_model(config.encoder.model)
-    terms = config.paths.labelled / "fingerprint.json"
+    provenance = config.paths.labelled / PROVENANCE
     return {
         "version": __version__,
         "round": config.paths.round,
@@ -66,7 +68,7 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
         },
         "labels": {
             "content": contents.of(config.paths.labelled),
-            "terms": json.loads(terms.read_text(encoding="utf-8")) if terms.is_file() else None,
+            "provenance": json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else None,
             "teacher": config.label.teacher,
             "llm": config.llm and {"model": config.llm.model, "fingerprint": contents.of_model(config.llm.model)},
         },

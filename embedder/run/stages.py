@@ -17,8 +17,6 @@ from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL
 from embedder.hashing import content_id, file_sha256
-from embedder.index.bundle import Manifest
-from embedder.index.catalog import Catalog
 from embedder.models.locate import locate_model, model_fingerprint
 from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
@@ -59,6 +57,10 @@ def _sources(config: RunConfig) -> list[AnyPath]:
 
 def _built(config: RunConfig) -> list[AnyPath]:
     """The version that was built last; which one an alias names is for those to say who run the service."""
+    # Not above: with them comes FAISS, which takes longer to import than a job needs to print its help.
+    from embedder.index.bundle import Manifest
+    from embedder.index.catalog import Catalog
+
     catalog = Catalog(config.paths.indexes)
     version = catalog.built()
     return [catalog.bundle(version) / Manifest.FILE] if version else []

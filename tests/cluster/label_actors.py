@@ -74,9 +74,9 @@ class RewardedBlocks(LabelBlocks):
         self.labeller = cast(RewardLabeller, Idle())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        labelled = super().__call__(batch)
+        costs = super().__call__(batch)
         (self.config.paths.cache / PEAK).write_text(str(peak_memory(os.getpid())))
-        return labelled
+        return costs
 
     def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
         return [self._labelled(rows.without_rewards(position, self.config, self.fingerprint)) for position in unit]

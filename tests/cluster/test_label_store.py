@@ -141,7 +141,7 @@ def test_no_secret_is_written_or_said(stored: StoredRun) -> None:
     assert code == 2 and "error: s3://bucket/label/labelled: holds labels" in error
     written, logs = dict(objects_of(stored.place)), dict(logs_of(driver.session))
     names = {name.rpartition("/")[2] for name in written}
-    assert {"labelling.html", "labelling.json", "label.json", "fingerprint.json", "export.jsonl"} <= names
+    assert {"labelling.html", "labelling.json", "label.json", "provenance.json", "export.jsonl"} <= names
     assert any("worker" in name for name in logs)
     texts = {str(number): "".join(one.lines).encode() for number, one in enumerate(stored.drivers)}
     for name, content in (written | logs | texts | labels(stored.ledger)).items():

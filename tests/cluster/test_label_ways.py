@@ -81,7 +81,7 @@ def units_begun(run_file: Path) -> int:
 
 
 def test_labels_of_another_seed_are_refused_with_both_fingerprints(driver: Driver, run_file: Path) -> None:
-    noted = json.loads((run_file.parent / "work" / "labelled" / "fingerprint.json").read_text())["fingerprint"]
+    noted = json.loads((run_file.parent / "work" / "labelled" / "provenance.json").read_text())["fingerprint"]
     assert {row["label_fingerprint"] for row in rows_of(run_file).values()} == {noted}
     error = refused(driver.call(run_file, "--set", "label.seed=1"))
     words = error.replace(",", " ").split()
@@ -224,8 +224,7 @@ def test_poisoned_rows_are_rejected_alone(
     assert sum(row["error"] is None and len(row["rewards"]) == 4 for row in rows.values()) == QA
     planner = Planner(config, None)
     for block in blocks:
-        planned = planner.read(config.paths.candidates / block["file"], block["row_group"])
-        assert ledger.holds(planned.ids_of([planned.units[number] for number in block["units"]]))
+        assert ledger.holds(planner.read_block(block).ids_of(block["units"]))
     begun = units_begun(run_file)
     succeeded(driver.call(run_file, "--set", "label.max_error_share=0.5"))
     assert units_begun(run_file) == begun

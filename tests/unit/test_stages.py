@@ -180,7 +180,7 @@ def test_lineage_leads_from_an_encoder_back_to_labels_llm_data_and_the_encoder_b
     for number in (1, 2):
         one = round_config(config, number)
         pretend_to_mine(one)
-        write(one.paths.labelled / "fingerprint.json", json.dumps({"fingerprint": f"terms {number}"}))
+        write(one.paths.labelled / "provenance.json", json.dumps({"fingerprint": f"labels {number}"}))
         for path in Path(config.encoder.model).iterdir():
             one.paths.model.mkdir(parents=True, exist_ok=True)
             (one.paths.model / path.name).write_bytes(path.read_bytes())
@@ -189,7 +189,7 @@ def test_lineage_leads_from_an_encoder_back_to_labels_llm_data_and_the_encoder_b
     second = read_lineage(round_config(config, 2).paths.model)
     first = second["encoder"]["lineage"]
     assert [second["training_run"], first["training_run"]] == ["run 2", "run 1"]
-    assert [one["labels"]["terms"]["fingerprint"] for one in (second, first)] == ["terms 2", "terms 1"]
+    assert [one["labels"]["provenance"]["fingerprint"] for one in (second, first)] == ["labels 2", "labels 1"]
     assert first["encoder"]["model"] == config.encoder.model and first["encoder"]["lineage"] is None
     assert second["labels"]["llm"]["fingerprint"] == Contents().of_model(config.llm.model)
     assert second["sources"][0]["content"] == Contents().of(config.prepare.sources[0].path)
