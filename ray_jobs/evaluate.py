@@ -86,7 +86,7 @@ def run(config: RunConfig) -> StageReport:
             values.enter_replies(asked, replies)
     results = summarise(measured, config.evaluate)
     for values in measured:
-        query = RankedQuery(by_dataset(rankings, values.name), passage_texts(config, values.name))
+        query = RankedQuery(by_dataset(rankings, values.name), passage_texts(config.paths, values.name))
         results["datasets"][values.name]["examples"] = won_and_lost(values, query, config.evaluate)
     folder = config.paths.mounted / "evaluation" / config.evaluate.split
     write_table(value_rows(measured), VALUES, folder / "values.parquet")
@@ -112,8 +112,8 @@ def unmeasured(config: RunConfig) -> list[DatasetValues]:
     from embedder.evaluation.measurements import DatasetValues
 
     values = []
-    for name in datasets(config):
-        rows = queries(config, config.evaluate.split, name)
+    for name in datasets(config.paths):
+        rows = queries(config.paths, config.evaluate.split, name)
         if rows:
             evaluation = evaluation_of(rows[0]["task"], name, rows, config.evaluate.evaluations)
             values.append(DatasetValues(name, rows[0]["task"], evaluation, rows))
@@ -138,7 +138,7 @@ def example_answers(config: RunConfig, values: DatasetValues) -> dict[str, str |
     """The answers of worked examples by passage id, where they decide what is relevant."""
     if values.evaluation.relevance != "same_answer":
         return {}
-    table = read_tables(corpus_files(config, values.name), PASSAGE, ["id", "answer"])
+    table = read_tables(corpus_files(config.paths, values.name), PASSAGE, ["id", "answer"])
     return dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
 
 

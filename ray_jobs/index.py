@@ -45,8 +45,8 @@ def check(config: RunConfig) -> Work:
     """The prepared corpus and the encoder's folder exist."""
     parameters = count_parameters(locate_model(bundle_model(config).model))
     lines, characters = [], 0
-    for name in datasets(config):
-        files = corpus_files(config, name)
+    for name in datasets(config.paths):
+        files = corpus_files(config.paths, name)
         characters += corpus_characters(files)
         lines.append(
             f"{name}: {count_rows(files):,} passages into {config.index.num_shards} shards, {config.index.factory}"
@@ -66,9 +66,9 @@ def run(config: RunConfig) -> StageReport:
     store, encoded = ensure_vectors(config, encoder, [])
     catalog = Catalog(config.paths.indexes)
     building = config.paths.indexes / "building"
-    staged = building / shards_fingerprint(config, store)
-    identity = identity_of(config, store, encoder)
-    files, collections = build_shards(config, store, identity, staged)
+    staged = building / shards_fingerprint(config.paths, config.index, store)
+    identity = identity_of(config.paths, store, encoder, config.index.num_shards)
+    files, collections = build_shards(config.paths, config.index.build_settings, store, identity, staged)
     model = staged / MODEL
     shutil.rmtree(model, ignore_errors=True)
     shutil.copytree(

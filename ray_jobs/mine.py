@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 def check(config: RunConfig) -> Work:
     """The prepared tables and the encoder's folder exist."""
-    names = datasets(config)
+    names = datasets(config.paths)
     parameters = count_parameters(locate_model(config.encoder.model))
     lines, characters = [], 0
     for name in names:
-        files, count = corpus_files(config, name), len(queries(config, "train", name))
+        files, count = corpus_files(config.paths, name), len(queries(config.paths, "train", name))
         characters += corpus_characters(files)
         lines.append(
             f"{name}: {count_rows(files):,} passages, {count:,} train queries, groups of {config.mine.group_size}"
@@ -51,11 +51,11 @@ def run(config: RunConfig) -> StageReport:
     from ray_jobs.retrieval.vectors import ensure_vectors
 
     store, encoded = ensure_vectors(config, config.encoder, ["train"])
-    names = datasets(config)
+    names = datasets(config.paths)
     report = StageReport("mine", 0, "groups", details={"encoded": encoded})
     depth = config.mine.window[1] + 1
-    lexical = {name: lexical_rankings(config, "train", name, depth) for name in names}
-    dense = dense_rankings(config, store, "train", depth)
+    lexical = {name: lexical_rankings(config.paths, "train", name, depth) for name in names}
+    dense = dense_rankings(config.paths, store, "train", depth)
     _remove_stale(config.paths, set(names))
     with track_progress("mine: datasets", len(names)) as counter:
         for name in names:
@@ -83,10 +83,10 @@ def _mine_dataset(config: RunConfig, name: str, lexical: dict[str, Ranking], den
     """Write the groups of one dataset and count them."""
     from embedder.mining.candidates import make_group
 
-    passages = passage_texts(config, name)
+    passages = passage_texts(config.paths, name)
     counts: Counter[str] = Counter()
     groups = []
-    for query in queries(config, "train", name):
+    for query in queries(config.paths, "train", name):
         rankings = {"lexical": lexical[query["query_id"]], "dense": dense[query["query_id"]]}
         mined = make_group(query, rankings, passages, config.mine)
         groups.append(mined.group)

@@ -120,11 +120,11 @@ def run(config: RunConfig) -> StageReport:
 
 def _reports(config: RunConfig) -> list[StageReport]:
     """The reports of all rounds, in order."""
-    found = []
+    reports: list[StageReport] = []
     for number in range(1, config.pipeline.rounds + 1):
         rows = read_reports(config.paths.model_copy(update={"round": number}).reports)
-        found += rows if number == 1 else [replace(row, stage=f"{row.stage}, round {number}") for row in rows]
-    return found
+        reports += rows if number == 1 else [replace(row, stage=f"{row.stage}, round {number}") for row in rows]
+    return reports
 
 
 JOB = Job("pipeline", __doc__, check, run)

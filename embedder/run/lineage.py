@@ -76,11 +76,11 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
         "prepared": {"corpus": contents.of(config.paths.corpus), "queries": contents.of(config.paths.queries)},
         "sources": [
             {
-                "task": one.task,
-                "dataset": one.dataset,
-                "path": str(one.path),
-                "content": contents.of(local_copy(one.path)),
+                "task": source.task,
+                "dataset": source.dataset,
+                "path": str(source.path),
+                "content": contents.of(local_copy(source.path)),
             }
-            for one in (config.prepare.sources if config.prepare else [])
+            for source in (config.prepare.sources if config.prepare else [])
         ],
     }

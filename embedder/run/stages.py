@@ -35,7 +35,7 @@ class Stage:
 
     name: str
     sections: tuple[str, ...]
-    """Of the run file."""
+    """Sections of the run file."""
     reads: Callable[[RunConfig], list[AnyPath]]
     """Files and folders; model folders are named by `models`."""
     writes: Callable[[RunConfig], list[AnyPath]]
@@ -162,8 +162,9 @@ def _content(path: AnyPath) -> str:
         return file_sha256(path)
     if isinstance(path, ObjectPath):
         return ""
-    files = sorted(one for one in path.rglob("*") if one.is_file() and not _is_unfinished(one.relative_to(path)))
-    return content_id([[one.relative_to(path).as_posix(), file_sha256(one)] for one in files]) if files else ""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_unfinished(file.relative_to(path)))
+    # By name and content and not by time: a stage that is repeated and writes the same leaves the later ones done.
+    return content_id([[file.relative_to(path).as_posix(), file_sha256(file)] for file in files]) if files else ""
 
 
 def _is_unfinished(name: Path) -> bool:
@@ -173,8 +174,8 @@ def _is_unfinished(name: Path) -> bool:
 def effective(value: object) -> object:
     """Settings without those of RESOURCES, at any depth."""
     if isinstance(value, dict):
-        return {key: effective(one) for key, one in value.items() if key not in RESOURCES}
-    return [effective(one) for one in value] if isinstance(value, list) else value
+        return {key: effective(item) for key, item in value.items() if key not in RESOURCES}
+    return [effective(item) for item in value] if isinstance(value, list) else value
 
 
 def fingerprint(stage: Stage, config: RunConfig, contents: Contents) -> str:
@@ -197,7 +198,7 @@ def is_done(stage: Stage, config: RunConfig, contents: Contents) -> bool:
     if not path.is_file():
         return False
     mark = json.loads(path.read_text(encoding="utf-8"))
-    written = [contents.of(one) for one in stage.writes(config)]
+    written = [contents.of(output) for output in stage.writes(config)]
     return (
         bool(written)
         and all(written)
@@ -211,7 +212,7 @@ def mark_done(stage: Stage, config: RunConfig, contents: Contents) -> None:
         "stage": stage.name,
         "version": __version__,
         "fingerprint": fingerprint(stage, config, contents),
-        "written": [contents.of(one) for one in stage.writes(config)],
+        "written": [contents.of(output) for output in stage.writes(config)],
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     write_json(mark, mark_path(stage, config))

@@ -91,13 +91,13 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     if work.flops:
         out.print(f"{job.stage}: {work.estimate()}", markup=False)
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
-    with ResourceUsage() as bill:
+    with ResourceUsage() as usage:
         report = job.run(config)
-    report.seconds = report.seconds or bill.seconds
+    report.seconds = report.seconds or usage.seconds
     report.details["estimate"] = {"flops": work.flops, "gpu_hours": work.gpu_hours}
-    report.details["bill"] = bill.record()
-    logger.info("stage ended", extra={"stage": job.stage, "rows": report.rows, "unit": report.unit, **bill.record()})
-    report.lines.append(bill.line())
+    report.details["resources"] = usage.record()
+    logger.info("stage ended", extra={"stage": job.stage, "rows": report.rows, "unit": report.unit, **usage.record()})
+    report.lines.append(usage.line())
     report.write(config.paths.reports)
     for line in report.lines:
         out.print(f"  {line}", markup=False)

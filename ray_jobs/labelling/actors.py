@@ -30,7 +30,7 @@ class LabelBlocks(BlockActor):
         self.config, self.fingerprint = config, fingerprint
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, ray.get(shot_pools))
         self.planner = Planner(config, ray.get(selected))
-        self.ledger = llm_ledger(config)
+        self.ledger = llm_ledger(config.paths)
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
 
     def ledger_of(self, block: Block) -> Ledger:
@@ -51,7 +51,7 @@ class LabelBlocks(BlockActor):
     def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
         """The labelled rows of a unit, in its order."""
         return rows.labelled(
-            unit, lambda groups: self.labeller.label(groups, self.fingerprint), self.config, self.fingerprint
+            unit, lambda groups: self.labeller.label(groups, self.fingerprint), self.config.tasks, self.fingerprint
         )
 
 

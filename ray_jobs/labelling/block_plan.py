@@ -6,7 +6,7 @@ However many rows there are, memory holds one row group (1,024 rows, as `mine` w
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
+from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, group_id, open_parquet, unrewarded
 from embedder.data.row_ids import RowIds
@@ -40,24 +42,24 @@ class GroupRows:
     unreadable: dict[int, str]
     """Why some of them are damaged; these stand among the groups with the damage made visible."""
 
-    def without_rewards(self, position: int, config: RunConfig, fingerprint: str) -> dict[str, Any]:
+    def without_rewards(self, position: int, tasks: Mapping[str, TaskSpec], fingerprint: str) -> dict[str, Any]:
         """A group as a labelled row without rewards, which says why if it is damaged."""
         group = self.groups[position]
-        row = unrewarded(group, config.tasks[group["task"]].reward, fingerprint)
+        row = unrewarded(group, tasks[group["task"]].reward, fingerprint)
         return {**row, "error": self.unreadable.get(position)}
 
     def labelled(
         self,
         positions: Sequence[int],
         label: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
-        config: RunConfig,
+        tasks: Mapping[str, TaskSpec],
         fingerprint: str,
     ) -> list[dict[str, Any]]:
         """The groups at some positions as `label` labels them; damaged ones are kept from it and say why."""
         readable = [position for position in positions if position not in self.unreadable]
         rows = dict(zip(readable, label([self.groups[position] for position in readable]), strict=True))
         for position in self.unreadable.keys() & positions:
-            rows[position] = self.without_rewards(position, config, fingerprint)
+            rows[position] = self.without_rewards(position, tasks, fingerprint)
         return [rows[position] for position in positions]
 
 
@@ -209,13 +211,13 @@ class Survey:
     """The groups of tasks with a reward that are not left out; None: all of them."""
 
 
-def row_groups(config: RunConfig) -> Iterator[tuple[AnyPath, int]]:
+def row_groups(paths: Paths) -> Iterator[tuple[AnyPath, int]]:
     """Every row group of every candidate file: (path, number).
 
     Raises:
         DataError: `mine` has not run, or a file is unreadable.
     """
-    for path in candidate_files(config):
+    for path in candidate_files(paths):
         try:
             with open_parquet(path) as file:
                 count = file.num_row_groups
@@ -239,7 +241,7 @@ def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds 
     planner = Planner(config, selected)
 
     def read() -> Iterator[list[str]]:
-        for path, number in row_groups(config):
+        for path, number in row_groups(config.paths):
             planned = planner.read(path, number)
             is_ahead = ~done.contains(planned.ids)
             ahead: list[int] = []

@@ -43,7 +43,7 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
 def _samples(config: RunConfig, tasks: set[str]) -> dict[str, list[dict[str, Any]]]:
     """The first groups of each task, at most `dry_run_groups` of each."""
     samples: dict[str, list[dict[str, Any]]] = {}
-    for path, number in row_groups(config):
+    for path, number in row_groups(config.paths):
         rows = read_row_group(path, number)
         for position, group in enumerate(rows.groups):
             if group["task"] in tasks and position not in rows.unreadable:

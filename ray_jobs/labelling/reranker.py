@@ -205,7 +205,7 @@ class ScoreBlocks(BlockActor):
         rows = planned.rows.labelled(
             planned.positions(block["units"]),
             lambda groups: label_groups(self.encoder, groups, self.temperatures, self.fingerprint),
-            self.config,
+            self.config.tasks,
             self.fingerprint,
         )
         return [{**row, "reward": "reranker"} for row in rows]

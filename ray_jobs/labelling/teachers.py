@@ -100,7 +100,7 @@ class LlmTeacher(Teacher):
 
     def survey(self) -> Survey:
         """What the LLM has to label and what of it is done."""
-        return survey(self.config, llm_ledger(self.config), self.config.label.block_rows, self.selected())
+        return survey(self.config, llm_ledger(self.config.paths), self.config.label.block_rows, self.selected())
 
     def check(self) -> Work:
         check_provenance(self.config, label_provenance(self.config, shot_pools(self.config)))
@@ -133,7 +133,7 @@ class LlmTeacher(Teacher):
             from ray_jobs.labelling.actors import label_with_llm
 
             cost = label_with_llm(config, work, pools, provenance.fingerprint)
-        missing, first = work.expected.missing_from(llm_ledger(config).row_ids())
+        missing, first = work.expected.missing_from(llm_ledger(config.paths).row_ids())
         if missing:
             raise LabelError(
                 f"{missing:,} of {len(work.expected):,} groups are in no block, first {first}; run it again"
@@ -143,7 +143,7 @@ class LlmTeacher(Teacher):
 
 def _commit_plain(config: RunConfig, work: Survey, fingerprint: str) -> None:
     """Groups of tasks without a reward need no LLM: the driver commits them, a row group at a time."""
-    ledger, planner = llm_ledger(config), Planner(config, None)
+    ledger, planner = llm_ledger(config.paths), Planner(config, None)
     done = ledger.row_ids()
     for path, number in work.plain:
         planned = planner.read(path, number)
@@ -153,7 +153,7 @@ def _commit_plain(config: RunConfig, work: Survey, fingerprint: str) -> None:
             for position, group in enumerate(planned.rows.groups)
             if config.tasks[group["task"]].reward == "none" and not is_done[position]
         ]
-        ledger.commit([planned.rows.without_rewards(position, config, fingerprint) for position in plain])
+        ledger.commit([planned.rows.without_rewards(position, config.tasks, fingerprint) for position in plain])
 
 
 class RerankerTeacher(LlmTeacher):
@@ -165,19 +165,21 @@ class RerankerTeacher(LlmTeacher):
         settings = self.config.reranker
         if settings is None or settings.llm_groups is None:
             return None
-        groups = (group for path, number in row_groups(self.config) for group in read_row_group(path, number).groups)
+        groups = (
+            group for path, number in row_groups(self.config.paths) for group in read_row_group(path, number).groups
+        )
         return select_llm_groups(groups, settings.llm_groups, settings.seed)
 
     def run(self) -> Labels:
         from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, train_reranker
 
         by_llm = super().run()
-        model = train_reranker(self.config, llm_ledger(self.config).read())
+        model = train_reranker(self.config, llm_ledger(self.config.paths).read())
         provenance = label_provenance(self.config, shot_pools(self.config))
         lineage = (model / LINEAGE).read_text(encoding="utf-8")
         ledger, fingerprint = labelled_ledger(self.config), content_id(provenance.fingerprint, lineage)[:16]
         expected = score_with_reranker(self.config, ledger, fingerprint)
-        _copy_plain(llm_ledger(self.config), ledger)
+        _copy_plain(llm_ledger(self.config.paths), ledger)
         return Labels(expected, by_llm.before, reranker_lines(model), by_llm.cost)
 
 
@@ -199,7 +201,7 @@ class RecomputingTeacher(Teacher):
         return Work("label", ["rewards are recomputed from the stored log-likelihoods"], 0.0)
 
     def run(self) -> Labels:
-        ledger, provenance = llm_ledger(self.config), label_provenance(self.config, shot_pools(self.config))
+        ledger, provenance = llm_ledger(self.config.paths), label_provenance(self.config, shot_pools(self.config))
         rows = recompute_rewards(self.config, ledger, provenance)
         return Labels(ledger.row_ids(), rows, ["rewards recomputed, without the LLM"])
 
@@ -222,7 +224,7 @@ class ImportedTeacher(Teacher):
         return Work("label", [f"rewards are read from {self.path()}"], 0.0)
 
     def run(self) -> Labels:
-        config, path, ledger = self.config, self.path(), llm_ledger(self.config)
+        config, path, ledger = self.config, self.path(), llm_ledger(self.config.paths)
         provenance = LabelProvenance(fingerprint_of_import(path), {})
         write_provenance(config.paths, provenance)
         rejected = config.paths.labelled / "rejected"

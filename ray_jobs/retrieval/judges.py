@@ -64,7 +64,7 @@ def questions_of(
             ranked: dict[str, dict[str, Ranking]] = {"none": {}} if "none" in rankings else {}
             ranked |= by_dataset(rankings, values.name)
             limits = (settings.passages.get(values.evaluation.name, 1), fingerprint)
-            ask_all(asked, values.evaluation, chosen, (ranked, passage_texts(config, values.name)), limits)
+            ask_all(asked, values.evaluation, chosen, (ranked, passage_texts(config.paths, values.name)), limits)
     return asked
 
 

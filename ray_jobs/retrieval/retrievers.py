@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 
 from embedder.config.evaluate import BuiltinRetriever, EndpointRetriever, FolderRetriever
+from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.console import console, progress
 from embedder.data.records import PASSAGE, read_tables
@@ -35,19 +36,19 @@ def all_rankings(config: RunConfig) -> Rankings:
 
     No query finds itself.
     """
-    settings, names = config.evaluate, datasets(config)
+    settings, names = config.evaluate, datasets(config.paths)
     depth = settings.depth + 1  # one more, because a query that is a passage too is taken out below
     lexical: dict[str, ray.ObjectRef] = {}
     if any(retriever.name == "bm25" for retriever in settings.retrievers):
         # Started first, so that these tasks run beside the encoders.
-        lexical = {name: lexical_rankings(config, settings.split, name, depth) for name in names}
+        lexical = {name: lexical_rankings(config.paths, settings.split, name, depth) for name in names}
     rankings: Rankings = {}
     for retriever in settings.retrievers:
         if isinstance(retriever, BuiltinRetriever) and retriever.kind not in {"base", "trained"}:
             rankings[retriever.name] = _without_encoder(config, retriever, lexical)
         else:
             store = _filled_store(config, retriever)
-            rankings[retriever.name] = dense_rankings(config, store, settings.split, depth)
+            rankings[retriever.name] = dense_rankings(config.paths, store, settings.split, depth)
     return {
         retriever: {name: without_itself(of_dataset, settings.depth) for name, of_dataset in of_retriever.items()}
         for retriever, of_retriever in rankings.items()
@@ -64,14 +65,14 @@ def _without_encoder(
 ) -> dict[str, dict[str, Ranking]]:
     settings = config.evaluate
     rankings: dict[str, dict[str, Ranking]] = {}
-    for name in datasets(config):
-        rows = queries(config, settings.split, name)
+    for name in datasets(config.paths):
+        rows = queries(config.paths, settings.split, name)
         match retriever.kind:
             case "bm25":
                 rankings[name] = ray.get(lexical[name])
             case "random":
                 rankings[name] = random_rankings(
-                    rows, list(passage_texts(config, name)), settings.depth + 1, settings.seed
+                    rows, list(passage_texts(config.paths, name)), settings.depth + 1, settings.seed
                 )
             case "recency" if rows:
                 if evaluation_of(rows[0]["task"], name, rows, settings.evaluations).has_history:
@@ -95,9 +96,9 @@ def _filled_store(config: RunConfig, retriever: BuiltinRetriever | FolderRetriev
     return store
 
 
-def _task_of(config: RunConfig, dataset: str) -> str:
+def _task_of(paths: Paths, dataset: str) -> str:
     """The task of a prepared dataset."""
-    return str(read_tables(corpus_files(config, dataset)[:1], PASSAGE, ["task"])["task"][0].as_py())
+    return str(read_tables(corpus_files(paths, dataset)[:1], PASSAGE, ["task"])["task"][0].as_py())
 
 
 def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorStore:
@@ -107,13 +108,13 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
     store = VectorStore(config.paths.vectors / content_id(*asked)[:16], tasks)
     batches = [
         chunk.slice(i, retriever.batch_texts)
-        for chunk in missing_texts(config, store, [config.evaluate.split])
+        for chunk in missing_texts(config.paths, store, [config.evaluate.split])
         for i in range(0, chunk.num_rows, retriever.batch_texts)
     ]
     total = sum(batch.num_rows for batch in batches)
     if not total:
         return store
-    task_of = {name: _task_of(config, name) for name in datasets(config)}
+    task_of = {name: _task_of(config.paths, name) for name in datasets(config.paths)}
     with (
         EmbeddingEndpoint(retriever) as endpoint,
         ThreadPoolExecutor(retriever.max_requests) as pool,

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from embedder.config.run import EncoderConfig, RunConfig
+from embedder.config.index import BuildSettings, IndexConfig
+from embedder.config.paths import Paths
+from embedder.config.run import EncoderConfig
 from embedder.data.records import PASSAGE, each_table, parquet_files
 from embedder.errors import DataError
 from embedder.hashing import content_id, file_sha256
@@ -24,46 +26,46 @@ from ray_jobs.cluster.tables import corpus_files, datasets
 from ray_jobs.retrieval.vectors import VectorStore
 
 
-def shards_fingerprint(config: RunConfig, store: VectorStore) -> str:
+def shards_fingerprint(paths: Paths, settings: IndexConfig, store: VectorStore) -> str:
     """Identity of the shards that are built; shards of another are not resumed."""
-    corpora = {name: [file_sha256(path) for path in corpus_files(config, name)] for name in datasets(config)}
+    corpora = {name: [file_sha256(path) for path in corpus_files(paths, name)] for name in datasets(paths)}
     tasks = {name: spec.passage_instruction for name, spec in store.tasks.items()}
-    settings = [config.index.build_settings.model_dump(mode="json"), config.index.num_shards]
-    return content_id(store.folder.name, tasks, settings, corpora)
+    shape = [settings.build_settings.model_dump(mode="json"), settings.num_shards]
+    return content_id(store.folder.name, tasks, shape, corpora)
 
 
-def identity_of(config: RunConfig, store: VectorStore, encoder: EncoderConfig) -> CollectionIdentity:
+def identity_of(paths: Paths, store: VectorStore, encoder: EncoderConfig, num_shards: int) -> CollectionIdentity:
     """What all collections of a version have in common; task and shard are those of none yet."""
     return CollectionIdentity(
         task="",
         shard=0,
-        num_shards=config.index.num_shards,
+        num_shards=num_shards,
         encoder_fingerprint=encoder_fingerprint(encoder),
-        dimension=_dimension(config, store),
+        dimension=_dimension(paths, store),
     )
 
 
-def _dimension(config: RunConfig, store: VectorStore) -> int:
+def _dimension(paths: Paths, store: VectorStore) -> int:
     """Width of the vectors, from one of them.
 
     Raises:
         DataError: there is none.
     """
-    blocks = (parquet_files(store.ledger(name, "passage").folder) for name in datasets(config))
+    blocks = (parquet_files(store.ledger(name, "passage").folder) for name in datasets(paths))
     first = next((path for paths in blocks for path in paths), None)
     if first is None:
-        raise DataError(f"{config.paths.corpus}: no passages to index; run `python -m ray_jobs.prepare` on some")
+        raise DataError(f"{paths.corpus}: no passages to index; run `python -m ray_jobs.prepare` on some")
     return len(pq.ParquetFile(first).read_row_group(0, ["vector"])["vector"][0])
 
 
 def build_shards(
-    config: RunConfig, store: VectorStore, identity: CollectionIdentity, staged: Path
+    paths: Paths, settings: BuildSettings, store: VectorStore, identity: CollectionIdentity, staged: Path
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Build what is not built yet; returns the hashes of all files, and passages by task."""
     remove_unfinished(staged / "shards")
     build = ray.remote(num_cpus=1)(build_shard)
     pending = [
-        build.remote(config, store, identity.model_copy(update={"shard": shard}), shard_folder(staged, shard))
+        build.remote(paths, settings, store, identity.model_copy(update={"shard": shard}), shard_folder(staged, shard))
         for shard in range(identity.num_shards)
     ]
     files: dict[str, str] = {}
@@ -78,26 +80,27 @@ def build_shards(
 
 
 def build_shard(
-    config: RunConfig, store: VectorStore, identity: CollectionIdentity, folder: Path
+    paths: Paths, settings: BuildSettings, store: VectorStore, identity: CollectionIdentity, folder: Path
 ) -> dict[str, CollectionInfo]:
     """Build one shard: of every task, the passages whose id hashes to it. Returns what was built by task."""
     if not folder.is_dir():
-        parts = shard_parts(config, store, identity)
+        parts = shard_parts(paths, store, identity)
+        # The folder appears as a whole when all its collections are built: what is there need not be looked into.
         staged = unfinished_folder(folder)
         for task in sorted(store.tasks):
             (staged / task).mkdir()
             own = identity.model_copy(update={"task": task})
-            build_collection(staged / task, parts[task], own, config.index.build_settings)
+            build_collection(staged / task, parts[task], own, settings)
         place_durably(staged, folder)
     return {task: CollectionInfo.read(folder / task) for task in sorted(store.tasks)}
 
 
-def shard_parts(config: RunConfig, store: VectorStore, identity: CollectionIdentity) -> dict[str, list[CollectionPart]]:
+def shard_parts(paths: Paths, store: VectorStore, identity: CollectionIdentity) -> dict[str, list[CollectionPart]]:
     """The passages of one shard by task; of the corpora one file at a time is in memory."""
     parts: dict[str, list[CollectionPart]] = defaultdict(list)
-    for dataset in datasets(config):
+    for dataset in datasets(paths):
         kept = []
-        for table in each_table(corpus_files(config, dataset), PASSAGE):
+        for table in each_table(corpus_files(paths, dataset), PASSAGE):
             mine = [shard_of(row_id, identity.num_shards) == identity.shard for row_id in table["id"].to_pylist()]
             kept.append(table.filter(pa.array(mine, pa.bool_())))
         passages = pa.concat_tables(kept)

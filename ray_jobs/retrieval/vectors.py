@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedder.config.paths import Paths
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.data.ledger import Ledger
@@ -115,14 +116,14 @@ def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split
     return store, fill_store(config, store, encoder, splits)
 
 
-def missing_texts(config: RunConfig, store: VectorStore, splits: list[Split]) -> Iterator[pa.Table]:
+def missing_texts(paths: Paths, store: VectorStore, splits: list[Split]) -> Iterator[pa.Table]:
     """Passages and queries whose vectors the store lacks, rows of TO_ENCODE with their instruction.
 
     A table for each file, the shortest texts first; one file at a time is in memory.
     """
-    for dataset in datasets(config):
-        asked = (query_table(config, split, dataset) for split in splits)
-        passages = each_table(corpus_files(config, dataset), PASSAGE)
+    for dataset in datasets(paths):
+        asked = (query_table(paths, split, dataset) for split in splits)
+        passages = each_table(corpus_files(paths, dataset), PASSAGE)
         yield from _missing(store, dataset, "query", asked)
         yield from _missing(store, dataset, "passage", passages)
 
@@ -130,9 +131,11 @@ def missing_texts(config: RunConfig, store: VectorStore, splits: list[Split]) ->
 def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, splits: list[Split]) -> int:
     """Encode what the store lacks, with an actor pool; returns how many texts that were."""
     actors = config.mine.num_actors
-    known = sum(count_rows(corpus_files(config, dataset)) for dataset in datasets(config)) // BLOCK_ROWS
+    known = sum(count_rows(corpus_files(config.paths, dataset)) for dataset in datasets(config.paths)) // BLOCK_ROWS
     parts = (
-        part for table in missing_texts(config, store, splits) for part in cut_blocks(text_blocks(table), actors, known)
+        part
+        for table in missing_texts(config.paths, store, splits)
+        for part in cut_blocks(text_blocks(table), actors, known)
     )
     pool = actor_pool(actors, config.mine.gpus_per_actor)
     return run_blocks(parts, EncodeBlocks, (encoder, store.folder), pool, "encode").rows

@@ -70,7 +70,7 @@ class RewardedBlocks(LabelBlocks):
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
         ray.get(shot_pools)
         self.config, self.fingerprint, self.peak_flops = config, fingerprint, 1.0
-        self.planner, self.ledger = Planner(config, ray.get(selected)), llm_ledger(config)
+        self.planner, self.ledger = Planner(config, ray.get(selected)), llm_ledger(config.paths)
         self.labeller = cast(RewardLabeller, Idle())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -79,7 +79,9 @@ class RewardedBlocks(LabelBlocks):
         return costs
 
     def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
-        return [self._labelled(rows.without_rewards(position, self.config, self.fingerprint)) for position in unit]
+        return [
+            self._labelled(rows.without_rewards(position, self.config.tasks, self.fingerprint)) for position in unit
+        ]
 
     def _labelled(self, row: dict[str, Any]) -> dict[str, Any]:
         scores = [[-1.0 - i, -1.5, -2.5] for i in range(len(row["candidate_texts"]))]

@@ -40,7 +40,7 @@ def test_prepare_and_mine_write_a_group_for_every_training_query(cluster: Cluste
     ended = next(event for event in events if event.get("message") == "stage ended")
     assert ended["job_id"] and ended["node_id"] and ended["stage"] == "prepare" and ended["rows"] > 0
     succeeded(cluster.submit("mine", run_file))
-    groups = candidate_groups(load_run(run_file)).to_pylist()
+    groups = candidate_groups(load_run(run_file).paths).to_pylist()
     assert len(groups) == DATASETS * QUERIES
     for group in groups:
         assert len(group["candidate_ids"]) == len(set(group["candidate_ids"])) == 4
@@ -65,7 +65,7 @@ def test_label_killed_half_way_and_started_again_loses_and_doubles_no_row(cluste
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
     before = len(ledger.done())
-    wanted = sorted(group_id(group) for group in candidate_groups(config).to_pylist())
+    wanted = sorted(group_id(group) for group in candidate_groups(config.paths).to_pylist())
     assert UNREWARDED < before < len(wanted)
     output = succeeded(cluster.submit("label", run_file))
     table = ledger.read()
@@ -74,9 +74,9 @@ def test_label_killed_half_way_and_started_again_loses_and_doubles_no_row(cluste
     rewarded = [row for row in table.to_pylist() if row["task"] not in {"tool", "convsearch"}]
     assert all(len(row["rewards"]) == len(row["candidate_ids"]) for row in rewarded)
     details = json.loads((config.paths.reports / "label.json").read_text(encoding="utf-8"))["details"]
-    bill, estimate = details["bill"], details["estimate"]
+    resources, estimate = details["resources"], details["estimate"]
     assert estimate["flops"] > 0 and f"{estimate['gpu_hours']:,.2g} GPU-hours" in output
-    assert 0 <= bill["cpu_hours"] < 2 * bill["seconds"] / 3600 and bill["gpu_hours"] == 0
+    assert 0 <= resources["cpu_hours"] < 2 * resources["seconds"] / 3600 and resources["gpu_hours"] == 0
 
 
 def test_labels_of_another_prompt_are_refused_before_a_model_is_loaded(cluster: Cluster, run_file: Path) -> None:

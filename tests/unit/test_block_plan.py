@@ -62,7 +62,7 @@ def commit(config, queries):
         planned = planner.read(config.paths.candidates / "qa.parquet", number)
         for position, candidates in enumerate(planned.rows.groups):
             if candidates["query_id"] in queries:
-                rows.append(planned.rows.without_rewards(position, config, "print"))
+                rows.append(planned.rows.without_rewards(position, config.tasks, "print"))
     ledger_of(config).commit(rows)
 
 

@@ -60,7 +60,7 @@ def commit(store: VectorStore, texts: pa.Table) -> None:
 
 def test_missing_texts_come_file_by_file_with_their_instruction_the_shortest_first(config):
     store = open_store(config, config.encoder)
-    query, *passages = missing_texts(config, store, ["test"])
+    query, *passages = missing_texts(config.paths, store, ["test"])
     assert query.schema == TO_ENCODE and query["text"].to_pylist() == [store.tasks["qa"].query_instruction + "what?"]
     instruction = store.tasks["qa"].passage_instruction
     assert [table["text"].to_pylist() for table in passages] == [
@@ -70,6 +70,6 @@ def test_missing_texts_come_file_by_file_with_their_instruction_the_shortest_fir
     first = passages[0].slice(1, 1)
     commit(store, first)
     commit(store, query)
-    again = list(missing_texts(config, store, ["test"]))
+    again = list(missing_texts(config.paths, store, ["test"]))
     assert [table["id"].to_pylist() for table in again] == [["s"], ["m"]]
     assert store.read("nq", "passage", first["row_id"].to_pylist()).shape == (1, 3)
