@@ -54,6 +54,7 @@ def run(config: RunConfig) -> StageReport:
     names = datasets(config.paths)
     report = StageReport("mine", 0, "groups", details={"encoded": encoded})
     depth = config.mine.window[1] + 1
+    # Started before the dense ones are waited for, so that both run at once.
     lexical = {name: lexical_rankings(config.paths, "train", name, depth) for name in names}
     dense = dense_rankings(config.paths, store, "train", depth)
     _remove_stale(config.paths, set(names))

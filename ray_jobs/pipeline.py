@@ -108,6 +108,7 @@ def run(config: RunConfig) -> StageReport:
         run_stage(step.job, step.config, step.job.check(step.config))
         contents.forget()
         if step.job is train.JOB:
+            # Before the mark, which holds the hash of the model folder that the lineage is a part of.
             write_lineage(step.config, contents)
             contents.forget()
         mark_done(stage, step.config, contents)

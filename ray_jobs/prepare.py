@@ -64,6 +64,7 @@ def run(config: RunConfig) -> StageReport:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             counts[pending.pop(done).dataset] = ray.get(done)
             counter.advance(1)
+    # After all tasks, so that a source that is refused does not cost the datasets of an earlier run.
     _remove_stale(config.paths, set(counts))
     report = StageReport("prepare", sum(count["rows_in"] for count in counts.values()), "source rows", details=counts)
     for name, count in sorted(counts.items()):

@@ -74,6 +74,7 @@ def run(config: RunConfig) -> StageReport:
     steps = MetricsReader(job.metrics, StepMetrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
     numbers = summarise(steps, sizes, left_out, outcome, settings)
+    # Each time anew, also for a finished run: card and report are made from the metrics, and cost seconds.
     with replacing(job.exported / "README.md") as file:
         file.write(model_card(config, numbers).encode())
     lineage = {"training_run": name, "base_encoder": config.encoder.model, "llm": config.llm and config.llm.model}

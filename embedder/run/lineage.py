@@ -29,6 +29,7 @@ def install_model(exported: Path, model: Path, lineage: dict[str, Any]) -> None:
     try:
         shutil.copytree(exported, staged, dirs_exist_ok=True)
         write_json(lineage, staged / LINEAGE)
+        # A folder cannot be renamed over another one: for a moment there is no model, never half of one.
         shutil.rmtree(model, ignore_errors=True)
         place_durably(staged, model)
     finally:

@@ -31,7 +31,7 @@ RESOURCES = NEUTRAL | {
 
 @dataclass(frozen=True)
 class Stage:
-    """What the result of one stage depends on."""
+    """All that the result of one stage depends on, and what it writes."""
 
     name: str
     sections: tuple[str, ...]
@@ -67,7 +67,7 @@ def _built(config: RunConfig) -> list[AnyPath]:
 
 
 def _trained_on(config: RunConfig) -> list[Paths]:
-    """Of this run, and of those that are replayed."""
+    """The paths of this run, and of those that are replayed."""
     replay = config.train and config.train.replay
     runs = replay.runs if replay else []
     return [config.paths, *(config.paths.model_copy(update={"work": run.work, "round": run.round}) for run in runs)]
@@ -188,7 +188,6 @@ def fingerprint(stage: Stage, config: RunConfig, contents: Contents) -> str:
 
 
 def mark_path(stage: Stage, config: RunConfig) -> Path:
-    """Where the mark of a stage is, or will be."""
     return config.paths.done / f"{stage.name}.json"
 
 

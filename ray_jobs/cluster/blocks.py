@@ -66,13 +66,13 @@ class BlockActor(ABC):
     """
 
     result: str
-    """What it commits, for the log."""
+    """Name of the rows that it commits, for the log."""
     peak_flops = 0.0
     """Operations a second of its device; 0: not known."""
 
     @abstractmethod
     def ledger_of(self, block: Block) -> Ledger:
-        """Where the block is committed."""
+        """The ledger that the block is committed to."""
 
     @abstractmethod
     def row_ids(self, block: Block) -> list[str]:

@@ -41,7 +41,7 @@ def query_table(paths: Paths, split: Split, dataset: str) -> pa.Table:
 
 
 def queries(paths: Paths, split: Split, dataset: str) -> list[dict[str, Any]]:
-    """The same as plain rows."""
+    """Queries of one dataset and split as plain rows."""
     rows: list[dict[str, Any]] = query_table(paths, split, dataset).to_pylist()
     return rows
 

@@ -40,7 +40,7 @@ class GroupRows:
 
     groups: list[dict[str, Any]]
     unreadable: dict[int, str]
-    """Why some of them are damaged; these stand among the groups with the damage made visible."""
+    """Reason by position for the groups that are damaged; they stand among the others with the damage made visible."""
 
     def without_rewards(self, position: int, tasks: Mapping[str, TaskSpec], fingerprint: str) -> dict[str, Any]:
         """A group as a labelled row without rewards, which says why if it is damaged."""
@@ -110,7 +110,7 @@ class PlannedRows:
 
     rows: GroupRows
     ids: list[str]
-    """Of its groups, by position."""
+    """Ids of its groups, by position."""
     units: list[Unit]
 
     def positions(self, units: Sequence[int]) -> list[int]:
@@ -118,7 +118,7 @@ class PlannedRows:
         return [position for number in units for position in self.units[number]]
 
     def ids_of(self, units: Sequence[int]) -> list[str]:
-        """The ids of the same."""
+        """The ids of these groups, in the same order."""
         return [self.ids[position] for position in self.positions(units)]
 
     def task_of(self, unit: Unit) -> str:
@@ -184,7 +184,7 @@ def select_llm_groups(groups: Iterable[dict[str, Any]], count: int, seed: int) -
 
 @dataclass
 class TaskWork:
-    """What there is of one task."""
+    """The groups of one task, and what is ahead of them."""
 
     groups: int = 0
     ahead: int = 0

@@ -37,7 +37,7 @@ IMPORTED_ROWS = 1024
 
 @dataclass(frozen=True)
 class Labels:
-    """What a teacher has labelled."""
+    """The outcome of a teacher's run."""
 
     expected: RowIds
     """The groups that must have a label now."""

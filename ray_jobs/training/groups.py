@@ -26,11 +26,11 @@ class TrainingGroups:
     positives: dict[tuple[str, str], list[str]]
     """Ids of the known positives of each query, by (dataset, query_id)."""
     notes: list[str] = field(default_factory=list)
-    """What the user is told of them."""
+    """Lines on them for the user."""
 
     @property
     def identity(self) -> str:
-        """Of the groups, their labels, and which candidates are known to be right."""
+        """Hash of the groups, their labels, and which candidates are known to be right."""
         labels = [[group["row_id"], group["label_fingerprint"]] for group in self.groups]
         known = [self.positives.get((group["dataset"], group["query_id"]), []) for group in self.groups]
         return content_id(labels, known)
