@@ -24,10 +24,13 @@ BEGUN = "begun.jsonl"
 """In `paths.cache`: a line for every unit that an actor begins, with its process and the queries of its groups."""
 PAUSE = "pause"
 """In `paths.cache`: seconds that an actor takes over a unit besides the work; no such file: none."""
-
-
 PEAK = "peak"
 """In `paths.cache`: the most bytes that the actor without an LLM has held."""
+
+
+def dwell(seconds: float) -> None:
+    """Let time pass, where a moment and no condition is what a test is about."""
+    time.sleep(seconds)  # a kill at a random moment is tested, so nothing tells when the moment has come
 
 
 def pause_s(config: RunConfig) -> float:
@@ -44,9 +47,9 @@ class WatchedBlocks(LabelBlocks):
         with (self.config.paths.cache / BEGUN).open("a") as file:
             file.write(json.dumps(line) + "\n")
         pause = pause_s(self.config) / 2
-        time.sleep(pause)
+        dwell(pause)
         labelled = super()._label_unit(rows, unit)
-        time.sleep(pause)
+        dwell(pause)
         return labelled
 
 

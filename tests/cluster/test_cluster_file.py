@@ -40,18 +40,18 @@ def pins() -> dict[str, str]:
 
 
 @both
-def test_ray_takes_the_file(cloud) -> None:
+def test_cluster_file_is_taken_by_ray(cloud) -> None:
     validate_config(prepare_config(load(cloud)))
 
 
-def test_ec2_takes_every_node_type() -> None:
+def test_cluster_file_has_node_types_that_ec2_takes() -> None:
     shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
     for name, one in load("aws")["available_node_types"].items():
         report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **one["node_config"]}, shape)
         assert not report.has_errors(), f"{name}: {report.generate_report()}"
 
 
-def test_compute_engine_takes_every_node_type() -> None:
+def test_cluster_file_has_node_types_that_compute_engine_takes() -> None:
     described = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents" / "compute.v1.json"
     schemas = json.loads(described.read_text(encoding="utf-8"))["schemas"]
     strict = {name: strict_schema(schema) for name, schema in schemas.items() if name[0].isupper()}
@@ -82,7 +82,7 @@ def strict_schema(described: Any) -> Any:
 
 
 @both
-def test_nothing_is_open_and_every_start_asks_for_the_token(cloud) -> None:
+def test_cluster_file_opens_nothing_and_asks_for_the_token_at_every_start(cloud) -> None:
     text, file = text_of(cloud), load(cloud)
     assert "--dashboard-host=127.0.0.1" in text and "0.0.0.0" not in text
     commands = [*file["head_start_ray_commands"], *file["worker_start_ray_commands"]]
@@ -94,7 +94,7 @@ def test_nothing_is_open_and_every_start_asks_for_the_token(cloud) -> None:
 
 
 @both
-def test_node_types_by_role_with_bounds(cloud) -> None:
+def test_cluster_file_has_bounded_node_types_by_role(cloud) -> None:
     file = load(cloud)
     types = file["available_node_types"]
     assert types[file["head_node_type"]]["resources"] == {"CPU": 0}
@@ -112,7 +112,7 @@ def test_node_types_by_role_with_bounds(cloud) -> None:
         )
 
 
-def test_both_clouds_have_the_same_roles_and_commands() -> None:
+def test_cluster_files_of_both_clouds_have_the_same_roles_and_commands() -> None:
     aws, gcp = load("aws"), load("gcp")
     for file in (aws, gcp):
         for key in ("provider", "head_setup_commands"):
@@ -123,7 +123,7 @@ def test_both_clouds_have_the_same_roles_and_commands() -> None:
 
 
 @both
-def test_versions_are_those_of_the_project(cloud) -> None:
+def test_cluster_file_has_the_versions_of_the_project(cloud) -> None:
     text, pinned = text_of(cloud), pins()
     images = re.findall(r"rayproject/ray:([0-9.]+)-py311-[cg]pu", text)
     assert len(images) == 2 and set(images) == {pinned["ray"]}

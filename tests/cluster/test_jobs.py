@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ from embedder.training.job import MetricsReader, StepMetrics
 from ray_jobs.cluster.tables import candidate_groups, labelled_ledger
 from tests.cluster.conftest import Cluster
 from tests.cluster.results import served_bundle
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 DATASETS = 6
@@ -47,7 +47,7 @@ def test_prepare_and_mine_write_a_group_for_every_training_query(cluster: Cluste
         assert group["query_id"] not in group["candidate_ids"]
 
 
-def test_a_job_without_the_token_is_refused(cluster: Cluster, run_file: Path) -> None:
+def test_job_without_the_token_is_refused(cluster: Cluster, run_file: Path) -> None:
     stranger = Cluster(cluster.address, cluster.dashboard, {**cluster.environment, "RAY_AUTH_TOKEN": "wrong" * 8})
     assert stranger.submit("prepare", run_file).returncode != 0
 
@@ -57,10 +57,8 @@ def test_label_killed_half_way_and_started_again_loses_and_doubles_no_row(cluste
     ledger = labelled_ledger(config)
     driver = cluster.start("label", run_file)
     try:
-        deadline = time.monotonic() + 180
-        while len(ledger.done()) <= UNREWARDED and time.monotonic() < deadline:
-            assert driver.poll() is None, driver.communicate()[0]
-            time.sleep(0.01)
+        wait_until(lambda: len(ledger.done()) > UNREWARDED or driver.poll() is not None, 180)
+        assert driver.poll() is None, driver.communicate()[0]
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
@@ -79,7 +77,7 @@ def test_label_killed_half_way_and_started_again_loses_and_doubles_no_row(cluste
     assert 0 <= resources["cpu_hours"] < 2 * resources["seconds"] / 3600 and resources["gpu_hours"] == 0
 
 
-def test_labels_of_another_prompt_are_refused_before_a_model_is_loaded(cluster: Cluster, run_file: Path) -> None:
+def test_label_refuses_another_prompt_before_a_model_is_loaded(cluster: Cluster, run_file: Path) -> None:
     job = cluster.start("label", run_file, "tasks.qa.shots=1")
     output = job.communicate(timeout=120)[0]
     assert job.returncode == 2
@@ -90,10 +88,8 @@ def test_train_killed_half_way_goes_on_and_a_finished_run_trains_no_more(cluster
     config = load_run(run_file)
     driver = cluster.start("train", run_file, "train.tensorboard=true")
     try:
-        deadline = time.monotonic() + 240
-        while len(_steps(config.paths.training)) < 5 and time.monotonic() < deadline:
-            assert driver.poll() is None, driver.communicate()[0]
-            time.sleep(0.05)
+        wait_until(lambda: len(_steps(config.paths.training)) >= 5 or driver.poll() is not None, 240)
+        assert driver.poll() is None, driver.communicate()[0]
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
@@ -143,7 +139,7 @@ def test_evaluate_compares_all_retrievers(cluster: Cluster, run_file: Path) -> N
     assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_half_written_blocks_are_not_read(tmp_path: Path) -> None:
+def test_ledger_does_not_read_half_written_blocks(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, LABELLED, "row_id")
     (tmp_path / ".block.parquet.123").write_bytes(b"half")
     assert ledger.done() == set()

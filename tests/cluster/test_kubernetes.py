@@ -42,7 +42,7 @@ def pods_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @every
-def test_fields_and_types_are_those_of_kubernetes_and_kuberay(name, manifest) -> None:
+def test_manifest_has_fields_and_types_of_kubernetes_and_kuberay(name, manifest) -> None:
     assert check_manifest(manifest) == []
 
 
@@ -59,7 +59,7 @@ def test_fields_and_types_are_those_of_kubernetes_and_kuberay(name, manifest) ->
         (["rayClusterSpec", "workerGroupSpecs"], [{"groupName": "x"}]),
     ],
 )
-def test_a_wrong_manifest_is_found(path, value) -> None:
+def test_manifest_that_is_wrong_is_refused(path, value) -> None:
     (_, job) = next(one for one in RAY if one[1]["kind"] == "RayJob")
     wrong = copy.deepcopy(job)
     node = wrong["spec"]
@@ -70,7 +70,7 @@ def test_a_wrong_manifest_is_found(path, value) -> None:
 
 
 @every_ray
-def test_every_cluster_asks_for_the_token_and_runs_the_pinned_ray(name, manifest) -> None:
+def test_manifest_asks_for_the_token_and_runs_the_pinned_ray(name, manifest) -> None:
     cluster = cluster_of(manifest)
     assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
     assert f'"ray[default,data,serve,train]=={cluster["rayVersion"]}"' in (ROOT / "pyproject.toml").read_text("utf-8")
@@ -78,7 +78,7 @@ def test_every_cluster_asks_for_the_token_and_runs_the_pinned_ray(name, manifest
 
 
 @every_ray
-def test_every_pod_is_restricted_bounded_and_probed(name, manifest) -> None:
+def test_pods_are_restricted_bounded_and_probed(name, manifest) -> None:
     for pod in pods_of(manifest):
         security, (container,) = pod["spec"]["securityContext"], pod["spec"]["containers"]
         assert security["runAsNonRoot"] and security["runAsUser"] == 1000
@@ -89,7 +89,7 @@ def test_every_pod_is_restricted_bounded_and_probed(name, manifest) -> None:
         assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "llm-embedder"
 
 
-def test_no_manifest_holds_a_secret() -> None:
+def test_manifests_hold_no_secret() -> None:
     assert "Secret" not in {one["kind"] for _, one in MANIFESTS}
     for _, manifest in RAY:
         for pod in pods_of(manifest):
@@ -117,7 +117,7 @@ def serve_config() -> dict[str, Any]:
     return yaml.safe_load(service["spec"]["serveConfigV2"])
 
 
-def test_the_serve_config_is_what_serve_reads_without_a_key_it_would_ignore() -> None:
+def test_serve_config_has_no_key_that_serve_would_ignore() -> None:
     config = serve_config()
     understood = ServeDeploySchema.model_validate(config).model_dump(mode="json", exclude_unset=True)
     assert understood == config
@@ -128,7 +128,7 @@ def test_the_serve_config_is_what_serve_reads_without_a_key_it_would_ignore() ->
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_serve_config_builds_an_application_that_fits_its_pods(
+def test_serve_config_builds_an_application_that_fits_its_pods(
     run_file: Path, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
     publish(tmp_path / "work", tiny_encoder_folder, "v1")
@@ -174,6 +174,6 @@ def deployments_of(application: Any) -> list[Any]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_probes_of_the_head_need_no_token(cluster: Cluster) -> None:
+def test_probes_of_the_head_need_no_token(cluster: Cluster) -> None:
     assert httpx.get(f"{cluster.dashboard}/api/gcs_healthz", timeout=20).text == "success"
     assert httpx.get(f"{cluster.dashboard}/api/jobs/", timeout=20).status_code == 401

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.cluster.conftest import Cluster
 from tests.cluster.label_actors import BEGUN, PAUSE
 from tests.cluster.label_helpers import Driver, group, labels, write_groups, write_run_file
 from tests.object_store import SECRET, ObjectStore
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 GROUPS = {"qa": 32, "tool": 6}
@@ -57,10 +57,9 @@ class StoredRun:
         pause = self.run_file.parent / "stored" / PAUSE
         pause.write_text(str(PAUSE_S))
         self.drivers[0].begin(self.run_file)
-        deadline = time.monotonic() + 90
-        while self.begun < UNITS // 2:
-            assert time.monotonic() < deadline and self.drivers[0].process.poll() is None
-            time.sleep(0.01)
+        process = self.drivers[0].process
+        wait_until(lambda: self.begun >= UNITS // 2 or process.poll() is not None, 90)
+        assert process.poll() is None
         self.drivers[0].process.kill()
         self.blocks = len(parquet_files(self.ledger.folder))
         pause.unlink()
@@ -127,13 +126,13 @@ def logs_of(session: str) -> Iterator[tuple[str, bytes]]:
                 yield str(path), path.read_bytes()
 
 
-def test_a_run_in_an_object_store_that_is_killed_gives_the_labels_of_a_folder(stored: StoredRun) -> None:
+def test_label_in_an_object_store_gives_the_labels_of_a_folder_though_killed(stored: StoredRun) -> None:
     assert 1 < stored.blocks < len(parquet_files(stored.ledger.folder))
     assert labels(stored.ledger) == stored.expected and stored.ledger.count_duplicates() == 0
     assert UNITS <= stored.begun <= UNITS + BLOCK_UNITS
 
 
-def test_no_secret_is_written_or_said(stored: StoredRun) -> None:
+def test_label_in_an_object_store_writes_and_prints_no_secret(stored: StoredRun) -> None:
     driver = stored.drivers[1]
     code, said = driver.call(stored.run_file, "--dry-run")
     assert code == 0 and "0 still to label" in said and "s3://***@bucket/label" in said

@@ -39,7 +39,7 @@ def large_group(number: int) -> dict[str, object]:
     return {**one, "candidate_texts": [f"{text} " + "x" * length for text in one["candidate_texts"]]}
 
 
-def test_a_hundred_times_the_rows_take_no_more_memory(
+def test_label_of_a_hundred_times_the_rows_takes_no_more_memory(
     cluster: Cluster, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     driver = Driver(cluster.address, "RewardedBlocks")

@@ -80,7 +80,7 @@ def units_begun(run_file: Path) -> int:
     return len((run_file.parent / "cache" / BEGUN).read_text().splitlines())
 
 
-def test_labels_of_another_seed_are_refused_with_both_fingerprints(driver: Driver, run_file: Path) -> None:
+def test_label_refuses_another_seed_with_both_fingerprints(driver: Driver, run_file: Path) -> None:
     noted = json.loads((run_file.parent / "work" / "labelled" / "provenance.json").read_text())["fingerprint"]
     assert {row["label_fingerprint"] for row in rows_of(run_file).values()} == {noted}
     error = refused(driver.call(run_file, "--set", "label.seed=1"))
@@ -90,7 +90,7 @@ def test_labels_of_another_seed_are_refused_with_both_fingerprints(driver: Drive
     assert "another LLM" in error
 
 
-def test_rewards_are_made_anew_without_the_llm(driver: Driver, run_file: Path) -> None:
+def test_recompute_makes_other_rewards_without_the_llm(driver: Driver, run_file: Path) -> None:
     before, begun = rows_of(run_file), units_begun(run_file)
     likelihood = ["--set", "tasks.qa.reward=likelihood"]
     assert "label.recompute=true" in refused(driver.call(run_file, *likelihood))
@@ -119,7 +119,7 @@ def damaged_scores(path: Path) -> bytes:
     return bytes(content)
 
 
-def test_a_recomputation_that_breaks_off_must_be_ended_first(driver: Driver, run_file: Path) -> None:
+def test_recompute_that_breaks_off_must_be_ended_first(driver: Driver, run_file: Path) -> None:
     before = rows_of(run_file)
     last = sorted((run_file.parent / "work" / "labelled" / "blocks").glob("*.parquet"))[-1]
     whole = last.read_bytes()
@@ -136,7 +136,7 @@ def test_a_recomputation_that_breaks_off_must_be_ended_first(driver: Driver, run
     assert rows_of(run_file) == before
 
 
-def test_an_export_is_imported_and_exported_the_same(driver: Driver, run_file: Path, tmp_path: Path) -> None:
+def test_imported_teacher_takes_an_export_and_exports_the_same(driver: Driver, run_file: Path, tmp_path: Path) -> None:
     exported = run_file.parent / "export.jsonl"
     again = write_run_file(tmp_path, Path("no-llm"), Path("no-encoder"))
     imported = ["--set", "label.teacher=imported", "--set", f"label.imported={exported}"]
@@ -155,7 +155,7 @@ def test_an_export_is_imported_and_exported_the_same(driver: Driver, run_file: P
     assert "holds labels" in refused(driver.call(again, *other))
 
 
-def test_a_dry_run_times_a_sample_and_takes_no_cluster(
+def test_label_dry_run_times_a_sample_and_takes_no_cluster(
     tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     run_file = write_run(tmp_path, tiny_llama_folder, tiny_encoder_folder, gpus_per_actor=0.5)
@@ -207,7 +207,7 @@ def write_poisoned(folder: Path) -> None:
     pq.write_table(pa.Table.from_arrays(arrays, schema=GROUP), folder / "work" / "candidates" / "qa.parquet")
 
 
-def test_poisoned_rows_are_rejected_alone(
+def test_label_rejects_poisoned_rows_alone(
     driver: Driver, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     write_poisoned(tmp_path)
@@ -230,7 +230,7 @@ def test_poisoned_rows_are_rejected_alone(
     assert units_begun(run_file) == begun
 
 
-def test_a_reranker_labels_what_the_llm_was_not_asked(
+def test_reranker_teacher_labels_what_the_llm_was_not_asked(
     driver: Driver, run_file: Path, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     path = write_run(tmp_path, tiny_llama_folder, tiny_encoder_folder)

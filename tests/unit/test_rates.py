@@ -71,13 +71,13 @@ def trained(encoder_config, folder, *, seed: int, batches: str, direction: str) 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("batches", ["one_task", "mixed"])
-def test_the_hard_task_gets_the_larger_rate(tiny_encoder, tmp_path, seed, batches):
+def test_self_paced_gives_the_hard_task_the_larger_rate(tiny_encoder, tmp_path, seed, batches):
     found = trained(tiny_encoder, tmp_path, seed=seed, batches=batches, direction="lossy_faster")
     late = {task: sum(factors[-8:]) / 8 for task, factors in found.items()}
     assert found["easy"][0] == found["hard"][0] == 1.0
     assert late["easy"] < 0.6 * late["hard"]
 
 
-def test_the_other_way_round_the_easy_task_gets_it(tiny_encoder, tmp_path):
+def test_self_paced_the_other_way_round_gives_it_to_the_easy_task(tiny_encoder, tmp_path):
     found = trained(tiny_encoder, tmp_path, seed=0, batches="one_task", direction="lossy_slower")
     assert sum(found["easy"][-8:]) > sum(found["hard"][-8:])
