@@ -155,7 +155,7 @@ def ray_part(bench: Bench) -> Found:
     import ray
 
     from ray_jobs.cluster.blocks import actor_pool, cut_blocks
-    from ray_jobs.retrieval.vectors import TO_ENCODE, EncodeBlocks, text_blocks
+    from ray_jobs.retrieval.vectors import TO_ENCODE, EncodeBlocks, VectorStore, text_blocks
 
     class TimedBlocks(EncodeBlocks):
         """Tells when it began and ended each block."""
@@ -178,7 +178,7 @@ def ray_part(bench: Bench) -> Found:
             began = time.time()
             blocks = ray.data.from_arrow(cut_blocks(text_blocks(table), ACTORS)).map_batches(
                 TimedBlocks,
-                fn_constructor_args=(bench.config, Path(folder)),
+                fn_constructor_args=(bench.config, VectorStore(Path(folder), {})),
                 batch_size=1,
                 batch_format="pyarrow",
                 **actor_pool(ACTORS, 0),

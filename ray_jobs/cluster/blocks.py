@@ -10,7 +10,8 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from operator import add, sub
 from typing import Any
 
 import pyarrow as pa
@@ -45,8 +46,10 @@ class BlockCost:
     """Operations that their devices could have done in these seconds; 0: not known."""
 
     def __add__(self, other: BlockCost) -> BlockCost:
-        mine, its = asdict(self), asdict(other)
-        return BlockCost(**{name: mine[name] + its[name] for name in mine})
+        return BlockCost(*map(add, astuple(self), astuple(other)))
+
+    def __sub__(self, other: BlockCost) -> BlockCost:
+        return BlockCost(*map(sub, astuple(self), astuple(other)))
 
 
 COST = pa.schema(
@@ -70,9 +73,12 @@ class BlockActor(ABC):
     peak_flops = 0.0
     """Operations a second of its device; 0: not known."""
 
-    @abstractmethod
+    ledger: Ledger
+    """Holds what it commits."""
+
     def ledger_of(self, block: Block) -> Ledger:
-        """The ledger that the block is committed to."""
+        """The ledger of a block, for actors with several."""
+        return self.ledger
 
     @abstractmethod
     def row_ids(self, block: Block) -> list[str]:
@@ -96,15 +102,9 @@ class BlockActor(ABC):
             return BlockCost(block["rows"])
         began, before = time.perf_counter(), self.computed()
         ledger.commit(self.compute(block))
-        seconds, after = time.perf_counter() - began, self.computed()
-        cost = BlockCost(
-            rows=block["rows"],
-            pairs=after.pairs - before.pairs,
-            tokens=after.tokens - before.tokens,
-            flops=after.flops - before.flops,
-            seconds=seconds,
-            capacity=seconds * self.peak_flops,
-        )
+        seconds = time.perf_counter() - began
+        own = BlockCost(block["rows"], seconds=seconds, capacity=seconds * self.peak_flops)
+        cost = own + self.computed() - before
         logger.info("committed %s", self.result, extra=asdict(cost))
         return cost
 

@@ -8,7 +8,6 @@ from typing import Any
 import ray
 
 from embedder.config.run import RunConfig
-from embedder.data.ledger import Ledger
 from embedder.labelling.label_statistics import LabelCost
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.prompts import ShotPools
@@ -32,9 +31,6 @@ class LabelBlocks(BlockActor):
         self.planner = Planner(config, ray.get(selected))
         self.ledger = llm_ledger(config.paths)
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
-
-    def ledger_of(self, block: Block) -> Ledger:
-        return self.ledger
 
     def row_ids(self, block: Block) -> list[str]:
         return self.planner.read_block(block).ids_of(block["units"])

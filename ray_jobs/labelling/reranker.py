@@ -194,9 +194,6 @@ class ScoreBlocks(BlockActor):
         self.config, self.ledger, self.fingerprint = config, ledger, fingerprint
         self.planner = Planner(config, None)
 
-    def ledger_of(self, block: Block) -> Ledger:
-        return self.ledger
-
     def row_ids(self, block: Block) -> list[str]:
         return self.planner.read_block(block).ids_of(block["units"])
 

@@ -34,9 +34,6 @@ class JudgeBlocks(BlockActor):
         self.judge = LlmJudge(lm, config.needed_llm, config.tasks, config.evaluate, ray.get(shot_pools))
         self.ledger = reply_ledger(config)
 
-    def ledger_of(self, block: Block) -> Ledger:
-        return self.ledger
-
     def row_ids(self, block: Block) -> list[str]:
         return [row["row_id"] for row in block["questions"]]
 

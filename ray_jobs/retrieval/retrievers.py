@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import pyarrow as pa
 import ray
@@ -25,7 +24,7 @@ from embedder.models.st_folder import FolderFacts, folder_encoder, with_prompts
 from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries
 from ray_jobs.retrieval.encoders import trained_encoder
 from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
-from ray_jobs.retrieval.vectors import VectorStore, fill_store, missing_texts, open_store, vector_ledger, vector_table
+from ray_jobs.retrieval.vectors import VectorStore, fill_store, missing_texts, open_store, vector_table
 
 Rankings = dict[str, dict[str, dict[str, Ranking]]]
 """Retriever -> dataset -> query id -> ranking."""
@@ -123,15 +122,15 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
         waiting = iter(batches)
         while batch := list(islice(waiting, retriever.max_requests)):
             names = [task_of[texts["dataset"][0].as_py()] for texts in batch]
-            for rows in pool.map(partial(_commit_answer, endpoint, store.folder), names, batch):
+            for rows in pool.map(partial(_commit_answer, endpoint, store), names, batch):
                 counter.advance(rows)
     return store
 
 
-def _commit_answer(endpoint: EmbeddingEndpoint, folder: Path, task: str, batch: pa.Table) -> int:
+def _commit_answer(endpoint: EmbeddingEndpoint, store: VectorStore, task: str, batch: pa.Table) -> int:
     """Let the server encode rows of TO_ENCODE of one dataset and side, and commit the vectors."""
     dataset, side = batch["dataset"][0].as_py(), batch["side"][0].as_py()
     vectors = endpoint.encode(batch["text"].to_pylist(), task, side)
     rows = vector_table(dataset, batch["row_id"].to_pylist(), batch["id"].to_pylist(), vectors)
-    vector_ledger(folder, dataset, side).commit(rows)
+    store.ledger(dataset, side).commit(rows)
     return int(batch.num_rows)

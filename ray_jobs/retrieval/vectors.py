@@ -52,7 +52,7 @@ class VectorStore:
 
     def ledger(self, dataset: str, side: Side) -> Ledger:
         """The committed vectors of one dataset and side."""
-        return vector_ledger(self.folder, dataset, side)
+        return Ledger(self.folder / f"{dataset}.{side}", VECTOR, "row_id")
 
     def keys(self, table: pa.Table, side: Side) -> list[str]:
         """Identity of each text of a table of queries or passages: a vector stays valid while these stay."""
@@ -76,22 +76,17 @@ def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:
     return VectorStore(config.paths.vectors / encoder_fingerprint(encoder), tasks)
 
 
-def vector_ledger(folder: Path, dataset: str, side: Side) -> Ledger:
-    """The committed vectors of one dataset and side below an encoder's folder."""
-    return Ledger(folder / f"{dataset}.{side}", VECTOR, "row_id")
-
-
 class EncodeBlocks(BlockActor):
     """Encodes blocks of texts."""
 
     result = "vectors"
 
-    def __init__(self, config: EncoderConfig, folder: Path) -> None:
+    def __init__(self, config: EncoderConfig, store: VectorStore) -> None:
         self.encoder: TextEncoder = load_inference_encoder(config)
-        self.folder = folder
+        self.store = store
 
     def ledger_of(self, block: Block) -> Ledger:
-        return vector_ledger(self.folder, block["dataset"], block["side"])
+        return self.store.ledger(block["dataset"], block["side"])
 
     def row_ids(self, block: Block) -> list[str]:
         return list(block["row_ids"])
@@ -138,7 +133,7 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
         for part in cut_blocks(text_blocks(table), actors, known)
     )
     pool = actor_pool(actors, config.mine.gpus_per_actor)
-    return run_blocks(parts, EncodeBlocks, (encoder, store.folder), pool, "encode").rows
+    return run_blocks(parts, EncodeBlocks, (encoder, store), pool, "encode").rows
 
 
 def text_blocks(table: pa.Table) -> pa.Table:

@@ -20,9 +20,6 @@ class Doubling(BlockActor):
     def __init__(self, ledger: Ledger) -> None:
         self.ledger, self.computed_numbers = ledger, 0
 
-    def ledger_of(self, block: Block) -> Ledger:
-        return self.ledger
-
     def row_ids(self, block: Block) -> list[str]:
         return [str(number) for number in block["numbers"]]
 
