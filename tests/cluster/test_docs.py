@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 COMMANDS = [(path.stem, text) for path in DOCS for mark, text in blocks(path) if mark == "run"]
 
 
-@pytest.mark.parametrize(("name", "text"), COMMANDS, ids=lambda one: one.split("\n")[0][:60])
+@pytest.mark.parametrize(("name", "text"), COMMANDS, ids=lambda text: text.split("\n")[0][:60])
 def test_docs_have_commands_that_run(cluster: Cluster, run_file: Path, tmp_path: Path, name, text) -> None:
     run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
     mine = tmp_path / "run.yaml"

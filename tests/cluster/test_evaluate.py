@@ -51,7 +51,8 @@ def write_run(folder: Path, encoder: Path, llm: Path | None, **evaluate: Any) ->
             for i in range(PASSAGES)
         ]
         rows = [
-            {**dict.fromkeys(PASSAGE.names), **one, "answer": ["yes", "no"][i % 2]} for i, one in enumerate(passages)
+            {**dict.fromkeys(PASSAGE.names), **passage, "answer": ["yes", "no"][i % 2]}
+            for i, passage in enumerate(passages)
         ]
         prepared = folder / "work" / "prepared"
         write_table(rows, PASSAGE, prepared / "corpus" / dataset / "part-00000.parquet")
@@ -75,8 +76,8 @@ def evaluate(cluster: Cluster, run_file: Path, *overrides: str) -> dict[str, Any
     output = job.communicate(timeout=400)[0]
     assert job.returncode == 0, output[-5000:]
     folder = run_file.parent / "work" / "evaluation" / "test"
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return {"results": found, "output": output}
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return {"results": results, "output": output}
 
 
 def replies(ledger: Ledger) -> dict[str, bytes]:
@@ -87,12 +88,12 @@ def replies(ledger: Ledger) -> dict[str, bytes]:
 def test_evaluate_killed_ends_with_the_replies_of_an_undisturbed_run(
     cluster: Cluster, tmp_path: Path, tiny_encoder_folder: Path, tiny_llama_folder: Path
 ) -> None:
-    one, other = (
+    first, other = (
         write_run(tmp_path / name, tiny_encoder_folder, tiny_llama_folder, llm_queries=QUERIES)
         for name in ("undisturbed", "killed")
     )
-    undisturbed = evaluate(cluster, one)["results"]
-    expected = replies(judged_ledger(one.parent / "work" / "evaluation"))
+    undisturbed = evaluate(cluster, first)["results"]
+    expected = replies(judged_ledger(first.parent / "work" / "evaluation"))
     ledger = judged_ledger(other.parent / "work" / "evaluation")
     driver = cluster.start("evaluate", other, "evaluate.num_actors=2")
     try:
@@ -175,11 +176,11 @@ def test_evaluate_compares_a_remote_embedder_and_a_folder_without_any_llm(
     assert "REMOTE_KEY holds no key" in refused.communicate(timeout=120)[0] and refused.returncode == 2
     cluster.environment["REMOTE_KEY"] = KEY
     try:
-        found = evaluate(cluster, run_file)
+        outcome = evaluate(cluster, run_file)
         texts = len(TASKS) * (QUERIES + PASSAGES)
-        assert kind.answered == texts and {one["key"] for one in kind.requests} == {f"Bearer {KEY}"}
-        assert KEY not in found["output"]
-        measures = found["results"]["datasets"]["docs"]["measures"]
+        assert kind.answered == texts and {request["key"] for request in kind.requests} == {f"Bearer {KEY}"}
+        assert KEY not in outcome["output"]
+        measures = outcome["results"]["datasets"]["docs"]["measures"]
         assert set(measures["nDCG@10"]["retrievers"]) == {"bm25", "base", "mine", "remote"}
         assert "exact match" not in measures
         evaluate(cluster, run_file)

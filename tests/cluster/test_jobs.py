@@ -108,7 +108,7 @@ def test_train_killed_half_way_goes_on_and_a_finished_run_trains_no_more(cluster
 def _steps(training: Path) -> list[tuple[int, float]]:
     """Step and loss of the only run below a folder."""
     files = list(training.glob("*/metrics.jsonl"))
-    return [(one.step, one.loss) for path in files for one in MetricsReader(path, StepMetrics).steps()]
+    return [(row.step, row.loss) for path in files for row in MetricsReader(path, StepMetrics).steps()]
 
 
 def test_index_writes_a_bundle_that_verifies_and_a_second_run_encodes_nothing(cluster: Cluster, run_file: Path) -> None:
@@ -128,7 +128,7 @@ def test_evaluate_compares_all_retrievers(cluster: Cluster, run_file: Path) -> N
     folder = config.paths.work / "evaluation" / "test"
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert set(results["tasks"]) == {"qa", "convsearch", "tool", "chat", "icl", "lrlm"}
-    measures = {name: one["measures"] for name, one in results["datasets"].items()}
+    measures = {name: values["measures"] for name, values in results["datasets"].items()}
     assert set(measures["stdlib"]["nDCG@5"]["retrievers"]) == {"random", "bm25", "base", "trained"}
     answered = measures["python-docs"]["exact match"]
     assert set(answered["retrievers"]) == {"none", "random", "bm25", "base", "trained"} and answered["queries"] == 2

@@ -20,13 +20,13 @@ from tests.serving import publish
 
 FOLDER = ROOT / "kubernetes"
 MANIFESTS = [
-    (path.name, one)
+    (path.name, each)
     for path in sorted(FOLDER.glob("*.yaml"))
-    for one in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))
 ]
-RAY = [(name, one) for name, one in MANIFESTS if one["apiVersion"] == "ray.io/v1"]
-every = pytest.mark.parametrize(("name", "manifest"), MANIFESTS, ids=lambda one: str(one)[:40])
-every_ray = pytest.mark.parametrize(("name", "manifest"), RAY, ids=lambda one: str(one)[:40])
+RAY = [(name, each) for name, each in MANIFESTS if each["apiVersion"] == "ray.io/v1"]
+every = pytest.mark.parametrize(("name", "manifest"), MANIFESTS, ids=lambda each: str(each)[:40])
+every_ray = pytest.mark.parametrize(("name", "manifest"), RAY, ids=lambda each: str(each)[:40])
 
 
 def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def test_manifest_has_fields_and_types_of_kubernetes_and_kuberay(name, manifest)
     ],
 )
 def test_manifest_that_is_wrong_is_refused(path, value) -> None:
-    (_, job) = next(one for one in RAY if one[1]["kind"] == "RayJob")
+    (_, job) = next(each for each in RAY if each[1]["kind"] == "RayJob")
     wrong = copy.deepcopy(job)
     node = wrong["spec"]
     for key in path[:-1]:
@@ -90,10 +90,10 @@ def test_pods_are_restricted_bounded_and_probed(name, manifest) -> None:
 
 
 def test_manifests_hold_no_secret() -> None:
-    assert "Secret" not in {one["kind"] for _, one in MANIFESTS}
+    assert "Secret" not in {manifest["kind"] for _, manifest in MANIFESTS}
     for _, manifest in RAY:
         for pod in pods_of(manifest):
-            assert [one["name"] for one in pod["spec"]["containers"][0].get("env", [])] in (
+            assert [each["name"] for each in pod["spec"]["containers"][0].get("env", [])] in (
                 [],
                 ["NVIDIA_VISIBLE_DEVICES"],
             )
@@ -105,15 +105,17 @@ def test_disruption_budgets_and_network_policies_select_the_pods() -> None:
         for _, manifest in RAY
         for role, pod in zip(("head", "worker"), pods_of(manifest), strict=False)
     ]
-    for _, one in MANIFESTS:
-        selector = one.get("spec", {}).get("selector" if one["kind"] == "PodDisruptionBudget" else "podSelector")
-        if one["kind"] in {"PodDisruptionBudget", "NetworkPolicy"} and selector:
+    for _, manifest in MANIFESTS:
+        selector = manifest.get("spec", {}).get(
+            "selector" if manifest["kind"] == "PodDisruptionBudget" else "podSelector"
+        )
+        if manifest["kind"] in {"PodDisruptionBudget", "NetworkPolicy"} and selector:
             wanted = selector["matchLabels"].items()
-            assert any(wanted <= each.items() for each in labels), one["metadata"]["name"]
+            assert any(wanted <= each.items() for each in labels), manifest["metadata"]["name"]
 
 
 def serve_config() -> dict[str, Any]:
-    (service,) = (one for _, one in RAY if one["kind"] == "RayService")
+    (service,) = (manifest for _, manifest in RAY if manifest["kind"] == "RayService")
     return yaml.safe_load(service["spec"]["serveConfigV2"])
 
 
@@ -138,7 +140,7 @@ def test_serve_config_builds_an_application_that_fits_its_pods(
     given = {**application["args"], "run": str(run_file), "serve.api_keys_file": str(keys)}
     overrides = [f"{key}={value}" for key, value in given.items() if key != "run"] + [f"paths.work={tmp_path / 'work'}"]
     built = build_run(load_run(run_file, overrides))
-    (service,) = (one for _, one in RAY if one["kind"] == "RayService")
+    (service,) = (manifest for _, manifest in RAY if manifest["kind"] == "RayService")
     (group,) = cluster_of(service)["workerGroupSpecs"]
     pod = group["template"]["spec"]["containers"][0]["resources"]["requests"]
     have = {"num_cpus": int(pod["cpu"]), "num_gpus": pod["nvidia.com/gpu"]}
@@ -156,20 +158,20 @@ def test_serve_config_builds_an_application_that_fits_its_pods(
 
 def deployments_of(application: Any) -> list[Any]:
     """All deployments of an application, each once."""
-    found: dict[str, Any] = {}
+    deployments: dict[str, Any] = {}
 
     def visit(value: Any) -> None:
         if hasattr(value, "_bound_deployment"):
             bound = value._bound_deployment
-            found[bound.name] = bound
-            for one in [*bound.init_args, *bound.init_kwargs.values()]:
-                visit(one)
+            deployments[bound.name] = bound
+            for item in [*bound.init_args, *bound.init_kwargs.values()]:
+                visit(item)
         elif isinstance(value, (list, tuple)):
-            for one in value:
-                visit(one)
+            for item in value:
+                visit(item)
 
     visit(application)
-    return list(found.values())
+    return list(deployments.values())
 
 
 @pytest.mark.ray

@@ -34,7 +34,7 @@ class StoredRun:
     """A run in the store that was killed half way and started again, and what it said."""
 
     run_file: Path
-    place: ObjectPath
+    work: ObjectPath
     drivers: list[Driver]
     expected: dict[str, bytes]
     """The labels of the same groups in a folder."""
@@ -50,7 +50,7 @@ class StoredRun:
     @property
     def ledger(self) -> Ledger:
         """The labels in the store."""
-        return Ledger(self.place / "labelled" / "blocks", LABELLED, "row_id")
+        return Ledger(self.work / "labelled" / "blocks", LABELLED, "row_id")
 
     def start_and_kill(self) -> None:
         """Kill the first driver when half of the units are begun."""
@@ -91,30 +91,30 @@ def stored(
     (folder / "stored").mkdir()
     run_file = folder / "stored.yaml"
     run_file.write_text(yaml.safe_dump(run))
-    one = StoredRun(run_file, object_store.path("label"), drivers, expected)
-    one.start_and_kill()
+    run_in_store = StoredRun(run_file, object_store.path("label"), drivers, expected)
+    run_in_store.start_and_kill()
     code, output = drivers[1].call(run_file)
     assert code == 0, output
-    yield one
+    yield run_in_store
     for driver in drivers:
         driver.close()
 
 
-def upload(folder: Path, place: ObjectPath) -> None:
+def upload(folder: Path, root: ObjectPath) -> None:
     """Copy the files below a folder."""
     for path in folder.rglob("*.parquet"):
-        target = place
+        target = root
         for name in path.relative_to(folder).parts:
             target = target / name
         with replacing(target) as file:
             file.write(path.read_bytes())
 
 
-def objects_of(place: ObjectPath) -> Iterator[tuple[str, bytes]]:
-    """Every object below a place."""
-    for info in place.filesystem.get_file_info(fs.FileSelector(place.key, recursive=True)):
+def objects_of(path: ObjectPath) -> Iterator[tuple[str, bytes]]:
+    """Every object below a path, by its key."""
+    for info in path.filesystem.get_file_info(fs.FileSelector(path.key, recursive=True)):
         if info.type == fs.FileType.File:
-            with place.filesystem.open_input_stream(info.path) as file:
+            with path.filesystem.open_input_stream(info.path) as file:
                 yield info.path, file.read()
 
 
@@ -138,10 +138,10 @@ def test_label_in_an_object_store_writes_and_prints_no_secret(stored: StoredRun)
     assert code == 0 and "0 still to label" in said and "s3://***@bucket/label" in said
     code, error = driver.call(stored.run_file, "--set", "label.seed=1")
     assert code == 2 and "error: s3://bucket/label/labelled: holds labels" in error
-    written, logs = dict(objects_of(stored.place)), dict(logs_of(driver.session))
+    written, logs = dict(objects_of(stored.work)), dict(logs_of(driver.session))
     names = {name.rpartition("/")[2] for name in written}
     assert {"labelling.html", "labelling.json", "label.json", "provenance.json", "export.jsonl"} <= names
     assert any("worker" in name for name in logs)
-    texts = {str(number): "".join(one.lines).encode() for number, one in enumerate(stored.drivers)}
+    texts = {str(number): "".join(driver.lines).encode() for number, driver in enumerate(stored.drivers)}
     for name, content in (written | logs | texts | labels(stored.ledger)).items():
         assert not any(secret in content for secret in SECRETS), name

@@ -113,7 +113,7 @@ def damaged_scores(path: Path) -> bytes:
     content = bytearray(path.read_bytes())
     with pq.ParquetFile(path) as file:
         columns = [file.metadata.row_group(0).column(number) for number in range(file.metadata.num_columns)]
-    [scores] = [one for one in columns if one.path_in_schema.startswith("scores.")]
+    [scores] = [column for column in columns if column.path_in_schema.startswith("scores.")]
     start = scores.dictionary_page_offset or scores.data_page_offset
     content[start : start + scores.total_compressed_size] = bytes(scores.total_compressed_size)
     return bytes(content)
@@ -192,16 +192,16 @@ REASONS = {
 def write_poisoned(folder: Path) -> None:
     """Groups of which some cannot be labelled, among others that can."""
     binary = {pa.string(): pa.binary(), pa.list_(pa.string()): pa.list_(pa.binary())}
-    schema = pa.schema([(one.name, binary.get(one.type, one.type)) for one in GROUP])
+    schema = pa.schema([(field.name, binary.get(field.type, field.type)) for field in GROUP])
     groups = [group("qa", "poisoned", number) for number in range(QA)]
     for number, name in enumerate(POISON):
         groups.insert(2 * number + 1, {**group("qa", "poisoned", 100 + number), **POISON[name], "query_id": name})
     table = pa.Table.from_pylist(groups, schema)
     arrays = [
-        pa.Array.from_buffers(one.type, len(table), column.buffers())
-        if one.type == pa.string()
-        else column.view(one.type)
-        for one, column in zip(GROUP, (table[name].combine_chunks() for name in GROUP.names), strict=True)
+        pa.Array.from_buffers(field.type, len(table), column.buffers())
+        if field.type == pa.string()
+        else column.view(field.type)
+        for field, column in zip(GROUP, (table[name].combine_chunks() for name in GROUP.names), strict=True)
     ]
     write_groups([group("qa", "poisoned", 0)], folder / "work" / "candidates" / "qa.parquet", 1)
     pq.write_table(pa.Table.from_arrays(arrays, schema=GROUP), folder / "work" / "candidates" / "qa.parquet")

@@ -34,7 +34,7 @@ def small_run(run_file: Path, cluster: Cluster, tmp_path_factory: pytest.TempPat
     """Two tasks of the session's run, one of them with rewards, in a folder of its own and in two rounds."""
     folder = tmp_path_factory.mktemp("pipeline")
     run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
-    run["prepare"]["sources"] = [one for one in run["prepare"]["sources"] if one["task"] in {"qa", "tool"}]
+    run["prepare"]["sources"] = [source for source in run["prepare"]["sources"] if source["task"] in {"qa", "tool"}]
     run |= {"paths": {"work": str(folder / "work"), "cache": str(folder / "cache")}, "pipeline": {"rounds": 2}}
     run |= {"submit": {"address": cluster.dashboard, "entrypoint_cpus": 0.5}, "evaluate": {}}
     run["tasks"] = {"qa": {"shots": 0}}

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def write_run(path: Path, session: Path, work: str) -> Path:
     """The session's tasks qa and tool in another place."""
     run = yaml.safe_load(session.read_text(encoding="utf-8"))
-    run["prepare"]["sources"] = [one for one in run["prepare"]["sources"] if one["task"] in {"qa", "tool"}]
+    run["prepare"]["sources"] = [source for source in run["prepare"]["sources"] if source["task"] in {"qa", "tool"}]
     run["paths"] = {"work": work, "cache": str(path.parent / "cache")}
     run["train"] |= {"steps": 120, "save_every": 4, "num_workers": 1}
     path.parent.mkdir(parents=True, exist_ok=True)

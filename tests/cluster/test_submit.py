@@ -28,7 +28,7 @@ def test_submit_runs_a_job_with_the_environment_of_the_run_file(cluster: Cluster
     before = {job.submission_id for job in client.list_jobs()}
     done = submit(cluster, run_file, "--set", "submit.env={RUN_MARK: here}", "--run", "--wait", "prepare")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (job,) = (one for one in client.list_jobs() if one.submission_id not in before)
+    (job,) = (job for job in client.list_jobs() if job.submission_id not in before)
     assert job.submission_id.startswith("work-prepare-") and job.status is JobStatus.SUCCEEDED
     assert job.runtime_env["env_vars"] == {"RUN_MARK": "here"}
     assert "prepare:" in client.get_job_logs(job.submission_id)

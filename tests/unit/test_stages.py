@@ -134,9 +134,9 @@ def test_effective_settings_leave_out_resources_at_any_depth():
 
 
 def test_contents_tell_a_model_from_its_folder(tiny_encoder_folder):
-    one, other = Contents(), Contents()
-    folder = one.of(tiny_encoder_folder)
-    assert one.of_model(str(tiny_encoder_folder)) == other.of_model(str(tiny_encoder_folder)) != folder
+    first, second = Contents(), Contents()
+    folder = first.of(tiny_encoder_folder)
+    assert first.of_model(str(tiny_encoder_folder)) == second.of_model(str(tiny_encoder_folder)) != folder
 
 
 def test_pipeline_of_one_round_has_the_stages_of_the_readme(run_path):
@@ -153,7 +153,7 @@ def test_pipeline_rounds_start_from_the_encoder_before_and_overwrite_nothing(run
     assert third.encoder.instructions and not config.encoder.instructions
     assert round_config(config, 2).encoder.model == str(config.paths.model)
     written = [
-        {one for stage in ROUND for one in STAGES[stage].writes(round_config(config, number))} for number in (1, 2, 3)
+        {path for stage in ROUND for path in STAGES[stage].writes(round_config(config, number))} for number in (1, 2, 3)
     ]
     assert not written[0] & written[1] and not written[1] & written[2]
     assert third.paths.corpus == config.paths.corpus and third.paths.indexes == config.paths.indexes
@@ -178,18 +178,18 @@ def test_pipeline_dry_run_says_what_is_done(run_path):
 def test_lineage_leads_from_an_encoder_back_to_labels_llm_data_and_the_encoder_before(run_path):
     config = load_run(run_path, ["pipeline.rounds=2"])
     for number in (1, 2):
-        one = round_config(config, number)
-        pretend_to_mine(one)
-        write(one.paths.labelled / "provenance.json", json.dumps({"fingerprint": f"labels {number}"}))
+        of_round = round_config(config, number)
+        pretend_to_mine(of_round)
+        write(of_round.paths.labelled / "provenance.json", json.dumps({"fingerprint": f"labels {number}"}))
         for path in Path(config.encoder.model).iterdir():
-            one.paths.model.mkdir(parents=True, exist_ok=True)
-            (one.paths.model / path.name).write_bytes(path.read_bytes())
-        write(one.paths.model / "lineage.json", json.dumps({"training_run": f"run {number}"}))
-        write_lineage(one, Contents())
+            of_round.paths.model.mkdir(parents=True, exist_ok=True)
+            (of_round.paths.model / path.name).write_bytes(path.read_bytes())
+        write(of_round.paths.model / "lineage.json", json.dumps({"training_run": f"run {number}"}))
+        write_lineage(of_round, Contents())
     second = read_lineage(round_config(config, 2).paths.model)
     first = second["encoder"]["lineage"]
     assert [second["training_run"], first["training_run"]] == ["run 2", "run 1"]
-    assert [one["labels"]["provenance"]["fingerprint"] for one in (second, first)] == ["labels 2", "labels 1"]
+    assert [lineage["labels"]["provenance"]["fingerprint"] for lineage in (second, first)] == ["labels 2", "labels 1"]
     assert first["encoder"]["model"] == config.encoder.model and first["encoder"]["lineage"] is None
     assert second["labels"]["llm"]["fingerprint"] == Contents().of_model(config.llm.model)
     assert second["sources"][0]["content"] == Contents().of(config.prepare.sources[0].path)
