@@ -42,8 +42,8 @@ def run(config: RunConfig) -> StageReport:
 
 
 def streams_objects(config: RunConfig) -> bool:
-    """Whether the teacher reads and writes an object store without a mirror."""
-    return teacher_of(config).streams_objects
+    """Training a reranker needs a folder; the other teachers read and write an object store without a mirror."""
+    return config.label.teacher != "reranker"
 
 
 JOB = Job("label", __doc__, check, run, rehearse, streams_objects)

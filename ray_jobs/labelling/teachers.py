@@ -51,9 +51,6 @@ class Labels:
 class Teacher(ABC):
     """One way to reward the candidates of a run."""
 
-    streams_objects = True
-    """It reads and writes an object store itself, without a mirror."""
-
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
@@ -159,20 +156,18 @@ def _commit_plain(config: RunConfig, work: Survey, fingerprint: str) -> None:
 class RerankerTeacher(LlmTeacher):
     """The LLM labels some groups, a cross-encoder learns from these, and labels all groups."""
 
-    streams_objects = False  # training needs a folder
-
     def selected(self) -> RowIds | None:
         settings = self.config.reranker
         if settings is None or settings.llm_groups is None:
             return None
-        groups = (
-            group for path, number in row_groups(self.config.paths) for group in read_row_group(path, number).groups
-        )
+        rows = (read_row_group(path, number) for path, number in row_groups(self.config.paths))
+        groups = (group for each in rows for group in each.groups)
         return select_llm_groups(groups, settings.llm_groups, settings.seed)
 
     def run(self) -> Labels:
         from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, train_reranker
 
+        # The LLM's labels first, all of them: the reranker is named by a hash of the rewards that it was trained on.
         by_llm = super().run()
         model = train_reranker(self.config, llm_ledger(self.config.paths).read())
         provenance = label_provenance(self.config, shot_pools(self.config))
