@@ -67,7 +67,7 @@ def read_group(folder, task="qa", **fields):
 
 def label_one(folder, task="qa", **fields):
     mined, scores = read_group(folder, task, **fields)
-    return imported_row(mined, scores, BUILTIN_TASKS)
+    return imported_row(mined, scores, BUILTIN_TASKS, "print")
 
 
 def test_imported_row_is_a_labelled_group_in_the_order_of_the_file(tmp_path):
@@ -85,6 +85,7 @@ def test_imported_row_is_a_labelled_group_in_the_order_of_the_file(tmp_path):
         "row_id": group_id(row),
         "rewards": [0.5, -1.25, 3.0],
         "reward": "imported",
+        "label_fingerprint": "print",
     }
 
 
@@ -233,8 +234,8 @@ def test_damaged_compressed_source_is_refused(tmp_path, harm):
 
 def write_groups(config: RunConfig, dataset="d") -> None:
     """Groups of a dataset as `mine` makes them, in row groups of few rows."""
-    passages = passage_texts(config, dataset)
-    groups = [make_group(query, {}, passages, config.mine).group for query in queries(config, "train", dataset)]
+    passages = passage_texts(config.paths, dataset)
+    groups = [make_group(query, {}, passages, config.mine).group for query in queries(config.paths, "train", dataset)]
     write_table(groups, GROUP, config.paths.candidates / f"{dataset}.parquet")
 
 
@@ -254,13 +255,13 @@ def prepared_run(folder, rows, tasks=("qa",)) -> RunConfig:
 def test_every_prepared_group_is_imported_once(tmp_path):
     rows = [scored(i) for i in range(5)] + ["{", scored(6, teacher_scores=[1])]
     config = prepared_run(tmp_path, rows)
-    expected, before = commit_imported(config, llm_ledger(config), "print")
+    expected, before = commit_imported(config, llm_ledger(config.paths), "print")
     assert (len(expected), before) == (5, 0)
-    table = llm_ledger(config).read()
+    table = llm_ledger(config.paths).read()
     assert table["rewards"].to_pylist() == [[0.5, -1.25, 3.0]] * 5
     assert set(table["label_fingerprint"].to_pylist()) == {"print"}
-    expected, before = commit_imported(config, llm_ledger(config), "print")
-    assert (len(expected), before, llm_ledger(config).count_duplicates()) == (5, 5, 0)
+    expected, before = commit_imported(config, llm_ledger(config.paths), "print")
+    assert (len(expected), before, llm_ledger(config.paths).count_duplicates()) == (5, 5, 0)
 
 
 class Dying(Ledger):
@@ -275,7 +276,7 @@ class Dying(Ledger):
 def test_import_goes_on_after_the_last_block(tmp_path):
     rows = [{**scored(i), "dataset": f"of-{task}", "task": task} for task in ("qa", "icl") for i in range(3)]
     config = prepared_run(tmp_path, rows, ("qa", "icl"))
-    ledger = llm_ledger(config)
+    ledger = llm_ledger(config.paths)
     with pytest.raises(KeyboardInterrupt):
         commit_imported(config, Dying(ledger.folder, LABELLED, "row_id"), "print")
     expected, before = commit_imported(config, ledger, "print")
@@ -286,15 +287,15 @@ def test_import_says_why_a_group_has_no_rewards(tmp_path):
     mined, scores = read_group(tmp_path)
     assert scores is not None
     other = {passage_id: score for passage_id, score in scores.items() if passage_id != content_id("N")}
-    assert "no teacher_scores, but tasks.qa.loss is" in imported_row(mined, None, BUILTIN_TASKS)["error"]
-    assert "has no teacher score; run mine again" in imported_row(mined, other, BUILTIN_TASKS)["error"]
-    plain = imported_row({**mined, "task": "tool"}, None, BUILTIN_TASKS)
+    assert "no teacher_scores, but tasks.qa.loss is" in imported_row(mined, None, BUILTIN_TASKS, "print")["error"]
+    assert "has no teacher score; run mine again" in imported_row(mined, other, BUILTIN_TASKS, "print")["error"]
+    plain = imported_row({**mined, "task": "tool"}, None, BUILTIN_TASKS, "print")
     assert (plain["error"], plain["reward"], plain["rewards"]) == (None, "none", None)
 
 
 def test_import_fingerprint_follows_scores_and_candidates_but_not_the_file(tmp_path):
     def fingerprint(name, *rows):
-        return imported_fingerprint(prepared_run(tmp_path / name, rows))
+        return imported_fingerprint(prepared_run(tmp_path / name, rows).paths)
 
     first = fingerprint("a", scored(1), scored(2))
     assert first == fingerprint("b", scored(2), "{", scored(1))
@@ -312,7 +313,7 @@ def test_import_without_scores_is_refused(tmp_path):
     with pytest.raises(
         DataError, match=r"no training query has teacher_scores; name a source with teacher_scores: true"
     ):
-        imported_fingerprint(config)
+        imported_fingerprint(config.paths)
 
 
 TEXT = st.text(max_size=12).map(str.strip).filter(bool)
@@ -358,9 +359,9 @@ def test_exported_groups_with_scores_come_back(tmp_path_factory, groups):
     rows = [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
     config = prepared_run(folder, rows, sorted({row["task"] for row in groups}))
     if groups:
-        commit_imported(config, llm_ledger(config), "print")
+        commit_imported(config, llm_ledger(config.paths), "print")
     wanted = {row["query_id"]: content(row) for row in groups if row["rewards"] is not None}
-    back = [row for row in llm_ledger(config).read().to_pylist() if row["rewards"] is not None]
+    back = [row for row in llm_ledger(config.paths).read().to_pylist() if row["rewards"] is not None]
     assert {row["query_id"]: content(row) for row in back} == wanted
     for row in back:
         assert row["row_id"] == group_id(row)
