@@ -12,7 +12,7 @@ from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import LivingStats
-from embedder.index.opened import combine
+from embedder.index.opened import OpenIndex, combine
 from embedder.index.results import Hit
 from embedder.index.search_options import SearchOptions
 from serve.backend import Backend, Encoded
@@ -107,7 +107,9 @@ class Service:
             query_QD = (await self.encode(version, [instruction + text for text in texts])).vector_ND
         encoded = time.perf_counter()
         slices = version.slices(self.backend.num_slices)
-        calls = [self.backend.rank(part, version.name, task, options, query_QD, texts) for part in slices]
+        calls = [
+            self.backend.call(part, version.name, OpenIndex.rank, task, options, query_QD, texts) for part in slices
+        ]
         hits = combine(await asyncio.gather(*calls), options).hits()
         ended = time.perf_counter()
         timing = Timing(encode=1000 * (encoded - began), search=1000 * (ended - encoded), total=1000 * (ended - began))
@@ -124,7 +126,14 @@ class Service:
         parts = version.by_slice([document.id for document in documents], self.backend.num_slices)
         await asyncio.gather(
             *(
-                self.backend.upsert(part, version.name, task, [documents[i] for i in places], encoded.vector_ND[places])
+                self.backend.call(
+                    part,
+                    version.name,
+                    OpenIndex.upsert,
+                    task,
+                    [documents[i] for i in places],
+                    encoded.vector_ND[places],
+                )
                 for part, places in parts.items()
             )
         )
@@ -138,14 +147,18 @@ class Service:
         self.instruction(version, task, "passage")
         parts = version.by_slice([document_id for document_id, _ in names], self.backend.num_slices)
         calls = [
-            self.backend.delete(part, version.name, task, [names[i] for i in places]) for part, places in parts.items()
+            self.backend.call(part, version.name, OpenIndex.delete, task, [names[i] for i in places])
+            for part, places in parts.items()
         ]
         return sum(await asyncio.gather(*calls))
 
     async def stats(self, version: Version) -> dict[str, list[LivingStats]]:
         """Sizes of the collections of all shards, by task."""
         parts = await asyncio.gather(
-            *(self.backend.stats(part, version.name) for part in version.slices(self.backend.num_slices))
+            *(
+                self.backend.call(part, version.name, OpenIndex.stats)
+                for part in version.slices(self.backend.num_slices)
+            )
         )
         return {task: [one for part in parts for one in part[task]] for task in version.manifest.collections}
 

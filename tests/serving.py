@@ -126,29 +126,8 @@ class LocalBackend:
             raise outcome
         return outcome
 
-    async def rank(self, part, *arguments):
-        return await self.parts[part].rank(*arguments)
-
-    async def upsert(self, part, *arguments):
-        await self.parts[part].upsert(*arguments)
-
-    async def delete(self, part, *arguments):
-        return await self.parts[part].delete(*arguments)
-
-    async def writes(self, part, *arguments):
-        return await self.parts[part].writes(*arguments)
-
-    async def pending_changes(self, part, *arguments):
-        return await self.parts[part].pending_changes(*arguments)
-
-    async def changes(self, part, *arguments):
-        return await self.parts[part].changes(*arguments)
-
-    async def apply_changes(self, part, *arguments):
-        return await self.parts[part].apply_changes(*arguments)
-
-    async def stats(self, part, version):
-        return await self.parts[part].stats(version)
+    async def call(self, part, version, method, /, *arguments, **keywords):
+        return await self.parts[part].call(version, method.__name__, *arguments, **keywords)
 
     async def prepare(self, version):
         for one in (self.encoder, *self.parts):

@@ -186,9 +186,11 @@ class OpenIndex:
                 write_durably(self._mark, self.manifest.digest.encode())
             yield
 
-    def stats(self, task: str) -> dict[int, LivingStats]:
-        """Sizes of a task's collections, by shard."""
-        return {shard: collection.stats() for shard, collection in self._collections(task).items()}
+    def stats(self) -> dict[str, list[LivingStats]]:
+        """Sizes of the collections by task, in the order of their shards."""
+        return {
+            task: [collection.stats() for collection in shards.values()] for task, shards in self.collections.items()
+        }
 
     def fold(self, least_fresh: int = 1) -> int:
         """Fold every collection with that many fresh rows; returns how many were. Meant for a background thread."""

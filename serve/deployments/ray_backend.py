@@ -5,22 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate
 
-import numpy as np
-import pyarrow as pa
 from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from embedder.config.serve import ServeConfig
-from embedder.index.documents import Document, DocumentName
-from embedder.index.living import LivingStats
-from embedder.index.opened import Rankings
-from embedder.index.search_options import SearchOptions
-from embedder.index.writes import Change
-from serve.backend import DEADLINE, Encoded
+from embedder.index.opened import OpenIndex
+from serve.backend import DEADLINE, LONG_CALLS, Encoded, P, R
 from serve.deployments.coalescing import MOST_CHARACTERS, Gatherer, Outcome
 from serve.http_errors import ApiError
 from serve.schemas import DeploymentState
@@ -73,56 +67,23 @@ class Deployments:
         )
         return outcomes
 
-    async def rank(
-        self, part: int, version: str, task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: list[str]
-    ) -> Rankings:
-        """What one slice adds to a search."""
-        handle = self._parts[part].rank
-        rankings: Rankings = await self._call(lambda: handle.remote(version, task, options, query_QD, texts))
-        return rankings
-
-    async def upsert(
-        self, part: int, version: str, task: str, documents: list[Document], vector_PD: np.ndarray
-    ) -> None:
-        """Write documents of one slice."""
-        handle = self._parts[part].upsert
-        await self._call(lambda: handle.remote(version, task, documents, vector_PD), patient=True)
-
-    async def delete(self, part: int, version: str, task: str, names: list[DocumentName]) -> int:
-        """Remove documents of one slice; made again after a death, it counts what was left."""
-        deleted: int = await self._call(lambda: self._parts[part].delete.remote(version, task, names), patient=True)
-        return deleted
-
-    async def writes(self, part: int, version: str, task: str) -> pa.Table:
-        """All writes of one slice so far."""
-        writes: pa.Table = await self._call(lambda: self._parts[part].writes.remote(version, task), patient=True)
-        return writes
-
-    async def changes(self, part: int, version: str, task: str, names: list[DocumentName]) -> list[Change]:
-        """Documents of one slice as their last writes left them."""
-        handle = self._parts[part].changes
-        changes: list[Change] = await self._call(lambda: handle.remote(version, task, names), patient=True)
-        return changes
-
-    async def pending_changes(self, part: int, version: str, task: str, changes: list[Change]) -> list[int]:
-        """Which changes of another version `apply_changes` would make in one slice."""
-        due: list[int] = await self._call(
-            lambda: self._parts[part].pending_changes.remote(version, task, changes), patient=True
+    async def call(
+        self,
+        part: int,
+        version: str,
+        method: Callable[Concatenate[OpenIndex, P], R],
+        /,
+        *arguments: P.args,
+        **keywords: P.kwargs,
+    ) -> R:
+        """Call a method of INDEX_CALLS on the index of one slice."""
+        handle = self._parts[part].call
+        # The method travels by its name: pickled as a function it could be any code, and the replica runs only those it
+        # knows.
+        answer: R = await self._call(
+            lambda: handle.remote(version, method.__name__, *arguments, **keywords), patient=method in LONG_CALLS
         )
-        return due
-
-    async def apply_changes(
-        self, part: int, version: str, task: str, changes: list[Change], vector_CD: np.ndarray
-    ) -> list[int]:
-        """Make the changes of another version that are due in one slice; returns which."""
-        handle = self._parts[part].apply_changes
-        made: list[int] = await self._call(lambda: handle.remote(version, task, changes, vector_CD), patient=True)
-        return made
-
-    async def stats(self, part: int, version: str) -> dict[str, list[LivingStats]]:
-        """Sizes of the collections of one slice, by task."""
-        stats: dict[str, list[LivingStats]] = await self._call(lambda: self._parts[part].stats.remote(version))
-        return stats
+        return answer
 
     async def prepare(self, version: str) -> None:
         """Have every replica load a version and try it; those that start later load it when they are asked."""

@@ -99,8 +99,7 @@ class ShardMetrics:
 
     def sizes(self, index: OpenIndex) -> None:
         """Note the sizes of the collections."""
-        for task in index.collections:
-            stats = list(index.stats(task).values())
+        for task, stats in index.stats().items():
             labels = {**self._slice, "task": task}
             self._documents.set(sum(one.documents for one in stats), labels)
             self._fresh.set(sum(one.fresh for one in stats), labels)

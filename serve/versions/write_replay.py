@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from embedder.errors import DataError, EmbedderError
 from embedder.index.documents import DocumentName
+from embedder.index.opened import OpenIndex
 from embedder.index.writes import Change, lacking
 from embedder.storage.durable import locked
 from serve.backend import DEADLINE, Backend
@@ -150,13 +151,16 @@ class WriteReplayer:
     async def _writes(self, version: Version, task: str) -> pa.Table:
         _extend_deadline()
         parts = version.slices(self._backend.num_slices)
-        calls = [self._backend.writes(part, version.name, task) for part in parts]
+        calls = [self._backend.call(part, version.name, OpenIndex.writes, task) for part in parts]
         return pa.concat_tables(await asyncio.gather(*calls))
 
     async def _changes(self, old: Version, task: str, names: Sequence[DocumentName]) -> list[Change]:
         _extend_deadline()
         places = old.by_slice([document_id for document_id, _ in names], self._backend.num_slices)
-        calls = [self._backend.changes(part, old.name, task, [names[i] for i in own]) for part, own in places.items()]
+        calls = [
+            self._backend.call(part, old.name, OpenIndex.changes, task, [names[i] for i in own])
+            for part, own in places.items()
+        ]
         return [change for changes in await asyncio.gather(*calls) for change in changes]
 
     async def _make(self, new: Version, task: str, changes: list[Change]) -> int:
@@ -177,7 +181,7 @@ class WriteReplayer:
     async def _write(self, new: Version, task: str, changes: list[Change]) -> int:
         places = new.by_slice([change.name[0] for change in changes], self._backend.num_slices)
         asked = [
-            self._backend.pending_changes(part, new.name, task, [changes[i] for i in own])
+            self._backend.call(part, new.name, OpenIndex.pending_changes, task, [changes[i] for i in own])
             for part, own in places.items()
         ]
         due = [own[i] for own, found in zip(places.values(), await asyncio.gather(*asked), strict=True) for i in found]
@@ -194,7 +198,9 @@ class WriteReplayer:
             kept = [i for i in own if i in due]
             if kept:
                 calls.append(
-                    self._backend.apply_changes(part, new.name, task, [changes[i] for i in kept], vector_CD[kept])
+                    self._backend.call(
+                        part, new.name, OpenIndex.apply_changes, task, [changes[i] for i in kept], vector_CD[kept]
+                    )
                 )
         return sum(map(len, await asyncio.gather(*calls)))
 

@@ -72,7 +72,7 @@ def opened(catalog: Catalog, version: str = "one") -> OpenIndex:
 
 
 def count(index: OpenIndex) -> int:
-    return sum(one.documents for one in index.stats("qa").values())
+    return sum(one.documents for one in index.stats()["qa"])
 
 
 def new_catalog(folder: Path) -> Catalog:
@@ -126,7 +126,7 @@ def kill_fold(folder: Path) -> int:
     def check(is_done: bool) -> None:
         index = opened(catalog)
         assert count(index) == BASE + 2
-        assert not is_done or all(one.fresh == 0 for one in index.stats("qa").values())
+        assert not is_done or all(one.fresh == 0 for one in index.stats()["qa"])
 
     return kill_until_done(lambda _: opened(catalog).fold() and None, check)
 

@@ -13,7 +13,8 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus, Deploy
 
 from embedder.config.serve import ServeConfig
 from embedder.errors import ConfigError
-from serve.backend import DEADLINE
+from embedder.index.opened import OpenIndex
+from serve.backend import DEADLINE, LONG_CALLS, QUICK_CALLS
 from serve.deployments.ray_backend import Deployments, _deployments
 from serve.http_errors import ApiError
 
@@ -42,7 +43,7 @@ class Handle:
 
     def __init__(self, *outcomes):
         self.outcomes, self.log = list(outcomes), []
-        self.encode = self
+        self.encode = self.call = self
 
     def remote(self, *arguments):
         self.log.append(arguments)
@@ -58,8 +59,24 @@ def encode(handle, seconds=10.0, retries=2, text="text"):
         backend = Deployments(ServeConfig(retries=retries), handle, [], lambda: again.append(1))
         return await backend._encode("v1", [[text]], True)
 
+    return outcome(main(), again)
+
+
+def call(handle, method, *arguments, seconds=0.4):
+    """What a call of an index gives or raises within a deadline, and how often it was made again."""
+    again = []
+
+    async def main():
+        DEADLINE.set(time.monotonic() + seconds)
+        backend = Deployments(ServeConfig(), None, [None, handle], lambda: again.append(1))
+        return await backend.call(1, "v1", method, *arguments)
+
+    return outcome(main(), again)
+
+
+def outcome(main, again):
     try:
-        return asyncio.run(main()), len(again)
+        return asyncio.run(main), len(again)
     except Exception as error:  # noqa: BLE001 - it is looked at
         return error, len(again)
 
@@ -92,6 +109,25 @@ def test_a_call_that_hangs_is_given_up_in_time_to_make_it_again(monkeypatch):
     assert encode(handle, seconds=0.4) == ("vectors", 1) and handle.log[1] == "cancelled"
     error, again = encode(Handle("hang", "vectors"), seconds=0.4, text="much work " * 2000)
     assert isinstance(error, TimeoutError) and again == 0
+
+
+def test_call_of_an_index_travels_by_the_name_of_its_method():
+    handle = Handle(DIED, 3)
+    assert call(handle, OpenIndex.delete, "qa", [("a", "")], seconds=10.0) == (3, 1)
+    assert handle.log == [("v1", "delete", "qa", [("a", "")])] * 2
+
+
+@pytest.mark.parametrize("method", LONG_CALLS)
+def test_call_of_an_index_that_may_be_long_is_waited_for(method, monkeypatch):
+    monkeypatch.setattr("serve.deployments.ray_backend.LEAST_S", 0.05)
+    error, again = call(Handle("hang", "answer"), method, "qa")
+    assert isinstance(error, TimeoutError) and again == 0
+
+
+@pytest.mark.parametrize("method", QUICK_CALLS)
+def test_call_of_an_index_that_is_quick_is_made_again_when_it_hangs(method, monkeypatch):
+    monkeypatch.setattr("serve.deployments.ray_backend.LEAST_S", 0.05)
+    assert call(Handle("hang", "answer"), method, "qa") == ("answer", 1)
 
 
 @pytest.mark.parametrize(

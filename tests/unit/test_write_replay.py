@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from embedder.errors import BundleError, DataError
 from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
+from embedder.index.opened import OpenIndex
 from serve.api import make_api
 from serve.http_errors import ApiError
 from serve.service import Service
@@ -220,7 +221,7 @@ def test_what_is_written_late_to_the_old_version_comes_too_and_then_it_is_settle
 def write_late(service: Service, version: str, document: dict) -> None:
     """As a request does that was let in before the alias moved."""
     index = service.backend.parts[0]
-    asyncio.run(index.upsert(version, "chat", [Document(**document)], np.eye(1, 384, dtype=np.float32)))
+    asyncio.run(index.call(version, "upsert", "chat", [Document(**document)], np.eye(1, 384, dtype=np.float32)))
 
 
 def test_an_alias_that_moves_back_and_forth_begins_anew_each_time(work: Path) -> None:
@@ -261,17 +262,15 @@ def test_failures_after_the_move_are_tried_again(work: Path, monkeypatch: pytest
     catalog = Catalog(work / "indexes")
     catalog.point("live", "v2")
     service = local_service(run_config(work, MODEL, timeout_s=0.5))
-    writes, failures = (
-        service.backend.writes,
-        [ApiError(503, "died"), TimeoutError(), BundleError("damaged"), OSError()],
-    )
+    call = service.backend.call
+    failures = [ApiError(503, "died"), TimeoutError(), BundleError("damaged"), OSError()]
 
-    async def failing(*arguments: object) -> object:
-        if failures:
+    async def failing(part: int, version: str, method: Callable, *arguments: object) -> object:
+        if failures and method is OpenIndex.writes:
             raise failures.pop()
-        return await writes(*arguments)
+        return await call(part, version, method, *arguments)
 
-    monkeypatch.setattr(service.backend, "writes", failing)
+    monkeypatch.setattr(service.backend, "call", failing)
     with client_of(service) as client:
         until(client, "note", NOTE["text"])
         waits_for(lambda: catalog.previous() == {"live": {}})
@@ -282,11 +281,14 @@ def test_what_cannot_be_read_does_not_hold_the_alias_back(
     work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = local_service(run_config(work, MODEL))
+    call = service.backend.call
 
-    async def damaged(*arguments: object) -> object:
-        raise BundleError("this log is damaged")
+    async def damaged(part: int, version: str, method: Callable, *arguments: object) -> object:
+        if method is OpenIndex.writes:
+            raise BundleError("this log is damaged")
+        return await call(part, version, method, *arguments)
 
-    monkeypatch.setattr(service.backend, "writes", damaged)
+    monkeypatch.setattr(service.backend, "call", damaged)
     with client_of(service) as client:
         write(client, NOTE)
         swap(client, "v2")
@@ -298,14 +300,14 @@ def test_what_was_begun_for_a_move_that_was_taken_back_does_not_count(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, catalog = local_service(run_config(work, MODEL, timeout_s=1.0)), Catalog(work / "indexes")
-    writes, is_slow = service.backend.writes, [True]
+    call, is_slow = service.backend.call, [True]
 
-    async def slow(*arguments: object) -> object:
-        if is_slow[0]:
+    async def slow(part: int, version: str, method: Callable, *arguments: object) -> object:
+        if is_slow[0] and method is OpenIndex.writes:
             await asyncio.sleep(1.5)
-        return await writes(*arguments)
+        return await call(part, version, method, *arguments)
 
-    monkeypatch.setattr(service.backend, "writes", slow)
+    monkeypatch.setattr(service.backend, "call", slow)
     with client_of(service) as client:
         swap(client, "v2", 503)
         catalog.point("live", "v1")
