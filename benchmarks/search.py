@@ -120,7 +120,7 @@ def build(folder: Path, vectors: Vectors, table: pa.Table, factory: str, shards:
         place = shard_folder(folder, shard) / TASK
         place.mkdir(parents=True)
         settings = BuildSettings(factory=factory, lexical=False)
-        write_collection(place, table.take(pa.array(rows)), flat, manifest.place(TASK, shard), settings)
+        write_collection(place, table.take(pa.array(rows)), flat, manifest.collection_identity(TASK, shard), settings)
     manifest.write(folder)
     seconds = time.perf_counter() - began
     (folder / SECONDS).write_text(f"{seconds}", encoding="ascii")
@@ -166,7 +166,7 @@ def raw_index(folder: Path, manifest: Manifest) -> Raw:
     parts, shards = [], swig.IndexShards(manifest.dimension, False, True)
     for shard in range(manifest.num_shards):
         place = shard_folder(folder, shard) / TASK
-        collection = Collection.load(place, manifest.place(TASK, shard), check=False)
+        collection = Collection.load(place, manifest.collection_identity(TASK, shard), check=False)
         part: Any = open_flat(place / "vectors.faiss")
         if collection.info.factory != "Flat":
             flat, part = part, open_index(place / "approximate.faiss")

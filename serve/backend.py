@@ -48,7 +48,7 @@ class Backend(Protocol):
 
     @property
     def is_full(self) -> bool:
-        """Whether a further request for vectors would be refused."""
+        """True while a further request for vectors would be refused."""
 
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
         """The vectors of texts by the model of a version."""
@@ -71,4 +71,4 @@ class Backend(Protocol):
         """Have every replica load a version and try it."""
 
     async def deployments(self) -> list[DeploymentState]:
-        """Which replicas there are."""
+        """The replicas of every deployment, by state."""

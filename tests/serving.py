@@ -25,7 +25,7 @@ from serve.keys import Keys
 from serve.schemas import DeploymentState
 from serve.service import Service
 from serve.versions.served import Served, VersionSource
-from tests.unit.index_cases import PLACE, write
+from tests.unit.index_cases import IDENTITY, write
 
 SUBJECTS = ["list", "dict", "set", "tuple", "string", "file", "socket", "thread", "lock", "queue"]
 ACTIONS = ["sorts", "copies", "opens", "closes"]
@@ -60,7 +60,7 @@ def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_toke
         for shard in range(shards):
             mine = [i for i, row in enumerate(rows) if shard_of(row.id, shards) == shard]
             belongs = {"task": task, "shard": shard, "num_shards": shards, "encoder_fingerprint": fingerprint}
-            place = PLACE.model_copy(update=belongs)
+            place = IDENTITY.model_copy(update=belongs)
             write(shard_folder(folder, shard) / task, [rows[i] for i in mine], vectors[mine], place)
     manifest = Manifest(
         name=name,

@@ -33,7 +33,7 @@ UNSAID = SearchParameters()
 
 
 class BuildSettings(BaseModel):
-    """How a collection is built; kept with it, so that folding builds it the same way."""
+    """How a collection is built; kept with it, so that compaction builds it the same way."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -38,7 +38,7 @@ def workplace(config: RunConfig, *, writes: bool) -> Iterator[RunConfig]:
     mirror = Mirror(work, config.paths.cache / "mirrors" / content_id(work.uri)[:16] / work.name)
     with locked(mirror.folder.parent / "mirror.lock", wait=False) as is_mine:
         if writes and not is_mine:
-            raise ConfigError(f"{mirror.folder}: another job works on {mirror.place} here; wait for its end")
+            raise ConfigError(f"{mirror.folder}: another job works on {mirror.remote} here; wait for its end")
         if is_mine:
             mirror.pull()
         local = config.model_copy(update={"paths": config.paths.model_copy(update={"work": mirror.folder})})

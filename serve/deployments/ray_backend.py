@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
 from serve.backend import DEADLINE, LONG_CALLS, Encoded, P, R
-from serve.deployments.coalescing import MOST_CHARACTERS, Gatherer, Outcome
+from serve.deployments.coalescing import MOST_CHARACTERS, Coalescer, Outcome
 from serve.http_errors import ApiError
 from serve.schemas import DeploymentState
 
@@ -28,7 +28,7 @@ LEAST_S = 2.0
 DIED_PAUSE_S = 1.0
 """Before replicas are asked again to load a version; by then those that died are known to be dead."""
 PREPARE_S = 600.0
-"""For loading a version in every replica."""
+"""Time for loading a version in every replica."""
 STATE_HOLDS_S = 2.0
 """How long an answer of Ray's controller about replicas holds."""
 
@@ -46,19 +46,17 @@ class Deployments:
         self._settings, self._encoder, self._parts, self._retried = settings, encoder, slices, retried
         self.num_slices = len(slices)
         most_calls = settings.target_ongoing_requests * settings.max_replicas
-        self._gatherer = Gatherer(self._encode, most_calls, settings.max_queued_requests, settings.max_queued_texts)
+        self._coalescer = Coalescer(self._encode, most_calls, settings.max_queued_requests, settings.max_queued_texts)
         self._state_lock = asyncio.Lock()
         self._state: list[DeploymentState] = []
         self._state_until = 0.0
 
     @property
     def is_full(self) -> bool:
-        """Whether a further request for vectors would be refused."""
-        return self._gatherer.is_full
+        return self._coalescer.is_full
 
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
-        """The vectors of texts by the model of a version."""
-        return await self._gatherer.encode(version, texts, truncate)
+        return await self._coalescer.encode(version, texts, truncate)
 
     async def _encode(self, version: str, requests: list[list[str]], truncate: bool) -> list[Outcome]:
         much = sum(len(text) for texts in requests for text in texts) > MOST_CHARACTERS
@@ -89,7 +87,7 @@ class Deployments:
         """Have every replica load a version and try it; those that start later load it when they are asked."""
         for attempt in range(self._settings.retries + 1):
             await asyncio.sleep(DIED_PAUSE_S * attempt)
-            calls = [one.broadcast("prepare", version) for one in (self._encoder, *self._parts)]
+            calls = [handle.broadcast("prepare", version) for handle in (self._encoder, *self._parts)]
             try:
                 await asyncio.gather(*(call.results_async(timeout_s=PREPARE_S) for call in calls))
             except DIED:
@@ -101,6 +99,7 @@ class Deployments:
 
     async def deployments(self) -> list[DeploymentState]:
         """Which replicas there are, as Ray's controller said within the last two seconds."""
+        # Locked, so that many who ask at once cost the controller one call.
         async with self._state_lock:
             if time.monotonic() > self._state_until:
                 self._state = await asyncio.to_thread(_deployments, serve.get_replica_context().app_name)
@@ -120,6 +119,7 @@ class Deployments:
             if attempt:
                 self._retried()
                 await asyncio.sleep(PAUSE_S * 2 ** (attempt - 1))
+            # Anew for each attempt: the pause and the attempt before it have used up a part.
             left = DEADLINE.get() - time.monotonic()
             is_last = patient or attempt == self._settings.retries or left < LEAST_S
             try:
@@ -137,6 +137,7 @@ class Deployments:
         try:
             return await asyncio.wait_for(_result(response), max(0.001, seconds))
         except (asyncio.CancelledError, asyncio.TimeoutError) as error:
+            # Ray does not do it by itself: the replica would work on for nobody.
             response.cancel()
             if isinstance(error, asyncio.CancelledError):
                 raise
@@ -147,30 +148,32 @@ class Deployments:
             raise ApiError(503, "a part of the service is not ready; try again") from error
         except RayTaskError as error:
             raise _cause(error) from error
-        except DIED:
+        except DIED:  # a RayError too, but one after which the call is made again
             raise
         except RayError as error:
             raise ApiError(503, f"a part of the service failed ({type(error).__name__}); try again") from error
 
 
 def _deployments(application: str) -> list[DeploymentState]:
-    found = serve.status().applications[application].deployments
+    states = serve.status().applications[application].deployments
     return [
         DeploymentState(
             name=name,
-            status=one.status.value,
+            status=state.status.value,
             # By the values of the states, whatever Ray's annotation says.
-            replicas=dict(one.replica_states),
+            replicas=dict(state.replica_states),
         )
-        for name, one in found.items()
+        for name, state in states.items()
     ]
 
 
 def _cause(error: RayTaskError) -> BaseException:
-    """What the replica raised."""
+    """The exception that the replica raised, if it was one."""
     cause: BaseException = error.cause
+    # Ray wraps what is raised and keeps the cause as an object; where it could not be pickled the cause is a text.
     return cause if isinstance(cause, Exception) else error
 
 
 async def _result(response: DeploymentResponse[Any]) -> Any:  # noqa: ANN401
+    # `wait_for` takes a coroutine, and a response is only awaitable.
     return await response

@@ -17,13 +17,13 @@ from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
 from serve.backend import INDEX_CALLS
 from serve.deployments.service_metrics import ShardMetrics
-from serve.deployments.version_cache import Loaded
+from serve.deployments.version_cache import VersionCache
 from serve.versions.served import VersionSource, shards_of
 
 logger = logging.getLogger("ray.serve")
 
 TIDY_EVERY_S = 5.0
-"""Between two looks at what others have folded, and at what is to be folded or unloaded."""
+"""Between two looks at what others have compacted, and at what is to be compacted or unloaded."""
 
 
 class ShardReplica:
@@ -40,8 +40,9 @@ class ShardReplica:
         self._source, self._settings = source, settings
         self._slice = (slice_number, num_slices)
         self._metrics = ShardMetrics(slice_number)
-        self._indexes = Loaded(self._load)
+        self._indexes = VersionCache(self._load)
         self._indexes.preload(source.named()[: settings.max_versions], deployed)
+        # A thread, because compaction takes minutes of CPU and Ray's event loop must answer health checks meanwhile.
         threading.Thread(target=self._tidy_for_ever, name="tidy", daemon=True).start()
 
     async def call(self, version: str, method: str, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as the method has them
@@ -86,7 +87,7 @@ class ShardReplica:
         return OpenIndex.open(bundle, self._source.state(version), shards)
 
     def _tidy_for_ever(self) -> None:
-        """Fold what was written, adopt what others folded, unload what is not served any more."""
+        """Compact what was written, adopt what others compacted, unload what is not served any more."""
         while True:
             time.sleep(TIDY_EVERY_S)
             try:
@@ -97,13 +98,14 @@ class ShardReplica:
                 self._tidy(index)
 
     def _tidy(self, index: OpenIndex) -> None:
-        """What is wrong with one version must not keep the others from being folded."""
         try:
+            # First, because another replica may have compacted already, and then there is nothing to do here.
             index.adopt()
-            if folded := index.fold(self._settings.compact_after_rows):
-                logger.info("folded collections", extra={"collections": folded})
+            if compacted := index.compact(self._settings.compact_after_rows):
+                logger.info("compacted collections", extra={"collections": compacted})
             self._metrics.sizes(index)
         except (EmbedderError, OSError, RuntimeError, ValueError) as error:
+            # Logged and not raised: what is wrong with one version must not keep the others from being compacted.
             logger.error("the index cannot be tidied: %s", error)
 
 

@@ -118,7 +118,7 @@ def kill_until_done(work: Callable[[Callable[[], None]], None], check: Callable[
     raise AssertionError("never came through")
 
 
-def kill_fold(folder: Path) -> int:
+def kill_compaction(folder: Path) -> int:
     catalog = new_catalog(folder)
     opened(catalog).upsert("qa", documents_of("xyz"), VECTORS[:3])
     opened(catalog).delete("qa", [("b0", "d")])
@@ -126,9 +126,9 @@ def kill_fold(folder: Path) -> int:
     def check(is_done: bool) -> None:
         index = opened(catalog)
         assert count(index) == BASE + 2
-        assert not is_done or all(one.fresh == 0 for one in index.stats()["qa"])
+        assert not is_done or all(one.uncompacted == 0 for one in index.stats()["qa"])
 
-    return kill_until_done(lambda _: opened(catalog).fold() and None, check)
+    return kill_until_done(lambda _: opened(catalog).compact() and None, check)
 
 
 def kill_snapshot(folder: Path) -> int:
@@ -167,7 +167,9 @@ def main(seed: int) -> None:
         root = Path(folder)
         times = [generator.uniform(0.005, 0.06) for _ in range(15)]
         kills = kill_upserts(root / "upserts", seed, list(range(1, 21)), times)
-        kills += kill_fold(root / "fold") + kill_snapshot(root / "snapshot") + kill_alias_swap(root / "alias")
+        kills += (
+            kill_compaction(root / "compaction") + kill_snapshot(root / "snapshot") + kill_alias_swap(root / "alias")
+        )
     sys.stdout.write(f"{kills}\n")
 
 
