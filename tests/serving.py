@@ -60,8 +60,8 @@ def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_toke
         for shard in range(shards):
             mine = [i for i, row in enumerate(rows) if shard_of(row.id, shards) == shard]
             belongs = {"task": task, "shard": shard, "num_shards": shards, "encoder_fingerprint": fingerprint}
-            place = IDENTITY.model_copy(update=belongs)
-            write(shard_folder(folder, shard) / task, [rows[i] for i in mine], vectors[mine], place)
+            identity = IDENTITY.model_copy(update=belongs)
+            write(shard_folder(folder, shard) / task, [rows[i] for i in mine], vectors[mine], identity)
     manifest = Manifest(
         name=name,
         encoder_fingerprint=fingerprint,

@@ -222,7 +222,7 @@ class Collection:
             wider = min(4.0, self.info.rows / available)
             parameters = parameters.model_copy(update={"nprobe": int(parameters.nprobe * wider)})
         ranked = _in_order(*self._approximate.search(query_QD, k, parameters, bits))
-        # An approximate index may visit too few cells, or drop rows by the filter: k were promised.
+        # An approximate index may visit too few cells to find k rows, above all with a filter; k were promised.
         short = np.flatnonzero((ranked.row_QK >= 0).sum(axis=1) < min(k, available))
         if len(short):
             exact = exact_search(query_QD[short], self.vectors, k, allowed)

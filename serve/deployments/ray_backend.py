@@ -135,9 +135,9 @@ class Deployments:
 
     async def _attempt(self, response: DeploymentResponse[Any], seconds: float) -> Any:  # noqa: ANN401
         try:
-            return await asyncio.wait_for(_result(response), max(0.001, seconds))
+            return await asyncio.wait_for(response, max(0.001, seconds))
         except (asyncio.CancelledError, asyncio.TimeoutError) as error:
-            # Ray does not do it by itself: the replica would work on for nobody.
+            # Ray must be told, or the replica would work on for nobody.
             response.cancel()
             if isinstance(error, asyncio.CancelledError):
                 raise
@@ -170,10 +170,5 @@ def _deployments(application: str) -> list[DeploymentState]:
 def _cause(error: RayTaskError) -> BaseException:
     """The exception that the replica raised, if it was one."""
     cause: BaseException = error.cause
-    # Ray wraps what is raised and keeps the cause as an object; where it could not be pickled the cause is a text.
+    # Ray wraps what is raised; where the cause could not travel, the wrapper is all there is.
     return cause if isinstance(cause, Exception) else error
-
-
-async def _result(response: DeploymentResponse[Any]) -> Any:  # noqa: ANN401
-    # `wait_for` takes a coroutine, and a response is only awaitable.
-    return await response

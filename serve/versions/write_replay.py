@@ -143,12 +143,12 @@ class WriteReplayer:
         counts = {"task": task, "old": old.name, "new": new.name, "documents": len(names)}
         if names:
             logger.info("writes are compared", extra=counts)
-        made = 0
+        applied = 0
         for first in range(0, len(names), TOGETHER):
             changes = await self._changes(old, task, names[first : first + TOGETHER])
-            made += await self._apply(new, task, changes)
+            applied += await self._apply(new, task, changes)
         if names:
-            logger.info("writes were replayed", extra={**counts, "applied": made})
+            logger.info("writes were replayed", extra={**counts, "applied": applied})
 
     async def _writes(self, version: Version, task: str) -> pa.Table:
         _extend_deadline()

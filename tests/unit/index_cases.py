@@ -49,7 +49,7 @@ def documents_of(ids, dataset: str = "d", **metadata) -> list[Document]:
 
 
 def write(
-    folder: Path, documents: list[Document], vectors: np.ndarray, place: CollectionIdentity = IDENTITY, **settings
+    folder: Path, documents: list[Document], vectors: np.ndarray, identity: CollectionIdentity = IDENTITY, **settings
 ) -> CollectionInfo:
     """Write a collection of documents in any order."""
     folder.mkdir(parents=True)
@@ -57,8 +57,8 @@ def write(
     order = sort_by_name(payload)
     flat, view = empty_vectors(len(documents), vectors.shape[1])
     view[:] = vectors[order]
-    place = place.model_copy(update={"dimension": vectors.shape[1]})
-    return write_collection(folder, payload.take(pa.array(order)), flat, place, BuildSettings(**settings))
+    identity = identity.model_copy(update={"dimension": vectors.shape[1]})
+    return write_collection(folder, payload.take(pa.array(order)), flat, identity, BuildSettings(**settings))
 
 
 def collection(folder: Path, documents: list[Document], vectors: np.ndarray, **settings) -> Collection:
@@ -71,8 +71,8 @@ def mutable(folder: Path, documents: list[Document], vectors: np.ndarray, **sett
     """The same, to be written to; opens what was written to it before."""
     if not (folder / "bundled").exists():
         write(folder / "bundled", documents, vectors, **settings)
-    place = IDENTITY.model_copy(update={"dimension": vectors.shape[1]})
-    return MutableCollection(folder / "bundled", folder / "state", place)
+    identity = IDENTITY.model_copy(update={"dimension": vectors.shape[1]})
+    return MutableCollection(folder / "bundled", folder / "state", identity)
 
 
 def write_version(
@@ -85,8 +85,8 @@ def write_version(
     for shard in range(shards):
         mine = [i for i, one in enumerate(documents) if shard_of(one.id, shards) == shard]
         belongs = {"shard": shard, "num_shards": shards, "encoder_fingerprint": fingerprint}
-        place = IDENTITY.model_copy(update=belongs)
-        write(shard_folder(folder, shard) / "qa", [documents[i] for i in mine], vectors[mine], place, **settings)
+        identity = IDENTITY.model_copy(update=belongs)
+        write(shard_folder(folder, shard) / "qa", [documents[i] for i in mine], vectors[mine], identity, **settings)
     manifest = Manifest(
         name="test",
         encoder_fingerprint=fingerprint,

@@ -58,9 +58,9 @@ def test_local_copy_is_whole_for_actors_that_start_together(
     object_store: ObjectStore, tiny_encoder_folder: Path
 ) -> None:
     send(tiny_encoder_folder, object_store.path("models/together"))
-    place = object_store.path("models/together")
+    remote = object_store.path("models/together")
     with ThreadPoolExecutor(4) as pool:
-        folders = list(pool.map(fetched._fetched.__wrapped__, [place] * 4))
+        folders = list(pool.map(fetched._fetched.__wrapped__, [remote] * 4))
     assert len(set(folders)) == 1
     assert model_fingerprint(folders[0]) == model_fingerprint(tiny_encoder_folder)
 
@@ -69,19 +69,19 @@ def test_local_copy_is_whole_for_actors_that_start_together(
 def test_local_copy_of_a_source_gives_the_rows_of_its_folder(
     object_store: ObjectStore, tmp_path: Path, corpus: bool
 ) -> None:
-    folder, place = tmp_path / "nq", object_store.path(f"sources/nq-{corpus}")
+    folder, remote = tmp_path / "nq", object_store.path(f"sources/nq-{corpus}")
     fields: dict[str, object] = {"task": "qa", "dataset": "nq"}
     if corpus:
         lines(folder / "rows.jsonl", [{**ROW, "pos_index": [1], "pos": ["passage 1"]}])
         lines(folder / "passages.jsonl", [{"text": one["text"]} for one in CORPUS])
         fields |= {"format": "reference"}
         here = {"path": folder / "rows.jsonl", "corpus": folder / "passages.jsonl"}
-        there = {"path": place / "rows.jsonl", "corpus": place / "passages.jsonl"}
+        there = {"path": remote / "rows.jsonl", "corpus": remote / "passages.jsonl"}
     else:
         lines(folder / "train.jsonl", [ROW])
         lines(folder / "corpus.jsonl", CORPUS)
-        here, there = {"path": folder}, {"path": place}
-    send(folder, place)
+        here, there = {"path": folder}, {"path": remote}
+    send(folder, remote)
     stored = read_source(Source.model_validate(fields | there), BUILTIN_TASKS["qa"], 0)
     known = read_source(Source.model_validate(fields | here), BUILTIN_TASKS["qa"], 0)
     assert stored == known and len(stored.passages) == 4 and len(stored.queries["train"]) == 1

@@ -163,7 +163,7 @@ def test_body_that_does_not_arrive_is_given_up_at_the_deadline(work):
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "query_string": b"", "headers": []}
-    asyncio.run(asyncio.wait_for(api(scope, receive, send), 5))
+    asyncio.run(asyncio.wait_for(api(scope, receive, send), 60))
     assert sent[0]["status"] == 408 and b"did not arrive" in sent[1]["body"]
 
 
