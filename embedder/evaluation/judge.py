@@ -14,13 +14,12 @@ from embedder.config.run import LlmConfig
 from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
 from embedder.data.records import TEXTS
-from embedder.evaluation.base import Ask, Evaluation, Question, Reply
+from embedder.evaluation.base import Ask, Evaluation, Question
 from embedder.evaluation.evaluations import EVALUATIONS
 from embedder.hashing import content_id
 from embedder.labelling.backends import Engine
-from embedder.labelling.labeller import ShotPools
 from embedder.labelling.prefix_tree import PackedPrompt
-from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, choose_shots, prompt_builder
+from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling
 from embedder.models.causal_lm import CausalLm
 from embedder.models.locate import locate_model, model_fingerprint
@@ -174,13 +173,6 @@ def fitting_prefix(
         if count <= 1 or not evaluation.whole_passages or not prefix.passage_cut:
             return replace(prefix, passage_cut=prefix.passage_cut or count < len(question.passages))
         count -= 1
-
-
-def reply_of(row: Mapping[str, Any]) -> Reply | None:
-    """The reply in a row of JUDGED; None where there is none."""
-    if row["likelihoods"] is None:
-        return None
-    return Reply(list(row["likelihoods"]), list(row["tokens"]), row["text"])
 
 
 def judge_fingerprint(

@@ -10,7 +10,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedder.evaluation.base import Evaluation, Question, Reply, Value
-from embedder.evaluation.judge import reply_of
 from embedder.evaluation.questions import Asked, Row
 from embedder.evaluation.retrieval import measure, measure_names, relevant_passages
 from embedder.mining.lexical import Ranking
@@ -85,7 +84,7 @@ class DatasetValues:
         for (dataset, retriever, query_id), row_id in asked.ids.items():
             if dataset != self.name:
                 continue
-            reply = reply_of(replies[row_id])
+            reply = Reply.of(replies[row_id])
             if reply is None:
                 self.errors[query_id] = str(replies[row_id]["error"])
                 continue

@@ -11,27 +11,19 @@ import torch
 from embedder.config.label import LabelConfig
 from embedder.config.run import LlmConfig
 from embedder.config.tasks import TaskSpec
-from embedder.data.records import LABELLED, group_id
+from embedder.data.records import unrewarded
 from embedder.hashing import row_seed
 from embedder.labelling.backends import Engine
 from embedder.labelling.prefix_tree import PackedPrompt
-from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, choose_shots, prompt_builder
+from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.rewards import distinct_samples, group_rewards
 from embedder.labelling.sampling import Sampling
 from embedder.models.causal_lm import CausalLm
 
 Group = dict[str, Any]
-ShotPools = dict[str, list[tuple[str, str, str]]]
-"""By dataset: (query_id, query, answer) rows from which worked examples are chosen."""
 
 MAX_CHARACTERS = 1_000_000
 """A group with a longer text is an error: reading it would hold up all others for minutes."""
-
-
-def unrewarded(group: Group, task: TaskSpec, fingerprint: str) -> Group:
-    """A group with empty reward columns: all there is to do for a task without rewards."""
-    empty = dict.fromkeys(LABELLED.names)
-    return {**empty, **group, "row_id": group_id(group), "reward": task.reward, "label_fingerprint": fingerprint}
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class RewardLabeller:
 
     def label(self, groups: Sequence[Group], fingerprint: str) -> list[Group]:
         """The same groups in the same order, each with its reward columns."""
-        labelled = [unrewarded(group, self.tasks[group["task"]], fingerprint) for group in groups]
+        labelled = [unrewarded(group, self.tasks[group["task"]].reward, fingerprint) for group in groups]
         for task in sorted({group["task"] for group in groups}):
             spec = self.tasks[task]
             if spec.reward != "none":
