@@ -179,7 +179,7 @@ def test_words_are_plain():
 
 
 @pytest.mark.parametrize("stage", JOBS)
-def test_every_job_takes_the_same_three_options(stage):
+def test_jobs_take_the_same_three_options(stage):
     job = importlib.import_module(f"ray_jobs.{stage}").JOB
     assert isinstance(job, Job)
     assert job.stage == stage
@@ -192,7 +192,7 @@ def test_every_job_takes_the_same_three_options(stage):
 
 
 @pytest.mark.parametrize("stage", JOBS)
-def test_a_job_says_in_its_manual_what_it_does(stage):
+def test_jobs_say_in_their_manual_what_they_do(stage):
     job = importlib.import_module(f"ray_jobs.{stage}").JOB
     assert f"python -m ray_jobs.{stage}" in make_parser(job).format_help()
     assert len(job.manual.split()) > 10
