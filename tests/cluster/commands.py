@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import httpx
 import yaml
 
 from tests.cluster.conftest import ROOT, Cluster
-from tests.waiting import wait_until
 
 
 def serve(cluster: Cluster, *words: str) -> None:
@@ -33,11 +33,12 @@ def deployed_config(folder: Path, port: int, run: str) -> Path:
 
 def wait_until_up(url: str) -> None:
     """Wait until the service is there."""
-
-    def is_healthy() -> bool:
+    deadline = time.monotonic() + 180
+    while True:
         try:
-            return httpx.get(f"{url}/health", timeout=30).status_code == 200
+            if httpx.get(f"{url}/health", timeout=30).status_code == 200:
+                return
         except httpx.TransportError:
-            return False
-
-    wait_until(is_healthy, timeout_s=180)
+            pass
+        assert time.monotonic() < deadline, "the service does not come up"
+        time.sleep(2)

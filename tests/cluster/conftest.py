@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,6 @@ import pytest
 import yaml
 
 from embedder.demo.build import build
-from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 CPUS = 4
@@ -88,11 +88,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def _wait_for_jobs(cluster: Cluster) -> None:
     """Wait until the cluster takes a job: its agent comes up some seconds after the dashboard."""
     command = ["ray", "job", "submit", "--address", cluster.dashboard, "--", "true"]
-
-    def takes_a_job() -> bool:
-        return subprocess.run(command, env=cluster.environment, capture_output=True, timeout=120).returncode == 0
-
-    wait_until(takes_a_job, timeout_s=240)
+    for _ in range(20):
+        if (
+            subprocess.run(command, env=cluster.environment, capture_output=True, timeout=120, check=False).returncode
+            == 0
+        ):
+            return
+        time.sleep(2)
+    raise TimeoutError(f"{cluster.dashboard} takes no jobs")
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ class Nodes:
             command = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", self.cluster.address]
             command += [*drain, "--deadline-remaining-seconds", str(notice_s)]
             subprocess.run(command, check=True, capture_output=True, timeout=60)
-            time.sleep(notice_s)  # a cloud takes the node when its notice has run out, whatever the job does
+            time.sleep(notice_s)
         self.cluster.remove_node(node, allow_graceful=False)
         self.cluster.add_node(num_cpus=2)
 
@@ -127,7 +127,6 @@ def test_a_node_that_dies_changes_no_result(
     copy_before(stage, undisturbed.run_file, work)
     override = f"paths.work={work}"
     nodes.driver.begin(undisturbed.run_file, "--set", override, stage=stage)
-    # No condition: what is tested is that a node may die at any moment of a stage.
     time.sleep(draw.uniform(0.1, 0.8) * undisturbed.seconds[stage])
     nodes.kill(draw.randrange(2), notice_s=3 if stage == "train" and number % 2 else None)
     killed = time.monotonic()

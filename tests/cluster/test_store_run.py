@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from tests.cluster.conftest import Cluster
 from tests.cluster.label_helpers import Driver
 from tests.cluster.results import RESULTS
 from tests.object_store import ObjectStore, send
-from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -63,12 +63,10 @@ def run_stages(driver: Driver, run_file: Path, *stages: str) -> None:
 def kill_while_it_trains(driver: Driver, run_file: Path, place: ObjectPath) -> None:
     """Kill the driver when the store has a checkpoint and some steps."""
     driver.begin(run_file, stage="train")
-
-    def has_a_checkpoint_and_steps() -> bool:
-        assert driver.process.poll() is None
-        return {"manifest.json", "metrics.jsonl"} <= {name.rpartition("/")[2] for name in of_training(place)}
-
-    wait_until(has_a_checkpoint_and_steps, timeout_s=120)
+    deadline = time.monotonic() + 120
+    while not {"manifest.json", "metrics.jsonl"} <= {name.rpartition("/")[2] for name in of_training(place)}:
+        assert time.monotonic() < deadline and driver.process.poll() is None
+        time.sleep(0.05)
     driver.process.kill()
     driver.process.wait()
 
