@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from embedder.run.workspace import workplace
 from embedder.storage.mirror import Mirror, State
 from embedder.storage.object_store import ObjectPath, replacing
 from tests.object_store import ObjectStore, proxy
+from tests.waiting import wait_until
 
 
 def write(folder: Path, **texts: str) -> None:
@@ -228,9 +228,7 @@ def test_what_a_job_writes_is_sent_while_it_works(
     config = run_in(object_store.uri("mirror/meanwhile"), tmp_path / "cache")
     with workplace(config, writes=True) as local:
         write(local.paths.mounted, a_txt="1")
-        deadline = time.monotonic() + 20
-        while not elsewhere(object_store.path("mirror/meanwhile"), tmp_path / "two"):
-            assert time.monotonic() < deadline
+        wait_until(lambda: bool(elsewhere(object_store.path("mirror/meanwhile"), tmp_path / "two")))
 
 
 def test_what_a_failed_job_wrote_is_sent_and_a_dry_run_sends_nothing(object_store: ObjectStore, tmp_path: Path) -> None:
