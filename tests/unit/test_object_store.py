@@ -6,9 +6,9 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from embedder.storage.json_file import write_json
 from embedder.storage.object_store import ObjectPath, masked, replacing
 from tests.object_store import SECRET, proxy
 from tests.unit.judges import quick
+from tests.waiting import wait_until
 
 SCHEMA = pa.schema([("row_id", pa.string()), ("value", pa.int64())])
 ROWS = [{"row_id": "a" * 32, "value": 1}, {"row_id": "b" * 32, "value": 2}]
@@ -177,21 +178,20 @@ def test_upload_that_is_refused_half_way_leaves_nothing(object_store, folder, re
 
 
 def test_upload_whose_writer_is_killed_leaves_nothing(object_store, folder):
+    is_dead = Event()
+
     def hold(_, target):
-        if "partNumber=3" in target:
-            time.sleep(5)
-        return False
+        return "partNumber=3" in target and not is_dead.wait(60)
 
     def parts(seen):
         return {one for one in seen if "partNumber=" in one}
 
     with proxy(object_store, hold) as (endpoint, seen):
         writer = start_writer(object_store.uri(f"{quote(folder.name)}/big", endpoint=endpoint), f"b'x' * {PARTS}")
-        deadline = time.monotonic() + 60
-        while len(begun := parts(seen)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: len(parts(seen)) >= 2)
         writer.send_signal(signal.SIGKILL)
-        assert writer.wait(timeout=30) == -signal.SIGKILL and len(begun) >= 2
+        assert writer.wait(timeout=30) == -signal.SIGKILL
+        is_dead.set()
     assert names(folder) == []
 
 
