@@ -18,8 +18,6 @@ class MineConfig(Section):
     """Share of the drawn candidates that comes from the lexical ranking, the rest from the dense one."""
     duplicate_overlap: float = Field(default=0.9, gt=0, le=1)
     """A passage whose words overlap a positive's by this share (Jaccard) is left out as a duplicate of it."""
-    num_actors: int = Field(default=2, ge=1)
-    gpus_per_actor: float = Field(default=0, ge=0)
     seed: int = 0
 
     @model_validator(mode="after")

@@ -46,6 +46,10 @@ class EncoderConfig(Section):
     int8: bool = False
     """Encode in 8 bits on a CPU: about twice as fast, and each vector moves a little (a mean cosine of at least 0.99 is
     checked at load), by what stands beside it too. Training is not touched by it."""
+    num_actors: int = Field(default=2, ge=1)
+    """Actors that encode side by side in `mine`, `index` and `evaluate`."""
+    gpus_per_actor: float = Field(default=0, ge=0)
+    """GPUs of each of these actors; 0 encodes on the CPU."""
 
 
 class LlmConfig(Section):

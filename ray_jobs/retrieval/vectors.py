@@ -140,7 +140,7 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
     known = sum(count_rows(corpus_files(config, dataset)) for dataset in datasets(config))
     for table in missing_texts(config, store, splits):
         total += table.num_rows
-        chunks += [ray.put(chunk) for chunk in shared_out(table, known, config.mine.num_actors)]
+        chunks += [ray.put(chunk) for chunk in shared_out(table, known, config.encoder.num_actors)]
     if not total:
         return 0
     encoded = ray.data.from_arrow_refs(chunks).map_batches(
@@ -148,7 +148,7 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
         fn_constructor_args=(encoder, store.folder),
         batch_size=BLOCK_ROWS,
         batch_format="pyarrow",
-        **actor_pool(config.mine.num_actors, config.mine.gpus_per_actor),
+        **actor_pool(config.encoder.num_actors, config.encoder.gpus_per_actor),
     )
     with track_progress("encode", total) as counter:
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
