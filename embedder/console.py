@@ -1,13 +1,16 @@
-"""The console that jobs print to, and progress: a bar with an ETA on a terminal, a line now and then in a log."""
+"""What commands print to: the console, progress as a bar or lines, and the one line that an error ends with."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from embedder.errors import EmbedderError
 
 
 class Counter:
@@ -78,6 +81,19 @@ def progress(
     )
     with Progress(*columns, console=console) as bar:
         yield Counter(label, total, console, bar, observe)
+
+
+@contextmanager
+def exit_on_error(*further: type[Exception]) -> Iterator[None]:
+    """Print an error that the user can fix as one line and exit with status 2; `further` are errors to treat alike."""
+    errors: tuple[type[Exception], ...] = (EmbedderError, *further)
+    try:
+        yield
+    except errors as error:
+        # An error of a Ray task is an instance of its own class and of Ray's at once, and its text is the remote
+        # traceback. Ray keeps the error itself in `cause`; read by name, because this package imports no Ray.
+        console().print(f"error: {getattr(error, 'cause', error)}", markup=False)
+        sys.exit(2)
 
 
 def console() -> Console:

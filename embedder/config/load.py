@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from pydantic import ValidationError
 from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
 from embedder.storage.object_store import masked
+
+
+def run_file_parser(command: str, manual: str) -> argparse.ArgumentParser:
+    """The parser of a command that reads a run file, with the options `--config` and `--set`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {command}", description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="run file (YAML)")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
+    return parser
 
 
 def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:

@@ -1,30 +1,28 @@
-"""What every job shares: its three options, its errors, and the connection to Ray."""
+"""What every job shares: its three options, its errors, and the connection to Ray.
+
+Ray is imported by the functions that use it, so that help and a refused run file need not wait for it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
-from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayTaskError
 
-from embedder.config.load import load_run
+from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
-from embedder.console import console
-from embedder.errors import ConfigError, EmbedderError
+from embedder.console import console, exit_on_error
+from embedder.errors import ConfigError
 from embedder.run.cost import Work, measured_rate
 from embedder.run.stage_report import StageReport
 from embedder.run.workspace import workplace
-from ray_jobs.cluster.metrics import ResourceUsage
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +47,7 @@ class Job:
 
 def make_parser(job: Job) -> argparse.ArgumentParser:
     """The three options that every job takes."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m ray_jobs.{job.stage}",
-        description=job.manual,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="run file (YAML)")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
+    parser = run_file_parser(f"ray_jobs.{job.stage}", job.manual)
     parser.add_argument(
         "--dry-run", action="store_true", help="check, print the resolved run file and the work ahead, stop"
     )
@@ -65,7 +57,7 @@ def make_parser(job: Job) -> argparse.ArgumentParser:
 def main(job: Job, arguments: Sequence[str] | None = None) -> None:
     """Run a job from the command line; exit status 2 and one line for an error the user can fix."""
     options = make_parser(job).parse_args(arguments)
-    try:
+    with exit_on_error():
         given = load_run(options.config, options.set)
         refuse_temporary_paths(given)
         at_work = nullcontext(given) if job.streams_objects(given) else workplace(given, writes=not options.dry_run)
@@ -77,15 +69,12 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
                     console().print(f"{job.stage}: {line}", markup=False)
                 return
             run_stage(job, config, work)
-    except EmbedderError as error:
-        # An error of a Ray task arrives as its own class with the remote traceback as its text.
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        console().print(f"error: {cause}", markup=False)
-        sys.exit(2)
 
 
 def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
+    from ray_jobs.cluster.metrics import ResourceUsage
+
     connect()
     out = console()
     out.rule(f"{job.stage}")
@@ -139,6 +128,9 @@ def refuse_temporary_paths(config: RunConfig) -> None:
 
 def connect() -> None:
     """Connect to the cluster RAY_ADDRESS names (a submitted job has it set), or start a local one."""
+    import ray
+    from ray.data import DataContext
+
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
             # A line of JSON for each event, with the ids of job, node and worker, here and in the logs of all workers.
@@ -157,5 +149,7 @@ def actor_pool(
     num_actors: int, gpus_per_actor: float, cpus_per_actor: float = 1, min_actors: int | None = None
 ) -> dict[str, Any]:
     """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits."""
+    from ray.data import ActorPoolStrategy
+
     resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": cpus_per_actor}
     return {"compute": ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors), **resources}
