@@ -55,6 +55,7 @@ class Counter:
 
     def line(self) -> str:
         """The state as one line of text."""
+        # Not 0, because the first line may be printed within the resolution of the clock.
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate = (self.count - self._skipped) / elapsed
         left = (self.total - self.count) / rate if rate else float("inf")
@@ -98,5 +99,6 @@ def exit_on_error(*further: type[Exception]) -> Iterator[None]:
 
 def console() -> Console:
     """Where jobs print; plain lines of at least 110 columns when the output is a file."""
+    # Without a terminal rich assumes 80 columns, at which tables of results would wrap.
     out = Console(highlight=False, soft_wrap=True)
     return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=110)

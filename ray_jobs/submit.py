@@ -5,7 +5,7 @@
 
 Uploads the current directory, the repository, without `submit.excludes`. Relative paths of the run file are taken from
 here and handed over as absolute ones; every node must see them. The id of a submission is made from the run and its
-settings: a second one of the same run is refused while the first is at work, and gets a number once that has ended.
+settings: a second one of the same run is refused while the first is running, and gets a number once that has ended.
 The token of the cluster is taken from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token and is not part of the
 line; neither is any other secret.
 """
@@ -56,11 +56,11 @@ class Submission:
 
     @property
     def submission_id(self) -> str:
-        """The name Ray knows the job by."""
+        """The name by which Ray knows the job."""
         return self.base_id if self.attempt == 1 else f"{self.base_id}-{self.attempt}"
 
     def command(self, wait: bool) -> list[str]:
-        """The whole line, word by word."""
+        """The whole command, word by word."""
         settings = self.config.submit
         environment: dict[str, Any] = {"excludes": settings.excludes}
         if settings.env:
@@ -76,7 +76,7 @@ class Submission:
         return [*words, *([] if wait else ["--no-wait"]), "--", *self.entrypoint]
 
     def follow_ups(self) -> list[str]:
-        """How to follow, ask after and stop the job."""
+        """Commands that follow the job, tell its state and stop it."""
         address = shlex.quote(self.config.submit.address)
         verbs = {"follow": "logs --follow", "status": "status", "stop": "stop"}
         return [f"{name}: ray job {verb} --address {address} {self.submission_id}" for name, verb in verbs.items()]
@@ -137,6 +137,7 @@ def uploaded_files(folder: Path, excludes: list[str]) -> list[Path]:
 
 def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -> list[str]:
     """Overrides that give each relative path of a run file as an absolute one."""
+    # A submitted job runs in a temporary copy of this folder, where a relative path would name another file.
     raw, dumped = raw_run(run_file, overrides), config.model_dump(mode="json")
     sets = []
     for key in PATH_KEYS:
@@ -220,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out.print(f"# {line}", markup=False)
     out.print(f"# every node must see {', '.join(shared_paths(submission.config))}", markup=False)
     if options.run:
+        # The command `ray` of this environment, which need not be on the PATH.
         binaries = Path(sys.executable).parent
         environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
         sys.exit(subprocess.run(command, env=environment, check=False).returncode)

@@ -88,6 +88,7 @@ class EndpointRetriever(Section):
     @classmethod
     def no_secret_in_the_address(cls, value: str) -> str:
         """Refuse a user or key in the address, which would stand in every resolved run file."""
+        # Refused here and not masked later, because a resolved run file is printed and sent to a cluster.
         if "@" in value:
             raise ValueError("url holds a user or key; put the key into an environment variable and name it")
         return value.rstrip("/")

@@ -52,6 +52,7 @@ def raw_run(path: str | Path, overrides: list[str] | None = None) -> dict[str, A
     if not path.is_file():
         raise ConfigError(f"--config {path}: no such file; give the path of a run file such as configs/demo.yaml")
     try:
+        # The safe loader, because a run file from elsewhere could otherwise build any Python object.
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not a YAML file: {masked(' '.join(str(error).split()))}") from error
@@ -68,6 +69,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     keys = dotted.split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {masked(override)!r}: write it as section.key=value")
+    # On the raw mapping and not on the models, because an override may give a section that the file does not have.
     node = raw
     for key in keys[:-1]:
         node = node.setdefault(key, {})

@@ -8,7 +8,7 @@ from embedder.config.paths import Section
 
 
 class MineConfig(Section):
-    """Which candidates each training query gets."""
+    """How each training query gets its candidates."""
 
     group_size: int = Field(default=8, ge=2)
     """Candidates of a query, known positives included."""

@@ -15,6 +15,7 @@ from embedder.storage.object_store import AnyPath, ObjectPath, masked
 
 
 def _local(path: Path) -> Path:
+    # A single slash, because Path has already folded the two of s3://bucket into one.
     if re.match(r"[a-z0-9]+:/", str(path)):
         raise ValueError("an object store cannot be used here; give a path that every node mounts")
     return Path(os.path.expanduser(path)).absolute()

@@ -114,14 +114,17 @@ class RunConfig(Section):
 
     @property
     def needed_prepare(self) -> PrepareConfig:
+        """The section `prepare`; an error if there is none."""
         return _needed(self.prepare, "prepare", "prepare.sources")
 
     @property
     def needed_train(self) -> TrainConfig:
+        """The section `train`; an error if there is none."""
         return _needed(self.train, "train", "train.steps")
 
     @property
     def needed_reranker(self) -> RerankerConfig:
+        """The section `reranker`; an error if there is none."""
         return _needed(self.reranker, "reranker", "reranker.model")
 
     @property
@@ -137,6 +140,7 @@ class RunConfig(Section):
         """Lay the run file's `tasks` over the built-in ones, field by field."""
         if not isinstance(raw, dict) or not isinstance(raw.get("tasks", {}), dict):
             return raw
+        # Before validation, because only then a field that is left out can be told from one that has its default.
         tasks: dict[str, Any] = {name: spec.model_dump() for name, spec in BUILTIN_TASKS.items()}
         for name, fields in raw.get("tasks", {}).items():
             if not isinstance(fields, dict):
@@ -166,7 +170,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def parts_fit(self) -> RunConfig:
-        """Refuse settings that are right one by one and wrong together."""
+        """Refuse sections that are right each by itself and wrong together."""
         for name, spec in self.tasks.items():
             if not NAME.fullmatch(name):
                 raise ValueError(f"tasks: {name!r} is no task name; use letters, digits, - and _")

@@ -196,6 +196,7 @@ class TrainConfig(Section):
         """Refuse a batch that the workers, however many there may be, cannot share evenly."""
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers {self.min_workers} exceeds num_workers {self.num_workers}")
+        # Every count, because Ray Train may resume with any number of workers between the two.
         for count in self.worker_counts:
             if self.batch_size % count:
                 named = "num_workers" if count == self.num_workers else "the possible number of workers"

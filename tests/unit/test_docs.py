@@ -52,7 +52,7 @@ def test_every_command_is_run_by_a_test_or_marked_as_needing_a_cloud(path):
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
 def test_every_file_test_and_setting_that_the_docs_name_is_there(path):
     text = path.read_text(encoding="utf-8")
-    for name in re.findall(r"`(test_\w+)`", text):
+    for name in re.findall(r"`(test_\w+_\w+)`", text):
         assert any(f"def {name}(" in source for source in TESTS.values()), name
     for name in re.findall(r"`((?:kubernetes|embedder|benchmarks|configs)/[\w./-]+|[\w-]+\.yaml|Dockerfile)`", text):
         assert (ROOT / name).exists() or (ROOT / "kubernetes" / name).exists(), name
