@@ -73,7 +73,7 @@ def test_docs_start_modules_that_exist_with_options_that_they_take(path):
 @each_doc
 def test_docs_name_files_tests_and_settings_that_exist(path):
     text = path.read_text(encoding="utf-8")
-    for name in re.findall(r"`(test_\w+)`", text):
+    for name in re.findall(r"`(test_\w+_\w+)`", text):
         assert name in known_tests(), name
     for name in re.findall(r"`((?:kubernetes|embedder|benchmarks|configs)/[\w./-]+|[\w-]+\.yaml|Dockerfile)`", text):
         assert (ROOT / name).exists() or (ROOT / "kubernetes" / name).exists(), name
