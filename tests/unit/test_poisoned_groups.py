@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import replace
 
 import pytest
@@ -55,9 +54,7 @@ POISON = {
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_a_poisoned_group_says_what_is_wrong_and_the_others_are_labelled(labeller, expected, change, error, place):
     bad = {**group("qa", 9), **change}
-    began = time.monotonic()
     rows = labeller.label([*GOOD[:place], bad, *GOOD[place:]], "print")
-    assert time.monotonic() - began < 20
     poisoned = rows.pop(place)
     assert poisoned["error"].startswith(error)
     assert [poisoned[name] for name in ("rewards", "outputs", "base_scores", "scores")] == [None] * 4
