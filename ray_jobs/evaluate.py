@@ -36,7 +36,7 @@ from embedder.evaluation.examples import RankedQuery, won_and_lost
 from embedder.evaluation.judge import judge_fingerprint, judged_ledger
 from embedder.evaluation.measurements import VALUES, DatasetValues, value_rows
 from embedder.evaluation.questions import Asked, ask_all, chosen_queries, plan_units
-from embedder.labelling.labeller import ShotPools
+from embedder.labelling.prompts import ShotPools
 from embedder.mining.lexical import Ranking
 from embedder.models.causal_lm import prepare_lm
 from embedder.models.locate import count_parameters, locate_model

@@ -27,7 +27,8 @@ from embedder.data.row_ids import RowIds
 from embedder.errors import ConfigError, LabelError
 from embedder.hashing import content_id
 from embedder.labelling.label_statistics import LabelCost
-from embedder.labelling.labeller import RewardLabeller, ShotPools
+from embedder.labelling.labeller import RewardLabeller
+from embedder.labelling.prompts import ShotPools
 from embedder.models.causal_lm import load_lm, prepare_lm
 from embedder.models.fingerprint import label_fingerprint
 from embedder.models.locate import count_parameters, locate_model
@@ -107,10 +108,10 @@ def rehearse(config: RunConfig) -> list[str]:
     lines, seconds = [], 0.0
     for task, groups in sorted(_samples(config, set(ahead)).items()):
         labeller.label(groups[:1], "rehearsal")  # the first one warms up
-        began, pairs, tokens = time.perf_counter(), labeller.pairs, labeller.engine.computed_tokens
+        began, pairs, tokens = time.perf_counter(), labeller.pairs, labeller.backend.work.tokens
         labeller.label(groups, "rehearsal")
         elapsed = max(time.perf_counter() - began, 1e-9)
-        pairs, tokens = labeller.pairs - pairs, labeller.engine.computed_tokens - tokens
+        pairs, tokens = labeller.pairs - pairs, labeller.backend.work.tokens - tokens
         if pairs:
             seconds += elapsed * ahead[task].pairs / pairs
             lines.append(f"{task}: {pairs} pairs in {elapsed:.1f} s, {pairs / elapsed:,.1f} pairs/s, {tokens:,} tokens")

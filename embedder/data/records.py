@@ -106,6 +106,12 @@ def group_id(group: dict[str, Any]) -> str:
     return content_id(*(group[name] for name in GROUP.names))
 
 
+def unrewarded(group: dict[str, Any], reward: str, fingerprint: str) -> dict[str, Any]:
+    """A row of GROUP as one of LABELLED with empty reward columns, which is all that a task without rewards needs."""
+    empty = dict.fromkeys(LABELLED.names)
+    return {**empty, **group, "row_id": group_id(group), "reward": reward, "label_fingerprint": fingerprint}
+
+
 def write_table(rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema, path: AnyPath) -> None:
     """Write rows as one Parquet file, which appears as a whole."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)

@@ -17,10 +17,9 @@ from embedder.data.records import TEXTS
 from embedder.evaluation.base import Ask, Evaluation, Question, Reply
 from embedder.evaluation.evaluations import EVALUATIONS
 from embedder.hashing import content_id
-from embedder.labelling.backends import Engine
-from embedder.labelling.labeller import ShotPools
+from embedder.labelling.backends import choose_backend
 from embedder.labelling.prefix_tree import PackedPrompt
-from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, choose_shots, prompt_builder
+from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling
 from embedder.models.causal_lm import CausalLm
 from embedder.models.locate import locate_model, model_fingerprint
@@ -76,7 +75,7 @@ class LlmJudge:
         shot_pools: ShotPools,
     ) -> None:
         self.lm, self.llm, self.tasks, self.settings, self.shot_pools = lm, llm, tasks, settings, shot_pools
-        self.engine = Engine(lm, llm, max(LONGEST_WRITTEN, settings.max_output_tokens))
+        self.backend = choose_backend(lm, llm, max(LONGEST_WRITTEN, settings.max_output_tokens))
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows of ASKED to rows of JUDGED in the order of their ids: a pure function of the set of rows."""
@@ -125,7 +124,7 @@ class LlmJudge:
     def _answer(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> None:
         """Fill the rows; where that exhausts the memory, one by one."""
         try:
-            scores = self.engine.score([PackedPrompt(one.prefix.ids, one.outputs) for one in prompts])
+            scores = self.backend.score([PackedPrompt(one.prefix.ids, one.outputs) for one in prompts])
             texts = self._write(builder, prompts)
         except torch.OutOfMemoryError as error:
             if len(prompts) == 1:
@@ -153,7 +152,7 @@ class LlmJudge:
                 end_ids=self.lm.end_ids,
                 stop_ids=self.lm.stop_ids(builder.template.stop),
             )
-            drawn = self.engine.sample([prompts[i].prefix.ids for i in places], [0] * len(places), greedy)
+            drawn = self.backend.sample([prompts[i].prefix.ids for i in places], [0] * len(places), greedy)
             for place, samples in zip(places, drawn, strict=True):
                 texts[place] = builder.clean_sample(samples[0])
         return texts

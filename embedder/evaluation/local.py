@@ -24,8 +24,7 @@ from embedder.evaluation.measurements import DatasetValues
 from embedder.evaluation.questions import Asked, ask_all, chosen_queries, plan_units
 from embedder.evaluation.retrieval import without_itself
 from embedder.hashing import row_seed
-from embedder.labelling.labeller import ShotPools
-from embedder.labelling.prompts import shot_pool
+from embedder.labelling.prompts import ShotPools, shot_pool
 from embedder.mining.dense import search_block
 from embedder.mining.lexical import Ranking
 from embedder.models.causal_lm import load_lm

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedder.config.run import LlmConfig
 from embedder.config.tasks import PromptTemplate, TaskSpec
 from embedder.errors import ConfigError
 from embedder.hashing import row_seed
-from embedder.models.causal_lm import CausalLm
+
+if TYPE_CHECKING:  # so that the checks of a job, which need shots alone, do not import torch
+    from embedder.models.causal_lm import CausalLm
 
 Shot = tuple[str, str]
 """A query and its answer."""
-
+ShotPools = dict[str, list[tuple[str, str, str]]]
+"""By dataset: (query_id, query, answer) rows from which worked examples are chosen."""
 
 MAX_SHOT_CHARACTERS = 300
 """Longer examples are not used as shots: three of them would crowd out the candidate."""

@@ -12,8 +12,7 @@ from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, PASSAGE, QUERY, Split, parquet_files, read_tables
 from embedder.errors import DataError
-from embedder.labelling.labeller import ShotPools
-from embedder.labelling.prompts import shot_pool
+from embedder.labelling.prompts import ShotPools, shot_pool
 from embedder.storage.object_store import AnyPath
 
 

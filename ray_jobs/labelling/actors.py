@@ -50,11 +50,11 @@ class LabelBlocks:
         cost |= {"rows": place["rows"], "peak_flops": self.peak_flops}
         if self.ledger.holds(planned.ids_of(units)):
             return cost
-        began, engine = time.perf_counter(), self.labeller.engine
-        pairs, tokens, flops = self.labeller.pairs, engine.computed_tokens, engine.flops
+        began, work = time.perf_counter(), self.labeller.backend.work
+        pairs, tokens, flops = self.labeller.pairs, work.tokens, work.flops
         self.ledger.commit([row for unit in units for row in self._label_unit(planned.rows, unit)])
-        cost |= {"pairs": self.labeller.pairs - pairs, "tokens": engine.computed_tokens - tokens}
-        cost |= {"flops": engine.flops - flops, "seconds": time.perf_counter() - began}
+        cost |= {"pairs": self.labeller.pairs - pairs, "tokens": work.tokens - tokens}
+        cost |= {"flops": work.flops - flops, "seconds": time.perf_counter() - began}
         logger.info("committed labels", extra=cost)
         return cost
 

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
-from embedder.data.records import GROUP, group_id, open_parquet
+from embedder.data.records import GROUP, group_id, open_parquet, unrewarded
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
-from embedder.labelling.labeller import unrewarded
 from embedder.labelling.units import Unit, join_units, plan_units
 from embedder.run.cost import tokens_of
 from embedder.storage.object_store import AnyPath
@@ -45,7 +44,7 @@ class GroupRows:
     def without_rewards(self, position: int, config: RunConfig, fingerprint: str) -> dict[str, Any]:
         """A group as a labelled row without rewards, which says why if it is damaged."""
         group = self.groups[position]
-        row = unrewarded(group, config.tasks[group["task"]], fingerprint)
+        row = unrewarded(group, config.tasks[group["task"]].reward, fingerprint)
         return {**row, "error": self.unreadable.get(position)}
 
 

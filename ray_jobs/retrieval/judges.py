@@ -34,12 +34,12 @@ class JudgeBlocks:
 
     def _unit(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         """Ask one unit, unless an actor did that before it was killed."""
-        began, before = time.perf_counter(), self.judge.engine.computed_tokens
+        began, before = time.perf_counter(), self.judge.backend.work.tokens
         if not self.ledger.holds([row["row_id"] for row in rows]):
             self.ledger.commit(self.judge.judge(rows))
         cost = {
             "questions": len(rows),
-            "tokens": self.judge.engine.computed_tokens - before,
+            "tokens": self.judge.backend.work.tokens - before,
             "seconds": time.perf_counter() - began,
         }
         logger.info("committed replies", extra=cost)

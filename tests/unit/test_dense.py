@@ -18,7 +18,7 @@ def exact(query: np.ndarray, ids: list[str], vectors: np.ndarray, depth: int) ->
 
 @quick
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 12), st.integers(1, 15), st.booleans())
-def test_merged_blocks_equal_the_exact_search(seed, passages, block, depth, pooled):
+def test_dense_search_merged_blocks_equal_the_exact_search(seed, passages, block, depth, pooled):
     random = np.random.default_rng(seed)
     vectors = random.standard_normal((passages, 4)).astype(np.float32)
     queries = random.standard_normal((3, 4)).astype(np.float32)
@@ -35,16 +35,16 @@ def test_merged_blocks_equal_the_exact_search(seed, passages, block, depth, pool
         assert [score for _, score in ranking] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
-def test_every_query_has_its_own_pool():
+def test_dense_search_every_query_has_its_own_pool():
     found = search_block(np.eye(2), [{"b", "elsewhere"}, None], ["a", "b"], np.eye(2), 5)
     assert found == [[("b", 0.0)], [("b", 1.0), ("a", 0.0)]]
 
 
-def test_equal_scores_of_two_blocks_are_ordered_by_id():
+def test_merge_equal_scores_of_two_blocks_are_ordered_by_id():
     assert merge([("c", 1.0), ("a", 0.5)], [("b", 1.0)], 2) == [("b", 1.0), ("c", 1.0)]
 
 
-def test_ties_at_the_cut_go_by_id_too():
+def test_dense_search_ties_at_the_cut_go_by_id_too():
     ids = [f"p{i:03}" for i in range(300)]
     (found,) = search_block(np.ones((1, 4)), [None], ids[::-1], np.ones((300, 4)), 3)
     assert [name for name, _ in found] == ids[:3]

@@ -15,7 +15,7 @@ from embedder.mining.filters import is_duplicate, normalise, overlap
         ("...", ""),
     ],
 )
-def test_layout_case_and_punctuation_do_not_count(text, plain):
+def test_normalise_layout_case_and_punctuation_do_not_count(text, plain):
     assert normalise(text) == plain
 
 
@@ -30,11 +30,11 @@ def test_layout_case_and_punctuation_do_not_count(text, plain):
         ("a", "", 0.0),
     ],
 )
-def test_the_overlap_is_that_of_the_word_sets(one, other, share):
+def test_overlap_is_that_of_the_word_sets(one, other, share):
     assert overlap(one, other) == overlap(other, one) == share
 
 
-def test_a_passage_that_overlaps_by_the_threshold_is_a_duplicate():
+def test_is_duplicate_a_passage_that_overlaps_by_the_threshold_is_a_duplicate():
     assert is_duplicate("b c d", ["x", "a b c"], 0.5)
     assert not is_duplicate("b c d", ["x", "a b c"], 0.51)
     assert not is_duplicate("b c d", [], 0.1)

@@ -14,13 +14,12 @@ from benchmarks.labelling_limit import necessary_flops, product_rates, time_shar
 from benchmarks.labelling_random import Shape, measure
 from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each
 from benchmarks.real_data import find_data
-from embedder.labelling.backends import Engine
+from embedder.labelling.backends import choose_backend
 from embedder.labelling.compute_cost import ModelSize
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.models.causal_lm import load_lm
-from tests.unit.judges import exact_model, farthest, plain_scores
-from tests.unit.test_scorer import random_prompts
+from tests.unit.judges import exact_model, farthest, plain_scores, random_prompts
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11])
@@ -71,13 +70,13 @@ def test_rates_and_time_shares_are_positive_and_sum_up(tiny_llm, tmp_path, monke
     rates = product_rates(lanes=2)
     assert all(rate > 0 for rate in rates.values())
     assert "torch.mm 32" in rates
-    engine = Engine(load_lm(tiny_llm, tmp_path, device="cpu"), tiny_llm, 10)
+    backend = choose_backend(load_lm(tiny_llm, tmp_path, device="cpu"), tiny_llm, 10)
     prompts = random_prompts(6, seed=0)
-    before = engine.score(prompts)
-    shares = time_shares(engine, prompts)
+    before = backend.score(prompts)
+    shares = time_shares(backend, prompts)
     assert sum(shares.values()) == pytest.approx(1)
     assert {"linear layers", "norms and activations", "attention", "output layer", "rest"} == shares.keys()
-    assert engine.score(prompts) == before
+    assert backend.score(prompts) == before
 
 
 def test_the_random_llama_runs_without_a_gpu():
