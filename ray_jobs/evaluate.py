@@ -5,7 +5,7 @@
 
 reads   prepared/, model/                       records.PASSAGE, records.QUERY
 writes  vectors/ENCODER/DATASET.SIDE/*.parquet  committed blocks
-        evaluation/judged/*.parquet             judge.JUDGED, what the LLM replied, committed unit by unit
+        evaluation/judged/*.parquet             replies.JUDGED, what the LLM replied, committed unit by unit
         evaluation/SPLIT/report.html            tables with intervals, pictures, examples won and lost
         evaluation/SPLIT/results.json           all numbers and examples of the report
         evaluation/SPLIT/values.parquet         results.VALUES, every value of every query
@@ -19,7 +19,7 @@ Running the command again encodes and asks only what is missing.
 from __future__ import annotations
 
 import time
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 import ray
@@ -33,11 +33,11 @@ from embedder.evaluation.comparison import summarise
 from embedder.evaluation.evaluation_report import results_table, write_report
 from embedder.evaluation.evaluations import evaluation_of
 from embedder.evaluation.examples import RankedQuery, won_and_lost
-from embedder.evaluation.judge import judge_fingerprint, judged_ledger
-from embedder.evaluation.measurements import VALUES, DatasetValues, value_rows
-from embedder.evaluation.questions import Asked, ask_all, chosen_queries, plan_units
+from embedder.evaluation.measurements import VALUES, DatasetValues, ask_about, enter_all_replies, value_rows
+from embedder.evaluation.questions import Asked, chosen_queries, plan_units
+from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.labelling.prompts import ShotPools
-from embedder.mining.lexical import Ranking
+from embedder.mining.ranking import Ranking
 from embedder.models.causal_lm import prepare_lm
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
@@ -108,18 +108,17 @@ def run(config: RunConfig) -> StageReport:
     measured = datasets_of(config)
     rankings = all_rankings(config)
     for one in measured:
+        if "none" in rankings:
+            one.rankings["none"] = {}  # asked about without passages, but not measured as a ranking
         one.enter_rankings(by_dataset(rankings, one.name), example_answers(config, one), config.evaluate.cutoffs)
     pools = shot_pools(config) if config.evaluate.asks else {}
-    asked = questions(config, measured, rankings, pools)
+    asked = questions(config, measured, pools)
     lines = answer(config, asked, pools)
     if asked.rows:
-        table = evaluation_ledger(config).read(list(asked.rows))
-        replies = {row["row_id"]: row for row in table.to_pylist()}
-        for one in measured:
-            one.enter_replies(asked, replies)
+        enter_all_replies(measured, asked, evaluation_ledger(config))
     results = summarise(measured, config.evaluate)
     for one in measured:
-        found = RankedQuery(by_dataset(rankings, one.name), passage_texts(config, one.name))
+        found = RankedQuery(one.rankings, passage_texts(config, one.name))
         results["datasets"][one.name]["examples"] = won_and_lost(one, found, config.evaluate)
     folder = config.paths.mounted / "evaluation" / config.evaluate.split
     write_table(value_rows(measured), VALUES, folder / "values.parquet")
@@ -152,20 +151,13 @@ def evaluation_ledger(config: RunConfig) -> Ledger:
     return judged_ledger(config.paths.mounted / "evaluation")
 
 
-def questions(config: RunConfig, known: list[DatasetValues], rankings: Rankings, pools: ShotPools) -> Asked:
-    """What the LLM is asked about all datasets; `none` is asked without passages."""
-    asked, settings = Asked(), config.evaluate
+def questions(config: RunConfig, known: list[DatasetValues], pools: ShotPools) -> Asked:
+    """What the LLM is asked about all datasets."""
+    settings = config.evaluate
     if not settings.asks:
-        return asked
+        return Asked()
     fingerprint = judge_fingerprint(asked_llm(config), config.tasks, settings, pools)
-    for one in known:
-        chosen = chosen_queries(one.evaluation, one.rows, settings)
-        if chosen:
-            found: dict[str, Any] = {"none": {}} if "none" in rankings else {}
-            found |= by_dataset(rankings, one.name)
-            limits = (settings.passages.get(one.evaluation.name, 1), fingerprint)
-            ask_all(asked, one.evaluation, chosen, (found, passage_texts(config, one.name)), limits)
-    return asked
+    return ask_about(known, partial(passage_texts, config), settings, fingerprint)
 
 
 def answer(config: RunConfig, asked: Asked, pools: ShotPools) -> list[str]:

@@ -19,7 +19,7 @@ import ray
 from embedder.config.run import RunConfig
 from embedder.data.records import GROUP, write_table
 from embedder.mining.candidates import make_group
-from embedder.mining.lexical import Ranking
+from embedder.mining.ranking import Ranking
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport

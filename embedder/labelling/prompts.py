@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedder.config.run import LlmConfig
+from embedder.config.run import LlmConfig, RunConfig
 from embedder.config.tasks import PromptTemplate, TaskSpec
+from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import ConfigError
 from embedder.hashing import row_seed
 
@@ -32,6 +33,16 @@ def shot_pool(rows: Iterable[Mapping[str, Any]], seed: int) -> list[tuple[str, s
         if row["answers"] and len(row["query"]) + len(row["answers"][0]) <= MAX_SHOT_CHARACTERS
     ]
     return sorted(fitting, key=lambda row: row_seed(seed, "pool", row[0]))[:SHOT_POOL_ROWS]
+
+
+def read_shot_pools(config: RunConfig) -> ShotPools:
+    """The pools of all prepared datasets whose task has shots, from their training rows."""
+    pools: ShotPools = {}
+    for path in parquet_files(config.paths.queries / "train"):
+        rows = read_tables([path], QUERY).to_pylist()
+        if rows and config.tasks[rows[0]["task"]].shots:
+            pools[path.stem] = shot_pool(rows, config.label.seed)
+    return pools
 
 
 def choose_shots(pool: Sequence[tuple[str, str, str]], query_id: str, count: int, seed: int) -> list[Shot]:

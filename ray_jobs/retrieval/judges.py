@@ -10,7 +10,9 @@ import pyarrow as pa
 import ray
 
 from embedder.config.run import RunConfig
-from embedder.evaluation.judge import ASKED, LlmJudge, judged_ledger
+from embedder.evaluation.base import ASKED
+from embedder.evaluation.judge import LlmJudge
+from embedder.evaluation.replies import judged_ledger
 from embedder.models.causal_lm import load_lm
 
 logger = logging.getLogger(__name__)

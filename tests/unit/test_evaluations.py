@@ -10,8 +10,7 @@ import pytest
 from embedder.config.evaluate import EvaluationName
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.evaluation.base import Passage, Question, Reply, best_last, in_time
-from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of, measure_of
-from embedder.evaluation.lrlm import in_order, overlap
+from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of, in_document_order, measure_of, overlap
 
 
 def question(evaluation, **fields):
@@ -134,21 +133,21 @@ def test_arrange_the_best_example_stands_last_and_turns_in_order_of_time():
 CHUNKS = [f"chunk number {i} of the whole document " for i in range(8)]
 
 
-def pair(place):
-    return Passage(f"doc#{place}", CHUNKS[place] + CHUNKS[place + 1], place)
+def pair(position):
+    return Passage(f"doc#{position}", CHUNKS[position] + CHUNKS[position + 1], position)
 
 
 def test_lrlm_neighbouring_chunks_are_one_text_that_has_the_shared_chunk_once():
-    assert in_order([pair(4), pair(1), pair(2)]) == ["".join(CHUNKS[1:4]), "".join(CHUNKS[4:6])]
-    assert in_order([pair(3), pair(2), pair(4)]) == ["".join(CHUNKS[2:6])]
-    assert in_order([pair(0), pair(5)]) == [CHUNKS[0] + CHUNKS[1], CHUNKS[5] + CHUNKS[6]]
-    assert in_order([]) == []
+    assert in_document_order([pair(4), pair(1), pair(2)]) == ["".join(CHUNKS[1:4]), "".join(CHUNKS[4:6])]
+    assert in_document_order([pair(3), pair(2), pair(4)]) == ["".join(CHUNKS[2:6])]
+    assert in_document_order([pair(0), pair(5)]) == [CHUNKS[0] + CHUNKS[1], CHUNKS[5] + CHUNKS[6]]
+    assert in_document_order([]) == []
 
 
 def test_lrlm_a_letter_in_common_is_no_shared_chunk():
     texts = [Passage("a", "ends with e", 0), Passage("b", "e begins", 1)]
     assert overlap(texts[0].text, texts[1].text) == 1
-    assert in_order(texts) == ["ends with e", "e begins"]
+    assert in_document_order(texts) == ["ends with e", "e begins"]
 
 
 ROW = {"options": ["a", "b"]}

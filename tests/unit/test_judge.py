@@ -14,9 +14,10 @@ from embedder.data.records import write_table
 from embedder.data.sources import read_source
 from embedder.evaluation.base import Passage, Question
 from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of
-from embedder.evaluation.judge import JUDGED, LlmJudge, fitting_prefix, judge_fingerprint, reply_of
+from embedder.evaluation.judge import LlmJudge, fitting_prefix
 from embedder.evaluation.measurements import DatasetValues
 from embedder.evaluation.questions import Asked, ask_all
+from embedder.evaluation.replies import JUDGED, judge_fingerprint, reply_of
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import choose_shots, prompt_builder
 from embedder.models.causal_lm import load_lm

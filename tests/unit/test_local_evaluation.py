@@ -14,13 +14,10 @@ from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.errors import DataError
 from embedder.evaluation.__main__ import encoder_names, main
 from embedder.evaluation.comparison import summarise
-from embedder.evaluation.judge import LlmJudge, judged_ledger
-from embedder.evaluation.local import (
-    ask_llm,
-    measure_encoder,
-    read_sets,
-    read_shot_pools,
-)
+from embedder.evaluation.judge import LlmJudge
+from embedder.evaluation.local import ask_llm, measure_encoder, read_sets
+from embedder.evaluation.replies import judged_ledger
+from embedder.labelling.prompts import read_shot_pools
 from embedder.models.causal_lm import load_lm
 from embedder.models.encode import encode
 from embedder.models.encoder import load_encoder
@@ -89,7 +86,7 @@ def test_local_evaluation_rankings_are_by_inner_product_and_no_query_finds_itsel
     sets = read_sets(config, "dev")
     measure_encoder("mine", encoder, BUILTIN_TASKS, sets, config.evaluate)
     for one in sets:
-        spec, rankings = BUILTIN_TASKS[one.measured.task], one.rankings["mine"]
+        spec, rankings = BUILTIN_TASKS[one.measured.task], one.measured.rankings["mine"]
         for row in one.measured.rows:
             ids = [name for name in (row["pool_ids"] or one.texts) if name != row["query_id"]]
             query = encode(encoder, [row["query"]], spec, "query")[0]

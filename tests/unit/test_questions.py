@@ -71,10 +71,10 @@ def test_ask_all_retrievers_that_find_the_same_share_a_question():
     assert sorted(texts) == [[], [], ["passage 1"], ["passage 1", "passage 2"], ["passage 4"]]
 
 
-def test_ask_all_passages_of_a_history_carry_their_place():
+def test_ask_all_passages_of_a_history_carry_their_position():
     asked = asked_about([row(0, pool_ids=["p3", "p2", "p1"])], 3, {"one": RANKINGS["one"]}, "chat")
     (one,) = asked.rows.values()
-    assert [(passage["id"], passage["place"]) for passage in one["passages"]] == [("p1", 2), ("p2", 1), ("p3", 0)]
+    assert [(passage["id"], passage["position"]) for passage in one["passages"]] == [("p1", 2), ("p2", 1), ("p3", 0)]
 
 
 def planned_ids(units):
@@ -109,9 +109,9 @@ def test_plan_units_what_whole_units_leave_is_asked_in_the_same_units(queries, s
     """As after a kill: some units are committed, and the others are asked as they would have been."""
     rows = unit_rows(queries, 2)
     units = planned_ids(plan_units(rows, size, set()))
-    done = {one for place in finished if place < len(units) for one in units[place]}
+    done = {one for i in finished if i < len(units) for one in units[i]}
     left = planned_ids(plan_units(rows, size, done))
-    assert left == [unit for place, unit in enumerate(units) if place not in finished]
+    assert left == [unit for i, unit in enumerate(units) if i not in finished]
 
 
 def test_ask_all_a_further_retriever_asks_only_what_is_new():

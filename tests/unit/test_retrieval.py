@@ -18,7 +18,7 @@ from embedder.evaluation.retrieval import (
 
 
 def ranking(*ids):
-    return [(name, 10.0 - place) for place, name in enumerate(ids)]
+    return [(name, 10.0 - rank) for rank, name in enumerate(ids)]
 
 
 def grades(*ids):
