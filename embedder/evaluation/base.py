@@ -113,6 +113,13 @@ class Reply:
     text: str | None = None
     """The written answer; None where the LLM was not let write."""
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Reply | None:
+        """The reply in a row of replies.JUDGED; None where there is none."""
+        if row["likelihoods"] is None:
+            return None
+        return cls(list(row["likelihoods"]), list(row["tokens"]), row["text"])
+
 
 def best_first(passages: Sequence[Passage]) -> list[str]:
     """The texts in the order of the ranking."""

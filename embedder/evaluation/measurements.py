@@ -13,7 +13,7 @@ from embedder.config.evaluate import EvaluateConfig
 from embedder.data.ledger import Ledger
 from embedder.evaluation.base import Evaluation, Question, Reply, Value
 from embedder.evaluation.questions import Asked, Row, ask_all, chosen_queries
-from embedder.evaluation.replies import Fingerprint, reply_of
+from embedder.evaluation.replies import Fingerprint
 from embedder.evaluation.retrieval import measure, measure_names, relevant_passages
 from embedder.mining.ranking import Ranking
 
@@ -93,7 +93,7 @@ class DatasetValues:
         for (dataset, retriever, query_id), row_id in asked.ids.items():
             if dataset != self.name:
                 continue
-            reply = reply_of(replies[row_id])
+            reply = Reply.of(replies[row_id])
             if reply is None:
                 self.errors[query_id] = str(replies[row_id]["error"])
                 continue

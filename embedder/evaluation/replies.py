@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import pyarrow as pa
 
@@ -11,7 +10,6 @@ from embedder.config.evaluate import EvaluateConfig
 from embedder.config.run import LlmConfig
 from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
-from embedder.evaluation.base import Reply
 from embedder.hashing import content_id
 from embedder.labelling.prompts import ShotPools
 from embedder.models.locate import locate_model, model_fingerprint
@@ -32,13 +30,6 @@ JUDGED = pa.schema(
 )
 """A `base.Reply` to the question of this id; `error` says why there is none, `truncated` that passages were cut or left
 out to fit the prompt."""
-
-
-def reply_of(row: Mapping[str, Any]) -> Reply | None:
-    """The reply in a row of JUDGED; None where there is none."""
-    if row["likelihoods"] is None:
-        return None
-    return Reply(list(row["likelihoods"]), list(row["tokens"]), row["text"])
 
 
 def judge_fingerprint(

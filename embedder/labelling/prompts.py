@@ -1,4 +1,4 @@
-"""From a query and a candidate to the token ids the LLM reads."""
+"""Makes the token ids that the LLM reads of a query and a candidate."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def choose_shots(pool: Sequence[tuple[str, str, str]], query_id: str, count: int
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the LLM reads before an output, and what had to go for it to fit."""
+    """The tokens that the LLM reads before an output, and what had to go for them to fit."""
 
     ids: list[int]
     passage_cut: bool = False
@@ -93,6 +93,8 @@ class PromptBuilder:
         without = self._prefix_ids(query, "", shots)
         if len(without) > self.max_prefix_tokens:
             return Prefix(without[-self.max_prefix_tokens :], bool(joined), bool(joined), query_cut=True)
+        # Tokens at the seams of passage and template may merge, so a cut passage is put into the template and counted
+        # again until it fits.
         passage_ids = self.lm.tokens(joined)
         keep = len(passage_ids) - (len(whole) - self.max_prefix_tokens)
         while keep > 0:
@@ -114,6 +116,7 @@ class PromptBuilder:
         ]
         context = template.context.format(passage=passage) if passage else ""
         text = "".join(worked) + context + template.input.format(query=query)
+        # A chat template brings the beginning-of-text token itself.
         if template.chat:
             messages = [{"role": "user", "content": text}]
             rendered = self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -126,6 +129,7 @@ class PromptBuilder:
 
     def clean_sample(self, ids: Sequence[int]) -> str:
         """The text of sampled token ids, up to the first of the template's stop texts."""
+        # A stop text may end within a token, whose other letters belong to the output or to what follows it.
         text = str(self.lm.tokenizer.decode(ids, skip_special_tokens=True))
         cuts = [text.find(stop) for stop in self.template.stop if stop in text]
         return text[: min(cuts, default=len(text))].strip()

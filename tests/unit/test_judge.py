@@ -12,12 +12,12 @@ from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import write_table
 from embedder.data.sources import read_source
-from embedder.evaluation.base import Passage, Question
+from embedder.evaluation.base import Passage, Question, Reply
 from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of
 from embedder.evaluation.judge import LlmJudge, fitting_prefix
 from embedder.evaluation.measurements import DatasetValues
 from embedder.evaluation.questions import Asked, ask_all
-from embedder.evaluation.replies import JUDGED, judge_fingerprint, reply_of
+from embedder.evaluation.replies import JUDGED, judge_fingerprint
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import choose_shots, prompt_builder
 from embedder.models.causal_lm import load_lm
@@ -142,9 +142,9 @@ def test_judge_what_cannot_be_asked_says_why_and_spoils_nothing_else(judge):
         question("lrlm", 2, answers=[" "]),
     ]
     first, second, good = replies(judge, [*bad, QUESTIONS[0]])
-    assert "needs more than the 200 of a prefix" in first["error"] and reply_of(first) is None
+    assert "needs more than the 200 of a prefix" in first["error"] and Reply.of(first) is None
     assert second["error"] == "a desired output has no token"
-    assert good["error"] is None and reply_of(good) is not None
+    assert good["error"] is None and Reply.of(good) is not None
 
 
 def test_judge_exhausted_memory_costs_only_the_question_that_exhausts_it(judge, monkeypatch):
