@@ -4,7 +4,7 @@ sets = read_sets(config, "dev", queries=200)
 for name, encoder in encoders:
     measure_encoder(name, encoder, tasks, sets, settings)      # rankings: seconds
 ask_llm(sets, llm_judge(config, settings), settings, folder)    # likelihoods: equal prompts of encoders once
-summarise([one.measured for one in sets], settings)             # means, intervals, differences
+summarise([dataset.measured for dataset in sets], settings)     # means, intervals, differences
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ def read_sets(config: RunConfig, split: Split, queries: int | None = None) -> li
     return sets
 
 
-def rank(encoder: TextEncoder, spec: TaskSpec, one: EvaluationSet, depth: int) -> dict[str, Ranking]:
+def rank(encoder: TextEncoder, spec: TaskSpec, dataset: EvaluationSet, depth: int) -> dict[str, Ranking]:
     """The `depth` best passages of each query by inner product, exact, ties by id, no query itself."""
-    rows = one.measured.rows
+    rows = dataset.measured.rows
     pools = [None if row["pool_ids"] is None else set(row["pool_ids"]) for row in rows]
     # Where every query brings a pool, passages outside of all pools need no vector.
-    wanted = set(one.texts) if None in pools else set().union(*(pool for pool in pools if pool is not None))
-    ids = [passage_id for passage_id in one.texts if passage_id in wanted]
-    passage_PD = encode(encoder, [one.texts[passage_id] for passage_id in ids], spec, "passage")
+    wanted = set(dataset.texts) if None in pools else set().union(*(pool for pool in pools if pool is not None))
+    ids = [passage_id for passage_id in dataset.texts if passage_id in wanted]
+    passage_PD = encode(encoder, [dataset.texts[passage_id] for passage_id in ids], spec, "passage")
     query_QD = encode(encoder, [row["query"] for row in rows], spec, "query")
     # One passage more, because a query may find itself, which does not count.
     rankings = search_block(query_QD, pools, ids, passage_PD, depth + 1)
@@ -94,9 +94,9 @@ def measure_encoder(
 
     `tasks` bring the instructions that this encoder gets.
     """
-    for one in sets:
-        rankings = rank(encoder, tasks[one.measured.task], one, settings.depth)
-        one.measured.enter_rankings({name: rankings}, one.answers, settings.cutoffs)
+    for dataset in sets:
+        rankings = rank(encoder, tasks[dataset.measured.task], dataset, settings.depth)
+        dataset.measured.enter_rankings({name: rankings}, dataset.answers, settings.cutoffs)
 
 
 def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateConfig, folder: AnyPath) -> int:
@@ -106,7 +106,7 @@ def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateCo
     many prompts were computed now.
     """
     fingerprint = judge_fingerprint(judge.llm, judge.tasks, settings, judge.shot_pools)
-    measured, texts = [one.measured for one in sets], {one.measured.name: one.texts for one in sets}
+    measured, texts = [dataset.measured for dataset in sets], {dataset.measured.name: dataset.texts for dataset in sets}
     asked = ask_about(measured, texts.__getitem__, settings, fingerprint)
     ledger = judged_ledger(folder)
     units = plan_units(asked.rows.values(), settings.unit_queries, ledger.done())
