@@ -154,8 +154,8 @@ def ray_part(bench: Bench) -> Found:
     """What the actors of Ray Data do between the first block and the last one."""
     import ray
 
-    from ray_jobs.cluster.session import actor_pool
-    from ray_jobs.retrieval.vectors import BLOCK_ROWS, TO_ENCODE, EncodeBlocks, shared_out
+    from ray_jobs.cluster.blocks import actor_pool, cut_blocks
+    from ray_jobs.retrieval.vectors import TO_ENCODE, EncodeBlocks, VectorStore, text_blocks
 
     class TimedBlocks(EncodeBlocks):
         """Tells when it began and ended each block."""
@@ -176,10 +176,10 @@ def ray_part(bench: Bench) -> Found:
         with tempfile.TemporaryDirectory() as folder:
             table = pa.Table.from_pylist(rows, schema=TO_ENCODE)
             began = time.time()
-            blocks = ray.data.from_arrow(shared_out(table, table.num_rows, ACTORS)).map_batches(
+            blocks = ray.data.from_arrow(cut_blocks(text_blocks(table), ACTORS)).map_batches(
                 TimedBlocks,
-                fn_constructor_args=(bench.config, Path(folder)),
-                batch_size=BLOCK_ROWS,
+                fn_constructor_args=(bench.config, VectorStore(Path(folder), {})),
+                batch_size=1,
                 batch_format="pyarrow",
                 **actor_pool(ACTORS, 0),
             )

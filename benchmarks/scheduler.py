@@ -89,7 +89,7 @@ def without_ray_data(run_file: Path) -> dict[str, float]:
     """Seconds of planning, and of the same blocks, one after the other in this process."""
     config = load_run(run_file)
     began = time.perf_counter()
-    work = survey(config, llm_ledger(config), config.label.block_rows)
+    work = survey(config, llm_ledger(config.paths), config.label.block_rows)
     planned = time.perf_counter() - began
     actor = RewardedBlocks(config, ray.put({}), ray.put(work.selected), "made up")
     began = time.perf_counter()

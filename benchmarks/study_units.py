@@ -63,7 +63,7 @@ class Study:
         self.config, self.settings, self.split = config, config.train, split
         self.folder = config.paths.mounted / "study"
         self.groups = labelled_groups(config)
-        self.positives = positive_ids(config)
+        self.positives = positive_ids(config.paths)
         self._data = content_id([(group["row_id"], group["label_fingerprint"]) for group in self.groups])
 
     def file(self, unit: Unit) -> Path:

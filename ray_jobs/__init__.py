@@ -1,1 +1,14 @@
-"""One file a job; each reads, maps over the cluster, writes and reports."""
+"""The commands: each file reads tables of a run, maps over a Ray cluster, writes tables and reports.
+
+    prepare.py   source files into checked rows
+    mine.py      candidates of each training query
+    label.py     rewards of the candidates
+    train.py     an encoder from the labelled groups
+    index.py     a version of the index from the trained encoder
+    evaluate.py  retrievers compared
+    pipeline.py  all of these, each once
+    submit.py    the `ray job submit` line of a command
+
+A command is its manual, what it checks and what it does in order. Modules that bring torch or Ray are imported where
+the work begins, because `--help` and a refused run file should not wait for them.
+"""

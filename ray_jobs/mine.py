@@ -13,30 +13,28 @@ over those a query brings along (chat history, earlier chunks).
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
-import ray
-
+from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.data.records import GROUP, write_table
-from embedder.mining.candidates import make_group
-from embedder.mining.ranking import Ranking
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
-from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets, passage_texts, queries
-from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
-from ray_jobs.retrieval.vectors import ensure_vectors
+
+if TYPE_CHECKING:
+    from embedder.mining.ranking import Ranking
 
 
 def check(config: RunConfig) -> Work:
     """The prepared tables and the encoder's folder exist."""
-    names = datasets(config)
+    names = datasets(config.paths)
     parameters = count_parameters(locate_model(config.encoder.model))
     lines, characters = [], 0
     for name in names:
-        files, count = corpus_files(config, name), len(queries(config, "train", name))
+        files, count = corpus_files(config.paths, name), len(queries(config.paths, "train", name))
         characters += corpus_characters(files)
         lines.append(
             f"{name}: {count_rows(files):,} passages, {count:,} train queries, groups of {config.mine.group_size}"
@@ -46,13 +44,20 @@ def check(config: RunConfig) -> Work:
 
 def run(config: RunConfig) -> StageReport:
     """Encode, rank and group; the summary counts groups and filtered passages."""
+    import ray
+
+    from ray_jobs.cluster.metrics import track_progress
+    from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
+    from ray_jobs.retrieval.vectors import ensure_vectors
+
     store, encoded = ensure_vectors(config, config.encoder, ["train"])
-    names = datasets(config)
+    names = datasets(config.paths)
     report = StageReport("mine", 0, "groups", details={"encoded": encoded})
     depth = config.mine.window[1] + 1
-    lexical = {name: lexical_rankings(config, "train", name, depth) for name in names}
-    dense = dense_rankings(config, store, "train", depth)
-    _remove_stale(config, set(names))
+    # Started before the dense ones are waited for, so that both run at once.
+    lexical = {name: lexical_rankings(config.paths, "train", name, depth) for name in names}
+    dense = dense_rankings(config.paths, store, "train", depth)
+    _remove_stale(config.paths, set(names))
     with track_progress("mine: datasets", len(names)) as counter:
         for name in names:
             counts = _mine_dataset(config, name, ray.get(lexical[name]), dense.get(name, {}))
@@ -68,19 +73,21 @@ def run(config: RunConfig) -> StageReport:
     return report
 
 
-def _remove_stale(config: RunConfig, kept: set[str]) -> None:
+def _remove_stale(paths: Paths, kept: set[str]) -> None:
     """Remove groups of datasets that an earlier run file named."""
-    for path in config.paths.candidates.glob("*.parquet"):
+    for path in paths.candidates.glob("*.parquet"):
         if path.stem not in kept:
             path.unlink()
 
 
 def _mine_dataset(config: RunConfig, name: str, lexical: dict[str, Ranking], dense: dict[str, Ranking]) -> Counter[str]:
     """Write the groups of one dataset and count them."""
-    passages = passage_texts(config, name)
+    from embedder.mining.candidates import make_group
+
+    passages = passage_texts(config.paths, name)
     counts: Counter[str] = Counter()
     groups = []
-    for query in queries(config, "train", name):
+    for query in queries(config.paths, "train", name):
         rankings = {"lexical": lexical[query["query_id"]], "dense": dense[query["query_id"]]}
         mined = make_group(query, rankings, passages, config.mine)
         groups.append(mined.group)

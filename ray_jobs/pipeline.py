@@ -25,6 +25,7 @@ from embedder.run.stages import STAGES, Contents, is_done, mark_done
 from embedder.training.trackers import check_trackers
 from ray_jobs import evaluate, index, label, mine, prepare, train
 from ray_jobs.cluster.session import Job, main, run_stage
+from ray_jobs.labelling.teachers import needed_llm
 
 EACH_ROUND = (mine.JOB, label.JOB, train.JOB)
 AT_THE_END = (index.JOB, evaluate.JOB)
@@ -73,7 +74,7 @@ def check(config: RunConfig) -> Work:
     work = prepare.check(config)
     sources = config.needed_prepare.sources
     locate_model(config.encoder.model)
-    llm = label.needed_llm(config, {source.task for source in sources})
+    llm = needed_llm(config, {source.task for source in sources})
     if llm is not None:
         locate_model(llm.model)
     done = done_before(config)
@@ -107,6 +108,7 @@ def run(config: RunConfig) -> StageReport:
         run_stage(step.job, step.config, step.job.check(step.config))
         contents.forget()
         if step.job is train.JOB:
+            # Before the mark, which holds the hash of the model folder that the lineage is a part of.
             write_lineage(step.config, contents)
             contents.forget()
         mark_done(stage, step.config, contents)
@@ -119,11 +121,11 @@ def run(config: RunConfig) -> StageReport:
 
 def _reports(config: RunConfig) -> list[StageReport]:
     """The reports of all rounds, in order."""
-    found = []
+    reports: list[StageReport] = []
     for number in range(1, config.pipeline.rounds + 1):
         rows = read_reports(config.paths.model_copy(update={"round": number}).reports)
-        found += rows if number == 1 else [replace(row, stage=f"{row.stage}, round {number}") for row in rows]
-    return found
+        reports += rows if number == 1 else [replace(row, stage=f"{row.stage}, round {number}") for row in rows]
+    return reports
 
 
 JOB = Job("pipeline", __doc__, check, run)

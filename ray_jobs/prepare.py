@@ -18,8 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
-
+from embedder.config.paths import Paths
 from embedder.config.prepare import PrepareConfig, Source
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
@@ -31,7 +30,6 @@ from embedder.errors import DataError
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from embedder.storage.json_file import write_json
-from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.session import Job, main
 
 PART_ROWS = 20_000
@@ -50,6 +48,10 @@ def check(config: RunConfig) -> Work:
 
 def run(config: RunConfig) -> StageReport:
     """Prepare every dataset; the summary counts rows in, out, left out and rejected."""
+    import ray
+
+    from ray_jobs.cluster.metrics import track_progress
+
     settings = config.needed_prepare
     task = ray.remote(num_cpus=1)(prepare_dataset)
     pending = {
@@ -62,7 +64,8 @@ def run(config: RunConfig) -> StageReport:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             counts[pending.pop(done).dataset] = ray.get(done)
             counter.advance(1)
-    _remove_stale(config, set(counts))
+    # After all tasks, so that a source that is refused does not cost the datasets of an earlier run.
+    _remove_stale(config.paths, set(counts))
     report = StageReport("prepare", sum(count["rows_in"] for count in counts.values()), "source rows", details=counts)
     for name, count in sorted(counts.items()):
         report.lines.append(
@@ -74,12 +77,12 @@ def run(config: RunConfig) -> StageReport:
     return report
 
 
-def _remove_stale(config: RunConfig, kept: set[str]) -> None:
+def _remove_stale(paths: Paths, kept: set[str]) -> None:
     """Remove datasets of an earlier run file, which the next stages would take for this run's."""
-    for folder in config.paths.corpus.iterdir():
+    for folder in paths.corpus.iterdir():
         if folder.name not in kept:
             shutil.rmtree(folder)
-    for path in config.paths.queries.glob("*/*.parquet"):
+    for path in paths.queries.glob("*/*.parquet"):
         if path.stem not in kept:
             path.unlink()
 

@@ -14,10 +14,6 @@ finished run only writes its model again. Ray Train starts the workers, DeepSpee
 from __future__ import annotations
 
 import json
-from pathlib import Path
-
-from ray.train import FailureConfig
-from ray.train import RunConfig as RayRunConfig
 
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL, TrainConfig
@@ -26,21 +22,13 @@ from embedder.errors import DataError
 from embedder.hashing import content_id
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.run.cost import Work, measured_rate
-from embedder.run.lineage import install_model
 from embedder.run.stage_report import StageReport
 from embedder.storage.object_store import replacing
 from embedder.training.base_model import check_start
-from embedder.training.estimate import work_of
-from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, live_note, report_lines
-from embedder.training.model_card import model_card
 from embedder.training.split import split_groups
 from embedder.training.trackers import check_trackers
-from embedder.training.training_report import summarise, write_report
-from embedder.training.training_rows import write_training_rows
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.trainer import fit_with_progress, make_trainer
 from ray_jobs.training.groups import TrainingGroups, training_groups
-from ray_jobs.training.worker import train_worker
 
 FORMAT = 2
 """Of checkpoints; a run of another one is not resumed."""
@@ -53,12 +41,23 @@ def check(config: RunConfig) -> Work:
     check_start(config.encoder)
     taken = training_groups(config)
     kept, apart = split_groups(taken.groups, settings.validation)
+    # Here and not above, because torch comes with it: what can be refused without torch has been by now.
+    from embedder.training.estimate import work_of
+
     work = work_of(config.encoder, config.tasks, settings, kept, apart)
     return Work(work.stage, [*taken.notes, *work.lines], work.flops)
 
 
 def run(config: RunConfig) -> StageReport:
     """Train or resume; write model, card and report; the summary tells the rows left out, losses and validation."""
+    from embedder.run.lineage import install_model
+    from embedder.training.estimate import work_of
+    from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, report_lines
+    from embedder.training.model_card import model_card
+    from embedder.training.training_report import summarise, write_report
+    from embedder.training.training_rows import write_training_rows
+    from ray_jobs.training.worker import run_workers
+
     settings = config.needed_train
     taken = training_groups(config)
     name = run_name(config, taken)
@@ -69,12 +68,13 @@ def run(config: RunConfig) -> StageReport:
     if not job.exported.is_dir():
         work = work_of(config.encoder, config.tasks, settings, kept, apart)
         _announce(Work(work.stage, [*taken.notes, *work.lines], work.flops), settings)
-        _fit(job, config.paths.training, name)
+        run_workers(job, config.paths.training, name)
     if not job.exported.is_dir():
         raise DataError(f"training {name} ended without a model; see {job.folder}")
     steps = MetricsReader(job.metrics, StepMetrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
     numbers = summarise(steps, sizes, left_out, outcome, settings)
+    # Each time anew, also for a finished run: card and report are made from the metrics, and cost seconds.
     with replacing(job.exported / "README.md") as file:
         file.write(model_card(config, numbers).encode())
     lineage = {"training_run": name, "base_encoder": config.encoder.model, "llm": config.llm and config.llm.model}
@@ -90,7 +90,7 @@ def run(config: RunConfig) -> StageReport:
 
 def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
-    # Of the replay only which groups it chose counts.
+    # Of the replay only the groups it chose count, which stand in `taken`: another share may choose the same.
     settings = config.needed_train.model_dump(mode="json", exclude=NEUTRAL | {"replay"})
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
     return content_id(
@@ -105,22 +105,6 @@ def _announce(work: Work, settings: TrainConfig) -> None:
     if not settings.gpus_per_worker:
         minutes = work.flops / (0.6 * measured_rate()) / 60
         console().print(f"train: about {minutes:,.1f} minutes of computing on a machine like this", markup=False)
-
-
-def _fit(job: TrainingJob, storage: Path, name: str) -> None:
-    """Run the workers, showing progress from the metrics that the first of them writes."""
-    settings = job.config
-    least, most = settings.min_workers, settings.num_workers
-    run = RayRunConfig(
-        name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=settings.max_failures)
-    )
-    trainer = make_trainer(
-        train_worker, job, run, workers=most if least is None else (least, most), gpus=settings.gpus_per_worker
-    )
-    reader = MetricsReader(job.metrics, StepMetrics)
-    fit_with_progress(
-        trainer, "train: steps", settings.steps, reader, lambda: live_note(reader.steps(), settings.batch_size)
-    )
 
 
 JOB = Job("train", __doc__, check, run)

@@ -1,1 +1,8 @@
-"""A run: its stages, lineage and cost."""
+"""A run: its folder, its stages, and what they cost.
+
+stages.py        which stages are done, by the contents they read and wrote
+lineage.py       where a trained encoder comes from
+workspace.py     the folder in which a job works, for a run in an object store too
+cost.py          the work ahead, from sizes alone
+stage_report.py  what a finished stage did
+"""

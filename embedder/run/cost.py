@@ -12,7 +12,7 @@ CHARACTERS_A_TOKEN = 4
 GPU_PEAK = 989e12
 """Operations a second of an H100 in bfloat16, by its data sheet."""
 GPU_SHARE = 0.4
-"""Share of it that is assumed, not measured, as in docs/scaling.md."""
+"""Share of this peak that is assumed, not measured, as in docs/scaling.md."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Work:
 
     stage: str
     lines: list[str]
-    """What will be done, one line each."""
+    """The work for the user, a line each."""
     flops: float
     """Floating-point operations of the models, 2 x parameters x tokens forward."""
 
@@ -31,7 +31,7 @@ class Work:
         return self.flops / (GPU_SHARE * GPU_PEAK) / 3600
 
     def estimate(self) -> str:
-        """For the user, before the work begins."""
+        """The cost as the user reads it before the work begins."""
         return (
             f"about {self.flops / 1e12:,.1f} TFLOP of model work, {self.gpu_hours:,.2g} GPU-hours at "
             f"{GPU_SHARE:.0%} of an H100's bfloat16"

@@ -19,6 +19,8 @@ from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
 
 LINEAGE = "lineage.json"
+PROVENANCE = "provenance.json"
+"""Beside the labels: what they depend on."""
 
 
 def install_model(exported: Path, model: Path, lineage: dict[str, Any]) -> None:
@@ -27,6 +29,7 @@ def install_model(exported: Path, model: Path, lineage: dict[str, Any]) -> None:
     try:
         shutil.copytree(exported, staged, dirs_exist_ok=True)
         write_json(lineage, staged / LINEAGE)
+        # A folder cannot be renamed over another one: for a moment there is no model, never half of one.
         shutil.rmtree(model, ignore_errors=True)
         place_durably(staged, model)
     finally:
@@ -53,7 +56,7 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
     """Everything the encoder of this round depends on, by content hash."""
     settings = config.model_dump(mode="json")
     base = locate_model(config.encoder.model)
-    terms = config.paths.labelled / "fingerprint.json"
+    provenance = config.paths.labelled / PROVENANCE
     return {
         "version": __version__,
         "round": config.paths.round,
@@ -66,7 +69,7 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
         },
         "labels": {
             "content": contents.of(config.paths.labelled),
-            "terms": json.loads(terms.read_text(encoding="utf-8")) if terms.is_file() else None,
+            "provenance": json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else None,
             "teacher": config.label.teacher,
             "llm": config.llm and {"model": config.llm.model, "fingerprint": contents.of_model(config.llm.model)},
         },
@@ -74,11 +77,11 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
         "prepared": {"corpus": contents.of(config.paths.corpus), "queries": contents.of(config.paths.queries)},
         "sources": [
             {
-                "task": one.task,
-                "dataset": one.dataset,
-                "path": str(one.path),
-                "content": contents.of(local_copy(one.path)),
+                "task": source.task,
+                "dataset": source.dataset,
+                "path": str(source.path),
+                "content": contents.of(local_copy(source.path)),
             }
-            for one in (config.prepare.sources if config.prepare else [])
+            for source in (config.prepare.sources if config.prepare else [])
         ],
     }

@@ -12,7 +12,7 @@ from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath
 
 STAGES = ("prepare", "mine", "label", "train", "index", "evaluate", "serve")
-"""In the order of the pipeline."""
+"""All stages, in the order of the pipeline."""
 
 
 @dataclass
@@ -25,9 +25,9 @@ class StageReport:
     seconds: float = 0.0
     """Wall time of the stage's own work."""
     lines: list[str] = field(default_factory=list)
-    """Further facts for the user, one line each."""
+    """Further facts for the user, a line each."""
     details: dict[str, Any] = field(default_factory=dict)
-    """The same for programs."""
+    """Facts for programs, by name."""
 
     def write(self, folder: AnyPath) -> None:
         """Write `STAGE.json`."""

@@ -17,8 +17,6 @@ from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL
 from embedder.hashing import content_id, file_sha256
-from embedder.index.bundle import Manifest
-from embedder.index.catalog import Catalog
 from embedder.models.locate import locate_model, model_fingerprint
 from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
@@ -33,11 +31,11 @@ RESOURCES = NEUTRAL | {
 
 @dataclass(frozen=True)
 class Stage:
-    """What the result of one stage depends on."""
+    """All that the result of one stage depends on, and what it writes."""
 
     name: str
     sections: tuple[str, ...]
-    """Of the run file."""
+    """Sections of the run file."""
     reads: Callable[[RunConfig], list[AnyPath]]
     """Files and folders; model folders are named by `models`."""
     writes: Callable[[RunConfig], list[AnyPath]]
@@ -59,13 +57,17 @@ def _sources(config: RunConfig) -> list[AnyPath]:
 
 def _built(config: RunConfig) -> list[AnyPath]:
     """The version that was built last; which one an alias names is for those to say who run the service."""
+    # Not above: with them comes FAISS, which takes longer to import than a job needs to print its help.
+    from embedder.index.bundle import Manifest
+    from embedder.index.catalog import Catalog
+
     catalog = Catalog(config.paths.indexes)
     version = catalog.built()
     return [catalog.bundle(version) / Manifest.FILE] if version else []
 
 
 def _trained_on(config: RunConfig) -> list[Paths]:
-    """Of this run, and of those that are replayed."""
+    """The paths of this run, and of those that are replayed."""
     replay = config.train and config.train.replay
     runs = replay.runs if replay else []
     return [config.paths, *(config.paths.model_copy(update={"work": run.work, "round": run.round}) for run in runs)]
@@ -160,8 +162,9 @@ def _content(path: AnyPath) -> str:
         return file_sha256(path)
     if isinstance(path, ObjectPath):
         return ""
-    files = sorted(one for one in path.rglob("*") if one.is_file() and not _is_unfinished(one.relative_to(path)))
-    return content_id([[one.relative_to(path).as_posix(), file_sha256(one)] for one in files]) if files else ""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_unfinished(file.relative_to(path)))
+    # By name and content and not by time: a stage that is repeated and writes the same leaves the later ones done.
+    return content_id([[file.relative_to(path).as_posix(), file_sha256(file)] for file in files]) if files else ""
 
 
 def _is_unfinished(name: Path) -> bool:
@@ -171,8 +174,8 @@ def _is_unfinished(name: Path) -> bool:
 def effective(value: object) -> object:
     """Settings without those of RESOURCES, at any depth."""
     if isinstance(value, dict):
-        return {key: effective(one) for key, one in value.items() if key not in RESOURCES}
-    return [effective(one) for one in value] if isinstance(value, list) else value
+        return {key: effective(item) for key, item in value.items() if key not in RESOURCES}
+    return [effective(item) for item in value] if isinstance(value, list) else value
 
 
 def fingerprint(stage: Stage, config: RunConfig, contents: Contents) -> str:
@@ -185,7 +188,6 @@ def fingerprint(stage: Stage, config: RunConfig, contents: Contents) -> str:
 
 
 def mark_path(stage: Stage, config: RunConfig) -> Path:
-    """Where the mark of a stage is, or will be."""
     return config.paths.done / f"{stage.name}.json"
 
 
@@ -195,7 +197,7 @@ def is_done(stage: Stage, config: RunConfig, contents: Contents) -> bool:
     if not path.is_file():
         return False
     mark = json.loads(path.read_text(encoding="utf-8"))
-    written = [contents.of(one) for one in stage.writes(config)]
+    written = [contents.of(output) for output in stage.writes(config)]
     return (
         bool(written)
         and all(written)
@@ -209,7 +211,7 @@ def mark_done(stage: Stage, config: RunConfig, contents: Contents) -> None:
         "stage": stage.name,
         "version": __version__,
         "fingerprint": fingerprint(stage, config, contents),
-        "written": [contents.of(one) for one in stage.writes(config)],
+        "written": [contents.of(output) for output in stage.writes(config)],
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     write_json(mark, mark_path(stage, config))

@@ -36,10 +36,12 @@ def workplace(config: RunConfig, *, writes: bool) -> Iterator[RunConfig]:
         yield config
         return
     mirror = Mirror(work, config.paths.cache / "mirrors" / content_id(work.uri)[:16] / work.name)
+    # Not waited for: the other job may take days, and its mirror would be out of date when this one begins.
     with locked(mirror.folder.parent / "mirror.lock", wait=False) as is_mine:
         if writes and not is_mine:
             raise ConfigError(f"{mirror.folder}: another job works on {mirror.place} here; wait for its end")
         if is_mine:
+            # Under the lock alone, because a pull changes files that a job at work here is reading.
             mirror.pull()
         local = config.model_copy(update={"paths": config.paths.model_copy(update={"work": mirror.folder})})
         if not writes:

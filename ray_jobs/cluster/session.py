@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 import yaml
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
 from embedder.config.load import load_run
@@ -92,13 +91,13 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     if work.flops:
         out.print(f"{job.stage}: {work.estimate()}", markup=False)
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
-    with ResourceUsage() as bill:
+    with ResourceUsage() as usage:
         report = job.run(config)
-    report.seconds = report.seconds or bill.seconds
+    report.seconds = report.seconds or usage.seconds
     report.details["estimate"] = {"flops": work.flops, "gpu_hours": work.gpu_hours}
-    report.details["bill"] = bill.record()
-    logger.info("stage ended", extra={"stage": job.stage, "rows": report.rows, "unit": report.unit, **bill.record()})
-    report.lines.append(bill.line())
+    report.details["resources"] = usage.record()
+    logger.info("stage ended", extra={"stage": job.stage, "rows": report.rows, "unit": report.unit, **usage.record()})
+    report.lines.append(usage.line())
     report.write(config.paths.reports)
     for line in report.lines:
         out.print(f"  {line}", markup=False)
@@ -151,11 +150,3 @@ def connect() -> None:
     context.use_datasource_v2 = False
     for noisy in ("ray.train", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-def actor_pool(
-    num_actors: int, gpus_per_actor: float, cpus_per_actor: float = 1, min_actors: int | None = None
-) -> dict[str, Any]:
-    """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits."""
-    resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": cpus_per_actor}
-    return {"compute": ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors), **resources}

@@ -70,5 +70,6 @@ def fit_with_progress(
         try:
             return trainer.fit()
         finally:
+            # The counter must not be touched once its line is closed.
             finished.set()
             watcher.join()

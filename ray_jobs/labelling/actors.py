@@ -1,68 +1,75 @@
-"""Ray Data actors that hold the LLM. Apart from the jobs, so that they travel by name and not by value."""
+"""The LLM in a pool of actors, which reads blocks of groups, labels and commits them."""
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from embedder.config.run import RunConfig
+from embedder.labelling.label_statistics import LabelCost
 from embedder.labelling.labeller import RewardLabeller
+from embedder.labelling.prompts import ShotPools
 from embedder.labelling.units import Unit
-from embedder.models.causal_lm import load_lm
+from embedder.models.causal_lm import load_lm, prepare_lm
 from embedder.models.device import matmul_rate
+from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import llm_ledger
-from ray_jobs.labelling.block_plan import GroupRows, Planner
-
-logger = logging.getLogger(__name__)
-
-LABELLED_BLOCK = pa.schema(
-    [
-        *((name, pa.int64()) for name in ("rows", "pairs", "tokens")),
-        *((name, pa.float64()) for name in ("flops", "seconds", "peak_flops")),
-    ]
-)
-"""What one block cost: rows committed, pairs scored, tokens through the layers, busy seconds of the actor."""
+from ray_jobs.labelling.block_plan import GroupRows, Planner, Survey
 
 
-class LabelBlocks:
-    """Loads the LLM once, then reads, labels and commits one block after another."""
+class LabelBlocks(BlockActor):
+    """Labels blocks of groups with the LLM."""
+
+    result = "labels"
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
         lm = load_lm(config.needed_llm, config.paths.cache)
         self.config, self.fingerprint = config, fingerprint
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, ray.get(shot_pools))
         self.planner = Planner(config, ray.get(selected))
-        self.ledger = llm_ledger(config)
+        self.ledger = llm_ledger(config.paths)
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._label(place) for place in batch.to_pylist()], schema=LABELLED_BLOCK)
+    def row_ids(self, block: Block) -> list[str]:
+        return self.planner.read_block(block).ids_of(block["units"])
 
-    def _label(self, place: dict[str, Any]) -> dict[str, float]:
-        """Label one block, unless an actor did that before it was killed."""
-        planned = self.planner.read(self.config.paths.candidates / place["file"], place["row_group"])
-        units = [planned.units[number] for number in place["units"]]
-        cost = dict.fromkeys(LABELLED_BLOCK.names, 0.0)
-        cost |= {"rows": place["rows"], "peak_flops": self.peak_flops}
-        if self.ledger.holds(planned.ids_of(units)):
-            return cost
-        began, work = time.perf_counter(), self.labeller.backend.work
-        pairs, tokens, flops = self.labeller.pairs, work.tokens, work.flops
-        self.ledger.commit([row for unit in units for row in self._label_unit(planned.rows, unit)])
-        cost |= {"pairs": self.labeller.pairs - pairs, "tokens": work.tokens - tokens}
-        cost |= {"flops": work.flops - flops, "seconds": time.perf_counter() - began}
-        logger.info("committed labels", extra=cost)
-        return cost
+    def compute(self, block: Block) -> list[dict[str, Any]]:
+        planned = self.planner.read_block(block)
+        # Unit by unit, since what is read in one batch decides the last bits: blocks may be cut differently next time.
+        return [row for number in block["units"] for row in self._label_unit(planned.rows, planned.units[number])]
+
+    def computed(self) -> BlockCost:
+        work = self.labeller.backend.work
+        return BlockCost(pairs=self.labeller.pairs, tokens=work.tokens, flops=work.flops)
 
     def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
         """The labelled rows of a unit, in its order."""
-        readable = [position for position in unit if position not in rows.unreadable]
-        labels = self.labeller.label([rows.groups[position] for position in readable], self.fingerprint)
-        labelled = dict(zip(readable, labels, strict=True))
-        for position in rows.unreadable.keys() & unit:
-            labelled[position] = rows.without_rewards(position, self.config, self.fingerprint)
-        return [labelled[position] for position in unit]
+        return rows.labelled(
+            unit, lambda groups: self.labeller.label(groups, self.fingerprint), self.config.tasks, self.fingerprint
+        )
+
+
+def label_with_llm(config: RunConfig, work: Survey, pools: ShotPools, fingerprint: str) -> LabelCost:
+    """Let the pool of `label.num_actors` actors label the blocks ahead; returns what that cost."""
+    settings = config.label
+    # Once here, so that a GGUF file is not converted by every actor.
+    prepare_lm(config.needed_llm, config.paths.cache)
+    began = time.monotonic()
+    cost = run_blocks(
+        cut_blocks(work.blocks, settings.num_actors),
+        LabelBlocks,
+        # By reference: Ray then holds one copy a node in place of one an actor.
+        (config, ray.put(pools), ray.put(work.selected), fingerprint),
+        actor_pool(settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor, settings.min_actors),
+        "label",
+        _rates,
+    )
+    peak = cost.capacity / cost.seconds if cost.seconds else None
+    return LabelCost(time.monotonic() - began, cost.pairs, cost.tokens, cost.flops, peak, settings.num_actors)
+
+
+def _rates(cost: BlockCost, seconds: float) -> str:
+    share = f", {cost.flops / cost.capacity:.0%} of peak" if cost.capacity else ""
+    return f"{cost.pairs / seconds:,.1f} pairs/s, {cost.tokens / seconds:,.0f} tokens/s{share}"

@@ -5,7 +5,8 @@ However many rows there are, memory holds one row group (1,024 rows, as `mine` w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
+from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, group_id, open_parquet, unrewarded
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
+from embedder.hashing import row_seed
 from embedder.labelling.units import Unit, join_units, plan_units
 from embedder.run.cost import tokens_of
 from embedder.storage.object_store import AnyPath
@@ -26,11 +30,8 @@ from ray_jobs.cluster.tables import candidate_files
 BLOCK = pa.schema(
     [("file", pa.string()), ("row_group", pa.int32()), ("units", pa.list_(pa.int32())), ("rows", pa.int32())]
 )
-"""Units of one row group that are committed together, by their place in `paths.candidates`; `rows` of their groups are
-in no block yet. The content is read where it is labelled."""
-
-PARTS_AN_ACTOR = 64
-"""Into how many parts the blocks of an actor are cut: enough to share them evenly, few enough to hold in memory."""
+"""Units of one row group that are committed together, by their position in `paths.candidates`; `rows` of their groups
+are in no block yet. The content is read where it is labelled, so that driver and object store hold no text."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,27 @@ class GroupRows:
 
     groups: list[dict[str, Any]]
     unreadable: dict[int, str]
-    """Why some of them are damaged; these stand among the groups with the damage made visible."""
+    """Reason by position for the groups that are damaged; they stand among the others with the damage made visible."""
 
-    def without_rewards(self, position: int, config: RunConfig, fingerprint: str) -> dict[str, Any]:
+    def without_rewards(self, position: int, tasks: Mapping[str, TaskSpec], fingerprint: str) -> dict[str, Any]:
         """A group as a labelled row without rewards, which says why if it is damaged."""
         group = self.groups[position]
-        row = unrewarded(group, config.tasks[group["task"]].reward, fingerprint)
+        row = unrewarded(group, tasks[group["task"]].reward, fingerprint)
         return {**row, "error": self.unreadable.get(position)}
+
+    def labelled(
+        self,
+        positions: Sequence[int],
+        label: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+        tasks: Mapping[str, TaskSpec],
+        fingerprint: str,
+    ) -> list[dict[str, Any]]:
+        """The groups at some positions as `label` labels them; damaged ones are kept from it and say why."""
+        readable = [position for position in positions if position not in self.unreadable]
+        rows = dict(zip(readable, label([self.groups[position] for position in readable]), strict=True))
+        for position in self.unreadable.keys() & positions:
+            rows[position] = self.without_rewards(position, tasks, fingerprint)
+        return [rows[position] for position in positions]
 
 
 def read_row_group(path: AnyPath, number: int) -> GroupRows:
@@ -71,7 +86,7 @@ def read_row_group(path: AnyPath, number: int) -> GroupRows:
 
 def _read_damaged(table: pa.Table) -> GroupRows:
     binary = {pa.string(): pa.binary(), pa.list_(pa.string()): pa.list_(pa.binary())}
-    as_bytes = pa.schema([(one.name, binary.get(one.type, one.type)) for one in GROUP])
+    as_bytes = pa.schema([(column.name, binary.get(column.type, column.type)) for column in GROUP])
     groups, unreadable = [], {}
     for position, row in enumerate(table.cast(as_bytes).to_pylist()):
         group = {name: _decoded(value, "replace") for name, value in row.items()}
@@ -95,12 +110,16 @@ class PlannedRows:
 
     rows: GroupRows
     ids: list[str]
-    """Of its groups, by position."""
+    """Ids of its groups, by position."""
     units: list[Unit]
 
-    def ids_of(self, units: Sequence[Unit]) -> list[str]:
-        """The ids of the groups of some units, in the order in which they are committed."""
-        return [self.ids[position] for unit in units for position in unit]
+    def positions(self, units: Sequence[int]) -> list[int]:
+        """The positions of the groups of units, which are given by number, in the order in which they are committed."""
+        return [position for number in units for position in self.units[number]]
+
+    def ids_of(self, units: Sequence[int]) -> list[str]:
+        """The ids of these groups, in the same order."""
+        return [self.ids[position] for position in self.positions(units)]
 
     def task_of(self, unit: Unit) -> str:
         """The one task of a unit."""
@@ -112,7 +131,7 @@ class Planner:
 
     def __init__(self, config: RunConfig, selected: RowIds | None) -> None:
         self.config, self.selected = config, selected
-        self._place: tuple[AnyPath, int] | None = None
+        self._position: tuple[AnyPath, int] | None = None
         self._planned: PlannedRows | None = None
 
     def read(self, path: AnyPath, number: int) -> PlannedRows:
@@ -121,9 +140,13 @@ class Planner:
         Raises:
             DataError: the file is unreadable, or names an unknown task.
         """
-        if self._planned is None or self._place != (path, number):
-            self._planned, self._place = self._plan(path, number), (path, number)
+        if self._planned is None or self._position != (path, number):
+            self._planned, self._position = self._plan(path, number), (path, number)
         return self._planned
+
+    def read_block(self, block: dict[str, Any]) -> PlannedRows:
+        """The row group of a row of BLOCK."""
+        return self.read(self.config.paths.candidates / block["file"], block["row_group"])
 
     def _plan(self, path: AnyPath, number: int) -> PlannedRows:
         rows = read_row_group(path, number)
@@ -141,9 +164,27 @@ class Planner:
         return PlannedRows(rows, ids, [[chosen[i] for i in unit] for unit in units])
 
 
+def select_llm_groups(groups: Iterable[dict[str, Any]], count: int, seed: int) -> RowIds:
+    """The ids of at most `count` groups a dataset, for the LLM to label; no more than these are held in memory.
+
+    They are those with the least seeded hash, so that the choice depends on neither the order of the rows nor the
+    other datasets, and a greater count keeps what a smaller one chose.
+    """
+    chosen: dict[str, list[tuple[int, str]]] = {}
+    for group in groups:
+        row_id = group_id(group)
+        kept = chosen.setdefault(group["dataset"], [])
+        entry = (-row_seed(seed, "llm group", row_id), row_id)
+        if len(kept) < count:
+            heapq.heappush(kept, entry)
+        else:
+            heapq.heappushpop(kept, entry)
+    return RowIds([[row_id for _, row_id in kept] for kept in chosen.values()])
+
+
 @dataclass
 class TaskWork:
-    """What there is of one task."""
+    """The groups of one task, and what is ahead of them."""
 
     groups: int = 0
     ahead: int = 0
@@ -170,13 +211,13 @@ class Survey:
     """The groups of tasks with a reward that are not left out; None: all of them."""
 
 
-def row_groups(config: RunConfig) -> Iterator[tuple[AnyPath, int]]:
+def row_groups(paths: Paths) -> Iterator[tuple[AnyPath, int]]:
     """Every row group of every candidate file: (path, number).
 
     Raises:
         DataError: `mine` has not run, or a file is unreadable.
     """
-    for path in candidate_files(config):
+    for path in candidate_files(paths):
         try:
             with open_parquet(path) as file:
                 count = file.num_row_groups
@@ -200,7 +241,7 @@ def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds 
     planner = Planner(config, selected)
 
     def read() -> Iterator[list[str]]:
-        for path, number in row_groups(config):
+        for path, number in row_groups(config.paths):
             planned = planner.read(path, number)
             is_ahead = ~done.contains(planned.ids)
             ahead: list[int] = []
@@ -214,7 +255,7 @@ def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds 
                     plain.append((path, number))
             joined = join_units([planned.units[number_of_unit] for number_of_unit in ahead], block_rows)
             blocks.append(_blocks(joined, ahead, is_ahead, (path.name, number)))
-            yield planned.ids_of(planned.units)
+            yield planned.ids_of(range(len(planned.units)))
 
     expected = RowIds(read())
     before = len(expected) - expected.missing_from(done)[0]
@@ -222,26 +263,20 @@ def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds 
 
 
 def _blocks(
-    joined: list[list[Unit]], ahead: list[int], is_ahead: NDArray[np.bool_], place: tuple[str, int]
+    joined: list[list[Unit]], ahead: list[int], is_ahead: NDArray[np.bool_], position: tuple[str, int]
 ) -> pa.Table:
     """Rows of BLOCK for the units ahead of one row group, whose numbers are `ahead`."""
     numbers = iter(ahead)
     rows = [
         {
-            "file": place[0],
-            "row_group": place[1],
+            "file": position[0],
+            "row_group": position[1],
             "units": [next(numbers) for _ in block],
             "rows": sum(bool(is_ahead[position]) for unit in block for position in unit),
         }
         for block in joined
     ]
     return pa.Table.from_pylist(rows, BLOCK)
-
-
-def in_parts(blocks: pa.Table, num_actors: int) -> list[pa.Table]:
-    """Blocks cut into tables, `PARTS_AN_ACTOR` an actor."""
-    size = max(1, blocks.num_rows // (PARTS_AN_ACTOR * num_actors))
-    return [blocks.slice(i, size) for i in range(0, blocks.num_rows, size)]
 
 
 def _count(config: RunConfig, task: str, work: TaskWork, groups: int, fresh: list[dict[str, Any]]) -> None:

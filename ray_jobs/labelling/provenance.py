@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
+from embedder.hashing import content_id
+from embedder.labelling.prompts import ShotPools
+from embedder.models.fingerprint import label_fingerprint
+from embedder.run.lineage import PROVENANCE
 from embedder.storage.json_file import write_json
 
 RECOMPUTING = "being recomputed"
@@ -21,9 +26,15 @@ class LabelProvenance:
     rewards: dict[str, str]
 
 
-def read_provenance(config: RunConfig) -> LabelProvenance | None:
+def label_provenance(config: RunConfig, pools: ShotPools) -> LabelProvenance:
+    """What the LLM's labels of a run depend on, the worked examples before its prompts included."""
+    fingerprint = content_id(label_fingerprint(config.llm, config.label, config.tasks), pools)[:16]
+    return LabelProvenance(fingerprint, {name: spec.reward for name, spec in config.tasks.items()})
+
+
+def read_provenance(paths: Paths) -> LabelProvenance | None:
     """Where the labels that are there come from; None if there are none."""
-    path = config.paths.labelled / "fingerprint.json"
+    path = paths.labelled / PROVENANCE
     if not path.is_file():
         return None
     return LabelProvenance(**json.loads(path.read_text(encoding="utf-8")))
@@ -35,7 +46,7 @@ def check_provenance(config: RunConfig, wanted: LabelProvenance) -> None:
     Raises:
         ConfigError: with both fingerprints, or the tasks whose reward differs.
     """
-    known = read_provenance(config)
+    known = read_provenance(config.paths)
     if known is None:
         if config.label.recompute:
             raise ConfigError(f"{config.paths.labelled}: no labels to recompute; run label without label.recompute")
@@ -63,12 +74,12 @@ def check_provenance(config: RunConfig, wanted: LabelProvenance) -> None:
         )
 
 
-def write_provenance(config: RunConfig, wanted: LabelProvenance) -> None:
+def write_provenance(paths: Paths, wanted: LabelProvenance) -> None:
     """Note what the labels depend on, before the first of them is made."""
-    write_json(asdict(wanted), config.paths.labelled / "fingerprint.json")
+    write_json(asdict(wanted), paths.labelled / PROVENANCE)
 
 
-def mark_mixed(config: RunConfig, wanted: LabelProvenance) -> None:
+def mark_mixed(paths: Paths, wanted: LabelProvenance) -> None:
     """Note that rewards are mixed for now: until `write_provenance`, only a recomputation may run."""
     mixed = {task: reward if reward == "none" else RECOMPUTING for task, reward in wanted.rewards.items()}
-    write_json(asdict(LabelProvenance(wanted.fingerprint, mixed)), config.paths.labelled / "fingerprint.json")
+    write_json(asdict(LabelProvenance(wanted.fingerprint, mixed)), paths.labelled / PROVENANCE)

@@ -10,11 +10,10 @@ trained again. No job of its own: `label` calls it. Also what runs inside its wo
 
 from __future__ import annotations
 
-import heapq
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,9 @@ from ray.train import RunConfig as RayRunConfig
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL
 from embedder.data.ledger import Ledger
-from embedder.data.records import group_id
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
-from embedder.hashing import content_id, row_seed
+from embedder.hashing import content_id
 from embedder.models.locate import locate_model, model_fingerprint
 from embedder.run.lineage import install_model, read_lineage
 from embedder.training.cross_encoder import load_cross_encoder
@@ -46,10 +44,9 @@ from embedder.training.reranker_loop import (
     read_agreement,
     write_reranker_rows,
 )
-from ray_jobs.cluster.metrics import track_progress
-from ray_jobs.cluster.session import actor_pool
+from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.trainer import fit_with_progress, make_trainer
-from ray_jobs.labelling.block_plan import Planner, in_parts, survey
+from ray_jobs.labelling.block_plan import Planner, survey
 
 BLOCK_ROWS = 128
 """Groups that are scored and committed together; a cross-encoder needs seconds for them."""
@@ -60,24 +57,6 @@ TRAINED_ON = [
     *("row_id", "rewards", "reward", "label_fingerprint", "error"),
 ]
 """Columns of the LLM's rows that the reranker needs; the others may be far larger."""
-
-
-def select_llm_groups(groups: Iterable[dict[str, Any]], count: int, seed: int) -> RowIds:
-    """The ids of at most `count` groups a dataset, for the LLM to label; no more than these are held in memory.
-
-    They are those with the least seeded hash, so that the choice depends on neither the order of the rows nor the
-    other datasets, and a greater count keeps what a smaller one chose.
-    """
-    chosen: dict[str, list[tuple[int, str]]] = {}
-    for group in groups:
-        row_id = group_id(group)
-        kept = chosen.setdefault(group["dataset"], [])
-        entry = (-row_seed(seed, "llm group", row_id), row_id)
-        if len(kept) < count:
-            heapq.heappush(kept, entry)
-        else:
-            heapq.heappushpop(kept, entry)
-    return RowIds([[row_id for _, row_id in kept] for kept in chosen.values()])
 
 
 def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
@@ -204,8 +183,10 @@ def train_worker(settings: dict[str, WorkerJob]) -> None:
             fit_cross_encoder(job.training, Path(folder), report)
 
 
-class ScoreBlocks:
-    """Loads the cross-encoder once, then reads, rewards and commits one block of groups after another."""
+class ScoreBlocks(BlockActor):
+    """Rewards blocks of groups with the cross-encoder."""
+
+    result = "labels of the reranker"
 
     def __init__(self, model: Path, config: RunConfig, ledger: Ledger, fingerprint: str) -> None:
         self.encoder = load_cross_encoder(str(model), config.needed_reranker.max_tokens, config.encoder.batch_tokens)
@@ -213,45 +194,33 @@ class ScoreBlocks:
         self.config, self.ledger, self.fingerprint = config, ledger, fingerprint
         self.planner = Planner(config, None)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        for place in batch.to_pylist():
-            self._label(place)
-        return batch.select(["rows"])
+    def row_ids(self, block: Block) -> list[str]:
+        return self.planner.read_block(block).ids_of(block["units"])
 
-    def _label(self, place: dict[str, Any]) -> None:
-        """Label one block, unless an actor did that before it was killed."""
-        planned = self.planner.read(self.config.paths.candidates / place["file"], place["row_group"])
-        units = [planned.units[number] for number in place["units"]]
-        if self.ledger.holds(planned.ids_of(units)):
-            return
-        rows, positions = planned.rows, [position for unit in units for position in unit]
-        readable = [position for position in positions if position not in rows.unreadable]
-        groups = [rows.groups[position] for position in readable]
-        labels = label_groups(self.encoder, groups, self.temperatures, self.fingerprint)
-        labelled = dict(zip(readable, labels, strict=True))
-        for position in rows.unreadable.keys() & positions:
-            row = rows.without_rewards(position, self.config, self.fingerprint)
-            labelled[position] = {**row, "reward": "reranker"}
-        self.ledger.commit([labelled[position] for position in positions])
+    def compute(self, block: Block) -> list[dict[str, Any]]:
+        planned = self.planner.read_block(block)
+        rows = planned.rows.labelled(
+            planned.positions(block["units"]),
+            lambda groups: label_groups(self.encoder, groups, self.temperatures, self.fingerprint),
+            self.config.tasks,
+            self.fingerprint,
+        )
+        return [{**row, "reward": "reranker"} for row in rows]
 
 
 def score_with_reranker(config: RunConfig, ledger: Ledger, fingerprint: str) -> RowIds:
     """Let the trained reranker reward the groups that the ledger does not hold; returns the ids of all groups.
 
-    Each actor commits its own blocks. The pool has `label.num_actors` actors, each with the GPU share of a training
-    worker (`reranker.gpus_per_worker`). Groups of tasks without a reward are left to the caller.
+    The pool has `label.num_actors` actors, each with the GPU share of a training worker (`reranker.gpus_per_worker`).
+    Groups of tasks without a reward are left to the caller.
     """
     work = survey(config, ledger, BLOCK_ROWS)
-    if not work.blocks.num_rows:
-        return work.expected
-    scored = ray.data.from_arrow(in_parts(work.blocks, config.label.num_actors)).map_batches(
+    actors = config.label.num_actors
+    run_blocks(
+        cut_blocks(work.blocks, actors),
         ScoreBlocks,
-        fn_constructor_args=(config.paths.mounted / "reranker" / "model", config, ledger, fingerprint),
-        batch_size=1,
-        batch_format="pyarrow",
-        **actor_pool(config.label.num_actors, config.needed_reranker.gpus_per_worker),
+        (config.paths.mounted / "reranker" / "model", config, ledger, fingerprint),
+        actor_pool(actors, config.needed_reranker.gpus_per_worker),
+        "label by reranker",
     )
-    with track_progress("label by reranker", sum(work.blocks["rows"].to_pylist())) as counter:
-        for batch in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
-            counter.advance(sum(batch["rows"].to_pylist()))
     return work.expected

@@ -10,21 +10,21 @@ from embedder.data.row_ids import RowIds
 from embedder.errors import LabelError
 from embedder.labelling.exchange import write_reference
 from embedder.labelling.label_report import write_report
-from embedder.labelling.label_statistics import LabelCost, LabelStatistics
+from embedder.labelling.label_statistics import LabelStatistics
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.tables import labelled_ledger
+from ray_jobs.labelling.teachers import Labels
 
 COUNTS = {"groups", "rewarded", "errors"}
 
 
-def report_labels(
-    config: RunConfig, expected: RowIds, before: int, cost: LabelCost | None, lines: list[str]
-) -> StageReport:
+def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     """Count what is labelled, write the report and the export.
 
     Raises:
         LabelError: rows are missing, or more of them could not be scored than `label.max_error_share` allows.
     """
+    expected, cost = labels.expected, labels.cost
     statistics = LabelStatistics(config.label.seed)
     rows, errors, first = 0, 0, ""
     for row in _rows(config, expected):
@@ -35,12 +35,12 @@ def report_labels(
     if rows != len(expected):
         raise LabelError(f"{config.paths.labelled}: {rows:,} of {len(expected):,} groups; run the job again")
     page = write_report(statistics, cost, config.paths.reports, config.paths.work.name)
-    summary = {task: one.shares() for task, one in statistics.tasks.items()}
-    report = StageReport("label", rows, "groups", details={"tasks": summary, "labelled_before": before})
+    summary = {task: measured.shares() for task, measured in statistics.tasks.items()}
+    report = StageReport("label", rows, "groups", details={"tasks": summary, "labelled_before": labels.before})
     repeated = labelled_ledger(config).count_duplicates()
     report.lines = [
-        *lines,
-        f"{len(expected):,} groups in = {rows:,} out; {before:,} were labelled before this run; "
+        *labels.lines,
+        f"{len(expected):,} groups in = {rows:,} out; {labels.before:,} were labelled before this run; "
         f"{repeated:,} repeated in blocks and counted once",
         *(_task_line(task, values) for task, values in summary.items()),
     ]

@@ -1,132 +1,233 @@
-"""Labels that no LLM makes in this run: imported, recomputed from stored log-likelihoods, or a reranker's."""
+"""The teachers that reward candidates: the LLM, a reranker trained on its rewards, and rewards made elsewhere.
+
+`teacher_of` chooses one by the run file. Its `check` starts nothing and imports neither torch nor Ray, so that it can
+refuse a run file at once; its `run` commits the labels.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedder.config.run import RunConfig
+from embedder.config.run import LlmConfig, RunConfig
+from embedder.data.ledger import Ledger
 from embedder.data.row_ids import RowIds
 from embedder.errors import ConfigError, DataError, LabelError
 from embedder.hashing import content_id
 from embedder.labelling.exchange import fingerprint_of_import, import_into
-from embedder.labelling.rewards import group_rewards
-from embedder.run.cost import Work
+from embedder.models.locate import count_parameters, locate_model
+from embedder.run.cost import Work, forward_flops
 from embedder.run.lineage import LINEAGE
 from embedder.storage.object_store import AnyPath
-from ray_jobs.cluster.metrics import track_progress
-from ray_jobs.cluster.tables import labelled_ledger, llm_ledger
-from ray_jobs.labelling.provenance import (
-    LabelProvenance,
-    check_provenance,
-    mark_mixed,
-    read_provenance,
-    write_provenance,
-)
-from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, train_reranker
+from ray_jobs.cluster.tables import labelled_ledger, llm_ledger, shot_pools
+from ray_jobs.labelling.block_plan import Planner, Survey, read_row_group, row_groups, select_llm_groups, survey
+from ray_jobs.labelling.provenance import LabelProvenance, check_provenance, label_provenance, write_provenance
+from ray_jobs.labelling.recompute import recompute_rewards
+
+if TYPE_CHECKING:
+    from embedder.labelling.label_statistics import LabelCost
 
 IMPORTED_ROWS = 1024
 """Imported groups that are committed together."""
 
 
 @dataclass(frozen=True)
-class ImportedRewards:
-    """What an import did, for the report."""
+class Labels:
+    """The outcome of a teacher's run."""
 
-    imported_before: int
+    expected: RowIds
+    """The groups that must have a label now."""
+    before: int
+    """How many of them were labelled before this run."""
     lines: list[str]
+    """Facts for the user."""
+    cost: LabelCost | None = None
 
 
-def _imported(config: RunConfig) -> AnyPath:
-    if config.label.imported is None:
-        raise ConfigError("label.teacher is 'imported', but label.imported names no file")
-    return config.label.imported
+class Teacher(ABC):
+    """One way to reward the candidates of a run."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def check(self) -> Work:
+        """The work ahead; what it needs is there, and its labels would not mix with others."""
+
+    def rehearse(self) -> list[str]:
+        """Label a sample on this machine for the lines of a dry run; nothing where that takes no model."""
+        return []
+
+    @abstractmethod
+    def run(self) -> Labels:
+        """Commit the labels that are missing."""
 
 
-def check_import(config: RunConfig) -> Work:
-    """The file exists and its rewards would not mix with others."""
-    check_provenance(config, LabelProvenance(fingerprint_of_import(_imported(config)), {}))
-    return Work("label", [f"rewards are read from {config.label.imported}"], 0.0)
+def teacher_of(config: RunConfig) -> Teacher:
+    """The teacher that `label.teacher` names; `label.recompute` stands for the LLM, which is then not asked."""
+    if config.label.teacher == "imported":
+        return ImportedTeacher(config)
+    if config.label.recompute:
+        return RecomputingTeacher(config)
+    return RerankerTeacher(config) if config.label.teacher == "reranker" else LlmTeacher(config)
 
 
-def import_rewards(config: RunConfig) -> ImportedRewards:
-    """Commit the rows of the file.
-
-    Raises:
-        DataError: more than `label.max_error_share` of its rows are rejected.
-    """
-    path = _imported(config)
-    provenance = LabelProvenance(fingerprint_of_import(path), {})
-    write_provenance(config, provenance)
-    rejected = config.paths.labelled / "rejected"
-    found = import_into(llm_ledger(config), path, config.tasks, provenance.fingerprint, IMPORTED_ROWS, rejected)
-    lines = [
-        f"{path}: {found.rows_in:,} rows in = {found.imported:,} imported + {found.imported_before:,} before + "
-        f"{found.rejected:,} rejected (to {rejected}); {found.repeated_candidates:,} repeated candidates left out"
-    ]
-    if found.rejected > config.label.max_error_share * found.rows_in:
-        raise DataError(f"{lines[0]}; that is more than label.max_error_share allows; first: {found.first_rejected}")
-    return ImportedRewards(found.imported_before, lines)
-
-
-def recompute_rewards(config: RunConfig, provenance: LabelProvenance) -> int:
-    """Recompute every reward from the stored log-likelihoods, block by block; returns the rows.
+def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
+    """The run file's `llm` section, which only a run without rewards can do without.
 
     Raises:
-        LabelError: a task wants ranks, but its outputs were never sampled.
+        ConfigError: one of the tasks has a reward, and there is no such section.
     """
-    ledger = llm_ledger(config)
-    known = read_provenance(config)
-    unsampled = {task for task, reward in (known.rewards if known else {}).items() if reward in {"likelihood", "lift"}}
-    wanted = {task for task in unsampled if provenance.rewards.get(task) == "rank"}
-    if wanted and not _has_samples(config, wanted):
-        raise LabelError(
-            f"tasks {sorted(wanted)} have no sampled outputs to rank among; label them into another folder"
-        )
-    mark_mixed(config, provenance)
-    rows = 0
-    with track_progress("recompute", ledger.row_ids().total) as counter:
-        for count in ledger.replace(lambda block: [_recomputed(row, provenance.rewards) for row in block]):
-            rows += count
-            counter.advance(count)
-    write_provenance(config, provenance)
-    return rows
+    rewarded = sorted(task for task in tasks if config.tasks[task].reward != "none")
+    if rewarded and config.llm is None:
+        raise ConfigError(f"the run file has no `llm` section, but tasks {rewarded} have a reward; name the LLM")
+    return config.llm
 
 
-def _has_samples(config: RunConfig, tasks: set[str]) -> bool:
-    ledger = llm_ledger(config)
-    for table in ledger.stream(ledger.row_ids()):
-        for row in table.select(["task", "outputs"]).to_pylist():
-            if row["task"] in tasks and row["outputs"] and len(row["outputs"]) > 1:
-                return True
-    return False
+class LlmTeacher(Teacher):
+    """The LLM labels every group of a task with a reward."""
+
+    def selected(self) -> RowIds | None:
+        """The groups that the LLM labels; None: all of them."""
+        return None
+
+    def survey(self) -> Survey:
+        """What the LLM has to label and what of it is done."""
+        return survey(self.config, llm_ledger(self.config.paths), self.config.label.block_rows, self.selected())
+
+    def check(self) -> Work:
+        check_provenance(self.config, label_provenance(self.config, shot_pools(self.config)))
+        work = self.survey()
+        llm = needed_llm(self.config, set(work.tasks))
+        parameters = count_parameters(locate_model(llm.model)) if llm else 0
+        lines = [
+            f"{task}: {ahead.groups:,} groups, {ahead.ahead:,} still to label ({ahead.pairs:,} pairs, about "
+            f"{ahead.tokens:,.0f} tokens), reward {self.config.tasks[task].reward}"
+            for task, ahead in sorted(work.tasks.items())
+        ]
+        return Work("label", lines, forward_flops(parameters, sum(ahead.tokens for ahead in work.tasks.values())))
+
+    def rehearse(self) -> list[str]:
+        if self.config.llm is None or not self.config.label.dry_run_groups:
+            return []
+        from ray_jobs.labelling.rehearsal import rehearse_labelling
+
+        return rehearse_labelling(self.config, self.config.llm, self.survey())
+
+    def run(self) -> Labels:
+        config, pools = self.config, shot_pools(self.config)
+        provenance = label_provenance(config, pools)
+        # Before the first label: a run that is cut off must not leave labels of which nobody knows what made them.
+        write_provenance(config.paths, provenance)
+        work = self.survey()
+        _commit_plain(config, work, provenance.fingerprint)
+        cost = None
+        if work.blocks.num_rows and config.llm is not None:
+            from ray_jobs.labelling.actors import label_with_llm
+
+            cost = label_with_llm(config, work, pools, provenance.fingerprint)
+        missing, first = work.expected.missing_from(llm_ledger(config.paths).row_ids())
+        if missing:
+            raise LabelError(
+                f"{missing:,} of {len(work.expected):,} groups are in no block, first {first}; run it again"
+            )
+        return Labels(work.expected, work.before, [], cost)
 
 
-def _recomputed(row: dict[str, Any], rewards: dict[str, str]) -> dict[str, Any]:
-    kind = rewards.get(row["task"], row["reward"])
-    if row["scores"] is None or row["error"] is not None:
-        return {**row, "reward": kind}
-    return {**row, "reward": kind, "rewards": group_rewards(kind, row["base_scores"], row["scores"])}
+def _commit_plain(config: RunConfig, work: Survey, fingerprint: str) -> None:
+    """Groups of tasks without a reward need no LLM: the driver commits them, a row group at a time."""
+    ledger, planner = llm_ledger(config.paths), Planner(config, None)
+    done = ledger.row_ids()
+    for path, number in work.plain:
+        planned = planner.read(path, number)
+        is_done = done.contains(planned.ids)
+        plain = [
+            position
+            for position, group in enumerate(planned.rows.groups)
+            if config.tasks[group["task"]].reward == "none" and not is_done[position]
+        ]
+        ledger.commit([planned.rows.without_rewards(position, config.tasks, fingerprint) for position in plain])
 
 
-def rerank(config: RunConfig, llm_fingerprint: str) -> tuple[RowIds, list[str]]:
-    """Train the cross-encoder on the LLM's rewards and let it reward every group; their ids, and lines to report."""
-    model = train_reranker(config, llm_ledger(config).read())
-    fingerprint = content_id(llm_fingerprint, (model / LINEAGE).read_text(encoding="utf-8"))[:16]
-    expected = score_with_reranker(config, labelled_ledger(config), fingerprint)
-    _pass_on_plain(config)
-    return expected, reranker_lines(model)
+class RerankerTeacher(LlmTeacher):
+    """The LLM labels some groups, a cross-encoder learns from these, and labels all groups."""
+
+    def selected(self) -> RowIds | None:
+        settings = self.config.reranker
+        if settings is None or settings.llm_groups is None:
+            return None
+        rows = (read_row_group(path, number) for path, number in row_groups(self.config.paths))
+        groups = (group for each in rows for group in each.groups)
+        return select_llm_groups(groups, settings.llm_groups, settings.seed)
+
+    def run(self) -> Labels:
+        from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, train_reranker
+
+        # The LLM's labels first, all of them: the reranker is named by a hash of the rewards that it was trained on.
+        by_llm = super().run()
+        model = train_reranker(self.config, llm_ledger(self.config.paths).read())
+        provenance = label_provenance(self.config, shot_pools(self.config))
+        lineage = (model / LINEAGE).read_text(encoding="utf-8")
+        ledger, fingerprint = labelled_ledger(self.config), content_id(provenance.fingerprint, lineage)[:16]
+        expected = score_with_reranker(self.config, ledger, fingerprint)
+        _copy_plain(llm_ledger(self.config.paths), ledger)
+        return Labels(expected, by_llm.before, reranker_lines(model), by_llm.cost)
 
 
-def _pass_on_plain(config: RunConfig) -> None:
+def _copy_plain(source: Ledger, target: Ledger) -> None:
     """Groups of tasks without a reward stand in the reranker's ledger as they are."""
-    ledger, llm = labelled_ledger(config), llm_ledger(config)
-    known = ledger.row_ids()
-    for table in llm.stream(llm.row_ids()):
+    known = target.row_ids()
+    for table in source.stream(source.row_ids()):
         plain = table.filter(pc.equal(table["reward"], "none"))
         fresh = plain.filter(pa.array(~known.contains(plain["row_id"].to_pylist()), pa.bool_()))
         if fresh.num_rows:
-            ledger.commit(fresh)
+            target.commit(fresh)
+
+
+class RecomputingTeacher(Teacher):
+    """Other rewards follow from the LLM's stored log-likelihoods, without asking it again."""
+
+    def check(self) -> Work:
+        check_provenance(self.config, label_provenance(self.config, shot_pools(self.config)))
+        return Work("label", ["rewards are recomputed from the stored log-likelihoods"], 0.0)
+
+    def run(self) -> Labels:
+        ledger, provenance = llm_ledger(self.config.paths), label_provenance(self.config, shot_pools(self.config))
+        rows = recompute_rewards(self.config, ledger, provenance)
+        return Labels(ledger.row_ids(), rows, ["rewards recomputed, without the LLM"])
+
+
+class ImportedTeacher(Teacher):
+    """Rewards that were made elsewhere."""
+
+    def path(self) -> AnyPath:
+        """The file of rewards.
+
+        Raises:
+            ConfigError: the run file names none.
+        """
+        if self.config.label.imported is None:
+            raise ConfigError("label.teacher is 'imported', but label.imported names no file")
+        return self.config.label.imported
+
+    def check(self) -> Work:
+        check_provenance(self.config, LabelProvenance(fingerprint_of_import(self.path()), {}))
+        return Work("label", [f"rewards are read from {self.path()}"], 0.0)
+
+    def run(self) -> Labels:
+        config, path, ledger = self.config, self.path(), llm_ledger(self.config.paths)
+        provenance = LabelProvenance(fingerprint_of_import(path), {})
+        write_provenance(config.paths, provenance)
+        rejected = config.paths.labelled / "rejected"
+        done = import_into(ledger, path, config.tasks, provenance.fingerprint, IMPORTED_ROWS, rejected)
+        line = (
+            f"{path}: {done.rows_in:,} rows in = {done.imported:,} imported + {done.imported_before:,} before + "
+            f"{done.rejected:,} rejected (to {rejected}); {done.repeated_candidates:,} repeated candidates left out"
+        )
+        if done.rejected > config.label.max_error_share * done.rows_in:
+            raise DataError(f"{line}; that is more than label.max_error_share allows; first: {done.first_rejected}")
+        return Labels(ledger.row_ids(), done.imported_before, [line])

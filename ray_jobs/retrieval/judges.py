@@ -1,48 +1,82 @@
-"""Ray Data actor that asks the LLM about retrieved passages. Apart from its job, so that it travels by name."""
+"""The LLM in a pool of actors, which is asked about the passages that retrievers found and commits its replies."""
 
 from __future__ import annotations
 
-import logging
 import time
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from embedder.config.run import RunConfig
+from embedder.config.run import LlmConfig, RunConfig
+from embedder.data.ledger import Ledger
 from embedder.evaluation.base import ASKED
 from embedder.evaluation.judge import LlmJudge
-from embedder.evaluation.replies import judged_ledger
-from embedder.models.causal_lm import load_lm
+from embedder.evaluation.measurements import DatasetValues, ask_about
+from embedder.evaluation.questions import Asked, plan_units
+from embedder.evaluation.replies import judge_fingerprint, judged_ledger
+from embedder.labelling.prompts import ShotPools
+from embedder.models.causal_lm import load_lm, prepare_lm
+from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
+from ray_jobs.cluster.tables import passage_texts
 
-logger = logging.getLogger(__name__)
-
-UNIT = pa.schema([("rows", pa.list_(pa.struct(list(ASKED))))])
+BLOCK = pa.schema([("questions", pa.list_(pa.struct(list(ASKED)))), ("rows", pa.int64())])
 """Questions that are asked and committed together."""
-JUDGED_UNIT = pa.schema([("questions", pa.int64()), ("tokens", pa.int64()), ("seconds", pa.float64())])
-"""What one unit cost."""
 
 
-class JudgeBlocks:
-    """Loads the LLM once, then asks it one unit after another and commits the replies."""
+class JudgeBlocks(BlockActor):
+    """Asks the LLM blocks of questions."""
+
+    result = "replies"
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef) -> None:
         lm = load_lm(config.needed_llm, config.paths.cache)
         self.judge = LlmJudge(lm, config.needed_llm, config.tasks, config.evaluate, ray.get(shot_pools))
-        self.ledger = judged_ledger(config.paths.mounted / "evaluation")
+        self.ledger = reply_ledger(config)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._unit(unit["rows"]) for unit in batch.to_pylist()], schema=JUDGED_UNIT)
+    def row_ids(self, block: Block) -> list[str]:
+        return [row["row_id"] for row in block["questions"]]
 
-    def _unit(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        """Ask one unit, unless an actor did that before it was killed."""
-        began, before = time.perf_counter(), self.judge.backend.work.tokens
-        if not self.ledger.holds([row["row_id"] for row in rows]):
-            self.ledger.commit(self.judge.judge(rows))
-        cost = {
-            "questions": len(rows),
-            "tokens": self.judge.backend.work.tokens - before,
-            "seconds": time.perf_counter() - began,
-        }
-        logger.info("committed replies", extra=cost)
-        return cost
+    def compute(self, block: Block) -> list[dict[str, Any]]:
+        return self.judge.judge(block["questions"])
+
+    def computed(self) -> BlockCost:
+        return BlockCost(tokens=self.judge.backend.work.tokens)
+
+
+def reply_ledger(config: RunConfig) -> Ledger:
+    """The LLM's replies."""
+    return judged_ledger(config.paths.mounted / "evaluation")
+
+
+def questions_of(config: RunConfig, llm: LlmConfig, measured: list[DatasetValues], pools: ShotPools) -> Asked:
+    """What the LLM is asked about all datasets."""
+    fingerprint = judge_fingerprint(llm, config.tasks, config.evaluate, pools)
+    return ask_about(measured, partial(passage_texts, config.paths), config.evaluate, fingerprint)
+
+
+def ask_llm(config: RunConfig, asked: Asked, pools: ShotPools) -> list[str]:
+    """Let the actor pool answer what no block holds yet; lines on what that took."""
+    settings = config.evaluate
+    if not asked.rows:
+        return []
+    done = reply_ledger(config).done()
+    units = plan_units(asked.rows.values(), settings.unit_queries, done)
+    before = sum(row_id in done for row_id in asked.rows)
+    lines = [f"{len(asked.ids):,} prompts, {len(asked.rows):,} different ones, {before:,} answered before this run"]
+    if not units:
+        return lines
+    # Once here, so that a GGUF file is not converted by every actor.
+    prepare_lm(config.needed_llm, config.paths.cache)
+    blocks = pa.Table.from_pylist([{"questions": unit, "rows": len(unit)} for unit in units], schema=BLOCK)
+    began = time.monotonic()
+    cost = run_blocks(
+        cut_blocks(blocks, settings.num_actors),
+        JudgeBlocks,
+        (config, ray.put(pools)),
+        actor_pool(settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor),
+        "evaluate: LLM",
+        lambda spent, seconds: f"{spent.tokens / seconds:,.0f} tokens/s",
+    )
+    return [*lines, f"LLM: {cost.tokens:,} tokens scored in {time.monotonic() - began:,.1f} s"]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from embedder.config.run import RunConfig
+from embedder.config.paths import Paths
 from embedder.data.records import PASSAGE, VECTOR, Split, parquet_files, read_tables
 from embedder.mining.ranking import LexicalIndex, Ranking, merge, search_block
 from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries, query_table
@@ -38,28 +38,30 @@ class DatasetQueries:
     """Row ids of the passages as they are now; vectors of earlier texts are skipped."""
 
 
-def load_queries(config: RunConfig, store: VectorStore, split: Split) -> dict[str, DatasetQueries]:
+def load_queries(paths: Paths, store: VectorStore, split: Split) -> dict[str, DatasetQueries]:
     """The queries of all datasets that have some in this split."""
     loaded = {}
-    for dataset in datasets(config):
-        table = query_table(config, split, dataset)
+    for dataset in datasets(paths):
+        table = query_table(paths, split, dataset)
         if table.num_rows:
             vectors = store.read(dataset, "query", store.keys(table, "query"))
-            valid = set(store.keys(read_tables(corpus_files(config, dataset), PASSAGE), "passage"))
+            valid = set(store.keys(read_tables(corpus_files(paths, dataset), PASSAGE), "passage"))
             pools = [None if pool is None else set(pool) for pool in table["pool_ids"].to_pylist()]
             loaded[dataset] = DatasetQueries(table["query_id"].to_pylist(), vectors, pools, valid)
     return loaded
 
 
-def dense_rankings(config: RunConfig, store: VectorStore, split: Split, depth: int) -> dict[str, dict[str, Ranking]]:
+def dense_rankings(paths: Paths, store: VectorStore, split: Split, depth: int) -> dict[str, dict[str, Ranking]]:
     """By dataset and query id: the `depth` best passages by the vectors of one encoder, exact, ties by id."""
-    loaded = load_queries(config, store, split)
+    loaded = load_queries(paths, store, split)
     files = [str(path) for dataset in loaded for path in parquet_files(store.ledger(dataset, "passage").folder)]
     merged: dict[str, list[Ranking]] = {dataset: [[] for _ in loaded[dataset].query_ids] for dataset in loaded}
     if files:
+        # By reference: Ray then holds the queries once a node, and not in every task.
         partial = ray.data.read_parquet(files, columns=VECTOR.names).map_batches(
             search_blocks, fn_args=(ray.put(loaded), depth), batch_size=SEARCH_ROWS, batch_format="pyarrow"
         )
+        # Blocks arrive in any order; `merge` breaks ties by id, so that the result does not depend on it.
         for row in partial.iter_rows():
             rankings = merged[row["dataset"]]
             for i, (ids, scores) in enumerate(zip(row["ids"], row["scores"], strict=True)):
@@ -79,22 +81,22 @@ def search_blocks(block: pa.Table, reference: ray.ObjectRef, depth: int) -> pa.T
         if kept.num_rows:
             ids = kept["id"].to_pylist()
             rankings = search_block(asked.query_QD, asked.pools, ids, vector_matrix(kept), depth)
-            found = [[passage_id for passage_id, _ in ranking] for ranking in rankings]
+            best = [[passage_id for passage_id, _ in ranking] for ranking in rankings]
             scores = [[score for _, score in ranking] for ranking in rankings]
-            rows.append({"dataset": dataset, "ids": found, "scores": scores})
+            rows.append({"dataset": dataset, "ids": best, "scores": scores})
     return pa.Table.from_pylist(rows, schema=PARTIAL)
 
 
-def lexical_rankings(config: RunConfig, split: Split, dataset: str, depth: int) -> ray.ObjectRef:
+def lexical_rankings(paths: Paths, split: Split, dataset: str, depth: int) -> ray.ObjectRef:
     """The same by BM25, as a Ray task that indexes the dataset's passages."""
-    return ray.remote(num_cpus=1)(_lexical).remote(config, split, dataset, depth)
+    return ray.remote(num_cpus=1)(_lexical).remote(paths, split, dataset, depth)
 
 
-def _lexical(config: RunConfig, split: Split, dataset: str, depth: int) -> dict[str, Ranking]:
-    rows = queries(config, split, dataset)
+def _lexical(paths: Paths, split: Split, dataset: str, depth: int) -> dict[str, Ranking]:
+    rows = queries(paths, split, dataset)
     if not rows:
         return {}
-    passages = passage_texts(config, dataset)
+    passages = passage_texts(paths, dataset)
     index = LexicalIndex(list(passages), list(passages.values()))
-    found = index.search([row["query"] for row in rows], [row["pool_ids"] for row in rows], depth)
-    return {row["query_id"]: ranking for row, ranking in zip(rows, found, strict=True)}
+    rankings = index.search([row["query"] for row in rows], [row["pool_ids"] for row in rows], depth)
+    return {row["query_id"]: ranking for row, ranking in zip(rows, rankings, strict=True)}

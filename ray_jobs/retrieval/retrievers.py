@@ -5,68 +5,29 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import pyarrow as pa
 import ray
 
 from embedder.config.evaluate import BuiltinRetriever, EndpointRetriever, FolderRetriever
-from embedder.config.run import EncoderConfig, RunConfig
-from embedder.config.tasks import Side
+from embedder.config.paths import Paths
+from embedder.config.run import RunConfig
 from embedder.console import console, progress
 from embedder.data.records import PASSAGE, read_tables
-from embedder.errors import ConfigError
 from embedder.evaluation.endpoint import EmbeddingEndpoint
 from embedder.evaluation.evaluations import evaluation_of
 from embedder.evaluation.retrieval import random_rankings, recency_rankings, without_itself
 from embedder.hashing import content_id
 from embedder.mining.ranking import Ranking
 from embedder.models.fingerprint import encoder_fingerprint
-from embedder.models.locate import locate_model
 from embedder.models.st_folder import FolderFacts, folder_encoder, with_prompts
 from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries
+from ray_jobs.retrieval.encoders import trained_encoder
 from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
-from ray_jobs.retrieval.vectors import VectorStore, commit_vectors, fill_store, missing_texts, open_store
+from ray_jobs.retrieval.vectors import VectorStore, fill_store, missing_texts, open_store, vector_table
 
 Rankings = dict[str, dict[str, dict[str, Ranking]]]
 """Retriever -> dataset -> query id -> ranking."""
-
-
-def dataset_task(config: RunConfig, dataset: str) -> str:
-    """The task of a prepared dataset."""
-    return str(read_tables(corpus_files(config, dataset)[:1], PASSAGE, ["task"])["task"][0].as_py())
-
-
-def trained_encoder(config: RunConfig) -> EncoderConfig:
-    """The encoder that `train` wrote."""
-    return config.encoder.model_copy(update={"model": str(config.paths.model)})
-
-
-def check_retrievers(config: RunConfig) -> list[str]:
-    """A line for each retriever; all models are there.
-
-    Raises:
-        ModelError, ConfigError: a folder is missing or cannot be loaded, or a key is.
-    """
-    lines = []
-    for retriever in config.evaluate.retrievers:
-        where = ""
-        if isinstance(retriever, FolderRetriever):
-            encoder, _ = folder_encoder(retriever, config.encoder, config.tasks)
-            where = f" ({locate_model(encoder.model)})"
-        elif isinstance(retriever, EndpointRetriever):
-            with EmbeddingEndpoint(retriever):
-                pass
-            where = f" ({retriever.url}, {retriever.model})"
-        elif retriever.kind in {"base", "trained"}:
-            if retriever.kind == "trained" and not config.paths.model.is_dir():
-                raise ConfigError(
-                    f"{config.paths.model}: no trained encoder; run train, or leave it out of evaluate.retrievers"
-                )
-            encoder = config.encoder if retriever.kind == "base" else trained_encoder(config)
-            where = f" ({locate_model(encoder.model)})"
-        lines.append(f"retriever {retriever.name}{where}")
-    return lines
 
 
 def all_rankings(config: RunConfig) -> Rankings:
@@ -74,44 +35,50 @@ def all_rankings(config: RunConfig) -> Rankings:
 
     No query finds itself.
     """
-    settings, names = config.evaluate, datasets(config)
-    depth = settings.depth + 1
+    settings, names = config.evaluate, datasets(config.paths)
+    depth = settings.depth + 1  # one more, because a query that is a passage too is taken out below
     lexical: dict[str, ray.ObjectRef] = {}
     if any(retriever.name == "bm25" for retriever in settings.retrievers):
-        lexical = {name: lexical_rankings(config, settings.split, name, depth) for name in names}
-    found: Rankings = {}
+        # Started first, so that these tasks run beside the encoders.
+        lexical = {name: lexical_rankings(config.paths, settings.split, name, depth) for name in names}
+    rankings: Rankings = {}
     for retriever in settings.retrievers:
         if isinstance(retriever, BuiltinRetriever) and retriever.kind not in {"base", "trained"}:
-            found[retriever.name] = _without_encoder(config, retriever, lexical)
+            rankings[retriever.name] = _without_encoder(config, retriever, lexical)
         else:
             store = _filled_store(config, retriever)
-            found[retriever.name] = dense_rankings(config, store, settings.split, depth)
+            rankings[retriever.name] = dense_rankings(config.paths, store, settings.split, depth)
     return {
-        retriever: {name: without_itself(rankings, settings.depth) for name, rankings in by_dataset.items()}
-        for retriever, by_dataset in found.items()
+        retriever: {name: without_itself(of_dataset, settings.depth) for name, of_dataset in of_retriever.items()}
+        for retriever, of_retriever in rankings.items()
     }
+
+
+def by_dataset(rankings: Rankings, name: str) -> dict[str, dict[str, Ranking]]:
+    """The rankings of one dataset by retriever, of those that rank it."""
+    return {retriever: ranked[name] for retriever, ranked in rankings.items() if name in ranked}
 
 
 def _without_encoder(
     config: RunConfig, retriever: BuiltinRetriever, lexical: dict[str, ray.ObjectRef]
 ) -> dict[str, dict[str, Ranking]]:
     settings = config.evaluate
-    found: dict[str, dict[str, Ranking]] = {}
-    for name in datasets(config):
-        rows = queries(config, settings.split, name)
+    rankings: dict[str, dict[str, Ranking]] = {}
+    for name in datasets(config.paths):
+        rows = queries(config.paths, settings.split, name)
         match retriever.kind:
             case "bm25":
-                found[name] = ray.get(lexical[name])
+                rankings[name] = ray.get(lexical[name])
             case "random":
-                found[name] = random_rankings(
-                    rows, list(passage_texts(config, name)), settings.depth + 1, settings.seed
+                rankings[name] = random_rankings(
+                    rows, list(passage_texts(config.paths, name)), settings.depth + 1, settings.seed
                 )
             case "recency" if rows:
                 if evaluation_of(rows[0]["task"], name, rows, settings.evaluations).has_history:
-                    found[name] = recency_rankings(rows, settings.depth)
+                    rankings[name] = recency_rankings(rows, settings.depth)
             case _:
                 pass
-    return found
+    return rankings
 
 
 def _filled_store(config: RunConfig, retriever: BuiltinRetriever | FolderRetriever | EndpointRetriever) -> VectorStore:
@@ -128,6 +95,11 @@ def _filled_store(config: RunConfig, retriever: BuiltinRetriever | FolderRetriev
     return store
 
 
+def _task_of(paths: Paths, dataset: str) -> str:
+    """The task of a prepared dataset."""
+    return str(read_tables(corpus_files(paths, dataset)[:1], PASSAGE, ["task"])["task"][0].as_py())
+
+
 def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorStore:
     """The driver asks the server, several requests at a time, and commits each answer."""
     asked = [retriever.url, retriever.model, retriever.dimensions, retriever.extra_query, retriever.extra_passage]
@@ -135,13 +107,13 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
     store = VectorStore(config.paths.vectors / content_id(*asked)[:16], tasks)
     batches = [
         chunk.slice(i, retriever.batch_texts)
-        for chunk in missing_texts(config, store, [config.evaluate.split])
+        for chunk in missing_texts(config.paths, store, [config.evaluate.split])
         for i in range(0, chunk.num_rows, retriever.batch_texts)
     ]
     total = sum(batch.num_rows for batch in batches)
     if not total:
         return store
-    task_of = {name: dataset_task(config, name) for name in datasets(config)}
+    task_of = {name: _task_of(config.paths, name) for name in datasets(config.paths)}
     with (
         EmbeddingEndpoint(retriever) as endpoint,
         ThreadPoolExecutor(retriever.max_requests) as pool,
@@ -149,13 +121,16 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
     ):
         waiting = iter(batches)
         while batch := list(islice(waiting, retriever.max_requests)):
-            names = [task_of[one["dataset"][0].as_py()] for one in batch]
-            for rows in pool.map(partial(_commit_answer, endpoint, store.folder), names, batch):
+            names = [task_of[texts["dataset"][0].as_py()] for texts in batch]
+            for rows in pool.map(partial(_commit_answer, endpoint, store), names, batch):
                 counter.advance(rows)
     return store
 
 
-def _commit_answer(endpoint: EmbeddingEndpoint, folder: Path, task: str, batch: pa.Table) -> int:
-    side: Side = "query" if batch["side"][0].as_py() == "query" else "passage"
-    commit_vectors(folder, batch, endpoint.encode(batch["text"].to_pylist(), task, side))
+def _commit_answer(endpoint: EmbeddingEndpoint, store: VectorStore, task: str, batch: pa.Table) -> int:
+    """Let the server encode rows of TO_ENCODE of one dataset and side, and commit the vectors."""
+    dataset, side = batch["dataset"][0].as_py(), batch["side"][0].as_py()
+    vectors = endpoint.encode(batch["text"].to_pylist(), task, side)
+    rows = vector_table(dataset, batch["row_id"].to_pylist(), batch["id"].to_pylist(), vectors)
+    store.ledger(dataset, side).commit(rows)
     return int(batch.num_rows)

@@ -6,17 +6,15 @@ the actor that made it, so a restart encodes only what no block holds.
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
+from embedder.config.paths import Paths
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.data.ledger import Ledger
@@ -26,23 +24,23 @@ from embedder.models.encode import encode_prompted
 from embedder.models.encoder import TextEncoder
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.onnx import load_inference_encoder
-from ray_jobs.cluster.metrics import track_progress
-from ray_jobs.cluster.session import actor_pool
+from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_table
 
-logger = logging.getLogger(__name__)
-
 BLOCK_ROWS = 256
-"""Texts that are encoded and committed together."""
-CHUNK_ROWS = 20_000
-"""Most texts of one Ray Data block."""
-CHUNKS_AN_ACTOR = 4
-"""Least number of them, so that no actor is idle for long while another one has the last."""
-
+"""Texts of a block."""
 ID_TEXT: dict[Side, tuple[str, str]] = {"query": ("query_id", "query"), "passage": ("id", "text")}
 """Columns of the id and the text, by side."""
 
 TO_ENCODE = pa.schema([(name, pa.string()) for name in ("dataset", "side", "row_id", "id", "text")])
+BLOCK = pa.schema(
+    [
+        *((name, pa.string()) for name in ("dataset", "side")),
+        *((name, pa.list_(pa.string())) for name in ("row_ids", "ids", "texts")),
+        ("rows", pa.int64()),
+    ]
+)
+"""Texts of one dataset and side that are encoded and committed together."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class VectorStore:
 
     def ledger(self, dataset: str, side: Side) -> Ledger:
         """The committed vectors of one dataset and side."""
-        return vector_ledger(self.folder, dataset, side)
+        return Ledger(self.folder / f"{dataset}.{side}", VECTOR, "row_id")
 
     def keys(self, table: pa.Table, side: Side) -> list[str]:
         """Identity of each text of a table of queries or passages: a vector stays valid while these stay."""
@@ -78,36 +76,30 @@ def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:
     return VectorStore(config.paths.vectors / encoder_fingerprint(encoder), tasks)
 
 
-def vector_ledger(folder: Path, dataset: str, side: Side) -> Ledger:
-    """The committed vectors of one dataset and side below an encoder's folder."""
-    return Ledger(folder / f"{dataset}.{side}", VECTOR, "row_id")
+class EncodeBlocks(BlockActor):
+    """Encodes blocks of texts."""
 
+    result = "vectors"
 
-class EncodeBlocks:
-    """Ray Data actor: loads the encoder once, encodes blocks and commits them."""
-
-    def __init__(self, config: EncoderConfig, folder: Path) -> None:
+    def __init__(self, config: EncoderConfig, store: VectorStore) -> None:
         self.encoder: TextEncoder = load_inference_encoder(config)
-        self.folder = folder
+        self.store = store
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        began = time.perf_counter()
-        vectors = encode_prompted(self.encoder, batch["text"].to_pylist())
-        commit_vectors(self.folder, batch, vectors)
-        seconds = time.perf_counter() - began
-        logger.info("committed vectors", extra={"rows": batch.num_rows, "seconds": round(seconds, 3)})
-        return pa.table({"rows": [batch.num_rows]})
+    def ledger_of(self, block: Block) -> Ledger:
+        return self.store.ledger(block["dataset"], block["side"])
+
+    def row_ids(self, block: Block) -> list[str]:
+        return list(block["row_ids"])
+
+    def compute(self, block: Block) -> pa.Table:
+        vectors = encode_prompted(self.encoder, block["texts"])
+        return vector_table(block["dataset"], block["row_ids"], block["ids"], vectors)
 
 
-def commit_vectors(folder: Path, batch: pa.Table, vectors: np.ndarray) -> None:
-    """Commit the vectors (rows, D) of a batch of TO_ENCODE, a block for each dataset and side in it."""
-    stores = list(zip(batch["dataset"].to_pylist(), batch["side"].to_pylist(), strict=True))
-    for dataset, side in sorted(set(stores)):
-        mine = np.array([store == (dataset, side) for store in stores])
-        rows = batch.filter(pa.array(mine))
-        column = pa.array(list(vectors[mine]), pa.list_(pa.float32()))
-        block = pa.table([rows["dataset"], rows["row_id"], rows["id"], column], schema=VECTOR)
-        vector_ledger(folder, dataset, side).commit(block)
+def vector_table(dataset: str, row_ids: Sequence[str], ids: Sequence[str], vectors: np.ndarray) -> pa.Table:
+    """Rows of VECTOR of one dataset and side, from vectors (rows, D)."""
+    column = pa.array(list(vectors), pa.list_(pa.float32()))
+    return pa.table([[dataset] * len(ids), row_ids, ids, column], schema=VECTOR)
 
 
 def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split]) -> tuple[VectorStore, int]:
@@ -119,48 +111,39 @@ def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split
     return store, fill_store(config, store, encoder, splits)
 
 
-def missing_texts(config: RunConfig, store: VectorStore, splits: list[Split]) -> Iterator[pa.Table]:
+def missing_texts(paths: Paths, store: VectorStore, splits: list[Split]) -> Iterator[pa.Table]:
     """Passages and queries whose vectors the store lacks, rows of TO_ENCODE with their instruction.
 
     A table for each file, the shortest texts first; one file at a time is in memory.
     """
-    for dataset in datasets(config):
-        asked = (query_table(config, split, dataset) for split in splits)
-        passages = each_table(corpus_files(config, dataset), PASSAGE)
+    for dataset in datasets(paths):
+        asked = (query_table(paths, split, dataset) for split in splits)
+        passages = each_table(corpus_files(paths, dataset), PASSAGE)
         yield from _missing(store, dataset, "query", asked)
         yield from _missing(store, dataset, "passage", passages)
 
 
 def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, splits: list[Split]) -> int:
-    """Encode what the store lacks, with an actor pool; returns how many texts that were.
-
-    Until they are encoded the texts are in Ray's object store, which moves to the disk what does not fit.
-    """
-    total, chunks = 0, []
-    known = sum(count_rows(corpus_files(config, dataset)) for dataset in datasets(config))
-    for table in missing_texts(config, store, splits):
-        total += table.num_rows
-        chunks += [ray.put(chunk) for chunk in shared_out(table, known, config.mine.num_actors)]
-    if not total:
-        return 0
-    encoded = ray.data.from_arrow_refs(chunks).map_batches(
-        EncodeBlocks,
-        fn_constructor_args=(encoder, store.folder),
-        batch_size=BLOCK_ROWS,
-        batch_format="pyarrow",
-        **actor_pool(config.mine.num_actors, config.mine.gpus_per_actor),
+    """Encode what the store lacks, with an actor pool; returns how many texts that were."""
+    actors = config.mine.num_actors
+    known = sum(count_rows(corpus_files(config.paths, dataset)) for dataset in datasets(config.paths)) // BLOCK_ROWS
+    parts = (
+        part
+        for table in missing_texts(config.paths, store, splits)
+        for part in cut_blocks(text_blocks(table), actors, known)
     )
-    with track_progress("encode", total) as counter:
-        for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
-            counter.advance(sum(batch["rows"].to_pylist()))
-    return total
+    pool = actor_pool(actors, config.mine.gpus_per_actor)
+    return run_blocks(parts, EncodeBlocks, (encoder, store), pool, "encode").rows
 
 
-def shared_out(table: pa.Table, total: int, num_actors: int) -> list[pa.Table]:
-    """A table, one of several with so many rows in all, in chunks of whole blocks; every actor gets several of all."""
-    blocks = max(1, total // (CHUNKS_AN_ACTOR * num_actors * BLOCK_ROWS))
-    rows = min(CHUNK_ROWS, blocks * BLOCK_ROWS)
-    return [table.slice(first, rows) for first in range(0, table.num_rows, rows)]
+def text_blocks(table: pa.Table) -> pa.Table:
+    """Rows of TO_ENCODE of one dataset and side as rows of BLOCK, each of BLOCK_ROWS texts."""
+    firsts = range(0, table.num_rows, BLOCK_ROWS)
+    offsets = pa.array([*firsts, table.num_rows], pa.int32())
+    lists = [pa.ListArray.from_arrays(offsets, table[name].combine_chunks()) for name in ("row_id", "id", "text")]
+    names = [table[name][: len(firsts)] for name in ("dataset", "side")]
+    rows = [min(BLOCK_ROWS, table.num_rows - first) for first in firsts]
+    return pa.table([*names, *lists, rows], schema=BLOCK)
 
 
 def _missing(store: VectorStore, dataset: str, side: Side, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -26,11 +26,11 @@ class TrainingGroups:
     positives: dict[tuple[str, str], list[str]]
     """Ids of the known positives of each query, by (dataset, query_id)."""
     notes: list[str] = field(default_factory=list)
-    """What the user is told of them."""
+    """Lines on them for the user."""
 
     @property
     def identity(self) -> str:
-        """Of the groups, their labels, and which candidates are known to be right."""
+        """Hash of the groups, their labels, and which candidates are known to be right."""
         labels = [[group["row_id"], group["label_fingerprint"]] for group in self.groups]
         known = [self.positives.get((group["dataset"], group["query_id"]), []) for group in self.groups]
         return content_id(labels, known)
@@ -46,7 +46,7 @@ def training_groups(config: RunConfig) -> TrainingGroups:
     new = labelled_groups(config)
     replay = config.train.replay if config.train else None
     if replay is None:
-        return TrainingGroups(new, positive_ids(config))
+        return TrainingGroups(new, positive_ids(config.paths))
     own = {group["row_id"] for group in new}
     old: dict[str, Group] = {}
     positives: dict[tuple[str, str], list[str]] = {}
@@ -55,13 +55,13 @@ def training_groups(config: RunConfig) -> TrainingGroups:
         for group in labelled_groups(earlier):
             if group["row_id"] not in own:
                 old.setdefault(group["row_id"], group)
-        positives |= positive_ids(earlier)
+        positives |= positive_ids(earlier.paths)
     _refuse_unknown_tasks(config, list(old.values()))
     chosen = replayed(list(old.values()), len(new), replay, config.train.seed if config.train else 0)
     counts = Counter(group["task"] for group in chosen)
     shown = ", ".join(f"{task} {count:,}" for task, count in sorted(counts.items())) or "none"
     note = f"replays {len(chosen):,} of {len(old):,} groups of {len(replay.runs)} earlier runs: {shown}"
-    return TrainingGroups(new + chosen, {**positives, **positive_ids(config)}, [note])
+    return TrainingGroups(new + chosen, {**positives, **positive_ids(config.paths)}, [note])
 
 
 def labelled_groups(config: RunConfig) -> list[Group]:
@@ -73,7 +73,8 @@ def labelled_groups(config: RunConfig) -> list[Group]:
     ledger = labelled_ledger(config)
     if not parquet_files(ledger.folder):
         raise DataError(f"{ledger.folder}: no labels; run `python -m ray_jobs.label` first")
-    rows: list[Group] = ledger.read([group_id(group) for group in candidate_groups(config).to_pylist()]).to_pylist()
+    wanted = [group_id(group) for group in candidate_groups(config.paths).to_pylist()]
+    rows: list[Group] = ledger.read(wanted).to_pylist()
     return rows
 
 
@@ -86,11 +87,10 @@ def replayed(old: list[Group], new: int, replay: ReplayConfig, seed: int) -> lis
     ranked: dict[str, list[Group]] = {}
     for group in sorted(old, key=lambda group: (row_seed(seed, "replay", group["row_id"]), group["row_id"])):
         ranked.setdefault(group["task"], []).append(group)
-    # The middle of a group's place in its task, as a share of the task: taking the least of these takes evenly.
-    places = [
-        ((place + 0.5) / len(groups), task, place) for task, groups in ranked.items() for place in range(len(groups))
-    ]
-    return [ranked[task][place] for _, task, place in sorted(places)[:count]]
+    # Groups of all tasks in the order of the share of their own task that stands before them: however many are taken
+    # from the front, each task gives the same share of its groups.
+    order = [((i + 0.5) / len(groups), task, i) for task, groups in ranked.items() for i in range(len(groups))]
+    return [ranked[task][i] for _, task, i in sorted(order)[:count]]
 
 
 def _earlier(config: RunConfig, run: ReplayedRun) -> RunConfig:

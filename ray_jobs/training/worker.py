@@ -1,11 +1,31 @@
-"""What each Ray Train worker runs: the training loop, of which the first worker keeps the metrics."""
+"""Starts the Ray Train workers, and what each of them runs: the training loop, whose metrics the first one keeps."""
 
 from __future__ import annotations
 
-import ray.train
+from pathlib import Path
 
-from embedder.training.job import StepMetrics, TrainingJob, append_metrics
+import ray.train
+from ray.train import FailureConfig, RunConfig
+
+from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
 from embedder.training.trackers import open_trackers, values_of
+from ray_jobs.cluster.trainer import fit_with_progress, make_trainer
+
+
+def run_workers(job: TrainingJob, storage: Path, name: str) -> None:
+    """Run the workers to the end of the training, showing progress from the metrics that the first of them writes."""
+    settings = job.config
+    least, most = settings.min_workers, settings.num_workers
+    run = RunConfig(
+        name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=settings.max_failures)
+    )
+    trainer = make_trainer(
+        train_worker, job, run, workers=most if least is None else (least, most), gpus=settings.gpus_per_worker
+    )
+    reader = MetricsReader(job.metrics, StepMetrics)
+    fit_with_progress(
+        trainer, "train: steps", settings.steps, reader, lambda: live_note(reader.steps(), settings.batch_size)
+    )
 
 
 def train_worker(settings: dict[str, TrainingJob]) -> None:

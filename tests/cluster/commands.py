@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 
 import httpx
 import yaml
 
 from tests.cluster.conftest import ROOT, Cluster
+from tests.waiting import wait_until
 
 
 def serve(cluster: Cluster, *words: str) -> None:
@@ -33,12 +33,11 @@ def deployed_config(folder: Path, port: int, run: str) -> Path:
 
 def wait_until_up(url: str) -> None:
     """Wait until the service is there."""
-    deadline = time.monotonic() + 180
-    while True:
+
+    def is_healthy() -> bool:
         try:
-            if httpx.get(f"{url}/health", timeout=30).status_code == 200:
-                return
+            return httpx.get(f"{url}/health", timeout=30).status_code == 200
         except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline, "the service does not come up"
-        time.sleep(2)
+            return False
+
+    wait_until(is_healthy, 180)

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from embedder.demo.build import build
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 CPUS = 4
@@ -88,14 +88,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def _wait_for_jobs(cluster: Cluster) -> None:
     """Wait until the cluster takes a job: its agent comes up some seconds after the dashboard."""
     command = ["ray", "job", "submit", "--address", cluster.dashboard, "--", "true"]
-    for _ in range(20):
-        if (
-            subprocess.run(command, env=cluster.environment, capture_output=True, timeout=120, check=False).returncode
-            == 0
-        ):
-            return
-        time.sleep(2)
-    raise TimeoutError(f"{cluster.dashboard} takes no jobs")
+
+    def takes_a_job() -> bool:
+        job = subprocess.run(command, env=cluster.environment, capture_output=True, timeout=120, check=False)
+        return job.returncode == 0
+
+    wait_until(takes_a_job, 240)
 
 
 @pytest.fixture(scope="session")

@@ -98,48 +98,48 @@ def check_manifest(manifest: dict[str, Any]) -> list[str]:
     if manifest["apiVersion"] != "ray.io/v1":
         return _check_kubernetes(manifest, manifest["kind"])
     beyond = set(manifest) - {"apiVersion", "kind", "metadata", "spec"}
-    return [f"{one}: unknown" for one in beyond] + _check(manifest["spec"], f"{manifest['kind']}Spec", "spec")
+    return [f"{item}: unknown" for item in beyond] + _check(manifest["spec"], f"{manifest['kind']}Spec", "spec")
 
 
-def _check(value: Any, kind: Any, place: str) -> list[str]:
+def _check(value: Any, kind: Any, path: str) -> list[str]:
     """Compare a value with what FIELDS says of it."""
     if isinstance(kind, list):
         if not isinstance(value, list):
-            return [f"{place}: not a list"]
-        return [line for i, one in enumerate(value) for line in _check(one, kind[0], f"{place}[{i}]")]
+            return [f"{path}: not a list"]
+        return [line for i, item in enumerate(value) for line in _check(item, kind[0], f"{path}[{i}]")]
     if isinstance(kind, tuple):
-        return [] if value in kind else [f"{place}: {value!r} is none of {kind}"]
+        return [] if value in kind else [f"{path}: {value!r} is none of {kind}"]
     if kind == "PodTemplate":
         template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "one"}, "template": value}
-        return _check_kubernetes(template, place)
+        return _check_kubernetes(template, path)
     if isinstance(kind, str) and kind in PLAIN:
         right = isinstance(value, PLAIN[kind]) and (kind == "flag" or not isinstance(value, bool))
-        return [] if right else [f"{place}: {value!r} is no {kind}"]
+        return [] if right else [f"{path}: {value!r} is no {kind}"]
     if kind == "other":
-        return [f"{place}: not described in this file; add its fields before it is used"]
+        return [f"{path}: not described in this file; add its fields before it is used"]
     if kind == TEXTS:
-        wrong = [f"{place}.{key}: {one!r} is no text" for key, one in value.items() if not isinstance(one, str)]
-        return wrong if isinstance(value, dict) else [f"{place}: not a mapping"]
-    return _check_mapping(value, kind, place)
+        wrong = [f"{path}.{key}: {item!r} is no text" for key, item in value.items() if not isinstance(item, str)]
+        return wrong if isinstance(value, dict) else [f"{path}: not a mapping"]
+    return _check_mapping(value, kind, path)
 
 
-def _check_mapping(value: Any, kind: Any, place: str) -> list[str]:
+def _check_mapping(value: Any, kind: Any, path: str) -> list[str]:
     fields = FIELDS[kind] if isinstance(kind, str) else kind
     if not isinstance(value, dict):
-        return [f"{place}: not a mapping"]
-    lines = [f"{place}.{name}: unknown" for name in set(value) - set(fields)]
-    lines += [f"{place}.{name}: missing" for name in REQUIRED.get(str(kind), set()) - set(value)]
-    contained = {name: one for name, one in value.items() if fields.get(name) == "container"}
+        return [f"{path}: not a mapping"]
+    lines = [f"{path}.{name}: unknown" for name in set(value) - set(fields)]
+    lines += [f"{path}.{name}: missing" for name in REQUIRED.get(str(kind), set()) - set(value)]
+    contained = {name: item for name, item in value.items() if fields.get(name) == "container"}
     if contained:
         pod = {"containers": [{"name": "one", **contained}]}
-        lines += _check({"spec": pod}, "PodTemplate", place)
-    known = {name: one for name, one in value.items() if name in fields and name not in contained}
-    return lines + [line for name, one in known.items() for line in _check(one, fields[name], f"{place}.{name}")]
+        lines += _check({"spec": pod}, "PodTemplate", path)
+    known = {name: item for name, item in value.items() if name in fields and name not in contained}
+    return lines + [line for name, item in known.items() for line in _check(item, fields[name], f"{path}.{name}")]
 
 
-def _check_kubernetes(manifest: dict[str, Any], place: str) -> list[str]:
+def _check_kubernetes(manifest: dict[str, Any], path: str) -> list[str]:
     try:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
-        return [f"{place}: {'.'.join(map(str, error.path))}: {error.message}"]
+        return [f"{path}: {'.'.join(map(str, error.path))}: {error.message}"]
     return []

@@ -24,10 +24,13 @@ BEGUN = "begun.jsonl"
 """In `paths.cache`: a line for every unit that an actor begins, with its process and the queries of its groups."""
 PAUSE = "pause"
 """In `paths.cache`: seconds that an actor takes over a unit besides the work; no such file: none."""
-
-
 PEAK = "peak"
 """In `paths.cache`: the most bytes that the actor without an LLM has held."""
+
+
+def dwell(seconds: float) -> None:
+    """Let time pass, where a moment and no condition is what a test is about."""
+    time.sleep(seconds)  # a kill at a random moment is tested, so nothing tells when the moment has come
 
 
 def pause_s(config: RunConfig) -> float:
@@ -44,9 +47,9 @@ class WatchedBlocks(LabelBlocks):
         with (self.config.paths.cache / BEGUN).open("a") as file:
             file.write(json.dumps(line) + "\n")
         pause = pause_s(self.config) / 2
-        time.sleep(pause)
+        dwell(pause)
         labelled = super()._label_unit(rows, unit)
-        time.sleep(pause)
+        dwell(pause)
         return labelled
 
 
@@ -73,16 +76,18 @@ class RewardedBlocks(LabelBlocks):
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
         ray.get(shot_pools)
         self.config, self.fingerprint, self.peak_flops = config, fingerprint, 1.0
-        self.planner, self.ledger = Planner(config, ray.get(selected)), llm_ledger(config)
+        self.planner, self.ledger = Planner(config, ray.get(selected)), llm_ledger(config.paths)
         self.labeller = cast(RewardLabeller, Idle())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        labelled = super().__call__(batch)
+        costs = super().__call__(batch)
         (self.config.paths.cache / PEAK).write_text(str(peak_memory(os.getpid())))
-        return labelled
+        return costs
 
     def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
-        return [self._labelled(rows.without_rewards(position, self.config, self.fingerprint)) for position in unit]
+        return [
+            self._labelled(rows.without_rewards(position, self.config.tasks, self.fingerprint)) for position in unit
+        ]
 
     def _labelled(self, row: dict[str, Any]) -> dict[str, Any]:
         scores = [[-1.0 - i, -1.5, -2.5] for i in range(len(row["candidate_texts"]))]

@@ -23,7 +23,7 @@ PLACES = ["forest", "bridge", "market", "station"]
 
 def group(task: str, dataset: str, number: int) -> dict[str, Any]:
     """A group with four candidates, of which neighbours share some."""
-    texts = [f"the fox jumps over {place} {(number + i) // 2}" for i, place in enumerate(PLACES)]
+    texts = [f"the fox jumps over {name} {(number + i) // 2}" for i, name in enumerate(PLACES)]
     return {
         "task": task,
         "dataset": dataset,
@@ -40,7 +40,9 @@ def write_groups(groups: Sequence[dict[str, Any]], path: Path, row_group_rows: i
     """A candidate file of several row groups, and the queries of its groups as `prepare` leaves them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(groups), schema=GROUP), path, row_group_size=row_group_rows)
-    queries = [{**dict.fromkeys(QUERY.names), **{name: one[name] for name in GROUP.names[:5]}} for one in groups]
+    queries = [
+        {**dict.fromkeys(QUERY.names), **{name: candidates[name] for name in GROUP.names[:5]}} for candidates in groups
+    ]
     folder = path.parents[1] / "prepared" / "queries" / "train"
     write_table(queries, QUERY, folder / f"{groups[0]['dataset']}.parquet")
 

@@ -12,7 +12,8 @@ from embedder.console import console
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, parquet_files, read_tables
 from ray_jobs.cluster.session import connect
-from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, select_llm_groups, train_reranker
+from ray_jobs.labelling.block_plan import select_llm_groups
+from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, train_reranker
 
 
 def main(run_file: Path) -> None:

@@ -51,7 +51,7 @@ def trained(config: RunConfig) -> object:
     """The losses of each step, and the weights."""
     (metrics,) = config.paths.training.glob("*/metrics.jsonl")
     losses = [
-        (one.step, one.losses, one.learning_rate, one.paces) for one in MetricsReader(metrics, StepMetrics).steps()
+        (row.step, row.losses, row.learning_rate, row.paces) for row in MetricsReader(metrics, StepMetrics).steps()
     ]
     return losses, (config.paths.model / "model.safetensors").read_bytes()
 

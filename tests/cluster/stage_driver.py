@@ -16,15 +16,15 @@ from importlib import import_module
 import ray
 
 from embedder.storage import mirror
-from ray_jobs import label
 from ray_jobs.cluster.session import connect, main
+from ray_jobs.labelling import actors
 from tests.cluster import label_actors
 
 
 def serve() -> None:
     """Answer one command after another until the input ends."""
     if sys.argv[1:]:
-        label.LabelBlocks = getattr(label_actors, sys.argv[1])
+        actors.LabelBlocks = getattr(label_actors, sys.argv[1])
     mirror.PUSH_S = 0.5
     connect()
     sys.stdout.write(f"ready {ray.get_runtime_context().get_session_name()}\n")

@@ -127,7 +127,7 @@ def label_run(tmp_path: Path, tiny_encoder_folder: Path, tiny_llama_folder: Path
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
     config = load_run(path)
     prepare_dataset(config.prepare.sources[0], config.tasks["qa"], config.prepare, config.paths.work)
-    texts = dict(list(passage_texts(config, "docs").items())[:3])
+    texts = dict(list(passage_texts(config.paths, "docs").items())[:3])
     groups = [
         {
             **{name: row[name] for name in ("task", "dataset", "query_id", "query", "answers")},
@@ -135,7 +135,7 @@ def label_run(tmp_path: Path, tiny_encoder_folder: Path, tiny_llama_folder: Path
             "candidate_texts": list(texts.values()),
             "relevance": [0] * len(texts),
         }
-        for row in queries(config, "train", "docs")
+        for row in queries(config.paths, "train", "docs")
     ]
     write_table(groups, GROUP, config.paths.candidates / "docs.parquet")
     assert read_tables([config.paths.candidates / "docs.parquet"], GROUP).num_rows == 4
@@ -159,7 +159,7 @@ def test_a_label_job_makes_nodes_appear_and_go(head, label_run: RunConfig, tmp_p
         # The driver filled a node that stays; for the actor one of the type of higher priority was started.
         assert markets(only_alive=False) == ["on-demand", "spot"]
         ids = labelled_ledger(label_run).read()["row_id"].to_pylist()
-        assert len(ids) == len(set(ids)) == candidate_groups(label_run).num_rows
+        assert len(ids) == len(set(ids)) == candidate_groups(label_run.paths).num_rows
         deadline = time.monotonic() + 60
         while alive := markets(only_alive=True):
             assert time.monotonic() < deadline, alive

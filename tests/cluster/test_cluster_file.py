@@ -40,31 +40,33 @@ def pins() -> dict[str, str]:
 
 
 @both
-def test_ray_takes_the_file(cloud) -> None:
+def test_cluster_file_is_taken_by_ray(cloud) -> None:
     validate_config(prepare_config(load(cloud)))
 
 
-def test_ec2_takes_every_node_type() -> None:
+def test_cluster_file_has_node_types_that_ec2_takes() -> None:
     shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
-    for name, one in load("aws")["available_node_types"].items():
-        report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **one["node_config"]}, shape)
+    for name, node_type in load("aws")["available_node_types"].items():
+        report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **node_type["node_config"]}, shape)
         assert not report.has_errors(), f"{name}: {report.generate_report()}"
 
 
-def test_compute_engine_takes_every_node_type() -> None:
+def test_cluster_file_has_node_types_that_compute_engine_takes() -> None:
     described = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents" / "compute.v1.json"
     schemas = json.loads(described.read_text(encoding="utf-8"))["schemas"]
     strict = {name: strict_schema(schema) for name, schema in schemas.items() if name[0].isupper()}
     validator = Draft7Validator({**strict["Instance"], "definitions": strict})
-    for name, one in load("gcp")["available_node_types"].items():
-        errors = [f"{name}: {error.json_path}: {error.message}" for error in validator.iter_errors(one["node_config"])]
+    for name, node_type in load("gcp")["available_node_types"].items():
+        errors = [
+            f"{name}: {error.json_path}: {error.message}" for error in validator.iter_errors(node_type["node_config"])
+        ]
         assert not errors
 
 
 def strict_schema(described: Any) -> Any:
     """A schema of Google's API description as JSON Schema that knows all keys; it writes integers as strings too."""
     if isinstance(described, list):
-        return [strict_schema(one) for one in described]
+        return [strict_schema(part) for part in described]
     if not isinstance(described, dict):
         return described
     if "$ref" in described:
@@ -73,7 +75,7 @@ def strict_schema(described: Any) -> Any:
         return {"type": ["string", "integer"]}
     kept = {key: described[key] for key in ("type", "enum", "pattern") if isinstance(described.get(key), (str, list))}
     if isinstance(described.get("properties"), dict):
-        kept["properties"] = {name: strict_schema(one) for name, one in described["properties"].items()}
+        kept["properties"] = {name: strict_schema(part) for name, part in described["properties"].items()}
         kept["additionalProperties"] = False
     for key in ("items", "additionalProperties"):
         if isinstance(described.get(key), dict):
@@ -82,7 +84,7 @@ def strict_schema(described: Any) -> Any:
 
 
 @both
-def test_nothing_is_open_and_every_start_asks_for_the_token(cloud) -> None:
+def test_cluster_file_opens_nothing_and_asks_for_the_token_at_every_start(cloud) -> None:
     text, file = text_of(cloud), load(cloud)
     assert "--dashboard-host=127.0.0.1" in text and "0.0.0.0" not in text
     commands = [*file["head_start_ray_commands"], *file["worker_start_ray_commands"]]
@@ -90,42 +92,42 @@ def test_nothing_is_open_and_every_start_asks_for_the_token(cloud) -> None:
     assert len(starts) == 2 and all("RAY_AUTH_MODE=token ray start" in command for command in starts)
     assert file["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
     network = {"aws": "SecurityGroupIds", "gcp": "networkInterfaces"}[cloud]
-    assert all(one["node_config"][network] for one in file["available_node_types"].values())
+    assert all(node_type["node_config"][network] for node_type in file["available_node_types"].values())
 
 
 @both
-def test_node_types_by_role_with_bounds(cloud) -> None:
+def test_cluster_file_has_bounded_node_types_by_role(cloud) -> None:
     file = load(cloud)
     types = file["available_node_types"]
     assert types[file["head_node_type"]]["resources"] == {"CPU": 0}
-    workers = {name: one for name, one in types.items() if name != file["head_node_type"]}
-    assert all(one["min_workers"] == 0 < one["max_workers"] for one in workers.values())
-    assert file["max_workers"] == sum(one["max_workers"] for one in workers.values())
-    for name, one in types.items():
-        spot = SPOT[cloud](one["node_config"])
-        assert one["labels"] == {"market": "spot" if spot else "on-demand"} and name.endswith("_spot") == spot
-        assert one.get("priority", 0) == (10 if spot else 0)
+    workers = {name: node_type for name, node_type in types.items() if name != file["head_node_type"]}
+    assert all(node_type["min_workers"] == 0 < node_type["max_workers"] for node_type in workers.values())
+    assert file["max_workers"] == sum(node_type["max_workers"] for node_type in workers.values())
+    for name, node_type in types.items():
+        spot = SPOT[cloud](node_type["node_config"])
+        assert node_type["labels"] == {"market": "spot" if spot else "on-demand"} and name.endswith("_spot") == spot
+        assert node_type.get("priority", 0) == (10 if spot else 0)
         assert (
-            one.get("docker", file["docker"])
+            node_type.get("docker", file["docker"])
             .get("worker_image", file["docker"]["image"])
-            .endswith("-gpu" if "GPU" in one["resources"] else "-cpu")
+            .endswith("-gpu" if "GPU" in node_type["resources"] else "-cpu")
         )
 
 
-def test_both_clouds_have_the_same_roles_and_commands() -> None:
+def test_cluster_files_of_both_clouds_have_the_same_roles_and_commands() -> None:
     aws, gcp = load("aws"), load("gcp")
     for file in (aws, gcp):
         for key in ("provider", "head_setup_commands"):
             file.pop(key)
-        for one in file["available_node_types"].values():
-            one.pop("node_config")
+        for node_type in file["available_node_types"].values():
+            node_type.pop("node_config")
     assert aws == gcp
 
 
 @both
-def test_versions_are_those_of_the_project(cloud) -> None:
+def test_cluster_file_has_the_versions_of_the_project(cloud) -> None:
     text, pinned = text_of(cloud), pins()
     images = re.findall(r"rayproject/ray:([0-9.]+)-py311-[cg]pu", text)
     assert len(images) == 2 and set(images) == {pinned["ray"]}
-    found = dict(re.findall(r"(torch|boto3|google-api-python-client)==([0-9.]+)", text))
-    assert found == {name: pinned[name] for name in found} and len(found) == 2
+    versions = dict(re.findall(r"(torch|boto3|google-api-python-client)==([0-9.]+)", text))
+    assert versions == {name: pinned[name] for name in versions} and len(versions) == 2

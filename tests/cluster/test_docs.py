@@ -15,8 +15,8 @@ pytestmark = pytest.mark.ray
 COMMANDS = [(path.stem, text) for path in DOCS for mark, text in blocks(path) if mark == "run"]
 
 
-@pytest.mark.parametrize(("name", "text"), COMMANDS, ids=lambda one: one.split("\n")[0][:60])
-def test_the_commands_of_the_docs_run(cluster: Cluster, run_file: Path, tmp_path: Path, name, text) -> None:
+@pytest.mark.parametrize(("name", "text"), COMMANDS, ids=lambda text: text.split("\n")[0][:60])
+def test_docs_have_commands_that_run(cluster: Cluster, run_file: Path, tmp_path: Path, name, text) -> None:
     run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
     mine = tmp_path / "run.yaml"
     mine.write_text(yaml.safe_dump({**run, "submit": {"address": cluster.dashboard}}), encoding="utf-8")

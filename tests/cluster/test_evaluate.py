@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +19,7 @@ from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.evaluation.replies import judged_ledger
 from embedder.hashing import content_id
 from tests.cluster.conftest import Cluster
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 QUERIES = 30
@@ -50,7 +51,8 @@ def write_run(folder: Path, encoder: Path, llm: Path | None, **evaluate: Any) ->
             for i in range(PASSAGES)
         ]
         rows = [
-            {**dict.fromkeys(PASSAGE.names), **one, "answer": ["yes", "no"][i % 2]} for i, one in enumerate(passages)
+            {**dict.fromkeys(PASSAGE.names), **passage, "answer": ["yes", "no"][i % 2]}
+            for i, passage in enumerate(passages)
         ]
         prepared = folder / "work" / "prepared"
         write_table(rows, PASSAGE, prepared / "corpus" / dataset / "part-00000.parquet")
@@ -74,8 +76,8 @@ def evaluate(cluster: Cluster, run_file: Path, *overrides: str) -> dict[str, Any
     output = job.communicate(timeout=400)[0]
     assert job.returncode == 0, output[-5000:]
     folder = run_file.parent / "work" / "evaluation" / "test"
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return {"results": found, "output": output}
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return {"results": results, "output": output}
 
 
 def replies(ledger: Ledger) -> dict[str, bytes]:
@@ -83,26 +85,23 @@ def replies(ledger: Ledger) -> dict[str, bytes]:
     return {row["row_id"]: json.dumps(row).encode() for row in ledger.read().to_pylist()}
 
 
-def test_a_killed_run_ends_with_the_replies_of_an_undisturbed_one(
+def test_evaluate_killed_ends_with_the_replies_of_an_undisturbed_run(
     cluster: Cluster, tmp_path: Path, tiny_encoder_folder: Path, tiny_llama_folder: Path
 ) -> None:
-    one, other = (
+    first, other = (
         write_run(tmp_path / name, tiny_encoder_folder, tiny_llama_folder, llm_queries=QUERIES)
         for name in ("undisturbed", "killed")
     )
-    undisturbed = evaluate(cluster, one)["results"]
-    expected = replies(judged_ledger(one.parent / "work" / "evaluation"))
+    undisturbed = evaluate(cluster, first)["results"]
+    expected = replies(judged_ledger(first.parent / "work" / "evaluation"))
     ledger = judged_ledger(other.parent / "work" / "evaluation")
     driver = cluster.start("evaluate", other, "evaluate.num_actors=2")
     try:
-        deadline = time.monotonic() + 240
-        while len(ledger.done()) < len(expected) // 4 and time.monotonic() < deadline:
-            assert driver.poll() is None, driver.communicate()[0]
-            time.sleep(0.01)
+        wait_until(lambda: len(ledger.done()) >= len(expected) // 4 or driver.poll() is not None, 240)
+        assert driver.poll() is None, driver.communicate()[0]
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
-    time.sleep(1)
     before = {path.name: path.stat().st_mtime_ns for path in ledger.folder.glob("*.parquet")}
     done = len(ledger.done())
     assert 0 < done < len(expected)
@@ -110,7 +109,9 @@ def test_a_killed_run_ends_with_the_replies_of_an_undisturbed_one(
     assert replies(ledger) == expected and ledger.count_duplicates() == 0
     assert {path.name: path.stat().st_mtime_ns for path in ledger.folder.glob("*.parquet")}.items() >= before.items()
     assert again["results"] == undisturbed
-    assert f"{done:,} answered before this run" in again["output"]
+    # Actors may have committed blocks after these were counted, until they noticed that their driver had died.
+    (answered,) = re.findall(r"([\d,]+) answered before this run", again["output"])
+    assert done <= int(answered.replace(",", "")) < len(expected)
     third = evaluate(cluster, other)
     assert f"{len(expected):,} answered before this run" in third["output"] and "tokens scored" not in third["output"]
     assert third["results"] == undisturbed
@@ -159,7 +160,7 @@ def server() -> Iterator[tuple[str, type[Embeddings]]]:
         thread.join()
 
 
-def test_a_remote_embedder_and_a_folder_without_any_llm(
+def test_evaluate_compares_a_remote_embedder_and_a_folder_without_any_llm(
     cluster: Cluster,
     tmp_path: Path,
     tiny_encoder_folder: Path,
@@ -175,11 +176,11 @@ def test_a_remote_embedder_and_a_folder_without_any_llm(
     assert "REMOTE_KEY holds no key" in refused.communicate(timeout=120)[0] and refused.returncode == 2
     cluster.environment["REMOTE_KEY"] = KEY
     try:
-        found = evaluate(cluster, run_file)
+        outcome = evaluate(cluster, run_file)
         texts = len(TASKS) * (QUERIES + PASSAGES)
-        assert kind.answered == texts and {one["key"] for one in kind.requests} == {f"Bearer {KEY}"}
-        assert KEY not in found["output"]
-        measures = found["results"]["datasets"]["docs"]["measures"]
+        assert kind.answered == texts and {request["key"] for request in kind.requests} == {f"Bearer {KEY}"}
+        assert KEY not in outcome["output"]
+        measures = outcome["results"]["datasets"]["docs"]["measures"]
         assert set(measures["nDCG@10"]["retrievers"]) == {"bm25", "base", "mine", "remote"}
         assert "exact match" not in measures
         evaluate(cluster, run_file)
@@ -199,7 +200,7 @@ def test_a_remote_embedder_and_a_folder_without_any_llm(
         ("evaluate.retrievers=[base, trained]", "no trained encoder; run train"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_started(
+def test_evaluate_refuses_what_is_wrong_before_anything_is_started(
     cluster: Cluster, tmp_path: Path, tiny_encoder_folder: Path, override: str, reason: str
 ) -> None:
     run_file = write_run(tmp_path, tiny_encoder_folder, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ from embedder.training.job import MetricsReader, StepMetrics
 from ray_jobs.cluster.tables import candidate_groups, labelled_ledger
 from tests.cluster.conftest import Cluster
 from tests.cluster.results import served_bundle
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 DATASETS = 6
@@ -40,14 +40,14 @@ def test_prepare_and_mine_write_a_group_for_every_training_query(cluster: Cluste
     ended = next(event for event in events if event.get("message") == "stage ended")
     assert ended["job_id"] and ended["node_id"] and ended["stage"] == "prepare" and ended["rows"] > 0
     succeeded(cluster.submit("mine", run_file))
-    groups = candidate_groups(load_run(run_file)).to_pylist()
+    groups = candidate_groups(load_run(run_file).paths).to_pylist()
     assert len(groups) == DATASETS * QUERIES
     for group in groups:
         assert len(group["candidate_ids"]) == len(set(group["candidate_ids"])) == 4
         assert group["query_id"] not in group["candidate_ids"]
 
 
-def test_a_job_without_the_token_is_refused(cluster: Cluster, run_file: Path) -> None:
+def test_job_without_the_token_is_refused(cluster: Cluster, run_file: Path) -> None:
     stranger = Cluster(cluster.address, cluster.dashboard, {**cluster.environment, "RAY_AUTH_TOKEN": "wrong" * 8})
     assert stranger.submit("prepare", run_file).returncode != 0
 
@@ -57,15 +57,13 @@ def test_label_killed_half_way_and_started_again_loses_and_doubles_no_row(cluste
     ledger = labelled_ledger(config)
     driver = cluster.start("label", run_file)
     try:
-        deadline = time.monotonic() + 180
-        while len(ledger.done()) <= UNREWARDED and time.monotonic() < deadline:
-            assert driver.poll() is None, driver.communicate()[0]
-            time.sleep(0.01)
+        wait_until(lambda: len(ledger.done()) > UNREWARDED or driver.poll() is not None, 180)
+        assert driver.poll() is None, driver.communicate()[0]
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
     before = len(ledger.done())
-    wanted = sorted(group_id(group) for group in candidate_groups(config).to_pylist())
+    wanted = sorted(group_id(group) for group in candidate_groups(config.paths).to_pylist())
     assert UNREWARDED < before < len(wanted)
     output = succeeded(cluster.submit("label", run_file))
     table = ledger.read()
@@ -74,12 +72,12 @@ def test_label_killed_half_way_and_started_again_loses_and_doubles_no_row(cluste
     rewarded = [row for row in table.to_pylist() if row["task"] not in {"tool", "convsearch"}]
     assert all(len(row["rewards"]) == len(row["candidate_ids"]) for row in rewarded)
     details = json.loads((config.paths.reports / "label.json").read_text(encoding="utf-8"))["details"]
-    bill, estimate = details["bill"], details["estimate"]
+    resources, estimate = details["resources"], details["estimate"]
     assert estimate["flops"] > 0 and f"{estimate['gpu_hours']:,.2g} GPU-hours" in output
-    assert 0 <= bill["cpu_hours"] < 2 * bill["seconds"] / 3600 and bill["gpu_hours"] == 0
+    assert 0 <= resources["cpu_hours"] < 2 * resources["seconds"] / 3600 and resources["gpu_hours"] == 0
 
 
-def test_labels_of_another_prompt_are_refused_before_a_model_is_loaded(cluster: Cluster, run_file: Path) -> None:
+def test_label_refuses_another_prompt_before_a_model_is_loaded(cluster: Cluster, run_file: Path) -> None:
     job = cluster.start("label", run_file, "tasks.qa.shots=1")
     output = job.communicate(timeout=120)[0]
     assert job.returncode == 2
@@ -90,10 +88,8 @@ def test_train_killed_half_way_goes_on_and_a_finished_run_trains_no_more(cluster
     config = load_run(run_file)
     driver = cluster.start("train", run_file, "train.tensorboard=true")
     try:
-        deadline = time.monotonic() + 240
-        while len(_steps(config.paths.training)) < 5 and time.monotonic() < deadline:
-            assert driver.poll() is None, driver.communicate()[0]
-            time.sleep(0.05)
+        wait_until(lambda: len(_steps(config.paths.training)) >= 5 or driver.poll() is not None, 240)
+        assert driver.poll() is None, driver.communicate()[0]
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
@@ -112,7 +108,7 @@ def test_train_killed_half_way_goes_on_and_a_finished_run_trains_no_more(cluster
 def _steps(training: Path) -> list[tuple[int, float]]:
     """Step and loss of the only run below a folder."""
     files = list(training.glob("*/metrics.jsonl"))
-    return [(one.step, one.loss) for path in files for one in MetricsReader(path, StepMetrics).steps()]
+    return [(row.step, row.loss) for path in files for row in MetricsReader(path, StepMetrics).steps()]
 
 
 def test_index_writes_a_bundle_that_verifies_and_a_second_run_encodes_nothing(cluster: Cluster, run_file: Path) -> None:
@@ -132,7 +128,7 @@ def test_evaluate_compares_all_retrievers(cluster: Cluster, run_file: Path) -> N
     folder = config.paths.work / "evaluation" / "test"
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert set(results["tasks"]) == {"qa", "convsearch", "tool", "chat", "icl", "lrlm"}
-    measures = {name: one["measures"] for name, one in results["datasets"].items()}
+    measures = {name: values["measures"] for name, values in results["datasets"].items()}
     assert set(measures["stdlib"]["nDCG@5"]["retrievers"]) == {"random", "bm25", "base", "trained"}
     answered = measures["python-docs"]["exact match"]
     assert set(answered["retrievers"]) == {"none", "random", "bm25", "base", "trained"} and answered["queries"] == 2
@@ -143,7 +139,7 @@ def test_evaluate_compares_all_retrievers(cluster: Cluster, run_file: Path) -> N
     assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_half_written_blocks_are_not_read(tmp_path: Path) -> None:
+def test_ledger_does_not_read_half_written_blocks(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, LABELLED, "row_id")
     (tmp_path / ".block.parquet.123").write_bytes(b"half")
     assert ledger.done() == set()

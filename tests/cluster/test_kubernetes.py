@@ -20,13 +20,13 @@ from tests.serving import publish
 
 FOLDER = ROOT / "kubernetes"
 MANIFESTS = [
-    (path.name, one)
+    (path.name, each)
     for path in sorted(FOLDER.glob("*.yaml"))
-    for one in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))
 ]
-RAY = [(name, one) for name, one in MANIFESTS if one["apiVersion"] == "ray.io/v1"]
-every = pytest.mark.parametrize(("name", "manifest"), MANIFESTS, ids=lambda one: str(one)[:40])
-every_ray = pytest.mark.parametrize(("name", "manifest"), RAY, ids=lambda one: str(one)[:40])
+RAY = [(name, each) for name, each in MANIFESTS if each["apiVersion"] == "ray.io/v1"]
+every = pytest.mark.parametrize(("name", "manifest"), MANIFESTS, ids=lambda each: str(each)[:40])
+every_ray = pytest.mark.parametrize(("name", "manifest"), RAY, ids=lambda each: str(each)[:40])
 
 
 def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def pods_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @every
-def test_fields_and_types_are_those_of_kubernetes_and_kuberay(name, manifest) -> None:
+def test_manifest_has_fields_and_types_of_kubernetes_and_kuberay(name, manifest) -> None:
     assert check_manifest(manifest) == []
 
 
@@ -59,8 +59,8 @@ def test_fields_and_types_are_those_of_kubernetes_and_kuberay(name, manifest) ->
         (["rayClusterSpec", "workerGroupSpecs"], [{"groupName": "x"}]),
     ],
 )
-def test_a_wrong_manifest_is_found(path, value) -> None:
-    (_, job) = next(one for one in RAY if one[1]["kind"] == "RayJob")
+def test_manifest_that_is_wrong_is_refused(path, value) -> None:
+    (_, job) = next(each for each in RAY if each[1]["kind"] == "RayJob")
     wrong = copy.deepcopy(job)
     node = wrong["spec"]
     for key in path[:-1]:
@@ -70,7 +70,7 @@ def test_a_wrong_manifest_is_found(path, value) -> None:
 
 
 @every_ray
-def test_every_cluster_asks_for_the_token_and_runs_the_pinned_ray(name, manifest) -> None:
+def test_manifest_asks_for_the_token_and_runs_the_pinned_ray(name, manifest) -> None:
     cluster = cluster_of(manifest)
     assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
     assert f'"ray[default,data,serve,train]=={cluster["rayVersion"]}"' in (ROOT / "pyproject.toml").read_text("utf-8")
@@ -78,7 +78,7 @@ def test_every_cluster_asks_for_the_token_and_runs_the_pinned_ray(name, manifest
 
 
 @every_ray
-def test_every_pod_is_restricted_bounded_and_probed(name, manifest) -> None:
+def test_pods_are_restricted_bounded_and_probed(name, manifest) -> None:
     for pod in pods_of(manifest):
         security, (container,) = pod["spec"]["securityContext"], pod["spec"]["containers"]
         assert security["runAsNonRoot"] and security["runAsUser"] == 1000
@@ -89,11 +89,11 @@ def test_every_pod_is_restricted_bounded_and_probed(name, manifest) -> None:
         assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "llm-embedder"
 
 
-def test_no_manifest_holds_a_secret() -> None:
-    assert "Secret" not in {one["kind"] for _, one in MANIFESTS}
+def test_manifests_hold_no_secret() -> None:
+    assert "Secret" not in {manifest["kind"] for _, manifest in MANIFESTS}
     for _, manifest in RAY:
         for pod in pods_of(manifest):
-            assert [one["name"] for one in pod["spec"]["containers"][0].get("env", [])] in (
+            assert [each["name"] for each in pod["spec"]["containers"][0].get("env", [])] in (
                 [],
                 ["NVIDIA_VISIBLE_DEVICES"],
             )
@@ -105,19 +105,21 @@ def test_disruption_budgets_and_network_policies_select_the_pods() -> None:
         for _, manifest in RAY
         for role, pod in zip(("head", "worker"), pods_of(manifest), strict=False)
     ]
-    for _, one in MANIFESTS:
-        selector = one.get("spec", {}).get("selector" if one["kind"] == "PodDisruptionBudget" else "podSelector")
-        if one["kind"] in {"PodDisruptionBudget", "NetworkPolicy"} and selector:
+    for _, manifest in MANIFESTS:
+        selector = manifest.get("spec", {}).get(
+            "selector" if manifest["kind"] == "PodDisruptionBudget" else "podSelector"
+        )
+        if manifest["kind"] in {"PodDisruptionBudget", "NetworkPolicy"} and selector:
             wanted = selector["matchLabels"].items()
-            assert any(wanted <= each.items() for each in labels), one["metadata"]["name"]
+            assert any(wanted <= each.items() for each in labels), manifest["metadata"]["name"]
 
 
 def serve_config() -> dict[str, Any]:
-    (service,) = (one for _, one in RAY if one["kind"] == "RayService")
+    (service,) = (manifest for _, manifest in RAY if manifest["kind"] == "RayService")
     return yaml.safe_load(service["spec"]["serveConfigV2"])
 
 
-def test_the_serve_config_is_what_serve_reads_without_a_key_it_would_ignore() -> None:
+def test_serve_config_has_no_key_that_serve_would_ignore() -> None:
     config = serve_config()
     understood = ServeDeploySchema.model_validate(config).model_dump(mode="json", exclude_unset=True)
     assert understood == config
@@ -128,7 +130,7 @@ def test_the_serve_config_is_what_serve_reads_without_a_key_it_would_ignore() ->
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_serve_config_builds_an_application_that_fits_its_pods(
+def test_serve_config_builds_an_application_that_fits_its_pods(
     run_file: Path, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
     publish(tmp_path / "work", tiny_encoder_folder, "v1")
@@ -138,7 +140,7 @@ def test_the_serve_config_builds_an_application_that_fits_its_pods(
     given = {**application["args"], "run": str(run_file), "serve.api_keys_file": str(keys)}
     overrides = [f"{key}={value}" for key, value in given.items() if key != "run"] + [f"paths.work={tmp_path / 'work'}"]
     built = build_run(load_run(run_file, overrides))
-    (service,) = (one for _, one in RAY if one["kind"] == "RayService")
+    (service,) = (manifest for _, manifest in RAY if manifest["kind"] == "RayService")
     (group,) = cluster_of(service)["workerGroupSpecs"]
     pod = group["template"]["spec"]["containers"][0]["resources"]["requests"]
     have = {"num_cpus": int(pod["cpu"]), "num_gpus": pod["nvidia.com/gpu"]}
@@ -156,24 +158,24 @@ def test_the_serve_config_builds_an_application_that_fits_its_pods(
 
 def deployments_of(application: Any) -> list[Any]:
     """All deployments of an application, each once."""
-    found: dict[str, Any] = {}
+    deployments: dict[str, Any] = {}
 
     def visit(value: Any) -> None:
         if hasattr(value, "_bound_deployment"):
             bound = value._bound_deployment
-            found[bound.name] = bound
-            for one in [*bound.init_args, *bound.init_kwargs.values()]:
-                visit(one)
+            deployments[bound.name] = bound
+            for item in [*bound.init_args, *bound.init_kwargs.values()]:
+                visit(item)
         elif isinstance(value, (list, tuple)):
-            for one in value:
-                visit(one)
+            for item in value:
+                visit(item)
 
     visit(application)
-    return list(found.values())
+    return list(deployments.values())
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_probes_of_the_head_need_no_token(cluster: Cluster) -> None:
+def test_probes_of_the_head_need_no_token(cluster: Cluster) -> None:
     assert httpx.get(f"{cluster.dashboard}/api/gcs_healthz", timeout=20).text == "success"
     assert httpx.get(f"{cluster.dashboard}/api/jobs/", timeout=20).status_code == 401

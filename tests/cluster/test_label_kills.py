@@ -10,9 +10,8 @@ import json
 import os
 import random
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +20,10 @@ from ray.cluster_utils import Cluster
 
 from embedder.data.ledger import Ledger
 from embedder.data.records import LABELLED
-from tests.cluster.label_actors import BEGUN, PAUSE
+from tests.cluster.label_actors import BEGUN, PAUSE, dwell
 from tests.cluster.label_helpers import Driver, group, labels, write_groups, write_run_file
 from tests.cluster.nodes import start_nodes
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 RUNS, ROUNDS = 4, 5
@@ -36,20 +36,12 @@ PAUSE_S = 0.2
 """Over each unit; the tiny LLM alone would be done before anything can be killed."""
 
 
-def wait_for(reached: Callable[[], bool], what: str, seconds: float = 90) -> None:
-    """Poll until something is reached."""
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.005)
-
-
 def write_run(folder: Path, llm: Path, encoder: Path, order: list[str]) -> Path:
     """The groups in files whose names stand in some order."""
-    for place, dataset in enumerate(order):
+    for position, dataset in enumerate(order):
         task, count = (REWARDED | PLAIN)[dataset]
         groups = [group(task, dataset, number) for number in range(count)]
-        write_groups(groups, folder / "work" / "candidates" / f"{place}-{dataset}.parquet", row_group_rows=16)
+        write_groups(groups, folder / "work" / "candidates" / f"{position}-{dataset}.parquet", row_group_rows=16)
     return write_run_file(folder, llm, encoder, unit_groups=UNIT_GROUPS)
 
 
@@ -86,15 +78,15 @@ class Nodes:
 
     def actors(self, raylets: list[int]) -> list[int]:
         """Process ids of the labelling actors that some raylets have started."""
-        found = []
+        pids = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((path / "stat").read_text().rpartition(") ")[2].split()[1])
                 if parent in raylets and (path / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
-                    found.append(int(path.name))
+                    pids.append(int(path.name))
             except (FileNotFoundError, ProcessLookupError):
                 continue
-        return sorted(found)
+        return sorted(pids)
 
 
 @pytest.fixture(scope="module")
@@ -157,19 +149,19 @@ class DisturbedRun:
 
     def wait_for_units(self, count: int) -> None:
         """Until so many units are begun, and up to two units longer."""
-        wait_for(lambda: len(self.begun()) >= count or self.driver.process.poll() is not None, f"{count} units")
-        time.sleep(self.random.uniform(0, PAUSE_S))
+        wait_until(lambda: len(self.begun()) >= count or self.driver.process.poll() is not None, 90)
+        dwell(self.random.uniform(0, PAUSE_S))
 
     def kill_actor(self) -> None:
         """Kill one of the actors that are there."""
-        wait_for(lambda: bool(self.nodes.actors(self.nodes.raylets)), "an actor")
+        wait_until(lambda: bool(self.nodes.actors(self.nodes.raylets)), 90)
         self.note_what_is_safe()
         os.kill(self.random.choice(self.nodes.actors(self.nodes.raylets)), signal.SIGKILL)
         self.allowed += self.block_units
 
     def kill_raylet(self) -> None:
         """Kill the raylet of the second node once it has an actor, and start another node."""
-        wait_for(lambda: bool(self.nodes.actors(self.nodes.raylets[1:])), "an actor on the second node")
+        wait_until(lambda: bool(self.nodes.actors(self.nodes.raylets[1:])), 90)
         self.note_what_is_safe()
         os.kill(self.nodes.raylets[1], signal.SIGKILL)
         self.allowed += self.block_units
@@ -180,7 +172,7 @@ class DisturbedRun:
         """Kill the driver, and go on with another one."""
         self.driver.process.kill()
         self.allowed += 2 * self.block_units
-        wait_for(lambda: not self.nodes.actors(self.nodes.raylets), "the end of the actors")
+        wait_until(lambda: not self.nodes.actors(self.nodes.raylets), 90)
         self.note_what_is_safe()
         self.driver = self.nodes.driver()
         self.begin()
@@ -210,7 +202,7 @@ def seeded_rounds() -> list[tuple[list[str], list[int]]]:
 
 
 @pytest.mark.parametrize("number", [0, *(pytest.param(run, marks=pytest.mark.slow) for run in range(1, RUNS))])
-def test_kills_at_random_moments_leave_the_labels_of_an_undisturbed_run(
+def test_label_killed_at_random_moments_leaves_the_labels_of_an_undisturbed_run(
     nodes: Nodes,
     undisturbed: dict[str, bytes],
     tmp_path: Path,
@@ -223,9 +215,9 @@ def test_kills_at_random_moments_leave_the_labels_of_an_undisturbed_run(
     rounds, moments = seeded_rounds()[number]
     output = run.disturb(rounds, moments)
     assert sum(run.killed.values()) == ROUNDS
-    found = ledger_of(tmp_path)
-    assert labels(found) == undisturbed
-    assert found.count_duplicates() == 0 and f"{len(undisturbed)} groups in = {len(undisturbed)} out" in output
+    ledger = ledger_of(tmp_path)
+    assert labels(ledger) == undisturbed
+    assert ledger.count_duplicates() == 0 and f"{len(undisturbed)} groups in = {len(undisturbed)} out" in output
     begun = run.begun()
     assert UNITS <= len(begun) <= UNITS + run.allowed
     for before, safe in run.safe:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.cluster.conftest import Cluster
 from tests.cluster.label_actors import BEGUN, PAUSE
 from tests.cluster.label_helpers import Driver, group, labels, write_groups, write_run_file
 from tests.object_store import SECRET, ObjectStore
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 GROUPS = {"qa": 32, "tool": 6}
@@ -34,7 +34,7 @@ class StoredRun:
     """A run in the store that was killed half way and started again, and what it said."""
 
     run_file: Path
-    place: ObjectPath
+    work: ObjectPath
     drivers: list[Driver]
     expected: dict[str, bytes]
     """The labels of the same groups in a folder."""
@@ -50,17 +50,16 @@ class StoredRun:
     @property
     def ledger(self) -> Ledger:
         """The labels in the store."""
-        return Ledger(self.place / "labelled" / "blocks", LABELLED, "row_id")
+        return Ledger(self.work / "labelled" / "blocks", LABELLED, "row_id")
 
     def start_and_kill(self) -> None:
         """Kill the first driver when half of the units are begun."""
         pause = self.run_file.parent / "stored" / PAUSE
         pause.write_text(str(PAUSE_S))
         self.drivers[0].begin(self.run_file)
-        deadline = time.monotonic() + 90
-        while self.begun < UNITS // 2:
-            assert time.monotonic() < deadline and self.drivers[0].process.poll() is None
-            time.sleep(0.01)
+        process = self.drivers[0].process
+        wait_until(lambda: self.begun >= UNITS // 2 or process.poll() is not None, 90)
+        assert process.poll() is None
         self.drivers[0].process.kill()
         self.blocks = len(parquet_files(self.ledger.folder))
         pause.unlink()
@@ -92,30 +91,30 @@ def stored(
     (folder / "stored").mkdir()
     run_file = folder / "stored.yaml"
     run_file.write_text(yaml.safe_dump(run))
-    one = StoredRun(run_file, object_store.path("label"), drivers, expected)
-    one.start_and_kill()
+    run_in_store = StoredRun(run_file, object_store.path("label"), drivers, expected)
+    run_in_store.start_and_kill()
     code, output = drivers[1].call(run_file)
     assert code == 0, output
-    yield one
+    yield run_in_store
     for driver in drivers:
         driver.close()
 
 
-def upload(folder: Path, place: ObjectPath) -> None:
+def upload(folder: Path, root: ObjectPath) -> None:
     """Copy the files below a folder."""
     for path in folder.rglob("*.parquet"):
-        target = place
+        target = root
         for name in path.relative_to(folder).parts:
             target = target / name
         with replacing(target) as file:
             file.write(path.read_bytes())
 
 
-def objects_of(place: ObjectPath) -> Iterator[tuple[str, bytes]]:
-    """Every object below a place."""
-    for info in place.filesystem.get_file_info(fs.FileSelector(place.key, recursive=True)):
+def objects_of(path: ObjectPath) -> Iterator[tuple[str, bytes]]:
+    """Every object below a path, by its key."""
+    for info in path.filesystem.get_file_info(fs.FileSelector(path.key, recursive=True)):
         if info.type == fs.FileType.File:
-            with place.filesystem.open_input_stream(info.path) as file:
+            with path.filesystem.open_input_stream(info.path) as file:
                 yield info.path, file.read()
 
 
@@ -127,22 +126,22 @@ def logs_of(session: str) -> Iterator[tuple[str, bytes]]:
                 yield str(path), path.read_bytes()
 
 
-def test_a_run_in_an_object_store_that_is_killed_gives_the_labels_of_a_folder(stored: StoredRun) -> None:
+def test_label_in_an_object_store_gives_the_labels_of_a_folder_though_killed(stored: StoredRun) -> None:
     assert 1 < stored.blocks < len(parquet_files(stored.ledger.folder))
     assert labels(stored.ledger) == stored.expected and stored.ledger.count_duplicates() == 0
     assert UNITS <= stored.begun <= UNITS + BLOCK_UNITS
 
 
-def test_no_secret_is_written_or_said(stored: StoredRun) -> None:
+def test_label_in_an_object_store_writes_and_prints_no_secret(stored: StoredRun) -> None:
     driver = stored.drivers[1]
     code, said = driver.call(stored.run_file, "--dry-run")
     assert code == 0 and "0 still to label" in said and "s3://***@bucket/label" in said
     code, error = driver.call(stored.run_file, "--set", "label.seed=1")
     assert code == 2 and "error: s3://bucket/label/labelled: holds labels" in error
-    written, logs = dict(objects_of(stored.place)), dict(logs_of(driver.session))
+    written, logs = dict(objects_of(stored.work)), dict(logs_of(driver.session))
     names = {name.rpartition("/")[2] for name in written}
-    assert {"labelling.html", "labelling.json", "label.json", "fingerprint.json", "export.jsonl"} <= names
+    assert {"labelling.html", "labelling.json", "label.json", "provenance.json", "export.jsonl"} <= names
     assert any("worker" in name for name in logs)
-    texts = {str(number): "".join(one.lines).encode() for number, one in enumerate(stored.drivers)}
+    texts = {str(number): "".join(driver.lines).encode() for number, driver in enumerate(stored.drivers)}
     for name, content in (written | logs | texts | labels(stored.ledger)).items():
         assert not any(secret in content for secret in SECRETS), name

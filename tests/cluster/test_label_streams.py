@@ -34,12 +34,12 @@ def write_many(folder: Path, rows: int) -> None:
 
 def large_group(number: int) -> dict[str, object]:
     """A group with long candidates."""
-    one = group("qa", "many", number)
-    length = ROW_BYTES // len(one["candidate_texts"])
-    return {**one, "candidate_texts": [f"{text} " + "x" * length for text in one["candidate_texts"]]}
+    small = group("qa", "many", number)
+    length = ROW_BYTES // len(small["candidate_texts"])
+    return {**small, "candidate_texts": [f"{text} " + "x" * length for text in small["candidate_texts"]]}
 
 
-def test_a_hundred_times_the_rows_take_no_more_memory(
+def test_label_of_a_hundred_times_the_rows_takes_no_more_memory(
     cluster: Cluster, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     driver = Driver(cluster.address, "RewardedBlocks")

@@ -80,8 +80,8 @@ def units_begun(run_file: Path) -> int:
     return len((run_file.parent / "cache" / BEGUN).read_text().splitlines())
 
 
-def test_labels_of_another_seed_are_refused_with_both_fingerprints(driver: Driver, run_file: Path) -> None:
-    noted = json.loads((run_file.parent / "work" / "labelled" / "fingerprint.json").read_text())["fingerprint"]
+def test_label_refuses_another_seed_with_both_fingerprints(driver: Driver, run_file: Path) -> None:
+    noted = json.loads((run_file.parent / "work" / "labelled" / "provenance.json").read_text())["fingerprint"]
     assert {row["label_fingerprint"] for row in rows_of(run_file).values()} == {noted}
     error = refused(driver.call(run_file, "--set", "label.seed=1"))
     words = error.replace(",", " ").split()
@@ -90,7 +90,7 @@ def test_labels_of_another_seed_are_refused_with_both_fingerprints(driver: Drive
     assert "another LLM" in error
 
 
-def test_rewards_are_made_anew_without_the_llm(driver: Driver, run_file: Path) -> None:
+def test_recompute_makes_other_rewards_without_the_llm(driver: Driver, run_file: Path) -> None:
     before, begun = rows_of(run_file), units_begun(run_file)
     likelihood = ["--set", "tasks.qa.reward=likelihood"]
     assert "label.recompute=true" in refused(driver.call(run_file, *likelihood))
@@ -113,13 +113,13 @@ def damaged_scores(path: Path) -> bytes:
     content = bytearray(path.read_bytes())
     with pq.ParquetFile(path) as file:
         columns = [file.metadata.row_group(0).column(number) for number in range(file.metadata.num_columns)]
-    [scores] = [one for one in columns if one.path_in_schema.startswith("scores.")]
+    [scores] = [column for column in columns if column.path_in_schema.startswith("scores.")]
     start = scores.dictionary_page_offset or scores.data_page_offset
     content[start : start + scores.total_compressed_size] = bytes(scores.total_compressed_size)
     return bytes(content)
 
 
-def test_a_recomputation_that_breaks_off_must_be_ended_first(driver: Driver, run_file: Path) -> None:
+def test_recompute_that_breaks_off_must_be_ended_first(driver: Driver, run_file: Path) -> None:
     before = rows_of(run_file)
     last = sorted((run_file.parent / "work" / "labelled" / "blocks").glob("*.parquet"))[-1]
     whole = last.read_bytes()
@@ -136,7 +136,7 @@ def test_a_recomputation_that_breaks_off_must_be_ended_first(driver: Driver, run
     assert rows_of(run_file) == before
 
 
-def test_an_export_is_imported_and_exported_the_same(driver: Driver, run_file: Path, tmp_path: Path) -> None:
+def test_imported_teacher_takes_an_export_and_exports_the_same(driver: Driver, run_file: Path, tmp_path: Path) -> None:
     exported = run_file.parent / "export.jsonl"
     again = write_run_file(tmp_path, Path("no-llm"), Path("no-encoder"))
     imported = ["--set", "label.teacher=imported", "--set", f"label.imported={exported}"]
@@ -155,7 +155,7 @@ def test_an_export_is_imported_and_exported_the_same(driver: Driver, run_file: P
     assert "holds labels" in refused(driver.call(again, *other))
 
 
-def test_a_dry_run_times_a_sample_and_takes_no_cluster(
+def test_label_dry_run_times_a_sample_and_takes_no_cluster(
     tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     run_file = write_run(tmp_path, tiny_llama_folder, tiny_encoder_folder, gpus_per_actor=0.5)
@@ -192,22 +192,22 @@ REASONS = {
 def write_poisoned(folder: Path) -> None:
     """Groups of which some cannot be labelled, among others that can."""
     binary = {pa.string(): pa.binary(), pa.list_(pa.string()): pa.list_(pa.binary())}
-    schema = pa.schema([(one.name, binary.get(one.type, one.type)) for one in GROUP])
+    schema = pa.schema([(field.name, binary.get(field.type, field.type)) for field in GROUP])
     groups = [group("qa", "poisoned", number) for number in range(QA)]
     for number, name in enumerate(POISON):
         groups.insert(2 * number + 1, {**group("qa", "poisoned", 100 + number), **POISON[name], "query_id": name})
     table = pa.Table.from_pylist(groups, schema)
     arrays = [
-        pa.Array.from_buffers(one.type, len(table), column.buffers())
-        if one.type == pa.string()
-        else column.view(one.type)
-        for one, column in zip(GROUP, (table[name].combine_chunks() for name in GROUP.names), strict=True)
+        pa.Array.from_buffers(field.type, len(table), column.buffers())
+        if field.type == pa.string()
+        else column.view(field.type)
+        for field, column in zip(GROUP, (table[name].combine_chunks() for name in GROUP.names), strict=True)
     ]
     write_groups([group("qa", "poisoned", 0)], folder / "work" / "candidates" / "qa.parquet", 1)
     pq.write_table(pa.Table.from_arrays(arrays, schema=GROUP), folder / "work" / "candidates" / "qa.parquet")
 
 
-def test_poisoned_rows_are_rejected_alone(
+def test_label_rejects_poisoned_rows_alone(
     driver: Driver, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     write_poisoned(tmp_path)
@@ -224,14 +224,13 @@ def test_poisoned_rows_are_rejected_alone(
     assert sum(row["error"] is None and len(row["rewards"]) == 4 for row in rows.values()) == QA
     planner = Planner(config, None)
     for block in blocks:
-        planned = planner.read(config.paths.candidates / block["file"], block["row_group"])
-        assert ledger.holds(planned.ids_of([planned.units[number] for number in block["units"]]))
+        assert ledger.holds(planner.read_block(block).ids_of(block["units"]))
     begun = units_begun(run_file)
     succeeded(driver.call(run_file, "--set", "label.max_error_share=0.5"))
     assert units_begun(run_file) == begun
 
 
-def test_a_reranker_labels_what_the_llm_was_not_asked(
+def test_reranker_teacher_labels_what_the_llm_was_not_asked(
     driver: Driver, run_file: Path, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     path = write_run(tmp_path, tiny_llama_folder, tiny_encoder_folder)

@@ -24,6 +24,7 @@ from ray_jobs.pipeline import round_config
 from tests.cluster.commands import deployed_config, serve, wait_until_up
 from tests.cluster.conftest import ROOT, Cluster, free_port
 from tests.cluster.results import served_bundle
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -33,7 +34,7 @@ def small_run(run_file: Path, cluster: Cluster, tmp_path_factory: pytest.TempPat
     """Two tasks of the session's run, one of them with rewards, in a folder of its own and in two rounds."""
     folder = tmp_path_factory.mktemp("pipeline")
     run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
-    run["prepare"]["sources"] = [one for one in run["prepare"]["sources"] if one["task"] in {"qa", "tool"}]
+    run["prepare"]["sources"] = [source for source in run["prepare"]["sources"] if source["task"] in {"qa", "tool"}]
     run |= {"paths": {"work": str(folder / "work"), "cache": str(folder / "cache")}, "pipeline": {"rounds": 2}}
     run |= {"submit": {"address": cluster.dashboard, "entrypoint_cpus": 0.5}, "evaluate": {}}
     run["tasks"] = {"qa": {"shots": 0}}
@@ -55,16 +56,18 @@ def submit(cluster: Cluster, run: Path, *options: str) -> subprocess.CompletedPr
 def kill_driver(cluster: Cluster, config: RunConfig, mark: Path) -> str:
     """End the pipeline's driver by SIGKILL as soon as a mark is there; the id of the job."""
     client = JobSubmissionClient(cluster.dashboard)
-    deadline = time.monotonic() + 240
-    (job,) = (one for one in client.list_jobs() if (one.submission_id or "").startswith("work-pipeline-"))
-    while not mark.is_file():
-        status = client.get_job_status(job.submission_id)
-        assert not status.is_terminal(), client.get_job_logs(job.submission_id)[-3000:]
-        assert time.monotonic() < deadline, client.get_job_logs(job.submission_id)[-3000:]
-        time.sleep(0.1)
+    (job,) = (job for job in client.list_jobs() if (job.submission_id or "").startswith("work-pipeline-"))
+
+    def has_ended() -> bool:
+        return bool(client.get_job_status(job.submission_id).is_terminal())
+
+    def is_marked() -> bool:
+        assert mark.is_file() or not has_ended(), client.get_job_logs(job.submission_id)[-3000:]
+        return mark.is_file()
+
+    wait_until(is_marked, 240)
     os.kill(int(client.get_job_info(job.submission_id).driver_info.pid), signal.SIGKILL)
-    while not client.get_job_status(job.submission_id).is_terminal():
-        time.sleep(0.2)
+    wait_until(has_ended)
     assert client.get_job_status(job.submission_id) is JobStatus.FAILED
     return str(job.submission_id)
 
@@ -74,7 +77,7 @@ def contents_of_round(config: RunConfig) -> list[str]:
     return [Contents().of(path) for stage in ("mine", "label", "train") for path in STAGES[stage].writes(config)]
 
 
-def test_the_pipeline_survives_its_driver_and_repeats_nothing(cluster: Cluster, small_run: Path) -> None:
+def test_pipeline_survives_its_driver_and_repeats_nothing(cluster: Cluster, small_run: Path) -> None:
     config = load_run(small_run)
     second = round_config(config, 2)
     started = submit(cluster, small_run, "--run", "pipeline")
@@ -103,7 +106,7 @@ def test_the_pipeline_survives_its_driver_and_repeats_nothing(cluster: Cluster, 
     assert lineage["sources"][0]["content"] == Contents().of(config.prepare.sources[0].path)
 
 
-def test_what_it_built_is_put_online_written_to_copied_and_swapped(
+def test_pipeline_result_is_put_online_written_to_copied_and_swapped(
     cluster: Cluster, small_run: Path, tmp_path: Path
 ) -> None:
     config, port = load_run(small_run), free_port()
@@ -125,7 +128,7 @@ def test_what_it_built_is_put_online_written_to_copied_and_swapped(
         serve(cluster, "shutdown", "-y")
 
 
-def test_a_pipeline_that_is_done_starts_nothing(cluster: Cluster, small_run: Path) -> None:
+def test_pipeline_that_is_done_starts_nothing(cluster: Cluster, small_run: Path) -> None:
     began = time.monotonic()
     driver = cluster.start("pipeline", small_run)
     output = driver.communicate(timeout=120)[0]

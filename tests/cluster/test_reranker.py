@@ -17,7 +17,8 @@ import yaml
 from embedder.config.load import load_run
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, group_id, write_table
-from ray_jobs.labelling.reranker import run_name, select_llm_groups
+from ray_jobs.labelling.block_plan import select_llm_groups
+from ray_jobs.labelling.reranker import run_name
 from tests.cluster.conftest import ROOT, Cluster
 
 pytestmark = pytest.mark.ray

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.cluster.conftest import Cluster
 from tests.cluster.label_helpers import Driver
 from tests.cluster.results import RESULTS
 from tests.object_store import ObjectStore, send
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def write_run(path: Path, session: Path, work: str) -> Path:
     """The session's tasks qa and tool in another place."""
     run = yaml.safe_load(session.read_text(encoding="utf-8"))
-    run["prepare"]["sources"] = [one for one in run["prepare"]["sources"] if one["task"] in {"qa", "tool"}]
+    run["prepare"]["sources"] = [source for source in run["prepare"]["sources"] if source["task"] in {"qa", "tool"}]
     run["paths"] = {"work": work, "cache": str(path.parent / "cache")}
     run["train"] |= {"steps": 120, "save_every": 4, "num_workers": 1}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,11 +44,11 @@ def drivers(cluster: Cluster) -> Iterator[list[Driver]]:
 def with_inputs_in(store: ObjectStore, run_file: Path) -> Path:
     """The same run with its sources and models in the store too."""
     run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
-    for place in (*run["prepare"]["sources"], run["encoder"], run["llm"]):
-        key = "path" if "path" in place else "model"
-        folder = Path(place[key])
+    for section in (*run["prepare"]["sources"], run["encoder"], run["llm"]):
+        key = "path" if "path" in section else "model"
+        folder = Path(section[key])
         send(folder, store.path(f"inputs/{folder.name}"))
-        place[key] = store.open_uri(f"inputs/{folder.name}")
+        section[key] = store.open_uri(f"inputs/{folder.name}")
     run_file.write_text(yaml.safe_dump(run), encoding="utf-8")
     return run_file
 
@@ -60,25 +60,24 @@ def run_stages(driver: Driver, run_file: Path, *stages: str) -> None:
         assert code == 0, output[-3000:]
 
 
-def kill_while_it_trains(driver: Driver, run_file: Path, place: ObjectPath) -> None:
+def kill_while_it_trains(driver: Driver, run_file: Path, work: ObjectPath) -> None:
     """Kill the driver when the store has a checkpoint and some steps."""
     driver.begin(run_file, stage="train")
-    deadline = time.monotonic() + 120
-    while not {"manifest.json", "metrics.jsonl"} <= {name.rpartition("/")[2] for name in of_training(place)}:
-        assert time.monotonic() < deadline and driver.process.poll() is None
-        time.sleep(0.05)
+    wanted = {"manifest.json", "metrics.jsonl"}
+    wait_until(lambda: wanted <= {name.rpartition("/")[2] for name in of_training(work)}, 120)
+    assert driver.process.poll() is None
     driver.process.kill()
     driver.process.wait()
 
 
-def of_training(place: ObjectPath) -> list[str]:
+def of_training(work: ObjectPath) -> list[str]:
     """What the store has of a training that has not ended."""
-    names = [name for name, _ in place.walk() if name.startswith("training/")]
+    names = [name for name, _ in work.walk() if name.startswith("training/")]
     assert not any("/model/" in name for name in names), "the training has ended"
     return names
 
 
-def test_every_stage_works_in_an_object_store_and_goes_on_elsewhere(
+def test_stages_work_in_an_object_store_and_go_on_elsewhere(
     drivers: list[Driver], object_store: ObjectStore, run_file: Path, tmp_path: Path
 ) -> None:
     plain = write_run(tmp_path / "plain" / "run.yaml", run_file, str(tmp_path / "plain" / "work"))

@@ -23,24 +23,24 @@ def submit(cluster: Cluster, run: Path, *options: str) -> subprocess.CompletedPr
     )
 
 
-def test_a_submitted_job_runs_with_the_environment_of_the_run_file(cluster: Cluster, run_file: Path) -> None:
+def test_submit_runs_a_job_with_the_environment_of_the_run_file(cluster: Cluster, run_file: Path) -> None:
     client = JobSubmissionClient(cluster.dashboard)
     before = {job.submission_id for job in client.list_jobs()}
     done = submit(cluster, run_file, "--set", "submit.env={RUN_MARK: here}", "--run", "--wait", "prepare")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (job,) = (one for one in client.list_jobs() if one.submission_id not in before)
+    (job,) = (job for job in client.list_jobs() if job.submission_id not in before)
     assert job.submission_id.startswith("work-prepare-") and job.status is JobStatus.SUCCEEDED
     assert job.runtime_env["env_vars"] == {"RUN_MARK": "here"}
     assert "prepare:" in client.get_job_logs(job.submission_id)
 
 
-def test_the_line_alone_needs_no_cluster_and_shows_no_token(cluster: Cluster, run_file: Path) -> None:
+def test_submit_prints_the_line_without_a_cluster_or_a_token(cluster: Cluster, run_file: Path) -> None:
     token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8")
     printed = submit(cluster, run_file, "--set", "submit.address=http://127.0.0.1:1", "label")
     assert printed.returncode == 0 and token not in printed.stdout + printed.stderr
 
 
-def test_a_wrong_token_is_one_line(cluster: Cluster, run_file: Path) -> None:
+def test_submit_with_a_wrong_token_prints_one_line(cluster: Cluster, run_file: Path) -> None:
     stranger = Cluster(cluster.address, cluster.dashboard, {**cluster.environment, "RAY_AUTH_TOKEN": "wrong" * 8})
     refused = submit(stranger, run_file, "--run", "prepare")
     assert refused.returncode == 2 and refused.stdout.startswith("error: submit.address"), refused.stdout

@@ -1,4 +1,4 @@
-"""What a labelling run finds ahead of it: every group once, whole units, none that is committed."""
+"""What a labelling run has ahead of it: every group once, whole units, none that is committed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, group_id
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
-from ray_jobs.labelling.block_plan import PARTS_AN_ACTOR, Planner, in_parts, survey
+from ray_jobs.labelling.block_plan import Planner, survey
 from tests.unit.judges import quick
 
 ROW_GROUP = 8
@@ -47,11 +47,11 @@ def ledger_of(config) -> Ledger:
 def units_of(config, work, selected=None):
     """The queries of every unit ahead, in order."""
     planner = Planner(config, selected)
-    found = []
+    units = []
     for block in work.blocks.to_pylist():
-        planned = planner.read(config.paths.candidates / block["file"], block["row_group"])
-        found += [[planned.rows.groups[place]["query_id"] for place in planned.units[n]] for n in block["units"]]
-    return found
+        planned = planner.read_block(block)
+        units += [[planned.rows.groups[i]["query_id"] for i in planned.units[n]] for n in block["units"]]
+    return units
 
 
 def commit(config, queries):
@@ -60,13 +60,13 @@ def commit(config, queries):
     rows = []
     for number in range(pq.read_metadata(config.paths.candidates / "qa.parquet").num_row_groups):
         planned = planner.read(config.paths.candidates / "qa.parquet", number)
-        for place, one in enumerate(planned.rows.groups):
-            if one["query_id"] in queries:
-                rows.append(planned.rows.without_rewards(place, config, "print"))
+        for position, candidates in enumerate(planned.rows.groups):
+            if candidates["query_id"] in queries:
+                rows.append(planned.rows.without_rewards(position, config.tasks, "print"))
     ledger_of(config).commit(rows)
 
 
-def test_everything_is_ahead_of_a_new_run_in_whole_units(tmp_path):
+def test_survey_of_a_new_run_has_everything_ahead_in_whole_units(tmp_path):
     config = run_of(tmp_path, qa=21)
     work = survey(config, ledger_of(config), 5)
     units = units_of(config, work)
@@ -78,7 +78,7 @@ def test_everything_is_ahead_of_a_new_run_in_whole_units(tmp_path):
 
 @quick
 @given(st.sets(st.integers(0, 20)), st.integers(1, 9), st.integers(1, 9))
-def test_no_unit_is_made_again_whatever_the_blocks_were(tmp_path_factory, done, block_rows, other_block_rows):
+def test_survey_repeats_no_unit_whatever_the_blocks_were(tmp_path_factory, done, block_rows, other_block_rows):
     config = run_of(tmp_path_factory.mktemp("plan"), qa=21)
     before = units_of(config, survey(config, ledger_of(config), block_rows))
     commit(config, {str(number) for number in done})
@@ -88,7 +88,7 @@ def test_no_unit_is_made_again_whatever_the_blocks_were(tmp_path_factory, done, 
     assert sum(work.blocks["rows"].to_pylist()) == 21 - len(done)
 
 
-def test_groups_without_a_reward_are_kept_apart(tmp_path):
+def test_survey_keeps_groups_without_a_reward_apart(tmp_path):
     config = run_of(tmp_path, qa=5, tool=10)
     work = survey(config, ledger_of(config), 4)
     assert set(work.blocks["file"].to_pylist()) == {"qa.parquet"}
@@ -96,7 +96,7 @@ def test_groups_without_a_reward_are_kept_apart(tmp_path):
     assert len(work.expected) == 15 and work.tasks["tool"].pairs == 0
 
 
-def test_a_selection_leaves_out_groups_with_a_reward_alone(tmp_path):
+def test_survey_of_a_selection_leaves_out_groups_with_a_reward_alone(tmp_path):
     config = run_of(tmp_path, qa=9, tool=3)
     selected = RowIds([[group_id(group("qa", number)) for number in (0, 4, 8)]])
     work = survey(config, ledger_of(config), 4, selected)
@@ -104,7 +104,7 @@ def test_a_selection_leaves_out_groups_with_a_reward_alone(tmp_path):
     assert len(work.expected) == 6 and work.plain
 
 
-def test_a_group_that_stands_twice_is_counted_once(tmp_path):
+def test_survey_counts_a_group_that_stands_twice_once(tmp_path):
     config = run_of(tmp_path, qa=4)
     pq.write_table(pa.Table.from_pylist([group("qa", 0)] * 2, GROUP), config.paths.candidates / "copy.parquet")
     commit(config, {"0"})
@@ -112,22 +112,14 @@ def test_a_group_that_stands_twice_is_counted_once(tmp_path):
     assert (len(work.expected), work.before, sum(work.blocks["rows"].to_pylist())) == (4, 1, 3)
 
 
-def test_an_unknown_task_is_named(tmp_path):
+def test_survey_names_an_unknown_task(tmp_path):
     config = run_of(tmp_path, qa=2)
     pq.write_table(pa.Table.from_pylist([group("other", 0)], GROUP), config.paths.candidates / "other.parquet")
     with pytest.raises(DataError, match=r"other\.parquet: task 'other' of query '0' is unknown; known are"):
         survey(config, ledger_of(config), 4)
 
 
-def test_parts_hold_every_block_once():
-    for blocks, actors in ((0, 1), (1, 3), (1000, 2), (PARTS_AN_ACTOR * 3, 3)):
-        table = pa.table({"rows": list(range(blocks))})
-        parts = in_parts(table, actors)
-        assert [row for part in parts for row in part["rows"].to_pylist()] == list(range(blocks))
-        assert len(parts) <= 2 * PARTS_AN_ACTOR * actors
-
-
-def test_a_survey_remembers_a_few_bytes_of_a_row(tmp_path):
+def test_survey_remembers_a_few_bytes_of_a_row(tmp_path):
     """An id as text alone takes 90; the row itself more than 1,000."""
     held = {}
     for rows in (1024, 5 * 1024):

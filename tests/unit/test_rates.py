@@ -52,7 +52,7 @@ def trained(encoder_config, folder, *, seed: int, batches: str, direction: str) 
     paced = SelfPaced(SelfPacedConfig(direction=direction, checkpoint_every=1000, smoothing=0.7, bounds=(0.1, 10)))
     plan = BatchPlan(rows.sizes, TaskMix(batches=batches), batch_size=8, steps=STEPS, seed=seed)
     alone = {name: spec.model_copy(update={"in_batch_negatives": False}) for name, spec in TASKS.items()}
-    found = {task: [] for task in TASKS}
+    rates = {task: [] for task in TASKS}
     for step in range(STEPS):
         parts = plan.batch(step)
         batch = rows.batch(parts)
@@ -63,21 +63,21 @@ def trained(encoder_config, folder, *, seed: int, batches: str, direction: str) 
         optimizer.param_groups[0]["lr"] = 2e-3 * pace.rate
         optimizer.step()
         for part in parts:
-            found[part.task].append(pace.rate * pace.weights[part.task])
+            rates[part.task].append(pace.rate * pace.weights[part.task])
             own = torch.tensor([task == part.task for task in batch.tasks])
             paced.update(part.task, loss_B[own].mean().item(), step)
-    return found
+    return rates
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("batches", ["one_task", "mixed"])
-def test_the_hard_task_gets_the_larger_rate(tiny_encoder, tmp_path, seed, batches):
-    found = trained(tiny_encoder, tmp_path, seed=seed, batches=batches, direction="lossy_faster")
-    late = {task: sum(factors[-8:]) / 8 for task, factors in found.items()}
-    assert found["easy"][0] == found["hard"][0] == 1.0
+def test_self_paced_gives_the_hard_task_the_larger_rate(tiny_encoder, tmp_path, seed, batches):
+    rates = trained(tiny_encoder, tmp_path, seed=seed, batches=batches, direction="lossy_faster")
+    late = {task: sum(factors[-8:]) / 8 for task, factors in rates.items()}
+    assert rates["easy"][0] == rates["hard"][0] == 1.0
     assert late["easy"] < 0.6 * late["hard"]
 
 
-def test_the_other_way_round_the_easy_task_gets_it(tiny_encoder, tmp_path):
-    found = trained(tiny_encoder, tmp_path, seed=0, batches="one_task", direction="lossy_slower")
-    assert sum(found["easy"][-8:]) > sum(found["hard"][-8:])
+def test_self_paced_the_other_way_round_gives_it_to_the_easy_task(tiny_encoder, tmp_path):
+    rates = trained(tiny_encoder, tmp_path, seed=0, batches="one_task", direction="lossy_slower")
+    assert sum(rates["easy"][-8:]) > sum(rates["hard"][-8:])

@@ -10,7 +10,7 @@ from embedder.console import console
 from embedder.run.stage_report import STAGES, StageReport, read_reports, stage_table
 
 
-def test_reports_are_read_back_in_the_order_of_the_pipeline(tmp_path):
+def test_stage_reports_are_read_in_the_order_of_the_pipeline(tmp_path):
     reports = [
         StageReport("label", 7, "groups", 2.0, ["one line"], {"errors": 1}),
         StageReport("prepare", 3, "rows"),
@@ -20,15 +20,15 @@ def test_reports_are_read_back_in_the_order_of_the_pipeline(tmp_path):
     assert read_reports(tmp_path / "reports") == reports[::-1]
 
 
-def test_a_run_without_reports_has_none(tmp_path):
+def test_stage_reports_of_a_new_run_are_none(tmp_path):
     assert read_reports(tmp_path / "reports") == []
 
 
-def test_every_stage_is_known_once():
+def test_stage_names_are_known_once():
     assert len(set(STAGES)) == len(STAGES) == 7
 
 
-def test_the_closing_table_shows_rates_and_the_total():
+def test_stage_table_shows_rates_and_the_total():
     out = io.StringIO()
     reports = [StageReport("mine", 3000, "groups", 2.0), StageReport("label", 5, "groups", 0.0)]
     Console(file=out, width=100).print(stage_table(reports))
@@ -38,7 +38,7 @@ def test_the_closing_table_shows_rates_and_the_total():
     assert "2.0" in lines["total"]
 
 
-def test_output_to_a_file_is_plain_and_wide_enough(capsys):
+def test_stage_table_in_a_file_is_plain_and_wide_enough(capsys):
     out = console()
     assert not out.is_terminal
     assert out.width == 110

@@ -55,7 +55,7 @@ def mine_is_done(config: RunConfig) -> bool:
     return is_done(STAGES["mine"], config, Contents())
 
 
-def test_a_stage_is_done_until_its_settings_change(run_path):
+def test_stage_is_done_until_its_settings_change(run_path):
     config = load_run(run_path)
     assert not mine_is_done(config)
     pretend_to_mine(config)
@@ -64,13 +64,13 @@ def test_a_stage_is_done_until_its_settings_change(run_path):
     assert not mine_is_done(load_run(run_path, ["encoder.max_tokens=64"]))
 
 
-def test_machines_and_settings_of_other_stages_do_not_count(run_path):
+def test_stage_does_not_depend_on_machines_and_settings_of_other_stages(run_path):
     pretend_to_mine(load_run(run_path))
     assert mine_is_done(load_run(run_path, ["mine.num_actors=7", "mine.gpus_per_actor=1", "train.steps=9"]))
 
 
 @pytest.mark.parametrize("changed", ["prepared/corpus/nq/part-00000.parquet", "candidates/nq.parquet"])
-def test_a_stage_is_not_done_when_what_it_read_or_wrote_has_changed(run_path, changed):
+def test_stage_is_not_done_when_what_it_read_or_wrote_has_changed(run_path, changed):
     config = load_run(run_path)
     pretend_to_mine(config)
     path = config.paths.work / changed
@@ -83,7 +83,7 @@ def test_a_stage_is_not_done_when_what_it_read_or_wrote_has_changed(run_path, ch
     assert not mine_is_done(config)
 
 
-def test_unfinished_files_and_times_do_not_count(run_path):
+def test_contents_do_not_depend_on_unfinished_files_and_times(run_path):
     config = load_run(run_path)
     pretend_to_mine(config)
     write(config.paths.candidates / ".nq.parquet.0123", "half")
@@ -91,7 +91,7 @@ def test_unfinished_files_and_times_do_not_count(run_path):
     assert mine_is_done(config)
 
 
-def test_an_index_stays_built_when_its_alias_moves_and_is_not_when_it_was_removed(run_path):
+def test_stage_index_stays_done_when_its_alias_moves_and_not_when_it_was_removed(run_path):
     config = load_run(run_path)
     config = config.model_copy(update={"index": config.index.model_copy(update={"model": config.encoder.model})})
     write(config.paths.corpus / "nq" / "part-00000.parquet", "passages")
@@ -115,7 +115,7 @@ def test_an_index_stays_built_when_its_alias_moves_and_is_not_when_it_was_remove
     assert not is_built()
 
 
-def test_a_training_is_not_done_when_a_replayed_run_has_changed(run_path, tmp_path):
+def test_stage_train_is_not_done_when_a_replayed_run_has_changed(run_path, tmp_path):
     earlier, replay = tmp_path / "earlier", "train.replay={runs: [{work: %s}], share: 0.2}"
     config = load_run(run_path, [replay % earlier])
     for path in ("labelled/blocks/a.parquet", "candidates/nq.parquet"):
@@ -129,21 +129,21 @@ def test_a_training_is_not_done_when_a_replayed_run_has_changed(run_path, tmp_pa
     assert not is_done(STAGES["train"], config, Contents())
 
 
-def test_every_setting_of_resources_is_left_out_at_any_depth():
+def test_effective_settings_leave_out_resources_at_any_depth():
     assert effective({"num_actors": 3, "part": [{"batch_tokens": 1, "seed": 0}]}) == {"part": [{"seed": 0}]}
 
 
-def test_a_model_and_its_folder_are_told_apart(tiny_encoder_folder):
-    one, other = Contents(), Contents()
-    folder = one.of(tiny_encoder_folder)
-    assert one.of_model(str(tiny_encoder_folder)) == other.of_model(str(tiny_encoder_folder)) != folder
+def test_contents_tell_a_model_from_its_folder(tiny_encoder_folder):
+    first, second = Contents(), Contents()
+    folder = first.of(tiny_encoder_folder)
+    assert first.of_model(str(tiny_encoder_folder)) == second.of_model(str(tiny_encoder_folder)) != folder
 
 
-def test_one_round_has_the_stages_of_the_readme(run_path):
+def test_pipeline_of_one_round_has_the_stages_of_the_readme(run_path):
     assert [step.title for step in steps(load_run(run_path))] == ["prepare", *ROUND, "index", "evaluate"]
 
 
-def test_further_rounds_start_from_the_encoder_of_the_one_before_and_overwrite_nothing(run_path):
+def test_pipeline_rounds_start_from_the_encoder_before_and_overwrite_nothing(run_path):
     config = load_run(run_path, ["pipeline.rounds=3"])
     planned = steps(config)
     repeated = [f"{stage}, round {number}" for number in (2, 3) for stage in ROUND]
@@ -153,19 +153,19 @@ def test_further_rounds_start_from_the_encoder_of_the_one_before_and_overwrite_n
     assert third.encoder.instructions and not config.encoder.instructions
     assert round_config(config, 2).encoder.model == str(config.paths.model)
     written = [
-        {one for stage in ROUND for one in STAGES[stage].writes(round_config(config, number))} for number in (1, 2, 3)
+        {path for stage in ROUND for path in STAGES[stage].writes(round_config(config, number))} for number in (1, 2, 3)
     ]
     assert not written[0] & written[1] and not written[1] & written[2]
     assert third.paths.corpus == config.paths.corpus and third.paths.indexes == config.paths.indexes
     assert planned[-1].config.encoder == config.encoder and planned[-1].config.paths.model == third.paths.model
 
 
-def test_the_pipeline_counts_the_rounds_itself(run_path):
+def test_pipeline_counts_the_rounds_itself(run_path):
     with pytest.raises(ConfigError, match=r"paths\.round is 2"):
         check(load_run(run_path, ["paths.round=2"]))
 
 
-def test_a_dry_run_says_what_is_done(run_path):
+def test_pipeline_dry_run_says_what_is_done(run_path):
     config = load_run(run_path)
     write(config.paths.corpus / "nq" / "part-00000.parquet", "passages")
     write(config.paths.queries / "train" / "nq.parquet", "queries")
@@ -178,18 +178,18 @@ def test_a_dry_run_says_what_is_done(run_path):
 def test_lineage_leads_from_an_encoder_back_to_labels_llm_data_and_the_encoder_before(run_path):
     config = load_run(run_path, ["pipeline.rounds=2"])
     for number in (1, 2):
-        one = round_config(config, number)
-        pretend_to_mine(one)
-        write(one.paths.labelled / "fingerprint.json", json.dumps({"fingerprint": f"terms {number}"}))
+        of_round = round_config(config, number)
+        pretend_to_mine(of_round)
+        write(of_round.paths.labelled / "provenance.json", json.dumps({"fingerprint": f"labels {number}"}))
         for path in Path(config.encoder.model).iterdir():
-            one.paths.model.mkdir(parents=True, exist_ok=True)
-            (one.paths.model / path.name).write_bytes(path.read_bytes())
-        write(one.paths.model / "lineage.json", json.dumps({"training_run": f"run {number}"}))
-        write_lineage(one, Contents())
+            of_round.paths.model.mkdir(parents=True, exist_ok=True)
+            (of_round.paths.model / path.name).write_bytes(path.read_bytes())
+        write(of_round.paths.model / "lineage.json", json.dumps({"training_run": f"run {number}"}))
+        write_lineage(of_round, Contents())
     second = read_lineage(round_config(config, 2).paths.model)
     first = second["encoder"]["lineage"]
     assert [second["training_run"], first["training_run"]] == ["run 2", "run 1"]
-    assert [one["labels"]["terms"]["fingerprint"] for one in (second, first)] == ["terms 2", "terms 1"]
+    assert [lineage["labels"]["provenance"]["fingerprint"] for lineage in (second, first)] == ["labels 2", "labels 1"]
     assert first["encoder"]["model"] == config.encoder.model and first["encoder"]["lineage"] is None
     assert second["labels"]["llm"]["fingerprint"] == Contents().of_model(config.llm.model)
     assert second["sources"][0]["content"] == Contents().of(config.prepare.sources[0].path)

@@ -55,18 +55,18 @@ def new(tmp_path, tiny_encoder_folder, share=0.25, **replay):
     return write_run(tmp_path / "new", tiny_encoder_folder, {"tool"}, replay={"runs": runs, "share": share, **replay})
 
 
-def test_old_groups_are_their_share_of_all_and_of_every_task(tmp_path, tiny_encoder_folder, old):
+def test_replay_takes_the_share_of_all_and_of_every_task(tmp_path, tiny_encoder_folder, old):
     taken = training_groups(load_run(new(tmp_path, tiny_encoder_folder, share=0.5)))
     assert Counter(group["task"] for group in taken.groups) == {"tool": 8, "qa": 4, "chat": 4}
     assert taken.notes == ["replays 8 of 16 groups of 1 earlier runs: chat 4, qa 4"]
 
 
-def test_with_fewer_old_groups_than_wanted_all_are_replayed(tmp_path, tiny_encoder_folder, old):
+def test_replay_takes_all_old_groups_where_they_are_fewer(tmp_path, tiny_encoder_folder, old):
     taken = training_groups(load_run(new(tmp_path, tiny_encoder_folder, share=0.9)))
     assert Counter(group["task"] for group in taken.groups) == {"tool": 8, "qa": 8, "chat": 8}
 
 
-def test_the_choice_is_seeded_and_does_not_depend_on_the_order():
+def test_replay_is_seeded_and_does_not_depend_on_the_order():
     old = [{"task": task, "row_id": f"{task}-{i}"} for task in ("qa", "chat") for i in range(40)]
     settings = ReplayConfig(runs=[{"work": "old"}], share=0.5)
     first, again, other = (replayed(rows, 20, settings, seed) for rows, seed in ((old, 0), (old[::-1], 0), (old, 1)))
@@ -76,13 +76,13 @@ def test_the_choice_is_seeded_and_does_not_depend_on_the_order():
     assert Counter(group["task"] for group in first) == {"qa": 10, "chat": 10}
 
 
-def test_a_group_of_both_runs_is_taken_once_as_a_new_one(tmp_path, tiny_encoder_folder):
+def test_training_groups_take_a_group_of_both_runs_once_as_a_new_one(tmp_path, tiny_encoder_folder):
     write_run(tmp_path / "old", tiny_encoder_folder, {"tool"})
     taken = training_groups(load_run(new(tmp_path, tiny_encoder_folder, share=0.5)))
     assert len(taken.groups) == len({group["row_id"] for group in taken.groups}) == 8
 
 
-def test_labels_of_a_reranker_are_those_that_a_run_was_trained_on(tmp_path, tiny_encoder_folder, old):
+def test_replay_takes_the_labels_of_a_reranker_where_a_run_has_some(tmp_path, tiny_encoder_folder, old):
     config = load_run(old)
     rows = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id").read().to_pylist()
     relabelled = [{**row, "rewards": [9.0] * len(row["candidate_ids"])} for row in rows]
@@ -101,21 +101,21 @@ def test_labels_of_a_reranker_are_those_that_a_run_was_trained_on(tmp_path, tiny
         ([], "at least 1 item"),
     ],
 )
-def test_a_replay_that_makes_no_sense_is_refused(tmp_path, tiny_encoder_folder, old, runs, said):
+def test_replay_that_makes_no_sense_is_refused(tmp_path, tiny_encoder_folder, old, runs, said):
     runs = [{**run, "work": run["work"].format(tmp_path)} for run in runs]
     path = write_run(tmp_path / "new", tiny_encoder_folder, {"tool"}, replay={"runs": runs, **REPLAY})
     with pytest.raises(ConfigError, match=said):
         check(load_run(path))
 
 
-def test_replayed_groups_of_an_unknown_task_are_refused(tmp_path, tiny_encoder_folder, old):
+def test_replay_of_an_unknown_task_is_refused(tmp_path, tiny_encoder_folder, old):
     config = load_run(new(tmp_path, tiny_encoder_folder))
     fewer = {name: spec for name, spec in config.tasks.items() if name != "chat"}
     with pytest.raises(ConfigError, match=r"tasks \['chat'\], which this run file does not describe"):
         training_groups(config.model_copy(update={"tasks": fewer}))
 
 
-def test_the_dry_run_tells_of_the_replay_and_of_weights_without_groups(tmp_path, tiny_encoder_folder, old):
+def test_train_dry_run_tells_of_the_replay_and_of_weights_without_groups(tmp_path, tiny_encoder_folder, old):
     path = new(tmp_path, tiny_encoder_folder)
     lines = check(load_run(path)).lines
     assert lines[0] == "replays 3 of 16 groups of 1 earlier runs: chat 2, qa 1"
@@ -124,7 +124,7 @@ def test_the_dry_run_tells_of_the_replay_and_of_weights_without_groups(tmp_path,
     assert "icl: train.task_weights gives it 2, but it has no group to train on" in weighed
 
 
-def test_the_name_of_a_training_depends_on_all_that_changes_it(tmp_path, tiny_encoder_folder, old):
+def test_run_name_depends_on_all_that_changes_a_training(tmp_path, tiny_encoder_folder, old):
     path = new(tmp_path, tiny_encoder_folder)
 
     def name(*overrides):
@@ -151,7 +151,7 @@ POOLED = [
 
 
 @pytest.mark.parametrize(("pooling", "said"), POOLED)
-def test_a_folder_of_sentence_transformers_must_pool_as_the_run_file_says(
+def test_train_refuses_a_sentence_transformers_folder_that_pools_otherwise(
     tmp_path, tiny_encoder, tiny_encoder_folder, pooling, said
 ):
     folder = tmp_path / "st"

@@ -160,11 +160,11 @@ def test_the_known_positives_of_a_run_are_read_from_its_training_queries(tmp_pat
     config = RunConfig(
         paths={"work": str(tmp_path), "cache": str(tmp_path)}, encoder={"model": "owner/name", "pooling": "mean"}
     )
-    assert positive_ids(config) == {}
+    assert positive_ids(config.paths) == {}
     for dataset, ids in (("one", ["p", "q"]), ("two", [])):
         row = dict.fromkeys(QUERY.names) | {"dataset": dataset, "query_id": "0", "positive_ids": ids}
         write_table([row], QUERY, config.paths.queries / "train" / f"{dataset}.parquet")
-    assert positive_ids(config) == {("one", "0"): ["p", "q"], ("two", "0"): []}
+    assert positive_ids(config.paths) == {("one", "0"): ["p", "q"], ("two", "0"): []}
 
 
 def test_a_candidate_that_another_group_of_the_query_knows_as_positive_is_one_here_too():

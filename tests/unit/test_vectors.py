@@ -1,4 +1,4 @@
-"""How texts to encode are found and shared out among actors."""
+"""Which texts are encoded, and in which blocks."""
 
 from __future__ import annotations
 
@@ -14,29 +14,24 @@ from embedder.config.run import RunConfig
 from embedder.data.records import PASSAGE, QUERY, write_table
 from ray_jobs.retrieval.vectors import (
     BLOCK_ROWS,
-    CHUNK_ROWS,
-    CHUNKS_AN_ACTOR,
     TO_ENCODE,
-    commit_vectors,
+    VectorStore,
     missing_texts,
     open_store,
-    shared_out,
+    text_blocks,
+    vector_table,
 )
 
 
-@pytest.mark.parametrize("sizes", [[1], [BLOCK_ROWS], [5_000], [300, 7_000], [45_000, 3]])
-@pytest.mark.parametrize("actors", [1, 2, 64])
-def test_no_row_is_lost_and_every_actor_has_several_chunks(sizes, actors):
-    total, tables = 0, []
-    for size in sizes:
-        tables.append(pa.table({"row": range(total, total + size)}))
-        total += size
-    chunks = [chunk for table in tables for chunk in shared_out(table, total, actors)]
-    assert pa.concat_tables(chunks)["row"].to_pylist() == list(range(total))
-    assert max(chunk.num_rows for chunk in chunks) <= CHUNK_ROWS
-    if total >= CHUNKS_AN_ACTOR * actors * BLOCK_ROWS:
-        assert len(chunks) >= CHUNKS_AN_ACTOR * actors
-        assert sum(chunk.num_rows % BLOCK_ROWS > 0 for chunk in chunks) <= len(sizes)
+@pytest.mark.parametrize("size", [1, BLOCK_ROWS - 1, BLOCK_ROWS, BLOCK_ROWS + 1, 5_000])
+def test_text_blocks_hold_every_text_once_in_order(size):
+    names = [f"{number}" for number in range(size)]
+    table = pa.table([["nq"] * size, ["passage"] * size, names, names, [f"text {name}" for name in names]], TO_ENCODE)
+    blocks = text_blocks(table).to_pylist()
+    assert [name for block in blocks for name in block["row_ids"]] == names
+    assert [text for block in blocks for text in block["texts"]] == table["text"].to_pylist()
+    assert [block["rows"] for block in blocks[:-1]] == [BLOCK_ROWS] * (len(blocks) - 1)
+    assert blocks[-1]["rows"] == len(blocks[-1]["ids"]) > 0
 
 
 @pytest.fixture
@@ -56,9 +51,16 @@ def config(tmp_path: Path, tiny_encoder_folder: Path) -> RunConfig:
     return config
 
 
-def test_what_no_block_holds_is_found_file_by_file_with_its_instruction_the_shortest_first(config):
+def commit(store: VectorStore, texts: pa.Table) -> None:
+    """Commit some vector for each row of TO_ENCODE."""
+    ledger = store.ledger(texts["dataset"][0].as_py(), texts["side"][0].as_py())
+    vectors = np.ones((texts.num_rows, 3), dtype=np.float32)
+    ledger.commit(vector_table("nq", texts["row_id"].to_pylist(), texts["id"].to_pylist(), vectors))
+
+
+def test_missing_texts_come_file_by_file_with_their_instruction_the_shortest_first(config):
     store = open_store(config, config.encoder)
-    query, *passages = missing_texts(config, store, ["test"])
+    query, *passages = missing_texts(config.paths, store, ["test"])
     assert query.schema == TO_ENCODE and query["text"].to_pylist() == [store.tasks["qa"].query_instruction + "what?"]
     instruction = store.tasks["qa"].passage_instruction
     assert [table["text"].to_pylist() for table in passages] == [
@@ -66,8 +68,8 @@ def test_what_no_block_holds_is_found_file_by_file_with_its_instruction_the_shor
         [f"{instruction}middling"],
     ]
     first = passages[0].slice(1, 1)
-    commit_vectors(store.folder, first, np.ones((1, 3), dtype=np.float32))
-    commit_vectors(store.folder, query, np.ones((1, 3), dtype=np.float32))
-    again = list(missing_texts(config, store, ["test"]))
+    commit(store, first)
+    commit(store, query)
+    again = list(missing_texts(config.paths, store, ["test"]))
     assert [table["id"].to_pylist() for table in again] == [["s"], ["m"]]
     assert store.read("nq", "passage", first["row_id"].to_pylist()).shape == (1, 3)

@@ -1,0 +1,165 @@
+"""Blocks of work in a pool of actors, each of which loads a model once and commits one block after another.
+
+A block stands in its ledger as a whole or not at all, and a committed block is not computed again. Only what a killed
+actor had in hand is lost, and is given out once more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, astuple, dataclass
+from operator import add, sub
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import ActorPoolStrategy
+
+from embedder.data.ledger import Ledger
+from ray_jobs.cluster.metrics import track_progress
+
+logger = logging.getLogger(__name__)
+
+Block = dict[str, Any]
+"""What an actor is given; `rows` says how many rows ahead of it the driver counts."""
+PARTS_AN_ACTOR = 64
+"""Into how many parts the blocks of an actor are cut: enough to share them evenly, few enough to hold in memory."""
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """What a block cost, or many together; one that was committed before costs nothing."""
+
+    rows: int = 0
+    pairs: int = 0
+    """(query, candidate) pairs that were scored."""
+    tokens: int = 0
+    """Tokens through the layers of the model."""
+    flops: float = 0.0
+    seconds: float = 0.0
+    """Busy seconds of the actors."""
+    capacity: float = 0.0
+    """Operations that their devices could have done in these seconds; 0: not known."""
+
+    def __add__(self, other: BlockCost) -> BlockCost:
+        return BlockCost(*map(add, astuple(self), astuple(other)))
+
+    def __sub__(self, other: BlockCost) -> BlockCost:
+        return BlockCost(*map(sub, astuple(self), astuple(other)))
+
+
+COST = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("rows", "pairs", "tokens")),
+        *((name, pa.float64()) for name in ("flops", "seconds", "capacity")),
+    ]
+)
+"""The fields of a BlockCost, as Ray Data hands them from actor to driver."""
+
+
+class BlockActor(ABC):
+    """Ray Data actor; the constructor of a subclass loads the model.
+
+    Subclasses stand in modules of their own, apart from the commands: what `python -m` runs is called `__main__`, and
+    Ray would send a class of that module by value, with all it refers to.
+    """
+
+    result: str
+    """Name of the rows that it commits, for the log."""
+    peak_flops = 0.0
+    """Operations a second of its device; 0: not known."""
+
+    ledger: Ledger
+    """Holds what it commits."""
+
+    def ledger_of(self, block: Block) -> Ledger:
+        """The ledger of a block, for actors with several."""
+        return self.ledger
+
+    @abstractmethod
+    def row_ids(self, block: Block) -> list[str]:
+        """The ids of the rows that `compute` returns, in the same order."""
+
+    @abstractmethod
+    def compute(self, block: Block) -> list[dict[str, Any]] | pa.Table:
+        """The rows of the block, as its ledger holds them."""
+
+    def computed(self) -> BlockCost:
+        """Pairs, tokens and operations of all blocks so far."""
+        return BlockCost()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([asdict(self._commit(block)) for block in batch.to_pylist()], COST)
+
+    def _commit(self, block: Block) -> BlockCost:
+        ledger = self.ledger_of(block)
+        # Ray gives a block out again when its actor dies, which may happen after the commit.
+        if ledger.holds(self.row_ids(block)):
+            return BlockCost(block["rows"])
+        began, before = time.perf_counter(), self.computed()
+        ledger.commit(self.compute(block))
+        seconds = time.perf_counter() - began
+        own = BlockCost(block["rows"], seconds=seconds, capacity=seconds * self.peak_flops)
+        cost = own + self.computed() - before
+        logger.info("committed %s", self.result, extra=asdict(cost))
+        return cost
+
+
+def actor_pool(
+    num_actors: int, gpus_per_actor: float, cpus_per_actor: float = 1, min_actors: int | None = None
+) -> dict[str, Any]:
+    """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits."""
+    resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": cpus_per_actor}
+    return {"compute": ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors), **resources}
+
+
+def cut_blocks(blocks: pa.Table, num_actors: int, total: int | None = None) -> list[pa.Table]:
+    """A table of blocks in parts, `PARTS_AN_ACTOR` an actor; `total` where it is one of several with so many blocks."""
+    size = max(1, (blocks.num_rows if total is None else total) // (PARTS_AN_ACTOR * num_actors))
+    return [blocks.slice(first, size) for first in range(0, blocks.num_rows, size)]
+
+
+def run_blocks(
+    parts: Iterable[pa.Table],
+    actor: type[BlockActor],
+    arguments: tuple[object, ...],
+    pool: dict[str, Any],
+    label: str,
+    note: Callable[[BlockCost, float], str] = lambda cost, seconds: "",
+) -> BlockCost:
+    """Send blocks through a pool of actors, which commit them; the driver sees counts only.
+
+    Args:
+        parts: Tables of blocks, a row each, with a column `rows`. They wait in Ray's object store, which moves to the
+            disk what does not fit; the driver holds one at a time.
+        actor: Made with `arguments` in every process of the pool; Ray starts another one where one dies.
+        pool: From `actor_pool`.
+        label: Stands before the progress, which counts rows that are committed.
+        note: What stands behind the counts, from the cost and the seconds so far.
+
+    Returns:
+        The cost of all blocks together.
+    """
+    total, references = 0, []
+    for part in parts:
+        total += pc.sum(part["rows"]).as_py()
+        references.append(ray.put(part))
+    spent = BlockCost()
+    if not references:
+        return spent
+    # A batch is one block, so that an actor that dies takes no other with it, and costs arrive as blocks are committed.
+    costs = ray.data.from_arrow_refs(references).map_batches(
+        actor, fn_constructor_args=arguments, batch_size=1, batch_format="pyarrow", **pool
+    )
+    began = time.monotonic()
+    with track_progress(label, total) as counter:
+        for batch in costs.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in batch.to_pylist():
+                cost = BlockCost(**row)
+                spent += cost
+                counter.advance(cost.rows, note(spent, max(time.monotonic() - began, 1e-9)))
+    return spent

@@ -1,0 +1,111 @@
+"""The shards of an index version, each built by a Ray task of its own, in memory for its own passages alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from embedder.config.index import BuildSettings, IndexConfig
+from embedder.config.paths import Paths
+from embedder.config.run import EncoderConfig
+from embedder.data.records import PASSAGE, each_table, parquet_files
+from embedder.errors import DataError
+from embedder.hashing import content_id, file_sha256
+from embedder.index.builder import CollectionPart, build_collection
+from embedder.index.bundle import shard_folder, shard_of
+from embedder.index.collection import CollectionIdentity, CollectionInfo
+from embedder.index.documents import PAYLOAD
+from embedder.models.fingerprint import encoder_fingerprint
+from embedder.storage.durable import place_durably, remove_unfinished, unfinished_folder
+from ray_jobs.cluster.metrics import track_progress
+from ray_jobs.cluster.tables import corpus_files, datasets
+from ray_jobs.retrieval.vectors import VectorStore
+
+
+def shards_fingerprint(paths: Paths, settings: IndexConfig, store: VectorStore) -> str:
+    """Identity of the shards that are built; shards of another are not resumed."""
+    corpora = {name: [file_sha256(path) for path in corpus_files(paths, name)] for name in datasets(paths)}
+    tasks = {name: spec.passage_instruction for name, spec in store.tasks.items()}
+    shape = [settings.build_settings.model_dump(mode="json"), settings.num_shards]
+    return content_id(store.folder.name, tasks, shape, corpora)
+
+
+def identity_of(paths: Paths, store: VectorStore, encoder: EncoderConfig, num_shards: int) -> CollectionIdentity:
+    """What all collections of a version have in common; task and shard are those of none yet."""
+    return CollectionIdentity(
+        task="",
+        shard=0,
+        num_shards=num_shards,
+        encoder_fingerprint=encoder_fingerprint(encoder),
+        dimension=_dimension(paths, store),
+    )
+
+
+def _dimension(paths: Paths, store: VectorStore) -> int:
+    """Width of the vectors, from one of them.
+
+    Raises:
+        DataError: there is none.
+    """
+    blocks = (parquet_files(store.ledger(name, "passage").folder) for name in datasets(paths))
+    first = next((path for paths in blocks for path in paths), None)
+    if first is None:
+        raise DataError(f"{paths.corpus}: no passages to index; run `python -m ray_jobs.prepare` on some")
+    return len(pq.ParquetFile(first).read_row_group(0, ["vector"])["vector"][0])
+
+
+def build_shards(
+    paths: Paths, settings: BuildSettings, store: VectorStore, identity: CollectionIdentity, staged: Path
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Build what is not built yet; returns the hashes of all files, and passages by task."""
+    remove_unfinished(staged / "shards")
+    build = ray.remote(num_cpus=1)(build_shard)
+    pending = [
+        build.remote(paths, settings, store, identity.model_copy(update={"shard": shard}), shard_folder(staged, shard))
+        for shard in range(identity.num_shards)
+    ]
+    files: dict[str, str] = {}
+    collections = dict.fromkeys(sorted(store.tasks), 0)
+    with track_progress("index: shards", len(pending)) as counter:
+        for shard, reference in enumerate(pending):
+            for task, info in ray.get(reference).items():
+                files |= info.sealed_files(shard_folder(staged, shard) / task, staged)
+                collections[task] += info.rows
+            counter.advance(1)
+    return files, collections
+
+
+def build_shard(
+    paths: Paths, settings: BuildSettings, store: VectorStore, identity: CollectionIdentity, folder: Path
+) -> dict[str, CollectionInfo]:
+    """Build one shard: of every task, the passages whose id hashes to it. Returns what was built by task."""
+    if not folder.is_dir():
+        parts = shard_parts(paths, store, identity)
+        # The folder appears as a whole when all its collections are built: what is there need not be looked into.
+        staged = unfinished_folder(folder)
+        for task in sorted(store.tasks):
+            (staged / task).mkdir()
+            own = identity.model_copy(update={"task": task})
+            build_collection(staged / task, parts[task], own, settings)
+        place_durably(staged, folder)
+    return {task: CollectionInfo.read(folder / task) for task in sorted(store.tasks)}
+
+
+def shard_parts(paths: Paths, store: VectorStore, identity: CollectionIdentity) -> dict[str, list[CollectionPart]]:
+    """The passages of one shard by task; of the corpora one file at a time is in memory."""
+    parts: dict[str, list[CollectionPart]] = defaultdict(list)
+    for dataset in datasets(paths):
+        kept = []
+        for table in each_table(corpus_files(paths, dataset), PASSAGE):
+            mine = [shard_of(row_id, identity.num_shards) == identity.shard for row_id in table["id"].to_pylist()]
+            kept.append(table.filter(pa.array(mine, pa.bool_())))
+        passages = pa.concat_tables(kept)
+        if passages.num_rows:
+            payload = passages.select(PAYLOAD.names).cast(PAYLOAD)
+            part = CollectionPart(payload, store.keys(passages, "passage"), store.ledger(dataset, "passage"))
+            parts[passages["task"][0].as_py()].append(part)
+    return parts

@@ -1,0 +1,73 @@
+"""Blocks in actors: a block is committed once, its cost adds up, and every block is given out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from embedder.data.ledger import Ledger
+from ray_jobs.cluster.blocks import COST, PARTS_AN_ACTOR, Block, BlockActor, BlockCost, cut_blocks
+
+
+class Doubling(BlockActor):
+    """Doubles numbers; every number is a pair of two tokens."""
+
+    result = "numbers"
+    peak_flops = 10.0
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.computed_numbers = ledger, 0
+
+    def row_ids(self, block: Block) -> list[str]:
+        return [str(number) for number in block["numbers"]]
+
+    def compute(self, block: Block) -> list[dict[str, Any]]:
+        self.computed_numbers += len(block["numbers"])
+        return [{"row_id": str(number), "double": 2 * number} for number in block["numbers"]]
+
+    def computed(self) -> BlockCost:
+        return BlockCost(pairs=self.computed_numbers, tokens=2 * self.computed_numbers, flops=3.0)
+
+
+@pytest.fixture
+def actor(tmp_path):
+    schema = pa.schema([("row_id", pa.string()), ("double", pa.int64())])
+    return Doubling(Ledger(tmp_path, schema, "row_id"))
+
+
+def test_block_actor_commits_a_block_and_tells_its_cost(actor):
+    costs = actor(pa.table({"numbers": [[1, 2, 3]], "rows": [2]}))
+    assert costs.schema == COST
+    (cost,) = (BlockCost(**row) for row in costs.to_pylist())
+    assert (cost.rows, cost.pairs, cost.tokens, cost.flops) == (2, 3, 6, 0.0)
+    assert cost.seconds > 0 and cost.capacity == pytest.approx(10 * cost.seconds)
+    assert actor.ledger.read()["double"].to_pylist() == [2, 4, 6]
+
+
+def test_block_actor_does_not_compute_a_committed_block_again(actor):
+    block = pa.table({"numbers": [[1, 2, 3]], "rows": [3]})
+    actor(block)
+    (cost,) = (BlockCost(**row) for row in actor(block).to_pylist())
+    assert cost == BlockCost(rows=3) and actor.computed_numbers == 3
+
+
+def test_block_costs_add_up():
+    total = BlockCost(1, 2, 3, 4.0, 5.0, 6.0) + BlockCost(10, 20, 30, 40.0, 50.0, 60.0)
+    assert total == BlockCost(11, 22, 33, 44.0, 55.0, 66.0)
+
+
+@pytest.mark.parametrize(("count", "actors"), [(0, 1), (1, 3), (1000, 2), (PARTS_AN_ACTOR * 3, 3), (64_007, 2)])
+def test_cut_blocks_gives_out_every_block_once_in_a_bounded_number_of_parts(count, actors):
+    parts = cut_blocks(pa.table({"rows": list(range(count))}), actors)
+    assert [row for part in parts for row in part["rows"].to_pylist()] == list(range(count))
+    assert len(parts) <= 2 * PARTS_AN_ACTOR * actors
+
+
+@pytest.mark.parametrize("sizes", [[1], [20], [30, 700], [4500, 3]])
+@pytest.mark.parametrize("actors", [1, 2, 8])
+def test_cut_blocks_of_several_tables_gives_every_actor_several_parts(sizes, actors):
+    parts = [part for size in sizes for part in cut_blocks(pa.table({"rows": [1] * size}), actors, sum(sizes))]
+    assert sum(part.num_rows for part in parts) == sum(sizes)
+    assert len(parts) >= min(sum(sizes), PARTS_AN_ACTOR * actors)
