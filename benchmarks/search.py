@@ -48,9 +48,10 @@ TRUTH_QUERIES = 512
 SECONDS = "build_seconds"
 """File beside a version that was kept: how long it took."""
 FACTORIES = {
-    100_000: ("Flat", "auto", "IVF1024,Flat", "HNSW16", "SQ8"),
+    0: ("Flat", "auto", "IVF1024,Flat", "HNSW16", "SQ8"),
     1_000_000: ("Flat", "auto", "IVF4096,Flat", "HNSW16", "SQ8"),
 }
+"""Kinds of index that are compared from so many rows on."""
 CHOICES = (SearchParameters(nprobe=32), SearchParameters(nprobe=128), SearchParameters(nprobe=256, k_factor=40))
 """Beside the defaults, of the automatic choice."""
 Figures = dict[str, Any]
@@ -76,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     found: Figures = {"machine": machine(), "rows": given.rows, "distinct": len(real.texts)}
     vectors, table = repeated(real, given.rows, seed=0), payload(real, given.rows)
     found["by_index"] = {}
-    kinds = [(factory, 1) for factory in given.factory or FACTORIES[given.rows]]
+    usual = FACTORIES[max(rows for rows in FACTORIES if rows <= given.rows)]
+    kinds = [(factory, 1) for factory in given.factory or usual]
     for factory, shards in [*kinds, *((factory, shards) for shards in given.shards for factory in ("Flat", "auto"))]:
         name = factory if shards == 1 else f"{factory}, {shards} shards"
         folder = given.cache / "search" / f"{given.rows}-{factory.replace(',', '_')}-{shards}"
@@ -120,7 +122,7 @@ def build(folder: Path, vectors: Vectors, table: pa.Table, factory: str, shards:
         place = shard_folder(folder, shard) / TASK
         place.mkdir(parents=True)
         settings = BuildSettings(factory=factory, lexical=False)
-        write_collection(place, table.take(pa.array(rows)), flat, manifest.place(TASK, shard), settings)
+        write_collection(place, table.take(pa.array(rows)), flat, manifest.collection_identity(TASK, shard), settings)
     manifest.write(folder)
     seconds = time.perf_counter() - began
     (folder / SECONDS).write_text(f"{seconds}", encoding="ascii")
@@ -166,7 +168,7 @@ def raw_index(folder: Path, manifest: Manifest) -> Raw:
     parts, shards = [], swig.IndexShards(manifest.dimension, False, True)
     for shard in range(manifest.num_shards):
         place = shard_folder(folder, shard) / TASK
-        collection = Collection.load(place, manifest.place(TASK, shard), check=False)
+        collection = Collection.load(place, manifest.collection_identity(TASK, shard), check=False)
         part: Any = open_flat(place / "vectors.faiss")
         if collection.info.factory != "Flat":
             flat, part = part, open_index(place / "approximate.faiss")
@@ -277,7 +279,7 @@ def _memory() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.search", description=__doc__)
-    parser.add_argument("--rows", type=int, choices=list(FACTORIES), default=100_000, help="vectors")
+    parser.add_argument("--rows", type=int, default=100_000, help="vectors (default 100,000)")
     parser.add_argument("--factory", action="append", help="only this kind of index; may be repeated")
     parser.add_argument("--shards", type=int, nargs="*", default=[2, 4], help="numbers of shards beside 1")
     parser.add_argument("--rounds", type=int, default=1, help="how often the queries are gone through")

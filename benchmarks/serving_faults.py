@@ -131,7 +131,7 @@ def _p99(load: Load) -> float:
 
 
 def writing(texts: list[str]) -> list[Ask]:
-    """The same 40 documents again and again, a deletion, and searches of them alone: writes are folded meanwhile."""
+    """The same 40 documents again and again, a deletion, and searches of them alone: writes are compacted meanwhile."""
     path = f"/v1/indexes/{ALIAS}/documents"
     notes = {"must": [{"key": "dataset", "match": {"value": "notes"}}]}
     asks = [

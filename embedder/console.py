@@ -1,13 +1,16 @@
-"""The console that jobs print to, and progress: a bar with an ETA on a terminal, a line now and then in a log."""
+"""What commands print to: the console, progress as a bar or lines, and the one line that an error ends with."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from embedder.errors import EmbedderError
 
 
 class Counter:
@@ -52,6 +55,7 @@ class Counter:
 
     def line(self) -> str:
         """The state as one line of text."""
+        # Not 0, because the first line may be printed within the resolution of the clock.
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate = (self.count - self._skipped) / elapsed
         left = (self.total - self.count) / rate if rate else float("inf")
@@ -80,7 +84,21 @@ def progress(
         yield Counter(label, total, console, bar, observe)
 
 
+@contextmanager
+def exit_on_error(*further: type[Exception]) -> Iterator[None]:
+    """Print an error that the user can fix as one line and exit with status 2; `further` are errors to treat alike."""
+    errors: tuple[type[Exception], ...] = (EmbedderError, *further)
+    try:
+        yield
+    except errors as error:
+        # An error of a Ray task is an instance of its own class and of Ray's at once, and its text is the remote
+        # traceback. Ray keeps the error itself in `cause`; read by name, because this package imports no Ray.
+        console().print(f"error: {getattr(error, 'cause', error)}", markup=False)
+        sys.exit(2)
+
+
 def console() -> Console:
     """Where jobs print; plain lines of at least 110 columns when the output is a file."""
+    # Without a terminal rich assumes 80 columns, at which tables of results would wrap.
     out = Console(highlight=False, soft_wrap=True)
     return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=110)

@@ -1,11 +1,11 @@
-"""Spell the `ray job submit` line of a stage from the run file, and run it with --run.
+"""Print the `ray job submit` line of a stage from the run file, and run it with --run.
 
     python -m ray_jobs.submit --config run.yaml label
     python -m ray_jobs.submit --config run.yaml --run pipeline
 
 Uploads the current directory, the repository, without `submit.excludes`. Relative paths of the run file are taken from
 here and handed over as absolute ones; every node must see them. The id of a submission is made from the run and its
-settings: a second one of the same run is refused while the first is at work, and gets a number once that has ended.
+settings: a second one of the same run is refused while the first is running, and gets a number once that has ended.
 The token of the cluster is taken from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token and is not part of the
 line; neither is any other secret.
 """
@@ -21,23 +21,18 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
-
-from embedder.config.load import load_run, raw_run
+from embedder.config.load import load_run, raw_run, run_file_parser
 from embedder.config.run import RunConfig
-from embedder.console import console
-from embedder.errors import ConfigError, EmbedderError
+from embedder.console import console, exit_on_error
+from embedder.errors import ConfigError
 from embedder.hashing import content_id
-from embedder.run.stages import STAGES
 from embedder.storage.object_store import masked
 
-JOBS = (*STAGES, "pipeline")
+JOBS = ("prepare", "mine", "label", "train", "index", "evaluate", "pipeline")
 LARGEST_UPLOAD = 100 * 2**20
 """Bytes; beyond it Ray may refuse the package."""
 PATH_KEYS = ("paths.work", "paths.cache", "label.imported", "label.export", "serve.bundle", "serve.api_keys_file")
@@ -61,11 +56,11 @@ class Submission:
 
     @property
     def submission_id(self) -> str:
-        """The name Ray knows the job by."""
+        """The name by which Ray knows the job."""
         return self.base_id if self.attempt == 1 else f"{self.base_id}-{self.attempt}"
 
     def command(self, wait: bool) -> list[str]:
-        """The whole line, word by word."""
+        """The whole command, word by word."""
         settings = self.config.submit
         environment: dict[str, Any] = {"excludes": settings.excludes}
         if settings.env:
@@ -81,7 +76,7 @@ class Submission:
         return [*words, *([] if wait else ["--no-wait"]), "--", *self.entrypoint]
 
     def follow_ups(self) -> list[str]:
-        """How to follow, ask after and stop the job."""
+        """Commands that follow the job, tell its state and stop it."""
         address = shlex.quote(self.config.submit.address)
         verbs = {"follow": "logs --follow", "status": "status", "stop": "stop"}
         return [f"{name}: ray job {verb} --address {address} {self.submission_id}" for name, verb in verbs.items()]
@@ -110,7 +105,8 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str], attempt: i
     if path.is_relative_to(here) and path not in files:
         raise ConfigError(f"--config {run_file}: is not uploaded (submit.excludes, .gitignore); keep it elsewhere")
     shown = path.relative_to(here) if path.is_relative_to(here) else path
-    sets = [word for one in [*overrides, *absolute_settings(run_file, overrides, config)] for word in ("--set", one)]
+    given = [*overrides, *absolute_settings(run_file, overrides, config)]
+    sets = [word for override in given for word in ("--set", override)]
     return Submission(stage, config, ("python", "-m", f"ray_jobs.{stage}", "--config", str(shown), *sets), attempt)
 
 
@@ -120,7 +116,7 @@ def refuse_secrets(run_file: Path, overrides: list[str]) -> None:
     Raises:
         ConfigError: a URI in one of them has credentials.
     """
-    for name, text in [("--config", run_file.read_text(encoding="utf-8")), *(("--set", one) for one in overrides)]:
+    for name, text in [("--config", run_file.read_text(encoding="utf-8")), *(("--set", text) for text in overrides)]:
         if masked(text) != text:
             raise ConfigError(
                 f"{name}: a URI holds credentials, which the dashboard would show; give them to the nodes (a role, or "
@@ -130,14 +126,18 @@ def refuse_secrets(run_file: Path, overrides: list[str]) -> None:
 
 def uploaded_files(folder: Path, excludes: list[str]) -> list[Path]:
     """The files that Ray uploads of a working directory."""
-    found: list[Path] = []
-    style_axes = logging.getLogger(__name__)
-    _dir_travel(folder, [_get_excludes(folder, excludes)], found.append, include_gitignore=True, logger=style_axes)
-    return [path for path in found if path.is_file()]
+    # Ray's own walk, private as it is, because the rules of .gitignore and .rayignore must be those of the upload.
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    paths: list[Path] = []
+    logger = logging.getLogger(__name__)
+    _dir_travel(folder, [_get_excludes(folder, excludes)], paths.append, include_gitignore=True, logger=logger)
+    return [path for path in paths if path.is_file()]
 
 
 def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -> list[str]:
     """Overrides that give each relative path of a run file as an absolute one."""
+    # A submitted job runs in a temporary copy of this folder, where a relative path would name another file.
     raw, dumped = raw_run(run_file, overrides), config.model_dump(mode="json")
     sets = []
     for key in PATH_KEYS:
@@ -150,10 +150,10 @@ def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -
         written = (raw.get(section) or {}).get(name)
         if written and not Path(written).is_absolute() and Path(written).is_dir():
             sets.append(f"{key}={Path(written).absolute()}")
-    sources = [dict(one) for one in (raw.get("prepare") or {}).get("sources", [])]
-    relative = [(one, key) for one in sources for key in ("path", "corpus") if _is_relative(one.get(key))]
-    for one, key in relative:
-        one[key] = str(Path(one[key]).absolute())
+    sources = [dict(source) for source in (raw.get("prepare") or {}).get("sources", [])]
+    relative = [(source, key) for source in sources for key in ("path", "corpus") if _is_relative(source.get(key))]
+    for source, key in relative:
+        source[key] = str(Path(source[key]).absolute())
     if relative:
         sets.append(f"prepare.sources={json.dumps(sources, ensure_ascii=False)}")
     return sets
@@ -175,6 +175,9 @@ def next_attempt(submission: Submission) -> int:
     Raises:
         ConfigError: one of them is still at work, or the cluster does not answer or refuses.
     """
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
     address = submission.config.submit.address
     try:
         jobs = JobSubmissionClient(address).list_jobs()
@@ -197,12 +200,8 @@ def next_attempt(submission: Submission) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options of this command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ray_jobs.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = run_file_parser("ray_jobs.submit", __doc__)
     parser.add_argument("stage", choices=JOBS, help="the job to submit")
-    parser.add_argument("--config", required=True, type=Path, help="run file (YAML)")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
     parser.add_argument("--run", action="store_true", help="submit it too")
     parser.add_argument("--wait", action="store_true", help="stay until the job ends, and end as it does")
     return parser
@@ -212,20 +211,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the line, or run it; exit status 2 and one line for an error the user can fix."""
     options = make_parser().parse_args(arguments)
     out = console()
-    try:
-        submission = plan_submission(options.stage, options.config, options.set)
+    with exit_on_error():
+        submission = plan_submission(options.stage, Path(options.config), options.set)
         if options.run:
-            attempt = next_attempt(submission)
-            submission = Submission(submission.stage, submission.config, submission.entrypoint, attempt)
-    except EmbedderError as error:
-        out.print(f"error: {error}", markup=False)
-        sys.exit(2)
+            submission = replace(submission, attempt=next_attempt(submission))
     command = submission.command(options.wait)
     out.print(shlex.join(command), markup=False)
     for line in submission.follow_ups():
         out.print(f"# {line}", markup=False)
     out.print(f"# every node must see {', '.join(shared_paths(submission.config))}", markup=False)
     if options.run:
+        # The command `ray` of this environment, which need not be on the PATH.
         binaries = Path(sys.executable).parent
         environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
         sys.exit(subprocess.run(command, env=environment, check=False).returncode)

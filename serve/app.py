@@ -26,7 +26,6 @@ from embedder.errors import ConfigError, EmbedderError
 from embedder.index.bundle import verify
 from embedder.run.workspace import workplace
 from serve.deployments.coalescing import MOST_REQUESTS
-from serve.deployments.encoder_replica import EncoderReplica
 from serve.deployments.ingress import Ingress
 from serve.deployments.shard_replica import ShardReplica
 from serve.keys import read_keys
@@ -36,9 +35,9 @@ from serve.versions.served import VersionSource
 SHARD_CPUS = 0.1
 INGRESS_CPUS = 0.1
 SLICE_REQUESTS = 8
-"""Searches of a slice, waiting or worked on, above which another replica is started."""
+"""Searches of a slice, waiting or running, above which another replica is started."""
 INGRESS_REQUESTS = 100
-"""Requests of an ingress, waiting for others for the most part, above which another one is started."""
+"""Requests of an ingress above which another one is started; most of them only wait for the encoder or a shard."""
 OVERLOADED = BackpressureConfig(status_code=429, retry_after_s=1)
 JSON_LOGS = LoggingConfig(encoding="JSON", enable_access_log=False)
 """The guard writes a line for each request, which has what Ray's has not."""
@@ -74,6 +73,9 @@ def build_run(config: RunConfig) -> Application:
     manifest = verify(bundle)
     if settings.api_keys_file is not None:
         read_keys(settings.api_keys_file)
+    # The replica of the encoder brings torch, which a run file or bundle that is refused need not wait for.
+    from serve.deployments.encoder_replica import EncoderReplica
+
     version = bundle.name
     calls = settings.target_ongoing_requests * settings.max_replicas
     encoder = (
@@ -120,7 +122,7 @@ def _ingress_environment() -> dict[str, object]:
 
 
 def _common(settings: ServeConfig, least: int, most: int, target: int) -> dict[str, object]:
-    """What all deployments have in common: Ray's defaults leave a gap at updates and wait for ever."""
+    """The options that all deployments share: Ray's defaults leave a gap at updates and wait for ever."""
     return {
         "autoscaling_config": AutoscalingConfig(
             min_replicas=least,

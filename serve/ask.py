@@ -1,29 +1,25 @@
-"""Start the service of a run on this machine, ask it one test query a task over HTTP, and stop it.
+"""Start the service of a run on this machine, ask it one test query of each task over HTTP, and stop it.
 
     python -m serve.ask --config configs/demo.yaml
 
-Prints what was found, marks known positives, and closes with the table of all stages.
+Prints the hits, marks known positives, and closes with the table of all stages.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
-import ray
-from ray import serve
 from rich.console import Console
 
-from embedder.config.load import load_run
+from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
-from embedder.console import console
+from embedder.console import console, exit_on_error
 from embedder.data.records import QUERY, parquet_files, read_tables
-from embedder.errors import DataError, EmbedderError
+from embedder.errors import DataError
 from embedder.run.stage_report import StageReport, read_reports, stage_table
-from serve.app import build_run
 from serve.client import Client
 from serve.schemas import SearchRequest
 
@@ -33,7 +29,7 @@ RESULTS = 3
 
 
 def first_queries(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """One test query a task.
+    """One test query of each task.
 
     Raises:
         DataError: the run has no test queries.
@@ -48,14 +44,14 @@ def first_queries(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def ask(config: RunConfig, out: Console) -> int:
-    """Ask one query a task and print the answers; returns how many were asked."""
+    """Ask one query of each task and print the answers; returns how many were asked."""
     asked = first_queries(config)
     with Client(URL, timeout_s=config.serve.timeout_s) as client:
         for task, row in sorted(asked.items()):
-            found = client.search(SearchRequest(query=row["query"], task=task, k=RESULTS))
+            answer = client.search(SearchRequest(query=row["query"], task=task, k=RESULTS))
             out.print(f"[bold]{task}[/bold]", end=" ")
             out.print(_short(row["query"]), markup=False)
-            for hit in found.results[0]:
+            for hit in answer.results[0]:
                 mark = "*" if hit.id in row["positive_ids"] else " "
                 out.print(f"  {mark} {hit.score:.3f} {_short(hit.text or '')}", markup=False)
     out.print("* = known to be relevant; icl and lrlm have no such marks", markup=False)
@@ -67,19 +63,19 @@ def _short(text: str) -> str:
     return flat if len(flat) <= SHOWN_CHARACTERS else flat[: SHOWN_CHARACTERS - 3] + "..."
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="run file (YAML)")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Ask the service of a run file; exit status 2 and one line for an error the user can fix."""
+    options = run_file_parser("serve.ask", __doc__).parse_args(arguments)
     out = console()
-    try:
+    with exit_on_error():
         config = load_run(options.config, options.set)
+        # Ray is imported here and not above, because help and a refused run file must not wait for it.
+        import ray
+        from ray import serve
+
+        from serve.app import build_run
+
         application = build_run(config)
-    except EmbedderError as error:
-        out.print(f"error: {error}", markup=False)
-        sys.exit(2)
     out.rule("serve")
     began = time.monotonic()
     ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), log_to_driver=False)

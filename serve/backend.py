@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
-from embedder.index.documents import Document, DocumentName
-from embedder.index.living import LivingStats
-from embedder.index.opened import Rankings
-from embedder.index.search_options import SearchOptions
-from embedder.index.writes import Change
+from embedder.index.opened import OpenIndex
 from serve.schemas import DeploymentState
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DEADLINE: ContextVar[float] = ContextVar("deadline")
 """Until when the request at hand must be answered, by `time.monotonic()`."""
+
+QUICK_CALLS: tuple[Callable[..., Any], ...] = (OpenIndex.rank, OpenIndex.stats)
+"""Methods that take milliseconds: a call that hangs is made again."""
+LONG_CALLS: tuple[Callable[..., Any], ...] = (
+    OpenIndex.upsert,
+    OpenIndex.delete,
+    OpenIndex.writes,
+    OpenIndex.changes,
+    OpenIndex.pending_changes,
+    OpenIndex.apply_changes,
+)
+"""Methods whose work may be long: while a replica lives, its call is waited for."""
+INDEX_CALLS = {method.__name__: method for method in (*QUICK_CALLS, *LONG_CALLS)}
+"""All that a replica runs, by the name under which it travels."""
 
 
 @dataclass(frozen=True)
@@ -35,43 +48,27 @@ class Backend(Protocol):
 
     @property
     def is_full(self) -> bool:
-        """Whether a further request for vectors would be refused."""
+        """True while a further request for vectors would be refused."""
 
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
         """The vectors of texts by the model of a version."""
 
-    async def rank(
-        self, part: int, version: str, task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: list[str]
-    ) -> Rankings:
-        """What one slice adds to a search."""
+    async def call(
+        self,
+        part: int,
+        version: str,
+        method: Callable[Concatenate[OpenIndex, P], R],
+        /,
+        *arguments: P.args,
+        **keywords: P.kwargs,
+    ) -> R:
+        """Call a method of INDEX_CALLS on the index of one slice.
 
-    async def upsert(
-        self, part: int, version: str, task: str, documents: list[Document], vector_PD: np.ndarray
-    ) -> None:
-        """Write documents of one slice."""
-
-    async def delete(self, part: int, version: str, task: str, names: list[DocumentName]) -> int:
-        """Remove documents of one slice."""
-
-    async def writes(self, part: int, version: str, task: str) -> pa.Table:
-        """All writes of one slice so far."""
-
-    async def changes(self, part: int, version: str, task: str, names: list[DocumentName]) -> list[Change]:
-        """Documents of one slice as their last writes left them."""
-
-    async def pending_changes(self, part: int, version: str, task: str, changes: list[Change]) -> list[int]:
-        """Which changes of another version `apply_changes` would make in one slice."""
-
-    async def apply_changes(
-        self, part: int, version: str, task: str, changes: list[Change], vector_CD: np.ndarray
-    ) -> list[int]:
-        """Make the changes of another version that are due in one slice; returns which."""
-
-    async def stats(self, part: int, version: str) -> dict[str, list[LivingStats]]:
-        """Sizes of the collections of one slice, by task."""
+        It may be made again after the replica has died; `delete` then counts what was left.
+        """
 
     async def prepare(self, version: str) -> None:
         """Have every replica load a version and try it."""
 
     async def deployments(self) -> list[DeploymentState]:
-        """Which replicas there are."""
+        """The replicas of every deployment, by state."""

@@ -92,8 +92,8 @@ def _embed(request: EmbeddingRequest) -> Call[EmbeddingResponse]:
 
 def _vectors(answer: EmbeddingResponse) -> np.ndarray:
     """Vectors (N, D), float32, of an answer in base64."""
-    packed = [base64.b64decode(str(one.embedding)) for one in answer.data]
-    return np.stack([np.frombuffer(one, dtype="<f4") for one in packed])
+    packed = [base64.b64decode(str(embedding.embedding)) for embedding in answer.data]
+    return np.stack([np.frombuffer(raw, dtype="<f4") for raw in packed])
 
 
 def _search(request: SearchRequest) -> Call[SearchResponse]:
@@ -142,11 +142,9 @@ class Client:
         self._retries = retries
 
     def __enter__(self) -> Self:
-        """The client itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close its connections."""
         self._http.close()
 
     def embed(self, request: EmbeddingRequest) -> np.ndarray:
@@ -166,7 +164,6 @@ class Client:
         return self._send(_rerank(request))
 
     def indexes(self) -> IndexList:
-        """What is served."""
         return self._send(_indexes())
 
     def upsert(self, index: str, request: UpsertRequest) -> UpsertResponse:
@@ -198,11 +195,9 @@ class AsyncClient:
         self._retries = retries
 
     async def __aenter__(self) -> Self:
-        """The client itself."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close its connections."""
         await self._http.aclose()
 
     async def embed(self, request: EmbeddingRequest) -> np.ndarray:
@@ -222,7 +217,6 @@ class AsyncClient:
         return await self._send(_rerank(request))
 
     async def indexes(self) -> IndexList:
-        """What is served."""
         return await self._send(_indexes())
 
     async def upsert(self, index: str, request: UpsertRequest) -> UpsertResponse:

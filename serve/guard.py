@@ -1,4 +1,4 @@
-"""What stands before every route: keys and roles, the size of the body, the deadline; and behind it: metrics, log."""
+"""Checks before every route: keys and roles, the size of the body, the deadline. Metrics and log after it."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # 499, as nginx writes it: what is logged where the client hangs up and no answer begins.
         began, status = time.monotonic(), 499
         headers = Headers(scope=scope)
         DEADLINE.set(began + self._service.settings.timeout_s)

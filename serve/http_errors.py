@@ -74,14 +74,15 @@ def install_handlers(api: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         problems = error.errors()
         # Of a union every branch complains; what a validator of ours says is the most telling.
-        first = next((one for one in problems if one["type"] == "value_error"), problems[0])
-        place = [str(part) for part in first["loc"][1:]]
+        first = next((problem for problem in problems if problem["type"] == "value_error"), problems[0])
+        location = [str(part) for part in first["loc"][1:]]
         if first["type"] == "json_invalid":
-            place = []
-        message = f"{'.'.join(place) or 'body'}: {first['msg'].removeprefix('Value error, ')}".encode(
+            location = []
+        # A lone surrogate of the request would fail to be encoded again in the answer.
+        message = f"{'.'.join(location) or 'body'}: {first['msg'].removeprefix('Value error, ')}".encode(
             errors="replace"
         ).decode()
-        param = place[0] if place else None
+        param = location[0] if location else None
         return answer(request.url.path, 400, ErrorDetail(message=message, type=_kind(400), param=param))
 
     @api.exception_handler(HTTPException)

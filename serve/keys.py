@@ -64,7 +64,7 @@ def read_keys(path: Path) -> dict[bytes, Role]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        role = next((one for one in ROLES if one == words[0]), None)
+        role = next((known for known in ROLES if known == words[0]), None)
         if len(words) > 2 or (len(words) == 2) != (role is not None):
             raise ConfigError(f"serve.api_keys_file {path}, line {number}: {remedy}")
         keys[_hashed(words[-1])] = role or "read"
@@ -88,20 +88,21 @@ class Keys:
 
     @property
     def are_asked_for(self) -> bool:
-        """Whether a request needs a key at all."""
         return self._path is not None
 
     def role(self, header: str) -> Role | None:
         """The role of `Bearer KEY`, or None. Takes as long for every key: each one is compared, in constant time."""
         self._refresh()
         given = _hashed(header[7:].strip()) if header[:7].lower() == "bearer " else b""
-        found = [role for key, role in self._keys.items() if hmac.compare_digest(given, key)]
-        return max(found, key=ROLES.index, default=None)
+        # All keys, without a stop at the first that fits: the time must not tell which one it was.
+        fitting = [role for key, role in self._keys.items() if hmac.compare_digest(given, key)]
+        return max(fitting, key=ROLES.index, default=None)
 
     def _refresh(self) -> None:
         """Read the file again if it has changed; what cannot be read leaves the old keys as they are."""
         if self._path is None or (seen := _identity(self._path)) == self._seen:
             return
+        # Noted before it is read, so that a broken file is read and reported once and not at every request.
         self._seen = seen
         try:
             self._keys = read_keys(self._path)

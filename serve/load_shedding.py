@@ -17,18 +17,18 @@ from serve.deployments.coalescing import FULL
 from serve.http_errors import ApiError, answer
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middleware"}
-"""Of an ingress replica."""
+"""Environment of an ingress replica, by which Ray finds the middleware."""
 ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/v2/rerank"}
 """Routes of which every request needs the encoder: under overload they are refused before their body is read."""
 REQUEST_ID = "x-request-id"
 
 
 class Gate(Protocol):
-    """Who knows whether a further request for vectors would be refused."""
+    """Whatever knows if a further request for vectors would be refused."""
 
     @property
     def is_full(self) -> bool:
-        """Whether a further request would be refused."""
+        """True while a further request would be refused."""
 
 
 class Overload:
@@ -49,6 +49,7 @@ class Overload:
         return is_refused
 
 
+# One a process, because Ray calls `middleware` without arguments, before there is an ingress to ask.
 OVERLOAD = Overload()
 
 

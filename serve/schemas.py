@@ -39,7 +39,7 @@ class EmbeddingRequest(Strict):
     """A prefix that the model was trained for (Matryoshka), scaled to length 1; null: the whole vector."""
     user: str | None = None
     task: str | None = None
-    """Whose instruction stands before each text; none by default."""
+    """Task whose instruction is put before each text; none by default."""
     input_type: InputType = "query"
     """Side of the instruction."""
     truncate: bool = True
@@ -118,7 +118,7 @@ class RerankRequest(Strict):
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
     task: str | None = None
-    """Whose instructions stand before query and documents; none by default."""
+    """Task whose instructions are put before query and documents; none by default."""
 
 
 class DocumentText(Strict):
@@ -128,7 +128,7 @@ class DocumentText(Strict):
 
 
 class RerankResult(Strict):
-    """A document's place in the request, and how well it fits: (1 + cosine) / 2."""
+    """A document's position in the request, and how well it fits: (1 + cosine) / 2."""
 
     index: int
     relevance_score: float
@@ -152,7 +152,7 @@ class SearchFields(Strict):
     k: Annotated[int, Field(ge=1)] = 10
     """Results a query."""
     mode: Mode = "dense"
-    """By vectors, by words (BM25), or both fused."""
+    """Ranking by vectors, by words (BM25), or both fused."""
     filter: Filter | None = None
     """Conditions on the metadata, in Qdrant's vocabulary."""
     parameters: SearchParameters = SearchParameters()
@@ -166,7 +166,7 @@ class SearchRequest(SearchFields):
     task: str
     """Whose documents are searched, with that task's instruction."""
     with_payload: bool = True
-    """Whether hits carry text, title and metadata."""
+    """True: hits have text, title and metadata too."""
 
 
 class SearchResult(Strict):
@@ -189,7 +189,7 @@ class ShardCounts(Strict):
 
 
 class Versions(Strict):
-    """What answered. Both change together, with the alias."""
+    """The versions that answered. Both change together, with the alias."""
 
     model_version: str
     index_version: str
@@ -232,7 +232,7 @@ class RetrieveResponse(Versions):
     context: str
     """The part of it before the query."""
     passages: list[SearchResult]
-    """Those in the prompt, best first."""
+    """The passages in the prompt, best first."""
     left_out: int
     """Hits that did not fit."""
     time_ms: Timing
@@ -246,13 +246,13 @@ class UpsertRequest(Strict):
 
 
 class UpsertResponse(Versions):
-    """They are on the disk and found from now on."""
+    """The documents are on the disk and are found from now on."""
 
     upserted: int
 
 
 class NamedDocument(Strict):
-    """What identifies a document."""
+    """Id and dataset, which identify a document."""
 
     id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
     dataset: Annotated[str, StringConstraints(max_length=256)] = ""
@@ -266,7 +266,7 @@ class DeleteRequest(Strict):
 
 
 class DeleteResponse(Versions):
-    """They are found no more."""
+    """The documents are no longer found."""
 
     deleted: int
     """How many of them there were."""
@@ -276,12 +276,12 @@ class CollectionState(Strict):
     """The documents of one task."""
 
     documents: int
-    fresh: int
-    """Writes that are not folded into the index yet."""
+    uncompacted: int
+    """Writes that are not compacted into the index yet."""
 
 
 class IndexState(Versions):
-    """What an alias serves."""
+    """The version that an alias serves, and its sizes."""
 
     name: str
     """The alias."""
@@ -359,7 +359,7 @@ class ServiceState(Strict):
 
 
 class ErrorDetail(Strict):
-    """What is wrong, and where."""
+    """The reason of a refusal, and the field it is about."""
 
     message: str
     type: str

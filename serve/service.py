@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.index.documents import Document, DocumentName
-from embedder.index.living import LivingStats
-from embedder.index.opened import combine
+from embedder.index.living import CollectionStats
+from embedder.index.opened import OpenIndex, combine
 from embedder.index.results import Hit
 from embedder.index.search_options import SearchOptions
 from serve.backend import Backend, Encoded
@@ -28,10 +28,10 @@ FRESH_S = 1.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What a search found."""
+    """The hits of one request, and how long they took."""
 
     hits: list[list[Hit]]
-    """By query."""
+    """A list for each query."""
     slices: int
     timing: Timing
 
@@ -45,7 +45,7 @@ class Service:
         self.settings, self.tasks, self.served, self.backend, self.keys = settings, tasks, served, backend, keys
         self._healthy: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
         self._following = asyncio.Lock()
-        self._carrier = WriteReplayer(backend, served.source, settings.timeout_s, is_on=settings.replay_writes)
+        self._replayer = WriteReplayer(backend, served.source, settings.timeout_s, is_on=settings.replay_writes)
 
     def texts(self, given: object, name: str, most: int | None = None) -> list[str]:
         """The texts of a request, within the limits.
@@ -71,7 +71,7 @@ class Service:
         return texts
 
     def instruction(self, version: Version, task: str | None, side: Side, param: str = "task") -> str:
-        """What stands before the texts of a task; nothing where no task is named.
+        """The text that is put before the texts of a task; nothing where no task is named.
 
         Raises:
             ApiError: the version knows no such task.
@@ -84,7 +84,7 @@ class Service:
         return known[task].instruction(side)
 
     async def encode(self, version: Version, texts: list[str], *, truncate: bool = True) -> Encoded:
-        """The vectors of texts that carry their instruction."""
+        """The vectors of texts, instructions included."""
         return await self.backend.encode(version.name, texts, truncate)
 
     async def search(self, version: Version, task: str, fields: SearchFields, texts: list[str]) -> Answer:
@@ -107,7 +107,9 @@ class Service:
             query_QD = (await self.encode(version, [instruction + text for text in texts])).vector_ND
         encoded = time.perf_counter()
         slices = version.slices(self.backend.num_slices)
-        calls = [self.backend.rank(part, version.name, task, options, query_QD, texts) for part in slices]
+        calls = [
+            self.backend.call(part, version.name, OpenIndex.rank, task, options, query_QD, texts) for part in slices
+        ]
         hits = combine(await asyncio.gather(*calls), options).hits()
         ended = time.perf_counter()
         timing = Timing(encode=1000 * (encoded - began), search=1000 * (ended - encoded), total=1000 * (ended - began))
@@ -124,8 +126,15 @@ class Service:
         parts = version.by_slice([document.id for document in documents], self.backend.num_slices)
         await asyncio.gather(
             *(
-                self.backend.upsert(part, version.name, task, [documents[i] for i in places], encoded.vector_ND[places])
-                for part, places in parts.items()
+                self.backend.call(
+                    part,
+                    version.name,
+                    OpenIndex.upsert,
+                    task,
+                    [documents[i] for i in positions],
+                    encoded.vector_ND[positions],
+                )
+                for part, positions in parts.items()
             )
         )
 
@@ -138,29 +147,35 @@ class Service:
         self.instruction(version, task, "passage")
         parts = version.by_slice([document_id for document_id, _ in names], self.backend.num_slices)
         calls = [
-            self.backend.delete(part, version.name, task, [names[i] for i in places]) for part, places in parts.items()
+            self.backend.call(part, version.name, OpenIndex.delete, task, [names[i] for i in positions])
+            for part, positions in parts.items()
         ]
         return sum(await asyncio.gather(*calls))
 
-    async def stats(self, version: Version) -> dict[str, list[LivingStats]]:
+    async def stats(self, version: Version) -> dict[str, list[CollectionStats]]:
         """Sizes of the collections of all shards, by task."""
         parts = await asyncio.gather(
-            *(self.backend.stats(part, version.name) for part in version.slices(self.backend.num_slices))
+            *(
+                self.backend.call(part, version.name, OpenIndex.stats)
+                for part in version.slices(self.backend.num_slices)
+            )
         )
-        return {task: [one for part in parts for one in part[task]] for task in version.manifest.collections}
+        return {task: [stats for part in parts for stats in part[task]] for task in version.manifest.collections}
 
     async def follow(self, seconds: float | None = None) -> None:
         """Go over to what the aliases name now; after so many seconds leave it to the next look.
 
         Loading a version may take minutes, and goes on meanwhile.
         """
+        # Cancelled at the timeout, but nothing is lost: replicas go on loading, and the replay is a task of its own.
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._follow(), seconds)
 
     async def _follow(self) -> None:
+        # One at a time: the loop of the ingress and requests follow too, and two would load a version twice.
         async with self._following:
-            await self.served.follow(self.backend.prepare, self._carrier.may_move)
-            self._carrier.look(self.served)
+            await self.served.follow(self.backend.prepare, self._replayer.may_move)
+            self._replayer.look(self.served)
 
     async def check_health(self, version: Version) -> None:
         """A real pass through the encoder and every shard; an answer holds for a second, and is asked for once.
@@ -172,6 +187,7 @@ class Service:
         if known is None or (known.done() and time.monotonic() - asked > FRESH_S):
             known = asyncio.create_task(self._pass_through(version))
             self._healthy[version.name] = (time.monotonic(), known)
+        # Shielded: the client of one request may hang up while others wait for the same answer.
         await asyncio.shield(known)
 
     async def _pass_through(self, version: Version) -> None:

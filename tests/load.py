@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from tests.waiting import wait_until
+
 
 @dataclass
 class Load:
@@ -20,16 +22,21 @@ class Load:
     clients: int = 10
     failures: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    """Of each answer that was right."""
+    """How long each right answer took."""
 
     @property
     def answered(self) -> int:
         """How many answers were right."""
         return len(self.seconds)
 
+    def wait_for(self, answers: int) -> None:
+        """Wait until so many more requests are answered, or one fails."""
+        wanted = self.answered + answers
+        wait_until(lambda: self.answered >= wanted or bool(self.failures), 180)
+
     def __enter__(self) -> Load:
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(one,)) for one in range(self.clients)]
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(self.clients)]
         for thread in self._threads:
             thread.start()
         return self

@@ -6,7 +6,6 @@ import http.client
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from threading import Thread
 from pyarrow import fs
 
 from embedder.storage.object_store import ObjectPath, upload
+from tests.waiting import wait_until
 
 SECRET = "not/to+be=seen"
 KEYS = "AKIATEST:not%2Fto%2Bbe%3Dseen"
@@ -69,13 +69,11 @@ def serve_objects(log: Path) -> Iterator[ObjectStore]:
 
 
 def _endpoint(log: Path, server: subprocess.Popen[bytes]) -> str:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        found = re.search(r"Running on http://(127\.0\.0\.1:\d+)", log.read_text())
-        if found:
-            return found[1]
-        time.sleep(0.05)
-    raise TimeoutError(f"the object store did not start: {log.read_text()[-500:]}")
+    running = re.compile(r"Running on http://(127\.0\.0\.1:\d+)")
+    wait_until(lambda: bool(running.search(log.read_text())) or server.poll() is not None)
+    found = running.search(log.read_text())
+    assert found, f"the object store did not start: {log.read_text()[-500:]}"
+    return found[1]
 
 
 def _body(request: BaseHTTPRequestHandler) -> bytes:

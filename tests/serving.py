@@ -25,7 +25,7 @@ from serve.keys import Keys
 from serve.schemas import DeploymentState
 from serve.service import Service
 from serve.versions.served import Served, VersionSource
-from tests.unit.index_cases import PLACE, write
+from tests.unit.index_cases import IDENTITY, write
 
 SUBJECTS = ["list", "dict", "set", "tuple", "string", "file", "socket", "thread", "lock", "queue"]
 ACTIONS = ["sorts", "copies", "opens", "closes"]
@@ -60,8 +60,8 @@ def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_toke
         for shard in range(shards):
             mine = [i for i, row in enumerate(rows) if shard_of(row.id, shards) == shard]
             belongs = {"task": task, "shard": shard, "num_shards": shards, "encoder_fingerprint": fingerprint}
-            place = PLACE.model_copy(update=belongs)
-            write(shard_folder(folder, shard) / task, [rows[i] for i in mine], vectors[mine], place)
+            identity = IDENTITY.model_copy(update=belongs)
+            write(shard_folder(folder, shard) / task, [rows[i] for i in mine], vectors[mine], identity)
     manifest = Manifest(
         name=name,
         encoder_fingerprint=fingerprint,
@@ -126,29 +126,8 @@ class LocalBackend:
             raise outcome
         return outcome
 
-    async def rank(self, part, *arguments):
-        return await self.parts[part].rank(*arguments)
-
-    async def upsert(self, part, *arguments):
-        await self.parts[part].upsert(*arguments)
-
-    async def delete(self, part, *arguments):
-        return await self.parts[part].delete(*arguments)
-
-    async def writes(self, part, *arguments):
-        return await self.parts[part].writes(*arguments)
-
-    async def pending_changes(self, part, *arguments):
-        return await self.parts[part].pending_changes(*arguments)
-
-    async def changes(self, part, *arguments):
-        return await self.parts[part].changes(*arguments)
-
-    async def apply_changes(self, part, *arguments):
-        return await self.parts[part].apply_changes(*arguments)
-
-    async def stats(self, part, version):
-        return await self.parts[part].stats(version)
+    async def call(self, part, version, method, /, *arguments, **keywords):
+        return await self.parts[part].call(version, method.__name__, *arguments, **keywords)
 
     async def prepare(self, version):
         for one in (self.encoder, *self.parts):

@@ -1,4 +1,4 @@
-"""The settings of an evaluation: which retrievers are compared, on what, and what the LLM is asked."""
+"""Settings of the job `evaluate`: the retrievers, and what the LLM is asked about their results."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pydantic import Field, field_validator, model_validator
 from embedder.config.paths import ModelReference, Section
 
 EvaluationName = Literal["qa", "choice", "chat", "lrlm", "icl", "tool", "convsearch"]
-"""What is asked of a dataset; the built-in tasks have the evaluation of their name, `choice` is multiple choice."""
+"""The evaluations. The built-in tasks have the one of their name; `choice` is multiple choice."""
 
 PASSAGES: dict[EvaluationName, int] = {"qa": 3, "choice": 3, "chat": 1, "lrlm": 8, "icl": 8}
-"""As in the paper."""
+"""Passages that the LLM sees in each evaluation; the numbers are those of the paper."""
 
 RETRIEVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class BuiltinRetriever(Section):
-    """A retriever that needs no settings; in the run file its kind alone."""
+    """A retriever that needs no settings; in the run file its kind alone stands for it."""
 
     kind: Literal["none", "random", "recency", "bm25", "base", "trained"]
-    """none: the LLM without passages; random: seeded; recency: the latest of a history, where there is one; bm25; base:
-    `encoder`; trained: the encoder that `train` wrote."""
+    """`none`: the LLM without passages. `random`: a seeded order. `recency`: the latest of a history, where there is
+    one. `bm25`: lexical. `base`: the encoder of `encoder`. `trained`: the encoder that `train` wrote."""
 
     @property
     def name(self) -> str:
-        """How it is called in the results."""
+        """Its name in the results."""
         return self.kind
 
 
@@ -35,48 +35,60 @@ class FolderRetriever(Section):
     """An encoder of your own."""
 
     kind: Literal["folder"] = "folder"
+    """Marks a retriever as a model folder; may be left out."""
     name: str
+    """Its name in the results."""
     model: ModelReference
-    """As `encoder.model`; of a sentence-transformers folder pooling, length and prompts are those of its files."""
+    """As `encoder.model`. The files of a sentence-transformers folder say its pooling, length and prompts."""
     pooling: Literal["cls", "mean", "last"] | None = None
-    """Needed where no sentence-transformers file names it."""
+    """As `encoder.pooling`. null: as the sentence-transformers files say; needed where there are none."""
     max_tokens: int | None = Field(default=None, ge=8)
-    """Texts are cut to the run's `encoder.max_tokens`, or to this, and never to more than the folder allows."""
+    """Tokens of a text; longer texts are cut, and always to what the folder allows. null: `encoder.max_tokens`, so that
+    all retrievers read the same."""
     query_prompt: str | None = None
-    """Before every query; null: the folder's prompt `TASK_query` or `query`, if there is one."""
+    """Text before every query. null: the prompt `TASK_query` or `query` of the folder, if there is one."""
     passage_prompt: str | None = None
-    """Before every passage; null: the folder's `TASK_passage`, `document`, `passage` or `corpus`."""
+    """Text before every passage. null: the prompt `TASK_passage`, `document`, `passage` or `corpus` of the folder, if
+    there is one."""
 
 
 class EndpointRetriever(Section):
     """Any server with OpenAI's `POST /embeddings`."""
 
     kind: Literal["endpoint"] = "endpoint"
+    """Marks a retriever as a server."""
     name: str
+    """Its name in the results."""
     url: str = Field(pattern=r"^https?://[^\s?#]+$")
-    """Up to the version, such as https://api.openai.com/v1."""
+    """Address of the server up to the version, such as `https://api.openai.com/v1`. May hold no user or key."""
     model: str
+    """Name of the model on the server."""
     key_variable: str | None = None
-    """Environment variable of the driver that holds the API key; null: none is sent."""
+    """Environment variable of the driver that holds the API key. null: no key is sent."""
     dimensions: int | None = Field(default=None, ge=1)
-    """Sent along where the server shortens its vectors."""
+    """Length of the vectors that the server is asked for. null: its own length."""
     query_prompt: str = ""
+    """Text before every query."""
     passage_prompt: str = ""
+    """Text before every passage."""
     extra_query: dict[str, str] = Field(default={})
-    """Further fields of a request for queries, such as input_type; {task} in a value is the task's name."""
+    """Further fields of a request for queries, such as `input_type`. `{task}` in a value is the name of the task."""
     extra_passage: dict[str, str] = Field(default={})
+    """Further fields of a request for passages, in the same form."""
     batch_texts: int = Field(default=64, ge=1)
-    """Texts of one request."""
+    """Texts of a request."""
     max_requests: int = Field(default=4, ge=1)
-    """Requests at a time."""
+    """Requests that are sent side by side."""
     timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that a request may take."""
     attempts: int = Field(default=6, ge=1)
-    """Of a request that fails for a while (429, 5xx, no connection), with growing pauses between them."""
+    """Attempts of a request that fails for a while (429, 5xx, no connection), with growing pauses between them."""
 
     @field_validator("url")
     @classmethod
     def no_secret_in_the_address(cls, value: str) -> str:
         """Refuse a user or key in the address, which would stand in every resolved run file."""
+        # Refused here and not masked later, because a resolved run file is printed and sent to a cluster.
         if "@" in value:
             raise ValueError("url holds a user or key; put the key into an environment variable and name it")
         return value.rstrip("/")
@@ -86,48 +98,53 @@ Retriever = Annotated[BuiltinRetriever | FolderRetriever | EndpointRetriever, Fi
 
 
 class EvaluateConfig(Section):
-    """How good the retrievers are."""
+    """Which retrievers are compared, on which queries, and what the LLM is asked about their results."""
 
     split: Literal["dev", "test"] = "test"
+    """Split of the queries."""
     retrievers: list[Retriever] = Field(
         default=[BuiltinRetriever(kind=kind) for kind in ("none", "random", "recency", "bm25", "base", "trained")],
         min_length=1,
     )
-    """A built-in one by its kind; others as mappings with `kind`, `name` and their settings."""
+    """The retrievers: a built-in one by its kind, any other as a mapping with `kind`, `name` and its settings."""
     baseline: str = "base"
-    """Name of the retriever that the others are compared with."""
+    """Name of the retriever with which the others are compared."""
     cutoffs: list[int] = Field(default=[5, 10], min_length=1)
-    """k of recall@k and NDCG@k, beside those that a task's evaluation names."""
+    """Each k of recall@k and NDCG@k, beside those that the evaluation of a task names."""
     depth: int = Field(default=100, ge=1)
-    """Length of the rankings."""
+    """Passages of each ranking."""
     llm_queries: dict[EvaluationName, int] = Field(default={})
-    """Queries of each dataset that the LLM is asked (seeded choice); a number stands for all evaluations. What is not
-    named is not asked; 0 or nothing at all: rankings alone, without an LLM."""
+    """Queries of each dataset about which the LLM is asked (seeded choice), by evaluation; a single number stands for
+    all. Evaluations that are not named are not asked. 0 or nothing at all compares rankings alone, without an LLM."""
     generate_answers: bool = True
-    """Whether the LLM writes answers (exact match, F1, ROUGE-L); false: likelihoods alone, which cost a fraction."""
+    """The LLM writes answers (exact match, F1, ROUGE-L). `false`: likelihoods alone, which cost a fraction."""
     passages: dict[EvaluationName, int] = Field(default=PASSAGES)
-    """Passages the LLM sees; what is not named is as in the paper."""
+    """Passages that the LLM sees, by evaluation. The defaults are those of the paper."""
     evaluations: dict[str, EvaluationName] = Field(default={})
-    """By task or dataset, where it is not the one of the task's name. A task of your own is `tool` (rankings alone) by
-    default, a dataset of qa whose queries all have options is `choice`."""
+    """Evaluation of a task or dataset, where it is not the default. The default is the evaluation of the task's name;
+    for a task of your own `tool` (rankings alone), for a dataset of `qa` whose queries all have options `choice`."""
     max_output_tokens: int = Field(default=128, ge=1)
-    """Longer desired outputs are cut to this before they are scored."""
+    """Tokens of a desired output; longer ones are cut before they are scored, the same for all retrievers."""
     unit_queries: int = Field(default=8, ge=1)
-    """Queries that the LLM is asked together and that are committed together."""
+    """Queries about which the LLM is asked together, and whose replies are committed together. A kill costs at most
+    this many of each actor."""
     num_actors: int = Field(default=2, ge=1)
+    """Actors that hold the LLM. Those that encode are settings of `encoder`."""
     cpus_per_actor: float = Field(default=1, gt=0)
-    """Of an actor without a GPU; also its threads."""
+    """CPUs, and threads, of an actor without a GPU."""
     gpus_per_actor: float = Field(default=0, ge=0)
+    """GPUs of each actor that holds the LLM. 0: the CPU. The encoder's are `encoder.gpus_per_actor`."""
     resamples: int = Field(default=10_000, ge=100)
-    """Resamples of the intervals and of the test of significance."""
+    """Resamples of the bootstrap intervals and of the randomisation test."""
     examples: int = Field(default=3, ge=0)
-    """Queries won and lost that the report shows, of each dataset and kind."""
+    """Queries won, and as many lost, that the report shows of each dataset."""
     seed: int = 0
+    """Seed of the choice of queries and worked examples, of the retriever `random` and of the resamples."""
 
     @field_validator("retrievers", mode="before")
     @classmethod
     def words_are_kinds(cls, value: object) -> object:
-        """A word stands for the built-in retriever of that kind; a mapping without one is a folder."""
+        """Turn a word into the built-in retriever of that kind, and a mapping without a kind into a folder."""
         if not isinstance(value, list):
             return value
         words = [{"kind": each} if isinstance(each, str) else each for each in value]
@@ -136,19 +153,19 @@ class EvaluateConfig(Section):
     @field_validator("llm_queries", mode="before")
     @classmethod
     def one_number_for_all(cls, value: object) -> object:
-        """A number stands for every evaluation that asks the LLM."""
+        """Turn a number into that number for every evaluation that asks the LLM."""
         return dict.fromkeys(PASSAGES, value) if isinstance(value, int) else value
 
     @field_validator("passages")
     @classmethod
     def rest_as_in_the_paper(cls, value: dict[EvaluationName, int]) -> dict[EvaluationName, int]:
-        """Fill in what is not named."""
+        """Fill in the evaluations that are not named."""
         return {**PASSAGES, **value}
 
     @model_validator(mode="after")
     def names_fit(self) -> EvaluateConfig:
         """Refuse two retrievers of one name, a name no file could have, an unknown baseline, and negative numbers."""
-        names = [one.name for one in self.retrievers]
+        names = [retriever.name for retriever in self.retrievers]
         if len(set(names)) < len(names):
             raise ValueError(f"retrievers are called {names}; names must differ")
         for name in names:
@@ -164,5 +181,5 @@ class EvaluateConfig(Section):
 
     @property
     def asks(self) -> bool:
-        """Whether an LLM is asked at all."""
+        """True if an LLM is asked about any query."""
         return any(self.llm_queries.values())

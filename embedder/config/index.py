@@ -1,28 +1,27 @@
-"""Settings of the job `index`: how collections are built, and how they are searched by default."""
+"""Settings of the job `index`, and of how collections are built and searched."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from embedder.config.paths import ModelReference, Section
 
 
-class SearchParameters(BaseModel):
-    """How thoroughly an approximate index is searched; null takes the collection's default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class SearchParameters(Section):
+    """How thoroughly an approximate index is searched."""
 
     nprobe: int | None = Field(default=None, ge=1, le=65_536)
-    """IVF: cells that are looked into."""
+    """IVF indexes: cells that are searched. null: the default of the collection, else 128."""
     ef_search: int | None = Field(default=None, ge=1, le=65_536)
-    """HNSW: length of the list of candidates."""
+    """HNSW indexes: length of the list of candidates. null: the default of the collection, else 128."""
     k_factor: float | None = Field(default=None, ge=1, le=1000)
-    """Refinement: candidates that are scored exactly, in multiples of k."""
+    """Indexes with refinement: candidates that are scored exactly, in multiples of k. null: the default of the
+    collection, else 20."""
     exact: bool = False
-    """Look at every vector, whatever the index."""
+    """Compare the query with every vector, whatever the index."""
 
     def over(self, defaults: SearchParameters) -> SearchParameters:
-        """These parameters, with another's where these say nothing."""
+        """These parameters, with `defaults` where they are null."""
         if self == UNSAID:
             return defaults
         given = {name: value for name, value in self.model_dump().items() if value is not None}
@@ -32,37 +31,37 @@ class SearchParameters(BaseModel):
 UNSAID = SearchParameters()
 
 
-class BuildSettings(BaseModel):
-    """How a collection is built; kept with it, so that folding builds it the same way."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class BuildSettings(Section):
+    """How a collection is built; kept with it, so that compaction builds it the same way."""
 
     factory: str = "auto"
     """FAISS factory string, or auto: by the number of vectors (`embedder.index.faiss_index`)."""
     lexical: bool = True
-    """Whether it can be searched by words too."""
+    """The collection can be searched by words too."""
     search: SearchParameters = SearchParameters()
-    """Defaults of its searches; null: by the kind of index."""
+    """Defaults of its searches."""
 
 
 class IndexConfig(Section):
-    """Corpus to a version of the index."""
+    """How the corpus becomes a version of the index."""
 
     model: ModelReference | None = None
-    """Encoder of the bundle; null: the trained one of this run."""
+    """Encoder of the index and of its queries, as `encoder.model`. null: the trained encoder of this run."""
     factory: str = "auto"
-    """FAISS factory string (the metric is the inner product of unit vectors), or auto: exact up to 50,000 passages of a
+    """FAISS factory string; the metric is the inner product of unit vectors. `auto` is exact up to 50,000 passages of a
     task in a shard, then IVF with 4-bit product quantisation and exact refinement."""
     search: SearchParameters = SearchParameters()
-    """Defaults of the searches; null: by the kind of index. A request may ask for others."""
+    """Defaults of the searches. A request may ask for others."""
     lexical: bool = True
-    """Whether the index can be searched by words too, and by words and vectors together."""
+    """Build a lexical index (BM25) too, for searches by words, and by words and vectors together."""
     num_shards: int = Field(default=1, ge=1)
-    """Every shard holds its slice of each task's passages, and is served by a deployment of its own."""
+    """Shards of the index. Each holds a slice of every task's passages and is served by a deployment of its own; more
+    shards divide memory and time."""
     alias: str = Field(default="live", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-    """Name under which the version that the job builds is served from then on."""
+    """Alias that names the version from now on: requests that name no index are answered by the alias of the run
+    file."""
 
     @property
     def build_settings(self) -> BuildSettings:
-        """What a collection keeps of these."""
+        """The settings that a collection keeps."""
         return BuildSettings(factory=self.factory, lexical=self.lexical, search=self.search)

@@ -1,4 +1,4 @@
-"""Settings of the job `label`: who rewards, how outputs are sampled, how many actors work; and of the reranker."""
+"""Settings of the job `label`, and of the reranker that can label in the LLM's place."""
 
 from __future__ import annotations
 
@@ -10,42 +10,47 @@ from embedder.config.paths import AnyAbsolutePath, ModelReference, Section
 
 
 class LabelConfig(Section):
-    """Candidate groups to rewards."""
+    """Who rewards the candidates, how outputs are sampled, and how many actors work."""
 
     teacher: Literal["llm", "reranker", "imported"] = "llm"
     """Who rewards: the LLM; a cross-encoder trained on the LLM's rewards; or rewards made elsewhere (`imported`)."""
     imported: AnyAbsolutePath | None = None
     """JSON Lines of the reference with `teacher_scores`; needed by, and only by, the teacher `imported`."""
     export: AnyAbsolutePath | None = None
-    """Where the labelled groups are also written as JSON Lines of the reference; null: nowhere."""
+    """File to which the labelled groups are also written, as JSON Lines of the paper's released code. null: none."""
     recompute: bool = False
-    """Recompute the rewards from the stored log-likelihoods, after a task's `reward` was changed; needs no LLM."""
+    """Recompute the rewards from the stored log-likelihoods, after the `reward` of a task was changed. Needs no LLM."""
     num_samples: int = Field(default=10, ge=1)
-    """Outputs sampled per query without a candidate, among which the desired output is ranked (N)."""
+    """Outputs sampled for each query without a candidate, among which the desired output is ranked (N). 10 as in the
+    paper; 5 halves the cost and coarsens the ranks."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of the sampling."""
+    """Temperature of the sampling. The paper gives no sampling settings."""
     top_k: int = Field(default=50, ge=1)
-    """Sampling draws from the k likeliest tokens."""
+    """Sampling draws from so many of the likeliest tokens. The paper gives no sampling settings."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Of these, from the likeliest whose probabilities sum to p."""
+    """Sampling draws from the likeliest tokens whose probabilities sum to this, within `top_k`."""
     unit_groups: int = Field(default=8, ge=1)
-    """Groups that are sampled and scored together. For one value of it the labels are the same bit for bit, whatever
-    the blocks, the actors and their order."""
+    """Groups that are sampled and scored together: more share more of their prompts and take more memory. For one value
+    the labels are the same bit for bit, whatever the blocks, the actors and their order."""
     block_rows: int = Field(default=8, ge=1)
-    """Groups that are committed together, rounded up to whole units; a kill costs at most this many an actor."""
+    """Groups that are committed together, rounded up to whole units. A kill costs at most this many of each actor."""
     max_error_share: float = Field(default=0.05, ge=0, le=1)
     """The job ends with an error when a larger share of the groups could not be scored."""
     dry_run_groups: int = Field(default=2, ge=0)
-    """Groups that `--dry-run` labels on this machine to estimate the time; 0 estimates from sizes alone."""
+    """Groups of each task that `--dry-run` labels on this machine to estimate the time. 0 estimates from sizes
+    alone."""
     num_actors: int = Field(default=2, ge=1)
-    """Greatest number of actors."""
+    """Greatest number of actors; each holds a copy of the LLM."""
     min_actors: int | None = Field(default=None, ge=1)
-    """The pool grows from this number as long as work waits; null: `num_actors` from the start."""
+    """Number of actors from which the pool grows while work waits. null: `num_actors` from the start."""
     cpus_per_actor: float = Field(default=1, gt=0)
-    """Of an actor without a GPU; also its threads."""
+    """CPUs, and threads, of an actor without a GPU. Labels are bit-identical for one value only, because batches depend
+    on the number of threads."""
     gpus_per_actor: float = Field(default=0, ge=0)
-    """0.5 puts two actors on a GPU; 2 and more with `llm.device_map: auto` spreads the LLM over them."""
+    """GPUs of each actor. 0 labels on the CPU; 0.5 puts two actors on a GPU; 2 or more with `llm.device_map: auto`
+    spreads the LLM over them."""
     seed: int = 0
+    """Seed of the sampling and of the choice of worked examples."""
 
     @model_validator(mode="after")
     def parts_fit(self) -> LabelConfig:
@@ -58,26 +63,32 @@ class LabelConfig(Section):
 
 
 class RerankerConfig(Section):
-    """The cross-encoder that learns the LLM's rewards and labels in its place (`label.teacher: reranker`)."""
+    """The cross-encoder that learns the LLM's rewards and labels in its place, for `label.teacher: reranker`."""
 
     model: ModelReference
-    """Encoder it starts from, as `encoder.model`."""
+    """Encoder from which the training starts, as `encoder.model`."""
     llm_groups: int | None = Field(default=None, ge=1)
-    """Groups per dataset that the LLM labels for it (seeded choice); null: all."""
+    """Groups of each dataset that the LLM labels for it (seeded choice). null: all."""
     steps: int = Field(default=500, ge=1)
+    """Steps of its training."""
     batch_size: int = Field(default=16, ge=1)
-    """Groups of a global batch, over all workers; all of one task."""
+    """Groups of a global batch, over all workers, all of one task. Must be a multiple of `num_workers`."""
     learning_rate: float = Field(default=2e-5, gt=0)
+    """Greatest learning rate."""
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the rate rises from 0; then it falls to 0."""
     max_tokens: int = Field(default=256, ge=8)
-    """Of a query with its candidate; the candidate is cut."""
+    """Tokens of a query with its candidate; a longer candidate is cut."""
     validation_share: float = Field(default=0.1, gt=0, lt=1)
-    """Groups kept out of its training, on which its agreement with the LLM is reported."""
+    """Share of the groups that is kept out of its training, and on which its agreement with the LLM is reported."""
     num_workers: int = Field(default=1, ge=1)
+    """Workers that train it."""
     gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs of each worker and of each actor that labels with it. 0: the CPU."""
     save_every: int = Field(default=100, ge=1)
     """Steps between two checkpoints."""
     seed: int = 0
+    """Seed of its training and of the choice of groups."""
 
     @model_validator(mode="after")
     def batch_divides(self) -> RerankerConfig:

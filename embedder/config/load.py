@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from embedder.config.run import RunConfig
+from embedder.config.unknown_keys import RENAMED_VALUES, describe_unknown_key, locate_key, new_key
 from embedder.errors import ConfigError
 from embedder.storage.object_store import masked
+
+LONGEST_SHOWN = 80
+"""Characters of an override that a message repeats; of a longer one it names the key alone."""
+
+
+def run_file_parser(command: str, manual: str) -> argparse.ArgumentParser:
+    """The parser of a command that reads a run file, with the options `--config` and `--set`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {command}", description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="run file (YAML)")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
+    return parser
 
 
 def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a run file and lay `section.key=value` overrides over it.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping, a key is unknown, or a value has the wrong type.
+        ConfigError: the file is missing or no YAML mapping, a key is unknown, or a value has the wrong type. The
+            message begins with the override that gave the key, else with the file.
     """
     try:
         return RunConfig.model_validate(raw_run(path, overrides))
     except ValidationError as error:
-        raise ConfigError(f"--config {path}: {_first_problem(error)}") from error
+        raise ConfigError(_first_problem(error, path, overrides or [])) from error
 
 
 def raw_run(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The same as it is written, before types, defaults and absolute paths.
+    """Read a run file with its overrides as they are written, before types, defaults and absolute paths.
 
     Raises:
         ConfigError: the file is missing or no YAML mapping, or an override cannot be read.
@@ -35,6 +52,7 @@ def raw_run(path: str | Path, overrides: list[str] | None = None) -> dict[str, A
     if not path.is_file():
         raise ConfigError(f"--config {path}: no such file; give the path of a run file such as configs/demo.yaml")
     try:
+        # The safe loader, because a run file from elsewhere could otherwise build any Python object.
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not a YAML file: {masked(' '.join(str(error).split()))}") from error
@@ -51,6 +69,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     keys = dotted.split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {masked(override)!r}: write it as section.key=value")
+    # On the raw mapping and not on the models, because an override may give a section that the file does not have.
     node = raw
     for key in keys[:-1]:
         node = node.setdefault(key, {})
@@ -62,14 +81,43 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {masked(override)!r}: the value is not valid YAML") from error
 
 
-def _first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints as one line: place, value, reason, how many more."""
-    problems = error.errors()
+def _first_problem(error: ValidationError, path: str | Path, overrides: list[str]) -> str:
+    """The first of pydantic's complaints as one line: origin, key, reason, value, and how many more there are."""
+    # Old names come first and missing keys last, because a wrong name is often what a key is missing for.
+    problems = sorted(error.errors(), key=_urgency)
     first = problems[0]
-    place = ".".join(str(part) for part in first["loc"]) or "run file"
-    reason = first["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(first["input"], dict) else f" (value {first['input']!r})"
-    if first["type"] == "extra_forbidden":
-        reason, shown = "unknown key; see embedder/config/run.py for the keys of this section", ""
+    key, known = locate_key(first["loc"])
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return masked(f"{place}: {reason}{shown}{more}")
+    if first["type"] == "extra_forbidden":
+        text = describe_unknown_key(key, known)
+    elif _new_value(first) is not None:
+        text = f"{key}: {first['input']} is now {_new_value(first)}"
+    else:
+        shown = "" if isinstance(first["input"], dict) else f" (value {first['input']!r})"
+        text = f"{key or 'run file'}: {first['msg'].removeprefix('Value error, ')}{shown}"
+    # A complaint about a whole section is of the values together, so no single override within it is at fault.
+    is_of_section = first["type"] == "value_error"
+    return masked(f"{_origin(key, path, overrides, above=not is_of_section)}: {text}{more}")
+
+
+def _urgency(problem: ErrorDetails) -> int:
+    key, _ = locate_key(problem["loc"])
+    is_old = problem["type"] == "extra_forbidden" and new_key(key) is not None
+    return 0 if is_old else 2 if problem["type"] == "missing" else 1
+
+
+def _new_value(problem: ErrorDetails) -> str | None:
+    key, _ = locate_key(problem["loc"])
+    return RENAMED_VALUES.get((key, str(problem["input"])))
+
+
+def _origin(key: str, path: str | Path, overrides: list[str], *, above: bool) -> str:
+    """The last override that gave a key or what it lies in, as `--set ...`; else the run file, as `--config ...`.
+
+    With `above` an override of something within the key counts too.
+    """
+    for override in reversed(overrides):
+        given = override.partition("=")[0]
+        if f"{key}.".startswith(f"{given}.") or (above and f"{given}.".startswith(f"{key}.")):
+            return f"--set {override if len(override) <= LONGEST_SHOWN else f'{given}=...'}"
+    return f"--config {path}"

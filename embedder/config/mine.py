@@ -1,4 +1,4 @@
-"""Settings of the job `mine`: which candidates a query gets."""
+"""Settings of the job `mine`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from embedder.config.paths import Section
 
 
 class MineConfig(Section):
-    """Rows to candidate groups."""
+    """How each training query gets its candidates."""
 
     group_size: int = Field(default=8, ge=2)
     """Candidates of a query, known positives included."""
     window: tuple[int, int] = (2, 50)
-    """Ranks (first, last), counted from 0, of the rankings from which negatives are drawn."""
+    """First and last rank, counted from 0, between which negatives are drawn from the rankings. A wider window gives
+    candidates that differ more, so fewer groups whose rewards are all equal. The paper draws from ranks 2 to 200."""
     lexical_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the drawn candidates that comes from the lexical ranking, the rest from the dense one."""
+    """Share of the drawn candidates that comes from the lexical ranking; the rest comes from the dense one."""
     duplicate_overlap: float = Field(default=0.9, gt=0, le=1)
-    """A passage whose words overlap a positive's by this share (Jaccard) is left out as a duplicate of it."""
-    num_actors: int = Field(default=2, ge=1)
-    gpus_per_actor: float = Field(default=0, ge=0)
+    """A passage whose words overlap those of a known positive by this share (Jaccard) is left out as its duplicate."""
     seed: int = 0
+    """Seed of the draw."""
 
     @model_validator(mode="after")
     def window_is_ordered(self) -> MineConfig:

@@ -1,4 +1,4 @@
-"""Where a run keeps its files, and what every section of a run file has in common."""
+"""Settings of paths, types of paths and models, and the base class of all settings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from embedder.storage.object_store import AnyPath, ObjectPath, masked
 
 
 def _local(path: Path) -> Path:
+    # A single slash, because Path has already folded the two of s3://bucket into one.
     if re.match(r"[a-z0-9]+:/", str(path)):
         raise ValueError("an object store cannot be used here; give a path that every node mounts")
     return Path(os.path.expanduser(path)).absolute()
@@ -47,9 +48,9 @@ def _printed(path: AnyPath) -> str:
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_local)]
-"""A local path; a relative one is taken from the directory the job is started in."""
+"""A local path; a relative one is taken from the directory in which the job is started."""
 AnyAbsolutePath = Annotated[AnyPath, PlainValidator(_anywhere), PlainSerializer(_printed, when_used="json")]
-"""The same, or a place in an object store: `s3://bucket/folder`, `gs://bucket/folder`; printed without its secrets."""
+"""A local path, or a URI such as `s3://bucket/folder` or `gs://bucket/folder`, which is printed without its secrets."""
 
 ModelReference = Annotated[str, AfterValidator(_model)]
 """A model folder here or in an object store (`s3://bucket/folder`), a hub name, or `package:NAME/FOLDER` for a model
@@ -57,29 +58,31 @@ inside an installed Python package (embedder.models.locate)."""
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors and nothing changes after loading."""
+    """Base of all settings: an unknown key is an error, nothing changes after loading, docstrings are descriptions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Paths(Section):
-    """Where a run keeps its files; on a cluster both must be the same for every node."""
+    """Where a run keeps its files. On a cluster both folders must have the same path on every node."""
 
     work: AnyAbsolutePath
-    """Folder of everything this run writes, or a place in an object store: `label` streams it, all other jobs work in a
-    mirror below `cache` (embedder.storage.mirror)."""
-    cache: AbsolutePath = Path(".cache").absolute()
+    """Folder of everything this run writes, here or in an object store (`s3://bucket/run`). In an object store `label`
+    reads and writes directly; all other jobs work in a mirror below `cache`, because they map, append to and rename
+    files."""
+    cache: AbsolutePath = Field(default=Path(".cache"), validate_default=True)
     """Folder of converted models and of mirrors, shared between runs."""
     round: int = Field(default=1, ge=1, le=99)
-    """Round of mine, label and train: from the second on, what these write lies in `rounds/NN/`. `pipeline` counts it;
-    for a job by hand set it together with `encoder.model`, the encoder of the round before."""
+    """Round of `mine`, `label` and `train`. From the second round on these jobs write to `rounds/NN/`, so that nothing
+    of an earlier round is overwritten. `pipeline` counts it. For a job by hand set it together with `encoder.model`,
+    the encoder of the round before."""
 
     @property
     def mounted(self) -> Path:
-        """The same as a folder of this machine.
+        """`work` as a folder of this machine.
 
         Raises:
-            ConfigError: it is in an object store.
+            ConfigError: `work` is in an object store.
         """
         if isinstance(self.work, ObjectPath):
             raise ConfigError(

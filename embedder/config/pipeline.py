@@ -8,7 +8,8 @@ from embedder.config.paths import Section
 
 
 class PipelineConfig(Section):
-    """All stages as one job."""
+    """How often the job `pipeline` repeats its stages."""
 
     rounds: int = Field(default=1, ge=1, le=99)
-    """How often mine, label and train are repeated, each round with the encoder that the one before has trained."""
+    """Rounds of `mine`, `label` and `train`. Each round starts from the encoder that the round before has trained: its
+    mistakes are better negatives."""

@@ -1,4 +1,4 @@
-"""Settings of the job `prepare`: the sources and how much of each is kept."""
+"""Settings of the job `prepare`."""
 
 from __future__ import annotations
 
@@ -10,35 +10,42 @@ from embedder.config.paths import AnyAbsolutePath, Section
 
 
 class Source(Section):
-    """One dataset to prepare."""
+    """A dataset to prepare."""
 
     task: str
+    """Task of the dataset: a built-in one, or one of `tasks`."""
     dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Name of the dataset within the run."""
+    """Name of the dataset within the run; files are named after it."""
     path: AnyAbsolutePath
-    """layout, beir: a folder; reference: one JSON Lines file of training rows, or a folder (train, test, corpus)."""
+    """Where the dataset lies. Formats `layout` and `beir`: a folder. Format `reference`: a JSON Lines file of training
+    rows, or a folder with train, test and corpus."""
     format: Literal["layout", "reference", "beir"] = "layout"
+    """Format of the files: `layout` is ours (docs/data.md), `reference` that of the paper's released code, `beir` that
+    of the BEIR benchmark."""
     corpus: AnyAbsolutePath | None = None
-    """reference: the JSON Lines file whose lines `pos_index` counts; null: the folder's own, if there is one."""
+    """Format `reference` only: the JSON Lines file whose lines `pos_index` counts. null: the folder's own, if there is
+    one."""
     train_queries: int | None = Field(default=None, ge=0)
-    """Rows of the training split that are kept (seeded choice); null keeps all."""
+    """Rows of the training split that are kept (seeded choice). null: all."""
     test_queries: int | None = Field(default=None, ge=0)
-    """The same for the test split."""
+    """Rows of the test split that are kept (seeded choice). null: all."""
     dev_queries: int | None = Field(default=None, ge=0)
-    """Rows of a dev split, cut from a fifth of the training rows (whole documents and conversations) where the source
-    brings none; null: only one that the source brings."""
+    """Rows of the dev split. A source without one gets it from a fifth of its training rows, by whole documents and
+    conversations. null: only what the source has."""
     passages: int | None = Field(default=None, ge=1)
-    """Passages of the corpus that are kept besides those the kept queries name; null keeps all."""
+    """Passages of the corpus that are kept besides those that the kept queries name. null: all."""
     chunk_words: int = Field(default=96, ge=8)
-    """lrlm: words of a chunk a long document is cut into."""
+    """Task `lrlm` only: words of a chunk, into which long documents are cut."""
     history_chunks: int = Field(default=12, ge=2)
-    """lrlm: earlier chunks among which candidates are looked for."""
+    """Task `lrlm` only: earlier chunks among which the candidates of a chunk are sought."""
 
 
 class PrepareConfig(Section):
-    """Source files to checked rows."""
+    """The datasets of the run, and how much of them is kept."""
 
     sources: list[Source] = Field(min_length=1)
+    """The datasets."""
     max_rejected_share: float = Field(default=0.05, ge=0, le=1)
-    """The job stops when a larger share of a dataset's rows is rejected."""
+    """The job stops when a larger share of a dataset's rows is rejected as unusable."""
     seed: int = 0
+    """Seed of all choices of rows."""

@@ -1,6 +1,6 @@
-"""The settings of a run: a typed model for each section of the run file, which refuses unknown keys.
+"""The whole run file with its sections, and the settings of the encoder and the LLM, which several jobs use.
 
-`embedder.config.load` reads them from YAML. Needs no torch, so that a run file is checked on a login node in a second.
+`embedder.config.load` reads it from YAML. Needs no torch, so that a run file is checked on a login node in a second.
 """
 
 from __future__ import annotations
@@ -26,87 +26,110 @@ from embedder.errors import ConfigError
 S = TypeVar("S", bound=Section)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-"""A task's name; files are named after it."""
+"""Pattern of a task's name; files are named after it."""
 
 
 class EncoderConfig(Section):
-    """The encoder that is trained and served, before training."""
+    """The encoder as it is before training, and the actors that encode with it or with the trained one."""
 
     model: ModelReference
-    """Folder, place in an object store, hub name, or `package:NAME/FOLDER` for one in an installed Python package."""
+    """A folder, the URI of one in an object store, a hub name, or `package:NAME/FOLDER` for one in an installed Python
+    package."""
     pooling: Literal["cls", "mean", "last"]
-    """Which token states become the vector: the first, their mean, or the last."""
+    """Token states that become the vector: the first, their mean, or the last. As the model was trained."""
     instructions: bool = True
-    """Whether the encoder already knows instructions. False for one that was not trained with any: it mines and is
-    compared without; the trained encoder always gets the tasks' instructions."""
+    """The encoder was trained with instructions. An encoder with `false` mines and is compared without any, because a
+    prefix that it does not know would handicap it and flatter the training. The trained encoder always gets the
+    instructions of the tasks."""
     max_tokens: int = Field(default=256, ge=8)
-    """Longer texts are cut at the end."""
+    """Tokens of a text; longer texts are cut at the end."""
     batch_tokens: int = Field(default=2048, ge=64)
-    """Padded tokens of a batch: on CPU 2,048 fills the caches, a GPU wants 16,384 and more."""
+    """Padded tokens of a batch. On a CPU 2,048 fills the caches; a GPU wants 16,384 and more."""
     int8: bool = False
-    """Encode in 8 bits on a CPU: about twice as fast, and each vector moves a little (a mean cosine of at least 0.99 is
-    checked at load), by what stands beside it too. Training is not touched by it."""
+    """Encode in 8 bits on a CPU. About twice as fast; each vector moves a little, also with the other texts of its
+    batch. A mean cosine of at least 0.99 to the exact vectors is checked at load. Training never uses it."""
+    num_actors: int = Field(default=2, ge=1)
+    """Actors that encode side by side, in every job that encodes: `mine`, `index` and `evaluate`."""
+    gpus_per_actor: float = Field(default=0, ge=0)
+    """GPUs of each of these actors. 0 encodes on the CPU."""
 
 
 class LlmConfig(Section):
     """The LLM whose feedback teaches the encoder."""
 
     model: ModelReference
-    """As `encoder.model`; a folder with a single GGUF file is converted once and kept in `paths.cache`."""
+    """As `encoder.model`. A folder with a single GGUF file is converted once and kept in `paths.cache`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of weights and computation."""
     max_prefix_tokens: int = Field(default=1024, ge=16)
-    """A longer prefix loses tokens from the candidate's end, never from the query or the output."""
+    """Tokens of a prompt without its output. A longer prompt loses tokens from the end of the candidate, never from the
+    query or the output."""
     batch_tokens: int = Field(default=2048, ge=64)
-    """Tokens of a scoring batch; halved when memory runs out."""
+    """Tokens of a batch; halved when memory runs out. On a CPU more than 2,048 is slower; a GPU wants 16,384 to
+    65,536."""
     device_map: Literal["single", "auto"] = "single"
-    """auto spreads the layers over all GPUs of an actor, for an LLM larger than one of them."""
+    """`auto` spreads the layers over all GPUs of an actor, for an LLM that is larger than one of them."""
 
 
 class RunConfig(Section):
     """A whole run file."""
 
     paths: Paths
+    """Folders; all jobs."""
     encoder: EncoderConfig
+    """The encoder; all jobs but `prepare`."""
     llm: LlmConfig | None = None
+    """The LLM; `label` and `evaluate`. null: no LLM."""
     tasks: dict[str, TaskSpec] = BUILTIN_TASKS
+    """The tasks; all jobs. What is given is laid over the built-in tasks, field by field."""
     prepare: PrepareConfig | None = None
+    """The datasets; `prepare`, which cannot do without."""
     mine: MineConfig = MineConfig()
+    """Candidates; `mine`."""
     label: LabelConfig = LabelConfig()
+    """Rewards; `label`, and `evaluate` for its prompts."""
     reranker: RerankerConfig | None = None
+    """The cross-encoder that labels; `label`, with `label.teacher: reranker` alone."""
     train: TrainConfig | None = None
+    """Training; `train`, which cannot do without."""
     index: IndexConfig = IndexConfig()
+    """The index; `index`, and the service for the alias."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """Comparison of retrievers; `evaluate`."""
     serve: ServeConfig = ServeConfig()
+    """The service; `serve.app` and `serve.ask`."""
     pipeline: PipelineConfig = PipelineConfig()
+    """Rounds; `pipeline`."""
     submit: SubmitConfig = SubmitConfig()
+    """How jobs are submitted to a cluster; `submit`."""
 
     @property
     def needed_llm(self) -> LlmConfig:
         """The section `llm`.
 
         Raises:
-            ConfigError: there is none, as for the next ones.
+            ConfigError: there is none.
         """
         return _needed(self.llm, "llm", "llm.model, the LLM's folder")
 
     @property
     def needed_prepare(self) -> PrepareConfig:
-        """The section `prepare`."""
+        """The section `prepare`; an error if there is none."""
         return _needed(self.prepare, "prepare", "prepare.sources")
 
     @property
     def needed_train(self) -> TrainConfig:
-        """The section `train`."""
+        """The section `train`; an error if there is none."""
         return _needed(self.train, "train", "train.steps")
 
     @property
     def needed_reranker(self) -> RerankerConfig:
-        """The section `reranker`."""
+        """The section `reranker`; an error if there is none."""
         return _needed(self.reranker, "reranker", "reranker.model")
 
     @property
     def base_tasks(self) -> dict[str, TaskSpec]:
-        """The tasks as the base encoder is given them, which may know no instructions."""
+        """The tasks for the base encoder: without instructions if it knows none."""
         if self.encoder.instructions:
             return self.tasks
         return {name: spec.without_instructions() for name, spec in self.tasks.items()}
@@ -117,6 +140,7 @@ class RunConfig(Section):
         """Lay the run file's `tasks` over the built-in ones, field by field."""
         if not isinstance(raw, dict) or not isinstance(raw.get("tasks", {}), dict):
             return raw
+        # Before validation, because only then a field that is left out can be told from one that has its default.
         tasks: dict[str, Any] = {name: spec.model_dump() for name, spec in BUILTIN_TASKS.items()}
         for name, fields in raw.get("tasks", {}).items():
             if not isinstance(fields, dict):
@@ -126,14 +150,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def reranker_is_described(self) -> RunConfig:
-        """Refuse a teacher without its section."""
+        """Refuse the teacher `reranker` without its section."""
         if self.label.teacher == "reranker" and self.reranker is None:
             raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
         return self
 
     @model_validator(mode="after")
     def losses_fit(self) -> RunConfig:
-        """Refuse a loss whose rewards are missing, and a temperature that it does not know."""
+        """Refuse a loss whose rewards are missing, and a temperature that the loss does not use."""
         for name, spec in self.tasks.items():
             if spec.reward == "none" and spec.loss != "contrastive":
                 raise ValueError(f"tasks.{name}.loss is {spec.loss!r}, which needs rewards, but reward is 'none'")
@@ -146,7 +170,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def parts_fit(self) -> RunConfig:
-        """Refuse settings that are right one by one and wrong together."""
+        """Refuse sections that are right each by itself and wrong together."""
         for name, spec in self.tasks.items():
             if not NAME.fullmatch(name):
                 raise ValueError(f"tasks: {name!r} is no task name; use letters, digits, - and _")
@@ -166,7 +190,6 @@ class RunConfig(Section):
 
 
 def _needed(section: S | None, name: str, key: str) -> S:
-    """A section that a job cannot do without."""
     if section is None:
         raise ConfigError(f"the run file has no `{name}` section; give it {key}")
     return section

@@ -1,4 +1,4 @@
-"""The settings of the service: the run file's `serve` section. Needs no torch, as all of the run file."""
+"""Settings of the service."""
 
 from __future__ import annotations
 
@@ -8,64 +8,71 @@ from embedder.config.paths import AbsolutePath, Section
 
 
 class ServeConfig(Section):
-    """The online service: what it serves, its limits, its replicas."""
+    """What the service serves, its limits, its writes and its replicas."""
 
     bundle: AbsolutePath | None = None
-    """A single bundle to deploy, which no alias can be moved from; null: the versions of this run's index that aliases
-    name, `index.alias` before all."""
+    """Folder of a single bundle to deploy, from which no alias can be moved. null: the versions of this run's index
+    that aliases name, `index.alias` first of all."""
     max_versions: int = Field(default=3, ge=1)
-    """Versions that aliases may name at a time; each takes memory in every replica."""
+    """Versions that aliases may name at a time. Each takes memory in every replica."""
     api_keys_file: AbsolutePath | None = None
-    """One key a line, with its role before it: `read KEY`, `write KEY`, `admin KEY`. Read again when it changes. Null:
-    no key is asked for, which a service that listens beyond loopback refuses."""
+    """File with a key in each line, its role before it: `read KEY`, `write KEY`, `admin KEY`. It is read again when it
+    changes. null: no key is asked for, which a service that listens beyond loopback refuses."""
     insecure: bool = False
-    """Listen beyond loopback without keys, for a network that keeps strangers out by itself."""
+    """Listen beyond loopback without keys, in a network that keeps strangers out by itself."""
 
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
-    """Larger request bodies are refused before they are parsed."""
+    """Bytes of a request body. Larger ones are refused before they are parsed."""
     max_inputs: int = Field(default=2048, ge=1)
-    """Texts or documents of one request."""
+    """Texts or documents of a request."""
     max_queries: int = Field(default=64, ge=1)
-    """Queries of one search."""
+    """Queries of a search."""
     max_characters: int = Field(default=65_536, ge=1)
-    """Characters of one text."""
+    """Characters of a text."""
     max_request_tokens: int = Field(default=300_000, ge=1)
     """Tokens of all texts of a request together, as the model reads them."""
     max_results: int = Field(default=100, ge=1, le=1000)
     """Greatest k of a search."""
     timeout_s: float = Field(default=30.0, gt=0)
-    """Deadline of one request, retries included."""
+    """Seconds that a request may take, retries included."""
     retries: int = Field(default=3, ge=0, le=10)
-    """How often a call whose replica died is made again, within the deadline."""
+    """How often a call is repeated whose replica died, within the time of the request. All calls may be repeated:
+    vectors and searches change nothing, and writes have ids."""
 
     batch_tokens: int = Field(default=2048, ge=64)
-    """Tokens that the encoder takes together. A GPU wants 16,384 and more; a thread of a CPU computes 512 of them at a
-    time, the shortest texts first."""
+    """Tokens that an encoder takes together. A GPU wants 16,384 and more. A thread of a CPU computes 512 of them at a
+    time, the shortest texts first, because what they become on the way must fit its cache."""
     max_queued_requests: int = Field(default=200, ge=1)
-    """Requests waiting for a call to the encoder, in each ingress; further ones get status 429."""
+    """Requests that wait for a call to the encoder, in each ingress. Further ones get status 429."""
     max_queued_texts: int = Field(default=4096, ge=1)
-    """Texts of these requests together, so that a request of many costs what as many requests of one do."""
+    """Texts of these waiting requests together, so that a request of many texts counts as as many requests of one."""
     replay_writes: bool = True
-    """Whether what was written to a version is written to the next one too before an alias moves to it."""
+    """Before an alias moves to another version, what was written to the old one is written to the new one too. `false`
+    leaves it behind."""
     compact_after_rows: int = Field(default=1000, ge=1)
-    """Writes to a collection after which its shard builds a new generation in the background."""
+    """Writes to a collection after which its shard builds a new generation of it in the background."""
 
     min_replicas: int = Field(default=1, ge=1)
-    """Of the encoder; shards have as many."""
+    """Least number of replicas of the encoder, and of each shard."""
     max_replicas: int = Field(default=4, ge=1)
+    """Greatest number of replicas of the encoder, and of each shard."""
     target_ongoing_requests: int = Field(default=2, ge=1)
-    """Calls of an encoder, waiting or worked on, above which another one is started. An ingress has as many under way
-    for each of `max_replicas`, and sends in one call what waits beyond that."""
+    """Calls of an encoder replica, waiting or running, above which another one is started. An ingress has as many calls
+    under way for each of `max_replicas`, and sends in a single call what waits beyond that."""
     upscale_delay_s: float = Field(default=10.0, ge=0)
-    """How long the load must stay high before replicas are added."""
+    """Seconds for which the load must stay high before replicas are added."""
     downscale_delay_s: float = Field(default=300.0, ge=0)
-    """How long it must stay low before they are removed."""
+    """Seconds for which the load must stay low before replicas are removed."""
     surge_percent: int = Field(default=100, ge=0, le=100)
-    """New replicas that an update may start before it stops old ones; 0 leaves a gap where there is one replica."""
+    """New replicas that an update may start before it stops old ones, in percent. 0 leaves a gap where there is a
+    single replica."""
     max_ingress_replicas: int = Field(default=2, ge=1)
+    """Greatest number of replicas of the ingress, which answers HTTP."""
     cpus_per_replica: float = Field(default=1.0, gt=0)
-    """Of the encoder, and its threads; shards and ingress ask for little."""
+    """CPUs, and threads, of an encoder replica; shards and ingress ask for little. One thread is best where ingress and
+    proxy share the cores: add replicas before threads."""
     gpus_per_replica: float = Field(default=0, ge=0)
+    """GPUs of an encoder replica. 0: the CPU."""
 
     @model_validator(mode="after")
     def replicas_are_ordered(self) -> ServeConfig:

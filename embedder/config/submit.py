@@ -1,4 +1,4 @@
-"""Settings of `ray_jobs.submit`: what `ray job submit` is told."""
+"""Settings of the command `ray_jobs.submit`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ SECRET_NAME = re.compile(r"(?i)key|token|secret|password|credential")
 
 
 class SubmitConfig(Section):
-    """What `python -m ray_jobs.submit` tells `ray job submit`."""
+    """The arguments that `python -m ray_jobs.submit` gives to `ray job submit`."""
 
     address: str = Field(default="http://127.0.0.1:8265", pattern=r"^https?://[^@\s]+$")
-    """The Jobs API; `ray dashboard cluster.yaml` brings that of a cluster to this port."""
+    """Address of Ray's Jobs API. `ray dashboard cluster.yaml` forwards that of a cluster to the default port."""
     entrypoint_cpus: float = Field(default=0, ge=0)
-    """Logical CPUs that the driver holds besides those of its tasks. With 0 it runs on the head."""
+    """Logical CPUs that the driver holds besides those of its tasks. With 0 it runs on the head. The default is 0
+    because a driver mostly waits, and because on a cluster whose head has no CPUs any other value would never be
+    scheduled."""
     resources: dict[str, float] = Field(default={})
-    """Custom resources of the node that the driver must run on."""
+    """Custom resources of the node on which the driver must run."""
     labels: dict[str, str] = Field(default={})
-    """Labels of that node, such as `market: on-demand`: a driver that dies with a spot node must be started again."""
+    """Labels of the node on which the driver must run, such as `market: on-demand`: a driver that dies with a spot node
+    must be started again."""
     excludes: list[str] = Field(
         default=[".git", ".venv", ".cache", "runs", "tests", "benchmarks", "docs", "*.egg-info"]
     )
-    """Patterns of .gitignore for what is not uploaded; what .gitignore and .rayignore name is left out as well."""
+    """Patterns, as in .gitignore, of files that are not uploaded. Files that .gitignore and .rayignore name are left
+    out as well. What is larger than 100 MiB together is refused."""
     env: dict[str, str] = Field(default={})
-    """Environment of the driver and its workers; the dashboard shows it, so no secrets."""
+    """Environment variables of the driver and its workers. The dashboard shows them, so secrets are refused."""
 
     @field_validator("env")
     @classmethod

@@ -1,6 +1,6 @@
-"""The six retrieval tasks as data: instruction a side, prompt of the LLM, and training recipe.
+"""The six built-in tasks as data: the instruction of each side, the prompt of the LLM, and the training recipe.
 
-A run file may override any field of a built-in task or add a task of its own under `tasks:`.
+A run file may override any field of a built-in task, or add a task, under `tasks:`.
 Instruction strings: FlagEmbedding `research/llm_embedder` (the paper's appendix); templates A.1 to A.5:
 the paper's appendix A. Needs no torch, so that a run file is checked on a login node.
 """
@@ -10,36 +10,37 @@ from __future__ import annotations
 from string import Formatter
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
+
+from embedder.config.paths import Section
 
 Side = Literal["query", "passage"]
 
 
-class PromptTemplate(BaseModel):
-    """How one query, with or without a candidate, is put to the LLM.
+class PromptTemplate(Section):
+    """How a query, with or without a candidate, is put to the LLM.
 
-    The prefix is `shots + context + input` with a candidate and `shots + input` without; the output follows it.
+    The prefix is shots, `context` and `input` with a candidate, and shots and `input` without. The output follows it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     context: str
-    """Text around a candidate; may use {passage}."""
+    """Text around a candidate; `{passage}` stands for it."""
     input: str
-    """Text around the query; may use {query}."""
+    """Text around the query; `{query}` stands for it."""
     output: str = " {answer}"
-    """Text around an output; may use {answer}."""
+    """Text around an output; `{answer}` stands for it."""
     separator: str = "\n\n"
-    """Stands after each shot."""
+    """Text after each shot."""
     stop: tuple[str, ...] = ("\n",)
-    """A sampled output ends before the first of these texts; null or an empty list keeps all `max_output_tokens`."""
+    """A sampled output ends before the first of these texts, because a small LLM would write the next question after
+    its answer. null or an empty list keeps all `max_output_tokens`."""
     chat: bool = False
-    """Wrap context and input as one user message of the LLM's own chat template."""
+    """Wrap context and input as a single user message of the LLM's own chat template."""
 
     @field_validator("stop", mode="before")
     @classmethod
     def one_or_many(cls, value: object) -> object:
-        """A single text stands for a list of one."""
+        """Turn a single text into a list of one, and null into an empty list."""
         return () if value is None else (value,) if isinstance(value, str) else value
 
     @field_validator("stop")
@@ -61,36 +62,41 @@ class PromptTemplate(BaseModel):
         return value
 
 
-class TaskSpec(BaseModel):
-    """All that sets one task apart."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class TaskSpec(Section):
+    """What sets a task apart: its instructions, the prompt of its LLM, and its training."""
 
     query_instruction: str
-    """Prefix of every query before it is encoded."""
+    """Text before every query when it is encoded."""
     passage_instruction: str
-    """Prefix of every candidate before it is encoded."""
+    """Text before every passage when it is encoded."""
     reward: Literal["rank", "likelihood", "lift", "none"] = "none"
-    """rank: gain in rank of the desired output among sampled outputs; likelihood: its mean token log-likelihood; lift:
-    that minus the same without the candidate."""
+    """Reward of a candidate. `rank`: by how many ranks the candidate lifts the desired output among the sampled
+    outputs. `likelihood`: mean token log-likelihood of the desired output. `lift`: that minus the same without the
+    candidate. `none`: the task learns from known positives, without an LLM. The built-in tasks keep `rank`: better in
+    `icl` and equal elsewhere (benchmarks/STUDY.md)."""
     template: PromptTemplate | None = None
-    """Prompt of the LLM; required unless `reward` is none."""
+    """Prompt of the LLM; needed unless `reward` is `none`."""
     shots: int = Field(default=0, ge=0)
-    """Worked examples (query and answer, seeded choice from the training rows) before each prompt."""
+    """Worked examples (query and answer, seeded choice from the training rows) before each prompt. Without them a small
+    LLM answers with an empty line, and its samples are worthless."""
     max_output_tokens: int = Field(default=16, ge=1)
-    """Tokens of an output that are sampled and scored."""
+    """Tokens of an output that are sampled and scored. Labelling costs about in proportion to them."""
     loss: Literal["graded", "kl", "margin_mse", "contrastive", "reference"] = "contrastive"
-    """graded: equation 4 of the paper; kl: divergence within the group; margin_mse: differences of scores to those of
-    rewards; contrastive: known positives only; reference: the released code's distillation, with its quirks."""
+    """`graded`: equation 4 of the paper. `kl`: divergence of scores from rewards within the group. `margin_mse`:
+    differences of scores against those of rewards. `contrastive`: known positives alone. `reference`: the distillation
+    of the paper's released code, with its quirks. The built-in tasks with a reward take `graded`, also where the paper
+    takes `kl`: with `kl` nDCG@10 of `chat` fell from 0.86 to 0.59 (benchmarks/STUDY.md)."""
     reward_temperature: float = Field(default=1.0, gt=0)
-    """Temperature of the softmax over rewards (alpha). Rank rewards are integers: at 1.0 a gap of 3 weighs 20 to 1."""
+    """Temperature of the softmax over rewards (alpha). Rank rewards are integers: at 1.0 a gap of 3 weighs 20 to 1. The
+    paper's 0.1 for `chat` and `lrlm` is for likelihoods, whose differences are far smaller."""
     skip_flat: bool = True
-    """Leave out groups whose rewards are all equal: they prefer no candidate, and would teach that none is better."""
+    """Leave out groups whose rewards are all equal. They prefer no candidate, and with rank rewards of a small LLM they
+    are 14 % to 50 % of the groups. The paper keeps them."""
     in_batch_negatives: bool = True
-    """Whether candidates of other queries of the batch stand in the loss as negatives; kl and margin_mse know none."""
+    """Candidates of other queries of the batch are negatives in the loss. `kl` and `margin_mse` never use them."""
 
     def instruction(self, side: Side) -> str:
-        """The prefix of one side."""
+        """The instruction of one side."""
         return self.query_instruction if side == "query" else self.passage_instruction
 
     def without_instructions(self) -> TaskSpec:
@@ -99,19 +105,19 @@ class TaskSpec(BaseModel):
 
 
 KNOWLEDGE = PromptTemplate(context="Knowledge:\n{passage}\n\n", input="Q: {query} A:")
-"""A.1, the reward prompt of the knowledge tasks."""
+"""Template A.1 of the paper, the reward prompt of the knowledge tasks."""
 
 MULTIPLE_CHOICE = PromptTemplate(
     context="Knowledge:\n{passage}\n\n",
     input="{query}\nAnswer:",
 )
-"""A.2, MMLU; {query} holds the heading, the question and its options A. to D."""
+"""Template A.2 of the paper, for MMLU; {query} holds the heading, the question and its options A. to D."""
 
 DIALOGUE = PromptTemplate(context="{passage}\n", input="Speaker 1: {query}\nSpeaker 2:")
-"""A.4, MSC: the retrieved turn, then the current one."""
+"""Template A.4 of the paper, for MSC: the retrieved turn, then the current one."""
 
 EXAMPLE = PromptTemplate(context="{passage}\n\n", input="{query}")
-"""A.5, in-context learning: worked examples, then the input."""
+"""Template A.5 of the paper, for in-context learning: worked examples, then the input."""
 
 LONG_TEXT = PromptTemplate(context="{passage}\n", input="{query}", output="{answer}", stop=())
 """Long-range language modelling: a retrieved chunk with its continuation, the recent chunk, then the next one."""

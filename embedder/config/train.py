@@ -1,4 +1,4 @@
-"""The settings of training: the run file's `train` section. Needs no torch, as all of the run file."""
+"""Settings of the job `train`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from embedder.config.paths import AbsolutePath, Section
 
 
 class SelfPacedConfig(Section):
-    """Self-paced learning rate: a task's rate follows how much of its loss is left."""
+    """Self-paced learning rate: the rate of a task follows how much of its loss is left."""
 
     direction: Literal["off", "lossy_faster", "lossy_slower"] = "lossy_faster"
-    """lossy_faster: factor L_now / L_checkpoint (the text of the paper); lossy_slower: its inverse (its formula)."""
+    """Factor of the rate. `lossy_faster`: loss now / loss at the checkpoint, as the text of the paper and the method
+    that it cites. `lossy_slower`: the inverse, as its formula. `off`: none."""
     checkpoint_every: int = Field(default=1000, ge=1)
-    """Steps between two checkpoints of the tasks' losses."""
+    """Steps between two checkpoints of the losses, with which later losses are compared."""
     smoothing: float = Field(default=0.9, ge=0, lt=1)
-    """Weight of the past in the running mean of a task's loss."""
+    """Weight of the past in the running mean of a task's loss. High, because the loss of a single small batch says
+    little."""
     bounds: tuple[float, float] = (0.5, 2.0)
-    """Least and greatest factor."""
+    """Least and greatest factor; 1 must lie between them."""
 
     @model_validator(mode="after")
     def bounds_hold_one(self) -> SelfPacedConfig:
-        """Refuse bounds that a task of the usual pace, factor 1, is outside of."""
+        """Refuse bounds that leave out 1, the factor of a task whose loss has not changed."""
         low, high = self.bounds
         if not 0 < low <= 1 <= high:
             raise ValueError(f"bounds is {list(self.bounds)}; it needs 0 < least <= 1 <= greatest")
@@ -32,32 +34,33 @@ class SelfPacedConfig(Section):
 
 
 class LoraConfig(Section):
-    """Train low-rank additions to the weights and leave these alone; the exported model holds their sum."""
+    """Low-rank additions (LoRA) that are trained in place of the weights; the exported model holds their sum."""
 
     rank: int = Field(default=16, ge=1)
+    """Rank of the additions."""
     alpha: int = Field(default=32, ge=1)
-    """The additions are multiplied by alpha / rank."""
+    """The additions are multiplied by `alpha` / `rank`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Before each addition; 0 keeps the result independent of the number of workers."""
+    """Dropout before each addition. 0 keeps the result independent of the number of workers."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    """Ends of the names of the linear modules that get one."""
+    """Linear modules that get an addition, by the ends of their names; `all-linear`: all of them."""
 
 
 class ValidationConfig(Section):
     """A split of the labelled groups that is never trained on; the encoder that ranks it best is the one exported."""
 
     share: float | None = Field(default=None, gt=0, le=0.5)
-    """Of each task's queries."""
+    """Share of each task's queries that is kept apart. Give this or `queries`."""
     queries: int | None = Field(default=None, ge=1)
-    """The same as a number; give one of the two."""
+    """Number of each task's queries that is kept apart. Give this or `share`."""
     every: int = Field(default=100, ge=1)
-    """Steps between two measurements; there is one before the first step and one after the last too."""
+    """Steps between two measurements. There is also a measurement before the first step and one after the last."""
     cutoff: int = Field(default=10, ge=1)
     """k of NDCG@k."""
     patience: int | None = Field(default=None, ge=1)
-    """Measurements without a new best after which the training stops; null: it never stops early."""
+    """Measurements without a new best after which the training stops. null: it never stops early."""
     seed: int = 0
-    """Of the split."""
+    """Seed of the split."""
 
     @model_validator(mode="after")
     def size_is_one(self) -> ValidationConfig:
@@ -71,17 +74,19 @@ class ReplayedRun(Section):
     """An earlier run whose labelled groups are trained on again."""
 
     work: AbsolutePath
-    """Its `paths.work`."""
+    """`paths.work` of that run."""
     round: int = Field(default=1, ge=1, le=99)
-    """Its `paths.round`."""
+    """`paths.round` of that run."""
 
 
 class ReplayConfig(Section):
-    """Groups of earlier runs among the new ones, so that new tasks or data do not push out what was learned."""
+    """Groups of earlier runs among the new ones, so that new tasks or data do not replace what was learned."""
 
     runs: list[ReplayedRun] = Field(min_length=1)
+    """The earlier runs."""
     share: float = Field(gt=0, lt=1)
-    """Of all groups, how many are replayed ones: a seeded choice, or all there are if they are fewer."""
+    """Share of all groups that are replayed ones (seeded choice); fewer if there are fewer. With `train.task_weights`
+    or `train.mix_temperature` these decide how often a task is trained."""
 
     @model_validator(mode="after")
     def runs_differ(self) -> ReplayConfig:
@@ -98,80 +103,92 @@ NEUTRAL = {
     *("zero_stage", "offload_optimizer", "chunk_tokens", "gradient_checkpointing"),
     *("tensorboard", "mlflow", "wandb"),
 }
-"""Settings of a training that change nothing of its result but rounding; it can be resumed with others of them."""
+"""Settings that change nothing of the result but rounding; a training can be resumed with other values of them."""
 
 
 class TrainConfig(Section):
-    """Rewards to a trained encoder."""
+    """How the encoder is trained on the labelled groups."""
 
     steps: int = Field(ge=1)
+    """Optimiser steps."""
     batch_size: int = Field(default=16, ge=1)
-    """Queries of a global batch, over all workers."""
+    """Queries of a global batch, over all workers. Negatives come from the batch, so a larger one teaches more. Must be
+    a multiple of every number of workers there may be."""
     batches: Literal["one_task", "mixed"] = "one_task"
-    """one_task: the queries of a batch are of one task, as the paper has it; mixed: of all tasks, each by its own loss,
-    with the candidates of all as in-batch negatives."""
+    """`one_task`: all queries of a batch are of the same task, as in the paper; better in `icl`, `chat` and `qa` and
+    nowhere worse (benchmarks/STUDY.md). `mixed`: of all tasks, each by its own loss, with the candidates of all as
+    negatives."""
     learning_rate: float = Field(default=5e-6, gt=0)
+    """Greatest learning rate. 5e-6 is the paper's for BGE-base; small encoders take 1e-5 to 3e-5."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of AdamW. The default is the paper's."""
     warmup_share: float = Field(default=0.2, ge=0, lt=1)
-    """Share of the steps in which the rate rises from 0; then it falls to 0."""
+    """Share of the steps in which the rate rises from 0; then it falls to 0. The default is the paper's."""
     temperature: float = Field(default=0.01, gt=0)
-    """Of the cosine in the losses (tau)."""
+    """Temperature of the cosine in the losses (tau). 0.01 is the paper's, for large batches; small batches take 0.02 to
+    0.05."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """0 keeps the result independent of the number of workers."""
+    """Dropout of the encoder in training. 0 keeps the result independent of the number of workers."""
     gradient_clip: float = Field(default=1.0, gt=0)
+    """Greatest norm of the gradient; a longer one is scaled to it."""
     task_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default={})
-    """Share of the training a task gets, relative to the others; empty: by its number of groups."""
+    """Share of the training that each task gets, relative to the others. Empty: by the numbers of groups."""
     mix_temperature: float = Field(default=1.0, ge=1)
-    """T of the shares by number of groups n, n ** (1 / T): 1 in proportion, larger ones lift the small tasks."""
+    """T of the shares `n ** (1 / T)` of tasks with n groups. 1: in proportion to n; larger values lift small tasks."""
     exhausted: Literal["repeat", "drop"] = "repeat"
-    """What a task does once all its groups were trained: begin again in a new order, or leave the mix to the others."""
+    """Once all groups of a task were trained: `repeat` begins again in a new order, `drop` leaves the steps to the
+    other tasks."""
     matryoshka_dimensions: list[Annotated[int, Field(ge=1)]] = Field(default=[])
-    """Prefixes of the vector that are trained as vectors of their own, so that it may be cut to them: the loss is the
-    mean over these and the whole vector. Empty: the whole alone."""
+    """Lengths of prefixes of the vector that are trained as vectors of their own, so that it may be cut to them. The
+    loss is the mean over these and the whole vector. Empty: the whole vector alone."""
     self_paced: SelfPacedConfig = SelfPacedConfig()
+    """Learning rate by task."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: of the matrix products; weights, gradients and optimiser stay in float32."""
+    """Number format of the matrix products. Weights, gradients and optimiser stay in float32."""
     lora: LoraConfig | None = None
-    """null: all weights are trained."""
+    """Train low-rank additions in place of the weights. null: all weights are trained."""
     chunk_tokens: int | None = Field(default=65_536, ge=64)
-    """Padded tokens a worker whose activations are kept at once. A batch of more is encoded twice, chunk by chunk, with
-    the same gradient for about a third more time; null: never."""
+    """Padded tokens of a worker whose activations are kept at once, so that any `batch_size` fits the memory. A larger
+    batch is encoded twice, chunk by chunk, with the same gradient and about a third more time. null: never."""
     gradient_checkpointing: bool = False
-    """Compute each layer's activations again in the backward pass instead of keeping them."""
+    """Compute the activations of each layer again in the backward pass, in place of keeping them."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What DeepSpeed shares out among the workers: 1 the optimiser's state, 2 gradients too, 3 weights too."""
+    """What DeepSpeed spreads over the workers: 1 the state of the optimiser, 2 the gradients too, 3 the weights too."""
     offload_optimizer: bool = False
-    """Keep the optimiser's state in the memory of the CPU."""
+    """Keep the state of the optimiser in the memory of the CPU. Needs `zero_stage` 1, 2 or 3."""
     validation: ValidationConfig | None = None
-    """null: no split is kept apart, and the encoder of the last step is exported."""
+    """Keep a split apart and export the encoder that ranks it best. null: the encoder of the last step is exported."""
     replay: ReplayConfig | None = None
-    """null: the groups of this run alone."""
+    """Train on groups of earlier runs too. null: on the groups of this run alone."""
     tensorboard: bool = False
     """Write event files to `training/RUN/tensorboard`."""
     mlflow: str | None = Field(default=None, min_length=1)
-    """Tracking address of the MLflow server that follows the training; needs the package mlflow."""
+    """Tracking address of an MLflow server that follows the training; needs the package mlflow. null: none."""
     wandb: str | None = Field(default=None, min_length=1)
-    """Project of Weights & Biases that follows the training; needs the package wandb, and its key in the workers'
-    environment."""
+    """Project of Weights & Biases that follows the training; needs the package wandb, and its key in the environment of
+    the workers. null: none."""
     num_workers: int = Field(default=2, ge=1)
+    """Workers that train; the result does not depend on their number."""
     min_workers: int | None = Field(default=None, ge=1)
-    """With fewer nodes free than `num_workers` needs, train with as few workers as this, and with more once there are
-    more; null: wait for all."""
+    """Least number of workers. With fewer nodes free than `num_workers` needs, the training goes on with as few as
+    this, and with more once there are more. null: wait for all."""
     gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs of each worker. 0: the CPU; more than 1 is refused, because a worker trains on one."""
     save_every: int = Field(default=100, ge=1)
-    """Steps between two checkpoints."""
+    """Steps between two checkpoints. A kill costs at most this many steps."""
     max_failures: int = Field(default=3, ge=0)
-    """Worker failures after which the job gives up; each resumes from the last checkpoint."""
+    """Failures of workers after which the job gives up. After each one it resumes from the last checkpoint."""
     seed: int = 0
+    """Seed of the order of the batches."""
 
     @property
     def drops(self) -> bool:
-        """Whether there is dropout anywhere."""
+        """True if there is dropout anywhere."""
         return self.dropout > 0 or (self.lora is not None and self.lora.dropout > 0)
 
     @property
     def worker_counts(self) -> range:
-        """How many workers there may be."""
+        """The numbers of workers that there may be."""
         return range(self.min_workers or self.num_workers, self.num_workers + 1)
 
     @model_validator(mode="after")
@@ -179,6 +196,7 @@ class TrainConfig(Section):
         """Refuse a batch that the workers, however many there may be, cannot share evenly."""
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers {self.min_workers} exceeds num_workers {self.num_workers}")
+        # Every count, because Ray Train may resume with any number of workers between the two.
         for count in self.worker_counts:
             if self.batch_size % count:
                 named = "num_workers" if count == self.num_workers else "the possible number of workers"

@@ -57,6 +57,7 @@ _METADATA: TypeAdapter[dict[str, Scalar | list[Scalar]]] = TypeAdapter(Metadata)
 
 def kind_of(value: Scalar) -> Kind:
     """The kind of a value."""
+    # First, because a bool is an int too.
     if isinstance(value, bool):
         return "boolean"
     return "text" if isinstance(value, str) else "number"
@@ -74,6 +75,6 @@ def metadata_json(value: object) -> str | None:
         checked = _METADATA.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in ("metadata", *first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}") from error
+        location = ".".join(str(part) for part in ("metadata", *first["loc"]))
+        raise ValueError(f"{location}: {first['msg']}") from error
     return json.dumps(checked, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

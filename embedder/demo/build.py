@@ -54,7 +54,7 @@ def load(name: str) -> list[Row]:
 
 
 def is_test(*key: str) -> bool:
-    """Whether a row belongs to the test split, by hash of its key."""
+    """True if a row belongs to the test split, decided by a hash of its key so that it stays there."""
     return int(hashlib.sha256("|".join(key).encode()).hexdigest()[:8], 16) / 16**8 < TEST_SHARE
 
 
@@ -96,6 +96,7 @@ def documentation_rows(rows: list[Row], passages: list[Row], skipped: Counter[st
             continue
         query = row.get("question") or "\n".join([*row["context"], row["utterance"]])
         answers = row.get("answers") or [row["answer"]]
+        # By passage and not by query, because two queries of one passage must fall on the same side.
         split = "test" if is_test(name, gold[0]) else "train"
         pos = [texts[passage_id] for passage_id in gold]
         splits[split].append({"query_id": row["id"], "query": query, "answers": answers, "pos_ids": gold, "pos": pos})
@@ -142,7 +143,8 @@ def tool_rows(skipped: Counter[str]) -> tuple[list[Row], dict[str, list[Row]]]:
 
 
 def _is_own(module: ModuleType, name: str) -> bool:
-    """Whether a public name is a function or class that the module itself defines."""
+    """True if a public name is a function or class that the module itself defines."""
+    # Modules written in C call themselves by a leading underscore: the functions of `bisect` say `_bisect`.
     value = getattr(module, name)
     return callable(value) and getattr(value, "__module__", None) in (module.__name__, f"_{module.__name__}")
 
@@ -188,7 +190,7 @@ def source_rows(skipped: Counter[str]) -> dict[str, list[Row]]:
 
 
 def write(folder: Path, corpus: list[Row] | None, splits: dict[str, list[Row]]) -> None:
-    """One dataset in the layout that `prepare` reads."""
+    """Write a dataset in the layout that `prepare` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in {"corpus": corpus, **splits}.items():
         if rows is not None:

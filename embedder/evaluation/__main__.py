@@ -12,59 +12,68 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from embedder.config.evaluate import EvaluateConfig, FolderRetriever
-from embedder.config.load import load_run
+from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
-from embedder.console import console
-from embedder.data.records import write_table
-from embedder.errors import ConfigError, EmbedderError
-from embedder.evaluation.comparison import summarise
-from embedder.evaluation.evaluation_report import results_table
-from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, measure_encoder, read_sets
-from embedder.evaluation.measurements import VALUES, value_rows
-from embedder.models.onnx import load_inference_encoder
-from embedder.models.st_folder import folder_encoder, read_folder
-from embedder.storage.json_file import write_json
+from embedder.console import console, exit_on_error
+from embedder.errors import ConfigError
+
+if TYPE_CHECKING:
+    from embedder.evaluation.local import EvaluationSet
 
 BASE = "base"
 UNUSABLE = re.compile(r"[^A-Za-z0-9_.-]+")
-"""What no name of a retriever may hold."""
+"""Characters that the name of a retriever may not hold."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line; exit status 2 and one line for an error the user can fix."""
     options = _parser().parse_args(arguments)
-    try:
+    with exit_on_error():
         config = load_run(options.config, options.set)
-        names = encoder_names(options.encoders)
-        settings = quick_settings(config, options.split, names, options.llm)
-        sets = read_sets(config, options.split, options.queries)
-        for name, model in zip(names, options.encoders, strict=True):
-            _measure(config, settings, sets, name, model)
         if options.llm:
-            ask_llm(sets, llm_judge(config, settings), settings, config.paths.mounted / "evaluation")
-    except EmbedderError as error:
-        console().print(f"error: {error}", markup=False)
-        sys.exit(2)
-    measured = [one.measured for one in sets]
+            _ = config.needed_llm
+        settings = quick_settings(config, options.split, encoder_names(options.encoders), options.llm)
+        sets = _measured_sets(config, settings, options)
+    _print_and_keep(sets, settings, options.out)
+
+
+def _measured_sets(config: RunConfig, settings: EvaluateConfig, options: argparse.Namespace) -> list[EvaluationSet]:
+    """The split of the run, measured with every encoder and, if asked for, with the LLM."""
+    # Torch is imported here and not above, because help and a refused run file must not wait for it.
+    from embedder.evaluation.local import ask_llm, llm_judge, read_sets
+
+    sets = read_sets(config, options.split, options.queries)
+    for retriever, model in zip(settings.retrievers, options.encoders, strict=True):
+        _measure(config, settings, sets, retriever.name, model)
+    if options.llm:
+        ask_llm(sets, llm_judge(config, settings), settings, config.paths.mounted / "evaluation")
+    return sets
+
+
+def _print_and_keep(sets: list[EvaluationSet], settings: EvaluateConfig, folder: Path | None) -> None:
+    """Print the table of results; with a folder also write them there."""
+    from embedder.data.records import write_table
+    from embedder.evaluation.comparison import summarise
+    from embedder.evaluation.evaluation_report import results_table
+    from embedder.evaluation.measurements import VALUES, value_rows
+    from embedder.storage.json_file import write_json
+
+    measured = [dataset.measured for dataset in sets]
     results = summarise(measured, settings)
     console().print(results_table(results))
-    if options.out is not None:
-        write_json(results, options.out / "results.json")
-        write_table(value_rows(measured), VALUES, options.out / "values.parquet")
+    if folder is not None:
+        write_json(results, folder / "results.json")
+        write_table(value_rows(measured), VALUES, folder / "values.parquet")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m embedder.evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = run_file_parser("embedder.evaluation", __doc__)
     parser.add_argument("encoders", nargs="+", help="model folders, or base")
-    parser.add_argument("--config", required=True, help="run file (YAML)")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--queries", type=int, help="at most so many of each dataset (seeded choice)")
     parser.add_argument("--llm", type=int, default=0, help="of these, how many the LLM is asked about; default none")
@@ -80,7 +89,7 @@ def encoder_names(encoders: Sequence[str]) -> list[str]:
     """
     parts = [Path(encoder).parts for encoder in encoders]
     for length in range(1, max(map(len, parts)) + 1):
-        names = [UNUSABLE.sub("-", "-".join(one[-length:])).strip("-.") for one in parts]
+        names = [UNUSABLE.sub("-", "-".join(path[-length:])).strip("-.") for path in parts]
         if len(set(names)) == len(names):
             return names
     raise ConfigError(f"encoders {list(encoders)}: one of them is named twice")
@@ -95,6 +104,10 @@ def quick_settings(config: RunConfig, split: str, names: Sequence[str], llm_quer
 
 
 def _measure(config: RunConfig, settings: EvaluateConfig, sets: list[EvaluationSet], name: str, model: str) -> None:
+    from embedder.evaluation.local import measure_encoder
+    from embedder.models.onnx import load_inference_encoder
+    from embedder.models.st_folder import folder_encoder, read_folder
+
     if model == BASE:
         encoder, tasks = config.encoder, config.base_tasks
     else:

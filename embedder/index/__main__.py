@@ -13,25 +13,22 @@ over to what an alias names within a second or two.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from embedder.console import console
-from embedder.errors import ConfigError, EmbedderError
-from embedder.index.bundle import read_manifest
-from embedder.index.catalog import Catalog
-from embedder.index.opened import OpenIndex
+from embedder.console import console, exit_on_error
+from embedder.errors import ConfigError
+
+if TYPE_CHECKING:
+    from embedder.index.catalog import Catalog
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line; exit status 2 and one line for an error the user can fix."""
     options = _parser().parse_args(arguments)
-    try:
-        lines = _run(Catalog(options.indexes), options)
-    except (EmbedderError, OSError) as error:
-        console().print(f"error: {error}", markup=False)
-        sys.exit(2)
+    with exit_on_error(OSError):
+        lines = _run(options)
     for line in lines:
         console().print(line, markup=False)
 
@@ -55,15 +52,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(catalog: Catalog, options: argparse.Namespace) -> list[str]:
-    """Do what was asked for; returns what to tell of it.
+def _run(options: argparse.Namespace) -> list[str]:
+    """Do what was asked for; returns the lines to print.
 
     Raises:
         ConfigError: there is no such version, or the name is taken.
         BundleError: a version is damaged.
     """
-    if not catalog.folder.is_dir():
-        raise ConfigError(f"{catalog.folder}: no such folder; give `indexes` of a run, which `ray_jobs.index` makes")
+    if not options.indexes.is_dir():
+        raise ConfigError(f"{options.indexes}: no such folder; give `indexes` of a run, which `ray_jobs.index` makes")
+    # FAISS is imported here and not above, because help and a wrong folder must not wait for it.
+    from embedder.index.catalog import Catalog
+    from embedder.index.opened import OpenIndex
+
+    catalog = Catalog(options.indexes)
     match options.action:
         case "snapshot":
             version = catalog.resolve(options.of)
@@ -93,6 +95,8 @@ def _listed(catalog: Catalog) -> list[str]:
 
 
 def _size(catalog: Catalog, version: str) -> str:
+    from embedder.index.bundle import read_manifest
+
     manifest = read_manifest(catalog.bundle(version))
     counts = ", ".join(f"{count:,} of {task}" for task, count in sorted(manifest.collections.items()) if count)
     return f"{counts or 'no documents'} in {manifest.num_shards} shards, model {manifest.model_version}"

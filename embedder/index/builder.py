@@ -31,7 +31,7 @@ class CollectionPart:
 
 
 def build_collection(
-    folder: Path, parts: Sequence[CollectionPart], place: CollectionIdentity, settings: BuildSettings
+    folder: Path, parts: Sequence[CollectionPart], identity: CollectionIdentity, settings: BuildSettings
 ) -> CollectionInfo:
     """Write the collection of some passages; the blocks are read one after another.
 
@@ -43,12 +43,13 @@ def build_collection(
     order = sort_by_name(payload)
     row_of = np.empty(len(order), dtype=np.int64)
     row_of[order] = np.arange(len(order))
-    flat, vectors = empty_vectors(len(order), place.dimension)
+    # Blocks come in the order of mining and rows are sorted by name, so each vector goes straight into its row.
+    flat, vectors = empty_vectors(len(order), identity.dimension)
     first = 0
     for part in parts:
         _fill(vectors, row_of[first : first + len(part.keys)], part)
         first += len(part.keys)
-    return write_collection(folder, payload.take(pa.array(order)), flat, place, settings)
+    return write_collection(folder, payload.take(pa.array(order)), flat, identity, settings)
 
 
 def _fill(vectors: np.ndarray, rows: np.ndarray, part: CollectionPart) -> None:

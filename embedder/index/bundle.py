@@ -4,8 +4,8 @@
     model/                         a Hugging Face folder
     shards/00000/TASK/             the collection of one task in one shard (embedder.index.collection)
 
-A bundle never changes; what is written to its index stands beside it (embedder.index.living). Nothing in it is pickled:
-safetensors, FAISS, Arrow, NumPy, JSON.
+A bundle never changes; what is written to its index is kept beside it (embedder.index.living). Nothing in it is
+pickled: safetensors, FAISS, Arrow, NumPy, JSON.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Manifest(HashedManifest):
         """Changes with any file and any field."""
         return self.computed_digest()[:16]
 
-    def place(self, task: str, shard: int) -> CollectionIdentity:
+    def collection_identity(self, task: str, shard: int) -> CollectionIdentity:
         """What the collection of a task in a shard must say that it belongs to."""
         return CollectionIdentity(
             task=task,
@@ -121,6 +121,7 @@ def verify(bundle: Path, only: str = "") -> Manifest:
     """
     manifest = read_manifest(bundle)
     manifest.check_files(bundle, only)
+    # Only with all files: the fingerprint reads the whole model, which a replica of index shards never loads.
     if not only:
         _check_model(bundle, manifest)
     return manifest

@@ -42,8 +42,8 @@ class Catalog:
 
     def versions(self) -> list[str]:
         """Names of the versions, sorted."""
-        found = (self.folder / "versions").glob(f"*/{Manifest.FILE}")
-        return sorted(path.parent.name for path in found if NAME.fullmatch(path.parent.name))
+        manifests = (self.folder / "versions").glob(f"*/{Manifest.FILE}")
+        return sorted(path.parent.name for path in manifests if NAME.fullmatch(path.parent.name))
 
     def aliases(self) -> dict[str, str]:
         """Version by alias.
@@ -64,7 +64,9 @@ class Catalog:
         """
         named: dict[str, dict[str, int]] = self._read()["previous"]
         known = self.versions() if any(named.values()) else []
-        return {alias: {one: left[one] for one in left if one in known} for alias, left in named.items()}
+        return {
+            alias: {version: left[version] for version in left if version in known} for alias, left in named.items()
+        }
 
     def mark_built(self, version: str) -> None:
         """Note that a version was built from the corpus, not copied from another one."""
@@ -102,11 +104,9 @@ class Catalog:
         return version
 
     def bundle(self, version: str) -> Path:
-        """Where a version's bundle is."""
         return self.folder / "versions" / version
 
     def state(self, version: str) -> Path:
-        """Where what was written to a version is."""
         return self.folder / "states" / version
 
     def point(self, alias: str, version: str) -> None:
@@ -119,10 +119,12 @@ class Catalog:
         if alias in self.versions():
             raise ConfigError(f"{alias!r} is a version of {self.folder}; an alias needs a name of its own")
         with locked(self.folder / "catalog.lock"):
+            # Read under the lock: two jobs that move aliases at once must not undo each other's.
             aliases, previous, target = self.aliases(), self.previous(), self.resolve(version)
             if aliases.get(alias, target) != target:
                 moved = {target, aliases[alias]}
-                left = {one: when for one, when in previous.get(alias, {}).items() if one not in moved}
+                left = {name: when for name, when in previous.get(alias, {}).items() if name not in moved}
+                # Taken out and put in last, because the order says which version was left first.
                 previous[alias] = {**left, aliases[alias]: time.time_ns()}
             self._write_aliases({**aliases, alias: target}, previous)
 
@@ -140,7 +142,7 @@ class Catalog:
         return unfinished_folder(self.bundle(version))
 
     def publish(self, staged: Path, version: str) -> None:
-        """Give a filled folder, manifest included, its place among the versions.
+        """Make a filled folder, manifest included, one of the versions.
 
         Raises:
             ConfigError: there is another version of that name.
@@ -189,7 +191,7 @@ class Catalog:
             if waiting and self.state(version).exists():
                 raise ConfigError(
                     f"what was written to version {version!r} may not all be in what {waiting} name now; run the "
-                    f"service, which carries it over, or remove {self.state(version)} first to lose it"
+                    f"service, which replays it there, or remove {self.state(version)} first to lose it"
                 )
             for folder in (self.bundle(version), self.state(version)):
                 if folder.exists():

@@ -50,7 +50,7 @@ EXACT_ROWS = 20_000
 
 
 class CollectionIdentity(BaseModel):
-    """What a collection belongs to; one of another place is refused."""
+    """What a collection belongs to; one that belongs elsewhere is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,18 +67,18 @@ class CollectionInfo(HashedManifest):
 
     FILE: ClassVar[str] = "collection.json"
 
-    format: Literal[2] = 2
-    place: CollectionIdentity
+    format: Literal[3] = 3
+    identity: CollectionIdentity
     generation: int
-    """How often it was folded; 0 as it came with the bundle."""
+    """How often it was compacted; 0 as it came with the bundle."""
     rows: int
     factory: str
-    """As built: never `auto`."""
+    """The factory string as built, never `auto`."""
     settings: BuildSettings
     mean_words: float
-    """Of a text."""
+    """The mean number of words of a text, for BM25."""
 
-    def sealed_files(self, folder: Path, bundle: Path) -> dict[str, str]:
+    def hashed_files(self, folder: Path, bundle: Path) -> dict[str, str]:
         """SHA-256 of every file of the collection in a folder, this one too, by its name inside the bundle."""
         inside = folder.relative_to(bundle).as_posix()
         files = {f"{inside}/{name}": digest for name, digest in self.files.items()}
@@ -89,9 +89,9 @@ class History(NamedTuple):
     """What happened to a collection before it was written."""
 
     generation: int
-    """How often it was folded; 0 as it comes in a bundle."""
+    """How often it was compacted; 0 as it comes in a bundle."""
     writes: pa.Table
-    """Of WRITES."""
+    """A table of WRITES."""
 
 
 NO_HISTORY = History(0, WRITES.empty_table())
@@ -101,7 +101,7 @@ def write_collection(
     folder: Path,
     payload: pa.Table,
     flat: faiss.IndexFlat,
-    place: CollectionIdentity,
+    identity: CollectionIdentity,
     settings: BuildSettings,
     history: History = NO_HISTORY,
 ) -> CollectionInfo:
@@ -114,14 +114,14 @@ def write_collection(
         DataError: two rows have the same id and dataset.
         BundleError: payload and vectors do not belong together.
     """
-    if (flat.ntotal, flat.d) != (payload.num_rows, place.dimension):
+    if (flat.ntotal, flat.d) != (payload.num_rows, identity.dimension):
         raise BundleError(
-            f"{flat.ntotal} vectors of width {flat.d}, but {payload.num_rows} rows of width {place.dimension}; "
+            f"{flat.ntotal} vectors of width {flat.d}, but {payload.num_rows} rows of width {identity.dimension}; "
             "they must match row by row"
         )
     _check_names(payload)
     payload = payload.cast(PAYLOAD).combine_chunks()
-    factory = choose_factory(settings.factory, payload.num_rows, place.dimension)
+    factory = choose_factory(settings.factory, payload.num_rows, identity.dimension)
     approximate = build_approximate(flat, factory)
     save_flat(flat, folder / "vectors.faiss")
     if approximate is not None:
@@ -132,7 +132,7 @@ def write_collection(
     write_writes(history.writes, folder / "writes.arrow")
     texts = payload["text"].to_pylist() if settings.lexical else []
     info = CollectionInfo(
-        place=place,
+        identity=identity,
         generation=history.generation,
         rows=payload.num_rows,
         factory=factory if approximate is not None else "Flat",
@@ -140,6 +140,7 @@ def write_collection(
         mean_words=write_lexical(texts, folder / "lexical"),
         files=hash_files(folder),
     )
+    # Last, because a folder without this file counts as unfinished.
     info.write(folder)
     return info
 
@@ -170,11 +171,11 @@ class Collection:
         except (OSError, pa.ArrowException) as error:
             raise BundleError(f"{folder / 'payload.arrow'}: not readable ({error}); {REMEDY}") from error
         held = (self._flat.d, self._flat.ntotal, self.payload.num_rows, self.payload.schema)
-        if held != (info.place.dimension, info.rows, info.rows, PAYLOAD):
+        if held != (info.identity.dimension, info.rows, info.rows, PAYLOAD):
             raise BundleError(
                 f"{folder}: {self._flat.ntotal} vectors of width {self._flat.d} and {self.payload.num_rows} rows with "
                 f"{self.payload.schema.names}, but the manifest says {info.rows} rows of width "
-                f"{info.place.dimension} with {PAYLOAD.names}; {REMEDY}"
+                f"{info.identity.dimension} with {PAYLOAD.names}; {REMEDY}"
             )
         self.vectors: Vectors = vectors_of(self._flat)
         self.metadata = StoredMetadata(folder / "metadata.arrow", info.rows)
@@ -187,27 +188,27 @@ class Collection:
             self._approximate = ApproximateIndex(open_index(folder / "approximate.faiss"), self._flat, info.factory)
 
     @classmethod
-    def load(cls, folder: Path, place: CollectionIdentity, *, check: bool) -> Collection:
+    def load(cls, folder: Path, identity: CollectionIdentity, *, check: bool) -> Collection:
         """Open a collection; with `check` its files are hashed first, which the verification of a bundle does already.
 
         Raises:
-            BundleError: a file is missing, altered or not readable, or it is the collection of another place.
+            BundleError: a file is missing, altered or not readable, or it is of another task, shard or model.
         """
         info = CollectionInfo.read(folder)
-        for name, value in place.model_dump().items():
-            if getattr(info.place, name) != value:
-                raise BundleError(f"{folder}: {name} is {getattr(info.place, name)!r}, not {value!r}; {REMEDY}")
+        for name, value in identity.model_dump().items():
+            if getattr(info.identity, name) != value:
+                raise BundleError(f"{folder}: {name} is {getattr(info.identity, name)!r}, not {value!r}; {REMEDY}")
         if check:
             info.check_files(folder)
         return cls(folder, info)
 
     def row_of(self, name: DocumentName) -> int | None:
-        """Where a document stands, by binary search."""
+        """The row of a document, found by binary search; None: there is none of that name."""
         return row_named(self._ids, self.payload["dataset"], name)
 
-    def row(self, place: int) -> Row:
-        """The document that stands there."""
-        return Row(*(self.payload[name][place].as_py() for name in PAYLOAD.names))
+    def row(self, position: int) -> Row:
+        """The document of a row."""
+        return Row(*(self.payload[name][position].as_py() for name in PAYLOAD.names))
 
     def rank(self, query_QD: Vectors, k: int, parameters: SearchParameters, allowed: Mask | None = None) -> Ranked:
         """The k best of the allowed rows (all by default); exactly min(k, allowed) of them, whatever the index."""
@@ -221,6 +222,7 @@ class Collection:
             wider = min(4.0, self.info.rows / available)
             parameters = parameters.model_copy(update={"nprobe": int(parameters.nprobe * wider)})
         ranked = _in_order(*self._approximate.search(query_QD, k, parameters, bits))
+        # An approximate index may visit too few cells to find k rows, above all with a filter; k were promised.
         short = np.flatnonzero((ranked.row_QK >= 0).sum(axis=1) < min(k, available))
         if len(short):
             exact = exact_search(query_QD[short], self.vectors, k, allowed)
@@ -236,6 +238,7 @@ class Collection:
 
 def _in_order(score_QK: Vectors, row_QK: NDArray[np.int64]) -> Ranked:
     """FAISS's results with ties by row."""
+    # FAISS promises no order of ties; ours is by row, which is by id.
     if ((score_QK[:, 1:] == score_QK[:, :-1]) & (row_QK[:, 1:] >= 0)).any():
         order = np.lexsort((row_QK, -score_QK), axis=-1)
         return Ranked(np.take_along_axis(score_QK, order, axis=1), np.take_along_axis(row_QK, order, axis=1))

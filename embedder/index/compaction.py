@@ -1,4 +1,4 @@
-"""Memtable documents folded into a collection: a new one is built next to the old one, which goes on being searched."""
+"""Collection and memtable made one: the new collection is built beside the old one, which is searched meanwhile."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from embedder.index.memtable import MemtableView
 
 
 def write_compacted(base: Collection, view: MemtableView, history: History, folder: Path) -> None:
-    """Write the live documents of a view, stored and fresh, as a collection of the same place and settings.
+    """Write all live documents of a view as a collection of the same identity and settings.
 
-    The writes of `history` are all there were so far, stored and fresh.
+    The writes of `history` are all there were so far.
 
     Raises:
         ConfigError: FAISS cannot build the index.
     """
     stored = np.arange(base.info.rows) if view.stored is None else np.flatnonzero(view.stored)
-    fresh = np.flatnonzero(view.live)
-    payload = pa.concat_tables([base.payload.take(pa.array(stored)), view.take(pa.array(fresh))])
+    written = np.flatnonzero(view.live)
+    payload = pa.concat_tables([base.payload.take(pa.array(stored)), view.take(pa.array(written))])
     order = sort_by_name(payload)
-    flat, vectors = empty_vectors(len(order), base.info.place.dimension)
+    flat, vectors = empty_vectors(len(order), base.info.identity.dimension)
+    # Block by block: taking all rows of the mapped file at once would hold the collection in memory twice.
     for first in range(0, len(order), ROWS_AT_ONCE):
         chosen = order[first : first + ROWS_AT_ONCE]
         is_stored = chosen < len(stored)
         block = vectors[first : first + ROWS_AT_ONCE]
         block[is_stored] = base.vectors[stored[chosen[is_stored]]]
-        block[~is_stored] = view.vectors[fresh[chosen[~is_stored] - len(stored)]]
+        block[~is_stored] = view.vectors[written[chosen[~is_stored] - len(stored)]]
     ordered = payload.take(pa.array(order))
-    write_collection(folder, ordered, flat, base.info.place, base.info.settings, history)
+    write_collection(folder, ordered, flat, base.info.identity, base.info.settings, history)

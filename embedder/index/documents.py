@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of all but the name."""
+        """Hash of all fields but the name."""
         return content_id(self.text, self.title, self.metadata)
 
 
@@ -64,7 +64,6 @@ class Document(BaseModel):
 
     @property
     def name(self) -> DocumentName:
-        """What identifies it."""
         return (self.id, self.dataset)
 
 
@@ -73,9 +72,10 @@ DocumentName = tuple[str, str]
 
 
 def row_named(ids: pa.Array, datasets: pa.ChunkedArray, name: DocumentName) -> int | None:
-    """Where a document stands among rows that are in the order of id and dataset, by binary search."""
+    """The row of a document among rows in the order of id and dataset, by binary search; None: it is not there."""
     document_id, dataset = name
-    row = bisect_left(ids, document_id, key=lambda one: one.as_py())
+    # Bisection in Python over the mapped column: turning it into a list would read the whole file.
+    row = bisect_left(ids, document_id, key=lambda scalar: scalar.as_py())
     while row < len(ids) and ids[row].as_py() == document_id:
         if datasets[row].as_py() == dataset:
             return row
@@ -88,5 +88,5 @@ def field_values(metadata: str | None, dataset: str) -> Iterator[tuple[str, Scal
     yield DATASET_FIELD, dataset
     fields: dict[str, Scalar | list[Scalar]] = json.loads(metadata) if metadata else {}
     for name, value in fields.items():
-        for one in dict.fromkeys(value) if isinstance(value, list) else [value]:
-            yield name, one
+        for scalar in dict.fromkeys(value) if isinstance(value, list) else [value]:
+            yield name, scalar

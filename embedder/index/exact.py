@@ -21,7 +21,7 @@ BLOCK_SCORES = 2**18
 PAIRS_AT_ONCE = 4096
 """Pairs that are scored again together: 25 MB at 384 dimensions."""
 ROUNDING = 2e-6
-"""How far a float32 product of unit vectors may be off: a pair this close to the last place is looked at again."""
+"""How far a float32 product of unit vectors may be off: a pair this close to the k-th best is scored again."""
 GATHER_SHARE = 8
 """Where fewer than one row in 8 is allowed, these are copied together instead of leaving out the others."""
 
@@ -47,6 +47,7 @@ def exact_search(query_QD: Vectors, passage_PD: Vectors, k: int, allowed_P: NDAr
         block_BD = passage_PD[first : first + height]
         scores = np.matmul(query_QD, block_BD.T, out=score_QB[:, : len(block_BD)])
         if allowed_P is not None:
+            # Added in place: indexing the allowed columns would copy the block.
             scores += np.where(allowed_P[first : first + height], np.float32(0), np.float32(-np.inf))
         best.add(scores, first)
     return best.ranked()
@@ -86,15 +87,19 @@ class _Best:
         self.num_waiting = 0
 
     def add(self, score_QB: Vectors, first: int) -> None:
-        """Take in the scores of a block that begins at place `first`."""
+        """Take in the scores of a block that begins at row `first`."""
         width = score_QB.shape[1]
+        # Only until every query has a floor: afterwards exact scores raise it, and partitioning every block costs time.
         if not np.isfinite(self.floor_Q).all() and width > self.k:
             kth_Q = np.partition(score_QB, width - self.k, axis=1)[:, width - self.k]
             self.floor_Q = np.maximum(self.floor_Q, kth_Q - self.slack_Q)
+        # Finite, because rows that are not allowed have the score -inf and must not reach a floor of -inf.
         reached = score_QB >= np.maximum(self.floor_Q, np.finfo(np.float32).min)[:, None]
-        query, place = np.divmod(np.flatnonzero(reached), width)
-        self.waiting.append((query, place + first))
+        query, position = np.divmod(np.flatnonzero(reached), width)
+        self.waiting.append((query, position + first))
         self.num_waiting += len(query)
+        # Not after each block, because gathering rows pays for many pairs at a time; not only at the end, because
+        # waiting pairs take memory and the floor would stay low.
         if self.num_waiting > 4 * self.k * len(self.query_QD):
             self._settle()
 
@@ -111,25 +116,27 @@ class _Best:
 
     def _settle(self) -> None:
         """Score the waiting pairs exactly, keep the k best of each query, and raise the floor to the last of them."""
-        for query, place in self.waiting:
+        for query, position in self.waiting:
             for first in range(0, len(query), PAIRS_AT_ONCE):
-                self._merge(query[first : first + PAIRS_AT_ONCE], place[first : first + PAIRS_AT_ONCE])
+                self._merge(query[first : first + PAIRS_AT_ONCE], position[first : first + PAIRS_AT_ONCE])
         self.waiting, self.num_waiting = [], 0
 
-    def _merge(self, query: NDArray[np.int64], place: NDArray[np.int64]) -> None:
-        rows = place if self.rows is None else self.rows[place]
+    def _merge(self, query: NDArray[np.int64], position: NDArray[np.int64]) -> None:
+        rows = position if self.rows is None else self.rows[position]
+        # Float32 products differ in the last bits with the shape of the block; pair by pair they do not.
         score = pair_scores(self.query_QD[query], self.passage_PD[rows])
-        query, place = np.concatenate([self.query, query]), np.concatenate([self.row, place])
+        query, position = np.concatenate([self.query, query]), np.concatenate([self.row, position])
         score = np.concatenate([self.score, score])
-        order = np.lexsort((place, -score, query))
+        order = np.lexsort((position, -score, query))
         query = query[order]
         rank = rank_within_query(query)
         kept = order[rank < self.k]
         last = rank == self.k - 1
+        # Below the k-th exact score by the rounding error, since the next block's scores are float32 products again.
         self.floor_Q[query[last]] = np.maximum(
             self.floor_Q[query[last]], score[order[last]] - self.slack_Q[query[last]]
         )
-        self.query, self.row, self.score = query[rank < self.k], place[kept], score[kept]
+        self.query, self.row, self.score = query[rank < self.k], position[kept], score[kept]
 
 
 def rank_within_query(query: NDArray[np.int64] | NDArray[np.int32]) -> NDArray[np.int64]:

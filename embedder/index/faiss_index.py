@@ -30,7 +30,7 @@ TRAINING_ROWS = 262_144
 LEAST_PER_CENTROID = 39
 """FAISS calls fewer too few."""
 LEAST_CENTROIDS = 256
-"""Of product quantisation to 8 bits."""
+"""Product quantisation to 8 bits has so many centroids."""
 ROWS_AT_ONCE = 65_536
 ALIGNMENT = 64
 """Of the vectors in a file, in bytes: a line of the cache."""
@@ -57,6 +57,7 @@ def choose_factory(factory: str, rows: int, dimension: int) -> str:
 def empty_vectors(rows: int, dimension: int) -> tuple[faiss.IndexFlat, Vectors]:
     """A flat index of that many vectors, and a view of them to be filled in."""
     flat = faiss.IndexFlatIP(dimension)
+    # Filled through a view instead of `add`, which would need the vectors a second time in memory.
     flat.codes.resize(rows * dimension * 4)
     flat.ntotal = rows
     return flat, vectors_of(flat)
@@ -112,6 +113,7 @@ def _train(index: faiss.Index, vectors: Vectors) -> None:
         sample = vectors[np.sort(rows)]
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is not None:
+        # A quarter of FAISS's own 256, and so a quarter of the time of k-means.
         inverted.cp.max_points_per_centroid = 64
         if faiss.get_num_gpus():
             inverted.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(inverted.d))
@@ -165,6 +167,7 @@ def open_flat(path: Path) -> faiss.IndexFlat:
         raise _unreadable(path, error) from error
     if not isinstance(index, faiss.IndexFlatIP):
         raise BundleError(f"{path}: a {type(index).__name__}, not the vectors of a collection; {REMEDY}")
+    # The index reads from the mapped memory without owning it: the map must live as long.
     swig.add_to_referenced_objects(index, content)
     return index
 
@@ -188,6 +191,7 @@ class ApproximateIndex:
         """FAISS does not keep alive what an index refers to."""
         self._refined = REFINED.search(factory) is not None
         self.index = faiss.IndexRefine(index, flat) if self._refined else index
+        # Kept, because each is a chain of SWIG objects, which are slow to make.
         self._unfiltered: dict[SearchParameters, Any] = {}
         self.filters = self._takes_filters()
 

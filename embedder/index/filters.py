@@ -71,11 +71,10 @@ class Range(_Part):
 
     @property
     def kind(self) -> Kind:
-        """Of the bounds."""
         return next(kind_of(bound) for bound in (self.gt, self.gte, self.lt, self.lte) if bound is not None)
 
     def holds(self, value: Any) -> bool:  # noqa: ANN401 - comparable with the bounds, being of their kind
-        """Whether a value of their kind lies within the bounds."""
+        """Compare a value, of the kind of the bounds, with them."""
         return (
             (self.gt is None or value > self.gt)
             and (self.gte is None or value >= self.gte)
@@ -132,7 +131,7 @@ class Filter(_Part):
 
 
 class FieldIndex(Protocol):
-    """Where values stand: the collection on disk and the fresh documents in memory have one each."""
+    """The rows of each value: the collection on disk and the memtable have one each."""
 
     @property
     def num_rows(self) -> int:
@@ -149,7 +148,7 @@ class FieldIndex(Protocol):
 
 
 def matching(wanted: Filter, fields: FieldIndex) -> Mask:
-    """For each row whether it fits."""
+    """A mask of the rows that fit a filter."""
     mask = np.ones(fields.num_rows, dtype=np.bool_)
     for part in wanted.must:
         mask &= _mask(part, fields)

@@ -1,8 +1,9 @@
-"""Search by words: BM25 (Lucene's variant) by bm25s over a collection, and the same formula over fresh documents.
+"""Search by words: BM25 (Lucene's variant) by bm25s over a collection, and the same formula over the memtable.
 
-bm25s scores a collection when it is built, so documents that are written later change neither its word frequencies nor
-its mean length until the next fold. Memtable documents are scored at once, with the frequencies of both together. Each
-shard counts for itself: scores of two shards compare as well as their frequencies agree, and ids are spread by hash.
+bm25s scores a collection when it is built. Documents that are written later change neither its word frequencies nor its
+mean length until the next compaction. Documents of the memtable are scored at once, with the frequencies of both
+together. Each shard counts for itself: scores of two shards compare as well as their frequencies agree, and ids are
+spread by hash.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class StoredWords:
         """Rows with that word."""
         if self._index is None or word not in self._index.vocab_dict:
             return 0
-        place = self._index.vocab_dict[word]
-        first, last = self._index.scores["indptr"][place : place + 2]
+        word_id = self._index.vocab_dict[word]
+        first, last = self._index.scores["indptr"][word_id : word_id + 2]
         return int(last - first)
 
     def rank(self, queries: list[list[str]], k: int, allowed: Mask | None) -> Ranked:
@@ -96,7 +97,7 @@ class MemtableWords:
         return _ranked([self._scores(words, allowed) for words in queries], k)
 
     def _scores(self, words: list[str], allowed: Mask) -> NDArray[np.float32]:
-        """Every row that was ever added counts for the frequencies, as it does for bm25s until the next fold."""
+        """Every row that was ever added counts for the frequencies, as it does for bm25s until the next compaction."""
         scores = np.zeros(len(allowed), dtype=np.float32)
         num_rows = self.stored.num_rows + len(self._lengths)
         total = self.stored.num_rows * self.stored.mean_words + sum(self._lengths)
@@ -118,6 +119,7 @@ def _ranked(scores: list[NDArray[np.float32]], k: int) -> Ranked:
     for i, row_scores in enumerate(scores):
         rows = np.flatnonzero(row_scores)
         if len(rows) > k:
+            # A partition first, since most rows share some word with a query; ties with the last one must stay in.
             last = np.partition(row_scores[rows], len(rows) - k)[len(rows) - k]
             rows = rows[row_scores[rows] >= last]
         rows = rows[np.lexsort((rows, -row_scores[rows]))][:k]

@@ -1,14 +1,14 @@
 """A collection that is written to while it is searched.
 
     STATE/CURRENT            number and digest of the generation that is read; absent: the bundle's collection
-    STATE/generations/N/     the collection after N folds
+    STATE/generations/N/     the collection after N compactions
     STATE/log/N.log          what was written after generation N was begun
 
 The live documents are those of the current generation and of all log segments from its number on. Any process may
 write, one at a time; every search first takes in what others have written, so an acknowledged write is visible at once
-wherever the file system shows it at once: on one machine, but not over NFS as it is mounted by default. Folding builds
-a generation in the background and then moves CURRENT; a reader goes on with the old one until it adopts the new one.
-Elsewhere a log segment is called a WAL segment, the fresh documents a memtable, and folding compaction.
+wherever the file system shows it at once: on one machine, but not over NFS as it is mounted by default. Compaction
+builds a generation in the background and then moves CURRENT. A reader goes on with the old one until it adopts the new
+one. A log segment is part of a write-ahead log (WAL); its documents are in the memtable.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from embedder.index.lexical import words_of
 from embedder.index.log import Log, operations_schema
 from embedder.index.manifest import REMEDY
 from embedder.index.memtable import Memtable, MemtableView
-from embedder.index.results import Found, found, merge
+from embedder.index.results import SearchResults, merge, search_results
 from embedder.index.writes import Change
 from embedder.storage.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
 
@@ -52,7 +52,7 @@ class _Reading:
 
     generation: int
     base: Collection
-    fresh: Memtable
+    memtable: Memtable
     segment: int
     """Number of the log segment that is read; one below the generation while there is none."""
     log: Log | None = None
@@ -60,56 +60,58 @@ class _Reading:
 
 
 @dataclass(frozen=True)
-class LivingStats:
+class CollectionStats:
     """Sizes of a collection."""
 
     documents: int
-    fresh: int
-    """Operations that the next fold takes in; those that are not deletions are searched one by one until then."""
+    uncompacted: int
+    """Operations that the next compaction takes in; those that are not deletions are searched one by one until then."""
     generation: int
 
 
-class LivingCollection:
+class MutableCollection:
     """The documents of one task in one shard. Safe to use from several threads."""
 
-    def __init__(self, bundled: Path, state: Path, place: CollectionIdentity) -> None:
+    def __init__(self, bundled: Path, state: Path, identity: CollectionIdentity) -> None:
         """Open the collection of a bundle, whose files the caller has verified, with what was written to it since.
 
         Raises:
             BundleError: a file is missing or damaged, or belongs elsewhere.
         """
-        self.place, self._bundled, self._state = place, bundled, state
+        self.identity, self._bundled, self._state = identity, bundled, state
         self._lock = threading.RLock()
         self._reading = self._open()
         if segments := self._segments():
             # A kill may have cut the last write short.
             with locked(self.write_lock):
-                Log(self._segment(max(segments)), self.place).recover()
+                Log(self._segment(max(segments)), self.identity).recover()
         with self._lock:
             self._catch_up()
 
-    def search(self, query_QD: Vectors, k: int, parameters: SearchParameters, wanted: Filter | None = None) -> Found:
+    def search(
+        self, query_QD: Vectors, k: int, parameters: SearchParameters, wanted: Filter | None = None
+    ) -> SearchResults:
         """The k nearest documents that fit the filter, by inner product.
 
         Raises:
             ValueError: a query vector has the wrong width or holds a value that is not finite.
         """
         query_QD = np.ascontiguousarray(query_QD, dtype=np.float32)
-        if query_QD.ndim != 2 or query_QD.shape[1] != self.place.dimension or not np.isfinite(query_QD).all():
+        if query_QD.ndim != 2 or query_QD.shape[1] != self.identity.dimension or not np.isfinite(query_QD).all():
             raise ValueError(
-                f"query vectors of shape {query_QD.shape} do not fit an index of width {self.place.dimension}, "
+                f"query vectors of shape {query_QD.shape} do not fit an index of width {self.identity.dimension}, "
                 "or are not finite"
             )
         base, view = self._view(wanted)
-        parts = [found(base.rank(query_QD, k, parameters, view.stored), base.payload)]
+        parts = [search_results(base.rank(query_QD, k, parameters, view.stored), base.payload)]
         if view.num_live:
             ranked = _past_ties(
                 lambda most: exact_search(query_QD, view.vectors, most, view.live), k, len(view.vectors)
             )
-            parts.append(found(ranked, view))
+            parts.append(search_results(ranked, view))
         return merge(parts, k)
 
-    def search_words(self, queries: Sequence[str], k: int, wanted: Filter | None = None) -> Found:
+    def search_words(self, queries: Sequence[str], k: int, wanted: Filter | None = None) -> SearchResults:
         """The k documents that fit the filter and share the most telling words with each query, by BM25.
 
         Raises:
@@ -120,13 +122,14 @@ class LivingCollection:
             if not base.info.settings.lexical:
                 raise ValueError("this index was built without words; set index.lexical and build it again")
             words = words_of(queries)
-            of_fresh = self._reading.fresh.words
-            fresh = None
+            written = None
             if view.num_live:
-                fresh = _past_ties(lambda most: of_fresh.rank(words, most, view.live), k, len(view.vectors))
-        parts = [found(base.words.rank(words, k, view.stored), base.payload)]
-        if fresh is not None:
-            parts.append(found(fresh, view))
+                # Under the lock, because the memtable's word counts, unlike the view, change with every write.
+                counts = self._reading.memtable.words
+                written = _past_ties(lambda most: counts.rank(words, most, view.live), k, len(view.vectors))
+        parts = [search_results(base.words.rank(words, k, view.stored), base.payload)]
+        if written is not None:
+            parts.append(search_results(written, view))
         return merge(parts, k)
 
     def upsert(self, documents: Sequence[Document], vector_PD: Vectors) -> None:
@@ -139,7 +142,9 @@ class LivingCollection:
         """
         last = {document.name: i for i, document in enumerate(documents)}
         kept = [documents[i] for i in last.values()]
-        rows = [Row(one.id, one.dataset, one.text, one.title, metadata_json(one.metadata)) for one in kept]
+        rows = [
+            Row(*document.name, document.text, document.title, metadata_json(document.metadata)) for document in kept
+        ]
         if len(vector_PD) != len(documents):
             raise DataError(f"{len(documents)} documents with {len(vector_PD)} vectors; nothing was written")
         with locked(self.write_lock), self._lock:
@@ -148,10 +153,10 @@ class LivingCollection:
                 self._append(self._batch(rows, np.asarray(vector_PD)[list(last.values())], [self._now()] * len(rows)))
 
     def delete(self, names: Sequence[DocumentName]) -> int:
-        """Remove documents; returns how many there were. They are found no more when this returns."""
+        """Remove documents; returns how many there were. They are no longer found when this returns."""
         with locked(self.write_lock), self._lock:
             self._catch_up()
-            present = [name for name in dict.fromkeys(names) if self._reading.fresh.holds(name)]
+            present = [name for name in dict.fromkeys(names) if self._reading.memtable.holds(name)]
             self._remove(present, [self._now()] * len(present))
         return len(present)
 
@@ -159,24 +164,26 @@ class LivingCollection:
         """All writes so far, as `writes.WRITES` in the order of id and dataset."""
         with self._lock:
             self._catch_up()
-            stored, later = self._reading.base.writes, dict(self._reading.fresh.writes)
+            stored, later = self._reading.base.writes, dict(self._reading.memtable.writes)
         return stored.updated(later)
 
     def changes(self, names: Sequence[DocumentName]) -> list[Change]:
         """The documents of those names as their last writes left them; nothing of one that was never written."""
         with self._lock:
             self._catch_up()
-            fresh = self._reading.fresh
-            return [Change(name, fresh.row(name), write) for name in names if (write := fresh.write(name)) is not None]
+            memtable = self._reading.memtable
+            return [
+                Change(name, memtable.row(name), write) for name in names if (write := memtable.write(name)) is not None
+            ]
 
     def pending_changes(self, changes: Sequence[Change]) -> list[int]:
         """Indices of the changes of another version that `apply_changes` would apply."""
         with self._lock:
             self._catch_up()
-            return [i for i, change in enumerate(changes) if self._reading.fresh.lacks(change)]
+            return [i for i, change in enumerate(changes) if self._reading.memtable.lacks(change)]
 
     def apply_changes(self, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
-        """Apply the changes of another version that are due here; returns their indices, and they are durable then.
+        """Apply the changes that are pending here; returns their indices, and they are durable then.
 
         Each change is of another document, and has a row of `vector_CD`; that of a deletion is not read.
 
@@ -185,29 +192,30 @@ class LivingCollection:
         """
         with locked(self.write_lock), self._lock:
             self._catch_up()
-            due = self.pending_changes(changes)
-            written = [(row, i) for i in due if (row := changes[i].row) is not None]
+            # Asked again under the write lock: since the caller asked, a later write may have come.
+            pending = self.pending_changes(changes)
+            written = [(row, i) for i in pending if (row := changes[i].row) is not None]
             if written:
-                rows, places = zip(*written, strict=True)
-                times = [changes[i].write.written_ns for i in places]
-                self._append(self._batch(rows, vector_CD[list(places)], times))
-            gone = [changes[i] for i in due if changes[i].row is None]
-            self._remove([one.name for one in gone], [one.write.written_ns for one in gone])
-        return due
+                rows, positions = zip(*written, strict=True)
+                times = [changes[i].write.written_ns for i in positions]
+                self._append(self._batch(rows, vector_CD[list(positions)], times))
+            gone = [changes[i] for i in pending if changes[i].row is None]
+            self._remove([change.name for change in gone], [change.write.written_ns for change in gone])
+        return pending
 
-    def stats(self) -> LivingStats:
+    def stats(self) -> CollectionStats:
         """Sizes as of now."""
         with self._lock:
             self._catch_up()
-            fresh = self._reading.fresh
-            return LivingStats(fresh.num_documents, fresh.num_operations, self._reading.generation)
+            memtable = self._reading.memtable
+            return CollectionStats(memtable.num_documents, memtable.num_operations, self._reading.generation)
 
-    def fold(self) -> bool:
+    def compact(self) -> bool:
         """Build a generation of all live documents and make it the current one; searches and writes go on meanwhile.
 
-        Returns whether there was anything to fold, and nobody else was folding.
+        Returns whether there was anything to compact, and nobody else was at it.
         """
-        with locked(self._state / "fold.lock", wait=False) as alone:
+        with locked(self._state / "compact.lock", wait=False) as alone:
             if not alone:
                 return False
             remove_unfinished(self._state / "generations")
@@ -215,31 +223,35 @@ class LivingCollection:
             with locked(self.write_lock), self._lock:
                 self._catch_up()
                 previous = self._reading.generation
-                if self._reading.log is None or not self._reading.fresh.num_operations:
+                if self._reading.log is None or not self._reading.memtable.num_operations:
                     return False
+                # Both at one moment: what is written after it goes to the new segment and is in no view of this one.
                 number = self._begin_segment(self._reading.log)
                 base, view, writes = self.freeze()
+            # No lock is held from here on, because building may take minutes; searches and writes go on.
             final = self._generation(number)
             folder = unfinished_folder(final)
             write_compacted(base, view, History(number, writes), folder)
+            # On the disk before CURRENT names it, so that a kill between the two leaves the old generation valid.
             place_durably(folder, final)
-            digest = Collection.load(final, self.place, check=False).info.digest
+            digest = Collection.load(final, self.identity, check=False).info.digest
             write_durably(self._state / CURRENT, f"{number} {digest}\n".encode())
             self.adopt()
+            # One generation back is kept, because other processes read it until they adopt this one.
             self._remove_before(previous)
             return True
 
     def _begin_segment(self, log: Log) -> int:
         """The number of a segment that what is written from now on goes to; the locks are held."""
-        if log.is_empty:  # of a fold that failed
+        if log.is_empty:  # of a compaction that failed
             return self._reading.segment
         # A power cut must not take its end back: only the last segment is recovered.
         log.sync()
-        Log.create(self._segment(self._reading.segment + 1), self.place)
+        Log.create(self._segment(self._reading.segment + 1), self.identity)
         return self._reading.segment + 1
 
     def adopt(self) -> bool:
-        """Go over to the current generation, if another process has folded; returns whether that was so.
+        """Go over to the current generation, if another process has compacted; returns whether that was so.
 
         Raises:
             BundleError: the new generation is damaged; the old one goes on being searched.
@@ -247,6 +259,7 @@ class LivingCollection:
         generation, _ = self._read_current()
         if generation == self._reading.generation:
             return False
+        # Opened before the lock is taken, so that searches go on while the files are hashed.
         reading = self._open()
         with self._lock:
             self._reading = reading
@@ -254,7 +267,7 @@ class LivingCollection:
         return True
 
     def freeze(self) -> tuple[Collection, MemtableView, pa.Table]:
-        """What a snapshot writes: base collection, fresh documents on top of it and all writes, at one moment."""
+        """What a snapshot writes: the base collection, the memtable on top of it and all writes, at one moment."""
         with self._lock:
             return *self._view(), self.writes()
 
@@ -266,11 +279,12 @@ class LivingCollection:
     def _view(self, wanted: Filter | None = None) -> tuple[Collection, MemtableView]:
         with self._lock:
             self._catch_up()
-            return self._reading.base, self._reading.fresh.view(wanted)
+            return self._reading.base, self._reading.memtable.view(wanted)
 
     def _now(self) -> int:
         """The time of a write, later than that of all before it, whatever the clock says; the locks are held."""
-        return max(time.time_ns(), self._reading.fresh.latest_ns + 1)
+        # Clocks are set back now and then; a later write must still count as later.
+        return max(time.time_ns(), self._reading.memtable.latest_ns + 1)
 
     def _batch(self, rows: Sequence[Row], vector_PD: Vectors, written_ns: Sequence[int]) -> pa.RecordBatch:
         """Rows with their vectors and times as the log keeps them; the locks are held.
@@ -279,17 +293,17 @@ class LivingCollection:
             DataError: a vector has another width or holds a value that is not finite, or there are too many fields.
         """
         vector_PD = np.ascontiguousarray(vector_PD, dtype=np.float32)
-        if vector_PD.shape != (len(rows), self.place.dimension) or not np.isfinite(vector_PD).all():
+        if vector_PD.shape != (len(rows), self.identity.dimension) or not np.isfinite(vector_PD).all():
             raise DataError(
                 f"{len(rows)} documents with vectors of shape {vector_PD.shape}: each needs one of width "
-                f"{self.place.dimension} with finite values; nothing was written"
+                f"{self.identity.dimension} with finite values; nothing was written"
             )
-        fields = self._reading.fresh.fields.union(*(json.loads(row.metadata) for row in rows if row.metadata))
+        fields = self._reading.memtable.fields.union(*(json.loads(row.metadata) for row in rows if row.metadata))
         if len(fields) > MAX_FIELDS:
             raise DataError(f"metadata with {len(fields)} different fields; at most {MAX_FIELDS}; nothing was written")
-        schema = operations_schema(self.place.dimension)
+        schema = operations_schema(self.identity.dimension)
         columns = [pa.array(column, schema.field(i).type) for i, column in enumerate(zip(*rows, strict=True))]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(vector_PD.ravel()), self.place.dimension)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(vector_PD.ravel()), self.identity.dimension)
         return pa.record_batch([*columns, vectors, pa.array(written_ns, pa.int64())], schema=schema)
 
     def _remove(self, names: Sequence[DocumentName], written_ns: Sequence[int]) -> None:
@@ -299,12 +313,12 @@ class LivingCollection:
                 {"id": document_id, "dataset": dataset, "written_ns": written}
                 for (document_id, dataset), written in zip(names, written_ns, strict=True)
             ]
-            self._append(pa.RecordBatch.from_pylist(rows, schema=operations_schema(self.place.dimension)))
+            self._append(pa.RecordBatch.from_pylist(rows, schema=operations_schema(self.identity.dimension)))
 
     def _append(self, batch: pa.RecordBatch) -> None:
         """Log a batch and take it in; both locks are held."""
         if self._reading.log is None:
-            Log.create(self._segment(self._reading.generation), self.place)
+            Log.create(self._segment(self._reading.generation), self.identity)
             self._catch_up()
         if self._reading.log is None:
             raise BundleError(f"{self._segment(self._reading.generation)}: was removed; {REMEDY}")
@@ -316,21 +330,22 @@ class LivingCollection:
         while True:
             reading = self._reading
             following = self._segment(reading.segment + 1)
-            # Asked before the log is read: a segment that has a successor grows no more.
-            is_sealed = following.exists()
+            # Asked before the log is read: a segment that has a successor grows no more, so that what is read then is
+            # all of it. Asked afterwards, a write between the two would be lost.
+            has_successor = following.exists()
             if reading.log is not None:
                 batches, reading.position = reading.log.read(reading.position)
                 for batch in batches:
-                    reading.fresh.apply(batch)
-            if is_sealed:
-                reading.segment, reading.log = reading.segment + 1, Log(following, self.place)
+                    reading.memtable.apply(batch)
+            if has_successor:
+                reading.segment, reading.log = reading.segment + 1, Log(following, self.identity)
                 reading.position = reading.log.start
                 continue
             if reading.log is not None and reading.log.path.exists():
                 return
             if self._read_current()[0] == reading.generation:
                 return
-            # Others have folded twice since, and removed the log that was read here.
+            # Others have compacted twice since, and removed the log that was read here: only a fresh start is right.
             self._reading = self._open()
 
     def _open(self) -> _Reading:
@@ -338,15 +353,16 @@ class LivingCollection:
         generation, digest = self._read_current()
         try:
             folder = self._generation(generation) if generation else self._bundled
-            base = Collection.load(folder, self.place, check=generation > 0)
+            base = Collection.load(folder, self.identity, check=generation > 0)
             if generation and base.info.digest != digest:
                 raise BundleError(f"{folder}: not the generation that {self._state / CURRENT} names; {REMEDY}")
             segments = self._segments()
-            # A fold begins its segment before it moves CURRENT; the bundle itself has none until the first write.
+            # A compaction begins its segment before it moves CURRENT; the bundle itself has none until the first write.
             for number in range(generation, max([generation or -1, *segments]) + 1):
                 if number not in segments:
                     raise BundleError(f"{self._segment(number)}: missing; {REMEDY}")
         except BundleError:
+            # A compaction may have removed the files while they were opened; then the new generation is to be read.
             if self._read_current()[0] == generation:
                 raise
             return self._open()
@@ -382,7 +398,9 @@ class LivingCollection:
 
 
 def _past_ties(rank: Callable[[int], Ranked], k: int, most: int) -> Ranked:
-    """The k best fresh rows and all that tie with the last of them: they are not in the order of their names."""
+    """The k best rows of the memtable and all that tie with the last of them."""
+    # Ties are settled by name later, and rows of the memtable are in the order of writing: a tie that is cut off here
+    # could be the one whose name comes first.
     length = k
     while True:
         length = min(max(2 * length, k + 8), max(k, most))

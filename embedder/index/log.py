@@ -3,7 +3,7 @@
     magic, committed end, its CRC, length of the header, its CRC, header (JSON), then records
     record: length, CRC of position and content, an Arrow record batch of `operations_schema`
 
-A record is written and synced before the committed end is moved over it. So a record that a kill cut short lies behind
+A record is written and synced before the committed end is moved over it. So a record that a kill cut short is behind
 the committed end and is dropped, while damage before it is damage to acknowledged writes and is refused. Writers hold
 the collection's lock; readers need none.
 """
@@ -41,28 +41,28 @@ def operations_schema(dimension: int) -> pa.Schema:
 class Log:
     """One segment: the operations after the generation it is numbered after."""
 
-    def __init__(self, path: Path, place: CollectionIdentity) -> None:
+    def __init__(self, path: Path, identity: CollectionIdentity) -> None:
         """Open a segment.
 
         Raises:
-            BundleError: it is missing, damaged, of another place, or of another version of this program.
+            BundleError: it is missing, damaged, of another collection, or of another version of this program.
         """
-        self.path, self.schema = path, operations_schema(place.dimension)
+        self.path, self.schema = path, operations_schema(identity.dimension)
         try:
             self._file = os.open(path, os.O_RDWR)
         except OSError as error:
             raise BundleError(f"{path}: not readable ({error.strerror}); {REMEDY}") from error
         # Not at exit, where other threads may still read; the system closes it then.
         weakref.finalize(self, os.close, self._file).atexit = False
-        self.start = self._check_header(place)
+        self.start = self._check_header(identity)
 
     @staticmethod
-    def create(path: Path, place: CollectionIdentity) -> None:
+    def create(path: Path, identity: CollectionIdentity) -> None:
         """Write an empty segment, which appears as a whole."""
-        header = json.dumps({"format": FORMAT, **place.model_dump()}, sort_keys=True).encode()
+        header = json.dumps({"format": FORMAT, **identity.model_dump()}, sort_keys=True).encode()
         start = FIRST_BYTE + len(header)
         lengths = HEADER.pack(len(header), zlib.crc32(header))
-        write_durably(path, MAGIC + _sealed_end(start) + lengths + header)
+        write_durably(path, MAGIC + _checked_end(start) + lengths + header)
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Write operations; when this returns they are on the disk and visible. The caller holds the lock.
@@ -75,15 +75,16 @@ class Log:
         record = RECORD.pack(len(content), _checksum(end, content)) + content
         try:
             _write(self._file, record, end)
+            # Synced before the committed end moves over it, so that a power cut takes nothing before that end.
             os.fsync(self._file)
         except OSError:
             os.ftruncate(self._file, end)
             raise
-        _write(self._file, _sealed_end(end + len(record)), len(MAGIC))
+        # Not synced: readers on this machine see it at once, and after a power cut `recover` finds the record again.
+        _write(self._file, _checked_end(end + len(record)), len(MAGIC))
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was written to it."""
         return self.end() == self.start
 
     def sync(self) -> None:
@@ -91,7 +92,7 @@ class Log:
         os.fsync(self._file)
 
     def end(self) -> int:
-        """Where the acknowledged records end."""
+        """The position at which the acknowledged records end."""
         raw = os.pread(self._file, END.size, len(MAGIC))
         if len(raw) == END.size:
             end, checksum = END.unpack(raw)
@@ -109,13 +110,13 @@ class Log:
         if first == end:
             return [], end
         content = _read(self._file, end - first, first)
-        batches, place = [], 0
-        while place < end - first:
-            batch, length = self._record(content, place, first)
+        batches, position = [], 0
+        while position < end - first:
+            batch, length = self._record(content, position, first)
             if batch is None:
-                raise self._damaged(f"the record at byte {first + place} is damaged")
+                raise self._damaged(f"the record at byte {first + position} is damaged")
             batches.append(batch)
-            place += length
+            position += length
         return batches, end
 
     def recover(self) -> None:
@@ -123,30 +124,31 @@ class Log:
 
         The caller holds the lock.
         """
-        end = place = self.end()
+        end = position = self.end()
         content = _read(self._file, os.fstat(self._file).st_size - end, end)
-        while place - end < len(content):
-            batch, length = self._record(content, place - end, end)
+        while position - end < len(content):
+            batch, length = self._record(content, position - end, end)
             if batch is None:
                 break
-            place += length
-        if place != end:
+            position += length
+        if position != end:
+            # As in `append`: the records must be on the disk before the end that acknowledges them.
             os.fsync(self._file)
-            _write(self._file, _sealed_end(place), len(MAGIC))
-        if place - end < len(content):
-            os.ftruncate(self._file, place)
+            _write(self._file, _checked_end(position), len(MAGIC))
+        if position - end < len(content):
+            os.ftruncate(self._file, position)
 
-    def _record(self, content: bytes, place: int, offset: int) -> tuple[pa.RecordBatch | None, int]:
-        """The record at a place of what was read from `offset` on, None if it is not whole; and its length."""
-        if place + RECORD.size > len(content):
+    def _record(self, content: bytes, position: int, offset: int) -> tuple[pa.RecordBatch | None, int]:
+        """The record at a position of what was read from `offset` on, None if it is not whole; and its length."""
+        if position + RECORD.size > len(content):
             return None, 0
-        length, checksum = RECORD.unpack_from(content, place)
-        body = content[place + RECORD.size : place + RECORD.size + length]
-        if len(body) < length or checksum != _checksum(offset + place, body):
+        length, checksum = RECORD.unpack_from(content, position)
+        body = content[position + RECORD.size : position + RECORD.size + length]
+        if len(body) < length or checksum != _checksum(offset + position, body):
             return None, 0
         return pa.ipc.read_record_batch(pa.py_buffer(body), self.schema), RECORD.size + length
 
-    def _check_header(self, place: CollectionIdentity) -> int:
+    def _check_header(self, identity: CollectionIdentity) -> int:
         raw = os.pread(self._file, FIRST_BYTE, 0)
         if len(raw) < FIRST_BYTE or not raw.startswith(MAGIC):
             raise self._damaged("not a log")
@@ -157,9 +159,9 @@ class Log:
         fields = json.loads(header)
         if fields.pop("format") != FORMAT:
             raise BundleError(
-                f"{self.path}: not of format {FORMAT}; use the version of this program that wrote it, and fold there"
+                f"{self.path}: not of format {FORMAT}; use the version of this program that wrote it, and compact there"
             )
-        for name, value in place.model_dump().items():
+        for name, value in identity.model_dump().items():
             if fields.get(name) != value:
                 raise BundleError(f"{self.path}: {name} is {fields.get(name)!r}, not {value!r}; {REMEDY}")
         if not FIRST_BYTE + length <= self.end() <= os.fstat(self._file).st_size:
@@ -170,11 +172,12 @@ class Log:
         return BundleError(f"{self.path}: {reason}; restore a snapshot, or remove the file and lose what it holds")
 
 
-def _sealed_end(end: int) -> bytes:
+def _checked_end(end: int) -> bytes:
     return END.pack(end, zlib.crc32(struct.pack("<Q", end)))
 
 
 def _checksum(position: int, content: bytes) -> int:
+    # With the position, so that a record left over from before a truncation is not taken for one that belongs here.
     return zlib.crc32(content, zlib.crc32(struct.pack("<Q", position)))
 
 

@@ -1,4 +1,4 @@
-"""Manifests: JSON files that list the hash of every other file, and carry a hash of themselves."""
+"""Manifests: JSON files that list the hash of every other file, and hold a hash of themselves."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ class HashedManifest(BaseModel):
     """Hash of all other fields."""
 
     def computed_digest(self) -> str:
-        """What `digest` must be."""
         return content_id(self.model_dump(mode="json", exclude={"digest"}))
 
     def write(self, folder: Path) -> None:
         """Write it with its digest."""
-        sealed = self.model_copy(update={"digest": self.computed_digest()})
-        (folder / self.FILE).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        complete = self.model_copy(update={"digest": self.computed_digest()})
+        (folder / self.FILE).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -47,6 +46,7 @@ class HashedManifest(BaseModel):
         path, known = folder / cls.FILE, cls.model_fields["format"].default
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
+            # Before the fields are checked: another format has other fields, and the reader is to be told of that.
             if isinstance(raw, dict) and raw.get("format") != known:
                 raise BundleError(
                     f"{path}: format {raw.get('format')!r}, but this version reads format {known}; "
@@ -69,12 +69,13 @@ class HashedManifest(BaseModel):
         listed = {name for name in self.files if name.startswith(only)}
         paths = list(folder.rglob("*"))
         for path in paths:
+            # What a link leads to lies outside of the bundle and may change after it was hashed.
             if path.is_symlink():
                 raise BundleError(f"{path}: a link; a bundle holds its files itself: {REMEDY}")
-        found = {path.relative_to(folder).as_posix() for path in paths if path.is_file()} - {self.FILE}
-        for name in sorted(listed - found):
+        present = {path.relative_to(folder).as_posix() for path in paths if path.is_file()} - {self.FILE}
+        for name in sorted(listed - present):
             raise BundleError(f"{folder / name}: missing; {REMEDY}")
-        for name in sorted(found - self.files.keys()):
+        for name in sorted(present - self.files.keys()):
             raise BundleError(f"{folder / name}: not in the manifest; remove it, or {REMEDY}")
         for name in sorted(listed):
             if file_sha256(folder / name) != self.files[name]:

@@ -21,23 +21,22 @@ from embedder.index.writes import Change, Write
 
 @dataclass(frozen=True)
 class MemtableView:
-    """The fresh documents and the collection's rows as they were at one moment."""
+    """The written documents and the collection's rows as they were at one moment."""
 
     vectors: Vectors
     rows: list[Row]
     """May have grown; only the first len(vectors) belong to the view."""
     live: Mask
-    """Which fresh rows are neither replaced nor deleted, and fit the filter if there is one."""
+    """Which rows of the memtable are neither replaced nor deleted, and fit the filter if there is one."""
     stored: Mask | None
     """The same of the collection's rows; None: all."""
 
     @property
     def num_live(self) -> int:
-        """Memtable rows that count."""
         return int(np.count_nonzero(self.live))
 
     def take(self, rows: pa.Array) -> pa.Table:
-        """The payload of fresh rows."""
+        """The payload of some rows."""
         chosen = [self.rows[row] for row in rows.to_pylist()]
         columns = zip(*chosen, strict=True) if chosen else [()] * len(PAYLOAD)
         return pa.table([pa.array(column, field.type) for column, field in zip(columns, PAYLOAD, strict=True)], PAYLOAD)
@@ -51,35 +50,33 @@ class Memtable:
         self.words = MemtableWords(base.words)
         self._metadata = MemtableMetadata()
         self._rows: list[Row] = []
-        self._places: dict[DocumentName, int] = {}
-        self._vectors = np.empty((256, base.info.place.dimension), dtype=np.float32)
+        self._row_of: dict[DocumentName, int] = {}
+        self._vectors = np.empty((256, base.info.identity.dimension), dtype=np.float32)
         self._live: Mask = np.zeros(0, dtype=np.bool_)
         self._stored: Mask | None = None
         self._num_stored = base.info.rows
         self.num_operations = 0
         """Documents written and deleted so far."""
         self.writes: dict[DocumentName, Write] = {}
-        """Those that the collection does not hold yet."""
+        """Last writes of documents that the collection does not hold yet."""
         self.latest_ns = base.writes.latest_ns
 
     @property
     def num_documents(self) -> int:
-        """Live documents, stored and fresh."""
-        return self._num_stored + len(self._places)
+        return self._num_stored + len(self._row_of)
 
     @property
     def fields(self) -> set[str]:
-        """Names of the metadata's fields that occur."""
         return {*self.base.metadata.fields, *self._metadata.fields}
 
     def holds(self, name: DocumentName) -> bool:
         """Whether there is a live document of that name."""
-        return name in self._places or self._stored_row(name) is not None
+        return name in self._row_of or self._stored_row(name) is not None
 
     def row(self, name: DocumentName) -> Row | None:
         """The live document of that name."""
-        if name in self._places:
-            return self._rows[self._places[name]]
+        if name in self._row_of:
+            return self._rows[self._row_of[name]]
         stored = self._stored_row(name)
         return None if stored is None else self.base.row(stored)
 
@@ -92,13 +89,16 @@ class Memtable:
         write = self.write(change.name)
         if write is not None:
             return write.written_ns < change.write.written_ns
+        # Never written here: only where it still is what the other version's first write replaced, else the corpus is
+        # newer than that write.
         here = self._digest(change.name)
         return here == change.write.replaced and here != change.after
 
     def apply(self, batch: pa.RecordBatch) -> None:
-        """Carry out the operations of one record of the log, in their order."""
+        """Apply the operations of one record of the log, in their order."""
         self.num_operations += batch.num_rows
         vectors = np.asarray(batch["vector"].flatten(), dtype=np.float32).reshape(-1, self._vectors.shape[1])
+        # A copy, because views that searches still hold share the old mask.
         live = np.concatenate([self._live, np.zeros(batch.num_rows, dtype=np.bool_)])
         gone: list[int] = []
         written = 0
@@ -106,10 +106,11 @@ class Memtable:
             *(batch[name].to_pylist() for name in (*PAYLOAD.names, "written_ns")), strict=True
         ):
             name = (document_id, dataset)
+            # Noted before the row changes: the first write keeps the digest of what it replaced.
             self._note(name, written_ns)
-            place, stored = self._places.pop(name, None), self._stored_row(name)
-            if place is not None:
-                live[place] = False
+            replaced, stored = self._row_of.pop(name, None), self._stored_row(name)
+            if replaced is not None:
+                live[replaced] = False
             if stored is not None:
                 gone.append(stored)
             if text is not None:
@@ -118,6 +119,7 @@ class Memtable:
                 written += 1
         self._live = live[: len(self._rows)]
         if gone:
+            # All at once, because a mask of the whole collection is copied each time.
             stored_rows = np.ones(self.base.info.rows, dtype=np.bool_) if self._stored is None else self._stored.copy()
             stored_rows[gone] = False
             self._stored = stored_rows
@@ -133,7 +135,7 @@ class Memtable:
         return MemtableView(self._vectors[: len(self._rows)], self._rows, live, stored)
 
     def _note(self, name: DocumentName, written_ns: int) -> None:
-        """Remember a write that is about to be carried out."""
+        """Remember a write that is about to be applied."""
         known = self.write(name)
         self.writes[name] = Write(written_ns, self._digest(name) if known is None else known.replaced)
         self.latest_ns = max(self.latest_ns, written_ns)
@@ -143,12 +145,13 @@ class Memtable:
         return None if row is None else row.digest
 
     def _add(self, row: Row, vector: Vectors) -> None:
-        place = len(self._rows)
-        if place == len(self._vectors):
+        number = len(self._rows)
+        if number == len(self._vectors):
+            # A new array, because views that searches still hold show the old one.
             self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
-        self._vectors[place] = vector
+        self._vectors[number] = vector
         self._rows.append(row)
-        self._places[row.id, row.dataset] = place
+        self._row_of[row.id, row.dataset] = number
         self._metadata.add(row.metadata, row.dataset)
         self.words.add(row.text)
 

@@ -1,4 +1,4 @@
-"""Where each value of the metadata stands: sorted and memory-mapped for a collection, in dictionaries for fresh rows.
+"""The rows of each value of the metadata: sorted and memory-mapped for a collection, in dictionaries for the memtable.
 
 A field's values of one kind lie together, sorted, in a batch of their own, so equality and ranges are binary searches.
 """
@@ -47,13 +47,13 @@ def write_metadata(payload: pa.Table, path: Path) -> None:
 
 def _values(payload: pa.Table, first_row: int) -> dict[tuple[str, Kind], pa.Table]:
     """The values of some rows by field and kind, as tables of METADATA."""
-    found: dict[tuple[str, Kind], list[tuple[Scalar, int]]] = defaultdict(list)
+    pairs_of: dict[tuple[str, Kind], list[tuple[Scalar, int]]] = defaultdict(list)
     columns = zip(payload["metadata"].to_pylist(), payload["dataset"].to_pylist(), strict=True)
     for row, (metadata, dataset) in enumerate(columns, first_row):
         for field, value in field_values(metadata, dataset):
-            found[field, kind_of(value)].append((value, row))
+            pairs_of[field, kind_of(value)].append((value, row))
     tables = {}
-    for (field, kind), pairs in found.items():
+    for (field, kind), pairs in pairs_of.items():
         values = [value if kind == "text" else float(value) for value, _ in pairs]
         nothing = [None] * len(pairs)
         columns_of = (values, nothing) if kind == "text" else (nothing, values)
@@ -78,6 +78,7 @@ class _SortedValues:
             low = bisect_left(self._values, value, key=python_value)
             return low, bisect_right(self._values, value, low, key=python_value)
         number = float(value)
+        # By bisection on the mapped column: NumPy reads a page or two of it, a list would read it all.
         return int(np.searchsorted(self._values, number, "left")), int(np.searchsorted(self._values, number, "right"))
 
     def between(self, bounds: Range) -> Rows:
@@ -108,11 +109,9 @@ class StoredMetadata:
 
     @property
     def fields(self) -> set[str]:
-        """Fields that occur."""
         return {field for field, _ in self._values}
 
     def equal(self, field: str, value: Scalar) -> Rows:
-        """Rows with that value."""
         values = self._values.get((field, kind_of(value)))
         return values.rows(*values.extent(value)) if values else NO_ROWS
 
@@ -122,9 +121,8 @@ class StoredMetadata:
         return values.between(bounds) if values else NO_ROWS
 
     def having(self, field: str) -> Rows:
-        """Rows with any value of that field."""
-        found = [values.rows() for (name, _), values in self._values.items() if name == field]
-        return np.concatenate([NO_ROWS, *found])
+        rows = [values.rows() for (name, _), values in self._values.items() if name == field]
+        return np.concatenate([NO_ROWS, *rows])
 
 
 class MemtableMetadata:
@@ -142,11 +140,9 @@ class MemtableMetadata:
 
     @property
     def fields(self) -> set[str]:
-        """Fields that occur."""
         return {field for field, _ in self._rows}
 
     def equal(self, field: str, value: Scalar) -> Rows:
-        """Rows with that value."""
         return _array([self._rows.get((field, kind_of(value)), {}).get(value, [])])
 
     def between(self, field: str, bounds: Range) -> Rows:
@@ -155,7 +151,6 @@ class MemtableMetadata:
         return _array(rows for value, rows in values.items() if bounds.holds(value))
 
     def having(self, field: str) -> Rows:
-        """Rows with any value of that field."""
         return _array(rows for (name, _), values in self._rows.items() if name == field for rows in values.values())
 
 

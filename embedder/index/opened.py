@@ -1,4 +1,4 @@
-"""An index that is open: all shards of a version, or those of one process; searched, written to, folded, copied.
+"""An index that is open: all shards of a version, or those of one process; searched, written to, compacted, copied.
 
 A service that holds each shard in a process of its own lets these `rank`, and combines their rankings.
 """
@@ -21,8 +21,8 @@ from embedder.index.collection import CollectionInfo, History
 from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName
 from embedder.index.exact import Vectors
-from embedder.index.living import LivingCollection, LivingStats
-from embedder.index.results import Found, fuse, merge
+from embedder.index.living import CollectionStats, MutableCollection
+from embedder.index.results import SearchResults, fuse, merge
 from embedder.index.search_options import SearchOptions
 from embedder.index.writes import WRITES, Change
 from embedder.storage.durable import locked, write_durably
@@ -30,8 +30,8 @@ from embedder.storage.durable import locked, write_durably
 FUSION_DEPTH = 100
 """Least length of the rankings that hybrid search fuses."""
 
-Rankings = list[Found]
-"""What some shards found for one request: one ranking for each way that its mode searches in."""
+Rankings = list[SearchResults]
+"""The results of some shards for one request: one ranking for each way that its mode searches in."""
 
 
 class OpenIndex:
@@ -48,11 +48,11 @@ class OpenIndex:
             raise BundleError(
                 f"{state}: was written to {bundle} when that had another content; remove it, or restore that content"
             )
-        self.collections: dict[str, dict[int, LivingCollection]] = {task: {} for task in manifest.collections}
+        self.collections: dict[str, dict[int, MutableCollection]] = {task: {} for task in manifest.collections}
         for shard in shards:
             for task, collections in self.collections.items():
                 bundled, written = shard_folder(bundle, shard) / task, shard_folder(state, shard) / task
-                collections[shard] = LivingCollection(bundled, written, manifest.place(task, shard))
+                collections[shard] = MutableCollection(bundled, written, manifest.collection_identity(task, shard))
 
     @classmethod
     def open(cls, bundle: Path, state: Path, shards: Sequence[int] | None = None) -> OpenIndex:
@@ -84,17 +84,17 @@ class OpenIndex:
         if options.mode != "lexical":
             if query_QD is None:
                 raise ValueError(f"mode {options.mode!r} needs query vectors")
-            found = [one.search(query_QD, depth, options.parameters, options.filter) for one in collections]
-            rankings.append(merge(found, depth))
+            parts = [shard.search(query_QD, depth, options.parameters, options.filter) for shard in collections]
+            rankings.append(merge(parts, depth))
         if options.mode != "dense":
             if texts is None:
                 raise ValueError(f"mode {options.mode!r} needs the texts of the queries")
-            rankings.append(merge([one.search_words(texts, depth, options.filter) for one in collections], depth))
+            rankings.append(merge([shard.search_words(texts, depth, options.filter) for shard in collections], depth))
         return rankings
 
     def search(
         self, task: str, options: SearchOptions, query_QD: Vectors | None = None, texts: Sequence[str] | None = None
-    ) -> Found:
+    ) -> SearchResults:
         """The best documents of all shards that are open here; raises as `rank` does."""
         return combine([self.rank(task, options, query_QD, texts)], options)
 
@@ -106,9 +106,9 @@ class OpenIndex:
             DataError: the vectors do not fit; nothing of that shard was written.
         """
         with self._writing():
-            for shard, places in self._by_shard(task, [document.id for document in documents]).items():
+            for shard, positions in self._by_shard(task, [document.id for document in documents]).items():
                 collection = self._collection(task, shard)
-                collection.upsert([documents[i] for i in places], np.asarray(vector_PD)[places])
+                collection.upsert([documents[i] for i in positions], np.asarray(vector_PD)[positions])
 
     def delete(self, task: str, names: Sequence[DocumentName]) -> int:
         """Remove documents; returns how many there were.
@@ -119,7 +119,8 @@ class OpenIndex:
         with self._writing():
             parts = self._by_shard(task, [document_id for document_id, _ in names])
             return sum(
-                self._collection(task, shard).delete([names[i] for i in places]) for shard, places in parts.items()
+                self._collection(task, shard).delete([names[i] for i in positions])
+                for shard, positions in parts.items()
             )
 
     def writes(self, task: str) -> pa.Table:
@@ -140,8 +141,8 @@ class OpenIndex:
         parts = self._by_shard(task, [document_id for document_id, _ in names])
         return [
             change
-            for shard, places in parts.items()
-            for change in self._collection(task, shard).changes([names[i] for i in places])
+            for shard, positions in parts.items()
+            for change in self._collection(task, shard).changes([names[i] for i in positions])
         ]
 
     def pending_changes(self, task: str, changes: Sequence[Change]) -> list[int]:
@@ -152,13 +153,13 @@ class OpenIndex:
         """
         parts = self._by_shard(task, [change.name[0] for change in changes])
         return [
-            places[i]
-            for shard, places in parts.items()
-            for i in self._collection(task, shard).pending_changes([changes[i] for i in places])
+            positions[i]
+            for shard, positions in parts.items()
+            for i in self._collection(task, shard).pending_changes([changes[i] for i in positions])
         ]
 
     def apply_changes(self, task: str, changes: Sequence[Change], vector_CD: Vectors) -> list[int]:
-        """Apply the changes of another version that are due here; returns their indices.
+        """Apply the changes of another version that are pending here; returns their indices.
 
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
@@ -167,35 +168,38 @@ class OpenIndex:
         with self._writing():
             parts = self._by_shard(task, [change.name[0] for change in changes])
             made = []
-            for shard, places in parts.items():
+            for shard, positions in parts.items():
                 collection = self._collection(task, shard)
-                done = collection.apply_changes([changes[i] for i in places], np.asarray(vector_CD)[places])
-                made += [places[i] for i in done]
+                done = collection.apply_changes([changes[i] for i in positions], np.asarray(vector_CD)[positions])
+                made += [positions[i] for i in done]
             return made
 
     @property
     def _mark(self) -> Path:
-        """Tells which bundle the state belongs to."""
+        """The file that tells which bundle the state belongs to."""
         return self._state / "BUNDLE"
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Keep snapshots out, and bind the state to this bundle."""
         with locked(self._state / "batch.lock", shared=True):
+            # Before the first write: a state without the mark would fit any bundle of that name.
             if not self._mark.is_file():
                 write_durably(self._mark, self.manifest.digest.encode())
             yield
 
-    def stats(self, task: str) -> dict[int, LivingStats]:
-        """Sizes of a task's collections, by shard."""
-        return {shard: collection.stats() for shard, collection in self._collections(task).items()}
+    def stats(self) -> dict[str, list[CollectionStats]]:
+        """Sizes of the collections by task, in the order of their shards."""
+        return {
+            task: [collection.stats() for collection in shards.values()] for task, shards in self.collections.items()
+        }
 
-    def fold(self, least_fresh: int = 1) -> int:
-        """Fold every collection with that many fresh rows; returns how many were. Meant for a background thread."""
-        return sum(collection.fold() for collection in self._all() if collection.stats().fresh >= least_fresh)
+    def compact(self, least_rows: int = 1) -> int:
+        """Compact every collection with that many uncompacted rows; returns how many were. For a background thread."""
+        return sum(collection.compact() for collection in self._all() if collection.stats().uncompacted >= least_rows)
 
     def adopt(self) -> int:
-        """Go over to what other processes have folded; returns for how many collections. For a background thread."""
+        """Go over to what other processes have compacted; returns for how many collections. For a background thread."""
         return sum(collection.adopt() for collection in self._all())
 
     def snapshot(self, catalog: Catalog, version: str) -> None:
@@ -214,6 +218,8 @@ class OpenIndex:
             shutil.rmtree(staged, ignore_errors=True)
 
     def _write_snapshot(self, staged: Path) -> None:
+        # In the order of writers, so that nobody waits for the other: first the batch lock, by which a batch that spans
+        # shards is in the snapshot whole or not at all.
         with locked(self._state / "batch.lock"), ExitStack() as locks:
             for collection in self._all():
                 locks.enter_context(locked(collection.write_lock))
@@ -222,6 +228,7 @@ class OpenIndex:
                 for task, shards in self.collections.items()
                 for shard, collection in shards.items()
             }
+        # The locks are free again: what is frozen never changes, and writing it may take minutes.
         files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(f"{MODEL}/")}
         shutil.copytree(self._bundle / MODEL, staged / MODEL, copy_function=_link)
         counts = dict.fromkeys(self.collections, 0)
@@ -231,19 +238,19 @@ class OpenIndex:
             write_compacted(base, view, History(0, writes), folder)
             info = CollectionInfo.read(folder)
             counts[task] += info.rows
-            files |= info.sealed_files(folder, staged)
+            files |= info.hashed_files(folder, staged)
         manifest = self.manifest.model_copy(update={"collections": counts, "files": files})
         manifest.write(staged)
 
-    def _all(self) -> list[LivingCollection]:
+    def _all(self) -> list[MutableCollection]:
         return [collection for shards in self.collections.values() for collection in shards.values()]
 
-    def _collections(self, task: str) -> dict[int, LivingCollection]:
+    def _collections(self, task: str) -> dict[int, MutableCollection]:
         if task not in self.collections:
             raise ConfigError(f"task {task!r}: the index has {sorted(self.collections)}")
         return self.collections[task]
 
-    def _collection(self, task: str, shard: int) -> LivingCollection:
+    def _collection(self, task: str, shard: int) -> MutableCollection:
         collections = self._collections(task)
         if shard not in collections:
             raise ConfigError(f"shard {shard} of task {task!r} is not open here; there are {sorted(collections)}")
@@ -251,15 +258,16 @@ class OpenIndex:
 
     def _by_shard(self, task: str, ids: Sequence[str]) -> dict[int, list[int]]:
         """Indices of the ids by shard, in their order; every shard is open here."""
-        places: dict[int, list[int]] = {}
+        positions: dict[int, list[int]] = {}
         for i, document_id in enumerate(ids):
-            places.setdefault(shard_of(document_id, self.manifest.num_shards), []).append(i)
-        for shard in places:
+            positions.setdefault(shard_of(document_id, self.manifest.num_shards), []).append(i)
+        # Before anything is written, so that a batch with a wrong shard leaves no part of it behind.
+        for shard in positions:
             self._collection(task, shard)
-        return places
+        return positions
 
 
-def combine(parts: Sequence[Rankings], options: SearchOptions) -> Found:
+def combine(parts: Sequence[Rankings], options: SearchOptions) -> SearchResults:
     """The answer to one request from the rankings of all shards."""
     merged = [merge(shards, _depth(options)) for shards in zip(*parts, strict=True)]
     return merged[0] if len(merged) == 1 else fuse(merged, options.k)

@@ -1,4 +1,4 @@
-"""What a search found, as one table for all its queries: small to send, quick to merge over shards and to fuse.
+"""The results of a search, as one table for all its queries: small to send, quick to merge over shards and to fuse.
 
 Q queries, K results of each.
 """
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from embedder.index.documents import PAYLOAD
 from embedder.index.exact import Ranked, rank_within_query
 
-FOUND = pa.schema([("query", pa.int32()), ("score", pa.float32()), *PAYLOAD])
+RESULTS = pa.schema([("query", pa.int32()), ("score", pa.float32()), *PAYLOAD])
 """One hit; sorted by query, best first, ties by id and dataset."""
 FUSION_CONSTANT = 60
 """Of reciprocal rank fusion: a hit of rank r (from 1) counts 1 / (60 + r), after Cormack et al. (2009)."""
@@ -25,7 +25,7 @@ FUSION_CONSTANT = 60
 
 @dataclass(frozen=True)
 class Hit:
-    """One found document."""
+    """One document that fits a query, with its score."""
 
     id: str
     score: float
@@ -36,12 +36,12 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResults:
     """The hits of several queries."""
 
     num_queries: int
     table: pa.Table
-    """FOUND."""
+    """RESULTS."""
 
     def hits(self) -> list[list[Hit]]:
         """The same by query, as objects."""
@@ -53,51 +53,53 @@ class Found:
 
 
 class Payload(Protocol):
-    """Rows that can be shown: an Arrow table, or fresh documents."""
+    """Rows that can be shown: those of an Arrow table, or of the memtable."""
 
     def take(self, rows: pa.Array) -> pa.Table:
         """The payload of some rows."""
 
 
-def found(ranked: Ranked, payload: Payload) -> Found:
+def search_results(ranked: Ranked, payload: Payload) -> SearchResults:
     """Ranked rows with their payload."""
     is_hit = ranked.row_QK >= 0
     query = np.repeat(np.arange(len(is_hit), dtype=np.int32), is_hit.sum(axis=1))
     rows = payload.take(pa.array(ranked.row_QK[is_hit]))
     columns = [pa.array(query), pa.array(ranked.score_QK[is_hit]), *rows.columns]
-    return Found(len(is_hit), pa.table(columns, schema=FOUND))
+    return SearchResults(len(is_hit), pa.table(columns, schema=RESULTS))
 
 
-def merge(parts: Sequence[Found], k: int) -> Found:
-    """The k best hits of each query over several shards, or of stored and fresh documents."""
+def merge(parts: Sequence[SearchResults], k: int) -> SearchResults:
+    """The k best hits of each query over several shards, or over a collection and its memtable."""
     if len(parts) == 1:
         return parts[0]
     table = pa.concat_tables([part.table for part in parts])
-    return Found(parts[0].num_queries, _best(table, k))
+    return SearchResults(parts[0].num_queries, _best(table, k))
 
 
-def fuse(parts: Sequence[Found], k: int) -> Found:
+def fuse(parts: Sequence[SearchResults], k: int) -> SearchResults:
     """The k best hits of each query over several rankings of the same documents, by the sum of reciprocal ranks."""
     tables = []
     for part in parts:
         rank = rank_within_query(part.table["query"].to_numpy())
         reciprocal = (1 / (FUSION_CONSTANT + 1 + rank)).astype(np.float32)
-        tables.append(part.table.set_column(1, FOUND.field("score"), pa.array(reciprocal)))
+        tables.append(part.table.set_column(1, RESULTS.field("score"), pa.array(reciprocal)))
     table = pa.concat_tables(tables).combine_chunks()
     names = ["query", "id", "dataset"]
-    places = pa.table([pa.array(np.arange(table.num_rows))], ["place"])
+    row = pa.array(np.arange(table.num_rows))
     sums = (
-        pa.table([*table.select([*names, "score"]).columns, places["place"]], [*names, "score", "place"])
+        pa.table([*table.select([*names, "score"]).columns, row], [*names, "score", "row"])
+        # With threads Arrow promises no order of the groups.
         .group_by(names, use_threads=False)
-        .aggregate([("score", "sum"), ("place", "min")])
+        .aggregate([("score", "sum"), ("row", "min")])
     )
-    fused = table.take(sums["place_min"]).set_column(1, FOUND.field("score"), sums["score_sum"].cast(pa.float32()))
-    return Found(parts[0].num_queries, _best(fused, k))
+    fused = table.take(sums["row_min"]).set_column(1, RESULTS.field("score"), sums["score_sum"].cast(pa.float32()))
+    return SearchResults(parts[0].num_queries, _best(fused, k))
 
 
 def _best(table: pa.Table, k: int) -> pa.Table:
     """The first k of each query, sorted."""
     query, score = table["query"].to_numpy(), table["score"].to_numpy()
+    # By numbers first: sorting texts too is far slower, so that it is done only where scores tie.
     order = np.lexsort((-score, query))
     tied = (np.diff(query[order]) == 0) & (np.diff(score[order]) == 0)
     if tied.any():

@@ -1,4 +1,4 @@
-"""What one search asks for besides its query."""
+"""Options of one search: how many results, in which mode, with which filter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mode = Literal["dense", "lexical", "hybrid"]
 
 
 class SearchOptions(BaseModel):
-    """What a search asks for besides the query."""
+    """A search's request besides its query."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

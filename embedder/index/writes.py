@@ -89,6 +89,7 @@ class StoredWrites:
             return self.table
         columns = zip(*((*name, *write) for name, write in later.items()), strict=True)
         new = pa.table([pa.array(column, field.type) for column, field in zip(columns, WRITES, strict=True)], WRITES)
+        # An anti join and not a dictionary of all writes, of which there may be millions.
         kept = self.table.join(new.select(["id", "dataset"]), ["id", "dataset"], join_type="left anti")
         return pa.concat_tables([kept, new]).sort_by(BY_NAME).combine_chunks()
 

@@ -39,7 +39,7 @@ def workplace(config: RunConfig, *, writes: bool) -> Iterator[RunConfig]:
     # Not waited for: the other job may take days, and its mirror would be out of date when this one begins.
     with locked(mirror.folder.parent / "mirror.lock", wait=False) as is_mine:
         if writes and not is_mine:
-            raise ConfigError(f"{mirror.folder}: another job works on {mirror.place} here; wait for its end")
+            raise ConfigError(f"{mirror.folder}: another job works on {mirror.remote} here; wait for its end")
         if is_mine:
             # Under the lock alone, because a pull changes files that a job at work here is reading.
             mirror.pull()

@@ -1,1 +1,8 @@
-"""Files and object stores."""
+"""Files and object stores.
+
+durable        files that survive a kill and a power cut; locks between processes
+json_file      JSON files that appear as a whole
+object_store   paths in S3 and Google Cloud Storage
+mirror         a run in an object store and the folder that stands for it
+fetched        sources and model folders in an object store, as files of this machine
+"""

@@ -31,6 +31,7 @@ def write_durably(path: Path, content: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
+            # Before the rename: some file systems bring the new name onto the disk before the content.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -52,7 +53,7 @@ def place_durably(folder: Path, final: Path) -> None:
     sync_path(folder)
     final.parent.mkdir(parents=True, exist_ok=True)
     os.replace(folder, final)
-    sync_path(final.parent)
+    sync_path(final.parent)  # the rename itself is in the parent folder
 
 
 def remove_unfinished(folder: Path) -> None:

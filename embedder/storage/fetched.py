@@ -31,19 +31,19 @@ def local_copy(path: AnyPath) -> Path:
 
 
 @cache
-def _fetched(place: ObjectPath) -> Path:
-    if names := unsent(place):
+def _fetched(path: ObjectPath) -> Path:
+    if names := unsent(path):
         raise DataError(
-            f"{place}: a job is sending {names[0]} and {len(names) - 1} others, or was cut off as it did; wait for its "
+            f"{path}: a job is sending {names[0]} and {len(names) - 1} others, or was cut off as it did; wait for its "
             "end, or run it again"
         )
     root = Path(os.environ.get(CACHE) or "~/.cache/llm-embedder").expanduser().absolute()
-    folder = root / content_id(place.uri)[:16]
+    folder = root / content_id(path.uri)[:16]
     with locked(root / f"{folder.name}.lock"):
-        if place.is_file():
-            Mirror(place.parent, folder, only=place.name).pull()
-        elif place.is_dir():
-            Mirror(place, folder / place.name).pull()
+        if path.is_file():
+            Mirror(path.parent, folder, only=path.name).pull()
+        elif path.is_dir():
+            Mirror(path, folder / path.name).pull()
         else:
-            raise DataError(f"{place}: nothing is there; correct the path")
-    return folder / place.name
+            raise DataError(f"{path}: nothing is there; correct the path")
+    return folder / path.name

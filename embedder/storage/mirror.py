@@ -27,9 +27,9 @@ from embedder.storage.json_file import write_json
 from embedder.storage.object_store import ObjectPath, download, upload
 
 STATE = "mirror.json"
-"""In the store: a State."""
+"""The file in the store that holds a State."""
 RECORD = ".mirror.json"
-"""In the folder: a Record."""
+"""The file in the folder that holds a Record."""
 KEPT_HERE = "indexes/states/"
 """What a running service writes, and holds open: neither sent nor fetched."""
 AT_ONCE = 16
@@ -47,7 +47,7 @@ Common = tuple[Stamp, Stamp]
 
 @dataclass(frozen=True)
 class State:
-    """What the store says of itself."""
+    """The store's own note on who writes to it, and how far."""
 
     writer: str = ""
     """The folder that has sent last."""
@@ -58,18 +58,17 @@ class State:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether a push has begun and not ended."""
         return bool(self.sending or self.replacing)
 
 
 @dataclass
 class Record:
-    """What a folder knows."""
+    """The folder's own note on what it shares with the store."""
 
     writer: str
     """Its own name."""
     files: dict[str, Common] = field(default_factory=dict)
-    """What it has in common with the store."""
+    """The files that are the same here and in the store."""
 
     def changed(self, here: dict[str, Stamp]) -> list[str]:
         """Files that are not as they were last sent or fetched, the oldest first."""
@@ -83,9 +82,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Mirror:
-    """A place in an object store and the folder that stands for it."""
+    """A path in an object store and the folder that stands for it."""
 
-    place: ObjectPath
+    remote: ObjectPath
     folder: Path
     only: str | None = None
     """The one object that counts; None: all."""
@@ -96,13 +95,13 @@ class Mirror:
         Raises:
             DataError: the store does not answer, or refuses; or another one's push was cut off as it replaced files.
         """
-        record, state, stored, here = self._record(), read_state(self.place), self._stored(), self._files()
+        record, state, stored, here = self._record(), read_state(self.remote), self._stored(), self._files()
         is_mine = state.writer == record.writer
         if state.replacing and not is_mine:
             raise DataError(
-                f"{self.place}: a push was cut off while it replaced {len(state.replacing)} files, first "
+                f"{self.remote}: a push was cut off while it replaced {len(state.replacing)} files, first "
                 f"{state.replacing[0]}; run the job again on the machine that sent it, or, to take the files as they "
-                f"are, remove {self.place / STATE}"
+                f"are, remove {self.remote / STATE}"
             )
         unfinished = set(state.sending)
         there = {name: stamp for name, stamp in stored.items() if name not in unfinished}
@@ -122,8 +121,9 @@ class Mirror:
 
     def claim(self) -> None:
         """Become the folder that sends; to be called after `pull`. Another one that is at work cannot send any more."""
-        record, state = self._record(), read_state(self.place)
+        record, state = self._record(), read_state(self.remote)
         if state.writer != record.writer:
+            # The record first, because it holds the name by which the store will know this folder.
             self._write_record(record)
             self._write_state(replace(state, writer=record.writer))
 
@@ -133,12 +133,13 @@ class Mirror:
         Raises:
             DataError: the store does not answer, or refuses; or another folder has claimed it since.
         """
-        record, state, here, sent = self._record(), read_state(self.place), self._files(), 0
+        record, state, here, sent = self._record(), read_state(self.remote), self._files(), 0
         is_mine = state.writer == record.writer
         if not (record.changed(here) or record.gone(here) or (is_mine and state.is_unfinished)):
             return 0
         if not is_mine:
-            raise DataError(f"{self.place}: another machine works there now, so nothing is sent from {self.folder}")
+            raise DataError(f"{self.remote}: another machine works there now, so nothing is sent from {self.folder}")
+        # New files first, and again until there are none: readers leave them out by name, so the job may write on.
         while new := [name for name in record.changed(here) if name not in record.files]:
             sending = sorted({*state.sending, *new})
             self._write_state(replace(state, sending=sending))
@@ -147,11 +148,13 @@ class Mirror:
             here = self._files()
         self._remove(name for name in state.sending if name not in here)
         changed = record.changed(here)
+        # From here on nobody else fetches: old and new content of one run must not be mixed.
         self._write_state(State(record.writer, replacing=changed))
         self._all(changed, "send", self._send, record)
         gone = record.gone(self._files())
         self._remove(gone)
         record.files = {name: stamps for name, stamps in record.files.items() if name not in gone}
+        # The record before the state: after a kill between the two the push is ended by the next one.
         self._write_record(record)
         self._write_state(State(record.writer))
         return sent + len(changed)
@@ -160,7 +163,7 @@ class Mirror:
         """Fetch or send files, and note them as common to both sides, some at a time."""
         if not names:
             return
-        with progress(f"{verb}: {self.place}", len(names), console()) as counter, ThreadPoolExecutor(AT_ONCE) as pool:
+        with progress(f"{verb}: {self.remote}", len(names), console()) as counter, ThreadPoolExecutor(AT_ONCE) as pool:
             for first in range(0, len(names), NOTED_AFTER):
                 some = names[first : first + NOTED_AFTER]
                 for name, common in zip(some, pool.map(act, some), strict=True):
@@ -170,22 +173,23 @@ class Mirror:
                 self._write_record(record)
 
     def _fetch(self, name: str, there: Stamp) -> Common:
-        download(self.place / name, self.folder / name)
+        download(self.remote / name, self.folder / name)
         return self._stamp(name), _settled(there)
 
     def _send(self, name: str) -> Common | None:
         """None: it was removed since it was listed. What is written to it meanwhile is sent the next time."""
         try:
+            # Stamped before it is sent: what is written to it meanwhile then counts as changed.
             here = self._stamp(name)
-            upload(self.folder / name, self.place / name)
+            upload(self.folder / name, self.remote / name)
         except FileNotFoundError:
             return None
-        return here, _settled((self.place / name).stamp())
+        return here, _settled((self.remote / name).stamp())
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
-            if (self.place / name).is_file():
-                (self.place / name).unlink()
+            if (self.remote / name).is_file():
+                (self.remote / name).unlink()
 
     def _forget(self, name: str) -> None:
         """Remove a file here, and the folders that it leaves empty."""
@@ -199,26 +203,26 @@ class Mirror:
     def _stored(self) -> dict[str, Stamp]:
         """Every object of the run by its name."""
         if self.only is not None:
-            return {self.only: (self.place / self.only).stamp()}
-        return {name: stamp for name, stamp in self.place.walk() if is_mirrored(name)}
+            return {self.only: (self.remote / self.only).stamp()}
+        return {name: stamp for name, stamp in self.remote.walk() if is_mirrored(name)}
 
     def _files(self) -> dict[str, Stamp]:
         """Every finished file of the folder by its name."""
-        found = {}
+        stamps = {}
         for where, folders, files in os.walk(self.folder, onerror=_raise_unless_gone):
             folders[:] = [name for name in folders if not name.startswith(".")]
             names = (Path(where, name).relative_to(self.folder).as_posix() for name in files)
             for name in filter(is_mirrored, names):
                 with suppress(FileNotFoundError):  # removed since it was listed
-                    found[name] = self._stamp(name)
-        return found
+                    stamps[name] = self._stamp(name)
+        return stamps
 
     def _stamp(self, name: str) -> Stamp:
         known = (self.folder / name).stat()
         return known.st_size, known.st_mtime_ns
 
     def _write_state(self, state: State) -> None:
-        write_json(asdict(state), self.place / STATE)
+        write_json(asdict(state), self.remote / STATE)
 
     def _record(self) -> Record:
         path = self.folder / RECORD
@@ -247,14 +251,14 @@ def read_state(run: ObjectPath) -> State:
     raise DataError(f"{state}: not readable; remove it, and run the job on the machine that has sent last")
 
 
-def unsent(place: ObjectPath) -> list[str]:
-    """Files at or below a place inside a run that a push of the run is sending, or was as it was cut off."""
-    names, found = place.key.split("/"), []
+def unsent(path: ObjectPath) -> list[str]:
+    """Files at or below a path inside a run that a push of the run is sending, or was as it was cut off."""
+    names, unfinished = path.key.split("/"), []
     for depth in range(1, len(names)):
-        state = read_state(ObjectPath(place.store, "/".join(names[:depth])))
+        state = read_state(ObjectPath(path.store, "/".join(names[:depth])))
         inside = "/".join(names[depth:])
-        found += [name for name in state.sending + state.replacing if f"{name}/".startswith(f"{inside}/")]
-    return found
+        unfinished += [name for name in state.sending + state.replacing if f"{name}/".startswith(f"{inside}/")]
+    return unfinished
 
 
 def is_mirrored(name: str) -> bool:

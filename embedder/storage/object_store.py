@@ -56,7 +56,7 @@ class ObjectPath:
 
     @classmethod
     def parse(cls, uri: str) -> ObjectPath:
-        """The place a URI names, percent-decoded: `s3://bucket/run`, `s3://key:secret@bucket/run?region=eu-west-1`.
+        """The path a URI names, percent-decoded: `s3://bucket/run`, `s3://key:secret@bucket/run?region=eu-west-1`.
 
         Nothing is connected to; that is done by the first read or write.
 
@@ -102,22 +102,18 @@ class ObjectPath:
 
     @property
     def parent(self) -> ObjectPath:
-        """The place without the last part of its name."""
         return ObjectPath(self.store, self.key.rpartition("/")[0])
 
     @property
     def name(self) -> str:
-        """The last part."""
         return PurePosixPath(self.key).name
 
     @property
     def stem(self) -> str:
-        """The last part without its suffix."""
         return PurePosixPath(self.key).stem
 
     @property
     def suffix(self) -> str:
-        """The end of the name from its last dot."""
         return PurePosixPath(self.key).suffix
 
     @property
@@ -225,7 +221,7 @@ class ObjectPath:
 
 
 AnyPath = Path | ObjectPath
-"""A place for a run's files."""
+"""A path of a run's files, wherever they are."""
 
 
 @contextmanager
@@ -239,6 +235,7 @@ def replacing(path: AnyPath) -> Iterator[BinaryIO]:
         DataError: the object store does not answer, or refuses.
     """
     if isinstance(path, ObjectPath):
+        # A file first: a stream to the store publishes what it holds even when the writer fails half way.
         with TemporaryFile() as file:
             yield file
             file.flush()

@@ -1,29 +1,27 @@
-"""What every job shares: its three options, its errors, and the connection to Ray."""
+"""What every job shares: its three options, its errors, and the connection to Ray.
+
+Ray is imported by the functions that use it, so that help and a refused run file need not wait for it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
 import yaml
-from ray.data import DataContext
-from ray.exceptions import RayTaskError
 
-from embedder.config.load import load_run
+from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
-from embedder.console import console
-from embedder.errors import ConfigError, EmbedderError
+from embedder.console import console, exit_on_error
+from embedder.errors import ConfigError
 from embedder.run.cost import Work, measured_rate
 from embedder.run.stage_report import StageReport
 from embedder.run.workspace import workplace
-from ray_jobs.cluster.metrics import ResourceUsage
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +46,7 @@ class Job:
 
 def make_parser(job: Job) -> argparse.ArgumentParser:
     """The three options that every job takes."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m ray_jobs.{job.stage}",
-        description=job.manual,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="run file (YAML)")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
+    parser = run_file_parser(f"ray_jobs.{job.stage}", job.manual)
     parser.add_argument(
         "--dry-run", action="store_true", help="check, print the resolved run file and the work ahead, stop"
     )
@@ -64,9 +56,10 @@ def make_parser(job: Job) -> argparse.ArgumentParser:
 def main(job: Job, arguments: Sequence[str] | None = None) -> None:
     """Run a job from the command line; exit status 2 and one line for an error the user can fix."""
     options = make_parser(job).parse_args(arguments)
-    try:
+    with exit_on_error():
         given = load_run(options.config, options.set)
         refuse_temporary_paths(given)
+        # Given back on the way out also when the job fails: the mirror of an object store sends what was written.
         at_work = nullcontext(given) if job.streams_objects(given) else workplace(given, writes=not options.dry_run)
         with at_work as config:
             work = job.check(config)
@@ -76,15 +69,12 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
                     console().print(f"{job.stage}: {line}", markup=False)
                 return
             run_stage(job, config, work)
-    except EmbedderError as error:
-        # An error of a Ray task arrives as its own class with the remote traceback as its text.
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        console().print(f"error: {cause}", markup=False)
-        sys.exit(2)
 
 
 def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
+    from ray_jobs.cluster.metrics import ResourceUsage
+
     connect()
     out = console()
     out.rule(f"{job.stage}")
@@ -138,6 +128,9 @@ def refuse_temporary_paths(config: RunConfig) -> None:
 
 def connect() -> None:
     """Connect to the cluster RAY_ADDRESS names (a submitted job has it set), or start a local one."""
+    import ray
+    from ray.data import DataContext
+
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
             # A line of JSON for each event, with the ids of job, node and worker, here and in the logs of all workers.

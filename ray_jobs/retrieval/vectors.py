@@ -125,14 +125,14 @@ def missing_texts(paths: Paths, store: VectorStore, splits: list[Split]) -> Iter
 
 def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, splits: list[Split]) -> int:
     """Encode what the store lacks, with an actor pool; returns how many texts that were."""
-    actors = config.mine.num_actors
+    actors = config.encoder.num_actors
     known = sum(count_rows(corpus_files(config.paths, dataset)) for dataset in datasets(config.paths)) // BLOCK_ROWS
     parts = (
         part
         for table in missing_texts(config.paths, store, splits)
         for part in cut_blocks(text_blocks(table), actors, known)
     )
-    pool = actor_pool(actors, config.mine.gpus_per_actor)
+    pool = actor_pool(actors, config.encoder.gpus_per_actor)
     return run_blocks(parts, EncodeBlocks, (encoder, store), pool, "encode").rows
 
 

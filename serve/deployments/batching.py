@@ -1,6 +1,6 @@
 """Texts of many requests in one forward pass: as many tokens as fit, every request in turn, a poisoned one alone.
 
-No waiting for more: while a batch is computed, what arrives gathers for the next one. Needs neither Ray nor the web.
+No waiting for more: while a batch is computed, what arrives waits for the next one. Needs neither Ray nor the web.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Job:
     rows: list[TokenRow]
     done: asyncio.Future[np.ndarray]
     vectors: list[np.ndarray] = field(default_factory=list)
-    """Of the first rows; they are taken in their order."""
+    """Vectors of the first rows, which are computed in their order."""
     taken: int = 0
     since: float = field(default_factory=time.perf_counter)
 
@@ -83,6 +83,7 @@ class TokenBatcher:
         job = _Job(rows, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         if self._running is None:
+            # Kept, because the event loop holds tasks weakly and one that nobody refers to may vanish.
             self._running = asyncio.create_task(self._work())
         return await job.done
 
@@ -115,6 +116,7 @@ class TokenBatcher:
                 self._jobs.popleft()
                 continue
             row = job.rows[job.taken]
+            # A row longer than the budget goes alone; it would never fit otherwise.
             if batch and tokens + len(row) > self._budget:
                 break
             batch.append((job, row))
@@ -131,6 +133,7 @@ def run_apart(run: Run, rows: Sequence[TokenRow]) -> list[np.ndarray | Failure]:
     except FAILURES as error:
         if len(rows) == 1:
             return [Failure(f"the model failed on it ({type(error).__name__})", is_of_the_model=False)]
+        # By halves: one poisoned row of n costs about 2 log n passes, row by row all n.
         middle = len(rows) // 2
         return run_apart(run, rows[:middle]) + run_apart(run, rows[middle:])
     bad = Failure("its vector is not finite", is_of_the_model=True)

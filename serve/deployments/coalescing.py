@@ -22,7 +22,7 @@ Send = Callable[[str, list[list[str]], bool], Awaitable[list[Outcome]]]
 
 FULL = "too many requests are waiting; try again"
 MOST_REQUESTS = 64
-"""Of one call."""
+"""Requests that one call takes at most."""
 MOST_CHARACTERS = 16_384
 """Of all texts of a call that holds several requests: about a batch of the encoder, so that a large one goes alone."""
 
@@ -49,7 +49,7 @@ class _Request:
             self.done.set_result(outcome)
 
 
-class Gatherer:
+class Coalescer:
     """The requests of one ingress."""
 
     def __init__(self, send: Send, most_calls: int, most_requests: int, most_texts: int) -> None:
@@ -62,7 +62,6 @@ class Gatherer:
 
     @property
     def is_full(self) -> bool:
-        """Whether a further request would be refused."""
         return len(self._waiting) >= self._most_requests or self._waiting_texts >= self._most_texts
 
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
@@ -88,6 +87,7 @@ class Gatherer:
         while len(self._calls) < self._most_calls and (group := self._take()):
             call = asyncio.create_task(self._call(group))
             self._calls.add(call)
+            # By callbacks: whoever asked may be gone by then, and the next call must begin all the same.
             call.add_done_callback(partial(self._called, group))
             for request in group:
                 request.done.add_done_callback(partial(_drop, call, group))
@@ -95,6 +95,7 @@ class Gatherer:
     def _called(self, group: list[_Request], call: asyncio.Task[list[Outcome]]) -> None:
         """Tell everybody who waits what a call has brought, and begin the next one."""
         self._calls.discard(call)
+        # `exception` of a cancelled task raises, so that this is asked first.
         failure = None if call.cancelled() else call.exception()
         if failure is not None:
             for request in group:
@@ -116,10 +117,13 @@ class Gatherer:
                 if group and (not same or characters > MOST_CHARACTERS):
                     break
                 group.append(request)
+            # Those that nobody waits for leave the queue here too, so that the count stays right.
             self._waiting_texts -= len(self._waiting.popleft().texts)
         return group
 
     async def _call(self, group: list[_Request]) -> list[Outcome]:
+        # A task has a context of its own: this deadline is seen by this call alone. The latest counts, because each
+        # request leaves by its own deadline in `encode`.
         DEADLINE.set(max(request.deadline for request in group))
         texts = [request.texts for request in group]
         return await self._send(group[0].version, texts, group[0].truncate)

@@ -24,7 +24,7 @@ from embedder.models.onnx import load_inference_encoder
 from serve.backend import Encoded
 from serve.deployments.batching import NotEncodable, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics
-from serve.deployments.version_cache import Loaded
+from serve.deployments.version_cache import VersionCache
 from serve.http_errors import ApiError
 from serve.versions.served import VersionSource
 
@@ -35,8 +35,8 @@ UNIT = 1e-3
 """By how much the length of a probe's vector may differ from 1."""
 UNLOAD_EVERY_S = 15.0
 THREAD_TOKENS = 512
-"""Tokens, padding included, that a thread of a CPU computes together, of the shortest rows of a batch first: what they
-become on the way stays in its cache."""
+"""Tokens, padding included, that a thread of a CPU computes together, of the shortest rows of a batch first: their
+intermediate results then stay in its cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class _Model:
 
 
 class EncoderReplica:
-    """Encodes texts that already carry their instruction.
+    """Encodes texts that have their instruction already.
 
     Two threads beside the event loop: one makes tokens, while the other one computes.
     """
@@ -60,11 +60,14 @@ class EncoderReplica:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._source, self._settings = source, settings
         self._metrics = EncoderMetrics()
+        # One thread each: torch and the tokenizer use several cores by themselves, and two passes at once would only
+        # slow each other down.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        # Weak, so that the last version that is unloaded takes the model with it.
         self._by_fingerprint: WeakValueDictionary[str, _Model] = WeakValueDictionary()
         self._load_lock = threading.Lock()
-        self._models = Loaded(self._load)
+        self._models = VersionCache(self._load)
         self._models.preload(source.named()[: settings.max_versions], deployed)
         self._unloaded = time.monotonic()
 
@@ -89,6 +92,7 @@ class EncoderReplica:
         try:
             return Encoded(await model.batcher.submit(rows), [len(row) for row in rows])
         except NotEncodable as error:
+            # Asked for every failure: a broken GPU fails on any text, and then it would be wrong to blame this one.
             await self._blame(model)
             self._metrics.poisoned()
             status, reason = 500 if error.failure.is_of_the_model else 400, error.failure.reason
@@ -156,6 +160,7 @@ class EncoderReplica:
         """The model of a version; versions with the same model share it."""
         folder = self._source.bundle(version)
         manifest = verify(folder, only=f"{MODEL}/")
+        # Versions are loaded in threads: two of one model at once would hold it twice.
         with self._load_lock:
             model = self._by_fingerprint.get(manifest.encoder_fingerprint)
             if model is None:

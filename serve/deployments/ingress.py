@@ -77,7 +77,7 @@ class Ingress:
         return make_api(self.service, self._metrics.answered)
 
     async def check_health(self) -> None:
-        """The replica is replaced when it follows the aliases no more, for whatever reason."""
+        """The replica is replaced when it no longer follows the aliases, for whatever reason."""
         if self._following is not None and self._following.done():
             await self._following
 
@@ -88,11 +88,13 @@ class Ingress:
             try:
                 await self.service.follow()
             except (EmbedderError, ApiError, RayError, OSError, RuntimeError, ValueError) as error:
+                # The old versions go on being served, whatever is wrong with the aliases or the new ones.
                 logger.error("the aliases cannot be followed: %s", error)
             now = {
                 alias: (version.stamp.model_version, version.stamp.index_version)
                 for alias, version in self.service.served.all()
             }
+            # To 0, because Prometheus would show the old version for ever.
             for alias, versions in noted.items() - now.items():
                 self._metrics.serves(alias, *versions, is_served=False)
             for alias, versions in now.items() - noted.items():

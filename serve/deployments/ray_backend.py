@@ -5,23 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate
 
-import numpy as np
-import pyarrow as pa
 from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from embedder.config.serve import ServeConfig
-from embedder.index.documents import Document, DocumentName
-from embedder.index.living import LivingStats
-from embedder.index.opened import Rankings
-from embedder.index.search_options import SearchOptions
-from embedder.index.writes import Change
-from serve.backend import DEADLINE, Encoded
-from serve.deployments.coalescing import MOST_CHARACTERS, Gatherer, Outcome
+from embedder.index.opened import OpenIndex
+from serve.backend import DEADLINE, LONG_CALLS, Encoded, P, R
+from serve.deployments.coalescing import MOST_CHARACTERS, Coalescer, Outcome
 from serve.http_errors import ApiError
 from serve.schemas import DeploymentState
 
@@ -34,7 +28,7 @@ LEAST_S = 2.0
 DIED_PAUSE_S = 1.0
 """Before replicas are asked again to load a version; by then those that died are known to be dead."""
 PREPARE_S = 600.0
-"""For loading a version in every replica."""
+"""Time for loading a version in every replica."""
 STATE_HOLDS_S = 2.0
 """How long an answer of Ray's controller about replicas holds."""
 
@@ -52,19 +46,17 @@ class Deployments:
         self._settings, self._encoder, self._parts, self._retried = settings, encoder, slices, retried
         self.num_slices = len(slices)
         most_calls = settings.target_ongoing_requests * settings.max_replicas
-        self._gatherer = Gatherer(self._encode, most_calls, settings.max_queued_requests, settings.max_queued_texts)
+        self._coalescer = Coalescer(self._encode, most_calls, settings.max_queued_requests, settings.max_queued_texts)
         self._state_lock = asyncio.Lock()
         self._state: list[DeploymentState] = []
         self._state_until = 0.0
 
     @property
     def is_full(self) -> bool:
-        """Whether a further request for vectors would be refused."""
-        return self._gatherer.is_full
+        return self._coalescer.is_full
 
     async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
-        """The vectors of texts by the model of a version."""
-        return await self._gatherer.encode(version, texts, truncate)
+        return await self._coalescer.encode(version, texts, truncate)
 
     async def _encode(self, version: str, requests: list[list[str]], truncate: bool) -> list[Outcome]:
         much = sum(len(text) for texts in requests for text in texts) > MOST_CHARACTERS
@@ -73,62 +65,29 @@ class Deployments:
         )
         return outcomes
 
-    async def rank(
-        self, part: int, version: str, task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: list[str]
-    ) -> Rankings:
-        """What one slice adds to a search."""
-        handle = self._parts[part].rank
-        rankings: Rankings = await self._call(lambda: handle.remote(version, task, options, query_QD, texts))
-        return rankings
-
-    async def upsert(
-        self, part: int, version: str, task: str, documents: list[Document], vector_PD: np.ndarray
-    ) -> None:
-        """Write documents of one slice."""
-        handle = self._parts[part].upsert
-        await self._call(lambda: handle.remote(version, task, documents, vector_PD), patient=True)
-
-    async def delete(self, part: int, version: str, task: str, names: list[DocumentName]) -> int:
-        """Remove documents of one slice; made again after a death, it counts what was left."""
-        deleted: int = await self._call(lambda: self._parts[part].delete.remote(version, task, names), patient=True)
-        return deleted
-
-    async def writes(self, part: int, version: str, task: str) -> pa.Table:
-        """All writes of one slice so far."""
-        writes: pa.Table = await self._call(lambda: self._parts[part].writes.remote(version, task), patient=True)
-        return writes
-
-    async def changes(self, part: int, version: str, task: str, names: list[DocumentName]) -> list[Change]:
-        """Documents of one slice as their last writes left them."""
-        handle = self._parts[part].changes
-        changes: list[Change] = await self._call(lambda: handle.remote(version, task, names), patient=True)
-        return changes
-
-    async def pending_changes(self, part: int, version: str, task: str, changes: list[Change]) -> list[int]:
-        """Which changes of another version `apply_changes` would make in one slice."""
-        due: list[int] = await self._call(
-            lambda: self._parts[part].pending_changes.remote(version, task, changes), patient=True
+    async def call(
+        self,
+        part: int,
+        version: str,
+        method: Callable[Concatenate[OpenIndex, P], R],
+        /,
+        *arguments: P.args,
+        **keywords: P.kwargs,
+    ) -> R:
+        """Call a method of INDEX_CALLS on the index of one slice."""
+        handle = self._parts[part].call
+        # The method travels by its name: pickled as a function it could be any code, and the replica runs only those it
+        # knows.
+        answer: R = await self._call(
+            lambda: handle.remote(version, method.__name__, *arguments, **keywords), patient=method in LONG_CALLS
         )
-        return due
-
-    async def apply_changes(
-        self, part: int, version: str, task: str, changes: list[Change], vector_CD: np.ndarray
-    ) -> list[int]:
-        """Make the changes of another version that are due in one slice; returns which."""
-        handle = self._parts[part].apply_changes
-        made: list[int] = await self._call(lambda: handle.remote(version, task, changes, vector_CD), patient=True)
-        return made
-
-    async def stats(self, part: int, version: str) -> dict[str, list[LivingStats]]:
-        """Sizes of the collections of one slice, by task."""
-        stats: dict[str, list[LivingStats]] = await self._call(lambda: self._parts[part].stats.remote(version))
-        return stats
+        return answer
 
     async def prepare(self, version: str) -> None:
         """Have every replica load a version and try it; those that start later load it when they are asked."""
         for attempt in range(self._settings.retries + 1):
             await asyncio.sleep(DIED_PAUSE_S * attempt)
-            calls = [one.broadcast("prepare", version) for one in (self._encoder, *self._parts)]
+            calls = [handle.broadcast("prepare", version) for handle in (self._encoder, *self._parts)]
             try:
                 await asyncio.gather(*(call.results_async(timeout_s=PREPARE_S) for call in calls))
             except DIED:
@@ -140,6 +99,7 @@ class Deployments:
 
     async def deployments(self) -> list[DeploymentState]:
         """Which replicas there are, as Ray's controller said within the last two seconds."""
+        # Locked, so that many who ask at once cost the controller one call.
         async with self._state_lock:
             if time.monotonic() > self._state_until:
                 self._state = await asyncio.to_thread(_deployments, serve.get_replica_context().app_name)
@@ -159,6 +119,7 @@ class Deployments:
             if attempt:
                 self._retried()
                 await asyncio.sleep(PAUSE_S * 2 ** (attempt - 1))
+            # Anew for each attempt: the pause and the attempt before it have used up a part.
             left = DEADLINE.get() - time.monotonic()
             is_last = patient or attempt == self._settings.retries or left < LEAST_S
             try:
@@ -174,8 +135,9 @@ class Deployments:
 
     async def _attempt(self, response: DeploymentResponse[Any], seconds: float) -> Any:  # noqa: ANN401
         try:
-            return await asyncio.wait_for(_result(response), max(0.001, seconds))
+            return await asyncio.wait_for(response, max(0.001, seconds))
         except (asyncio.CancelledError, asyncio.TimeoutError) as error:
+            # Ray must be told, or the replica would work on for nobody.
             response.cancel()
             if isinstance(error, asyncio.CancelledError):
                 raise
@@ -186,30 +148,27 @@ class Deployments:
             raise ApiError(503, "a part of the service is not ready; try again") from error
         except RayTaskError as error:
             raise _cause(error) from error
-        except DIED:
+        except DIED:  # a RayError too, but one after which the call is made again
             raise
         except RayError as error:
             raise ApiError(503, f"a part of the service failed ({type(error).__name__}); try again") from error
 
 
 def _deployments(application: str) -> list[DeploymentState]:
-    found = serve.status().applications[application].deployments
+    states = serve.status().applications[application].deployments
     return [
         DeploymentState(
             name=name,
-            status=one.status.value,
+            status=state.status.value,
             # By the values of the states, whatever Ray's annotation says.
-            replicas=dict(one.replica_states),
+            replicas=dict(state.replica_states),
         )
-        for name, one in found.items()
+        for name, state in states.items()
     ]
 
 
 def _cause(error: RayTaskError) -> BaseException:
-    """What the replica raised."""
+    """The exception that the replica raised, if it was one."""
     cause: BaseException = error.cause
+    # Ray wraps what is raised; where the cause could not travel, the wrapper is all there is.
     return cause if isinstance(cause, Exception) else error
-
-
-async def _result(response: DeploymentResponse[Any]) -> Any:  # noqa: ANN401
-    return await response

@@ -40,7 +40,6 @@ class IngressMetrics:
         self._rejected.inc(requests, {"status": "429"})
 
     def retried(self) -> None:
-        """Count one call that was made again."""
         self._retries.inc(1)
 
     def serves(self, alias: str, model_version: str, index_version: str, *, is_served: bool = True) -> None:
@@ -76,11 +75,9 @@ class EncoderMetrics:
         self._queue.observe(waited_s)
 
     def computed(self, seconds: float) -> None:
-        """Note a forward pass."""
         self._inference.observe(seconds)
 
     def poisoned(self) -> None:
-        """Count a text that the model fails on."""
         self._poisoned.inc(1)
 
 
@@ -91,16 +88,13 @@ class ShardMetrics:
         self._slice = {"shard": str(slice_number)}
         self._seconds = Histogram("embedder_index_search_duration_seconds", "Of one search", SECONDS, ("shard",))
         self._documents = Gauge("embedder_index_documents", "Documents of a task", ("shard", "task"))
-        self._fresh = Gauge("embedder_index_fresh", "Writes not folded yet", ("shard", "task"))
+        self._uncompacted = Gauge("embedder_index_uncompacted", "Writes not compacted yet", ("shard", "task"))
 
     def searched(self, seconds: float) -> None:
-        """Note a search."""
         self._seconds.observe(seconds, self._slice)
 
     def sizes(self, index: OpenIndex) -> None:
-        """Note the sizes of the collections."""
-        for task in index.collections:
-            stats = list(index.stats(task).values())
+        for task, stats in index.stats().items():
             labels = {**self._slice, "task": task}
-            self._documents.set(sum(one.documents for one in stats), labels)
-            self._fresh.set(sum(one.fresh for one in stats), labels)
+            self._documents.set(sum(shard.documents for shard in stats), labels)
+            self._uncompacted.set(sum(shard.uncompacted for shard in stats), labels)

@@ -6,27 +6,24 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError
 from embedder.index.bundle import read_manifest
-from embedder.index.documents import Document, DocumentName
-from embedder.index.living import LivingStats
-from embedder.index.opened import OpenIndex, Rankings
+from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
-from embedder.index.writes import Change
+from serve.backend import INDEX_CALLS
 from serve.deployments.service_metrics import ShardMetrics
-from serve.deployments.version_cache import Loaded
+from serve.deployments.version_cache import VersionCache
 from serve.versions.served import VersionSource, shards_of
 
 logger = logging.getLogger("ray.serve")
 
 TIDY_EVERY_S = 5.0
-"""Between two looks at what others have folded, and at what is to be folded or unloaded."""
+"""Between two looks at what others have compacted, and at what is to be compacted or unloaded."""
 
 
 class ShardReplica:
@@ -43,65 +40,29 @@ class ShardReplica:
         self._source, self._settings = source, settings
         self._slice = (slice_number, num_slices)
         self._metrics = ShardMetrics(slice_number)
-        self._indexes = Loaded(self._load)
+        self._indexes = VersionCache(self._load)
         self._indexes.preload(source.named()[: settings.max_versions], deployed)
+        # A thread, because compaction takes minutes of CPU and Ray's event loop must answer health checks meanwhile.
         threading.Thread(target=self._tidy_for_ever, name="tidy", daemon=True).start()
 
-    async def rank(
-        self, version: str, task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: Sequence[str]
-    ) -> Rankings:
-        """What these shards add to the answer; the ingress combines it with the others'.
+    async def call(self, version: str, method: str, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as the method has them
+        """Run a method of INDEX_CALLS on the shards of a version; `Backend.call` has the types.
 
         Raises:
-            ConfigError: there is no such task.
-            ValueError: the mode needs an index with words.
+            ValueError: the method is not one of these, or what it raises for the arguments.
+            ConfigError: there is no such task, or the document's shard is not here.
+            DataError: vectors do not fit.
             BundleError: the version is missing or damaged.
         """
+        if method not in INDEX_CALLS:
+            raise ValueError(f"{method!r:.200} is not a call of the index; there are {sorted(INDEX_CALLS)}")
         index = await self._indexes.get(version)
         began = time.perf_counter()
-        rankings = await asyncio.to_thread(index.rank, task, options, query_QD, texts)
-        self._metrics.searched(time.perf_counter() - began)
-        return rankings
-
-    async def upsert(self, version: str, task: str, documents: list[Document], vector_PD: np.ndarray) -> None:
-        """Write documents of these shards; when this returns they are on the disk and found.
-
-        Raises:
-            ConfigError: there is no such task.
-            DataError: the vectors do not fit.
-        """
-        index = await self._indexes.get(version)
-        await asyncio.to_thread(index.upsert, task, documents, vector_PD)
-
-    async def delete(self, version: str, task: str, names: list[DocumentName]) -> int:
-        """Remove documents of these shards; returns how many there were."""
-        index = await self._indexes.get(version)
-        return await asyncio.to_thread(index.delete, task, names)
-
-    async def writes(self, version: str, task: str) -> pa.Table:
-        """All writes of these shards so far."""
-        index = await self._indexes.get(version)
-        return await asyncio.to_thread(index.writes, task)
-
-    async def changes(self, version: str, task: str, names: list[DocumentName]) -> list[Change]:
-        """Documents of these shards as their last writes left them."""
-        index = await self._indexes.get(version)
-        return await asyncio.to_thread(index.changes, task, names)
-
-    async def pending_changes(self, version: str, task: str, changes: list[Change]) -> list[int]:
-        """Which changes of another version `apply_changes` would make."""
-        index = await self._indexes.get(version)
-        return await asyncio.to_thread(index.pending_changes, task, changes)
-
-    async def apply_changes(self, version: str, task: str, changes: list[Change], vector_CD: np.ndarray) -> list[int]:
-        """Make the changes of another version that are due here; returns which."""
-        index = await self._indexes.get(version)
-        return await asyncio.to_thread(index.apply_changes, task, changes, vector_CD)
-
-    async def stats(self, version: str) -> dict[str, list[LivingStats]]:
-        """Sizes of the collections of these shards, by task."""
-        index = await self._indexes.get(version)
-        return await asyncio.to_thread(lambda: {task: list(index.stats(task).values()) for task in index.collections})
+        # In a thread, because FAISS and the disk would hold up every other request of this replica's event loop.
+        answer = await asyncio.to_thread(INDEX_CALLS[method], index, *arguments, **keywords)
+        if method == OpenIndex.rank.__name__:
+            self._metrics.searched(time.perf_counter() - began)
+        return answer
 
     async def prepare(self, version: str) -> None:
         """Open the shards of a version, and search them once.
@@ -126,7 +87,7 @@ class ShardReplica:
         return OpenIndex.open(bundle, self._source.state(version), shards)
 
     def _tidy_for_ever(self) -> None:
-        """Fold what was written, adopt what others folded, unload what is not served any more."""
+        """Compact what was written, adopt what others compacted, unload what is not served any more."""
         while True:
             time.sleep(TIDY_EVERY_S)
             try:
@@ -137,13 +98,14 @@ class ShardReplica:
                 self._tidy(index)
 
     def _tidy(self, index: OpenIndex) -> None:
-        """What is wrong with one version must not keep the others from being folded."""
         try:
+            # First, because another replica may have compacted already, and then there is nothing to do here.
             index.adopt()
-            if folded := index.fold(self._settings.compact_after_rows):
-                logger.info("folded collections", extra={"collections": folded})
+            if compacted := index.compact(self._settings.compact_after_rows):
+                logger.info("compacted collections", extra={"collections": compacted})
             self._metrics.sizes(index)
         except (EmbedderError, OSError, RuntimeError, ValueError) as error:
+            # Logged and not raised: what is wrong with one version must not keep the others from being compacted.
             logger.error("the index cannot be tidied: %s", error)
 
 

@@ -1,4 +1,4 @@
-"""What a replica has loaded of the versions it is asked for: at the first request, once for all who wait for it."""
+"""The versions that a replica has loaded: each at its first request, once for all who wait for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IDLE_S = 60.0
 """How long a version that no alias names stays loaded after its last request."""
 
 
-class Loaded(Generic[T]):
+class VersionCache(Generic[T]):
     """Values by version. Not to be shared between event loops."""
 
     def __init__(self, load: Callable[[str], T]) -> None:
@@ -57,13 +57,14 @@ class Loaded(Generic[T]):
             # Shielded: that one who waits gives up must not take it from the others.
             value = await asyncio.shield(loading)
         finally:
+            # Also after a failure, so that the next request tries again.
             if loading.done():
                 self._loading.pop(version, None)
         self._values[version] = value
         return value
 
     def loaded(self) -> list[T]:
-        """All there is now; may be asked from another thread."""
+        """All values that are loaded now; may be called from another thread."""
         return list(self._values.values())
 
     def unload(self, named: Iterable[str]) -> None:
@@ -72,6 +73,7 @@ class Loaded(Generic[T]):
         May be called from another thread.
         """
         before, kept = time.monotonic() - IDLE_S, set(named)
+        # A copy of the keys: `get` may add some in the event loop's thread meanwhile.
         for version in list(self._values):
             if version not in kept and self._used[version] < before:
                 self._values.pop(version, None)

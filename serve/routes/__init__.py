@@ -1,1 +1,10 @@
-"""The HTTP routes."""
+"""The HTTP routes.
+
+dependencies   what the routes take from the service
+embeddings     /v1/embeddings, /v1/models, /embed, /info
+rerank         /v1/rerank
+search         /v1/search, /v1/retrieve/{task}
+indexes        /v1/indexes: what is served, documents written and deleted, aliases moved
+health         /health, /ready, /live, /v1/state
+page           the web page at /
+"""

@@ -37,7 +37,7 @@ async def embeddings(request: EmbeddingRequest, response: Response, service: Her
     tokens = sum(encoded.tokens)
     stamp(response, version)
     return EmbeddingResponse(
-        data=[Embedding(index=i, embedding=wire(one, request.encoding_format)) for i, one in enumerate(vectors)],
+        data=[Embedding(index=i, embedding=wire(vector, request.encoding_format)) for i, vector in enumerate(vectors)],
         model=request.model,
         usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
     )
@@ -46,11 +46,11 @@ async def embeddings(request: EmbeddingRequest, response: Response, service: Her
 @router.get("/v1/models", tags=["embeddings"])
 async def models(service: Here) -> ModelList:
     """The served models: each by its own name, the others by their alias too."""
-    found: dict[str, Model] = {}
+    by_name: dict[str, Model] = {}
     for alias, version in service.served.all():
         for name in (version.manifest.name, alias):
-            found.setdefault(name, Model(id=name, created=version.created))
-    return ModelList(data=list(found.values()))
+            by_name.setdefault(name, Model(id=name, created=version.created))
+    return ModelList(data=list(by_name.values()))
 
 
 @router.get("/v1/models/{name}", tags=["embeddings"])
@@ -67,7 +67,7 @@ async def embed(request: TeiRequest, response: Response, service: Here) -> list[
     texts = service.texts(request.inputs, "inputs")
     task, _, side = (request.prompt_name or "").rpartition("_")
     if request.prompt_name is not None and side not in {"query", "passage"}:
-        known = [f"{name}_{one}" for name in sorted(version.manifest.tasks) for one in ("query", "passage")]
+        known = [f"{name}_{side}" for name in sorted(version.manifest.tasks) for side in ("query", "passage")]
         raise ApiError(400, f"prompt_name {request.prompt_name!r:.200}: known are {known}", param="prompt_name")
     instruction = service.instruction(version, task or None, "query" if side == "query" else "passage", "prompt_name")
     encoded = await service.encode(
@@ -80,7 +80,7 @@ async def embed(request: TeiRequest, response: Response, service: Here) -> list[
 
 @router.get("/info", tags=["text-embeddings-inference"])
 async def info(response: Response, service: Here) -> TeiInfo:
-    """What is served, and its limits."""
+    """The model that answers here, and its limits."""
     version, settings = service.served.named(None), service.settings
     stamp(response, version)
     return TeiInfo(

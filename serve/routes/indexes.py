@@ -49,7 +49,7 @@ async def indexes(service: Here) -> IndexList:
 async def upsert(name: Alias, request: UpsertRequest, service: Here) -> UpsertResponse:
     """Write documents: new ones, and new versions of old ones. They are on the disk and found when this answers."""
     version = service.served.named(name, "name")
-    service.texts([one.text for one in request.documents], "documents")
+    service.texts([document.text for document in request.documents], "documents")
     for i, document in enumerate(request.documents):
         if document.title is not None and not _is_text(document.title):
             raise ApiError(400, f"documents.{i}.title: not a valid Unicode text", param="documents")
@@ -63,7 +63,7 @@ async def delete(name: Alias, request: DeleteRequest, service: Here) -> DeleteRe
     version = service.served.named(name, "name")
     if len(request.documents) > service.settings.max_inputs:
         raise ApiError(400, f"{len(request.documents)} documents; at most {service.settings.max_inputs}")
-    names = [(one.id, one.dataset) for one in request.documents]
+    names = [(document.id, document.dataset) for document in request.documents]
     return DeleteResponse(deleted=await service.delete(version, request.task, names), **version.stamp.model_dump())
 
 
@@ -82,6 +82,7 @@ async def point(name: Alias, request: PointRequest, service: Here) -> PointRespo
         raise ApiError(
             503, f"{request.version} is being loaded, which takes longer than a request may; ask again"
         ) from error
+    # Only now, because the alias is what every ingress follows: a version that cannot be loaded must not get that far.
     catalog.point(name, request.version)
     service.served.forgive(name)
     version = await _moved(service, name, request.version)
@@ -103,7 +104,7 @@ async def _moved(service: Service, name: str, version: str) -> Version:
     """Wait until an alias serves a version here.
 
     Raises:
-        ApiError: the version is refused, or much was written to the old one, and carrying it takes longer than a
+        ApiError: the version is refused, or much was written to the old one, and replaying it takes longer than a
             request may.
     """
     while True:
@@ -115,7 +116,7 @@ async def _moved(service: Service, name: str, version: str) -> Version:
             raise ApiError(409, f"{version}: {reason}", param="version")
         if _left() < 2 * LOOK_S:
             raise ApiError(
-                503, f"what was written is carried to {version} first; {name} moves by itself when that is done"
+                503, f"what was written is replayed in {version} first; {name} moves by itself when that is done"
             )
         await asyncio.sleep(LOOK_S)
 
@@ -135,8 +136,11 @@ async def _state(service: Service, alias: str, version: Version) -> IndexState:
         shards=version.manifest.num_shards,
         default=alias == service.served.source.default,
         collections={
-            task: CollectionState(documents=sum(one.documents for one in parts), fresh=sum(one.fresh for one in parts))
-            for task, parts in stats.items()
+            task: CollectionState(
+                documents=sum(shard.documents for shard in shards),
+                uncompacted=sum(shard.uncompacted for shard in shards),
+            )
+            for task, shards in stats.items()
         },
         **version.stamp.model_dump(),
     )

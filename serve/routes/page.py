@@ -26,13 +26,11 @@ HEADERS = {
 
 @router.get("/")
 async def page() -> Response:
-    """The page."""
     return _file("index.html")
 
 
 @router.get("/static/{name}")
 async def static(name: Literal["page.css", "page.js"]) -> Response:
-    """What the page loads."""
     return _file(name)
 
 

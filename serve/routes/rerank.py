@@ -19,11 +19,12 @@ async def rerank(request: RerankRequest, response: Response, service: Here) -> R
     """Documents by the cosine of their vectors with the query's."""
     served = service.served
     version = served.named(None) if request.model is None else served.model(request.model)
-    given = [one if isinstance(one, str) else one.text for one in request.documents]
+    given = [document if isinstance(document, str) else document.text for document in request.documents]
     (query,), documents = service.texts(request.query, "query"), service.texts(given, "documents")
     texts = [service.instruction(version, request.task, "query") + query]
     instruction = service.instruction(version, request.task, "passage")
     encoded = await service.encode(version, texts + [instruction + text for text in documents])
+    # Clipped: rounding brings cosines of equal vectors beyond 1, and clients of this API expect 0 to 1.
     score_N = (1 + np.clip(encoded.vector_ND[1:] @ encoded.vector_ND[0], -1, 1)) / 2
     order = np.argsort(-score_N, kind="stable")[: request.top_n].tolist()
     stamp(response, version)

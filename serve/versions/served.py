@@ -23,14 +23,14 @@ class VersionSource:
     """The versions of a run's index, or a single bundle. Small, and the same for every replica."""
 
     folder: Path
-    """Of the catalog, or the bundle itself."""
+    """The folder of the catalog, or the bundle itself."""
     default: str
     """Alias of the index that a request means which names none."""
     is_catalog: bool
 
     @classmethod
     def of(cls, config: RunConfig) -> VersionSource:
-        """Where the versions of a run are."""
+        """The source of a run's versions."""
         bundle = config.serve.bundle
         return cls(bundle or config.paths.indexes, config.index.alias, is_catalog=bundle is None)
 
@@ -60,14 +60,13 @@ class VersionSource:
         except EmbedderError as error:
             logger.error("%s", error)
             return []
-        return list(dict.fromkeys(aliases[one] for one in sorted(aliases, key=lambda one: one != self.default)))
+        return list(dict.fromkeys(aliases[alias] for alias in sorted(aliases, key=lambda alias: alias != self.default)))
 
     def bundle(self, version: str) -> Path:
-        """Where a version's bundle is."""
         return Catalog(self.folder).bundle(version) if self.is_catalog else self.folder
 
     def state(self, version: str) -> Path:
-        """Where what was written to it is."""
+        """The folder of what was written to a version."""
         if self.is_catalog:
             return Catalog(self.folder).state(version)
         return self.folder.with_name(f"{self.folder.name}.state")
@@ -105,16 +104,15 @@ class Version:
         return [part for part in range(num_slices) if shards_of(part, num_slices, self.manifest.num_shards)]
 
     def by_slice(self, ids: Sequence[str], num_slices: int) -> dict[int, list[int]]:
-        """Places of the ids by the slice that holds their shard."""
-        places: dict[int, list[int]] = {}
+        """Positions of the ids by the slice that holds their shard."""
+        positions: dict[int, list[int]] = {}
         for i, document_id in enumerate(ids):
             part = shard_of(document_id, self.manifest.num_shards) % num_slices
-            places.setdefault(part, []).append(i)
-        return places
+            positions.setdefault(part, []).append(i)
+        return positions
 
     @property
     def stamp(self) -> Versions:
-        """What every answer carries."""
         return Versions(model_version=self.manifest.model_version, index_version=self.index_version)
 
 
@@ -156,7 +154,7 @@ class Served:
         for name, version in self.all():
             if model in {name, version.manifest.name}:
                 return version
-        known = sorted({name for alias, one in self.all() for name in (alias, one.manifest.name)})
+        known = sorted({name for alias, version in self.all() for name in (alias, version.manifest.name)})
         raise ApiError(404, f"model {model!r:.200}: served are {known}", param="model", code="model_not_found")
 
     def all(self) -> list[tuple[str, Version]]:
@@ -181,6 +179,7 @@ class Served:
             if known is not None and known.name == name:
                 self._refused.pop(alias, None)
                 continue
+            # Refused for good until it is fixed: hashing and loading a damaged version every second would be in vain.
             if self._refused.get(alias, ("", ""))[0] == name:
                 continue
             if known is None and len(self._by_alias) >= self.max_versions:
@@ -188,6 +187,7 @@ class Served:
                 continue
             try:
                 version = Version.read(self.source, name)
+                # Before the writes are replayed, which needs the new version loaded everywhere.
                 await prepare(name)
                 if known is not None and not await may_move(alias, known, version):
                     continue
@@ -197,6 +197,7 @@ class Served:
             except (ApiError, TimeoutError) as error:
                 logger.warning("version %s as %s is not ready yet: %s", name, alias, error)
                 continue
+            # One assignment: a request that asked before it keeps the old version to its end, none sees half of each.
             self._by_alias[alias] = version
             self._refused.pop(alias, None)
             logger.info("serving a version", extra={"alias": alias, "version": name})

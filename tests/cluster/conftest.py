@@ -120,10 +120,10 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path
             source["chunk_words"] = 24
     run = {
         "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
-        "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "max_tokens": 64},
+        "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "max_tokens": 64, "num_actors": 1},
         "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 400, "batch_tokens": 1024},
         "prepare": {"sources": sources},
-        "mine": {"group_size": 4, "window": [1, 20], "num_actors": 1},
+        "mine": {"group_size": 4, "window": [1, 20]},
         "label": {"num_samples": 3, "block_rows": 2, "num_actors": 1},
         "train": {"steps": 12, "batch_size": 4, "learning_rate": 0.001, "temperature": 0.05, "save_every": 4},
         "index": {"num_shards": 2},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,3 +70,12 @@ def replica_pids(deployment: str) -> list[int]:
     address = ray.get_runtime_context().gcs_address  # of several Rays on this machine
     actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
     return [actor.pid for actor in actors if f"#{deployment}#" in (actor.name or "")]
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Processor time that processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from embedder.demo.build import build
 from ray_jobs.cluster.tables import candidate_groups, labelled_ledger, passage_texts, queries
 from ray_jobs.prepare import prepare_dataset
 from tests.cluster.conftest import ROOT, free_port
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 FAKE_HEAD_TYPE = "ray.head.default"
@@ -98,15 +98,16 @@ def head(tmp_path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
 
 def wait_for_jobs(started: subprocess.Popen[bytes], dashboard: str, log: Path) -> None:
     """Wait until the Jobs API answers."""
-    deadline = time.monotonic() + 90
-    while True:
-        assert started.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")[-3000:]
+
+    def answers() -> bool:
+        assert started.poll() is None, log.read_text(encoding="utf-8")[-3000:]
         try:
             JobSubmissionClient(dashboard).list_jobs()
         except (ConnectionError, RuntimeError):
-            time.sleep(0.5)
-        else:
-            return
+            return False
+        return True
+
+    wait_until(answers, timeout_s=90)
 
 
 @pytest.fixture
@@ -160,9 +161,6 @@ def test_a_label_job_makes_nodes_appear_and_go(head, label_run: RunConfig, tmp_p
         assert markets(only_alive=False) == ["on-demand", "spot"]
         ids = labelled_ledger(label_run).read()["row_id"].to_pylist()
         assert len(ids) == len(set(ids)) == candidate_groups(label_run.paths).num_rows
-        deadline = time.monotonic() + 60
-        while alive := markets(only_alive=True):
-            assert time.monotonic() < deadline, alive
-            time.sleep(0.5)
+        wait_until(lambda: not markets(only_alive=True))
     finally:
         ray.shutdown()

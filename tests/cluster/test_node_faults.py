@@ -93,7 +93,7 @@ def undisturbed(nodes: Nodes, run_file: Path, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("undisturbed")
     run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
     run["paths"] = {"work": str(folder / "work"), "cache": str(folder / "cache")}
-    run["mine"]["num_actors"] = run["label"]["num_actors"] = run["evaluate"]["num_actors"] = 2
+    run["encoder"]["num_actors"] = run["label"]["num_actors"] = run["evaluate"]["num_actors"] = 2
     run["train"] |= {"steps": 30, "save_every": 2, "num_workers": 2, "max_failures": 10}
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(run), encoding="utf-8")

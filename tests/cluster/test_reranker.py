@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from embedder.data.records import GROUP, LABELLED, group_id, write_table
 from ray_jobs.labelling.block_plan import select_llm_groups
 from ray_jobs.labelling.reranker import run_name
 from tests.cluster.conftest import ROOT, Cluster
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 GROUPS = 600
@@ -77,10 +77,8 @@ def kill_when(cluster: Cluster, run_file: Path, reached: Callable[[], bool]) -> 
     """Start the driver and kill it once something is reached."""
     driver = start(cluster, run_file)
     try:
-        deadline = time.monotonic() + 240
-        while not reached() and time.monotonic() < deadline:
-            assert driver.poll() is None, driver.communicate()[0]
-            time.sleep(0.01)
+        wait_until(lambda: reached() or driver.poll() is not None, timeout_s=240)
+        assert driver.poll() is None, driver.communicate()[0]
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()

@@ -39,7 +39,7 @@ def answers(url: str) -> None:
     assert found["results"][0][0]["id"] == "list-sorts"
 
 
-def test_the_shipped_config_is_deployed(cluster: Cluster, run_path: str, tmp_path: Path) -> None:
+def test_serve_config_that_is_shipped_is_deployed(cluster: Cluster, run_path: str, tmp_path: Path) -> None:
     port = free_port()
     try:
         serve(cluster, "deploy", str(deployed_config(tmp_path, port, run_path)))
@@ -48,7 +48,7 @@ def test_the_shipped_config_is_deployed(cluster: Cluster, run_path: str, tmp_pat
         serve(cluster, "shutdown", "-y")
 
 
-def test_serve_run_starts_it_and_an_interrupt_stops_it(cluster: Cluster, run_path: str) -> None:
+def test_serve_run_starts_the_service_and_an_interrupt_stops_it(cluster: Cluster, run_path: str) -> None:
     port = free_port()
     serve(cluster, "start", "--http-host", "127.0.0.1", "--http-port", str(port))
     command = ["serve", "run", "serve.app:build", f"run={run_path}", "serve.max_replicas=1"]

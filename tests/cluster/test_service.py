@@ -36,9 +36,10 @@ from serve.schemas import (
     UpsertRequest,
 )
 from tests.cluster.conftest import Cluster
-from tests.cluster.served import KEYS, MODEL, Running, replica_pids, search_subject, served
+from tests.cluster.served import KEYS, MODEL, Running, cpu_seconds, replica_pids, search_subject, served
 from tests.load import Load
 from tests.serving import POISON, poisoned_model, publish, run_config, unit
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "def f(): return 1"]
@@ -62,7 +63,7 @@ def near(given: object, wanted: np.ndarray) -> bool:
     return bool(np.abs(unit(given) - wanted).max() < 1e-5)
 
 
-def test_the_openai_client_works_with_its_defaults(running: Running, vectors: np.ndarray) -> None:
+def test_openai_client_works_with_its_defaults(running: Running, vectors: np.ndarray) -> None:
     client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEYS["read"])
     answer = client.embeddings.create(model="work", input=TEXTS)
     assert near([entry.embedding for entry in answer.data], vectors) and answer.usage.prompt_tokens > 0
@@ -77,7 +78,7 @@ def test_the_openai_client_works_with_its_defaults(running: Running, vectors: np
         openai.OpenAI(base_url=f"{running.url}/v1", api_key="wrong").models.list()
 
 
-def test_the_clients_of_langchain_and_llama_index_work(running: Running, vectors: np.ndarray) -> None:
+def test_langchain_and_llama_index_clients_work(running: Running, vectors: np.ndarray) -> None:
     common = {"model": "work", "api_key": KEYS["read"], "check_embedding_ctx_length": False}
     chain = OpenAIEmbeddings(base_url=f"{running.url}/v1", **common)
     assert near(chain.embed_documents(TEXTS), vectors) and near(chain.embed_query(TEXTS[0]), vectors[0])
@@ -87,9 +88,7 @@ def test_the_clients_of_langchain_and_llama_index_work(running: Running, vectors
     )
 
 
-def test_the_client_of_hugging_face_works(
-    running: Running, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hugging_face_client_works(running: Running, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     # The tests run without a hub, which its client takes to mean any server.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     client = InferenceClient(model=f"{running.url}/embed", token=KEYS["read"])
@@ -97,12 +96,12 @@ def test_the_client_of_hugging_face_works(
     assert near(client.feature_extraction(TEXTS, normalize=True, truncate=True), vectors)  # type: ignore[arg-type]
 
 
-def test_it_serves_the_description_that_is_committed(running: Running) -> None:
+def test_service_serves_the_description_that_is_committed(running: Running) -> None:
     with running.client() as client:
         assert client.get("/openapi.json").json() == json.loads(described())
 
 
-def test_it_says_which_replicas_there_are(running: Running) -> None:
+def test_state_says_which_replicas_there_are(running: Running) -> None:
     with running.client() as client:
         state = {one["name"]: one for one in client.get("/v1/state").json()["data"]}
     assert state.keys() == {"ingress", "encoder", "shard-00000", "shard-00001"}
@@ -124,7 +123,7 @@ def test_keys_are_asked_for_and_rotate_without_a_restart(running: Running) -> No
         assert reader.put("/v1/indexes/live", json={"version": "v2"}).status_code == 403
 
 
-def test_what_is_written_is_found_at_once_by_every_replica(running: Running) -> None:
+def test_upsert_is_found_at_once_by_every_replica(running: Running) -> None:
     with running.client("write") as client:
         for i in range(20):
             document = {"id": f"new-{i}", "text": f"Zebra number {i} has stripes.", "metadata": {"herd": i}}
@@ -138,21 +137,21 @@ def test_what_is_written_is_found_at_once_by_every_replica(running: Running) -> 
         assert deleted.json()["deleted"] == 20
 
 
-def test_the_alias_is_swapped_under_load_without_a_failed_request(running: Running) -> None:
+def test_alias_swap_under_load_fails_no_request(running: Running) -> None:
     seen: set[tuple[str, str]] = set()
     with Load(lambda client, i: seen.add(search_subject(client, i)), running.client, clients=4) as load:
         with running.client("admin") as admin:
             for version in ("v2", "v1"):
-                time.sleep(1)
+                load.wait_for(10)
                 answer = admin.put("/v1/indexes/live", json={"version": version})
                 assert answer.status_code == 200, answer.text
-        time.sleep(1)
-    assert not load.failures and load.answered > 20
+        load.wait_for(10)
+    assert not load.failures
     catalog = Catalog(running.config.paths.indexes)
     assert len(seen) == 2 and catalog.aliases() == {"live": "v1"}
 
 
-def test_what_is_written_while_the_alias_moves_is_found_after_it(running: Running) -> None:
+def test_writes_while_the_alias_moves_are_found_after_it(running: Running) -> None:
     texts: dict[str, str] = {}
     moved = {"must": [{"key": "dataset", "match": {"value": "moved"}}]}
     body = {"query": "A note", "task": "chat", "k": 100, "filter": moved}
@@ -163,39 +162,36 @@ def test_what_is_written_while_the_alias_moves_is_found_after_it(running: Runnin
         assert written.status_code == 200, written.text
         texts[document["id"]] = document["text"]
 
+    def found(client: httpx.Client) -> dict[str, str]:
+        (hits,) = client.post("/v1/search", json=body).json()["results"]
+        return {hit["id"]: hit["text"] for hit in hits}
+
     with running.client("admin") as admin:
         for version in ("v2", "v1"):
             with Load(write, lambda: running.client("write"), clients=1) as load:
-                time.sleep(1)
+                load.wait_for(5)
                 answer = admin.put("/v1/indexes/live", json={"version": version})
                 assert answer.status_code == 200, answer.text
-                time.sleep(1)
+                load.wait_for(5)
             assert not load.failures and len(texts) > 5
-            deadline = time.monotonic() + 20
-            while True:
-                (hits,) = admin.post("/v1/search", json=body).json()["results"]
-                differs = texts.items() ^ {hit["id"]: hit["text"] for hit in hits}.items()
-                if not differs:
-                    break
-                assert time.monotonic() < deadline, (version, sorted(differs))
-                time.sleep(0.5)
+            wait_until(lambda: found(admin) == texts)
         admin.post(
             "/v1/indexes/live/documents/delete",
             json={"task": "chat", "documents": [{"id": name, "dataset": "moved"} for name in texts]},
         )
 
 
-def test_an_encoder_that_is_killed_under_load_fails_no_request(running: Running) -> None:
+def test_encoder_that_is_killed_under_load_fails_no_request(running: Running) -> None:
     with Load(search_subject, running.client, clients=4) as load:
-        time.sleep(1)
-        before = load.answered
-        os.kill(replica_pids("encoder")[0], signal.SIGKILL)
-        time.sleep(4)
+        load.wait_for(10)
+        killed = replica_pids("encoder")[0]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: killed not in (pids := replica_pids("encoder")) and len(pids) == 2, 180)
+        load.wait_for(10)
     assert not load.failures
-    assert load.answered > before + 10
 
 
-def test_a_text_that_the_model_fails_on_fails_alone(running: Running, tmp_path: Path, vectors: np.ndarray) -> None:
+def test_text_that_the_model_fails_on_fails_alone(running: Running, tmp_path: Path, vectors: np.ndarray) -> None:
     publish(running.config.paths.mounted, poisoned_model(MODEL, tmp_path / "poisoned"), "v3", alias=None)
     with running.client("admin") as admin:
         assert admin.put("/v1/indexes/poisoned", json={"version": "v3"}).status_code == 200
@@ -210,37 +206,32 @@ def test_a_text_that_the_model_fails_on_fails_alone(running: Running, tmp_path: 
                 assert answer.status_code == 200 and near(answer.json()["data"][0]["embedding"], vectors[0])
 
         with Load(ask, running.client, clients=6) as load:
-            time.sleep(1.5)
-        assert not load.failures and load.answered > 20
+            load.wait_for(21)
+        assert not load.failures
         assert admin.delete("/v1/indexes/poisoned").status_code == 200
 
 
-def cpu_seconds(pids: list[int]) -> float:
-    """Processor time that processes have used."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processor times from /proc")
-def test_the_work_of_a_client_that_hangs_up_is_dropped(running: Running) -> None:
+def test_client_that_hangs_up_has_its_work_dropped(running: Running) -> None:
     long = ["word " * 60 + str(i) for i in range(2000)]
     body = {"model": "work", "input": long}
     with running.client() as client:
         for _ in range(4):
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/v1/embeddings", json=body, timeout=1.0)
-        time.sleep(1.5)
         pids = replica_pids("encoder")
-        before = cpu_seconds(pids)
-        time.sleep(2)
-        assert cpu_seconds(pids) - before < 1.0
+
+        def is_idle() -> bool:
+            before = cpu_seconds(pids)
+            time.sleep(2)  # what is asked for is the processor time within two seconds
+            return cpu_seconds(pids) - before < 1.0
+
+        # The texts would keep both encoders at work for minutes.
+        wait_until(is_idle, 20)
         assert client.post("/v1/embeddings", json={"model": "work", "input": "x"}).status_code == 200
 
 
-def test_our_own_clients_work(running: Running, vectors: np.ndarray) -> None:
+def test_own_clients_work(running: Running, vectors: np.ndarray) -> None:
     embedding = EmbeddingRequest(model="live", input=TEXTS)
     search = SearchRequest(query="Which function sorts a list?", task="qa", k=1)
     with Client(running.url, KEYS["write"]) as client:
@@ -266,7 +257,7 @@ def test_our_own_clients_work(running: Running, vectors: np.ndarray) -> None:
     assert near(embedded, vectors) and best == "list-sorts"
 
 
-def test_a_bundle_with_one_flipped_byte_is_not_deployed(running: Running) -> None:
+def test_bundle_with_one_flipped_byte_is_not_deployed(running: Running) -> None:
     path = next((deployed(running.config) / "shards").glob("*/*/*.faiss"))
     original = path.read_bytes()
     try:

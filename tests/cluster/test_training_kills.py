@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from embedder.data.records import GROUP, LABELLED, group_id, write_table
 from embedder.training.job import MetricsReader, StepMetrics
 from tests.cluster.conftest import Cluster
 from tests.unit.training_ranks import groups
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 90
@@ -76,15 +76,10 @@ def train_workers() -> list[int]:
     return found
 
 
-def wait_until(reached: Callable[[], bool], driver: subprocess.Popen[str]) -> bool:
-    """Wait; false if the driver ends first."""
-    deadline = time.monotonic() + 200
-    while not reached():
-        if driver.poll() is not None:
-            return False
-        assert time.monotonic() < deadline, "no progress"
-        time.sleep(0.01)
-    return True
+def is_reached(goal: Callable[[], bool], driver: subprocess.Popen[str]) -> bool:
+    """Wait for a goal; false if the driver ends first."""
+    wait_until(lambda: goal() or driver.poll() is not None, timeout_s=200)
+    return goal()
 
 
 def finish(driver: subprocess.Popen[str]) -> str:
@@ -106,7 +101,7 @@ def test_ten_kills_change_no_loss(cluster: Cluster, tmp_path: Path, tiny_encoder
         if number == ROUNDS - ALONE:
             alone_from = len(steps(killed))
         target = len(steps(killed)) + draw.randint(1, 4)
-        assert wait_until(lambda target=target: len(steps(killed)) >= target, driver), finish(driver)
+        assert is_reached(lambda target=target: len(steps(killed)) >= target, driver), finish(driver)
         if draw.random() < 0.6 and number + 1 != ROUNDS - ALONE:
             os.kill(draw.choice(train_workers()), signal.SIGKILL)
             continue

@@ -13,12 +13,12 @@ from embedder.index.bundle import Manifest, TaskInstructions, shard_folder, shar
 from embedder.index.collection import Collection, CollectionIdentity, CollectionInfo, sort_by_name, write_collection
 from embedder.index.documents import PAYLOAD, Document
 from embedder.index.faiss_index import empty_vectors
-from embedder.index.living import LivingCollection
+from embedder.index.living import MutableCollection
 from embedder.index.manifest import hash_files
 from embedder.models.locate import model_fingerprint
 
 WIDTH = 8
-PLACE = CollectionIdentity(task="qa", shard=0, num_shards=1, encoder_fingerprint="model", dimension=WIDTH)
+IDENTITY = CollectionIdentity(task="qa", shard=0, num_shards=1, encoder_fingerprint="model", dimension=WIDTH)
 NO_CHOICE = SearchParameters()
 
 
@@ -49,7 +49,7 @@ def documents_of(ids, dataset: str = "d", **metadata) -> list[Document]:
 
 
 def write(
-    folder: Path, documents: list[Document], vectors: np.ndarray, place: CollectionIdentity = PLACE, **settings
+    folder: Path, documents: list[Document], vectors: np.ndarray, identity: CollectionIdentity = IDENTITY, **settings
 ) -> CollectionInfo:
     """Write a collection of documents in any order."""
     folder.mkdir(parents=True)
@@ -57,22 +57,22 @@ def write(
     order = sort_by_name(payload)
     flat, view = empty_vectors(len(documents), vectors.shape[1])
     view[:] = vectors[order]
-    place = place.model_copy(update={"dimension": vectors.shape[1]})
-    return write_collection(folder, payload.take(pa.array(order)), flat, place, BuildSettings(**settings))
+    identity = identity.model_copy(update={"dimension": vectors.shape[1]})
+    return write_collection(folder, payload.take(pa.array(order)), flat, identity, BuildSettings(**settings))
 
 
 def collection(folder: Path, documents: list[Document], vectors: np.ndarray, **settings) -> Collection:
     """The same, opened."""
     info = write(folder, documents, vectors, **settings)
-    return Collection.load(folder, info.place, check=True)
+    return Collection.load(folder, info.identity, check=True)
 
 
-def living(folder: Path, documents: list[Document], vectors: np.ndarray, **settings) -> LivingCollection:
+def mutable(folder: Path, documents: list[Document], vectors: np.ndarray, **settings) -> MutableCollection:
     """The same, to be written to; opens what was written to it before."""
     if not (folder / "bundled").exists():
         write(folder / "bundled", documents, vectors, **settings)
-    place = PLACE.model_copy(update={"dimension": vectors.shape[1]})
-    return LivingCollection(folder / "bundled", folder / "state", place)
+    identity = IDENTITY.model_copy(update={"dimension": vectors.shape[1]})
+    return MutableCollection(folder / "bundled", folder / "state", identity)
 
 
 def write_version(
@@ -85,8 +85,8 @@ def write_version(
     for shard in range(shards):
         mine = [i for i, one in enumerate(documents) if shard_of(one.id, shards) == shard]
         belongs = {"shard": shard, "num_shards": shards, "encoder_fingerprint": fingerprint}
-        place = PLACE.model_copy(update=belongs)
-        write(shard_folder(folder, shard) / "qa", [documents[i] for i in mine], vectors[mine], place, **settings)
+        identity = IDENTITY.model_copy(update=belongs)
+        write(shard_folder(folder, shard) / "qa", [documents[i] for i in mine], vectors[mine], identity, **settings)
     manifest = Manifest(
         name="test",
         encoder_fingerprint=fingerprint,

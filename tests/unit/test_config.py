@@ -12,6 +12,7 @@ import yaml
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
+from embedder.config.unknown_keys import RENAMED_KEYS, RENAMED_VALUES, locate_key
 from embedder.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -62,11 +63,11 @@ def test_nothing_changes_after_loading(tmp_path):
 
 
 REFUSED = {
-    "unknown section": ("traim: {steps: 3}", "traim: unknown key"),
-    "unknown key": ("mine: {grup_size: 3}", "mine.grup_size: unknown key"),
+    "unknown section": ("traim: {steps: 3}", "traim is not a setting; did you mean train?"),
+    "unknown key": ("mine: {grup_size: 3}", "mine.grup_size is not a setting; did you mean mine.group_size?"),
     "unknown key of a source": (
         "prepare: {sources: [{task: qa, dataset: d, path: p, limit: 3}]}",
-        "prepare.sources.0.limit: unknown key",
+        "prepare.sources.0.limit is not a setting (docs/configuration.md has all)",
     ),
     "wrong type": ("mine: {group_size: many}", "mine.group_size: "),
     "null section": ("mine: null", "mine: "),
@@ -213,8 +214,73 @@ def test_a_bad_override_is_refused_and_named(tmp_path, override):
     assert f"--set {override!r}" in refusal(tmp_path, MINIMAL, override)
 
 
-def test_an_override_of_an_unknown_key_is_refused(tmp_path):
-    assert "mine.sed: unknown key" in refusal(tmp_path, MINIMAL, "mine.sed=3")
+@pytest.mark.parametrize("override", ["mine.sed=3", "mine={sed: 3}", "mine.sed.x=3"])
+def test_an_unknown_key_of_an_override_is_refused_with_the_override_and_the_nearest_key(tmp_path, override):
+    message = refusal(tmp_path, MINIMAL, "mine.group_size=4", override)
+    assert message == (
+        f"--set {override}: mine.sed is not a setting; did you mean mine.seed? (docs/configuration.md has all)"
+    )
+
+
+def test_an_unknown_key_of_the_file_is_refused_with_the_file_whatever_is_overridden(tmp_path):
+    message = refusal(tmp_path, MINIMAL + "mine: {sed: 3}", "mine.seed=3")
+    assert message.startswith(f"--config {tmp_path / 'run.yaml'}: mine.sed is not a setting; did you mean mine.seed?")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tasks.qa.template.stopp=x", "did you mean tasks.qa.template.stop?"),
+        ("index.search.nprobes=3", "did you mean index.search.nprobe?"),
+        ("evaluate.retrievers=[{name: a, modl: b}, base]", "did you mean evaluate.retrievers.0.model?"),
+        ("encoder={model: m, poolin: cls}", "did you mean encoder.pooling?"),
+        ("serve.colour=red", "serve.colour is not a setting (docs/configuration.md has all)"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_of_its_own_section(tmp_path, override, words):
+    assert words in refusal(tmp_path, MINIMAL, override)
+
+
+def test_a_long_override_is_named_by_its_key(tmp_path):
+    message = refusal(tmp_path, MINIMAL, f"serve={{colour: {'red' * 50}}}")
+    assert message.startswith("--set serve=...: serve.colour is not a setting")
+
+
+@pytest.mark.parametrize("override", ["mine.seed=many", "mine={seed: many}"])
+def test_a_wrong_value_of_an_override_is_refused_with_the_override(tmp_path, override):
+    assert refusal(tmp_path, MINIMAL, override).startswith(f"--set {override}: mine.seed: Input should be")
+
+
+def test_values_that_do_not_fit_together_are_those_of_the_file_and_of_no_single_override(tmp_path):
+    message = refusal(tmp_path, MINIMAL + "train: {steps: 3, batch_size: 9}", "train.steps=4")
+    assert message.startswith(f"--config {tmp_path / 'run.yaml'}: train: batch_size 9 is not a multiple")
+
+
+def written(key: str, value: object) -> str:
+    """A run file with one key set; the kind of a retriever is that which has the key."""
+    *parents, name = key.replace("*", "qa" if key.startswith("tasks") else "0").split(".")
+    kind = {"kind": "endpoint", "name": "a", "url": "http://h/v1", "model": "m"}
+    node: object = {name: value} if "retrievers" not in parents else {**kind, name: value}
+    for parent in reversed(parents):
+        node = [node, "base"] if parent == "0" else {parent: node}
+    return yaml.safe_dump({**yaml.safe_load(MINIMAL), **node})
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items(), ids=RENAMED_KEYS)
+def test_an_old_key_is_answered_with_the_new_one_which_is_a_setting(tmp_path, old, new):
+    numbered = [key.replace("*", "qa" if key.startswith("tasks") else "0") for key in (old, new)]
+    assert f"{numbered[0]} is now {numbered[1]} " in refusal(tmp_path, written(old, 1))
+    key, known = locate_key([int(part) if part == "0" else part for part in numbered[1].split(".")])
+    assert key == numbered[1]
+    assert key.rpartition(".")[2] in known
+
+
+@pytest.mark.parametrize(("key", "old", "new"), [(*given, new) for given, new in RENAMED_VALUES.items()])
+def test_an_old_value_is_answered_with_the_new_one_which_is_taken(tmp_path, key, old, new):
+    section = key.partition(".")[0]
+    needed = {"train": ["train.steps=3"]}[section]
+    assert refusal(tmp_path, MINIMAL, *needed, f"{key}={old}") == f"--set {key}={old}: {key}: {old} is now {new}"
+    assert getattr(getattr(load(tmp_path, MINIMAL, *needed, f"{key}={new}"), section), key.partition(".")[2]) == new
 
 
 def test_overrides_win_over_the_file_and_are_read_as_yaml(tmp_path):

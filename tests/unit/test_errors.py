@@ -12,12 +12,12 @@ KINDS = [errors.ConfigError, errors.DataError, errors.LabelError, errors.ModelEr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_survives_pickling_with_its_message(kind):
+def test_errors_survive_pickling_with_their_message(kind):
     copy = pickle.loads(pickle.dumps(kind("file.jsonl: what is wrong; what to do")))
     assert type(copy) is kind
     assert str(copy) == "file.jsonl: what is wrong; what to do"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_error_a_user_can_cause_has_one_base(kind):
+def test_errors_that_a_user_can_cause_have_one_base(kind):
     assert issubclass(kind, errors.EmbedderError)

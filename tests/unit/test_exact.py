@@ -37,7 +37,7 @@ def rows_of(ranked):
     share=st.sampled_from([0.0, 0.001, 0.1, 0.5, 1.0]),
     copies=st.integers(1, 200),
 )
-def test_the_best_rows_are_those_of_float64_with_ties_by_row(seed, passages, queries, k, share, copies):
+def test_exact_search_gives_the_best_rows_of_float64_with_ties_by_row(seed, passages, queries, k, share, copies):
     random = np.random.default_rng(seed)
     distinct = unit(random, passages // copies + 1)
     rows = distinct[random.integers(0, len(distinct), passages)]
@@ -46,7 +46,7 @@ def test_the_best_rows_are_those_of_float64_with_ties_by_row(seed, passages, que
     assert rows_of(exact_search(asked, rows, k, allowed)) == judged(asked, rows, k, allowed)
 
 
-def test_a_score_depends_on_its_two_vectors_alone(monkeypatch):
+def test_exact_score_depends_on_its_two_vectors_alone(monkeypatch):
     random = np.random.default_rng(1)
     passages, queries = unit(random, 700, 384), unit(random, 9, 384)
     whole = exact_search(queries, passages, 5)
@@ -59,7 +59,7 @@ def test_a_score_depends_on_its_two_vectors_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [1, 32])
-def test_ids_are_those_of_faiss(batch):
+def test_exact_search_gives_the_ids_of_faiss(batch):
     random = np.random.default_rng(2)
     passages, queries = unit(random, 20_000, 384), unit(random, batch, 384)
     flat = faiss.IndexFlatIP(384)
@@ -70,12 +70,12 @@ def test_ids_are_those_of_faiss(batch):
     assert np.abs(ranked.score_QK - scores).max() < 1e-6
 
 
-def test_fewer_rows_than_asked_for_are_followed_by_none():
+def test_exact_search_with_fewer_rows_than_asked_for_ends_with_none():
     ranked = exact_search(np.eye(4, dtype=np.float32)[:1], np.eye(4, dtype=np.float32), 6)
     assert ranked.row_QK.tolist() == [[0, 1, 2, 3, -1, -1]]
 
 
-def test_equal_vectors_have_equal_scores_whatever_stands_beside_them():
+def test_exact_scores_of_equal_vectors_are_equal_whatever_is_beside_them():
     random = np.random.default_rng(3)
     one, other = unit(random, 50, 384), unit(random, 50, 384)
     together = pair_scores(one, other)

@@ -40,7 +40,7 @@ CORPUS: list[dict[str, object]] = [{"id": f"p{i}", "text": f"passage {i}"} for i
 ROW: dict[str, object] = {"query": "a question", "query_id": "q", "pos_ids": ["p1"], "answers": ["an answer"]}
 
 
-def test_a_model_is_what_was_sent_and_follows_the_store(
+def test_local_copy_of_a_model_is_what_was_sent_and_follows_the_store(
     object_store: ObjectStore, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
     send(tiny_encoder_folder, object_store.path("models/tiny"))
@@ -54,38 +54,40 @@ def test_a_model_is_what_was_sent_and_follows_the_store(
     assert locate_model(reference) == found and (found / "vocab.json").is_file()
 
 
-def test_actors_of_one_machine_that_start_together_get_it_whole(
+def test_local_copy_is_whole_for_actors_that_start_together(
     object_store: ObjectStore, tiny_encoder_folder: Path
 ) -> None:
     send(tiny_encoder_folder, object_store.path("models/together"))
-    place = object_store.path("models/together")
+    remote = object_store.path("models/together")
     with ThreadPoolExecutor(4) as pool:
-        folders = list(pool.map(fetched._fetched.__wrapped__, [place] * 4))
+        folders = list(pool.map(fetched._fetched.__wrapped__, [remote] * 4))
     assert len(set(folders)) == 1
     assert model_fingerprint(folders[0]) == model_fingerprint(tiny_encoder_folder)
 
 
 @pytest.mark.parametrize("corpus", [False, True])
-def test_a_source_gives_the_rows_of_its_folder(object_store: ObjectStore, tmp_path: Path, corpus: bool) -> None:
-    folder, place = tmp_path / "nq", object_store.path(f"sources/nq-{corpus}")
+def test_local_copy_of_a_source_gives_the_rows_of_its_folder(
+    object_store: ObjectStore, tmp_path: Path, corpus: bool
+) -> None:
+    folder, remote = tmp_path / "nq", object_store.path(f"sources/nq-{corpus}")
     fields: dict[str, object] = {"task": "qa", "dataset": "nq"}
     if corpus:
         lines(folder / "rows.jsonl", [{**ROW, "pos_index": [1], "pos": ["passage 1"]}])
         lines(folder / "passages.jsonl", [{"text": one["text"]} for one in CORPUS])
         fields |= {"format": "reference"}
         here = {"path": folder / "rows.jsonl", "corpus": folder / "passages.jsonl"}
-        there = {"path": place / "rows.jsonl", "corpus": place / "passages.jsonl"}
+        there = {"path": remote / "rows.jsonl", "corpus": remote / "passages.jsonl"}
     else:
         lines(folder / "train.jsonl", [ROW])
         lines(folder / "corpus.jsonl", CORPUS)
-        here, there = {"path": folder}, {"path": place}
-    send(folder, place)
+        here, there = {"path": folder}, {"path": remote}
+    send(folder, remote)
     stored = read_source(Source.model_validate(fields | there), BUILTIN_TASKS["qa"], 0)
     known = read_source(Source.model_validate(fields | here), BUILTIN_TASKS["qa"], 0)
     assert stored == known and len(stored.passages) == 4 and len(stored.queries["train"]) == 1
 
 
-def test_a_file_alone_is_fetched_and_not_its_neighbours(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_local_copy_of_a_file_leaves_out_its_neighbours(object_store: ObjectStore, tmp_path: Path) -> None:
     lines(tmp_path / "sent" / "rows.jsonl", [ROW])
     lines(tmp_path / "sent" / "huge.jsonl", CORPUS)
     send(tmp_path / "sent", object_store.path("sources/alone"))
@@ -94,7 +96,7 @@ def test_a_file_alone_is_fetched_and_not_its_neighbours(object_store: ObjectStor
     assert [path.name for path in found.parent.iterdir() if not path.name.startswith(".")] == ["rows.jsonl"]
 
 
-def test_a_place_where_nothing_is_is_refused_and_a_folder_is_taken_where_it_is(
+def test_local_copy_of_nothing_is_refused_and_a_folder_is_taken_where_it_is(
     object_store: ObjectStore, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="s3://bucket/models/none: nothing is there; correct the path"):
@@ -103,7 +105,7 @@ def test_a_place_where_nothing_is_is_refused_and_a_folder_is_taken_where_it_is(
 
 
 @pytest.mark.parametrize("what", ["sending", "replacing"])
-def test_a_model_of_a_run_that_is_not_all_there_yet_is_refused_and_its_neighbour_is_not(
+def test_local_copy_of_a_model_that_is_not_all_there_yet_is_refused_and_its_neighbour_is_not(
     object_store: ObjectStore, tiny_encoder_folder: Path, what: str
 ) -> None:
     run = object_store.path(f"runs/{what}")
@@ -117,7 +119,7 @@ def test_a_model_of_a_run_that_is_not_all_there_yet_is_refused_and_its_neighbour
     assert isinstance(locate_model(object_store.open_uri(f"runs/{what}/model")), Path)
 
 
-def test_a_retriever_in_a_store_is_named_by_its_place_for_every_machine(
+def test_retriever_in_a_store_is_named_by_its_path_for_every_machine(
     object_store: ObjectStore, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
     for name, module in (("flat", ""), ("deep", "0_Transformer")):
@@ -136,7 +138,7 @@ def test_a_retriever_in_a_store_is_named_by_its_place_for_every_machine(
         assert read_folder(str(folder)).model == str(folder / module)
 
 
-def test_an_at_sign_in_a_name_is_no_credential(tmp_path: Path) -> None:
+def test_reference_with_an_at_sign_in_a_name_holds_no_credential(tmp_path: Path) -> None:
     run = {"paths": {"work": "w"}, "encoder": {"model": "s3://bucket/models/name@v2", "pooling": "cls"}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     assert load_run(tmp_path / "run.yaml").encoder.model == "s3://bucket/models/name@v2"
@@ -150,7 +152,7 @@ def test_an_at_sign_in_a_name_is_no_credential(tmp_path: Path) -> None:
         ("s3://bucket//model", "a name between two slashes is empty"),
     ],
 )
-def test_a_reference_that_cannot_be_used_is_refused_as_the_run_file_is_read(
+def test_reference_that_cannot_be_used_is_refused_as_the_run_file_is_read(
     tmp_path: Path, reference: str, reason: str
 ) -> None:
     run = {"paths": {"work": "w"}, "encoder": {"model": reference, "pooling": "cls"}}

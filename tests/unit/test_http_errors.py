@@ -48,7 +48,7 @@ def client():
 
 
 @pytest.mark.parametrize("name", RAISED)
-def test_every_failure_has_the_shape_and_status_of_its_kind(client, name):
+def test_http_error_has_the_shape_and_status_of_its_kind(client, name):
     response = client.get(f"/raise/{name}")
     _, status, kind = RAISED[name]
     assert response.status_code == status
@@ -69,19 +69,19 @@ def test_every_failure_has_the_shape_and_status_of_its_kind(client, name):
         ("stranger", 401, "validation"),
     ],
 )
-def test_a_failure_on_a_route_of_tei_has_its_shape(client, name, status, kind):
+def test_http_error_on_a_route_of_tei_has_its_shape(client, name, status, kind):
     response = client.get(f"/embed?name={name}")
     assert (response.status_code, TeiError.model_validate(response.json()).error_type) == (status, kind)
 
 
-def test_a_refusal_names_the_parameter_and_survives_the_way_from_a_replica(client):
+def test_api_error_names_the_parameter_and_survives_the_way_from_a_replica(client):
     error = client.get("/raise/refused").json()["error"]
     assert error == {"message": "no task 'x'", "type": "invalid_request_error", "param": "task", "code": "unknown_task"}
     assert pickle.loads(pickle.dumps(RAISED["refused"][0])).detail == RAISED["refused"][0].detail
 
 
 @pytest.mark.parametrize("name", ["unexpected", "damaged"])
-def test_an_unexpected_failure_tells_nothing_of_the_server(client, name):
+def test_http_error_of_an_unexpected_failure_tells_nothing_of_the_server(client, name):
     assert "secret" not in client.get(f"/raise/{name}").text
 
 
@@ -94,21 +94,21 @@ def test_an_unexpected_failure_tells_nothing_of_the_server(client, name):
         ([1], None),
     ],
 )
-def test_a_body_of_another_form_is_refused_with_its_place(client, body, param):
+def test_http_error_of_a_body_of_another_form_names_the_field(client, body, param):
     response = client.post("/search", json=body)
     error = ErrorResponse.model_validate(response.json()).error
     assert (response.status_code, error.param, error.type) == (400, param, "invalid_request_error")
     assert error.message.startswith(param or "body")
 
 
-def test_a_body_that_is_no_json_is_refused(client):
+def test_http_error_of_a_body_that_is_no_json_is_a_refusal(client):
     response = client.post("/search", content=b"{", headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert ErrorResponse.model_validate(response.json()).error.message
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/search", 405)])
-def test_an_unknown_path_or_method_has_the_shape_too(client, method, path, status):
+def test_http_error_of_an_unknown_path_or_method_has_the_shape_too(client, method, path, status):
     response = client.request(method, path)
     assert response.status_code == status
     assert ErrorResponse.model_validate(response.json()).error.type == "invalid_request_error"

@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
-def test_the_linter_finds_nothing():
+def test_dockerfile_passes_its_linter():
     linter = Path(sys.executable).with_name("hadolint")
     checked = subprocess.run([linter, ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_versions_are_those_of_the_project():
+def test_image_has_the_versions_of_the_project():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for found, pinned in [
         (r"rayproject/ray:([0-9.]+)-py311-\$\{DEVICE\}", r'"ray\[.*\]==([0-9.]+)"'),
@@ -28,17 +28,17 @@ def test_versions_are_those_of_the_project():
         assert set(re.findall(found, DOCKERFILE)) == set(re.findall(pinned, project)) != set()
 
 
-def test_the_user_is_not_root():
+def test_image_does_not_run_as_root():
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["1000"]
 
 
 @pytest.mark.parametrize("instruction", ["ARG", "ENV"])
-def test_no_secret_is_given_to_the_image(instruction):
+def test_image_is_given_no_secret(instruction):
     given = re.findall(rf"^{instruction} (.*(?:\\\n.*)*)$", DOCKERFILE, re.MULTILINE)
     assert given and not re.search(r"(?i)key|secret|password|_token", " ".join(given))
 
 
-def test_what_is_copied_is_all_that_is_sent():
+def test_image_build_is_sent_what_it_copies():
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     sent = {line[1:] for line in ignored if line.startswith("!")}
     copied = re.findall(r"^COPY --chown=1000:100 (.*) \S+$", DOCKERFILE, re.MULTILINE)

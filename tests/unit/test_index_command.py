@@ -32,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_a_snapshot_is_taken_served_copied_elsewhere_and_removed(folder, tmp_path, capsys):
+def test_index_command_takes_serves_copies_and_removes_a_snapshot(folder, tmp_path, capsys):
     assert "one: 3 of qa in 2 shards" in run(capsys, folder)
     assert "4 of qa" in run(capsys, folder, "snapshot", "two")
     run(capsys, folder, "point", "live", "two")
@@ -55,14 +55,14 @@ def test_a_snapshot_is_taken_served_copied_elsewhere_and_removed(folder, tmp_pat
         (["point", "live", "nine"], "no version or alias 'nine'"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(folder, capsys, arguments, message):
+def test_index_command_says_in_a_line_what_cannot_be_done(folder, capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
         main([str(folder), *arguments])
     assert end.value.code == 2 and message in " ".join(capsys.readouterr().out.split())
     assert Catalog(folder).versions() == ["one"]
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
+def test_index_command_names_a_folder_that_is_not_there(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "nowhere")])
     assert "no such folder" in " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""Filters: what they accept, and that stored and fresh rows answer them as a plain reading of the documents does."""
+"""Filters: what they accept, and that stored and memtable rows answer them as a plain reading of the documents does."""
 
 from __future__ import annotations
 
@@ -94,27 +94,27 @@ def holds(part, fields):
 
 @quick
 @given(DOCUMENTS, FILTERS)
-def test_stored_and_fresh_rows_fit_as_their_documents_do(tmp_path_factory, metadata, wanted):
+def test_filter_of_stored_and_memtable_rows_fits_as_their_documents_do(tmp_path_factory, metadata, wanted):
     documents = [Document(id=str(i), text="x", dataset="ab"[i % 2], metadata=one) for i, one in enumerate(metadata)]
     path = tmp_path_factory.mktemp("metadata") / "metadata.arrow"
     write_metadata(payload_of(documents), path)
-    fresh = MemtableMetadata()
+    memtable = MemtableMetadata()
     for one in documents:
-        fresh.add(metadata_json(one.metadata), one.dataset)
+        memtable.add(metadata_json(one.metadata), one.dataset)
     plain = []
     for one in documents:
         fields = {name: value if isinstance(value, list) else [value] for name, value in one.metadata.items()}
         plain.append(holds(wanted, {**fields, "dataset": [one.dataset]}))
     checked = Filter.model_validate(wanted)
     assert matching(checked, StoredMetadata(path, len(documents))).tolist() == plain
-    assert matching(checked, fresh).tolist() == plain
+    assert matching(checked, memtable).tolist() == plain
 
 
 def nested(depth):
     return {"must": [nested(depth - 1)]} if depth > 1 else {}
 
 
-def test_a_filter_may_be_as_deep_and_as_long_as_the_limits():
+def test_filter_may_be_as_deep_and_as_long_as_the_limits():
     one = {"key": "f", "match": {"value": 1}}
     assert Filter.model_validate(nested(MAX_DEPTH)).depth == MAX_DEPTH
     assert Filter.model_validate({"should": [one] * MAX_CLAUSES}).clauses == MAX_CLAUSES
@@ -124,7 +124,7 @@ def test_a_filter_may_be_as_deep_and_as_long_as_the_limits():
         Filter.model_validate({"should": [one] * (MAX_CLAUSES + 1)})
 
 
-def test_a_filter_of_any_depth_is_refused_and_not_run_out_of_stack_on():
+def test_filter_of_any_depth_is_refused_and_not_run_out_of_stack_on():
     deep: dict = {}
     for _ in range(500):
         deep = {"must": [deep]}
@@ -153,7 +153,7 @@ BAD_CONDITIONS = {
 
 
 @pytest.mark.parametrize("condition", BAD_CONDITIONS.values(), ids=BAD_CONDITIONS.keys())
-def test_a_condition_that_means_nothing_is_refused(condition):
+def test_filter_condition_that_means_nothing_is_refused(condition):
     with pytest.raises(ValidationError):
         Condition.model_validate(condition)
 
@@ -182,7 +182,7 @@ def test_metadata_that_could_not_be_asked_for_is_refused(metadata):
 
 
 @pytest.mark.parametrize("fields", [{"id": ""}, {"id": "\ud800"}, {"text": ""}, {"id": "x" * 513}, {"colour": "red"}])
-def test_a_document_that_could_not_be_kept_is_refused(fields):
+def test_document_that_could_not_be_kept_is_refused(fields):
     with pytest.raises(ValidationError):
         Document.model_validate({"id": "a", "text": "x", **fields})
 
@@ -194,9 +194,9 @@ def test_metadata_is_kept_as_it_was_given():
     assert metadata_json(None) is None
 
 
-def test_a_number_is_not_a_boolean():
-    fresh = MemtableMetadata()
-    fresh.add('{"f":1}', "")
-    fresh.add('{"f":true}', "")
+def test_metadata_number_is_not_a_boolean():
+    memtable = MemtableMetadata()
+    memtable.add('{"f":1}', "")
+    memtable.add('{"f":true}', "")
     for value, rows in ((1, [0]), (1.0, [0]), (True, [1]), (False, [])):
-        assert np.array_equal(fresh.equal("f", value), rows)
+        assert np.array_equal(memtable.equal("f", value), rows)

@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of upserts, folds, snapshots and alias swaps: the old state or the new one, never between."""
+"""SIGKILL in the middle of upserts, compactions, snapshots and alias swaps: the old state or the new one, whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 
-def test_a_kill_at_any_point_leaves_a_whole_index():
+def test_index_killed_at_any_point_is_whole():
     single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.index_kills", "7"],

@@ -15,22 +15,22 @@ from embedder.index.collection import Collection, write_collection
 from embedder.index.documents import PAYLOAD, Document
 from embedder.index.faiss_index import choose_factory, empty_vectors
 from embedder.index.filters import Filter, equals, matching
-from embedder.index.results import found, fuse, merge
-from tests.unit.index_cases import NO_CHOICE, PLACE, WIDTH, collection, documents_of, ids, living, payload_of, unit
+from embedder.index.results import fuse, merge, search_results
+from tests.unit.index_cases import IDENTITY, NO_CHOICE, WIDTH, collection, documents_of, ids, mutable, payload_of, unit
 from tests.unit.judges import quick
 
 EXACT = SearchParameters(exact=True)
 
 
 def search(one: Collection, queries: np.ndarray, k: int, parameters=NO_CHOICE, allowed=None):
-    return found(one.rank(queries, k, parameters, allowed), one.payload)
+    return search_results(one.rank(queries, k, parameters, allowed), one.payload)
 
 
 def names(count: int) -> list[str]:
     return [f"p{i:05}" for i in range(count)]
 
 
-def test_a_collection_finds_what_numpy_finds(tmp_path):
+def test_collection_finds_what_numpy_finds(tmp_path):
     random = np.random.default_rng(0)
     vectors, queries = unit(random, 50), unit(random, 4)
     one = collection(tmp_path / "c", documents_of(names(50), year=2020), vectors)
@@ -44,12 +44,12 @@ def test_a_collection_finds_what_numpy_finds(tmp_path):
         ]
 
 
-def test_fewer_passages_than_asked_for_are_all_found(tmp_path):
+def test_collection_of_fewer_passages_than_asked_for_finds_all(tmp_path):
     one = collection(tmp_path / "c", documents_of("abc"), np.eye(WIDTH, dtype=np.float32)[:3])
     assert ids(search(one, np.eye(WIDTH, dtype=np.float32)[1:2], 100)) == [["b", "a", "c"]]
 
 
-def test_a_collection_of_nothing_finds_nothing(tmp_path):
+def test_collection_of_nothing_finds_nothing(tmp_path):
     one = collection(tmp_path / "c", [], np.empty((0, WIDTH), np.float32), factory="IVF4,Flat")
     assert ids(search(one, unit(np.random.default_rng(0), 2), 3)) == [[], []]
     assert (one.info.rows, one.info.factory) == (0, "Flat")
@@ -57,7 +57,7 @@ def test_a_collection_of_nothing_finds_nothing(tmp_path):
 
 @quick
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 4), st.integers(1, 12))
-def test_merged_shards_find_what_one_collection_finds(tmp_path_factory, seed, passages, shards, k):
+def test_merge_of_shards_finds_what_one_collection_finds(tmp_path_factory, seed, passages, shards, k):
     """Ids, scores and order are equal to the last digit, ties and all."""
     random = np.random.default_rng(seed)
     vectors = unit(random, max(1, passages // 3))[random.integers(0, max(1, passages // 3), passages)]
@@ -75,12 +75,12 @@ def test_merged_shards_find_what_one_collection_finds(tmp_path_factory, seed, pa
     assert merged.hits() == search(whole, queries, k).hits()
 
 
-def test_passages_of_one_score_are_found_by_id_at_the_cut_too(tmp_path):
+def test_collection_finds_passages_of_one_score_by_id_at_the_cut_too(tmp_path):
     one = collection(tmp_path / "c", documents_of(names(20)), np.ones((20, 4), np.float32))
     assert ids(search(one, np.ones((1, 4), np.float32), 3)) == [names(3)]
 
 
-def test_ties_of_two_datasets_do_not_depend_on_the_number_of_shards(tmp_path):
+def test_merge_of_ties_of_two_datasets_does_not_depend_on_the_number_of_shards(tmp_path):
     vectors = np.ones((2, 4), np.float32)
     documents = [*documents_of(["z"], "one"), *documents_of(["a"], "two")]
     both = collection(tmp_path / "both", documents, vectors)
@@ -93,7 +93,7 @@ FACTORIES = ["HNSW16", "IVF4,Flat", "IVF4,PQ4x4fs,RFlat", "IVF4,PQ4x4fs", "SQ8",
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_an_approximate_index_finds_nothing_twice_and_always_enough(tmp_path, monkeypatch, factory):
+def test_approximate_index_finds_nothing_twice_and_always_enough(tmp_path, monkeypatch, factory):
     monkeypatch.setattr("embedder.index.faiss_index.LEAST_PER_CENTROID", 4)
     monkeypatch.setattr("embedder.index.collection.EXACT_ROWS", 100)
     random = np.random.default_rng(1)
@@ -116,7 +116,7 @@ def test_an_approximate_index_finds_nothing_twice_and_always_enough(tmp_path, mo
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 1.0])
-def test_a_filter_leaves_exactly_the_best_of_those_that_match(tmp_path, share):
+def test_filter_leaves_exactly_the_best_of_those_that_match(tmp_path, share):
     random = np.random.default_rng(2)
     chosen = random.random(10_000) < share
     vectors, queries = unit(random, 10_000), unit(random, 5)
@@ -134,27 +134,27 @@ def test_a_filter_leaves_exactly_the_best_of_those_that_match(tmp_path, share):
 
 
 @pytest.mark.parametrize("bad", [np.ones((1, 7)), np.ones(8), np.full((1, 8), np.nan), np.full((1, 8), np.inf)])
-def test_a_query_vector_that_does_not_fit_is_refused(tmp_path, bad):
-    one = living(tmp_path, documents_of("abcdefgh"), np.eye(WIDTH, dtype=np.float32))
+def test_collection_refuses_a_query_vector_that_does_not_fit(tmp_path, bad):
+    one = mutable(tmp_path, documents_of("abcdefgh"), np.eye(WIDTH, dtype=np.float32))
     with pytest.raises(ValueError, match="do not fit an index of width 8"):
         one.search(bad, 3, NO_CHOICE)
 
 
 @pytest.mark.parametrize(("factory", "rows"), [("Flatt", 8), ("PQ3", 8), ("IVF4,PQ3", 8)])
-def test_a_factory_that_faiss_cannot_build_is_refused_in_one_line(tmp_path, factory, rows):
+def test_factory_that_faiss_cannot_build_is_refused_in_one_line(tmp_path, factory, rows):
     with pytest.raises(ConfigError) as caught:
         collection(tmp_path / "c", documents_of("abcdefgh"), unit(np.random.default_rng(0), rows), factory=factory)
     assert str(caught.value).startswith(f"index.factory {factory!r} with {rows} vectors")
     assert "\n" not in str(caught.value)
 
 
-def test_too_few_vectors_to_train_on_are_searched_exactly(tmp_path):
+def test_collection_of_too_few_vectors_to_train_on_is_searched_exactly(tmp_path):
     one = collection(tmp_path / "c", documents_of("abcd"), np.eye(WIDTH, dtype=np.float32)[:4], factory="IVF64,Flat")
     assert one.info.factory == "Flat"
     assert one.info.settings.factory == "IVF64,Flat"
 
 
-def test_the_factory_follows_the_size():
+def test_factory_follows_the_size():
     assert choose_factory("auto", 50_000, 384) == "Flat"
     assert choose_factory("auto", 100_000, 384) == "IVF1024,PQ96x4fs,RFlat"
     assert choose_factory("auto", 1_000_000, 384) == "IVF4096,PQ96x4fs,RFlat"
@@ -162,7 +162,7 @@ def test_the_factory_follows_the_size():
     assert choose_factory("HNSW32", 10, 384) == "HNSW32"
 
 
-def test_vectors_stand_where_matrix_products_take_them_without_a_copy(tmp_path):
+def test_flat_index_file_has_its_vectors_where_matrix_products_need_no_copy(tmp_path):
     vectors = unit(np.random.default_rng(0), 4)
     one = collection(tmp_path / "c", documents_of("abcd"), vectors)
     assert one.vectors.ctypes.data % 64 == 0
@@ -171,22 +171,22 @@ def test_vectors_stand_where_matrix_products_take_them_without_a_copy(tmp_path):
     assert (tmp_path / "c" / "vectors.faiss").read_bytes()[64:] == vectors.tobytes()
 
 
-def test_vectors_without_payload_are_refused(tmp_path):
+def test_collection_refuses_vectors_without_payload(tmp_path):
     flat, _ = empty_vectors(8, WIDTH)
     with pytest.raises(BundleError, match="8 vectors of width 8, but 2 rows"):
-        write_collection(tmp_path, payload_of(documents_of("ab")), flat, PLACE, BuildSettings())
+        write_collection(tmp_path, payload_of(documents_of("ab")), flat, IDENTITY, BuildSettings())
 
 
-def test_rows_in_another_order_and_of_one_name_are_refused(tmp_path):
+def test_collection_refuses_rows_in_another_order_and_of_one_name(tmp_path):
     flat, view = empty_vectors(2, WIDTH)
     view[:] = 1
     with pytest.raises(BundleError, match="in the order of id and dataset"):
-        write_collection(tmp_path, payload_of(documents_of("ba")), flat, PLACE, BuildSettings())
+        write_collection(tmp_path, payload_of(documents_of("ba")), flat, IDENTITY, BuildSettings())
     with pytest.raises(DataError, match="2 passages have the id 'a'"):
-        write_collection(tmp_path, payload_of(documents_of("aa")), flat, PLACE, BuildSettings())
+        write_collection(tmp_path, payload_of(documents_of("aa")), flat, IDENTITY, BuildSettings())
 
 
-def test_a_document_is_found_by_its_name(tmp_path):
+def test_collection_finds_a_document_by_its_name(tmp_path):
     documents = [Document(id=name, text="x", dataset=dataset) for name in ("a", "b", "ä", "𝔘") for dataset in ("", "d")]
     one = collection(tmp_path / "c", documents, unit(np.random.default_rng(0), 8))
     for document in documents:
@@ -198,7 +198,7 @@ def test_a_document_is_found_by_its_name(tmp_path):
     assert one.row_of(("zz", "d")) is None
 
 
-def test_reciprocal_ranks_worked_by_hand(tmp_path):
+def test_fusion_by_reciprocal_ranks_worked_by_hand(tmp_path):
     documents = documents_of("abcd")
     one = collection(tmp_path / "c", documents, np.eye(WIDTH, dtype=np.float32)[:4])
     first = search(one, np.array([[4, 3, 2, 0, 0, 0, 0, 0]], np.float32), 3)
@@ -208,27 +208,27 @@ def test_reciprocal_ranks_worked_by_hand(tmp_path):
     assert [hit.score for hit in fused] == pytest.approx([1 / 62 + 1 / 62, 1 / 61, 1 / 61, 1 / 63])
 
 
-def test_bm25_finds_the_telling_words_in_stored_and_fresh_documents_alike(tmp_path):
+def test_bm25_finds_the_telling_words_in_stored_and_memtable_documents_alike(tmp_path):
     texts = ["the quick fox", "the lazy dog and a dog", "a fox and a dog", "nothing of the kind"]
     documents = [Document(id=str(i), text=text) for i, text in enumerate(texts)]
     vectors = unit(np.random.default_rng(0), 4)
-    stored = living(tmp_path / "stored", documents, vectors)
-    fresh = living(tmp_path / "fresh", [], vectors[:0])
-    fresh.upsert(documents, vectors)
+    stored = mutable(tmp_path / "stored", documents, vectors)
+    memtable = mutable(tmp_path / "memtable", [], vectors[:0])
+    memtable.upsert(documents, vectors)
     queries = ["fox", "dog", "lazy dog", "absent words", "the"]
-    for one in (stored, fresh):
+    for one in (stored, memtable):
         assert ids(one.search_words(queries, 5)) == [["0", "2"], ["1", "2"], ["1", "2"], [], []]
     assert stored.search_words(queries, 5).table["score"].to_pylist() == pytest.approx(
-        fresh.search_words(queries, 5).table["score"].to_pylist()
+        memtable.search_words(queries, 5).table["score"].to_pylist()
     )
     assert ids(stored.search_words(["dog"], 5, Filter(must_not=[equals("dataset", "")]))) == [[]]
 
 
-def test_an_index_without_words_says_so(tmp_path):
-    one = living(tmp_path, documents_of("ab"), np.eye(WIDTH, dtype=np.float32)[:2], lexical=False)
+def test_index_without_words_says_so(tmp_path):
+    one = mutable(tmp_path, documents_of("ab"), np.eye(WIDTH, dtype=np.float32)[:2], lexical=False)
     with pytest.raises(ValueError, match=r"set index\.lexical"):
         one.search_words(["x"], 1)
 
 
-def test_the_payload_has_a_row_for_every_column_of_a_document():
+def test_payload_has_a_column_for_every_field_of_a_document():
     assert PAYLOAD.names == ["id", "dataset", "text", "title", "metadata"]

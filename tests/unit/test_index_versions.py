@@ -44,10 +44,10 @@ def opened(catalog: Catalog, name: str = "live") -> OpenIndex:
 
 
 def count(index: OpenIndex) -> int:
-    return sum(one.documents for one in index.stats("qa").values())
+    return sum(one.documents for one in index.stats()["qa"])
 
 
-def test_an_answer_does_not_depend_on_the_number_of_shards(tmp_path):
+def test_index_answer_does_not_depend_on_the_number_of_shards(tmp_path):
     answers = []
     for shards in (1, 2, 4):
         write_version(tmp_path / str(shards), documents_of(NAMES), VECTORS[:30], shards)
@@ -59,7 +59,7 @@ def test_an_answer_does_not_depend_on_the_number_of_shards(tmp_path):
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_shards_in_processes_of_their_own_give_the_same_answer(catalog):
+def test_index_shards_in_processes_of_their_own_give_the_same_answer(catalog):
     index, bundle, state = opened(catalog), catalog.bundle("one"), catalog.state("one")
     alone = [OpenIndex.open(bundle, state, [shard]) for shard in (0, 1)]
     index.upsert("qa", documents_of(["new"]), VECTORS[:1])
@@ -82,7 +82,7 @@ def test_hybrid_search_finds_what_words_and_vectors_find(catalog):
     assert ids(hybrid)[0][:2] == ["word", "b04"]
 
 
-def test_what_a_mode_needs_must_be_given(catalog):
+def test_search_mode_must_be_given_what_it_needs(catalog):
     index = opened(catalog)
     with pytest.raises(ValueError, match="needs query vectors"):
         index.search("qa", TOP)
@@ -97,7 +97,7 @@ def test_what_a_mode_needs_must_be_given(catalog):
         alone.snapshot(catalog, "two")
 
 
-def test_a_snapshot_is_a_version_with_all_there_was_and_the_old_one_goes_on(catalog):
+def test_snapshot_is_a_version_with_all_there_was_and_the_old_one_goes_on(catalog):
     index = opened(catalog)
     index.upsert("qa", documents_of(["new"]), VECTORS[:1])
     index.delete("qa", [("b05", "d")])
@@ -113,7 +113,7 @@ def test_a_snapshot_is_a_version_with_all_there_was_and_the_old_one_goes_on(cata
     assert catalog.resolve("live") == "two"
 
 
-def test_a_snapshot_is_restored_elsewhere(catalog, tmp_path):
+def test_snapshot_is_restored_elsewhere(catalog, tmp_path):
     index = opened(catalog)
     index.upsert("qa", documents_of(["new"]), VECTORS[:1])
     index.snapshot(catalog, "two")
@@ -122,7 +122,7 @@ def test_a_snapshot_is_restored_elsewhere(catalog, tmp_path):
     assert count(opened(other, "restored")) == 31
 
 
-def test_snapshots_taken_while_others_write_hold_whole_batches(catalog):
+def test_snapshot_taken_while_others_write_holds_whole_batches(catalog):
     index, stop = opened(catalog), threading.Event()
 
     def write():
@@ -143,13 +143,13 @@ def test_snapshots_taken_while_others_write_hold_whole_batches(catalog):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "x" * 200, ".hidden", "a\0b"])
-def test_a_name_that_leads_elsewhere_is_refused(catalog, name):
+def test_catalog_refuses_a_name_that_leads_elsewhere(catalog, name):
     for act in (catalog.resolve, catalog.stage, lambda one: catalog.point(one, "one"), catalog.remove):
         with pytest.raises(ConfigError):
             act(name)
 
 
-def test_aliases_and_versions_keep_apart(catalog):
+def test_catalog_keeps_aliases_and_versions_apart(catalog):
     with pytest.raises(ConfigError, match="is a version"):
         catalog.point("one", "one")
     with pytest.raises(ConfigError, match="no version or alias 'nine'"):
@@ -170,7 +170,7 @@ def test_aliases_and_versions_keep_apart(catalog):
     assert catalog.aliases() == {}
 
 
-def test_what_an_alias_named_before_is_known_until_it_is_settled_or_gone(catalog):
+def test_catalog_knows_what_an_alias_named_before_until_it_is_settled_or_gone(catalog):
     for name in ("two", "three"):
         staged = catalog.stage(name)
         write_version(staged, documents_of("ab"), VECTORS[:2])
@@ -198,7 +198,7 @@ def test_what_an_alias_named_before_is_known_until_it_is_settled_or_gone(catalog
     assert list(catalog.previous()) == ["live"]
 
 
-def test_a_version_whose_writes_are_not_carried_yet_is_not_removed(catalog):
+def test_catalog_does_not_remove_a_version_whose_writes_are_not_replayed_yet(catalog):
     index = opened(catalog)
     index.snapshot(catalog, "two")
     index.upsert("qa", documents_of(["new"]), VECTORS[:1])
@@ -211,7 +211,7 @@ def test_a_version_whose_writes_are_not_carried_yet_is_not_removed(catalog):
     assert not catalog.state("one").exists()
 
 
-def test_what_was_written_to_a_bundle_is_refused_by_another_one_in_its_place(catalog):
+def test_index_state_of_another_bundle_is_refused(catalog):
     opened(catalog).upsert("qa", documents_of(["new"]), VECTORS[:1])
     other = catalog.stage("two")
     write_version(other, documents_of("ab"), VECTORS[:2])
@@ -221,7 +221,7 @@ def test_what_was_written_to_a_bundle_is_refused_by_another_one_in_its_place(cat
         opened(catalog)
 
 
-def test_a_snapshot_knows_when_its_documents_were_written(catalog):
+def test_snapshot_knows_when_its_documents_were_written(catalog):
     """So that it takes what was written to the first version later, and gives back what was written to it."""
 
     def texts(index: OpenIndex) -> dict[str, str]:
@@ -241,7 +241,7 @@ def test_a_snapshot_knows_when_its_documents_were_written(catalog):
     assert texts(one) == texts(two) and texts(one)["note"] == "changed" and len(texts(one)) == 29
 
 
-def test_a_version_is_never_overwritten_by_another(catalog):
+def test_catalog_never_overwrites_a_version_with_another(catalog):
     same, other = catalog.stage("one"), catalog.stage("one")
     write_version(same, documents_of(NAMES), VECTORS[:30])
     catalog.publish(same, "one")
@@ -254,7 +254,7 @@ def test_a_version_is_never_overwritten_by_another(catalog):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"aliases": {"live": "two"}, "previous": {}, "digest": "0"}', b"\xff"]
 )
-def test_damaged_aliases_are_refused(catalog, content):
+def test_catalog_refuses_damaged_aliases(catalog, content):
     (catalog.folder / "aliases.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"aliases\.json"):
         catalog.resolve("live")
@@ -274,7 +274,7 @@ def spoilt_copies(path, random):
             yield bytes(spoilt)
 
 
-def test_every_damage_to_every_file_is_refused_by_name_and_the_open_index_goes_on(catalog):
+def test_index_with_any_damage_to_any_file_is_refused_by_name_and_the_open_one_goes_on(catalog):
     """D1: a service that restores or opens such a version refuses it; the one that is served answers as before."""
     serving, random = opened(catalog), np.random.default_rng(0)
     expected = serving.search("qa", TOP, QUERY).hits()
@@ -307,7 +307,7 @@ def reseal(folder):
     manifest.model_copy(update={"files": hash_files(folder)}).write(folder)
 
 
-def test_swapped_shards_are_refused_even_where_all_hashes_fit(catalog):
+def test_index_with_swapped_shards_is_refused_even_where_all_hashes_fit(catalog):
     bundle = catalog.bundle("one")
     first, second = shard_folder(bundle, 0), shard_folder(bundle, 1)
     first.rename(bundle / "x")
@@ -328,14 +328,14 @@ def test_swapped_shards_are_refused_even_where_all_hashes_fit(catalog):
         ({"encoder_fingerprint": "other"}, "the vectors were made with model other"),
     ],
 )
-def test_an_index_of_another_width_or_model_is_refused_even_where_all_hashes_fit(catalog, fields, message):
+def test_index_of_another_width_or_model_is_refused_even_where_all_hashes_fit(catalog, fields, message):
     bundle = catalog.bundle("one")
     read_manifest(bundle).model_copy(update=fields).write(bundle)
     with pytest.raises(BundleError, match=message):
         opened(catalog)
 
 
-def test_a_collection_without_its_ids_is_refused_even_where_all_hashes_fit(catalog):
+def test_collection_without_its_ids_is_refused_even_where_all_hashes_fit(catalog):
     bundle = catalog.bundle("one")
     folder = shard_folder(bundle, 0) / "qa"
     (folder / "payload.arrow").unlink()
@@ -348,7 +348,7 @@ def test_a_collection_without_its_ids_is_refused_even_where_all_hashes_fit(catal
 
 
 @pytest.mark.parametrize("where", ["", "shards/00000/qa"])
-def test_a_version_from_the_future_says_so(catalog, where):
+def test_manifest_of_a_later_format_says_so(catalog, where):
     bundle = catalog.bundle("one")
     path = next((bundle / where).glob("*.json"))
     raw = json.loads(path.read_text(encoding="utf-8"))
@@ -359,7 +359,7 @@ def test_a_version_from_the_future_says_so(catalog, where):
         opened(catalog)
 
 
-def test_a_link_that_leads_out_of_a_bundle_is_refused(catalog, tmp_path):
+def test_bundle_with_a_link_that_leads_out_is_refused(catalog, tmp_path):
     bundle, outside = catalog.bundle("one"), tmp_path / "outside.json"
     (bundle / "model" / "config.json").rename(outside)
     (bundle / "model" / "config.json").symlink_to(outside)

@@ -1,4 +1,4 @@
-"""The living collection against a dictionary and brute force; what kills, damage and other processes do to it."""
+"""The mutable collection against a dictionary and brute force; what kills, damage and other processes do to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from embedder.index.documents import Document
 from embedder.index.exact import pair_scores
 from embedder.index.filters import equals
 from embedder.index.log import Log
-from tests.unit.index_cases import NO_CHOICE, WIDTH, documents_of, ids, living, unit
+from tests.unit.index_cases import NO_CHOICE, WIDTH, documents_of, ids, mutable, unit
 
 IDS = st.sampled_from([f"p{i}" for i in range(12)])
 DATASETS = st.sampled_from(["", "d"])
@@ -30,8 +30,8 @@ VECTORS = unit(np.random.default_rng(5), 6)
 """Few, so that documents tie."""
 
 
-class LivingMachine(RuleBasedStateMachine):
-    """Writes, deletions, folds and restarts in any order; a second reader follows at its own pace."""
+class CollectionMachine(RuleBasedStateMachine):
+    """Writes, deletions, compactions and restarts in any order; a second reader follows at its own pace."""
 
     folder = None
 
@@ -40,9 +40,9 @@ class LivingMachine(RuleBasedStateMachine):
         self.model = {}
         documents = [Document(id=name, dataset=dataset, text="base", metadata={"tag": "x"}) for name, dataset in names]
         vectors = VECTORS[[(choice + i) % 6 for i in range(len(names))]]
-        self.path = LivingMachine.folder.mktemp("living")
-        self.index = living(self.path, documents, vectors, lexical=False)
-        self.other = living(self.path, [], VECTORS[:0])
+        self.path = CollectionMachine.folder.mktemp("collection")
+        self.index = mutable(self.path, documents, vectors, lexical=False)
+        self.other = mutable(self.path, [], VECTORS[:0])
         self.model = {one.name: ("base", "x", vector) for one, vector in zip(documents, vectors, strict=True)}
 
     @rule(written=st.lists(st.tuples(NAMES, TAGS, st.integers(0, 5)), min_size=1, max_size=4), by_other=st.booleans())
@@ -64,8 +64,8 @@ class LivingMachine(RuleBasedStateMachine):
             del self.model[name]
 
     @rule(by_other=st.booleans())
-    def fold(self, by_other):
-        (self.other if by_other else self.index).fold()
+    def compact(self, by_other):
+        (self.other if by_other else self.index).compact()
 
     @rule()
     def adopt(self):
@@ -73,7 +73,7 @@ class LivingMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self):
-        self.index = living(self.path, [], VECTORS[:0])
+        self.index = mutable(self.path, [], VECTORS[:0])
 
     @invariant()
     def answers_are_those_of_brute_force(self):
@@ -93,26 +93,26 @@ class LivingMachine(RuleBasedStateMachine):
 
 @pytest.fixture(scope="module")
 def machine_folder(tmp_path_factory):
-    LivingMachine.folder = tmp_path_factory
+    CollectionMachine.folder = tmp_path_factory
 
 
-def test_a_living_collection_is_a_dictionary_with_brute_force(machine_folder):
-    LivingMachine.TestCase.settings = settings(
+def test_mutable_collection_is_a_dictionary_with_brute_force(machine_folder):
+    CollectionMachine.TestCase.settings = settings(
         max_examples=12, stateful_step_count=15, deadline=None, database=None, derandomize=True
     )
-    LivingMachine.TestCase("runTest").runTest()
+    CollectionMachine.TestCase("runTest").runTest()
 
 
-def test_a_written_document_is_found_at_once_and_everywhere(tmp_path):
-    one, other = (living(tmp_path, documents_of("ab"), VECTORS[:2]) for _ in range(2))
+def test_upsert_is_found_at_once_and_everywhere(tmp_path):
+    one, other = (mutable(tmp_path, documents_of("ab"), VECTORS[:2]) for _ in range(2))
     one.upsert(documents_of("c"), VECTORS[2:3])
     assert ids(other.search(VECTORS[2:3], 1, NO_CHOICE)) == [["c"]]
     other.delete([("c", "d")])
     assert "c" not in ids(one.search(VECTORS[2:3], 9, NO_CHOICE))[0]
 
 
-def test_a_deleted_id_can_come_back(tmp_path):
-    one = living(tmp_path, documents_of("ab"), VECTORS[:2])
+def test_upsert_can_bring_a_deleted_id_back(tmp_path):
+    one = mutable(tmp_path, documents_of("ab"), VECTORS[:2])
     assert one.delete([("a", "d"), ("a", "d"), ("zz", "d")]) == 1
     assert one.delete([("a", "d")]) == 0
     one.upsert([Document(id="a", dataset="d", text="again")], VECTORS[:1])
@@ -121,8 +121,8 @@ def test_a_deleted_id_can_come_back(tmp_path):
     assert one.stats().documents == 2
 
 
-def test_of_one_name_in_a_batch_the_last_counts(tmp_path):
-    one = living(tmp_path, [], VECTORS[:0])
+def test_upsert_of_one_name_twice_in_a_batch_keeps_the_last(tmp_path):
+    one = mutable(tmp_path, [], VECTORS[:0])
     one.upsert([Document(id="a", text="first"), Document(id="b", text="b"), Document(id="a", text="last")], VECTORS[:3])
     assert sorted((hit.id, hit.text) for hit in one.search(VECTORS[2:3], 9, NO_CHOICE).hits()[0]) == [
         ("a", "last"),
@@ -131,38 +131,38 @@ def test_of_one_name_in_a_batch_the_last_counts(tmp_path):
 
 
 @pytest.mark.parametrize("vectors", [VECTORS[:1], VECTORS[:2, :4], np.full((2, WIDTH), np.nan), np.zeros(2)])
-def test_vectors_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, vectors):
-    one = living(tmp_path, documents_of("ab"), VECTORS[:2])
+def test_upsert_of_vectors_that_do_not_fit_is_refused_and_nothing_is_written(tmp_path, vectors):
+    one = mutable(tmp_path, documents_of("ab"), VECTORS[:2])
     with pytest.raises(DataError, match="nothing was written"):
         one.upsert(documents_of("cd"), vectors)
-    assert one.stats() == living(tmp_path, [], VECTORS[:0]).stats()
+    assert one.stats() == mutable(tmp_path, [], VECTORS[:0]).stats()
 
 
-def test_too_many_different_fields_are_refused(tmp_path, monkeypatch):
+def test_upsert_of_too_many_different_fields_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("embedder.index.living.MAX_FIELDS", 3)
-    one = living(tmp_path, documents_of("a", year=1), VECTORS[:1])
+    one = mutable(tmp_path, documents_of("a", year=1), VECTORS[:1])
     one.upsert(documents_of("b", month=1), VECTORS[:1])
     with pytest.raises(DataError, match="4 different fields; at most 3"):
         one.upsert(documents_of("c", day=1), VECTORS[:1])
 
 
-def test_folding_takes_in_all_and_readers_go_on_until_they_adopt(tmp_path):
-    one, reader = (living(tmp_path, documents_of("abc"), VECTORS[:3]) for _ in range(2))
+def test_compaction_takes_in_all_and_readers_go_on_until_they_adopt(tmp_path):
+    one, reader = (mutable(tmp_path, documents_of("abc"), VECTORS[:3]) for _ in range(2))
     one.upsert(documents_of("d"), VECTORS[3:4])
     one.delete([("a", "d")])
     before = ids(reader.search(VECTORS[:2], 9, NO_CHOICE))
-    assert one.fold()
-    assert not one.fold()
-    assert (one.stats().generation, one.stats().fresh) == (1, 0)
-    assert (reader.stats().generation, reader.stats().fresh) == (0, 2)
+    assert one.compact()
+    assert not one.compact()
+    assert (one.stats().generation, one.stats().uncompacted) == (1, 0)
+    assert (reader.stats().generation, reader.stats().uncompacted) == (0, 2)
     assert ids(reader.search(VECTORS[:2], 9, NO_CHOICE)) == before
     assert reader.adopt()
     assert not reader.adopt()
     assert ids(reader.search(VECTORS[:2], 9, NO_CHOICE)) == before == ids(one.search(VECTORS[:2], 9, NO_CHOICE))
 
 
-def test_folds_that_fail_leave_one_segment_and_the_next_one_takes_in_all(tmp_path, monkeypatch):
-    index, full = living(tmp_path, documents_of("c"), VECTORS[:1]), [True]
+def test_compaction_that_fails_leaves_one_segment_and_the_next_one_takes_in_all(tmp_path, monkeypatch):
+    index, full = mutable(tmp_path, documents_of("c"), VECTORS[:1]), [True]
 
     def write(*arguments):
         if full[0]:
@@ -173,36 +173,36 @@ def test_folds_that_fail_leave_one_segment_and_the_next_one_takes_in_all(tmp_pat
     index.upsert(documents_of("a"), VECTORS[:1])
     for _ in range(3):
         with pytest.raises(OSError, match="no space"):
-            index.fold()
+            index.compact()
     assert len(list((tmp_path / "state" / "log").iterdir())) == 2
     index.upsert(documents_of("b"), VECTORS[1:2])
     full[0] = False
-    assert index.fold() and not index.fold()
-    assert living(tmp_path, [], VECTORS[:0]).stats().documents == index.stats().documents == 3
+    assert index.compact() and not index.compact()
+    assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == index.stats().documents == 3
 
 
-def test_a_log_is_on_the_disk_with_its_end_before_it_gets_a_successor(tmp_path, monkeypatch):
+def test_log_is_on_the_disk_with_its_end_before_it_gets_a_successor(tmp_path, monkeypatch):
     """Only the last segment is recovered: one whose end a power cut took back would lose what was acknowledged."""
-    index, order = living(tmp_path, documents_of("c"), VECTORS[:1]), []
+    index, order = mutable(tmp_path, documents_of("c"), VECTORS[:1]), []
     index.upsert(documents_of("a"), VECTORS[:1])
     fsync, create = os.fsync, Log.create
     monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
     monkeypatch.setattr(Log, "create", lambda *arguments: (order.append("create"), create(*arguments)))
-    assert index.fold()
+    assert index.compact()
     assert order[:2] == [str(log_of(tmp_path)), "create"]
 
 
-def test_a_reader_that_slept_through_many_folds_catches_up(tmp_path):
-    one, reader = (living(tmp_path, documents_of("a"), VECTORS[:1]) for _ in range(2))
+def test_reader_that_slept_through_many_compactions_catches_up(tmp_path):
+    one, reader = (mutable(tmp_path, documents_of("a"), VECTORS[:1]) for _ in range(2))
     for i in range(4):
         one.upsert(documents_of([f"n{i}"]), VECTORS[i : i + 1])
-        one.fold()
+        one.compact()
     assert len(list((tmp_path / "state" / "generations").iterdir())) == 2
     assert reader.stats().documents == 5
 
 
-def test_writes_and_searches_go_on_while_a_fold_runs(tmp_path):
-    one = living(tmp_path, documents_of([f"b{i}" for i in range(300)]), unit(np.random.default_rng(0), 300))
+def test_compaction_lets_writes_and_searches_go_on(tmp_path):
+    one = mutable(tmp_path, documents_of([f"b{i}" for i in range(300)]), unit(np.random.default_rng(0), 300))
     errors, stop = [], threading.Event()
 
     def search():
@@ -213,22 +213,22 @@ def test_writes_and_searches_go_on_while_a_fold_runs(tmp_path):
 
     searching = threading.Thread(target=search)
     searching.start()
-    folding = None
+    compacting = None
     for i in range(60):
         one.upsert(documents_of([f"w{i}"]), VECTORS[i % 6 : i % 6 + 1])
         if i % 20 == 10:
-            folding = threading.Thread(target=one.fold)
-            folding.start()
-    folding.join()
+            compacting = threading.Thread(target=one.compact)
+            compacting.start()
+    compacting.join()
     stop.set()
     searching.join()
     assert errors == []
     assert one.stats().documents == 360
-    assert living(tmp_path, [], VECTORS[:0]).stats().documents == 360
+    assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == 360
 
 
-def test_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path, monkeypatch):
-    one = living(tmp_path, documents_of("a"), VECTORS[:1])
+def test_log_on_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path, monkeypatch):
+    one = mutable(tmp_path, documents_of("a"), VECTORS[:1])
     one.upsert(documents_of("b"), VECTORS[1:2])
 
     def full(*_):
@@ -240,29 +240,29 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path, monkeypatch):
             one.upsert(documents_of("c"), VECTORS[2:3])
     assert one.stats().documents == 2
     one.upsert(documents_of("e"), VECTORS[2:3])
-    assert ids(living(tmp_path, [], VECTORS[:0]).search(VECTORS[2:3], 9, NO_CHOICE))[0][0] == "e"
+    assert ids(mutable(tmp_path, [], VECTORS[:0]).search(VECTORS[2:3], 9, NO_CHOICE))[0][0] == "e"
 
 
 def log_of(folder):
     return folder / "state" / "log" / "0.log"
 
 
-def test_a_write_cut_short_at_any_byte_is_dropped_and_what_was_acknowledged_stays(tmp_path):
-    one = living(tmp_path, documents_of("a"), VECTORS[:1])
+def test_log_drops_a_write_cut_short_at_any_byte_and_keeps_what_was_acknowledged(tmp_path):
+    one = mutable(tmp_path, documents_of("a"), VECTORS[:1])
     one.upsert(documents_of("b"), VECTORS[1:2])
     before = log_of(tmp_path).read_bytes()
     one.upsert(documents_of("c"), VECTORS[2:3])
     after = log_of(tmp_path).read_bytes()
     for length in range(len(before), len(after), 23):
         log_of(tmp_path).write_bytes(before[:28] + after[28:length])
-        assert living(tmp_path, [], VECTORS[:0]).stats().documents == 2
+        assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == 2
         assert log_of(tmp_path).read_bytes() == before
     log_of(tmp_path).write_bytes(before[:28] + after[28:])
-    assert living(tmp_path, [], VECTORS[:0]).stats().documents == 3
+    assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == 3
 
 
-def test_any_damage_to_acknowledged_writes_is_refused(tmp_path):
-    one = living(tmp_path, documents_of("a"), VECTORS[:1])
+def test_log_refuses_any_damage_to_acknowledged_writes(tmp_path):
+    one = mutable(tmp_path, documents_of("a"), VECTORS[:1])
     for i in range(3):
         one.upsert(documents_of([f"n{i}"]), VECTORS[i : i + 1])
     whole = log_of(tmp_path).read_bytes()
@@ -274,18 +274,18 @@ def test_any_damage_to_acknowledged_writes_is_refused(tmp_path):
                 spoilt[place + i] ^= 0xFF
             log_of(tmp_path).write_bytes(spoilt)
             with pytest.raises(BundleError, match=r"0\.log"):
-                living(tmp_path, [], VECTORS[:0])
+                mutable(tmp_path, [], VECTORS[:0])
     for length in [0, *random.integers(0, len(whole), 10).tolist()]:
         log_of(tmp_path).write_bytes(whole[:length])
         with pytest.raises(BundleError, match=r"0\.log"):
-            living(tmp_path, [], VECTORS[:0])
+            mutable(tmp_path, [], VECTORS[:0])
     log_of(tmp_path).write_bytes(whole)
-    assert living(tmp_path, [], VECTORS[:0]).stats().documents == 4
+    assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == 4
 
 
 @pytest.mark.parametrize("field", ["task", "shard", "num_shards", "encoder_fingerprint", "dimension", "format"])
-def test_a_log_of_elsewhere_or_of_the_future_is_refused(tmp_path, field):
-    one = living(tmp_path, documents_of("a"), VECTORS[:1])
+def test_log_of_elsewhere_or_of_a_later_format_is_refused(tmp_path, field):
+    one = mutable(tmp_path, documents_of("a"), VECTORS[:1])
     one.upsert(documents_of("b"), VECTORS[:1])
     raw = log_of(tmp_path).read_bytes()
     length = int.from_bytes(raw[20:24], "little")
@@ -295,36 +295,36 @@ def test_a_log_of_elsewhere_or_of_the_future_is_refused(tmp_path, field):
     crc = zlib.crc32(changed).to_bytes(4, "little")
     log_of(tmp_path).write_bytes(raw[:24] + crc + changed + raw[28 + length :])
     with pytest.raises(BundleError, match=r"0\.log"):
-        living(tmp_path, [], VECTORS[:0])
+        mutable(tmp_path, [], VECTORS[:0])
 
 
-def test_a_damaged_generation_is_refused_and_the_old_one_goes_on_being_searched(tmp_path):
-    one, reader = (living(tmp_path, documents_of("ab"), VECTORS[:2]) for _ in range(2))
+def test_generation_that_is_damaged_is_refused_and_the_old_one_goes_on_being_searched(tmp_path):
+    one, reader = (mutable(tmp_path, documents_of("ab"), VECTORS[:2]) for _ in range(2))
     one.upsert(documents_of("c"), VECTORS[2:3])
-    one.fold()
+    one.compact()
     path = tmp_path / "state" / "generations" / "1" / "payload.arrow"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(BundleError, match=r"payload\.arrow: SHA-256 differs"):
         reader.adopt()
     assert ids(reader.search(VECTORS[2:3], 1, NO_CHOICE)) == [["c"]]
     with pytest.raises(BundleError, match=r"payload\.arrow: SHA-256 differs"):
-        living(tmp_path, [], VECTORS[:0])
+        mutable(tmp_path, [], VECTORS[:0])
 
 
 @pytest.mark.parametrize("content", ["", "1", "x y", "1 0123", "7 abc"])
-def test_a_damaged_pointer_to_the_generation_is_refused(tmp_path, content):
-    one = living(tmp_path, documents_of("ab"), VECTORS[:2])
+def test_generation_pointer_that_is_damaged_is_refused(tmp_path, content):
+    one = mutable(tmp_path, documents_of("ab"), VECTORS[:2])
     one.upsert(documents_of("c"), VECTORS[2:3])
-    one.fold()
+    one.compact()
     (tmp_path / "state" / "CURRENT").write_text(content)
     with pytest.raises(BundleError):
-        living(tmp_path, [], VECTORS[:0])
+        mutable(tmp_path, [], VECTORS[:0])
 
 
-def test_a_log_that_is_gone_is_missed(tmp_path):
-    one = living(tmp_path, documents_of("ab"), VECTORS[:2])
+def test_log_that_is_gone_is_missed(tmp_path):
+    one = mutable(tmp_path, documents_of("ab"), VECTORS[:2])
     one.upsert(documents_of("c"), VECTORS[2:3])
-    one.fold()
+    one.compact()
     (tmp_path / "state" / "log" / "1.log").unlink()
     with pytest.raises(BundleError, match=r"1\.log: missing"):
-        living(tmp_path, [], VECTORS[:0])
+        mutable(tmp_path, [], VECTORS[:0])

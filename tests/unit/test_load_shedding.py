@@ -46,7 +46,7 @@ def client() -> httpx.Client:
 
 
 @pytest.mark.parametrize("gate", [None, Encoders(is_full=False)])
-def test_without_overload_and_without_an_ingress_all_pass(
+def test_load_shedding_lets_all_pass_without_overload_and_without_an_ingress(
     state: Overload, client: httpx.Client, gate: Encoders | None
 ) -> None:
     state.gate = gate
@@ -54,7 +54,9 @@ def test_without_overload_and_without_an_ingress_all_pass(
     assert state.refused == 0
 
 
-def test_requests_for_vectors_are_refused_in_the_shape_of_their_route(state: Overload, client: httpx.Client) -> None:
+def test_load_shedding_refuses_requests_for_vectors_in_the_shape_of_their_route(
+    state: Overload, client: httpx.Client
+) -> None:
     state.gate = Encoders(is_full=True)
     for path in ("/v1/embeddings", "/v1/rerank", "/v2/rerank"):
         answer = client.post(path, content=b"no JSON", headers={"x-request-id": "mine"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from embedder.run.workspace import workplace
 from embedder.storage.mirror import Mirror, State
 from embedder.storage.object_store import ObjectPath, replacing
 from tests.object_store import ObjectStore, proxy
+from tests.waiting import wait_until
 
 
 def write(folder: Path, **texts: str) -> None:
@@ -32,60 +32,60 @@ def files(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def place(object_store: ObjectStore, request: pytest.FixtureRequest) -> ObjectPath:
-    """A place of the test's own."""
+def remote(object_store: ObjectStore, request: pytest.FixtureRequest) -> ObjectPath:
+    """A path in the store of the test's own."""
     return object_store.path(f"mirror/{abs(hash(request.node.nodeid))}")
 
 
-def elsewhere(place: ObjectPath, folder: Path) -> dict[str, str]:
+def elsewhere(remote: ObjectPath, folder: Path) -> dict[str, str]:
     """What a machine sees that knows nothing yet."""
-    mirror = Mirror(place, folder)
+    mirror = Mirror(remote, folder)
     mirror.pull()
     return files(folder)
 
 
-def begun(place: ObjectPath, folder: Path) -> Mirror:
+def begun(remote: ObjectPath, folder: Path) -> Mirror:
     """A mirror as a job finds it."""
-    mirror = Mirror(place, folder)
+    mirror = Mirror(remote, folder)
     mirror.pull()
     mirror.claim()
     return mirror
 
 
-def test_another_machine_gets_what_was_sent(place: ObjectPath, tmp_path: Path) -> None:
-    mirror = begun(place, tmp_path / "one")
+def test_mirror_gives_another_machine_what_was_sent(remote: ObjectPath, tmp_path: Path) -> None:
+    mirror = begun(remote, tmp_path / "one")
     write(mirror.folder, a_txt="1", deep__er__b_txt="2", empty_txt="")
     assert mirror.push() == 3 and mirror.push() == 0
-    assert elsewhere(place, tmp_path / "two") == files(mirror.folder)
+    assert elsewhere(remote, tmp_path / "two") == files(mirror.folder)
     write(mirror.folder, a_txt="changed")
     (mirror.folder / "deep/er/b.txt").unlink()
     assert mirror.push() == 1
     now = {"a.txt": "changed", "empty.txt": ""}
-    assert elsewhere(place, tmp_path / "two") == elsewhere(place, tmp_path / "three") == now
+    assert elsewhere(remote, tmp_path / "two") == elsewhere(remote, tmp_path / "three") == now
     assert not (tmp_path / "two" / "deep").exists()
 
 
-def test_scratch_locks_and_what_a_service_writes_stay(place: ObjectPath, tmp_path: Path) -> None:
-    mirror = begun(place, tmp_path / "one")
+def test_mirror_leaves_scratch_locks_and_what_a_service_writes(remote: ObjectPath, tmp_path: Path) -> None:
+    mirror = begun(remote, tmp_path / "one")
     write(mirror.folder, x_lock="", a_txt="1", indexes__states__v1__0_log="acknowledged")
     (mirror.folder / ".unfinished-b").mkdir()
     (mirror.folder / ".unfinished-b" / "c").write_text("half")
     (mirror.folder / ".half").write_text("half")
     assert mirror.push() == 1
     for name in ("catalog.lock", ".DS_Store", ".mirror.json"):
-        with replacing(place / name) as file:
+        with replacing(remote / name) as file:
             file.write(b"of somebody else")
-    assert elsewhere(place, tmp_path / "two") == {"a.txt": "1"}
+    assert elsewhere(remote, tmp_path / "two") == {"a.txt": "1"}
     mirror.pull()
     assert (mirror.folder / "indexes/states/v1/0.log").read_text() == "acknowledged"
 
 
-def test_the_store_wins_over_a_folder_that_fell_behind(place: ObjectPath, tmp_path: Path) -> None:
-    mirror = begun(place, tmp_path / "one")
+def test_mirror_takes_the_store_over_a_folder_that_fell_behind(remote: ObjectPath, tmp_path: Path) -> None:
+    mirror = begun(remote, tmp_path / "one")
     write(mirror.folder, mine_txt="1", theirs_txt="1", gone_txt="1")
     mirror.push()
     write(mirror.folder, mine_txt="never sent", half_txt="never sent")
-    other = begun(place, tmp_path / "two")
+    other = begun(remote, tmp_path / "two")
     write(other.folder, theirs_txt="by another", mine_txt="by another")
     (other.folder / "gone.txt").unlink()
     other.push()
@@ -96,35 +96,35 @@ def test_the_store_wins_over_a_folder_that_fell_behind(place: ObjectPath, tmp_pa
     assert files(mirror.folder) == files(other.folder) == {"mine.txt": "by another", "theirs.txt": "by another"}
 
 
-def test_what_was_not_sent_yet_stays_and_what_a_job_streamed_comes(place: ObjectPath, tmp_path: Path) -> None:
-    mirror = begun(place, tmp_path / "one")
+def test_mirror_keeps_what_was_not_sent_yet_and_fetches_what_a_job_streamed(remote: ObjectPath, tmp_path: Path) -> None:
+    mirror = begun(remote, tmp_path / "one")
     write(mirror.folder, a_txt="1", labelled__old_txt="1")
     mirror.push()
     write(mirror.folder, a_txt="newer", b_txt="new")
     for name in ("block.txt", "old.txt"):
-        with replacing(place / "labelled" / name) as file:
+        with replacing(remote / "labelled" / name) as file:
             file.write(b"2")
     mirror.pull()
     expected = {"a.txt": "newer", "b.txt": "new", "labelled/block.txt": "2", "labelled/old.txt": "2"}
     assert files(mirror.folder) == expected
     mirror.push()
-    assert elsewhere(place, tmp_path / "three") == expected
+    assert elsewhere(remote, tmp_path / "three") == expected
 
 
-def test_a_folder_that_was_cleaned_is_filled_again_and_empties_nothing(place: ObjectPath, tmp_path: Path) -> None:
-    mirror = begun(place, tmp_path / "one")
+def test_mirror_fills_a_folder_that_was_cleaned_and_empties_nothing(remote: ObjectPath, tmp_path: Path) -> None:
+    mirror = begun(remote, tmp_path / "one")
     write(mirror.folder, a_txt="1", b__c_txt="2")
     mirror.push()
     before = files(mirror.folder)
     for path in (mirror.folder / "a.txt", mirror.folder / "b/c.txt"):
         path.unlink()
-    again = begun(place, tmp_path / "one")
+    again = begun(remote, tmp_path / "one")
     assert files(again.folder) == before and again.push() == 0
-    assert elsewhere(place, tmp_path / "two") == before
+    assert elsewhere(remote, tmp_path / "two") == before
 
 
 @pytest.mark.parametrize("reached", [0, 1, 3, 5])
-def test_new_files_of_a_push_that_is_cut_off_are_not_fetched_by_halves(
+def test_mirror_push_that_is_cut_off_is_not_fetched_by_halves(
     object_store: ObjectStore, tmp_path: Path, reached: int
 ) -> None:
     name = f"mirror/cut-{reached}"
@@ -144,7 +144,7 @@ def test_new_files_of_a_push_that_is_cut_off_are_not_fetched_by_halves(
     assert not any("model2" in each for each, _ in object_store.path(name).walk())
 
 
-def test_nobody_fetches_while_files_are_being_replaced_but_who_replaces_them_goes_on(
+def test_mirror_push_that_replaces_files_keeps_others_from_fetching_and_goes_on(
     object_store: ObjectStore, tmp_path: Path
 ) -> None:
     mirror = begun(object_store.path("mirror/replaced"), tmp_path / "one")
@@ -159,10 +159,10 @@ def test_nobody_fetches_while_files_are_being_replaced_but_who_replaces_them_goe
     assert set(elsewhere(object_store.path("mirror/replaced"), tmp_path / "two").values()) == {"new"}
 
 
-def test_a_push_that_failed_at_its_very_end_is_ended_by_the_next(
-    place: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_mirror_push_that_failed_at_its_very_end_is_ended_by_the_next(
+    remote: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror = begun(place, tmp_path / "one")
+    mirror = begun(remote, tmp_path / "one")
     write(mirror.folder, a_txt="1")
 
     def fail(self: Mirror, state: State) -> None:
@@ -174,9 +174,9 @@ def test_a_push_that_failed_at_its_very_end_is_ended_by_the_next(
     with monkeypatch.context() as cut, pytest.raises(DataError):
         cut.setattr(Mirror, "_write_state", fail)
         mirror.push()
-    assert elsewhere(place, tmp_path / "two") == {}
+    assert elsewhere(remote, tmp_path / "two") == {}
     mirror.push()
-    assert elsewhere(place, tmp_path / "two") == {"a.txt": "1"}
+    assert elsewhere(remote, tmp_path / "two") == {"a.txt": "1"}
 
 
 @contextmanager
@@ -194,12 +194,14 @@ def refusing(store: ObjectStore, name: str, folder: Path, reached: int) -> Itera
         yield Mirror(store.path(name, endpoint=endpoint), folder)
 
 
-def test_a_damaged_state_is_one_line(place: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_state_that_is_damaged_is_one_line(
+    remote: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("embedder.storage.mirror.STATE_READS", 1)
-    with replacing(place / "mirror.json") as file:
+    with replacing(remote / "mirror.json") as file:
         file.write(b'{"writer"')
     with pytest.raises(DataError, match=r"mirror\.json: not readable; remove it"):
-        Mirror(place, tmp_path / "one").pull()
+        Mirror(remote, tmp_path / "one").pull()
 
 
 def run_in(work: str, cache: Path) -> RunConfig:
@@ -208,7 +210,9 @@ def run_in(work: str, cache: Path) -> RunConfig:
     return RunConfig.model_validate(raw)
 
 
-def test_a_job_works_in_the_mirror_alone_and_sends_what_it_wrote(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_workspace_gives_a_job_the_mirror_alone_and_sends_what_it_wrote(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
     config = run_in(object_store.uri("mirror/job/run"), tmp_path / "cache")
     with workplace(config, writes=True) as local:
         assert isinstance(local.paths.work, Path) and local.paths.work.name == "run"
@@ -221,19 +225,19 @@ def test_a_job_works_in_the_mirror_alone_and_sends_what_it_wrote(object_store: O
     assert elsewhere(object_store.path("mirror/job/run"), tmp_path / "two") == {"a.txt": "1"}
 
 
-def test_what_a_job_writes_is_sent_while_it_works(
+def test_workspace_sends_what_a_job_writes_while_it_works(
     object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("embedder.run.workspace.PUSH_S", 0.05)
     config = run_in(object_store.uri("mirror/meanwhile"), tmp_path / "cache")
     with workplace(config, writes=True) as local:
         write(local.paths.mounted, a_txt="1")
-        deadline = time.monotonic() + 20
-        while not elsewhere(object_store.path("mirror/meanwhile"), tmp_path / "two"):
-            assert time.monotonic() < deadline
+        wait_until(lambda: bool(elsewhere(object_store.path("mirror/meanwhile"), tmp_path / "two")))
 
 
-def test_what_a_failed_job_wrote_is_sent_and_a_dry_run_sends_nothing(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_workspace_sends_what_a_failed_job_wrote_and_nothing_of_a_dry_run(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
     config = run_in(object_store.uri("mirror/failed"), tmp_path / "cache")
     with pytest.raises(DataError, match="half way"), workplace(config, writes=True) as local:
         write(local.paths.mounted, a_txt="1")
@@ -243,7 +247,7 @@ def test_what_a_failed_job_wrote_is_sent_and_a_dry_run_sends_nothing(object_stor
     assert elsewhere(object_store.path("mirror/failed"), tmp_path / "two") == {"a.txt": "1"}
 
 
-def test_a_run_in_a_folder_is_worked_on_where_it_is(tmp_path: Path) -> None:
+def test_workspace_of_a_run_in_a_folder_is_that_folder(tmp_path: Path) -> None:
     config = run_in(str(tmp_path / "work"), tmp_path / "cache")
     with workplace(config, writes=True) as local:
         assert local is config

@@ -6,9 +6,9 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from embedder.storage.json_file import write_json
 from embedder.storage.object_store import ObjectPath, masked, replacing
 from tests.object_store import SECRET, proxy
 from tests.unit.judges import quick
+from tests.waiting import wait_until
 
 SCHEMA = pa.schema([("row_id", pa.string()), ("value", pa.int64())])
 ROWS = [{"row_id": "a" * 32, "value": 1}, {"row_id": "b" * 32, "value": 2}]
@@ -53,7 +54,7 @@ def names(folder, pattern="*"):
     return sorted(path.name for path in folder.glob(pattern))
 
 
-def test_an_object_is_read_back_as_written_and_found_by_name(folder):
+def test_object_is_read_back_as_written_and_found_by_name(folder):
     put(folder / "a.txt", "Röntgen".encode())
     put(folder / "empty.txt", b"")
     put(folder / "deep" / "b.txt")
@@ -66,7 +67,7 @@ def test_an_object_is_read_back_as_written_and_found_by_name(folder):
     assert not (folder / "none").is_file() and not (folder / "none").is_dir() and names(folder / "none") == []
 
 
-def test_a_second_write_replaces_the_first_and_removal_leaves_nothing(folder):
+def test_object_is_replaced_by_a_second_write_and_gone_after_removal(folder):
     put(folder / "a.txt", b"old and long")
     put(folder / "a.txt", b"new")
     assert (folder / "a.txt").read_text() == "new"
@@ -74,7 +75,7 @@ def test_a_second_write_replaces_the_first_and_removal_leaves_nothing(folder):
     assert names(folder) == [] and not (folder / "a.txt").is_file()
 
 
-def test_a_large_object_is_read_line_by_line(folder):
+def test_object_that_is_large_is_read_line_by_line(folder):
     line = b"x" * 99 + b"\n"
     put(folder / "lines", line * (PARTS // 100))
     with (folder / "lines").open("rb") as file:
@@ -85,7 +86,7 @@ def test_a_large_object_is_read_line_by_line(folder):
 @pytest.mark.parametrize(
     "name", ["a b", "ünï 中文", "a#b", "100%", "a%20b", "a+b", "q'\"", "a?b&c=d", "e\u0301", "a:b"]
 )
-def test_any_name_is_written_listed_and_read(object_store, name):
+def test_object_of_any_name_is_written_listed_and_read(object_store, name):
     folder = object_store.path(f"names/{quote(name)}")
     assert folder.name == name
     write_table(ROWS, SCHEMA, folder / f"{name}.parquet")
@@ -95,7 +96,7 @@ def test_any_name_is_written_listed_and_read(object_store, name):
 
 @quick
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/"), min_size=1, max_size=8))
-def test_a_uri_names_what_it_decodes_to_and_is_printed_so_that_it_is_read_again(name):
+def test_uri_names_what_it_decodes_to_and_is_printed_so_that_it_is_read_again(name):
     if name in {".", ".."}:
         return
     path = ObjectPath.parse(f"s3://bucket/run/{quote(name)}?region=eu-west-1")
@@ -103,19 +104,19 @@ def test_a_uri_names_what_it_decodes_to_and_is_printed_so_that_it_is_read_again(
     assert ObjectPath.parse(path.uri) == path
 
 
-def test_more_objects_than_one_answer_lists_are_all_listed(folder):
+def test_listing_of_more_objects_than_one_answer_holds_is_complete(folder):
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda i: put(folder / f"{i}.parquet", b"x"), range(1001)))
     assert {path.name for path in parquet_files(folder)} == {f"{i}.parquet" for i in range(1001)}
 
 
-def test_a_missing_object_is_an_error_that_names_it(folder):
+def test_object_that_is_missing_is_an_error_that_names_it(folder):
     for act in (lambda path: path.open("rb"), ObjectPath.read_text, ObjectPath.unlink):
         with pytest.raises(DataError, match=r"s3://bucket/.*/none: no such bucket or object"):
             act(folder / "none")
 
 
-def test_a_missing_bucket_is_an_error_and_no_empty_folder(object_store):
+def test_bucket_that_is_missing_is_an_error_and_no_empty_folder(object_store):
     path = object_store.path("run", bucket="elsewhere")
     with pytest.raises(DataError, match=r"s3://elsewhere/run: no such bucket"):
         parquet_files(path)
@@ -123,7 +124,7 @@ def test_a_missing_bucket_is_an_error_and_no_empty_folder(object_store):
         write_json({}, path / "x.json")
 
 
-def test_a_server_that_refuses_or_does_not_answer_is_an_error_of_one_line_without_the_secret(object_store):
+def test_server_that_refuses_or_does_not_answer_is_an_error_of_one_line_without_the_secret(object_store):
     with proxy(object_store, lambda *_: True) as (endpoint, _):
         refused = object_store.path("run", endpoint=endpoint)
         for act in (lambda: names(refused), (refused / "x").is_file, lambda: put(refused / "x")):
@@ -134,7 +135,7 @@ def test_a_server_that_refuses_or_does_not_answer_is_an_error_of_one_line_withou
         names(object_store.path("run", endpoint="127.0.0.1:1"))
 
 
-def test_an_unknown_parameter_is_an_error_without_the_secret(object_store):
+def test_uri_with_an_unknown_parameter_is_an_error_without_the_secret(object_store):
     path = ObjectPath.parse(object_store.uri("run") + "&regoin=eu")
     with pytest.raises(ConfigError, match="regoin") as caught:
         path.is_file()
@@ -151,7 +152,7 @@ def test_endpoint_and_credentials_may_come_from_the_environment(object_store, mo
     assert object_store.path("environment/a.txt").read_text() == "hello"
 
 
-def test_a_failed_write_leaves_nothing_and_the_old_object(folder):
+def test_write_that_failed_leaves_nothing_and_the_old_object(folder):
     put(folder / "old", b"old")
     for error, path in [(ValueError, folder / "new"), (KeyboardInterrupt, folder / "old")]:
         with pytest.raises(error), replacing(path) as file:
@@ -163,7 +164,7 @@ def test_a_failed_write_leaves_nothing_and_the_old_object(folder):
 
 
 @pytest.mark.parametrize("request_", ["partNumber=1", "partNumber=2", "partNumber=3", "POST complete"])
-def test_an_upload_that_is_refused_half_way_leaves_nothing(object_store, folder, request_):
+def test_upload_that_is_refused_half_way_leaves_nothing(object_store, folder, request_):
     def refuse(method, target):
         complete = method == "POST" and "uploadId=" in target
         return complete if request_ == "POST complete" else request_ in target
@@ -176,32 +177,31 @@ def test_an_upload_that_is_refused_half_way_leaves_nothing(object_store, folder,
     assert names(folder) == []
 
 
-def test_a_writer_that_is_killed_while_it_uploads_leaves_nothing(object_store, folder):
+def test_upload_whose_writer_is_killed_leaves_nothing(object_store, folder):
+    is_dead = Event()
+
     def hold(_, target):
-        if "partNumber=3" in target:
-            time.sleep(5)
-        return False
+        return "partNumber=3" in target and not is_dead.wait(60)
 
     def parts(seen):
         return {one for one in seen if "partNumber=" in one}
 
     with proxy(object_store, hold) as (endpoint, seen):
         writer = start_writer(object_store.uri(f"{quote(folder.name)}/big", endpoint=endpoint), f"b'x' * {PARTS}")
-        deadline = time.monotonic() + 60
-        while len(begun := parts(seen)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: len(parts(seen)) >= 2)
         writer.send_signal(signal.SIGKILL)
-        assert writer.wait(timeout=30) == -signal.SIGKILL and len(begun) >= 2
+        assert writer.wait(timeout=30) == -signal.SIGKILL
+        is_dead.set()
     assert names(folder) == []
 
 
-def test_a_small_object_is_put_by_one_request(object_store, folder):
+def test_object_that_is_small_is_put_by_one_request(object_store, folder):
     with proxy(object_store, lambda *_: False) as (endpoint, seen):
         put(object_store.path(quote(folder.name), endpoint=endpoint) / "a")
         assert [one.split()[0] for one in seen] == ["PUT"]
 
 
-def test_a_ledger_works_as_in_a_folder(folder):
+def test_ledger_in_a_store_works_as_in_a_folder(folder):
     ledger = Ledger(folder / "blocks", SCHEMA, "row_id")
     assert ledger.done() == set() and len(ledger.row_ids()) == 0
     ledger.commit(ROWS)
@@ -221,7 +221,7 @@ def test_a_ledger_works_as_in_a_folder(folder):
     assert {row["value"] for row in ledger.read().to_pylist()} == {7}
 
 
-def test_two_writers_of_one_block_leave_one_whole_block(object_store, folder):
+def test_ledger_with_two_writers_of_one_block_has_one_whole_block(object_store, folder):
     wide = [{"row_id": f"{i:032x}", "value": i} for i in range(5000)]
     with ThreadPoolExecutor(2) as pool:
         one, other = (Ledger(object_store.path(quote(folder.name)), SCHEMA, "row_id") for _ in range(2))
@@ -230,13 +230,13 @@ def test_two_writers_of_one_block_leave_one_whole_block(object_store, folder):
     assert len(names(folder)) == 1 and one.read().to_pylist() == wide
 
 
-def test_a_cut_object_is_refused_by_name(folder):
+def test_ledger_refuses_a_cut_object_by_name(folder):
     put(folder / "rows.parquet", b"PAR1 half")
     with pytest.raises(DataError, match=r"s3://bucket/.*rows\.parquet: not a readable Parquet file"):
         read_tables(parquet_files(folder), SCHEMA)
 
 
-def test_a_path_travels_to_another_process_and_shows_no_secret(object_store):
+def test_object_path_travels_to_another_process_and_shows_no_secret(object_store):
     path = object_store.path("run") / "candidates"
     assert pickle.loads(pickle.dumps(path)) == path
     for shown in (str(path), repr(path), f"{path}", path.uri, repr([path])):
@@ -259,7 +259,7 @@ def test_a_path_travels_to_another_process_and_shows_no_secret(object_store):
         ("s3://bucket/a/../b", "between two slashes"),
     ],
 )
-def test_a_uri_that_cannot_be_used_is_refused_without_its_secret(uri, reason):
+def test_uri_that_cannot_be_used_is_refused_without_its_secret(uri, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         ObjectPath.parse(uri)
     assert "SEC" not in str(caught.value).replace("KEY:SECRET@ before", "")
@@ -268,12 +268,12 @@ def test_a_uri_that_cannot_be_used_is_refused_without_its_secret(uri, reason):
 @pytest.mark.parametrize(
     "text", ["s3://KEY:SEC/R@ET@bucket", "x 's3://KEY:SECRET@b' y", "s3://b?secret_key=SECRET&a=b"]
 )
-def test_no_secret_is_left_in_a_text(text):
+def test_masked_text_holds_no_secret(text):
     assert "SEC" not in masked(text) and "KEY:" not in masked(text)
     assert masked("llm.max_tokens=5 at user@host") == "llm.max_tokens=5 at user@host"
 
 
-def test_a_local_file_still_appears_by_a_rename(tmp_path):
+def test_local_file_still_appears_by_a_rename(tmp_path):
     with pytest.raises(KeyError), replacing(tmp_path / "deep" / "a") as file:
         file.write(b"half")
         raise KeyError

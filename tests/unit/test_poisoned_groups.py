@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import replace
 
 import pytest
@@ -57,9 +56,7 @@ def test_labeller_says_what_is_wrong_with_a_poisoned_group_and_labels_the_others
     labeller, expected, change, error, position
 ):
     bad = {**group("qa", 9), **change}
-    began = time.monotonic()
     rows = labeller.label([*GOOD[:position], bad, *GOOD[position:]], "print")
-    assert time.monotonic() - began < 20
     poisoned = rows.pop(position)
     assert poisoned["error"].startswith(error)
     assert [poisoned[name] for name in ("rewards", "outputs", "base_scores", "scores")] == [None] * 4

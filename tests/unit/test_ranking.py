@@ -40,19 +40,19 @@ def bm25(query: str, passage: str) -> float:
 
 
 @pytest.mark.parametrize("query", ["red", "brown fox", "dog river river", "green red brown"])
-def test_lexical_index_scores_are_those_of_the_formula(index, query):
+def test_bm25_scores_are_those_of_the_formula(index, query):
     expected = best([(name, bm25(query, name)) for name in TEXTS if bm25(query, name) > 0], 5)
     (found,) = index.search([query], [None], 5)
     assert [name for name, _ in found] == [name for name, _ in expected]
     assert [score for _, score in found] == pytest.approx([score for _, score in expected], rel=1e-5)
 
 
-def test_lexical_index_equal_scores_are_ordered_by_id(index):
+def test_bm25_orders_equal_scores_by_id(index):
     (found,) = index.search(["barks"], [None], 5)
     assert [name for name, _ in found] == ["p1", "p4"]
 
 
-def test_lexical_index_a_pool_limits_the_ranking_and_keeps_passages_without_a_word(index):
+def test_bm25_pool_limits_the_ranking_and_keeps_passages_without_a_word(index):
     (found,) = index.search(["red dog"], [["p4", "p3", "p0"]], 5)
     assert [name for name, _ in found] == ["p0", "p4", "p3"]
     assert found[2][1] == 0
@@ -60,28 +60,28 @@ def test_lexical_index_a_pool_limits_the_ranking_and_keeps_passages_without_a_wo
 
 
 @pytest.mark.parametrize("query", ["zebra", "the of", "", "?!"])
-def test_lexical_index_a_query_without_a_known_word_finds_nothing(index, query):
+def test_bm25_query_without_a_known_word_finds_nothing(index, query):
     assert index.search([query], [None], 5) == [[]]
     assert index.search([query], [["p3", "p1"]], 5) == [[("p1", 0.0), ("p3", 0.0)]]
 
 
-def test_lexical_index_an_unknown_word_does_not_change_a_ranking(index):
+def test_bm25_ranking_is_not_changed_by_an_unknown_word(index):
     assert index.search(["fox zebra"], [None], 5) == index.search(["fox"], [None], 5)
 
 
-def test_lexical_index_queries_are_ranked_apart(index):
+def test_bm25_ranks_queries_apart(index):
     both = index.search(["red", "river"], [None, ["p3"]], 5)
     assert both == [*index.search(["red"], [None], 5), *index.search(["river"], [["p3"]], 5)]
 
 
-def test_lexical_index_ties_at_the_cut_go_by_id_too():
+def test_bm25_ties_at_the_cut_go_by_id_too():
     ids = [f"p{i:03}" for i in range(300)]
     index = LexicalIndex(ids[::-1], ["red fox"] * 300)
     assert [name for name, _ in index.search(["fox"], [None], 3)[0]] == ids[:3]
 
 
 @pytest.mark.parametrize("text", ["the of", "?!", "a b"])
-def test_lexical_index_passages_without_a_single_word_are_found_by_no_query(text):
+def test_bm25_finds_no_passage_without_a_single_word(text):
     index = LexicalIndex(["p0", "p1"], [text, text])
     assert index.search(["red fox"], [None], 5) == [[]]
 

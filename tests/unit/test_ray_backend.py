@@ -13,7 +13,8 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus, Deploy
 
 from embedder.config.serve import ServeConfig
 from embedder.errors import ConfigError
-from serve.backend import DEADLINE
+from embedder.index.opened import OpenIndex
+from serve.backend import DEADLINE, LONG_CALLS, QUICK_CALLS
 from serve.deployments.ray_backend import Deployments, _deployments
 from serve.http_errors import ApiError
 
@@ -28,7 +29,7 @@ class Response:
 
     def __await__(self):
         if self.outcome == "hang":
-            yield from asyncio.sleep(30).__await__()
+            yield from asyncio.get_running_loop().create_future().__await__()
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
@@ -42,7 +43,7 @@ class Handle:
 
     def __init__(self, *outcomes):
         self.outcomes, self.log = list(outcomes), []
-        self.encode = self
+        self.encode = self.call = self
 
     def remote(self, *arguments):
         self.log.append(arguments)
@@ -58,35 +59,51 @@ def encode(handle, seconds=10.0, retries=2, text="text"):
         backend = Deployments(ServeConfig(retries=retries), handle, [], lambda: again.append(1))
         return await backend._encode("v1", [[text]], True)
 
+    return outcome(main(), again)
+
+
+def call(handle, method, *arguments, seconds=0.4):
+    """What a call of an index gives or raises within a deadline, and how often it was made again."""
+    again = []
+
+    async def main():
+        DEADLINE.set(time.monotonic() + seconds)
+        backend = Deployments(ServeConfig(), None, [None, handle], lambda: again.append(1))
+        return await backend.call(1, "v1", method, *arguments)
+
+    return outcome(main(), again)
+
+
+def outcome(main, again):
     try:
-        return asyncio.run(main()), len(again)
+        return asyncio.run(main), len(again)
     except Exception as error:  # noqa: BLE001 - it is looked at
         return error, len(again)
 
 
-def test_a_call_whose_replica_dies_is_made_again_with_the_same_arguments():
+def test_call_whose_replica_dies_is_made_again_with_the_same_arguments():
     handle = Handle(DIED, ActorUnavailableError("no route", None), "vectors")
     assert encode(handle) == ("vectors", 2)
     assert handle.log == [("v1", [["text"]], True)] * 3
 
 
-def test_it_is_not_made_again_for_ever():
+def test_call_is_not_made_again_for_ever():
     error, again = encode(Handle(DIED, DIED, DIED, "vectors"))
     assert isinstance(error, ApiError) and error.status == 503 and again == 2
 
 
-def test_a_replica_that_finds_itself_failing_is_passed_by():
+def test_call_passes_by_a_replica_that_finds_itself_failing():
     failing = RayTaskError("encode", "traceback", ApiError(503, "an encoder is failing"))
     assert encode(Handle(failing.as_instanceof_cause(), "vectors")) == ("vectors", 1)
 
 
-def test_at_the_deadline_the_call_is_cancelled():
+def test_call_is_cancelled_at_the_deadline():
     handle = Handle("hang")
     error, again = encode(handle, seconds=0.05)
     assert isinstance(error, TimeoutError) and again == 0 and handle.log[-1] == "cancelled"
 
 
-def test_a_call_that_hangs_is_given_up_in_time_to_make_it_again(monkeypatch):
+def test_call_that_hangs_is_given_up_in_time_to_make_it_again(monkeypatch):
     monkeypatch.setattr("serve.deployments.ray_backend.LEAST_S", 0.05)
     handle = Handle("hang", "vectors")
     assert encode(handle, seconds=0.4) == ("vectors", 1) and handle.log[1] == "cancelled"
@@ -94,22 +111,41 @@ def test_a_call_that_hangs_is_given_up_in_time_to_make_it_again(monkeypatch):
     assert isinstance(error, TimeoutError) and again == 0
 
 
+def test_call_of_an_index_travels_by_the_name_of_its_method():
+    handle = Handle(DIED, 3)
+    assert call(handle, OpenIndex.delete, "qa", [("a", "")], seconds=10.0) == (3, 1)
+    assert handle.log == [("v1", "delete", "qa", [("a", "")])] * 2
+
+
+@pytest.mark.parametrize("method", LONG_CALLS)
+def test_call_of_an_index_that_may_be_long_is_waited_for(method, monkeypatch):
+    monkeypatch.setattr("serve.deployments.ray_backend.LEAST_S", 0.05)
+    error, again = call(Handle("hang", "answer"), method, "qa")
+    assert isinstance(error, TimeoutError) and again == 0
+
+
+@pytest.mark.parametrize("method", QUICK_CALLS)
+def test_call_of_an_index_that_is_quick_is_made_again_when_it_hangs(method, monkeypatch):
+    monkeypatch.setattr("serve.deployments.ray_backend.LEAST_S", 0.05)
+    assert call(Handle("hang", "answer"), method, "qa") == ("answer", 1)
+
+
 @pytest.mark.parametrize(
     ("raised", "status"),
     [(BackPressureError(5, 3), 429), (DeploymentUnavailableError(DeploymentID(name="encoder")), 503)],
 )
-def test_overload_and_unreadiness_have_their_status(raised, status):
+def test_call_under_overload_or_to_what_is_not_ready_has_its_status(raised, status):
     error, again = encode(Handle(raised, raised, raised))
     assert isinstance(error, ApiError) and error.status == status and again == (0 if status == 429 else 2)
 
 
 @pytest.mark.parametrize("raised", [ConfigError("no such task"), ApiError(400, "too many tokens", param="input")])
-def test_what_the_replica_raises_is_raised_here_and_not_tried_again(raised):
+def test_call_raises_what_the_replica_raises_and_is_not_made_again(raised):
     error, again = encode(Handle(RayTaskError("rank", "traceback", raised).as_instanceof_cause()))
     assert error is raised and again == 0
 
 
-def test_the_states_of_replicas_are_as_ray_gives_them(monkeypatch):
+def test_deployment_states_are_as_ray_gives_them(monkeypatch):
     overview = DeploymentStatusOverview("HEALTHY", "UNSPECIFIED", {"RUNNING": 2}, "")
     overview.status = DeploymentStatus.HEALTHY
     application = ApplicationStatusOverview("RUNNING", "", 0.0, {"encoder": overview})

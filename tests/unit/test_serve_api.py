@@ -61,14 +61,14 @@ def post(client, path, status=200, **body):
     return response.json()
 
 
-def test_the_committed_description_is_what_is_served(client):
+def test_openapi_description_that_is_committed_is_what_is_served(client):
     assert FILE.read_text(encoding="utf-8") == described(), "run `python -m serve.openapi`"
     assert client.get("/openapi.json").json() == json.loads(described())
 
 
 @pytest.mark.parametrize(("input_type", "side"), [("query", "query"), ("document", "passage")])
 @pytest.mark.parametrize("task", TASKS)
-def test_served_vectors_equal_offline_ones(client, work, task, input_type, side):
+def test_embeddings_equal_offline_vectors(client, work, task, input_type, side):
     bundle = Catalog(work / "indexes").bundle("v1")
     encoder = load_encoder(bundle_encoder(bundle, read_manifest(bundle)))
     answer = post(client, "/v1/embeddings", model="work", input=TEXTS, task=task, input_type=input_type)
@@ -77,7 +77,7 @@ def test_served_vectors_equal_offline_ones(client, work, task, input_type, side)
     assert np.abs(vectors - encode(encoder, TEXTS, BUILTIN_TASKS[task], side)).max() < 1e-5
 
 
-def test_base64_is_bit_equal_to_float_and_tokens_are_counted(client):
+def test_embeddings_in_base64_are_bit_equal_to_float_and_tokens_are_counted(client):
     plain = post(client, "/v1/embeddings", model="work", input="hello world")
     packed = post(client, "/v1/embeddings", model="live", input=["hello world"], encoding_format="base64")
     sent = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), "<f4")
@@ -87,7 +87,7 @@ def test_base64_is_bit_equal_to_float_and_tokens_are_counted(client):
     assert plain["data"][0].keys() == {"object", "index", "embedding"}
 
 
-def test_every_answer_says_which_version_gave_it(client, work):
+def test_answer_says_which_version_gave_it(client, work):
     manifest = read_manifest(Catalog(work / "indexes").bundle("v1"))
     stamp = (manifest.model_version, manifest.index_version)
     embedded = client.post("/v1/embeddings", json={"model": "work", "input": "x"})
@@ -126,7 +126,7 @@ def test_models_are_listed_by_name_and_alias(client):
         ({"input": "x", "model": "another"}, 404, "model"),
     ],
 )
-def test_a_bad_request_names_its_field_and_reaches_no_model(client, service, body, status, param):
+def test_embeddings_refusal_names_the_field_and_reaches_no_model(client, service, body, status, param):
     before = len(service.backend.encoded)
     sent = json.dumps({"model": "work", **body})
     answer = client.post("/v1/embeddings", content=sent, headers={"content-type": "application/json"})
@@ -138,12 +138,12 @@ def test_a_bad_request_names_its_field_and_reaches_no_model(client, service, bod
 
 
 @pytest.mark.parametrize("content", [b"", b"{{", b"[1]", b'{"input": NaN}', b"\x00\xff", b"[" * 9000 + b"]" * 9000])
-def test_rubbish_is_refused_and_the_next_request_succeeds(client, content):
+def test_request_of_rubbish_is_refused_and_the_next_one_succeeds(client, content):
     assert client.post("/v1/embeddings", content=content).status_code == 400
     post(client, "/v1/embeddings", model="work", input="fine")
 
 
-def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_its_length(client):
+def test_body_over_the_limit_is_refused_even_if_it_does_not_say_its_length(client):
     assert client.post("/v1/embeddings", content=b"x" * 30_000).status_code == 413
     parts = (b"x" * 1000 for _ in range(30))
     answer = client.post("/v1/embeddings", content=parts, headers={"content-type": "application/json"})
@@ -151,23 +151,23 @@ def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_its_length(clie
     assert client.post("/v1/search", content=b"x", headers={"content-length": "9" * 30}).status_code == 413
 
 
-def test_a_body_that_does_not_arrive_is_given_up_at_the_deadline(work):
+def test_body_that_does_not_arrive_is_given_up_at_the_deadline(work):
     service = local_service(run_config(work, MODEL, timeout_s=0.3))
     api, sent = make_api(service, lambda *_: None), []
     parts = [{"type": "http.request", "body": b'{"model": "work", ', "more_body": True}]
 
     async def receive():
-        return parts.pop() if parts else await asyncio.sleep(60)
+        return parts.pop() if parts else await asyncio.get_running_loop().create_future()
 
     async def send(message):
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "query_string": b"", "headers": []}
-    asyncio.run(asyncio.wait_for(api(scope, receive, send), 5))
+    asyncio.run(asyncio.wait_for(api(scope, receive, send), 60))
     assert sent[0]["status"] == 408 and b"did not arrive" in sent[1]["body"]
 
 
-def test_under_overload_what_needs_the_encoder_is_refused_unread(service, client, monkeypatch):
+def test_guard_refuses_unread_what_needs_the_encoder_under_overload(service, client, monkeypatch):
     monkeypatch.setattr(service.backend, "is_full", True)
     for path in ("/v1/embeddings", "/embed", "/v1/rerank"):
         answer = client.post(path, content=b"no JSON")
@@ -176,7 +176,7 @@ def test_under_overload_what_needs_the_encoder_is_refused_unread(service, client
     assert client.get("/v1/models").status_code == 200
 
 
-def test_the_routes_of_tei(client):
+def test_tei_routes_answer_in_its_shape(client):
     (vector,) = post(client, "/embed", inputs="hello")
     assert np.array_equal(unit(vector), unit(post(client, "/embed", inputs=["hello"], truncate=True)[0]))
     named = post(client, "/embed", inputs=["hello"], prompt_name="qa_query", normalize=True)[0]
@@ -214,7 +214,7 @@ def test_search_answers_one_and_many_in_every_mode(client):
     assert bare["text"] is None and bare["id"] == "list-sorts"
 
 
-def test_a_filter_leaves_exactly_what_fits(client):
+def test_search_filter_leaves_exactly_what_fits(client):
     low = {
         "must": [{"key": "number", "range": {"lt": 5}}],
         "must_not": [{"key": "subject", "match": {"value": "dict"}}],
@@ -236,13 +236,13 @@ def test_a_filter_leaves_exactly_what_fits(client):
         ({"index": "nope"}, "index"),
     ],
 )
-def test_a_bad_search_names_its_field(client, body, param):
+def test_search_refusal_names_the_field(client, body, param):
     sent = json.dumps({"query": "x", "task": "qa", **body})
     answer = client.post("/v1/search", content=sent, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (404 if param == "index" else 400, param)
 
 
-def test_a_filter_that_is_too_deep_is_refused(client):
+def test_search_filter_that_is_too_deep_is_refused(client):
     nested: dict = {"must": [{"key": "a", "match": {"value": 1}}]}
     for _ in range(9):
         nested = {"must": [nested]}
@@ -265,7 +265,7 @@ def test_retrieve_gives_the_prompt_of_the_task(client):
     assert none["prompt"] == "Q: sort A:" and none["context"] == "" and none["passages"] == []
 
 
-def test_a_session_is_remembered_and_kept_apart(client):
+def test_retrieve_remembers_a_session_and_keeps_it_apart(client):
     turn = {"id": "turn-1", "text": "My dog is called Rex.", "metadata": {"session": "anna"}}
     assert post(client, "/v1/indexes/live/documents", task="chat", documents=[turn])["upserted"] == 1
     found = post(client, "/v1/retrieve/chat", query="What is my dog called?", session="anna")
@@ -275,7 +275,7 @@ def test_a_session_is_remembered_and_kept_apart(client):
     assert post(client, "/v1/retrieve/chat", query="dog", session="anna", filter=narrow)["passages"] == []
 
 
-def test_what_is_written_is_found_at_once_replaced_and_deleted(client):
+def test_documents_written_are_found_at_once_replaced_and_deleted(client):
     def best():
         return post(client, "/v1/search", query="animals with black and white stripes", task="tool", k=1)["results"][0][
             0
@@ -288,7 +288,7 @@ def test_what_is_written_is_found_at_once_replaced_and_deleted(client):
     post(client, "/v1/indexes/live/documents", task="tool", documents=second)
     assert (best()["text"], best()["metadata"]) == (second[0]["text"], {"n": 2})
     tasks = client.get("/v1/indexes").json()["data"][0]["collections"]
-    assert tasks["tool"] == {"documents": 41, "fresh": 2}
+    assert tasks["tool"] == {"documents": 41, "uncompacted": 2}
     gone = [{"id": "zebra"}, {"id": "never"}]
     assert post(client, "/v1/indexes/live/documents/delete", task="tool", documents=gone)["deleted"] == 1
     assert best()["id"] != "zebra"
@@ -313,7 +313,7 @@ def test_documents_out_of_the_limits_are_refused(client, body, status):
     assert answer.status_code == status and answer.json()["error"]["message"]
 
 
-def test_model_and_index_are_swapped_as_one_and_side_by_side(client, work):
+def test_alias_swaps_model_and_index_as_one_and_side_by_side(client, work):
     listed = client.get("/v1/indexes").json()
     assert (listed["versions"], [one["name"] for one in listed["data"]]) == (["v1", "v2"], ["live"])
     old = post(client, "/v1/search", query="x", task="qa")
@@ -340,7 +340,7 @@ def test_model_and_index_are_swapped_as_one_and_side_by_side(client, work):
     assert client.put("/v1/indexes/v2", json={"version": "v1"}).status_code == 400
 
 
-def test_a_damaged_version_is_refused_and_the_old_one_goes_on(client, work):
+def test_alias_refuses_a_damaged_version_and_the_old_one_goes_on(client, work):
     catalog = Catalog(work / "indexes")
     publish(work, MODEL, "v3", alias=None)
     path = next((catalog.bundle("v3") / "shards").glob("*/*/*.faiss"))
@@ -356,7 +356,7 @@ def test_a_damaged_version_is_refused_and_the_old_one_goes_on(client, work):
     assert client.get("/ready").status_code == 200
 
 
-def test_roles_are_kept_before_anything_is_parsed(work, tmp_path):
+def test_roles_are_checked_before_anything_is_parsed(work, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("read reader\nwrite writer\nadmin boss\n", encoding="utf-8")
     guarded = local_service(run_config(work, MODEL, api_keys_file=str(keys)))
@@ -381,7 +381,7 @@ def test_roles_are_kept_before_anything_is_parsed(work, tmp_path):
             assert {key: status(method, path, key, body) for key in wanted} == wanted, path
 
 
-def test_a_prefix_of_a_vector_is_a_unit_vector():
+def test_dimensions_give_a_prefix_that_is_a_unit_vector():
     vectors = np.array([[3.0, 4.0, 12.0], [0.0, 0.0, 1.0]], dtype=np.float32)
     assert np.allclose(narrowed(vectors, 2), [[0.6, 0.8], [0, 0]])
     assert narrowed(vectors, 3) is vectors and narrowed(vectors, None) is vectors
@@ -391,7 +391,7 @@ CURL = re.compile(r"curl -s (?:-X (?P<method>\w+) )?localhost:8000(?P<path>\S+) 
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/serving.md"])
-def test_the_requests_of_the_docs_are_answered(client, name):
+def test_requests_of_the_docs_are_answered(client, name):
     asked = list(CURL.finditer((ROOT / name).read_text(encoding="utf-8")))
     assert asked
     for one in asked:

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.deployments.batching import NotEncodable, TokenBatcher, run_apart
+from tests.event_loop import settle
+from tests.waiting import wait_until
 
 POISON = 666
 
@@ -24,11 +26,12 @@ class Model:
     """Says what it was given; fails on a batch with poison in it; waits while it is held."""
 
     def __init__(self):
-        self.batches, self.free = [], threading.Event()
+        self.begun, self.batches, self.free = 0, [], threading.Event()
         self.free.set()
 
     def __call__(self, rows):
-        self.free.wait(10)
+        self.begun += 1
+        self.free.wait(60)
         self.batches.append(rows)
         if any(POISON in row for row in rows):
             raise IndexError("index out of range in self")
@@ -50,9 +53,9 @@ async def held(batcher, model, *requests):
     """Submit requests so that all of them wait when the first batch begins."""
     model.free.clear()
     first = asyncio.create_task(batcher.submit([[0]]))
-    await asyncio.sleep(0.02)
+    await asyncio.to_thread(wait_until, lambda: model.begun == 1)
     tasks = [asyncio.create_task(batcher.submit(rows)) for rows in requests]
-    await asyncio.sleep(0.02)
+    await settle()
     model.free.set()
     await first
     return tasks
@@ -63,7 +66,7 @@ async def held(batcher, model, *requests):
     st.lists(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=5), max_size=6),
     st.integers(1, 30),
 )
-def test_every_request_gets_its_own_vectors_in_its_order(requests, budget):
+def test_batcher_gives_every_request_its_own_vectors_in_its_order(requests, budget):
     async def scenario(batcher, model):
         return await asyncio.gather(*await held(batcher, model, *requests))
 
@@ -74,7 +77,7 @@ def test_every_request_gets_its_own_vectors_in_its_order(requests, budget):
     assert sum(map(len, model.batches)) == 1 + sum(map(len, requests))
 
 
-def test_what_waits_is_taken_together_and_a_long_request_holds_up_no_short_one():
+def test_batcher_takes_what_waits_together_and_a_long_request_holds_up_no_short_one():
     async def scenario(batcher, model):
         tasks = await held(batcher, model, [[1] * 5] * 8, [[2] * 5])
         await tasks[1]
@@ -85,7 +88,7 @@ def test_what_waits_is_taken_together_and_a_long_request_holds_up_no_short_one()
     assert model.batches[1] == [[1] * 5, [2] * 5]
 
 
-def test_poison_fails_alone():
+def test_batcher_lets_poison_fail_alone():
     async def scenario(batcher, model):
         tasks = await held(batcher, model, [[1]], [[2], [POISON]], [[3]])
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -96,17 +99,17 @@ def test_poison_fails_alone():
     assert not bad.failure.is_of_the_model
 
 
-def test_what_nobody_waits_for_any_more_is_not_computed():
+def test_batcher_does_not_compute_what_nobody_waits_for():
     async def scenario(batcher, model):
         model.free.clear()
         first = asyncio.create_task(batcher.submit([[0]]))
-        await asyncio.sleep(0.02)
+        await asyncio.to_thread(wait_until, lambda: model.begun == 1)
         gone = asyncio.create_task(batcher.submit([[7]] * 3))
         stays = asyncio.create_task(batcher.submit([[8]]))
-        await asyncio.sleep(0.02)
+        await settle()
         assert batcher.waiting == 4
         gone.cancel()
-        await asyncio.sleep(0)
+        await settle()
         assert batcher.waiting == 1
         model.free.set()
         await asyncio.gather(first, stays)
@@ -115,23 +118,23 @@ def test_what_nobody_waits_for_any_more_is_not_computed():
     assert model.batches == [[[0]], [[8]]]
 
 
-def test_it_goes_on_after_it_was_idle():
+def test_batcher_goes_on_after_it_was_idle():
     async def scenario(batcher, _):
         for _ in range(3):
             await batcher.submit([[1]])
-            await asyncio.sleep(0.01)
+            await settle()
 
     _, model = run(scenario)
     assert len(model.batches) == 3
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_vector_that_is_not_finite_fails_alone(value):
+def test_batch_with_a_vector_that_is_not_finite_fails_there_alone(value):
     outcomes = run_apart(lambda rows: np.array([[1.0], [value]], dtype=np.float32), [[1], [2]])
     assert np.array_equal(outcomes[0], [1.0]) and outcomes[1] == ("its vector is not finite", True)
 
 
-def test_a_batch_too_large_for_the_memory_is_halved():
+def test_batch_too_large_for_the_memory_is_halved():
     def small(rows):
         if len(rows) > 2:
             raise MemoryError

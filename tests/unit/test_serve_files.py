@@ -19,7 +19,7 @@ from serve.deployments import service_metrics
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_serve_config_is_what_serve_reads_without_a_key_it_would_ignore():
+def test_serve_config_is_what_serve_reads_without_a_key_it_would_ignore():
     config = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text(encoding="utf-8"))
     understood = ServeDeploySchema.model_validate(config).model_dump(mode="json", exclude_unset=True)
     assert understood == config
@@ -30,7 +30,7 @@ def test_the_serve_config_is_what_serve_reads_without_a_key_it_would_ignore():
     assert config["http_options"]["host"] == "127.0.0.1"
 
 
-def test_the_dashboard_shows_metrics_that_there_are():
+def test_dashboard_shows_metrics_that_there_are():
     dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text(encoding="utf-8"))
     shown = {
         name
@@ -44,7 +44,7 @@ def test_the_dashboard_shows_metrics_that_there_are():
     assert all(name in documented or name.removesuffix("_duration_seconds") + "_" in documented for name in known)
 
 
-def test_a_run_that_cannot_be_served_says_why(tmp_path):
+def test_build_of_a_run_that_cannot_be_served_says_why(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(f"paths: {{work: {tmp_path}}}\nencoder: {{model: a/b, pooling: mean}}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"ray_jobs\.index"):

@@ -26,7 +26,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Pat
 
 @pytest.fixture
 def service(published: Path, tiny_encoder_folder: Path) -> Service:
-    return local_service(run_config(published, tiny_encoder_folder, timeout_s=1.0))
+    return local_service(run_config(published, tiny_encoder_folder))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def short(rows: list[object]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("run", "message"), [(failing, "fails on any text"), (nonsense, "not finite"), (short, "length 1")]
 )
-def test_a_model_that_is_broken_has_its_replica_replaced_and_says_503(service, client, run, message):
+def test_health_of_a_broken_model_has_its_replica_replaced_and_says_503(service, client, run, message):
     assert client.get("/health").status_code == client.get("/ready").status_code == 200
     encoder = service.backend.encoder
     (model,) = encoder._models.loaded()
@@ -66,8 +66,8 @@ def test_a_model_that_is_broken_has_its_replica_replaced_and_says_503(service, c
         assert client.get("/health").status_code == client.get("/ready").status_code == 503
 
 
-def test_a_health_check_of_a_model_that_hangs_does_not_answer(service):
-    """Ray takes that for a failure after 5 s; requests meanwhile end at their deadline (test_serve_gathering)."""
+def test_health_check_of_a_model_that_hangs_does_not_answer(service):
+    """Ray takes that for a failure after 5 s; requests meanwhile end at their deadline (test_coalescing)."""
     encoder, free = service.backend.encoder, threading.Event()
     (model,) = encoder._models.loaded()
     compute, model.batcher._run = model.batcher._run, lambda rows: (free.wait(30), compute(rows))[1]
@@ -82,7 +82,7 @@ def test_a_health_check_of_a_model_that_hangs_does_not_answer(service):
     asyncio.run(asked())
 
 
-def test_an_index_that_cannot_be_searched_has_its_replica_replaced(service):
+def test_health_of_an_index_that_cannot_be_searched_has_its_replica_replaced(service):
     (replica, *_) = service.backend.parts
     asyncio.run(replica.check_health())
     (index,) = replica._indexes.loaded()
@@ -91,3 +91,10 @@ def test_an_index_that_cannot_be_searched_has_its_replica_replaced(service):
             collection._reading.base.rank = failing
     with pytest.raises(RuntimeError, match="illegal memory"):
         asyncio.run(replica.check_health())
+
+
+@pytest.mark.parametrize("method", ["snapshot", "compact", "__init__", "manifest.write", ""])
+def test_replica_of_an_index_runs_no_method_but_those_of_the_service(service, method):
+    (replica, *_) = service.backend.parts
+    with pytest.raises(ValueError, match="is not a call of the index"):
+        asyncio.run(replica.call("v1", method, "qa"))

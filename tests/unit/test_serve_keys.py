@@ -50,18 +50,18 @@ def routes_of(api: FastAPI) -> set[tuple[str, str]]:
     return {(method, route.path) for route in routes for method in route.methods - {"HEAD"}}
 
 
-def test_every_route_asks_for_the_role_that_is_written_here():
+def test_route_asks_for_the_role_that_is_written_here():
     assert routes_of(describe(FastAPI())) == ROUTES.keys()
     assert {route: needed_role(*route) for route in ROUTES} == ROUTES
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-def test_a_route_that_no_rule_knows_asks_for_the_highest_role(method):
+def test_route_that_no_rule_knows_asks_for_the_highest_role(method):
     assert needed_role(method, "/v1/new") == "admin"
     assert needed_role(method, "/health") == "admin"
 
 
-def test_roles_are_read_and_a_key_alone_may_read(tmp_path):
+def test_keys_have_roles_and_a_key_alone_may_read(tmp_path):
     path = tmp_path / "keys"
     path.write_text("# team\nread abc\nwrite def\n\nadmin ghi\n  jkl  \n", encoding="utf-8")
     keys = Keys(path)
@@ -72,7 +72,7 @@ def test_roles_are_read_and_a_key_alone_may_read(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n\n", "owner abc\n", "read\n", "read a b\n", "a b\n"])
-def test_a_file_that_is_no_list_of_keys_is_refused_without_printing_it(tmp_path, text):
+def test_keys_file_that_is_no_list_of_keys_is_refused_without_printing_it(tmp_path, text):
     path = tmp_path / "keys"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="api_keys_file") as error:
@@ -96,7 +96,7 @@ def test_keys_are_replaced_without_a_restart_and_a_broken_file_changes_nothing(t
     assert keys.role("Bearer new") == "admin"
 
 
-def test_without_a_file_no_key_is_asked_for():
+def test_keys_are_not_asked_for_without_a_file():
     assert not Keys(None).are_asked_for
 
 
@@ -112,7 +112,7 @@ def test_without_a_file_no_key_is_asked_for():
         ("127.0.0.1", True, {"insecure": True}, False),
     ],
 )
-def test_beyond_loopback_a_service_needs_keys(host, everywhere, given, is_refused):
+def test_ingress_beyond_loopback_needs_keys(host, everywhere, given, is_refused):
     settings = ServeConfig(**given)
     if is_refused:
         with pytest.raises(ConfigError, match=r"serve\.api_keys_file"):

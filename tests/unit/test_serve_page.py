@@ -53,7 +53,7 @@ def url(api) -> Iterator[str]:
     thread.join()
 
 
-def test_the_page_is_three_files_under_a_strict_policy(api):
+def test_page_is_three_files_under_a_strict_policy(api):
     with TestClient(api) as client:
         for path, kind in [("/", "html"), ("/static/page.css", "css"), ("/static/page.js", "javascript")]:
             answer = client.get(path)
@@ -65,7 +65,7 @@ def test_the_page_is_three_files_under_a_strict_policy(api):
         assert client.get("/static/..%2Fpage.py").status_code in {400, 404}
 
 
-def test_it_holds_nothing_from_elsewhere_nothing_inline_and_never_parses_text_as_html():
+def test_page_holds_nothing_from_elsewhere_nothing_inline_and_never_parses_text_as_html():
     files = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
     assert files.keys() == {"index.html", "page.css", "page.js"}
     for name, text in files.items():
@@ -92,7 +92,7 @@ def columns(page: str) -> dict[str, list[str]]:
 
 
 @needs_chromium
-def test_it_shows_the_hits_of_both_indexes_and_marks_the_words_of_the_query(url, tmp_path):
+def test_page_shows_the_hits_of_both_indexes_and_marks_the_words_of_the_query(url, tmp_path):
     question = "Which function sorts a list?"
     page = shown(url, tmp_path, task="qa", q=question, k="5", mode="hybrid", index="live", beside="base")
     body = {"query": question, "task": "qa", "k": 5, "mode": "hybrid"}
@@ -110,7 +110,7 @@ def test_it_shows_the_hits_of_both_indexes_and_marks_the_words_of_the_query(url,
 
 
 @needs_chromium
-def test_what_documents_hold_is_shown_as_text_and_errors_are_said(url, api, tmp_path):
+def test_page_shows_documents_as_text_and_says_errors(url, api, tmp_path):
     document = {"id": "hostile", "title": HOSTILE, "text": HOSTILE}
     written = httpx.post(f"{url}/v1/indexes/live/documents", json={"task": "tool", "documents": [document]})
     assert written.status_code == 200
@@ -121,6 +121,6 @@ def test_what_documents_hold_is_shown_as_text_and_errors_are_said(url, api, tmp_
     assert re.search(r'<p id="problem" role="alert">400: k 101: at most 100</p>', page)
 
 
-def test_the_page_asks_for_no_key_but_what_it_shows_does():
+def test_page_asks_for_no_key_but_what_it_shows_does():
     assert [needed_role("GET", path) for path in ("/", "/static/page.css", "/static/page.js")] == [None] * 3
     assert needed_role("GET", "/v1/state") == "read"

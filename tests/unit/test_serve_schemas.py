@@ -9,18 +9,18 @@ from serve.schemas import EmbeddingRequest, SearchRequest
 
 
 @pytest.mark.parametrize("texts", ["one text", ["one"], ["one", "two"]])
-def test_texts_are_taken_as_they_are(texts):
+def test_embedding_request_takes_texts_as_they_are(texts):
     request = EmbeddingRequest(input=texts, model="m")
     assert (request.input, request.encoding_format, request.input_type, request.task) == (texts, "float", "query", None)
 
 
 @pytest.mark.parametrize("tokens", [[1, 2, 3], [[1, 2], [3]]])
-def test_token_ids_arrive_as_numbers_so_that_they_can_be_refused(tokens):
+def test_embedding_request_keeps_token_ids_as_numbers_so_that_they_can_be_refused(tokens):
     assert EmbeddingRequest(input=tokens, model="m").input == tokens
 
 
 @pytest.mark.parametrize("bad", ["", [], [""], ["a", ""], None, 3, {"text": "a"}, ["a", 1], [[["a"]]]])
-def test_an_input_that_is_no_text_is_refused(bad):
+def test_embedding_request_of_no_text_is_refused(bad):
     with pytest.raises(ValidationError, match="input"):
         EmbeddingRequest(input=bad, model="m")
 
@@ -29,12 +29,12 @@ def test_an_input_that_is_no_text_is_refused(bad):
     "fields",
     [{"encoding_format": "int8"}, {"dimensions": 0}, {"input_type": "passage"}, {"trunc": True}, {"model": None}],
 )
-def test_an_unknown_key_or_value_of_an_embedding_request_is_refused(fields):
+def test_embedding_request_with_an_unknown_key_or_value_is_refused(fields):
     with pytest.raises(ValidationError, match=next(iter(fields))):
         EmbeddingRequest(**{"input": "a", "model": "m", **fields})
 
 
-def test_a_search_has_ten_results_unless_told_otherwise():
+def test_search_request_has_ten_results_unless_told_otherwise():
     assert SearchRequest(query="a", task="qa").k == 10
     assert SearchRequest(query=["a", "b"], task="qa", k=3).k == 3
 
@@ -42,6 +42,6 @@ def test_a_search_has_ten_results_unless_told_otherwise():
 @pytest.mark.parametrize(
     "fields", [{"query": ""}, {"query": []}, {"query": [""]}, {"k": 0}, {"task": None}, {"top_k": 3}]
 )
-def test_a_search_request_of_another_form_is_refused(fields):
+def test_search_request_of_another_form_is_refused(fields):
     with pytest.raises(ValidationError, match=next(iter(fields))):
         SearchRequest(**{"query": "a", "task": "qa", **fields})

@@ -66,7 +66,7 @@ def test_stage_is_done_until_its_settings_change(run_path):
 
 def test_stage_does_not_depend_on_machines_and_settings_of_other_stages(run_path):
     pretend_to_mine(load_run(run_path))
-    assert mine_is_done(load_run(run_path, ["mine.num_actors=7", "mine.gpus_per_actor=1", "train.steps=9"]))
+    assert mine_is_done(load_run(run_path, ["encoder.num_actors=7", "encoder.gpus_per_actor=1", "train.steps=9"]))
 
 
 @pytest.mark.parametrize("changed", ["prepared/corpus/nq/part-00000.parquet", "candidates/nq.parquet"])

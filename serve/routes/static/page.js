@@ -94,7 +94,7 @@ const row = (...cells) => make("tr", "", ...cells.map((cell) => make("td", "", c
 
 function indexRow(one) {
   const sizes = Object.entries(one.collections).map(
-    ([name, size]) => `${name} ${size.documents.toLocaleString("en")}${size.fresh ? ` (${size.fresh} new)` : ""}`,
+    ([name, size]) => `${name} ${size.documents.toLocaleString("en")}${size.uncompacted ? ` (${size.uncompacted} new)` : ""}`,
   );
   return row(one.name, one.version, one.model, one.dimension, one.shards, sizes.join(", "));
 }

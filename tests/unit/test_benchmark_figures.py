@@ -1,0 +1,142 @@
+"""The arithmetic of the benchmarks: what is counted as necessary work, what a load counts, and what is quoted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import torch
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from benchmarks import labelling, labelling_rounds, serving, training
+from benchmarks.labelling_groups import Group
+from benchmarks.labelling_limit import necessary_flops
+from benchmarks.labelling_random import Shape, measure
+from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each
+from benchmarks.serving_load import Ask, Load, Spec, holds, run
+from embedder.labelling.compute_cost import ModelSize
+from embedder.labelling.prefix_tree import PackedPrompt
+from tests.cluster.conftest import free_port
+
+
+def test_necessary_flops_count_each_token_once():
+    """1 2 3, then 20, and 4: five tokens are read; 3, 20 and 4 predict."""
+    prompts = [PackedPrompt([1, 2, 3], [[20, 21], [20, 22]]), PackedPrompt([1, 2, 4], [[5]])]
+    assert necessary_flops(ModelSize(layers=100, head=7, attention=9), prompts) == 2 * (100 * 5 + 7 * 3)
+
+
+def test_group_asks_for_all_outputs_or_for_the_desired_one():
+    group = Group("q", [[1], [2, 1], [3, 1]], [9, 1], [5, 6, 7], ([8, 8, 8], [9]))
+    assert group.pairs == 2
+    assert group.ranked(2) == [PackedPrompt(prefix, [[5, 6], [8, 8], [9]]) for prefix in ([1], [2, 1], [3, 1])]
+    assert group.alone(1) == [PackedPrompt([2, 1], [[5]]), PackedPrompt([3, 1], [[5]])]
+
+
+def test_ratios_are_taken_within_a_round():
+    rounds = [{"A": 2.0, "C": 1.0}, {"A": 9.0, "C": 3.0}, {"C": 5.0}]
+    assert ratios(rounds, "A", "C").values == [2.0, 3.0]
+    assert str(Spread([2.0, 3.0, 10.0])) == "3 (2 to 10, 3 rounds)"
+    assert list(time_each({"A": list, "B": dict})) == ["A", "B"]
+
+
+def test_foreign_load_of_an_idle_machine_is_none(monkeypatch):
+    assert {"processor", "cores", "threads", "commit", "torch"} <= machine().keys()
+    monkeypatch.setattr(labelling_rounds, "_busy_seconds", lambda: 0.0)
+    assert ForeignLoad().cores() == 0.0
+
+
+def test_random_llama_is_measured_without_a_gpu():
+    tiny = Shape(hidden=32, between=64, layers=2, heads=4, vocabulary=512, prefix=30, groups=2, batch_tokens=512)
+    assert all(value > 0 for value in measure(torch.device("cpu"), tiny).values())
+
+
+def test_labelling_headlines_are_medians_and_the_lower_share():
+    part = {"rank_vs_naive": [5.0, 7.0, 6.0], "rank_vs_reference": [1.5], "likelihood_vs_reference": [2.0]}
+    found = {
+        "cap8": part | {"share_of_limit": [0.7]},
+        "cap32": part | {"share_of_limit": [0.8]},
+        "accuracy": {"C": {"mean": 1e-6}},
+    }
+    assert labelling.headlines(found) == {
+        "rank_vs_naive_cap32": 6.0,
+        "rank_vs_naive_cap8": 6.0,
+        "rank_vs_reference_cap8": 1.5,
+        "likelihood_vs_reference": 2.0,
+        "share_of_limit": 0.7,
+        "max_error_float64": 1e-6,
+    }
+
+
+def test_training_headlines_are_medians_and_the_lower_share():
+    found = {
+        "16": {"vs_peer": [2.0, 3.0, 2.5], "share_of_limit": [0.5, 0.6, 0.4]},
+        "64": {"vs_peer": [1.7], "share_of_limit": [0.45]},
+        "workers": {"two_workers_vs_one": [1.8]},
+    }
+    assert training.headlines(found) == {
+        "vs_sentence_transformers_16": 2.5,
+        "vs_sentence_transformers_64": 1.7,
+        "share_of_limit": 0.45,
+        "two_workers_vs_one": 1.8,
+    }
+
+
+def test_serving_headlines_compare_the_better_way_of_ours_with_the_others():
+    def system(rps: float) -> dict[str, object]:
+        return {clients: {"rps": rps, "p50_ms": 2.0, "p99_ms": 5.0} for clients in ("1", "8", "32")}
+
+    short = {"ours": system(10), "ours-haproxy": system(30), "infinity": system(15), "bare": system(10), "commit": "x"}
+    quoted = serving.headlines({"short": short, "kill": {"kill_failed": 0, "kill_wrong": 0}})
+    assert quoted["best"] == "ours-haproxy" and quoted["rps_vs_infinity_short_8"] == 2.0
+    assert quoted["rps_vs_bare_serve_short_32"] == 3.0 and quoted["p99_over_p50"] == 2.5
+    assert quoted["kill_failed"] == 0 and "update_failed" not in quoted
+    assert serving.headlines({}) == {}
+    assert Load(seconds=2.0, ok_ms=[1.0, 3.0], statuses={"200": 2}).figures()["rps"] == 1.0
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A server that finds `a`, and refuses what asks for it."""
+    api = FastAPI()
+
+    @api.post("/v1/search")
+    async def search(body: dict) -> JSONResponse:
+        if body["query"] == "too much":
+            return JSONResponse({"error": {}}, status_code=429)
+        return JSONResponse({"results": [[{"id": "a"}]]})
+
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    with httpx.Client(transport=httpx.HTTPTransport(retries=20)) as client:
+        client.get(f"http://127.0.0.1:{port}/")
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def search(query: str, *ids: str) -> Ask:
+    return Ask("/v1/search", {"query": query}, ids=list(ids))
+
+
+def test_load_counts_refused_wrong_and_lost_answers(url):
+    asks = [search("right", "a"), search("wrong", "b"), search("too much", "a")]
+    load = run(Spec(url, asks, clients=3, seconds=60, warm_s=0, requests=90))
+    assert load.failed + load.ok >= 90 and load.statuses.keys() == {"200", "429"}
+    assert load.wrong == pytest.approx(load.ok / 2, abs=3) and load.failed == pytest.approx(30, abs=3)
+    assert len(load.refused_ms) == load.failed and load.percentile(50) > 0
+    gone = run(Spec(f"http://127.0.0.1:{free_port()}", asks[:1], seconds=60, warm_s=0, requests=5))
+    assert gone.statuses == {"lost": 5}
+
+
+def test_load_holds_the_ids_in_their_order_or_the_vector():
+    assert holds(search("q", "a", "b"), b'{"results": [[{"id": "a"}, {"id": "b"}]]}')
+    assert not holds(search("q", "b", "a"), b'{"results": [[{"id": "a"}, {"id": "b"}]]}')
+    ask = Ask("/v1/embeddings", {}, vector=[0.6, 0.8])
+    assert holds(ask, b'{"data": [{"embedding": [0.6, 0.80001]}]}')
+    assert not holds(ask, b'{"data": [{"embedding": [0.8, 0.6]}]}')
