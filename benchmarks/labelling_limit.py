@@ -14,11 +14,11 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from embedder.labelling.backends import Engine
+from embedder.labelling.backends import LlmBackend
 from embedder.labelling.compute_cost import ModelSize
-from embedder.labelling.prefix_tree import PackedPrompt, build_tree
-from embedder.labelling.scorer import TreeScorer, in_lanes, predictions
-from embedder.labelling.tree_attention import NAME, tree_attention
+from embedder.labelling.prefix_tree import PackedPrompt, build_tree, predictions
+from embedder.labelling.tree_attention import ATTENTION, tree_attention
+from embedder.labelling.tree_backend import TreeBackend, in_lanes
 from embedder.models.onednn import has_onednn, pack_weight, packed_linear
 
 SECONDS = 0.15
@@ -30,10 +30,9 @@ TIMED_NAME = "prefix_tree_timed"
 
 
 def necessary_flops(size: ModelSize, prompts: Sequence[PackedPrompt]) -> float:
-    """2 x weights x tokens that must be read, and x places that must be predicted, each shared one once."""
+    """2 x weights x tokens that must be read, and x tokens that must predict one, each shared one once."""
     tree = build_tree(prompts)
-    places, *_ = predictions(tree)
-    return 2.0 * (size.layers * len(tree.tokens) + size.head * len(places))
+    return 2.0 * (size.layers * len(tree.tokens) + size.head * len(predictions(tree).tokens))
 
 
 @torch.inference_mode()
@@ -92,40 +91,39 @@ class Stopwatch:
         return timed
 
 
-def time_shares(engine: Engine, prompts: Sequence[PackedPrompt]) -> dict[str, float]:
+def time_shares(backend: LlmBackend, prompts: Sequence[PackedPrompt]) -> dict[str, float]:
     """Shares of the scorer's time by part of the model; the rest is positions, residual sums, Python and waiting."""
-    scorer = engine.scorer
-    if not isinstance(scorer, TreeScorer):
+    if not isinstance(backend, TreeBackend):
         return {}
     watch = Stopwatch()
-    with _watched(watch, scorer):
-        engine.score(prompts)
+    with _watched(watch, backend):
+        backend.score(prompts)
         watch.seconds.clear()
         began = time.perf_counter()
-        engine.score(prompts)
-        whole = scorer.lanes * (time.perf_counter() - began)
+        backend.score(prompts)
+        whole = backend.lanes * (time.perf_counter() - began)
     shares = {part: seconds / whole for part, seconds in watch.seconds.items()}
     return shares | {"rest": 1 - sum(shares.values())}
 
 
 @contextmanager
-def _watched(watch: Stopwatch, scorer: TreeScorer) -> Iterator[None]:
+def _watched(watch: Stopwatch, backend: TreeBackend) -> Iterator[None]:
     AttentionInterface.register(TIMED_NAME, watch.around("attention", tree_attention))
     AttentionMaskInterface.register(TIMED_NAME, sdpa_mask)
-    model, head = scorer.lm.model, scorer.lm.model.get_output_embeddings()
+    model, head = backend.lm.model, backend.lm.model.get_output_embeddings()
     watched = [(module, part) for module in model.modules() if module is not head and (part := _part(module))]
     for module, part in watched:
         module.forward = watch.around(part, module.forward)
     for name in ("log_normalisers", "logits"):
-        setattr(scorer.head, name, watch.around("output layer", getattr(scorer.head, name)))
+        setattr(backend.head, name, watch.around("output layer", getattr(backend.head, name)))
     model.set_attn_implementation(TIMED_NAME)
     try:
         yield
     finally:
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(ATTENTION)
         for module, _ in watched:
             del module.forward
-        del scorer.head.log_normalisers, scorer.head.logits
+        del backend.head.log_normalisers, backend.head.logits
 
 
 def _part(module: nn.Module) -> str | None:

@@ -30,11 +30,11 @@ from benchmarks.labelling_groups import (
 from benchmarks.labelling_limit import necessary_flops, product_rates, time_shares
 from benchmarks.labelling_rounds import Spread, Times, ratios, time_each
 from embedder.config.run import LlmConfig
-from embedder.labelling.backends import Engine
+from embedder.labelling.backends import choose_backend
 from embedder.labelling.compute_cost import model_size
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
-from embedder.labelling.scorer import TreeScorer
+from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import load_lm, prepare_lm
 
 Found = dict[str, Any]
@@ -55,11 +55,11 @@ class Bench:
         self.data, self.rounds, self.groups, self.seed = data, rounds, groups, seed
         self.config = LlmConfig(model=model)
         self.lm = load_lm(self.config, cache, device="cpu")
-        self.engine = Engine(self.lm, self.config, LONGEST_OUTPUT)
+        self.backend = choose_backend(self.lm, self.config, LONGEST_OUTPUT)
         self.size = model_size(self.lm.model)
         self.folder = prepare_lm(self.config, cache)
         self.stock = stock_model(self.folder)
-        self.lanes = self.engine.scorer.lanes if isinstance(self.engine.scorer, TreeScorer) else 1
+        self.lanes = self.backend.lanes if isinstance(self.backend, TreeBackend) else 1
 
     @cached_property
     def questions(self) -> list[list[Group]]:
@@ -102,7 +102,7 @@ def time_rounds(
     batch = faster_batch(bench.stock, ranked[1:3])
     padded_scores(bench.stock, alone[:REFERENCE_BATCH], REFERENCE_BATCH)
     for prompts in (ranked, alone):
-        bench.engine.score(prompts)
+        bench.backend.score(prompts)
     rounds, shares = [], []
     for number, chosen in enumerate(timed):
         ranked, alone = prompts_of(chosen, cap)
@@ -110,8 +110,8 @@ def time_rounds(
         ways: dict[str, Callable[[], object]] = {
             "A": partial(padded_scores, bench.stock, alone, REFERENCE_BATCH),
             "B": partial(padded_scores, bench.stock, ranked, batch),
-            "C": partial(bench.engine.score, ranked),
-            "D": partial(bench.engine.score, alone),
+            "C": partial(bench.backend.score, ranked),
+            "D": partial(bench.backend.score, alone),
         }
         if ablation and number == 0:
             ways["A2"] = partial(padded_scores, bench.lm.model, alone, REFERENCE_BATCH)
@@ -160,12 +160,12 @@ def shared_part(bench: Bench) -> Found:
     warm, *timed = bench.sharing
     found: Found = {}
     for cap in (8, LONGEST_OUTPUT):
-        bench.engine.score(prompts_of(warm, cap)[0])
+        bench.backend.score(prompts_of(warm, cap)[0])
         rounds = []
         for groups in timed:
             each, whole = [group.ranked(cap) for group in groups], prompts_of(groups, cap)[0]
             rounds.append(
-                time_each({"unshared": partial(score_each, bench, each), "shared": partial(bench.engine.score, whole)})
+                time_each({"unshared": partial(score_each, bench, each), "shared": partial(bench.backend.score, whole)})
             )
         gain = ratios(rounds, "unshared", "shared")
         print(f"\nshared: {SHARING} queries with the same candidates, outputs capped at {cap}: gain {gain}")
@@ -176,7 +176,7 @@ def shared_part(bench: Bench) -> Found:
 def score_each(bench: Bench, groups: Sequence[Sequence[PackedPrompt]]) -> None:
     """Score one group after the other."""
     for prompts in groups:
-        bench.engine.score(prompts)
+        bench.backend.score(prompts)
 
 
 def sampling_part(bench: Bench) -> Found:
@@ -185,12 +185,12 @@ def sampling_part(bench: Bench) -> Found:
     prefixes = [group.question for group in groups]
     sampling = Sampling(SAMPLES, LONGEST_OUTPUT, temperature=1.0, top_k=50, end_ids=bench.lm.end_ids)
     many, single = [], []
-    bench.engine.sample(prefixes[:2], [0, 1], sampling)
+    bench.backend.sample(prefixes[:2], [0, 1], sampling)
     generated_tokens(bench.stock, prefixes[:1], 1, 0, sampling)
     for round in range(bench.rounds):
         chosen = prefixes[(round + 1) * SAMPLED_QUERIES :][:SAMPLED_QUERIES]
         began = time.perf_counter()
-        drawn = bench.engine.sample(chosen, list(range(len(chosen))), sampling)
+        drawn = bench.backend.sample(chosen, list(range(len(chosen))), sampling)
         many.append(sum(len(output) for outputs in drawn for output in outputs) / (time.perf_counter() - began))
         began = time.perf_counter()
         kept = generated_tokens(bench.stock, chosen[:2], ONE_BY_ONE, round, sampling)
@@ -207,7 +207,7 @@ def accuracy_part(bench: Bench) -> Found:
     exact = exact_scores(exact_model(bench.folder), prompts)
     found: Found = {}
     for name, scores in (
-        ("C", bench.engine.score(prompts)),
+        ("C", bench.backend.score(prompts)),
         ("B", padded_scores(bench.stock, prompts, SAMPLES + 1)),
     ):
         means, sums = [], []
@@ -230,7 +230,7 @@ def profile_part(bench: Bench) -> Found:
         ("nq", bench.questions[0], 32),
         ("books", bench.books[0], 32),
     ):
-        shares = time_shares(bench.engine, prompts_of(groups, cap)[0])
+        shares = time_shares(bench.backend, prompts_of(groups, cap)[0])
         print(f"time of C, {name} cap {cap}: " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items()))
         found[f"{name}_cap{cap}"] = shares
     return found

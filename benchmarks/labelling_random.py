@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from embedder.labelling.compute_cost import ModelWork, model_size
+from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.prefix_tree import PackedPrompt
-from embedder.labelling.scorer import TreeScorer
-from embedder.labelling.tree_attention import NAME
+from embedder.labelling.tree_attention import ATTENTION
+from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import CausalLm
 from embedder.models.device import matmul_rate
 
@@ -49,7 +49,7 @@ def random_llama(shape: Shape, device: torch.device) -> CausalLm:
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.eval().set_attn_implementation(NAME)
+    model.eval().set_attn_implementation(ATTENTION)
     return CausalLm(model, PreTrainedTokenizerFast)
 
 
@@ -71,18 +71,17 @@ def measure(device: torch.device, shape: Shape) -> dict[str, float]:
     """Pairs a second, ranked and by likelihood alone, and what share of the device's matrix products that takes."""
     lm = random_llama(shape, device)
     peak = matmul_rate(device, torch.bfloat16)
-    scorer = TreeScorer(lm, shape.batch_tokens)
-    size = model_size(lm.model)
+    backend = TreeBackend(lm, shape.batch_tokens)
     found = {"peak_flops": peak}
     for name, outputs in (("ranked", shape.outputs), ("likelihood", 1)):
         prompts = random_groups(shape, outputs)
-        scorer.score(prompts[: shape.candidates])
-        scorer.work = ModelWork()
+        backend.score(prompts[: shape.candidates])
+        backend.work = ModelWork(backend.work.size)
         began = time.perf_counter()
-        scorer.score(prompts)
+        backend.score(prompts)
         seconds = time.perf_counter() - began
         found |= {
             f"{name}_pairs_a_second": len(prompts) / seconds,
-            f"{name}_share_of_peak": size.flops(scorer.work) / seconds / peak,
+            f"{name}_share_of_peak": backend.work.flops / seconds / peak,
         }
     return found | {"ranked_vs_reference": found["ranked_pairs_a_second"] / REFERENCE_PAIRS}

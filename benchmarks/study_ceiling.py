@@ -23,7 +23,7 @@ from embedder.console import console
 from embedder.errors import EmbedderError
 from embedder.evaluation.evaluations import measure_of
 from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, read_sets
-from embedder.mining.lexical import Ranking
+from embedder.mining.ranking import Ranking
 
 MEASURES = {"qa": ("exact match", "log-likelihood"), "chat": ("perplexity",), "lrlm": ("perplexity",)}
 NONE, FIRST, GOLD, BEST = "none", "base's first", "known positive", "best of the base's"
@@ -60,8 +60,8 @@ def _ask(config: RunConfig, sets: Sequence[EvaluationSet], passages: int) -> Non
     for one in sets:
         found = rankings[one.measured.name]
         positives = {row["query_id"]: [(each, 1.0) for each in row["positive_ids"][:1]] for row in one.measured.rows}
-        one.rankings = {NONE: {}, GOLD: {query: ranking for query, ranking in positives.items() if ranking}}
-        one.rankings |= {str(place): single(found, place) for place in range(passages)}
+        one.measured.rankings = {NONE: {}, GOLD: {query: ranking for query, ranking in positives.items() if ranking}}
+        one.measured.rankings |= {str(place): single(found, place) for place in range(passages)}
     changed: dict[str, Any] = {"split": "dev", "passages": dict.fromkeys(("qa", "chat", "lrlm"), 1)}
     settings = EvaluateConfig.model_validate({**config.evaluate.model_dump(), **changed})
     ask_llm(sets, llm_judge(config, settings), settings, study.folder / "judged")
@@ -75,7 +75,7 @@ def _row(one: EvaluationSet, name: str, passages: int) -> str:
         for query in by_place[0]
     }
     compared = {NONE: values[NONE], FIRST: by_place[0], BEST: best}
-    if all(query in one.rankings[GOLD] for query in best):
+    if all(query in one.measured.rankings[GOLD] for query in best):
         compared[GOLD] = values[GOLD]
     means = {key: weighted_mean(measure, *np.array(list(each.values())).T) for key, each in compared.items()}
     cells = ", ".join(f"{retriever} {mean:.3f}" for retriever, mean in means.items())

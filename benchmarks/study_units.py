@@ -17,7 +17,7 @@ from embedder.data.records import Split
 from embedder.errors import ConfigError, DataError
 from embedder.evaluation.local import EvaluationSet, rank
 from embedder.hashing import content_id
-from embedder.mining.lexical import Ranking
+from embedder.mining.ranking import Ranking
 from embedder.models.onnx import load_inference_encoder
 from embedder.storage.durable import locked, write_durably
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics

@@ -5,7 +5,7 @@
 
 reads   prepared/, model/                       records.PASSAGE, records.QUERY
 writes  vectors/ENCODER/DATASET.SIDE/*.parquet  committed blocks
-        evaluation/judged/*.parquet             judge.JUDGED, what the LLM replied, committed unit by unit
+        evaluation/judged/*.parquet             replies.JUDGED, what the LLM replied, committed unit by unit
         evaluation/SPLIT/report.html            tables with intervals, plots, examples won and lost
         evaluation/SPLIT/results.json           all numbers and examples of the report
         evaluation/SPLIT/values.parquet         results.VALUES, every value of every query
@@ -67,26 +67,26 @@ def run(config: RunConfig) -> StageReport:
     from embedder.evaluation.comparison import summarise
     from embedder.evaluation.evaluation_report import results_table, write_report
     from embedder.evaluation.examples import RankedQuery, won_and_lost
-    from embedder.evaluation.measurements import VALUES, value_rows
+    from embedder.evaluation.measurements import VALUES, enter_all_replies, value_rows
     from ray_jobs.retrieval.judges import ask_llm, questions_of, reply_ledger
     from ray_jobs.retrieval.retrievers import all_rankings, by_dataset
 
     measured = unmeasured(config)
     rankings = all_rankings(config)
     for values in measured:
+        if "none" in rankings:
+            values.rankings["none"] = {}  # asked about without passages, but not measured as a ranking
         ranked = by_dataset(rankings, values.name)
         values.enter_rankings(ranked, example_answers(config, values), config.evaluate.cutoffs)
     lines = []
     if config.evaluate.asks:
         pools = shot_pools(config)
-        asked = questions_of(config, asked_llm(config), measured, rankings, pools)
+        asked = questions_of(config, asked_llm(config), measured, pools)
         lines = ask_llm(config, asked, pools)
-        replies = {row["row_id"]: row for row in reply_ledger(config).read(list(asked.rows)).to_pylist()}
-        for values in measured:
-            values.enter_replies(asked, replies)
+        enter_all_replies(measured, asked, reply_ledger(config))
     results = summarise(measured, config.evaluate)
     for values in measured:
-        query = RankedQuery(by_dataset(rankings, values.name), passage_texts(config.paths, values.name))
+        query = RankedQuery(values.rankings, passage_texts(config.paths, values.name))
         results["datasets"][values.name]["examples"] = won_and_lost(values, query, config.evaluate)
     folder = config.paths.mounted / "evaluation" / config.evaluate.split
     write_table(value_rows(measured), VALUES, folder / "values.parquet")

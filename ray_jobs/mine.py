@@ -25,7 +25,7 @@ from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets, passage_texts, queries
 
 if TYPE_CHECKING:
-    from embedder.mining.lexical import Ranking
+    from embedder.mining.ranking import Ranking
 
 
 def check(config: RunConfig) -> Work:

@@ -1,4 +1,4 @@
-"""What an evaluation is: which rankings count, what the LLM is asked with passages found, and how its reply is judged.
+"""Defines an evaluation: which rankings count, what the LLM is asked with the passages found, how its reply is judged.
 
 An evaluation is data and pure functions: a `Question` in, an `Ask` out; the LLM's `Reply` in, measured values out.
 Neither the retriever nor the LLM is known here, so that all retrievers are compared by the same words.
@@ -10,12 +10,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from embedder.config.evaluate import EvaluationName
 from embedder.config.tasks import PromptTemplate, TaskSpec
+from embedder.data.records import TEXTS
 from embedder.hashing import content_id
 
 Value = tuple[float, float]
 """A query's value and its weight: what it counts in the mean over queries (tokens in a perplexity, else 1)."""
+
+ASKED = pa.schema(
+    [
+        *((name, pa.string()) for name in ("row_id", "evaluation", "task", "dataset", "query_id", "query")),
+        ("answers", TEXTS),
+        ("options", TEXTS),
+        ("category", pa.string()),
+        ("passages", pa.list_(pa.struct([("id", pa.string()), ("text", pa.string()), ("position", pa.int64())]))),
+    ]
+)
+"""A `Question`."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +47,24 @@ class Measure:
 
 
 LIKELIHOOD = Measure("log-likelihood")
-"""Of the desired output, mean over its tokens (nats)."""
+"""Log-likelihood of the desired output, mean over its tokens (nats)."""
 PERPLEXITY = Measure("perplexity", "perplexity")
-"""Of the desired output; every token counts once, so that a long output weighs more than a short one."""
+"""Perplexity of desired outputs; every token counts once, so that a long output weighs more than a short one."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage that was found."""
+    """A passage that a retriever returned."""
 
     id: str
     text: str
-    place: int | None = None
-    """Its place among the query's own candidates, the oldest 0; None where the whole corpus was searched."""
+    position: int | None = None
+    """Its position among the query's own candidates, the oldest 0; None where the whole corpus was searched."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A query with what one retriever found for it."""
+    """A query with the passages that one retriever returned for it."""
 
     evaluation: EvaluationName
     task: str
@@ -64,43 +78,44 @@ class Question:
     """Best first."""
 
     def row(self, fingerprint: str) -> dict[str, Any]:
-        """As a row of `judge.ASKED`; equal questions to an equal LLM have an equal id, whoever found the passages."""
+        """The row of ASKED; equal questions to an equal LLM have an equal id, whichever retriever they come from."""
+        # The retriever is no part of the id, so that a prompt that several retrievers lead to is computed once.
         fields = asdict(self)
         return {**fields, "row_id": content_id(fingerprint, fields)}
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Question:
-        """The question of such a row."""
+        """The question in such a row."""
         fields = {name: value for name, value in row.items() if name not in {"row_id", "passages"}}
         return cls(**fields, passages=[Passage(**passage) for passage in row["passages"]])
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What the LLM gets."""
+    """The task that an evaluation gives the LLM."""
 
     query: str
-    """For the input of the template."""
+    """Fills the input of the template."""
     outputs: list[str]
-    """Whose log-likelihoods are asked for."""
+    """Texts whose log-likelihoods are asked for."""
     written_tokens: int = 0
     """Tokens that the LLM may write, greedily, up to the template's stop text; 0: it writes nothing."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the LLM gave."""
+    """The LLM's part of an evaluation."""
 
     likelihoods: list[float]
     """Mean token log-likelihood (nats) of each output."""
     tokens: list[int]
-    """How many tokens of each output were scored."""
+    """Number of tokens of each output that were scored."""
     text: str | None = None
-    """What it wrote; None where it was not let write."""
+    """The written answer; None where the LLM was not let write."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Reply | None:
-        """The reply in a row of judge.JUDGED; None where there is none."""
+        """The reply in a row of replies.JUDGED; None where there is none."""
         if row["likelihoods"] is None:
             return None
         return cls(list(row["likelihoods"]), list(row["tokens"]), row["text"])
@@ -118,7 +133,7 @@ def best_last(passages: Sequence[Passage]) -> list[str]:
 
 def in_time(passages: Sequence[Passage]) -> list[str]:
     """The texts in the order in which they were said or written."""
-    return [passage.text for passage in sorted(passages, key=lambda passage: passage.place or 0)]
+    return [passage.text for passage in sorted(passages, key=lambda passage: passage.position or 0)]
 
 
 def own_template(spec: TaskSpec) -> PromptTemplate | None:
@@ -148,20 +163,20 @@ class Evaluation:
     rankings: tuple[str, ...]
     """Ranking measures beside those of `evaluate.cutoffs`, as ir_measures writes them."""
     measures: tuple[Measure, ...] = ()
-    """Of the LLM's replies."""
+    """Measures of the LLM's replies."""
     ask: Callable[[Question], Ask | None] = no_ask
     judge: Callable[[Question, Reply], dict[str, Value]] = no_values
     """Values by name of the measure."""
     template: Callable[[TaskSpec], PromptTemplate | None] = own_template
     arrange: Callable[[Sequence[Passage]], list[str]] = best_first
     whole_passages: bool = False
-    """Whether a passage that does not fit is left out; else its end is."""
+    """True: a passage that does not fit is left out whole; else it loses its end."""
     uses_shots: bool = False
-    """Whether the task's worked examples stand before the prompt."""
+    """True: the task's worked examples stand before the prompt."""
     relevance: Literal["positives", "same_answer"] = "positives"
-    """Which passages are relevant: the known positives; or worked examples with the query's own answer."""
+    """The relevant passages are the known positives, or the worked examples with the query's own answer."""
     has_history: bool = False
-    """Whether candidates are in order of time, so that recency is a retriever."""
+    """True: candidates are in order of time, so that recency is a retriever."""
 
 
 def weigh_tokens(question: Question, reply: Reply) -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""From values of queries to the numbers of a report: by dataset and measure, and by task over its datasets."""
+"""Makes the numbers of a report from the values of queries: by dataset and measure, and by task over its datasets."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ def summarise(datasets: Sequence[DatasetValues], settings: EvaluateConfig) -> di
     A measure is taken over the queries that all retrievers have a value for; those left out are counted.
     """
     order = [retriever.name for retriever in settings.retrievers]
-    places = {name: place for place, name in enumerate(EVALUATIONS)}
-    datasets = sorted(datasets, key=lambda one: (places[one.evaluation.name], one.family, one.name))
+    ranks = {name: rank for rank, name in enumerate(EVALUATIONS)}
+    datasets = sorted(datasets, key=lambda dataset: (ranks[dataset.evaluation.name], dataset.family, dataset.name))
     drawn: dict[tuple[str, str], dict[str, _Measured]] = {}
     described: dict[str, Any] = {}
-    for one in datasets:
+    for dataset in datasets:
         measures = {}
-        for name, values in one.values.items():
-            measured = _measured(one, name, [each for each in order if each in values], settings)
+        for name, values in dataset.values.items():
+            measured = _measured(dataset, name, [each for each in order if each in values], settings)
             if measured is not None:
-                drawn.setdefault((one.family, name), {})[one.name] = measured
+                drawn.setdefault((dataset.family, name), {})[dataset.name] = measured
                 measures[name] = measured.entry(settings.baseline)
-        described[one.name] = {
-            "task": one.task,
-            "evaluation": one.evaluation.name,
-            "headline": one.headline,
-            "own": [*(each.name for each in one.evaluation.measures), *one.evaluation.rankings],
-            "queries": len(one.rows),
-            "units": len(set(one.origins.values())),
-            "errors": len(one.errors),
+        described[dataset.name] = {
+            "task": dataset.task,
+            "evaluation": dataset.evaluation.name,
+            "headline": dataset.headline,
+            "own": [*(measure.name for measure in dataset.evaluation.measures), *dataset.evaluation.rankings],
+            "queries": len(dataset.rows),
+            "units": len(set(dataset.origins.values())),
+            "errors": len(dataset.errors),
             "measures": measures,
         }
     tasks = {}
-    for family in dict.fromkeys(one.family for one in datasets):
+    for family in dict.fromkeys(dataset.family for dataset in datasets):
         parts = {name: list(each.values()) for (task, name), each in drawn.items() if task == family}
         entries = {name: _mean(each).entry(settings.baseline) for name, each in parts.items()}
-        mine = [one for one in datasets if one.family == family]
-        headlines = [name for name in mine[0].evaluation.headline if name in entries]
+        members = [dataset for dataset in datasets if dataset.family == family]
+        headlines = [name for name in members[0].evaluation.headline if name in entries]
         tasks[family] = {
-            "evaluation": mine[0].evaluation.name,
-            "describes": mine[0].evaluation.describes,
+            "evaluation": members[0].evaluation.name,
+            "describes": members[0].evaluation.describes,
             "headline": next(iter([*headlines, *entries]), None),
-            "datasets": [one.name for one in mine],
+            "datasets": [dataset.name for dataset in members],
             "measures": entries,
         }
     return {
@@ -87,44 +87,44 @@ class _Measured:
     datasets: int = 1
 
     def entry(self, baseline: str) -> dict[str, Any]:
-        """As in the results."""
         values = {name: asdict(estimate(self.drawn, i)) for i, name in enumerate(self.names)}
-        place = self.names.index(baseline) if baseline in self.names else None
-        differences = (
-            {}
-            if place is None
-            else {name: asdict(difference(self.drawn, i, place)) for i, name in enumerate(self.names) if i != place}
-        )
+        differences = {}
+        if baseline in self.names:
+            base = self.names.index(baseline)
+            others = [(i, name) for i, name in enumerate(self.names) if i != base]
+            differences = {name: asdict(difference(self.drawn, i, base)) for i, name in others}
         counts = {"queries": self.queries, "units": self.units, "left_out": self.left_out, "datasets": self.datasets}
         return {"kind": self.kind, **counts, "retrievers": values, "differences": differences}
 
 
-def _measured(one: DatasetValues, name: str, names: list[str], settings: EvaluateConfig) -> _Measured | None:
-    values = one.values[name]
+def _measured(dataset: DatasetValues, name: str, names: list[str], settings: EvaluateConfig) -> _Measured | None:
+    values = dataset.values[name]
     everywhere = set.intersection(*(set(values[each]) for each in names)) if names else set()
     if not everywhere:
         return None
+    # Sorted, because the order of the queries decides which of them a resample draws.
     queries = sorted(everywhere)
     pairs = np.array([[values[each][query] for each in names] for query in queries])
-    units = one.units(queries)
-    measure = measure_of(one.evaluation, name)
+    units = dataset.units(queries)
+    measure = measure_of(dataset.evaluation, name)
     table = Table(measure, pairs[..., 0], pairs[..., 1], units)
     baseline = names.index(settings.baseline) if settings.baseline in names else 0
-    # Every dataset is drawn by a stream of its own, every measure of it in the same resamples where queries agree.
-    seed = int(content_id(settings.seed, one.name)[:8], 16)
+    # Every dataset is drawn by a stream of its own, so that one more dataset changes no number of the others. Measures
+    # of a dataset share the stream, and with it the resamples where their queries agree.
+    seed = int(content_id(settings.seed, dataset.name)[:8], 16)
     drawn = draw(table, baseline, settings.resamples, seed)
     left_out = len(set.union(*(set(values[each]) for each in names))) - len(queries)
     return _Measured(measure.kind, names, drawn, len(queries), len(set(units.tolist())), left_out)
 
 
 def _mean(parts: Sequence[_Measured]) -> _Measured:
-    """Over datasets, of the retrievers that all of them have."""
+    """The mean over datasets, with the retrievers that all of them have."""
     names = [name for name in parts[0].names if all(name in part.names for part in parts)]
     picked = []
     for part in parts:
-        places = [part.names.index(name) for name in names]
+        columns = [part.names.index(name) for name in names]
         drawn = part.drawn
-        picked.append(Drawn(drawn.point_N[places], drawn.resampled_RN[:, places], drawn.swapped_RN[:, places]))
+        picked.append(Drawn(drawn.point_N[columns], drawn.resampled_RN[:, columns], drawn.swapped_RN[:, columns]))
     return _Measured(
         parts[0].kind,
         names,
@@ -137,9 +137,9 @@ def _mean(parts: Sequence[_Measured]) -> _Measured:
 
 
 def headline_entries(results: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """By task the name and the entry of the measure that stands for it, averaged over its datasets."""
+    """The name and the entry of the measure that stands for each task, averaged over its datasets."""
     return {
-        task: (one["headline"], one["measures"][one["headline"]])
-        for task, one in results["tasks"].items()
-        if one["headline"] in one["measures"]
+        task: (entry["headline"], entry["measures"][entry["headline"]])
+        for task, entry in results["tasks"].items()
+        if entry["headline"] in entry["measures"]
     }

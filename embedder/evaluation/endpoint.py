@@ -1,4 +1,4 @@
-"""Vectors from any server with OpenAI's `POST /embeddings`.
+"""Gets vectors from any server with OpenAI's `POST /embeddings`.
 
 https://platform.openai.com/docs/api-reference/embeddings: {"model", "input": [texts], "encoding_format": "float"} in,
 {"data": [{"index", "embedding"}]} out. The key goes into the Authorization header and nowhere else; in messages of the
@@ -22,10 +22,10 @@ from embedder.config.tasks import Side
 from embedder.errors import ConfigError, ModelError
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
-"""Statuses that may be another one a little later."""
+"""Statuses that may change a little later, so that another try makes sense."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 SHOWN_CHARACTERS = 200
-"""Of what a server says when it refuses."""
+"""Characters shown of what a server says when it refuses."""
 
 
 class EmbeddingEndpoint:
@@ -93,9 +93,10 @@ class EmbeddingEndpoint:
         rows = answer.get("data") if isinstance(answer, dict) else None
         what = f"{self.config.url}/embeddings"
         if not isinstance(rows, list) or len(rows) != count:
-            found = len(rows) if isinstance(rows, list) else "no"
-            raise ModelError(f"{what} gave {found} vectors for {count} texts; is it an OpenAI-compatible server?")
+            given = len(rows) if isinstance(rows, list) else "no"
+            raise ModelError(f"{what} gave {given} vectors for {count} texts; is it an OpenAI-compatible server?")
         try:
+            # The API promises an index and not an order.
             ordered = sorted(rows, key=lambda row: int(row["index"]))
             vectors = np.array([row["embedding"] for row in ordered], dtype=np.float32)
         except (KeyError, TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ from embedder.evaluation.evaluations import measure_of
 from embedder.evaluation.measurements import DatasetValues
 from embedder.evaluation.questions import Row
 from embedder.hashing import row_seed
-from embedder.mining.lexical import Ranking
+from embedder.mining.ranking import Ranking
 from embedder.reporting.html import printable
 
 PASSAGES = 3

@@ -1,61 +1,29 @@
-"""The LLM's part of an evaluation: questions with passages in, likelihoods and written answers out."""
+"""Asks the LLM: questions with passages in, likelihoods and written answers out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
 import torch
 
-from embedder.config.evaluate import EvaluateConfig
+from embedder.config.evaluate import EvaluateConfig, EvaluationName
 from embedder.config.run import LlmConfig
 from embedder.config.tasks import TaskSpec
-from embedder.data.ledger import Ledger
-from embedder.data.records import TEXTS
 from embedder.evaluation.base import Ask, Evaluation, Question
-from embedder.evaluation.evaluations import EVALUATIONS
-from embedder.hashing import content_id
-from embedder.labelling.backends import Engine
+from embedder.evaluation.evaluations import EVALUATIONS, LONGEST_WRITTEN
+from embedder.evaluation.replies import JUDGED
+from embedder.labelling.backends import choose_backend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling
 from embedder.models.causal_lm import CausalLm
-from embedder.models.locate import locate_model, model_fingerprint
-from embedder.storage.object_store import AnyPath
-
-LONGEST_WRITTEN = 64
-"""Tokens that any evaluation lets the LLM write."""
-
-ASKED = pa.schema(
-    [
-        *((name, pa.string()) for name in ("row_id", "evaluation", "task", "dataset", "query_id", "query")),
-        ("answers", TEXTS),
-        ("options", TEXTS),
-        ("category", pa.string()),
-        ("passages", pa.list_(pa.struct([("id", pa.string()), ("text", pa.string()), ("place", pa.int64())]))),
-    ]
-)
-"""An `interface.Question`."""
-
-JUDGED = pa.schema(
-    [
-        *((name, pa.string()) for name in ("row_id", "evaluation", "task", "dataset", "query_id")),
-        ("likelihoods", pa.list_(pa.float64())),
-        ("tokens", pa.list_(pa.int32())),
-        ("text", pa.string()),
-        ("truncated", pa.bool_()),
-        ("error", pa.string()),
-    ]
-)
-"""An `interface.Reply` to the question of this id; `error` says why there is none, `truncated` that passages were cut
-or left out to fit the prompt."""
 
 
 @dataclass(frozen=True)
 class _PromptedQuestion:
-    """A question, and what the LLM reads."""
+    """A question with the tokens that the LLM reads."""
 
     row: dict[str, Any]
     ask: Ask
@@ -75,19 +43,20 @@ class LlmJudge:
         shot_pools: ShotPools,
     ) -> None:
         self.lm, self.llm, self.tasks, self.settings, self.shot_pools = lm, llm, tasks, settings, shot_pools
-        self.engine = Engine(lm, llm, max(LONGEST_WRITTEN, settings.max_output_tokens))
+        self.backend = choose_backend(lm, llm, max(LONGEST_WRITTEN, settings.max_output_tokens))
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows of ASKED to rows of JUDGED in the order of their ids: a pure function of the set of rows."""
         answered = {row["row_id"]: self._empty(row) for row in rows}
-        kinds: dict[tuple[str, str], list[_PromptedQuestion]] = {}
+        kinds: dict[tuple[EvaluationName, str], list[_PromptedQuestion]] = {}
+        # In the order of their ids, because it decides which of them are read in one batch.
         for row in sorted(rows, key=lambda row: str(row["row_id"])):
             question = Question.of(row)
             prompted = self._prompt(question, answered[row["row_id"]])
             if prompted is not None:
                 kinds.setdefault((question.evaluation, question.task), []).append(prompted)
         for (name, task), prompts in sorted(kinds.items()):
-            self._answer(self._builder(evaluation_named(name), task), prompts)
+            self._answer(self._builder(EVALUATIONS[name], task), prompts)
         return [answered[row_id] for row_id in sorted(answered)]
 
     def _empty(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,8 +69,8 @@ class LlmJudge:
         return replace(builder, max_output_tokens=self.settings.max_output_tokens)
 
     def _prompt(self, question: Question, row: dict[str, Any]) -> _PromptedQuestion | None:
-        """What the LLM reads; None, with the reason in the row, where nothing can be asked."""
-        evaluation = evaluation_named(question.evaluation)
+        """The tokens that the LLM reads; None, with the reason in the row, where nothing can be asked."""
+        evaluation = EVALUATIONS[question.evaluation]
         ask = evaluation.ask(question)
         builder = self._builder(evaluation, question.task)
         outputs = [builder.output(text) for text in ask.outputs] if ask else []
@@ -122,28 +91,32 @@ class LlmJudge:
         return choose_shots(pool, question.query_id, count, self.settings.seed)
 
     def _answer(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> None:
-        """Fill the rows; where that exhausts the memory, one by one."""
+        """Fill the rows together; where that exhausts the memory, one by one."""
         try:
-            scores = self.engine.score([PackedPrompt(one.prefix.ids, one.outputs) for one in prompts])
-            texts = self._write(builder, prompts)
+            self._fill(builder, prompts)
+            return
         except torch.OutOfMemoryError as error:
             if len(prompts) == 1:
                 prompts[0].row["error"] = f"out of memory: {str(error).partition(chr(10))[0]}"
                 return
-            for one in prompts:
-                self._answer(builder, [one])
-            return
-        for one, likelihoods, text in zip(prompts, scores, texts, strict=True):
-            tokens = [len(output) for output in one.outputs]
-            one.row.update({"likelihoods": likelihoods, "tokens": tokens, "text": text})
+        # Outside of the `except`, because the error's traceback holds the tensors that fill the memory.
+        for prompt in prompts:
+            self._answer(builder, [prompt])
+
+    def _fill(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> None:
+        scores = self.backend.score([PackedPrompt(prompt.prefix.ids, prompt.outputs) for prompt in prompts])
+        texts = self._write(builder, prompts)
+        for prompt, likelihoods, text in zip(prompts, scores, texts, strict=True):
+            tokens = [len(output) for output in prompt.outputs]
+            prompt.row.update({"likelihoods": likelihoods, "tokens": tokens, "text": text})
 
     def _write(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> list[str | None]:
         """The greedy answers of those prompts that ask for one."""
         texts: list[str | None] = [None] * len(prompts)
-        for length in (
-            sorted({one.ask.written_tokens for one in prompts} - {0}) if self.settings.generate_answers else ()
-        ):
-            places = [i for i, one in enumerate(prompts) if one.ask.written_tokens == length]
+        if not self.settings.generate_answers:
+            return texts
+        for length in sorted({prompt.ask.written_tokens for prompt in prompts} - {0}):
+            writing = [i for i, prompt in enumerate(prompts) if prompt.ask.written_tokens == length]
             greedy = Sampling(
                 num_samples=1,
                 max_tokens=length,
@@ -152,15 +125,11 @@ class LlmJudge:
                 end_ids=self.lm.end_ids,
                 stop_ids=self.lm.stop_ids(builder.template.stop),
             )
-            drawn = self.engine.sample([prompts[i].prefix.ids for i in places], [0] * len(places), greedy)
-            for place, samples in zip(places, drawn, strict=True):
-                texts[place] = builder.clean_sample(samples[0])
+            # Seeds are needed but decide nothing: of one token to choose from every draw is the same.
+            drawn = self.backend.sample([prompts[i].prefix.ids for i in writing], [0] * len(writing), greedy)
+            for i, samples in zip(writing, drawn, strict=True):
+                texts[i] = builder.clean_sample(samples[0])
         return texts
-
-
-def evaluation_named(name: str) -> Evaluation:
-    """One of the evaluations."""
-    return next(one for one in EVALUATIONS.values() if one.name == name)
 
 
 def fitting_prefix(
@@ -173,23 +142,3 @@ def fitting_prefix(
         if count <= 1 or not evaluation.whole_passages or not prefix.passage_cut:
             return replace(prefix, passage_cut=prefix.passage_cut or count < len(question.passages))
         count -= 1
-
-
-def judge_fingerprint(
-    llm: LlmConfig, tasks: Mapping[str, TaskSpec], settings: EvaluateConfig, shot_pools: ShotPools
-) -> Callable[[str, str], str]:
-    """Identity of replies by (task, dataset): the LLM, the template, the worked examples and the limits."""
-    limits = {"dtype": llm.dtype, "max_prefix_tokens": llm.max_prefix_tokens}
-    model = model_fingerprint(locate_model(llm.model), limits)
-
-    def fingerprint(task: str, dataset: str) -> str:
-        spec, pool = tasks[task], shot_pools.get(dataset, [])
-        prompt = [spec.template and spec.template.model_dump(), spec.shots, pool, settings.seed]
-        return content_id(model, prompt, settings.max_output_tokens, settings.generate_answers)
-
-    return fingerprint
-
-
-def judged_ledger(folder: AnyPath) -> Ledger:
-    """The replies that were committed below a run's `evaluation` folder, of all LLMs and retrievers."""
-    return Ledger(folder / "judged", JUDGED, "row_id")

@@ -1,16 +1,16 @@
-"""One encoder on a split, in one process and without Ray: what a study of many encoders needs.
+"""Measures encoders on a split in one process and without Ray, as a study of many encoders needs it.
 
 sets = read_sets(config, "dev", queries=200)
 for name, encoder in encoders:
     measure_encoder(name, encoder, tasks, sets, settings)      # rankings: seconds
 ask_llm(sets, llm_judge(config, settings), settings, folder)    # likelihoods: equal prompts of encoders once
-summarise([one.measured for one in sets], settings)             # means, intervals, differences
+summarise([dataset.measured for dataset in sets], settings)     # means, intervals, differences
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.run import RunConfig
@@ -19,14 +19,14 @@ from embedder.console import console, progress
 from embedder.data.records import PASSAGE, QUERY, Split, parquet_files, read_tables
 from embedder.errors import DataError
 from embedder.evaluation.evaluations import evaluation_of
-from embedder.evaluation.judge import LlmJudge, judge_fingerprint, judged_ledger
-from embedder.evaluation.measurements import DatasetValues
-from embedder.evaluation.questions import Asked, ask_all, chosen_queries, plan_units
+from embedder.evaluation.judge import LlmJudge
+from embedder.evaluation.measurements import DatasetValues, ask_about, enter_all_replies
+from embedder.evaluation.questions import plan_units
+from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.evaluation.retrieval import without_itself
 from embedder.hashing import row_seed
-from embedder.labelling.prompts import ShotPools, shot_pool
-from embedder.mining.dense import search_block
-from embedder.mining.lexical import Ranking
+from embedder.labelling.prompts import read_shot_pools
+from embedder.mining.ranking import Ranking, search_block
 from embedder.models.causal_lm import load_lm
 from embedder.models.encoder import TextEncoder, encode
 from embedder.storage.object_store import AnyPath
@@ -34,15 +34,13 @@ from embedder.storage.object_store import AnyPath
 
 @dataclass
 class EvaluationSet:
-    """The queries of one dataset, the passages they search, and what is measured on them."""
+    """One dataset with the passages that its queries search, held in memory."""
 
     measured: DatasetValues
     texts: dict[str, str]
     """Passages by id."""
     answers: dict[str, str | None]
-    """Of worked examples, by passage id."""
-    rankings: dict[str, dict[str, Ranking]] = field(default_factory=dict)
-    """Encoder -> query id -> ranking."""
+    """Answers of worked examples, by passage id."""
 
 
 def read_sets(config: RunConfig, split: Split, queries: int | None = None) -> list[EvaluationSet]:
@@ -55,6 +53,7 @@ def read_sets(config: RunConfig, split: Split, queries: int | None = None) -> li
     for folder in sorted(path for path in config.paths.corpus.glob("*") if path.is_dir()):
         path = config.paths.queries / split / f"{folder.name}.parquet"
         rows = read_tables([path], QUERY).to_pylist() if path.is_file() else []
+        # In the order of `chosen_queries`, so that a limit keeps the queries that the LLM is asked about first.
         rows.sort(key=lambda row: row_seed(config.evaluate.seed, "judge", row["dataset"], row["query_id"]))
         if rows:
             evaluation = evaluation_of(rows[0]["task"], folder.name, rows, config.evaluate.evaluations)
@@ -69,17 +68,18 @@ def read_sets(config: RunConfig, split: Split, queries: int | None = None) -> li
     return sets
 
 
-def rank(encoder: TextEncoder, spec: TaskSpec, one: EvaluationSet, depth: int) -> dict[str, Ranking]:
+def rank(encoder: TextEncoder, spec: TaskSpec, dataset: EvaluationSet, depth: int) -> dict[str, Ranking]:
     """The `depth` best passages of each query by inner product, exact, ties by id, no query itself."""
-    rows = one.measured.rows
+    rows = dataset.measured.rows
     pools = [None if row["pool_ids"] is None else set(row["pool_ids"]) for row in rows]
-    # Of pools only what stands in one is encoded.
-    wanted = set(one.texts) if None in pools else set().union(*(pool for pool in pools if pool is not None))
-    ids = [passage_id for passage_id in one.texts if passage_id in wanted]
-    passage_PD = encode(encoder, [one.texts[passage_id] for passage_id in ids], spec, "passage")
+    # Where every query brings a pool, passages outside of all pools need no vector.
+    wanted = set(dataset.texts) if None in pools else set().union(*(pool for pool in pools if pool is not None))
+    ids = [passage_id for passage_id in dataset.texts if passage_id in wanted]
+    passage_PD = encode(encoder, [dataset.texts[passage_id] for passage_id in ids], spec, "passage")
     query_QD = encode(encoder, [row["query"] for row in rows], spec, "query")
-    found = search_block(query_QD, pools, ids, passage_PD, depth + 1)
-    return without_itself({row["query_id"]: ranking for row, ranking in zip(rows, found, strict=True)}, depth)
+    # One passage more, because a query may find itself, which does not count.
+    rankings = search_block(query_QD, pools, ids, passage_PD, depth + 1)
+    return without_itself({row["query_id"]: ranking for row, ranking in zip(rows, rankings, strict=True)}, depth)
 
 
 def measure_encoder(
@@ -93,9 +93,9 @@ def measure_encoder(
 
     `tasks` bring the instructions that this encoder gets.
     """
-    for one in sets:
-        one.rankings[name] = rank(encoder, tasks[one.measured.task], one, settings.depth)
-        one.measured.enter_rankings({name: one.rankings[name]}, one.answers, settings.cutoffs)
+    for dataset in sets:
+        rankings = rank(encoder, tasks[dataset.measured.task], dataset, settings.depth)
+        dataset.measured.enter_rankings({name: rankings}, dataset.answers, settings.cutoffs)
 
 
 def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateConfig, folder: AnyPath) -> int:
@@ -105,12 +105,8 @@ def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateCo
     many prompts were computed now.
     """
     fingerprint = judge_fingerprint(judge.llm, judge.tasks, settings, judge.shot_pools)
-    asked = Asked()
-    for one in sets:
-        evaluation = one.measured.evaluation
-        chosen = chosen_queries(evaluation, one.measured.rows, settings)
-        limits = (settings.passages.get(evaluation.name, 1), fingerprint)
-        ask_all(asked, evaluation, chosen, (one.rankings, one.texts), limits)
+    measured, texts = [dataset.measured for dataset in sets], {dataset.measured.name: dataset.texts for dataset in sets}
+    asked = ask_about(measured, texts.__getitem__, settings, fingerprint)
     ledger = judged_ledger(folder)
     units = plan_units(asked.rows.values(), settings.unit_queries, ledger.done())
     total = sum(map(len, units))
@@ -118,20 +114,8 @@ def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateCo
         for unit in units:
             ledger.commit(judge.judge(unit))
             counter.advance(len(unit))
-    replies = {row["row_id"]: row for row in ledger.read(list(asked.rows)).to_pylist()}
-    for one in sets:
-        one.measured.enter_replies(asked, replies)
+    enter_all_replies(measured, asked, ledger)
     return total
-
-
-def read_shot_pools(config: RunConfig) -> ShotPools:
-    """Worked examples by dataset from the prepared training rows, as the job `evaluate` takes them."""
-    pools: ShotPools = {}
-    for path in parquet_files(config.paths.queries / "train"):
-        rows = read_tables([path], QUERY).to_pylist()
-        if rows and config.tasks[rows[0]["task"]].shots:
-            pools[path.stem] = shot_pool(rows, config.label.seed)
-    return pools
 
 
 def llm_judge(config: RunConfig, settings: EvaluateConfig) -> LlmJudge:

@@ -1,20 +1,20 @@
-"""Which questions the LLM is asked: chosen queries with the passages that each retriever found, equal ones once."""
+"""Makes the questions that the LLM is asked: chosen queries with the passages of each retriever, equal ones once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from embedder.config.evaluate import EvaluateConfig
 from embedder.evaluation.base import Evaluation, Passage, Question
+from embedder.evaluation.replies import Fingerprint
 from embedder.hashing import row_seed
-from embedder.mining.lexical import Ranking
+from embedder.mining.ranking import Ranking
 
 Row = dict[str, Any]
 Rankings = Mapping[str, Mapping[str, Ranking]]
 """Retriever -> query id -> ranking."""
-NONE: Rankings = {"none": {}}
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Asked:
     """The questions of one dataset or many."""
 
     rows: dict[str, Row] = field(default_factory=dict)
-    """Rows of `judge.ASKED` by id."""
+    """Rows of `base.ASKED` by id."""
     ids: dict[tuple[str, str, str], str] = field(default_factory=dict)
     """The question's id by (dataset, retriever, query id)."""
 
@@ -30,6 +30,7 @@ class Asked:
 def chosen_queries(evaluation: Evaluation, rows: Iterable[Row], settings: EvaluateConfig) -> list[Row]:
     """The queries that the LLM is asked: a seeded choice among those with an answer, which grows with the limit."""
     limit = settings.llm_queries.get(evaluation.name, 0)
+    # The seed of a query does not depend on the others, so a greater limit keeps what was chosen before.
     usable = [row for row in rows if row["answers"] and (row["options"] or evaluation.name != "choice")]
     usable.sort(key=lambda row: row_seed(settings.seed, "judge", row["dataset"], row["query_id"]))
     return usable[:limit] if evaluation.measures else []
@@ -40,19 +41,19 @@ def ask_all(
     evaluation: Evaluation,
     rows: Sequence[Row],
     found: tuple[Rankings, Mapping[str, str]],
-    limits: tuple[int, Callable[[str, str], str]],
+    limits: tuple[int, Fingerprint],
 ) -> None:
     """Enter the questions of one dataset's chosen queries.
 
     `found`: the rankings, and the texts of passages by id; `limits`: how many passages the LLM sees, and the
-    fingerprint by (task, dataset).
+    fingerprint of the replies.
     """
     (rankings, texts), (count, fingerprint) = found, limits
     for row in rows:
-        places = {passage_id: place for place, passage_id in enumerate(row["pool_ids"] or [])}
+        positions = {passage_id: position for position, passage_id in enumerate(row["pool_ids"] or [])}
         for retriever, by_query in rankings.items():
             best = by_query.get(row["query_id"], [])[:count]
-            passages = [Passage(one, texts[one], places.get(one)) for one, _ in best]
+            passages = [Passage(each, texts[each], positions.get(each)) for each, _ in best]
             known = {
                 name: row[name] for name in ("task", "dataset", "query_id", "query", "answers", "options", "category")
             }

@@ -1,4 +1,4 @@
-"""Rankings: which passages are relevant, what ir_measures makes of them a query, and rankings that need no model."""
+"""Measures rankings by ir_measures, finds which passages are relevant, and makes rankings that need no model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ir_measures
 
 from embedder.evaluation.base import Evaluation
 from embedder.hashing import row_seed
-from embedder.mining.lexical import Ranking
+from embedder.mining.ranking import Ranking
 
 PerQuery = dict[str, dict[str, float]]
 """Measure -> query id -> value."""
@@ -41,37 +41,38 @@ def measure(rankings: Mapping[str, Ranking], relevant: Relevant, names: Sequence
         for rank, (passage, _) in enumerate(ranking)
     ]
     values: PerQuery = {name: {query: 0.0 for query, grades in relevant.items() if grades} for name in names}
-    titles = {one: name for name, one in measures.items()}
+    names_of = {parsed: name for name, parsed in measures.items()}
     if qrels and run:
         for metric in ir_measures.iter_calc(list(measures.values()), qrels, run):
-            if metric.query_id in values[titles[metric.measure]]:
-                values[titles[metric.measure]][metric.query_id] = metric.value
+            # A query without relevant passages has no value, whatever the library says of it.
+            if metric.query_id in values[names_of[metric.measure]]:
+                values[names_of[metric.measure]][metric.query_id] = metric.value
     return values
 
 
 def relevant_passages(
     evaluation: Evaluation, rows: Iterable[Mapping[str, Any]], answers: Mapping[str, str | None]
 ) -> dict[str, dict[str, int]]:
-    """By query id its known positives with their grades, or the worked examples that have its answer.
+    """The known positives of each query with their grades, or the worked examples that have its answer.
 
-    `answers`: those of the passages by id. A query without any is left out.
+    `answers` are those of the passages by id. A query without any relevant passage is left out.
     """
     by_answer: dict[str, list[str]] = {}
     if evaluation.relevance == "same_answer":
         for passage_id, answer in answers.items():
             if answer is not None:
                 by_answer.setdefault(answer, []).append(passage_id)
-    found: dict[str, dict[str, int]] = {}
+    relevant: dict[str, dict[str, int]] = {}
     for row in rows:
         if evaluation.relevance == "same_answer":
             wanted = by_answer.get(row["answers"][0], []) if row["answers"] else []
-            grades = dict.fromkeys((one for one in wanted if one != row["query_id"]), 1)
+            grades = dict.fromkeys((each for each in wanted if each != row["query_id"]), 1)
         else:
             given = row["positive_grades"] or [1] * len(row["positive_ids"])
             grades = dict(zip(row["positive_ids"], given, strict=True))
         if grades:
-            found[row["query_id"]] = grades
-    return found
+            relevant[row["query_id"]] = grades
+    return relevant
 
 
 def without_itself(rankings: Mapping[str, Ranking], depth: int) -> dict[str, Ranking]:
@@ -87,13 +88,14 @@ def random_rankings(
     for row in rows:
         pool = passage_ids if row["pool_ids"] is None else row["pool_ids"]
         drawn = Random(row_seed(seed, "random", row["query_id"])).sample(pool, min(depth, len(pool)))
-        rankings[row["query_id"]] = [(one, float(-rank)) for rank, one in enumerate(drawn)]
+        rankings[row["query_id"]] = [(each, float(-rank)) for rank, each in enumerate(drawn)]
     return rankings
 
 
 def recency_rankings(rows: Iterable[Mapping[str, Any]], depth: int) -> dict[str, Ranking]:
     """The latest of each query's own candidates, the last one first."""
-    return {
-        row["query_id"]: [(one, float(-rank)) for rank, one in enumerate(list(reversed(row["pool_ids"] or []))[:depth])]
-        for row in rows
-    }
+    rankings = {}
+    for row in rows:
+        latest = list(reversed(row["pool_ids"] or []))[:depth]
+        rankings[row["query_id"]] = [(passage_id, float(-rank)) for rank, passage_id in enumerate(latest)]
+    return rankings

@@ -1,63 +1,39 @@
-"""What an LLM does here, score and sample, in the fastest way that is right for it."""
+"""Chooses how an LLM is read: as trees that share prefixes where that is right for it, else one sequence at a time."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedConfig
 
 from embedder.config.run import LlmConfig
 from embedder.errors import ConfigError
-from embedder.labelling.compute_cost import ModelWork, model_size
+from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.prefix_tree import PackedPrompt
-from embedder.labelling.sampling import Sampling, sample_outputs
-from embedder.labelling.scorer import TreeScorer
-from embedder.labelling.sequential import PlainScorer, sample_plainly
-from embedder.labelling.tree_attention import NAME
+from embedder.labelling.sampling import Sampling
+from embedder.labelling.sequential_backend import SequentialBackend
+from embedder.labelling.tree_attention import ATTENTION
+from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import CausalLm
 
 LOG = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
-"""Nats a token by which tree and plain sequence may differ in the trial, on average over its outputs.
+"""Nats a token by which tree and single sequence may differ in the trial, on average over its outputs.
 
 In bfloat16 either is off by up to 0.5 (SmolLM2), and one from the other by 0.05 on average.
 """
 
 
-class Engine:
-    """Scores and samples with one LLM; raises ConfigError where it has too few positions for the prompts.
+class LlmBackend(Protocol):
+    """Scores and samples with one LLM."""
 
-    Which models let their attention be replaced, scale their logits or see only a window cannot be told from their
-    names, so a few short prompts are scored in both ways first; if they disagree, the plain way is taken.
-    """
-
-    def __init__(self, lm: CausalLm, config: LlmConfig, max_output_tokens: int) -> None:
-        self.lm = lm
-        self.batch_tokens = config.batch_tokens
-        longest = config.max_prefix_tokens + max_output_tokens
-        known = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-        if known and 0 < known < longest:
-            raise ConfigError(
-                f"llm.max_prefix_tokens {config.max_prefix_tokens} and outputs of {max_output_tokens} tokens need "
-                f"{longest} positions, but llm.model {config.model!r} has {known}; lower llm.max_prefix_tokens"
-            )
-        tree = tree_scorer(lm, config.batch_tokens, longest)
-        self.shares_prefixes = tree is not None
-        self.scorer: TreeScorer | PlainScorer = tree or PlainScorer(lm)
-        self._size = model_size(lm.model)
-
-    @property
-    def computed_tokens(self) -> int:
-        """Tokens scored so far, shared ones once; sampling is not counted."""
-        return self.scorer.work.tokens
-
-    @property
-    def flops(self) -> float:
-        """Operations that scoring these took at least."""
-        return self._size.flops(self.scorer.work)
+    lm: CausalLm
+    work: ModelWork
+    """What scoring took so far; sampling is not counted."""
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean token log-likelihood (nats) of each of its outputs.
@@ -65,46 +41,69 @@ class Engine:
         Raises:
             ValueError: a prefix or output has no token.
         """
-        return self.scorer.score(prompts)
 
     def sample(self, prefixes: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[list[int]]]:
-        """Token ids of `num_samples` outputs a prefix."""
-        if self.shares_prefixes:
-            return sample_outputs(self.lm, prefixes, seeds, sampling, self.batch_tokens)
-        return sample_plainly(self.lm, prefixes, seeds, sampling)
+        """Token ids of `num_samples` outputs a prefix, drawn with the seed of the prefix."""
 
 
-def tree_scorer(lm: CausalLm, batch_tokens: int, longest: int) -> TreeScorer | None:
-    """The fast scorer if it is right for this LLM and `longest` tokens; else None, and the log says why."""
-    reach = plain_reach(lm.model.config.get_text_config())
+def choose_backend(lm: CausalLm, config: LlmConfig, max_output_tokens: int) -> LlmBackend:
+    """The fastest backend that is right for an LLM and prompts of this length.
+
+    Raises:
+        ConfigError: the LLM has too few positions for the prompts.
+    """
+    longest = config.max_prefix_tokens + max_output_tokens
+    known = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    if known and 0 < known < longest:
+        raise ConfigError(
+            f"llm.max_prefix_tokens {config.max_prefix_tokens} and outputs of {max_output_tokens} tokens need "
+            f"{longest} positions, but llm.model {config.model!r} has {known}; lower llm.max_prefix_tokens"
+        )
+    return try_tree(lm, config.batch_tokens, longest) or SequentialBackend(lm)
+
+
+def try_tree(lm: CausalLm, batch_tokens: int, longest: int) -> TreeBackend | None:
+    """The tree backend if it is right for this LLM and `longest` tokens; else None, and the log says why.
+
+    No name of a model tells whether its attention can be replaced, whether it scales its logits or whether it sees
+    only a window. So a few short prompts are scored in both ways; if they disagree, the tree is not used.
+    """
+    reach = full_attention_length(lm.model.config.get_text_config())
+    # A window longer than the trial's prompts would pass the trial, so it is looked up first.
     if reach is not None and reach < longest:
         LOG.warning("the LLM treats texts of more than %d tokens otherwise: outputs are scored one by one", reach)
         return None
-    expected = PlainScorer(lm).score(TRIAL)
+    # The expected scores must come from the model's own attention, so before it is replaced.
+    expected = SequentialBackend(lm).score(TRIAL)
     before = lm.model.config._attn_implementation
     try:
-        lm.model.set_attn_implementation(NAME)
-        scorer = TreeScorer(lm, batch_tokens)
-        apart = _difference(scorer.score(TRIAL), expected)
-        sample_outputs(lm, [prompt.prefix for prompt in TRIAL], [0, 1], Sampling(2, 3, 1.0, 50), batch_tokens)
+        lm.model.set_attn_implementation(ATTENTION)
+        tree = TreeBackend(lm, batch_tokens)
+        apart = _mean_difference(tree.score(TRIAL), expected)
+        tree.sample([prompt.prefix for prompt in TRIAL], [0, 1], Sampling(2, 3, 1.0, 50))
     except torch.OutOfMemoryError:
-        raise
+        raise  # a RuntimeError, but one that says nothing about the model
     except (ValueError, TypeError, AttributeError, LookupError, AssertionError, RuntimeError) as error:
         LOG.warning("the LLM's attention cannot share prefixes (%s): outputs are scored one by one", error)
     else:
+        # The comparison is false for NaN, so a model whose scores are no numbers fails the trial.
         if apart <= TOLERANCE.get(lm.model.dtype, 0.2):
-            scorer.work = ModelWork()
-            return scorer
+            tree.work = ModelWork(tree.work.size)  # the trial is no work that counts
+            return tree
         LOG.warning("with shared prefixes scores differ by %.3g nats: outputs are scored one by one", apart)
     lm.model.set_attn_implementation(before)
     return None
 
 
-def plain_reach(config: PreTrainedConfig) -> int | None:
-    """Up to which length every token sees all before it, at positions that do not depend on what else is read."""
+def full_attention_length(config: PreTrainedConfig) -> int | None:
+    """Up to which length every token sees all before it, at positions that do not depend on what else is read.
+
+    None: at any length. Beyond it a sliding window hides tokens, or the position encoding changes with the length.
+    """
     names = ("sliding_window", "attention_chunk_size")
     limits = [getattr(layer, name, None) for layer in config.per_layer_config for name in names]
     rope = getattr(config, "rope_parameters", None) or {}
+    # Models with layers of several kinds nest one set of parameters for each kind.
     for kind in (rope, *rope.values()):
         if isinstance(kind, dict) and kind.get("rope_type") in {"dynamic", "longrope"}:
             limits.append(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
@@ -118,6 +117,6 @@ TRIAL = [
 """Two prompts that begin alike, with outputs that do too; any vocabulary has these token ids."""
 
 
-def _difference(first: list[list[float]], second: list[list[float]]) -> float:
+def _mean_difference(first: list[list[float]], second: list[list[float]]) -> float:
     pairs = [pair for left, right in zip(first, second, strict=True) for pair in zip(left, right, strict=True)]
     return sum(abs(left - right) for left, right in pairs) / len(pairs)

@@ -1,4 +1,4 @@
-"""What an LLM had to compute, and how many operations that takes at least."""
+"""Counts what an LLM had to compute, and how many operations that takes at least."""
 
 from __future__ import annotations
 
@@ -9,24 +9,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from embedder.models.onednn import PackedLinear
-
-
-@dataclass
-class ModelWork:
-    """Counts of one use of a model."""
-
-    tokens: int = 0
-    """Tokens through the layers."""
-    places: int = 0
-    """Tokens through the output layer."""
-    attended: int = 0
-    """Pairs of a token and one it sees, itself included."""
-
-    def add(self, tokens: int, places: int, attended: int) -> None:
-        """Count further work."""
-        self.tokens += tokens
-        self.places += places
-        self.attended += attended
 
 
 @dataclass(frozen=True)
@@ -40,13 +22,36 @@ class ModelSize:
     attention: int
     """Query width of a token, summed over the layers."""
 
-    def flops(self, work: ModelWork) -> float:
-        """Operations of some work: products with weights, and of queries with keys and of their weights with values."""
-        return 2.0 * (self.layers * work.tokens + self.head * work.places) + 4.0 * self.attention * work.attended
+
+@dataclass
+class ModelWork:
+    """Counts the work of one model."""
+
+    size: ModelSize
+    tokens: int = 0
+    """Tokens through the layers."""
+    head_tokens: int = 0
+    """Tokens through the output layer."""
+    attended: int = 0
+    """Pairs of a token and one it sees, itself included."""
+
+    def add(self, tokens: int, head_tokens: int, attended: int) -> None:
+        """Count further work."""
+        self.tokens += tokens
+        self.head_tokens += head_tokens
+        self.attended += attended
+
+    @property
+    def flops(self) -> float:
+        """Operations of all this: products with weights, of queries with keys, and of their scores with values."""
+        weights = self.size.layers * self.tokens + self.size.head * self.head_tokens
+        # A product with a weight is a multiplication and an addition; a seen token costs one with its key and one with
+        # its value.
+        return 2.0 * weights + 4.0 * self.size.attention * self.attended
 
 
 def model_size(model: PreTrainedModel) -> ModelSize:
-    """The sizes of a transformer; of a mixture of experts those that a token goes through."""
+    """The sizes of a transformer; a mixture of experts counts only those that a token goes through."""
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     chosen = getattr(config, "num_experts_per_tok", None)
@@ -62,9 +67,10 @@ def _query_width(layer: PreTrainedConfig) -> int:
 def _weights(module: nn.Module | None, chosen: int | None) -> int:
     if module is None:
         return 0
-    if isinstance(module, Conv1D):
+    if isinstance(module, Conv1D):  # the linear layer of GPT-2, which is no nn.Linear
         return int(module.weight.numel())
     if isinstance(module, nn.Linear | PackedLinear):
         return module.in_features * module.out_features
+    # Experts hold their weights as one parameter (experts, in, out), because transformers multiplies them in groups.
     stacked = [weight for weight in module.parameters(recurse=False) if weight.dim() == 3]
     return sum(weight[0].numel() * min(chosen or len(weight), len(weight)) for weight in stacked)

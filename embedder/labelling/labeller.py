@@ -1,4 +1,4 @@
-"""Groups to labelled groups: sample outputs, score them with and without each candidate, rank. Knows no cluster."""
+"""Labels groups: sample outputs, score them with and without each candidate, rank. Knows no cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedder.config.run import LlmConfig
 from embedder.config.tasks import TaskSpec
 from embedder.data.records import unrewarded
 from embedder.hashing import row_seed
-from embedder.labelling.backends import Engine
+from embedder.labelling.backends import choose_backend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.rewards import distinct_samples, group_rewards
@@ -42,7 +42,7 @@ class RewardLabeller:
     ) -> None:
         self.lm, self.llm, self.label_config, self.tasks, self.shot_pools = lm, llm, label, tasks, shot_pools
         rewarded = [spec.max_output_tokens for spec in tasks.values() if spec.reward != "none"]
-        self.engine = Engine(lm, llm, max(rewarded, default=1))
+        self.backend = choose_backend(lm, llm, max(rewarded, default=1))
         self.pairs = 0
         """Query and candidate pairs scored so far."""
 
@@ -53,10 +53,11 @@ class RewardLabeller:
             spec = self.tasks[task]
             if spec.reward != "none":
                 builder = prompt_builder(self.lm, spec, self.llm)
-                # In an order of their own: which of them are read in one batch must not depend on that of the caller.
+                # In an order of their own, because it decides which of them are read in one batch: the labels must not
+                # depend on the order of the caller.
                 rows = sorted((row for row in labelled if row["task"] == task), key=lambda row: str(row["row_id"]))
                 prompted = [self._prompt(builder, spec, row) for row in rows]
-                self._reward(builder, spec, [one for one in prompted if one is not None])
+                self._reward(builder, spec, [group for group in prompted if group is not None])
         return labelled
 
     def _prompt(self, builder: PromptBuilder, spec: TaskSpec, row: Group) -> _Prompted | None:
@@ -67,8 +68,8 @@ class RewardLabeller:
         if row["error"] is not None:
             return None
         shots = self._shots(row, spec)
-        passages: list[list[str]] = [[], *([text] for text in row["candidate_texts"])]
-        prefixes = [builder.prefix(row["query"], each, shots) for each in passages]
+        choices: list[list[str]] = [[], *([text] for text in row["candidate_texts"])]
+        prefixes = [builder.prefix(row["query"], passages, shots) for passages in choices]
         if prefixes[0].query_cut or not prefixes[0].ids:
             row["error"] = f"the query has no token, or needs more than the {builder.max_prefix_tokens} of a prefix"
             return None
@@ -91,6 +92,7 @@ class RewardLabeller:
             if len(groups) == 1:
                 groups[0].row["error"] = f"out of memory: {str(error).partition(chr(10))[0]}"
                 return
+        # Outside of the `except`, because the error's traceback holds the tensors that fill the memory.
         for group in groups:
             self._reward(builder, spec, [group])
 
@@ -108,23 +110,24 @@ class RewardLabeller:
             end_ids=self.lm.end_ids,
             stop_ids=self.lm.stop_ids(builder.template.stop),
         )
-        seeds = [row_seed(config.seed, "sample", one.row["dataset"], one.row["query_id"]) for one in groups]
-        outputs = []
-        for one, drawn in zip(
-            groups, self.engine.sample([one.prefixes[0].ids for one in groups], seeds, sampling), strict=True
-        ):
-            outputs.append(_rivals(builder, one.row["answers"], [builder.clean_sample(tokens) for tokens in drawn]))
-        return outputs
+        # By query and not by position, so that a label stays the same whatever stands around it.
+        seeds = [row_seed(config.seed, "sample", group.row["dataset"], group.row["query_id"]) for group in groups]
+        drawn = self.backend.sample([group.prefixes[0].ids for group in groups], seeds, sampling)
+        return [
+            _rivals(builder, group.row["answers"], [builder.clean_sample(tokens) for tokens in samples])
+            for group, samples in zip(groups, drawn, strict=True)
+        ]
 
     def _score(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted], outputs: list[list[str]]) -> None:
         prompts = []
-        for one, texts in zip(groups, outputs, strict=True):
+        for group, texts in zip(groups, outputs, strict=True):
             encoded = [builder.output(text) for text in texts]
-            prompts += [PackedPrompt(prefix.ids, encoded) for prefix in one.prefixes]
-        scores = iter(self.engine.score(prompts))
-        for one, texts in zip(groups, outputs, strict=True):
-            _fill(one.row, spec.reward, texts, [next(scores) for _ in one.prefixes])
-            self.pairs += len(one.prefixes) - 1
+            prompts += [PackedPrompt(prefix.ids, encoded) for prefix in group.prefixes]
+        # All groups in one call, so that groups with common passages share the tree.
+        scores = iter(self.backend.score(prompts))
+        for group, texts in zip(groups, outputs, strict=True):
+            _fill(group.row, spec.reward, texts, [next(scores) for _ in group.prefixes])
+            self.pairs += len(group.prefixes) - 1
 
     def _shots(self, row: Group, spec: TaskSpec) -> list[Shot]:
         return choose_shots(
@@ -150,6 +153,7 @@ def unusable(row: Group) -> str | None:
 
 def _rivals(builder: PromptBuilder, answers: list[str], samples: list[str]) -> list[str]:
     """The desired output and the samples that differ from it and from each other in the tokens that are scored."""
+    # The desired output must come first: the rewards take it from entry 0.
     kept = {tuple(builder.output(answers[0])): answers[0]}
     for text in distinct_samples(samples, answers):
         if tokens := tuple(builder.output(text)):

@@ -1,8 +1,9 @@
-"""Prompts that begin alike, as one tree of tokens in which nothing stands twice.
+"""Prompts that begin alike, as one tree of tokens in which no shared prefix stands twice.
 
-Stems hold what prompts share: worked examples, a passage, a query. Where a prompt ends hangs its trie, the tree of its
-outputs. A token sees its ancestors and itself only, so every path through the tree reads as the plain sequence would.
-All tokens of a tree lie in one flat row, parents before children.
+The prefixes of all prompts form a trie: worked examples, a passage or a query that several prompts begin with are one
+branch. Where a prompt's prefix ends hangs its `OutputTrie`, the trie of its outputs. A token sees its ancestors and
+itself only, so the path to it reads as the plain sequence would. All tokens of a tree lie in one flat row, parents
+before children. An index counts along this row; a position counts along a path, as the model's position encoding does.
 """
 
 from __future__ import annotations
@@ -29,96 +30,112 @@ class PackedPrompt:
     outputs: list[list[int]]
 
 
+def check_prompts(prompts: Sequence[PackedPrompt]) -> None:
+    """Refuse a prompt that cannot be scored.
+
+    Raises:
+        ValueError: a prefix or output has no token.
+    """
+    for prompt in prompts:
+        if not prompt.prefix or not prompt.outputs or not all(prompt.outputs):
+            raise ValueError("a prompt has an empty prefix or an empty output")
+
+
 @dataclass(frozen=True)
 class OutputTrie:
     """The outputs behind one prefix as a tree: equal beginnings are one branch.
 
     The last token of an output is predicted but never read, so it is no node unless another output goes on from it.
+    An edge is a predicted token.
     """
 
     tokens: list[int]
-    """Token of each node that is read, parents first."""
+    """Token of each node, parents first."""
     depths: list[int]
     """Tokens between the prefix and the node."""
-    ends: list[int]
-    """One past the last node below each node: node i sees node j where j <= i < ends[j]."""
-    edge_places: list[int]
-    """For each predicted token the node that predicts it; -1 is the end of the prefix."""
+    subtree_ends: list[int]
+    """One past the last node below each node: node i sees node j where j <= i < subtree_ends[j]."""
+    edge_parents: list[int]
+    """For each edge the node that predicts it; -1 is the end of the prefix."""
     edge_tokens: list[int]
     paths: list[list[int]]
     """The edges of each output."""
 
     def chunks(self) -> list[tuple[int, int]]:
         """Ranges of nodes that do not see each other: whole branches, together about `CHUNK_NODES` long."""
-        cuts, place = [0], 0
-        while place < len(self.ends):
-            if self.ends[place] - cuts[-1] > CHUNK_NODES and place > cuts[-1]:
-                cuts.append(place)
-            place = self.ends[place]
+        # A branch from the root is never cut, because all of its nodes see its first one.
+        cuts, node = [0], 0
+        while node < len(self.subtree_ends):
+            if self.subtree_ends[node] - cuts[-1] > CHUNK_NODES and node > cuts[-1]:
+                cuts.append(node)
+            node = self.subtree_ends[node]
         return list(zip(cuts, [*cuts[1:], len(self.tokens)], strict=True)) if self.tokens else []
 
     def visible(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Who sees whom among the nodes of a chunk, (stop - start, stop - start)."""
-        places = np.arange(start, stop)
-        ends = np.array(self.ends[start:stop], dtype=np.int64)
-        seen: NDArray[np.bool_] = (places[None, :] <= places[:, None]) & (places[:, None] < ends[None, :])
+        # A subtree is a range, because its nodes follow each other; so one comparison finds all ancestors.
+        nodes = np.arange(start, stop)
+        ends = np.array(self.subtree_ends[start:stop], dtype=np.int64)
+        seen: NDArray[np.bool_] = (nodes[None, :] <= nodes[:, None]) & (nodes[:, None] < ends[None, :])
         return seen
 
 
 def build_output_trie(outputs: Sequence[Sequence[int]]) -> OutputTrie:
-    """The tree of some outputs, none of them empty."""
+    """The trie of some outputs, none of them empty."""
     children: list[dict[int, int]] = [{}]
-    parents, tokens, ways = [-1], [-1], []
+    parents, tokens, paths = [-1], [-1], []
     for output in outputs:
-        node, way = 0, []
+        entry, path = 0, []
         for token in output:
-            if token not in children[node]:
-                children[node][token] = len(children)
+            if token not in children[entry]:
+                children[entry][token] = len(children)
                 children.append({})
-                parents.append(node)
+                parents.append(entry)
                 tokens.append(token)
-            node = children[node][token]
-            way.append(node)
-        ways.append(way)
-    order = [node for node in _preorder(children) if children[node]]
-    places = {0: -1} | {node: place for place, node in enumerate(order)}
+            entry = children[entry][token]
+            path.append(entry)
+        paths.append(path)
+    # Entries so far are numbered as they were met, and leaves among them; nodes are the entries that are read.
+    order = [entry for entry in _preorder(children) if children[entry]]
+    nodes = {0: -1} | {entry: node for node, entry in enumerate(order)}
     depths, sizes = {0: -1}, dict.fromkeys(order, 1)
-    for node in order:
-        depths[node] = depths[parents[node]] + 1
-    for node in reversed(order):
-        if parents[node]:
-            sizes[parents[node]] += sizes[node]
+    for entry in order:  # parents first, so that the parent's depth is known
+        depths[entry] = depths[parents[entry]] + 1
+    for entry in reversed(order):  # children first, so that the child's size is complete
+        if parents[entry]:
+            sizes[parents[entry]] += sizes[entry]
     return OutputTrie(
-        tokens=[tokens[node] for node in order],
-        depths=[depths[node] for node in order],
-        ends=[places[node] + sizes[node] for node in order],
-        edge_places=[places[parent] for parent in parents[1:]],
+        tokens=[tokens[entry] for entry in order],
+        depths=[depths[entry] for entry in order],
+        subtree_ends=[nodes[entry] + sizes[entry] for entry in order],
+        edge_parents=[nodes[parent] for parent in parents[1:]],
         edge_tokens=tokens[1:],
-        paths=[[node - 1 for node in way] for way in ways],
+        paths=[[entry - 1 for entry in path] for path in paths],  # entry n is reached by edge n - 1
     )
 
 
 def _preorder(children: Sequence[dict[int, int]]) -> Iterator[int]:
-    """Every node but the root, parents first, what is below a node right after it."""
+    """Every entry but the root, parents first, what is below an entry right after it."""
+    # A stack and no recursion, because an output may be longer than Python's recursion limit.
     stack = list(reversed(children[0].values()))
     while stack:
-        node = stack.pop()
-        yield node
-        stack.extend(reversed(children[node].values()))
+        entry = stack.pop()
+        yield entry
+        stack.extend(reversed(children[entry].values()))
 
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens of the flat row that attend together: a chunk of a stem or of a trie."""
+    """Tokens of the flat row that attend together: a chunk of a shared prefix or of an output trie."""
 
     start: int
     stop: int
     sees: list[tuple[int, int]]
     """Ranges of ancestors, all of which are visible, in order."""
     trie: OutputTrie | None = None
-    """None: a stem, whose tokens see those before them in it."""
+    """None: a piece of a prefix, whose tokens see those before them in it."""
     chunk: tuple[int, int] = (0, 0)
-    """Which nodes of the trie these are."""
+    """The nodes of the trie that these are."""
 
 
 @dataclass(frozen=True)
@@ -128,16 +145,17 @@ class PrefixTree:
     tokens: list[int]
     positions: list[int]
     spans: list[Span]
-    ends: list[int]
-    """For each prompt the place of its prefix's last token."""
+    prefix_ends: list[int]
+    """For each prompt the index of its prefix's last token."""
     tries: list[OutputTrie]
-    """For each prompt the tree of its outputs."""
+    """For each prompt the trie of its outputs."""
     trie_starts: list[int]
-    """For each prompt the place of its trie's first token."""
+    """For each prompt the index of its trie's first token."""
 
 
 def build_tree(prompts: Sequence[PackedPrompt]) -> PrefixTree:
     """The tree of some prompts; prompts with the same outputs share the description of their trie."""
+    # Sharing it is what lets the attention share the masks: a query's candidates are scored with the same outputs.
     known: dict[tuple[tuple[int, ...], ...], OutputTrie] = {}
     tries = []
     for prompt in prompts:
@@ -150,11 +168,16 @@ def build_tree(prompts: Sequence[PackedPrompt]) -> PrefixTree:
 
 
 def _grow_prefixes(prefixes: list[list[int]], owners: list[int], tree: PrefixTree) -> None:
-    """Lay what sorted prefixes share, the tries that hang there, then in the same way the stems that go on from it."""
+    """Lay out a branch: what sorted prefixes share, the outputs behind those that end, then the branches that go on.
+
+    `owners` are the prompts that the prefixes belong to.
+    """
+    # A stack and no recursion, because thousands of prefixes may each go on from the one before.
     waiting: list[tuple[range, int, list[tuple[int, int]]]] = [(range(len(prefixes)), 0, [])]
     while waiting:
         members, depth, above = waiting.pop()
         prefix = prefixes[members[0]]
+        # Of sorted sequences the first and the last share what all share.
         shared = common_length(prefix, prefixes[members[-1]])
         start = len(tree.tokens)
         if shared > depth:
@@ -171,18 +194,47 @@ def _grow_prefixes(prefixes: list[list[int]], owners: list[int], tree: PrefixTre
                 _attach_outputs(owners[i], shared, above, tree)
             else:
                 going_on.setdefault(prefixes[i][shared], []).append(i)
-        stems = [range(each[0], each[-1] + 1) for each in going_on.values()]
-        waiting.extend((stem, shared, above) for stem in reversed(stems))
+        # Sorted prefixes with the same next token follow each other, so each branch is a range of them.
+        branches = [range(each[0], each[-1] + 1) for each in going_on.values()]
+        waiting.extend((branch, shared, above) for branch in reversed(branches))
 
 
 def _attach_outputs(owner: int, depth: int, above: list[tuple[int, int]], tree: PrefixTree) -> None:
     trie = tree.tries[owner]
     start = len(tree.tokens)
-    tree.ends[owner] = above[-1][1] - 1
+    tree.prefix_ends[owner] = above[-1][1] - 1
     tree.trie_starts[owner] = start
     tree.tokens.extend(trie.tokens)
+    # Outputs side by side all begin at the position after the prefix, as if each stood there alone.
     tree.positions.extend(depth + below for below in trie.depths)
     tree.spans.extend(Span(start + first, start + last, above, trie, (first, last)) for first, last in trie.chunks())
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The tokens of a tree that are predicted, and by which."""
+
+    tokens: list[int]
+    """Indices of the tokens that predict one; a token from which several outputs go on is listed once."""
+    edges: list[int]
+    """For each predicted token which of `tokens` predicts it."""
+    edge_tokens: list[int]
+    """Each predicted token."""
+    paths: list[list[list[int]]]
+    """For each prompt and output its predicted tokens, in order."""
+
+
+def predictions(tree: PrefixTree) -> Predictions:
+    """What the output layer is asked: every edge of every output trie."""
+    asked = Predictions([], [], [], [])
+    for prefix_end, trie, start in zip(tree.prefix_ends, tree.tries, tree.trie_starts, strict=True):
+        first_token, first_edge = len(asked.tokens), len(asked.edge_tokens)
+        asked.tokens.extend([prefix_end, *range(start, start + len(trie.tokens))])
+        # The end of the prefix, which a trie calls -1, comes first.
+        asked.edges.extend(first_token + 1 + parent for parent in trie.edge_parents)
+        asked.edge_tokens.extend(trie.edge_tokens)
+        asked.paths.append([[first_edge + edge for edge in path] for path in trie.paths])
+    return asked
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -195,7 +247,7 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def join_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same places with neighbouring ranges as one."""
+    """The same indices with neighbouring ranges as one."""
     joined: list[tuple[int, int]] = []
     for start, stop in ranges:
         if joined and joined[-1][1] == start:
@@ -215,16 +267,17 @@ def tree_batches(prompts: Sequence[PackedPrompt], batch_tokens: int, lanes: int 
     ranked = [prompts[i] for i in order]
     whole = [len(prompt.prefix) + sum(len(output) - 1 for output in prompt.outputs) for prompt in ranked]
     shared = [common_length(before.prefix, after.prefix) for before, after in pairwise(ranked)]
-    fewest = len(_cut(whole, shared, batch_tokens))
+    fewest = len(_batch_starts(whole, shared, batch_tokens))
     wanted = min(-(-fewest // lanes) * lanes, max(fewest, (sum(whole) - sum(shared)) // LEAST_BATCH))
+    # The least limit that gives so many batches makes them of one size: the largest is as small as it can be.
     limits = range(1, batch_tokens + 1)
-    limit = limits[bisect_left(limits, True, key=lambda each: len(_cut(whole, shared, each)) <= wanted)]
-    starts = _cut(whole, shared, limit)
+    limit = limits[bisect_left(limits, True, key=lambda each: len(_batch_starts(whole, shared, each)) <= wanted)]
+    starts = _batch_starts(whole, shared, limit)
     return [order[start:stop] for start, stop in pairwise([*starts, len(order)])]
 
 
-def _cut(whole: list[int], shared: list[int], limit: int) -> list[int]:
-    """Where batches begin: `whole` are the tokens of each prompt, `shared` those that it has from the one before."""
+def _batch_starts(whole: list[int], shared: list[int], limit: int) -> list[int]:
+    """The first prompt of each batch; `whole` are the tokens of each prompt, `shared` those also in the one before."""
     starts: list[int] = []
     tokens = 0
     for i, own in enumerate(whole):
@@ -233,5 +286,5 @@ def _cut(whole: list[int], shared: list[int], limit: int) -> list[int]:
             tokens += added
         else:
             starts.append(i)
-            tokens = own
+            tokens = own  # what the batch before shares with it has to be read again
     return starts

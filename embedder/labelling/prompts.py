@@ -1,4 +1,4 @@
-"""From a query and a candidate to the token ids the LLM reads."""
+"""Makes the token ids that the LLM reads of a query and a candidate."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedder.config.run import LlmConfig
+from embedder.config.run import LlmConfig, RunConfig
 from embedder.config.tasks import PromptTemplate, TaskSpec
+from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import ConfigError
 from embedder.hashing import row_seed
 
@@ -34,6 +35,16 @@ def shot_pool(rows: Iterable[Mapping[str, Any]], seed: int) -> list[tuple[str, s
     return sorted(fitting, key=lambda row: row_seed(seed, "pool", row[0]))[:SHOT_POOL_ROWS]
 
 
+def read_shot_pools(config: RunConfig) -> ShotPools:
+    """The pools of all prepared datasets whose task has shots, from their training rows."""
+    pools: ShotPools = {}
+    for path in parquet_files(config.paths.queries / "train"):
+        rows = read_tables([path], QUERY).to_pylist()
+        if rows and config.tasks[rows[0]["task"]].shots:
+            pools[path.stem] = shot_pool(rows, config.label.seed)
+    return pools
+
+
 def choose_shots(pool: Sequence[tuple[str, str, str]], query_id: str, count: int, seed: int) -> list[Shot]:
     """`count` worked examples for a query from (query_id, query, answer) rows, never the query itself.
 
@@ -53,7 +64,7 @@ def choose_shots(pool: Sequence[tuple[str, str, str]], query_id: str, count: int
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the LLM reads before an output, and what had to go for it to fit."""
+    """The tokens that the LLM reads before an output, and what had to go for them to fit."""
 
     ids: list[int]
     passage_cut: bool = False
@@ -82,6 +93,8 @@ class PromptBuilder:
         without = self._prefix_ids(query, "", shots)
         if len(without) > self.max_prefix_tokens:
             return Prefix(without[-self.max_prefix_tokens :], bool(joined), bool(joined), query_cut=True)
+        # Tokens at the seams of passage and template may merge, so a cut passage is put into the template and counted
+        # again until it fits.
         passage_ids = self.lm.tokens(joined)
         keep = len(passage_ids) - (len(whole) - self.max_prefix_tokens)
         while keep > 0:
@@ -103,6 +116,7 @@ class PromptBuilder:
         ]
         context = template.context.format(passage=passage) if passage else ""
         text = "".join(worked) + context + template.input.format(query=query)
+        # A chat template brings the beginning-of-text token itself.
         if template.chat:
             messages = [{"role": "user", "content": text}]
             rendered = self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -115,6 +129,7 @@ class PromptBuilder:
 
     def clean_sample(self, ids: Sequence[int]) -> str:
         """The text of sampled token ids, up to the first of the template's stop texts."""
+        # A stop text may end within a token, whose other letters belong to the output or to what follows it.
         text = str(self.lm.tokenizer.decode(ids, skip_special_tokens=True))
         cuts = [text.find(stop) for stop in self.template.stop if stop in text]
         return text[: min(cuts, default=len(text))].strip()

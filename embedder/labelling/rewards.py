@@ -42,17 +42,18 @@ def group_rewards(kind: str, base: Sequence[float], scores: Sequence[Sequence[fl
 
 
 def is_flat(rewards: Sequence[float]) -> bool:
-    """Whether all rewards are equal: the group prefers no candidate."""
+    """True if all rewards are equal, so that the group prefers no candidate."""
     return max(rewards) == min(rewards)
 
 
 def is_saturated(base: Sequence[float]) -> bool:
-    """Whether the desired output is first without any candidate, so that no candidate can raise its rank."""
+    """True if the desired output is first without any candidate, so that no candidate can raise its rank."""
     return desired_rank(base) == 1
 
 
 def distinct_samples(samples: Sequence[str], accepted: Sequence[str]) -> list[str]:
     """Sampled outputs without empty ones, copies of an accepted answer, and repetitions, in their order."""
+    # An accepted answer is no rival of the desired one: to rank below it would be no fault.
     seen = {_plain(answer) for answer in accepted}
     kept = []
     for sample in samples:

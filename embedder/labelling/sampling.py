@@ -41,6 +41,7 @@ def sample_outputs(
     A batch holds at most `batch_tokens` prompt tokens, or as many sampled ones; out of memory halves it.
     """
     outputs: list[list[list[int]]] = [[] for _ in prefixes]
+    # Sampled tokens fill the cache as prompt tokens do, so a batch of short prompts is limited by its samples.
     lengths = [max(len(prefix), sampling.num_samples * sampling.max_tokens) for prefix in prefixes]
     for indices in length_batches(lengths, batch_tokens):
         batch = [(prefixes[i], seeds[i]) for i in indices]
@@ -63,7 +64,9 @@ def _decode(lm: CausalLm, prompts: list[tuple[list[int], int]], sampling: Sampli
     end_ids, stop_ids = (
         torch.tensor(sorted(ids), dtype=torch.long, device=lm.device) for ids in (sampling.end_ids, sampling.stop_ids)
     )
+    # Padded on the left, so that the last token of every prompt is in the last column.
     ids_BL, mask_BL = (tensor.to(lm.device) for tensor in _pad_left(prefixes))
+    # Positions count from the first token of the prompt, because the padding is no part of the text.
     position_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
     # A cache of the model's own choice may keep a window only, which the N samples side by side would overrun.
     cache = DynamicCache()
@@ -82,6 +85,7 @@ def _decode(lm: CausalLm, prompts: list[tuple[list[int], int]], sampling: Sampli
     ended_BN = torch.zeros((len(prefixes), count), dtype=torch.bool, device=lm.device)
     for step in range(sampling.max_tokens):
         token_BN = draw(logits_BNV.flatten(0, 1).float(), uniform_SBN[step, rows].flatten(), sampling).view(-1, count)
+        # An end token is left out of the output and a stop token is kept, so one is looked for before and one after.
         ended_BN = ended_BN | torch.isin(token_BN, end_ids)
         tokens_SBN[step, rows] = token_BN.masked_fill(ended_BN, -1)
         ended_BN = ended_BN | torch.isin(token_BN, stop_ids)
@@ -116,6 +120,7 @@ def branch_mask(visible_BL: Tensor, count: int, steps: int) -> Tensor:
 
 def uniform_numbers(seed: int, sampling: Sampling) -> Tensor:
     """The random numbers of one prompt, (S, N) in [0, 1)."""
+    # By NumPy and not by torch, whose streams differ between CPU and GPU.
     return torch.from_numpy(np.random.default_rng(seed).random((sampling.max_tokens, sampling.num_samples)))
 
 
@@ -125,14 +130,17 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> Tensor:
     The distribution is that of the `top_k` likeliest tokens at the temperature, of which the likeliest are kept until
     their probabilities reach `top_p`.
     """
+    # In float64, because a float32 sum over many tokens is off by more than the rarest of them.
     top_RK, token_RK = logits_RV.topk(min(sampling.top_k, logits_RV.shape[1]), dim=-1)
     probability_RK = (top_RK.double() / sampling.temperature).softmax(-1)
     cumulative_RK = probability_RK.cumsum(-1)
+    # A token is kept if those before it do not reach `top_p` yet, so the first always is.
     kept_RK = cumulative_RK - probability_RK < sampling.top_p
     total_R1 = (probability_RK * kept_RK).sum(-1, keepdim=True)
-    place_R1 = torch.searchsorted(cumulative_RK, uniform_R.double().unsqueeze(1) * total_R1)
+    # The number is scaled to the kept probability instead of every probability to 1.
+    choice_R1 = torch.searchsorted(cumulative_RK, uniform_R.double().unsqueeze(1) * total_R1)
     last_R1 = (kept_RK.sum(-1, keepdim=True) - 1).clamp(min=0)  # logits that are no numbers keep none
-    return token_RK.gather(1, torch.minimum(place_R1, last_R1)).squeeze(1)
+    return token_RK.gather(1, torch.minimum(choice_R1, last_R1)).squeeze(1)
 
 
 def _pad_left(prefixes: Sequence[list[int]]) -> tuple[Tensor, Tensor]:

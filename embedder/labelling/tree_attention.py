@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from embedder.labelling.prefix_tree import PrefixTree, Span, join_ranges
 
-NAME = "prefix_tree"
+ATTENTION = "prefix_tree"
 """What `set_attn_implementation` is called with."""
 
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")
@@ -39,17 +39,19 @@ class TreeSpan:
 
 def plan_attention(tree: PrefixTree, dtype: torch.dtype, device: torch.device) -> list[TreeSpan]:
     """The spans of a tree with their masks; equal tries behind prefixes of one length share a mask."""
+    # Tries are told apart by `id`, which is safe because `tree` holds them all along.
     masks: dict[tuple[int, tuple[int, int], int, int], Tensor] = {}
     plan = []
     for span in tree.spans:
         above = sum(stop - start for start, stop in span.sees)
         keys = join_ranges([*span.sees, (span.start, span.stop)])
+        # A span of a prefix that nothing is above needs no mask: the kernel's own causal one is faster.
         mask = None
         if span.trie is not None or above:
-            known = (id(span.trie), span.chunk, above, span.stop - span.start)
-            if known not in masks:
-                masks[known] = _mask(span, above, dtype).to(device)
-            mask = masks[known]
+            key = (id(span.trie), span.chunk, above, span.stop - span.start)
+            if key not in masks:
+                masks[key] = _mask(span, above, dtype).to(device)
+            mask = masks[key]
         plan.append(TreeSpan(span.start, span.stop, keys, mask))
     return plan
 
@@ -80,6 +82,7 @@ def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' re
     Without a plan this is transformers' own attention, as sampling needs it.
     """
     plain = all(further.get(name) is None for name in UNSUPPORTED)
+    # Steps of sampling: a few queries over a long cache, which the attention of transformers would copy for every head.
     if tree_plan is None and plain and attention_mask is not None and key.shape[1] < query.shape[1] and not dropout:
         return _grouped_attention(query, key, value, attention_mask, scaling), None
     if tree_plan is None:
@@ -89,6 +92,7 @@ def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' re
         return out, None
     if not plain:
         raise NotImplementedError(f"{type(module).__name__} has attention with one of {', '.join(UNSUPPORTED)}")
+    # One product for all spans would need a mask of T x T, of which nearly all is hidden.
     parts = []
     for span in tree_plan:
         keys, values = (_gather(tensor, span.keys) for tensor in (key, value))
@@ -97,6 +101,7 @@ def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' re
                 query[:, :, span.start : span.stop],
                 keys,
                 values,
+                # With `device_map: auto` a layer may lie on another device than the plan.
                 attn_mask=None if span.mask is None else span.mask.to(query.device),
                 is_causal=span.mask is None,
                 scale=scaling,
@@ -119,9 +124,11 @@ def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, 
 
 
 def _gather(tensor: Tensor, ranges: list[tuple[int, int]]) -> Tensor:
+    # A single range stays a view; several have to be copied, because the kernel needs one tensor.
     slices = [tensor[:, :, start:stop] for start, stop in ranges]
     return slices[0] if len(slices) == 1 else torch.cat(slices, dim=2)
 
 
-AttentionInterface.register(NAME, tree_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+# At import, because `set_attn_implementation` looks the name up.
+AttentionInterface.register(ATTENTION, tree_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

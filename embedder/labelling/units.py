@@ -1,4 +1,4 @@
-"""Which groups are labelled together: a pure function of the rows, so that a restart does the same work again."""
+"""Plans which groups are labelled together: a pure function of the rows, so that a restart does the same work again."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def plan_units(groups: Sequence[dict[str, Any]], unit_groups: int) -> list[Unit]
     """
     kinds: dict[tuple[str, str], list[tuple[int, str, int]]] = {}
     for position, group in enumerate(groups):
+        # CRC-32 and not `hash`, which differs from process to process.
         least = min((zlib.crc32(text.encode()) for text in group["candidate_texts"]), default=0)
         kinds.setdefault((group["task"], group["dataset"]), []).append((least, group_id(group), position))
     units = []
     for kind in sorted(kinds):
+        # The id breaks ties, so that units do not depend on the order of the rows.
         order = [position for _, _, position in sorted(kinds[kind])]
         units += [order[i : i + unit_groups] for i in range(0, len(order), unit_groups)]
     return units

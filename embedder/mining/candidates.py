@@ -1,16 +1,18 @@
-"""From the rankings of a query to its group of candidates: known positives first, then drawn negatives."""
+"""Makes the group of candidates of a query from its rankings: known positives first, then drawn negatives."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from embedder.config.mine import MineConfig
 from embedder.hashing import row_seed
-from embedder.mining.filters import is_duplicate, normalise
-from embedder.mining.lexical import Ranking
+from embedder.mining.ranking import Ranking
+
+NOT_WORD = re.compile(r"[^\w]+", re.UNICODE)
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ def make_group(
     """
     if query["teacher_scores"] is not None:
         return Mined(_group(query, query["pool_ids"], query["positive_ids"], passages), 0, 0)
+    # By query and not by position, so that the groups of other queries do not change this one.
     random = Random(row_seed(config.seed, query["dataset"], query["query_id"]))
     positives = query["positive_ids"][: config.group_size - 1]
     known = {*query["positive_ids"], query["query_id"]}
     offered: set[str] = set()
+    # Of all positives, also those that do not fit: a copy of one must not be taken for a negative.
     taken = {passage_id: normalise(passages[passage_id]) for passage_id in query["positive_ids"]}
     chosen, counts = list(positives), {"id": 0, "text": 0}
     for passage_id in _draw_order(rankings, bool(positives), config, random):
@@ -76,7 +80,7 @@ def _draw_order(rankings: dict[str, Ranking], has_positives: bool, config: MineC
     order: list[str] = []
     for rank in range(head):
         order.extend(queue[rank] for queue in queues.values() if rank < len(queue))
-    order = order[:head]
+    order = order[:head]  # an odd head takes one more of the first ranking
     rest = {name: queue[head // 2 :] for name, queue in queues.items()}
     for queue in rest.values():
         random.shuffle(queue)
@@ -85,6 +89,24 @@ def _draw_order(rankings: dict[str, Ranking], has_positives: bool, config: MineC
         name = wanted if rest.get(wanted) else next(name for name, queue in rest.items() if queue)
         order.append(rest[name].pop())
     if has_positives:
-        # A corpus or pool smaller than the window still fills the group, from the ranks before it.
+        # A corpus or pool smaller than the window still fills the group, from the ranks before it: the last ones first,
+        # because the first ones are likely to be positives that nobody has marked.
         order.extend(passage_id for ranking in rankings.values() for passage_id, _ in reversed(ranking[:first]))
     return order
+
+
+def normalise(text: str) -> str:
+    """Lower case, words joined by single spaces: two texts that differ in layout and punctuation become equal."""
+    return " ".join(NOT_WORD.sub(" ", text.lower()).split())
+
+
+def word_overlap(first: str, second: str) -> float:
+    """Jaccard overlap of the word sets of two normalised texts, 0 to 1."""
+    words, others = set(first.split()), set(second.split())
+    union = words | others
+    return len(words & others) / len(union) if union else 1.0
+
+
+def is_duplicate(text: str, others: Sequence[str], threshold: float) -> bool:
+    """True if a text equals another one, or overlaps it by `threshold` or more (all normalised)."""
+    return any(text == other or word_overlap(text, other) >= threshold for other in others)

@@ -13,7 +13,7 @@ from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, PASSAGE, QUERY, Split, parquet_files, read_tables
 from embedder.errors import DataError
-from embedder.labelling.prompts import ShotPools, shot_pool
+from embedder.labelling.prompts import ShotPools, read_shot_pools
 from embedder.storage.object_store import AnyPath
 
 
@@ -109,10 +109,4 @@ def shot_pools(config: RunConfig) -> ShotPools:
     prepared = {split: parquet_files(config.paths.queries / split) for split in ("train", "test")}
     if not any(prepared.values()):
         raise DataError(f"{config.paths.queries}: no prepared queries; run `python -m ray_jobs.prepare` first")
-    pools: ShotPools = {}
-    for dataset in sorted(path.stem for path in prepared["train"]):
-        rows = queries(config.paths, "train", dataset)
-        if not rows or not config.tasks[rows[0]["task"]].shots:
-            continue
-        pools[dataset] = shot_pool(rows, config.label.seed)
-    return pools
+    return read_shot_pools(config)

@@ -41,8 +41,8 @@ class LabelBlocks(BlockActor):
         return [row for number in block["units"] for row in self._label_unit(planned.rows, planned.units[number])]
 
     def computed(self) -> BlockCost:
-        engine = self.labeller.engine
-        return BlockCost(pairs=self.labeller.pairs, tokens=engine.computed_tokens, flops=engine.flops)
+        work = self.labeller.backend.work
+        return BlockCost(pairs=self.labeller.pairs, tokens=work.tokens, flops=work.flops)
 
     def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
         """The labelled rows of a unit, in its order."""

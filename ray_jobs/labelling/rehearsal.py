@@ -24,10 +24,10 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
     for task, groups in sorted(_samples(config, set(ahead)).items()):
         # The first call of a kind is slow: memory is fetched, kernels are chosen.
         labeller.label(groups[:1], "rehearsal")
-        began, pairs, tokens = time.perf_counter(), labeller.pairs, labeller.engine.computed_tokens
+        began, pairs, tokens = time.perf_counter(), labeller.pairs, labeller.backend.work.tokens
         labeller.label(groups, "rehearsal")
         elapsed = max(time.perf_counter() - began, 1e-9)
-        pairs, tokens = labeller.pairs - pairs, labeller.engine.computed_tokens - tokens
+        pairs, tokens = labeller.pairs - pairs, labeller.backend.work.tokens - tokens
         if pairs:
             seconds += elapsed * ahead[task].pairs / pairs
             lines.append(f"{task}: {pairs} pairs in {elapsed:.1f} s, {pairs / elapsed:,.1f} pairs/s, {tokens:,} tokens")

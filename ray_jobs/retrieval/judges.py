@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -10,15 +11,15 @@ import ray
 
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.data.ledger import Ledger
-from embedder.evaluation.judge import ASKED, LlmJudge, judge_fingerprint, judged_ledger
-from embedder.evaluation.measurements import DatasetValues
-from embedder.evaluation.questions import Asked, ask_all, chosen_queries, plan_units
+from embedder.evaluation.base import ASKED
+from embedder.evaluation.judge import LlmJudge
+from embedder.evaluation.measurements import DatasetValues, ask_about
+from embedder.evaluation.questions import Asked, plan_units
+from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.labelling.prompts import ShotPools
-from embedder.mining.lexical import Ranking
 from embedder.models.causal_lm import load_lm, prepare_lm
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import passage_texts
-from ray_jobs.retrieval.retrievers import Rankings, by_dataset
 
 BLOCK = pa.schema([("questions", pa.list_(pa.struct(list(ASKED)))), ("rows", pa.int64())])
 """Questions that are asked and committed together."""
@@ -41,7 +42,7 @@ class JudgeBlocks(BlockActor):
         return self.judge.judge(block["questions"])
 
     def computed(self) -> BlockCost:
-        return BlockCost(tokens=self.judge.engine.computed_tokens)
+        return BlockCost(tokens=self.judge.backend.work.tokens)
 
 
 def reply_ledger(config: RunConfig) -> Ledger:
@@ -49,20 +50,10 @@ def reply_ledger(config: RunConfig) -> Ledger:
     return judged_ledger(config.paths.mounted / "evaluation")
 
 
-def questions_of(
-    config: RunConfig, llm: LlmConfig, measured: list[DatasetValues], rankings: Rankings, pools: ShotPools
-) -> Asked:
-    """What the LLM is asked about all datasets; `none` is asked without passages."""
-    asked, settings = Asked(), config.evaluate
-    fingerprint = judge_fingerprint(llm, config.tasks, settings, pools)
-    for values in measured:
-        chosen = chosen_queries(values.evaluation, values.rows, settings)
-        if chosen:
-            ranked: dict[str, dict[str, Ranking]] = {"none": {}} if "none" in rankings else {}
-            ranked |= by_dataset(rankings, values.name)
-            limits = (settings.passages.get(values.evaluation.name, 1), fingerprint)
-            ask_all(asked, values.evaluation, chosen, (ranked, passage_texts(config.paths, values.name)), limits)
-    return asked
+def questions_of(config: RunConfig, llm: LlmConfig, measured: list[DatasetValues], pools: ShotPools) -> Asked:
+    """What the LLM is asked about all datasets."""
+    fingerprint = judge_fingerprint(llm, config.tasks, config.evaluate, pools)
+    return ask_about(measured, partial(passage_texts, config.paths), config.evaluate, fingerprint)
 
 
 def ask_llm(config: RunConfig, asked: Asked, pools: ShotPools) -> list[str]:

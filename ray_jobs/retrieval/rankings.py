@@ -10,8 +10,7 @@ import ray
 
 from embedder.config.paths import Paths
 from embedder.data.records import PASSAGE, VECTOR, Split, parquet_files, read_tables
-from embedder.mining.dense import merge, search_block
-from embedder.mining.lexical import LexicalIndex, Ranking
+from embedder.mining.ranking import LexicalIndex, Ranking, merge, search_block
 from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries, query_table
 from ray_jobs.retrieval.vectors import VectorStore, vector_matrix
 

@@ -18,7 +18,7 @@ from embedder.evaluation.endpoint import EmbeddingEndpoint
 from embedder.evaluation.evaluations import evaluation_of
 from embedder.evaluation.retrieval import random_rankings, recency_rankings, without_itself
 from embedder.hashing import content_id
-from embedder.mining.lexical import Ranking
+from embedder.mining.ranking import Ranking
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.st_folder import FolderFacts, folder_encoder, with_prompts
 from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries

@@ -55,15 +55,18 @@ class WatchedBlocks(LabelBlocks):
 
 @dataclass
 class Idle:
-    """Stands for the labeller and its engine where no LLM is asked."""
+    """Stands for the labeller, its backend and their work where no LLM is asked."""
 
     pairs: int = 0
-    computed_tokens: int = 0
+    tokens: int = 0
     flops: float = 0.0
 
     @property
-    def engine(self) -> Idle:
-        """Itself."""
+    def backend(self) -> Idle:
+        return self
+
+    @property
+    def work(self) -> Idle:
         return self
 
 

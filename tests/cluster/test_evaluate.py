@@ -16,7 +16,7 @@ import yaml
 
 from embedder.data.ledger import Ledger
 from embedder.data.records import PASSAGE, QUERY, write_table
-from embedder.evaluation.judge import judged_ledger
+from embedder.evaluation.replies import judged_ledger
 from embedder.hashing import content_id
 from tests.cluster.conftest import Cluster
 from tests.waiting import wait_until

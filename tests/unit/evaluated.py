@@ -26,13 +26,13 @@ def row(task: str, number: int, **fields: Any) -> dict[str, Any]:
     return {**empty, **known, "answers": [f"answer {number}"], "positive_ids": [f"p{number}"], **fields}
 
 
-def ranked(places: dict[int, int]) -> dict[str, list[tuple[str, float]]]:
-    """Rankings in which the positive of each query stands at a place."""
+def ranked(ranks: dict[int, int]) -> dict[str, list[tuple[str, float]]]:
+    """Rankings in which the positive of each query stands at a rank, counted from 0."""
     found = {}
-    for number, place in places.items():
+    for number, rank in ranks.items():
         others = [f"p{i}" for i in range(6) if i != number]
-        ids = [*others[:place], f"p{number}", *others[place:]]
-        found[f"q{number}"] = [(one, float(-rank)) for rank, one in enumerate(ids)]
+        ids = [*others[:rank], f"p{number}", *others[rank:]]
+        found[f"q{number}"] = [(passage_id, float(-i)) for i, passage_id in enumerate(ids)]
     return found
 
 

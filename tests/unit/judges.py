@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -47,11 +48,25 @@ def farthest(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]
 def many_prompts(draw: st.DrawFn, most: int = 7) -> list[PackedPrompt]:
     """Prompts that share beginnings: of prefixes and of outputs, with duplicates, and now and then a long output."""
     few = st.lists(st.integers(3, 5), max_size=4)
-    stem = draw(st.lists(st.integers(3, 599), min_size=1, max_size=30))
+    shared = draw(st.lists(st.integers(3, 599), min_size=1, max_size=30))
     trunk = draw(st.lists(st.integers(3, 599), min_size=1, max_size=draw(st.sampled_from([1, 6, 90]))))
     prompts = []
     for _ in range(draw(st.integers(1, most))):
-        prefix = stem[: draw(st.integers(0, len(stem)))] + draw(few)
+        prefix = shared[: draw(st.integers(0, len(shared)))] + draw(few)
         outputs = [trunk[: draw(st.integers(0, len(trunk)))] + draw(few) for _ in range(draw(st.integers(1, 6)))]
         prompts.append(PackedPrompt(prefix or [7], [output or [8] for output in outputs]))
     return prompts + prompts[: draw(st.integers(0, 2))]
+
+
+def random_prompts(count: int, seed: int) -> list[PackedPrompt]:
+    """Prompts that share the beginning of one text, outputs that share that of another."""
+    random = np.random.default_rng(seed)
+    text, said = random.integers(3, 600, 40).tolist(), random.integers(3, 600, 9).tolist()
+
+    def tokens(shared, low, high):
+        return shared[: random.integers(0, high)] + random.integers(3, 600, random.integers(low, high)).tolist()
+
+    return [
+        PackedPrompt(tokens(text, 1, 40), [tokens(said, 1, 9) for _ in range(random.integers(1, 6))])
+        for _ in range(count)
+    ]

@@ -7,7 +7,7 @@ import pytest
 from embedder.evaluation.answers import contains_answer, exact_match, normalise_answer, rouge_l, token_f1
 
 
-def test_an_answer_is_compared_without_articles_punctuation_and_case():
+def test_normalise_answer_an_answer_is_compared_without_articles_punctuation_and_case():
     assert normalise_answer(" The  Lord, of an  (a) Ring! ") == "lord of ring"
     assert normalise_answer("another theory") == "another theory"
 
@@ -32,16 +32,16 @@ def test_answers_judged_by_hand(answer, match, contains, f1):
     assert token_f1(answer, accepted) == pytest.approx(f1)
 
 
-def test_an_accepted_answer_without_words_is_contained_in_nothing():
+def test_contains_answer_an_accepted_answer_without_words_is_contained_in_nothing():
     assert contains_answer("anything", ["the", "!"]) == 0
 
 
-def test_without_accepted_answers_nothing_is_right():
+def test_answers_without_accepted_answers_nothing_is_right():
     assert (exact_match("x", []), contains_answer("x", []), token_f1("x", [])) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(("answer", "accepted"), [("U.S.", "US"), ("well-known", "wellknown"), ("Queen's", "queens")])
-def test_punctuation_is_deleted_as_in_squad(answer, accepted):
+def test_normalise_answer_punctuation_is_deleted_as_in_squad(answer, accepted):
     assert exact_match(answer, [accepted]) == 1
 
 
@@ -60,5 +60,5 @@ def test_rouge_l_is_that_of_the_best_accepted_answer(answer, expected):
     assert rouge_l(answer, ["the cat sat on the mat", "rain"]) == pytest.approx(expected)
 
 
-def test_rouge_without_accepted_answers_is_nothing():
+def test_rouge_l_without_accepted_answers_is_nothing():
     assert rouge_l("x", []) == 0

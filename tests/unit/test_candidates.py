@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.config.mine import MineConfig
 from embedder.data.records import GROUP
-from embedder.mining.candidates import make_group
-from embedder.mining.filters import is_duplicate, normalise
+from embedder.mining.candidates import is_duplicate, make_group, normalise, word_overlap
 from tests.unit.judges import quick
 
 PASSAGES = {f"p{i}": f"word{i} thing{i}" for i in range(40)}
@@ -20,7 +20,7 @@ def query(positives=(), query_id="q") -> dict[str, object]:
 
 
 def ranking(numbers):
-    return [(f"p{i}", 1.0 - place / 100) for place, i in enumerate(numbers)]
+    return [(f"p{i}", 1.0 - rank / 100) for rank, i in enumerate(numbers)]
 
 
 def ids(mined):
@@ -128,3 +128,36 @@ def test_make_group_counts_what_it_kept_out():
 def test_make_group_without_rankings_holds_only_positives():
     mined = make_group(query(["p3"]), {"lexical": [], "dense": []}, PASSAGES, MineConfig())
     assert ids(mined) == ["p3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("  The Fox,\n\tthe DOG!  ", "the fox the dog"),
+        ("snake_case and café-au-lait", "snake_case and café au lait"),
+        ("...", ""),
+    ],
+)
+def test_normalise_layout_case_and_punctuation_do_not_count(text, plain):
+    assert normalise(text) == plain
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "share"),
+    [
+        ("a b c", "a b c", 1.0),
+        ("a b c", "c b a a", 1.0),
+        ("a b c", "b c d", 0.5),
+        ("a", "b", 0.0),
+        ("", "", 1.0),
+        ("a", "", 0.0),
+    ],
+)
+def test_word_overlap_is_that_of_the_word_sets(one, other, share):
+    assert word_overlap(one, other) == word_overlap(other, one) == share
+
+
+def test_is_duplicate_a_passage_that_overlaps_by_the_threshold_is_a_duplicate():
+    assert is_duplicate("b c d", ["x", "a b c"], 0.5)
+    assert not is_duplicate("b c d", ["x", "a b c"], 0.51)
+    assert not is_duplicate("b c d", [], 0.1)

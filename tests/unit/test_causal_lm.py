@@ -23,7 +23,7 @@ from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.causal_lm import load_lm, prepare_lm, reads_ahead
 from tests.conftest import save_lm
-from tests.unit.tiny_llms import ENCODER, PLAIN, SHARING
+from tests.unit.tiny_llms import ENCODER, SEQUENTIAL, SHARING
 
 
 def test_prepare_lm_uses_a_folder_of_safetensors_where_it_is(tiny_llm, tiny_llama_folder, tmp_path):
@@ -108,10 +108,10 @@ def test_load_lm_refuses_an_encoder(tmp_path, tiny_encoder_folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", [*SHARING, *PLAIN])
+@pytest.mark.parametrize("name", [*SHARING, *SEQUENTIAL])
 def test_reads_ahead_is_false_of_every_causal_model(name, dtype):
     torch.manual_seed(1)
-    assert not reads_ahead(AutoModelForCausalLM.from_config((SHARING | PLAIN)[name], dtype=dtype).eval())
+    assert not reads_ahead(AutoModelForCausalLM.from_config((SHARING | SEQUENTIAL)[name], dtype=dtype).eval())
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.unit.evaluated import RANKINGS, SETTINGS, TEXTS, chat, qa, results, r
 GAIN = 1 / math.log2(3)
 
 
-def test_a_ranking_is_summarised_with_intervals_and_differences():
+def test_summarise_a_ranking_is_summarised_with_intervals_and_differences():
     entry = results(tool())["datasets"]["tool-set"]["measures"]["nDCG@5"]
     assert (entry["kind"], entry["queries"], entry["units"], entry["left_out"]) == ("mean", 4, 4, 0)
     assert set(entry["retrievers"]) == {"bm25", "base", "trained"}
@@ -29,7 +29,7 @@ def test_a_ranking_is_summarised_with_intervals_and_differences():
     assert set(entry["differences"]) == {"bm25", "trained"}
 
 
-def test_a_perplexity_is_token_weighted_over_the_queries_that_all_retrievers_have():
+def test_summarise_a_perplexity_is_token_weighted_over_the_queries_that_all_retrievers_have():
     one = results(chat())["datasets"]["chat-set"]
     entry = one["measures"]["perplexity"]
     assert (entry["kind"], entry["queries"], entry["left_out"], entry["units"]) == ("perplexity", 3, 1, 2)
@@ -40,7 +40,7 @@ def test_a_perplexity_is_token_weighted_over_the_queries_that_all_retrievers_hav
     assert entry["differences"]["trained"]["value"] == pytest.approx(math.exp(mean - 0.5) - math.exp(mean))
 
 
-def test_the_headline_is_what_the_llm_says_where_it_was_asked():
+def test_summarise_the_headline_is_what_the_llm_says_where_it_was_asked():
     found = results(qa(), tool(), chat())
     assert {name: one["headline"] for name, one in found["datasets"].items()} == {
         "qa-set": "exact match",
@@ -53,7 +53,7 @@ def test_the_headline_is_what_the_llm_says_where_it_was_asked():
     assert DatasetValues("x", "lrlm", EVALUATIONS["lrlm"], [row("lrlm", 0)]).headline is None
 
 
-def test_a_task_is_the_mean_of_its_datasets():
+def test_summarise_a_task_is_the_mean_of_its_datasets():
     other = tool()
     other.name = "other-set"
     other.values = {
@@ -68,7 +68,7 @@ def test_a_task_is_the_mean_of_its_datasets():
     assert headline_entries(found)["tool"][0] == "nDCG@5"
 
 
-def test_multiple_choice_is_averaged_apart_from_open_questions():
+def test_summarise_multiple_choice_is_averaged_apart_from_open_questions():
     options = [row("qa", i, dataset="mmlu", options=[f"answer {i}", "x"], positive_ids=[]) for i in range(2)]
     one = DatasetValues("mmlu", "qa", EVALUATIONS["choice"], options)
     one.values = {"accuracy": {"base": {"q0": (1.0, 1.0), "q1": (0.0, 1.0)}}}
@@ -77,7 +77,7 @@ def test_multiple_choice_is_averaged_apart_from_open_questions():
     assert found["tasks"]["choice"]["measures"]["accuracy"]["retrievers"]["base"]["value"] == 0.5
 
 
-def test_without_the_baseline_there_is_no_difference():
+def test_summarise_without_the_baseline_there_is_no_difference():
     one = tool()
     for values in one.values.values():
         del values["base"]
@@ -85,12 +85,12 @@ def test_without_the_baseline_there_is_no_difference():
     assert entry["differences"] == {} and set(entry["retrievers"]) == {"bm25", "trained"}
 
 
-def test_results_are_json_and_the_same_every_time():
+def test_summarise_results_are_json_and_the_same_every_time():
     first, again = (json.dumps(results(qa(), tool(), chat())) for _ in range(2))
     assert first == again
 
 
-def test_values_of_every_query_are_rows():
+def test_value_rows_values_of_every_query_are_rows():
     rows = value_rows([qa(), chat()]).to_pylist()
     assert {one["measure"] for one in rows if one["dataset"] == "chat-set"} == {"perplexity"}
     (one,) = (
@@ -102,12 +102,12 @@ def test_values_of_every_query_are_rows():
     assert (one["value"], one["weight"], one["origin"]) == (pytest.approx(1.2), 30.0, "c1")
 
 
-def test_nothing_measured_gives_no_numbers():
+def test_summarise_nothing_measured_gives_no_numbers():
     found = results(DatasetValues("x", "lrlm", EVALUATIONS["lrlm"], [row("lrlm", 0)]))
     assert found["datasets"]["x"]["measures"] == {} and headline_entries(found) == {}
 
 
-def test_queries_won_and_lost_stand_with_what_was_found():
+def test_won_and_lost_queries_won_and_lost_stand_with_what_was_found():
     examples = won_and_lost(tool(), RankedQuery(RANKINGS, TEXTS), SETTINGS)
     assert (examples["retriever"], examples["measure"]) == ("trained", "nDCG@5")
     assert {one["query_id"] for one in examples["won"]} == {"q0", "q1"}
@@ -118,7 +118,7 @@ def test_queries_won_and_lost_stand_with_what_was_found():
     assert (sides["base"]["value"], sides["base"]["reply"]) == (1.0, None)
 
 
-def test_a_perplexity_is_won_where_it_is_lower_and_shown_as_one():
+def test_won_and_lost_a_perplexity_is_won_where_it_is_lower_and_shown_as_one():
     examples = won_and_lost(chat(), RankedQuery(RANKINGS, TEXTS), SETTINGS)
     assert len(examples["won"]) == 2 and examples["lost"] == []
     number = int(examples["won"][0]["query_id"][1:])
@@ -127,7 +127,7 @@ def test_a_perplexity_is_won_where_it_is_lower_and_shown_as_one():
     assert [len(one["passages"]) for one in sides.values()] == [1, 1]
 
 
-def test_what_the_llm_wrote_is_shown_without_control_characters():
+def test_won_and_lost_what_the_llm_wrote_is_shown_without_control_characters():
     examples = won_and_lost(qa(), RankedQuery(RANKINGS, TEXTS), SETTINGS)
     assert {one["query_id"] for one in examples["won"]} == {"q0", "q2"}
     replies = {name: one["reply"] for name, one in examples["won"][0]["retrievers"].items()}
@@ -143,18 +143,18 @@ def test_what_the_llm_wrote_is_shown_without_control_characters():
         (["none", "base", "random"], None),
     ],
 )
-def test_who_is_compared_with_the_baseline(names, expected):
+def test_compared_retriever_is_the_trained_or_the_last(names, expected):
     settings = SETTINGS.model_validate({"retrievers": names})
     assert compared(settings) == expected
     assert won_and_lost(tool(), RankedQuery(RANKINGS, TEXTS), settings)["retriever"] == expected
 
 
-def test_no_examples_are_kept_where_none_are_wanted():
+def test_won_and_lost_no_examples_are_kept_where_none_are_wanted():
     examples = won_and_lost(tool(), RankedQuery(RANKINGS, TEXTS), SETTINGS.model_copy(update={"examples": 0}))
     assert (examples["won"], examples["lost"]) == ([], [])
 
 
-def test_summaries_do_not_depend_on_the_order_of_queries():
+def test_summarise_does_not_depend_on_the_order_of_queries():
     one, other = tool(), tool()
     other.rows = other.rows[::-1]
     assert summarise([one], SETTINGS) == summarise([other], SETTINGS)

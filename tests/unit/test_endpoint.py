@@ -55,14 +55,14 @@ def ask(server, texts=("a", "b"), side="query", **fields):
         return endpoint.encode(texts, "qa", side)
 
 
-def test_texts_become_unit_vectors_in_their_order():
+def test_endpoint_texts_become_unit_vectors_in_their_order():
     shuffled = {"data": [{"index": 1, "embedding": [0, 2]}, {"index": 0, "embedding": [3, 4]}]}
     found = ask(Server(httpx.Response(200, json=shuffled)))
     assert found.dtype == np.float32
     assert found == pytest.approx(np.array([[0.6, 0.8], [0.0, 1.0]]))
 
 
-def test_a_request_is_openais(monkeypatch):
+def test_endpoint_a_request_is_openais(monkeypatch):
     monkeypatch.setenv("REMOTE_KEY", KEY)
     server = Server()
     ask(server, key_variable="REMOTE_KEY", dimensions=2, extra_query={"task": "{task}", "input_type": "query"})
@@ -73,14 +73,14 @@ def test_a_request_is_openais(monkeypatch):
     assert server.bodies() == [{**plain, "dimensions": 2, "task": "qa", "input_type": "query"}, plain]
 
 
-def test_without_a_key_none_is_sent():
+def test_endpoint_without_a_key_none_is_sent():
     server = Server()
     ask(server)
     assert "authorization" not in server.requests[0].headers
 
 
 @pytest.mark.parametrize("failure", [429, 500, 503, httpx.ConnectError("refused"), httpx.ReadTimeout("slow")])
-def test_what_passes_is_tried_again_with_growing_pauses(slept, failure):
+def test_endpoint_what_passes_is_tried_again_with_growing_pauses(slept, failure):
     answers = [failure if isinstance(failure, Exception) else httpx.Response(failure, text="busy") for _ in range(3)]
     server = Server(*answers)
     assert ask(server).shape == (2, 3)
@@ -88,12 +88,12 @@ def test_what_passes_is_tried_again_with_growing_pauses(slept, failure):
     assert [0.5 * 2**i <= pause <= 2**i for i, pause in enumerate(slept)] == [True] * 3
 
 
-def test_a_server_that_asks_for_time_gets_it(slept):
+def test_endpoint_a_server_that_asks_for_time_gets_it(slept):
     ask(Server(httpx.Response(429, headers={"retry-after": "20"}), httpx.Response(429, headers={"retry-after": "Mon"})))
     assert 10 <= slept[0] <= 20 and slept[1] <= 2
 
 
-def test_attempts_are_counted(slept):
+def test_endpoint_attempts_are_counted(slept):
     server = Server(*[httpx.Response(503, text="busy") for _ in range(9)])
     with pytest.raises(ModelError, match=r"4 requests failed, the last one with status 503: busy"):
         ask(server)
@@ -101,7 +101,7 @@ def test_attempts_are_counted(slept):
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422])
-def test_a_refusal_is_not_tried_again(slept, status):
+def test_endpoint_a_refusal_is_not_tried_again(slept, status):
     server = Server(httpx.Response(status, text="no such model"))
     with pytest.raises(ModelError, match=f"refuses: status {status}: no such model"):
         ask(server)
@@ -109,7 +109,7 @@ def test_a_refusal_is_not_tried_again(slept, status):
 
 
 @pytest.mark.parametrize("status", [401, 503])
-def test_no_message_holds_the_key(slept, monkeypatch, caplog, status):
+def test_endpoint_no_message_holds_the_key(slept, monkeypatch, caplog, status):
     monkeypatch.setenv("REMOTE_KEY", KEY)
     caplog.set_level("DEBUG")
     server = Server(*[httpx.Response(status, text=f"bad key {KEY}") for _ in range(4)])
@@ -119,7 +119,7 @@ def test_no_message_holds_the_key(slept, monkeypatch, caplog, status):
     assert KEY not in str(caught.value) + caplog.text + repr(retriever(key_variable="REMOTE_KEY"))
 
 
-def test_a_variable_without_a_key_is_named(monkeypatch):
+def test_endpoint_a_variable_without_a_key_is_named(monkeypatch):
     monkeypatch.setenv("REMOTE_KEY", "  ")
     with pytest.raises(ConfigError, match="REMOTE_KEY holds no key"):
         ask(Server(), key_variable="REMOTE_KEY")
@@ -141,12 +141,12 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("answer", STRANGE.values(), ids=STRANGE.keys())
-def test_an_answer_of_another_form_is_refused(answer):
+def test_endpoint_an_answer_of_another_form_is_refused(answer):
     with pytest.raises(ModelError, match="http://server/v1"):
         ask(Server(answer))
 
 
-def test_the_address_must_hold_no_secret():
+def test_endpoint_the_address_must_hold_no_secret():
     for url in ("http://user:key@server/v1", "ftp://server", "http://server/v1?key=1"):
         with pytest.raises(ValueError, match="url"):
             retriever(url=url)

@@ -10,8 +10,7 @@ import pytest
 from embedder.config.evaluate import EvaluationName
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.evaluation.base import Passage, Question, Reply, best_last, in_time
-from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of, measure_of
-from embedder.evaluation.lrlm import in_order, overlap
+from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of, in_document_order, measure_of, overlap
 
 
 def question(evaluation, **fields):
@@ -31,14 +30,14 @@ def judged(evaluation, reply, **fields):
     return EVALUATIONS[evaluation].judge(question(evaluation, **fields), reply)
 
 
-def test_there_are_seven_and_each_has_a_headline_it_can_measure():
+def test_evaluation_there_are_seven_and_each_has_a_headline_it_can_measure():
     assert set(EVALUATIONS) == set(get_args(EvaluationName))
     assert len(EVALUATIONS) == 7
     for one in EVALUATIONS.values():
         assert set(one.headline) <= {measure.name for measure in one.measures} | set(one.rankings)
 
 
-def test_a_question_survives_its_row_and_its_id_tells_what_is_asked():
+def test_question_row_a_question_survives_its_row_and_its_id_tells_what_is_asked():
     one = question("qa", passages=[Passage("a", "text", 3), Passage("b", "more")])
     assert Question.of(one.row("llm")) == one
     assert one.row("llm")["row_id"] == question("qa", passages=one.passages).row("llm")["row_id"]
@@ -97,7 +96,7 @@ def test_perplexity_is_of_the_true_continuation_and_weighs_its_tokens(name):
     assert (measure.kind, measure.better) == ("perplexity", -1)
 
 
-def test_examples_with_options_are_judged_by_the_likeliest_option():
+def test_icl_examples_with_options_are_judged_by_the_likeliest_option():
     fields = {"options": ["yes", "no"], "answers": ["no"]}
     ask = EVALUATIONS["icl"].ask(question("icl", **fields))
     assert (ask.outputs, ask.written_tokens) == (["yes", "no"], 0)
@@ -108,7 +107,7 @@ def test_examples_with_options_are_judged_by_the_likeliest_option():
     assert judged("icl", Reply([-0.1, -0.2], [1, 1]), **fields)["accuracy"] == (0.0, 1.0)
 
 
-def test_examples_without_options_are_judged_by_what_is_written():
+def test_icl_examples_without_options_are_judged_by_what_is_written():
     ask = EVALUATIONS["icl"].ask(question("icl"))
     assert (ask.outputs, ask.written_tokens) == (["Paris"], 64)
     values = judged("icl", Reply([-1.0], [1], "paris city"))
@@ -118,7 +117,7 @@ def test_examples_without_options_are_judged_by_what_is_written():
 
 
 @pytest.mark.parametrize("name", ["tool", "convsearch"])
-def test_rankings_alone_ask_nothing(name):
+def test_evaluation_rankings_alone_ask_nothing(name):
     assert EVALUATIONS[name].ask(question("tool")) is None
     assert EVALUATIONS[name].judge(question("tool"), Reply([], [])) == {}
 
@@ -126,7 +125,7 @@ def test_rankings_alone_ask_nothing(name):
 PASSAGES = [Passage("c", "third", 2), Passage("a", "first", 0), Passage("b", "second", 1)]
 
 
-def test_the_best_example_stands_last_and_turns_in_order_of_time():
+def test_arrange_the_best_example_stands_last_and_turns_in_order_of_time():
     assert best_last(PASSAGES) == ["second", "first", "third"]
     assert in_time(PASSAGES) == ["first", "second", "third"]
 
@@ -134,27 +133,27 @@ def test_the_best_example_stands_last_and_turns_in_order_of_time():
 CHUNKS = [f"chunk number {i} of the whole document " for i in range(8)]
 
 
-def pair(place):
-    return Passage(f"doc#{place}", CHUNKS[place] + CHUNKS[place + 1], place)
+def pair(position):
+    return Passage(f"doc#{position}", CHUNKS[position] + CHUNKS[position + 1], position)
 
 
-def test_neighbouring_chunks_are_one_text_that_has_the_shared_chunk_once():
-    assert in_order([pair(4), pair(1), pair(2)]) == ["".join(CHUNKS[1:4]), "".join(CHUNKS[4:6])]
-    assert in_order([pair(3), pair(2), pair(4)]) == ["".join(CHUNKS[2:6])]
-    assert in_order([pair(0), pair(5)]) == [CHUNKS[0] + CHUNKS[1], CHUNKS[5] + CHUNKS[6]]
-    assert in_order([]) == []
+def test_lrlm_neighbouring_chunks_are_one_text_that_has_the_shared_chunk_once():
+    assert in_document_order([pair(4), pair(1), pair(2)]) == ["".join(CHUNKS[1:4]), "".join(CHUNKS[4:6])]
+    assert in_document_order([pair(3), pair(2), pair(4)]) == ["".join(CHUNKS[2:6])]
+    assert in_document_order([pair(0), pair(5)]) == [CHUNKS[0] + CHUNKS[1], CHUNKS[5] + CHUNKS[6]]
+    assert in_document_order([]) == []
 
 
-def test_a_letter_in_common_is_no_shared_chunk():
+def test_lrlm_a_letter_in_common_is_no_shared_chunk():
     texts = [Passage("a", "ends with e", 0), Passage("b", "e begins", 1)]
     assert overlap(texts[0].text, texts[1].text) == 1
-    assert in_order(texts) == ["ends with e", "e begins"]
+    assert in_document_order(texts) == ["ends with e", "e begins"]
 
 
 ROW = {"options": ["a", "b"]}
 
 
-def test_a_dataset_gets_the_evaluation_of_its_task():
+def test_evaluation_of_a_dataset_gets_the_evaluation_of_its_task():
     assert evaluation_of("chat", "irc", [{"options": None}], {}).name == "chat"
     assert evaluation_of("icl", "snips", [ROW], {}).name == "icl"
     assert evaluation_of("qa", "nq", [{"options": None}, ROW], {}).name == "qa"
@@ -162,21 +161,21 @@ def test_a_dataset_gets_the_evaluation_of_its_task():
     assert evaluation_of("recipes", "mine", [{"options": None}], {}).name == "tool"
 
 
-def test_the_run_file_may_name_another_for_a_dataset_or_its_task():
+def test_evaluation_of_the_run_file_may_name_another_for_a_dataset_or_its_task():
     named = {"recipes": "qa", "special": "convsearch"}
     assert evaluation_of("recipes", "mine", [], named).name == "qa"
     assert evaluation_of("recipes", "special", [], named).name == "convsearch"
 
 
-def test_ranking_measures_are_means():
+def test_measure_of_ranking_measures_are_means():
     assert measure_of(EVALUATIONS["chat"], "nDCG@10").kind == "mean"
 
 
-def test_a_perplexity_of_one_token_is_its_inverse_probability():
+def test_perplexity_of_one_token_is_its_inverse_probability():
     ((value, weight),) = judged("chat", Reply([math.log(0.25)], [1])).values()
     assert (math.exp(value), weight) == (pytest.approx(4.0), 1.0)
 
 
-def test_a_task_without_a_template_has_none_to_ask_with():
+def test_evaluation_a_task_without_a_template_has_none_to_ask_with():
     bare = TaskSpec(query_instruction="", passage_instruction="")
     assert EVALUATIONS["qa"].template(bare) is None

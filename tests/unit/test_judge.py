@@ -14,9 +14,10 @@ from embedder.data.dataset import read_source
 from embedder.data.records import write_table
 from embedder.evaluation.base import Passage, Question, Reply
 from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of
-from embedder.evaluation.judge import JUDGED, LlmJudge, fitting_prefix, judge_fingerprint
+from embedder.evaluation.judge import LlmJudge, fitting_prefix
 from embedder.evaluation.measurements import DatasetValues
 from embedder.evaluation.questions import Asked, ask_all
+from embedder.evaluation.replies import JUDGED, judge_fingerprint
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import choose_shots, prompt_builder
 from embedder.models.causal_lm import load_lm
@@ -81,7 +82,7 @@ def prompt_of(judge, one):
     return PackedPrompt(prefix, [builder.output(text) for text in ask.outputs])
 
 
-def test_likelihoods_are_those_of_the_plain_sequences(judge, tiny_llm):
+def test_judge_likelihoods_are_those_of_the_plain_sequences(judge, tiny_llm):
     prompts = [prompt_of(judge, one) for one in QUESTIONS]
     expected = plain_scores(exact_model(tiny_llm.model), prompts)
     for row, prompt, values in zip(replies(judge, QUESTIONS), prompts, expected, strict=True):
@@ -90,7 +91,7 @@ def test_likelihoods_are_those_of_the_plain_sequences(judge, tiny_llm):
         assert row["tokens"] == [len(output) for output in prompt.outputs]
 
 
-def test_answers_are_greedy_and_end_with_the_line(judge):
+def test_judge_answers_are_greedy_and_end_with_the_line(judge):
     for one, row in zip(QUESTIONS, replies(judge, QUESTIONS), strict=True):
         ask = EVALUATIONS[one.evaluation].ask(one)
         if not ask.written_tokens:
@@ -102,19 +103,19 @@ def test_answers_are_greedy_and_end_with_the_line(judge):
         assert row["text"] == judge.lm.tokenizer.decode(whole, skip_special_tokens=True).split("\n")[0].strip()
 
 
-def test_an_answer_ends_where_its_line_does(judge, monkeypatch):
+def test_judge_an_answer_ends_where_its_line_does(judge, monkeypatch):
     """The token that ends the line may begin with the answer's last letter."""
     (last,) = judge.lm.tokens("x")
     texts = judge.lm.tokenizer.batch_decode([[token] for token in range(600)])
     monkeypatch.setitem(vars(judge.lm), "_token_texts", [*texts[:last], "x\n", *texts[last + 1 :]])
     given = []
-    monkeypatch.setattr(judge.engine, "sample", lambda prefixes, seeds, how: given.append(how) or [[[last]]] * 3)
+    monkeypatch.setattr(judge.backend, "sample", lambda prefixes, seeds, how: given.append(how) or [[[last]]] * 3)
     assert [row["text"] for row in replies(judge, QUESTIONS[:3])] == ["x"] * 3
     assert last in given[0].stop_ids
     assert (given[0].num_samples, given[0].top_k, given[0].end_ids) == (1, 1, {2})
 
 
-def test_replies_do_not_depend_on_the_order_and_are_written_as_they_are(judge, tmp_path):
+def test_judge_replies_do_not_depend_on_the_order_and_are_written_as_they_are(judge, tmp_path):
     rows = rows_of(QUESTIONS)
     first = judge.judge(rows)
     assert judge.judge(rows[::-1]) == first
@@ -122,20 +123,20 @@ def test_replies_do_not_depend_on_the_order_and_are_written_as_they_are(judge, t
     assert judge.judge([]) == []
 
 
-def test_a_judge_that_does_not_let_write_scores_the_same(judge, tiny_llm):
+def test_judge_that_does_not_let_write_scores_the_same(judge, tiny_llm):
     silent = LlmJudge(judge.lm, tiny_llm, BUILTIN_TASKS, SETTINGS.model_copy(update={"generate_answers": False}), POOLS)
     for style_axes, row in zip(replies(silent, QUESTIONS), replies(judge, QUESTIONS), strict=True):
         assert style_axes["text"] is None
         assert style_axes["likelihoods"] == row["likelihoods"]
 
 
-def test_a_long_output_is_cut_for_all_alike(judge):
+def test_judge_a_long_output_is_cut_for_all_alike(judge):
     long = question("chat", answers=["the fox and the dog run " * 20])
     (row,) = replies(judge, [long])
     assert row["tokens"] == [24]
 
 
-def test_what_cannot_be_asked_says_why_and_spoils_nothing_else(judge):
+def test_judge_what_cannot_be_asked_says_why_and_spoils_nothing_else(judge):
     bad = [
         question("chat", 1, query="a very long question " * 200),
         question("lrlm", 2, answers=[" "]),
@@ -146,15 +147,15 @@ def test_what_cannot_be_asked_says_why_and_spoils_nothing_else(judge):
     assert good["error"] is None and Reply.of(good) is not None
 
 
-def test_exhausted_memory_costs_only_the_question_that_exhausts_it(judge, monkeypatch):
-    score = judge.engine.score
+def test_judge_exhausted_memory_costs_only_the_question_that_exhausts_it(judge, monkeypatch):
+    score = judge.backend.score
 
     def scarce(prompts):
         if any(len(prompt.outputs) == 3 for prompt in prompts):
             raise torch.OutOfMemoryError("no memory\nmore")
         return score(prompts)
 
-    monkeypatch.setattr(judge.engine, "score", scarce)
+    monkeypatch.setattr(judge.backend, "score", scarce)
     rows = replies(judge, QUESTIONS)
     assert [row["error"] for row in rows if row["error"]] == ["out of memory: no memory"] * 2
     assert [row["likelihoods"] is None for row in rows] == [len(row["likelihoods"] or []) == 0 for row in rows]
@@ -166,7 +167,7 @@ def builder_for(judge, name, prefix_tokens):
 
 
 @pytest.mark.parametrize("name", ["icl", "lrlm", "chat"])
-def test_passages_that_do_not_fit_are_left_out_from_the_last_of_the_ranking(judge, name):
+def test_fitting_prefix_passages_that_do_not_fit_are_left_out_from_the_last_of_the_ranking(judge, name):
     one = question(name, passages=[1, 0, 2])
     builder = builder_for(judge, name, 1000)
     lengths = {}
@@ -183,7 +184,7 @@ def test_passages_that_do_not_fit_are_left_out_from_the_last_of_the_ranking(judg
         assert prefix.passage_cut == (count < 3)
 
 
-def test_the_last_passage_of_a_question_loses_its_end(judge):
+def test_fitting_prefix_the_last_passage_of_a_question_loses_its_end(judge):
     one = question("qa", passages=[1, 0])
     whole = fitting_prefix(builder_for(judge, "qa", 1000), EVALUATIONS["qa"], one, one.query, [])
     tight = fitting_prefix(builder_for(judge, "qa", len(whole.ids) - 3), EVALUATIONS["qa"], one, one.query, [])
@@ -191,7 +192,7 @@ def test_the_last_passage_of_a_question_loses_its_end(judge):
     assert tight.passage_cut and FOX[1] in text and FOX[0] not in text and FOX[0][:9] in text
 
 
-def test_the_fingerprint_tells_what_replies_depend_on(tiny_llm):
+def test_judge_fingerprint_tells_what_replies_depend_on(tiny_llm):
     def of(llm=tiny_llm, tasks=BUILTIN_TASKS, settings=SETTINGS, pools=POOLS):
         return judge_fingerprint(llm, tasks, settings, pools)("qa", "d")
 
@@ -215,7 +216,7 @@ HAND_MADE = [
 ]
 
 
-def test_a_hand_made_file_of_multiple_choice_is_read_asked_and_judged(judge, tiny_llm, tmp_path):
+def test_judge_a_hand_made_file_of_multiple_choice_is_read_asked_and_judged(judge, tiny_llm, tmp_path):
     lines(tmp_path / "corpus.jsonl", [{"id": "p0", "text": FOX[1]}])
     lines(tmp_path / "test.jsonl", HAND_MADE)
     rows = read_source(Source(task="qa", dataset="d", path=tmp_path), BUILTIN_TASKS["qa"], 0).queries["test"]

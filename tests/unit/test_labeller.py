@@ -58,32 +58,32 @@ def labelled(labeller):
     return labeller.label(GROUPS, "print")
 
 
-def test_rows_keep_their_order_columns_and_ids(labelled):
+def test_labeller_rows_keep_their_order_columns_and_ids(labelled):
     assert [{name: row[name] for name in GROUP.names} for row in labelled] == GROUPS
     assert [row["row_id"] for row in labelled] == [group_id(row) for row in GROUPS]
     assert {row["label_fingerprint"] for row in labelled} == {"print"}
 
 
-def test_rows_fit_the_schema(labelled):
+def test_labeller_rows_fit_the_schema(labelled):
     table = pa.Table.from_pylist(labelled, schema=LABELLED)
     assert table.num_rows == len(GROUPS)
     assert set(labelled[0]) == set(LABELLED.names)
 
 
-def test_a_task_without_reward_passes_through(labelled):
+def test_labeller_a_task_without_reward_passes_through(labelled):
     for row in labelled:
         if row["task"] in {"tool", "convsearch"}:
             empty = [row[name] for name in ("rewards", "outputs", "base_scores", "scores", "error")]
             assert (empty, row["reward"]) == ([None] * 5, "none")
 
 
-def test_a_group_that_cannot_be_scored_says_why(labelled):
+def test_labeller_a_group_that_cannot_be_scored_says_why(labelled):
     errors = {row["query_id"]: row["error"] for row in labelled if row["error"]}
     assert errors == {"qa-5": "no candidates", "lrlm-6": "the desired output is empty"}
     assert all(row["rewards"] is None for row in labelled if row["error"])
 
 
-def test_every_reward_is_recomputed_from_the_stored_scores(labelled):
+def test_labeller_every_reward_is_recomputed_from_the_stored_scores(labelled):
     scored = [row for row in labelled if row["rewards"] is not None]
     assert [row["query_id"] for row in scored] == ["qa-0", "likely-2", "qa-3", "chat-4"]
     for row in scored:
@@ -92,7 +92,7 @@ def test_every_reward_is_recomputed_from_the_stored_scores(labelled):
         assert {len(row["outputs"])} == {len(row["base_scores"]), *map(len, row["scores"])}
 
 
-def test_the_desired_output_comes_first_and_samples_are_distinct(labelled):
+def test_labeller_the_desired_output_comes_first_and_samples_are_distinct(labelled):
     for row in labelled:
         if row["rewards"] is not None:
             assert row["outputs"][0] == "Paris"
@@ -110,7 +110,7 @@ def same_labels(found, expected):
         assert farthest(found["scores"], expected["scores"]) < 1e-5
 
 
-def test_labels_do_not_depend_on_the_block_a_group_falls_into(labeller, labelled):
+def test_labeller_labels_do_not_depend_on_the_block_a_group_falls_into(labeller, labelled):
     for block in ([0], [4, 3, 2], [1, 5]):
         for i, row in zip(block, labeller.label([GROUPS[i] for i in block], "print"), strict=True):
             same_scores = row["reward"] in {"none", "rank"}
@@ -119,36 +119,36 @@ def test_labels_do_not_depend_on_the_block_a_group_falls_into(labeller, labelled
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_labels_are_the_same_bit_for_bit_in_another_order_of_the_groups(labeller, seed):
+def test_labeller_labels_are_the_same_bit_for_bit_in_another_order_of_the_groups(labeller, seed):
     groups = [group(task, i, candidates=1 + i % 4) for task in ("qa", "chat", "likely") for i in range(5)]
     expected = labeller.label(groups, "print")
     order = np.random.default_rng(seed).permutation(len(groups))
     assert labeller.label([groups[i] for i in order], "print") == [expected[i] for i in order]
 
 
-def test_the_llm_reads_the_groups_in_an_order_of_their_own(labeller, monkeypatch):
+def test_labeller_the_llm_reads_the_groups_in_an_order_of_their_own(labeller, monkeypatch):
     """The rows of a batch, and so the rounding of its products, would else follow the caller's order."""
-    groups, read, sample = [group("qa", i) for i in range(5)], [], labeller.engine.sample
-    monkeypatch.setattr(labeller.engine, "sample", lambda *given: read.append(given) or sample(*given))
+    groups, read, sample = [group("qa", i) for i in range(5)], [], labeller.backend.sample
+    monkeypatch.setattr(labeller.backend, "sample", lambda *given: read.append(given) or sample(*given))
     labeller.label(groups, "print")
     labeller.label(groups[::-1], "print")
     assert read[0] == read[1]
 
 
-def test_the_pairs_that_were_scored_are_counted(labeller):
+def test_labeller_the_pairs_that_were_scored_are_counted(labeller):
     before = labeller.pairs
     labeller.label(GROUPS, "print")
     assert labeller.pairs - before == 3 + 3 + 1 + 3
 
 
-def test_two_outputs_of_the_same_scored_tokens_are_one(labeller, monkeypatch, tiny_llm):
+def test_labeller_two_outputs_of_the_same_scored_tokens_are_one(labeller, monkeypatch, tiny_llm):
     """Of an output of which two tokens are scored, a sample that is those two could only ever tie."""
     lm = labeller.lm
     tasks = {"qa": TASKS["qa"].model_copy(update={"max_output_tokens": 2})}
     short = RewardLabeller(lm, tiny_llm, LabelConfig(num_samples=4), tasks, {})
     drawn = [" Paris is", " Paris", " London town hall", " London town house", "", " London town hall"]
     answer = "Paris is the capital"
-    monkeypatch.setattr(short.engine, "sample", lambda prefixes, *_: [[lm.tokens(text) for text in drawn]])
+    monkeypatch.setattr(short.backend, "sample", lambda prefixes, *_: [[lm.tokens(text) for text in drawn]])
     (row,) = short.label([{**group("qa", 0), "answers": [answer]}], "print")
     kept = {}
     for text in [answer, *(text.strip() for text in drawn)]:
@@ -157,22 +157,22 @@ def test_two_outputs_of_the_same_scored_tokens_are_one(labeller, monkeypatch, ti
     assert len(row["outputs"]) < len(set(drawn))
 
 
-def test_another_seed_draws_other_outputs(labeller, labelled, tiny_llm):
+def test_labeller_another_seed_draws_other_outputs(labeller, labelled, tiny_llm):
     other = RewardLabeller(labeller.lm, tiny_llm, LabelConfig(num_samples=4, seed=1), TASKS, {})
     assert other.label(GROUPS[4:5], "print")[0]["outputs"][1:] != labelled[4]["outputs"][1:]
 
 
-def test_each_query_draws_from_a_stream_of_its_own(labeller):
+def test_labeller_each_query_draws_from_a_stream_of_its_own(labeller):
     twins = [{**group("qa", 0), "query_id": name} for name in ("q0", "q1")]
     one, other = labeller.label(twins, "print")
     assert one["outputs"][1:] != other["outputs"][1:]
 
 
-def test_the_groups_given_are_not_changed(labeller):
+def test_labeller_the_groups_given_are_not_changed(labeller):
     given = group("qa", 0)
     labeller.label([given], "print")
     assert given == group("qa", 0)
 
 
-def test_no_groups_give_no_rows(labeller):
+def test_labeller_no_groups_give_no_rows(labeller):
     assert labeller.label([], "print") == []

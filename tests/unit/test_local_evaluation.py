@@ -14,13 +14,10 @@ from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.errors import DataError
 from embedder.evaluation.__main__ import encoder_names, main
 from embedder.evaluation.comparison import summarise
-from embedder.evaluation.judge import LlmJudge, judged_ledger
-from embedder.evaluation.local import (
-    ask_llm,
-    measure_encoder,
-    read_sets,
-    read_shot_pools,
-)
+from embedder.evaluation.judge import LlmJudge
+from embedder.evaluation.local import ask_llm, measure_encoder, read_sets
+from embedder.evaluation.replies import judged_ledger
+from embedder.labelling.prompts import read_shot_pools
 from embedder.models.causal_lm import load_lm
 from embedder.models.encoder import encode, load_encoder
 
@@ -84,11 +81,11 @@ def encoder(tiny_encoder):
     return load_encoder(tiny_encoder, device="cpu")
 
 
-def test_rankings_are_by_inner_product_and_no_query_finds_itself(config, encoder):
+def test_local_evaluation_rankings_are_by_inner_product_and_no_query_finds_itself(config, encoder):
     sets = read_sets(config, "dev")
     measure_encoder("mine", encoder, BUILTIN_TASKS, sets, config.evaluate)
     for one in sets:
-        spec, rankings = BUILTIN_TASKS[one.measured.task], one.rankings["mine"]
+        spec, rankings = BUILTIN_TASKS[one.measured.task], one.measured.rankings["mine"]
         for row in one.measured.rows:
             ids = [name for name in (row["pool_ids"] or one.texts) if name != row["query_id"]]
             query = encode(encoder, [row["query"]], spec, "query")[0]
@@ -99,18 +96,18 @@ def test_rankings_are_by_inner_product_and_no_query_finds_itself(config, encoder
             assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
-def test_a_choice_of_queries_is_seeded_and_grows(config):
+def test_read_sets_a_choice_of_queries_is_seeded_and_grows(config):
     chosen = {one.measured.name: {row["query_id"] for row in one.measured.rows} for one in read_sets(config, "dev", 2)}
     more = {one.measured.name: {row["query_id"] for row in one.measured.rows} for one in read_sets(config, "dev", 4)}
     assert all(len(chosen[name]) == 2 and chosen[name] < more[name] for name in ("docs", "kinds", "talk"))
 
 
-def test_a_split_that_is_not_there_is_refused(config):
+def test_read_sets_a_split_that_is_not_there_is_refused(config):
     with pytest.raises(DataError, match="no queries"):
         read_sets(config, "test")
 
 
-def test_prompts_are_computed_once_whichever_encoder_they_come_from(config, encoder, tiny_llm, tmp_path):
+def test_ask_llm_computes_equal_prompts_of_encoders_once(config, encoder, tiny_llm, tmp_path):
     settings = config.evaluate
     lm = load_lm(tiny_llm, tmp_path / "cache", device="cpu")
     judge = LlmJudge(lm, tiny_llm, config.tasks, settings, read_shot_pools(config))
@@ -127,13 +124,13 @@ def test_prompts_are_computed_once_whichever_encoder_they_come_from(config, enco
     assert summarise([one.measured for one in sets], settings)["tasks"]["chat"]["headline"] == "perplexity"
 
 
-def test_encoders_are_called_by_what_tells_them_apart():
+def test_encoder_names_encoders_are_called_by_what_tells_them_apart():
     assert encoder_names(["runs/a/model"]) == ["model"]
     assert encoder_names(["runs/a/model", "runs/b/model", "base"]) == ["a-model", "b-model", "base"]
     assert encoder_names(["./my model", "package:name/model"]) == ["my-model", "model"]
 
 
-def test_the_command_compares_encoders(run_file, tiny_encoder_folder, tmp_path, capsys):
+def test_evaluation_command_compares_encoders(run_file, tiny_encoder_folder, tmp_path, capsys):
     main(["--config", str(run_file), "--llm", "2", "--out", str(tmp_path / "out"), "base", str(tiny_encoder_folder)])
     assert "nDCG@10" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -152,7 +149,7 @@ def test_the_command_compares_encoders(run_file, tiny_encoder_folder, tmp_path, 
         (["--set", "llm=null", "--llm", "1", "base"], "no `llm` section"),
     ],
 )
-def test_the_command_says_what_is_wrong(run_file, capsys, arguments, reason):
+def test_evaluation_command_says_what_is_wrong(run_file, capsys, arguments, reason):
     with pytest.raises(SystemExit) as caught:
         main(["--config", str(run_file), *arguments])
     assert caught.value.code == 2

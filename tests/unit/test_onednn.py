@@ -11,7 +11,7 @@ from torch import nn
 from embedder.config.run import LlmConfig
 from embedder.models.causal_lm import load_lm
 from embedder.models.onednn import PackedLinear, TrainedLinear, has_onednn, pack_linear_layers, train_linear_layers
-from tests.unit.tiny_llms import PLAIN, SHARING, save_tiny
+from tests.unit.tiny_llms import SEQUENTIAL, SHARING, save_tiny
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="this PyTorch has no oneDNN")
 
@@ -58,7 +58,7 @@ def test_pack_linear_layers_replaces_only_plain_layers_in_full_precision():
 @pytest.mark.parametrize("name", ["tied llama", "mixtral", "opt", "mamba, no attention", "bloom, its own attention"])
 @torch.inference_mode()
 def test_pack_linear_layers_leaves_predictions_as_before(tmp_path, name):
-    folder = save_tiny((SHARING | PLAIN)[name], tmp_path)
+    folder = save_tiny((SHARING | SEQUENTIAL)[name], tmp_path)
     config = LlmConfig(model=str(folder), dtype="float32")
     packed = load_lm(config, tmp_path / "cache", device="cpu").model
     assert any(isinstance(module, PackedLinear) for module in packed.modules())

@@ -51,11 +51,13 @@ POISON = {
 
 
 @pytest.mark.parametrize(("change", "error"), POISON.values(), ids=POISON.keys())
-@pytest.mark.parametrize("place", [0, 2, 4])
-def test_a_poisoned_group_says_what_is_wrong_and_the_others_are_labelled(labeller, expected, change, error, place):
+@pytest.mark.parametrize("position", [0, 2, 4])
+def test_labeller_says_what_is_wrong_with_a_poisoned_group_and_labels_the_others(
+    labeller, expected, change, error, position
+):
     bad = {**group("qa", 9), **change}
-    rows = labeller.label([*GOOD[:place], bad, *GOOD[place:]], "print")
-    poisoned = rows.pop(place)
+    rows = labeller.label([*GOOD[:position], bad, *GOOD[position:]], "print")
+    poisoned = rows.pop(position)
     assert poisoned["error"].startswith(error)
     assert [poisoned[name] for name in ("rewards", "outputs", "base_scores", "scores")] == [None] * 4
     assert {name: poisoned[name] for name in bad} == bad
@@ -63,7 +65,7 @@ def test_a_poisoned_group_says_what_is_wrong_and_the_others_are_labelled(labelle
         same_labels(row, good)
 
 
-def test_a_candidate_of_which_nothing_fits_is_named(labeller, expected):
+def test_labeller_a_candidate_of_which_nothing_fits_is_named(labeller, expected):
     """The query grows until the room left is less than a letter of three tokens, but not less than one of one."""
     for length in range(60, 200):
         bad = {**group("qa", 9), "query": "fox " * length, "candidate_texts": ["a", "日本" * 99, "a"]}
@@ -78,19 +80,19 @@ def test_a_candidate_of_which_nothing_fits_is_named(labeller, expected):
         same_labels(row, good)
 
 
-def test_a_candidate_that_is_cut_is_counted_and_still_rewarded(labeller):
+def test_labeller_a_candidate_that_is_cut_is_counted_and_still_rewarded(labeller):
     (row,) = labeller.label([{**group("qa", 9), "candidate_texts": ["a", "fox " * 4000, "fox " * 4000]}], "print")
     assert (row["error"], row["truncated"], len(row["rewards"])) == (None, 2, 3)
     assert row["scores"][1] == row["scores"][2]
 
 
-def test_as_many_characters_as_are_allowed_are_read(labeller):
+def test_labeller_as_many_characters_as_are_allowed_are_read(labeller):
     long = "a" * MAX_CHARACTERS
     (row,) = labeller.label([{**group("likely", 9), "candidate_texts": [long], "answers": [long]}], "print")
     assert (row["error"], row["truncated"]) == (None, 1)
 
 
-def test_texts_without_a_token_are_refused(lm, tiny_llm, labeller):
+def test_labeller_texts_without_a_token_are_refused(lm, tiny_llm, labeller):
     """Some tokenizers delete characters that Python does not count as blank."""
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
@@ -145,7 +147,7 @@ CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(hand
 @pytest.mark.parametrize(
     "given", [{}, {"kind": RuntimeError, "message": CUBLAS}, {"kind": RuntimeError, "message": cpu_message()}]
 )
-def test_batches_that_do_not_fit_are_halved_and_the_labels_stay(labeller, expected, small_memory, given):
+def test_labeller_batches_that_do_not_fit_are_halved_and_the_labels_stay(labeller, expected, small_memory, given):
     memory = small_memory(220, **given)
     for row, good in zip(labeller.label(GOOD, "print"), expected, strict=True):
         same_labels(row, good)
@@ -153,7 +155,7 @@ def test_batches_that_do_not_fit_are_halved_and_the_labels_stay(labeller, expect
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory. Tried\nto allocate", ""])
-def test_a_group_that_alone_does_not_fit_is_an_error_and_the_others_are_labelled(
+def test_labeller_a_group_that_alone_does_not_fit_is_an_error_and_the_others_are_labelled(
     labeller, expected, small_memory, message
 ):
     memory = small_memory(150, message=message)
@@ -169,7 +171,7 @@ def test_a_group_that_alone_does_not_fit_is_an_error_and_the_others_are_labelled
     assert labeller.pairs - pairs == sum(len(good["candidate_texts"]) for good in GOOD)
 
 
-def test_a_long_query_that_does_not_fit_even_without_candidate_is_an_error_too(labeller, expected, small_memory):
+def test_labeller_a_long_query_that_does_not_fit_without_candidate_is_an_error_too(labeller, expected, small_memory):
     """Here the sampling runs out of memory, not the scoring."""
     small_memory(150)
     rows = labeller.label([{**group("qa", 9), "query": "fox " * 120}, *GOOD], "print")
@@ -178,7 +180,7 @@ def test_a_long_query_that_does_not_fit_even_without_candidate_is_an_error_too(l
         same_labels(row, good)
 
 
-def test_an_llm_that_gives_no_numbers_rewards_nothing(tiny_llm, tmp_path):
+def test_labeller_an_llm_that_gives_no_numbers_rewards_nothing(tiny_llm, tmp_path):
     lm = load_lm(tiny_llm, tmp_path, device="cpu")
     lm.model.model.norm.weight.data.fill_(float("nan"))
     rows = RewardLabeller(lm, tiny_llm, LabelConfig(num_samples=4), TASKS, POOL).label(GOOD, "print")
@@ -186,7 +188,7 @@ def test_an_llm_that_gives_no_numbers_rewards_nothing(tiny_llm, tmp_path):
     assert all(row["rewards"] is None for row in rows)
 
 
-def test_a_chat_template_that_is_missing_stops_the_run(lm, tiny_llm):
+def test_labeller_a_chat_template_that_is_missing_stops_the_run(lm, tiny_llm):
     template = TASKS["qa"].template.model_copy(update={"chat": True})
     tasks = {"qa": TASKS["qa"].model_copy(update={"template": template})}
     with pytest.raises(ConfigError, match="no chat template"):

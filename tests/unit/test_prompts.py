@@ -62,27 +62,27 @@ def flags(prefix):
     return prefix.passage_cut, prefix.passage_lost, prefix.query_cut
 
 
-def test_a_prompt_is_shots_then_context_then_query(lm):
+def test_prompt_builder_a_prompt_is_shots_then_context_then_query(lm):
     prefix = builder(lm).prefix("where?", ["one", "two"], SHOTS)
     assert text_of(lm, prefix) == "Q: which lazy dog A: the quick one\n\nKnowledge: one\ntwo\nQ: where? A:"
     assert flags(prefix) == (False, False, False)
 
 
 @pytest.mark.parametrize("passages", [[], [""]])
-def test_without_passages_the_context_is_absent(lm, passages):
+def test_prompt_builder_without_passages_the_context_is_absent(lm, passages):
     prefix = builder(lm).prefix("where?", passages, [])
     assert text_of(lm, prefix) == "Q: where? A:"
     assert flags(prefix) == (False, False, False)
 
 
-def test_prompts_with_and_without_a_candidate_share_their_shots(lm):
+def test_prompt_builder_prompts_with_and_without_a_candidate_share_their_shots(lm):
     bare, full = (builder(lm).prefix("where?", passages, SHOTS) for passages in ([], ["one"]))
     shots = lm.tokens("Q: which lazy dog A: the quick one\n\n")
     assert bare.ids[: len(shots) - 1] == full.ids[: len(shots) - 1]
 
 
 @pytest.mark.parametrize("longest", [30, 45, 60, 120])
-def test_a_long_prompt_loses_tokens_from_the_end_of_the_passage_alone(lm, longest):
+def test_prompt_builder_a_long_prompt_loses_tokens_from_the_end_of_the_passage_alone(lm, longest):
     prefix = builder(lm, longest).prefix("which lazy dog jumps?", [PASSAGE], [])
     text = text_of(lm, prefix)
     kept = text.removeprefix("Knowledge: ").removesuffix("\nQ: which lazy dog jumps? A:")
@@ -92,13 +92,13 @@ def test_a_long_prompt_loses_tokens_from_the_end_of_the_passage_alone(lm, longes
     assert flags(prefix) == (True, False, False)
 
 
-def test_a_long_prompt_keeps_its_shots(lm):
+def test_prompt_builder_a_long_prompt_keeps_its_shots(lm):
     prefix = builder(lm, 80).prefix("where?", [PASSAGE], SHOTS)
     assert text_of(lm, prefix).startswith("Q: which lazy dog A: the quick one\n\nKnowledge: Paris")
     assert len(prefix.ids) <= 80
 
 
-def test_a_passage_cut_within_a_letter_stays_within_the_limit_and_keeps_whole_letters(lm):
+def test_prompt_builder_a_passage_cut_within_a_letter_stays_within_the_limit_and_keeps_whole_letters(lm):
     letters = "日本語の文章です。" * 20
     for longest in range(40, 60):
         prefix = builder(lm, longest).prefix("where?", [letters], [])
@@ -108,14 +108,14 @@ def test_a_passage_cut_within_a_letter_stays_within_the_limit_and_keeps_whole_le
         assert kept
 
 
-def test_a_passage_of_which_nothing_fits_is_lost_and_the_query_stays_whole(lm):
+def test_prompt_builder_a_passage_of_which_nothing_fits_is_lost_and_the_query_stays_whole(lm):
     bare = builder(lm).prefix("where?", [], [])
     for passage in (PASSAGE, "日本", " \n\n" + PASSAGE):
         prefix = builder(lm, len(bare.ids) + 1).prefix("where?", [passage], [])
         assert (prefix.ids, flags(prefix)) == (bare.ids, (True, True, False))
 
 
-def test_a_query_that_alone_is_too_long_loses_its_beginning(lm):
+def test_prompt_builder_a_query_that_alone_is_too_long_loses_its_beginning(lm):
     query = "fox " * 50 + "dog"
     prefix = builder(lm, 20).prefix(query, [PASSAGE], [])
     assert len(prefix.ids) == 20
@@ -126,7 +126,7 @@ def test_a_query_that_alone_is_too_long_loses_its_beginning(lm):
 
 @quick
 @given(st.text(max_size=60), st.text(max_size=200), st.integers(16, 120), st.booleans())
-def test_a_prefix_is_never_too_long_and_its_query_is_whole_while_a_passage_can_give_way(
+def test_prompt_builder_a_prefix_is_never_too_long_and_its_query_is_whole_while_a_passage_can_give_way(
     lm, chat_lm, query, passage, longest, chat
 ):
     used, template = (chat_lm, CHAT) if chat else (lm, TEMPLATE)
@@ -141,7 +141,9 @@ def test_a_prefix_is_never_too_long_and_its_query_is_whole_while_a_passage_can_g
     assert not prefix.passage_lost or prefix.query_cut or prefix.ids == bare.ids
 
 
-def test_a_prompt_begins_with_what_the_tokenizer_puts_before_every_text_and_an_output_does_not(led_lm, lm):
+def test_prompt_builder_a_prompt_begins_with_what_the_tokenizer_puts_before_every_text_and_an_output_does_not(
+    led_lm, lm
+):
     assert led_lm.lead_ids == [1]
     assert lm.lead_ids == []
     bare = builder(led_lm).prefix("where?", ["one"], [])
@@ -150,14 +152,14 @@ def test_a_prompt_begins_with_what_the_tokenizer_puts_before_every_text_and_an_o
     assert builder(led_lm, len(bare.ids) - 1).prefix("where?", ["one"], []).ids[0] == 1
 
 
-def test_a_chat_template_wraps_the_whole_prompt_as_one_message(chat_lm):
+def test_prompt_builder_a_chat_template_wraps_the_whole_prompt_as_one_message(chat_lm):
     chat = builder(chat_lm, template=CHAT)
     assert text_of(chat_lm, chat.prefix("where?", ["one"], [])) == "<user>Knowledge: one\nQ: where? A:<answer>"
     shots = text_of(chat_lm, chat.prefix("where?", [], SHOTS))
     assert shots == "<user>Q: which lazy dog A: the quick one\n\nQ: where? A:<answer>"
 
 
-def test_a_long_passage_is_cut_within_the_message(chat_lm):
+def test_prompt_builder_a_long_passage_is_cut_within_the_message(chat_lm):
     prefix = builder(chat_lm, 60, CHAT).prefix("where?", [PASSAGE], [])
     assert len(prefix.ids) <= 60
     assert text_of(chat_lm, prefix).startswith("<user>Knowledge: Paris")
@@ -165,21 +167,21 @@ def test_a_long_passage_is_cut_within_the_message(chat_lm):
     assert flags(prefix) == (True, False, False)
 
 
-def test_a_chat_template_begins_the_text_itself(chat_lm, led_lm):
+def test_prompt_builder_a_chat_template_begins_the_text_itself(chat_lm, led_lm):
     tokenizer = copy.deepcopy(led_lm.tokenizer)
     tokenizer.chat_template = chat_lm.tokenizer.chat_template
     chat = builder(replace(led_lm, tokenizer=tokenizer), template=CHAT)
     assert chat.prefix("where?", [], []).ids == builder(chat_lm, template=CHAT).prefix("where?", [], []).ids
 
 
-def test_a_tokenizer_without_chat_template_is_refused_before_any_prompt(lm, chat_lm, tiny_llm):
+def test_prompt_builder_a_tokenizer_without_chat_template_is_refused_before_any_prompt(lm, chat_lm, tiny_llm):
     task = BUILTIN_TASKS["qa"].model_copy(update={"template": CHAT})
     with pytest.raises(ConfigError, match="no chat template"):
         prompt_builder(lm, task, tiny_llm)
     assert prompt_builder(chat_lm, task, tiny_llm).template == CHAT
 
 
-def test_an_output_is_cut_to_its_limit(lm):
+def test_prompt_builder_an_output_is_cut_to_its_limit(lm):
     whole = lm.tokens(" the quick brown fox jumps over the lazy dog")
     assert builder(lm).output(" the quick brown fox jumps over the lazy dog ") == whole[:5]
     assert builder(lm, output_tokens=99).output("the quick brown fox jumps over the lazy dog") == whole
@@ -196,7 +198,7 @@ def test_an_output_is_cut_to_its_limit(lm):
         (" Paris", ""),
     ],
 )
-def test_a_sample_ends_before_the_first_stop_text(lm, stop, text):
+def test_prompt_builder_a_sample_ends_before_the_first_stop_text(lm, stop, text):
     ids = [*lm.tokens(" Paris\nQ: which city"), lm.tokenizer.eos_token_id]
     template = PromptTemplate(context="{passage}", input="{query}", stop=stop)
     assert builder(lm, template=template).clean_sample(ids) == text
@@ -217,7 +219,7 @@ def test_shots_are_seeded_and_do_not_depend_on_the_order_of_the_pool():
     assert len({tuple(choose_shots(POOL, "x", 3, seed)) for seed in range(8)}) > 1
 
 
-def test_prompts_share_their_first_shots():
+def test_shots_of_all_prompts_begin_alike():
     assert choose_shots(POOL, "x", 2, seed=0) == choose_shots(POOL, "y", 3, seed=0)[:2]
 
 
@@ -229,23 +231,23 @@ def test_shots_answer_differently_while_the_pool_does():
         assert {answer for _, answer in choose_shots(pool, "q5", 3, seed)} == {"no"}
 
 
-def test_a_row_that_stands_twice_in_the_pool_is_no_other_answer():
+def test_shots_a_row_that_stands_twice_in_the_pool_is_no_other_answer():
     pool = [("q0", "same", "no"), ("q1", "same", "no"), ("q2", "other", "yes")]
     for seed in range(9):
         assert {answer for _, answer in choose_shots(pool, "x", 2, seed)} == {"yes", "no"}
 
 
-def test_a_small_pool_gives_fewer_shots():
+def test_shots_of_a_small_pool_are_fewer():
     assert choose_shots(POOL[:1], "q0", 3, seed=0) == []
 
 
-def test_a_task_brings_its_template_unless_another_is_given(lm, tiny_llm):
+def test_prompt_builder_a_task_brings_its_template_unless_another_is_given(lm, tiny_llm):
     task = BUILTIN_TASKS["chat"]
     own = prompt_builder(lm, task, tiny_llm)
     assert (own.template, own.max_output_tokens, own.max_prefix_tokens) == (task.template, 32, 200)
     assert prompt_builder(lm, task, tiny_llm, TEMPLATE).template == TEMPLATE
 
 
-def test_a_task_without_template_has_no_prompts(lm, tiny_llm):
+def test_prompt_builder_a_task_without_template_has_no_prompts(lm, tiny_llm):
     with pytest.raises(ValueError, match="no template"):
         prompt_builder(lm, BUILTIN_TASKS["tool"], tiny_llm)

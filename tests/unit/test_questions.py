@@ -25,7 +25,7 @@ def settings(**fields):
     return EvaluateConfig.model_validate({"llm_queries": 6, **fields})
 
 
-def test_a_seeded_choice_grows_with_its_limit_and_needs_no_order():
+def test_chosen_queries_a_seeded_choice_grows_with_its_limit_and_needs_no_order():
     chosen = [one["query_id"] for one in chosen_queries(EVALUATIONS["qa"], ROWS, settings())]
     assert len(chosen) == 6
     assert [one["query_id"] for one in chosen_queries(EVALUATIONS["qa"], ROWS[::-1], settings())] == chosen
@@ -35,14 +35,14 @@ def test_a_seeded_choice_grows_with_its_limit_and_needs_no_order():
     assert other != chosen
 
 
-def test_what_has_no_answer_or_no_options_is_not_asked():
+def test_chosen_queries_what_has_no_answer_or_no_options_is_not_asked():
     rows = [row(1, answers=[]), row(2), row(3, options=["answer 3", "x"])]
     assert [one["query_id"] for one in chosen_queries(EVALUATIONS["choice"], rows, settings())] == ["q3"]
     assert {one["query_id"] for one in chosen_queries(EVALUATIONS["qa"], rows, settings())} == {"q2", "q3"}
 
 
 @pytest.mark.parametrize("name", ["tool", "convsearch"])
-def test_rankings_alone_ask_nobody(name):
+def test_chosen_queries_rankings_alone_ask_nobody(name):
     assert chosen_queries(EVALUATIONS[name], ROWS, settings()) == []
     assert chosen_queries(EVALUATIONS["qa"], ROWS, settings(llm_queries={"chat": 5})) == []
 
@@ -61,7 +61,7 @@ def asked_about(rows=ROWS[:2], count=2, rankings=RANKINGS, name="qa"):
     return asked
 
 
-def test_retrievers_that_find_the_same_share_a_question():
+def test_ask_all_retrievers_that_find_the_same_share_a_question():
     asked = asked_about()
     assert set(asked.ids) == {("d", retriever, query) for retriever in RANKINGS for query in ("q0", "q1")}
     assert asked.ids["d", "one", "q0"] == asked.ids["d", "two", "q0"]
@@ -71,10 +71,10 @@ def test_retrievers_that_find_the_same_share_a_question():
     assert sorted(texts) == [[], [], ["passage 1"], ["passage 1", "passage 2"], ["passage 4"]]
 
 
-def test_passages_of_a_history_carry_their_place():
+def test_ask_all_passages_of_a_history_carry_their_position():
     asked = asked_about([row(0, pool_ids=["p3", "p2", "p1"])], 3, {"one": RANKINGS["one"]}, "chat")
     (one,) = asked.rows.values()
-    assert [(passage["id"], passage["place"]) for passage in one["passages"]] == [("p1", 2), ("p2", 1), ("p3", 0)]
+    assert [(passage["id"], passage["position"]) for passage in one["passages"]] == [("p1", 2), ("p2", 1), ("p3", 0)]
 
 
 def planned_ids(units):
@@ -92,7 +92,7 @@ def unit_rows(queries, retrievers):
 
 @quick
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 4), st.randoms(use_true_random=False))
-def test_units_hold_everything_once_and_do_not_depend_on_the_order(queries, retrievers, size, random):
+def test_plan_units_units_hold_everything_once_and_do_not_depend_on_the_order(queries, retrievers, size, random):
     rows = unit_rows(queries, retrievers)
     units = planned_ids(plan_units(rows, size, set()))
     assert sorted(one for unit in units for one in unit) == sorted(one["row_id"] for one in rows)
@@ -105,16 +105,16 @@ def test_units_hold_everything_once_and_do_not_depend_on_the_order(queries, retr
 
 @quick
 @given(st.integers(1, 9), st.integers(1, 4), st.sets(st.integers(0, 9)))
-def test_what_whole_units_leave_is_asked_in_the_same_units(queries, size, finished):
+def test_plan_units_what_whole_units_leave_is_asked_in_the_same_units(queries, size, finished):
     """As after a kill: some units are committed, and the others are asked as they would have been."""
     rows = unit_rows(queries, 2)
     units = planned_ids(plan_units(rows, size, set()))
-    done = {one for place in finished if place < len(units) for one in units[place]}
+    done = {one for i in finished if i < len(units) for one in units[i]}
     left = planned_ids(plan_units(rows, size, done))
-    assert left == [unit for place, unit in enumerate(units) if place not in finished]
+    assert left == [unit for i, unit in enumerate(units) if i not in finished]
 
 
-def test_a_further_retriever_asks_only_what_is_new():
+def test_ask_all_a_further_retriever_asks_only_what_is_new():
     first = unit_rows(4, 1)
     done = {one["row_id"] for one in first}
     left = planned_ids(plan_units(unit_rows(4, 2), 2, done))

@@ -18,14 +18,14 @@ from embedder.evaluation.retrieval import (
 
 
 def ranking(*ids):
-    return [(name, 10.0 - place) for place, name in enumerate(ids)]
+    return [(name, 10.0 - rank) for rank, name in enumerate(ids)]
 
 
 def grades(*ids):
     return dict.fromkeys(ids, 1)
 
 
-def test_measures_worked_by_hand():
+def test_ranking_measures_worked_by_hand():
     names = ["RR", "R@2", "nDCG@2", "R@3", "nDCG@3"]
     values = measure({"q": ranking("a", "x", "b")}, {"q": grades("a", "b")}, names)
     ideal = 1 + 1 / math.log2(3)
@@ -38,13 +38,13 @@ def test_measures_worked_by_hand():
     }
 
 
-def test_grades_are_gains():
+def test_ranking_measures_grades_are_gains():
     values = measure({"q": ranking("a", "b")}, {"q": {"a": 1, "b": 3}}, ["nDCG@2", "R@1"])
     assert values["nDCG@2"]["q"] == pytest.approx((1 + 3 / math.log2(3)) / (3 + 1 / math.log2(3)))
     assert values["R@1"]["q"] == 0.5
 
 
-def test_the_reciprocal_rank_is_that_of_the_first_relevant_passage():
+def test_ranking_measures_the_reciprocal_rank_is_that_of_the_first_relevant_passage():
     relevant = {"q": grades("b", "c"), "r": grades("z")}
     values = measure({"q": ranking("a", "b", "c"), "r": ranking("w", "x", "y", "z")}, relevant, ["RR"])
     assert values["RR"] == {"q": 0.5, "r": 0.25}
@@ -53,7 +53,7 @@ def test_the_reciprocal_rank_is_that_of_the_first_relevant_passage():
 NAMES = ["RR", "R@5", "nDCG@5"]
 
 
-def test_a_query_with_nothing_found_counts_zero():
+def test_ranking_measures_a_query_with_nothing_found_counts_zero():
     relevant = dict.fromkeys(("found", "wrong", "empty", "absent"), grades("a"))
     rankings = {"found": ranking("a"), "wrong": ranking("b"), "empty": []}
     values = measure(rankings, relevant, NAMES)
@@ -61,26 +61,26 @@ def test_a_query_with_nothing_found_counts_zero():
         assert values[name] == {"found": 1.0, "wrong": 0.0, "empty": 0.0, "absent": 0.0}
 
 
-def test_nothing_found_at_all_is_zero_everywhere():
+def test_ranking_measures_nothing_found_at_all_is_zero_everywhere():
     assert measure({"q": []}, {"q": grades("a")}, NAMES) == {name: {"q": 0.0} for name in NAMES}
 
 
-def test_a_query_without_relevant_passages_is_left_out():
+def test_ranking_measures_a_query_without_relevant_passages_is_left_out():
     values = measure({"q": ranking("a"), "r": ranking("a"), "s": ranking("a")}, {"q": grades("a"), "r": {}}, NAMES)
     assert values["RR"] == {"q": 1.0}
 
 
-def test_equal_scores_are_measured_in_the_order_of_the_ranking():
+def test_ranking_measures_equal_scores_are_measured_in_the_order_of_the_ranking():
     tied = [(name, 1.0) for name in "dcba"]
     assert measure({"q": tied}, {"q": grades("d")}, ["RR"])["RR"] == {"q": 1.0}
     assert measure({"q": tied}, {"q": grades("a")}, ["RR"])["RR"] == {"q": 0.25}
 
 
-def test_without_queries_there_is_nothing():
+def test_ranking_measures_without_queries_there_is_nothing():
     assert measure({}, {}, NAMES) == {"RR": {}, "R@5": {}, "nDCG@5": {}}
 
 
-def test_an_evaluation_has_its_own_cutoff_and_the_general_ones():
+def test_measure_names_an_evaluation_has_its_own_cutoff_and_the_general_ones():
     assert measure_names(EVALUATIONS["tool"], [5, 10]) == ["nDCG@5", "R@5", "RR", "R@10", "nDCG@10"]
     assert measure_names(EVALUATIONS["convsearch"], [1])[:2] == ["nDCG@3", "R@3"]
 
@@ -90,26 +90,26 @@ def row(query_id, **fields):
     return {"query_id": query_id, **empty, **fields}
 
 
-def test_known_positives_are_relevant_with_their_grades():
+def test_relevant_passages_known_positives_are_relevant_with_their_grades():
     rows = [row("q", positive_ids=["a", "b"]), row("r", positive_ids=["a", "c"], positive_grades=[2, 1]), row("s")]
     found = relevant_passages(EVALUATIONS["qa"], rows, {})
     assert found == {"q": {"a": 1, "b": 1}, "r": {"a": 2, "c": 1}}
 
 
-def test_worked_examples_with_the_querys_answer_are_relevant_but_not_itself():
+def test_relevant_passages_worked_examples_with_the_querys_answer_are_relevant_but_not_itself():
     answers = {"q": "yes", "e1": "yes", "e2": "no", "e3": None}
     rows = [row("q", answers=["yes"]), row("r", answers=["no"]), row("s", answers=["maybe"]), row("t")]
     found = relevant_passages(EVALUATIONS["icl"], rows, answers)
     assert found == {"q": {"e1": 1}, "r": {"e2": 1}}
 
 
-def test_no_query_finds_itself():
+def test_without_itself_no_query_finds_itself():
     rankings = {"q": ranking("a", "q", "b"), "r": ranking("a", "q", "b")}
     found = without_itself(rankings, 2)
     assert [[one for one, _ in found[query]] for query in ("q", "r")] == [["a", "b"], ["a", "q"]]
 
 
-def test_random_passages_are_seeded_by_query_and_drawn_from_its_pool():
+def test_random_rankings_random_passages_are_seeded_by_query_and_drawn_from_its_pool():
     ids = [f"p{i}" for i in range(50)]
     rows = [row("q"), row("r"), row("s", pool_ids=["p1", "p2"])]
     found = random_rankings(rows, ids, 5, seed=0)
@@ -120,7 +120,7 @@ def test_random_passages_are_seeded_by_query_and_drawn_from_its_pool():
     assert drawn["q"] != drawn["r"] and set(drawn["s"]) == {"p1", "p2"}
 
 
-def test_recency_puts_the_latest_of_a_history_first():
+def test_recency_rankings_recency_puts_the_latest_of_a_history_first():
     found = recency_rankings([row("q", pool_ids=["old", "older", "new"]), row("r")], 2)
     assert [one for one, _ in found["q"]] == ["new", "older"]
     assert found["r"] == []

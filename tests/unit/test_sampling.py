@@ -36,7 +36,7 @@ def prefixes():
     return [random.integers(3, 600, length).tolist() for length in (1, 3, 3, 8, 20, 31)]
 
 
-def test_the_same_seeds_give_the_same_outputs(lm, prefixes):
+def test_sample_outputs_the_same_seeds_give_the_same_outputs(lm, prefixes):
     seeds = list(range(6))
     first = sample_outputs(lm, prefixes, seeds, SAMPLING, 2048)
     assert sample_outputs(lm, prefixes, seeds, SAMPLING, 2048) == first
@@ -45,7 +45,7 @@ def test_the_same_seeds_give_the_same_outputs(lm, prefixes):
     assert all(len(tokens) == 6 for samples in first for tokens in samples)
 
 
-def test_outputs_do_not_depend_on_batch_mates_or_batch_size(lm, prefixes):
+def test_sample_outputs_outputs_do_not_depend_on_batch_mates_or_batch_size(lm, prefixes):
     seeds = list(range(6))
     ending = replace(SAMPLING, end_ids=frozenset(range(3, 60)), stop_ids=frozenset(range(60, 120)), max_tokens=12)
     for sampling in (SAMPLING, ending):
@@ -56,13 +56,13 @@ def test_outputs_do_not_depend_on_batch_mates_or_batch_size(lm, prefixes):
             assert sample_outputs(lm, [prefix], [seed], sampling, 64) == [samples]
 
 
-def test_samples_of_one_prompt_differ(lm, prefixes):
+def test_sample_outputs_samples_of_one_prompt_differ(lm, prefixes):
     samples = sample_outputs(lm, prefixes[-1:], [0], SAMPLING, 2048)[0]
     assert len({tuple(tokens) for tokens in samples}) == 3
 
 
 @torch.inference_mode()
-def test_every_token_is_drawn_from_what_the_model_says_in_float64(lm, folder, prefixes):
+def test_sample_outputs_every_token_is_drawn_from_what_the_model_says_in_float64(lm, folder, prefixes):
     exact = exact_model(folder)
     for seed, (prefix, samples) in enumerate(
         zip(prefixes, sample_outputs(lm, prefixes, list(range(6)), SAMPLING, 2048), strict=True)
@@ -80,7 +80,7 @@ def greedy_tokens(lm, prefix, end_ids):
     return lm.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prefix) :].tolist()
 
 
-def test_greedy_outputs_equal_those_of_transformers(lm, prefixes):
+def test_sample_outputs_greedy_outputs_equal_those_of_transformers(lm, prefixes):
     whole = sample_outputs(lm, prefixes, [0] * 6, GREEDY, 64)
     ends = frozenset(tokens[2] for (tokens,) in whole[::2])
     ended = sample_outputs(lm, prefixes, [0] * 6, replace(GREEDY, end_ids=ends), 64)
@@ -93,7 +93,7 @@ def test_greedy_outputs_equal_those_of_transformers(lm, prefixes):
     assert all(len(tokens) < 8 for (tokens,) in ended[::2])
 
 
-def test_prompts_that_have_ended_leave_the_batch(lm, prefixes, monkeypatch):
+def test_sample_outputs_prompts_that_have_ended_leave_the_batch(lm, prefixes, monkeypatch):
     whole = sample_outputs(lm, prefixes, list(range(6)), SAMPLING, 100_000)
     ends = frozenset(token for samples in whole[:3] for tokens in samples for token in tokens[:3])
     sampling, rows, forward = replace(SAMPLING, end_ids=ends), [], lm.model.forward
@@ -113,7 +113,7 @@ def test_prompts_that_have_ended_leave_the_batch(lm, prefixes, monkeypatch):
             assert cut == tokens[:first]
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(lm, prefixes, monkeypatch):
+def test_sample_outputs_a_batch_that_does_not_fit_is_halved_until_it_does(lm, prefixes, monkeypatch):
     expected = sample_outputs(lm, prefixes, list(range(6)), SAMPLING, 100_000)
     decode, sizes = module._decode, []
 
@@ -128,7 +128,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(lm, prefixes, monkeyp
     assert sizes == [6, 3, 1, 2, 3, 1, 2]
 
 
-def test_one_prompt_that_does_not_fit_is_an_error(lm, prefixes, monkeypatch):
+def test_sample_outputs_one_prompt_that_does_not_fit_is_an_error(lm, prefixes, monkeypatch):
     def no_memory(*_):
         raise torch.OutOfMemoryError("pretended")
 
@@ -137,11 +137,11 @@ def test_one_prompt_that_does_not_fit_is_an_error(lm, prefixes, monkeypatch):
         sample_outputs(lm, prefixes, list(range(6)), SAMPLING, 100_000)
 
 
-def test_no_prompts_have_no_outputs(lm):
+def test_sample_outputs_no_prompts_have_no_outputs(lm):
     assert sample_outputs(lm, [], [], SAMPLING, 2048) == []
 
 
-def test_a_branch_sees_its_prompt_and_itself_by_hand():
+def test_branch_mask_a_branch_sees_its_prompt_and_itself_by_hand():
     visible = torch.tensor([[False, True], [True, True]])
     assert branch_mask(visible, 2, 2).int().tolist() == [
         [[[0, 1, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1]]],
@@ -176,7 +176,7 @@ def test_a_branch_sees_its_prompt_and_itself_by_hand():
         pytest.param(0.65, 4, 0.5, 0.6, 2, id="cold, 16 and 9 of 30 reach 0.6: past 16/25"),
     ],
 )
-def test_a_draw_worked_by_hand(uniform, top_k, temperature, top_p, token):
+def test_draw_worked_by_hand(uniform, top_k, temperature, top_p, token):
     logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
     drawn = draw(logits, torch.tensor([uniform]), Sampling(1, 1, temperature, top_k, top_p))
     assert drawn.tolist() == [token]
@@ -200,7 +200,7 @@ def brute_distribution(logits, sampling):
     st.sampled_from([0.3, 0.9, 1.0]),
     st.sampled_from([0.5, 1.0, 2.0]),
 )
-def test_draws_are_spread_as_the_distribution_says(logits, top_k, top_p, temperature):
+def test_draw_is_spread_as_the_distribution_says(logits, top_k, top_p, temperature):
     """Pearson's statistic of 4,000 draws: its mean is the number of kept tokens less one, 60 more is no chance."""
     sampling = Sampling(1, 1, temperature, top_k, top_p)
     expected = brute_distribution(np.float32(logits).tolist(), sampling) * 4000
@@ -213,20 +213,20 @@ def test_draws_are_spread_as_the_distribution_says(logits, top_k, top_p, tempera
     assert statistic < likely.sum() + 60
 
 
-def test_rows_are_drawn_apart():
+def test_draw_rows_are_drawn_apart():
     logits = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
     assert draw(logits, torch.tensor([0.5, 0.95]), Sampling(1, 1, 1.0, 2)).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_logits_that_are_no_numbers_are_drawn_from_without_a_crash(bad):
+def test_draw_from_logits_that_are_no_numbers_does_not_crash(bad):
     """The scores of such a model are refused afterwards; an index out of range would end a GPU's process."""
     drawn = draw(torch.tensor([[bad] * 4, [0.0, 1.0, 2.0, 3.0]]), torch.tensor([0.5, 0.1]), Sampling(1, 1, 1.0, 3))
     assert 0 <= drawn[0] < 4
     assert drawn[1] == 3
 
 
-def test_the_random_numbers_of_a_prompt_are_its_seeds():
+def test_uniform_numbers_the_random_numbers_of_a_prompt_are_its_seeds():
     assert torch.equal(uniform_numbers(5, SAMPLING), uniform_numbers(5, SAMPLING))
     assert not torch.equal(uniform_numbers(5, SAMPLING), uniform_numbers(6, SAMPLING))
     assert uniform_numbers(5, SAMPLING).shape == (6, 3)

@@ -30,13 +30,13 @@ def drawn(one, rounds=ROUNDS, seed=0):
 BASE = [i / 20 for i in range(20)]
 
 
-def test_a_constant_gain_has_an_interval_of_no_width_and_is_sure():
+def test_bootstrap_a_constant_gain_has_an_interval_of_no_width_and_is_sure():
     found = difference(drawn(table(BASE, [value + 0.25 for value in BASE])), 1, 0)
     assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
     assert found.p == pytest.approx(1 / (ROUNDS + 1))
 
 
-def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
+def test_bootstrap_the_interval_of_a_mean_is_as_wide_as_theory_says():
     values = np.random.default_rng(1).normal(3, 2, size=400)
     found = estimate(drawn(table(values)), 0)
     assert found.value == pytest.approx(values.mean())
@@ -44,13 +44,13 @@ def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
     assert found.low < found.value < found.high
 
 
-def test_no_difference_at_all_is_certain_to_be_chance():
+def test_randomisation_test_no_difference_at_all_is_certain_to_be_chance():
     found = difference(drawn(table(BASE, BASE)), 1, 0)
     assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_p_is_the_share_of_swaps_that_come_as_far_apart(seed):
+def test_randomisation_test_p_is_the_share_of_swaps_that_come_as_far_apart(seed):
     random = np.random.default_rng(seed)
     one, other = random.normal(size=(2, 9))
     other = other + 0.4
@@ -63,7 +63,7 @@ def test_p_is_the_share_of_swaps_that_come_as_far_apart(seed):
     assert found.p == pytest.approx(np.mean(counted), abs=0.01)
 
 
-def test_equal_means_of_noise_are_rarely_called_different():
+def test_randomisation_test_equal_means_of_noise_are_rarely_called_different():
     random = np.random.default_rng(0)
     ps = []
     for trial in range(200):
@@ -78,7 +78,7 @@ def test_perplexity_weighs_tokens_and_not_outputs():
     assert drawn(one).point_N[0] == pytest.approx(math.exp((30 * 1.0 + 10 * 3.0) / 40))
 
 
-def test_an_interval_of_a_perplexity_is_its_own_scale():
+def test_bootstrap_an_interval_of_a_perplexity_is_its_own_scale():
     random = np.random.default_rng(2)
     found = estimate(
         drawn(table(random.normal(2, 0.5, 200), weights=random.integers(5, 50, 200), measure=PERPLEXITY)), 0
@@ -87,7 +87,7 @@ def test_an_interval_of_a_perplexity_is_its_own_scale():
     assert found.value == pytest.approx(math.exp(2), rel=0.1)
 
 
-def test_queries_of_one_document_are_drawn_together():
+def test_bootstrap_queries_of_one_document_are_drawn_together():
     """Ten documents whose queries all say the same thing are ten votes, not a hundred."""
     votes = np.random.default_rng(3).normal(size=10)
     values = np.repeat(votes, 10)
@@ -99,12 +99,12 @@ def test_queries_of_one_document_are_drawn_together():
     assert difference(drawn(swapped), 1, 0).p >= 1 / 2**10
 
 
-def test_units_of_unequal_size_keep_their_weight():
+def test_bootstrap_units_of_unequal_size_keep_their_weight():
     values, units = [1.0] * 90 + [0.0] * 10, [0] * 90 + list(range(1, 11))
     assert drawn(table(values, units=units)).point_N[0] == pytest.approx(0.9)
 
 
-def test_an_average_counts_each_dataset_once():
+def test_average_counts_each_dataset_once():
     small, large = table([0.0, 0.0], [1.0, 1.0]), table([0.5] * 100, [0.5] * 100)
     found = average([drawn(small), drawn(large, seed=1)])
     assert found.point_N == pytest.approx([0.25, 0.75])
@@ -112,7 +112,7 @@ def test_an_average_counts_each_dataset_once():
     assert estimate(found, 1).value == pytest.approx(0.75)
 
 
-def test_the_same_seed_draws_the_same(monkeypatch):
+def test_bootstrap_the_same_seed_draws_the_same(monkeypatch):
     one = table(BASE, BASE[::-1])
     first = drawn(one)
     assert np.array_equal(first.resampled_RN, drawn(one).resampled_RN)
@@ -122,6 +122,6 @@ def test_the_same_seed_draws_the_same(monkeypatch):
     assert small.resampled_RN.shape == (50, 2) and small.swapped_RN.shape == (50, 2)
 
 
-def test_a_single_query_has_no_width():
+def test_bootstrap_a_single_query_has_no_width():
     found = estimate(drawn(table([2.0])), 0)
     assert (found.low, found.value, found.high) == (2.0, 2.0, 2.0)

@@ -12,14 +12,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from embedder.labelling.prefix_tree import PackedPrompt, build_tree
 from embedder.labelling.tree_attention import plan_attention, tree_attention
 from tests.unit.judges import many_prompts, quick
-from tests.unit.test_prefix_tree import seen_places
+from tests.unit.test_prefix_tree import seen_tokens
 
 
 def brute_mask(tree):
-    """Who sees whom, from the places each token sees."""
+    """Who sees whom, from the tokens that each token sees."""
     mask = torch.zeros((len(tree.tokens), len(tree.tokens)), dtype=torch.bool)
-    for place, seen in enumerate(seen_places(tree)):
-        mask[place, seen] = True
+    for index, seen in enumerate(seen_tokens(tree)):
+        mask[index, seen] = True
     return mask
 
 
@@ -27,7 +27,7 @@ def planned_mask(tree):
     """Who sees whom, from the ranges of keys and the masks that the attention uses."""
     mask = torch.zeros((len(tree.tokens), len(tree.tokens)), dtype=torch.bool)
     for span in plan_attention(tree, torch.float32, torch.device("cpu")):
-        keys = [place for start, stop in span.keys for place in range(start, stop)]
+        keys = [i for start, stop in span.keys for i in range(start, stop)]
         own = torch.ones((span.stop - span.start, len(keys))).tril() > 0 if span.mask is None else span.mask == 0
         mask[span.start : span.stop, keys] = own
     return mask
@@ -35,14 +35,14 @@ def planned_mask(tree):
 
 @quick
 @given(many_prompts())
-def test_the_plan_lets_every_token_see_its_path_alone(prompts):
+def test_plan_attention_lets_every_token_see_its_path_alone(prompts):
     tree = build_tree(prompts)
     assert torch.equal(planned_mask(tree), brute_mask(tree))
 
 
 @quick
 @given(many_prompts(), st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.sampled_from([None, 0.3]))
-def test_attention_equals_one_softmax_under_a_dense_mask(prompts, heads, scaling):
+def test_tree_attention_equals_one_softmax_under_a_dense_mask(prompts, heads, scaling):
     tree = build_tree(prompts)
     torch.manual_seed(len(tree.tokens))
     query = torch.randn(1, heads[0], len(tree.tokens), 8)
@@ -56,7 +56,7 @@ def test_attention_equals_one_softmax_under_a_dense_mask(prompts, heads, scaling
     assert torch.allclose(found.double(), expected.transpose(1, 2), atol=1e-5)
 
 
-def test_without_a_plan_it_is_the_attention_of_transformers():
+def test_tree_attention_without_a_plan_it_is_the_attention_of_transformers():
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 4, 5, 8) for _ in range(3))
     module = nn.Module()
@@ -69,7 +69,7 @@ def test_without_a_plan_it_is_the_attention_of_transformers():
 
 
 @pytest.mark.parametrize("scaling", [None, 0.5])
-def test_heads_that_share_keys_attend_as_with_keys_of_their_own(scaling):
+def test_tree_attention_heads_that_share_keys_attend_as_with_keys_of_their_own(scaling):
     torch.manual_seed(0)
     query, mask = torch.randn(2, 6, 3, 8), torch.rand(2, 1, 3, 5) > 0.3
     key, value = (torch.randn(2, 2, 5, 8) for _ in range(2))
@@ -83,7 +83,7 @@ def test_heads_that_share_keys_attend_as_with_keys_of_their_own(scaling):
 
 
 @pytest.mark.parametrize("term", ["softcap", "s_aux", "position_bias"])
-def test_attention_with_a_further_term_is_refused(term):
+def test_tree_attention_with_a_further_term_is_refused(term):
     tensors = [torch.zeros(1, 1, 1, 8) for _ in range(3)]
     plan = plan_attention(build_tree([PackedPrompt([1], [[2]])]), torch.float32, torch.device("cpu"))
     assert tree_attention(nn.Module(), *tensors, None, tree_plan=plan, **{term: None})[0].shape == (1, 1, 1, 8)
@@ -91,18 +91,18 @@ def test_attention_with_a_further_term_is_refused(term):
         tree_attention(nn.Module(), *tensors, None, tree_plan=plan, **{term: 1.0})
 
 
-def test_equal_tries_behind_prefixes_of_one_length_share_a_mask():
+def test_plan_attention_equal_tries_behind_prefixes_of_one_length_share_a_mask():
     outputs = [[7, 8, 9], [7, 5, 6]]
     tree = build_tree([PackedPrompt([1, 2], outputs), PackedPrompt([3, 4], outputs), PackedPrompt([5], outputs)])
     plan = plan_attention(tree, torch.bfloat16, torch.device("cpu"))
-    stems, tries = plan[::2], plan[1::2]
-    assert all(span.mask is None for span in stems)
+    prefixes, tries = plan[::2], plan[1::2]
+    assert all(span.mask is None for span in prefixes)
     assert tries[0].mask is tries[1].mask
     assert tries[2].mask is not tries[0].mask
     assert tries[0].mask.dtype == torch.bfloat16
 
 
-def test_chunks_of_one_length_may_differ_in_shape():
+def test_plan_attention_chunks_of_one_length_may_differ_in_shape():
     """Two branches of 60 nodes below one prefix: a chain, and a fork of two."""
     outputs = [list(range(10, 71)), [100, *range(110, 140)], [100, *range(210, 241)]]
     tree = build_tree([PackedPrompt([1, 2], outputs)])

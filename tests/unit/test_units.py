@@ -37,7 +37,7 @@ some_groups = st.lists(
 
 @quick
 @given(some_groups, st.integers(1, 6))
-def test_units_are_a_partition_by_task_and_dataset_and_full_but_for_the_last(groups, size):
+def test_plan_units_is_a_partition_by_task_and_dataset_and_full_but_for_the_last(groups, size):
     units = plan_units(groups, size)
     assert sorted(position for unit in units for position in unit) == list(range(len(groups)))
     kinds = [{(groups[position]["task"], groups[position]["dataset"]) for position in unit} for unit in units]
@@ -48,7 +48,7 @@ def test_units_are_a_partition_by_task_and_dataset_and_full_but_for_the_last(gro
 
 @quick
 @given(some_groups, st.integers(1, 6), st.randoms(use_true_random=False))
-def test_units_hold_the_same_groups_in_whatever_order_the_rows_come(groups, size, random):
+def test_plan_units_does_not_depend_on_the_order_of_the_rows(groups, size, random):
     order = list(range(len(groups)))
     random.shuffle(order)
     other = [groups[i] for i in order]
@@ -56,7 +56,7 @@ def test_units_hold_the_same_groups_in_whatever_order_the_rows_come(groups, size
     assert [[group_id(other[position]) for position in unit] for unit in plan_units(other, size)] == expected
 
 
-def test_groups_with_the_same_candidates_stand_side_by_side():
+def test_plan_units_groups_with_the_same_candidates_stand_side_by_side():
     texts = [[f"text {i % 4} {part}" for part in range(3)] for i in range(16)]
     groups = [group("qa", "d", i, texts[i]) for i in range(16)]
     assert [{position % 4 for position in unit} for unit in plan_units(groups, 4)] in [
@@ -72,7 +72,7 @@ def _orders(count: int) -> list[list[int]]:
 
 @quick
 @given(st.lists(st.integers(1, 5), max_size=12), st.integers(1, 9))
-def test_blocks_are_whole_units_in_order_and_no_smaller_than_asked_for_but_the_last(sizes, block_rows):
+def test_join_units_blocks_are_whole_units_in_order_and_no_smaller_than_asked_for_but_the_last(sizes, block_rows):
     units = [list(range(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(len(sizes))]
     blocks = join_units(units, block_rows)
     assert [unit for block in blocks for unit in block] == units
@@ -80,5 +80,5 @@ def test_blocks_are_whole_units_in_order_and_no_smaller_than_asked_for_but_the_l
         assert sum(map(len, block)) >= block_rows > sum(map(len, block[:-1]))
 
 
-def test_nothing_makes_nothing():
+def test_plan_units_nothing_makes_nothing():
     assert (plan_units([], 8), join_units([], 8)) == ([], [])

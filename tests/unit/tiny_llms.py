@@ -49,9 +49,9 @@ SHARING: dict[str, PreTrainedConfig] = {
     "gpt_neox": GPTNeoXConfig(**WIDE),
     "tied llama": LlamaConfig(**GROUPED, tie_word_embeddings=True),
 }
-"""Those whose attention can be replaced."""
+"""Their attention can be replaced."""
 
-PLAIN: dict[str, PreTrainedConfig] = {
+SEQUENTIAL: dict[str, PreTrainedConfig] = {
     "mistral, short window": MistralConfig(**GROUPED, sliding_window=8),
     "gemma2, capped logits": Gemma2Config(**GROUPED, head_dim=8),
     "cohere, scaled logits": CohereConfig(**GROUPED),
@@ -73,7 +73,7 @@ PLAIN: dict[str, PreTrainedConfig] = {
         },
     ),
 }
-"""Those that must be scored one sequence at a time."""
+"""They must be scored one sequence at a time."""
 
 ENCODER = BertConfig(**WIDE)
 

@@ -1,4 +1,7 @@
-"""Lexical search: BM25 by bm25s, over the whole corpus or over the pool a query brings along."""
+"""Ranks passages for queries: lexically by BM25, densely by exact inner products. Both are cut and merged alike.
+
+Q queries, P passages of a block, D width.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ class LexicalIndex:
         tokens = bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
         self._bm25 = bm25s.BM25()
         self._vocabulary: dict[str, int] = {}
+        # bm25s cannot index passages without a single word.
         if tokens.vocab:
             self._bm25.index(tokens, show_progress=False)
             self._vocabulary = self._bm25.vocab_dict
@@ -30,11 +34,34 @@ class LexicalIndex:
         return [self._rank(words, pool, depth) for words, pool in zip(tokens, pools, strict=True)]
 
     def _rank(self, words: list[str], pool: list[str] | None, depth: int) -> Ranking:
+        # bm25s looks every word up, so it gets only those that the passages have.
         known = [word for word in words if word in self._vocabulary]
         scores = self._bm25.get_scores(known) if known else np.zeros(len(self.ids), dtype=np.float32)
+        # A query's own passages are candidates even if they share no word with it; those of a whole corpus are not.
         if pool is not None:
             return best([(passage_id, float(scores[self.positions[passage_id]])) for passage_id in pool], depth)
         return best([(self.ids[i], float(scores[i])) for i in top_positions(scores, depth) if scores[i] > 0], depth)
+
+
+def search_block(
+    query_QD: np.ndarray, pools: Sequence[set[str] | None], ids: Sequence[str], passage_PD: np.ndarray, depth: int
+) -> list[Ranking]:
+    """The `depth` best passages of one block for each query; a pool limits them to its ids."""
+    score_QP = query_QD @ passage_PD.T
+    positions = {passage_id: i for i, passage_id in enumerate(ids)}
+    rankings = []
+    for scores, pool in zip(score_QP, pools, strict=True):
+        if pool is None:
+            top = top_positions(scores, depth)
+        else:
+            top = [positions[passage_id] for passage_id in pool if passage_id in positions]
+        rankings.append(best([(ids[i], float(scores[i])) for i in top], depth))
+    return rankings
+
+
+def merge(left: Ranking, right: Ranking, depth: int) -> Ranking:
+    """The `depth` best of the rankings of two blocks; a passage that stands in both counts once."""
+    return best(list({**dict(left), **dict(right)}.items()), depth)
 
 
 def top_positions(scores: np.ndarray, depth: int) -> list[int]:
@@ -47,4 +74,5 @@ def top_positions(scores: np.ndarray, depth: int) -> list[int]:
 
 def best(scored: Ranking, depth: int) -> Ranking:
     """Sort by score, highest first, ties by id, and keep `depth`."""
+    # By id, because blocks come in another order in each run, and the ranking must stay the same.
     return sorted(scored, key=lambda entry: (-entry[1], entry[0]))[:depth]

