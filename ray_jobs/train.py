@@ -25,13 +25,11 @@ from embedder.run.cost import Work, measured_rate
 from embedder.run.stage_report import StageReport
 from embedder.storage.object_store import replacing
 from embedder.training.base_model import check_start
+from embedder.training.job import FORMAT
 from embedder.training.split import split_groups
 from embedder.training.trackers import check_trackers
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.training.groups import TrainingGroups, training_groups
-
-FORMAT = 2
-"""Of checkpoints; a run of another one is not resumed."""
 
 
 def check(config: RunConfig) -> Work:

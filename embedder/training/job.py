@@ -14,6 +14,9 @@ from embedder.config.run import EncoderConfig
 from embedder.config.tasks import TaskSpec
 from embedder.config.train import TrainConfig
 
+FORMAT = 3
+"""Of checkpoints and of the batch plan; a training of another format is never gone on with."""
+
 
 @dataclass(frozen=True)
 class TrainingJob:

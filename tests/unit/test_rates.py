@@ -18,7 +18,7 @@ from embedder.training.training_rows import TrainingRows, write_training_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ["fox", "dog", "list", "city", "bridge", "set", "dict", "market", "forest", "order"]
-STEPS = 40
+STEPS = 60
 TASKS = dict.fromkeys(("easy", "hard"), BUILTIN_TASKS["tool"])
 
 
