@@ -71,9 +71,12 @@ def our_gradient(job: TrainingJob, batch: Batch) -> tuple[float, Gradients]:
     rows = engine.encoder.tokenize(batch.prompted(job.tasks))
     objective = Objective.of(job.tasks, job.config)
     memory = TokenLimits(job.encoder.batch_tokens, job.config.chunk_tokens)
-    loss = accumulate_gradient(engine, rows, lambda vectors: vector_losses(vectors, batch, objective).mean(), memory)
+    weight_B = torch.ones(len(batch.tasks))
+    loss_B = accumulate_gradient(
+        engine, rows, lambda vectors: vector_losses(vectors, batch, objective), weight_B, memory
+    )
     weights = engine.encoder.named_parameters()
-    return float(loss), {name: weight.grad.clone() for name, weight in weights if weight.grad is not None}
+    return float(loss_B.mean()), {name: weight.grad.clone() for name, weight in weights if weight.grad is not None}
 
 
 def peer_gradient(job: TrainingJob, batch: Batch) -> tuple[float, Gradients]:

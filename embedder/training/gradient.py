@@ -49,31 +49,33 @@ class TokenLimits:
 def accumulate_gradient(
     network: Network,
     rows: list[TokenRow],
-    loss_of: Callable[[Tensor], Tensor],
+    losses_of: Callable[[Tensor], Tensor],
+    weight_B: Tensor,
     memory: TokenLimits,
     dropout_seed: int | None = None,
 ) -> Tensor:
-    """Add the gradient of `loss_of(vectors of the rows)` and return the loss, without its graph.
+    """Add the gradient of the weighted mean of `losses_of(vectors of the rows)`; returns the losses without weights.
 
     Equal rows are encoded once, and the gradient of all their uses flows through that one. With dropout, a seed makes
-    a chunk's second pass drop what its first one dropped.
+    a chunk's second pass drop what its first one dropped. The losses (B,) have no graph and are still on the device:
+    reading them before the update would make a GPU wait for the host.
     """
     distinct, place = distinct_rows(rows)
     batches, padded = _batches(network, distinct, memory)
     if memory.chunk_tokens is None or padded <= memory.chunk_tokens:
-        loss = loss_of(_embed(network, distinct, batches, dropout_seed)[place])
-        network.backward(loss)
-        return loss.detach()
+        loss_B = losses_of(_embed(network, distinct, batches, dropout_seed)[place])
+        network.backward((loss_B * weight_B).mean())
+        return loss_B.detach()
     with torch.no_grad():
         vectors = _embed(network, distinct, batches, dropout_seed)
     vectors.requires_grad_()
-    loss = loss_of(vectors[place])
-    (slope_UD,) = torch.autograd.grad(loss, vectors)
+    loss_B = losses_of(vectors[place])
+    (slope_UD,) = torch.autograd.grad((loss_B * weight_B).mean(), vectors)
     for number, batch in enumerate(batches):
         _seed(dropout_seed, number)
         network.backward((network([distinct[i] for i in batch]) * slope_UD[batch]).sum())
         slope_UD[batch] = 0  # a row that lockstep repeats counts once
-    return loss.detach()
+    return loss_B.detach()
 
 
 def embed(network: Network, rows: list[TokenRow], memory: TokenLimits) -> Tensor:

@@ -98,20 +98,20 @@ class Trainer:
         tasks, batch, rows = self._ahead.result()
         self.next_step += 1
         self._ahead = self._prepare_next()
-        own: Counter[str] = Counter()
         paces, pace = {task: self._paced.factor(task) for task in tasks}, self._paced.pace(tasks)
         weight_B = torch.tensor([pace.weights[task] for task in batch.tasks], device=self._engine.device)
 
-        def loss_of(vectors: Tensor) -> Tensor:
-            loss_B = vector_losses(vectors, batch, self._objective)
-            for task, loss in zip(batch.tasks, loss_B.tolist(), strict=True):
-                own[task] += loss
-            return (loss_B * weight_B).mean()
+        def losses_of(vectors: Tensor) -> Tensor:
+            return vector_losses(vectors, batch, self._objective)
 
         seed = row_seed(config.seed, number, rank()) if config.drops else None
-        accumulate_gradient(self._engine, rows, loss_of, self._memory, seed)
+        loss_B = accumulate_gradient(self._engine, rows, losses_of, weight_B, self._memory, seed)
         rate = config.learning_rate * linear_rate(number, config.steps, config.warmup_share) * pace.rate
         self._engine.update(rate)
+        # Only now are the losses read, because the host waits here for all that the device was told to compute.
+        own: Counter[str] = Counter()
+        for task, loss in zip(batch.tasks, loss_B.tolist(), strict=True):
+            own[task] += loss
         summed = sum_over_workers([own[task] for task in tasks], self._engine.device)
         losses = {task: total / tasks[task] for task, total in zip(tasks, summed, strict=True)}
         for task, loss in losses.items():
