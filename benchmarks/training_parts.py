@@ -23,7 +23,6 @@ from embedder.training.gradient import TokenLimits, accumulate_gradient
 from embedder.training.job import TrainingJob
 from embedder.training.loop import Trainer, trainable_encoder
 from embedder.training.objective import Objective
-from embedder.training.step import vector_losses
 from embedder.training.training_rows import Batch
 
 Found = dict[str, Any]
@@ -72,9 +71,7 @@ def our_gradient(job: TrainingJob, batch: Batch) -> tuple[float, Gradients]:
     objective = Objective.of(job.tasks, job.config)
     memory = TokenLimits(job.encoder.batch_tokens, job.config.chunk_tokens)
     weight_B = torch.ones(len(batch.tasks))
-    loss_B = accumulate_gradient(
-        engine, rows, lambda vectors: vector_losses(vectors, batch, objective), weight_B, memory
-    )
+    loss_B = accumulate_gradient(engine, rows, lambda vectors: objective.batch_losses(vectors, batch), weight_B, memory)
     weights = engine.encoder.named_parameters()
     return float(loss_B.mean()), {name: weight.grad.clone() for name, weight in weights if weight.grad is not None}
 
@@ -103,7 +100,7 @@ def farthest(found: Gradients, expected: Gradients) -> float:
 
 def _all_different(batch: Batch) -> Batch:
     """The batch with no two candidates known as equal: sentence-transformers masks no false negatives."""
-    batch.key_BM2.copy_(torch.arange(batch.key_BM2.numel()).view(batch.key_BM2.shape))
+    batch.identity_BM2.copy_(torch.arange(batch.identity_BM2.numel()).view(batch.identity_BM2.shape))
     batch.known_BP.fill_(-1)
     return batch
 

@@ -26,7 +26,6 @@ from embedder.training.job import StepMetrics, TrainingJob
 from embedder.training.lora import add_adapters, merge_adapters
 from embedder.training.objective import Objective
 from embedder.training.schedule import SelfPaced, linear_rate
-from embedder.training.step import vector_losses
 from embedder.training.training_rows import Batch, TrainingRows
 from embedder.training.validation import EarlyStopping, HeldOut
 
@@ -102,7 +101,7 @@ class Trainer:
         weight_B = torch.tensor([pace.weights[task] for task in batch.tasks], device=self._engine.device)
 
         def losses_of(vectors: Tensor) -> Tensor:
-            return vector_losses(vectors, batch, self._objective)
+            return self._objective.batch_losses(vectors, batch)
 
         seed = row_seed(config.seed, number, rank()) if config.drops else None
         loss_B = accumulate_gradient(self._engine, rows, losses_of, weight_B, self._memory, seed)

@@ -6,10 +6,28 @@ are those of `Scores.foreign_BN`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from embedder.training.scores import Scores
+
+class Scores(NamedTuple):
+    """Cosines of a batch divided by the temperature tau, and what is known of each candidate."""
+
+    score_BN: Tensor
+    """Every query against every candidate of the global batch."""
+    own_BM: Tensor
+    """Columns of the query's own candidates."""
+    valid_BM: Tensor
+    """False where a group has fewer than M candidates."""
+    reward_BM: Tensor
+    """Rewards of the own candidates."""
+    positive_BM: Tensor
+    """True for known positives."""
+    foreign_BN: Tensor
+    """True where a column may serve as an in-batch negative: of another group, and neither in text nor in id equal to
+    an own candidate or a known positive."""
 
 
 def graded_distillation(scores: Scores, reward_temperature: float) -> Tensor:
@@ -67,8 +85,8 @@ def reference_distillation(scores: Scores) -> Tensor:
     chosen_BM = torch.zeros_like(positive_BM).scatter_(1, first_B1, True)
     kept_BM = scores.valid_BM & (chosen_BM | ~positive_BM)
     order_BM = scores.reward_BM.masked_fill(chosen_BM, torch.inf).argsort(dim=1, descending=True, stable=True)
-    place_BM = order_BM.argsort(dim=1)
-    later_BMM = (place_BM.unsqueeze(1) > place_BM.unsqueeze(2)) & kept_BM.unsqueeze(1)
+    position_BM = order_BM.argsort(dim=1)
+    later_BMM = (position_BM.unsqueeze(1) > position_BM.unsqueeze(2)) & kept_BM.unsqueeze(1)
     weight_BM = torch.softmax(_masked(scores.reward_BM, kept_BM), dim=-1)
     return _attract(scores._replace(valid_BM=kept_BM), weight_BM, later_BMM)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from embedder.config.tasks import TaskSpec
+from embedder.models.encoder import TokenRow
 from embedder.training.batch_plan import BatchPart
 from embedder.training.distributed import rank, sum_over_workers, world_size
 from embedder.training.gradient import Network, TokenLimits, embed
-from embedder.training.step import Tokenize
 from embedder.training.training_rows import TrainingRows
 
 
@@ -42,7 +42,9 @@ def gains_of(positive_M: Sequence[bool], reward_M: Sequence[float]) -> list[floa
 class HeldOut:
     """The validation split, of which each worker ranks a share."""
 
-    def __init__(self, path: Path, tasks: Mapping[str, TaskSpec], tokenize: Tokenize) -> None:
+    def __init__(
+        self, path: Path, tasks: Mapping[str, TaskSpec], tokenize: Callable[[list[str]], list[TokenRow]]
+    ) -> None:
         rows = TrainingRows(path)
         parts = [BatchPart(task, list(range(rank(), size, world_size()))) for task, size in rows.sizes.items()]
         self._names = sorted(rows.sizes)
