@@ -21,7 +21,8 @@ from benchmarks.training_workers import peak_memory, steps_on_workers
 from embedder.training.deepspeed_engine import TrainingEngine
 from embedder.training.gradient import TokenLimits, accumulate_gradient
 from embedder.training.job import TrainingJob
-from embedder.training.loop import Trainer, trainable_encoder
+from embedder.training.learners import trainable_encoder
+from embedder.training.loop import Trainer
 from embedder.training.objective import Objective
 from embedder.training.training_rows import Batch
 
@@ -66,13 +67,14 @@ def equality(bench: Workbench, rounds: int) -> Found:
 
 def our_gradient(job: TrainingJob, batch: Batch) -> tuple[float, Gradients]:
     """Loss and gradient as the trainer takes them."""
-    engine = TrainingEngine(trainable_encoder(job, "cpu"), job.config)
-    rows = engine.encoder.tokenize(batch.prompted(job.tasks))
+    encoder = trainable_encoder(job, "cpu")
+    engine = TrainingEngine(encoder, job.config)
+    rows = encoder.tokenize(batch.prompted(job.tasks))
     objective = Objective.of(job.tasks, job.config)
     memory = TokenLimits(job.encoder.batch_tokens, job.config.chunk_tokens)
     weight_B = torch.ones(len(batch.tasks))
     loss_B = accumulate_gradient(engine, rows, lambda vectors: objective.batch_losses(vectors, batch), weight_B, memory)
-    weights = engine.encoder.named_parameters()
+    weights = encoder.named_parameters()
     return float(loss_B.mean()), {name: weight.grad.clone() for name, weight in weights if weight.grad is not None}
 
 

@@ -18,7 +18,6 @@ import json
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL, TrainConfig
 from embedder.console import console
-from embedder.errors import DataError
 from embedder.hashing import content_id
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.run.cost import Work, measured_rate
@@ -66,9 +65,7 @@ def run(config: RunConfig) -> StageReport:
     if not job.exported.is_dir():
         work = work_of(config.encoder, config.tasks, settings, kept, apart)
         _announce(Work(work.stage, [*taken.notes, *work.lines], work.flops), settings)
-        run_workers(job, config.paths.training, name)
-    if not job.exported.is_dir():
-        raise DataError(f"training {name} ended without a model; see {job.folder}")
+        run_workers(job, "train")
     steps = MetricsReader(job.metrics, StepMetrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
     numbers = summarise(steps, sizes, left_out, outcome, settings)

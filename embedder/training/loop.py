@@ -9,13 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from embedder.errors import ConfigError
 from embedder.hashing import row_seed
-from embedder.models.encoder import TextEncoder, TokenRow, export_encoder, load_encoder
+from embedder.models.encoder import TokenRow
 from embedder.models.host_memory import keep_freed_memory
-from embedder.models.onednn import has_onednn, train_linear_layers
 from embedder.storage.json_file import write_json
 from embedder.training.batch_plan import BatchPlan, share_of_batch
 from embedder.training.checkpoint import Checkpoint, appearing, last_step, read_checkpoint, write_checkpoint
@@ -23,8 +22,7 @@ from embedder.training.deepspeed_engine import TrainingEngine
 from embedder.training.distributed import greatest_over_workers, join_workers, rank, sum_over_workers, world_size
 from embedder.training.gradient import TokenLimits, accumulate_gradient
 from embedder.training.job import StepMetrics, TrainingJob
-from embedder.training.lora import add_adapters, merge_adapters
-from embedder.training.objective import Objective
+from embedder.training.learners import load_learner, put_weights
 from embedder.training.schedule import SelfPaced, linear_rate
 from embedder.training.training_rows import Batch, TrainingRows
 from embedder.training.validation import EarlyStopping, HeldOut
@@ -60,25 +58,26 @@ class Trainer:
         """Start, or go on where the last whole checkpoint was written."""
         self.job, config = job, job.config
         torch.manual_seed(config.seed)
-        encoder = trainable_encoder(job)
-        if encoder.device.type == "cpu":
+        self._learner = load_learner(job)
+        network = self._learner.network
+        if network.device.type == "cpu":
             keep_freed_memory()
-        join_workers(encoder.device)
-        found = self._find_checkpoint(encoder.device)
-        if found is not None:
-            put_weights(encoder, found.weights)
-        self._engine = TrainingEngine(encoder, config)
+        join_workers(network.device)
+        checkpoint = self._find_checkpoint(network.device)
+        if checkpoint is not None:
+            # Before DeepSpeed takes the weights over, because it may spread them over the workers.
+            put_weights(network, checkpoint.weights)
+        self._engine = TrainingEngine(network, config)
         self._memory = TokenLimits(job.encoder.batch_tokens, config.chunk_tokens)
         self._data = TrainingRows(job.rows)
         self._plan = BatchPlan.of(self._data.sizes, config)
-        self._objective = Objective.of(job.tasks, config)
         self._paced = SelfPaced(config.self_paced)
         self._stopping = EarlyStopping(config.validation.patience if config.validation else None)
-        self._held_out = HeldOut(job.held_out, job.tasks, encoder.tokenize) if config.validation else None
+        self._held_out = HeldOut(job.held_out, self._learner) if config.validation else None
         self._best: dict[str, Tensor] = {}
         self.next_step = 0
-        if found is not None:
-            self._resume(found)
+        if checkpoint is not None:
+            self._resume(checkpoint)
         elif self._held_out is not None:
             self._measure()
         self._pool = ThreadPoolExecutor(1)
@@ -100,8 +99,8 @@ class Trainer:
         paces, pace = {task: self._paced.factor(task) for task in tasks}, self._paced.pace(tasks)
         weight_B = torch.tensor([pace.weights[task] for task in batch.tasks], device=self._engine.device)
 
-        def losses_of(vectors: Tensor) -> Tensor:
-            return self._objective.batch_losses(vectors, batch)
+        def losses_of(outputs: Tensor) -> Tensor:
+            return self._learner.losses(outputs, batch)
 
         seed = row_seed(config.seed, number, rank()) if config.drops else None
         loss_B = accumulate_gradient(self._engine, rows, losses_of, weight_B, self._memory, seed)
@@ -127,31 +126,32 @@ class Trainer:
             write_checkpoint(self.job.checkpoints, Checkpoint(self.next_step, weights, moments, self._best, *states))
 
     def export(self) -> None:
-        """Write how the training ended, and then the encoder: the best where there is a validation, else the last."""
+        """Write how the training ended, and then the network: the best where there is a validation, else the last."""
         weights = self._best if self._held_out else self._engine.weights()
         self._pool.shutdown(cancel_futures=True)
         if rank() > 0:
             return
         outcome = {"steps": self.next_step, "validation": self._stopping.state() if self._held_out else None}
         write_json(outcome, self.job.outcome)
-        encoder = trainable_encoder(self.job, device="cpu")
-        put_weights(encoder, weights)
-        merge_adapters(encoder)
+        # Loaded anew, because the trained one may be spread over workers that have left already.
+        learner = load_learner(self.job, device="cpu")
+        put_weights(learner.network, weights)
         with appearing(self.job.exported) as folder:
-            export_encoder(encoder, folder, self.job.tasks)
+            learner.export(folder)
 
     def _find_checkpoint(self, device: torch.device) -> Checkpoint | None:
         """The newest whole checkpoint, which the first worker looks for."""
-        found = last_step(self.job.checkpoints) if rank() == 0 else None
-        (step,) = greatest_over_workers([-1 if found is None else found], device)
+        # One worker looks, because it discards damaged ones, which the others might be reading.
+        newest = last_step(self.job.checkpoints) if rank() == 0 else None
+        (step,) = greatest_over_workers([-1 if newest is None else newest], device)
         return None if step < 0 else read_checkpoint(self.job.checkpoints, step)
 
-    def _resume(self, found: Checkpoint) -> None:
-        self.next_step = found.next_step
-        self._engine.restore_moments(found.moments, found.next_step)
-        self._paced.restore(found.self_paced)
-        self._stopping.restore(found.validation)
-        self._best = found.best if rank() == 0 else {}
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        self.next_step = checkpoint.next_step
+        self._engine.restore_moments(checkpoint.moments, checkpoint.next_step)
+        self._paced.restore(checkpoint.self_paced)
+        self._stopping.restore(checkpoint.validation)
+        self._best = checkpoint.best if rank() == 0 else {}
 
     def _prepare_next(self) -> Future[PreparedStep] | None:
         """Read and tokenise the next step while this one is computed."""
@@ -161,7 +161,7 @@ class Trainer:
         parts = self._plan.batch(step)
         tasks = Counter({part.task: len(part.rows) for part in parts})
         batch = self._data.batch(share_of_batch(parts, rank(), world_size()))
-        return PreparedStep(tasks, batch, self._engine.encoder.tokenize(batch.prompted(self.job.tasks)))
+        return PreparedStep(tasks, batch, self._learner.rows(batch))
 
     def _measurement_is_due(self) -> bool:
         settings, steps = self.job.config.validation, self.job.config.steps
@@ -173,10 +173,9 @@ class Trainer:
         Raises:
             ConfigError: no group of the split says which candidates are better.
         """
-        settings = self.job.config.validation
-        if settings is None or self._held_out is None:
+        if self._held_out is None:
             return {}
-        tasks = self._held_out.measure(self._engine, self._memory, settings.cutoff)
+        tasks = self._held_out.measure(self._engine, self._memory)
         if not tasks:
             raise ConfigError(
                 "train.validation: in every group of the split all candidates are worth the same, so that any ranking "
@@ -185,34 +184,3 @@ class Trainer:
         if self._stopping.add(self.next_step, tasks):
             self._best = self._engine.weights()
         return tasks
-
-
-def trainable_encoder(job: TrainingJob, device: str | None = None) -> TextEncoder:
-    """The encoder to train: with adapters if they are wanted, and without gradient where nothing would reach.
-
-    Raises:
-        ConfigError: it cannot be trained as the run file wants.
-    """
-    config = job.config
-    encoder = load_encoder(job.encoder, device=device, dropout=config.dropout)
-    encoder.in_bfloat16 = config.precision == "bfloat16"
-    pooler = getattr(encoder.backbone, "pooler", None)
-    if isinstance(pooler, nn.Module):
-        pooler.requires_grad_(False)  # some families have one, for other pooling than ours
-    if config.gradient_checkpointing:
-        if not encoder.backbone.supports_gradient_checkpointing:
-            raise ConfigError(f"train.gradient_checkpointing: {job.encoder.model} does not support it; turn it off")
-        encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.lora is not None:
-        add_adapters(encoder, config.lora)
-    if has_onednn():
-        train_linear_layers(encoder.backbone)
-    return encoder.train()
-
-
-def put_weights(encoder: TextEncoder, weights: dict[str, Tensor]) -> None:
-    """Give the trained weights of an encoder these values."""
-    with torch.no_grad():
-        for name, weight in encoder.named_parameters():
-            if weight.requires_grad:
-                weight.copy_(weights[name])

@@ -51,11 +51,15 @@ def contrastive(scores: Scores) -> Tensor:
 
 def kl_distillation(scores: Scores, reward_temperature: float) -> Tensor:
     """KL divergence from softmax(reward / reward_temperature) to softmax(score) within the group."""
-    own_BM = _masked(_own(scores), scores.valid_BM)
-    log_target_BM = torch.log_softmax(_masked(scores.reward_BM / reward_temperature, scores.valid_BM), dim=-1)
-    log_model_BM = torch.log_softmax(own_BM, dim=-1)
+    return group_kl(_own(scores), scores.reward_BM / reward_temperature, scores.valid_BM)
+
+
+def group_kl(score_BM: Tensor, target_BM: Tensor, valid_BM: Tensor) -> Tensor:
+    """KL divergence from softmax(target) to softmax(score) within each group, in nats."""
+    log_target_BM = torch.log_softmax(_masked(target_BM, valid_BM), dim=-1)
+    log_model_BM = torch.log_softmax(_masked(score_BM, valid_BM), dim=-1)
     term_BM = log_target_BM.exp() * (log_target_BM - log_model_BM)
-    return term_BM.masked_fill(~scores.valid_BM, 0.0).sum(1)
+    return term_BM.masked_fill(~valid_BM, 0.0).sum(1)
 
 
 def margin_mse(scores: Scores, reward_temperature: float) -> Tensor:
