@@ -20,10 +20,10 @@ from embedder.config.train import NEUTRAL, TrainConfig
 from embedder.console import console
 from embedder.hashing import content_id
 from embedder.models.fingerprint import encoder_fingerprint
+from embedder.models.st_folder import check_base_model
 from embedder.run.cost import Work, measured_rate
 from embedder.run.stage_report import StageReport
 from embedder.storage.object_store import replacing
-from embedder.training.base_model import check_start
 from embedder.training.job import FORMAT
 from embedder.training.split import split_groups
 from embedder.training.trackers import check_trackers
@@ -35,7 +35,7 @@ def check(config: RunConfig) -> Work:
     """Labels exist for every candidate group, the settings fit together, and the plan has a task to train."""
     settings = config.needed_train
     check_trackers(settings)
-    check_start(config.encoder)
+    check_base_model(config.encoder)
     taken = training_groups(config)
     kept, apart = split_groups(taken.groups, settings.validation)
     # Here and not above, because torch comes with it: what can be refused without torch has been by now.
