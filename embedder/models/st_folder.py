@@ -39,7 +39,7 @@ class FolderFacts:
     """What a folder says of itself; None where it does not."""
 
     model: str
-    """Where the transformer is."""
+    """The folder or hub name of the transformer itself, which may lie inside the folder."""
     pooling: Pooling | None = None
     max_tokens: int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)

@@ -32,7 +32,7 @@ class BatchPart(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskMix:
-    """Which task gets how much of the training."""
+    """The share of the training that each task gets, and what a batch holds of them."""
 
     weights: Mapping[str, float] = field(default_factory=dict)
     """Share of each task, relative to the others; empty: by size."""

@@ -75,7 +75,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         for name, file in TENSORS.items():
             save_file(getattr(checkpoint, name), staged / file)
         write_json(state, staged / STATE)
+        # Last, because it holds the hashes of all other files: whatever is cut or changed later is told from it.
         write_json({path.name: file_sha256(path) for path in sorted(staged.iterdir())}, staged / MANIFEST)
+    # Old ones go only when the new one is on the disk, so that a kill at any moment leaves a whole one.
     for path in _newest_first(folder)[KEPT:]:
         _discard(path)
 
@@ -93,7 +95,7 @@ def last_step(folder: Path) -> int | None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; null for a whole one."""
+    """Say what is wrong with a checkpoint; null for a whole one."""
     try:
         manifest: dict[str, str] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name in (*TENSORS.values(), STATE):
@@ -127,6 +129,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _discard(path: Path) -> None:
     """Remove a checkpoint so that no half of it is ever taken for one."""
+    # Renamed first, because a removal that a kill cuts short would leave half a checkpoint under its name.
     doomed = path.with_name(f"{UNFINISHED}{uuid4().hex}")
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

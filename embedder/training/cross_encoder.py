@@ -112,7 +112,7 @@ def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: s
     """
     source = locate_model(model)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = "right"  # the tokens and segments of a row count from the left
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = max_tokens

@@ -75,6 +75,7 @@ class TrainingEngine:
 
     def update(self, learning_rate: float) -> None:
         """Clip the gradient, change the weights and forget it."""
+        # Set by hand, because DeepSpeed's schedules count its own steps and know no paces of tasks.
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
@@ -83,6 +84,7 @@ class TrainingEngine:
         """The trained weights on the first worker, empty on the others; all workers must call it."""
         found = {}
         for name, weight in self._trained():
+            # At stage 3 a weight is whole only inside this block, which all workers must enter in the same order.
             with deepspeed.zero.GatheredParameters([weight]) if self._stage == 3 else nullcontext():
                 if rank() == 0:
                     found[name] = weight.detach().cpu().clone()
@@ -108,9 +110,11 @@ class TrainingEngine:
     def _begin_moments(self, updates: int) -> None:
         """Moments of zero, made before the first step: DeepSpeed 0.19.8 would find only those of the first group."""
         for flat in self._flat_weights():
+            # With the step beside the moments: Adam's correction for its first steps must not begin anew at a resume.
             zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
             self._adam.state[flat] = {"step": torch.tensor(float(updates)), **zeros}
         if self._stage in (1, 2):
+            # DeepSpeed links its views of the state once, at the first update; the state is another one now.
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -143,11 +147,14 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
+        # DeepSpeed demands it, but nothing here depends on it: each backward pass has the rows that it is given.
         "train_micro_batch_size_per_gpu": 1,
+        # Else DeepSpeed scales each loss by a fixed number of passes a step, and ours has as many as chunks.
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.gradient_clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        # Its own Adam on the CPU is compiled at first use, which needs a C++ compiler; torch's does as well.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }

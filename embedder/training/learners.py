@@ -84,7 +84,7 @@ class CrossEncoderLearner:
 
     network: CrossEncoder
     temperatures: dict[str, float]
-    """By task: of the softmax over rewards (alpha)."""
+    """Rewards are divided by it before their softmax (alpha), by task."""
 
     def rows(self, batch: Batch) -> list[TokenRow]:
         size = batch.valid_BM.shape[1]

@@ -85,7 +85,6 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step has been made."""
         return self.next_step == self.job.config.steps or self._stopping.exhausted
 
     def step(self) -> StepMetrics:
@@ -93,10 +92,14 @@ class Trainer:
         began, config, number = time.monotonic(), self.job.config, self.next_step
         if self._ahead is None:
             raise RuntimeError("the training is finished")
+        # The next step is prepared while this one is computed; no worker waits for another in it, because the plan
+        # tells each its own share.
         tasks, batch, rows = self._ahead.result()
         self.next_step += 1
         self._ahead = self._prepare_next()
         paces, pace = {task: self._paced.factor(task) for task in tasks}, self._paced.pace(tasks)
+        # Weights tell the tasks of a mixed batch apart; one weight for a whole batch would hardly be felt by Adam, so
+        # there the rate changes in its place (see SelfPaced.pace).
         weight_B = torch.tensor([pace.weights[task] for task in batch.tasks], device=self._engine.device)
 
         def losses_of(outputs: Tensor) -> Tensor:
@@ -114,12 +117,13 @@ class Trainer:
         losses = {task: total / tasks[task] for task, total in zip(tasks, summed, strict=True)}
         for task, loss in losses.items():
             self._paced.update(task, loss, number)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - began  # without the measurement, so that the speed is that of the training
         measured = self._measure() if self._measurement_is_due() else {}
         return StepMetrics(number, losses, sum(summed) / tasks.total(), rate, paces, seconds, world_size(), measured)
 
     def save(self) -> None:
         """Write a checkpoint of the state between two steps."""
+        # All workers must ask for the state, because each may hold a part of it; one writes.
         weights, moments = self._engine.weights(), self._engine.moments()
         if rank() == 0:
             states = self._paced.state(), self._stopping.state()
@@ -132,6 +136,7 @@ class Trainer:
         if rank() > 0:
             return
         outcome = {"steps": self.next_step, "validation": self._stopping.state() if self._held_out else None}
+        # The folder of the network comes last, because its presence says that the training has ended.
         write_json(outcome, self.job.outcome)
         # Loaded anew, because the trained one may be spread over workers that have left already.
         learner = load_learner(self.job, device="cpu")
@@ -181,6 +186,7 @@ class Trainer:
                 "train.validation: in every group of the split all candidates are worth the same, so that any ranking "
                 "is as good as another; make the split larger"
             )
+        # Every worker decides alike, because the measures are summed over all before.
         if self._stopping.add(self.next_step, tasks):
             self._best = self._engine.weights()
         return tasks

@@ -44,6 +44,7 @@ def graded_distillation(scores: Scores, reward_temperature: float) -> Tensor:
 def contrastive(scores: Scores) -> Tensor:
     """InfoNCE over the known positives, which share the weight and never repel each other; 0 where there is none."""
     positive_BM = scores.positive_BM & scores.valid_BM
+    # A query without a positive has weight 0 everywhere; clamped, because 0 / 0 would make the whole batch NaN.
     weight_BM = positive_BM.to(scores.score_BN.dtype) / positive_BM.sum(1, keepdim=True).clamp(min=1)
     negative_BM = scores.valid_BM & ~positive_BM
     return _attract(scores, weight_BM, negative_BM.unsqueeze(1).expand(-1, positive_BM.shape[1], -1))
@@ -100,6 +101,7 @@ def _attract(scores: Scores, weight_BM: Tensor, rival_BMM: Tensor) -> Tensor:
 
     `rival_BMM`: whether own candidate j (last axis) stands in the denominator of own candidate i.
     """
+    # Everything stays in logarithms, because exp(1 / tau) of a cosine at tau = 0.01 has no float32.
     own_BM = _masked(_own(scores), scores.valid_BM)
     foreign_B1 = torch.logsumexp(_masked(scores.score_BN, scores.foreign_BN), dim=1, keepdim=True)
     rivals_BM = torch.logsumexp(_masked(own_BM.unsqueeze(1).expand_as(rival_BMM), rival_BMM), dim=2)

@@ -65,7 +65,7 @@ class Objective:
 
     tasks: Mapping[str, TaskSpec]
     temperature: float
-    """Of the cosine (tau)."""
+    """The cosine is divided by it (tau)."""
     dimensions: Sequence[int] = ()
     """Prefixes of the vector that must be vectors themselves (Matryoshka); the whole vector always counts."""
 

@@ -141,6 +141,7 @@ def write_training_rows(
             left_out[f"{group['task']}: {row}"] += 1
         else:
             kept.append(row)
+    # By task, because a row is found by the first row of its task plus its number.
     kept.sort(key=lambda row: str(row["task"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, TRAINING_ROW) as writer:

@@ -70,11 +70,10 @@ class EarlyStopping:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the training should stop."""
         return self.patience is not None and len(self.history) - 1 - self.best >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Everything of it that a checkpoint must keep to go on alike."""
         return {"history": list(self.history), "best": self.best}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -129,7 +129,7 @@ def prepare_training(config: RunConfig, rows: Sequence[dict[str, Any]], folder: 
 
 
 def _first_of_each_task(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most MEASURED_GROUPS of each task."""
+    """The groups without those of a task beyond its first MEASURED_GROUPS."""
     by_task: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
         by_task.setdefault(group["task"], []).append(group)
