@@ -20,5 +20,5 @@ validation        the held-out groups, the best weights, early stopping
 ranking_quality   how well scores rank a group
 trackers          TensorBoard, MLflow, Weights & Biases
 model_card        README.md of the exported folder
-training_report, training_plots, training_page   the report of a training
+training_report   the report of a training
 """
