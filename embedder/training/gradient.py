@@ -60,17 +60,17 @@ def accumulate_gradient(
     a chunk's second pass drop what its first one dropped. The losses (B,) have no graph and are still on the device:
     reading them before the update would make a GPU wait for the host.
     """
-    distinct, number = distinct_rows(rows)
+    distinct, position = distinct_rows(rows)
     batches, padded = _batches(network, distinct, memory)
     if memory.chunk_tokens is None or padded <= memory.chunk_tokens:
-        loss_B = losses_of(_embed(network, distinct, batches, dropout_seed)[number])
+        loss_B = losses_of(_embed(network, distinct, batches, dropout_seed)[position])
         network.backward((loss_B * weight_B).mean())
         return loss_B.detach()
     with torch.no_grad():
         vectors = _embed(network, distinct, batches, dropout_seed)
     # From here on the vectors are leaves, so that the loss's gradient ends at them and no activation is kept.
     vectors.requires_grad_()
-    loss_B = losses_of(vectors[number])
+    loss_B = losses_of(vectors[position])
     (slope_UD,) = torch.autograd.grad((loss_B * weight_B).mean(), vectors)
     for number, batch in enumerate(batches):
         _seed(dropout_seed, number)
