@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from embedder.config.paths import AnyAbsolutePath, ModelReference, Section
+from embedder.config.train import SelfPacedConfig, TrainConfig, ValidationConfig, check_worker_gpus
 
 
 class LabelConfig(Section):
@@ -76,8 +77,9 @@ class RerankerConfig(Section):
     """Share of the steps in which the rate rises from 0; then it falls to 0."""
     max_tokens: int = Field(default=256, ge=8)
     """Tokens of a query with its candidate; a longer candidate is cut."""
-    validation_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the groups that is kept out of its training, and on which its agreement with the LLM is reported."""
+    validation_share: float = Field(default=0.1, gt=0, le=0.5)
+    """Share of each task's queries whose groups are kept out of its training, on which its agreement with the LLM is
+    reported."""
     num_workers: int = Field(default=1, ge=1)
     """Workers that train it."""
     gpus_per_worker: float = Field(default=0, ge=0)
@@ -87,9 +89,16 @@ class RerankerConfig(Section):
     seed: int = 0
     """Seed of its training and of the choice of groups."""
 
+    def training(self, validation: ValidationConfig, max_failures: int) -> TrainConfig:
+        """The same as settings of a training, which knows nothing of paces by task."""
+        shared = self.model_dump(exclude={"model", "llm_groups", "max_tokens", "validation_share"})
+        paced = SelfPacedConfig(direction="off")
+        return TrainConfig(**shared, validation=validation, max_failures=max_failures, self_paced=paced)
+
     @model_validator(mode="after")
-    def batch_divides(self) -> RerankerConfig:
-        """Refuse a batch that the workers cannot share evenly."""
+    def workers_fit(self) -> RerankerConfig:
+        """Refuse a batch that the workers cannot share evenly, and GPUs that they cannot use."""
         if self.batch_size % self.num_workers:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")
+        check_worker_gpus(self.gpus_per_worker, self.num_workers)
         return self
