@@ -33,6 +33,7 @@ def make_trainer(
     return TorchTrainer(
         work,
         train_loop_config={"job": job},
+        # NCCL knows GPUs alone.
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,

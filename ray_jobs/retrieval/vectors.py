@@ -60,6 +60,7 @@ class VectorStore:
             return []
         instruction = self.tasks[table["task"][0].as_py()].instruction(side)
         id_column, text_column = ID_TEXT[side]
+        # The id too, because two passages of equal text are two rows of the ledger.
         pairs = zip(table[id_column].to_pylist(), table[text_column].to_pylist(), strict=True)
         return [content_id(row_id, instruction, text) for row_id, text in pairs]
 
