@@ -95,6 +95,7 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
     """
     prepared = read_source(source, task, settings.seed)
     rejected = len(prepared.rejected)
+    # First, so that a source that is refused below leaves the rows that tell why.
     _write_rejected(prepared, work / "prepared" / "rejected" / f"{source.dataset}.json")
     if prepared.rows_in != prepared.rows_out + prepared.left_out + rejected:
         raise DataError(
@@ -108,6 +109,7 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
             f"{settings.max_rejected_share} allows; first {first.file}:{first.line}: {first.reason}"
         )
     folder = work / "prepared" / "corpus" / source.dataset
+    # Parts of a larger corpus of an earlier run must not stay among the new ones.
     shutil.rmtree(folder, ignore_errors=True)
     passages = list(prepared.passages.values())
     for part, first_row in enumerate(range(0, len(passages), PART_ROWS)):

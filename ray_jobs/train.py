@@ -87,6 +87,7 @@ def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
     # Of the replay only the groups it chose count, which stand in `taken`: another share may choose the same.
     settings = config.needed_train.model_dump(mode="json", exclude=NEUTRAL | {"replay"})
+    # The encoder without `int8`, which changes how it is used and not how it is trained.
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
     return content_id(
         FORMAT, encoder_fingerprint(config.encoder.model_copy(update={"int8": False})), settings, tasks, taken.identity

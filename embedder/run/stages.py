@@ -193,6 +193,7 @@ def is_done(stage: Stage, config: RunConfig, contents: Contents) -> bool:
     if not path.is_file():
         return False
     mark = json.loads(path.read_text(encoding="utf-8"))
+    # The output too, because a folder may have been removed or changed by hand since the stage has ended.
     written = [contents.of(output) for output in stage.writes(config)]
     return (
         bool(written)

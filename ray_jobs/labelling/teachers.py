@@ -136,6 +136,7 @@ class LlmTeacher(Teacher):
 
 def _commit_plain(config: RunConfig, work: Survey, fingerprint: str) -> None:
     """Groups of tasks without a reward need no LLM: the driver commits them, a row group at a time."""
+    # A selection holds groups of tasks with a reward alone, so these are planned without it.
     ledger, planner = llm_ledger(config.paths), Planner(config, None)
     done = ledger.row_ids()
     for path, number in work.plain:

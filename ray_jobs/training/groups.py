@@ -61,6 +61,7 @@ def training_groups(config: RunConfig) -> TrainingGroups:
     counts = Counter(group["task"] for group in chosen)
     shown = ", ".join(f"{task} {count:,}" for task, count in sorted(counts.items())) or "none"
     note = f"replays {len(chosen):,} of {len(old):,} groups of {len(replay.runs)} earlier runs: {shown}"
+    # This run's own positives last: where two runs know the same query, what is known now holds.
     return TrainingGroups(new + chosen, {**positives, **positive_ids(config.paths)}, [note])
 
 
