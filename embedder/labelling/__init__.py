@@ -11,7 +11,7 @@ tree_attention    attention over such a tree
 sampling          seeded outputs of the LLM, drawn for many prompts at once
 compute_cost      tokens and operations that an LLM had to compute
 rewards           the rank reward and others, from log-likelihoods alone
-exchange          reads and writes the reference's files of rewards
+export            labelled groups as files of the reference, for other tools
 label_statistics  counts how much signal the labels carry
 label_report      the page and the pictures of these counts
 """
