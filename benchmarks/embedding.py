@@ -31,8 +31,7 @@ from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, ti
 from benchmarks.real_data import find_data, read_rows
 from benchmarks.training_limit import linear_weights
 from embedder.config.run import EncoderConfig
-from embedder.models.encode import encode_prompted
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode_prompted, load_encoder
 from embedder.models.locate import locate_model
 from embedder.models.onnx import load_inference_encoder
 from embedder.storage.json_file import write_json

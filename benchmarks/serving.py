@@ -34,8 +34,7 @@ from benchmarks.serving_index import Texts, prepare, write_run
 from benchmarks.serving_load import Ask, Load, run
 from benchmarks.serving_systems import WAYS, System, infinity, served_by_ray
 from embedder.config.run import EncoderConfig
-from embedder.models.encode import encode_prompted
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode_prompted, load_encoder
 from embedder.storage.json_file import write_json
 
 Found = dict[str, Any]

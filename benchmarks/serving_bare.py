@@ -8,8 +8,7 @@ from starlette.requests import Request
 
 from benchmarks.serving_index import MAX_TOKENS
 from embedder.config.run import EncoderConfig
-from embedder.models.encode import encode_prompted
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode_prompted, load_encoder
 
 BATCH = 32
 THREADS = 2

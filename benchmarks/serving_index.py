@@ -23,7 +23,7 @@ from embedder.index.collection import CollectionIdentity, sort_by_name, write_co
 from embedder.index.documents import PAYLOAD
 from embedder.index.faiss_index import empty_vectors
 from embedder.index.manifest import hash_files
-from embedder.models.encode import encode_prompted
+from embedder.models.encoder import encode_prompted
 from embedder.models.locate import locate_model, model_fingerprint
 from embedder.models.onnx import load_inference_encoder
 

@@ -21,9 +21,9 @@ from benchmarks.training_workers import peak_memory, steps_on_workers
 from embedder.training.deepspeed_engine import TrainingEngine
 from embedder.training.gradient import TokenLimits, accumulate_gradient
 from embedder.training.job import TrainingJob
-from embedder.training.loop import Trainer, trainable_encoder
+from embedder.training.learners import trainable_encoder
+from embedder.training.loop import Trainer
 from embedder.training.objective import Objective
-from embedder.training.step import vector_losses
 from embedder.training.training_rows import Batch
 
 Found = dict[str, Any]
@@ -67,13 +67,15 @@ def equality(bench: Workbench, rounds: int) -> Found:
 
 def our_gradient(job: TrainingJob, batch: Batch) -> tuple[float, Gradients]:
     """Loss and gradient as the trainer takes them."""
-    engine = TrainingEngine(trainable_encoder(job, "cpu"), job.config)
-    rows = engine.encoder.tokenize(batch.prompted(job.tasks))
+    encoder = trainable_encoder(job, "cpu")
+    engine = TrainingEngine(encoder, job.config)
+    rows = encoder.tokenize(batch.prompted(job.tasks))
     objective = Objective.of(job.tasks, job.config)
     memory = TokenLimits(job.encoder.batch_tokens, job.config.chunk_tokens)
-    loss = accumulate_gradient(engine, rows, lambda vectors: vector_losses(vectors, batch, objective).mean(), memory)
-    weights = engine.encoder.named_parameters()
-    return float(loss), {name: weight.grad.clone() for name, weight in weights if weight.grad is not None}
+    weight_B = torch.ones(len(batch.tasks))
+    loss_B = accumulate_gradient(engine, rows, lambda vectors: objective.batch_losses(vectors, batch), weight_B, memory)
+    weights = encoder.named_parameters()
+    return float(loss_B.mean()), {name: weight.grad.clone() for name, weight in weights if weight.grad is not None}
 
 
 def peer_gradient(job: TrainingJob, batch: Batch) -> tuple[float, Gradients]:
@@ -100,7 +102,7 @@ def farthest(found: Gradients, expected: Gradients) -> float:
 
 def _all_different(batch: Batch) -> Batch:
     """The batch with no two candidates known as equal: sentence-transformers masks no false negatives."""
-    batch.key_BM2.copy_(torch.arange(batch.key_BM2.numel()).view(batch.key_BM2.shape))
+    batch.identity_BM2.copy_(torch.arange(batch.identity_BM2.numel()).view(batch.identity_BM2.shape))
     batch.known_BP.fill_(-1)
     return batch
 

@@ -30,7 +30,6 @@ from embedder.models.encoder import load_encoder, set_dropout
 from embedder.models.locate import locate_model
 from embedder.training.job import TrainingJob
 from embedder.training.objective import Objective
-from embedder.training.step import vector_losses
 from embedder.training.training_rows import Batch
 
 WHOLE_BATCH = 2**40
@@ -56,7 +55,7 @@ class PaddedLoop:
         rows = self.encoder.tokenize(batch.prompted(self._job.tasks))
         count = len(batch.queries)
         vectors = torch.cat([self.encoder(rows[:count]), self.encoder(rows[count:])])
-        return vector_losses(vectors, batch, self._objective).mean()
+        return self._objective.batch_losses(vectors, batch).mean()
 
     def step(self, batch: Batch) -> None:
         """Forward, backward, update."""

@@ -1,3 +1,10 @@
-"""The method of LLM-Embedder: rewards, distillation, encoding, index and bundle. Needs neither Ray nor the web."""
+"""The method of LLM-Embedder: rewards, distillation, encoding, index and bundle. Needs neither Ray nor the web.
+
+console    what commands print to: progress, and the one line that an error ends with
+errors     every error that is raised on purpose
+hashing    ids, seeds and file hashes that depend on content alone
+
+Each package says in its own docstring what is in its files.
+"""
 
 __version__ = "0.1.0"

@@ -69,6 +69,7 @@ def run(config: RunConfig) -> StageReport:
     staged = building / shards_fingerprint(config.paths, config.index, store)
     identity = identity_of(config.paths, store, encoder, config.index.num_shards)
     files, collections = build_shards(config.paths, config.index.build_settings, store, identity, staged)
+    # Weights in safetensors alone: a pickle could run code where the bundle is served.
     model = staged / MODEL
     shutil.rmtree(model, ignore_errors=True)
     shutil.copytree(

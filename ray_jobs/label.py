@@ -8,11 +8,11 @@ writes  labelled/blocks/*.parquet              records.LABELLED, committed block
         labelled/provenance.json               what the labels depend on
         reports/labelling.html, labelling.json how much signal they carry, with groups to read
 
-The teacher (`label.teacher`) is the LLM, a cross-encoder trained on the LLM's rewards, or a file of rewards made
-elsewhere. Groups of tasks without a reward (labels only) pass through. A group that cannot be scored keeps its rewards
-null and says why. Running the command again labels only the groups no block holds; labels of another LLM, prompt or
-seed are refused. An actor pool of Ray Data loads the LLM once per actor. `label.recompute` recomputes the rewards from
-the stored log-likelihoods, without the LLM.
+The teacher (`label.teacher`) is the LLM, a cross-encoder trained on the LLM's rewards, or rewards made elsewhere that
+`prepare` kept. Groups of tasks without a reward (labels only) pass through. A group that cannot be scored keeps its
+rewards null and says why. Running the command again labels only the groups no block holds; labels of another LLM,
+prompt or seed are refused. An actor pool of Ray Data loads the LLM once per actor. `label.recompute` recomputes the
+rewards from the stored log-likelihoods, without the LLM.
 """
 
 from __future__ import annotations

@@ -22,10 +22,10 @@ from embedder.config.paths import Paths
 from embedder.config.prepare import PrepareConfig, Source
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
+from embedder.data.dataset import open_source, read_source
+from embedder.data.formats.reader import SPLITS
 from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.data.rows import Prepared
-from embedder.data.source_formats import SPLITS, source_files
-from embedder.data.sources import read_source
 from embedder.errors import DataError
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
@@ -41,7 +41,7 @@ def check(config: RunConfig) -> Work:
     sources = config.needed_prepare.sources
     lines = []
     for source in sources:
-        size = source_files(source).size
+        size = open_source(source, config.tasks[source.task]).size
         lines.append(f"{source.dataset} ({source.task}, {source.format}): {source.path}, {size / 1e6:,.1f} MB of rows")
     return Work("prepare", lines, flops=0.0)
 
@@ -95,6 +95,7 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
     """
     prepared = read_source(source, task, settings.seed)
     rejected = len(prepared.rejected)
+    # First, so that a source that is refused below leaves the rows that tell why.
     _write_rejected(prepared, work / "prepared" / "rejected" / f"{source.dataset}.json")
     if prepared.rows_in != prepared.rows_out + prepared.left_out + rejected:
         raise DataError(
@@ -108,6 +109,7 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
             f"{settings.max_rejected_share} allows; first {first.file}:{first.line}: {first.reason}"
         )
     folder = work / "prepared" / "corpus" / source.dataset
+    # Parts of a larger corpus of an earlier run must not stay among the new ones.
     shutil.rmtree(folder, ignore_errors=True)
     passages = list(prepared.passages.values())
     for part, first_row in enumerate(range(0, len(passages), PART_ROWS)):

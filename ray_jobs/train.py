@@ -18,27 +18,24 @@ import json
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL, TrainConfig
 from embedder.console import console
-from embedder.errors import DataError
 from embedder.hashing import content_id
 from embedder.models.fingerprint import encoder_fingerprint
+from embedder.models.st_folder import check_base_model
 from embedder.run.cost import Work, measured_rate
 from embedder.run.stage_report import StageReport
 from embedder.storage.object_store import replacing
-from embedder.training.base_model import check_start
+from embedder.training.job import FORMAT
 from embedder.training.split import split_groups
 from embedder.training.trackers import check_trackers
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.training.groups import TrainingGroups, training_groups
-
-FORMAT = 2
-"""Of checkpoints; a run of another one is not resumed."""
 
 
 def check(config: RunConfig) -> Work:
     """Labels exist for every candidate group, the settings fit together, and the plan has a task to train."""
     settings = config.needed_train
     check_trackers(settings)
-    check_start(config.encoder)
+    check_base_model(config.encoder)
     taken = training_groups(config)
     kept, apart = split_groups(taken.groups, settings.validation)
     # Here and not above, because torch comes with it: what can be refused without torch has been by now.
@@ -68,9 +65,7 @@ def run(config: RunConfig) -> StageReport:
     if not job.exported.is_dir():
         work = work_of(config.encoder, config.tasks, settings, kept, apart)
         _announce(Work(work.stage, [*taken.notes, *work.lines], work.flops), settings)
-        run_workers(job, config.paths.training, name)
-    if not job.exported.is_dir():
-        raise DataError(f"training {name} ended without a model; see {job.folder}")
+        run_workers(job, "train")
     steps = MetricsReader(job.metrics, StepMetrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
     numbers = summarise(steps, sizes, left_out, outcome, settings)
@@ -92,6 +87,7 @@ def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
     # Of the replay only the groups it chose count, which stand in `taken`: another share may choose the same.
     settings = config.needed_train.model_dump(mode="json", exclude=NEUTRAL | {"replay"})
+    # The encoder without `int8`, which changes how it is used and not how it is trained.
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
     return content_id(
         FORMAT, encoder_fingerprint(config.encoder.model_copy(update={"int8": False})), settings, tasks, taken.identity

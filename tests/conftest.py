@@ -7,11 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before anything imports Ray or transformers, which read these once: no hub, and a Ray token of this session's own.
+# Before anything imports Ray, transformers, torch or FAISS, which read these once: no hub, a Ray token of the session's
+# own, and threads that sleep while they wait. On a machine with other work, threads of OpenMP that spin take the
+# processor from those they wait for: a training step of a small model was 20 times as long.
 os.environ["HF_HUB_OFFLINE"] = "1"
 RAY_TOKEN = Path(tempfile.mkdtemp(prefix="ray-token-")) / "token"
 RAY_TOKEN.write_text("0123456789abcdef" * 4, encoding="utf-8")
 os.environ |= {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "taken-by-the-tests-own-store"}
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "1"}
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(RAY_TOKEN)}
 
 import pytest

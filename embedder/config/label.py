@@ -7,15 +7,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from embedder.config.paths import AnyAbsolutePath, ModelReference, Section
+from embedder.config.train import SelfPacedConfig, TrainConfig, ValidationConfig, check_worker_gpus
 
 
 class LabelConfig(Section):
     """Who rewards the candidates, how outputs are sampled, and how many actors work."""
 
     teacher: Literal["llm", "reranker", "imported"] = "llm"
-    """Who rewards: the LLM; a cross-encoder trained on the LLM's rewards; or rewards made elsewhere (`imported`)."""
-    imported: AnyAbsolutePath | None = None
-    """JSON Lines of the reference with `teacher_scores`; needed by, and only by, the teacher `imported`."""
+    """Who rewards: the LLM; a cross-encoder trained on the LLM's rewards; or rewards made elsewhere (`imported`), which
+    `prepare` keeps of sources with `teacher_scores: true`."""
     export: AnyAbsolutePath | None = None
     """File to which the labelled groups are also written, as JSON Lines of the paper's released code. null: none."""
     recompute: bool = False
@@ -54,9 +54,7 @@ class LabelConfig(Section):
 
     @model_validator(mode="after")
     def parts_fit(self) -> LabelConfig:
-        """Refuse an import without a file, and the reverse, and a pool whose least size exceeds its greatest."""
-        if (self.teacher == "imported") != (self.imported is not None):
-            raise ValueError(f"teacher is {self.teacher!r} and imported is {self.imported}; give both or neither")
+        """Refuse a pool whose least size exceeds its greatest."""
         if self.min_actors is not None and self.min_actors > self.num_actors:
             raise ValueError(f"min_actors {self.min_actors} exceeds num_actors {self.num_actors}")
         return self
@@ -79,8 +77,9 @@ class RerankerConfig(Section):
     """Share of the steps in which the rate rises from 0; then it falls to 0."""
     max_tokens: int = Field(default=256, ge=8)
     """Tokens of a query with its candidate; a longer candidate is cut."""
-    validation_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the groups that is kept out of its training, and on which its agreement with the LLM is reported."""
+    validation_share: float = Field(default=0.1, gt=0, le=0.5)
+    """Share of each task's queries whose groups are kept out of its training, on which its agreement with the LLM is
+    reported."""
     num_workers: int = Field(default=1, ge=1)
     """Workers that train it."""
     gpus_per_worker: float = Field(default=0, ge=0)
@@ -90,9 +89,16 @@ class RerankerConfig(Section):
     seed: int = 0
     """Seed of its training and of the choice of groups."""
 
+    def training(self, validation: ValidationConfig, max_failures: int) -> TrainConfig:
+        """The same as settings of a training, which knows nothing of paces by task."""
+        shared = self.model_dump(exclude={"model", "llm_groups", "max_tokens", "validation_share"})
+        paced = SelfPacedConfig(direction="off")
+        return TrainConfig(**shared, validation=validation, max_failures=max_failures, self_paced=paced)
+
     @model_validator(mode="after")
-    def batch_divides(self) -> RerankerConfig:
-        """Refuse a batch that the workers cannot share evenly."""
+    def workers_fit(self) -> RerankerConfig:
+        """Refuse a batch that the workers cannot share evenly, and GPUs that they cannot use."""
         if self.batch_size % self.num_workers:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")
+        check_worker_gpus(self.gpus_per_worker, self.num_workers)
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from embedder.config.paths import AnyAbsolutePath, Section
 
@@ -25,6 +25,9 @@ class Source(Section):
     corpus: AnyAbsolutePath | None = None
     """Format `reference` only: the JSON Lines file whose lines `pos_index` counts. null: the folder's own, if there is
     one."""
+    teacher_scores: bool = False
+    """Format `reference` only: keep the `teacher_scores` of the training rows, for `label.teacher: imported`. The
+    candidates of such a row become its group as they are; rows that name another `dataset` are left out."""
     train_queries: int | None = Field(default=None, ge=0)
     """Rows of the training split that are kept (seeded choice). null: all."""
     test_queries: int | None = Field(default=None, ge=0)
@@ -38,6 +41,13 @@ class Source(Section):
     """Task `lrlm` only: words of a chunk, into which long documents are cut."""
     history_chunks: int = Field(default=12, ge=2)
     """Task `lrlm` only: earlier chunks among which the candidates of a chunk are sought."""
+
+    @model_validator(mode="after")
+    def scores_have_a_format(self) -> Source:
+        """Refuse scores of a format that has none."""
+        if self.teacher_scores and self.format != "reference":
+            raise ValueError(f"teacher_scores is true, but format is {self.format!r}; only `reference` has scores")
+        return self
 
 
 class PrepareConfig(Section):

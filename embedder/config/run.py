@@ -140,7 +140,7 @@ class RunConfig(Section):
         """Lay the run file's `tasks` over the built-in ones, field by field."""
         if not isinstance(raw, dict) or not isinstance(raw.get("tasks", {}), dict):
             return raw
-        # Before validation, because only then a field that is left out can be told from one that has its default.
+        # Before validation, because a part of a built-in task would not validate by itself.
         tasks: dict[str, Any] = {name: spec.model_dump() for name, spec in BUILTIN_TASKS.items()}
         for name, fields in raw.get("tasks", {}).items():
             if not isinstance(fields, dict):

@@ -106,6 +106,21 @@ NEUTRAL = {
 """Settings that change nothing of the result but rounding; a training can be resumed with other values of them."""
 
 
+def check_worker_gpus(gpus: float, workers: int) -> None:
+    """Refuse GPUs that a training worker would leave idle, and two workers on one.
+
+    Raises:
+        ValueError: the share of a worker is neither 0, nor 1, nor less than 1 for a single worker.
+    """
+    if gpus > 1:
+        raise ValueError(f"gpus_per_worker is {gpus:g}, but a worker trains on one; raise num_workers instead")
+    if 0 < gpus < 1 < workers:
+        raise ValueError(
+            f"gpus_per_worker is {gpus:g} with {workers} workers, but NCCL refuses two workers on one GPU; give each a "
+            "whole one"
+        )
+
+
 class TrainConfig(Section):
     """How the encoder is trained on the labelled groups."""
 
@@ -209,15 +224,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def worker_has_a_device(self) -> TrainConfig:
         """Refuse GPUs that a worker would leave idle, and two workers on one."""
-        if self.gpus_per_worker > 1:
-            raise ValueError(
-                f"gpus_per_worker is {self.gpus_per_worker:g}, but a worker trains on one; raise num_workers instead"
-            )
-        if 0 < self.gpus_per_worker < 1 < self.num_workers:
-            raise ValueError(
-                f"gpus_per_worker is {self.gpus_per_worker:g} with {self.num_workers} workers, but NCCL refuses two "
-                "workers on one GPU; give each a whole one"
-            )
+        check_worker_gpus(self.gpus_per_worker, self.num_workers)
         return self
 
     @model_validator(mode="after")

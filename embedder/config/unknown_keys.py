@@ -24,6 +24,7 @@ RENAMED_KEYS = {
     "serve.carry_writes": "serve.replay_writes",
     "mine.num_actors": "encoder.num_actors",
     "mine.gpus_per_actor": "encoder.gpus_per_actor",
+    "label.imported": "prepare.sources",
 }
 """Old key to new key; * stands for the name of a task or the number of a retriever."""
 

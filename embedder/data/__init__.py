@@ -1,1 +1,10 @@
-"""Rows that pass between jobs."""
+"""Rows that pass between jobs, and the source files they are made from.
+
+dataset     one source to one dataset: its reader, the dev split, the limits
+formats/    a reader for each format of source files
+rows        fields of one source row, checked; rejected rows
+metadata    values that a passage may hold to be filtered by
+records     tables of passages, queries, groups and labels; Parquet files
+ledger      work that is committed block by block
+row_ids     sets of row ids in little memory
+"""

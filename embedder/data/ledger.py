@@ -34,21 +34,25 @@ class Ledger:
         return set(table[self.key].to_pylist())
 
     def row_ids(self) -> RowIds:
-        """The same in little memory, for keys that are content ids; `total` counts rows of two blocks twice."""
+        """Ids of the committed rows in little memory, for keys that are content ids.
+
+        Their `total` counts a row of two blocks twice.
+        """
         tables = each_table(parquet_files(self.folder), self.schema, [self.key])
         return RowIds(table[self.key].to_pylist() for table in tables)
 
     def holds(self, ids: list[str]) -> bool:
-        """Whether a block of just these rows, in this order, is committed."""
+        """Truth of a block of just these rows, in this order, being committed."""
         return self._path(ids).is_file()
 
     def stream(self, wanted: RowIds) -> Iterator[pa.Table]:
         """The wanted rows block by block, each row once."""
         seen = np.zeros(len(wanted), dtype=bool)
         for table in each_table(parquet_files(self.folder), self.schema):
-            places = wanted.places(table[self.key].to_pylist())
-            fresh = (places >= 0) & ~seen[places]
-            seen[places[fresh]] = True
+            positions = wanted.positions(table[self.key].to_pylist())
+            # Position -1 reads the last entry of `seen`, which the first condition makes harmless.
+            fresh = (positions >= 0) & ~seen[positions]
+            seen[positions[fresh]] = True
             yield table.filter(pa.array(fresh))
 
     def replace(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Iterator[int]:
@@ -59,7 +63,8 @@ class Ledger:
             yield len(rows)
 
     def commit(self, rows: list[dict[str, Any]] | pa.Table) -> None:
-        """Write one block; the same rows give the same file name, so a repeated block replaces itself."""
+        """Write one block."""
+        # The name is made of the ids, so that a block that is committed again (a retried actor) replaces itself.
         table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=self.schema)
         write_table(table, self.schema, self._path(table[self.key].to_pylist()))
 
@@ -75,6 +80,7 @@ class Ledger:
             LabelError: an expected row is missing.
         """
         table = read_tables(parquet_files(self.folder), self.schema)
+        # Files are read in the order of their names, so the same copy of a repeated row is taken each time.
         first: dict[str, int] = {}
         for position, row_id in enumerate(table[self.key].to_pylist()):
             first.setdefault(row_id, position)

@@ -47,6 +47,7 @@ QUERY = pa.schema(
         ("positive_ids", TEXTS),
         ("positive_grades", pa.list_(pa.int32())),
         ("pool_ids", TEXTS),
+        ("teacher_scores", pa.list_(pa.float32())),
         ("options", TEXTS),
         ("category", pa.string()),
         ("origin", pa.string()),
@@ -55,8 +56,9 @@ QUERY = pa.schema(
 """One query.
 
 `positive_grades` null: all are 1. `pool_ids` null: every passage of the dataset is a possible candidate; else only
-these (oldest first). `options`: all answers there are to choose from, null where there is no such list. `category`: its
-subject, or null. `origin`: the document or conversation it was cut from, null if it stands alone.
+these (oldest first). `teacher_scores`: rewards made elsewhere, one for each of `pool_ids`, which are then the query's
+group; null where there are none. `options`: all answers there are to choose from, null where there is no such list.
+`category`: its subject, or null. `origin`: the document or conversation it was cut from, null if it stands alone.
 """
 
 GROUP = pa.schema(
@@ -115,14 +117,16 @@ def unrewarded(group: dict[str, Any], reward: str, fingerprint: str) -> dict[str
 def write_table(rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema, path: AnyPath) -> None:
     """Write rows as one Parquet file, which appears as a whole."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
+    # Written beside the file and put in its place when complete, so that a kill leaves the old file or the new one.
     with replacing(path) as file:
         pq.write_table(table.cast(schema), file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
 def parquet_files(folder: SomePath) -> list[SomePath]:
     """The committed Parquet files of a folder, by name; unfinished ones (dot files) are left out."""
-    found = cast("Iterable[SomePath]", folder.glob("*.parquet"))
-    return sorted((path for path in found if not path.name.startswith(".")), key=lambda path: path.name)
+    # `glob` of a union of path types loses which of them it was given.
+    files = cast("Iterable[SomePath]", folder.glob("*.parquet"))
+    return sorted((path for path in files if not path.name.startswith(".")), key=lambda path: path.name)
 
 
 def open_parquet(path: AnyPath) -> pq.ParquetFile:
@@ -147,7 +151,7 @@ def read_tables(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] 
 
 
 def each_table(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The same, a table for each file in their order; objects are read several at a time.
+    """Read Parquet files of one schema, a table for each in their order; objects are read several at a time.
 
     Raises:
         DataError: a file is unreadable or its columns are not those of the schema.
@@ -155,6 +159,7 @@ def each_table(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] |
     wanted, ahead = _wanted(schema, columns), iter(files)
     with ThreadPoolExecutor(OBJECTS_AT_ONCE) as pool:
         while batch := list(islice(ahead, OBJECTS_AT_ONCE)):
+            # Local files are read one at a time: there is no round trip to wait for, and memory then holds one table.
             if isinstance(batch[0], ObjectPath):
                 yield from pool.map(lambda path: _read(path, wanted), batch)
             else:
@@ -168,11 +173,13 @@ def _wanted(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
 def _read(path: AnyPath, wanted: pa.Schema) -> pa.Table:
     try:
         with open_parquet(path) as file:
-            found = file.schema_arrow.names
-            if not set(wanted.names) <= set(found):
-                raise DataError(f"{path}: columns {found}, expected {wanted.names}; run its job again")
+            columns = file.schema_arrow.names
+            if not set(wanted.names) <= set(columns):
+                raise DataError(f"{path}: columns {columns}, expected {wanted.names}; run its job again")
+            # Parquet returns columns in the file's order, and a cast needs them in the schema's.
             return file.read(columns=wanted.names).select(wanted.names).cast(wanted)
     except (OSError, pa.ArrowInvalid) as error:
+        # pyarrow's reason may go on over many lines of the schema.
         reason = str(error).splitlines()[0]
         raise DataError(
             f"{path}: not a readable Parquet file of {wanted.names} ({reason}); run its job again"

@@ -26,31 +26,39 @@ class RowIds:
     def __len__(self) -> int:
         return len(self._sorted)
 
-    def places(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """For each id its place among the sorted ones, or -1."""
+    def positions(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Position of each id among the sorted ones, or -1."""
         wanted = _pack(ids)
-        places = np.searchsorted(self._sorted, wanted)
-        inside = places < len(self._sorted)
-        found = np.full(len(wanted), -1, dtype=np.int64)
-        found[inside] = np.where(self._sorted[places[inside]] == wanted[inside], places[inside], -1)
-        return found
+        positions = np.searchsorted(self._sorted, wanted)
+        # An id beyond the last one is given the length, which is no position.
+        inside = positions < len(self._sorted)
+        known = np.full(len(wanted), -1, dtype=np.int64)
+        known[inside] = np.where(self._sorted[positions[inside]] == wanted[inside], positions[inside], -1)
+        return known
 
     def contains(self, ids: Sequence[str]) -> NDArray[np.bool_]:
-        """For each id whether it is one of these."""
-        return self.places(ids) >= 0
+        """Truth of each id being one of these."""
+        return self.positions(ids) >= 0
 
     def missing_from(self, other: RowIds) -> tuple[int, str]:
-        """How many of these the other set lacks, and the first of them (empty if none)."""
+        """Number of these ids that the other set lacks, and the first of them (empty if none)."""
         lacking = np.setdiff1d(self._sorted, other._sorted, assume_unique=True)
         return len(lacking), _unpack(lacking[0]) if len(lacking) else ""
 
 
 def _pack(ids: Sequence[str]) -> NDArray[np.bytes_]:
-    """16 bytes an id. NumPy ignores trailing zero bytes, which is harmless among values of one length."""
-    if any(len(one) != 32 for one in ids):
-        raise ValueError(f"{next(one for one in ids if len(one) != 32)!r} is no row id of 32 hexadecimal digits")
+    """16 bytes an id.
+
+    Raises:
+        ValueError: an id is not of 32 hexadecimal digits.
+    """
+    wrong = next((row_id for row_id in ids if len(row_id) != 32), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} is no row id of 32 hexadecimal digits")
+    # NumPy ignores trailing zero bytes of such values, which is harmless because all have one length.
     return np.frombuffer(bytes.fromhex("".join(ids)), dtype="S16")
 
 
 def _unpack(packed: bytes) -> str:
+    # NumPy has stripped the zero bytes at the end.
     return packed.ljust(16, b"\0").hex()

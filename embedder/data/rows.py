@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +13,14 @@ from typing import Any
 from embedder.config.prepare import Source
 from embedder.data.metadata import metadata_json
 from embedder.data.records import Split
+from embedder.errors import DataError
 from embedder.hashing import content_id
 
 Row = dict[str, Any]
 KEPT_CHARACTERS = 2000
-"""Of a row that is set aside."""
+"""Length of what is kept of a row that is set aside."""
+FLOAT32_MAX = 3.4028234663852886e38
+"""Rewards are stored as float32; a larger score would become infinite."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Rejected:
 
 
 class RowError(Exception):
-    """Why one row is rejected."""
+    """Says why one row is rejected."""
 
 
 @dataclass
@@ -52,16 +57,28 @@ class Prepared:
 
 
 def read_lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
-    """The JSON objects of a file with their line numbers; other lines are rejected."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            prepared.rows_in += 1
-            try:
-                row = parse_object(line)
-            except RowError as error:
-                prepared.set_aside(path, number, str(error), line)
-                continue
-            yield number, row
+    """The JSON objects of a file with their line numbers; other lines are rejected.
+
+    A file whose name ends in `.gz` is compressed.
+
+    Raises:
+        DataError: a compressed file is damaged.
+    """
+    # A byte that is no UTF-8 becomes a mark in its text, so that it spoils neither its row nor the lines after it.
+    open_file = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    with open_file(path, "rt", encoding="utf-8", errors="replace") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                prepared.rows_in += 1
+                try:
+                    row = parse_object(line)
+                except RowError as error:
+                    prepared.set_aside(path, number, str(error), line)
+                    continue
+                yield number, row
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{path}:{number + 1}: not readable ({error}); copy the file again") from error
 
 
 def passage_row(source: Source, passage_id: str, text: str, title: object = None, metadata: str | None = None) -> Row:
@@ -96,6 +113,7 @@ def query_row(source: Source, query_id: str, query: str, **known: object) -> Row
         "positive_ids": [],
         "positive_grades": None,
         "pool_ids": None,
+        "teacher_scores": None,
         "options": None,
         "category": None,
         "origin": None,
@@ -185,3 +203,25 @@ def gold_positions(row: Row, length: int) -> list[int]:
     if not all(isinstance(i, int) and 0 <= i < length for i in positions):
         raise RowError(f"gold_history {positions!r:.200} leaves the history of {length}")
     return list(positions)
+
+
+def optional_scores(row: Row, candidates: int, fields: str) -> list[float] | None:
+    """The row's `teacher_scores`, one for each of its candidates; None where it has none.
+
+    `fields` tells in messages where the candidates stand.
+
+    Raises:
+        RowError: they are no finite numbers, or more or fewer than candidates.
+    """
+    scores = row.get("teacher_scores")
+    if scores is None:
+        return None
+    if not isinstance(scores, list):
+        raise RowError(f"teacher_scores is {scores!r:.100}; a list of numbers is needed")
+    if len(scores) != candidates:
+        raise RowError(f"teacher_scores has {len(scores)} entries for {candidates} candidates ({fields})")
+    for i, value in enumerate(scores):
+        # The comparison is written so that NaN fails it too.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= FLOAT32_MAX:
+            raise RowError(f"teacher_scores[{i}] is {value!r:.100}; a finite number of at most 3.4e38 is needed")
+    return [float(value) for value in scores]

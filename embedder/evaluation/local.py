@@ -28,8 +28,7 @@ from embedder.hashing import row_seed
 from embedder.labelling.prompts import read_shot_pools
 from embedder.mining.ranking import Ranking, search_block
 from embedder.models.causal_lm import load_lm
-from embedder.models.encode import encode
-from embedder.models.encoder import TextEncoder
+from embedder.models.encoder import TextEncoder, encode
 from embedder.storage.object_store import AnyPath
 
 

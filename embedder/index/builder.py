@@ -56,7 +56,7 @@ def _fill(vectors: np.ndarray, rows: np.ndarray, part: CollectionPart) -> None:
     """Put the vectors of one part into its rows."""
     wanted = RowIds([part.keys])
     row_at = np.empty(len(wanted), dtype=np.int64)
-    row_at[wanted.places(part.keys)] = rows
+    row_at[wanted.positions(part.keys)] = rows
     filled = 0
     for block in part.ledger.stream(wanted):
         flat = block["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -65,7 +65,7 @@ def _fill(vectors: np.ndarray, rows: np.ndarray, part: CollectionPart) -> None:
                 f"{part.ledger.folder}: vectors of another width than {vectors.shape[1]}; remove it and run "
                 "`python -m ray_jobs.index` again"
             )
-        vectors[row_at[wanted.places(block["row_id"].to_pylist())]] = flat.reshape(block.num_rows, -1)
+        vectors[row_at[wanted.positions(block["row_id"].to_pylist())]] = flat.reshape(block.num_rows, -1)
         filled += block.num_rows
     if filled < len(rows):
         raise DataError(

@@ -32,8 +32,10 @@ def make_group(
     Known positives come first, at most group_size - 1 of them. The rest is drawn from ranks `window` of the lexical
     and the dense ranking. A query without positives (its rewards decide) takes half of its candidates from the head of
     the rankings and draws the others. Never drawn: the query's own row, positives, and texts that repeat a positive
-    or an earlier candidate.
+    or an earlier candidate. A query that brings scores takes the candidates that these are for, all and in their order.
     """
+    if query["teacher_scores"] is not None:
+        return Mined(_group(query, query["pool_ids"], query["positive_ids"], passages), 0, 0)
     # By query and not by position, so that the groups of other queries do not change this one.
     random = Random(row_seed(config.seed, query["dataset"], query["query_id"]))
     positives = query["positive_ids"][: config.group_size - 1]
@@ -57,11 +59,16 @@ def make_group(
             continue
         taken[passage_id] = text
         chosen.append(passage_id)
+    return Mined(_group(query, chosen, positives, passages), counts["id"], counts["text"])
+
+
+def _group(query: dict[str, Any], ids: list[str], positives: list[str], passages: Mapping[str, str]) -> dict[str, Any]:
+    """A row of `records.GROUP`."""
     group = {name: query[name] for name in ("task", "dataset", "query_id", "query", "answers")}
-    group["candidate_ids"] = chosen
-    group["candidate_texts"] = [passages[passage_id] for passage_id in chosen]
-    group["relevance"] = [int(passage_id in set(positives)) for passage_id in chosen]
-    return Mined(group, counts["id"], counts["text"])
+    group["candidate_ids"] = ids
+    group["candidate_texts"] = [passages[passage_id] for passage_id in ids]
+    group["relevance"] = [int(passage_id in set(positives)) for passage_id in ids]
+    return group
 
 
 def _draw_order(rankings: dict[str, Ranking], has_positives: bool, config: MineConfig, random: Random) -> list[str]:

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from embedder.config.run import LlmConfig
 from embedder.errors import ModelError
 from embedder.hashing import file_sha256
-from embedder.models.host_memory import keep_freed_memory
+from embedder.models.device import keep_freed_memory
 from embedder.models.locate import gguf_file, locate_model
 from embedder.models.onednn import has_onednn, pack_linear_layers
 from embedder.storage.durable import place_durably, unfinished_folder
@@ -28,9 +28,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""By how much logits may differ, as a share of their spread, and still be taken for equal."""
+"""Greatest difference of logits that are taken for equal, as a share of their spread."""
 NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How a failed allocation reads where torch raises a plain RuntimeError: on a CPU, and in cuBLAS."""
+"""Words of a failed allocation for which torch raises a plain RuntimeError: on a CPU, and in cuBLAS."""
 
 
 @contextmanager
@@ -56,6 +56,8 @@ def halving_on_memory_error(function: Callable[[list[Item]], list[Result]], batc
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise
+    # Outside `except`, because until its end the error's traceback keeps the tensors of the failed batch alive. The
+    # cache is emptied because its free blocks are cut to the sizes of the larger batch.
     torch.cuda.empty_cache()
     half = len(batch) // 2
     return halving_on_memory_error(function, batch[:half]) + halving_on_memory_error(function, batch[half:])
@@ -70,7 +72,7 @@ class CausalLm:
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding table is."""
+        # With `device_map: auto` layers are on several devices; inputs belong where the embedding table is.
         device: torch.device = next(self.model.parameters()).device
         return device
 
@@ -88,6 +90,7 @@ class CausalLm:
 
     def stop_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
         """Every token with one of the texts in it, such as ".\\n" for a line's end."""
+        # By text and not by encoding the stop text, because a byte-pair vocabulary has many tokens that contain it.
         texts = self._token_texts if stop else []
         return frozenset(token for token, text in enumerate(texts) if any(mark in text for mark in stop))
 
@@ -122,6 +125,7 @@ def prepare_lm(config: LlmConfig, cache: Path) -> Path | str:
         _convert_gguf(packed, temporary)
         place_durably(temporary, folder)
     except OSError:
+        # Another process may have put the same content there first, which is as good.
         if not folder.is_dir():
             raise
     finally:
@@ -133,6 +137,8 @@ def _convert_gguf(packed: Path, folder: Path) -> None:
     """Expand the quantised weights to float32 and write a plain Hugging Face folder."""
     tokenizer = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
     quantised = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.float32)
+    # A model loaded from GGUF keeps the mark of its quantisation, though its weights are expanded. They are moved into
+    # one that was never quantised, so that the saved folder loads as any other.
     plain_config = quantised.config.__class__.from_dict(
         {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
     )
@@ -153,43 +159,48 @@ def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> Causal
         described = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:  # no JSON, an unknown architecture, or one that brings code of its own
         raise ModelError(f"llm.model {config.model!r}: {str(error).partition(chr(10))[0]}") from error
+    # The mapping's keys are the configurations of all architectures with a causal head; there is no public list.
     if described.is_encoder_decoder or type(described) not in AutoModelForCausalLM._model_mapping:
         raise ModelError(
             f"llm.model {config.model!r} is a {described.model_type} model, which is no causal language model; "
             "name a decoder-only one, such as a Llama, Qwen or Mistral"
         )
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             source,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=dtype,
-            device_map="auto" if config.device_map == "auto" and place == "cuda" else place,
+            device_map="auto" if config.device_map == "auto" and kind == "cuda" else kind,
             output_loading_info=True,
         )
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"llm.model {config.model!r}: weights cannot be read ({str(error).partition(chr(10))[0]}); copy them again"
         ) from error
+    # transformers fills missing weights with random numbers and only warns.
     if loaded["missing_keys"]:
         raise ModelError(f"llm.model {config.model!r} lacks weights, such as {min(loaded['missing_keys'])}")
     model.eval()
+    # Some encoders, BERT among them, have a causal class as well and load without complaint.
     if reads_ahead(model):
         raise ModelError(
             f"llm.model {config.model!r} sees the words it is to predict, so it is no causal language model"
         )
-    if place == "cpu":
+    if kind == "cpu":
         keep_freed_memory()
-    if place == "cpu" and has_onednn():
+    if kind == "cpu" and has_onednn():
+        # The output layer keeps its plain weight because it may be the embedding table too.
         pack_linear_layers(model, keep=model.get_output_embeddings())
     return CausalLm(model, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
 
 
 @torch.inference_mode()
 def reads_ahead(model: PreTrainedModel) -> bool:
-    """Whether what the model predicts depends on later words, as it does in an encoder such as BERT."""
+    """Tell whether what the model predicts depends on later words, as it does in an encoder such as BERT."""
+    # Two rows that differ in their last words only: a causal model predicts the same from the first three.
     device = next(model.parameters()).device
     ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 10, 11]], device=device)
     first, second = model(input_ids=ids).logits[:, :3].float()

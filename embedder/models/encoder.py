@@ -1,5 +1,8 @@
 """The encoder: a transformer backbone, pooling and normalisation; and its export as a plain Hugging Face folder.
 
+`encode` is the one path from texts to vectors for mining, indexing, evaluating and serving: the same instruction,
+truncation, pooling and normalisation everywhere, so that an offline vector equals a served one.
+
 B texts, L tokens of the longest, D width of the vector.
 """
 
@@ -25,7 +28,7 @@ from transformers import (
 )
 
 from embedder.config.run import EncoderConfig
-from embedder.config.tasks import TaskSpec
+from embedder.config.tasks import Side, TaskSpec
 from embedder.errors import ModelError
 from embedder.models.locate import locate_model
 
@@ -47,17 +50,15 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.in_bfloat16 = False
-        """Whether matrix products are taken in bfloat16, with the weights left as they are."""
+        """Matrix products are taken in bfloat16, with the weights left as they are."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         device: torch.device = self.backbone.device
         return device
 
     @property
     def dimension(self) -> int:
-        """Width of the vectors."""
         return int(self.backbone.config.hidden_size)
 
     def tokenize(self, texts: list[str]) -> list[TokenRow]:
@@ -76,6 +77,7 @@ class TextEncoder(nn.Module):
 
     def _embed_padded(self, rows: list[TokenRow]) -> Tensor:
         length = max(len(row) for row in rows)
+        # A tokenizer without a padding token gets id 0, which is as good as any because the mask hides it.
         ids_BL = torch.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=torch.long)
         mask_BL = torch.zeros((len(rows), length), dtype=torch.long)
         for i, row in enumerate(rows):
@@ -84,6 +86,7 @@ class TextEncoder(nn.Module):
         ids_BL, mask_BL = ids_BL.to(self.device), mask_BL.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             state_BLD = self.backbone(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        # In float32, because a mean over hundreds of tokens and a norm lose their last digits in bfloat16.
         return F.normalize(pool(state_BLD.float(), mask_BL, self.config.pooling), dim=-1)
 
 
@@ -91,6 +94,7 @@ def pool(state_BLD: Tensor, mask_BL: Tensor, pooling: str) -> Tensor:
     """One state a text, shape (B, D)."""
     match pooling:
         case "cls":
+            # Position 0 holds it because `complete_tokenizer` pads on the right; `last` counts on that too.
             return state_BLD[:, 0]
         case "mean":
             weight_BL1 = mask_BL.unsqueeze(-1).to(state_BLD.dtype)
@@ -104,6 +108,7 @@ def pool(state_BLD: Tensor, mask_BL: Tensor, pooling: str) -> Tensor:
 
 def length_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices sorted by length, cut so that rows x longest row stays within `batch_tokens` (at least one row)."""
+    # Stable, so that the same texts fall into the same batches on every platform.
     order = np.argsort(lengths, kind="stable")
     batch: list[int] = []
     for index in order.tolist():
@@ -123,15 +128,35 @@ def embed_batches(
     The batches hold every index; of one that they hold several times the first vector is taken.
     """
     parts: list[Tensor] = []
-    place: dict[int, int] = {}
+    position: dict[int, int] = {}
     count = 0
     for indices in batches:
         parts.append(embed([rows[i] for i in indices]))
         for index in indices:
-            place.setdefault(index, count)
+            position.setdefault(index, count)
             count += 1
-    back = torch.tensor([place[i] for i in range(len(rows))])
+    back = torch.tensor([position[i] for i in range(len(rows))])
     return torch.cat(parts)[back.to(parts[0].device)]
+
+
+def encode(encoder: TextEncoder, texts: Iterable[str], task: TaskSpec, side: Side) -> np.ndarray:
+    """Unit vectors (len(texts), D), float32, of texts with the task's instruction of that side before them."""
+    return encode_prompted(encoder, [task.instruction(side) + text for text in texts])
+
+
+def encode_prompted(encoder: TextEncoder, texts: Iterable[str]) -> np.ndarray:
+    """Unit vectors (len(texts), D) of texts that carry their instruction already: a served batch mixes tasks."""
+    texts = list(texts)
+    return encode_tokens(encoder, encoder.tokenize(texts) if texts else [])
+
+
+def encode_tokens(encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
+    """Unit vectors (len(rows), D) of token ids with instruction and special tokens: a server counts tokens first."""
+    if not rows:
+        return np.zeros((0, encoder.dimension), dtype=np.float32)
+    with torch.inference_mode():
+        vectors: np.ndarray = encoder(rows).float().cpu().numpy()
+    return vectors
 
 
 def load_encoder(config: EncoderConfig, device: str | None = None, dropout: float = 0.0) -> TextEncoder:
@@ -145,8 +170,11 @@ def load_encoder(config: EncoderConfig, device: str | None = None, dropout: floa
     complete_tokenizer(tokenizer, config.pooling)
     shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
     check_positions(shape, config)
+    # Pickled weights and code of a model folder could run anything, so neither is loaded. Weights are taken in float32
+    # whatever their file holds: training and the comparison of exports need it.
     kind = AutoModelForTextEncoding if shape.model_type in TWO_HALVES else AutoModel
     backbone = kind.from_pretrained(source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    # A decoder would keep the keys and values of every layer for a next token that never comes.
     backbone.config.use_cache = False
     set_dropout(backbone, dropout)
     encoder = TextEncoder(backbone, tokenizer, config).eval()
@@ -175,6 +203,7 @@ def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, pooling: str) -> None
         )
     ending = TemplateProcessing(single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.eos_token_id)])
     backend = tokenizer.backend_tokenizer
+    # After the tokenizer's own step, because that may add the token with which the model expects texts to begin.
     steps = [backend.post_processor, ending] if backend.post_processor else [ending]
     backend.post_processor = Sequence(steps)
 
@@ -200,6 +229,7 @@ def set_dropout(backbone: nn.Module, rate: float) -> None:
     for module in backbone.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate
+        # Fused attention has no module for its dropout: it is called with a number that its layer keeps.
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, rate)
@@ -221,6 +251,7 @@ def export_encoder(encoder: TextEncoder, folder: Path, tasks: Mapping[str, TaskS
             for i, (kind, path) in enumerate(modules)
         ],
         "sentence_bert_config.json": {"max_seq_length": encoder.config.max_tokens, "do_lower_case": False},
+        # Prompts stand in the file by task and side, so that another library puts the same instruction before a text.
         "config_sentence_transformers.json": {"prompts": prompts, "similarity_fn_name": "cosine"},
         "1_Pooling/config.json": {
             "word_embedding_dimension": encoder.dimension,

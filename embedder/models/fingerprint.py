@@ -17,8 +17,9 @@ def encoder_fingerprint(config: EncoderConfig) -> str:
 
 
 def located_fingerprint(model: Path | str, config: EncoderConfig) -> str:
-    """The same of a model whose place is known, loaded as a config says."""
+    """Identity of the encoder that loading this folder or hub model by a config would give."""
     settings: dict[str, object] = {"pooling": config.pooling, "max_tokens": config.max_tokens}
+    # Only where it is set, so that vectors made before there was such a setting stay valid.
     if config.int8:
         settings["int8"] = True
     return model_fingerprint(model, settings)

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TYPICAL_ROWS = 1024
-"""For which number of rows the layout is chosen; other numbers are right as well, and hardly slower."""
+"""Number of rows for which the layout is chosen; other numbers are right as well, and hardly slower."""
 
 
 def has_onednn() -> bool:
-    """Whether this build of PyTorch brings oneDNN."""
     return bool(torch.backends.mkldnn.is_available())
 
 
 def pack_weight(weight: Tensor) -> Tensor:
     """A float32 weight (out, in) in oneDNN's own layout."""
+    # These operators have no public name: PyTorch's own compiler calls them for a frozen layer on a CPU.
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), TYPICAL_ROWS)
     return packed
 
@@ -45,17 +45,17 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The plain weight; made anew at each call unless it was kept, for the few models that multiply with it."""
+        """The plain weight; unless it was kept it is made at each call, for the few models that multiply with it."""
         return self.packed.to_dense() if self.plain is None else self.plain
 
     def forward(self, rows: Tensor) -> Tensor:
-        """As `nn.Linear`."""
         return packed_linear(rows, self.packed, self.bias)
 
 
 def pack_linear_layers(model: nn.Module, keep: nn.Module | None = None) -> None:
     """Replace every float32 `nn.Linear` of a model on the CPU; that of `keep` keeps its plain weight beside."""
     for name, child in model.named_children():
+        # Not `isinstance`: a subclass may compute something else.
         if type(child) is nn.Linear and child.weight.dtype == torch.float32:
             setattr(model, name, PackedLinear(child, keep_weight=child is keep))
         else:
@@ -76,6 +76,7 @@ class _Product(torch.autograd.Function):
         rows_TI, weight_OI = ctx.saved_tensors
         (gradient_TO,) = gradients
         wants_rows, wants_weight, wants_bias = ctx.needs_input_grad
+        # The weight is taken as it lies: it changes at every step, so that a packed copy would serve one product.
         rows = packed_linear(gradient_TO, weight_OI.T, None) if wants_rows else None
         weight = packed_linear(gradient_TO.T, rows_TI.T, None) if wants_weight else None
         bias = gradient_TO.sum(0) if ctx.has_bias and wants_bias else None
@@ -86,9 +87,9 @@ class TrainedLinear(nn.Linear):
     """An `nn.Linear` whose products oneDNN computes where it is in float32 on a CPU."""
 
     def forward(self, rows: Tensor) -> Tensor:
-        """As `nn.Linear`."""
         if rows.device.type != "cpu" or rows.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return F.linear(rows, self.weight, self.bias)
+        # oneDNN refuses the weight's gradient of a batch without rows, and knows nothing of autocast's bfloat16.
         if not rows.numel() or torch.is_autocast_enabled("cpu"):
             return F.linear(rows, self.weight, self.bias)
         product: Tensor = _Product.apply(rows.reshape(-1, self.in_features), self.weight, self.bias)
@@ -99,4 +100,5 @@ def train_linear_layers(model: nn.Module) -> None:
     """Let every `nn.Linear` of a model train by oneDNN; parameters, their names and the state stay as they are."""
     for module in model.modules():
         if type(module) is nn.Linear:
+            # The class is changed in place, so that optimiser, checkpoints and export still find the same parameters.
             module.__class__ = TrainedLinear

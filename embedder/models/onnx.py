@@ -23,18 +23,17 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from embedder.config.run import EncoderConfig
 from embedder.errors import ModelError
-from embedder.models.encode import encode_tokens
-from embedder.models.encoder import TextEncoder, load_encoder
+from embedder.models.encoder import TextEncoder, encode_tokens, load_encoder
 from embedder.models.onednn import has_onednn, pack_linear_layers
 
 logger = logging.getLogger(__name__)
 
 NEAR = 1e-5
-"""By how much a component of a unit vector may differ from PyTorch's."""
+"""Largest difference of a component of a unit vector from PyTorch's."""
 LEAST_COSINE = 0.99
-"""Of vectors in 8 bits to PyTorch's, in the mean over `PROBES`."""
+"""Least mean cosine of vectors in 8 bits to PyTorch's, over `PROBES`."""
 MOST_BYTES = 1_900_000_000
-"""Of weights: an ONNX model in memory ends at 2 GB."""
+"""Most bytes of weights: an ONNX model in memory is a Protocol Buffers message, which ends at 2 GB."""
 OPSET = 17
 PROBES = (
     "Where does the sun rise?",
@@ -43,11 +42,11 @@ PROBES = (
     "Each text is encoded alone and beside others, short and long, since an export may have fixed what varies. " * 40,
 )
 TRACING = (OnnxExporterError, RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
-"""What the export of a model that cannot be traced raises."""
+"""Errors that the export of a model raises which cannot be traced."""
 RUNNING: tuple[type[Exception], ...] = tuple(
     error for error in vars(onnx_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
-"""What ONNX Runtime raises; these have no base of their own."""
+"""Errors that ONNX Runtime raises; they have no base of their own."""
 
 
 class OnnxBackbone(nn.Module):
@@ -64,6 +63,7 @@ class OnnxBackbone(nn.Module):
         self.device = torch.device("cpu")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # Errors alone: ONNX Runtime would warn of harmless traits of a traced model at each load.
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -85,7 +85,7 @@ class OnnxBackbone(nn.Module):
 
 
 class _LastState(nn.Module):
-    """What is exported."""
+    """The part of a backbone that is exported."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _LastState(nn.Module):
 
 
 def load_inference_encoder(config: EncoderConfig, device: str | None = None) -> TextEncoder:
-    """As `load_encoder`, for vectors only, on the number of threads that PyTorch has.
+    """Load an encoder for vectors only, on the number of threads that PyTorch has.
 
     A model on the CPU that cannot be exported, or whose export gives other vectors, runs in PyTorch with its linear
     layers packed for oneDNN, and a warning says so.
@@ -139,6 +139,7 @@ def exported(backbone: PreTrainedModel) -> bytes:
     if size > MOST_BYTES:
         raise RuntimeError(f"{size:,} bytes of weights, and ONNX holds {MOST_BYTES:,} in memory")
     inputs = {"input_ids": {0: "rows", 1: "tokens"}, "attention_mask": {0: "rows", 1: "tokens"}}
+    # A trace keeps the branches that this sample takes. So it is padded: a mask of ones would be left out of the model.
     ids_BL = torch.arange(5, 23).view(2, 9)
     mask_BL = torch.ones_like(ids_BL)
     mask_BL[1, 5:] = 0
@@ -146,6 +147,7 @@ def exported(backbone: PreTrainedModel) -> bytes:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         path = Path(folder) / "model.onnx"
         warnings.simplefilter("ignore")
+        # Plain products and a softmax, because fused attention chooses its way by the sizes of the sample.
         backbone.set_attn_implementation("eager")
         try:
             torch.onnx.export(
@@ -176,21 +178,22 @@ def quantized(model: bytes) -> bytes:
 
 
 def _probed(encoder: TextEncoder, rows: list[list[int]]) -> np.ndarray:
-    """Vectors of each row alone, then of all together."""
+    """Vectors of each row alone, then of all together: an export may have fixed the number or length of rows."""
     alone = [encode_tokens(encoder, [row]) for row in rows]
     return np.concatenate([*alone, encode_tokens(encoder, rows)])
 
 
-def _check(found_ND: np.ndarray, wanted_ND: np.ndarray, int8: bool) -> None:
+def _check(exported_ND: np.ndarray, wanted_ND: np.ndarray, int8: bool) -> None:
     """Compare an export's vectors with those of the model.
 
     Raises:
         RuntimeError: they are others.
     """
-    cosine = float((found_ND * wanted_ND).sum(1).mean())
+    cosine = float((exported_ND * wanted_ND).sum(1).mean())
+    # Written as `not >=` and `not <=`, so that NaN fails.
     if int8 and not cosine >= LEAST_COSINE:
         raise RuntimeError(
             f"its vectors have a mean cosine of {cosine:.4f} to the model's, and {LEAST_COSINE} is asked"
         )
-    if not int8 and not np.abs(found_ND - wanted_ND).max() <= NEAR:
+    if not int8 and not np.abs(exported_ND - wanted_ND).max() <= NEAR:
         raise RuntimeError(f"its vectors are not the model's (mean cosine {cosine:.4f})")

@@ -1,5 +1,6 @@
-"""Encoders of others as our own: what the files of a sentence-transformers folder say of pooling, length and prompts.
+"""What a sentence-transformers folder says of pooling, length and prompts, so that we load it as it was made.
 
+The one reader of such folders: of encoders that are compared, and of the one a training starts from. Needs no torch.
 https://www.sbert.net: modules.json lists the modules, 1_Pooling/config.json names the pooling (in older folders by one
 flag a kind), sentence_bert_config.json the longest text, config_sentence_transformers.json the prompts.
 """
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from embedder.config.evaluate import FolderRetriever
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
-from embedder.errors import ModelError
+from embedder.errors import ConfigError, ModelError
 from embedder.models.locate import locate_model
 from embedder.storage.fetched import local_copy
 from embedder.storage.object_store import ObjectPath
@@ -38,7 +39,7 @@ class FolderFacts:
     """What a folder says of itself; None where it does not."""
 
     model: str
-    """Where the transformer is."""
+    """The folder or hub name of the transformer itself, which may lie inside the folder."""
     pooling: Pooling | None = None
     max_tokens: int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -64,18 +65,18 @@ def read_folder(model: str) -> FolderFacts:
         if not isinstance(located, Path) or not (located / "modules.json").is_file():
             return FolderFacts(model)
         folder, listing = located, located / "modules.json"
-    modules = {str(one["type"]).rpartition(".")[2]: folder / one["path"] for one in _json(listing)}
+    modules = {str(module["type"]).rpartition(".")[2]: folder / module["path"] for module in _json(listing)}
     unknown = sorted(modules.keys() - KNOWN_MODULES)
     if unknown or "Transformer" not in modules or "Pooling" not in modules:
         raise ModelError(
-            f"{listing}: modules {sorted(modules)}; only a transformer, pooling and normalisation can be loaded. Serve "
-            "the model behind an OpenAI-compatible endpoint instead"
+            f"{listing}: modules {sorted(modules)}; only a transformer, pooling and normalisation can be loaded. Take "
+            "another model, or where it is only compared, serve it behind an OpenAI-compatible endpoint"
         )
     settings = _json(folder / "config_sentence_transformers.json")
     if "Normalize" not in modules and settings.get("similarity_fn_name") in {"dot", "euclidean"}:
         raise ModelError(f"{folder}: ranks by {settings['similarity_fn_name']!r}; only the cosine is known here")
     lengths = [_json(path / "sentence_bert_config.json") for path in (folder, modules["Transformer"])]
-    if any(one.get("do_lower_case") for one in lengths):
+    if any(length.get("do_lower_case") for length in lengths):
         raise ModelError(f"{folder}: do_lower_case is true in sentence_bert_config.json, which is not known here")
     pooling = _json(modules["Pooling"] / "config.json")
     if pooling.get("include_prompt") is False:
@@ -84,20 +85,36 @@ def read_folder(model: str) -> FolderFacts:
     return FolderFacts(
         model=_inside(model, modules["Transformer"], folder),
         pooling=_pooling(pooling, folder),
-        max_tokens=next((one["max_seq_length"] for one in lengths if one.get("max_seq_length")), None),
+        max_tokens=next((length["max_seq_length"] for length in lengths if length.get("max_seq_length")), None),
         prompts=prompts,
         default_prompt=prompts.get(settings.get("default_prompt_name") or "", ""),
     )
 
 
+def check_base_model(encoder: EncoderConfig) -> None:
+    """Refuse to train from a sentence-transformers folder of which our encoder would make something else.
+
+    A plain Hugging Face folder says nothing of pooling, and hub models are not known before the download.
+
+    Raises:
+        ConfigError: it pools in another way than the run file says.
+        ModelError: it is missing, or its vectors cannot be made with pooling alone.
+    """
+    pooling = read_folder(encoder.model).pooling
+    if pooling not in (None, encoder.pooling):
+        raise ConfigError(
+            f"encoder.pooling is {encoder.pooling!r}, but {encoder.model} was made with {pooling!r}; set it accordingly"
+        )
+
+
 def _inside(model: str, transformer: Path, folder: Path) -> str:
     """A model inside a folder, named as the folder is: another machine may have what was fetched somewhere else."""
-    place, mark, query = model.partition("?")
-    if "://" not in place:
+    address, mark, query = model.partition("?")
+    if "://" not in address:
         return str(transformer)
     if transformer == folder:
         return model
-    return f"{place.removesuffix('/')}/{transformer.relative_to(folder).as_posix()}{mark}{query}"
+    return f"{address.removesuffix('/')}/{transformer.relative_to(folder).as_posix()}{mark}{query}"
 
 
 def _pooling(settings: Mapping[str, Any], folder: Path) -> Pooling:

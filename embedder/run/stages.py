@@ -92,11 +92,7 @@ STAGES = {
         Stage(
             "label",
             ("label", "llm", "reranker", "tasks"),
-            reads=lambda config: [
-                config.paths.queries,
-                config.paths.candidates,
-                *([config.label.imported] if config.label.imported else []),
-            ],
+            reads=lambda config: [config.paths.queries, config.paths.candidates],
             writes=lambda config: [config.paths.labelled, *([config.label.export] if config.label.export else [])],
             models=lambda config: [_llm(config), _reranker(config)],
         ),
@@ -197,6 +193,7 @@ def is_done(stage: Stage, config: RunConfig, contents: Contents) -> bool:
     if not path.is_file():
         return False
     mark = json.loads(path.read_text(encoding="utf-8"))
+    # The output too, because a folder may have been removed or changed by hand since the stage has ended.
     written = [contents.of(output) for output in stage.writes(config)]
     return (
         bool(written)

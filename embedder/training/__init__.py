@@ -1,1 +1,24 @@
-"""From rewards to a trained encoder."""
+"""From rewards to a trained encoder.
+
+job               what a training is told and what it reports
+training_rows     labelled groups as rows, and batches of them
+split             which groups are held out
+batch_plan        which rows of which tasks each step trains
+estimate          the work and memory of a training, before it starts
+loop              the training loop: step, measure, save, export
+learners          what the loop trains: the encoder, or the cross-encoder of the teacher `reranker`
+cross_encoder     query and candidate in one text, to one score
+objective         from the vectors of a batch to a loss for each query
+losses            the losses as pure functions of scores
+gradient          the gradient of a batch of any size (GradCache)
+schedule          learning rates by step and by task
+deepspeed_engine  forward, backward and update, with DeepSpeed
+distributed       gathers and sums over the workers
+lora              low-rank additions to the weights
+checkpoint        checkpoints that are whole or not there
+validation        the held-out groups, the best weights, early stopping
+ranking_quality   how well scores rank a group
+trackers          TensorBoard, MLflow, Weights & Biases
+model_card        README.md of the exported folder
+training_report   the report of a training
+"""

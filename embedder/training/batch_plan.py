@@ -1,30 +1,25 @@
 """The global batch of every step, a pure function of (sizes, seed, step): it knows no workers and keeps no state.
 
-Nothing is computed step by step: the batch of the millionth step costs what that of the first one costs, in memory
-that depends on the number of tasks and the batch size alone.
+The steps are dealt out to the tasks once, one byte a step; the rows of a task come in seeded shuffles, one an epoch.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
 from embedder.hashing import row_seed
 
-SHARE_UNITS = 2**40
-"""Shares are rounded to this part of the whole, so that all later arithmetic is exact in integers."""
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""The step of splitmix64 from one of its states to the next."""
-ROUNDS = 8
-"""Of the Feistel network; four already pass for random on large tables, small ones want more."""
+CYCLE_SLOTS = 2**20
+"""Slots after which the order of the tasks begins again, so that a plan of any length takes about 1 MB."""
 
 
 class BatchPart(NamedTuple):
@@ -37,7 +32,7 @@ class BatchPart(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskMix:
-    """Which task gets how much of the training."""
+    """The share of the training that each task gets, and what a batch holds of them."""
 
     weights: Mapping[str, float] = field(default_factory=dict)
     """Share of each task, relative to the others; empty: by size."""
@@ -50,11 +45,10 @@ class TaskMix:
 
     @classmethod
     def of(cls, config: TrainConfig) -> TaskMix:
-        """The mix of a run file."""
         return cls(config.task_weights, config.mix_temperature, config.batches, config.exhausted)
 
-    def shares(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Share of each task with rows and weight in SHARE_UNITS, by name.
+    def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        """The share of each task that has rows and weight, sorted by name.
 
         Raises:
             ConfigError: no task has rows and weight.
@@ -66,20 +60,20 @@ class TaskMix:
         top = max(wanted.values())
         parts = {task: (weight / top) ** (1 / self.temperature) for task, weight in wanted.items()}
         total = sum(parts.values())
-        return {task: max(1, round(SHARE_UNITS * part / total)) for task, part in parts.items()}
+        # Rounded, because the last bit of a power differs between machines, and all workers must deal alike.
+        return {task: max(1e-12, round(part / total, 12)) for task, part in parts.items()}
 
 
 class BatchPlan:
     """Which rows of which tasks each step trains.
 
-    The training is a row of slots, dealt to the tasks by `Interleaving`: a slot is a step (one-task batches) or a row
-    (mixed ones). Where exhausted tasks leave the mix, the slots fall into stretches, at most one a task, in each of
-    which the tasks do not change. The rows of a task come as an endless row of seeded shuffles, one an epoch; a batch
-    that reaches over the end of an epoch goes on in the next one.
+    The training is a sequence of slots: a slot is a step (one-task batches) or a row (mixed ones), and has one task.
+    The rows of a task come as an endless sequence of shuffles, one an epoch; a batch that reaches over the end of an
+    epoch goes on in the next one.
     """
 
     def __init__(self, sizes: Mapping[str, int], mix: TaskMix, *, batch_size: int, steps: int, seed: int) -> None:
-        """`sizes`: rows a task.
+        """Deal out the slots; `sizes` holds the number of rows of each task.
 
         Raises:
             ConfigError: no task has rows and weight, or all tasks have left before the last step.
@@ -89,9 +83,10 @@ class BatchPlan:
         self.sizes, self.batch_size, self.steps, self.seed = dict(sizes), batch_size, steps, seed
         self._slot_rows = batch_size if mix.batches == "one_task" else 1
         self._slots_a_step = batch_size // self._slot_rows
+        self._shuffles: dict[str, tuple[int, NDArray[np.int32]]] = {}
         slots = steps * self._slots_a_step
         if mix.exhausted == "repeat":
-            self._stretches = [_Stretch(0, dict.fromkeys(shares, 0), Interleaving(shares, seed))]
+            self._order = deal_slots(shares, min(slots, CYCLE_SLOTS), seed)
             return
         capacity = {task: -(-sizes[task] // self._slot_rows) for task in shares}
         if sum(capacity.values()) < slots:
@@ -99,138 +94,80 @@ class BatchPlan:
                 f"train.exhausted is 'drop', and the rows of all tasks last for "
                 f"{sum(capacity.values()) // self._slots_a_step:,} steps; lower train.steps ({steps:,}), or repeat them"
             )
-        self._stretches = _stretches(shares, capacity, seed)
+        self._order = deal_slots(shares, slots, seed, capacity)
 
     @classmethod
     def of(cls, sizes: Mapping[str, int], config: TrainConfig) -> BatchPlan:
-        """The plan of a run file."""
         return cls(sizes, TaskMix.of(config), batch_size=config.batch_size, steps=config.steps, seed=config.seed)
 
     def batch(self, step: int) -> list[BatchPart]:
-        """The rows of a step, in the order of the global batch; one part a task."""
+        """The rows of a step, in the order of the global batch; one part a task, sorted by name."""
         first = step * self._slots_a_step
-        places: dict[str, list[int]] = {}
-        for slot in range(first, first + self._slots_a_step):
-            stretch = self._stretches[bisect_right(self._stretches, slot, key=lambda one: one.first) - 1]
-            task, number = stretch.order.owner(slot - stretch.first)
-            start = (stretch.used[task] + number) * self._slot_rows
-            places.setdefault(task, []).extend(range(start, start + self._slot_rows))
-        return [BatchPart(task, self._rows(task, np.array(taken))) for task, taken in sorted(places.items())]
+        owners = np.take(self._order, np.arange(first, first + self._slots_a_step), mode="wrap")
+        parts = []
+        for number in np.unique(owners).tolist():
+            start = self._slots_before(number, first) * self._slot_rows
+            count = int(np.count_nonzero(owners == number)) * self._slot_rows
+            parts.append(BatchPart(self.tasks[number], self._rows(self.tasks[number], start, start + count)))
+        return parts
 
     def rows_of(self, task: str) -> int:
         """How many rows of a task all steps train, repeated ones included."""
         if task not in self.tasks:
             return 0
-        slots = self.steps * self._slots_a_step
-        stretch = self._stretches[bisect_left(self._stretches, slots, key=lambda one: one.first) - 1]
-        count = stretch.order.count(task, slots - stretch.first) if task in stretch.order.tasks else 0
-        return (stretch.used[task] + count) * self._slot_rows
+        return self._slots_before(self.tasks.index(task), self.steps * self._slots_a_step) * self._slot_rows
 
-    def _rows(self, task: str, places: np.ndarray) -> list[int]:
-        """Row numbers at some places of the endless row of shuffles."""
+    def _slots_before(self, number: int, slot: int) -> int:
+        """How many of the slots before `slot` belong to the task of this number."""
+        cycles, rest = divmod(slot, len(self._order))
+        before = int(np.count_nonzero(self._order[:rest] == number))
+        return before + cycles * int(np.count_nonzero(self._order == number)) if cycles else before
+
+    def _rows(self, task: str, start: int, stop: int) -> list[int]:
+        """The row numbers at positions start..stop - 1 of the endless sequence of shuffles."""
         size = self.sizes[task]
-        rows = np.empty_like(places)
-        for epoch in np.unique(places // size).tolist():
-            here = places // size == epoch
-            rows[here] = shuffled(places[here] % size, size, row_seed(self.seed, "rows", task, epoch))
-        numbers: list[int] = rows.tolist()
-        return numbers
+        rows: list[int] = []
+        for epoch in range(start // size, (stop - 1) // size + 1):
+            first = epoch * size
+            rows += self._shuffle(task, epoch)[max(start - first, 0) : stop - first].tolist()
+        return rows
+
+    def _shuffle(self, task: str, epoch: int) -> NDArray[np.int32]:
+        """The order of a task's rows in one epoch; the last is kept, because the next step mostly needs it too."""
+        kept = self._shuffles.get(task)
+        if kept is None or kept[0] != epoch:
+            order = _stream(self.seed, "rows", task, epoch).permutation(np.arange(self.sizes[task], dtype=np.int32))
+            self._shuffles[task] = kept = (epoch, order)
+        return kept[1]
 
 
-class Interleaving:
-    """Deals an endless row of slots to tasks by their shares, evenly and at random access.
+def deal_slots(
+    shares: Mapping[str, float], slots: int, seed: int, capacity: Mapping[str, int] | None = None
+) -> NDArray[np.unsignedinteger]:
+    """The number of the task of each slot, in the order of `shares`, evenly mixed.
 
-    The largest task takes its share of all slots as Bresenham draws a line: slot n is its own where
-    floor((n a + phase) / total) steps up. The slots it leaves are numbered anew, and the next task takes its share of
-    those, and so on. Who owns a slot, and how many a task had before, then takes one integer division a task.
-
-    A task's count differs from its share by less than the number of tasks at every slot (`Balanced words` that meet
-    the bound of 1 exist for three and more tasks only for special shares). The price is regularity: a task with half
-    of the slots gets every second one. A seeded shuffle of fixed cycles would break that, but round the shares to the
-    cycle's length; a credit schedule meets the bound of 1, but must be walked from the beginning.
+    The k-th slot of a task comes at a random time in [k, k + 1) / share, and the slots are sorted by time. So a task's
+    count differs from its share by less than the number of tasks after any slot, and a task that has no more slots
+    (`capacity`) leaves the others their shares of one another.
     """
-
-    def __init__(self, shares: Mapping[str, int], seed: int) -> None:
-        self.tasks = sorted(shares, key=lambda task: (-shares[task], task))
-        self._share = [shares[task] for task in self.tasks]
-        self._rest = [sum(self._share[i:]) for i in range(len(self.tasks))]
-        self._phase = [row_seed(seed, "phase", task) % rest for task, rest in zip(self.tasks, self._rest, strict=True)]
-
-    def owner(self, slot: int) -> tuple[str, int]:
-        """The task of a slot, and how many slots it had before."""
-        for i, task in enumerate(self.tasks):
-            before = self._before(i, slot)
-            if self._before(i, slot + 1) > before:
-                return task, before
-            slot -= before
-        raise AssertionError("the last task takes all slots that are left")
-
-    def count(self, task: str, slots: int) -> int:
-        """How many of the first slots a task has."""
-        for i, other in enumerate(self.tasks):
-            before = self._before(i, slots)
-            if other == task:
-                return before
-            slots -= before
-        raise KeyError(task)
-
-    def _before(self, i: int, slot: int) -> int:
-        """Of the first slots left by the tasks before i, how many i takes."""
-        return (slot * self._share[i] + self._phase[i]) // self._rest[i]
+    dtype = np.min_scalar_type(len(shares) - 1)
+    times, owners = [], []
+    for number, (task, share) in enumerate(shares.items()):
+        # All slots are dealt by the time slots + tasks, because each task is less than one slot behind its share.
+        count = math.ceil((slots + len(shares)) * share) + 1 if capacity is None else min(capacity[task], slots)
+        times.append((np.arange(count) + _stream(seed, "slots", task).random_sample(count)) / share)
+        owners.append(np.full(count, number, dtype))
+    order = np.argsort(np.concatenate(times), kind="stable")[:slots]
+    return np.concatenate(owners)[order]
 
 
-class _Stretch(NamedTuple):
-    """Slots over which the tasks of the mix do not change."""
+def _stream(seed: int, *parts: object) -> np.random.RandomState:
+    """Random numbers that depend on these values alone.
 
-    first: int
-    used: dict[str, int]
-    """Slots that each task had before."""
-    order: Interleaving
-
-
-def _stretches(shares: Mapping[str, int], capacity: Mapping[str, int], seed: int) -> list[_Stretch]:
-    """The stretches until every task has had as many slots as it has rows for."""
-    stretches: list[_Stretch] = []
-    first, used, left = 0, dict.fromkeys(shares, 0), dict(shares)
-    while left:
-        order = Interleaving(left, seed)
-        stretches.append(_Stretch(first, dict(used), order))
-        rest = {task: capacity[task] - used[task] for task in left}
-        bound = range(sum(rest.values()) + 1)
-        length = min(bisect_left(bound, rest[task], key=partial(order.count, task)) for task in left)
-        first += length
-        for task in left:
-            used[task] += order.count(task, length)
-        left = {task: share for task, share in left.items() if used[task] < capacity[task]}
-    return stretches
-
-
-def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """What stands at some places of a seeded shuffle of range(size), without the rest of it; `seed` is of 63 bits.
-
-    A Feistel network permutes the next power of 4; images outside the range are sent through it again until they fall
-    inside, which keeps it a permutation (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    `RandomState` and not `Generator`, because NumPy freezes its streams (NEP 19), so that a training that is resumed
+    under another version of NumPy goes on with the plan it began with.
     """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
-    keys = _mixed(np.uint64(seed) + GOLDEN * np.arange(1, ROUNDS + 1, dtype=np.uint64))
-    images = places.astype(np.uint64)
-    outside = np.ones(len(images), dtype=bool)
-    while outside.any():
-        left, right = images[outside] >> half, images[outside] & mask
-        for key in keys:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
-        images[outside] = left << half | right
-        outside = images >= size
-    return images.astype(np.int64)
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Every bit of a result depends on every bit of its value (the finaliser of splitmix64)."""
-    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
-    return values
+    return np.random.RandomState(row_seed(seed, *parts) % 2**32)
 
 
 def share_of_batch(parts: Sequence[BatchPart], rank: int, workers: int) -> list[BatchPart]:

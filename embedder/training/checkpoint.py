@@ -26,9 +26,11 @@ from uuid import uuid4
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from embedder.errors import DataError
 from embedder.hashing import file_sha256
 from embedder.storage.durable import UNFINISHED, place_durably, remove_unfinished, unfinished_folder
 from embedder.storage.json_file import write_json
+from embedder.training.job import FORMAT
 
 PREFIX = "step-"
 KEPT = 2
@@ -68,12 +70,14 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint into the folder of checkpoints, and remove those no longer needed."""
-    state = {name: getattr(checkpoint, name) for name in ("next_step", "self_paced", "validation")}
+    state = {name: getattr(checkpoint, name) for name in ("next_step", "self_paced", "validation")} | {"format": FORMAT}
     with appearing(folder / f"{PREFIX}{checkpoint.next_step:08d}") as staged:
         for name, file in TENSORS.items():
             save_file(getattr(checkpoint, name), staged / file)
         write_json(state, staged / STATE)
+        # Last, because it holds the hashes of all other files: whatever is cut or changed later is told from it.
         write_json({path.name: file_sha256(path) for path in sorted(staged.iterdir())}, staged / MANIFEST)
+    # Old ones go only when the new one is on the disk, so that a kill at any moment leaves a whole one.
     for path in _newest_first(folder)[KEPT:]:
         _discard(path)
 
@@ -91,7 +95,7 @@ def last_step(folder: Path) -> int | None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; null for a whole one."""
+    """Say what is wrong with a checkpoint; null for a whole one."""
     try:
         manifest: dict[str, str] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name in (*TENSORS.values(), STATE):
@@ -103,9 +107,18 @@ def damage(path: Path) -> str | None:
 
 
 def read_checkpoint(folder: Path, next_step: int) -> Checkpoint:
-    """Read the checkpoint that `last_step` found."""
+    """Read the checkpoint that `last_step` found.
+
+    Raises:
+        DataError: another version wrote it, whose steps train other batches.
+    """
     path = folder / f"{PREFIX}{next_step:08d}"
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    if state.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: is of format {state.get('format')}, this version of LLM-Embedder goes on with format {FORMAT} "
+            f"alone; remove {folder} to train from the beginning"
+        )
     weights, moments, best = (load_file(path / file) for file in TENSORS.values())
     return Checkpoint(state["next_step"], weights, moments, best, state["self_paced"], state["validation"])
 
@@ -116,6 +129,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _discard(path: Path) -> None:
     """Remove a checkpoint so that no half of it is ever taken for one."""
+    # Renamed first, because a removal that a kill cuts short would leave half a checkpoint under its name.
     doomed = path.with_name(f"{UNFINISHED}{uuid4().hex}")
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

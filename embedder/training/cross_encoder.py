@@ -2,13 +2,15 @@
 
 A plain Hugging Face folder (sequence classification with one label), so that other tools load it too.
 B pairs, L tokens of the longest.
+
+A row is the tokens of a pair, special ones included, behind one number: how many of them are of the query's segment.
+One list of numbers, because the loop sorts rows by length and finds equal ones without knowing what they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +23,8 @@ from transformers import (
 )
 
 from embedder.errors import ConfigError
-from embedder.models.encoder import length_batches
+from embedder.models.encoder import TokenRow, embed_batches, length_batches
 from embedder.models.locate import locate_model
-
-
-class PairRow(NamedTuple):
-    """The tokens of one pair, special tokens included."""
-
-    ids: list[int]
-    segments: list[int]
-    """0 for the query, 1 for the candidate; empty for a model that does not tell them apart."""
 
 
 class CrossEncoder(nn.Module):
@@ -49,11 +43,10 @@ class CrossEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return next(self.parameters()).device
 
-    def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[PairRow]:
-        """Tokens of each pair, at most `max_tokens`.
+    def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
+        """The row of each pair, of at most `max_tokens` tokens.
 
         A query that would fill more than half of them loses its end, the same for all its candidates; then the
         candidate is cut to what is left.
@@ -65,7 +58,7 @@ class CrossEncoder(nn.Module):
             queries, [candidate for _, candidate in pairs], truncation="only_second", max_length=self.max_tokens
         )
         segments = rows["token_type_ids"] if self._has_segments else [[]] * len(pairs)
-        return [PairRow(list(ids), list(kinds)) for ids, kinds in zip(rows["input_ids"], segments, strict=True)]
+        return [[kinds.count(0), *ids] for ids, kinds in zip(rows["input_ids"], segments, strict=True)]
 
     def _cut(self, queries: list[str]) -> list[str]:
         """The text of each query's first tokens."""
@@ -81,26 +74,21 @@ class CrossEncoder(nn.Module):
             for query, offsets in zip(queries, rows["offset_mapping"], strict=True)
         ]
 
-    def forward(self, rows: list[PairRow]) -> Tensor:
+    def forward(self, rows: list[TokenRow]) -> Tensor:
         """Scores (B,) in the order of the rows; padded by length in batches of at most `batch_tokens`."""
-        parts, order = [], []
-        for indices in length_batches([len(row.ids) for row in rows], self.batch_tokens):
-            parts.append(self._score_padded([rows[i] for i in indices]))
-            order.extend(indices)
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return torch.cat(parts)[back.to(self.device)]
+        batches = length_batches([len(row) for row in rows], self.batch_tokens)
+        return embed_batches(self._score_padded, rows, batches)
 
-    def _score_padded(self, rows: list[PairRow]) -> Tensor:
-        padding = self.network.config.pad_token_id
-        ids_BL = _padded([row.ids for row in rows], padding).to(self.device)
-        mask_BL = _padded([[1] * len(row.ids) for row in rows], 0).to(self.device)
+    def _score_padded(self, rows: list[TokenRow]) -> Tensor:
+        texts = [torch.tensor(row[1:]) for row in rows]
+        length_B = torch.tensor([len(text) for text in texts])
+        query_B = torch.tensor([row[0] for row in rows])
+        inputs = {"input_ids": pad_sequence(texts, batch_first=True, padding_value=self.network.config.pad_token_id)}
+        position_L = torch.arange(inputs["input_ids"].shape[1])
+        inputs["attention_mask"] = (position_L < length_B[:, None]).long()
         if self._has_segments:
-            kinds_BL = _padded([row.segments for row in rows], 0).to(self.device)
-            output = self.network(input_ids=ids_BL, attention_mask=mask_BL, token_type_ids=kinds_BL)
-        else:
-            output = self.network(input_ids=ids_BL, attention_mask=mask_BL)
-        logits_B1: Tensor = output.logits
+            inputs["token_type_ids"] = ((position_L >= query_B[:, None]) & (position_L < length_B[:, None])).long()
+        logits_B1: Tensor = self.network(**{name: value.to(self.device) for name, value in inputs.items()}).logits
         return logits_B1[:, 0].float()
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -110,10 +98,6 @@ class CrossEncoder(nn.Module):
         with torch.inference_mode():
             scores: list[float] = self(self.tokenize(pairs)).tolist()
         return scores
-
-
-def _padded(rows: list[list[int]], value: int) -> Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: str | None = None) -> CrossEncoder:
@@ -128,7 +112,7 @@ def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: s
     """
     source = locate_model(model)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = "right"  # the tokens and segments of a row count from the left
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = max_tokens

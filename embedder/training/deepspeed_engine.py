@@ -1,4 +1,4 @@
-"""DeepSpeed around the encoder; the only file that knows it.
+"""DeepSpeed around the network; the only file that knows it.
 
 Weights and the optimiser's state leave and enter it whole, named by the weight they belong to: what a checkpoint holds
 depends on neither the number of workers nor the ZeRO stage.
@@ -23,6 +23,7 @@ from torch.nn import Parameter
 
 from embedder.config.train import TrainConfig
 from embedder.models.encoder import TextEncoder, TokenRow
+from embedder.training.cross_encoder import CrossEncoder
 from embedder.training.distributed import join_workers, rank, world_size
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -30,34 +31,33 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TrainingEngine:
-    """Forward, backward and update of an encoder whose state DeepSpeed spreads over the workers.
+    """Forward, backward and update of a network whose state DeepSpeed spreads over the workers.
 
     Gradients of any number of `backward` calls add up until `update`. Where `lockstep` is true, all workers must call
-    the encoder and `backward` equally often.
+    the network and `backward` equally often.
     """
 
-    def __init__(self, encoder: TextEncoder, config: TrainConfig) -> None:
-        """Take over an encoder that holds the weights to start from; weight decay spares biases and normalisation."""
-        join_workers(encoder.device)
-        if encoder.device.type == "cpu":
+    def __init__(self, network: TextEncoder | CrossEncoder, config: TrainConfig) -> None:
+        """Take over a network that holds the weights to start from; weight decay spares biases and normalisation."""
+        join_workers(network.device)
+        if network.device.type == "cpu":
             # The shared-memory all-reduce is compiled at first use, which needs a C++ compiler; gloo does without.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        trained = [weight for weight in encoder.parameters() if weight.requires_grad]
+        trained = [weight for weight in network.parameters() if weight.requires_grad]
         decayed = [weight for weight in trained if weight.ndim > 1]
         spared = [weight for weight in trained if weight.ndim <= 1]
         self._adam = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}],
             lr=config.learning_rate,
         )
-        self.encoder = encoder
+        self.network = network
         self._stage = config.zero_stage
-        self._engine, *_ = deepspeed.initialize(model=encoder, optimizer=self._adam, config=_settings(config))
+        self._engine, *_ = deepspeed.initialize(model=network, optimizer=self._adam, config=_settings(config))
         self._begin_moments(updates=0)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights and the vectors are."""
-        return self.encoder.device
+        return self.network.device
 
     @property
     def lockstep(self) -> bool:
@@ -65,9 +65,9 @@ class TrainingEngine:
         return self._stage >= 2 and world_size() > 1
 
     def __call__(self, rows: list[TokenRow]) -> Tensor:
-        """Unit vectors (B, D) of the rows."""
-        vectors: Tensor = self._engine(rows)
-        return vectors
+        """The network's outputs: unit vectors (B, D) or scores (B,) of the rows."""
+        outputs: Tensor = self._engine(rows)
+        return outputs
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradient; the mean over workers is taken at the update."""
@@ -75,6 +75,7 @@ class TrainingEngine:
 
     def update(self, learning_rate: float) -> None:
         """Clip the gradient, change the weights and forget it."""
+        # Set by hand, because DeepSpeed's schedules count its own steps and know no paces of tasks.
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
@@ -83,6 +84,7 @@ class TrainingEngine:
         """The trained weights on the first worker, empty on the others; all workers must call it."""
         found = {}
         for name, weight in self._trained():
+            # At stage 3 a weight is whole only inside this block, which all workers must enter in the same order.
             with deepspeed.zero.GatheredParameters([weight]) if self._stage == 3 else nullcontext():
                 if rank() == 0:
                     found[name] = weight.detach().cpu().clone()
@@ -108,14 +110,16 @@ class TrainingEngine:
     def _begin_moments(self, updates: int) -> None:
         """Moments of zero, made before the first step: DeepSpeed 0.19.8 would find only those of the first group."""
         for flat in self._flat_weights():
+            # With the step beside the moments: Adam's correction for its first steps must not begin anew at a resume.
             zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
             self._adam.state[flat] = {"step": torch.tensor(float(updates)), **zeros}
         if self._stage in (1, 2):
+            # DeepSpeed links its views of the state once, at the first update; the state is another one now.
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _trained(self) -> Iterator[tuple[str, Parameter]]:
-        return ((name, weight) for name, weight in self.encoder.named_parameters() if weight.requires_grad)
+        return ((name, weight) for name, weight in self.network.named_parameters() if weight.requires_grad)
 
     def _flat_weights(self) -> list[Tensor]:
         """The tensors under which the optimiser keeps its state."""
@@ -143,11 +147,14 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
+        # DeepSpeed demands it, but nothing here depends on it: each backward pass has the rows that it is given.
         "train_micro_batch_size_per_gpu": 1,
+        # Else DeepSpeed scales each loss by a fixed number of passes a step, and ours has as many as chunks.
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.gradient_clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        # Its own Adam on the CPU is compiled at first use, which needs a C++ compiler; torch's does as well.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }

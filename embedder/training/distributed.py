@@ -11,6 +11,7 @@ from torch import Tensor
 
 def join_workers(device: torch.device) -> None:
     """Make a process that belongs to no group the only worker of one, which DeepSpeed needs."""
+    # A launcher sets it; DeepSpeed takes the number of the device from it, and refuses to start without.
     os.environ.setdefault("LOCAL_RANK", "0")
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -41,6 +42,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        # torch.distributed's own all-gather has no gradient. The sum counts what the losses of the other workers say of
+        # this worker's vectors; it is not divided, because the update divides the weights' gradients by the workers.
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
@@ -68,7 +71,7 @@ def greatest_over_workers(values: list[int], device: torch.device) -> list[int]:
 
 
 def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
-    """The sum of each value over the workers, in double precision."""
+    """The sum of each value over the workers, in double precision; waits for the device."""
     total = torch.tensor(values, dtype=torch.float64, device=device)
     if world_size() > 1:
         dist.all_reduce(total)

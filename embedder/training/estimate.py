@@ -18,7 +18,7 @@ from embedder.training.objective import prefix_widths
 from embedder.training.training_rows import training_row
 
 BYTES = 4
-"""Of a float32 number."""
+"""A float32 number takes so many."""
 BFLOAT16_SHARE = 0.7
 """Of the activations of float32 that are left in bfloat16: 0.69 in a BERT of 6 layers; norms stay in float32."""
 WIDTHS, DEPTHS, INNER = (

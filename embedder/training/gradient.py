@@ -19,18 +19,18 @@ from embedder.training.distributed import greatest_over_workers
 
 
 class Network(Protocol):
-    """What encodes and takes gradients: an `TrainingEngine`, or in a test a bare encoder."""
+    """What reads rows and takes gradients: a `TrainingEngine`, or in a test a bare encoder."""
 
     @property
     def device(self) -> torch.device:
-        """Where the vectors are."""
+        """The device that the outputs are on."""
 
     @property
     def lockstep(self) -> bool:
-        """Whether all workers must encode and go back equally often."""
+        """True where all workers must encode and go back equally often."""
 
     def __call__(self, rows: list[TokenRow]) -> Tensor:
-        """Unit vectors of the rows, with their graph."""
+        """The output of each row, with its graph: a unit vector, or a score."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss to that of the step."""
@@ -49,45 +49,48 @@ class TokenLimits:
 def accumulate_gradient(
     network: Network,
     rows: list[TokenRow],
-    loss_of: Callable[[Tensor], Tensor],
+    losses_of: Callable[[Tensor], Tensor],
+    weight_B: Tensor,
     memory: TokenLimits,
     dropout_seed: int | None = None,
 ) -> Tensor:
-    """Add the gradient of `loss_of(vectors of the rows)` and return the loss, without its graph.
+    """Add the gradient of the weighted mean of `losses_of(vectors of the rows)`; returns the losses without weights.
 
     Equal rows are encoded once, and the gradient of all their uses flows through that one. With dropout, a seed makes
-    a chunk's second pass drop what its first one dropped.
+    a chunk's second pass drop what its first one dropped. The losses (B,) have no graph and are still on the device:
+    reading them before the update would make a GPU wait for the host.
     """
-    distinct, place = distinct_rows(rows)
+    distinct, position = distinct_rows(rows)
     batches, padded = _batches(network, distinct, memory)
     if memory.chunk_tokens is None or padded <= memory.chunk_tokens:
-        loss = loss_of(_embed(network, distinct, batches, dropout_seed)[place])
-        network.backward(loss)
-        return loss.detach()
+        loss_B = losses_of(_embed(network, distinct, batches, dropout_seed)[position])
+        network.backward((loss_B * weight_B).mean())
+        return loss_B.detach()
     with torch.no_grad():
         vectors = _embed(network, distinct, batches, dropout_seed)
+    # From here on the vectors are leaves, so that the loss's gradient ends at them and no activation is kept.
     vectors.requires_grad_()
-    loss = loss_of(vectors[place])
-    (slope_UD,) = torch.autograd.grad(loss, vectors)
+    loss_B = losses_of(vectors[position])
+    (slope_UD,) = torch.autograd.grad((loss_B * weight_B).mean(), vectors)
     for number, batch in enumerate(batches):
         _seed(dropout_seed, number)
         network.backward((network([distinct[i] for i in batch]) * slope_UD[batch]).sum())
         slope_UD[batch] = 0  # a row that lockstep repeats counts once
-    return loss.detach()
+    return loss_B.detach()
 
 
 def embed(network: Network, rows: list[TokenRow], memory: TokenLimits) -> Tensor:
     """Vectors of the rows, without a graph; all workers must call it."""
-    distinct, place = distinct_rows(rows)
+    distinct, number = distinct_rows(rows)
     with torch.no_grad():
-        return _embed(network, distinct, _batches(network, distinct, memory)[0], None)[place]
+        return _embed(network, distinct, _batches(network, distinct, memory)[0], None)[number]
 
 
 def distinct_rows(rows: list[TokenRow]) -> tuple[list[TokenRow], list[int]]:
-    """Each different row once, in the order of first appearance, and where each row stands among them."""
+    """Each different row once, in the order of first appearance, and the number of each row among them."""
     first: dict[tuple[int, ...], int] = {}
-    place = [first.setdefault(tuple(row), len(first)) for row in rows]
-    return [list(row) for row in first], place
+    number = [first.setdefault(tuple(row), len(first)) for row in rows]
+    return [list(row) for row in first], number
 
 
 def _batches(network: Network, rows: list[TokenRow], memory: TokenLimits) -> tuple[list[list[int]], int]:
@@ -99,6 +102,7 @@ def _batches(network: Network, rows: list[TokenRow], memory: TokenLimits) -> tup
     batches = list(length_batches([len(row) for row in rows], limit))
     padded = sum(len(batch) * len(rows[batch[-1]]) for batch in batches)
     if network.lockstep:
+        # Sharded weights are gathered in every pass: a worker that made one pass fewer would leave the others waiting.
         count, padded = greatest_over_workers([len(batches), padded], network.device)
         batches += [[0]] * (count - len(batches))
     return batches, padded
@@ -116,4 +120,5 @@ def _embed(network: Network, rows: list[TokenRow], batches: list[list[int]], dro
 
 def _seed(dropout_seed: int | None, batch: int) -> None:
     if dropout_seed is not None:
+        # By batch and not once a step, because a chunk's second pass follows other draws than its first one did.
         torch.manual_seed(dropout_seed + batch)

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import TaskSpec
 from embedder.config.train import TrainConfig
+
+FORMAT = 3
+"""Of checkpoints and of the batch plan; a training of another format is never gone on with."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class TrainingJob:
     config: TrainConfig
     folder: Path
     """Of the run, on storage that every worker sees."""
+    network: Literal["encoder", "cross_encoder"] = "encoder"
+    """What is trained; `encoder` says where either starts, and `config` has only meaning for the other where its loss
+    has: a cross-encoder knows no tau, no Matryoshka prefixes, adapters or bfloat16."""
 
     @property
     def rows(self) -> Path:

@@ -9,13 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from embedder.errors import ConfigError
 from embedder.hashing import row_seed
-from embedder.models.encoder import TextEncoder, TokenRow, export_encoder, load_encoder
-from embedder.models.host_memory import keep_freed_memory
-from embedder.models.onednn import has_onednn, train_linear_layers
+from embedder.models.device import keep_freed_memory
+from embedder.models.encoder import TokenRow
 from embedder.storage.json_file import write_json
 from embedder.training.batch_plan import BatchPlan, share_of_batch
 from embedder.training.checkpoint import Checkpoint, appearing, last_step, read_checkpoint, write_checkpoint
@@ -23,10 +22,8 @@ from embedder.training.deepspeed_engine import TrainingEngine
 from embedder.training.distributed import greatest_over_workers, join_workers, rank, sum_over_workers, world_size
 from embedder.training.gradient import TokenLimits, accumulate_gradient
 from embedder.training.job import StepMetrics, TrainingJob
-from embedder.training.lora import add_adapters, merge_adapters
-from embedder.training.objective import Objective
+from embedder.training.learners import load_learner, put_weights
 from embedder.training.schedule import SelfPaced, linear_rate
-from embedder.training.step import vector_losses
 from embedder.training.training_rows import Batch, TrainingRows
 from embedder.training.validation import EarlyStopping, HeldOut
 
@@ -61,25 +58,26 @@ class Trainer:
         """Start, or go on where the last whole checkpoint was written."""
         self.job, config = job, job.config
         torch.manual_seed(config.seed)
-        encoder = trainable_encoder(job)
-        if encoder.device.type == "cpu":
+        self._learner = load_learner(job)
+        network = self._learner.network
+        if network.device.type == "cpu":
             keep_freed_memory()
-        join_workers(encoder.device)
-        found = self._find_checkpoint(encoder.device)
-        if found is not None:
-            put_weights(encoder, found.weights)
-        self._engine = TrainingEngine(encoder, config)
+        join_workers(network.device)
+        checkpoint = self._find_checkpoint(network.device)
+        if checkpoint is not None:
+            # Before DeepSpeed takes the weights over, because it may spread them over the workers.
+            put_weights(network, checkpoint.weights)
+        self._engine = TrainingEngine(network, config)
         self._memory = TokenLimits(job.encoder.batch_tokens, config.chunk_tokens)
         self._data = TrainingRows(job.rows)
         self._plan = BatchPlan.of(self._data.sizes, config)
-        self._objective = Objective.of(job.tasks, config)
         self._paced = SelfPaced(config.self_paced)
         self._stopping = EarlyStopping(config.validation.patience if config.validation else None)
-        self._held_out = HeldOut(job.held_out, job.tasks, encoder.tokenize) if config.validation else None
+        self._held_out = HeldOut(job.held_out, self._learner) if config.validation else None
         self._best: dict[str, Tensor] = {}
         self.next_step = 0
-        if found is not None:
-            self._resume(found)
+        if checkpoint is not None:
+            self._resume(checkpoint)
         elif self._held_out is not None:
             self._measure()
         self._pool = ThreadPoolExecutor(1)
@@ -87,7 +85,6 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step has been made."""
         return self.next_step == self.job.config.steps or self._stopping.exhausted
 
     def step(self) -> StepMetrics:
@@ -95,64 +92,71 @@ class Trainer:
         began, config, number = time.monotonic(), self.job.config, self.next_step
         if self._ahead is None:
             raise RuntimeError("the training is finished")
+        # The next step is prepared while this one is computed; no worker waits for another in it, because the plan
+        # tells each its own share.
         tasks, batch, rows = self._ahead.result()
         self.next_step += 1
         self._ahead = self._prepare_next()
-        own: Counter[str] = Counter()
         paces, pace = {task: self._paced.factor(task) for task in tasks}, self._paced.pace(tasks)
+        # Weights tell the tasks of a mixed batch apart; one weight for a whole batch would hardly be felt by Adam, so
+        # there the rate changes in its place (see SelfPaced.pace).
         weight_B = torch.tensor([pace.weights[task] for task in batch.tasks], device=self._engine.device)
 
-        def loss_of(vectors: Tensor) -> Tensor:
-            loss_B = vector_losses(vectors, batch, self._objective)
-            for task, loss in zip(batch.tasks, loss_B.tolist(), strict=True):
-                own[task] += loss
-            return (loss_B * weight_B).mean()
+        def losses_of(outputs: Tensor) -> Tensor:
+            return self._learner.losses(outputs, batch)
 
         seed = row_seed(config.seed, number, rank()) if config.drops else None
-        accumulate_gradient(self._engine, rows, loss_of, self._memory, seed)
+        loss_B = accumulate_gradient(self._engine, rows, losses_of, weight_B, self._memory, seed)
         rate = config.learning_rate * linear_rate(number, config.steps, config.warmup_share) * pace.rate
         self._engine.update(rate)
+        # Only now are the losses read, because the host waits here for all that the device was told to compute.
+        own: Counter[str] = Counter()
+        for task, loss in zip(batch.tasks, loss_B.tolist(), strict=True):
+            own[task] += loss
         summed = sum_over_workers([own[task] for task in tasks], self._engine.device)
         losses = {task: total / tasks[task] for task, total in zip(tasks, summed, strict=True)}
         for task, loss in losses.items():
             self._paced.update(task, loss, number)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - began  # without the measurement, so that the speed is that of the training
         measured = self._measure() if self._measurement_is_due() else {}
         return StepMetrics(number, losses, sum(summed) / tasks.total(), rate, paces, seconds, world_size(), measured)
 
     def save(self) -> None:
         """Write a checkpoint of the state between two steps."""
+        # All workers must ask for the state, because each may hold a part of it; one writes.
         weights, moments = self._engine.weights(), self._engine.moments()
         if rank() == 0:
             states = self._paced.state(), self._stopping.state()
             write_checkpoint(self.job.checkpoints, Checkpoint(self.next_step, weights, moments, self._best, *states))
 
     def export(self) -> None:
-        """Write how the training ended, and then the encoder: the best where there is a validation, else the last."""
+        """Write how the training ended, and then the network: the best where there is a validation, else the last."""
         weights = self._best if self._held_out else self._engine.weights()
         self._pool.shutdown(cancel_futures=True)
         if rank() > 0:
             return
         outcome = {"steps": self.next_step, "validation": self._stopping.state() if self._held_out else None}
+        # The folder of the network comes last, because its presence says that the training has ended.
         write_json(outcome, self.job.outcome)
-        encoder = trainable_encoder(self.job, device="cpu")
-        put_weights(encoder, weights)
-        merge_adapters(encoder)
+        # Loaded anew, because the trained one may be spread over workers that have left already.
+        learner = load_learner(self.job, device="cpu")
+        put_weights(learner.network, weights)
         with appearing(self.job.exported) as folder:
-            export_encoder(encoder, folder, self.job.tasks)
+            learner.export(folder)
 
     def _find_checkpoint(self, device: torch.device) -> Checkpoint | None:
         """The newest whole checkpoint, which the first worker looks for."""
-        found = last_step(self.job.checkpoints) if rank() == 0 else None
-        (step,) = greatest_over_workers([-1 if found is None else found], device)
+        # One worker looks, because it discards damaged ones, which the others might be reading.
+        newest = last_step(self.job.checkpoints) if rank() == 0 else None
+        (step,) = greatest_over_workers([-1 if newest is None else newest], device)
         return None if step < 0 else read_checkpoint(self.job.checkpoints, step)
 
-    def _resume(self, found: Checkpoint) -> None:
-        self.next_step = found.next_step
-        self._engine.restore_moments(found.moments, found.next_step)
-        self._paced.restore(found.self_paced)
-        self._stopping.restore(found.validation)
-        self._best = found.best if rank() == 0 else {}
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        self.next_step = checkpoint.next_step
+        self._engine.restore_moments(checkpoint.moments, checkpoint.next_step)
+        self._paced.restore(checkpoint.self_paced)
+        self._stopping.restore(checkpoint.validation)
+        self._best = checkpoint.best if rank() == 0 else {}
 
     def _prepare_next(self) -> Future[PreparedStep] | None:
         """Read and tokenise the next step while this one is computed."""
@@ -162,7 +166,7 @@ class Trainer:
         parts = self._plan.batch(step)
         tasks = Counter({part.task: len(part.rows) for part in parts})
         batch = self._data.batch(share_of_batch(parts, rank(), world_size()))
-        return PreparedStep(tasks, batch, self._engine.encoder.tokenize(batch.prompted(self.job.tasks)))
+        return PreparedStep(tasks, batch, self._learner.rows(batch))
 
     def _measurement_is_due(self) -> bool:
         settings, steps = self.job.config.validation, self.job.config.steps
@@ -174,46 +178,15 @@ class Trainer:
         Raises:
             ConfigError: no group of the split says which candidates are better.
         """
-        settings = self.job.config.validation
-        if settings is None or self._held_out is None:
+        if self._held_out is None:
             return {}
-        tasks = self._held_out.measure(self._engine, self._memory, settings.cutoff)
+        tasks = self._held_out.measure(self._engine, self._memory)
         if not tasks:
             raise ConfigError(
                 "train.validation: in every group of the split all candidates are worth the same, so that any ranking "
                 "is as good as another; make the split larger"
             )
+        # Every worker decides alike, because the measures are summed over all before.
         if self._stopping.add(self.next_step, tasks):
             self._best = self._engine.weights()
         return tasks
-
-
-def trainable_encoder(job: TrainingJob, device: str | None = None) -> TextEncoder:
-    """The encoder to train: with adapters if they are wanted, and without gradient where nothing would reach.
-
-    Raises:
-        ConfigError: it cannot be trained as the run file wants.
-    """
-    config = job.config
-    encoder = load_encoder(job.encoder, device=device, dropout=config.dropout)
-    encoder.in_bfloat16 = config.precision == "bfloat16"
-    pooler = getattr(encoder.backbone, "pooler", None)
-    if isinstance(pooler, nn.Module):
-        pooler.requires_grad_(False)  # some families have one, for other pooling than ours
-    if config.gradient_checkpointing:
-        if not encoder.backbone.supports_gradient_checkpointing:
-            raise ConfigError(f"train.gradient_checkpointing: {job.encoder.model} does not support it; turn it off")
-        encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.lora is not None:
-        add_adapters(encoder, config.lora)
-    if has_onednn():
-        train_linear_layers(encoder.backbone)
-    return encoder.train()
-
-
-def put_weights(encoder: TextEncoder, weights: dict[str, Tensor]) -> None:
-    """Give the trained weights of an encoder these values."""
-    with torch.no_grad():
-        for name, weight in encoder.named_parameters():
-            if weight.requires_grad:
-                weight.copy_(weights[name])

@@ -6,10 +6,28 @@ are those of `Scores.foreign_BN`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from embedder.training.scores import Scores
+
+class Scores(NamedTuple):
+    """Cosines of a batch divided by the temperature tau, and what is known of each candidate."""
+
+    score_BN: Tensor
+    """Every query against every candidate of the global batch."""
+    own_BM: Tensor
+    """Columns of the query's own candidates."""
+    valid_BM: Tensor
+    """False where a group has fewer than M candidates."""
+    reward_BM: Tensor
+    """Rewards of the own candidates."""
+    positive_BM: Tensor
+    """True for known positives."""
+    foreign_BN: Tensor
+    """True where a column may serve as an in-batch negative: of another group, and neither in text nor in id equal to
+    an own candidate or a known positive."""
 
 
 def graded_distillation(scores: Scores, reward_temperature: float) -> Tensor:
@@ -26,6 +44,7 @@ def graded_distillation(scores: Scores, reward_temperature: float) -> Tensor:
 def contrastive(scores: Scores) -> Tensor:
     """InfoNCE over the known positives, which share the weight and never repel each other; 0 where there is none."""
     positive_BM = scores.positive_BM & scores.valid_BM
+    # A query without a positive has weight 0 everywhere; clamped, because 0 / 0 would make the whole batch NaN.
     weight_BM = positive_BM.to(scores.score_BN.dtype) / positive_BM.sum(1, keepdim=True).clamp(min=1)
     negative_BM = scores.valid_BM & ~positive_BM
     return _attract(scores, weight_BM, negative_BM.unsqueeze(1).expand(-1, positive_BM.shape[1], -1))
@@ -33,11 +52,15 @@ def contrastive(scores: Scores) -> Tensor:
 
 def kl_distillation(scores: Scores, reward_temperature: float) -> Tensor:
     """KL divergence from softmax(reward / reward_temperature) to softmax(score) within the group."""
-    own_BM = _masked(_own(scores), scores.valid_BM)
-    log_target_BM = torch.log_softmax(_masked(scores.reward_BM / reward_temperature, scores.valid_BM), dim=-1)
-    log_model_BM = torch.log_softmax(own_BM, dim=-1)
+    return group_kl(_own(scores), scores.reward_BM / reward_temperature, scores.valid_BM)
+
+
+def group_kl(score_BM: Tensor, target_BM: Tensor, valid_BM: Tensor) -> Tensor:
+    """KL divergence from softmax(target) to softmax(score) within each group, in nats."""
+    log_target_BM = torch.log_softmax(_masked(target_BM, valid_BM), dim=-1)
+    log_model_BM = torch.log_softmax(_masked(score_BM, valid_BM), dim=-1)
     term_BM = log_target_BM.exp() * (log_target_BM - log_model_BM)
-    return term_BM.masked_fill(~scores.valid_BM, 0.0).sum(1)
+    return term_BM.masked_fill(~valid_BM, 0.0).sum(1)
 
 
 def margin_mse(scores: Scores, reward_temperature: float) -> Tensor:
@@ -67,8 +90,8 @@ def reference_distillation(scores: Scores) -> Tensor:
     chosen_BM = torch.zeros_like(positive_BM).scatter_(1, first_B1, True)
     kept_BM = scores.valid_BM & (chosen_BM | ~positive_BM)
     order_BM = scores.reward_BM.masked_fill(chosen_BM, torch.inf).argsort(dim=1, descending=True, stable=True)
-    place_BM = order_BM.argsort(dim=1)
-    later_BMM = (place_BM.unsqueeze(1) > place_BM.unsqueeze(2)) & kept_BM.unsqueeze(1)
+    position_BM = order_BM.argsort(dim=1)
+    later_BMM = (position_BM.unsqueeze(1) > position_BM.unsqueeze(2)) & kept_BM.unsqueeze(1)
     weight_BM = torch.softmax(_masked(scores.reward_BM, kept_BM), dim=-1)
     return _attract(scores._replace(valid_BM=kept_BM), weight_BM, later_BMM)
 
@@ -78,6 +101,7 @@ def _attract(scores: Scores, weight_BM: Tensor, rival_BMM: Tensor) -> Tensor:
 
     `rival_BMM`: whether own candidate j (last axis) stands in the denominator of own candidate i.
     """
+    # Everything stays in logarithms, because exp(1 / tau) of a cosine at tau = 0.01 has no float32.
     own_BM = _masked(_own(scores), scores.valid_BM)
     foreign_B1 = torch.logsumexp(_masked(scores.score_BN, scores.foreign_BN), dim=1, keepdim=True)
     rivals_BM = torch.logsumexp(_masked(own_BM.unsqueeze(1).expand_as(rival_BMM), rival_BMM), dim=2)

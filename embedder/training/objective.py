@@ -1,12 +1,16 @@
-"""What is minimised: each query's loss by its task's recipe, over one or several prefixes of the vectors.
+"""What is minimised: from the vectors of a batch to a loss for each query, by its task's recipe.
 
-A pure function of the vectors of a global batch. B queries of this worker, N candidates of all workers, D width.
+The scores of a query count against its own candidates and, as in-batch negatives, against those of all workers. The
+mean over several prefixes of the vectors is taken where they are wanted (Matryoshka).
+
+B queries of this worker, M candidates of a group, N candidates of all workers, D width of the vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +19,44 @@ from torch import Tensor
 from embedder.config.tasks import TaskSpec
 from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
+from embedder.training.distributed import gather, rank
 from embedder.training.losses import (
+    Scores,
     contrastive,
     graded_distillation,
     kl_distillation,
     margin_mse,
     reference_distillation,
 )
-from embedder.training.scores import Columns, Groups, Scores, batch_scores
+from embedder.training.training_rows import Batch
+
+
+class Groups(NamedTuple):
+    """What is known of the groups of some queries."""
+
+    own_BM: Tensor
+    """Columns of the query's own candidates."""
+    valid_BM: Tensor
+    """False where a group has fewer than M candidates."""
+    reward_BM: Tensor
+    """Rewards of the own candidates; 0 where the task has none."""
+    positive_BM: Tensor
+    """True for known positives."""
+    identity_BK: Tensor
+    """Identities, as in `Columns`, of the own candidates and of what else is no negative of the query; NO_IDENTITY
+    fills up."""
+
+    def select(self, rows: Tensor) -> Groups:
+        return Groups(*(value[rows] for value in self))
+
+
+class Columns(NamedTuple):
+    """What is known of the candidates of the global batch, in the order of the gathered vectors."""
+
+    identity_N2: Tensor
+    """Hashes of a candidate's text and of its id, by which equal candidates are found over workers."""
+    valid_N: Tensor
+    """False for padding."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +65,29 @@ class Objective:
 
     tasks: Mapping[str, TaskSpec]
     temperature: float
-    """Of the cosine (tau)."""
+    """The cosine is divided by it (tau)."""
     dimensions: Sequence[int] = ()
     """Prefixes of the vector that must be vectors themselves (Matryoshka); the whole vector always counts."""
 
     @classmethod
     def of(cls, tasks: Mapping[str, TaskSpec], config: TrainConfig) -> Objective:
-        """The objective of a run file."""
         return cls(tasks, config.temperature, config.matryoshka_dimensions)
+
+    def batch_losses(self, vectors: Tensor, batch: Batch) -> Tensor:
+        """One loss for each of this worker's queries, shape (B,), against the candidates of all workers.
+
+        Args:
+            vectors: Those of the batch's texts, in the order of `Batch.prompted`.
+            batch: This worker's share of the global batch.
+
+        Raises:
+            ConfigError: a prefix is longer than the vectors.
+        """
+        query_BD, own_KD = vectors[: len(batch.queries)], vectors[len(batch.queries) :]
+        groups, columns = gather_groups(batch, query_BD.device)
+        # The gather keeps its gradient, because a candidate learns from the queries of the other workers too: without
+        # that the result would depend on the number of workers.
+        return self.losses(query_BD, gather(own_KD), batch.tasks, groups, columns)
 
     def losses(
         self, query_BD: Tensor, candidate_ND: Tensor, task_of: Sequence[str], groups: Groups, columns: Columns
@@ -67,6 +116,45 @@ class Objective:
                 )
                 total_B = total_B.index_add(0, rows, task_losses(scores, task).to(total_B.dtype))
         return total_B / len(widths)
+
+
+def gather_groups(batch: Batch, device: torch.device) -> tuple[Groups, Columns]:
+    """What is known of this worker's groups, and of the candidates of all workers in the order of `gather`."""
+    valid_BM, identity_BM2, known_BP = (
+        value.to(device) for value in (batch.valid_BM, batch.identity_BM2, batch.known_BP)
+    )
+    # Gathered as bytes, because NCCL knows no booleans.
+    columns = Columns(gather(identity_BM2.flatten(0, 1)), gather(valid_BM.flatten().to(torch.uint8)).bool())
+    own_BM = torch.arange(valid_BM.numel(), device=device).view(valid_BM.shape) + rank() * valid_BM.numel()
+    identity_BK = torch.cat([identity_BM2.flatten(1), known_BP], dim=1)
+    groups = Groups(own_BM, valid_BM, batch.reward_BM.to(device), batch.positive_BM.to(device), identity_BK)
+    return groups, columns
+
+
+def batch_scores(
+    query_BD: Tensor, candidate_ND: Tensor, groups: Groups, columns: Columns, *, temperature: float, in_batch: bool
+) -> Scores:
+    """Scores of queries against the candidates of the global batch (unit vectors both).
+
+    Without `in_batch` no other group's candidate is a negative.
+    """
+    is_own_BN = torch.zeros(len(query_BD), len(candidate_ND), dtype=torch.bool, device=query_BD.device)
+    is_own_BN.scatter_(1, groups.own_BM, True)
+    foreign_BN = columns.valid_N & ~is_own_BN & ~_known(groups.identity_BK, columns.identity_N2) & in_batch
+    score_BN = query_BD @ candidate_ND.T / temperature
+    return Scores(score_BN, groups.own_BM, groups.valid_BM, groups.reward_BM, groups.positive_BM, foreign_BN)
+
+
+def _known(identity_BK: Tensor, identity_N2: Tensor) -> Tensor:
+    """Tell whether a column's text or id is among a query's identities, shape (B, N); takes memory of that order."""
+    # Comparing all pairs would take B x K x N; numbering the distinct identities takes B x N.
+    identity_U, number_N2 = identity_N2.unique(return_inverse=True)
+    number_BK = torch.searchsorted(identity_U, identity_BK).clamp(max=len(identity_U) - 1)
+    # What stands in no column is counted in one column more than there are, which nobody reads.
+    number_BK = number_BK.where(identity_U[number_BK] == identity_BK, len(identity_U))
+    known_BU = torch.zeros(len(identity_BK), len(identity_U) + 1, dtype=torch.bool, device=identity_BK.device)
+    known_BU.scatter_(1, number_BK, True)
+    return known_BU[:, number_N2[:, 0]] | known_BU[:, number_N2[:, 1]]
 
 
 def task_losses(scores: Scores, task: TaskSpec) -> Tensor:

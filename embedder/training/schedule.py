@@ -69,7 +69,7 @@ class SelfPaced:
             self.reference = dict(self.current)
 
     def state(self) -> dict[str, dict[str, float]]:
-        """What a checkpoint keeps."""
+        """Everything of it that a checkpoint must keep to go on alike."""
         return {"current": dict(self.current), "reference": dict(self.reference)}
 
     def restore(self, state: dict[str, dict[str, float]]) -> None:

@@ -31,6 +31,7 @@ def split_groups(
                 f"train.validation.queries is {count}, but task {task!r} has {len(queries)} queries, so none would "
                 "be left to train on; lower it, or give train.validation.share instead"
             )
+        # By hash and not drawn, so that the choice depends on neither the order of the groups nor other tasks.
         ranked = sorted(queries, key=lambda query: row_seed(config.seed, "validation", task, query))
         apart.update((task, query) for query in ranked[:count])
     kept: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])

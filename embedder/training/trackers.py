@@ -149,5 +149,5 @@ class _WandB:
 
 
 def settings_of(job: TrainingJob) -> dict[str, Any]:
-    """What is kept of a run's settings."""
+    """The settings that a tracker shows beside the curves."""
     return {"encoder": job.encoder.model, **job.config.model_dump(mode="json")}

@@ -17,7 +17,9 @@ from embedder.config.tasks import TaskSpec
 from embedder.hashing import content_id
 from embedder.labelling.rewards import is_flat
 from embedder.training.batch_plan import BatchPart
-from embedder.training.scores import NO_KEY
+
+NO_IDENTITY = -1
+"""Fills up rows of identities; no hash is negative."""
 
 TRAINING_ROW = pa.schema(
     [
@@ -26,14 +28,14 @@ TRAINING_ROW = pa.schema(
         ("candidates", pa.list_(pa.string())),
         ("relevance", pa.list_(pa.int8())),
         ("rewards", pa.list_(pa.float32())),
-        ("text_keys", pa.list_(pa.int64())),
-        ("id_keys", pa.list_(pa.int64())),
-        ("known_keys", pa.list_(pa.int64())),
+        ("text_hashes", pa.list_(pa.int64())),
+        ("id_hashes", pa.list_(pa.int64())),
+        ("known_hashes", pa.list_(pa.int64())),
     ]
 )
 """`relevance`: 1 known positive, 0 not known to be one; `rewards` may be null where the task's loss needs none;
-`text_keys`, `id_keys`: hashes of the candidates' texts and ids; `known_keys`: those of known positives of the query
-that are no candidates of the group, and of the query's own row, which as a worked example is a passage too."""
+`text_hashes`, `id_hashes`: hashes of the candidates' texts and ids; `known_hashes`: those of known positives of the
+query that are no candidates of the group, and of the query's own row, which as a worked example is a passage too."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ class Batch:
     positive_BM: Tensor
     """True for known positives."""
     valid_BM: Tensor
-    key_BM2: Tensor
+    identity_BM2: Tensor
     """Hashes of each candidate's text and id, by which equal candidates are found over workers."""
     known_BP: Tensor
-    """Hashes of what else is no negative of a query; NO_KEY fills up."""
+    """Hashes of what else is no negative of a query; NO_IDENTITY fills up."""
 
     def prompted(self, tasks: Mapping[str, TaskSpec]) -> list[str]:
         """The texts to encode, each after its task's instruction: B queries, then B x M candidates."""
@@ -67,15 +69,15 @@ class Batch:
 def training_row(group: dict[str, Any], task: TaskSpec, known: frozenset[int] = frozenset()) -> dict[str, Any] | str:
     """The training row of a labelled group, or why it cannot be trained on.
 
-    `known`: keys of all known positives of the query, wherever they were seen.
+    `known`: hashes of the texts and ids of all known positives of the query, wherever they were seen.
     """
     texts, rewards = group["candidate_texts"], group["rewards"]
     if not texts:
         return "no candidates"
-    text_keys, id_keys = candidate_keys(group)
+    text_hashes, id_hashes = candidate_hashes(group)
     relevance = [
-        int(bool(given) or not known.isdisjoint(keys))
-        for given, *keys in zip(group["relevance"], text_keys, id_keys, strict=True)
+        int(bool(given) or not known.isdisjoint(hashes))
+        for given, *hashes in zip(group["relevance"], text_hashes, id_hashes, strict=True)
     ]
     if task.loss == "contrastive":
         if not any(relevance):
@@ -84,39 +86,39 @@ def training_row(group: dict[str, Any], task: TaskSpec, known: frozenset[int] = 
         return f"no rewards: {group['error'] or 'not labelled'}"
     elif task.skip_flat and is_flat(rewards):
         return "all rewards are equal"
-    own_row = _key("id", group["dataset"], group["query_id"])
-    known_keys = sorted({*known, own_row}.difference(text_keys, id_keys))
-    values = (group["task"], group["query"], texts, relevance, rewards, text_keys, id_keys, known_keys)
+    own_row = _hash("id", group["dataset"], group["query_id"])
+    known_hashes = sorted({*known, own_row}.difference(text_hashes, id_hashes))
+    values = (group["task"], group["query"], texts, relevance, rewards, text_hashes, id_hashes, known_hashes)
     return dict(zip(TRAINING_ROW.names, values, strict=True))
 
 
-def candidate_keys(group: dict[str, Any]) -> tuple[list[int], list[int]]:
+def candidate_hashes(group: dict[str, Any]) -> tuple[list[int], list[int]]:
     """Hashes of a group's texts, and of its ids, which are ids of the dataset."""
-    texts = [_key("text", text) for text in group["candidate_texts"]]
-    return texts, [_key("id", group["dataset"], passage_id) for passage_id in group["candidate_ids"]]
+    texts = [_hash("text", text) for text in group["candidate_texts"]]
+    return texts, [_hash("id", group["dataset"], passage_id) for passage_id in group["candidate_ids"]]
 
 
 def known_positives(
     groups: Iterable[dict[str, Any]], positive_ids: Mapping[tuple[str, str], Sequence[str]]
 ) -> dict[tuple[str, str], frozenset[int]]:
-    """By (task, query text): the keys of all known positives.
+    """All known positives of each (task, query text), as hashes of their texts and ids.
 
     Those that any group of the same query text has, and the ids that `positive_ids` names for (dataset, query_id),
     of which a group takes only as many as it has room for.
     """
     found: dict[tuple[str, str], set[int]] = {}
     for group in groups:
-        keys = found.setdefault((group["task"], group["query"]), set())
-        for given, *both in zip(group["relevance"], *candidate_keys(group), strict=True):
+        hashes = found.setdefault((group["task"], group["query"]), set())
+        for given, *both in zip(group["relevance"], *candidate_hashes(group), strict=True):
             if given:
-                keys.update(both)
+                hashes.update(both)
         ids = positive_ids.get((group["dataset"], group["query_id"]), ())
-        keys.update(_key("id", group["dataset"], passage_id) for passage_id in ids)
-    return {query: frozenset(keys) for query, keys in found.items()}
+        hashes.update(_hash("id", group["dataset"], passage_id) for passage_id in ids)
+    return {query: frozenset(hashes) for query, hashes in found.items()}
 
 
-def _key(*parts: str) -> int:
-    """60 bits of a content hash."""
+def _hash(*parts: str) -> int:
+    """60 bits of a content hash, which fit a signed integer of 64 bits and are never negative."""
     return int(content_id(*parts)[:15], 16)
 
 
@@ -139,6 +141,7 @@ def write_training_rows(
             left_out[f"{group['task']}: {row}"] += 1
         else:
             kept.append(row)
+    # By task, because a row is found by the first row of its task plus its number.
     kept.sort(key=lambda row: str(row["task"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, TRAINING_ROW) as writer:
@@ -161,13 +164,13 @@ class TrainingRows:
 
     def batch(self, parts: Sequence[BatchPart]) -> Batch:
         """The batch of some rows, in their order, padded to the largest group."""
-        places = [self._first[part.task] + row for part in parts for row in part.rows]
-        taken = self._table.take(pa.array(places)).to_pylist()
+        positions = [self._first[part.task] + row for part in parts for row in part.rows]
+        taken = self._table.take(pa.array(positions)).to_pylist()
         shape = (len(taken), self.group_size)
         reward_BM = torch.zeros(shape)
         positive_BM, valid_BM = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-        key_BM2 = torch.full((*shape, 2), NO_KEY)
-        known_BP = torch.full((len(taken), max((len(row["known_keys"]) for row in taken), default=0)), NO_KEY)
+        identity_BM2 = torch.full((*shape, 2), NO_IDENTITY)
+        known_BP = torch.full((len(taken), max((len(row["known_hashes"]) for row in taken), default=0)), NO_IDENTITY)
         candidates: list[str] = []
         for i, row in enumerate(taken):
             count = len(row["candidates"])
@@ -175,8 +178,8 @@ class TrainingRows:
             positive_BM[i, :count] = torch.tensor(row["relevance"], dtype=torch.bool)
             if row["rewards"] is not None:
                 reward_BM[i, :count] = torch.tensor(row["rewards"])
-            key_BM2[i, :count] = torch.tensor([row["text_keys"], row["id_keys"]]).T
-            known_BP[i, : len(row["known_keys"])] = torch.tensor(row["known_keys"], dtype=torch.long)
+            identity_BM2[i, :count] = torch.tensor([row["text_hashes"], row["id_hashes"]]).T
+            known_BP[i, : len(row["known_hashes"])] = torch.tensor(row["known_hashes"], dtype=torch.long)
             candidates += row["candidates"] + [row["candidates"][-1]] * (self.group_size - count)
         names, queries = [row["task"] for row in taken], [row["query"] for row in taken]
-        return Batch(names, queries, candidates, reward_BM, positive_BM, valid_BM, key_BM2, known_BP)
+        return Batch(names, queries, candidates, reward_BM, positive_BM, valid_BM, identity_BM2, known_BP)

@@ -3,6 +3,5 @@
 session.py  options, errors and reports of a command; the connection to Ray
 tables.py   the tables of a run that several jobs read
 blocks.py   blocks of work in a pool of actors, committed one by one
-trainer.py  Ray Train workers, whose steps the driver shows
 metrics.py  progress for Prometheus, and the resources that actors held
 """

@@ -59,7 +59,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
     with exit_on_error():
         given = load_run(options.config, options.set)
         refuse_temporary_paths(given)
-        # Given back on the way out also when the job fails: the mirror of an object store sends what was written.
+        # A context, because the mirror of an object store must send what was written also when the job fails.
         at_work = nullcontext(given) if job.streams_objects(given) else workplace(given, writes=not options.dry_run)
         with at_work as config:
             work = job.check(config)

@@ -78,6 +78,7 @@ def read_row_group(path: AnyPath, number: int) -> GroupRows:
     except (OSError, pa.ArrowInvalid) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: not a readable Parquet file of groups ({reason}); run mine again") from error
+    # Parquet holds text as bytes, which nobody checks until they become Python text.
     try:
         return GroupRows(table.to_pylist(), {})
     except UnicodeDecodeError:
@@ -140,6 +141,7 @@ class Planner:
         Raises:
             DataError: the file is unreadable, or names an unknown task.
         """
+        # Blocks of one row group mostly follow each other, and each asks for it twice.
         if self._planned is None or self._position != (path, number):
             self._planned, self._position = self._plan(path, number), (path, number)
         return self._planned
@@ -174,7 +176,7 @@ def select_llm_groups(groups: Iterable[dict[str, Any]], count: int, seed: int) -
     for group in groups:
         row_id = group_id(group)
         kept = chosen.setdefault(group["dataset"], [])
-        entry = (-row_seed(seed, "llm group", row_id), row_id)
+        entry = (-row_seed(seed, "llm group", row_id), row_id)  # negated, because the heap drops the least
         if len(kept) < count:
             heapq.heappush(kept, entry)
         else:
@@ -250,6 +252,8 @@ def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds 
                 fresh = [planned.rows.groups[position] for position in unit if is_ahead[position]]
                 _count(config, task, tasks.setdefault(task, TaskWork()), len(unit), fresh)
                 if fresh and config.tasks[task].reward != "none":
+                    # The whole unit, though some of it be committed: the last bits of a label depend on what the LLM
+                    # reads in the same batch, so a part of a unit would get other labels than the whole.
                     ahead.append(number_of_unit)
                 elif fresh and (path, number) not in plain[-1:]:
                     plain.append((path, number))
@@ -263,14 +267,14 @@ def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds 
 
 
 def _blocks(
-    joined: list[list[Unit]], ahead: list[int], is_ahead: NDArray[np.bool_], position: tuple[str, int]
+    joined: list[list[Unit]], ahead: list[int], is_ahead: NDArray[np.bool_], row_group: tuple[str, int]
 ) -> pa.Table:
-    """Rows of BLOCK for the units ahead of one row group, whose numbers are `ahead`."""
-    numbers = iter(ahead)
+    """Rows of BLOCK for the units ahead of one row group (file, number); `ahead` holds the numbers of the units."""
+    (file, number), numbers = row_group, iter(ahead)
     rows = [
         {
-            "file": position[0],
-            "row_group": position[1],
+            "file": file,
+            "row_group": number,
             "units": [next(numbers) for _ in block],
             "rows": sum(bool(is_ahead[position]) for unit in block for position in unit),
         }

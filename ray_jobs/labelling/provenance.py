@@ -51,6 +51,7 @@ def check_provenance(config: RunConfig, wanted: LabelProvenance) -> None:
         if config.label.recompute:
             raise ConfigError(f"{config.paths.labelled}: no labels to recompute; run label without label.recompute")
         return
+    # Before the rewards are compared: a recomputation could not make other log-likelihoods either.
     if known.fingerprint != wanted.fingerprint:
         raise ConfigError(
             f"{config.paths.labelled}: holds labels {known.fingerprint}, this run file would make {wanted.fingerprint} "

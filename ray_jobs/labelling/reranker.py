@@ -1,62 +1,61 @@
 """The teacher `reranker`: trains a cross-encoder on the LLM's rewards, and lets it reward groups.
 
 reads   rows of records.LABELLED that the LLM made
-writes  reranker/RUN/      rows, checkpoints, metrics.jsonl (a line a step)
+writes  reranker/RUN/      as training/RUN of `train`: rows, checkpoints, metrics.jsonl (a line a step)
         reranker/model/    the cross-encoder as a Hugging Face folder, with lineage.json
 
 RUN is named by a hash of data and settings: a second call resumes from the last checkpoint, and a finished run is not
-trained again. No job of its own: `label` calls it. Also what runs inside its workers and actors.
+trained again. No job of its own: `label` calls it, and it trains as `train` does. Also what runs inside its actors.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import ray
-import ray.train
-from ray.train import CheckpointConfig, FailureConfig, Result
-from ray.train import RunConfig as RayRunConfig
 
-from embedder.config.run import RunConfig
-from embedder.config.train import NEUTRAL
+from embedder.config.run import EncoderConfig, RunConfig
+from embedder.config.train import NEUTRAL, ValidationConfig
 from embedder.data.ledger import Ledger
+from embedder.data.records import LABELLED, group_id
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
 from embedder.hashing import content_id
 from embedder.models.locate import locate_model, model_fingerprint
 from embedder.run.lineage import install_model, read_lineage
-from embedder.training.cross_encoder import load_cross_encoder
-from embedder.training.job import MetricsReader, append_metrics
-from embedder.training.reranker_loop import (
-    EXPORT,
-    MEASURED_GROUPS,
-    RerankerJob,
-    RerankerStep,
-    fit_cross_encoder,
-    label_groups,
-    read_agreement,
-    write_reranker_rows,
-)
+from embedder.training.cross_encoder import CrossEncoder, load_cross_encoder
+from embedder.training.job import FORMAT, TrainingJob
+from embedder.training.split import split_groups
+from embedder.training.training_rows import write_training_rows
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
-from ray_jobs.cluster.trainer import fit_with_progress, make_trainer
 from ray_jobs.labelling.block_plan import Planner, survey
+from ray_jobs.training.worker import run_workers
 
 BLOCK_ROWS = 128
 """Groups that are scored and committed together; a cross-encoder needs seconds for them."""
 MAX_FAILURES = 3
 """Worker failures after which the training gives up, where the run file has no `train` section that says."""
+MEASURED_GROUPS = 1000
+"""Held-out groups a task on which the agreement is measured: enough for a standard error of about a percent."""
 TRAINED_ON = [
     *("task", "dataset", "query_id", "query", "candidate_ids", "candidate_texts", "relevance"),
     *("row_id", "rewards", "reward", "label_fingerprint", "error"),
 ]
 """Columns of the LLM's rows that the reranker needs; the others may be far larger."""
+
+
+class RowCounts(NamedTuple):
+    """Groups by task; `left_out` by task and reason."""
+
+    training: Counter[str]
+    held_out: Counter[str]
+    left_out: Counter[str]
 
 
 def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
@@ -67,40 +66,74 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
     Raises:
         DataError: no group has rewards that differ.
     """
-    settings = config.needed_reranker
     rows = [row for row in labelled.select(TRAINED_ON).to_pylist() if row["reward"] != "none"]
     name = run_name(config, rows)
     storage = config.paths.mounted / "reranker"
     model = storage / "model"
     if (read_lineage(model) or {}).get("reranker_run") == name:
         return model
-    folder = storage / name
-    temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
-    job = RerankerJob(
-        settings, temperatures, config.encoder.batch_tokens, folder / "rows.arrow", folder / "validation.arrow"
-    )
-    counts = write_reranker_rows(rows, config.tasks, job)
-    if not counts.training:
-        raise DataError(
-            f"reranker: none of {len(rows):,} labelled groups can be trained on ({dict(counts.left_out)}); let the LLM "
-            "label more groups (reranker.llm_groups)"
-        )
-    result = _fit(config, WorkerJob(job, folder / "metrics.jsonl"), storage, name)
-    if result.checkpoint is None:
-        raise DataError(f"training of the reranker {name} ended without a checkpoint; see {folder}")
-    with result.checkpoint.as_directory() as checkpoint:
-        exported = Path(checkpoint) / EXPORT
-        lineage = {
-            "reranker_run": name,
-            "base_encoder": config.needed_reranker.model,
-            "llm": config.llm and config.llm.model,
-            "groups": counts.training,
-            "held_out": counts.validation,
-            "left_out": counts.left_out,
-            "agreement": json.loads((exported / "agreement.json").read_text(encoding="utf-8")),
-        }
-        install_model(exported, model, lineage)
+    job, counts = prepare_training(config, rows, storage / name)
+    if not job.exported.is_dir():
+        run_workers(job, "reranker")
+    outcome = json.loads(job.outcome.read_text(encoding="utf-8"))["validation"]
+    history = outcome["history"] if outcome else []
+    lineage = {
+        "reranker_run": name,
+        "base_encoder": config.needed_reranker.model,
+        "llm": config.llm and config.llm.model,
+        "groups": counts.training,
+        "held_out": counts.held_out,
+        "left_out": counts.left_out,
+        "agreement": [history[0]["tasks"], history[outcome["best"]]["tasks"]] if outcome else [{}, {}],
+    }
+    install_model(job.exported, model, lineage)
     return model
+
+
+def prepare_training(config: RunConfig, rows: Sequence[dict[str, Any]], folder: Path) -> tuple[TrainingJob, RowCounts]:
+    """Write the two splits of the LLM's rows, whatever their order, into the folder of a new training job.
+
+    Groups without rewards and those whose rewards are all equal teach no order: they are left out and counted.
+
+    Raises:
+        DataError: no group has rewards that differ.
+    """
+    settings = config.needed_reranker
+    validation = ValidationConfig(share=settings.validation_share, every=settings.steps)
+    graded = {
+        name: spec.model_copy(update={"loss": "graded", "skip_flat": True}) for name, spec in config.tasks.items()
+    }
+    kept, apart = split_groups(sorted(rows, key=lambda row: str(row["row_id"])), validation)
+    job = TrainingJob(
+        EncoderConfig(
+            model=settings.model,
+            max_tokens=settings.max_tokens,
+            batch_tokens=config.encoder.batch_tokens,
+            pooling="cls",
+        ),
+        graded,
+        settings.training(validation, config.train.max_failures if config.train else MAX_FAILURES),
+        folder,
+        network="cross_encoder",
+    )
+    training, left_out = write_training_rows(kept, graded, job.rows, {})
+    held_out, also_left_out = write_training_rows(_first_of_each_task(apart), graded, job.held_out, {})
+    if not training:
+        raise DataError(
+            f"reranker: none of {len(rows):,} labelled groups can be trained on ({dict(left_out)}); let the LLM label "
+            "more groups (reranker.llm_groups)"
+        )
+    if not held_out:
+        job = replace(job, config=job.config.model_copy(update={"validation": None}))
+    return job, RowCounts(training, held_out, left_out + also_left_out)
+
+
+def _first_of_each_task(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups without those of a task beyond its first MEASURED_GROUPS."""
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        by_task.setdefault(group["task"], []).append(group)
+    return [group for task in sorted(by_task) for group in by_task[task][:MEASURED_GROUPS]]
 
 
 def run_name(config: RunConfig, rows: list[dict[str, Any]]) -> str:
@@ -109,78 +142,44 @@ def run_name(config: RunConfig, rows: list[dict[str, Any]]) -> str:
     settings = start.model_dump(exclude=NEUTRAL | {"model", "llm_groups"})
     temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
     rewards = sorted((row["row_id"], row["label_fingerprint"], row["rewards"] or []) for row in rows)
-    return content_id(model_fingerprint(locate_model(start.model)), settings, temperatures, rewards)[:16]
+    return content_id(FORMAT, model_fingerprint(locate_model(start.model)), settings, temperatures, rewards)[:16]
 
 
 def reranker_lines(model: Path) -> list[str]:
     """What the folder of a trained reranker says of its data and its agreement with the LLM, a line a task."""
     lineage = read_lineage(model) or {}
-    before, after = (read_agreement(lineage["agreement"][when]) for when in ("before", "after"))
+    before, after = lineage["agreement"]
     lines = []
     for task, count in lineage["groups"].items():
         line = f"reranker, {task}: trained on {count:,} groups"
-        if task in after and after[task].share is not None:
-            measured = min(lineage["held_out"][task], MEASURED_GROUPS)
+        if task in after:
             line += (
-                f"; in {measured:,} held-out groups it orders {before[task].share:.1%} -> {after[task].share:.1%} of "
-                f"{after[task].pairs:,} pairs as the LLM's rewards do (equal rewards left out)"
+                f"; in {lineage['held_out'][task]:,} held-out groups it orders {before[task]:.1%} -> {after[task]:.1%} "
+                "of a group's pairs as the LLM's rewards do (equal rewards left out)"
             )
         lines.append(line)
     return lines + [f"reranker: left out {count:,} groups of {reason}" for reason, count in lineage["left_out"].items()]
 
 
-@dataclass(frozen=True)
-class WorkerJob:
-    """The training job and where rank 0 keeps the metrics of every step."""
+def label_groups(
+    encoder: CrossEncoder, groups: Sequence[dict[str, Any]], temperatures: Mapping[str, float], fingerprint: str
+) -> list[dict[str, Any]]:
+    """The groups as rows of records.LABELLED, each candidate's reward being its score times the task's temperature.
 
-    training: RerankerJob
-    metrics: Path
-
-
-def _fit(config: RunConfig, job: WorkerJob, storage: Path, name: str) -> Result:
-    settings = config.needed_reranker
-    failures = config.train.max_failures if config.train else MAX_FAILURES
-    run = RayRunConfig(
-        name=name,
-        storage_path=str(storage),
-        failure_config=FailureConfig(max_failures=failures),
-        checkpoint_config=CheckpointConfig(num_to_keep=2),
-    )
-    trainer = make_trainer(train_worker, job, run, workers=settings.num_workers, gpus=settings.gpus_per_worker)
-    reader = MetricsReader(job.metrics, RerankerStep)
-    return fit_with_progress(trainer, "reranker: steps", settings.steps, reader, lambda: "")
-
-
-def train_worker(settings: dict[str, WorkerJob]) -> None:
-    """What each Ray Train worker runs: resume if there is a checkpoint, train, hand rank 0's checkpoints to Ray.
-
-    `ray.train.report` is a barrier: it is called only where a checkpoint is due, which is so on all workers at once.
+    The score estimates reward / temperature up to a constant a group, so this puts it on the scale of the rewards it
+    was taught with, and softmax(reward / temperature) is what the cross-encoder predicts.
     """
-    job = settings["job"]
-    is_first = ray.train.get_context().get_world_rank() == 0
-
-    def report(step: RerankerStep, write_checkpoint: Callable[[Path], None] | None) -> None:
-        if is_first:
-            append_metrics(job.metrics, step)
-        if write_checkpoint is None:
-            return
-        if not is_first:
-            ray.train.report(asdict(step))
-            return
-        folder = Path(tempfile.mkdtemp(prefix="reranker-"))
-        try:
-            write_checkpoint(folder)
-            ray.train.report(asdict(step), checkpoint=ray.train.Checkpoint.from_directory(folder))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        fit_cross_encoder(job.training, None, report)
-        return
-    with checkpoint.as_directory() as folder:
-        if not (Path(folder) / EXPORT).is_dir():
-            fit_cross_encoder(job.training, Path(folder), report)
+    pairs = [(group["query"], text) for group in groups for text in group["candidate_texts"]]
+    scores = iter(encoder.score(pairs))
+    labelled = []
+    for group in groups:
+        rewards = [next(scores) * temperatures[group["task"]] for _ in group["candidate_texts"]]
+        error = None if rewards else "no candidates"
+        if not all(math.isfinite(reward) for reward in rewards):
+            error = "a score of the reranker is not finite"
+        made = {"row_id": group_id(group), "reward": "reranker", "label_fingerprint": fingerprint, "error": error}
+        labelled.append({**dict.fromkeys(LABELLED.names), **group, **made, "rewards": None if error else rewards})
+    return labelled
 
 
 class ScoreBlocks(BlockActor):

@@ -8,7 +8,7 @@ from typing import Any
 from embedder.config.run import RunConfig
 from embedder.data.row_ids import RowIds
 from embedder.errors import LabelError
-from embedder.labelling.exchange import write_reference
+from embedder.labelling.export import write_reference
 from embedder.labelling.label_report import write_report
 from embedder.labelling.label_statistics import LabelStatistics
 from embedder.run.stage_report import StageReport

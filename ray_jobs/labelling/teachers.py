@@ -16,23 +16,19 @@ import pyarrow.compute as pc
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.data.ledger import Ledger
 from embedder.data.row_ids import RowIds
-from embedder.errors import ConfigError, DataError, LabelError
+from embedder.errors import ConfigError, LabelError
 from embedder.hashing import content_id
-from embedder.labelling.exchange import fingerprint_of_import, import_into
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops
 from embedder.run.lineage import LINEAGE
-from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger, shot_pools
 from ray_jobs.labelling.block_plan import Planner, Survey, read_row_group, row_groups, select_llm_groups, survey
+from ray_jobs.labelling.imported import commit_imported, imported_fingerprint
 from ray_jobs.labelling.provenance import LabelProvenance, check_provenance, label_provenance, write_provenance
 from ray_jobs.labelling.recompute import recompute_rewards
 
 if TYPE_CHECKING:
     from embedder.labelling.label_statistics import LabelCost
-
-IMPORTED_ROWS = 1024
-"""Imported groups that are committed together."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +73,13 @@ def teacher_of(config: RunConfig) -> Teacher:
 
 
 def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
-    """The run file's `llm` section, which only a run without rewards can do without.
+    """The run file's `llm` section, without which a run has no rewards but imported ones.
 
     Raises:
         ConfigError: one of the tasks has a reward, and there is no such section.
     """
     rewarded = sorted(task for task in tasks if config.tasks[task].reward != "none")
-    if rewarded and config.llm is None:
+    if rewarded and config.llm is None and config.label.teacher != "imported":
         raise ConfigError(f"the run file has no `llm` section, but tasks {rewarded} have a reward; name the LLM")
     return config.llm
 
@@ -140,6 +136,7 @@ class LlmTeacher(Teacher):
 
 def _commit_plain(config: RunConfig, work: Survey, fingerprint: str) -> None:
     """Groups of tasks without a reward need no LLM: the driver commits them, a row group at a time."""
+    # A selection holds groups of tasks with a reward alone, so these are planned without it.
     ledger, planner = llm_ledger(config.paths), Planner(config, None)
     done = ledger.row_ids()
     for path, number in work.plain:
@@ -202,32 +199,18 @@ class RecomputingTeacher(Teacher):
 
 
 class ImportedTeacher(Teacher):
-    """Rewards that were made elsewhere."""
-
-    def path(self) -> AnyPath:
-        """The file of rewards.
-
-        Raises:
-            ConfigError: the run file names none.
-        """
-        if self.config.label.imported is None:
-            raise ConfigError("label.teacher is 'imported', but label.imported names no file")
-        return self.config.label.imported
+    """Rewards that were made elsewhere and that `prepare` kept."""
 
     def check(self) -> Work:
-        check_provenance(self.config, LabelProvenance(fingerprint_of_import(self.path()), {}))
-        return Work("label", [f"rewards are read from {self.path()}"], 0.0)
+        check_provenance(self.config, self.provenance())
+        return Work("label", [f"rewards are the teacher_scores in {self.config.paths.queries}"], 0.0)
 
     def run(self) -> Labels:
-        config, path, ledger = self.config, self.path(), llm_ledger(self.config.paths)
-        provenance = LabelProvenance(fingerprint_of_import(path), {})
-        write_provenance(config.paths, provenance)
-        rejected = config.paths.labelled / "rejected"
-        done = import_into(ledger, path, config.tasks, provenance.fingerprint, IMPORTED_ROWS, rejected)
-        line = (
-            f"{path}: {done.rows_in:,} rows in = {done.imported:,} imported + {done.imported_before:,} before + "
-            f"{done.rejected:,} rejected (to {rejected}); {done.repeated_candidates:,} repeated candidates left out"
-        )
-        if done.rejected > config.label.max_error_share * done.rows_in:
-            raise DataError(f"{line}; that is more than label.max_error_share allows; first: {done.first_rejected}")
-        return Labels(ledger.row_ids(), done.imported_before, [line])
+        provenance = self.provenance()
+        write_provenance(self.config.paths, provenance)
+        expected, before = commit_imported(self.config, llm_ledger(self.config.paths), provenance.fingerprint)
+        return Labels(expected, before, [])
+
+    def provenance(self) -> LabelProvenance:
+        """The scores stand for themselves: no kind of reward is made from them."""
+        return LabelProvenance(imported_fingerprint(self.config.paths), {})

@@ -119,6 +119,7 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
         ThreadPoolExecutor(retriever.max_requests) as pool,
         progress(f"encode: {retriever.name}", total, console()) as counter,
     ):
+        # A round of requests at a time: after an error no further request is sent, and what was answered is committed.
         waiting = iter(batches)
         while batch := list(islice(waiting, retriever.max_requests)):
             names = [task_of[texts["dataset"][0].as_py()] for texts in batch]

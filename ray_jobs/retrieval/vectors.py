@@ -20,8 +20,7 @@ from embedder.config.tasks import Side, TaskSpec
 from embedder.data.ledger import Ledger
 from embedder.data.records import PASSAGE, VECTOR, Split, each_table
 from embedder.hashing import content_id
-from embedder.models.encode import encode_prompted
-from embedder.models.encoder import TextEncoder
+from embedder.models.encoder import TextEncoder, encode_prompted
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.onnx import load_inference_encoder
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
@@ -60,6 +59,7 @@ class VectorStore:
             return []
         instruction = self.tasks[table["task"][0].as_py()].instruction(side)
         id_column, text_column = ID_TEXT[side]
+        # The id too, because two passages of equal text are two rows of the ledger.
         pairs = zip(table[id_column].to_pylist(), table[text_column].to_pylist(), strict=True)
         return [content_id(row_id, instruction, text) for row_id, text in pairs]
 
@@ -124,13 +124,12 @@ def missing_texts(paths: Paths, store: VectorStore, splits: list[Split]) -> Iter
 
 
 def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, splits: list[Split]) -> int:
-    """Encode what the store lacks, with an actor pool; returns how many texts that were."""
-    actors = config.encoder.num_actors
-    known = sum(count_rows(corpus_files(config.paths, dataset)) for dataset in datasets(config.paths)) // BLOCK_ROWS
+    """Encode what the store lacks, with the actors of the run's own encoder; returns how many texts that were."""
+    paths, actors = config.paths, config.encoder.num_actors
+    # Counts the passages there are, because the texts ahead are known only when the last file has been read.
+    blocks = sum(count_rows(corpus_files(paths, dataset)) for dataset in datasets(paths)) // BLOCK_ROWS
     parts = (
-        part
-        for table in missing_texts(config.paths, store, splits)
-        for part in cut_blocks(text_blocks(table), actors, known)
+        part for table in missing_texts(paths, store, splits) for part in cut_blocks(text_blocks(table), actors, blocks)
     )
     pool = actor_pool(actors, config.encoder.gpus_per_actor)
     return run_blocks(parts, EncodeBlocks, (encoder, store), pool, "encode").rows

@@ -61,6 +61,7 @@ def training_groups(config: RunConfig) -> TrainingGroups:
     counts = Counter(group["task"] for group in chosen)
     shown = ", ".join(f"{task} {count:,}" for task, count in sorted(counts.items())) or "none"
     note = f"replays {len(chosen):,} of {len(old):,} groups of {len(replay.runs)} earlier runs: {shown}"
+    # This run's own positives last: where two runs know the same query, what is known now holds.
     return TrainingGroups(new + chosen, {**positives, **positive_ids(config.paths)}, [note])
 
 
@@ -105,7 +106,7 @@ def _earlier(config: RunConfig, run: ReplayedRun) -> RunConfig:
     earlier = config.model_copy(update={"paths": paths})
     if not parquet_files(paths.candidates):
         raise ConfigError(f"train.replay.runs: {paths.candidates} holds no candidates; correct `work` and `round`")
-    relabelled = earlier.label.model_copy(update={"teacher": "reranker", "imported": None})
+    relabelled = earlier.label.model_copy(update={"teacher": "reranker"})
     by_reranker = earlier.model_copy(update={"label": relabelled})
     if parquet_files(labelled_ledger(by_reranker).folder):
         return by_reranker

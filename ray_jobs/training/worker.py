@@ -2,30 +2,71 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import threading
 
 import ray.train
-from ray.train import FailureConfig, RunConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 
+from embedder.errors import DataError
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
 from embedder.training.trackers import open_trackers, values_of
-from ray_jobs.cluster.trainer import fit_with_progress, make_trainer
+from ray_jobs.cluster.metrics import track_progress
+
+POLL_S = 1.0
+"""How often the driver looks for new steps."""
 
 
-def run_workers(job: TrainingJob, storage: Path, name: str) -> None:
-    """Run the workers to the end of the training, showing progress from the metrics that the first of them writes."""
+def run_workers(job: TrainingJob, label: str) -> None:
+    """Run the workers to the end of the training, and show the steps they have made behind `label`.
+
+    Raises:
+        DataError: the workers ended without a model.
+    """
     settings = job.config
-    least, most = settings.min_workers, settings.num_workers
-    run = RunConfig(
-        name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=settings.max_failures)
-    )
-    trainer = make_trainer(
-        train_worker, job, run, workers=most if least is None else (least, most), gpus=settings.gpus_per_worker
+    gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=most if least is None else (least, most),
+            use_gpu=bool(gpus),
+            resources_per_worker={"GPU": gpus, "CPU": 1} if gpus else {"CPU": 1},
+        ),
+        run_config=RunConfig(
+            name=job.folder.name,
+            storage_path=str(job.folder.parent),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+        ),
     )
     reader = MetricsReader(job.metrics, StepMetrics)
-    fit_with_progress(
-        trainer, "train: steps", settings.steps, reader, lambda: live_note(reader.steps(), settings.batch_size)
-    )
+    finished = threading.Event()
+    with track_progress(f"{label}: steps", settings.steps) as counter:
+        counter.skip(reader.steps_done())
+
+        def watch() -> None:
+            is_going = False
+            while not finished.wait(POLL_S):
+                new = reader.steps_done() - counter.count
+                if new and not is_going:
+                    # Until now the workers were started, which may take longer than many steps.
+                    is_going = True
+                    counter.skip(new)
+                elif job.network == "encoder":
+                    counter.advance(new, live_note(reader.steps(), settings.batch_size))
+                else:
+                    counter.advance(new)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            trainer.fit()
+        finally:
+            finished.set()
+            watcher.join()
+    if not job.exported.is_dir():
+        raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
 
 
 def train_worker(settings: dict[str, TrainingJob]) -> None:

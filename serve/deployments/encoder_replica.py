@@ -18,8 +18,7 @@ import torch
 from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError
 from embedder.index.bundle import MODEL, bundle_encoder, verify
-from embedder.models.encode import encode_tokens
-from embedder.models.encoder import TextEncoder, TokenRow
+from embedder.models.encoder import TextEncoder, TokenRow, encode_tokens
 from embedder.models.onnx import load_inference_encoder
 from serve.backend import Encoded
 from serve.deployments.batching import NotEncodable, TokenBatcher

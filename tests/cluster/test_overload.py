@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from benchmarks.serving_systems import System, served_by_ray
-from embedder.models.encode import encode_prompted
+from embedder.models.encoder import encode_prompted
 from embedder.models.onnx import load_inference_encoder
 from tests.cluster.conftest import free_port
 from tests.cluster.served import MODEL

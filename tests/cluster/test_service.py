@@ -21,8 +21,7 @@ from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from embedder.errors import BundleError
 from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
-from embedder.models.encode import encode_prompted
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode_prompted, load_encoder
 from serve.app import build_run, deployed
 from serve.client import AsyncClient, Client, ServiceError
 from serve.openapi import described

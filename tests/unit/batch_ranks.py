@@ -14,7 +14,6 @@ from embedder.models.encoder import load_encoder
 from embedder.training.batch_plan import BatchPlan, TaskMix, share_of_batch
 from embedder.training.distributed import mean_over_workers
 from embedder.training.objective import Objective
-from embedder.training.step import batch_losses
 from embedder.training.training_rows import TrainingRows
 
 LOSSES = {"qa": "graded", "chat": "kl", "tool": "contrastive", "icl": "margin_mse", "lrlm": "reference"}
@@ -50,7 +49,8 @@ def outcomes(encoder_config: EncoderConfig, data: Path, rank: int, workers: int)
             parts = plan.batch(step)
             encoder.zero_grad()
             batch = rows.batch(share_of_batch(parts, rank, workers))
-            loss = batch_losses(encoder.tokenize, encoder, batch, OBJECTIVES[name]).mean()
+            vectors = encoder(encoder.tokenize(batch.prompted(TASKS)))
+            loss = OBJECTIVES[name].batch_losses(vectors, batch).mean()
             loss.backward()
             gradients = [weight.grad.flatten() for weight in encoder.parameters() if weight.grad is not None]
             label = f"{step}: {' '.join(part.task for part in parts)}"

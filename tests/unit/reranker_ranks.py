@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from embedder.training.reranker_loop import RerankerJob, fit_cross_encoder
+from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
+from embedder.training.loop import train
 
 
-def losses_of(job: RerankerJob, checkpoints: Path | None = None, resume_from: Path | None = None) -> list[float]:
-    """Train and return the loss of every step; with `checkpoints`, write those due to `STEP/` below it."""
-    losses = []
-
-    def report(step, write_checkpoint):
-        losses.append(step.loss)
-        if write_checkpoint is not None and checkpoints is not None:
-            folder = checkpoints / str(step.step)
-            folder.mkdir(parents=True)
-            write_checkpoint(folder)
-
-    fit_cross_encoder(job, resume_from, report)
-    return losses
+class AbandonedError(Exception):
+    """A training was stopped on purpose."""
 
 
-def work(rank: int, job: RerankerJob) -> None:
-    """One of two processes; leaves its losses, and rank 0 its checkpoints, beside the data."""
+def losses_of(job: TrainingJob, stop: int | None = None) -> list[float]:
+    """Train, up to the report of step `stop` if there is one, and return the loss of every step so far."""
+
+    def report(metrics: StepMetrics) -> None:
+        if torch.distributed.get_rank() == 0:
+            append_metrics(job.metrics, metrics)
+        if metrics.step == stop:
+            raise AbandonedError
+
+    with suppress(AbandonedError):
+        train(job, report)
+    return [step.loss for step in MetricsReader(job.metrics, StepMetrics).steps()]
+
+
+def work(rank: int, job: TrainingJob, meeting: Path) -> None:
+    """One of two processes."""
     torch.set_num_threads(1)
-    folder = job.training.parent
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    losses = losses_of(job, folder / "two" if rank == 0 else None)
-    (folder / f"rank{rank}.json").write_text(json.dumps(losses), encoding="utf-8")
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    losses_of(job)
     dist.destroy_process_group()

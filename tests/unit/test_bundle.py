@@ -24,8 +24,7 @@ from embedder.index.documents import Document
 from embedder.index.manifest import hash_files
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
-from embedder.models.encode import encode
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode, load_encoder
 from embedder.models.locate import model_fingerprint
 from tests.unit.index_cases import write
 

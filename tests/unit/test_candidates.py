@@ -16,7 +16,7 @@ PASSAGES = {f"p{i}": f"word{i} thing{i}" for i in range(40)}
 
 def query(positives=(), query_id="q") -> dict[str, object]:
     fields = {"task": "qa", "dataset": "d", "query_id": query_id, "query": "text", "answers": ["a"]}
-    return {**fields, "positive_ids": list(positives), "pool_ids": None}
+    return {**fields, "positive_ids": list(positives), "pool_ids": None, "teacher_scores": None}
 
 
 def ranking(numbers):
@@ -43,7 +43,7 @@ texts = st.lists(
 
 @quick
 @given(orders, orders, st.lists(st.integers(0, 39), max_size=9, unique=True), configs, texts)
-def test_make_group_never_takes_what_it_must_not(lexical, dense, positives, config, words):
+def test_make_group_never_holds_what_it_must_not(lexical, dense, positives, config, words):
     passages = {f"p{i}": text for i, text in enumerate(words)}
     asked = query([f"p{i}" for i in positives if i != 7], query_id="p7")
     mined = make_group(asked, {"lexical": ranking(lexical), "dense": ranking(dense)}, passages, config)
@@ -73,14 +73,14 @@ def test_make_group_is_a_pure_function_of_rankings_and_seed(lexical, dense, conf
     assert make_group(query(["p1"]), rankings, PASSAGES, config) == once
 
 
-def test_make_group_seeds_and_queries_draw_differently():
+def test_make_group_draws_differently_for_seeds_and_queries():
     rankings = {"lexical": ranking(range(40)), "dense": ranking(reversed(range(40)))}
     drawn = {tuple(ids(make_group(query(["p1"]), rankings, PASSAGES, MineConfig(seed=seed)))) for seed in range(6)}
     drawn |= {tuple(ids(make_group(query(["p1"], f"q{i}"), rankings, PASSAGES, MineConfig()))) for i in range(6)}
     assert len(drawn) >= 11
 
 
-def test_make_group_negatives_come_from_the_window_while_it_lasts():
+def test_make_group_takes_negatives_from_the_window_while_it_lasts():
     rankings = {"lexical": ranking(range(40)), "dense": ranking(range(40))}
     config = MineConfig(group_size=8, window=(10, 20))
     chosen = ids(make_group(query(["p0"]), rankings, PASSAGES, config))
@@ -88,13 +88,13 @@ def test_make_group_negatives_come_from_the_window_while_it_lasts():
     assert set(chosen[1:]) <= {f"p{i}" for i in range(10, 21)}
 
 
-def test_make_group_a_corpus_smaller_than_the_window_fills_the_group_from_the_ranks_before_it():
+def test_make_group_fills_up_from_the_ranks_before_a_window_that_is_too_large():
     rankings = {"lexical": ranking(range(5)), "dense": []}
     chosen = ids(make_group(query(["p0"]), rankings, PASSAGES, MineConfig(group_size=4, window=(4, 9))))
     assert chosen == ["p0", "p4", "p3", "p2"]
 
 
-def test_make_group_without_positives_half_of_the_group_heads_the_rankings():
+def test_make_group_without_positives_takes_half_from_the_head_of_the_rankings():
     rankings = {"lexical": ranking(range(20)), "dense": ranking(range(20, 40))}
     for seed in range(5):
         chosen = ids(make_group(query(), rankings, PASSAGES, MineConfig(group_size=8, seed=seed)))
@@ -102,14 +102,14 @@ def test_make_group_without_positives_half_of_the_group_heads_the_rankings():
         assert len(chosen) == 8
 
 
-def test_make_group_the_lexical_share_decides_where_negatives_come_from():
+def test_make_group_takes_the_lexical_share_of_negatives():
     rankings = {"lexical": ranking(range(20)), "dense": ranking(range(20, 40))}
     for share, own in ((1.0, range(20)), (0.0, range(20, 40))):
         chosen = ids(make_group(query(["p0"]), rankings, PASSAGES, MineConfig(lexical_share=share, window=(1, 19))))
         assert set(chosen[1:]) <= {f"p{i}" for i in own}
 
 
-def test_make_group_many_positives_leave_room_for_one_negative():
+def test_make_group_leaves_room_for_one_negative():
     positives = [f"p{i}" for i in range(9)]
     mined = make_group(query(positives), {"lexical": ranking(range(40))}, PASSAGES, MineConfig(group_size=4))
     assert ids(mined)[:3] == positives[:3]
@@ -117,7 +117,7 @@ def test_make_group_many_positives_leave_room_for_one_negative():
     assert ids(mined)[3] not in positives
 
 
-def test_make_group_what_was_kept_out_is_counted():
+def test_make_group_counts_what_it_kept_out():
     passages = {"p0": "red fox", "p1": "Red fox!", "p2": "a dog", "p3": "A dog.", "p4": "river"}
     rankings = {"lexical": ranking(range(5)), "dense": ranking(range(5))}
     mined = make_group(query(["p0"], query_id="p4"), rankings, passages, MineConfig(group_size=8, window=(0, 9)))
@@ -125,7 +125,7 @@ def test_make_group_what_was_kept_out_is_counted():
     assert (mined.same_id, mined.duplicates) == (2, 2)
 
 
-def test_make_group_without_rankings_only_positives_are_left():
+def test_make_group_without_rankings_holds_only_positives():
     mined = make_group(query(["p3"]), {"lexical": [], "dense": []}, PASSAGES, MineConfig())
     assert ids(mined) == ["p3"]
 

@@ -26,24 +26,24 @@ from tests.conftest import save_lm
 from tests.unit.tiny_llms import ENCODER, SEQUENTIAL, SHARING
 
 
-def test_a_folder_of_safetensors_is_used_where_it_is(tiny_llm, tiny_llama_folder, tmp_path):
+def test_prepare_lm_uses_a_folder_of_safetensors_where_it_is(tiny_llm, tiny_llama_folder, tmp_path):
     assert prepare_lm(tiny_llm, tmp_path / "cache") == tiny_llama_folder
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_loaded_model_is_in_evaluation_mode_and_of_the_dtype_asked_for(tiny_llm, tmp_path):
+def test_load_lm_gives_evaluation_mode_and_the_dtype_asked_for(tiny_llm, tmp_path):
     lm = load_lm(tiny_llm.model_copy(update={"dtype": "bfloat16"}), tmp_path, device="cpu")
     assert not lm.model.training
     assert (next(lm.model.parameters()).dtype, lm.device.type) == (torch.bfloat16, "cpu")
 
 
-def test_tokens_carry_no_special_ones_and_decode_to_the_text(tiny_llm, tmp_path):
+def test_causal_lm_tokens_carry_no_special_ones_and_decode_to_the_text(tiny_llm, tmp_path):
     lm = load_lm(tiny_llm, tmp_path, device="cpu")
     assert lm.tokenizer.decode(lm.tokens(" the lazy dog: é")) == " the lazy dog: é"
     assert not set(lm.tokens("the dog")) & set(lm.tokenizer.all_special_ids)
 
 
-def test_a_gguf_file_that_was_converted_is_not_converted_again(tmp_path):
+def test_prepare_lm_converts_a_gguf_file_once(tmp_path):
     packed = tmp_path / "llm" / "weights.gguf"
     packed.parent.mkdir()
     packed.write_bytes(b"stands for a GGUF file")
@@ -52,7 +52,7 @@ def test_a_gguf_file_that_was_converted_is_not_converted_again(tmp_path):
     assert prepare_lm(LlmConfig(model=str(packed.parent)), tmp_path / "cache") == done
 
 
-def test_a_failed_conversion_leaves_nothing_in_the_cache(tmp_path):
+def test_prepare_lm_that_fails_leaves_nothing_in_the_cache(tmp_path):
     (tmp_path / "llm").mkdir()
     (tmp_path / "llm" / "weights.gguf").write_bytes(b"no GGUF file at all")
     with pytest.raises((ValueError, OSError)):
@@ -60,7 +60,7 @@ def test_a_failed_conversion_leaves_nothing_in_the_cache(tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_missing_llm_is_refused(tmp_path):
+def test_load_lm_refuses_a_missing_folder(tmp_path):
     with pytest.raises(ModelError, match="no such folder"):
         load_lm(LlmConfig(model=str(tmp_path / "gone")), tmp_path)
 
@@ -73,7 +73,7 @@ def refusal(model, folder):
     return str(caught.value)
 
 
-def test_an_encoder_decoder_is_refused(tmp_path):
+def test_load_lm_refuses_an_encoder_decoder(tmp_path):
     torch.manual_seed(0)
     config = T5Config(vocab_size=600, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
     assert "is a t5 model, which is no causal language model" in refusal(T5ForConditionalGeneration(config), tmp_path)
@@ -82,7 +82,7 @@ def test_an_encoder_decoder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"), [("{", "not a valid JSON file"), ('{"model_type": "nosuch"}', "has model type `nosuch`")]
 )
-def test_a_config_that_cannot_be_read_is_refused_in_one_line(tiny_llama_folder, tmp_path, text, reason):
+def test_load_lm_refuses_a_config_that_cannot_be_read_in_one_line(tiny_llama_folder, tmp_path, text, reason):
     folder = shutil.copytree(tiny_llama_folder, tmp_path / "llm")
     (folder / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match=reason) as caught:
@@ -90,7 +90,7 @@ def test_a_config_that_cannot_be_read_is_refused_in_one_line(tiny_llama_folder, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_without_its_output_layer_is_refused(tmp_path):
+def test_load_lm_refuses_a_model_without_its_output_layer(tmp_path):
     """Loading it would only warn, and fill the layer with random numbers."""
     assert "lacks weights, such as lm_head.weight" in refusal(
         LlamaModel(
@@ -100,7 +100,7 @@ def test_a_model_without_its_output_layer_is_refused(tmp_path):
     )
 
 
-def test_an_encoder_is_refused(tmp_path, tiny_encoder_folder):
+def test_load_lm_refuses_an_encoder(tmp_path, tiny_encoder_folder):
     assert "lacks weights, such as cls." in refusal(BertModel(ENCODER), tmp_path / "without")
     assert "sees the words it is to predict" in refusal(BertLMHeadModel(ENCODER), tmp_path / "with")
     with pytest.raises(ModelError, match="lacks weights"):
@@ -109,7 +109,7 @@ def test_an_encoder_is_refused(tmp_path, tiny_encoder_folder):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [*SHARING, *SEQUENTIAL])
-def test_no_causal_model_is_taken_for_one_that_reads_ahead(name, dtype):
+def test_reads_ahead_is_false_of_every_causal_model(name, dtype):
     torch.manual_seed(1)
     assert not reads_ahead(AutoModelForCausalLM.from_config((SHARING | SEQUENTIAL)[name], dtype=dtype).eval())
 
@@ -123,14 +123,14 @@ def lm(tiny_llm, tmp_path_factory):
     ("single", "lead"),
     [("$A", []), ("[UNK] $A", [1]), ("[UNK] [PAD] $A [END]", [1, 0]), ("$A [END]", []), ("[END] $A [END]", [2])],
 )
-def test_lead_tokens_are_those_before_every_text(lm, single, lead):
+def test_causal_lm_lead_tokens_are_those_before_every_text(lm, single, lead):
     tokenizer = copy.deepcopy(lm.tokenizer)
     names = [(f"[{name}]", token) for token, name in enumerate(["PAD", "UNK", "END"]) if name in single]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=names)
     assert replace(lm, tokenizer=tokenizer).lead_ids == lead
 
 
-def test_an_output_ends_with_the_end_tokens_of_tokenizer_and_model(lm):
+def test_causal_lm_end_tokens_are_those_of_tokenizer_and_model(lm):
     assert lm.tokenizer.eos_token_id == 2
     model = copy.copy(lm.model)
     for known, ends in ((None, {2}), (2, {2}), (7, {2, 7}), ([7, 8], {2, 7, 8})):
@@ -144,7 +144,7 @@ def test_an_output_ends_with_the_end_tokens_of_tokenizer_and_model(lm):
     assert replace(lm, model=model, tokenizer=tokenizer).end_ids == set()
 
 
-def test_stop_tokens_are_those_with_a_stop_text_in_them(lm):
+def test_causal_lm_stop_tokens_are_those_with_a_stop_text_in_them(lm):
     texts = {token: lm.tokenizer.decode([token]) for token in range(len(lm.tokenizer))}
     assert lm.stop_ids(()) == set()
     (newline,) = lm.tokens("\n")

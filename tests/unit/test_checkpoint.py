@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from embedder.errors import DataError
+from embedder.training import checkpoint as module
 from embedder.training.checkpoint import (
     MANIFEST,
     Checkpoint,
@@ -54,6 +56,15 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, best):
         assert tensors.keys() == expected.keys()
         assert all(torch.equal(tensors[key], expected[key]) for key in expected)
     assert (found.next_step, found.self_paced, found.validation) == (7, written.self_paced, written.validation)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FORMAT", 2)
+    write_checkpoint(tmp_path, checkpoint(7))
+    monkeypatch.undo()
+    assert last_step(tmp_path) == 7
+    with pytest.raises(DataError, match=r"is of format 2, .* remove"):
+        read_checkpoint(tmp_path, 7)
 
 
 def test_the_newest_is_found_and_two_are_kept(folder):

@@ -77,7 +77,10 @@ REFUSED = {
         "label: {min_actors: 3, num_actors: 2}",
         "label: min_actors 3 exceeds num_actors 2",
     ),
-    "teacher without a file": ("label: {teacher: imported}", "label: teacher is 'imported' and imported is None"),
+    "scores of a format that has none": (
+        "prepare: {sources: [{task: qa, dataset: d, path: p, teacher_scores: true}]}",
+        "prepare.sources.0: teacher_scores is true, but format is 'layout'",
+    ),
     "teacher without a section": ("label: {teacher: reranker}", "label.teacher is 'reranker'"),
     "empty stop text": (
         "tasks: {qa: {template: {context: x, input: x, stop: ''}}}",
@@ -315,7 +318,7 @@ def test_a_user_adds_a_task_of_their_own(tmp_path):
 
 
 def test_reading_a_run_file_needs_no_torch():
-    modules = ["config.run", "models.locate", "data.sources", "models.fingerprint", "data.ledger", "index.bundle"]
+    modules = ["config.run", "models.locate", "data.dataset", "models.fingerprint", "data.ledger", "index.bundle"]
     lines = "\n".join(f"import embedder.{name}\nassert 'torch' not in sys.modules, '{name}'" for name in modules)
     result = subprocess.run(
         [sys.executable, "-c", f"import sys\n{lines}"], cwd=ROOT, capture_output=True, text=True, timeout=120

@@ -14,8 +14,7 @@ from transformers import BertConfig, BertModel
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import ConfigError
-from embedder.models.encode import encode
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode, load_encoder
 from embedder.training.checkpoint import last_step
 from tests.conftest import LOUD
 from tests.unit.training_ranks import Run, follow, losses, metrics, on_workers

@@ -8,7 +8,7 @@ import pytest
 
 from embedder.config.load import load_run
 from embedder.config.prepare import Source
-from embedder.data.sources import read_source
+from embedder.data.dataset import read_source
 from embedder.demo.build import build, docstring, is_test, load, squeeze, topic_passages
 from tests.unit.test_config import ROOT
 

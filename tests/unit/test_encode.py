@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
-from embedder.models.encode import encode, encode_prompted
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode, encode_prompted, load_encoder
 from embedder.training.batch_plan import BatchPart
 from embedder.training.training_rows import TrainingRows, write_training_rows
 from ray_jobs.retrieval.vectors import open_store
@@ -29,7 +28,7 @@ def encoder(tiny_encoder):
 
 @quick
 @given(texts, st.sampled_from(sorted(BUILTIN_TASKS)), sides)
-def test_a_vector_is_that_of_the_instruction_and_the_text(encoder, read, task, side):
+def test_encode_gives_the_vector_of_instruction_and_text(encoder, read, task, side):
     spec = BUILTIN_TASKS[task]
     instruction = spec.query_instruction if side == "query" else spec.passage_instruction
     assert instruction
@@ -40,14 +39,14 @@ def test_a_vector_is_that_of_the_instruction_and_the_text(encoder, read, task, s
 
 @quick
 @given(texts, sides)
-def test_without_an_instruction_the_text_stands_alone(encoder, read, side):
+def test_encode_without_an_instruction_takes_the_text_alone(encoder, read, side):
     bare = TaskSpec(query_instruction="", passage_instruction="")
     assert np.allclose(encode(encoder, read, bare, side), encode_prompted(encoder, read), atol=1e-6)
     assert not np.allclose(encode(encoder, read, BUILTIN_TASKS["qa"], side), encode_prompted(encoder, read), atol=1e-3)
 
 
 @pytest.mark.parametrize("task", sorted(BUILTIN_TASKS))
-def test_training_reads_what_serving_reads(encoder, tmp_path, task):
+def test_encode_reads_in_serving_what_training_reads(encoder, tmp_path, task):
     group = {"task": task, "dataset": "set", "query_id": "0", "query": "the fox", "candidate_ids": ["a", "b"]}
     group |= {"candidate_texts": ["the dog", "a list"], "relevance": [1, 0], "rewards": [2.0, 0.0], "error": None}
     write_training_rows([group], BUILTIN_TASKS, tmp_path / "rows.arrow", {})
@@ -59,7 +58,7 @@ def test_training_reads_what_serving_reads(encoder, tmp_path, task):
 
 
 @pytest.mark.parametrize("knows", [True, False])
-def test_an_encoder_that_knows_no_instructions_gets_none_and_the_trained_one_always_does(
+def test_encode_gives_instructions_only_to_an_encoder_that_knows_them(
     tiny_encoder, tmp_path, tiny_encoder_folder, knows
 ):
     base = tiny_encoder.model_copy(update={"instructions": knows})

@@ -8,8 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.models.encode import encode, encode_prompted
-from embedder.models.encoder import export_encoder, length_batches, load_encoder, pool
+from embedder.models.encoder import encode, encode_prompted, export_encoder, length_batches, load_encoder, pool
 
 TEXTS = [
     "The quick brown fox",
@@ -27,7 +26,7 @@ def encoder(tiny_encoder):
     return load_encoder(tiny_encoder, device="cpu")
 
 
-def test_a_vector_is_the_same_alone_in_a_batch_and_in_any_order(encoder):
+def test_encoder_vector_is_the_same_alone_in_a_batch_and_in_any_order(encoder):
     together = encode_prompted(encoder, TEXTS)
     for i, text in enumerate(TEXTS):
         np.testing.assert_allclose(encode_prompted(encoder, [text])[0], together[i], atol=1e-5)
@@ -37,23 +36,23 @@ def test_a_vector_is_the_same_alone_in_a_batch_and_in_any_order(encoder):
 
 
 @pytest.mark.parametrize("batch_tokens", [64, 100_000])
-def test_a_vector_does_not_depend_on_the_token_budget(encoder, tiny_encoder, batch_tokens):
+def test_encoder_vector_does_not_depend_on_the_token_budget(encoder, tiny_encoder, batch_tokens):
     other = load_encoder(tiny_encoder.model_copy(update={"batch_tokens": batch_tokens}), device="cpu")
     np.testing.assert_allclose(encode_prompted(other, TEXTS), encode_prompted(encoder, TEXTS), atol=1e-5)
 
 
-def test_vectors_have_length_one_and_the_models_width(encoder):
+def test_encoder_vectors_have_length_one_and_the_models_width(encoder):
     vectors = encode_prompted(encoder, TEXTS)
     assert (vectors.shape, vectors.dtype, encoder.dimension) == ((7, 32), np.float32, 32)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-def test_an_empty_list_has_no_vectors(encoder):
+def test_encode_of_an_empty_list_has_no_vectors(encoder):
     assert encode_prompted(encoder, []).shape == (0, 32)
 
 
 @pytest.mark.parametrize("side", ["query", "passage"])
-def test_the_instruction_of_the_side_stands_before_each_text(encoder, side):
+def test_encode_puts_the_instruction_of_the_side_before_each_text(encoder, side):
     task = BUILTIN_TASKS["qa"]
     found = encode(encoder, TEXTS[:2], task, side)
     expected = encode_prompted(encoder, [task.instruction(side) + text for text in TEXTS[:2]])
@@ -61,14 +60,14 @@ def test_the_instruction_of_the_side_stands_before_each_text(encoder, side):
     assert np.abs(found - encode_prompted(encoder, TEXTS[:2])).max() > 1e-3
 
 
-def test_a_long_text_is_cut_at_its_end(encoder):
+def test_encoder_cuts_a_long_text_at_its_end(encoder):
     row = encoder.tokenize([TEXTS[2]])[0]
     assert len(row) == 64
     assert row[:-1] == encoder.tokenizer(TEXTS[2])["input_ids"][:63]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_an_exported_folder_gives_the_same_vectors_in_sentence_transformers(tiny_encoder, tmp_path, pooling):
+def test_export_encoder_gives_the_same_vectors_in_sentence_transformers(tiny_encoder, tmp_path, pooling):
     encoder = load_encoder(tiny_encoder.model_copy(update={"pooling": pooling}), device="cpu")
     export_encoder(encoder, tmp_path / "model", BUILTIN_TASKS)
     other = SentenceTransformer(str(tmp_path / "model"), device="cpu")
@@ -79,7 +78,7 @@ def test_an_exported_folder_gives_the_same_vectors_in_sentence_transformers(tiny
             np.testing.assert_allclose(found, encode(encoder, TEXTS, task, side), atol=1e-5)
 
 
-def test_an_exported_folder_loads_here_again(encoder, tiny_encoder, tmp_path):
+def test_export_encoder_loads_here_again(encoder, tiny_encoder, tmp_path):
     export_encoder(encoder, tmp_path / "model", BUILTIN_TASKS)
     again = load_encoder(tiny_encoder.model_copy(update={"model": str(tmp_path / "model")}), device="cpu")
     np.testing.assert_allclose(encode_prompted(again, TEXTS), encode_prompted(encoder, TEXTS), atol=1e-6)
@@ -97,11 +96,11 @@ MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
         ("last", [[3.0, 6.0], [1.0, 4.0]]),
     ],
 )
-def test_pooling_worked_by_hand(pooling, expected):
+def test_pool_worked_by_hand(pooling, expected):
     assert pool(STATES, MASK, pooling).tolist() == expected
 
 
-def test_an_unknown_pooling_is_refused():
+def test_pool_refuses_an_unknown_pooling():
     with pytest.raises(ValueError, match="use cls, mean or last"):
         pool(STATES, MASK, "max")
 
@@ -116,11 +115,11 @@ def test_an_unknown_pooling_is_refused():
         ([], 10, []),
     ],
 )
-def test_batches_by_length_worked_by_hand(lengths, budget, batches):
+def test_length_batches_worked_by_hand(lengths, budget, batches):
     assert list(length_batches(lengths, budget)) == batches
 
 
-def test_dropout_is_what_was_asked_for(tiny_encoder):
+def test_load_encoder_sets_the_dropout_asked_for(tiny_encoder):
     for rate in (0.0, 0.3):
         encoder = load_encoder(tiny_encoder, device="cpu", dropout=rate)
         assert not encoder.training

@@ -27,8 +27,7 @@ from transformers import (
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import ModelError
-from embedder.models.encode import encode, encode_prompted
-from embedder.models.encoder import export_encoder, load_encoder
+from embedder.models.encoder import encode, encode_prompted, export_encoder, load_encoder
 from tests.conftest import word_tokenizer
 
 TEXTS = ["The quick brown fox", "Paris", "", "a list holds items in order; " * 9, "é 日本", "Paris"]
@@ -76,7 +75,9 @@ def config(folder, pooling):
 
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("pads", [True, False], ids=["pad token", "no pad token"])
-def test_every_family_gives_one_vector_a_text_here_exported_and_in_sentence_transformers(tmp_path, name, pads):
+def test_encoder_of_every_family_gives_one_vector_a_text_here_exported_and_in_sentence_transformers(
+    tmp_path, name, pads
+):
     pooling = "last" if name in DECODERS else "mean"
     folder = save(tmp_path / "base", name, begins=True, ends=name not in DECODERS, pads=pads)
     encoder = load_encoder(config(folder, pooling), device="cpu")
@@ -105,20 +106,20 @@ def test_last_token_pooling_sees_one_end_token_behind_every_text(tmp_path, begin
     assert load_encoder(config(tmp_path / "model", "last"), device="cpu").tokenize(TEXTS) == encoder.tokenize(TEXTS)
 
 
-def test_other_poolings_leave_the_tokenizer_its_ways(tmp_path):
+def test_complete_tokenizer_changes_nothing_for_other_poolings(tmp_path):
     folder = save(tmp_path / "base", "llama")
     encoder = load_encoder(config(folder, "mean"), device="cpu")
     assert encoder.tokenize(["Paris"]) == [AutoTokenizer.from_pretrained(folder)("Paris")["input_ids"]]
 
 
-def test_last_token_pooling_without_an_end_token_is_refused(tmp_path):
+def test_complete_tokenizer_refuses_last_token_pooling_without_an_end_token(tmp_path):
     folder = save(tmp_path / "base", "llama", end=None)
     with pytest.raises(ModelError, match="take pooling 'mean'"):
         load_encoder(config(folder, "last"), device="cpu")
 
 
 @pytest.mark.parametrize(("name", "limit"), [("roberta", 78), ("gpt2", 64)])
-def test_texts_beyond_the_models_positions_are_refused(tmp_path, name, limit):
+def test_check_positions_refuses_texts_beyond_the_models_positions(tmp_path, name, limit):
     folder = save(tmp_path / "base", name, ends=True)
     fits = config(folder, "mean").model_copy(update={"max_tokens": limit})
     encoder = load_encoder(fits, device="cpu")
@@ -128,7 +129,7 @@ def test_texts_beyond_the_models_positions_are_refused(tmp_path, name, limit):
         load_encoder(fits.model_copy(update={"max_tokens": limit + 1}), device="cpu")
 
 
-def test_every_rate_of_dropout_is_set(tmp_path):
+def test_set_dropout_sets_every_rate(tmp_path):
     folder = save(tmp_path / "base", "llama")
     encoder = load_encoder(config(folder, "last"), device="cpu", dropout=0.3).train()
     assert {layer.self_attn.attention_dropout for layer in encoder.backbone.layers} == {0.3}

@@ -13,7 +13,7 @@ import yaml
 from embedder.config.load import load_run
 from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.sources import read_source
+from embedder.data.dataset import read_source
 from embedder.errors import ConfigError, DataError
 from embedder.models.locate import locate_model, model_fingerprint
 from embedder.models.st_folder import read_folder

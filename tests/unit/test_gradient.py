@@ -12,6 +12,7 @@ from tests.unit.bare_network import BareNetwork
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "into", "a", "forest"]
 TEXTS = [" ".join(WORDS[i % 7 : i % 7 + 1 + i % 5]) for i in range(40)]
 """35 different ones."""
+ONE = torch.ones(())
 ONE_GRAPH = TokenLimits(batch_tokens=64, chunk_tokens=None)
 
 
@@ -25,7 +26,7 @@ def gradient(encoder, memory, *, seed=None):
     """The loss and the gradient of all weights as one vector."""
     network = BareNetwork(encoder)
     encoder.zero_grad()
-    loss = accumulate_gradient(network, encoder.tokenize(TEXTS), contrast, memory, seed)
+    loss = accumulate_gradient(network, encoder.tokenize(TEXTS), contrast, ONE, memory, seed)
     parts = [weight.grad.flatten() for weight in encoder.parameters() if weight.grad is not None]
     return float(loss), torch.cat(parts), network
 
@@ -44,6 +45,21 @@ def test_chunks_give_the_loss_and_gradient_of_one_graph(tiny_encoder, tokens):
     assert expected.abs().max() > 1e-2
     assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
     assert network.backwards > 3
+
+
+@pytest.mark.parametrize("tokens", [None, 64])
+def test_gradient_is_that_of_the_weighted_mean_and_the_losses_come_back_unweighted(tiny_encoder, tokens):
+    encoder = load_encoder(tiny_encoder, device="cpu")
+    memory, rows = TokenLimits(batch_tokens=64, chunk_tokens=tokens), encoder.tokenize(TEXTS)
+    weights = torch.arange(len(TEXTS)) / 7
+    losses = accumulate_gradient(BareNetwork(encoder), rows, lambda vectors: vectors[:, 0], weights, memory)
+    found = torch.cat([weight.grad.flatten() for weight in encoder.parameters() if weight.grad is not None])
+    vectors = encoder(rows)
+    assert not losses.requires_grad and torch.allclose(losses, vectors[:, 0], atol=1e-6)
+    encoder.zero_grad()
+    (vectors[:, 0] * weights).mean().backward()
+    expected = torch.cat([weight.grad.flatten() for weight in encoder.parameters() if weight.grad is not None])
+    assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
 
 
 def test_a_batch_within_the_budget_is_encoded_once(tiny_encoder):
@@ -83,7 +99,7 @@ def test_activations_are_kept_of_one_chunk_at_a_time(tiny_encoder):
         network = BareNetwork(encoder)
         rows = encoder.tokenize(texts)
         with network.counting_bytes():
-            accumulate_gradient(network, rows, lambda vectors: (vectors @ vectors[0]).sum(), memory)
+            accumulate_gradient(network, rows, lambda vectors: (vectors @ vectors[0]).sum(), ONE, memory)
         return network.most_bytes
 
     many = [f"{text} {i}" for i in range(10) for text in TEXTS]

@@ -10,8 +10,8 @@ import torch
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.dataset import read_source
 from embedder.data.records import write_table
-from embedder.data.sources import read_source
 from embedder.evaluation.base import Passage, Question, Reply
 from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of
 from embedder.evaluation.judge import LlmJudge, fitting_prefix
@@ -22,7 +22,7 @@ from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import choose_shots, prompt_builder
 from embedder.models.causal_lm import load_lm
 from tests.unit.judges import exact_model, plain_scores
-from tests.unit.test_sources import lines
+from tests.unit.test_dataset import lines
 
 POOLS = {"d": [(f"s{i}", f"which city {i}", f"Paris {i}") for i in range(4)]}
 SETTINGS = EvaluateConfig(max_output_tokens=24)

@@ -25,49 +25,49 @@ def ledger(tmp_path):
     return Ledger(tmp_path / "blocks", SCHEMA, "row_id")
 
 
-def test_a_new_ledger_is_empty(ledger):
+def test_ledger_that_is_new_is_empty(ledger):
     assert ledger.done() == set()
     assert ledger.read() == SCHEMA.empty_table()
 
 
-def test_committed_rows_are_done_and_read_sorted(ledger):
+def test_ledger_rows_are_done_and_read_sorted(ledger):
     ledger.commit(rows("d", "b"))
     ledger.commit(pa.Table.from_pylist(rows("a"), schema=SCHEMA))
     assert ledger.done() == {"a", "b", "d"}
     assert ledger.read().to_pylist() == rows("a", "b", "d")
 
 
-def test_another_process_sees_what_was_committed(ledger):
+def test_ledger_shows_another_process_what_was_committed(ledger):
     ledger.commit(rows("a"))
     assert Ledger(ledger.folder, SCHEMA, "row_id").done() == {"a"}
 
 
-def test_a_repeated_block_replaces_itself(ledger):
+def test_ledger_block_that_is_repeated_replaces_itself(ledger):
     ledger.commit(rows(A, B))
     ledger.commit(rows(A, B))
     assert len(list(ledger.folder.iterdir())) == 1
     assert ledger.count_duplicates() == 0
 
 
-def test_rows_in_two_blocks_count_once(ledger):
+def test_ledger_counts_a_row_of_two_blocks_once(ledger):
     ledger.commit(rows(A, B))
     ledger.commit(rows(B, C))
     assert ledger.read().to_pylist() == rows(A, B, C)
     assert ledger.count_duplicates() == 1
 
 
-def test_only_expected_rows_are_read(ledger):
+def test_ledger_reads_only_expected_rows(ledger):
     ledger.commit(rows("a", "b", "c"))
     assert ledger.read(["c", "a", "c"]).to_pylist() == rows("a", "c")
 
 
-def test_a_missing_row_is_named(ledger):
+def test_ledger_names_a_missing_row(ledger):
     ledger.commit(rows("a"))
     with pytest.raises(LabelError, match="2 of 3 rows missing, first x"):
         ledger.read(["a", "y", "x"])
 
 
-def test_a_half_written_block_is_ignored(ledger):
+def test_ledger_ignores_a_half_written_block(ledger):
     ledger.commit(rows("a"))
     (ledger.folder / ".f00.parquet.1234").write_bytes(b"PAR1 half")
     (ledger.folder / ".f00.parquet").write_bytes(b"PAR1 half")
@@ -77,7 +77,7 @@ def test_a_half_written_block_is_ignored(ledger):
 
 @quick
 @given(st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True), min_size=1, max_size=6))
-def test_any_cut_into_blocks_gives_the_same_table(tmp_path_factory, blocks):
+def test_ledger_gives_the_same_table_for_any_cut_into_blocks(tmp_path_factory, blocks):
     ledger = Ledger(tmp_path_factory.mktemp("ledger"), SCHEMA, "row_id")
     for block in blocks:
         ledger.commit(rows(*block))

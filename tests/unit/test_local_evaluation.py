@@ -19,8 +19,7 @@ from embedder.evaluation.local import ask_llm, measure_encoder, read_sets
 from embedder.evaluation.replies import judged_ledger
 from embedder.labelling.prompts import read_shot_pools
 from embedder.models.causal_lm import load_lm
-from embedder.models.encode import encode
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode, load_encoder
 
 WORDS = ["fox", "dog", "forest", "bridge", "market", "station", "capital", "city", "list", "dict"]
 

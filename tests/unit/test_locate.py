@@ -20,19 +20,19 @@ def folder(tiny_encoder_folder, tmp_path):
     return shutil.copytree(tiny_encoder_folder, tmp_path / "model")
 
 
-def test_a_folder_is_found_by_its_path(folder, monkeypatch):
+def test_locate_model_finds_a_folder_by_its_path(folder, monkeypatch):
     assert locate_model(str(folder)) == folder
     monkeypatch.chdir(folder.parent)
     assert locate_model("model") == locate_model("./model") == folder
 
 
-def test_owner_and_name_are_left_to_the_hub(tmp_path, monkeypatch):
+def test_locate_model_leaves_owner_and_name_to_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert locate_model("BAAI/bge-base-en") == "BAAI/bge-base-en"
 
 
 @pytest.mark.parametrize("reference", ["gone", "./owner/name", "/no/such", "a/b/c", "~/no-such-folder-here"])
-def test_any_other_missing_folder_is_refused(tmp_path, monkeypatch, reference):
+def test_locate_model_refuses_any_other_missing_folder(tmp_path, monkeypatch, reference):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match="no such folder"):
         locate_model(reference)
@@ -46,41 +46,41 @@ def test_any_other_missing_folder_is_refused(tmp_path, monkeypatch, reference):
         ("tokenizer_config.json", r"no tokenizer_config\.json"),
     ],
 )
-def test_a_folder_without_a_needed_file_is_refused(folder, name, message):
+def test_locate_model_refuses_a_folder_without_a_needed_file(folder, name, message):
     (folder / name).unlink()
     with pytest.raises(ModelError, match=message):
         locate_model(str(folder))
 
 
-def test_pickled_weights_are_no_weights(folder):
+def test_locate_model_takes_no_pickled_weights(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safetensors"):
         check_model_folder(folder)
 
 
-def test_a_package_that_is_not_installed_is_refused():
+def test_locate_model_refuses_a_package_that_is_not_installed():
     with pytest.raises(ModelError, match="no installed Python package 'no_such_package_here'"):
         locate_model("package:no_such_package_here/model")
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "..", "os;x"])
-def test_a_package_name_that_is_none_is_refused(name):
+def test_locate_model_refuses_a_package_name_that_is_none(name):
     with pytest.raises(ModelError, match="no installed Python package"):
         locate_model(f"package:{name}/model")
 
 
 @pytest.mark.parametrize("inside", ["..", "../json", "mime/../../..", "/etc"])
-def test_a_reference_that_leads_out_of_its_package_is_refused(inside):
+def test_locate_model_refuses_a_reference_that_leads_out_of_its_package(inside):
     with pytest.raises(ModelError, match="leads out of the package"):
         locate_model(f"package:email/{inside}")
 
 
-def test_a_folder_of_a_package_without_model_is_refused():
+def test_locate_model_refuses_a_folder_of_a_package_without_model():
     with pytest.raises(ModelError, match="safetensors"):
         locate_model("package:email/mime")
 
 
-def test_a_model_inside_a_package_is_found(folder, tmp_path, monkeypatch):
+def test_locate_model_finds_a_model_inside_a_package(folder, tmp_path, monkeypatch):
     package = tmp_path / "site" / "pocket_model"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('a package is located, never imported')\n")
@@ -89,7 +89,7 @@ def test_a_model_inside_a_package_is_found(folder, tmp_path, monkeypatch):
     assert locate_model("package:pocket_model/weights") == package / "weights"
 
 
-def test_one_gguf_file_without_safetensors_is_the_model(tmp_path):
+def test_locate_model_takes_one_gguf_file_without_safetensors(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"x" * 9)
     assert gguf_file(tmp_path) == tmp_path / "a.gguf"
     check_model_folder(tmp_path)
@@ -99,27 +99,27 @@ def test_one_gguf_file_without_safetensors_is_the_model(tmp_path):
         check_model_folder(tmp_path)
 
 
-def test_parameters_are_counted_without_loading_the_model(tiny_encoder, tiny_encoder_folder, tmp_path):
+def test_count_parameters_loads_no_model(tiny_encoder, tiny_encoder_folder, tmp_path):
     encoder = load_encoder(tiny_encoder, device="cpu")
     assert count_parameters(tiny_encoder_folder) == sum(weight.numel() for weight in encoder.parameters())
     (tmp_path / "a.gguf").write_bytes(b"x" * 9)
     assert count_parameters(tmp_path) == 16
 
 
-def test_a_fingerprint_depends_on_content_alone(folder, tiny_encoder_folder):
+def test_model_fingerprint_depends_on_content_alone(folder, tiny_encoder_folder):
     original = model_fingerprint(tiny_encoder_folder, {"pooling": "mean"})
     assert model_fingerprint(folder, {"pooling": "mean"}) == original
     (folder / "README.md").write_text("more words")
     assert model_fingerprint(folder, {"pooling": "mean"}) == original
 
 
-def test_a_fingerprint_changes_with_the_settings(folder):
+def test_model_fingerprint_changes_with_the_settings(folder):
     settings = [{"pooling": "mean"}, {"pooling": "cls"}, {"pooling": "mean", "max_tokens": 9}, {}]
     assert len({model_fingerprint(folder, fields) for fields in settings}) == 4
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_fingerprint_changes_with_one_byte_of_the_model(folder, name):
+def test_model_fingerprint_changes_with_one_byte_of_the_model(folder, name):
     before = model_fingerprint(folder)
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -127,7 +127,7 @@ def test_a_fingerprint_changes_with_one_byte_of_the_model(folder, name):
     assert model_fingerprint(folder) != before
 
 
-def test_a_fingerprint_changes_with_the_settings_of_the_tokenizer(folder):
+def test_model_fingerprint_changes_with_the_settings_of_the_tokenizer(folder):
     before = model_fingerprint(folder)
     path = folder / "tokenizer_config.json"
     settings = {**json.loads(path.read_text()), "truncation_side": "left"}
@@ -135,10 +135,10 @@ def test_a_fingerprint_changes_with_the_settings_of_the_tokenizer(folder):
     assert model_fingerprint(folder) != before
 
 
-def test_a_hub_model_is_identified_by_its_name():
+def test_model_fingerprint_of_a_hub_model_is_of_its_name():
     assert model_fingerprint("a/b") != model_fingerprint("a/c")
 
 
-def test_a_file_is_hashed_by_sha256(tmp_path):
+def test_file_sha256_is_that_of_the_file(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert file_sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.training.losses import (
+    Scores,
     contrastive,
     graded_distillation,
     kl_distillation,
     margin_mse,
     reference_distillation,
 )
-from embedder.training.scores import Scores
 from tests.unit.judges import quick
 
 

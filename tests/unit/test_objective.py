@@ -18,8 +18,7 @@ from embedder.training.losses import (
     margin_mse,
     reference_distillation,
 )
-from embedder.training.objective import Objective, prefix_widths, task_losses
-from embedder.training.scores import Columns, Groups, batch_scores
+from embedder.training.objective import Columns, Groups, Objective, batch_scores, prefix_widths, task_losses
 from tests.unit.judges import quick
 
 QUERIES, SIZE, WIDTH = 4, 3, 8

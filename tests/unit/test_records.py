@@ -20,11 +20,11 @@ SCHEMA = pa.schema([("id", pa.string()), ("n", pa.int64())])
 ROWS = [{"id": "a", "n": 1}, {"id": "b", "n": 2}]
 
 
-def test_a_content_id_is_the_same_in_every_run_and_version():
+def test_content_id_is_the_same_in_every_run_and_version():
     assert content_id("qa", "what?", ["x", 1, None]) == "2357281c6b3c61fb028e9c028555f3bc"
 
 
-def test_a_content_id_is_the_same_in_another_process():
+def test_content_id_is_the_same_in_another_process():
     code = "from embedder.data.records import content_id; print(content_id('é', 3))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == content_id("é", 3)
@@ -32,43 +32,43 @@ def test_a_content_id_is_the_same_in_another_process():
 
 @quick
 @given(st.lists(st.text("ab,\"'[] ", max_size=5), max_size=3), st.lists(st.text("ab,\"'[] ", max_size=5), max_size=3))
-def test_content_ids_are_equal_only_for_equal_parts(one, other):
+def test_content_id_is_equal_only_for_equal_parts(one, other):
     assert (content_id(*one) == content_id(*other)) == (one == other)
 
 
-def test_row_seeds_fit_into_63_bits_and_differ_by_seed_and_part():
+def test_row_seed_fits_into_63_bits_and_differs_by_seed_and_part():
     seeds = {row_seed(seed, part) for seed in range(20) for part in "abc"}
     assert len(seeds) == 60
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_group_id_changes_with_every_column():
+def test_group_id_changes_with_every_column():
     group = dict.fromkeys(GROUP.names, "x")
     ids = {group_id(group), *(group_id({**group, name: "y"}) for name in GROUP.names)}
     assert len(ids) == len(GROUP.names) + 1
 
 
-def test_a_group_id_ignores_columns_that_labelling_adds():
+def test_group_id_ignores_columns_that_labelling_adds():
     group = dict.fromkeys(GROUP.names, "x")
     assert group_id({**group, "rewards": [1.0]}) == group_id(group)
 
 
-def test_a_table_is_read_back_as_written(tmp_path):
+def test_write_table_is_read_back_as_written(tmp_path):
     write_table(ROWS, SCHEMA, tmp_path / "deep" / "rows.parquet")
     table = read_tables(parquet_files(tmp_path / "deep"), SCHEMA)
     assert (table.schema, table.to_pylist()) == (SCHEMA, ROWS)
 
 
-def test_only_the_columns_asked_for_are_read(tmp_path):
+def test_read_tables_reads_only_the_columns_asked_for(tmp_path):
     write_table(ROWS, SCHEMA, tmp_path / "rows.parquet")
     assert read_tables([tmp_path / "rows.parquet"], SCHEMA, ["n"]).to_pylist() == [{"n": 1}, {"n": 2}]
 
 
-def test_no_files_are_an_empty_table_of_the_schema():
+def test_read_tables_of_no_files_is_an_empty_table_of_the_schema():
     assert read_tables([], SCHEMA) == SCHEMA.empty_table()
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+def test_write_table_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     write_table(ROWS, SCHEMA, tmp_path / "rows.parquet")
     with pytest.raises(pa.ArrowInvalid):
         write_table(pa.table({"id": ["c"], "n": ["not a number"]}), SCHEMA, tmp_path / "rows.parquet")
@@ -76,13 +76,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert read_tables([tmp_path / "rows.parquet"], SCHEMA).to_pylist() == ROWS
 
 
-def test_a_half_written_file_is_not_listed(tmp_path):
+def test_parquet_files_leaves_out_a_half_written_file(tmp_path):
     write_table(ROWS, SCHEMA, tmp_path / "rows.parquet")
     (tmp_path / ".rows.parquet").write_bytes(b"PAR1 half")
     assert parquet_files(tmp_path) == [tmp_path / "rows.parquet"]
 
 
-def test_a_cut_file_is_refused_by_name(tmp_path):
+def test_read_tables_refuses_a_cut_file_by_name(tmp_path):
     path = tmp_path / "rows.parquet"
     write_table(ROWS, SCHEMA, path)
     path.write_bytes(path.read_bytes()[:-20])
@@ -90,13 +90,13 @@ def test_a_cut_file_is_refused_by_name(tmp_path):
         read_tables([path], SCHEMA)
 
 
-def test_a_file_of_other_columns_is_refused_by_name(tmp_path):
+def test_read_tables_refuses_a_file_of_other_columns_by_name(tmp_path):
     write_other_columns(tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet: "):
         read_tables([tmp_path / "rows.parquet"], SCHEMA)
 
 
-def test_a_file_of_other_columns_is_refused_in_one_line_that_names_them(tmp_path):
+def test_read_tables_names_the_other_columns_in_one_line(tmp_path):
     write_other_columns(tmp_path / "rows.parquet")
     with pytest.raises(DataError) as caught:
         read_tables([tmp_path / "rows.parquet"], SCHEMA)
@@ -104,7 +104,7 @@ def test_a_file_of_other_columns_is_refused_in_one_line_that_names_them(tmp_path
     assert "columns ['id', 'm'], expected ['id', 'n']" in str(caught.value)
 
 
-def test_a_file_of_other_types_is_refused_by_name(tmp_path):
+def test_read_tables_refuses_a_file_of_other_types_by_name(tmp_path):
     other = pa.schema([("id", pa.string()), ("n", pa.string())])
     write_table([{"id": "a", "n": "many"}], other, tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet: "):
@@ -115,7 +115,7 @@ def write_other_columns(path):
     write_table([{"id": "a", "m": 1}], pa.schema([("id", pa.string()), ("m", pa.int64())]), path)
 
 
-def test_json_is_written_whole_and_in_utf8(tmp_path):
+def test_write_json_is_whole_and_in_utf8(tmp_path):
     write_json({"name": "Röntgen"}, tmp_path / "a" / "x.json")
     assert (tmp_path / "a" / "x.json").read_text(encoding="utf-8") == '{\n  "name": "Röntgen"\n}\n'
     assert len(list((tmp_path / "a").iterdir())) == 1

@@ -17,8 +17,7 @@ from fastapi.testclient import TestClient
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.index.bundle import bundle_encoder, read_manifest
 from embedder.index.catalog import Catalog
-from embedder.models.encode import encode
-from embedder.models.encoder import load_encoder
+from embedder.models.encoder import encode, load_encoder
 from serve.api import make_api
 from serve.openapi import FILE, described
 from serve.routes.embeddings import narrowed

@@ -12,10 +12,9 @@ from sentence_transformers import SentenceTransformer
 from embedder.config.evaluate import FolderRetriever
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.errors import ModelError
-from embedder.models.encode import encode
-from embedder.models.encoder import export_encoder, load_encoder
-from embedder.models.st_folder import FolderFacts, folder_encoder, read_folder
+from embedder.errors import ConfigError, ModelError
+from embedder.models.encoder import encode, export_encoder, load_encoder
+from embedder.models.st_folder import FolderFacts, check_base_model, folder_encoder, read_folder
 
 TEXTS = ["the fox jumps", "a list holds items in order " * 20, ""]
 
@@ -151,3 +150,36 @@ def test_a_missing_folder_and_a_hub_name():
     with pytest.raises(ModelError, match="no such folder"):
         read_folder("/nowhere/at/all")
     assert read_folder("owner/name") == FolderFacts("owner/name")
+
+
+POOLED = [
+    ({"pooling_mode": "cls"}, "was made with 'cls'"),
+    ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "was made with 'cls'"),
+    ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "pooling_mode_cls_token.*pooling_mode_mean"),
+    ({"pooling_mode": "mean"}, ""),
+    ({"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": False}, ""),
+]
+
+
+@pytest.mark.parametrize(("pooling", "said"), POOLED)
+def test_base_model_must_pool_as_the_run_file_says(tmp_path, tiny_encoder, tiny_encoder_folder, pooling, said):
+    folder = tmp_path / "st"
+    shutil.copytree(tiny_encoder_folder, folder)
+    check_base_model(tiny_encoder.model_copy(update={"model": str(folder)}))
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
+    started = tiny_encoder.model_copy(update={"model": str(folder)})
+    if said:
+        with pytest.raises((ConfigError, ModelError), match=said):
+            check_base_model(started)
+    else:
+        check_base_model(started)
+    (folder / "modules.json").write_text(json.dumps([*modules, {"path": "2", "type": "x.Dense"}]), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"modules \['Dense'"):
+        check_base_model(started)
+
+
+def test_base_model_from_the_hub_is_not_known_before_the_download(tiny_encoder):
+    check_base_model(tiny_encoder.model_copy(update={"model": "owner/name"}))

@@ -18,7 +18,7 @@ from tests.unit.test_training_groups import write_run
 def no_ray(monkeypatch, one_thread):
     """The first worker's part, in this process."""
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
-    monkeypatch.setattr(worker, "run_workers", lambda job, storage, name: worker.train_worker({"job": job}))
+    monkeypatch.setattr(worker, "run_workers", lambda job, label: worker.train_worker({"job": job}))
 
 
 def test_a_training_leaves_model_card_report_and_event_files_and_is_continued_with_replay(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from embedder.config.train import ReplayConfig
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, QUERY, group_id, write_table
 from embedder.errors import ConfigError
-from embedder.training.base_model import check_start
 from ray_jobs.train import check, run_name
 from ray_jobs.training.groups import replayed, training_groups
 from tests.unit.training_ranks import groups
@@ -139,35 +136,3 @@ def test_run_name_depends_on_all_that_changes_a_training(tmp_path, tiny_encoder_
     known = {"task": "tool", "dataset": "tool", "query_id": "0", "positive_ids": ["elsewhere"]}
     write_table([{**dict.fromkeys(QUERY.names), **known}], QUERY, tmp_path / "new/prepared/queries/train/tool.parquet")
     assert name() not in others | {first}
-
-
-POOLED = [
-    ({"pooling_mode": "cls"}, "was made with 'cls'"),
-    ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "was made with 'cls'"),
-    ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "'cls and mean'"),
-    ({"pooling_mode": "mean"}, ""),
-    ({"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": False}, ""),
-]
-
-
-@pytest.mark.parametrize(("pooling", "said"), POOLED)
-def test_train_refuses_a_sentence_transformers_folder_that_pools_otherwise(
-    tmp_path, tiny_encoder, tiny_encoder_folder, pooling, said
-):
-    folder = tmp_path / "st"
-    shutil.copytree(tiny_encoder_folder, folder)
-    check_start(tiny_encoder.model_copy(update={"model": str(folder)}))
-    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
-    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
-    started = tiny_encoder.model_copy(update={"model": str(folder)})
-    if said:
-        with pytest.raises(ConfigError, match=said):
-            check_start(started)
-    else:
-        check_start(started)
-    (folder / "modules.json").write_text(json.dumps([*modules, {"path": "2", "type": "x.Dense"}]), encoding="utf-8")
-    if not said:
-        with pytest.raises(ConfigError, match="a module Dense, which would be lost"):
-            check_start(started)

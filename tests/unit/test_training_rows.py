@@ -9,10 +9,10 @@ from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import QUERY, write_table
 from embedder.training.batch_plan import BatchPart
-from embedder.training.scores import NO_KEY
 from embedder.training.training_rows import (
+    NO_IDENTITY,
     TrainingRows,
-    candidate_keys,
+    candidate_hashes,
     known_positives,
     training_row,
     write_training_rows,
@@ -118,18 +118,18 @@ def test_a_mixed_batch_holds_the_rows_of_its_parts_in_order(written):
 
 def test_equal_texts_have_equal_keys_and_others_do_not(written):
     batch = written[0].batch([BatchPart("qa", [1, 0, 1])])
-    assert batch.key_BM2.dtype == torch.long
-    keys = [tuple(both) for both in batch.key_BM2[batch.valid_BM].tolist()]
+    assert batch.identity_BM2.dtype == torch.long
+    keys = [tuple(both) for both in batch.identity_BM2[batch.valid_BM].tolist()]
     texts = ["d", "e", "a", "b", "c", "d", "e"]
     assert len(set(zip(texts, keys, strict=True))) == len(set(keys)) == 5
     assert len({key for both in keys for key in both}) == 10
-    assert batch.key_BM2[0].tolist() == batch.key_BM2[2].tolist()
-    assert (batch.key_BM2[~batch.valid_BM] == NO_KEY).all()
+    assert batch.identity_BM2[0].tolist() == batch.identity_BM2[2].tolist()
+    assert (batch.identity_BM2[~batch.valid_BM] == NO_IDENTITY).all()
 
 
 def keys_of(text: str, dataset: str = "set") -> tuple[int, int]:
     """Keys of a candidate's text and id."""
-    return tuple(keys[0] for keys in candidate_keys({**group(texts=(text,)), "dataset": dataset}))
+    return tuple(keys[0] for keys in candidate_hashes({**group(texts=(text,)), "dataset": dataset}))
 
 
 def test_an_id_is_one_of_its_dataset():
@@ -150,8 +150,8 @@ def test_a_row_keeps_the_known_positives_that_are_not_among_its_candidates(tmp_p
     groups = [group("tool", 0, texts=("a", "b"), relevance=(1, 0)), group("tool", 0, texts=("c",), relevance=(1,))]
     write_training_rows(groups, BUILTIN_TASKS, tmp_path / "rows.arrow", {("set", "0"): ["id-z"]})
     batch = TrainingRows(tmp_path / "rows.arrow").batch([BatchPart("tool", [0, 1])])
-    own_row = candidate_keys({"dataset": "set", "candidate_texts": [], "candidate_ids": ["0"]})[1][0]
-    known = [set(row) - {NO_KEY, own_row} for row in batch.known_BP.tolist()]
+    own_row = candidate_hashes({"dataset": "set", "candidate_texts": [], "candidate_ids": ["0"]})[1][0]
+    known = [set(row) - {NO_IDENTITY, own_row} for row in batch.known_BP.tolist()]
     assert all(own_row in row for row in batch.known_BP.tolist())
     assert known == [{*keys_of("c"), keys_of("z")[1]}, {*keys_of("a"), keys_of("z")[1]}]
 

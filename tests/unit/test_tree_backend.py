@@ -14,7 +14,7 @@ from torch import nn
 from embedder.config.prepare import Source
 from embedder.config.run import LlmConfig
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.sources import read_source
+from embedder.data.dataset import read_source
 from embedder.errors import ModelError
 from embedder.labelling import tree_backend
 from embedder.labelling.backends import choose_backend

@@ -10,9 +10,12 @@ from embedder.config.train import ValidationConfig
 from embedder.errors import ConfigError
 from embedder.models.encoder import load_encoder
 from embedder.training.gradient import TokenLimits
+from embedder.training.learners import EncoderLearner
+from embedder.training.objective import Objective
+from embedder.training.ranking_quality import gains_of, ndcg
 from embedder.training.split import split_groups
 from embedder.training.training_rows import write_training_rows
-from embedder.training.validation import EarlyStopping, HeldOut, gains_of, ndcg
+from embedder.training.validation import EarlyStopping, HeldOut
 from tests.unit.bare_network import BareNetwork
 from tests.unit.training_ranks import groups
 
@@ -79,11 +82,15 @@ def test_known_positives_count_before_rewards(positive, rewards, gains):
     assert gains_of(positive, rewards) == gains
 
 
+def learner(encoder, tasks):
+    return EncoderLearner(encoder, Objective(tasks, 0.1), cutoff=3)
+
+
 @pytest.mark.parametrize("memory", [TokenLimits(256, None), TokenLimits(64, 64)])
 def test_the_held_out_groups_are_ranked_by_the_encoder(tiny_encoder, tmp_path, memory):
     encoder = load_encoder(tiny_encoder, device="cpu")
     write_training_rows(groups(), BUILTIN_TASKS, tmp_path / "rows.arrow", {})
-    found = HeldOut(tmp_path / "rows.arrow", BUILTIN_TASKS, encoder.tokenize).measure(BareNetwork(encoder), memory, 3)
+    found = HeldOut(tmp_path / "rows.arrow", learner(encoder, BUILTIN_TASKS)).measure(BareNetwork(encoder), memory)
     assert found.keys() == {"qa", "chat", "tool"}
     for name, value in found.items():
         task, total = BUILTIN_TASKS[name], []
@@ -104,8 +111,8 @@ def test_groups_that_prefer_nothing_do_not_count(tiny_encoder, tmp_path):
     ]
     tasks = {name: spec.model_copy(update={"skip_flat": False}) for name, spec in BUILTIN_TASKS.items()}
     write_training_rows([group for group in flat if group["task"] == "qa"], tasks, tmp_path / "rows.arrow", {})
-    held_out = HeldOut(tmp_path / "rows.arrow", tasks, encoder.tokenize)
-    assert held_out.measure(BareNetwork(encoder), TokenLimits(256, None), 3) == {}
+    held_out = HeldOut(tmp_path / "rows.arrow", learner(encoder, tasks))
+    assert held_out.measure(BareNetwork(encoder), TokenLimits(256, None)) == {}
 
 
 def test_the_best_is_the_earliest_of_equals_and_patience_counts_from_it():

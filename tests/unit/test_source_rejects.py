@@ -6,10 +6,10 @@ import pytest
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.sources import read_source
+from embedder.data.dataset import read_source
 from embedder.errors import DataError
 from embedder.hashing import content_id
-from tests.unit.test_sources import CORPUS, REFERENCE_ROWS, lines, question, read_layout, read_reference
+from tests.unit.test_dataset import CORPUS, REFERENCE_ROWS, lines, question, read_layout, read_reference
 
 BAD_ROWS = {
     "not json": ('{"query": "x"', "not JSON"),
@@ -29,7 +29,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
-def test_a_bad_row_is_rejected_with_file_line_and_reason(tmp_path, row, reason):
+def test_layout_reader_rejects_a_bad_row_with_file_line_and_reason(tmp_path, row, reason):
     got = read_layout(tmp_path, corpus=CORPUS, train=[question(1), row, question(2)])
     (rejected,) = got.rejected
     assert (rejected.file, rejected.line) == (str(tmp_path / "train.jsonl"), 2)
@@ -45,7 +45,7 @@ BAD_PASSAGES = {
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD_PASSAGES.values(), ids=BAD_PASSAGES.keys())
-def test_a_bad_passage_is_rejected_with_file_line_and_reason(tmp_path, row, reason):
+def test_layout_reader_rejects_a_bad_passage_with_file_line_and_reason(tmp_path, row, reason):
     got = read_layout(tmp_path, corpus=[*CORPUS, row], train=[question(1)])
     (rejected,) = got.rejected
     assert (rejected.file, rejected.line) == (str(tmp_path / "corpus.jsonl"), 7)
@@ -54,7 +54,7 @@ def test_a_bad_passage_is_rejected_with_file_line_and_reason(tmp_path, row, reas
 
 
 @pytest.mark.parametrize("gold", [[3], [-1], ["0"], [0, 7]])
-def test_a_gold_position_outside_the_history_is_rejected(tmp_path, gold):
+def test_reference_reader_rejects_a_gold_position_outside_the_history(tmp_path, gold):
     row = {**REFERENCE_ROWS["chat"], "gold_history": gold}
     got = read_reference(tmp_path, [REFERENCE_ROWS["chat"], row], "chat")
     assert [(rejected.line, rejected.reason) for rejected in got.rejected] == [
@@ -62,12 +62,12 @@ def test_a_gold_position_outside_the_history_is_rejected(tmp_path, gold):
     ]
 
 
-def test_a_task_without_reward_needs_no_answer(tmp_path):
+def test_layout_reader_needs_no_answer_of_a_task_without_reward(tmp_path):
     got = read_layout(tmp_path, "tool", corpus=CORPUS, train=[question(1, answers=[])])
     assert got.rejected == []
 
 
-def test_candidates_of_a_rejected_row_do_not_enter_the_corpus(tmp_path):
+def test_dataset_corpus_lacks_the_candidates_of_a_rejected_row(tmp_path):
     rows = [REFERENCE_ROWS["qa"], {**REFERENCE_ROWS["qa"], "query": "other", "pos": ["SPY"], "answers": []}]
     got = read_reference(tmp_path, rows)
     assert len(got.rejected) == 1
@@ -75,58 +75,58 @@ def test_candidates_of_a_rejected_row_do_not_enter_the_corpus(tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["layout", "reference"])
-def test_a_missing_source_is_refused(tmp_path, file_format):
+def test_dataset_of_a_missing_source_is_refused(tmp_path, file_format):
     source = Source(task="qa", dataset="d", path=tmp_path / "gone", format=file_format)
     with pytest.raises(DataError, match=r"source d: .*gone is no"):
         read_source(source, BUILTIN_TASKS["qa"], 0)
 
 
-def test_a_folder_without_rows_is_refused(tmp_path):
+def test_layout_reader_refuses_a_folder_without_rows(tmp_path):
     with pytest.raises(DataError, match=r"neither train\.jsonl nor test\.jsonl"):
         read_layout(tmp_path, corpus=CORPUS)
 
 
 @pytest.mark.parametrize(("corpus", "reason"), [([], "is empty"), (["{"], "no passage"), (None, "no passage")])
-def test_a_source_without_passages_is_refused(tmp_path, corpus, reason):
+def test_dataset_without_passages_is_refused(tmp_path, corpus, reason):
     with pytest.raises(DataError, match=reason):
         read_layout(tmp_path, corpus=corpus, train=[question(1)])
 
 
-def test_a_text_that_is_no_unicode_is_rejected(tmp_path):
+def test_reference_reader_rejects_a_text_that_is_no_unicode(tmp_path):
     lines(tmp_path / "rows.jsonl", [REFERENCE_ROWS["qa"], r'{"query": "\ud800", "pos": ["P"], "answers": ["x"]}'])
     source = Source(task="qa", dataset="d", path=tmp_path / "rows.jsonl", format="reference")
     got = read_source(source, BUILTIN_TASKS["qa"], 0)
     assert [rejected.line for rejected in got.rejected] == [2]
 
 
-def test_a_line_of_deeply_nested_json_is_rejected(tmp_path):
+def test_reference_reader_rejects_a_line_of_deeply_nested_json(tmp_path):
     got = read_reference(tmp_path, [REFERENCE_ROWS["qa"], "[" * 100_000])
     assert [rejected.line for rejected in got.rejected] == [2]
 
 
-def test_gold_positions_that_are_no_list_are_rejected(tmp_path):
+def test_reference_reader_rejects_gold_positions_that_are_no_list(tmp_path):
     got = read_reference(tmp_path, [REFERENCE_ROWS["chat"], {**REFERENCE_ROWS["chat"], "gold_history": 1}], "chat")
     assert [rejected.line for rejected in got.rejected] == [2]
 
 
 @pytest.mark.parametrize("history", [None, []])
-def test_an_absent_history_does_not_hide_the_positives(tmp_path, history):
+def test_reference_reader_finds_positives_beside_an_absent_history(tmp_path, history):
     got = read_reference(tmp_path, [{**REFERENCE_ROWS["qa"], "history": history}])
     assert got.queries["train"][0]["positive_ids"] == [content_id("P")]
 
 
-def test_a_positive_that_stands_in_the_history_is_known(tmp_path):
+def test_reference_reader_knows_a_positive_that_stands_in_the_history(tmp_path):
     row = {"query": "and?", "history": ["N", "P"], "pos": ["P"], "neg": ["N"], "answers": ["it rained"]}
     got = read_reference(tmp_path, [row], "chat")
     assert got.queries["train"][0]["positive_ids"] == [content_id("P")]
 
 
-def test_the_number_zero_is_an_id(tmp_path):
+def test_reference_reader_takes_the_number_zero_as_an_id(tmp_path):
     got = read_reference(tmp_path, [{**REFERENCE_ROWS["qa"], "query_id": 0}])
     assert got.queries["train"][0]["query_id"] == "0"
 
 
-def test_long_texts_of_one_id_in_both_splits_keep_their_own_candidates(tmp_path):
+def test_layout_reader_keeps_long_texts_of_one_id_in_both_splits_apart(tmp_path):
     texts = {split: " ".join(f"{split}{i}" for i in range(60)) for split in ("train", "test")}
     rows = {split: [{"query_id": "doc", "text": text}] for split, text in texts.items()}
     try:

@@ -12,7 +12,7 @@ FAULTS = """
 import resource
 import sys
 import torch
-from embedder.models.host_memory import keep_freed_memory
+from embedder.models.device import keep_freed_memory
 
 rows, up, down = torch.ones(1680, 64), torch.ones(64, 1536), torch.ones(1536, 64)
 
@@ -33,7 +33,7 @@ print(faults())
 @pytest.mark.skipif(
     not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="no glibc"
 )
-def test_results_of_layers_take_no_new_pages_from_the_system():
+def test_keep_freed_memory_lets_layers_take_no_new_pages_from_the_system():
     def faults(how):
         command = [sys.executable, "-c", FAULTS, how]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

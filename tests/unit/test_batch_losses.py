@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.models.encoder import load_encoder
-from embedder.training.losses import contrastive
-from embedder.training.objective import Objective
-from embedder.training.scores import NO_KEY, Scores, batch_scores
-from embedder.training.step import batch_losses, gather_keys
-from embedder.training.training_rows import Batch
+from embedder.training.losses import Scores, contrastive
+from embedder.training.objective import Objective, batch_scores, gather_groups
+from embedder.training.training_rows import NO_IDENTITY, Batch
 from tests.unit.judges import quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,12 +25,12 @@ def batch(groups: list[list[str]], known: dict[int, str] | None = None, tasks: l
     """
     given = [[text.rpartition("=") for text in group] for group in groups]
     names = sorted({part for group in given for one in group for part in one})
-    key = {name: number for number, name in enumerate(names)}
-    keys = [
-        [[key[text], 1000 + key[name] if name else 2000 + 10 * b + m] for m, (name, _, text) in enumerate(group)]
+    number = {name: position for position, name in enumerate(names)}
+    hashes = [
+        [[number[text], 1000 + number[name] if name else 2000 + 10 * b + m] for m, (name, _, text) in enumerate(group)]
         for b, group in enumerate(given)
     ]
-    known_ids = {b: 1000 + key[name.removesuffix("=")] for b, name in (known or {}).items()}
+    known_ids = {b: 1000 + number[name.removesuffix("=")] for b, name in (known or {}).items()}
     return Batch(
         tasks=tasks or ["tool"] * len(groups),
         queries=[f"query {i}" for i in range(len(groups))],
@@ -40,14 +38,14 @@ def batch(groups: list[list[str]], known: dict[int, str] | None = None, tasks: l
         reward_BM=torch.zeros(len(groups), len(groups[0])),
         positive_BM=torch.tensor([[m == 0 for m in range(len(group))] for group in groups]),
         valid_BM=torch.tensor([[bool(text) for text in group] for group in groups]),
-        key_BM2=torch.tensor(keys),
-        known_BP=torch.tensor([[known_ids.get(b, NO_KEY)] for b in range(len(groups))]),
+        identity_BM2=torch.tensor(hashes),
+        known_BP=torch.tensor([[known_ids.get(b, NO_IDENTITY)] for b in range(len(groups))]),
     )
 
 
 def scores_of(query_BD, own_KD, made: Batch, temperature: float, in_batch: bool = True) -> Scores:
     """The scores of a batch in one process."""
-    groups, columns = gather_keys(made, query_BD.device)
+    groups, columns = gather_groups(made, query_BD.device)
     return batch_scores(query_BD, own_KD, groups, columns, temperature=temperature, in_batch=in_batch)
 
 
@@ -117,15 +115,8 @@ def test_every_text_is_read_after_the_instruction_of_its_own_task_and_side(tasks
 def test_the_loss_is_that_of_the_texts_with_their_instructions(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu")
     made = batch([["the fox", "the dog"], ["a list", "a city"]])
-    seen = []
-
-    def tokenize(texts):
-        seen.extend(texts)
-        return encoder.tokenize(texts)
-
-    losses = batch_losses(tokenize, encoder, made, TOOL)
-    assert seen == made.prompted(BUILTIN_TASKS)
-    vectors = encoder(encoder.tokenize(seen))
+    vectors = encoder(encoder.tokenize(made.prompted(BUILTIN_TASKS)))
+    losses = TOOL.batch_losses(vectors, made)
     assert torch.allclose(losses, contrastive(scores_of(vectors[:2], vectors[2:], made, 0.1)))
     losses.mean().backward()
     assert all(torch.isfinite(weight.grad).all() for weight in encoder.parameters() if weight.grad is not None)
@@ -136,8 +127,11 @@ def test_a_task_without_in_batch_negatives_ignores_the_other_groups(tiny_encoder
     alone = BUILTIN_TASKS["tool"].model_copy(update={"in_batch_negatives": False})
     objective = Objective({"tool": alone}, temperature=0.1)
     pairs = [["the fox", "the dog"], ["a list", "a city"]]
-    together = batch_losses(encoder.tokenize, encoder, batch(pairs), objective)
-    second = batch(pairs[1:])
+
+    def losses(made):
+        return objective.batch_losses(encoder(encoder.tokenize(made.prompted(objective.tasks))), made)
+
+    together, second = losses(batch(pairs)), batch(pairs[1:])
     second.queries[0] = "query 1"
-    apart = [batch_losses(encoder.tokenize, encoder, one, objective) for one in (batch(pairs[:1]), second)]
+    apart = [losses(made) for made in (batch(pairs[:1]), second)]
     assert together.tolist() == pytest.approx(torch.cat(apart).tolist(), abs=1e-5)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.sources import Prepared, read_source
+from embedder.data.dataset import read_source
+from embedder.data.rows import Prepared
 from embedder.errors import DataError
 from embedder.hashing import content_id
 from tests.unit.judges import quick
@@ -43,7 +44,7 @@ def question(i: int, **fields) -> dict[str, object]:
     return {**row, **fields}
 
 
-def test_the_layout_keeps_ids_texts_and_titles(tmp_path):
+def test_layout_reader_keeps_ids_texts_and_titles(tmp_path):
     got = read_layout(tmp_path, corpus=CORPUS, train=[question(1)], test=[question(2)])
     assert got.queries["train"] == [
         {
@@ -55,6 +56,7 @@ def test_the_layout_keeps_ids_texts_and_titles(tmp_path):
             "positive_ids": ["p1"],
             "positive_grades": None,
             "pool_ids": None,
+            "teacher_scores": None,
             "options": None,
             "category": None,
             "origin": None,
@@ -78,7 +80,7 @@ REFERENCE_ROWS = {
 
 
 @pytest.mark.parametrize("task", REFERENCE_ROWS)
-def test_a_reference_row_brings_its_own_candidates(tmp_path, task):
+def test_reference_reader_takes_the_candidates_of_a_row(tmp_path, task):
     got = read_reference(tmp_path, [{**REFERENCE_ROWS[task], "task": task, "query_id": "r1"}], task)
     assert got.rejected == []
     (query,) = got.queries["train"]
@@ -87,18 +89,18 @@ def test_a_reference_row_brings_its_own_candidates(tmp_path, task):
     assert [got.passages[passage_id]["text"] for passage_id in query["pool_ids"]] == ["P", "N", "M"]
 
 
-def test_a_row_without_id_gets_one_from_its_text(tmp_path):
+def test_reference_reader_makes_a_missing_id_from_the_text(tmp_path):
     row = REFERENCE_ROWS["qa"]
     got = read_reference(tmp_path, [row])
     assert got.queries["train"][0]["query_id"] == content_id("d", row["query"])
 
 
-def test_scores_of_the_file_that_are_not_used_are_told(tmp_path):
+def test_reference_reader_tells_of_scores_that_are_not_used(tmp_path):
     got = read_reference(tmp_path, [REFERENCE_ROWS["qa"]])
     assert got.notes == ["rows.jsonl: teacher_scores of 1 rows not used; `label` gives its own rewards"]
 
 
-def test_a_worked_example_carries_its_answer(tmp_path):
+def test_layout_reader_gives_a_worked_example_its_answer(tmp_path):
     corpus = [{"id": "q1", "text": "question 1 answer 1"}, {"id": "other", "text": "x"}]
     got = read_layout(tmp_path, "icl", corpus=corpus, train=[question(1, pos_ids=[])])
     assert (got.passages["q1"]["answer"], got.passages["other"]["answer"]) == ("answer 1", None)
@@ -107,7 +109,7 @@ def test_a_worked_example_carries_its_answer(tmp_path):
 LONG = " ".join(f"w{i}" for i in range(95))
 
 
-def test_a_long_text_is_cut_into_queries_whose_answer_is_the_next_chunk(tmp_path):
+def test_layout_reader_cuts_a_long_text_into_queries_whose_answer_is_the_next_chunk(tmp_path):
     got = read_layout(tmp_path, "lrlm", train=[{"query_id": "doc", "text": LONG}], chunk_words=10, history_chunks=4)
     chunks = [" ".join(LONG.split()[i : i + 10]) for i in range(0, 95, 10)]
     queries = {query["query_id"]: query for query in got.queries["train"]}
@@ -125,7 +127,7 @@ def test_a_long_text_is_cut_into_queries_whose_answer_is_the_next_chunk(tmp_path
     st.lists(st.sampled_from(["word", "x ", "\n\n  y", "\tz\n", "é, ", " ("]), min_size=30, max_size=90),
     st.integers(8, 9),
 )
-def test_candidates_are_exact_slices_that_end_before_the_query(tmp_path_factory, pieces, size):
+def test_layout_reader_takes_exact_slices_that_end_before_the_query(tmp_path_factory, pieces, size):
     text = " ".join(pieces)
     folder = tmp_path_factory.mktemp("lrlm")
     row = {"query_id": "doc", "text": text}
@@ -147,7 +149,7 @@ def test_candidates_are_exact_slices_that_end_before_the_query(tmp_path_factory,
             assert got.passages[passage_id]["text"].split() == words[i * size : (i + 2) * size]
 
 
-def test_limits_are_seeded_and_keep_their_choice_when_they_grow(tmp_path):
+def test_dataset_limits_are_seeded_and_keep_their_choice_when_they_grow(tmp_path):
     rows = [question(i) for i in range(30)]
 
     def kept(limit, seed=0):
@@ -162,21 +164,21 @@ def test_limits_are_seeded_and_keep_their_choice_when_they_grow(tmp_path):
     assert kept(0) == set()
 
 
-def test_a_limit_does_not_depend_on_the_order_of_the_lines(tmp_path):
+def test_dataset_limit_does_not_depend_on_the_order_of_the_lines(tmp_path):
     rows = [question(i) for i in range(20)]
     one = read_layout(tmp_path / "a", corpus=CORPUS, train=rows, train_queries=5)
     other = read_layout(tmp_path / "b", corpus=CORPUS, train=rows[::-1], train_queries=5)
     assert one.queries == other.queries
 
 
-def test_a_limit_takes_queries_evenly_from_long_texts(tmp_path):
+def test_dataset_limit_takes_queries_evenly_from_long_texts(tmp_path):
     rows = [{"query_id": f"doc{n}", "text": LONG} for n in range(3)]
     got = read_layout(tmp_path, "lrlm", train=rows, chunk_words=10, train_queries=6)
     documents = [query["query_id"].split("#")[0] for query in got.queries["train"]]
     assert documents == ["doc0", "doc0", "doc1", "doc1", "doc2", "doc2"]
 
 
-def test_a_passage_limit_never_drops_what_kept_queries_name(tmp_path):
+def test_dataset_passage_limit_never_drops_what_kept_queries_name(tmp_path):
     got = read_layout(tmp_path, corpus=CORPUS, train=[question(5)], test=[question(4)], passages=3)
     assert {"p4", "p5"} < set(got.passages)
     assert (len(got.passages), got.left_out) == (3, 3)
@@ -186,7 +188,7 @@ def test_a_passage_limit_never_drops_what_kept_queries_name(tmp_path):
     assert set(tight.passages) == {"p4", "p5"}
 
 
-def test_candidates_of_rows_that_were_left_out_are_left_out_too(tmp_path):
+def test_dataset_leaves_out_the_candidates_of_rows_that_it_leaves_out(tmp_path):
     rows = [{**REFERENCE_ROWS["qa"], "query_id": str(i), "pos": [f"P{i}"], "neg": []} for i in range(4)]
     got = read_reference(tmp_path, rows, train_queries=1)
     (query,) = got.queries["train"]
@@ -216,7 +218,7 @@ def _line(kind: str, number: int) -> object:
     st.none() | st.integers(0, 5),
     st.none() | st.integers(1, 5),
 )
-def test_every_row_is_kept_left_out_or_rejected(tmp_path_factory, train, test, queries, passages):
+def test_dataset_keeps_leaves_out_or_rejects_every_row(tmp_path_factory, train, test, queries, passages):
     corpus = [*CORPUS, CORPUS[0], {"id": "no text"}, "{", {"id": "p9", "text": ""}]
     files = {"corpus": corpus, "train": [_line(kind, i) for i, kind in enumerate(train)]}
     files["test"] = [_line(kind, i) for i, kind in enumerate(test)]
@@ -227,7 +229,7 @@ def test_every_row_is_kept_left_out_or_rejected(tmp_path_factory, train, test, q
     assert got.rows_out == len(got.passages) + sum(map(len, got.queries.values()))
 
 
-def test_a_passage_keeps_its_metadata_and_one_that_cannot_be_filtered_by_is_rejected(tmp_path):
+def test_layout_reader_keeps_metadata_and_rejects_what_cannot_be_filtered_by(tmp_path):
     corpus = [
         {"id": "a", "text": "x", "metadata": {"year": 2020, "tags": ["new"]}},
         {"id": "b", "text": "y"},

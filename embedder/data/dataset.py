@@ -1,0 +1,102 @@
+"""One source to one checked dataset: its reader, a dev split, and the limits on queries and passages."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from embedder.config.prepare import Source
+from embedder.config.tasks import TaskSpec
+from embedder.data.formats.beir import BeirReader
+from embedder.data.formats.layout import LayoutReader
+from embedder.data.formats.reader import SPLITS, SourceReader
+from embedder.data.formats.reference import ReferenceReader
+from embedder.data.rows import Prepared, Row
+from embedder.errors import DataError
+from embedder.hashing import row_seed
+
+READERS: dict[str, type[SourceReader]] = {"layout": LayoutReader, "reference": ReferenceReader, "beir": BeirReader}
+DEV_SHARE = 0.2
+"""Share of the documents, conversations and single queries from which a dev split is cut."""
+
+
+def open_source(source: Source, task: TaskSpec) -> SourceReader:
+    """The reader of a source's format, which has found its files.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    return READERS[source.format](source, task)
+
+
+def read_source(source: Source, task: TaskSpec, seed: int) -> Prepared:
+    """Read, check and choose the rows of one source.
+
+    Raises:
+        DataError: a file is missing, or no passage is left.
+    """
+    reader = open_source(source, task)
+    prepared = Prepared()
+    # Passages come first because queries name them, and because those that rows bring along are counted with the rows.
+    reader.read_passages(prepared)
+    documents = len(prepared.passages)
+    lines = reader.read_queries(prepared)
+    if source.dev_queries is not None and "dev" not in lines:
+        lines["dev"], lines["train"] = cut_dev(lines.get("train", []), seed)
+    limits = {"train": source.train_queries, "dev": source.dev_queries, "test": source.test_queries}
+    for split in SPLITS:
+        if split in lines:
+            prepared.queries[split] = _choose(lines[split], limits[split], seed, prepared)
+    _keep_passages(source, prepared, seed, documents)
+    if not prepared.passages:
+        raise DataError(
+            f"source {source.dataset}: no passage in {source.path}; give a corpus.jsonl or rows with candidates"
+        )
+    return prepared
+
+
+def cut_dev(lines: list[list[Row]], seed: int) -> tuple[list[list[Row]], list[list[Row]]]:
+    """Lines of a dev split, and those that are left to train on.
+
+    A seeded fifth of the documents and conversations goes to dev as a whole, so that no text of theirs is trained on; a
+    query without an origin stands for itself. Depends on neither the order of the lines nor on limits.
+    """
+    origins = sorted({_origin(queries) for queries in lines}, key=lambda origin: row_seed(seed, "dev", origin))
+    chosen = set(origins[: ceil(DEV_SHARE * len(origins))])
+    dev = [queries for queries in lines if _origin(queries) in chosen]
+    return dev, [queries for queries in lines if _origin(queries) not in chosen]
+
+
+def _origin(queries: list[Row]) -> str:
+    return str(queries[0]["origin"] or queries[0]["query_id"])
+
+
+def _choose(lines: list[list[Row]], limit: int | None, seed: int, prepared: Prepared) -> list[Row]:
+    """Keep `limit` queries, evenly over the lines, by a seeded order that does not depend on their number."""
+    turns: list[tuple[int, int, int, Row]] = []
+    for line, queries in enumerate(lines):
+        keyed = [(row_seed(seed, query["query_id"]), query) for query in queries]
+        keyed.sort(key=lambda pair: pair[0])
+        turns.extend((turn, key, line, query) for turn, (key, query) in enumerate(keyed))
+    turns.sort(key=lambda entry: entry[:3])
+    kept = turns[:limit]
+    kept_lines = {line for _, _, line, _ in kept}
+    prepared.rows_out += len(kept_lines)
+    prepared.left_out += len(lines) - len(kept_lines)
+    return sorted((query for *_, query in kept), key=lambda query: str(query["query_id"]))
+
+
+def _keep_passages(source: Source, prepared: Prepared, seed: int, documents: int) -> None:
+    """Reduce the corpus to `source.passages`, and to those of kept queries where rows bring their own candidates."""
+    needed: set[str] = set()
+    for rows in prepared.queries.values():
+        for query in rows:
+            needed.update(query["positive_ids"], query["pool_ids"] or [])
+    own = list(prepared.passages)[:documents]
+    spare = sorted((row_seed(seed, passage_id), passage_id) for passage_id in own if passage_id not in needed)
+    if source.passages is not None:
+        spare = spare[: max(0, source.passages - len(needed.intersection(own)))]
+    keep = needed.union(passage_id for _, passage_id in spare)
+    kept_own = sum(passage_id in keep for passage_id in own)
+    prepared.rows_out += kept_own
+    prepared.left_out += len(own) - kept_own
+    prepared.passages = {key: prepared.passages[key] for key in prepared.passages if key in keep}

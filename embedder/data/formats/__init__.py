@@ -1,0 +1,7 @@
+"""Source files of each format, read into rows that are checked.
+
+reader      what all formats share: which files there are, the passages of a corpus
+layout      the project's own data layout; queries with their positives and candidates
+reference   files of FlagEmbedding's llm_embedder, whose rows become rows of the layout
+beir        BEIR folders with graded relevance judgements
+"""

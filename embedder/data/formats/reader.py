@@ -1,0 +1,114 @@
+"""What the readers of all formats share: they find a source's files at once, then read passages, then queries."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from embedder.config.prepare import Source
+from embedder.config.tasks import TaskSpec
+from embedder.data.records import Split
+from embedder.data.rows import Prepared, Row, RowError, optional_metadata, passage_row, read_lines, required_text
+from embedder.errors import DataError
+from embedder.storage.fetched import local_copy
+
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+
+class SourceReader(ABC):
+    """Reads the files of one source, all of which exist."""
+
+    needs: ClassVar[str]
+    """Split files of a folder, as an error names them."""
+    is_missing: ClassVar[str] = "is no folder"
+    """Ending of the error about a path where nothing is."""
+
+    def __init__(self, source: Source, task: TaskSpec) -> None:
+        """Find the files.
+
+        Raises:
+            DataError: the path is missing, no split is in it, or its corpus is missing or empty.
+        """
+        self.source, self.task = source, task
+        self.path = local_copy(source.path)
+        self.splits = self._find_splits()
+        """Rows of queries; for beir the relevance judgements."""
+        self.corpus = self._find_corpus()
+        """None where rows bring their own candidates."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of rows."""
+        paths = [*self.splits.values(), *([self.corpus] if self.corpus else [])]
+        return sum(path.stat().st_size for path in paths)
+
+    @abstractmethod
+    def read_queries(self, prepared: Prepared) -> dict[Split, list[list[Row]]]:
+        """The checked queries of each line, by split; call it after `read_passages`.
+
+        A long document gives many queries, any other line one.
+        """
+
+    def read_passages(self, prepared: Prepared) -> None:
+        """Fill `prepared.passages` by id from the corpus, if there is one."""
+        if self.corpus is None:
+            return
+        for number, row in read_lines(self.corpus, prepared):
+            try:
+                common = self._corpus_row(row, number)
+                passage_id, text = required_text(common, "id"), required_text(common, "text")
+                metadata = optional_metadata(common)
+                if passage_id in prepared.passages:
+                    raise RowError(f"id {passage_id!r} was seen before")
+            except RowError as error:
+                prepared.set_aside(self.corpus, number, str(error), row)
+                continue
+            passage = passage_row(self.source, passage_id, text, common.get("title"), metadata)
+            prepared.passages[passage_id] = passage
+
+    @abstractmethod
+    def _corpus_row(self, row: Row, number: int) -> Row:
+        """A line of the corpus (`number` from 1) with `id` and `text`."""
+
+    @abstractmethod
+    def _split_files(self, split: Split) -> list[Path]:
+        """Paths that may hold a split; at most one of them may exist."""
+
+    @property
+    def _where(self) -> str:
+        return f"source {self.source.dataset}: {self.source.path}"
+
+    def _find_splits(self) -> dict[Split, Path]:
+        if not self.path.is_dir():
+            raise DataError(f"{self._where} {self.is_missing}; correct prepare.sources.path")
+        splits: dict[Split, Path] = {}
+        for split in SPLITS:
+            files = [path for path in self._split_files(split) if path.is_file()]
+            if len(files) > 1:
+                names = [path.name for path in files]
+                raise DataError(f"{self.path}: {names} may all be the {split} split; leave one of them in the folder")
+            if files:
+                splits[split] = files[0]
+        if not splits:
+            raise DataError(f"{self._where} has neither {self.needs}")
+        return splits
+
+    def _find_corpus(self) -> Path | None:
+        path = None if self.source.corpus is None else local_copy(self.source.corpus)
+        if path is None and self.path.is_dir():
+            own = (self.path / name for name in ("corpus.jsonl", "corpus.json"))
+            path = next((file for file in own if file.is_file()), None)
+        if path is None:
+            return None
+        if not path.is_file():
+            raise DataError(f"source {self.source.dataset}: {path} is no file; correct prepare.sources.corpus")
+        if path.stat().st_size == 0:
+            raise DataError(f"source {self.source.dataset}: {path} is empty; a corpus needs at least one passage")
+        return path
+
+
+def titled_text(row: Row) -> str:
+    """A passage's text as BEIR and the reference read it: title, a space, text."""
+    texts = [row.get("title"), next((row[key] for key in ("text", "contents", "content") if row.get(key)), None)]
+    return " ".join(text.strip() for text in texts if isinstance(text, str) and text.strip())

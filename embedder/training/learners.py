@@ -1,0 +1,152 @@
+"""What the loop trains: the encoder, or the cross-encoder of the teacher `reranker`.
+
+Each is a network over rows of tokens, with what the rows of a batch are, what its outputs cost, how they rank the
+candidates, and the folder it is exported to. B groups of this worker, M candidates of the largest group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from embedder.errors import ConfigError
+from embedder.models.encoder import TextEncoder, TokenRow, export_encoder, load_encoder
+from embedder.models.onednn import has_onednn, train_linear_layers
+from embedder.training.cross_encoder import CrossEncoder, export_cross_encoder, load_cross_encoder
+from embedder.training.job import TrainingJob
+from embedder.training.lora import add_adapters, merge_adapters
+from embedder.training.losses import group_kl
+from embedder.training.objective import Objective
+from embedder.training.ranking_quality import gains_of, ndcg, pair_agreement
+from embedder.training.training_rows import Batch
+
+
+class Learner(Protocol):
+    """A network to train, and what its outputs mean."""
+
+    @property
+    def network(self) -> TextEncoder | CrossEncoder:
+        """Rows of tokens to one output each: a vector, or a score."""
+
+    def rows(self, batch: Batch) -> list[TokenRow]:
+        """The rows of tokens that a batch is read as."""
+
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """One loss a group, shape (B,), from the outputs of its rows."""
+
+    def scores(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """What the candidates of each group are ranked by, shape (B, M)."""
+
+    def quality(self, scores: list[float], positives: list[bool], rewards: list[float]) -> float | None:
+        """How well one group is ranked, more is better; null where any ranking is as good as another."""
+
+    def export(self, folder: Path) -> None:
+        """Write the network as a folder that other tools read too."""
+
+
+@dataclass(frozen=True)
+class EncoderLearner:
+    """The encoder, by the losses of its tasks; measured by NDCG."""
+
+    network: TextEncoder
+    objective: Objective
+    cutoff: int = 10
+
+    def rows(self, batch: Batch) -> list[TokenRow]:
+        return self.network.tokenize(batch.prompted(self.objective.tasks))
+
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return self.objective.batch_losses(outputs, batch)
+
+    def scores(self, outputs: Tensor, batch: Batch) -> Tensor:
+        count = len(batch.queries)
+        return torch.einsum("bd,bmd->bm", outputs[:count], outputs[count:].view(*batch.valid_BM.shape, -1))
+
+    def quality(self, scores: list[float], positives: list[bool], rewards: list[float]) -> float | None:
+        gains = gains_of(positives, rewards)
+        return None if gains is None else ndcg(scores, gains, self.cutoff)
+
+    def export(self, folder: Path) -> None:
+        merge_adapters(self.network)
+        export_encoder(self.network, folder, self.objective.tasks)
+
+
+@dataclass(frozen=True)
+class CrossEncoderLearner:
+    """The cross-encoder, by the softmax of its group's rewards; measured by the pairs it orders as they do.
+
+    After `run_ranker.py` of the reference, whose released qa labels came from such a model.
+    """
+
+    network: CrossEncoder
+    temperatures: dict[str, float]
+    """Rewards are divided by it before their softmax (alpha), by task."""
+
+    def rows(self, batch: Batch) -> list[TokenRow]:
+        size = batch.valid_BM.shape[1]
+        return self.network.tokenize([(batch.queries[k // size], text) for k, text in enumerate(batch.candidates)])
+
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        temperature_B1 = torch.tensor([[self.temperatures[task]] for task in batch.tasks], device=outputs.device)
+        reward_BM, valid_BM = batch.reward_BM.to(outputs.device), batch.valid_BM.to(outputs.device)
+        return group_kl(self.scores(outputs, batch), reward_BM / temperature_B1, valid_BM)
+
+    def scores(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return outputs.view(batch.valid_BM.shape)
+
+    def quality(self, scores: list[float], positives: list[bool], rewards: list[float]) -> float | None:
+        return pair_agreement(scores, rewards)
+
+    def export(self, folder: Path) -> None:
+        export_cross_encoder(self.network, folder)
+
+
+def load_learner(job: TrainingJob, device: str | None = None) -> Learner:
+    """What a job trains, with the weights it starts from, on the GPU if there is one.
+
+    Raises:
+        ConfigError: it cannot be trained as the run file wants.
+        ModelError: the folder is missing or has no weights.
+    """
+    if job.network == "cross_encoder":
+        encoder = job.encoder
+        network = load_cross_encoder(encoder.model, encoder.max_tokens, encoder.batch_tokens, device)
+        return CrossEncoderLearner(network, {name: spec.reward_temperature for name, spec in job.tasks.items()})
+    cutoff = job.config.validation.cutoff if job.config.validation else 10
+    return EncoderLearner(trainable_encoder(job, device), Objective.of(job.tasks, job.config), cutoff)
+
+
+def trainable_encoder(job: TrainingJob, device: str | None = None) -> TextEncoder:
+    """The encoder to train: with adapters if they are wanted, and without gradient where nothing would reach.
+
+    Raises:
+        ConfigError: it cannot be trained as the run file wants.
+    """
+    config = job.config
+    encoder = load_encoder(job.encoder, device=device, dropout=config.dropout)
+    encoder.in_bfloat16 = config.precision == "bfloat16"
+    pooler = getattr(encoder.backbone, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        # Some families have one, for other pooling than ours: DeepSpeed waits for the gradient of every weight.
+        pooler.requires_grad_(False)
+    if config.gradient_checkpointing:
+        if not encoder.backbone.supports_gradient_checkpointing:
+            raise ConfigError(f"train.gradient_checkpointing: {job.encoder.model} does not support it; turn it off")
+        encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.lora is not None:
+        add_adapters(encoder, config.lora)
+    if has_onednn():
+        train_linear_layers(encoder.backbone)
+    return encoder.train()
+
+
+def put_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give the trained weights of a network these values."""
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if weight.requires_grad:
+                weight.copy_(weights[name])
