@@ -8,7 +8,7 @@ writes  vectors/ENCODER/DATASET.SIDE/*.parquet  committed blocks
         evaluation/judged/*.parquet             replies.JUDGED, what the LLM replied, committed unit by unit
         evaluation/SPLIT/report.html            tables with intervals, plots, examples won and lost
         evaluation/SPLIT/results.json           all numbers and examples of the report
-        evaluation/SPLIT/values.parquet         results.VALUES, every value of every query
+        evaluation/SPLIT/values.parquet         measurements.VALUES, every value of every query
         evaluation/SPLIT/comparison.png
 
 Each dataset gets the evaluation of its task (`evaluate.evaluations` changes that): docs/evaluation.md. The LLM is asked
