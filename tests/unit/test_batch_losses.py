@@ -55,34 +55,34 @@ def foreign(groups, known=None, in_batch=True):
     return scores.foreign_BN.int().tolist()
 
 
-def test_candidates_of_other_queries_are_negatives():
+def test_negatives_are_the_candidates_of_other_queries():
     assert foreign([["a", "b"], ["c", "d"]]) == [[0, 0, 1, 1], [1, 1, 0, 0]]
 
 
-def test_a_candidate_equal_in_text_to_an_own_one_is_no_negative():
+def test_negatives_are_not_equal_in_text_to_an_own_candidate():
     assert foreign([["a", "b"], ["c", "a"]]) == [[0, 0, 1, 0], [0, 1, 0, 0]]
 
 
-def test_a_candidate_equal_in_id_to_an_own_one_is_no_negative():
+def test_negatives_are_not_equal_in_id_to_an_own_candidate():
     assert foreign([["p=a", "b"], ["c", "p=d"]]) == [[0, 0, 1, 0], [0, 1, 0, 0]]
 
 
-def test_a_known_positive_that_is_not_in_the_group_is_no_negative():
+def test_negatives_are_no_known_positives_outside_the_group():
     assert foreign([["a", "b"], ["p=c", "d"], ["p=e", "f"]], known={0: "p="})[0] == [0, 0, 0, 1, 0, 1]
     assert foreign([["a", "b"], ["p=c", "d"], ["p=e", "f"]])[0] == [0, 0, 1, 1, 1, 1]
 
 
-def test_padding_is_no_negative():
+def test_negatives_are_no_padding():
     assert foreign([["a", "b"], ["c", ""]]) == [[0, 0, 1, 0], [1, 1, 0, 0]]
 
 
-def test_without_in_batch_negatives_only_own_candidates_are_left():
+def test_negatives_of_a_task_without_in_batch_ones_are_its_own_candidates():
     assert foreign([["a", "b"], ["c", "d"]], in_batch=False) == [[0, 0, 0, 0], [0, 0, 0, 0]]
 
 
 @quick
 @given(st.lists(st.lists(st.tuples(st.sampled_from("pqrstu"), st.sampled_from("abcdef")), min_size=3, max_size=3)))
-def test_the_negatives_of_random_batches_are_those_that_a_loop_finds(groups):
+def test_negatives_of_random_batches_are_those_that_a_loop_finds(groups):
     named = [[f"{passage}={text}" for passage, text in group] for group in groups]
     for own, row in zip(groups, foreign(named) if groups else [], strict=True):
         repeats = [
@@ -91,7 +91,7 @@ def test_the_negatives_of_random_batches_are_those_that_a_loop_finds(groups):
         assert row == [int(not repeat) for repeat in repeats]
 
 
-def test_scores_are_cosines_over_the_temperature_at_the_queries_own_columns():
+def test_batch_scores_are_cosines_over_the_temperature_at_the_queries_own_columns():
     made = batch([["a", "b"], ["c", "d"]])
     queries, candidates = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]])
     scores = scores_of(queries, candidates, made, 0.5)
@@ -101,7 +101,7 @@ def test_scores_are_cosines_over_the_temperature_at_the_queries_own_columns():
 
 @quick
 @given(st.lists(st.sampled_from(sorted(BUILTIN_TASKS)), min_size=1, max_size=5), st.text(max_size=8))
-def test_every_text_is_read_after_the_instruction_of_its_own_task_and_side(tasks, text):
+def test_batch_texts_are_read_after_the_instruction_of_their_task_and_side(tasks, text):
     made = batch([[f"{text}a", f"{text}b"] for _ in tasks], tasks=tasks)
     read = made.prompted(BUILTIN_TASKS)
     for i, name in enumerate(tasks):
@@ -112,7 +112,7 @@ def test_every_text_is_read_after_the_instruction_of_its_own_task_and_side(tasks
     assert len(read) == 3 * len(tasks)
 
 
-def test_the_loss_is_that_of_the_texts_with_their_instructions(tiny_encoder):
+def test_batch_losses_are_those_of_the_texts_with_their_instructions(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu")
     made = batch([["the fox", "the dog"], ["a list", "a city"]])
     vectors = encoder(encoder.tokenize(made.prompted(BUILTIN_TASKS)))
@@ -122,7 +122,7 @@ def test_the_loss_is_that_of_the_texts_with_their_instructions(tiny_encoder):
     assert all(torch.isfinite(weight.grad).all() for weight in encoder.parameters() if weight.grad is not None)
 
 
-def test_a_task_without_in_batch_negatives_ignores_the_other_groups(tiny_encoder):
+def test_batch_losses_of_a_task_without_in_batch_negatives_ignore_the_other_groups(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu")
     alone = BUILTIN_TASKS["tool"].model_copy(update={"in_batch_negatives": False})
     objective = Objective({"tool": alone}, temperature=0.1)

@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("best", [True, False])
-def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, best):
+def test_checkpoint_comes_back_bit_for_bit(tmp_path, best):
     written = checkpoint(7, best)
     write_checkpoint(tmp_path, written)
     found = read_checkpoint(tmp_path, 7)
@@ -58,7 +58,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, best):
     assert (found.next_step, found.self_paced, found.validation) == (7, written.self_paced, written.validation)
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
+def test_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FORMAT", 2)
     write_checkpoint(tmp_path, checkpoint(7))
     monkeypatch.undo()
@@ -67,21 +67,21 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
         read_checkpoint(tmp_path, 7)
 
 
-def test_the_newest_is_found_and_two_are_kept(folder):
+def test_last_step_is_the_newest_and_two_are_kept(folder):
     assert last_step(folder) == 20
     write_checkpoint(folder, checkpoint(100))
     assert last_step(folder) == 100
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000020", "step-00000100"]
 
 
-def test_no_folder_and_an_empty_one_hold_none(tmp_path):
+def test_last_step_of_no_folder_and_an_empty_one_is_none(tmp_path):
     assert last_step(tmp_path / "nowhere") is None
     assert last_step(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("harm", ["cut", "empty", "gone", "changed"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder, name, harm, caplog):
+def test_checkpoint_that_is_damaged_is_passed_over_for_the_one_before(folder, name, harm, caplog):
     path = folder / "step-00000020" / name
     content = path.read_bytes()
     if harm == "gone":
@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder, name, ha
     assert last_step(folder) == 20
 
 
-def test_what_was_never_finished_is_cleared_away(folder):
+def test_last_step_clears_away_what_was_never_finished(folder):
     half = folder / ".unfinished-0123"
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"half")
@@ -107,13 +107,13 @@ def test_what_was_never_finished_is_cleared_away(folder):
     assert not half.exists()
 
 
-def test_a_step_that_stands_already_stays(folder):
+def test_checkpoint_that_stands_already_stays(folder):
     write_checkpoint(folder, checkpoint(20, best=False))
     assert read_checkpoint(folder, 20).best
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_folder_that_is_not_written_to_its_end_never_appears(tmp_path):
+def test_appearing_folder_that_is_not_written_to_its_end_never_appears(tmp_path):
     with pytest.raises(OSError, match="disk full"), appearing(tmp_path / "model") as staged:
         (staged / "file").write_text("half")
         raise OSError("disk full")
@@ -132,7 +132,7 @@ for step in range(1, 10_000):
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+def test_checkpoint_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     last = 0

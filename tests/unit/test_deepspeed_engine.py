@@ -82,7 +82,7 @@ def distance(folder, config, run, other):
 
 
 @pytest.mark.parametrize("name", ["plain", "stage 0, lora"])
-def test_the_loss_of_a_task_falls(trained, name):
+def test_training_lowers_the_loss_of_a_task(trained, name):
     steps = metrics(trained, name)
     assert len(steps) == 6
     for task in ("qa", "tool"):
@@ -91,17 +91,17 @@ def test_the_loss_of_a_task_falls(trained, name):
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_every_setting_gives_the_curve_and_the_vectors_of_the_plain_one(trained, loud_encoder, name):
+def test_training_has_one_curve_and_vectors_in_every_setting(trained, loud_encoder, name):
     assert losses(trained, name) == pytest.approx(losses(trained, "plain"), abs=2e-5)
     assert distance(trained, loud_encoder, name, "plain") < 1e-4
 
 
-def test_one_worker_gives_the_curve_of_two(trained):
+def test_training_by_one_worker_has_the_curve_of_two(trained):
     assert losses(trained, "alone") == pytest.approx(losses(trained, "plain"), abs=2e-5)
     assert losses(trained, "lora alone") == pytest.approx(losses(trained, "stage 0, lora"), abs=2e-5)
 
 
-def test_mixed_batches_with_a_prefix_train_alike_on_any_number_of_workers(trained, loud_encoder):
+def test_training_on_mixed_batches_with_a_prefix_is_alike_on_any_number_of_workers(trained, loud_encoder):
     for name in ("mixed", "mixed, then two"):
         assert losses(trained, name) == pytest.approx(losses(trained, "mixed alone"), abs=2e-5)
         assert distance(trained, loud_encoder, name, "mixed alone") < 1e-4
@@ -111,14 +111,14 @@ def test_mixed_batches_with_a_prefix_train_alike_on_any_number_of_workers(traine
     assert losses(trained, "mixed") != pytest.approx(losses(trained, "plain"), abs=1e-2)
 
 
-def test_a_prefix_longer_than_the_vectors_ends_the_training_before_its_first_step(tmp_path, loud_encoder, one_thread):
+def test_training_of_a_prefix_longer_than_the_vectors_ends_before_its_first_step(tmp_path, loud_encoder, one_thread):
     with pytest.raises(ConfigError, match=r"matryoshka_dimensions is \[64\], but the encoder's vectors have 32"):
         follow([Run("long", {"matryoshka_dimensions": [64]})], tmp_path, loud_encoder)
     assert metrics(tmp_path, "long") == []
 
 
 @pytest.mark.parametrize("name", ROUGH)
-def test_bfloat16_gives_the_curve_within_its_rounding(trained, name):
+def test_training_in_bfloat16_has_the_curve_within_its_rounding(trained, name):
     found, plain = losses(trained, name), losses(trained, "plain")
     assert found == pytest.approx(plain, rel=0.05)
     assert np.abs(np.subtract(found, plain)).max() > 1e-4
@@ -126,7 +126,7 @@ def test_bfloat16_gives_the_curve_within_its_rounding(trained, name):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_adapters_train_alike_at_every_stage(trained, loud_encoder, stage):
+def test_training_of_adapters_is_alike_at_every_stage(trained, loud_encoder, stage):
     plain = "stage 0, lora"
     assert losses(trained, f"stage {stage}, lora") == pytest.approx(losses(trained, plain), abs=2e-5)
     assert distance(trained, loud_encoder, f"stage {stage}, lora", plain) < 1e-4
@@ -144,13 +144,13 @@ def test_adapters_change_what_they_were_asked_to_and_are_merged_at_export(traine
 
 
 @pytest.mark.parametrize("name", ["stage 3, dropout", "dropout, chunks"])
-def test_dropout_is_the_same_in_every_setting(trained, name):
+def test_training_drops_the_same_in_every_setting(trained, name):
     assert losses(trained, name) == pytest.approx(losses(trained, "stage 0, dropout"), abs=2e-5)
     assert losses(trained, name) != pytest.approx(losses(trained, "plain"), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", STOPPED)
-def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(trained, loud_encoder, name):
+def test_training_that_stopped_goes_on_as_if_it_had_not(trained, loud_encoder, name):
     assert len(losses(trained, name)) == 4 and not (trained / name / "model").exists()
     again = f"{name}, on at stage 2"
     exact = "stage 2" if name.endswith("2") else None
@@ -161,16 +161,16 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(trained, loud_encod
 
 
 @pytest.mark.parametrize("name", STOPPED)
-def test_one_worker_goes_on_where_two_stopped(trained, loud_encoder, name):
+def test_training_goes_on_with_one_worker_where_two_stopped(trained, loud_encoder, name):
     assert losses(trained, f"{name}, on alone") == pytest.approx(losses(trained, "plain"), abs=2e-5)
     assert distance(trained, loud_encoder, f"{name}, on alone", "plain") < 1e-4
 
 
-def test_two_workers_go_on_where_one_stopped(trained):
+def test_training_goes_on_with_two_workers_where_one_stopped(trained):
     assert losses(trained, "alone, then two") == pytest.approx(losses(trained, "alone"), abs=2e-5)
 
 
-def test_the_export_is_the_encoder_that_was_trained(trained, loud_encoder):
+def test_training_exports_the_encoder_that_was_trained(trained, loud_encoder):
     before = vectors(loud_encoder, loud_encoder.model)
     assert np.abs(before - vectors(loud_encoder, trained / "plain" / "model")).max() > 1e-2
     assert last_step(trained / "plain" / "checkpoints") == 6

@@ -11,7 +11,7 @@ from embedder.training.training_rows import write_training_rows
 from tests.unit.batch_ranks import BATCH_SIZE, PLANS, SIZES, STEPS, TASKS, Outcome, read_outcomes, work
 
 
-def test_one_process_gathers_nothing():
+def test_gather_in_one_process_is_the_identity():
     value = torch.tensor([1.0, 2.0], requires_grad=True)
     assert gather(value) is value
     assert (world_size(), rank(), mean_over_workers(torch.tensor(3.0))) == (1, 0, 3.0)
@@ -49,7 +49,7 @@ def found(tiny_encoder, tmp_path_factory) -> dict[int, list[dict[str, Outcome]]]
     return {workers: [read_outcomes(folder, i, workers) for i in range(workers)] for workers in (1, 2, 4)}
 
 
-def test_every_loss_and_mixed_batches_are_among_the_steps(found):
+def test_distributed_steps_include_every_loss_and_mixed_batches(found):
     tasks = [set(label.partition(": ")[2].split()) for label in found[1][0]]
     assert set.union(*(names for names in tasks if len(names) == 1)) == set(TASKS)
     assert sum(len(names) == len(TASKS) for names in tasks) == len(STEPS["mixed"])
@@ -58,7 +58,7 @@ def test_every_loss_and_mixed_batches_are_among_the_steps(found):
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_the_workers_share_out_the_batch_of_one(found, workers):
+def test_distributed_workers_share_out_the_batch_of_one(found, workers):
     for label, alone in found[1][0].items():
         shares = [one[label].queries for one in found[workers]]
         assert {len(share) for share in shares} == {BATCH_SIZE // workers}
@@ -66,7 +66,7 @@ def test_the_workers_share_out_the_batch_of_one(found, workers):
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_the_workers_have_the_loss_and_the_gradient_of_one(found, workers):
+def test_distributed_workers_have_the_loss_and_the_gradient_of_one(found, workers):
     for label, alone in found[1][0].items():
         each = [one[label] for one in found[workers]]
         assert {one.loss for one in each} == {each[0].loss}

@@ -31,13 +31,13 @@ def gradient(encoder, memory, *, seed=None):
     return float(loss), torch.cat(parts), network
 
 
-def test_equal_rows_are_found_in_the_order_of_their_first():
+def test_distinct_rows_come_in_the_order_of_their_first():
     assert distinct_rows([[3, 4], [5], [3, 4], [], [5]]) == ([[3, 4], [5], []], [0, 1, 0, 2, 1])
     assert distinct_rows([]) == ([], [])
 
 
 @pytest.mark.parametrize("tokens", [64, 100, 200])
-def test_chunks_give_the_loss_and_gradient_of_one_graph(tiny_encoder, tokens):
+def test_gradient_and_loss_of_chunks_are_those_of_one_graph(tiny_encoder, tokens):
     encoder = load_encoder(tiny_encoder, device="cpu")
     loss, expected, _ = gradient(encoder, ONE_GRAPH)
     chunked, found, network = gradient(encoder, TokenLimits(batch_tokens=64, chunk_tokens=tokens))
@@ -62,7 +62,7 @@ def test_gradient_is_that_of_the_weighted_mean_and_the_losses_come_back_unweight
     assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
 
 
-def test_a_batch_within_the_budget_is_encoded_once(tiny_encoder):
+def test_gradient_of_a_batch_within_the_budget_encodes_it_once(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu")
     _, _, network = gradient(encoder, TokenLimits(batch_tokens=64, chunk_tokens=1000))
     assert network.backwards == 1
@@ -71,7 +71,7 @@ def test_a_batch_within_the_budget_is_encoded_once(tiny_encoder):
     assert network.encoded == 2 * len(set(TEXTS))
 
 
-def test_the_gradient_of_a_repeated_text_is_that_of_all_its_uses(tiny_encoder):
+def test_gradient_of_a_repeated_text_is_that_of_all_its_uses(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu")
     encoder.zero_grad()
     contrast(encoder(encoder.tokenize(TEXTS))).backward()
@@ -81,7 +81,7 @@ def test_the_gradient_of_a_repeated_text_is_that_of_all_its_uses(tiny_encoder):
         assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
 
 
-def test_with_dropout_the_second_pass_drops_what_the_first_one_dropped(tiny_encoder):
+def test_gradient_with_dropout_drops_in_the_second_pass_what_the_first_one_dropped(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu", dropout=0.3).train()
     loss, expected, _ = gradient(encoder, ONE_GRAPH, seed=7)
     chunked, found, _ = gradient(encoder, TokenLimits(batch_tokens=64, chunk_tokens=64), seed=7)
@@ -91,7 +91,7 @@ def test_with_dropout_the_second_pass_drops_what_the_first_one_dropped(tiny_enco
     assert abs(other - loss) > 1e-3
 
 
-def test_activations_are_kept_of_one_chunk_at_a_time(tiny_encoder):
+def test_gradient_keeps_the_activations_of_one_chunk_at_a_time(tiny_encoder):
     """Counted exactly, as the bytes autograd keeps between two backward passes."""
     encoder = load_encoder(tiny_encoder, device="cpu")
 
@@ -109,7 +109,7 @@ def test_activations_are_kept_of_one_chunk_at_a_time(tiny_encoder):
     assert kept(chunks, many) < kept(ONE_GRAPH, many) / 20
 
 
-def test_vectors_without_a_graph_are_those_of_the_encoder(tiny_encoder):
+def test_embed_gives_the_vectors_of_the_encoder_without_a_graph(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu")
     rows = encoder.tokenize(TEXTS)
     found = embed(BareNetwork(encoder), rows, ONE_GRAPH)

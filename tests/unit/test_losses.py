@@ -111,7 +111,7 @@ def plain_losses(plain, scores: Scores) -> list[float]:
 @pytest.mark.parametrize(("loss", "plain"), LOSSES.values(), ids=LOSSES.keys())
 @quick
 @given(st.integers(0, 10**6))
-def test_the_loss_equals_the_formula(loss, plain, seed):
+def test_losses_equal_the_formulas(loss, plain, seed):
     scores = random_scores(seed)
     assert loss(scores).tolist() == pytest.approx(plain_losses(plain, scores), rel=1e-9, abs=1e-9)
 
@@ -119,7 +119,7 @@ def test_the_loss_equals_the_formula(loss, plain, seed):
 @pytest.mark.parametrize(("loss", "plain"), LOSSES.values(), ids=LOSSES.keys())
 @quick
 @given(st.integers(0, 10**6))
-def test_the_gradient_is_the_slope_of_the_formula(loss, plain, seed):
+def test_losses_have_the_slope_of_the_formula_as_gradient(loss, plain, seed):
     scores = random_scores(seed)
     score_BN = scores.score_BN.clone().requires_grad_()
     loss(scores._replace(score_BN=score_BN)).sum().backward()
@@ -178,7 +178,7 @@ def test_graded_distillation_worked_by_hand(scores, loss):
         pytest.param(group([7], [3]), [0.0], id="a single candidate is left alone"),
     ],
 )
-def test_the_gradient_of_graded_distillation_worked_by_hand(scores, gradient):
+def test_graded_distillation_gradient_worked_by_hand(scores, gradient):
     score = scores.score_BN.requires_grad_()
     graded_distillation(scores, 1.0).backward()
     assert score.grad[0].tolist() == pytest.approx(gradient, abs=1e-9)
@@ -193,7 +193,7 @@ def test_the_gradient_of_graded_distillation_worked_by_hand(scores, gradient):
         pytest.param(group([0, 0], [9, 0], [0]), 0.0, id="no positive, no loss, whatever the rewards"),
     ],
 )
-def test_the_contrastive_loss_worked_by_hand(scores, loss):
+def test_contrastive_worked_by_hand(scores, loss):
     assert float(contrastive(scores)) == pytest.approx(loss, abs=1e-9)
 
 
@@ -232,13 +232,13 @@ def test_margin_mse_takes_the_margin_of_rewards_over_their_temperature():
         pytest.param(group([0], [1], [0], [0]), LN2, id="the batch stands in every denominator"),
     ],
 )
-def test_the_reference_distillation_worked_by_hand(scores, loss):
+def test_reference_distillation_worked_by_hand(scores, loss):
     assert float(reference_distillation(scores)) == pytest.approx(loss, abs=1e-9)
 
 
 @quick
 @given(st.integers(0, 10**6))
-def test_without_ties_and_with_the_best_as_positive_the_reference_is_equation_4(seed):
+def test_reference_distillation_without_ties_and_with_the_best_as_positive_is_equation_4(seed):
     scores = random_scores(seed)
     size = scores.own_BM.shape[1]
     rewards = torch.rand(scores.own_BM.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -247,7 +247,7 @@ def test_without_ties_and_with_the_best_as_positive_the_reference_is_equation_4(
     assert reference_distillation(distinct).tolist() == pytest.approx(graded_distillation(distinct, 1.0).tolist())
 
 
-def test_padding_changes_nothing():
+def test_losses_are_not_changed_by_padding():
     plain = group([1, -2, 3], [2, 0, -1], [4], [0])
     padded = Scores(
         torch.tensor([[1, -2, 3, 4, 50.0]], dtype=torch.float64),
@@ -263,7 +263,7 @@ def test_padding_changes_nothing():
 
 @pytest.mark.parametrize("loss", [loss for loss, _ in LOSSES.values()], ids=LOSSES.keys())
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_gradients_are_finite_for_extreme_scores_and_padded_groups(loss, in_batch):
+def test_losses_have_finite_gradients_for_extreme_scores_and_padded_groups(loss, in_batch):
     score = (torch.tensor([[1.0, -1.0, 1.0, -1.0], [-1.0, 1.0, 1.0, 1.0]]) / 0.01).requires_grad_()
     own = torch.tensor([[0, 1], [2, 3]])
     valid = torch.tensor([[True, True], [True, False]])
@@ -278,7 +278,7 @@ def test_gradients_are_finite_for_extreme_scores_and_padded_groups(loss, in_batc
 
 
 @pytest.mark.parametrize("loss", [loss for loss, _ in LOSSES.values()], ids=LOSSES.keys())
-def test_a_step_down_the_gradient_lifts_the_better_candidate(loss):
+def test_losses_lift_the_better_candidate_in_a_step_down_the_gradient(loss):
     score = torch.zeros(1, 2, requires_grad=True)
     loss(Scores(score, *group([0, 0], [1, 0], positives=[0])[1:])).backward()
     assert score.grad[0, 0] < 0 < score.grad[0, 1]

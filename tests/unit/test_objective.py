@@ -55,7 +55,7 @@ def losses(objective: Objective, tasks: list[str], seed: int):
 
 @quick
 @given(st.lists(st.sampled_from(sorted(TASKS)), min_size=QUERIES, max_size=QUERIES), st.integers(0, 999))
-def test_a_query_of_a_mixed_batch_has_the_loss_of_its_own_task_against_the_candidates_of_all(tasks, seed):
+def test_objective_gives_a_query_of_a_mixed_batch_the_loss_of_its_task_against_the_candidates_of_all(tasks, seed):
     objective = Objective(TASKS, temperature=0.2)
     value, _ = losses(objective, tasks, seed)
     for number, name in enumerate(tasks):
@@ -73,7 +73,7 @@ def test_a_query_of_a_mixed_batch_has_the_loss_of_its_own_task_against_the_candi
         ("reference", reference_distillation),
     ],
 )
-def test_a_task_names_its_loss(loss, expected):
+def test_objective_takes_the_loss_that_a_task_names(loss, expected):
     query, candidate, groups, columns = made(3)
     scores = batch_scores(query, candidate, groups, columns, temperature=0.2, in_batch=True)
     task = TaskSpec(query_instruction="", passage_instruction="", loss=loss, reward_temperature=0.5)
@@ -82,7 +82,7 @@ def test_a_task_names_its_loss(loss, expected):
 
 @pytest.mark.parametrize("name", ["qa", "chat", "tool", "alone"])
 @pytest.mark.parametrize("dimensions", [[3], [2, 5], [2, 5, WIDTH]])
-def test_the_matryoshka_loss_is_the_mean_over_prefixes_made_unit_vectors(name, dimensions):
+def test_objective_of_prefixes_is_the_mean_over_them_made_unit_vectors(name, dimensions):
     found, gradients = losses(Objective(TASKS, 0.2, dimensions), [name] * QUERIES, 1)
     query, candidate, groups, columns = made(1)
     parts = []
@@ -99,18 +99,18 @@ def test_the_matryoshka_loss_is_the_mean_over_prefixes_made_unit_vectors(name, d
     assert not torch.allclose(found, whole, atol=1e-3)
 
 
-def test_the_whole_vector_counts_once_and_prefixes_come_in_any_order():
+def test_prefix_widths_count_the_whole_vector_once_and_come_in_any_order():
     assert prefix_widths([], 8) == [8]
     assert prefix_widths([4, 2, 4], 8) == [2, 4, 8]
     assert prefix_widths([8, 2], 8) == [2, 8]
 
 
-def test_a_prefix_longer_than_the_vector_is_refused():
+def test_prefix_widths_longer_than_the_vector_are_refused():
     with pytest.raises(ConfigError, match=r"\[2, 9\], but the encoder's vectors have 8 dimensions; leave out"):
         losses(Objective(TASKS, 0.2, [2, 9]), ["qa"] * QUERIES, 0)
 
 
-def test_training_on_a_prefix_makes_it_tell_candidates_apart():
+def test_objective_of_a_prefix_makes_it_tell_candidates_apart():
     torch.manual_seed(0)
     query, candidate, groups, columns = made(5)
     groups = groups._replace(
@@ -132,6 +132,6 @@ def test_training_on_a_prefix_makes_it_tell_candidates_apart():
     assert prefix_loss([2]) < 0.5 * prefix_loss([])
 
 
-def test_the_run_file_gives_the_settings():
+def test_objective_has_the_settings_of_the_run_file():
     config = TrainConfig(steps=1, temperature=0.05, matryoshka_dimensions=[64, 32])
     assert Objective.of(TASKS, config) == Objective(TASKS, 0.05, [64, 32])

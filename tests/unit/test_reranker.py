@@ -97,7 +97,7 @@ def test_pair_agreement_worked_by_hand(scores, rewards, expected):
     assert pair_agreement(scores, rewards) == expected
 
 
-def test_a_score_is_the_same_alone_in_a_batch_and_in_any_order(encoder):
+def test_cross_encoder_scores_alike_alone_in_a_batch_and_in_any_order(encoder):
     together = encoder.score(PAIRS)
     assert len(set(together)) == len(PAIRS)
     assert encoder.score(PAIRS[::-1]) == pytest.approx(together[::-1], abs=1e-5)
@@ -105,7 +105,7 @@ def test_a_score_is_the_same_alone_in_a_batch_and_in_any_order(encoder):
     assert encoder.score([]) == []
 
 
-def test_the_candidate_is_cut_and_a_long_query_first_keeps_half(encoder):
+def test_cross_encoder_cuts_the_candidate_and_a_long_query_first_keeps_half(encoder):
     words = encoder.tokenizer(LONG, add_special_tokens=False)["input_ids"]
     rows = [row[1:] for row in encoder.tokenize(PAIRS)]
     assert max(map(len, rows)) == 32
@@ -116,7 +116,7 @@ def test_the_candidate_is_cut_and_a_long_query_first_keeps_half(encoder):
     assert rows[3] == [2, *fox, 3, *words[: 29 - len(fox)], 3]
 
 
-def test_query_and_candidate_are_told_apart_where_model_and_tokenizer_can(encoder):
+def test_cross_encoder_tells_query_and_candidate_apart_where_model_and_tokenizer_can(encoder):
     assert all(row[0] == 0 for row in encoder.tokenize(PAIRS))
     encoder.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     other = type(encoder)(encoder.network, encoder.tokenizer, 32, 128)
@@ -129,7 +129,7 @@ def test_query_and_candidate_are_told_apart_where_model_and_tokenizer_can(encode
     assert other.score(PAIRS[:1]) != pytest.approx(encoder.score(PAIRS[:1]), abs=1e-6)
 
 
-def test_an_exported_folder_gives_the_same_scores_here_and_in_sentence_transformers(encoder, tmp_path):
+def test_cross_encoder_exported_gives_the_same_scores_here_and_in_sentence_transformers(encoder, tmp_path):
     from sentence_transformers import CrossEncoder
 
     export_cross_encoder(encoder, tmp_path / "model")
@@ -141,7 +141,7 @@ def test_an_exported_folder_gives_the_same_scores_here_and_in_sentence_transform
     assert other.predict(fitting).tolist() == pytest.approx(encoder.score(fitting), abs=1e-5)
 
 
-def test_a_model_that_cannot_serve_is_refused(tiny_encoder_folder, tmp_path):
+def test_cross_encoder_of_a_model_that_cannot_serve_is_refused(tiny_encoder_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"max_tokens is 129, but .* reads 128"):
         load_cross_encoder(str(tiny_encoder_folder), max_tokens=129, batch_tokens=128)
     with pytest.raises(ModelError, match="no such folder"):
@@ -168,14 +168,14 @@ def test_reranker_rows_leave_out_groups_without_signal_and_do_not_depend_on_thei
     assert not held_out & trained
 
 
-def test_a_reranker_without_any_signal_or_with_nothing_to_hold_out(tiny_encoder_folder, tmp_path):
+def test_reranker_rows_without_any_signal_or_with_nothing_to_hold_out(tiny_encoder_folder, tmp_path):
     with pytest.raises(DataError, match="none of 1 labelled groups can be trained on"):
         make_job(tmp_path, tiny_encoder_folder, [{**planted(50), "rewards": [1.0] * 4}])
     job, counts = make_job(tmp_path, tiny_encoder_folder, [planted(1)])
     assert not counts.held_out and job.config.validation is None
 
 
-def test_the_agreement_is_that_of_the_scores_of_the_held_out_groups(encoder, tiny_encoder_folder, tmp_path):
+def test_reranker_agreement_is_that_of_the_scores_of_the_held_out_groups(encoder, tiny_encoder_folder, tmp_path):
     rows = [planted(i, "icl" if i % 3 else "qa", 3 + i % 2) for i in range(60)]
     job, counts = make_job(tmp_path, tiny_encoder_folder, rows)
     shares = {"qa": [], "icl": []}
@@ -191,7 +191,7 @@ def history_of(job):
     return json.loads(job.outcome.read_text(encoding="utf-8"))["validation"]["history"]
 
 
-def test_a_planted_signal_is_learned_and_holds_on_groups_kept_out(tiny_encoder_folder, tmp_path):
+def test_reranker_learns_a_planted_signal_that_holds_on_groups_kept_out(tiny_encoder_folder, tmp_path):
     rows = [planted(i) for i in range(300)]
     job, _ = make_job(tmp_path, tiny_encoder_folder, rows, 4096, steps=200, batch_size=32, save_every=1000)
     losses = losses_of(job)
@@ -210,7 +210,7 @@ def two_tasks():
     return [planted(i, "icl" if i % 2 else "qa", 3 + i % 2) for i in range(40)]
 
 
-def test_resuming_a_reranker_equals_training_straight_through(tiny_encoder_folder, tmp_path):
+def test_reranker_resumed_equals_training_straight_through(tiny_encoder_folder, tmp_path):
     job, _ = make_job(tmp_path, tiny_encoder_folder, two_tasks())
     other = replace(job, folder=tmp_path / "stopped")
     shutil.copytree(job.folder, other.folder)
@@ -223,7 +223,7 @@ def test_resuming_a_reranker_equals_training_straight_through(tiny_encoder_folde
     assert history_of(job) == history_of(other)
 
 
-def test_two_workers_train_the_reranker_that_one_does(tiny_encoder_folder, tmp_path):
+def test_reranker_of_two_workers_is_that_of_one(tiny_encoder_folder, tmp_path):
     job, _ = make_job(tmp_path, tiny_encoder_folder, two_tasks(), num_workers=2)
     other = replace(job, folder=tmp_path / "two")
     shutil.copytree(job.folder, other.folder)
@@ -239,7 +239,7 @@ def test_two_workers_train_the_reranker_that_one_does(tiny_encoder_folder, tmp_p
         assert one["tasks"] == pytest.approx(two["tasks"], abs=0.1)
 
 
-def test_labelled_rows_carry_the_scores_on_the_scale_of_the_rewards(encoder):
+def test_label_groups_gives_the_scores_on_the_scale_of_the_rewards(encoder):
     texts = {"answers": ["x"], "candidate_ids": ["a", "b"], "candidate_texts": ["the fox", "a dog"]}
     groups = [
         {"task": task, "dataset": "d", "query_id": task, "query": "fox", "relevance": [1, 0], **texts}
@@ -258,7 +258,7 @@ def test_labelled_rows_carry_the_scores_on_the_scale_of_the_rewards(encoder):
         assert row["outputs"] is row["base_scores"] is row["scores"] is None
 
 
-def test_a_score_that_is_no_number_is_an_error_of_its_group(encoder):
+def test_label_groups_makes_a_score_that_is_no_number_an_error_of_its_group(encoder):
     with torch.no_grad():
         encoder.network.classifier.bias.fill_(math.nan)
     texts = {"answers": ["x"], "candidate_ids": ["a"], "candidate_texts": ["the fox"], "relevance": [1]}

@@ -33,7 +33,7 @@ def saved(exported, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["exported", "saved"])
-def test_vectors_are_those_of_the_library(request, which, tiny_encoder):
+def test_folder_encoder_gives_the_vectors_of_the_library(request, which, tiny_encoder):
     folder = request.getfixturevalue(which)
     config, tasks = folder_encoder(FolderRetriever(name="x", model=str(folder)), tiny_encoder, BUILTIN_TASKS)
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, prompt_name="qa_query")
@@ -41,7 +41,7 @@ def test_vectors_are_those_of_the_library(request, which, tiny_encoder):
     assert np.allclose(found, expected, atol=1e-5)
 
 
-def test_a_trained_encoder_keeps_its_instructions(exported, tiny_encoder):
+def test_folder_encoder_keeps_the_instructions_of_a_trained_encoder(exported, tiny_encoder):
     _, tasks = folder_encoder(FolderRetriever(name="x", model=str(exported)), tiny_encoder, BUILTIN_TASKS)
     for name, spec in BUILTIN_TASKS.items():
         assert [tasks[name].instruction(side) for side in ("query", "passage")] == [
@@ -56,7 +56,7 @@ def change(folder, name, **fields):
 
 
 @pytest.mark.parametrize("key", ["document", "passage", "corpus"])
-def test_prompts_of_other_folders_are_those_of_their_sides(exported, tiny_encoder, key):
+def test_folder_encoder_takes_the_prompts_of_other_folders_by_side(exported, tiny_encoder, key):
     change(exported, "config_sentence_transformers.json", prompts={"query": "Q: ", key: "K: "})
     _, tasks = folder_encoder(FolderRetriever(name="x", model=str(exported)), tiny_encoder, BUILTIN_TASKS)
     assert (tasks["icl"].query_instruction, tasks["icl"].passage_instruction) == ("Q: ", "K: ")
@@ -65,14 +65,14 @@ def test_prompts_of_other_folders_are_those_of_their_sides(exported, tiny_encode
     assert (tasks["icl"].query_instruction, tasks["icl"].passage_instruction) == ("", "mine: ")
 
 
-def test_a_default_prompt_stands_before_both_sides():
+def test_folder_facts_have_a_default_prompt_for_both_sides():
     facts = FolderFacts("x", prompts={"all": "A: "}, default_prompt="A: ")
     assert (facts.prompt("qa", "query"), facts.prompt("qa", "passage")) == ("A: ", "A: ")
     assert FolderFacts("x").prompt("qa", "passage") == ""
 
 
 @pytest.mark.parametrize(("folder_tokens", "own", "expected"), [(256, None, 64), (32, None, 32), (256, 128, 128)])
-def test_texts_are_cut_like_those_of_the_run_but_never_beyond_the_folder(
+def test_folder_encoder_cuts_texts_like_those_of_the_run_but_never_beyond_the_folder(
     exported, tiny_encoder, folder_tokens, own, expected
 ):
     change(exported, "sentence_bert_config.json", max_seq_length=folder_tokens)
@@ -80,7 +80,7 @@ def test_texts_are_cut_like_those_of_the_run_but_never_beyond_the_folder(
     assert folder_encoder(retriever, tiny_encoder, BUILTIN_TASKS)[0].max_tokens == expected
 
 
-def test_pooling_of_older_folders_is_one_flag_a_kind(exported):
+def test_read_folder_knows_older_folders_with_one_flag_a_pooling(exported):
     flags = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": False}
     (exported / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 32, **flags}))
     assert read_folder(str(exported)).pooling == "cls"
@@ -95,13 +95,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "fields", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_pooling_alone_cannot_give_is_refused(exported, name, fields, reason):
+def test_read_folder_refuses_what_pooling_alone_cannot_give(exported, name, fields, reason):
     change(exported, name, **fields)
     with pytest.raises(ModelError, match=reason):
         read_folder(str(exported))
 
 
-def test_further_layers_are_refused(exported):
+def test_read_folder_refuses_further_layers(exported):
     modules = json.loads((exported / "modules.json").read_text())
     modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
     (exported / "modules.json").write_text(json.dumps(modules))
@@ -109,7 +109,7 @@ def test_further_layers_are_refused(exported):
         read_folder(str(exported))
 
 
-def test_vectors_that_are_not_normalised_for_the_inner_product_are_refused(exported):
+def test_read_folder_refuses_vectors_not_normalised_for_the_inner_product(exported):
     modules = json.loads((exported / "modules.json").read_text())[:2]
     (exported / "modules.json").write_text(json.dumps(modules))
     assert read_folder(str(exported)).pooling == "mean"
@@ -118,13 +118,13 @@ def test_vectors_that_are_not_normalised_for_the_inner_product_are_refused(expor
         read_folder(str(exported))
 
 
-def test_a_broken_file_is_named(exported):
+def test_read_folder_names_a_broken_file(exported):
     (exported / "modules.json").write_text("{")
     with pytest.raises(ModelError, match=r"modules\.json: not JSON"):
         read_folder(str(exported))
 
 
-def test_a_plain_folder_must_be_told_its_pooling(tiny_encoder_folder, tiny_encoder):
+def test_folder_encoder_of_a_plain_folder_must_be_told_its_pooling(tiny_encoder_folder, tiny_encoder):
     with pytest.raises(ModelError, match="does not say how it pools"):
         folder_encoder(FolderRetriever(name="x", model=str(tiny_encoder_folder)), tiny_encoder, BUILTIN_TASKS)
     told = FolderRetriever(name="x", model=str(tiny_encoder_folder), pooling="cls")
@@ -133,7 +133,7 @@ def test_a_plain_folder_must_be_told_its_pooling(tiny_encoder_folder, tiny_encod
     assert tasks["qa"].query_instruction == ""
 
 
-def test_a_transformer_in_a_folder_of_its_own(exported, tmp_path):
+def test_read_folder_with_a_transformer_in_a_folder_of_its_own(exported, tmp_path):
     inner = exported / "0_Transformer"
     inner.mkdir()
     for path in [one for one in exported.iterdir() if one.is_file() and one.name != "modules.json"]:
@@ -146,7 +146,7 @@ def test_a_transformer_in_a_folder_of_its_own(exported, tmp_path):
     assert (facts.model, facts.max_tokens) == (str(inner), 64)
 
 
-def test_a_missing_folder_and_a_hub_name():
+def test_read_folder_of_a_missing_folder_and_of_a_hub_name():
     with pytest.raises(ModelError, match="no such folder"):
         read_folder("/nowhere/at/all")
     assert read_folder("owner/name") == FolderFacts("owner/name")

@@ -24,7 +24,7 @@ def job(folder, tiny_encoder, **settings):
     return TrainingJob(tiny_encoder, BUILTIN_TASKS, TrainConfig(steps=9, **settings), folder / "run")
 
 
-def test_a_tracker_is_told_losses_factors_and_measurements():
+def test_trackers_are_told_losses_factors_and_measurements():
     expected = {"train/loss": 1.5, "train/learning_rate": 1e-5, "train/seconds": 0.5, "loss/qa": 1.5, "pace/qa": 1.2}
     found = values_of(METRICS)
     assert found == {**expected, "ndcg/qa": 0.6, "ndcg/tool": 0.8, "train/ndcg": pytest.approx(0.7)}
@@ -32,19 +32,19 @@ def test_a_tracker_is_told_losses_factors_and_measurements():
 
 
 @pytest.mark.parametrize("setting", ["mlflow", "wandb"])
-def test_a_missing_package_is_named_before_a_worker_starts(setting, monkeypatch):
+def test_trackers_name_a_missing_package_before_a_worker_starts(setting, monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"train.{setting} is set, but the package {setting} is not installed"):
         check_trackers(TrainConfig(steps=1, **{setting: "somewhere"}))
     check_trackers(TrainConfig(steps=1))
 
 
-def test_without_settings_nothing_is_opened(tmp_path, tiny_encoder):
+def test_trackers_are_not_opened_without_settings(tmp_path, tiny_encoder):
     with open_trackers(job(tmp_path, tiny_encoder)) as opened:
         assert opened == []
 
 
-def test_event_files_hold_each_step_once_after_a_resume(tmp_path, tiny_encoder):
+def test_tensorboard_holds_each_step_once_after_a_resume(tmp_path, tiny_encoder):
     """The second one begins again at step 3, which the first had written too."""
     made = job(tmp_path, tiny_encoder, tensorboard=True)
     for first, last, offset in ((1, 5, 0.0), (3, 6, 10.0)):

@@ -21,9 +21,7 @@ def no_ray(monkeypatch, one_thread):
     monkeypatch.setattr(worker, "run_workers", lambda job, label: worker.train_worker({"job": job}))
 
 
-def test_a_training_leaves_model_card_report_and_event_files_and_is_continued_with_replay(
-    tmp_path, tiny_encoder_folder
-):
+def test_train_job_leaves_model_card_report_and_event_files_and_is_continued_with_replay(tmp_path, tiny_encoder_folder):
     validation = {"queries": 2, "every": 2}
     path = write_run(
         tmp_path / "old", tiny_encoder_folder, {"qa", "chat"}, "old: ", tensorboard=True, validation=validation
@@ -48,7 +46,7 @@ def test_a_training_leaves_model_card_report_and_event_files_and_is_continued_wi
     assert lineage["base_encoder"] == str(config.paths.model)
 
 
-def test_a_finished_training_writes_its_card_and_report_again_without_a_step(tmp_path, tiny_encoder_folder):
+def test_train_job_finished_writes_its_card_and_report_again_without_a_step(tmp_path, tiny_encoder_folder):
     config = load_run(write_run(tmp_path / "run", tiny_encoder_folder, {"qa"}))
     train.run(config)
     card = (config.paths.model / "README.md").read_text(encoding="utf-8")

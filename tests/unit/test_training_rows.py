@@ -34,13 +34,13 @@ def group(task="qa", number=0, texts=("a", "b", "c"), rewards=REWARDS, relevance
     }
 
 
-def test_a_rewarded_task_trains_on_its_rewards():
+def test_training_row_of_a_rewarded_task_has_its_rewards():
     row = training_row(group(), BUILTIN_TASKS["qa"])
     assert (row["task"], row["query"], row["candidates"]) == ("qa", "qa 0", ["a", "b", "c"])
     assert (row["relevance"], row["rewards"]) == ([1, 0, 0], [2.0, 0.0, -1.0])
 
 
-def test_a_contrastive_task_trains_on_known_positives():
+def test_training_row_of_a_contrastive_task_has_known_positives():
     row = training_row(group(rewards=None), BUILTIN_TASKS["tool"])
     assert (row["relevance"], row["rewards"]) == ([1, 0, 0], None)
 
@@ -55,16 +55,16 @@ def test_a_contrastive_task_trains_on_known_positives():
         ({"rewards": (2.0,), "texts": ("a",), "relevance": (1,)}, "qa", "all rewards are equal"),
     ],
 )
-def test_a_group_that_cannot_be_trained_on_says_why(fields, task, reason):
+def test_training_row_says_why_a_group_cannot_be_trained_on(fields, task, reason):
     assert training_row(group(**fields), BUILTIN_TASKS[task]) == reason
 
 
-def test_a_task_may_keep_groups_without_preference():
+def test_training_row_keeps_groups_without_preference_where_the_task_says_so():
     task = BUILTIN_TASKS["qa"].model_copy(update={"skip_flat": False})
     assert training_row(group(rewards=(2.0, 2.0, 2.0)), task)["rewards"] == [2.0, 2.0, 2.0]
 
 
-def test_a_rewarded_group_without_candidates_says_so():
+def test_training_row_says_that_a_group_has_no_candidates():
     assert training_row(group(texts=(), rewards=(), relevance=()), BUILTIN_TASKS["qa"]) == "no candidates"
 
 
@@ -83,7 +83,7 @@ def written(tmp_path):
     return TrainingRows(tmp_path / "deep" / "rows.arrow"), counts, left_out
 
 
-def test_rows_and_groups_left_out_are_counted_by_task(written):
+def test_training_rows_and_groups_left_out_are_counted_by_task(written):
     rows, counts, left_out = written
     assert counts == {"qa": 2, "tool": 2}
     assert left_out == {
@@ -94,7 +94,7 @@ def test_rows_and_groups_left_out_are_counted_by_task(written):
     assert (rows.sizes, rows.group_size) == ({"qa": 2, "tool": 2}, 3)
 
 
-def test_a_batch_is_padded_to_the_largest_group(written):
+def test_batch_is_padded_to_the_largest_group(written):
     batch = written[0].batch([BatchPart("qa", [1, 0])])
     assert batch.queries == ["qa 4", "qa 1"]
     assert batch.candidates == ["d", "e", "e", "a", "b", "c"]
@@ -104,19 +104,19 @@ def test_a_batch_is_padded_to_the_largest_group(written):
     assert batch.valid_BM.tolist() == [[True, True, False], [True, True, True]]
 
 
-def test_a_batch_of_another_task_has_its_own_rows(written):
+def test_batch_of_another_task_has_its_own_rows(written):
     batch = written[0].batch([BatchPart("tool", [1, 0])])
     assert (batch.queries, batch.candidates) == (["tool 6", "tool 0"], ["w", "w", "w", "t", "u", "u"])
     assert batch.positive_BM.tolist() == [[True, False, False], [False, True, False]]
 
 
-def test_a_mixed_batch_holds_the_rows_of_its_parts_in_order(written):
+def test_batch_of_mixed_tasks_holds_the_rows_of_its_parts_in_order(written):
     batch = written[0].batch([BatchPart("qa", [1]), BatchPart("tool", [1, 0])])
     assert (batch.tasks, batch.queries) == (["qa", "tool", "tool"], ["qa 4", "tool 6", "tool 0"])
     assert batch.valid_BM.sum(1).tolist() == [2, 1, 2]
 
 
-def test_equal_texts_have_equal_keys_and_others_do_not(written):
+def test_identities_of_equal_texts_are_equal_and_of_others_are_not(written):
     batch = written[0].batch([BatchPart("qa", [1, 0, 1])])
     assert batch.identity_BM2.dtype == torch.long
     keys = [tuple(both) for both in batch.identity_BM2[batch.valid_BM].tolist()]
@@ -132,7 +132,7 @@ def keys_of(text: str, dataset: str = "set") -> tuple[int, int]:
     return tuple(keys[0] for keys in candidate_hashes({**group(texts=(text,)), "dataset": dataset}))
 
 
-def test_an_id_is_one_of_its_dataset():
+def test_identities_of_ids_differ_by_dataset():
     one, other = keys_of("a"), keys_of("a", "another set")
     assert one[0] == other[0]
     assert one[1] != other[1]
@@ -146,7 +146,7 @@ def test_known_positives_are_those_of_every_group_of_a_query_and_those_without_a
     assert found == {("qa", "qa 0"): expected, ("qa", "another"): set(keys_of("b"))}
 
 
-def test_a_row_keeps_the_known_positives_that_are_not_among_its_candidates(tmp_path):
+def test_training_row_keeps_the_known_positives_that_are_not_among_its_candidates(tmp_path):
     groups = [group("tool", 0, texts=("a", "b"), relevance=(1, 0)), group("tool", 0, texts=("c",), relevance=(1,))]
     write_training_rows(groups, BUILTIN_TASKS, tmp_path / "rows.arrow", {("set", "0"): ["id-z"]})
     batch = TrainingRows(tmp_path / "rows.arrow").batch([BatchPart("tool", [0, 1])])
@@ -156,7 +156,7 @@ def test_a_row_keeps_the_known_positives_that_are_not_among_its_candidates(tmp_p
     assert known == [{*keys_of("c"), keys_of("z")[1]}, {*keys_of("a"), keys_of("z")[1]}]
 
 
-def test_the_known_positives_of_a_run_are_read_from_its_training_queries(tmp_path):
+def test_known_positives_of_a_run_are_read_from_its_training_queries(tmp_path):
     config = RunConfig(
         paths={"work": str(tmp_path), "cache": str(tmp_path)}, encoder={"model": "owner/name", "pooling": "mean"}
     )
@@ -167,12 +167,12 @@ def test_the_known_positives_of_a_run_are_read_from_its_training_queries(tmp_pat
     assert positive_ids(config.paths) == {("one", "0"): ["p", "q"], ("two", "0"): []}
 
 
-def test_a_candidate_that_another_group_of_the_query_knows_as_positive_is_one_here_too():
+def test_known_positives_of_another_group_of_the_query_are_positives_here_too():
     known = frozenset(keys_of("b")[:1])
     assert training_row(group("tool"), BUILTIN_TASKS["tool"], known)["relevance"] == [1, 1, 0]
 
 
-def test_no_groups_make_an_empty_file(tmp_path):
+def test_training_rows_of_no_groups_are_an_empty_file(tmp_path):
     counts, left_out = write_training_rows([], BUILTIN_TASKS, tmp_path / "rows.arrow", {})
     rows = TrainingRows(tmp_path / "rows.arrow")
     assert (counts, left_out, rows.sizes, rows.group_size) == ({}, {}, {}, 0)

@@ -25,7 +25,7 @@ def queries(count, task="qa"):
 
 
 @pytest.mark.parametrize("size", [{"share": 0.25}, {"queries": 10}])
-def test_the_split_parts_queries_and_keeps_every_group(size):
+def test_split_groups_parts_queries_and_keeps_every_group(size):
     made = queries(40) + queries(40, "chat") + queries(20)
     kept, apart = split_groups(made, ValidationConfig(**size))
     assert len(kept) + len(apart) == 100
@@ -36,7 +36,7 @@ def test_the_split_parts_queries_and_keeps_every_group(size):
     assert {g["query"] for g in apart if g["task"] == "qa"} != {g["query"] for g in apart if g["task"] == "chat"}
 
 
-def test_the_split_depends_on_the_seed_and_not_on_the_order():
+def test_split_groups_depends_on_the_seed_and_not_on_the_order():
     made = queries(60)
     _, apart = split_groups(made, ValidationConfig(share=0.3))
     _, again = split_groups(made[::-1], ValidationConfig(share=0.3))
@@ -45,11 +45,11 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order():
     assert names[0] == names[1] != names[2]
 
 
-def test_without_validation_nothing_is_kept_apart():
+def test_split_groups_without_validation_keeps_nothing_apart():
     assert split_groups(queries(3), None) == (queries(3), [])
 
 
-def test_a_split_that_leaves_a_task_nothing_is_refused():
+def test_split_groups_that_leaves_a_task_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"validation.queries is 3, but task 'chat' has 3 queries"):
         split_groups(queries(9) + queries(3, "chat"), ValidationConfig(queries=3))
 
@@ -78,7 +78,7 @@ def test_ndcg_worked_by_hand(scores, gains, cutoff, expected):
         ([True, True], [0.0, 3.0], None),
     ],
 )
-def test_known_positives_count_before_rewards(positive, rewards, gains):
+def test_gains_of_known_positives_count_before_rewards(positive, rewards, gains):
     assert gains_of(positive, rewards) == gains
 
 
@@ -87,7 +87,7 @@ def learner(encoder, tasks):
 
 
 @pytest.mark.parametrize("memory", [TokenLimits(256, None), TokenLimits(64, 64)])
-def test_the_held_out_groups_are_ranked_by_the_encoder(tiny_encoder, tmp_path, memory):
+def test_held_out_groups_are_ranked_by_the_encoder(tiny_encoder, tmp_path, memory):
     encoder = load_encoder(tiny_encoder, device="cpu")
     write_training_rows(groups(), BUILTIN_TASKS, tmp_path / "rows.arrow", {})
     found = HeldOut(tmp_path / "rows.arrow", learner(encoder, BUILTIN_TASKS)).measure(BareNetwork(encoder), memory)
@@ -103,7 +103,7 @@ def test_the_held_out_groups_are_ranked_by_the_encoder(tiny_encoder, tmp_path, m
         assert value == pytest.approx(sum(total) / len(total), abs=1e-6)
 
 
-def test_groups_that_prefer_nothing_do_not_count(tiny_encoder, tmp_path):
+def test_held_out_groups_that_prefer_nothing_do_not_count(tiny_encoder, tmp_path):
     encoder = load_encoder(tiny_encoder, device="cpu")
     flat = [
         group | {"relevance": [0] * len(group["relevance"]), "rewards": [1.0] * len(group["rewards"])}
@@ -115,7 +115,7 @@ def test_groups_that_prefer_nothing_do_not_count(tiny_encoder, tmp_path):
     assert held_out.measure(BareNetwork(encoder), TokenLimits(256, None)) == {}
 
 
-def test_the_best_is_the_earliest_of_equals_and_patience_counts_from_it():
+def test_early_stopping_counts_patience_from_the_best_the_earliest_of_equals():
     stopping = EarlyStopping(patience=2)
     kept = [stopping.add(10 * i, {"qa": value, "tool": 0.5}) for i, value in enumerate([0.2, 0.4, 0.4, 0.6, 0.5])]
     assert kept == [True, True, False, True, False]
@@ -128,7 +128,7 @@ def test_the_best_is_the_earliest_of_equals_and_patience_counts_from_it():
     assert len(stopping.history) == 5
 
 
-def test_without_patience_the_training_goes_on():
+def test_early_stopping_without_patience_never_stops():
     stopping = EarlyStopping(patience=None)
     for step in range(20):
         stopping.add(step, {"qa": -step})
