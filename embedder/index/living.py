@@ -2,13 +2,12 @@
 
     STATE/CURRENT            number and digest of the generation that is read; absent: the bundle's collection
     STATE/generations/N/     the collection after N compactions
-    STATE/log/N.log          what was written after generation N was begun
+    STATE/log/N.log          write-ahead log of what came after generation N was begun, in memory the memtable
 
 The live documents are those of the current generation and of all log segments from its number on. Any process may
 write, one at a time; every search first takes in what others have written, so an acknowledged write is visible at once
 wherever the file system shows it at once: on one machine, but not over NFS as it is mounted by default. Compaction
-builds a generation in the background and then moves CURRENT. A reader goes on with the old one until it adopts the new
-one. A log segment is part of a write-ahead log (WAL); its documents are in the memtable.
+builds a generation in the background and then moves CURRENT. A reader keeps the old one until it adopts the new one.
 """
 
 from __future__ import annotations
@@ -142,9 +141,7 @@ class MutableCollection:
         """
         last = {document.name: i for i, document in enumerate(documents)}
         kept = [documents[i] for i in last.values()]
-        rows = [
-            Row(*document.name, document.text, document.title, metadata_json(document.metadata)) for document in kept
-        ]
+        rows = [Row(*row.name, row.text, row.title, metadata_json(row.metadata)) for row in kept]
         if len(vector_PD) != len(documents):
             raise DataError(f"{len(documents)} documents with {len(vector_PD)} vectors; nothing was written")
         with locked(self.write_lock), self._lock:
@@ -172,9 +169,8 @@ class MutableCollection:
         with self._lock:
             self._catch_up()
             memtable = self._reading.memtable
-            return [
-                Change(name, memtable.row(name), write) for name in names if (write := memtable.write(name)) is not None
-            ]
+            written = [(name, write) for name in names if (write := memtable.write(name)) is not None]
+            return [Change(name, memtable.row(name), write) for name, write in written]
 
     def pending_changes(self, changes: Sequence[Change]) -> list[int]:
         """Indices of the changes of another version that `apply_changes` would apply."""
@@ -191,7 +187,6 @@ class MutableCollection:
             DataError: a vector has another width or holds a value that is not finite, or there are too many fields.
         """
         with locked(self.write_lock), self._lock:
-            self._catch_up()
             # Asked again under the write lock: since the caller asked, a later write may have come.
             pending = self.pending_changes(changes)
             written = [(row, i) for i in pending if (row := changes[i].row) is not None]
@@ -204,11 +199,10 @@ class MutableCollection:
         return pending
 
     def stats(self) -> CollectionStats:
-        """Sizes as of now."""
         with self._lock:
             self._catch_up()
-            memtable = self._reading.memtable
-            return CollectionStats(memtable.num_documents, memtable.num_operations, self._reading.generation)
+            reading = self._reading
+            return CollectionStats(reading.memtable.num_documents, reading.memtable.num_operations, reading.generation)
 
     def compact(self) -> bool:
         """Build a generation of all live documents and make it the current one; searches and writes go on meanwhile.
@@ -225,7 +219,7 @@ class MutableCollection:
                 previous = self._reading.generation
                 if self._reading.log is None or not self._reading.memtable.num_operations:
                     return False
-                # Both at one moment: what is written after it goes to the new segment and is in no view of this one.
+                # At one moment: what is written later goes to the new segment and not into this view.
                 number = self._begin_segment(self._reading.log)
                 base, view, writes = self.freeze()
             # No lock is held from here on, because building may take minutes; searches and writes go on.
@@ -273,7 +267,6 @@ class MutableCollection:
 
     @property
     def write_lock(self) -> Path:
-        """Locked while somebody writes."""
         return self._state / "write.lock"
 
     def _view(self, wanted: Filter | None = None) -> tuple[Collection, MemtableView]:
@@ -283,7 +276,6 @@ class MutableCollection:
 
     def _now(self) -> int:
         """The time of a write, later than that of all before it, whatever the clock says; the locks are held."""
-        # Clocks are set back now and then; a later write must still count as later.
         return max(time.time_ns(), self._reading.memtable.latest_ns + 1)
 
     def _batch(self, rows: Sequence[Row], vector_PD: Vectors, written_ns: Sequence[int]) -> pa.RecordBatch:
@@ -330,8 +322,7 @@ class MutableCollection:
         while True:
             reading = self._reading
             following = self._segment(reading.segment + 1)
-            # Asked before the log is read: a segment that has a successor grows no more, so that what is read then is
-            # all of it. Asked afterwards, a write between the two would be lost.
+            # Before the log is read: with a successor it grows no more. Asked afterwards, a write in between is lost.
             has_successor = following.exists()
             if reading.log is not None:
                 batches, reading.position = reading.log.read(reading.position)
@@ -345,7 +336,7 @@ class MutableCollection:
                 return
             if self._read_current()[0] == reading.generation:
                 return
-            # Others have compacted twice since, and removed the log that was read here: only a fresh start is right.
+            # Others have compacted twice since, and removed the log that was read here: all is opened anew.
             self._reading = self._open()
 
     def _open(self) -> _Reading:
@@ -399,8 +390,7 @@ class MutableCollection:
 
 def _past_ties(rank: Callable[[int], Ranked], k: int, most: int) -> Ranked:
     """The k best rows of the memtable and all that tie with the last of them."""
-    # Ties are settled by name later, and rows of the memtable are in the order of writing: a tie that is cut off here
-    # could be the one whose name comes first.
+    # Rows here are in the order of writing: a tie that is cut off could be the one whose name comes first.
     length = k
     while True:
         length = min(max(2 * length, k + 8), max(k, most))
