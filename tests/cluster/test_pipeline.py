@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -129,9 +128,7 @@ def test_pipeline_result_is_put_online_written_to_copied_and_swapped(
 
 
 def test_pipeline_that_is_done_starts_nothing(cluster: Cluster, small_run: Path) -> None:
-    began = time.monotonic()
     driver = cluster.start("pipeline", small_run)
     output = driver.communicate(timeout=120)[0]
     assert driver.returncode == 0, output
     assert output.count("done before, skipped") == 9 and "0 of 9 stages run" in output
-    assert time.monotonic() - began < 60
