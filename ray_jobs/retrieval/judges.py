@@ -51,7 +51,7 @@ def reply_ledger(config: RunConfig) -> Ledger:
 
 
 def questions_of(config: RunConfig, llm: LlmConfig, measured: list[DatasetValues], pools: ShotPools) -> Asked:
-    """The questions that the LLM is asked about all datasets."""
+    """The questions for the LLM about all datasets."""
     fingerprint = judge_fingerprint(llm, config.tasks, config.evaluate, pools)
     return ask_about(measured, partial(passage_texts, config.paths), config.evaluate, fingerprint)
 

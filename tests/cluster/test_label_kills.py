@@ -25,13 +25,15 @@ from tests.cluster.label_helpers import Driver, group, labels, write_groups, wri
 from tests.cluster.nodes import start_nodes
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 RUNS, ROUNDS = 4, 5
 UNIT_GROUPS = 2
 REWARDED = {"one": ("qa", 40), "two": ("qa", 24), "three": ("lrlm", 36)}
 """Task and number of groups of the datasets."""
 PLAIN = {"four": ("tool", 10)}
 UNITS = sum(-(-count // UNIT_GROUPS) for _, count in REWARDED.values())
+WAIT_S = 300
+"""For what takes seconds on an idle machine: an actor imports torch again after each kill, which a busy one slows."""
 PAUSE_S = 0.2
 """Over each unit; the tiny LLM alone would be done before anything can be killed."""
 
@@ -149,19 +151,19 @@ class DisturbedRun:
 
     def wait_for_units(self, count: int) -> None:
         """Until so many units are begun, and up to two units longer."""
-        wait_until(lambda: len(self.begun()) >= count or self.driver.process.poll() is not None, 90)
+        wait_until(lambda: len(self.begun()) >= count or self.driver.process.poll() is not None, WAIT_S)
         dwell(self.random.uniform(0, PAUSE_S))
 
     def kill_actor(self) -> None:
         """Kill one of the actors that are there."""
-        wait_until(lambda: bool(self.nodes.actors(self.nodes.raylets)), 90)
+        wait_until(lambda: bool(self.nodes.actors(self.nodes.raylets)), WAIT_S)
         self.note_what_is_safe()
         os.kill(self.random.choice(self.nodes.actors(self.nodes.raylets)), signal.SIGKILL)
         self.allowed += self.block_units
 
     def kill_raylet(self) -> None:
         """Kill the raylet of the second node once it has an actor, and start another node."""
-        wait_until(lambda: bool(self.nodes.actors(self.nodes.raylets[1:])), 90)
+        wait_until(lambda: bool(self.nodes.actors(self.nodes.raylets[1:])), WAIT_S)
         self.note_what_is_safe()
         os.kill(self.nodes.raylets[1], signal.SIGKILL)
         self.allowed += self.block_units
@@ -172,7 +174,7 @@ class DisturbedRun:
         """Kill the driver, and go on with another one."""
         self.driver.process.kill()
         self.allowed += 2 * self.block_units
-        wait_until(lambda: not self.nodes.actors(self.nodes.raylets), 90)
+        wait_until(lambda: not self.nodes.actors(self.nodes.raylets), WAIT_S)
         self.note_what_is_safe()
         self.driver = self.nodes.driver()
         self.begin()

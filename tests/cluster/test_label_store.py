@@ -58,7 +58,7 @@ class StoredRun:
         pause.write_text(str(PAUSE_S))
         self.drivers[0].begin(self.run_file)
         process = self.drivers[0].process
-        wait_until(lambda: self.begun >= UNITS // 2 or process.poll() is not None, 90)
+        wait_until(lambda: self.begun >= UNITS // 2 or process.poll() is not None, 300)
         assert process.poll() is None
         self.drivers[0].process.kill()
         self.blocks = len(parquet_files(self.ledger.folder))
