@@ -28,17 +28,23 @@ NAMES = ["fox", "dog", "list", "city", "bridge", "set", "dict", "market"]
 
 
 def planted(number: int) -> dict[str, object]:
-    """A group of the task qa whose query is a word of one of its candidates."""
+    """A group of the task qa whose query begins with a word of one of its candidates."""
     names = random.Random(number).sample(NAMES, 4)
     ids = [f"p-{name}" for name in names]
     texts = {"candidate_ids": ids, "candidate_texts": [f"the {name}" for name in names]}
-    group = {"task": "qa", "dataset": "words", "query_id": str(number), "query": names[number % 4], "answers": ["x"]}
+    group = {
+        "task": "qa",
+        "dataset": "words",
+        "query_id": str(number),
+        "query": f"{names[number % 4]} {number}",
+        "answers": ["x"],
+    }
     return {**group, **texts, "relevance": [0] * 4}
 
 
 def llm_row(group: dict[str, object]) -> dict[str, object]:
     """The group as the LLM would have labelled it."""
-    rewards = [3.0 if group["query"] in text else 0.0 for text in group["candidate_texts"]]
+    rewards = [3.0 if str(group["query"]).split()[0] in text else 0.0 for text in group["candidate_texts"]]
     made = {"row_id": group_id(group), "rewards": rewards, "reward": "rank", "label_fingerprint": "llm"}
     return {**dict.fromkeys(LABELLED.names), **group, **made}
 

@@ -53,6 +53,7 @@ def trained(tmp_path_factory, loud_encoder):
     """The folder in which every run of this file was made: by this process, by two others, and by this one again."""
     folder = tmp_path_factory.mktemp("trainings")
     first = [Run("alone"), Run("lora alone", LORA), Run("alone, stopped", stop=3)]
+    first += [Run("long", {"steps": 24}), Run("lora long", {**LORA, "steps": 24, "learning_rate": 1e-2})]
     follow([*first, Run("mixed alone", MIXED), Run("mixed, stopped", MIXED, stop=3)], folder, loud_encoder)
     settings = {"plain": {}} | SAME | ROUGH | ADAPTED | DROPPED
     runs = [Run(name, {**chosen, **TWO}) for name, chosen in settings.items()]
@@ -81,13 +82,15 @@ def distance(folder, config, run, other):
     return np.abs(found - expected).max()
 
 
-@pytest.mark.parametrize("name", ["plain", "stage 0, lora"])
+@pytest.mark.parametrize("name", ["long", "lora long"])
 def test_training_lowers_the_loss_of_a_task(trained, name):
+    """Over the first and the last third of its steps, since each step has other queries."""
     steps = metrics(trained, name)
-    assert len(steps) == 6
-    for task in ("qa", "tool"):
+    assert len(steps) == 24
+    for task in ("chat", "tool"):
         curve = [step.losses[task] for step in steps if task in step.losses]
-        assert curve[-1] < curve[0]
+        third = len(curve) // 3
+        assert sum(curve[-third:]) < 0.98 * sum(curve[:third])
 
 
 @pytest.mark.parametrize("name", SAME)

@@ -7,7 +7,9 @@ import math
 import random
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,7 +25,9 @@ from embedder.training.losses import group_kl
 from embedder.training.ranking_quality import pair_agreement
 from embedder.training.training_rows import TrainingRows
 from embedder.training.validation import HeldOut
+from ray_jobs.labelling import reranker
 from ray_jobs.labelling.reranker import label_groups, prepare_training
+from ray_jobs.training import worker
 from tests.unit.bare_network import BareNetwork
 from tests.unit.reranker_ranks import losses_of, work
 
@@ -44,8 +48,8 @@ def planted(number, task="qa", size=4):
     return {"task": task, "row_id": f"{task}{number}", "relevance": [0] * size, "error": None, **fields}
 
 
-def make_job(folder, model, rows, batch_tokens=256, **settings):
-    """A job on rows of `planted`, its files written; and how many went into which of them."""
+def make_run(folder, model, batch_tokens=256, **settings):
+    """A run file with a reranker."""
     chosen = {"steps": 6, "batch_size": 4, "learning_rate": 0.003, "max_tokens": 32, "save_every": 2, **settings}
     run = {
         "paths": {"work": str(folder)},
@@ -53,7 +57,12 @@ def make_job(folder, model, rows, batch_tokens=256, **settings):
         "tasks": {"qa": {"reward_temperature": 1.0}, "icl": {"reward_temperature": 0.5}},
         "reranker": {"model": str(model), "validation_share": 0.2, **chosen},
     }
-    return prepare_training(RunConfig.model_validate(run), rows, folder / "run")
+    return RunConfig.model_validate(run)
+
+
+def make_job(folder, model, rows, batch_tokens=256, **settings):
+    """A job on rows of `planted`, its files written; and how many went into which of them."""
+    return prepare_training(make_run(folder, model, batch_tokens, **settings), rows, folder / "run")
 
 
 @pytest.fixture
@@ -237,6 +246,20 @@ def test_reranker_of_two_workers_is_that_of_one(tiny_encoder_folder, tmp_path):
     for one, two in zip(history_of(job), history_of(other), strict=True):
         assert one["tasks"].keys() == {"qa", "icl"}
         assert one["tasks"] == pytest.approx(two["tasks"], abs=0.1)
+
+
+def test_train_reranker_installs_the_model_once_and_tells_its_agreement(monkeypatch, tiny_encoder_folder, tmp_path):
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    monkeypatch.setattr(reranker, "run_workers", lambda job, label: worker.train_worker({"job": job}))
+    config = make_run(tmp_path, tiny_encoder_folder)
+    rows = [{**planted(i), "reward": "rank", "label_fingerprint": "llm"} for i in range(40)]
+    rows.append({**planted(50), "rewards": None, "reward": "none", "label_fingerprint": "llm"})
+    model = reranker.train_reranker(config, pa.Table.from_pylist(rows))
+    line = reranker.reranker_lines(model)[0]
+    assert line.startswith("reranker, qa: trained on 32 groups; in 8 held-out groups it orders ") and "% -> " in line
+    written = (model / "model.safetensors").stat().st_mtime_ns
+    assert reranker.train_reranker(config, pa.Table.from_pylist(rows[::-1])) == model
+    assert (model / "model.safetensors").stat().st_mtime_ns == written
 
 
 def test_label_groups_gives_the_scores_on_the_scale_of_the_rewards(encoder):
