@@ -87,5 +87,5 @@ def read_groups(data: Path, task: str, count: int, seed: int) -> list[Row]:
 def batches_of(job: TrainingJob) -> list[Batch]:
     """The batch of every step, as the trainer takes them."""
     rows = TrainingRows(job.rows)
-    plan = BatchPlan.of(rows.sizes, job.config)
+    plan = BatchPlan(rows.sizes, job.config)
     return [rows.batch(plan.batch(step)) for step in range(job.config.steps)]

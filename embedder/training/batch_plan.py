@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,40 +29,6 @@ class BatchPart(NamedTuple):
     """Row numbers within the task."""
 
 
-@dataclass(frozen=True)
-class TaskMix:
-    """The share of the training that each task gets, and what a batch holds of them."""
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Share of each task, relative to the others; empty: by size."""
-    temperature: float = 1.0
-    """T of the shares by size, size ** (1 / T): 1 in proportion, larger ones lift the small tasks."""
-    batches: Literal["one_task", "mixed"] = "one_task"
-    """one_task: the rows of a global batch are of one task; mixed: of all, by their shares."""
-    exhausted: Literal["repeat", "drop"] = "repeat"
-    """What a task does when its rows are used up: begin again in a new order, or leave the mix to the others."""
-
-    @classmethod
-    def of(cls, config: TrainConfig) -> TaskMix:
-        return cls(config.task_weights, config.mix_temperature, config.batches, config.exhausted)
-
-    def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """The share of each task that has rows and weight, sorted by name.
-
-        Raises:
-            ConfigError: no task has rows and weight.
-        """
-        wanted = {task: self.weights.get(task, 0.0) if self.weights else size for task, size in sizes.items() if size}
-        wanted = {task: float(weight) for task, weight in sorted(wanted.items()) if weight > 0}
-        if not wanted:
-            raise ConfigError(f"no task to train: rows {dict(sizes)}, train.task_weights {dict(self.weights)}")
-        top = max(wanted.values())
-        parts = {task: (weight / top) ** (1 / self.temperature) for task, weight in wanted.items()}
-        total = sum(parts.values())
-        # Rounded, because the last bit of a power differs between machines, and all workers must deal alike.
-        return {task: max(1e-12, round(part / total, 12)) for task, part in parts.items()}
-
-
 class BatchPlan:
     """Which rows of which tasks each step trains.
 
@@ -72,33 +37,30 @@ class BatchPlan:
     epoch goes on in the next one.
     """
 
-    def __init__(self, sizes: Mapping[str, int], mix: TaskMix, *, batch_size: int, steps: int, seed: int) -> None:
+    def __init__(self, sizes: Mapping[str, int], config: TrainConfig) -> None:
         """Deal out the slots; `sizes` holds the number of rows of each task.
 
         Raises:
             ConfigError: no task has rows and weight, or all tasks have left before the last step.
         """
-        shares = mix.shares(sizes)
+        shares = task_shares(sizes, config)
         self.tasks = list(shares)
-        self.sizes, self.batch_size, self.steps, self.seed = dict(sizes), batch_size, steps, seed
-        self._slot_rows = batch_size if mix.batches == "one_task" else 1
-        self._slots_a_step = batch_size // self._slot_rows
+        self.sizes, self.steps, self.seed = dict(sizes), config.steps, config.seed
+        self._slot_rows = config.batch_size if config.batches == "one_task" else 1
+        self._slots_a_step = config.batch_size // self._slot_rows
         self._shuffles: dict[str, tuple[int, NDArray[np.int32]]] = {}
-        slots = steps * self._slots_a_step
-        if mix.exhausted == "repeat":
-            self._order = deal_slots(shares, min(slots, CYCLE_SLOTS), seed)
+        slots = self.steps * self._slots_a_step
+        if config.exhausted == "repeat":
+            self._order = deal_slots(shares, min(slots, CYCLE_SLOTS), self.seed)
             return
         capacity = {task: -(-sizes[task] // self._slot_rows) for task in shares}
         if sum(capacity.values()) < slots:
             raise ConfigError(
                 f"train.exhausted is 'drop', and the rows of all tasks last for "
-                f"{sum(capacity.values()) // self._slots_a_step:,} steps; lower train.steps ({steps:,}), or repeat them"
+                f"{sum(capacity.values()) // self._slots_a_step:,} steps; lower train.steps ({self.steps:,}), or "
+                "repeat them"
             )
-        self._order = deal_slots(shares, slots, seed, capacity)
-
-    @classmethod
-    def of(cls, sizes: Mapping[str, int], config: TrainConfig) -> BatchPlan:
-        return cls(sizes, TaskMix.of(config), batch_size=config.batch_size, steps=config.steps, seed=config.seed)
+        self._order = deal_slots(shares, slots, self.seed, capacity)
 
     def batch(self, step: int) -> list[BatchPart]:
         """The rows of a step, in the order of the global batch; one part a task, sorted by name."""
@@ -139,6 +101,24 @@ class BatchPlan:
             order = _stream(self.seed, "rows", task, epoch).permutation(np.arange(self.sizes[task], dtype=np.int32))
             self._shuffles[task] = kept = (epoch, order)
         return kept[1]
+
+
+def task_shares(sizes: Mapping[str, int], config: TrainConfig) -> dict[str, float]:
+    """The share of the training of each task that has rows and weight, sorted by name.
+
+    Raises:
+        ConfigError: no task has rows and weight.
+    """
+    given = config.task_weights
+    wanted = {task: given.get(task, 0.0) if given else float(size) for task, size in sorted(sizes.items()) if size}
+    wanted = {task: weight for task, weight in wanted.items() if weight > 0}
+    if not wanted:
+        raise ConfigError(f"no task to train: rows {dict(sizes)}, train.task_weights {given}")
+    top = max(wanted.values())
+    parts = {task: (weight / top) ** (1 / config.mix_temperature) for task, weight in wanted.items()}
+    total = sum(parts.values())
+    # Rounded, because the last bit of a power differs between machines, and all workers must deal alike.
+    return {task: max(1e-12, round(part / total, 12)) for task, part in parts.items()}
 
 
 def deal_slots(

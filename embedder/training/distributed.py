@@ -54,14 +54,6 @@ def gather(local: Tensor) -> Tensor:
     return _Gather.apply(local) if world_size() > 1 else local
 
 
-def mean_over_workers(value: Tensor) -> float:
-    """Mean of a scalar over workers, without gradient."""
-    total = value.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return float(total) / world_size()
-
-
 def greatest_over_workers(values: list[int], device: torch.device) -> list[int]:
     """The greatest of each value over the workers."""
     greatest = torch.tensor(values, device=device)

@@ -113,7 +113,7 @@ def work_of(
     """
     rows = [row for group in kept if isinstance(row := training_row(group, tasks[group["task"]]), dict)]
     sizes = Counter(row["task"] for row in rows)
-    plan = BatchPlan.of(sizes, config)
+    plan = BatchPlan(sizes, config)
     tokens = sum(_tokens(row, tasks[row["task"]], encoder.max_tokens) for row in rows) / len(rows)
     lines = [
         f"{task}: {sizes[task]:,} groups, trained {plan.rows_of(task) / sizes[task]:.1f} times, loss {tasks[task].loss}"

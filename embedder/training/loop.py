@@ -70,7 +70,7 @@ class Trainer:
         self._engine = TrainingEngine(network, config)
         self._memory = TokenLimits(job.encoder.batch_tokens, config.chunk_tokens)
         self._data = TrainingRows(job.rows)
-        self._plan = BatchPlan.of(self._data.sizes, config)
+        self._plan = BatchPlan(self._data.sizes, config)
         self._paced = SelfPaced(config.self_paced)
         self._stopping = EarlyStopping(config.validation.patience if config.validation else None)
         self._held_out = HeldOut(job.held_out, self._learner) if config.validation else None

@@ -10,9 +10,10 @@ import torch.distributed as dist
 
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
+from embedder.config.train import TrainConfig
 from embedder.models.encoder import load_encoder
-from embedder.training.batch_plan import BatchPlan, TaskMix, share_of_batch
-from embedder.training.distributed import mean_over_workers
+from embedder.training.batch_plan import BatchPlan, share_of_batch
+from embedder.training.distributed import sum_over_workers
 from embedder.training.objective import Objective
 from embedder.training.training_rows import TrainingRows
 
@@ -22,7 +23,10 @@ SIZES = {"qa": 11, "chat": 7, "tool": 5, "icl": 3, "lrlm": 9}
 """Rows a task; none is a multiple of the batch, nor of the number of workers."""
 BATCH_SIZE = 8
 PLANS = {
-    name: BatchPlan(SIZES, TaskMix(dict.fromkeys(SIZES, 1.0), batches=name), batch_size=BATCH_SIZE, steps=15, seed=3)
+    name: BatchPlan(
+        SIZES,
+        TrainConfig(task_weights=dict.fromkeys(SIZES, 1.0), batches=name, batch_size=BATCH_SIZE, steps=15, seed=3),
+    )
     for name in ("one_task", "mixed")
 }
 STEPS = {"one_task": range(6), "mixed": (0, 14)}
@@ -54,7 +58,8 @@ def outcomes(encoder_config: EncoderConfig, data: Path, rank: int, workers: int)
             loss.backward()
             gradients = [weight.grad.flatten() for weight in encoder.parameters() if weight.grad is not None]
             label = f"{step}: {' '.join(part.task for part in parts)}"
-            found[label] = Outcome(batch.queries, mean_over_workers(loss), torch.cat(gradients))
+            (total,) = sum_over_workers([loss.item()], loss.device)
+            found[label] = Outcome(batch.queries, total / workers, torch.cat(gradients))
     return found
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
 from embedder.training import batch_plan
-from embedder.training.batch_plan import BatchPart, BatchPlan, TaskMix, deal_slots, share_of_batch
+from embedder.training.batch_plan import BatchPart, BatchPlan, deal_slots, share_of_batch
 from tests.unit.judges import quick
 
 SIZES = {"qa": 40, "chat": 10, "tool": 30}
-MIXED = TaskMix(batches="mixed")
+MIXED = {"batches": "mixed"}
 PINNED = [
     ("tool", [16, 18, 11, 12]),
     ("qa", [39, 18, 9, 34]),
@@ -31,8 +31,10 @@ PINNED = [
 PINNED_MIXED = [BatchPart("qa", [30, 18]), BatchPart("tool", [12, 29])]
 
 
-def plan(sizes=SIZES, mix=TaskMix(), batch_size=4, steps=60, seed=0) -> BatchPlan:  # noqa: B008 - frozen
-    return BatchPlan(sizes, mix, batch_size=batch_size, steps=steps, seed=seed)
+def plan(sizes=SIZES, mix=None, batch_size=4, steps=60, seed=0) -> BatchPlan:
+    """A plan of one worker; `mix` holds the settings of TrainConfig that say how tasks are mixed."""
+    settings = {"batch_size": batch_size, "steps": steps, "seed": seed, "num_workers": 1}
+    return BatchPlan(sizes, TrainConfig(**settings, **(mix or {})))
 
 
 def batches(made: BatchPlan) -> list[list[BatchPart]]:
@@ -49,7 +51,7 @@ def taken(made: BatchPlan) -> dict[str, list[int]]:
 
 
 sizes = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 20), min_size=1)
-mixes = st.sampled_from([TaskMix(), TaskMix(temperature=3.0), MIXED])
+mixes = st.sampled_from([{}, {"mix_temperature": 3.0}, MIXED])
 few = st.integers(1, 7)
 
 
@@ -70,7 +72,7 @@ def test_batch_plan_every_epoch_of_a_task_takes_each_of_its_rows_once(rows, mix,
     for parts in batches(made):
         assert sum(len(part.rows) for part in parts) == batch_size
         assert len({part.task for part in parts}) == len(parts)
-        assert mix.batches == "mixed" or len(parts) == 1
+        assert mix == MIXED or len(parts) == 1
     for task, numbers in taken(made).items():
         assert len(numbers) == made.rows_of(task)
         for first in range(0, len(numbers), rows[task]):
@@ -83,11 +85,11 @@ def test_batch_plan_every_epoch_of_a_task_takes_each_of_its_rows_once(rows, mix,
 @given(sizes, mixes, st.integers(1, 80), st.integers(0, 9))
 def test_batch_plan_shares_are_kept_at_every_step(rows, mix, steps, seed):
     made, counts = plan(rows, mix, 2, steps, seed), Counter()
-    wanted = {task: size ** (1 / mix.temperature) for task, size in rows.items()}
+    wanted = {task: size ** (1 / mix.get("mix_temperature", 1)) for task, size in rows.items()}
     for step, parts in enumerate(batches(made), start=1):
         for part in parts:
             counts[part.task] += len(part.rows)
-        slot = 2 if mix.batches == "one_task" else 1
+        slot = 1 if mix == MIXED else 2
         for task, share in wanted.items():
             assert abs(counts[task] - 2 * step * share / sum(wanted.values())) < slot * len(rows)
 
@@ -95,23 +97,23 @@ def test_batch_plan_shares_are_kept_at_every_step(rows, mix, steps, seed):
 @pytest.mark.parametrize(
     ("mix", "expected"),
     [
-        (TaskMix(), {"qa": 30, "chat": 7.5, "tool": 22.5}),
-        (TaskMix({"qa": 1, "chat": 1, "tool": 1}), {"qa": 20, "chat": 20, "tool": 20}),
-        (TaskMix({"qa": 3, "chat": 1}), {"qa": 45, "chat": 15, "tool": 0}),
-        (TaskMix({"qa": 2, "chat": 0.0}), {"qa": 60, "chat": 0, "tool": 0}),
-        (TaskMix(temperature=2.0), {"qa": 60 * 2 / (3 + 3**0.5), "chat": 60 / (3 + 3**0.5), "tool": 60 * 0.366}),
-        (TaskMix(temperature=1e9), {"qa": 20, "chat": 20, "tool": 20}),
+        ({}, {"qa": 30, "chat": 7.5, "tool": 22.5}),
+        ({"task_weights": {"qa": 1, "chat": 1, "tool": 1}}, {"qa": 20, "chat": 20, "tool": 20}),
+        ({"task_weights": {"qa": 3, "chat": 1}}, {"qa": 45, "chat": 15, "tool": 0}),
+        ({"task_weights": {"qa": 2, "chat": 0.0}}, {"qa": 60, "chat": 0, "tool": 0}),
+        ({"mix_temperature": 2.0}, {"qa": 60 * 2 / (3 + 3**0.5), "chat": 60 / (3 + 3**0.5), "tool": 60 * 0.366}),
+        ({"mix_temperature": 1e9}, {"qa": 20, "chat": 20, "tool": 20}),
     ],
 )
 @pytest.mark.parametrize("batches", ["one_task", "mixed"])
 def test_batch_plan_shares_are_those_of_sizes_temperature_or_weights(mix, expected, batches):
-    made = plan(mix=TaskMix(mix.weights, mix.temperature, batches))
+    made = plan(mix={**mix, "batches": batches})
     for task, steps in expected.items():
         assert abs(made.rows_of(task) - 4 * steps) <= 8
 
 
 def test_batch_plan_tasks_are_interleaved_from_the_beginning():
-    first = Counter(part.task for (part,) in batches(plan(mix=TaskMix(dict.fromkeys(SIZES, 1.0)), steps=9)))
+    first = Counter(part.task for (part,) in batches(plan(mix={"task_weights": dict.fromkeys(SIZES, 1.0)}, steps=9)))
     assert set(first.values()) == {3}
 
 
@@ -136,14 +138,14 @@ def test_batch_plan_more_tasks_and_another_batch_size_leave_the_order_of_a_task_
 
 
 LEAVE = {
-    "one_task": TaskMix(dict.fromkeys(SIZES, 1.0), exhausted="drop"),
-    "mixed": TaskMix(dict.fromkeys(SIZES, 1.0), batches="mixed", exhausted="drop"),
+    name: {"task_weights": dict.fromkeys(SIZES, 1.0), "batches": name, "exhausted": "drop"}
+    for name in ("one_task", "mixed")
 }
 
 
 @pytest.mark.parametrize("mix", LEAVE.values(), ids=LEAVE.keys())
 def test_batch_plan_an_exhausted_task_leaves_the_mix_after_each_of_its_rows_was_trained(mix):
-    steps = 21 if mix.batches == "one_task" else 20
+    steps = 21 if mix["batches"] == "one_task" else 20
     made = plan(mix=mix, steps=steps)
     seen = taken(made)
     for task, size in SIZES.items():
@@ -162,7 +164,7 @@ def test_batch_plan_leaving_holds_for_any_sizes_and_at_any_step(rows, batches_of
     if not most:
         return
     steps = data.draw(st.integers(1, most))
-    made = plan(rows, TaskMix(batches=batches_of, exhausted="drop"), batch_size, steps, seed)
+    made = plan(rows, {"batches": batches_of, "exhausted": "drop"}, batch_size, steps, seed)
     for task, numbers in taken(made).items():
         assert len(numbers) == made.rows_of(task) < rows[task] + slot
         assert len(set(numbers[: rows[task]])) == min(len(numbers), rows[task])
@@ -172,14 +174,14 @@ def test_batch_plan_a_mix_that_ends_before_the_last_step_is_refused():
     with pytest.raises(
         ConfigError, match=r"'drop', and the rows of all tasks last for 21 steps; lower train.steps \(22"
     ):
-        plan(mix=TaskMix(exhausted="drop"), steps=22)
+        plan(mix={"exhausted": "drop"}, steps=22)
     with pytest.raises(ConfigError, match="last for 20 steps"):
-        plan(mix=TaskMix(batches="mixed", exhausted="drop"), steps=21)
-    plan(mix=TaskMix(exhausted="drop"), steps=21)
+        plan(mix={**MIXED, "exhausted": "drop"}, steps=21)
+    plan(mix={"exhausted": "drop"}, steps=21)
 
 
 def test_batch_plan_repeated_tasks_go_on_in_a_new_order_each_time():
-    rows = taken(plan(mix=TaskMix({"chat": 1.0}), batch_size=5, steps=6))["chat"]
+    rows = taken(plan(mix={"task_weights": {"chat": 1.0}}, batch_size=5, steps=6))["chat"]
     assert len({tuple(rows[i : i + 10]) for i in (0, 10, 20)}) == 3
 
 
@@ -246,7 +248,7 @@ def test_batch_plan_is_what_it_was_when_checkpoints_of_this_format_were_written(
 
 def test_batch_plan_of_a_million_steps_takes_a_megabyte_and_less_than_a_second():
     many = {"qa": 10**9, "chat": 10**8 + 7, "tool": 12_345}
-    for mix in (TaskMix(), MIXED):
+    for mix in ({}, MIXED):
         tracemalloc.start()
         began = time.process_time()
         made = plan(many, mix, batch_size=64, steps=10**6)
@@ -257,7 +259,7 @@ def test_batch_plan_of_a_million_steps_takes_a_megabyte_and_less_than_a_second()
 
 
 def test_batch_plan_of_ten_million_rows_gives_any_batch():
-    for mix in (TaskMix(), TaskMix(exhausted="drop")):
+    for mix in ({}, {"exhausted": "drop"}):
         made = plan({"qa": 10**7, "tool": 1000}, mix, batch_size=64, steps=10**5)
         for step in (0, 99_998, 99_999):
             parts = made.batch(step)
@@ -291,15 +293,8 @@ def test_batch_plan_a_task_without_rows_is_never_trained():
 
 @pytest.mark.parametrize(
     ("rows", "weights"),
-    [({}, {}), ({"qa": 0}, {}), ({"qa": 5}, {"qa": 0.0}), ({"qa": 5}, {"tool": 1.0}), ({"qa": 5}, {"qa": -1.0})],
+    [({}, {}), ({"qa": 0}, {}), ({"qa": 5}, {"tool": 1.0}), ({"qa": 5}, {"qa": 0.0, "tool": 1.0})],
 )
 def test_batch_plan_nothing_to_train_is_refused(rows, weights):
     with pytest.raises(ConfigError, match="no task to train"):
-        plan(rows, TaskMix(weights))
-
-
-def test_batch_plan_the_run_file_says_how_tasks_are_mixed():
-    settings = {"task_weights": {"qa": 2.0}, "batches": "mixed", "exhausted": "drop", "steps": 3, "seed": 5}
-    made = BatchPlan.of(SIZES, TrainConfig(**settings, batch_size=6))
-    assert batches(made) == batches(plan(mix=TaskMix({"qa": 2.0}, 1.0, "mixed", "drop"), batch_size=6, steps=3, seed=5))
-    assert TaskMix.of(TrainConfig(steps=1, mix_temperature=2.0)) == TaskMix(temperature=2.0)
+        plan(rows, {"task_weights": weights})

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.config.train import SelfPacedConfig
+from embedder.config.train import SelfPacedConfig, TrainConfig
 from embedder.models.encoder import load_encoder
-from embedder.training.batch_plan import BatchPlan, TaskMix
+from embedder.training.batch_plan import BatchPlan
 from embedder.training.objective import Objective
 from embedder.training.schedule import SelfPaced
 from embedder.training.training_rows import TrainingRows, write_training_rows
@@ -49,7 +49,7 @@ def trained(encoder_config, folder, *, seed: int, batches: str, direction: str) 
     encoder, rows = load_encoder(encoder_config, device="cpu"), TrainingRows(folder / "rows.arrow")
     optimizer = torch.optim.AdamW(encoder.parameters())
     paced = SelfPaced(SelfPacedConfig(direction=direction, checkpoint_every=1000, smoothing=0.7, bounds=(0.1, 10)))
-    plan = BatchPlan(rows.sizes, TaskMix(batches=batches), batch_size=8, steps=STEPS, seed=seed)
+    plan = BatchPlan(rows.sizes, TrainConfig(batches=batches, batch_size=8, steps=STEPS, seed=seed))
     alone = {name: spec.model_copy(update={"in_batch_negatives": False}) for name, spec in TASKS.items()}
     rates = {task: [] for task in TASKS}
     for step in range(STEPS):
