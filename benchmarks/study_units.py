@@ -125,4 +125,4 @@ class Study:
                 counter.advance(1)
 
             train(job, report)
-        return tasks, str(job.exported), [step.loss for step in MetricsReader(job.metrics, StepMetrics).steps()]
+        return tasks, str(job.exported), [step.loss for step in MetricsReader(job.metrics).steps()]

@@ -37,7 +37,7 @@ def _work(rank: int, job: TrainingJob, threads: int) -> None:
 def steps_on_workers(job: TrainingJob, threads: int) -> list[float]:
     """Seconds of every step."""
     spawn(_work, args=(job, threads), nprocs=job.config.num_workers)
-    return [step.seconds for step in MetricsReader(job.metrics, StepMetrics).steps()]
+    return [step.seconds for step in MetricsReader(job.metrics).steps()]
 
 
 def peak_memory(job: TrainingJob, threads: int) -> int:

@@ -49,9 +49,9 @@ def run(config: RunConfig) -> StageReport:
     """Train or resume; write model, card and report; the summary tells the rows left out, losses and validation."""
     from embedder.run.lineage import install_model
     from embedder.training.estimate import work_of
-    from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, report_lines
+    from embedder.training.job import MetricsReader, TrainingJob
     from embedder.training.model_card import model_card
-    from embedder.training.training_report import summarise, write_report
+    from embedder.training.training_report import report_lines, summarise, write_report
     from embedder.training.training_rows import write_training_rows
     from ray_jobs.training.worker import run_workers
 
@@ -66,7 +66,7 @@ def run(config: RunConfig) -> StageReport:
         work = work_of(config.encoder, config.tasks, settings, kept, apart)
         _announce(Work(work.stage, [*taken.notes, *work.lines], work.flops), settings)
         run_workers(job, "train")
-    steps = MetricsReader(job.metrics, StepMetrics).steps()
+    steps = MetricsReader(job.metrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
     numbers = summarise(steps, sizes, left_out, outcome, settings)
     # Each time anew, also for a finished run: card and report are made from the metrics, and cost seconds.
@@ -77,7 +77,7 @@ def run(config: RunConfig) -> StageReport:
     page = write_report(numbers, config.paths.reports, config.paths.work.name)
     report = StageReport("train", len(steps), "steps", details={"rows": dict(sizes), "left_out": dict(left_out)})
     report.details["outcome"] = outcome
-    report.lines += taken.notes + report_lines(steps, sizes, outcome, settings)
+    report.lines += taken.notes + report_lines(numbers)
     report.lines += [f"left out {count:,} groups of {reason}" for reason, count in sorted(left_out.items())]
     report.lines.append(f"report: {page}")
     return report

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from statistics import mean
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Literal
 
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import TaskSpec
@@ -80,20 +82,7 @@ class StepMetrics:
     """NDCG by task, where the step was followed by a measurement."""
 
 
-class Metrics(Protocol):
-    """A dataclass of what a step reports."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def step(self) -> int:
-        """Counted from 0."""
-
-
-M = TypeVar("M", bound=Metrics)
-
-
-def append_metrics(path: Path, metrics: Metrics) -> None:
+def append_metrics(path: Path, metrics: StepMetrics) -> None:
     """Add one JSON line; a step that is repeated after a resume stands twice, and the later line counts."""
     with path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
@@ -102,36 +91,26 @@ def append_metrics(path: Path, metrics: Metrics) -> None:
         file.write(torn + json.dumps(asdict(metrics)).encode() + b"\n")
 
 
-class MetricsReader(Generic[M]):
-    """Reads metrics of one type while they are written, each line once."""
+class MetricsReader:
+    """Reads metrics while they are written, each line once."""
 
-    def __init__(self, path: Path, record: type[M]) -> None:
-        self._path, self._record, self._read = path, record, 0
-        self._by_step: dict[int, M] = {}
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+        self._by_step: dict[int, StepMetrics] = {}
 
-    def steps_done(self) -> int:
-        """Steps made so far."""
-        steps = self.steps()
-        return steps[-1].step + 1 if steps else 0
-
-    def steps(self) -> list[M]:
+    def steps(self) -> list[StepMetrics]:
         """The metrics of every step so far, in order."""
         if self._path.is_file():
             with self._path.open("rb") as file:
                 file.seek(self._read)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
+                # A line without its end is still being written: it is read by the next call.
+                for line in takewhile(lambda line: line.endswith(b"\n"), file):
                     self._read += len(line)
-                    self._add(line)
+                    # A line that a kill cut is no JSON; its step is repeated after the resume.
+                    with suppress(ValueError):
+                        metrics = StepMetrics(**json.loads(line))
+                        self._by_step[metrics.step] = metrics
         return [self._by_step[step] for step in sorted(self._by_step)]
-
-    def _add(self, line: bytes) -> None:
-        try:
-            metrics = self._record(**json.loads(line))
-        except ValueError:
-            return  # cut by a kill; the step is repeated after the resume
-        self._by_step[metrics.step] = metrics
 
 
 NOTED_STEPS = 10
@@ -156,34 +135,3 @@ def live_note(steps: Sequence[StepMetrics], batch_size: int) -> str:
     if measured:
         parts.append(f"NDCG {measured[-1]:.4f}, best {max(measured):.4f}")
     return "; ".join(parts)
-
-
-def report_lines(
-    steps: Sequence[StepMetrics], sizes: Mapping[str, int], outcome: Mapping[str, Any], config: TrainConfig
-) -> list[str]:
-    """What a finished training tells: each task's loss at both ends, and the validation before, at best and last."""
-    lines = []
-    for task, size in sorted(sizes.items()):
-        mine = [step.losses[task] for step in steps if task in step.losses]
-        edge = max(1, len(mine) // 5)
-        if mine:
-            paces = [step.paces[task] for step in steps if task in step.losses]
-            lines.append(
-                f"{task}: {size:,} rows, {len(mine):,} steps, loss {mean(mine[:edge]):.4f} -> {mean(mine[-edge:]):.4f} "
-                f"(first and last fifth), pace {paces[-1]:.2f}"
-            )
-    if config.validation is not None:
-        history, place = outcome["validation"]["history"], outcome["validation"]["best"]
-        first, best, last = history[0], history[place], history[-1]
-        lines.append(
-            f"NDCG@{config.validation.cutoff} on held-out queries: {first['mean']:.4f} before, best {best['mean']:.4f} "
-            f"after {best['steps']:,} steps (exported), {last['mean']:.4f} after {last['steps']:,}"
-        )
-        if not best["steps"]:
-            lines.append("no step did better than the encoder it began with, which is what was exported")
-        if outcome["steps"] < config.steps:
-            lines.append(
-                f"stopped {config.steps - outcome['steps']:,} steps early: {config.validation.patience} measurements "
-                "brought no new best"
-            )
-    return lines

@@ -102,14 +102,35 @@ def write_report(numbers: Mapping[str, Any], folder: AnyPath, run: str) -> AnyPa
     with replacing(folder / "training.png") as file:
         file.write(draw_training(numbers, PAPER))
     path = folder / "training.html"
+    curves = light_and_dark(draw_training, numbers)
     with replacing(path) as file:
-        file.write(page(numbers, run).encode())
+        file.write(render("training.html", run=run, numbers=numbers, curves=curves).encode())
     return path
 
 
-def page(numbers: Mapping[str, Any], run: str) -> str:
-    """The report as one HTML page; all texts are escaped and the page loads nothing."""
-    return render("training.html", run=run, numbers=numbers, curves=light_and_dark(draw_training, numbers))
+def report_lines(numbers: Mapping[str, Any]) -> list[str]:
+    """What a finished training tells: each task's loss at both ends, and the validation before, at best and last."""
+    lines = [
+        f"{name}: {task['rows']:,} rows, {task['steps']:,} steps, loss {task['loss_first']:.4f} -> "
+        f"{task['loss_last']:.4f} (first and last fifth), pace {task['pace_last']:.2f}"
+        for name, task in numbers["tasks"].items()
+        if task["steps"]
+    ]
+    if validation := numbers["validation"]:
+        history, settings = validation["history"], numbers["settings"]
+        first, best, last = history[0], history[validation["best"]], history[-1]
+        lines.append(
+            f"NDCG@{validation['cutoff']} on held-out queries: {first['mean']:.4f} before, best {best['mean']:.4f} "
+            f"after {best['steps']:,} steps (exported), {last['mean']:.4f} after {last['steps']:,}"
+        )
+        if not best["steps"]:
+            lines.append("no step did better than the encoder it began with, which is what was exported")
+        if validation["stopped_early"]:
+            lines.append(
+                f"stopped {settings['steps'] - last['steps']:,} steps early: {settings['validation']['patience']} "
+                "measurements brought no new best"
+            )
+    return lines
 
 
 def draw_training(numbers: Mapping[str, Any], colors: PlotColors) -> bytes:

@@ -40,21 +40,22 @@ def run_workers(job: TrainingJob, label: str) -> None:
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    reader = MetricsReader(job.metrics, StepMetrics)
+    reader = MetricsReader(job.metrics)
     finished = threading.Event()
     with track_progress(f"{label}: steps", settings.steps) as counter:
-        counter.skip(reader.steps_done())
+        counter.skip(len(reader.steps()))
 
         def watch() -> None:
             is_going = False
             while not finished.wait(POLL_S):
-                new = reader.steps_done() - counter.count
+                steps = reader.steps()
+                new = len(steps) - counter.count
                 if new and not is_going:
                     # Until now the workers were started, which may take longer than many steps.
                     is_going = True
                     counter.skip(new)
                 elif job.network == "encoder":
-                    counter.advance(new, live_note(reader.steps(), settings.batch_size))
+                    counter.advance(new, live_note(steps, settings.batch_size))
                 else:
                     counter.advance(new)
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from embedder.config.run import RunConfig
 from embedder.index.bundle import verify
 from embedder.index.catalog import Catalog
-from embedder.training.job import MetricsReader, StepMetrics
+from embedder.training.job import MetricsReader
 from ray_jobs.cluster.tables import labelled_ledger
 from tests.cluster.label_helpers import labels
 
@@ -50,9 +50,7 @@ def labelled(config: RunConfig) -> object:
 def trained(config: RunConfig) -> object:
     """The losses of each step, and the weights."""
     (metrics,) = config.paths.training.glob("*/metrics.jsonl")
-    losses = [
-        (row.step, row.losses, row.learning_rate, row.paces) for row in MetricsReader(metrics, StepMetrics).steps()
-    ]
+    losses = [(row.step, row.losses, row.learning_rate, row.paces) for row in MetricsReader(metrics).steps()]
     return losses, (config.paths.model / "model.safetensors").read_bytes()
 
 

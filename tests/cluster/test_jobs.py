@@ -14,7 +14,7 @@ from embedder.config.load import load_run
 from embedder.data.ledger import Ledger
 from embedder.data.records import LABELLED, group_id
 from embedder.index.bundle import verify
-from embedder.training.job import MetricsReader, StepMetrics
+from embedder.training.job import MetricsReader
 from ray_jobs.cluster.tables import candidate_groups, labelled_ledger
 from tests.cluster.conftest import Cluster
 from tests.cluster.results import served_bundle
@@ -108,7 +108,7 @@ def test_train_killed_half_way_goes_on_and_a_finished_run_trains_no_more(cluster
 def _steps(training: Path) -> list[tuple[int, float]]:
     """Step and loss of the only run below a folder."""
     files = list(training.glob("*/metrics.jsonl"))
-    return [(row.step, row.loss) for path in files for row in MetricsReader(path, StepMetrics).steps()]
+    return [(row.step, row.loss) for path in files for row in MetricsReader(path).steps()]
 
 
 def test_index_writes_a_bundle_that_verifies_and_a_second_run_encodes_nothing(cluster: Cluster, run_file: Path) -> None:

@@ -58,9 +58,7 @@ def trainings(run_file: Path) -> list[Path]:
 
 def steps(run_file: Path) -> list[StepMetrics]:
     """What the only training of a run has reported."""
-    return [
-        step for folder in trainings(run_file) for step in MetricsReader(folder / "metrics.jsonl", StepMetrics).steps()
-    ]
+    return [step for folder in trainings(run_file) for step in MetricsReader(folder / "metrics.jsonl").steps()]
 
 
 def train_workers() -> list[int]:

@@ -28,7 +28,7 @@ def losses_of(job: TrainingJob, stop: int | None = None) -> list[float]:
 
     with suppress(AbandonedError):
         train(job, report)
-    return [step.loss for step in MetricsReader(job.metrics, StepMetrics).steps()]
+    return [step.loss for step in MetricsReader(job.metrics).steps()]
 
 
 def work(rank: int, job: TrainingJob, meeting: Path) -> None:

@@ -105,7 +105,7 @@ def on_workers(workers: int, runs: Sequence[Run], folder: Path, encoder: Encoder
 
 def metrics(folder: Path, run: str) -> list[StepMetrics]:
     """What the steps of a run reported."""
-    return MetricsReader(folder / run / "metrics.jsonl", StepMetrics).steps()
+    return MetricsReader(folder / run / "metrics.jsonl").steps()
 
 
 def losses(folder: Path, run: str) -> list[float]:
