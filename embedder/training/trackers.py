@@ -6,9 +6,8 @@ Their packages are imported when one is opened: two of them are nobody's duty to
 from __future__ import annotations
 
 import importlib.util
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,26 +32,6 @@ class Tracker(Protocol):
         """Write what is still to be written."""
 
 
-def wanted_trackers(config: TrainConfig) -> dict[str, str]:
-    """By setting: the package that each configured tracker needs."""
-    wanted = {"tensorboard": config.tensorboard, "mlflow": config.mlflow, "wandb": config.wandb}
-    return {name: name for name, value in wanted.items() if value}
-
-
-def check_trackers(config: TrainConfig) -> None:
-    """Say before a worker starts that a tracker is missing.
-
-    Raises:
-        ConfigError: its package is not installed.
-    """
-    for setting, package in wanted_trackers(config).items():
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"train.{setting} is set, but the package {package} is not installed; "
-                f"`pip install {package}` on every node, or leave the setting out"
-            )
-
-
 def values_of(metrics: StepMetrics) -> dict[str, float]:
     """What a tracker is told of a step; no name is the beginning of another, which MLflow keeps as folder and file."""
     values = {"loss": metrics.loss, "learning_rate": metrics.learning_rate, "seconds": metrics.seconds}
@@ -63,23 +42,6 @@ def values_of(metrics: StepMetrics) -> dict[str, float]:
     if metrics.validation:
         values["train/ndcg"] = mean(metrics.validation.values())
     return values
-
-
-@contextmanager
-def open_trackers(job: TrainingJob) -> Iterator[Sequence[Tracker]]:
-    """The configured trackers, closed when the block ends; one that follows the run already goes on with it."""
-    config = job.config
-    with ExitStack() as stack:
-        opened: list[Tracker] = []
-        if config.tensorboard:
-            opened.append(_TensorBoard(job))
-        if config.mlflow is not None:
-            opened.append(_MlFlow(job, config.mlflow))
-        if config.wandb is not None:
-            opened.append(_WandB(job, config.wandb))
-        for tracker in opened:
-            stack.callback(tracker.close)
-        yield opened
 
 
 class _TensorBoard:
@@ -106,39 +68,36 @@ class _TensorBoard:
 class _MlFlow:
     """A run of MLflow, whose id lies in the training's folder."""
 
-    def __init__(self, job: TrainingJob, server: str) -> None:
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric
+    def __init__(self, job: TrainingJob) -> None:
+        import mlflow
 
-        self._client, self._metric = MlflowClient(tracking_uri=server), Metric
+        self._mlflow = mlflow
+        mlflow.set_tracking_uri(job.config.mlflow)
         note = job.folder / "mlflow-run"
         if note.is_file():
-            self._run = note.read_text(encoding="utf-8").strip()
+            mlflow.start_run(run_id=note.read_text(encoding="utf-8").strip())
             return
-        known = self._client.get_experiment_by_name(EXPERIMENT)
-        experiment = known.experiment_id if known else self._client.create_experiment(EXPERIMENT)
-        self._run = self._client.create_run(experiment, run_name=job.folder.name).info.run_id
-        note.write_text(self._run, encoding="utf-8")
-        for name, value in settings_of(job).items():
-            self._client.log_param(self._run, name, value)
+        mlflow.set_experiment(EXPERIMENT)
+        run = mlflow.start_run(run_name=job.folder.name)
+        note.write_text(run.info.run_id, encoding="utf-8")
+        mlflow.log_params(settings_of(job))
 
     def log(self, values: dict[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        self._client.log_batch(self._run, [self._metric(name, value, now, step) for name, value in values.items()])
+        self._mlflow.log_metrics(values, step=step)
 
     def close(self) -> None:
-        self._client.set_terminated(self._run)
+        self._mlflow.end_run()
 
 
 class _WandB:
     """A run of Weights & Biases, known by the training's name."""
 
-    def __init__(self, job: TrainingJob, project: str) -> None:
+    def __init__(self, job: TrainingJob) -> None:
         import wandb
 
         name = job.folder.name
         self._run = wandb.init(
-            project=project, id=name, name=name, resume="allow", dir=str(job.folder), config=settings_of(job)
+            project=job.config.wandb, id=name, name=name, resume="allow", dir=str(job.folder), config=settings_of(job)
         )
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -146,6 +105,39 @@ class _WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+TRACKERS: dict[str, Callable[[TrainingJob], Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "mlflow": _MlFlow,
+    "wandb": _WandB,
+}
+"""By the setting that asks for one, which is also the name of the package it needs."""
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Say before a worker starts that a tracker is missing.
+
+    Raises:
+        ConfigError: its package is not installed.
+    """
+    for name in TRACKERS:
+        if getattr(config, name) and importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"train.{name} is set, but the package {name} is not installed; "
+                f"`pip install {name}` on every node, or leave the setting out"
+            )
+
+
+@contextmanager
+def open_trackers(job: TrainingJob) -> Iterator[Sequence[Tracker]]:
+    """The configured trackers, closed when the block ends; one that follows the run already goes on with it."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(closing(tracker(job)))
+            for name, tracker in TRACKERS.items()
+            if getattr(job.config, name)
+        ]
 
 
 def settings_of(job: TrainingJob) -> dict[str, Any]:

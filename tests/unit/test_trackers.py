@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType, SimpleNamespace
-from typing import ClassVar
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -56,49 +55,43 @@ def test_tensorboard_holds_each_step_once_after_a_resume(tmp_path, tiny_encoder)
     assert [(one.step, one.value) for one in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 13), (4, 14), (5, 15)]
 
 
-class _Client:
-    """Of MLflow: keeps what it is told."""
+class _MlFlowModule(ModuleType):
+    """The functions of MLflow that are called; keeps what they are told."""
 
-    told: ClassVar[list[tuple]] = []
+    def __init__(self):
+        super().__init__("mlflow")
+        self.told = []
 
-    def __init__(self, tracking_uri):
-        self.told.append(("server", tracking_uri))
+    def set_tracking_uri(self, server):
+        self.told.append(("server", server))
 
-    def get_experiment_by_name(self, name):
-        return None
+    def set_experiment(self, name):
+        self.told.append(("experiment", name))
 
-    def create_experiment(self, name):
-        return f"{name}-id"
-
-    def create_run(self, experiment, run_name):
-        self.told.append(("run", experiment, run_name))
+    def start_run(self, run_id=None, run_name=None):
+        self.told.append(("run", run_id, run_name))
         return SimpleNamespace(info=SimpleNamespace(run_id="r1"))
 
-    def log_param(self, run, name, value):
-        self.told.append(("param", run, name))
+    def log_params(self, settings):
+        self.told.append(("params", settings["steps"]))
 
-    def log_batch(self, run, metrics):
-        self.told.append(("batch", run, [(one[0], one[1], one[3]) for one in metrics]))
+    def log_metrics(self, values, step):
+        self.told.append(("metrics", values, step))
 
-    def set_terminated(self, run):
-        self.told.append(("end", run))
+    def end_run(self):
+        self.told.append(("end",))
 
 
 def test_mlflow_goes_on_with_the_run_whose_id_it_noted(tmp_path, tiny_encoder, monkeypatch):
-    module, entities = ModuleType("mlflow"), ModuleType("mlflow.entities")
-    module.MlflowClient = _Client
-    entities.Metric = lambda *given: given
+    module = _MlFlowModule()
     monkeypatch.setitem(sys.modules, "mlflow", module)
-    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
-    _Client.told = []
     made = job(tmp_path, tiny_encoder, mlflow="http://server")
     for _ in range(2):
         with open_trackers(made) as (tracker,):
             tracker.log({"loss": 0.5}, 4)
-    told = [one for one in _Client.told if one[0] != "param"]
-    logged = [("batch", "r1", [("loss", 0.5, 4)]), ("end", "r1")]
-    assert told[:2] == [("server", "http://server"), ("run", "llm-embedder-id", "run")]
-    assert told[2:4] == logged and told[4:] == [("server", "http://server"), *logged]
+    server, logged = ("server", "http://server"), [("metrics", {"loss": 0.5}, 4), ("end",)]
+    begun = [("experiment", "llm-embedder"), ("run", None, "run"), ("params", 9)]
+    assert module.told == [server, *begun, *logged, server, ("run", "r1", None), *logged]
 
 
 def test_wandb_goes_on_with_the_run_of_the_training(tmp_path, tiny_encoder, monkeypatch):
