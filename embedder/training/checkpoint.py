@@ -43,11 +43,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Checkpoint:
-    """All that a training needs to go on as if it had not been stopped."""
+    """All that a training needs to go on as if it had not been stopped; without values, one that has not begun."""
 
-    next_step: int
-    weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
+    next_step: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
     self_paced: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,14 +26,8 @@ from embedder.training.schedule import SelfPaced, linear_rate
 from embedder.training.training_rows import Batch, TrainingRows
 from embedder.training.validation import EarlyStopping, HeldOut
 
-
-class PreparedStep(NamedTuple):
-    """This worker's share of a step, tokenised."""
-
-    tasks: Counter[str]
-    """Queries of the global batch by task."""
-    batch: Batch
-    rows: list[TokenRow]
+PreparedStep = tuple[Counter[str], Batch, list[TokenRow]]
+"""The queries of a step's global batch by task; this worker's share of it; the same tokenised."""
 
 
 def train(job: TrainingJob, report: Callable[[StepMetrics], None]) -> None:
@@ -71,14 +64,15 @@ class Trainer:
         self._memory = TokenLimits(job.encoder.batch_tokens, config.chunk_tokens)
         self._data = TrainingRows(job.rows)
         self._plan = BatchPlan(self._data.sizes, config)
-        self._paced = SelfPaced(config.self_paced)
-        self._stopping = EarlyStopping(config.validation.patience if config.validation else None)
         self._held_out = HeldOut(job.held_out, self._learner) if config.validation else None
-        self._best: dict[str, Tensor] = {}
-        self.next_step = 0
+        start = checkpoint or Checkpoint()
+        self.next_step = start.next_step
+        self._paced = SelfPaced(config.self_paced, **start.self_paced)
+        self._stopping = EarlyStopping(config.validation.patience if config.validation else None, **start.validation)
+        self._best = start.best if rank() == 0 else {}
         if checkpoint is not None:
-            self._resume(checkpoint)
-        elif self._held_out is not None:
+            self._engine.restore_moments(checkpoint.moments, checkpoint.next_step)
+        else:
             self._measure()
         self._pool = ThreadPoolExecutor(1)
         self._ahead = self._prepare_next()
@@ -151,13 +145,6 @@ class Trainer:
         (step,) = greatest_over_workers([-1 if newest is None else newest], device)
         return None if step < 0 else read_checkpoint(self.job.checkpoints, step)
 
-    def _resume(self, checkpoint: Checkpoint) -> None:
-        self.next_step = checkpoint.next_step
-        self._engine.restore_moments(checkpoint.moments, checkpoint.next_step)
-        self._paced.restore(checkpoint.self_paced)
-        self._stopping.restore(checkpoint.validation)
-        self._best = checkpoint.best if rank() == 0 else {}
-
     def _prepare_next(self) -> Future[PreparedStep] | None:
         """Read and tokenise the next step while this one is computed."""
         return None if self.finished else self._pool.submit(self._prepare, self.next_step)
@@ -166,7 +153,7 @@ class Trainer:
         parts = self._plan.batch(step)
         tasks = Counter({part.task: len(part.rows) for part in parts})
         batch = self._data.batch(share_of_batch(parts, rank(), world_size()))
-        return PreparedStep(tasks, batch, self._learner.rows(batch))
+        return tasks, batch, self._learner.rows(batch)
 
     def _measurement_is_due(self) -> bool:
         settings, steps = self.job.config.validation, self.job.config.steps

@@ -69,9 +69,5 @@ class SelfPaced:
             self.reference = dict(self.current)
 
     def state(self) -> dict[str, dict[str, float]]:
-        """Everything of it that a checkpoint must keep to go on alike."""
+        """What a checkpoint keeps: the arguments, besides `config`, of one that goes on alike."""
         return {"current": dict(self.current), "reference": dict(self.reference)}
-
-    def restore(self, state: dict[str, dict[str, float]]) -> None:
-        """Undo `state`."""
-        self.current, self.reference = dict(state["current"]), dict(state["reference"])

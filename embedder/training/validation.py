@@ -73,9 +73,5 @@ class EarlyStopping:
         return self.patience is not None and len(self.history) - 1 - self.best >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """Everything of it that a checkpoint must keep to go on alike."""
+        """What a checkpoint keeps: the arguments, besides `patience`, of one that goes on alike."""
         return {"history": list(self.history), "best": self.best}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Undo `state`."""
-        self.history, self.best = list(state["history"]), int(state["best"])

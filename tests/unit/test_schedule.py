@@ -164,8 +164,8 @@ def test_pace_of_a_mixed_batch_is_each_tasks_factor_as_rate_times_weight():
 
 
 def test_self_paced_restored_goes_on_as_if_it_had_not_stopped():
-    straight, stopped = feed(paced()), paced()
-    stopped.restore(json.loads(json.dumps(feed(paced()).state())))
+    straight = feed(paced())
+    stopped = SelfPaced(straight.config, **json.loads(json.dumps(straight.state())))
     for pace in (straight, stopped):
         for step in range(6, 12):
             pace.update("lossy", float(step), step)

@@ -120,8 +120,7 @@ def test_early_stopping_counts_patience_from_the_best_the_earliest_of_equals():
     kept = [stopping.add(10 * i, {"qa": value, "tool": 0.5}) for i, value in enumerate([0.2, 0.4, 0.4, 0.6, 0.5])]
     assert kept == [True, True, False, True, False]
     assert not stopping.exhausted
-    again = EarlyStopping(patience=2)
-    again.restore(stopping.state())
+    again = EarlyStopping(2, **stopping.state())
     assert not again.add(50, {"qa": 0.3, "tool": 0.8})
     assert again.exhausted
     assert again.history[again.best] == {"steps": 30, "tasks": {"qa": 0.6, "tool": 0.5}, "mean": 0.55}
