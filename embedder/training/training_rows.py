@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,8 @@ from embedder.config.tasks import TaskSpec
 from embedder.hashing import content_id
 from embedder.labelling.rewards import is_flat
 from embedder.training.batch_plan import BatchPart
+
+T = TypeVar("T")
 
 NO_IDENTITY = -1
 """Fills up rows of identities; no hash is negative."""
@@ -154,11 +156,9 @@ class TrainingRows:
 
     def __init__(self, path: Path) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self.sizes: dict[str, int] = {}
-        self._first: dict[str, int] = {}
-        for position, task in enumerate(self._table["task"].to_pylist()):
-            self._first.setdefault(task, position)
-            self.sizes[task] = self.sizes.get(task, 0) + 1
+        tasks: list[str] = self._table["task"].to_pylist()
+        self.sizes = Counter(tasks)
+        self._first = {task: tasks.index(task) for task in self.sizes}
         self.group_size: int = pc.max(pc.list_value_length(self._table["candidates"])).as_py() or 0
         """M, candidates of the largest group."""
 
@@ -166,20 +166,27 @@ class TrainingRows:
         """The batch of some rows, in their order, padded to the largest group."""
         positions = [self._first[part.task] + row for part in parts for row in part.rows]
         taken = self._table.take(pa.array(positions)).to_pylist()
-        shape = (len(taken), self.group_size)
-        reward_BM = torch.zeros(shape)
-        positive_BM, valid_BM = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-        identity_BM2 = torch.full((*shape, 2), NO_IDENTITY)
-        known_BP = torch.full((len(taken), max((len(row["known_hashes"]) for row in taken), default=0)), NO_IDENTITY)
-        candidates: list[str] = []
-        for i, row in enumerate(taken):
-            count = len(row["candidates"])
-            valid_BM[i, :count] = True
-            positive_BM[i, :count] = torch.tensor(row["relevance"], dtype=torch.bool)
-            if row["rewards"] is not None:
-                reward_BM[i, :count] = torch.tensor(row["rewards"])
-            identity_BM2[i, :count] = torch.tensor([row["text_hashes"], row["id_hashes"]]).T
-            known_BP[i, : len(row["known_hashes"])] = torch.tensor(row["known_hashes"], dtype=torch.long)
-            candidates += row["candidates"] + [row["candidates"][-1]] * (self.group_size - count)
-        names, queries = [row["task"] for row in taken], [row["query"] for row in taken]
-        return Batch(names, queries, candidates, reward_BM, positive_BM, valid_BM, identity_BM2, known_BP)
+        size = self.group_size
+        known = [row["known_hashes"] for row in taken]
+        hashes = [_padded([row[side] for row in taken], size, NO_IDENTITY) for side in ("text_hashes", "id_hashes")]
+        return Batch(
+            tasks=[row["task"] for row in taken],
+            queries=[row["query"] for row in taken],
+            candidates=[text for row in taken for text in _filled(row["candidates"], size, row["candidates"][-1])],
+            reward_BM=_padded([row["rewards"] or [] for row in taken], size, 0.0),
+            positive_BM=_padded([row["relevance"] for row in taken], size, 0).bool(),
+            valid_BM=_padded([[1] * len(row["candidates"]) for row in taken], size, 0).bool(),
+            identity_BM2=torch.stack(hashes, dim=-1),
+            known_BP=_padded(known, max(map(len, known), default=0), NO_IDENTITY),
+        )
+
+
+def _filled(values: Sequence[T], size: int, fill: T) -> list[T]:
+    return [*values, *[fill] * (size - len(values))]
+
+
+def _padded(lists: Sequence[Sequence[float]], size: int, fill: float) -> Tensor:
+    """Lists of at most `size` numbers as the rows of one tensor, filled up at their ends."""
+    rows = [_filled(values, size, fill) for values in lists]
+    # The type is that of the fill, because rows without a number would have none.
+    return torch.tensor(rows, dtype=torch.float32 if isinstance(fill, float) else torch.int64)
