@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from embedder.config.run import EncoderConfig
+from transformers import AutoConfig
+
+from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.config.train import TrainConfig
 from embedder.models.locate import count_parameters, locate_model
@@ -21,17 +22,8 @@ BYTES = 4
 """A float32 number takes so many."""
 BFLOAT16_SHARE = 0.7
 """Of the activations of float32 that are left in bfloat16: 0.69 in a BERT of 6 layers; norms stay in float32."""
-WIDTHS, DEPTHS, INNER = (
-    ("hidden_size", "d_model", "n_embd", "dim"),
-    ("num_hidden_layers", "num_layers", "n_layer"),
-    (
-        "intermediate_size",
-        "d_ff",
-        "n_inner",
-        "hidden_dim",
-    ),
-)
-"""What model families call the width of a token's state, the number of layers, and the width inside of a layer."""
+INNER = ("intermediate_size", "d_ff", "n_inner", "hidden_dim")
+"""What model families call the width inside of a layer; for all else transformers knows one name."""
 
 
 class ModelShape(NamedTuple):
@@ -43,17 +35,13 @@ class ModelShape(NamedTuple):
 
     @classmethod
     def of(cls, model: Path | str) -> ModelShape | None:
-        """From a model folder's config.json; null for the name of a hub model, or a family with other names."""
+        """From the configuration in a model folder; null for the name of a hub model."""
         if isinstance(model, str):
             return None
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        width, layers, inner = (_first(config, names) for names in (WIDTHS, DEPTHS, INNER))
-        return cls(width, layers, inner or 4 * width) if width and layers else None
-
-
-def _first(config: dict[str, object], names: tuple[str, ...]) -> int:
-    """The first of these keys that holds a number, or 0."""
-    return next((value for name in names if isinstance(value := config.get(name), int)), 0)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+        width: int = config.hidden_size
+        inner = next((size for name in INNER if (size := getattr(config, name, None))), 4 * width)
+        return cls(width, config.num_hidden_layers, inner)
 
 
 class MemoryEstimate(NamedTuple):
@@ -99,18 +87,13 @@ def lora_parameters(shape: ModelShape, rank: int) -> int:
     return shape.layers * rank * (8 * shape.width + 2 * (shape.width + shape.inner))
 
 
-def work_of(
-    encoder: EncoderConfig,
-    tasks: Mapping[str, TaskSpec],
-    config: TrainConfig,
-    kept: Sequence[dict[str, Any]],
-    apart: Sequence[dict[str, Any]],
-) -> Work:
+def work_of(run: RunConfig, kept: Sequence[dict[str, Any]], apart: Sequence[dict[str, Any]]) -> Work:
     """The training on the groups that are kept, measured on those that are kept apart.
 
     Raises:
         ConfigError: there is nothing to train on, or a prefix is longer than the encoder's vectors.
     """
+    encoder, tasks, config = run.encoder, run.tasks, run.needed_train
     rows = [row for group in kept if isinstance(row := training_row(group, tasks[group["task"]]), dict)]
     sizes = Counter(row["task"] for row in rows)
     plan = BatchPlan(sizes, config)
