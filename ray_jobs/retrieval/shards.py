@@ -73,7 +73,7 @@ def build_shards(
     with track_progress("index: shards", len(pending)) as counter:
         for shard, reference in enumerate(pending):
             for task, info in ray.get(reference).items():
-                files |= info.sealed_files(shard_folder(staged, shard) / task, staged)
+                files |= info.hashed_files(shard_folder(staged, shard) / task, staged)
                 collections[task] += info.rows
             counter.advance(1)
     return files, collections
