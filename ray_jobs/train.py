@@ -41,8 +41,7 @@ def check(config: RunConfig) -> Work:
     # Here and not above, because torch comes with it: what can be refused without torch has been by now.
     from embedder.training.estimate import work_of
 
-    work = work_of(config, kept, apart)
-    return Work(work.stage, [*taken.notes, *work.lines], work.flops)
+    return work_of(config, kept, apart, taken.notes)
 
 
 def run(config: RunConfig) -> StageReport:
@@ -63,8 +62,7 @@ def run(config: RunConfig) -> StageReport:
     sizes, left_out = write_training_rows(kept, config.tasks, job.rows, taken.positives)
     write_training_rows(apart, config.tasks, job.held_out, taken.positives)
     if not job.exported.is_dir():
-        work = work_of(config, kept, apart)
-        _announce(Work(work.stage, [*taken.notes, *work.lines], work.flops), settings)
+        _announce(work_of(config, kept, apart, taken.notes), settings)
         run_workers(job, "train")
     steps = MetricsReader(job.metrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))

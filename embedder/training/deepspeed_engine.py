@@ -6,7 +6,6 @@ depends on neither the number of workers nor the ZeRO stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -43,9 +42,9 @@ class TrainingEngine:
         if network.device.type == "cpu":
             # The shared-memory all-reduce is compiled at first use, which needs a C++ compiler; gloo does without.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        trained = [weight for weight in network.parameters() if weight.requires_grad]
-        decayed = [weight for weight in trained if weight.ndim > 1]
-        spared = [weight for weight in trained if weight.ndim <= 1]
+        self._trained = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+        decayed = [weight for _, weight in self._trained if weight.ndim > 1]
+        spared = [weight for _, weight in self._trained if weight.ndim <= 1]
         self._adam = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}],
             lr=config.learning_rate,
@@ -83,7 +82,7 @@ class TrainingEngine:
     def weights(self) -> dict[str, Tensor]:
         """The trained weights on the first worker, empty on the others; all workers must call it."""
         found = {}
-        for name, weight in self._trained():
+        for name, weight in self._trained:
             # At stage 3 a weight is whole only inside this block, which all workers must enter in the same order.
             with deepspeed.zero.GatheredParameters([weight]) if self._stage == 3 else nullcontext():
                 if rank() == 0:
@@ -93,7 +92,7 @@ class TrainingEngine:
     def moments(self) -> dict[str, Tensor]:
         """AdamW's state as `WEIGHT.exp_avg` and so on, on the first worker, empty on the others; all must call it."""
         found = {}
-        for name, weight in self._trained():
+        for name, weight in self._trained:
             for key in MOMENTS:
                 whole = safe_get_full_optimizer_state(weight, key) if self._stage else self._adam.state[weight][key]
                 if rank() == 0:
@@ -103,7 +102,7 @@ class TrainingEngine:
     def restore_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """Undo `moments` on a worker of a group of any size, after so many updates."""
         self._begin_moments(updates)
-        for name, weight in self._trained():
+        for name, weight in self._trained:
             for key in MOMENTS:
                 self._set_moment(weight, key, moments[f"{name}.{key}"])
 
@@ -117,9 +116,6 @@ class TrainingEngine:
             # DeepSpeed links its views of the state once, at the first update; the state is another one now.
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _trained(self) -> Iterator[tuple[str, Parameter]]:
-        return ((name, weight) for name, weight in self.network.named_parameters() if weight.requires_grad)
 
     def _flat_weights(self) -> list[Tensor]:
         """The tensors under which the optimiser keeps its state."""

@@ -87,8 +87,10 @@ def lora_parameters(shape: ModelShape, rank: int) -> int:
     return shape.layers * rank * (8 * shape.width + 2 * (shape.width + shape.inner))
 
 
-def work_of(run: RunConfig, kept: Sequence[dict[str, Any]], apart: Sequence[dict[str, Any]]) -> Work:
-    """The training on the groups that are kept, measured on those that are kept apart.
+def work_of(
+    run: RunConfig, kept: Sequence[dict[str, Any]], apart: Sequence[dict[str, Any]], notes: Sequence[str]
+) -> Work:
+    """The training on the groups that are kept, measured on those that are kept apart; `notes` come before its lines.
 
     Raises:
         ConfigError: there is nothing to train on, or a prefix is longer than the encoder's vectors.
@@ -98,7 +100,8 @@ def work_of(run: RunConfig, kept: Sequence[dict[str, Any]], apart: Sequence[dict
     sizes = Counter(row["task"] for row in rows)
     plan = BatchPlan(sizes, config)
     tokens = sum(_tokens(row, tasks[row["task"]], encoder.max_tokens) for row in rows) / len(rows)
-    lines = [
+    lines = [*notes]
+    lines += [
         f"{task}: {sizes[task]:,} groups, trained {plan.rows_of(task) / sizes[task]:.1f} times, loss {tasks[task].loss}"
         for task in plan.tasks
     ]

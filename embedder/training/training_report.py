@@ -44,6 +44,10 @@ def summarise(
         config: The settings.
     """
     seconds = sum(step.seconds for step in steps)
+    validation: dict[str, Any] | None = None
+    if config.validation is not None:
+        is_early = outcome["steps"] < config.steps
+        validation = {"cutoff": config.validation.cutoff, **outcome["validation"], "stopped_early": is_early}
     return {
         "steps": len(steps),
         "queries": len(steps) * config.batch_size,
@@ -51,7 +55,7 @@ def summarise(
         "queries_per_s": len(steps) * config.batch_size / seconds if seconds else 0.0,
         "workers": sorted({step.workers for step in steps}),
         "tasks": {task: _summarise_task(task, size, steps) for task, size in sorted(sizes.items())},
-        "validation": _summarise_validation(outcome, config),
+        "validation": validation,
         "left_out": dict(sorted(left_out.items())),
         "settings": config.model_dump(mode="json"),
     }
@@ -69,17 +73,6 @@ def _summarise_task(task: str, size: int, steps: Sequence[StepMetrics]) -> dict[
         "pace_last": own[-1].paces[task] if own else None,
         "losses": thinned([(step.step + 1, step.losses[task]) for step in own]),
         "paces": thinned([(step.step + 1, step.paces[task]) for step in own]),
-    }
-
-
-def _summarise_validation(outcome: Mapping[str, Any], config: TrainConfig) -> dict[str, Any] | None:
-    if config.validation is None:
-        return None
-    return {
-        "cutoff": config.validation.cutoff,
-        "history": outcome["validation"]["history"],
-        "best": outcome["validation"]["best"],
-        "stopped_early": outcome["steps"] < config.steps,
     }
 
 
