@@ -214,26 +214,25 @@ class Collection:
         """The k best of the allowed rows (all by default); exactly min(k, allowed) of them, whatever the index."""
         parameters = parameters.over(self.defaults)
         available = self.info.rows if allowed is None else int(np.count_nonzero(allowed))
-        if self._approximate is None or parameters.exact or not self._serves(available, allowed):
+        index = self._approximate
+        if (
+            index is None
+            or parameters.exact
+            or (allowed is not None and not (index.filters and available > EXACT_ROWS))
+        ):
             return exact_search(query_QD, self.vectors, k, allowed)
         bits = None if allowed is None else np.packbits(allowed, bitorder="little")
         if allowed is not None and parameters.nprobe is not None:
             # Where fewer rows are allowed, the k best of them are spread over more cells.
             wider = min(4.0, self.info.rows / available)
             parameters = parameters.model_copy(update={"nprobe": int(parameters.nprobe * wider)})
-        ranked = _in_order(*self._approximate.search(query_QD, k, parameters, bits))
+        ranked = _in_order(*index.search(query_QD, k, parameters, bits))
         # An approximate index may visit too few cells to find k rows, above all with a filter; k were promised.
         short = np.flatnonzero((ranked.row_QK >= 0).sum(axis=1) < min(k, available))
         if len(short):
             exact = exact_search(query_QD[short], self.vectors, k, allowed)
             ranked.score_QK[short], ranked.row_QK[short] = exact.score_QK, exact.row_QK
         return ranked
-
-    def _serves(self, available: int, allowed: Mask | None) -> bool:
-        """Whether the approximate index is the way to search that many rows."""
-        if allowed is None:
-            return True
-        return self._approximate is not None and self._approximate.filters and available > EXACT_ROWS
 
 
 def _in_order(score_QK: Vectors, row_QK: NDArray[np.int64]) -> Ranked:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embedder.index.collection import Collection, History, sort_by_name, write_collection
+from embedder.index.collection import Collection, CollectionInfo, History, sort_by_name, write_collection
 from embedder.index.faiss_index import ROWS_AT_ONCE, empty_vectors
 from embedder.index.memtable import MemtableView
 
 
-def write_compacted(base: Collection, view: MemtableView, history: History, folder: Path) -> None:
+def write_compacted(base: Collection, view: MemtableView, history: History, folder: Path) -> CollectionInfo:
     """Write all live documents of a view as a collection of the same identity and settings.
 
     The writes of `history` are all there were so far.
@@ -33,4 +33,4 @@ def write_compacted(base: Collection, view: MemtableView, history: History, fold
         block[is_stored] = base.vectors[stored[chosen[is_stored]]]
         block[~is_stored] = view.vectors[written[chosen[~is_stored] - len(stored)]]
     ordered = payload.take(pa.array(order))
-    write_collection(folder, ordered, flat, base.info.identity, base.info.settings, history)
+    return write_collection(folder, ordered, flat, base.info.identity, base.info.settings, history)

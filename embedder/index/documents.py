@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Iterator
+from operator import methodcaller
 from typing import Annotated, NamedTuple
 
 import pyarrow as pa
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    StringConstraints,
-)
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from embedder.data.metadata import DATASET_FIELD, Metadata, Scalar
 from embedder.hashing import content_id
@@ -71,11 +68,15 @@ DocumentName = tuple[str, str]
 """Id and dataset."""
 
 
+AS_PYTHON = methodcaller("as_py")
+"""The key of a binary search in a column."""
+
+
 def row_named(ids: pa.Array, datasets: pa.ChunkedArray, name: DocumentName) -> int | None:
     """The row of a document among rows in the order of id and dataset, by binary search; None: it is not there."""
     document_id, dataset = name
     # Bisection in Python over the mapped column: turning it into a list would read the whole file.
-    row = bisect_left(ids, document_id, key=lambda scalar: scalar.as_py())
+    row = bisect_left(ids, document_id, key=AS_PYTHON)
     while row < len(ids) and ids[row].as_py() == document_id:
         if datasets[row].as_py() == dataset:
             return row

@@ -10,7 +10,6 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 
 from embedder.data.metadata import Kind, Scalar, kind_of
 from embedder.errors import BundleError
-from embedder.index.documents import field_values
+from embedder.index.documents import AS_PYTHON, field_values
 from embedder.index.filters import Range, Rows
 from embedder.index.manifest import REMEDY
 
@@ -75,8 +74,8 @@ class _SortedValues:
     def extent(self, value: Scalar) -> tuple[int, int]:
         """Where values equal to this one begin and end, or would stand."""
         if isinstance(value, str):
-            low = bisect_left(self._values, value, key=python_value)
-            return low, bisect_right(self._values, value, low, key=python_value)
+            low = bisect_left(self._values, value, key=AS_PYTHON)
+            return low, bisect_right(self._values, value, low, key=AS_PYTHON)
         number = float(value)
         # By bisection on the mapped column: NumPy reads a page or two of it, a list would read it all.
         return int(np.searchsorted(self._values, number, "left")), int(np.searchsorted(self._values, number, "right"))
@@ -156,8 +155,3 @@ class MemtableMetadata:
 
 def _array(lists: Iterable[list[int]]) -> Rows:
     return np.array([row for rows in lists for row in rows], dtype=np.int64)
-
-
-def python_value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - whatever the column holds
-    """An Arrow value as Python's: the key of a binary search."""
-    return scalar.as_py()

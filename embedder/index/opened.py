@@ -17,7 +17,7 @@ import pyarrow as pa
 from embedder.errors import BundleError, ConfigError
 from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_of, verify
 from embedder.index.catalog import Catalog
-from embedder.index.collection import CollectionInfo, History
+from embedder.index.collection import History
 from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName
 from embedder.index.exact import Vectors
@@ -235,8 +235,7 @@ class OpenIndex:
         for (task, shard), (base, view, writes) in frozen.items():
             folder = shard_folder(staged, shard) / task
             folder.mkdir(parents=True)
-            write_compacted(base, view, History(0, writes), folder)
-            info = CollectionInfo.read(folder)
+            info = write_compacted(base, view, History(0, writes), folder)
             counts[task] += info.rows
             files |= info.hashed_files(folder, staged)
         manifest = self.manifest.model_copy(update={"collections": counts, "files": files})
