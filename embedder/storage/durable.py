@@ -56,6 +56,21 @@ def place_durably(folder: Path, final: Path) -> None:
     sync_path(final.parent)  # the rename itself is in the parent folder
 
 
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which gets its name when the block ends and its files are on the disk.
+
+    What stands there already stays: a killed run's last worker may have written the same a moment before.
+    """
+    staged = unfinished_folder(folder)
+    try:
+        yield staged
+        if not folder.exists():
+            place_durably(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what kills have left in a folder; call it where no other writer can be at work."""
     for path in folder.glob(f"{UNFINISHED}*"):
