@@ -11,19 +11,17 @@ A kill at any moment leaves the old or the new version, and the old or the new a
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import time
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from embedder.errors import BundleError, ConfigError
 from embedder.hashing import content_id
 from embedder.index.bundle import Manifest, read_manifest, verify
 from embedder.storage.durable import (
-    UNFINISHED,
+    discard_folder,
     locked,
     place_durably,
     remove_unfinished,
@@ -195,10 +193,7 @@ class Catalog:
                 )
             for folder in (self.bundle(version), self.state(version)):
                 if folder.exists():
-                    # At once no version any more, whatever a kill leaves of it.
-                    aside = folder.with_name(f"{UNFINISHED}{folder.name}.{uuid4().hex}")
-                    os.replace(folder, aside)
-                    shutil.rmtree(aside)
+                    discard_folder(folder)
 
     def remove_unfinished(self) -> None:
         """Remove what kills have left; call it where nobody else is building or copying."""

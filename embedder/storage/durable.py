@@ -71,6 +71,14 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def discard_folder(folder: Path) -> None:
+    """Remove a folder so that no half of it is ever taken for one."""
+    # Renamed first, because a removal that a kill cuts short would leave half a folder under its name.
+    doomed = folder.with_name(f"{UNFINISHED}{folder.name}.{uuid4().hex}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what kills have left in a folder; call it where no other writer can be at work."""
     for path in folder.glob(f"{UNFINISHED}*"):

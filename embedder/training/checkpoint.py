@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embedder.errors import DataError
 from embedder.hashing import file_sha256
-from embedder.storage.durable import UNFINISHED, appearing, remove_unfinished
+from embedder.storage.durable import appearing, discard_folder, remove_unfinished
 from embedder.storage.json_file import write_json
 from embedder.training.job import FORMAT
 
@@ -62,7 +59,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         write_json({path.name: file_sha256(path) for path in sorted(staged.iterdir())}, staged / MANIFEST)
     # Old ones go only when the new one is on the disk, so that a kill at any moment leaves a whole one.
     for path in _newest_first(folder)[KEPT:]:
-        _discard(path)
+        discard_folder(path)
 
 
 def last_step(folder: Path) -> int | None:
@@ -73,7 +70,7 @@ def last_step(folder: Path) -> int | None:
         if problem is None:
             return int(path.name.removeprefix(PREFIX))
         log.warning("%s: %s; going back to the checkpoint before", path, problem)
-        _discard(path)
+        discard_folder(path)
     return None
 
 
@@ -108,11 +105,3 @@ def read_checkpoint(folder: Path, next_step: int) -> Checkpoint:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{PREFIX}*"), reverse=True)
-
-
-def _discard(path: Path) -> None:
-    """Remove a checkpoint so that no half of it is ever taken for one."""
-    # Renamed first, because a removal that a kill cuts short would leave half a checkpoint under its name.
-    doomed = path.with_name(f"{UNFINISHED}{uuid4().hex}")
-    os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
