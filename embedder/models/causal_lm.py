@@ -73,8 +73,7 @@ class CausalLm:
     @property
     def device(self) -> torch.device:
         # With `device_map: auto` layers are on several devices; inputs belong where the embedding table is.
-        device: torch.device = next(self.model.parameters()).device
-        return device
+        return torch.device(next(self.model.parameters()).device)
 
     def tokens(self, text: str) -> list[int]:
         """Token ids without special tokens."""
