@@ -14,7 +14,7 @@ from embedder.config.evaluate import EvaluateConfig
 from embedder.config.index import IndexConfig
 from embedder.config.label import LabelConfig, RerankerConfig
 from embedder.config.mine import MineConfig
-from embedder.config.paths import ModelReference, Paths, Section
+from embedder.config.paths import ModelReference, Paths, Pooling, Section
 from embedder.config.pipeline import PipelineConfig
 from embedder.config.prepare import PrepareConfig
 from embedder.config.serve import ServeConfig
@@ -35,7 +35,7 @@ class EncoderConfig(Section):
     model: ModelReference
     """A folder, the URI of one in an object store, a hub name, or `package:NAME/FOLDER` for one in an installed Python
     package."""
-    pooling: Literal["cls", "mean", "last"]
+    pooling: Pooling
     """Token states that become the vector: the first, their mean, or the last. As the model was trained."""
     instructions: bool = True
     """The encoder was trained with instructions. An encoder with `false` mines and is compared without any, because a
