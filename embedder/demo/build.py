@@ -29,18 +29,8 @@ PASSAGE_WORDS = 110
 DOCSTRING_WORDS = 60
 TEST_SHARE = 0.3
 SOURCES = (
-    "bisect",
-    "cmd",
-    "contextlib",
-    "fnmatch",
-    "heapq",
-    "netrc",
-    "sched",
-    "shlex",
-    "stat",
-    "textwrap",
-    "timeit",
-    "trace",
+    *("bisect", "cmd", "contextlib", "fnmatch", "heapq", "netrc"),
+    *("sched", "shlex", "stat", "textwrap", "timeit", "trace"),
 )
 """Standard-library modules whose source text is the long-text task."""
 

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from embedder.config.mine import MineConfig
+from embedder.data.records import QUERY_CORE
 from embedder.hashing import row_seed
 from embedder.mining.ranking import Ranking
 
@@ -54,7 +55,7 @@ def make_group(
 
 def _group(query: dict[str, Any], ids: list[str], positives: list[str], passages: Mapping[str, str]) -> dict[str, Any]:
     """A row of `records.GROUP`."""
-    group = {name: query[name] for name in ("task", "dataset", "query_id", "query", "answers")}
+    group = {name: query[name] for name in QUERY_CORE.names}
     group["candidate_ids"] = ids
     group["candidate_texts"] = [passages[passage_id] for passage_id in ids]
     group["relevance"] = [int(passage_id in set(positives)) for passage_id in ids]

@@ -61,11 +61,10 @@ class SourceReader(ABC):
                 metadata = optional_metadata(common)
                 if passage_id in prepared.passages:
                     raise RowError(f"id {passage_id!r} was seen before")
+                passage = passage_row(self.source, passage_id, text, common.get("title"), metadata)
+                prepared.passages[passage_id] = passage
             except RowError as error:
                 prepared.set_aside(self.corpus, number, str(error), row)
-                continue
-            passage = passage_row(self.source, passage_id, text, common.get("title"), metadata)
-            prepared.passages[passage_id] = passage
 
     @abstractmethod
     def _corpus_row(self, row: Row, number: int) -> Row:
