@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from embedder.config.prepare import Source
-from embedder.data.metadata import metadata_json
 from embedder.data.records import QUERY, Split
 from embedder.errors import DataError
 from embedder.hashing import content_id
@@ -86,18 +85,6 @@ def passage_row(source: Source, passage_id: str, text: str, title: object = None
     title = title if isinstance(title, str) else None
     named = {"task": source.task, "dataset": source.dataset, "id": passage_id, "text": text}
     return {**named, "title": title, "answer": None, "metadata": metadata}
-
-
-def optional_metadata(row: Row) -> str | None:
-    """A passage's `metadata` as JSON; None where it has none.
-
-    Raises:
-        RowError: it is no object of texts, numbers, booleans and lists of them.
-    """
-    try:
-        return metadata_json(row.get("metadata"))
-    except ValueError as error:
-        raise RowError(str(error)) from error
 
 
 def query_row(source: Source, query_id: str, query: str, **known: object) -> Row:
