@@ -14,7 +14,7 @@ from embedder import __version__
 from embedder.config.run import RunConfig
 from embedder.models.locate import locate_model
 from embedder.run.stages import Contents, effective
-from embedder.storage.durable import place_durably, unfinished_folder
+from embedder.storage.durable import appearing
 from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
 
@@ -25,15 +25,11 @@ PROVENANCE = "provenance.json"
 
 def install_model(exported: Path, model: Path, lineage: dict[str, Any]) -> None:
     """Put an exported model folder in place of `model`, with a note of where it comes from."""
-    staged = unfinished_folder(model)
-    try:
+    with appearing(model) as staged:
         shutil.copytree(exported, staged, dirs_exist_ok=True)
         write_json(lineage, staged / LINEAGE)
         # A folder cannot be renamed over another one: for a moment there is no model, never half of one.
         shutil.rmtree(model, ignore_errors=True)
-        place_durably(staged, model)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def write_lineage(config: RunConfig, contents: Contents) -> None:

@@ -56,6 +56,25 @@ def place_durably(folder: Path, final: Path) -> None:
     sync_path(final.parent)  # the rename itself is in the parent folder
 
 
+@contextmanager
+def appearing(final: Path) -> Iterator[Path]:
+    """A new folder to fill, which gets its name when the block ends and its files are on the disk, or else goes.
+
+    A folder that has the name by then stays, because another process may have made the same.
+    """
+    folder = unfinished_folder(final)
+    try:
+        yield folder
+        try:
+            place_durably(folder, final)
+        except OSError:
+            # A folder cannot be renamed over one that is not empty.
+            if not final.is_dir():
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what kills have left in a folder; call it where no other writer can be at work."""
     for path in folder.glob(f"{UNFINISHED}*"):

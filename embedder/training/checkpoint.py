@@ -16,8 +16,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from torch import Tensor
 
 from embedder.errors import DataError
 from embedder.hashing import file_sha256
-from embedder.storage.durable import UNFINISHED, place_durably, remove_unfinished, unfinished_folder
+from embedder.storage.durable import UNFINISHED, appearing, remove_unfinished
 from embedder.storage.json_file import write_json
 from embedder.training.job import FORMAT
 
@@ -53,24 +51,10 @@ class Checkpoint:
     validation: dict[str, Any] = field(default_factory=dict)
 
 
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which gets its name when the block ends and its files are on the disk.
-
-    What stands there already stays: a killed run's last worker may have written the same a moment before.
-    """
-    staged = unfinished_folder(folder)
-    try:
-        yield staged
-        if not folder.exists():
-            place_durably(staged, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint into the folder of checkpoints, and remove those no longer needed."""
     state = {name: getattr(checkpoint, name) for name in ("next_step", "self_paced", "validation")} | {"format": FORMAT}
+    # What stands there already stays: a killed run's last worker may have written the same a moment before.
     with appearing(folder / f"{PREFIX}{checkpoint.next_step:08d}") as staged:
         for name, file in TENSORS.items():
             save_file(getattr(checkpoint, name), staged / file)

@@ -15,9 +15,10 @@ from embedder.errors import ConfigError
 from embedder.hashing import row_seed
 from embedder.models.device import keep_freed_memory
 from embedder.models.encoder import TokenRow
+from embedder.storage.durable import appearing
 from embedder.storage.json_file import write_json
 from embedder.training.batch_plan import BatchPlan, share_of_batch
-from embedder.training.checkpoint import Checkpoint, appearing, last_step, read_checkpoint, write_checkpoint
+from embedder.training.checkpoint import Checkpoint, last_step, read_checkpoint, write_checkpoint
 from embedder.training.deepspeed_engine import TrainingEngine
 from embedder.training.distributed import greatest_over_workers, join_workers, rank, sum_over_workers, world_size
 from embedder.training.gradient import TokenLimits, accumulate_gradient

@@ -20,7 +20,7 @@ from embedder.index.bundle import shard_folder, shard_of
 from embedder.index.collection import CollectionIdentity, CollectionInfo
 from embedder.index.documents import PAYLOAD
 from embedder.models.fingerprint import encoder_fingerprint
-from embedder.storage.durable import place_durably, remove_unfinished, unfinished_folder
+from embedder.storage.durable import appearing, remove_unfinished
 from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.tables import corpus_files, datasets
 from ray_jobs.retrieval.vectors import VectorStore
@@ -86,12 +86,11 @@ def build_shard(
     if not folder.is_dir():
         parts = shard_parts(paths, store, identity)
         # The folder appears as a whole when all its collections are built: what is there need not be looked into.
-        staged = unfinished_folder(folder)
-        for task in sorted(store.tasks):
-            (staged / task).mkdir()
-            own = identity.model_copy(update={"task": task})
-            build_collection(staged / task, parts[task], own, settings)
-        place_durably(staged, folder)
+        with appearing(folder) as staged:
+            for task in sorted(store.tasks):
+                (staged / task).mkdir()
+                own = identity.model_copy(update={"task": task})
+                build_collection(staged / task, parts[task], own, settings)
     return {task: CollectionInfo.read(folder / task) for task in sorted(store.tasks)}
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from embedder.errors import DataError
+from embedder.storage.durable import appearing
 from embedder.training import checkpoint as module
 from embedder.training.checkpoint import (
     MANIFEST,
     Checkpoint,
-    appearing,
     damage,
     last_step,
     read_checkpoint,
