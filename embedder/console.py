@@ -18,26 +18,18 @@ class Counter:
 
     LINE_EVERY_S = 10.0
 
-    def __init__(
-        self,
-        label: str,
-        total: int,
-        console: Console,
-        bar: Progress | None,
-        observe: Callable[[int], None] | None = None,
-    ) -> None:
+    def __init__(self, label: str, total: int, bar: Progress, observe: Callable[[int], None] | None = None) -> None:
         self.label, self.total, self.count, self.note = label, total, 0, ""
         self._skipped = 0
-        self._console, self._bar, self._observe = console, bar, observe
-        self._task = bar.add_task(label, total=total, note="") if bar else None
+        self._bar, self._observe = bar, observe
+        self._task = bar.add_task(label, total=total, note="")
         self._began = self._line_at = time.monotonic()
 
     def skip(self, rows: int) -> None:
         """`rows` were done before, or while the work got going: they say nothing of the rate, whose clock restarts."""
         self.count += rows
         self._skipped, self._began = self.count, time.monotonic()
-        if self._bar is not None and self._task is not None:
-            self._bar.reset(self._task, completed=self.count)
+        self._bar.reset(self._task, completed=self.count)
         if self._observe is not None:
             self._observe(self.count)
 
@@ -47,11 +39,11 @@ class Counter:
         self.note = note
         if self._observe is not None:
             self._observe(self.count)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.count, note=note)
-        elif time.monotonic() - self._line_at >= self.LINE_EVERY_S:
+        self._bar.update(self._task, completed=self.count, note=note)
+        # A bar that is not shown gives way to a line now and then, so that a log file does not grow with every row.
+        if self._bar.disable and time.monotonic() - self._line_at >= self.LINE_EVERY_S:
             self._line_at = time.monotonic()
-            self._console.print(self.line())
+            self._bar.console.print(self.line())
 
     def line(self) -> str:
         """The state as one line of text."""
@@ -69,9 +61,6 @@ def progress(
     label: str, total: int, console: Console, observe: Callable[[int], None] | None = None
 ) -> Iterator[Counter]:
     """Show the progress of `total` rows while the block runs; `observe` gets the count whenever it changes."""
-    if not console.is_terminal:
-        yield Counter(label, total, console, None, observe)
-        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -80,8 +69,8 @@ def progress(
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
-        yield Counter(label, total, console, bar, observe)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield Counter(label, total, bar, observe)
 
 
 @contextmanager

@@ -89,14 +89,13 @@ def _mine_dataset(config: RunConfig, name: str, lexical: dict[str, Ranking], den
     groups = []
     for query in queries(config.paths, "train", name):
         rankings = {"lexical": lexical[query["query_id"]], "dense": dense[query["query_id"]]}
-        mined = make_group(query, rankings, passages, config.mine)
-        groups.append(mined.group)
+        group, kept_out = make_group(query, rankings, passages, config.mine)
+        groups.append(group)
         counts["groups"] += 1
-        counts["candidates"] += len(mined.group["candidate_ids"])
-        counts["positives"] += sum(mined.group["relevance"])
-        counts["same_id"] += mined.same_id
-        counts["duplicates"] += mined.duplicates
-        counts["short"] += len(mined.group["candidate_ids"]) < config.mine.group_size
+        counts["candidates"] += len(group["candidate_ids"])
+        counts["positives"] += sum(group["relevance"])
+        counts.update(kept_out)
+        counts["short"] += len(group["candidate_ids"]) < config.mine.group_size
     write_table(groups, GROUP, config.paths.candidates / f"{name}.parquet")
     return counts
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from embedder.config.paths import ModelReference, Section
+from embedder.config.paths import ModelReference, Pooling, Section
 
 EvaluationName = Literal["qa", "choice", "chat", "lrlm", "icl", "tool", "convsearch"]
 """The evaluations. The built-in tasks have the one of their name; `choice` is multiple choice."""
@@ -40,7 +40,7 @@ class FolderRetriever(Section):
     """Its name in the results."""
     model: ModelReference
     """As `encoder.model`. The files of a sentence-transformers folder say its pooling, length and prompts."""
-    pooling: Literal["cls", "mean", "last"] | None = None
+    pooling: Pooling | None = None
     """As `encoder.pooling`. null: as the sentence-transformers files say; needed where there are none."""
     max_tokens: int | None = Field(default=None, ge=8)
     """Tokens of a text; longer texts are cut, and always to what the folder allows. null: `encoder.max_tokens`, so that

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
@@ -55,6 +55,9 @@ AnyAbsolutePath = Annotated[AnyPath, PlainValidator(_anywhere), PlainSerializer(
 ModelReference = Annotated[str, AfterValidator(_model)]
 """A model folder here or in an object store (`s3://bucket/folder`), a hub name, or `package:NAME/FOLDER` for a model
 inside an installed Python package (embedder.models.locate)."""
+
+Pooling = Literal["cls", "mean", "last"]
+"""Token states of a model that become the vector."""
 
 
 class Section(BaseModel):

@@ -14,7 +14,7 @@ from embedder.config.evaluate import EvaluateConfig
 from embedder.config.index import IndexConfig
 from embedder.config.label import LabelConfig, RerankerConfig
 from embedder.config.mine import MineConfig
-from embedder.config.paths import ModelReference, Paths, Section
+from embedder.config.paths import ModelReference, Paths, Pooling, Section
 from embedder.config.pipeline import PipelineConfig
 from embedder.config.prepare import PrepareConfig
 from embedder.config.serve import ServeConfig
@@ -35,7 +35,7 @@ class EncoderConfig(Section):
     model: ModelReference
     """A folder, the URI of one in an object store, a hub name, or `package:NAME/FOLDER` for one in an installed Python
     package."""
-    pooling: Literal["cls", "mean", "last"]
+    pooling: Pooling
     """Token states that become the vector: the first, their mean, or the last. As the model was trained."""
     instructions: bool = True
     """The encoder was trained with instructions. An encoder with `false` mines and is compared without any, because a
@@ -149,16 +149,11 @@ class RunConfig(Section):
         return {**raw, "tasks": tasks}
 
     @model_validator(mode="after")
-    def reranker_is_described(self) -> RunConfig:
-        """Refuse the teacher `reranker` without its section."""
-        if self.label.teacher == "reranker" and self.reranker is None:
-            raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
-        return self
-
-    @model_validator(mode="after")
-    def losses_fit(self) -> RunConfig:
-        """Refuse a loss whose rewards are missing, and a temperature that the loss does not use."""
+    def tasks_fit(self) -> RunConfig:
+        """Refuse a loss whose rewards are missing, a temperature that it does not use, and rewards without a prompt."""
         for name, spec in self.tasks.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(f"tasks: {name!r} is no task name; use letters, digits, - and _")
             if spec.reward == "none" and spec.loss != "contrastive":
                 raise ValueError(f"tasks.{name}.loss is {spec.loss!r}, which needs rewards, but reward is 'none'")
             if spec.loss == "reference" and spec.reward_temperature != 1:
@@ -166,16 +161,15 @@ class RunConfig(Section):
                     f"tasks.{name}.loss is 'reference', which knows no temperature, but reward_temperature is "
                     f"{spec.reward_temperature}; set it to 1, or take the loss 'graded'"
                 )
+            if spec.reward != "none" and spec.template is None:
+                raise ValueError(f"tasks.{name}.reward is {spec.reward!r} but it has no template")
         return self
 
     @model_validator(mode="after")
     def parts_fit(self) -> RunConfig:
         """Refuse sections that are right each by itself and wrong together."""
-        for name, spec in self.tasks.items():
-            if not NAME.fullmatch(name):
-                raise ValueError(f"tasks: {name!r} is no task name; use letters, digits, - and _")
-            if spec.reward != "none" and spec.template is None:
-                raise ValueError(f"tasks.{name}.reward is {spec.reward!r} but it has no template")
+        if self.label.teacher == "reranker" and self.reranker is None:
+            raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
         seen: set[str] = set()
         for source in self.prepare.sources if self.prepare else []:
             if source.task not in self.tasks:

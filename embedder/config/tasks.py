@@ -107,10 +107,7 @@ class TaskSpec(Section):
 KNOWLEDGE = PromptTemplate(context="Knowledge:\n{passage}\n\n", input="Q: {query} A:")
 """Template A.1 of the paper, the reward prompt of the knowledge tasks."""
 
-MULTIPLE_CHOICE = PromptTemplate(
-    context="Knowledge:\n{passage}\n\n",
-    input="{query}\nAnswer:",
-)
+MULTIPLE_CHOICE = PromptTemplate(context="Knowledge:\n{passage}\n\n", input="{query}\nAnswer:")
 """Template A.2 of the paper, for MMLU; {query} holds the heading, the question and its options A. to D."""
 
 DIALOGUE = PromptTemplate(context="{passage}\n", input="Speaker 1: {query}\nSpeaker 2:")

@@ -207,8 +207,8 @@ class TrainConfig(Section):
         return range(self.min_workers or self.num_workers, self.num_workers + 1)
 
     @model_validator(mode="after")
-    def batch_divides(self) -> TrainConfig:
-        """Refuse a batch that the workers, however many there may be, cannot share evenly."""
+    def workers_fit(self) -> TrainConfig:
+        """Refuse a batch that the workers, however many there may be, cannot share, and GPUs that they cannot use."""
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers {self.min_workers} exceeds num_workers {self.num_workers}")
         # Every count, because Ray Train may resume with any number of workers between the two.
@@ -219,11 +219,6 @@ class TrainConfig(Section):
                     f"batch_size {self.batch_size} is not a multiple of {named} {count}; {lcm(*self.worker_counts)} "
                     "and its multiples are"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def worker_has_a_device(self) -> TrainConfig:
-        """Refuse GPUs that a worker would leave idle, and two workers on one."""
         check_worker_gpus(self.gpus_per_worker, self.num_workers)
         return self
 

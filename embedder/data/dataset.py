@@ -72,17 +72,15 @@ def _origin(queries: list[Row]) -> str:
 
 def _choose(lines: list[list[Row]], limit: int | None, seed: int, prepared: Prepared) -> list[Row]:
     """Keep `limit` queries, evenly over the lines, by a seeded order that does not depend on their number."""
-    turns: list[tuple[int, int, int, Row]] = []
+    turns: list[tuple[int, int, int, int]] = []
     for line, queries in enumerate(lines):
-        keyed = [(row_seed(seed, query["query_id"]), query) for query in queries]
-        keyed.sort(key=lambda pair: pair[0])
-        turns.extend((turn, key, line, query) for turn, (key, query) in enumerate(keyed))
-    turns.sort(key=lambda entry: entry[:3])
-    kept = turns[:limit]
+        order = sorted((row_seed(seed, query["query_id"]), i) for i, query in enumerate(queries))
+        turns.extend((turn, key, line, i) for turn, (key, i) in enumerate(order))
+    kept = sorted(turns)[:limit]
     kept_lines = {line for _, _, line, _ in kept}
     prepared.rows_out += len(kept_lines)
     prepared.left_out += len(lines) - len(kept_lines)
-    return sorted((query for *_, query in kept), key=lambda query: str(query["query_id"]))
+    return sorted((lines[line][i] for _, _, line, i in kept), key=lambda query: str(query["query_id"]))
 
 
 def _keep_passages(source: Source, prepared: Prepared, seed: int, documents: int) -> None:

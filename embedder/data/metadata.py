@@ -5,18 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    StringConstraints,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 
 DATASET_FIELD = "dataset"
 """Can be filtered by like a field of the metadata."""
@@ -44,10 +33,11 @@ def _not_reserved(name: str) -> str:
 
 
 Kind = Literal["text", "number", "boolean"]
-Number = Annotated[StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)], BeforeValidator(_exact)]
-Text = Annotated[StrictStr, StringConstraints(max_length=1024)]
-Scalar = StrictBool | Number | Text
-FieldName = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_not_reserved)]
+Integer = Annotated[int, Strict()]
+Number = Annotated[Integer | Annotated[float, Strict(), Field(allow_inf_nan=False)], BeforeValidator(_exact)]
+Text = Annotated[str, Strict(), Field(max_length=1024)]
+Scalar = Annotated[bool, Strict()] | Number | Text
+FieldName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_not_reserved)]
 Values = Scalar | Annotated[list[Scalar], Field(max_length=256), AfterValidator(_one_kind)]
 Metadata = Annotated[dict[FieldName, Values], Field(max_length=64)]
 

@@ -18,17 +18,7 @@ Split = Literal["train", "dev", "test"]
 SomePath = TypeVar("SomePath", bound=AnyPath)
 TEXTS = pa.list_(pa.string())
 
-PASSAGE = pa.schema(
-    [
-        ("task", pa.string()),
-        ("dataset", pa.string()),
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("title", pa.string()),
-        ("answer", pa.string()),
-        ("metadata", pa.string()),
-    ]
-)
+PASSAGE = pa.schema([(name, pa.string()) for name in ("task", "dataset", "id", "text", "title", "answer", "metadata")])
 """One candidate of a dataset's corpus. `title` may be null; `answer` is that of a worked example, else null; `metadata`
 is a JSON object to filter by, else null."""
 
@@ -37,13 +27,14 @@ VECTOR = pa.schema(
 )
 """The unit vector of a passage or query; `row_id` hashes the text and its instruction."""
 
+QUERY_CORE = pa.schema(
+    [*((name, pa.string()) for name in ("task", "dataset", "query_id", "query")), ("answers", TEXTS)]
+)
+"""What a query and its group have in common."""
+
 QUERY = pa.schema(
     [
-        ("task", pa.string()),
-        ("dataset", pa.string()),
-        ("query_id", pa.string()),
-        ("query", pa.string()),
-        ("answers", TEXTS),
+        *QUERY_CORE,
         ("positive_ids", TEXTS),
         ("positive_grades", pa.list_(pa.int32())),
         ("pool_ids", TEXTS),
@@ -62,16 +53,7 @@ group; null where there are none. `options`: all answers there are to choose fro
 """
 
 GROUP = pa.schema(
-    [
-        ("task", pa.string()),
-        ("dataset", pa.string()),
-        ("query_id", pa.string()),
-        ("query", pa.string()),
-        ("answers", TEXTS),
-        ("candidate_ids", TEXTS),
-        ("candidate_texts", TEXTS),
-        ("relevance", pa.list_(pa.int8())),
-    ]
+    [*QUERY_CORE, ("candidate_ids", TEXTS), ("candidate_texts", TEXTS), ("relevance", pa.list_(pa.int8()))]
 )
 """A query with its candidates. `relevance`: 1 known positive, 0 not known to be one."""
 

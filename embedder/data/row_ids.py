@@ -43,7 +43,8 @@ class RowIds:
     def missing_from(self, other: RowIds) -> tuple[int, str]:
         """Number of these ids that the other set lacks, and the first of them (empty if none)."""
         lacking = np.setdiff1d(self._sorted, other._sorted, assume_unique=True)
-        return len(lacking), _unpack(lacking[0]) if len(lacking) else ""
+        # NumPy has stripped the zero bytes at the end.
+        return len(lacking), lacking[0].ljust(16, b"\0").hex() if len(lacking) else ""
 
 
 def _pack(ids: Sequence[str]) -> NDArray[np.bytes_]:
@@ -57,8 +58,3 @@ def _pack(ids: Sequence[str]) -> NDArray[np.bytes_]:
         raise ValueError(f"{wrong!r} is no row id of 32 hexadecimal digits")
     # NumPy ignores trailing zero bytes of such values, which is harmless because all have one length.
     return np.frombuffer(bytes.fromhex("".join(ids)), dtype="S16")
-
-
-def _unpack(packed: bytes) -> str:
-    # NumPy has stripped the zero bytes at the end.
-    return packed.ljust(16, b"\0").hex()

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedder.config.prepare import Source
-from embedder.data.metadata import metadata_json
-from embedder.data.records import Split
+from embedder.data.records import QUERY, Split
 from embedder.errors import DataError
 from embedder.hashing import content_id
 
@@ -83,43 +82,16 @@ def read_lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
 
 def passage_row(source: Source, passage_id: str, text: str, title: object = None, metadata: str | None = None) -> Row:
     """A row of `records.PASSAGE`."""
-    return {
-        "task": source.task,
-        "dataset": source.dataset,
-        "id": passage_id,
-        "text": text,
-        "title": title if isinstance(title, str) else None,
-        "answer": None,
-        "metadata": metadata,
-    }
-
-
-def optional_metadata(row: Row) -> str | None:
-    """A passage's `metadata` as JSON; None where it has none.
-
-    Raises:
-        RowError: it is no object of texts, numbers, booleans and lists of them.
-    """
-    try:
-        return metadata_json(row.get("metadata"))
-    except ValueError as error:
-        raise RowError(str(error)) from error
+    title = title if isinstance(title, str) else None
+    named = {"task": source.task, "dataset": source.dataset, "id": passage_id, "text": text}
+    return {**named, "title": title, "answer": None, "metadata": metadata}
 
 
 def query_row(source: Source, query_id: str, query: str, **known: object) -> Row:
     """A row of `records.QUERY`; what is not known of it is empty."""
-    empty: Row = {
-        "answers": [],
-        "positive_ids": [],
-        "positive_grades": None,
-        "pool_ids": None,
-        "teacher_scores": None,
-        "options": None,
-        "category": None,
-        "origin": None,
-    }
+    empty: Row = {**dict.fromkeys(QUERY.names), "answers": [], "positive_ids": []}
     named = {"task": source.task, "dataset": source.dataset, "query_id": query_id, "query": query}
-    return {**named, **empty, **known}
+    return {**empty, **named, **known}
 
 
 def parse_object(line: str) -> Row:

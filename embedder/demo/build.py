@@ -16,7 +16,6 @@ import inspect
 import json
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data.topics import topics
 from types import ModuleType
@@ -30,18 +29,8 @@ PASSAGE_WORDS = 110
 DOCSTRING_WORDS = 60
 TEST_SHARE = 0.3
 SOURCES = (
-    "bisect",
-    "cmd",
-    "contextlib",
-    "fnmatch",
-    "heapq",
-    "netrc",
-    "sched",
-    "shlex",
-    "stat",
-    "textwrap",
-    "timeit",
-    "trace",
+    *("bisect", "cmd", "contextlib", "fnmatch", "heapq", "netrc"),
+    *("sched", "shlex", "stat", "textwrap", "timeit", "trace"),
 )
 """Standard-library modules whose source text is the long-text task."""
 
@@ -53,9 +42,10 @@ def load(name: str) -> list[Row]:
     return [json.loads(line) for line in (HERE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def is_test(*key: str) -> bool:
-    """True if a row belongs to the test split, decided by a hash of its key so that it stays there."""
-    return int(hashlib.sha256("|".join(key).encode()).hexdigest()[:8], 16) / 16**8 < TEST_SHARE
+def split_of(*key: str) -> str:
+    """The split of a row, decided by a hash of its key so that it stays there."""
+    is_test = int(hashlib.sha256("|".join(key).encode()).hexdigest()[:8], 16) / 16**8 < TEST_SHARE
+    return "test" if is_test else "train"
 
 
 def squeeze(text: str) -> str:
@@ -80,26 +70,22 @@ def topic_passages() -> dict[str, Row]:
     return passages
 
 
-def gold_ids(row: Row, passages: Iterable[Row]) -> list[str]:
-    """Passages that hold the row's evidence; some paragraphs stand under several topics."""
-    return [passage["id"] for passage in passages if row["evidence"] in passage["text"]]
-
-
 def documentation_rows(rows: list[Row], passages: list[Row], skipped: Counter[str], name: str) -> dict[str, list[Row]]:
     """Queries over the documentation, split by gold passage so that no test passage is trained on."""
     splits: dict[str, list[Row]] = {"train": [], "test": []}
-    texts = {passage["id"]: passage["text"] for passage in passages}
     for row in rows:
-        gold = gold_ids(row, passages)
+        # Some paragraphs stand under several topics.
+        gold = [passage for passage in passages if row["evidence"] in passage["text"]]
         if not gold:
             skipped[name] += 1
             continue
         query = row.get("question") or "\n".join([*row["context"], row["utterance"]])
         answers = row.get("answers") or [row["answer"]]
+        ids, texts = [passage["id"] for passage in gold], [passage["text"] for passage in gold]
         # By passage and not by query, because two queries of one passage must fall on the same side.
-        split = "test" if is_test(name, gold[0]) else "train"
-        pos = [texts[passage_id] for passage_id in gold]
-        splits[split].append({"query_id": row["id"], "query": query, "answers": answers, "pos_ids": gold, "pos": pos})
+        splits[split_of(name, ids[0])].append(
+            {"query_id": row["id"], "query": query, "answers": answers, "pos_ids": ids, "pos": texts}
+        )
     return splits
 
 
@@ -136,9 +122,7 @@ def tool_rows(skipped: Counter[str]) -> tuple[list[Row], dict[str, list[Row]]]:
             skipped["tool"] += 1
             continue
         gold = {"pos_ids": [row["function"]], "pos": [text], "answers": [row["function"]]}
-        splits["test" if is_test("tool", row["id"]) else "train"].append(
-            {"query_id": row["id"], "query": row["request"], **gold}
-        )
+        splits[split_of("tool", row["id"])].append({"query_id": row["id"], "query": row["request"], **gold})
     return corpus, splits
 
 
@@ -155,7 +139,7 @@ def chat_rows() -> dict[str, list[Row]]:
     for row in load("dialogues"):
         history = [f"Speaker 1: {turn['user']}\nSpeaker 2: {turn['assistant']}" for turn in row["history"]]
         fields = {"query": row["query"], "answers": [row["reply"]], "history": history, "gold_history": row["gold"]}
-        splits["test" if is_test("chat", row["id"]) else "train"].append({"query_id": row["id"], **fields})
+        splits[split_of("chat", row["id"])].append({"query_id": row["id"], **fields})
     return splits
 
 
@@ -165,10 +149,8 @@ def example_sets() -> dict[str, tuple[list[Row], dict[str, list[Row]]]]:
     for row in load("examples"):
         corpus, splits = sets.setdefault(row["set"], ([], {"train": [], "test": []}))
         query = f"{row['input']} {row['question']}"
-        split = "test" if is_test("icl", row["id"]) else "train"
-        splits[split].append(
-            {"query_id": row["id"], "query": query, "answers": [row["label"]], "pos_ids": [], "pos": []}
-        )
+        split, gold = split_of("icl", row["id"]), {"answers": [row["label"]], "pos_ids": [], "pos": []}
+        splits[split].append({"query_id": row["id"], "query": query, **gold})
         if split == "train":
             corpus.append({"id": row["id"], "text": f"{query} {row['label']}"})
     return sets
@@ -179,13 +161,11 @@ def source_rows(skipped: Counter[str]) -> dict[str, list[Row]]:
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     for number, name in enumerate(SOURCES):
         path = Path(sysconfig.get_path("stdlib")) / f"{name}.py"
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            splits["test" if number % 4 == 3 else "train"].append(
-                {"query_id": f"py-{name}", "title": path.name, "text": text}
-            )
-        else:
+        if not path.is_file():
             skipped["lrlm"] += 1
+            continue
+        row = {"query_id": f"py-{name}", "title": path.name, "text": path.read_text(encoding="utf-8")}
+        splits["test" if number % 4 == 3 else "train"].append(row)
     return splits
 
 
@@ -204,12 +184,8 @@ def build(out: Path) -> Counter[str]:
     passages = list(topic_passages().values())
     write(out / "qa" / "python-docs", passages, documentation_rows(load("questions"), passages, skipped, "qa"))
     conversations = documentation_rows(load("conversations"), passages, skipped, "convsearch")
-    topics_named = {
-        passage_id.rpartition("-")[0]
-        for rows in conversations.values()
-        for row in rows
-        for passage_id in row["pos_ids"]
-    }
+    named = {passage_id for rows in conversations.values() for row in rows for passage_id in row["pos_ids"]}
+    topics_named = {passage["title"] for passage in passages if passage["id"] in named}
     nearby = [passage for passage in passages if passage["title"] in topics_named]
     write(out / "convsearch" / "python-talk", nearby, conversations)
     corpus, splits = tool_rows(skipped)
@@ -228,9 +204,8 @@ def main() -> None:
     out = parser.parse_args().out
     skipped = build(out)
     total = sum(len(load(name)) for name in ("questions", "conversations", "dialogues", "requests", "examples"))
-    console().print(
-        f"demo data in {out}: {total} hand-written rows, {skipped.total()} skipped {dict(skipped)}", markup=False
-    )
+    line = f"demo data in {out}: {total} hand-written rows, {skipped.total()} skipped {dict(skipped)}"
+    console().print(line, markup=False)
 
 
 if __name__ == "__main__":

@@ -3,68 +3,59 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from embedder.config.mine import MineConfig
+from embedder.data.records import QUERY_CORE
 from embedder.hashing import row_seed
 from embedder.mining.ranking import Ranking
 
 NOT_WORD = re.compile(r"[^\w]+", re.UNICODE)
 
 
-@dataclass(frozen=True)
-class Mined:
-    """A group and how many ranked passages were kept out of it, by reason."""
-
-    group: dict[str, Any]
-    same_id: int
-    duplicates: int
-
-
 def make_group(
     query: dict[str, Any], rankings: dict[str, Ranking], passages: Mapping[str, str], config: MineConfig
-) -> Mined:
-    """The group of one query, a pure function of its rankings and the seed.
+) -> tuple[dict[str, Any], Counter[str]]:
+    """The group of one query, and how many ranked passages were kept out of it, by reason.
+
+    A pure function of the rankings and the seed.
 
     Known positives come first, at most group_size - 1 of them. The rest is drawn from ranks `window` of the lexical
     and the dense ranking. A query without positives (its rewards decide) takes half of its candidates from the head of
     the rankings and draws the others. Never drawn: the query's own row, positives, and texts that repeat a positive
     or an earlier candidate. A query that brings scores takes the candidates that these are for, all and in their order.
     """
+    kept_out = Counter(same_id=0, duplicates=0)
     if query["teacher_scores"] is not None:
-        return Mined(_group(query, query["pool_ids"], query["positive_ids"], passages), 0, 0)
+        return _group(query, query["pool_ids"], query["positive_ids"], passages), kept_out
     # By query and not by position, so that the groups of other queries do not change this one.
     random = Random(row_seed(config.seed, query["dataset"], query["query_id"]))
     positives = query["positive_ids"][: config.group_size - 1]
     known = {*query["positive_ids"], query["query_id"]}
-    offered: set[str] = set()
     # Of all positives, also those that do not fit: a copy of one must not be taken for a negative.
     taken = {passage_id: normalise(passages[passage_id]) for passage_id in query["positive_ids"]}
-    chosen, counts = list(positives), {"id": 0, "text": 0}
-    for passage_id in _draw_order(rankings, bool(positives), config, random):
+    chosen = list(positives)
+    for passage_id in dict.fromkeys(_draw_order(rankings, bool(positives), config, random)):
         if len(chosen) == config.group_size:
             break
-        if passage_id in offered:
-            continue
-        offered.add(passage_id)
         if passage_id in known:
-            counts["id"] += 1
+            kept_out["same_id"] += 1
             continue
         text = normalise(passages[passage_id])
         if is_duplicate(text, list(taken.values()), config.duplicate_overlap):
-            counts["text"] += 1
+            kept_out["duplicates"] += 1
             continue
         taken[passage_id] = text
         chosen.append(passage_id)
-    return Mined(_group(query, chosen, positives, passages), counts["id"], counts["text"])
+    return _group(query, chosen, positives, passages), kept_out
 
 
 def _group(query: dict[str, Any], ids: list[str], positives: list[str], passages: Mapping[str, str]) -> dict[str, Any]:
     """A row of `records.GROUP`."""
-    group = {name: query[name] for name in ("task", "dataset", "query_id", "query", "answers")}
+    group = {name: query[name] for name in QUERY_CORE.names}
     group["candidate_ids"] = ids
     group["candidate_texts"] = [passages[passage_id] for passage_id in ids]
     group["relevance"] = [int(passage_id in set(positives)) for passage_id in ids]

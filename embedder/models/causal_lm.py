@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from embedder.hashing import file_sha256
 from embedder.models.device import keep_freed_memory
 from embedder.models.locate import gguf_file, locate_model
 from embedder.models.onednn import has_onednn, pack_linear_layers
-from embedder.storage.durable import place_durably, unfinished_folder
+from embedder.storage.durable import appearing
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,8 +72,7 @@ class CausalLm:
     @property
     def device(self) -> torch.device:
         # With `device_map: auto` layers are on several devices; inputs belong where the embedding table is.
-        device: torch.device = next(self.model.parameters()).device
-        return device
+        return torch.device(next(self.model.parameters()).device)
 
     def tokens(self, text: str) -> list[int]:
         """Token ids without special tokens."""
@@ -120,16 +118,8 @@ def prepare_lm(config: LlmConfig, cache: Path) -> Path | str:
     folder = cache / f"{packed.stem}-{file_sha256(packed)[:16]}"
     if folder.is_dir():
         return folder
-    temporary = unfinished_folder(folder)
-    try:
-        _convert_gguf(packed, temporary)
-        place_durably(temporary, folder)
-    except OSError:
-        # Another process may have put the same content there first, which is as good.
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with appearing(folder) as unfinished:
+        _convert_gguf(packed, unfinished)
     return folder
 
 

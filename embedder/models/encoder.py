@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers.processors import Sequence, TemplateProcessing
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -54,8 +55,7 @@ class TextEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.backbone.device
-        return device
+        return torch.device(self.backbone.device)
 
     @property
     def dimension(self) -> int:
@@ -76,14 +76,12 @@ class TextEncoder(nn.Module):
         return embed_batches(self._embed_padded, rows, batches)
 
     def _embed_padded(self, rows: list[TokenRow]) -> Tensor:
-        length = max(len(row) for row in rows)
         # A tokenizer without a padding token gets id 0, which is as good as any because the mask hides it.
-        ids_BL = torch.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=torch.long)
-        mask_BL = torch.zeros((len(rows), length), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids_BL[i, : len(row)] = torch.tensor(row)
-            mask_BL[i, : len(row)] = 1
-        ids_BL, mask_BL = ids_BL.to(self.device), mask_BL.to(self.device)
+        padding = self.tokenizer.pad_token_id or 0
+        # The type is given, because of a text without tokens torch would make an empty tensor of floats.
+        texts = [torch.tensor(row, dtype=torch.long) for row in rows]
+        ids_BL = pad_sequence(texts, batch_first=True, padding_value=padding).to(self.device)
+        mask_BL = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             state_BLD = self.backbone(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
         # In float32, because a mean over hundreds of tokens and a norm lose their last digits in bfloat16.
@@ -127,16 +125,11 @@ def embed_batches(
 
     The batches hold every index; of one that they hold several times the first vector is taken.
     """
-    parts: list[Tensor] = []
-    position: dict[int, int] = {}
-    count = 0
-    for indices in batches:
-        parts.append(embed([rows[i] for i in indices]))
-        for index in indices:
-            position.setdefault(index, count)
-            count += 1
-    back = torch.tensor([position[i] for i in range(len(rows))])
-    return torch.cat(parts)[back.to(parts[0].device)]
+    batches = list(batches)
+    vectors = torch.cat([embed([rows[i] for i in batch]) for batch in batches])
+    # `unique` sorts the indices and tells where each stands first, because one may stand in several batches.
+    _, first = np.unique(np.concatenate(batches), return_index=True)
+    return vectors[torch.from_numpy(first).to(vectors.device)]
 
 
 def encode(encoder: TextEncoder, texts: Iterable[str], task: TaskSpec, side: Side) -> np.ndarray:
@@ -155,8 +148,7 @@ def encode_tokens(encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
     if not rows:
         return np.zeros((0, encoder.dimension), dtype=np.float32)
     with torch.inference_mode():
-        vectors: np.ndarray = encoder(rows).float().cpu().numpy()
-    return vectors
+        return np.asarray(encoder(rows).float().cpu())
 
 
 def load_encoder(config: EncoderConfig, device: str | None = None, dropout: float = 0.0) -> TextEncoder:

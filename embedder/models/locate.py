@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import struct
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
+
+from safetensors import safe_open
 
 from embedder.errors import ModelError
 from embedder.hashing import file_sha256
@@ -94,14 +96,8 @@ def count_parameters(folder: Path | str) -> int:
         return int(packed.stat().st_size * 8 / 4.5)
     total = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                size = 1
-                for axis in entry["shape"]:
-                    size *= axis
-                total += size
+        with safe_open(path, framework="numpy") as weights:
+            total += sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return total
 
 

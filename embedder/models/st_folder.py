@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from embedder.config.evaluate import FolderRetriever
+from embedder.config.evaluate import EndpointRetriever, FolderRetriever
+from embedder.config.paths import Pooling
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.errors import ConfigError, ModelError
@@ -21,7 +22,6 @@ from embedder.models.locate import locate_model
 from embedder.storage.fetched import local_copy
 from embedder.storage.object_store import ObjectPath
 
-Pooling = Literal["cls", "mean", "last"]
 POOLINGS: dict[str, Pooling] = {
     "cls": "cls",
     "mean": "mean",
@@ -155,22 +155,17 @@ def folder_encoder(
     config = EncoderConfig(
         model=facts.model, pooling=pooling, max_tokens=longest, batch_tokens=max(run.batch_tokens, 64)
     )
-    return config, with_prompts(tasks, facts, retriever.query_prompt, retriever.passage_prompt)
+    return config, with_prompts(tasks, retriever, facts)
 
 
 def with_prompts(
-    tasks: Mapping[str, TaskSpec],
-    facts: FolderFacts,
-    query_prompt: str | None = None,
-    passage_prompt: str | None = None,
+    tasks: Mapping[str, TaskSpec], retriever: FolderRetriever | EndpointRetriever, facts: FolderFacts
 ) -> dict[str, TaskSpec]:
-    """The tasks with an encoder's own prompts in place of the instructions."""
-    return {
-        name: spec.model_copy(
-            update={
-                "query_instruction": facts.prompt(name, "query") if query_prompt is None else query_prompt,
-                "passage_instruction": facts.prompt(name, "passage") if passage_prompt is None else passage_prompt,
-            }
-        )
-        for name, spec in tasks.items()
-    }
+    """The tasks with the prompts of a retriever, or else of its folder, in place of the instructions."""
+    prompted = {}
+    for name, spec in tasks.items():
+        query, passage = retriever.query_prompt, retriever.passage_prompt
+        query = facts.prompt(name, "query") if query is None else query
+        passage = facts.prompt(name, "passage") if passage is None else passage
+        prompted[name] = spec.model_copy(update={"query_instruction": query, "passage_instruction": passage})
+    return prompted

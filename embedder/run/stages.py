@@ -13,8 +13,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from embedder import __version__
+from embedder.config.label import RerankerConfig
 from embedder.config.paths import Paths
-from embedder.config.run import RunConfig
+from embedder.config.run import LlmConfig, RunConfig
 from embedder.config.train import NEUTRAL
 from embedder.hashing import content_id, file_sha256
 from embedder.models.locate import locate_model, model_fingerprint
@@ -42,12 +43,8 @@ class Stage:
     models: Callable[[RunConfig], list[str | None]] = lambda config: []
 
 
-def _llm(config: RunConfig) -> str | None:
-    return config.llm.model if config.llm else None
-
-
-def _reranker(config: RunConfig) -> str | None:
-    return config.reranker.model if config.reranker else None
+def _model(section: LlmConfig | RerankerConfig | None) -> str | None:
+    return section.model if section else None
 
 
 def _sources(config: RunConfig) -> list[AnyPath]:
@@ -94,7 +91,7 @@ STAGES = {
             ("label", "llm", "reranker", "tasks"),
             reads=lambda config: [config.paths.queries, config.paths.candidates],
             writes=lambda config: [config.paths.labelled, *([config.label.export] if config.label.export else [])],
-            models=lambda config: [_llm(config), _reranker(config)],
+            models=lambda config: [_model(config.llm), _model(config.reranker)],
         ),
         Stage(
             "train",
@@ -117,7 +114,7 @@ STAGES = {
             ("evaluate", "encoder", "llm", "label", "tasks"),
             reads=lambda config: [config.paths.corpus, config.paths.queries],
             writes=lambda config: [config.paths.mounted / "evaluation"],
-            models=lambda config: [config.encoder.model, str(config.paths.model), _llm(config)],
+            models=lambda config: [config.encoder.model, str(config.paths.model), _model(config.llm)],
         ),
     )
 }
@@ -158,13 +155,11 @@ def _content(path: AnyPath) -> str:
         return file_sha256(path)
     if isinstance(path, ObjectPath):
         return ""
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_unfinished(file.relative_to(path)))
+    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    # A name that begins with a dot is that of an unfinished file or folder.
+    kept = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     # By name and content and not by time: a stage that is repeated and writes the same leaves the later ones done.
-    return content_id([[file.relative_to(path).as_posix(), file_sha256(file)] for file in files]) if files else ""
-
-
-def _is_unfinished(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts)
+    return content_id([[name.as_posix(), file_sha256(path / name)] for name in kept]) if kept else ""
 
 
 def effective(value: object) -> object:

@@ -57,18 +57,22 @@ def place_durably(folder: Path, final: Path) -> None:
 
 
 @contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which gets its name when the block ends and its files are on the disk.
+def appearing(final: Path) -> Iterator[Path]:
+    """A new folder to fill, which gets its name when the block ends and its files are on the disk, or else goes.
 
-    What stands there already stays: a killed run's last worker may have written the same a moment before.
+    A folder that has the name by then stays, because another process may have made the same.
     """
-    staged = unfinished_folder(folder)
+    folder = unfinished_folder(final)
     try:
-        yield staged
-        if not folder.exists():
-            place_durably(staged, folder)
+        yield folder
+        try:
+            place_durably(folder, final)
+        except OSError:
+            # A folder cannot be renamed over one that is not empty.
+            if not final.is_dir():
+                raise
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def discard_folder(folder: Path) -> None:

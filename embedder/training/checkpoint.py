@@ -51,6 +51,7 @@ class Checkpoint:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint into the folder of checkpoints, and remove those no longer needed."""
     state = {name: getattr(checkpoint, name) for name in ("next_step", "self_paced", "validation")} | {"format": FORMAT}
+    # What stands there already stays: a killed run's last worker may have written the same a moment before.
     with appearing(folder / f"{PREFIX}{checkpoint.next_step:08d}") as staged:
         for name, file in TENSORS.items():
             save_file(getattr(checkpoint, name), staged / file)

@@ -103,7 +103,7 @@ def _task_of(paths: Paths, dataset: str) -> str:
 def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorStore:
     """The driver asks the server, several requests at a time, and commits each answer."""
     asked = [retriever.url, retriever.model, retriever.dimensions, retriever.extra_query, retriever.extra_passage]
-    tasks = with_prompts(config.tasks, FolderFacts(""), retriever.query_prompt, retriever.passage_prompt)
+    tasks = with_prompts(config.tasks, retriever, FolderFacts(""))
     store = VectorStore(config.paths.vectors / content_id(*asked)[:16], tasks)
     batches = [
         chunk.slice(i, retriever.batch_texts)

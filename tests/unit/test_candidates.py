@@ -24,7 +24,8 @@ def ranking(numbers):
 
 
 def ids(mined):
-    return mined.group["candidate_ids"]
+    group, _ = mined
+    return group["candidate_ids"]
 
 
 orders = st.permutations(range(40)).flatmap(lambda order: st.integers(0, 40).map(lambda length: order[:length]))
@@ -46,8 +47,8 @@ texts = st.lists(
 def test_make_group_never_holds_what_it_must_not(lexical, dense, positives, config, words):
     passages = {f"p{i}": text for i, text in enumerate(words)}
     asked = query([f"p{i}" for i in positives if i != 7], query_id="p7")
-    mined = make_group(asked, {"lexical": ranking(lexical), "dense": ranking(dense)}, passages, config)
-    group, known = mined.group, asked["positive_ids"]
+    group, _ = make_group(asked, {"lexical": ranking(lexical), "dense": ranking(dense)}, passages, config)
+    known = asked["positive_ids"]
     assert set(group) == set(GROUP.names)
     chosen = group["candidate_ids"]
     assert len(chosen) <= config.group_size
@@ -113,7 +114,7 @@ def test_make_group_leaves_room_for_one_negative():
     positives = [f"p{i}" for i in range(9)]
     mined = make_group(query(positives), {"lexical": ranking(range(40))}, PASSAGES, MineConfig(group_size=4))
     assert ids(mined)[:3] == positives[:3]
-    assert mined.group["relevance"] == [1, 1, 1, 0]
+    assert mined[0]["relevance"] == [1, 1, 1, 0]
     assert ids(mined)[3] not in positives
 
 
@@ -122,7 +123,7 @@ def test_make_group_counts_what_it_kept_out():
     rankings = {"lexical": ranking(range(5)), "dense": ranking(range(5))}
     mined = make_group(query(["p0"], query_id="p4"), rankings, passages, MineConfig(group_size=8, window=(0, 9)))
     assert len(ids(mined)) == 2
-    assert (mined.same_id, mined.duplicates) == (2, 2)
+    assert mined[1] == {"same_id": 2, "duplicates": 2}
 
 
 def test_make_group_without_rankings_holds_only_positives():

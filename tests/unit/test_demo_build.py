@@ -9,7 +9,7 @@ import pytest
 from embedder.config.load import load_run
 from embedder.config.prepare import Source
 from embedder.data.dataset import read_source
-from embedder.demo.build import build, docstring, is_test, load, squeeze, topic_passages
+from embedder.demo.build import build, docstring, load, split_of, squeeze, topic_passages
 from tests.unit.test_config import ROOT
 
 HAND_WRITTEN = {
@@ -90,9 +90,9 @@ def test_passages_of_the_documentation_have_ids_of_their_own_and_some_length():
 
 
 def test_the_test_share_is_about_three_in_ten_and_fixed():
-    share = sum(is_test("qa", str(i)) for i in range(2000)) / 2000
+    share = sum(split_of("qa", str(i)) == "test" for i in range(2000)) / 2000
     assert 0.25 < share < 0.35
-    assert is_test("qa", "x") == is_test("qa", "x")
+    assert split_of("qa", "x") == split_of("qa", "x")
 
 
 def test_a_docstring_is_shortened_and_an_unknown_function_has_none():

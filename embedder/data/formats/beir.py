@@ -75,12 +75,11 @@ def _read_judgements(path: Path, texts: Mapping[str, str], prepared: Prepared) -
                 raise RowError(f"query {query_id!r} is not in queries.jsonl")
             if passage_id not in prepared.passages:
                 raise RowError(f"passage {passage_id!r} is not in corpus.jsonl")
+            prepared.rows_out += 1
+            if grade > 0:
+                grades.setdefault(query_id, {})[passage_id] = grade
         except RowError as error:
             prepared.set_aside(path, number, str(error), line)
-            continue
-        prepared.rows_out += 1
-        if grade > 0:
-            grades.setdefault(query_id, {})[passage_id] = grade
     return grades
 
 

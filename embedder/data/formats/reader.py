@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import TaskSpec
+from embedder.data.metadata import metadata_json
 from embedder.data.records import Split
-from embedder.data.rows import Prepared, Row, RowError, optional_metadata, passage_row, read_lines, required_text
+from embedder.data.rows import Prepared, Row, RowError, passage_row, read_lines, required_text
 from embedder.errors import DataError
 from embedder.storage.fetched import local_copy
 
@@ -58,14 +59,14 @@ class SourceReader(ABC):
             try:
                 common = self._corpus_row(row, number)
                 passage_id, text = required_text(common, "id"), required_text(common, "text")
-                metadata = optional_metadata(common)
+                metadata = metadata_json(common.get("metadata"))
                 if passage_id in prepared.passages:
                     raise RowError(f"id {passage_id!r} was seen before")
-            except RowError as error:
+                passage = passage_row(self.source, passage_id, text, common.get("title"), metadata)
+                prepared.passages[passage_id] = passage
+            # `metadata_json` knows nothing of rows, so it raises a ValueError.
+            except (RowError, ValueError) as error:
                 prepared.set_aside(self.corpus, number, str(error), row)
-                continue
-            passage = passage_row(self.source, passage_id, text, common.get("title"), metadata)
-            prepared.passages[passage_id] = passage
 
     @abstractmethod
     def _corpus_row(self, row: Row, number: int) -> Row:

@@ -42,12 +42,10 @@ class ReferenceReader(LayoutReader):
         Raises:
             RowError: a position of the right choice leaves the choices, or an index is no list.
         """
-        common = dict(row)
+        common: Row = {**row, "pos_ids": None}
         if self.corpus:
             common["pos_ids"] = _lines(row, "pos_index")
             common["neg_ids"] = _lines(row, "neg_index") if self.source.teacher_scores else None
-        else:
-            common["pos_ids"] = None
         if row.get("possible_answers"):
             common["answers"] = _answers(row["possible_answers"])
         if row.get("choices"):
