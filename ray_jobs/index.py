@@ -60,10 +60,11 @@ def run(config: RunConfig) -> StageReport:
     from embedder.index.catalog import Catalog
     from embedder.index.manifest import hash_files
     from ray_jobs.retrieval.shards import build_shards, identity_of, shards_fingerprint
-    from ray_jobs.retrieval.vectors import ensure_vectors
+    from ray_jobs.retrieval.vectors import fill_store, open_store
 
     encoder = bundle_model(config)
-    store, encoded = ensure_vectors(config, encoder, [])
+    store = open_store(config, encoder)
+    encoded = fill_store(config, store, encoder, [])
     catalog = Catalog(config.paths.indexes)
     building = config.paths.indexes / "building"
     staged = building / shards_fingerprint(config.paths, config.index, store)

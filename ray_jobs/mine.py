@@ -48,9 +48,10 @@ def run(config: RunConfig) -> StageReport:
 
     from ray_jobs.cluster.metrics import track_progress
     from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
-    from ray_jobs.retrieval.vectors import ensure_vectors
+    from ray_jobs.retrieval.vectors import fill_store, open_store
 
-    store, encoded = ensure_vectors(config, config.encoder, ["train"])
+    store = open_store(config, config.encoder)
+    encoded = fill_store(config, store, config.encoder, ["train"])
     names = datasets(config.paths)
     report = StageReport("mine", 0, "groups", details={"encoded": encoded})
     depth = config.mine.window[1] + 1
