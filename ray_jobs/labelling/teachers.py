@@ -10,19 +10,16 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.data.ledger import Ledger
 from embedder.data.row_ids import RowIds
-from embedder.errors import ConfigError, LabelError
+from embedder.errors import ConfigError
 from embedder.hashing import content_id
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops
 from embedder.run.lineage import LINEAGE
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger, shot_pools
-from ray_jobs.labelling.block_plan import Planner, Survey, read_row_group, row_groups, select_llm_groups, survey
+from ray_jobs.labelling.block_plan import Survey, commit_missing, read_row_group, row_groups, select_llm_groups, survey
 from ray_jobs.labelling.imported import commit_imported, imported_fingerprint
 from ray_jobs.labelling.provenance import LabelProvenance, check_provenance, label_provenance, write_provenance
 from ray_jobs.labelling.recompute import recompute_rewards
@@ -120,34 +117,22 @@ class LlmTeacher(Teacher):
         # Before the first label: a run that is cut off must not leave labels of which nobody knows what made them.
         write_provenance(config.paths, provenance)
         work = self.survey()
-        _commit_plain(config, work, provenance.fingerprint)
+        _commit_plain(config, llm_ledger(config.paths), work, provenance.fingerprint)
         cost = None
         if work.blocks.num_rows and config.llm is not None:
             from ray_jobs.labelling.actors import label_with_llm
 
             cost = label_with_llm(config, work, pools, provenance.fingerprint)
-        missing, first = work.expected.missing_from(llm_ledger(config.paths).row_ids())
-        if missing:
-            raise LabelError(
-                f"{missing:,} of {len(work.expected):,} groups are in no block, first {first}; run it again"
-            )
         return Labels(work.expected, work.before, [], cost)
 
 
-def _commit_plain(config: RunConfig, work: Survey, fingerprint: str) -> None:
-    """Groups of tasks without a reward need no LLM: the driver commits them, a row group at a time."""
-    # A selection holds groups of tasks with a reward alone, so these are planned without it.
-    ledger, planner = llm_ledger(config.paths), Planner(config, None)
-    done = ledger.row_ids()
+def _commit_plain(config: RunConfig, ledger: Ledger, work: Survey, fingerprint: str) -> None:
+    """Groups of tasks without a reward need no model: the driver commits them, a row group at a time."""
+    done, tasks = ledger.row_ids(), config.tasks
     for path, number in work.plain:
-        planned = planner.read(path, number)
-        is_done = done.contains(planned.ids)
-        plain = [
-            position
-            for position, group in enumerate(planned.rows.groups)
-            if config.tasks[group["task"]].reward == "none" and not is_done[position]
-        ]
-        ledger.commit([planned.rows.without_rewards(position, config.tasks, fingerprint) for position in plain])
+        rows = read_row_group(path, number)
+        plain = [position for position, group in enumerate(rows.groups) if tasks[group["task"]].reward == "none"]
+        commit_missing(ledger, [rows.without_rewards(position, tasks, fingerprint) for position in plain], done)
 
 
 class RerankerTeacher(LlmTeacher):
@@ -170,19 +155,9 @@ class RerankerTeacher(LlmTeacher):
         provenance = label_provenance(self.config, shot_pools(self.config))
         lineage = (model / LINEAGE).read_text(encoding="utf-8")
         ledger, fingerprint = labelled_ledger(self.config), content_id(provenance.fingerprint, lineage)[:16]
-        expected = score_with_reranker(self.config, ledger, fingerprint)
-        _copy_plain(llm_ledger(self.config.paths), ledger)
-        return Labels(expected, by_llm.before, reranker_lines(model), by_llm.cost)
-
-
-def _copy_plain(source: Ledger, target: Ledger) -> None:
-    """Groups of tasks without a reward stand in the reranker's ledger as they are."""
-    known = target.row_ids()
-    for table in source.stream(source.row_ids()):
-        plain = table.filter(pc.equal(table["reward"], "none"))
-        fresh = plain.filter(pa.array(~known.contains(plain["row_id"].to_pylist()), pa.bool_()))
-        if fresh.num_rows:
-            target.commit(fresh)
+        work = score_with_reranker(self.config, ledger, fingerprint)
+        _commit_plain(self.config, ledger, work, provenance.fingerprint)
+        return Labels(work.expected, by_llm.before, reranker_lines(model), by_llm.cost)
 
 
 class RecomputingTeacher(Teacher):
