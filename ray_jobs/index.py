@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.errors import ModelError
-from embedder.models.locate import count_parameters, locate_model
-from embedder.run.cost import Work, forward_flops, tokens_of
+from embedder.models.locate import locate_model
+from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets
+from ray_jobs.cluster.tables import encoding_work
 
 if TYPE_CHECKING:
     from embedder.index.bundle import Manifest
@@ -43,15 +43,8 @@ def bundle_model(config: RunConfig) -> EncoderConfig:
 
 def check(config: RunConfig) -> Work:
     """The prepared corpus and the encoder's folder exist."""
-    parameters = count_parameters(locate_model(bundle_model(config).model))
-    lines, characters = [], 0
-    for name in datasets(config.paths):
-        files = corpus_files(config.paths, name)
-        characters += corpus_characters(files)
-        lines.append(
-            f"{name}: {count_rows(files):,} passages into {config.index.num_shards} shards, {config.index.factory}"
-        )
-    return Work("index", lines, forward_flops(parameters, tokens_of(characters)))
+    line = f" into {config.index.num_shards} shards, {config.index.factory}"
+    return encoding_work("index", config.paths, bundle_model(config).model, lambda name: line)
 
 
 def run(config: RunConfig) -> StageReport:

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.data.records import GROUP, write_table
-from embedder.models.locate import count_parameters, locate_model
-from embedder.run.cost import Work, forward_flops, tokens_of
+from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets, passage_texts, queries
+from ray_jobs.cluster.tables import datasets, encoding_work, passage_texts, queries
 
 if TYPE_CHECKING:
     from embedder.mining.ranking import Ranking
@@ -30,16 +29,12 @@ if TYPE_CHECKING:
 
 def check(config: RunConfig) -> Work:
     """The prepared tables and the encoder's folder exist."""
-    names = datasets(config.paths)
-    parameters = count_parameters(locate_model(config.encoder.model))
-    lines, characters = [], 0
-    for name in names:
-        files, count = corpus_files(config.paths, name), len(queries(config.paths, "train", name))
-        characters += corpus_characters(files)
-        lines.append(
-            f"{name}: {count_rows(files):,} passages, {count:,} train queries, groups of {config.mine.group_size}"
-        )
-    return Work("mine", lines, forward_flops(parameters, tokens_of(characters)))
+
+    def line(name: str) -> str:
+        count = len(queries(config.paths, "train", name))
+        return f", {count:,} train queries, groups of {config.mine.group_size}"
+
+    return encoding_work("mine", config.paths, config.encoder.model, line)
 
 
 def run(config: RunConfig) -> StageReport:
@@ -56,7 +51,7 @@ def run(config: RunConfig) -> StageReport:
     report = StageReport("mine", 0, "groups", details={"encoded": encoded})
     depth = config.mine.window[1] + 1
     # Started before the dense ones are waited for, so that both run at once.
-    lexical = {name: lexical_rankings(config.paths, "train", name, depth) for name in names}
+    lexical = {name: lexical_rankings.remote(config.paths, "train", name, depth) for name in names}
     dense = dense_rankings(config.paths, store, "train", depth)
     _remove_stale(config.paths, set(names))
     with track_progress("mine: datasets", len(names)) as counter:
@@ -92,12 +87,9 @@ def _mine_dataset(config: RunConfig, name: str, lexical: dict[str, Ranking], den
         rankings = {"lexical": lexical[query["query_id"]], "dense": dense[query["query_id"]]}
         mined = make_group(query, rankings, passages, config.mine)
         groups.append(mined.group)
-        counts["groups"] += 1
-        counts["candidates"] += len(mined.group["candidate_ids"])
-        counts["positives"] += sum(mined.group["relevance"])
-        counts["same_id"] += mined.same_id
-        counts["duplicates"] += mined.duplicates
-        counts["short"] += len(mined.group["candidate_ids"]) < config.mine.group_size
+        size, positives = len(mined.group["candidate_ids"]), sum(mined.group["relevance"])
+        counts.update(groups=1, candidates=size, positives=positives, short=int(size < config.mine.group_size))
+        counts.update(same_id=mined.same_id, duplicates=mined.duplicates)
     write_table(groups, GROUP, config.paths.candidates / f"{name}.parquet")
     return counts
 

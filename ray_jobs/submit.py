@@ -82,7 +82,7 @@ class Submission:
         return [f"{name}: ray job {verb} --address {address} {self.submission_id}" for name, verb in verbs.items()]
 
 
-def plan_submission(stage: str, run_file: Path, overrides: list[str], attempt: int = 1) -> Submission:
+def plan_submission(stage: str, run_file: Path, overrides: list[str]) -> Submission:
     """What to submit for one stage of a run file, from the current directory.
 
     Raises:
@@ -107,7 +107,7 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str], attempt: i
     shown = path.relative_to(here) if path.is_relative_to(here) else path
     given = [*overrides, *absolute_settings(run_file, overrides, config)]
     sets = [word for override in given for word in ("--set", override)]
-    return Submission(stage, config, ("python", "-m", f"ray_jobs.{stage}", "--config", str(shown), *sets), attempt)
+    return Submission(stage, config, ("python", "-m", f"ray_jobs.{stage}", "--config", str(shown), *sets))
 
 
 def refuse_secrets(run_file: Path, overrides: list[str]) -> None:
@@ -140,16 +140,13 @@ def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -
     # A submitted job runs in a temporary copy of this folder, where a relative path would name another file.
     raw, dumped = raw_run(run_file, overrides), config.model_dump(mode="json")
     sets = []
-    for key in PATH_KEYS:
+    for key in (*PATH_KEYS, *MODEL_KEYS):
         section, name = key.split(".")
-        written, resolved = (raw.get(section) or {}).get(name), (dumped[section] or {}).get(name)
-        if resolved and resolved.startswith("/") and not str(written or "").startswith(("/", "~", "file:")):
-            sets.append(f"{key}={resolved}")
-    for key in MODEL_KEYS:
-        section, name = key.split(".")
-        written = (raw.get(section) or {}).get(name)
-        if written and not Path(written).is_absolute() and Path(written).is_dir():
-            sets.append(f"{key}={Path(written).absolute()}")
+        written, resolved = ((settings.get(section) or {}).get(name) for settings in (raw, dumped))
+        # A model may also be the name of one on the hub.
+        is_path = key in PATH_KEYS or Path(resolved or "").is_dir()
+        if resolved and "://" not in resolved and is_path and _is_relative(written or ""):
+            sets.append(f"{key}={Path(resolved).absolute()}")
     sources = [dict(source) for source in (raw.get("prepare") or {}).get("sources", [])]
     relative = [(source, key) for source in sources for key in ("path", "corpus") if _is_relative(source.get(key))]
     for source, key in relative:

@@ -52,12 +52,7 @@ class BlockCost:
         return BlockCost(*map(sub, astuple(self), astuple(other)))
 
 
-COST = pa.schema(
-    [
-        *((name, pa.int64()) for name in ("rows", "pairs", "tokens")),
-        *((name, pa.float64()) for name in ("flops", "seconds", "capacity")),
-    ]
-)
+COST = pa.Table.from_pylist([asdict(BlockCost())]).schema
 """The fields of a BlockCost, as Ray Data hands them from actor to driver."""
 
 

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.data.ledger import Ledger
+from embedder.data.records import LABELLED, each_table, parquet_files
 from embedder.data.row_ids import RowIds
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, LabelError
 from embedder.hashing import content_id
+from embedder.labelling.rewards import group_rewards
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops
 from embedder.run.lineage import LINEAGE
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger, shot_pools
 from ray_jobs.labelling.block_plan import Survey, commit_missing, read_row_group, row_groups, select_llm_groups, survey
 from ray_jobs.labelling.imported import commit_imported, imported_fingerprint
-from ray_jobs.labelling.provenance import LabelProvenance, check_provenance, label_provenance, write_provenance
-from ray_jobs.labelling.recompute import recompute_rewards
+from ray_jobs.labelling.provenance import (
+    LabelProvenance,
+    check_provenance,
+    label_provenance,
+    mark_mixed,
+    read_provenance,
+    write_provenance,
+)
 
 if TYPE_CHECKING:
     from embedder.labelling.label_statistics import LabelCost
@@ -168,9 +176,42 @@ class RecomputingTeacher(Teacher):
         return Work("label", ["rewards are recomputed from the stored log-likelihoods"], 0.0)
 
     def run(self) -> Labels:
+        from ray_jobs.cluster.metrics import track_progress
+
         ledger, provenance = llm_ledger(self.config.paths), label_provenance(self.config, shot_pools(self.config))
-        rows = recompute_rewards(self.config, ledger, provenance)
-        return Labels(ledger.row_ids(), rows, ["rewards recomputed, without the LLM"])
+        _refuse_ranks_without_samples(self.config, ledger, provenance)
+        # Blocks are rewritten one by one: cut off between two of them, the folder holds old and new rewards.
+        mark_mixed(self.config.paths, provenance)
+        ids = ledger.row_ids()
+        with track_progress("recompute", ids.total) as counter:
+            for count in ledger.replace(lambda block: [_recomputed(row, provenance.rewards) for row in block]):
+                counter.advance(count)
+        write_provenance(self.config.paths, provenance)
+        return Labels(ids, ids.total, ["rewards recomputed, without the LLM"])
+
+
+def _refuse_ranks_without_samples(config: RunConfig, ledger: Ledger, provenance: LabelProvenance) -> None:
+    """Refuse to make ranks for a task whose outputs were never sampled.
+
+    Raises:
+        LabelError: there is such a task.
+    """
+    known = read_provenance(config.paths)
+    unsampled = {task for task, reward in (known.rewards if known else {}).items() if reward in {"likelihood", "lift"}}
+    wanted = {task for task in unsampled if provenance.rewards.get(task) == "rank"}
+    if not wanted:
+        return
+    for table in each_table(parquet_files(ledger.folder), LABELLED, ["task", "outputs"]):
+        if any(row["task"] in wanted and len(row["outputs"] or []) > 1 for row in table.to_pylist()):
+            return
+    raise LabelError(f"tasks {sorted(wanted)} have no sampled outputs to rank among; label them into another folder")
+
+
+def _recomputed(row: dict[str, Any], rewards: dict[str, str]) -> dict[str, Any]:
+    kind = rewards.get(row["task"], row["reward"])
+    if row["scores"] is None or row["error"] is not None:
+        return {**row, "reward": kind}
+    return {**row, "reward": kind, "rewards": group_rewards(kind, row["base_scores"], row["scores"])}
 
 
 class ImportedTeacher(Teacher):

@@ -37,7 +37,7 @@ def all_rankings(config: RunConfig) -> Rankings:
     lexical: dict[str, ray.ObjectRef] = {}
     if any(retriever.name == "bm25" for retriever in settings.retrievers):
         # Started first, so that these tasks run beside the encoders.
-        lexical = {name: lexical_rankings(config.paths, settings.split, name, depth) for name in names}
+        lexical = {name: lexical_rankings.remote(config.paths, settings.split, name, depth) for name in names}
     rankings: Rankings = {}
     for retriever in settings.retrievers:
         if isinstance(retriever, BuiltinRetriever) and retriever.kind not in {"base", "trained"}:
