@@ -87,9 +87,12 @@ def _mine_dataset(config: RunConfig, name: str, lexical: dict[str, Ranking], den
         rankings = {"lexical": lexical[query["query_id"]], "dense": dense[query["query_id"]]}
         mined = make_group(query, rankings, passages, config.mine)
         groups.append(mined.group)
-        size, positives = len(mined.group["candidate_ids"]), sum(mined.group["relevance"])
-        counts.update(groups=1, candidates=size, positives=positives, short=int(size < config.mine.group_size))
-        counts.update(same_id=mined.same_id, duplicates=mined.duplicates)
+        counts["groups"] += 1
+        counts["candidates"] += len(mined.group["candidate_ids"])
+        counts["positives"] += sum(mined.group["relevance"])
+        counts["same_id"] += mined.same_id
+        counts["duplicates"] += mined.duplicates
+        counts["short"] += len(mined.group["candidate_ids"]) < config.mine.group_size
     write_table(groups, GROUP, config.paths.candidates / f"{name}.parquet")
     return counts
 

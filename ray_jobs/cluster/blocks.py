@@ -63,8 +63,6 @@ class BlockActor(ABC):
     Ray would send a class of that module by value, with all it refers to.
     """
 
-    result: str
-    """Name of the rows that it commits, for the log."""
     peak_flops = 0.0
     """Operations a second of its device; 0: not known."""
 
@@ -100,7 +98,7 @@ class BlockActor(ABC):
         seconds = time.perf_counter() - began
         own = BlockCost(block["rows"], seconds=seconds, capacity=seconds * self.peak_flops)
         cost = own + self.computed() - before
-        logger.info("committed %s", self.result, extra=asdict(cost))
+        logger.info("%s committed a block", type(self).__name__, extra=asdict(cost))
         return cost
 
 

@@ -49,8 +49,6 @@ class GroupBlocks(BlockActor):
 class LabelBlocks(GroupBlocks):
     """Labels blocks of groups with the LLM."""
 
-    result = "labels"
-
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
         super().__init__(config, llm_ledger(config.paths), ray.get(selected), fingerprint)
         lm = load_lm(config.needed_llm, config.paths.cache)

@@ -179,8 +179,6 @@ def label_groups(
 class ScoreBlocks(GroupBlocks):
     """Rewards blocks of groups with the cross-encoder."""
 
-    result = "labels of the reranker"
-
     def __init__(self, config: RunConfig, ledger: Ledger, fingerprint: str, model: Path) -> None:
         super().__init__(config, ledger, None, fingerprint)
         self.encoder = load_cross_encoder(str(model), config.needed_reranker.max_tokens, config.encoder.batch_tokens)

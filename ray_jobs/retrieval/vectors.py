@@ -78,8 +78,6 @@ def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:
 class EncodeBlocks(BlockActor):
     """Encodes blocks of texts."""
 
-    result = "vectors"
-
     def __init__(self, config: EncoderConfig, store: VectorStore) -> None:
         self.encoder: TextEncoder = load_inference_encoder(config)
         self.store = store
