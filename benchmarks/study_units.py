@@ -23,7 +23,7 @@ from embedder.storage.durable import locked, write_durably
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train
 from embedder.training.training_rows import write_training_rows
-from ray_jobs.cluster.tables import positive_ids
+from ray_jobs.cluster.tables import labelled_ledger, positive_ids
 from ray_jobs.training.groups import labelled_groups
 
 FORMAT = 1
@@ -62,7 +62,7 @@ class Study:
             raise ConfigError("the run file has no `train` section; give it train.steps")
         self.config, self.settings, self.split = config, config.train, split
         self.folder = config.paths.mounted / "study"
-        self.groups = labelled_groups(config)
+        self.groups = labelled_groups(config.paths, labelled_ledger(config))
         self.positives = positive_ids(config.paths)
         self._data = content_id([(group["row_id"], group["label_fingerprint"]) for group in self.groups])
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.errors import ModelError
-from embedder.models.locate import count_parameters, locate_model
-from embedder.run.cost import Work, forward_flops, tokens_of
+from embedder.models.locate import locate_model
+from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets
+from ray_jobs.cluster.tables import encoding_work
 
 if TYPE_CHECKING:
     from embedder.index.bundle import Manifest
@@ -43,15 +43,8 @@ def bundle_model(config: RunConfig) -> EncoderConfig:
 
 def check(config: RunConfig) -> Work:
     """The prepared corpus and the encoder's folder exist."""
-    parameters = count_parameters(locate_model(bundle_model(config).model))
-    lines, characters = [], 0
-    for name in datasets(config.paths):
-        files = corpus_files(config.paths, name)
-        characters += corpus_characters(files)
-        lines.append(
-            f"{name}: {count_rows(files):,} passages into {config.index.num_shards} shards, {config.index.factory}"
-        )
-    return Work("index", lines, forward_flops(parameters, tokens_of(characters)))
+    line = f" into {config.index.num_shards} shards, {config.index.factory}"
+    return encoding_work("index", config.paths, bundle_model(config).model, lambda name: line)
 
 
 def run(config: RunConfig) -> StageReport:
@@ -59,34 +52,37 @@ def run(config: RunConfig) -> StageReport:
     from embedder.index.bundle import MODEL, Manifest, instructions
     from embedder.index.catalog import Catalog
     from embedder.index.manifest import hash_files
-    from ray_jobs.retrieval.shards import build_shards, identity_of, shards_fingerprint
-    from ray_jobs.retrieval.vectors import ensure_vectors
+    from embedder.models.fingerprint import encoder_fingerprint
+    from ray_jobs.retrieval.shards import build_shards, shards_fingerprint, vector_dimension
+    from ray_jobs.retrieval.vectors import fill_store, open_store
 
     encoder = bundle_model(config)
-    store, encoded = ensure_vectors(config, encoder, [])
+    store = open_store(config, encoder)
+    encoded = fill_store(config, store, encoder, [])
     catalog = Catalog(config.paths.indexes)
     building = config.paths.indexes / "building"
     staged = building / shards_fingerprint(config.paths, config.index, store)
-    identity = identity_of(config.paths, store, encoder, config.index.num_shards)
-    files, collections = build_shards(config.paths, config.index.build_settings, store, identity, staged)
+    manifest = Manifest(
+        name=config.paths.work.name,
+        encoder_fingerprint=encoder_fingerprint(encoder),
+        pooling=encoder.pooling,
+        max_tokens=encoder.max_tokens,
+        int8=encoder.int8,
+        dimension=vector_dimension(config.paths, store),
+        tasks=instructions(store.tasks),
+        num_shards=config.index.num_shards,
+        collections={},
+        files={},
+    )
+    manifest = build_shards(config.paths, config.index.build_settings, store, manifest, staged)
     # Weights in safetensors alone: a pickle could run code where the bundle is served.
     model = staged / MODEL
     shutil.rmtree(model, ignore_errors=True)
     shutil.copytree(
         locate_model(encoder.model), model, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".*")
     )
-    manifest = Manifest(
-        name=config.paths.work.name,
-        encoder_fingerprint=identity.encoder_fingerprint,
-        pooling=encoder.pooling,
-        max_tokens=encoder.max_tokens,
-        int8=encoder.int8,
-        dimension=identity.dimension,
-        tasks=instructions(store.tasks),
-        collections=collections,
-        num_shards=identity.num_shards,
-        files=files | {f"{MODEL}/{name}": digest for name, digest in hash_files(model).items()},
-    )
+    files = {f"{MODEL}/{name}": digest for name, digest in hash_files(model).items()}
+    manifest = manifest.model_copy(update={"files": manifest.files | files})
     manifest.write(staged)
     # The alias moves when the version is whole, so that a service that looks now never reads half of one; what is left
     # in `building` is of no use any more. The mark comes last: with it the stage counts as done.

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.data.records import GROUP, write_table
-from embedder.models.locate import count_parameters, locate_model
-from embedder.run.cost import Work, forward_flops, tokens_of
+from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.tables import corpus_characters, corpus_files, count_rows, datasets, passage_texts, queries
+from ray_jobs.cluster.tables import datasets, encoding_work, passage_texts, queries
 
 if TYPE_CHECKING:
     from embedder.mining.ranking import Ranking
@@ -30,16 +29,12 @@ if TYPE_CHECKING:
 
 def check(config: RunConfig) -> Work:
     """The prepared tables and the encoder's folder exist."""
-    names = datasets(config.paths)
-    parameters = count_parameters(locate_model(config.encoder.model))
-    lines, characters = [], 0
-    for name in names:
-        files, count = corpus_files(config.paths, name), len(queries(config.paths, "train", name))
-        characters += corpus_characters(files)
-        lines.append(
-            f"{name}: {count_rows(files):,} passages, {count:,} train queries, groups of {config.mine.group_size}"
-        )
-    return Work("mine", lines, forward_flops(parameters, tokens_of(characters)))
+
+    def line(name: str) -> str:
+        count = len(queries(config.paths, "train", name))
+        return f", {count:,} train queries, groups of {config.mine.group_size}"
+
+    return encoding_work("mine", config.paths, config.encoder.model, line)
 
 
 def run(config: RunConfig) -> StageReport:
@@ -48,14 +43,15 @@ def run(config: RunConfig) -> StageReport:
 
     from ray_jobs.cluster.metrics import track_progress
     from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
-    from ray_jobs.retrieval.vectors import ensure_vectors
+    from ray_jobs.retrieval.vectors import fill_store, open_store
 
-    store, encoded = ensure_vectors(config, config.encoder, ["train"])
+    store = open_store(config, config.encoder)
+    encoded = fill_store(config, store, config.encoder, ["train"])
     names = datasets(config.paths)
     report = StageReport("mine", 0, "groups", details={"encoded": encoded})
     depth = config.mine.window[1] + 1
     # Started before the dense ones are waited for, so that both run at once.
-    lexical = {name: lexical_rankings(config.paths, "train", name, depth) for name in names}
+    lexical = {name: lexical_rankings.remote(config.paths, "train", name, depth) for name in names}
     dense = dense_rankings(config.paths, store, "train", depth)
     _remove_stale(config.paths, set(names))
     with track_progress("mine: datasets", len(names)) as counter:

@@ -43,21 +43,10 @@ MODEL_KEYS = ("encoder.model", "llm.model", "reranker.model", "index.model")
 class Submission:
     """One `ray job submit`."""
 
-    stage: str
     config: RunConfig
+    submission_id: str
+    """The name by which Ray knows the job, the same for the same stage and settings of a run."""
     entrypoint: tuple[str, ...]
-    attempt: int = 1
-
-    @property
-    def base_id(self) -> str:
-        """The same for the same stage and settings of a run."""
-        name = re.sub(r"[^A-Za-z0-9_.-]", "-", self.config.paths.work.name)
-        return f"{name}-{self.stage}-{content_id(self.stage, self.config.model_dump(mode='json'))[:8]}"
-
-    @property
-    def submission_id(self) -> str:
-        """The name by which Ray knows the job."""
-        return self.base_id if self.attempt == 1 else f"{self.base_id}-{self.attempt}"
 
     def command(self, wait: bool) -> list[str]:
         """The whole command, word by word."""
@@ -82,7 +71,7 @@ class Submission:
         return [f"{name}: ray job {verb} --address {address} {self.submission_id}" for name, verb in verbs.items()]
 
 
-def plan_submission(stage: str, run_file: Path, overrides: list[str], attempt: int = 1) -> Submission:
+def plan_submission(stage: str, run_file: Path, overrides: list[str]) -> Submission:
     """What to submit for one stage of a run file, from the current directory.
 
     Raises:
@@ -107,7 +96,10 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str], attempt: i
     shown = path.relative_to(here) if path.is_relative_to(here) else path
     given = [*overrides, *absolute_settings(run_file, overrides, config)]
     sets = [word for override in given for word in ("--set", override)]
-    return Submission(stage, config, ("python", "-m", f"ray_jobs.{stage}", "--config", str(shown), *sets), attempt)
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", config.paths.work.name)
+    submission_id = f"{name}-{stage}-{content_id(stage, config.model_dump(mode='json'))[:8]}"
+    words = ("python", "-m", f"ray_jobs.{stage}", "--config", str(shown), *sets)
+    return Submission(config, submission_id, words)
 
 
 def refuse_secrets(run_file: Path, overrides: list[str]) -> None:
@@ -140,16 +132,13 @@ def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -
     # A submitted job runs in a temporary copy of this folder, where a relative path would name another file.
     raw, dumped = raw_run(run_file, overrides), config.model_dump(mode="json")
     sets = []
-    for key in PATH_KEYS:
+    for key in (*PATH_KEYS, *MODEL_KEYS):
         section, name = key.split(".")
-        written, resolved = (raw.get(section) or {}).get(name), (dumped[section] or {}).get(name)
-        if resolved and resolved.startswith("/") and not str(written or "").startswith(("/", "~", "file:")):
-            sets.append(f"{key}={resolved}")
-    for key in MODEL_KEYS:
-        section, name = key.split(".")
-        written = (raw.get(section) or {}).get(name)
-        if written and not Path(written).is_absolute() and Path(written).is_dir():
-            sets.append(f"{key}={Path(written).absolute()}")
+        written, resolved = ((settings.get(section) or {}).get(name) for settings in (raw, dumped))
+        # A model may also be the name of one on the hub.
+        is_path = key in PATH_KEYS or Path(resolved or "").is_dir()
+        if resolved and "://" not in resolved and is_path and _is_relative(written or ""):
+            sets.append(f"{key}={Path(resolved).absolute()}")
     sources = [dict(source) for source in (raw.get("prepare") or {}).get("sources", [])]
     relative = [(source, key) for source in sources for key in ("path", "corpus") if _is_relative(source.get(key))]
     for source, key in relative:
@@ -169,8 +158,8 @@ def shared_paths(config: RunConfig) -> list[str]:
     return sorted({str(path) for path in (config.paths.work, config.paths.cache, *sources)})
 
 
-def next_attempt(submission: Submission) -> int:
-    """1 more than the cluster has seen of this run and stage.
+def free_id(submission: Submission) -> str:
+    """The id of a submission, with a number from 2 on where the cluster has seen this run and stage before.
 
     Raises:
         ConfigError: one of them is still at work, or the cluster does not answer or refuses.
@@ -188,14 +177,15 @@ def next_attempt(submission: Submission) -> int:
             "RAY_AUTH_MODE=token with the cluster's token"
         ) from error
     known = {job.submission_id: job.status for job in jobs if job.submission_id}
-    names = [name for name in known if re.fullmatch(rf"{re.escape(submission.base_id)}(-\d+)?", name)]
+    names = [name for name in known if re.fullmatch(rf"{re.escape(submission.submission_id)}(-\d+)?", name)]
     for name in names:
         if not known[name].is_terminal():
             raise ConfigError(
                 f"{name} is {known[name].value} on {address}; follow it with `ray job logs --follow {name}`, or end it "
                 f"with `ray job stop {name}`"
             )
-    return 1 + max((int(name.removeprefix(submission.base_id)[1:] or 1) for name in names), default=0)
+    seen = max((int(name.removeprefix(submission.submission_id)[1:] or 1) for name in names), default=0)
+    return f"{submission.submission_id}-{seen + 1}" if seen else submission.submission_id
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -214,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_on_error():
         submission = plan_submission(options.stage, Path(options.config), options.set)
         if options.run:
-            submission = replace(submission, attempt=next_attempt(submission))
+            submission = replace(submission, submission_id=free_id(submission))
     command = submission.command(options.wait)
     out.print(shlex.join(command), markup=False)
     for line in submission.follow_ups():

@@ -16,12 +16,11 @@ from __future__ import annotations
 import json
 
 from embedder.config.run import RunConfig
-from embedder.config.train import NEUTRAL, TrainConfig
-from embedder.console import console
+from embedder.config.train import NEUTRAL
 from embedder.hashing import content_id
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.st_folder import check_base_model
-from embedder.run.cost import Work, measured_rate
+from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from embedder.storage.object_store import replacing
 from embedder.training.job import FORMAT
@@ -47,7 +46,6 @@ def check(config: RunConfig) -> Work:
 def run(config: RunConfig) -> StageReport:
     """Train or resume; write model, card and report; the summary tells the rows left out, losses and validation."""
     from embedder.run.lineage import install_model
-    from embedder.training.estimate import work_of
     from embedder.training.job import MetricsReader, TrainingJob
     from embedder.training.model_card import model_card
     from embedder.training.training_report import report_lines, summarise, write_report
@@ -62,7 +60,6 @@ def run(config: RunConfig) -> StageReport:
     sizes, left_out = write_training_rows(kept, config.tasks, job.rows, taken.positives)
     write_training_rows(apart, config.tasks, job.held_out, taken.positives)
     if not job.exported.is_dir():
-        _announce(work_of(config, kept, apart, taken.notes), settings)
         run_workers(job, "train")
     steps = MetricsReader(job.metrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
@@ -90,15 +87,6 @@ def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     return content_id(
         FORMAT, encoder_fingerprint(config.encoder.model_copy(update={"int8": False})), settings, tasks, taken.identity
     )[:16]
-
-
-def _announce(work: Work, settings: TrainConfig) -> None:
-    """Print the work ahead; how long it takes is known beforehand for the CPU alone."""
-    for line in work.lines:
-        console().print(f"train: {line}", markup=False)
-    if not settings.gpus_per_worker:
-        minutes = work.flops / (0.6 * measured_rate()) / 60
-        console().print(f"train: about {minutes:,.1f} minutes of computing on a machine like this", markup=False)
 
 
 JOB = Job("train", __doc__, check, run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedder.data.records import group_id
@@ -31,14 +31,14 @@ def plan_units(groups: Sequence[dict[str, Any]], unit_groups: int) -> list[Unit]
     return units
 
 
-def join_units(units: Sequence[Unit], block_rows: int) -> list[list[Unit]]:
-    """Blocks of whole units with at least `block_rows` groups, the last one with what is left."""
-    blocks: list[list[Unit]] = []
+def join_units(units: Mapping[int, Unit], block_rows: int) -> list[list[int]]:
+    """Blocks of whole units, by number, with at least `block_rows` groups, the last one with what is left."""
+    blocks: list[list[int]] = []
     rows = 0
-    for unit in units:
+    for number, unit in units.items():
         if not blocks or rows >= block_rows:
             blocks.append([])
             rows = 0
-        blocks[-1].append(unit)
+        blocks[-1].append(number)
         rows += len(unit)
     return blocks

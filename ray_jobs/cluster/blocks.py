@@ -52,12 +52,7 @@ class BlockCost:
         return BlockCost(*map(sub, astuple(self), astuple(other)))
 
 
-COST = pa.schema(
-    [
-        *((name, pa.int64()) for name in ("rows", "pairs", "tokens")),
-        *((name, pa.float64()) for name in ("flops", "seconds", "capacity")),
-    ]
-)
+COST = pa.Table.from_pylist([asdict(BlockCost())]).schema
 """The fields of a BlockCost, as Ray Data hands them from actor to driver."""
 
 
@@ -68,8 +63,6 @@ class BlockActor(ABC):
     Ray would send a class of that module by value, with all it refers to.
     """
 
-    result: str
-    """Name of the rows that it commits, for the log."""
     peak_flops = 0.0
     """Operations a second of its device; 0: not known."""
 
@@ -105,7 +98,7 @@ class BlockActor(ABC):
         seconds = time.perf_counter() - began
         own = BlockCost(block["rows"], seconds=seconds, capacity=seconds * self.peak_flops)
         cost = own + self.computed() - before
-        logger.info("committed %s", self.result, extra=asdict(cost))
+        logger.info("%s committed a block", type(self).__name__, extra=asdict(cost))
         return cost
 
 

@@ -64,7 +64,9 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
         with at_work as config:
             work = job.check(config)
             if options.dry_run:
-                print_dry_run(given, work)
+                shown = yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+                console().print(shown, markup=False)
+                print_work(work)
                 for line in job.rehearse(config) if job.rehearse else []:
                     console().print(f"{job.stage}: {line}", markup=False)
                 return
@@ -78,8 +80,7 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     connect()
     out = console()
     out.rule(f"{job.stage}")
-    if work.flops:
-        out.print(f"{job.stage}: {work.estimate()}", markup=False)
+    print_work(work)
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
     with ResourceUsage() as usage:
         report = job.run(config)
@@ -96,18 +97,17 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     return report
 
 
-def print_dry_run(config: RunConfig, work: Work) -> None:
-    """Print the resolved run file, the work ahead and its cost, and start nothing."""
-    out = console()
-    out.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
-    for line in work.lines:
-        out.print(f"{work.stage}: {line}", markup=False)
-    rate = measured_rate()
-    out.print(
-        f"{work.stage}: {work.estimate()}; this machine's matrix product runs at {rate / 1e9:,.0f} GFLOP/s, so at 60 % "
-        f"of it {work.flops / (0.6 * rate) / 60:,.1f} minutes here",
-        markup=False,
-    )
+def print_work(work: Work) -> None:
+    """Print the work ahead, and what its models cost."""
+    lines = list(work.lines)
+    if work.flops:
+        rate = measured_rate()
+        lines.append(
+            f"{work.estimate()}; this machine's matrix product runs at {rate / 1e9:,.0f} GFLOP/s, so at 60 % of it "
+            f"{work.flops / (0.6 * rate) / 60:,.1f} minutes here"
+        )
+    for line in lines:
+        console().print(f"{work.stage}: {line}", markup=False)
 
 
 def refuse_temporary_paths(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, PASSAGE, QUERY, Split, parquet_files, read_tables
 from embedder.errors import DataError
 from embedder.labelling.prompts import ShotPools, read_shot_pools
+from embedder.models.locate import count_parameters, locate_model
+from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.storage.object_store import AnyPath
 
 
@@ -83,9 +86,18 @@ def candidate_groups(paths: Paths) -> pa.Table:
     return read_tables(candidate_files(paths), GROUP)
 
 
-def corpus_characters(files: list[Path]) -> int:
-    """Estimated characters of a dataset's passages: Parquet holds text at about a third of its size."""
-    return sum(path.stat().st_size for path in files) * 3
+def encoding_work(stage: str, paths: Paths, model: str, line: Callable[[str], str]) -> Work:
+    """What encoding all passages takes, with a line for each dataset behind the count of its passages.
+
+    Raises:
+        DataError: `prepare` has not run.
+        ModelError: the model is missing.
+    """
+    files = {name: corpus_files(paths, name) for name in datasets(paths)}
+    lines = [f"{name}: {count_rows(files[name]):,} passages{line(name)}" for name in files]
+    # Parquet holds text at about a third of its size.
+    characters = 3 * sum(path.stat().st_size for own in files.values() for path in own)
+    return Work(stage, lines, forward_flops(count_parameters(locate_model(model)), tokens_of(characters)))
 
 
 def llm_ledger(paths: Paths) -> Ledger:
@@ -93,11 +105,14 @@ def llm_ledger(paths: Paths) -> Ledger:
     return Ledger(paths.labelled / "blocks", LABELLED, "row_id")
 
 
+def reranked_ledger(paths: Paths) -> Ledger:
+    """The committed blocks of a reranker's labels."""
+    return Ledger(paths.labelled / "reranked", LABELLED, "row_id")
+
+
 def labelled_ledger(config: RunConfig) -> Ledger:
     """The committed blocks of the labels that the embedder learns from: those of the run's teacher."""
-    if config.label.teacher == "reranker":
-        return Ledger(config.paths.labelled / "reranked", LABELLED, "row_id")
-    return llm_ledger(config.paths)
+    return reranked_ledger(config.paths) if config.label.teacher == "reranker" else llm_ledger(config.paths)
 
 
 def shot_pools(config: RunConfig) -> ShotPools:

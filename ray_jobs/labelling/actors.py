@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from typing import Any
 
 import ray
 
 from embedder.config.run import RunConfig
+from embedder.data.ledger import Ledger
+from embedder.data.row_ids import RowIds
 from embedder.labelling.label_statistics import LabelCost
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.prompts import ShotPools
-from embedder.labelling.units import Unit
 from embedder.models.causal_lm import load_lm, prepare_lm
 from embedder.models.device import matmul_rate
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
@@ -19,36 +21,51 @@ from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.block_plan import GroupRows, Planner, Survey
 
 
-class LabelBlocks(BlockActor):
-    """Labels blocks of groups with the LLM."""
+class GroupBlocks(BlockActor):
+    """Labels blocks of groups with a model, which damaged groups are kept from; these say why."""
 
-    result = "labels"
+    def __init__(self, config: RunConfig, ledger: Ledger, selected: RowIds | None, fingerprint: str) -> None:
+        self.config, self.ledger, self.fingerprint = config, ledger, fingerprint
+        self.planner = Planner(config, selected)
 
-    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
-        lm = load_lm(config.needed_llm, config.paths.cache)
-        self.config, self.fingerprint = config, fingerprint
-        self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, ray.get(shot_pools))
-        self.planner = Planner(config, ray.get(selected))
-        self.ledger = llm_ledger(config.paths)
-        self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
+    @abstractmethod
+    def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The groups as labelled rows, in the same order."""
 
     def row_ids(self, block: Block) -> list[str]:
         return self.planner.read_block(block).ids_of(block["units"])
 
+    def label_rows(self, rows: GroupRows, positions: list[int]) -> list[dict[str, Any]]:
+        """The labelled rows of the groups at some positions."""
+        made = iter(self.label([rows.groups[position] for position in positions if position not in rows.unreadable]))
+        return [
+            rows.without_rewards(position, self.config.tasks, self.fingerprint)
+            if position in rows.unreadable
+            else next(made)
+            for position in positions
+        ]
+
+
+class LabelBlocks(GroupBlocks):
+    """Labels blocks of groups with the LLM."""
+
+    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
+        super().__init__(config, llm_ledger(config.paths), ray.get(selected), fingerprint)
+        lm = load_lm(config.needed_llm, config.paths.cache)
+        self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, ray.get(shot_pools))
+        self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
+
+    def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self.labeller.label(groups, self.fingerprint)
+
     def compute(self, block: Block) -> list[dict[str, Any]]:
-        planned = self.planner.read_block(block)
+        rows = self.planner.read_block(block)
         # Unit by unit, since what is read in one batch decides the last bits: blocks may be cut differently next time.
-        return [row for number in block["units"] for row in self._label_unit(planned.rows, planned.units[number])]
+        return [row for number in block["units"] for row in self.label_rows(rows, rows.units[number])]
 
     def computed(self) -> BlockCost:
         work = self.labeller.backend.work
         return BlockCost(pairs=self.labeller.pairs, tokens=work.tokens, flops=work.flops)
-
-    def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
-        """The labelled rows of a unit, in its order."""
-        return rows.labelled(
-            unit, lambda groups: self.labeller.label(groups, self.fingerprint), self.config.tasks, self.fingerprint
-        )
 
 
 def label_with_llm(config: RunConfig, work: Survey, pools: ShotPools, fingerprint: str) -> LabelCost:

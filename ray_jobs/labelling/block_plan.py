@@ -6,13 +6,12 @@ However many rows there are, memory holds one row group (1,024 rows, as `mine` w
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
@@ -34,33 +33,34 @@ BLOCK = pa.schema(
 are in no block yet. The content is read where it is labelled, so that driver and object store hold no text."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class GroupRows:
     """The groups of one row group of a candidate file."""
 
     groups: list[dict[str, Any]]
     unreadable: dict[int, str]
     """Reason by position for the groups that are damaged; they stand among the others with the damage made visible."""
+    units: list[Unit] = field(default_factory=list)
+    """The positions of the groups that are labelled together, once a `Planner` has cut them."""
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Ids of the groups, by position."""
+        return [group_id(group) for group in self.groups]
+
+    def positions(self, units: Iterable[int]) -> list[int]:
+        """The positions of the groups of units, which are given by number, in the order in which they are committed."""
+        return [position for number in units for position in self.units[number]]
+
+    def ids_of(self, units: Iterable[int]) -> list[str]:
+        """The ids of these groups, in the same order."""
+        return [self.ids[position] for position in self.positions(units)]
 
     def without_rewards(self, position: int, tasks: Mapping[str, TaskSpec], fingerprint: str) -> dict[str, Any]:
         """A group as a labelled row without rewards, which says why if it is damaged."""
         group = self.groups[position]
         row = unrewarded(group, tasks[group["task"]].reward, fingerprint)
         return {**row, "error": self.unreadable.get(position)}
-
-    def labelled(
-        self,
-        positions: Sequence[int],
-        label: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
-        tasks: Mapping[str, TaskSpec],
-        fingerprint: str,
-    ) -> list[dict[str, Any]]:
-        """The groups at some positions as `label` labels them; damaged ones are kept from it and say why."""
-        readable = [position for position in positions if position not in self.unreadable]
-        rows = dict(zip(readable, label([self.groups[position] for position in readable]), strict=True))
-        for position in self.unreadable.keys() & positions:
-            rows[position] = self.without_rewards(position, tasks, fingerprint)
-        return [rows[position] for position in positions]
 
 
 def read_row_group(path: AnyPath, number: int) -> GroupRows:
@@ -105,65 +105,37 @@ def _decoded(value: Any, errors: str) -> Any:  # noqa: ANN401
     return [_decoded(item, errors) for item in value] if isinstance(value, list) else value
 
 
-@dataclass(frozen=True)
-class PlannedRows:
-    """A row group cut into units."""
-
-    rows: GroupRows
-    ids: list[str]
-    """Ids of its groups, by position."""
-    units: list[Unit]
-
-    def positions(self, units: Sequence[int]) -> list[int]:
-        """The positions of the groups of units, which are given by number, in the order in which they are committed."""
-        return [position for number in units for position in self.units[number]]
-
-    def ids_of(self, units: Sequence[int]) -> list[str]:
-        """The ids of these groups, in the same order."""
-        return [self.ids[position] for position in self.positions(units)]
-
-    def task_of(self, unit: Unit) -> str:
-        """The one task of a unit."""
-        return str(self.rows.groups[unit[0]]["task"])
-
-
 class Planner:
     """Reads row groups and cuts them into units: a pure function of the rows, the selection and `label.unit_groups`."""
 
     def __init__(self, config: RunConfig, selected: RowIds | None) -> None:
         self.config, self.selected = config, selected
-        self._position: tuple[AnyPath, int] | None = None
-        self._planned: PlannedRows | None = None
+        # The last one is kept: blocks of one row group mostly follow each other, and each asks for it twice.
+        self.read = lru_cache(maxsize=1)(self._read)
 
-    def read(self, path: AnyPath, number: int) -> PlannedRows:
-        """One row group, without the groups of tasks with a reward that are not selected; the last one read is kept.
+    def read_block(self, block: dict[str, Any]) -> GroupRows:
+        """The row group of a row of BLOCK."""
+        return self.read(self.config.paths.candidates / block["file"], block["row_group"])
+
+    def _read(self, path: AnyPath, number: int) -> GroupRows:
+        """One row group, without units of groups of tasks with a reward that are not selected.
 
         Raises:
             DataError: the file is unreadable, or names an unknown task.
         """
-        # Blocks of one row group mostly follow each other, and each asks for it twice.
-        if self._planned is None or self._position != (path, number):
-            self._planned, self._position = self._plan(path, number), (path, number)
-        return self._planned
-
-    def read_block(self, block: dict[str, Any]) -> PlannedRows:
-        """The row group of a row of BLOCK."""
-        return self.read(self.config.paths.candidates / block["file"], block["row_group"])
-
-    def _plan(self, path: AnyPath, number: int) -> PlannedRows:
         rows = read_row_group(path, number)
         tasks = self.config.tasks
         for group in rows.groups:
             if group["task"] not in tasks:
                 where = f"task {group['task']!r} of query {group['query_id']!r}"
                 raise DataError(f"{path}: {where} is unknown; known are {sorted(tasks)}")
-        ids = [group_id(group) for group in rows.groups]
-        chosen = list(range(len(ids)))
+        chosen = list(range(len(rows.groups)))
         if self.selected is not None:
-            inside = self.selected.contains(ids)
+            inside = self.selected.contains(rows.ids)
             chosen = [i for i in chosen if inside[i] or tasks[rows.groups[i]["task"]].reward == "none"]
         units = plan_units([rows.groups[position] for position in chosen], self.config.label.unit_groups)
-        return PlannedRows(rows, ids, [[chosen[i] for i in unit] for unit in units])
+        rows.units = [[chosen[i] for i in unit] for unit in units]
+        return rows
 
 
 def select_llm_groups(groups: Iterable[dict[str, Any]], count: int, seed: int) -> RowIds:
@@ -244,43 +216,29 @@ def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds 
 
     def read() -> Iterator[list[str]]:
         for path, number in row_groups(config.paths):
-            planned = planner.read(path, number)
-            is_ahead = ~done.contains(planned.ids)
-            ahead: list[int] = []
-            for number_of_unit, unit in enumerate(planned.units):
-                task = planned.task_of(unit)
-                fresh = [planned.rows.groups[position] for position in unit if is_ahead[position]]
+            rows = planner.read(path, number)
+            is_ahead = ~done.contains(rows.ids)
+            ahead: dict[int, Unit] = {}
+            for number_of_unit, unit in enumerate(rows.units):
+                task = rows.groups[unit[0]]["task"]
+                fresh = [rows.groups[position] for position in unit if is_ahead[position]]
                 _count(config, task, tasks.setdefault(task, TaskWork()), len(unit), fresh)
                 if fresh and config.tasks[task].reward != "none":
                     # The whole unit, though some of it be committed: the last bits of a label depend on what the LLM
                     # reads in the same batch, so a part of a unit would get other labels than the whole.
-                    ahead.append(number_of_unit)
+                    ahead[number_of_unit] = unit
                 elif fresh and (path, number) not in plain[-1:]:
                     plain.append((path, number))
-            joined = join_units([planned.units[number_of_unit] for number_of_unit in ahead], block_rows)
-            blocks.append(_blocks(joined, ahead, is_ahead, (path.name, number)))
-            yield planned.ids_of(range(len(planned.units)))
+            own = [
+                {"file": path.name, "row_group": number, "units": units, "rows": is_ahead[rows.positions(units)].sum()}
+                for units in join_units(ahead, block_rows)
+            ]
+            blocks.append(pa.Table.from_pylist(own, BLOCK))
+            yield rows.ids_of(range(len(rows.units)))
 
     expected = RowIds(read())
     before = len(expected) - expected.missing_from(done)[0]
     return Survey(expected, before, tasks, plain, pa.concat_tables(blocks).combine_chunks(), selected)
-
-
-def _blocks(
-    joined: list[list[Unit]], ahead: list[int], is_ahead: NDArray[np.bool_], row_group: tuple[str, int]
-) -> pa.Table:
-    """Rows of BLOCK for the units ahead of one row group (file, number); `ahead` holds the numbers of the units."""
-    (file, number), numbers = row_group, iter(ahead)
-    rows = [
-        {
-            "file": file,
-            "row_group": number,
-            "units": [next(numbers) for _ in block],
-            "rows": sum(bool(is_ahead[position]) for unit in block for position in unit),
-        }
-        for block in joined
-    ]
-    return pa.Table.from_pylist(rows, BLOCK)
 
 
 def _count(config: RunConfig, task: str, work: TaskWork, groups: int, fresh: list[dict[str, Any]]) -> None:
@@ -296,3 +254,11 @@ def _count(config: RunConfig, task: str, work: TaskWork, groups: int, fresh: lis
         work.pairs += count
         characters = sum(map(len, group["candidate_texts"])) + len(group["query"]) * (count + 1)
         work.tokens += tokens_of(characters) + (count + 2) * outputs * spec.max_output_tokens
+
+
+def commit_missing(ledger: Ledger, rows: list[dict[str, Any]], done: RowIds) -> None:
+    """Commit the rows of records.LABELLED that are not among those done."""
+    is_done = done.contains([row["row_id"] for row in rows])
+    fresh = [row for row, known in zip(rows, is_done, strict=True) if not known]
+    if fresh:
+        ledger.commit(fresh)

@@ -18,7 +18,7 @@ from embedder.data.records import QUERY, parquet_files, read_tables, unrewarded
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
 from embedder.hashing import content_id
-from ray_jobs.labelling.block_plan import read_row_group, row_groups
+from ray_jobs.labelling.block_plan import commit_missing, read_row_group, row_groups
 
 Scores = dict[str, dict[str, float]]
 """Scores of a dataset's candidates: by query id, then by passage id."""
@@ -65,12 +65,8 @@ def commit_imported(config: RunConfig, ledger: Ledger, fingerprint: str) -> tupl
             ]
             for position, reason in rows.unreadable.items():
                 labelled[position] |= {"rewards": None, "error": reason}
-            ids = [row["row_id"] for row in labelled]
-            fresh = ~done.contains(ids)
-            block = [row for row, is_fresh in zip(labelled, fresh, strict=True) if is_fresh]
-            if block:
-                ledger.commit(block)
-            yield ids
+            commit_missing(ledger, labelled, done)
+            yield [row["row_id"] for row in labelled]
 
     expected = RowIds(committed())
     return expected, len(expected) - expected.missing_from(done)[0]

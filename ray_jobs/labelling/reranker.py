@@ -16,15 +16,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.train import NEUTRAL, ValidationConfig
 from embedder.data.ledger import Ledger
-from embedder.data.records import LABELLED, group_id
-from embedder.data.row_ids import RowIds
+from embedder.data.records import unrewarded
 from embedder.errors import DataError
 from embedder.hashing import content_id
 from embedder.models.locate import locate_model, model_fingerprint
@@ -33,8 +32,9 @@ from embedder.training.cross_encoder import CrossEncoder, load_cross_encoder
 from embedder.training.job import FORMAT, TrainingJob
 from embedder.training.split import split_groups
 from embedder.training.training_rows import write_training_rows
-from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
-from ray_jobs.labelling.block_plan import Planner, survey
+from ray_jobs.cluster.blocks import Block, actor_pool, cut_blocks, run_blocks
+from ray_jobs.labelling.actors import GroupBlocks
+from ray_jobs.labelling.block_plan import Survey, survey
 from ray_jobs.training.worker import run_workers
 
 BLOCK_ROWS = 128
@@ -48,14 +48,6 @@ TRAINED_ON = [
     *("row_id", "rewards", "reward", "label_fingerprint", "error"),
 ]
 """Columns of the LLM's rows that the reranker needs; the others may be far larger."""
-
-
-class RowCounts(NamedTuple):
-    """Groups by task; `left_out` by task and reason."""
-
-    training: Counter[str]
-    held_out: Counter[str]
-    left_out: Counter[str]
 
 
 def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
@@ -81,17 +73,19 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
         "reranker_run": name,
         "base_encoder": config.needed_reranker.model,
         "llm": config.llm and config.llm.model,
-        "groups": counts.training,
-        "held_out": counts.held_out,
-        "left_out": counts.left_out,
+        **counts,
         "agreement": [history[0]["tasks"], history[outcome["best"]]["tasks"]] if outcome else [{}, {}],
     }
     install_model(job.exported, model, lineage)
     return model
 
 
-def prepare_training(config: RunConfig, rows: Sequence[dict[str, Any]], folder: Path) -> tuple[TrainingJob, RowCounts]:
+def prepare_training(
+    config: RunConfig, rows: Sequence[dict[str, Any]], folder: Path
+) -> tuple[TrainingJob, dict[str, Counter[str]]]:
     """Write the two splits of the LLM's rows, whatever their order, into the folder of a new training job.
+
+    Also returns the `groups` trained on and those `held_out`, by task, and those `left_out`, by task and reason.
 
     Groups without rewards and those whose rewards are all equal teach no order: they are left out and counted.
 
@@ -125,7 +119,7 @@ def prepare_training(config: RunConfig, rows: Sequence[dict[str, Any]], folder: 
         )
     if not held_out:
         job = replace(job, config=job.config.model_copy(update={"validation": None}))
-    return job, RowCounts(training, held_out, left_out + also_left_out)
+    return job, {"groups": training, "held_out": held_out, "left_out": left_out + also_left_out}
 
 
 def _first_of_each_task(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -177,38 +171,29 @@ def label_groups(
         error = None if rewards else "no candidates"
         if not all(math.isfinite(reward) for reward in rewards):
             error = "a score of the reranker is not finite"
-        made = {"row_id": group_id(group), "reward": "reranker", "label_fingerprint": fingerprint, "error": error}
-        labelled.append({**dict.fromkeys(LABELLED.names), **group, **made, "rewards": None if error else rewards})
+        row = unrewarded(group, "reranker", fingerprint)
+        labelled.append({**row, "error": error, "rewards": None if error else rewards})
     return labelled
 
 
-class ScoreBlocks(BlockActor):
+class ScoreBlocks(GroupBlocks):
     """Rewards blocks of groups with the cross-encoder."""
 
-    result = "labels of the reranker"
-
-    def __init__(self, model: Path, config: RunConfig, ledger: Ledger, fingerprint: str) -> None:
+    def __init__(self, config: RunConfig, ledger: Ledger, fingerprint: str, model: Path) -> None:
+        super().__init__(config, ledger, None, fingerprint)
         self.encoder = load_cross_encoder(str(model), config.needed_reranker.max_tokens, config.encoder.batch_tokens)
         self.temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
-        self.config, self.ledger, self.fingerprint = config, ledger, fingerprint
-        self.planner = Planner(config, None)
 
-    def row_ids(self, block: Block) -> list[str]:
-        return self.planner.read_block(block).ids_of(block["units"])
+    def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return label_groups(self.encoder, groups, self.temperatures, self.fingerprint)
 
     def compute(self, block: Block) -> list[dict[str, Any]]:
-        planned = self.planner.read_block(block)
-        rows = planned.rows.labelled(
-            planned.positions(block["units"]),
-            lambda groups: label_groups(self.encoder, groups, self.temperatures, self.fingerprint),
-            self.config.tasks,
-            self.fingerprint,
-        )
-        return [{**row, "reward": "reranker"} for row in rows]
+        rows = self.planner.read_block(block)
+        return [{**row, "reward": "reranker"} for row in self.label_rows(rows, rows.positions(block["units"]))]
 
 
-def score_with_reranker(config: RunConfig, ledger: Ledger, fingerprint: str) -> RowIds:
-    """Let the trained reranker reward the groups that the ledger does not hold; returns the ids of all groups.
+def score_with_reranker(config: RunConfig, ledger: Ledger, fingerprint: str) -> Survey:
+    """Let the trained reranker reward the groups that the ledger does not hold; returns what there was to do.
 
     The pool has `label.num_actors` actors, each with the GPU share of a training worker (`reranker.gpus_per_worker`).
     Groups of tasks without a reward are left to the caller.
@@ -218,8 +203,8 @@ def score_with_reranker(config: RunConfig, ledger: Ledger, fingerprint: str) -> 
     run_blocks(
         cut_blocks(work.blocks, actors),
         ScoreBlocks,
-        (config.paths.mounted / "reranker" / "model", config, ledger, fingerprint),
+        (config, ledger, fingerprint, config.paths.mounted / "reranker" / "model"),
         actor_pool(actors, config.needed_reranker.gpus_per_worker),
         "label by reranker",
     )
-    return work.expected
+    return work

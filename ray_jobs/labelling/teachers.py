@@ -8,24 +8,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any
 
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.data.ledger import Ledger
+from embedder.data.records import LABELLED, each_table, parquet_files
 from embedder.data.row_ids import RowIds
 from embedder.errors import ConfigError, LabelError
 from embedder.hashing import content_id
+from embedder.labelling.rewards import group_rewards
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops
 from embedder.run.lineage import LINEAGE
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger, shot_pools
-from ray_jobs.labelling.block_plan import Planner, Survey, read_row_group, row_groups, select_llm_groups, survey
+from ray_jobs.labelling.block_plan import Survey, commit_missing, read_row_group, row_groups, select_llm_groups, survey
 from ray_jobs.labelling.imported import commit_imported, imported_fingerprint
-from ray_jobs.labelling.provenance import LabelProvenance, check_provenance, label_provenance, write_provenance
-from ray_jobs.labelling.recompute import recompute_rewards
+from ray_jobs.labelling.provenance import (
+    LabelProvenance,
+    check_provenance,
+    label_provenance,
+    mark_mixed,
+    read_provenance,
+    write_provenance,
+)
 
 if TYPE_CHECKING:
     from embedder.labelling.label_statistics import LabelCost
@@ -120,34 +125,22 @@ class LlmTeacher(Teacher):
         # Before the first label: a run that is cut off must not leave labels of which nobody knows what made them.
         write_provenance(config.paths, provenance)
         work = self.survey()
-        _commit_plain(config, work, provenance.fingerprint)
+        _commit_plain(config, llm_ledger(config.paths), work, provenance.fingerprint)
         cost = None
         if work.blocks.num_rows and config.llm is not None:
             from ray_jobs.labelling.actors import label_with_llm
 
             cost = label_with_llm(config, work, pools, provenance.fingerprint)
-        missing, first = work.expected.missing_from(llm_ledger(config.paths).row_ids())
-        if missing:
-            raise LabelError(
-                f"{missing:,} of {len(work.expected):,} groups are in no block, first {first}; run it again"
-            )
         return Labels(work.expected, work.before, [], cost)
 
 
-def _commit_plain(config: RunConfig, work: Survey, fingerprint: str) -> None:
-    """Groups of tasks without a reward need no LLM: the driver commits them, a row group at a time."""
-    # A selection holds groups of tasks with a reward alone, so these are planned without it.
-    ledger, planner = llm_ledger(config.paths), Planner(config, None)
-    done = ledger.row_ids()
+def _commit_plain(config: RunConfig, ledger: Ledger, work: Survey, fingerprint: str) -> None:
+    """Groups of tasks without a reward need no model: the driver commits them, a row group at a time."""
+    done, tasks = ledger.row_ids(), config.tasks
     for path, number in work.plain:
-        planned = planner.read(path, number)
-        is_done = done.contains(planned.ids)
-        plain = [
-            position
-            for position, group in enumerate(planned.rows.groups)
-            if config.tasks[group["task"]].reward == "none" and not is_done[position]
-        ]
-        ledger.commit([planned.rows.without_rewards(position, config.tasks, fingerprint) for position in plain])
+        rows = read_row_group(path, number)
+        plain = [position for position, group in enumerate(rows.groups) if tasks[group["task"]].reward == "none"]
+        commit_missing(ledger, [rows.without_rewards(position, tasks, fingerprint) for position in plain], done)
 
 
 class RerankerTeacher(LlmTeacher):
@@ -170,19 +163,9 @@ class RerankerTeacher(LlmTeacher):
         provenance = label_provenance(self.config, shot_pools(self.config))
         lineage = (model / LINEAGE).read_text(encoding="utf-8")
         ledger, fingerprint = labelled_ledger(self.config), content_id(provenance.fingerprint, lineage)[:16]
-        expected = score_with_reranker(self.config, ledger, fingerprint)
-        _copy_plain(llm_ledger(self.config.paths), ledger)
-        return Labels(expected, by_llm.before, reranker_lines(model), by_llm.cost)
-
-
-def _copy_plain(source: Ledger, target: Ledger) -> None:
-    """Groups of tasks without a reward stand in the reranker's ledger as they are."""
-    known = target.row_ids()
-    for table in source.stream(source.row_ids()):
-        plain = table.filter(pc.equal(table["reward"], "none"))
-        fresh = plain.filter(pa.array(~known.contains(plain["row_id"].to_pylist()), pa.bool_()))
-        if fresh.num_rows:
-            target.commit(fresh)
+        work = score_with_reranker(self.config, ledger, fingerprint)
+        _commit_plain(self.config, ledger, work, provenance.fingerprint)
+        return Labels(work.expected, by_llm.before, reranker_lines(model), by_llm.cost)
 
 
 class RecomputingTeacher(Teacher):
@@ -193,9 +176,42 @@ class RecomputingTeacher(Teacher):
         return Work("label", ["rewards are recomputed from the stored log-likelihoods"], 0.0)
 
     def run(self) -> Labels:
+        from ray_jobs.cluster.metrics import track_progress
+
         ledger, provenance = llm_ledger(self.config.paths), label_provenance(self.config, shot_pools(self.config))
-        rows = recompute_rewards(self.config, ledger, provenance)
-        return Labels(ledger.row_ids(), rows, ["rewards recomputed, without the LLM"])
+        _refuse_ranks_without_samples(self.config, ledger, provenance)
+        # Blocks are rewritten one by one: cut off between two of them, the folder holds old and new rewards.
+        mark_mixed(self.config.paths, provenance)
+        ids = ledger.row_ids()
+        with track_progress("recompute", ids.total) as counter:
+            for count in ledger.replace(lambda block: [_recomputed(row, provenance.rewards) for row in block]):
+                counter.advance(count)
+        write_provenance(self.config.paths, provenance)
+        return Labels(ids, ids.total, ["rewards recomputed, without the LLM"])
+
+
+def _refuse_ranks_without_samples(config: RunConfig, ledger: Ledger, provenance: LabelProvenance) -> None:
+    """Refuse to make ranks for a task whose outputs were never sampled.
+
+    Raises:
+        LabelError: there is such a task.
+    """
+    known = read_provenance(config.paths)
+    unsampled = {task for task, reward in (known.rewards if known else {}).items() if reward in {"likelihood", "lift"}}
+    wanted = {task for task in unsampled if provenance.rewards.get(task) == "rank"}
+    if not wanted:
+        return
+    for table in each_table(parquet_files(ledger.folder), LABELLED, ["task", "outputs"]):
+        if any(row["task"] in wanted and len(row["outputs"] or []) > 1 for row in table.to_pylist()):
+            return
+    raise LabelError(f"tasks {sorted(wanted)} have no sampled outputs to rank among; label them into another folder")
+
+
+def _recomputed(row: dict[str, Any], rewards: dict[str, str]) -> dict[str, Any]:
+    kind = rewards.get(row["task"], row["reward"])
+    if row["scores"] is None or row["error"] is not None:
+        return {**row, "reward": kind}
+    return {**row, "reward": kind, "rewards": group_rewards(kind, row["base_scores"], row["scores"])}
 
 
 class ImportedTeacher(Teacher):

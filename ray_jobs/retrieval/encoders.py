@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from embedder.config.evaluate import EndpointRetriever, FolderRetriever
+from embedder.config.evaluate import BuiltinRetriever, EndpointRetriever, FolderRetriever
 from embedder.config.run import EncoderConfig, RunConfig
+from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
 from embedder.evaluation.endpoint import EmbeddingEndpoint
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import folder_encoder
 
 
-def trained_encoder(config: RunConfig) -> EncoderConfig:
-    """The encoder that `train` wrote."""
-    return config.encoder.model_copy(update={"model": str(config.paths.model)})
+def retriever_encoder(
+    config: RunConfig, retriever: BuiltinRetriever | FolderRetriever
+) -> tuple[EncoderConfig, dict[str, TaskSpec]]:
+    """The encoder behind `base`, `trained` or a folder, and the tasks with the instructions it is given.
+
+    Raises:
+        ModelError, ConfigError: it is missing, or its pooling is not known.
+    """
+    if isinstance(retriever, FolderRetriever):
+        return folder_encoder(retriever, config.encoder, config.tasks)
+    if retriever.kind == "base":
+        return config.encoder, config.base_tasks
+    if not config.paths.model.is_dir():
+        raise ConfigError(
+            f"{config.paths.model}: no trained encoder; run train, or leave it out of evaluate.retrievers"
+        )
+    return config.encoder.model_copy(update={"model": str(config.paths.model)}), config.tasks
 
 
 def check_retrievers(config: RunConfig) -> list[str]:
@@ -24,19 +39,11 @@ def check_retrievers(config: RunConfig) -> list[str]:
     lines = []
     for retriever in config.evaluate.retrievers:
         where = ""
-        if isinstance(retriever, FolderRetriever):
-            encoder, _ = folder_encoder(retriever, config.encoder, config.tasks)
-            where = f" ({locate_model(encoder.model)})"
-        elif isinstance(retriever, EndpointRetriever):
+        if isinstance(retriever, EndpointRetriever):
             with EmbeddingEndpoint(retriever):
-                pass
-            where = f" ({retriever.url}, {retriever.model})"
-        elif retriever.kind in {"base", "trained"}:
-            if retriever.kind == "trained" and not config.paths.model.is_dir():
-                raise ConfigError(
-                    f"{config.paths.model}: no trained encoder; run train, or leave it out of evaluate.retrievers"
-                )
-            encoder = config.encoder if retriever.kind == "base" else trained_encoder(config)
+                where = f" ({retriever.url}, {retriever.model})"
+        elif retriever.kind in {"base", "trained", "folder"}:
+            encoder, _ = retriever_encoder(config, retriever)
             where = f" ({locate_model(encoder.model)})"
         lines.append(f"retriever {retriever.name}{where}")
     return lines

@@ -28,8 +28,6 @@ BLOCK = pa.schema([("questions", pa.list_(pa.struct(list(ASKED)))), ("rows", pa.
 class JudgeBlocks(BlockActor):
     """Asks the LLM blocks of questions."""
 
-    result = "replies"
-
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef) -> None:
         lm = load_lm(config.needed_llm, config.paths.cache)
         self.judge = LlmJudge(lm, config.needed_llm, config.tasks, config.evaluate, ray.get(shot_pools))

@@ -87,12 +87,9 @@ def search_blocks(block: pa.Table, reference: ray.ObjectRef, depth: int) -> pa.T
     return pa.Table.from_pylist(rows, schema=PARTIAL)
 
 
-def lexical_rankings(paths: Paths, split: Split, dataset: str, depth: int) -> ray.ObjectRef:
-    """The same by BM25, as a Ray task that indexes the dataset's passages."""
-    return ray.remote(num_cpus=1)(_lexical).remote(paths, split, dataset, depth)
-
-
-def _lexical(paths: Paths, split: Split, dataset: str, depth: int) -> dict[str, Ranking]:
+@ray.remote(num_cpus=1)
+def lexical_rankings(paths: Paths, split: Split, dataset: str, depth: int) -> dict[str, Ranking]:
+    """Ray task: the same by BM25 for one dataset, whose passages it indexes."""
     rows = queries(paths, split, dataset)
     if not rows:
         return {}

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 
-import pyarrow as pa
 import ray
 
 from embedder.config.evaluate import BuiltinRetriever, EndpointRetriever, FolderRetriever
-from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.console import console, progress
-from embedder.data.records import PASSAGE, read_tables
 from embedder.evaluation.endpoint import EmbeddingEndpoint
 from embedder.evaluation.evaluations import evaluation_of
 from embedder.evaluation.retrieval import random_rankings, recency_rankings, without_itself
 from embedder.hashing import content_id
 from embedder.mining.ranking import Ranking
 from embedder.models.fingerprint import encoder_fingerprint
-from embedder.models.st_folder import FolderFacts, folder_encoder, with_prompts
-from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries
-from ray_jobs.retrieval.encoders import trained_encoder
+from embedder.models.st_folder import FolderFacts, with_prompts
+from ray_jobs.cluster.blocks import Block
+from ray_jobs.cluster.tables import datasets, passage_texts, queries
+from ray_jobs.retrieval.encoders import retriever_encoder
 from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
-from ray_jobs.retrieval.vectors import VectorStore, fill_store, missing_texts, open_store, vector_table
+from ray_jobs.retrieval.vectors import VectorStore, fill_store, missing_blocks, vector_table
 
 Rankings = dict[str, dict[str, dict[str, Ranking]]]
 """Retriever -> dataset -> query id -> ranking."""
@@ -40,7 +37,7 @@ def all_rankings(config: RunConfig) -> Rankings:
     lexical: dict[str, ray.ObjectRef] = {}
     if any(retriever.name == "bm25" for retriever in settings.retrievers):
         # Started first, so that these tasks run beside the encoders.
-        lexical = {name: lexical_rankings(config.paths, settings.split, name, depth) for name in names}
+        lexical = {name: lexical_rankings.remote(config.paths, settings.split, name, depth) for name in names}
     rankings: Rankings = {}
     for retriever in settings.retrievers:
         if isinstance(retriever, BuiltinRetriever) and retriever.kind not in {"base", "trained"}:
@@ -85,19 +82,10 @@ def _filled_store(config: RunConfig, retriever: BuiltinRetriever | FolderRetriev
     """The vectors of an encoder, made where they are missing."""
     if isinstance(retriever, EndpointRetriever):
         return _endpoint_store(config, retriever)
-    if isinstance(retriever, FolderRetriever):
-        encoder, tasks = folder_encoder(retriever, config.encoder, config.tasks)
-        store = VectorStore(config.paths.vectors / encoder_fingerprint(encoder), tasks)
-    else:
-        encoder = config.encoder if retriever.kind == "base" else trained_encoder(config)
-        store = open_store(config, encoder)
+    encoder, tasks = retriever_encoder(config, retriever)
+    store = VectorStore(config.paths.vectors / encoder_fingerprint(encoder), tasks)
     fill_store(config, store, encoder, [config.evaluate.split])
     return store
-
-
-def _task_of(paths: Paths, dataset: str) -> str:
-    """The task of a prepared dataset."""
-    return str(read_tables(corpus_files(paths, dataset)[:1], PASSAGE, ["task"])["task"][0].as_py())
 
 
 def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorStore:
@@ -105,33 +93,23 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
     asked = [retriever.url, retriever.model, retriever.dimensions, retriever.extra_query, retriever.extra_passage]
     tasks = with_prompts(config.tasks, retriever, FolderFacts(""))
     store = VectorStore(config.paths.vectors / content_id(*asked)[:16], tasks)
-    batches = [
-        chunk.slice(i, retriever.batch_texts)
-        for chunk in missing_texts(config.paths, store, [config.evaluate.split])
-        for i in range(0, chunk.num_rows, retriever.batch_texts)
-    ]
-    total = sum(batch.num_rows for batch in batches)
-    if not total:
+    tables = missing_blocks(config.paths, store, [config.evaluate.split], retriever.batch_texts)
+    blocks = [block for table in tables for block in table.to_pylist()]
+    if not blocks:
         return store
-    task_of = {name: _task_of(config.paths, name) for name in datasets(config.paths)}
     with (
         EmbeddingEndpoint(retriever) as endpoint,
         ThreadPoolExecutor(retriever.max_requests) as pool,
-        progress(f"encode: {retriever.name}", total, console()) as counter,
+        progress(f"encode: {retriever.name}", sum(block["rows"] for block in blocks), console()) as counter,
     ):
-        # A round of requests at a time: after an error no further request is sent, and what was answered is committed.
-        waiting = iter(batches)
-        while batch := list(islice(waiting, retriever.max_requests)):
-            names = [task_of[texts["dataset"][0].as_py()] for texts in batch]
-            for rows in pool.map(partial(_commit_answer, endpoint, store), names, batch):
-                counter.advance(rows)
+        # `map` cancels the requests that wait once an answer is an error; what was answered before is committed.
+        for rows in pool.map(partial(_commit_answer, endpoint, store), blocks):
+            counter.advance(rows)
     return store
 
 
-def _commit_answer(endpoint: EmbeddingEndpoint, store: VectorStore, task: str, batch: pa.Table) -> int:
-    """Let the server encode rows of TO_ENCODE of one dataset and side, and commit the vectors."""
-    dataset, side = batch["dataset"][0].as_py(), batch["side"][0].as_py()
-    vectors = endpoint.encode(batch["text"].to_pylist(), task, side)
-    rows = vector_table(dataset, batch["row_id"].to_pylist(), batch["id"].to_pylist(), vectors)
-    store.ledger(dataset, side).commit(rows)
-    return int(batch.num_rows)
+def _commit_answer(endpoint: EmbeddingEndpoint, store: VectorStore, block: Block) -> int:
+    """Let the server encode a block, and commit the vectors; returns how many."""
+    vectors = endpoint.encode(block["texts"], block["task"], block["side"])
+    store.ledger(block["dataset"], block["side"]).commit(vector_table(block, vectors))
+    return len(vectors)

@@ -11,15 +11,13 @@ import ray
 
 from embedder.config.index import BuildSettings, IndexConfig
 from embedder.config.paths import Paths
-from embedder.config.run import EncoderConfig
 from embedder.data.records import PASSAGE, each_table, parquet_files
 from embedder.errors import DataError
 from embedder.hashing import content_id, file_sha256
 from embedder.index.builder import CollectionPart, build_collection
-from embedder.index.bundle import shard_folder, shard_of
-from embedder.index.collection import CollectionIdentity, CollectionInfo
+from embedder.index.bundle import Manifest, shard_folder, shard_of
+from embedder.index.collection import CollectionInfo
 from embedder.index.documents import PAYLOAD
-from embedder.models.fingerprint import encoder_fingerprint
 from embedder.storage.durable import appearing, remove_unfinished
 from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.tables import corpus_files, datasets
@@ -34,18 +32,7 @@ def shards_fingerprint(paths: Paths, settings: IndexConfig, store: VectorStore) 
     return content_id(store.folder.name, tasks, shape, corpora)
 
 
-def identity_of(paths: Paths, store: VectorStore, encoder: EncoderConfig, num_shards: int) -> CollectionIdentity:
-    """What all collections of a version have in common; task and shard are those of none yet."""
-    return CollectionIdentity(
-        task="",
-        shard=0,
-        num_shards=num_shards,
-        encoder_fingerprint=encoder_fingerprint(encoder),
-        dimension=_dimension(paths, store),
-    )
-
-
-def _dimension(paths: Paths, store: VectorStore) -> int:
+def vector_dimension(paths: Paths, store: VectorStore) -> int:
     """Width of the vectors, from one of them.
 
     Raises:
@@ -59,14 +46,14 @@ def _dimension(paths: Paths, store: VectorStore) -> int:
 
 
 def build_shards(
-    paths: Paths, settings: BuildSettings, store: VectorStore, identity: CollectionIdentity, staged: Path
-) -> tuple[dict[str, str], dict[str, int]]:
-    """Build what is not built yet; returns the hashes of all files, and passages by task."""
+    paths: Paths, settings: BuildSettings, store: VectorStore, manifest: Manifest, staged: Path
+) -> Manifest:
+    """Build what is not built yet of a version; returns its manifest with the shards' files and passages by task."""
     remove_unfinished(staged / "shards")
     build = ray.remote(num_cpus=1)(build_shard)
     pending = [
-        build.remote(paths, settings, store, identity.model_copy(update={"shard": shard}), shard_folder(staged, shard))
-        for shard in range(identity.num_shards)
+        build.remote(paths, settings, store, manifest, shard, shard_folder(staged, shard))
+        for shard in range(manifest.num_shards)
     ]
     files: dict[str, str] = {}
     collections = dict.fromkeys(sorted(store.tasks), 0)
@@ -76,31 +63,30 @@ def build_shards(
                 files |= info.hashed_files(shard_folder(staged, shard) / task, staged)
                 collections[task] += info.rows
             counter.advance(1)
-    return files, collections
+    return manifest.model_copy(update={"files": files, "collections": collections})
 
 
 def build_shard(
-    paths: Paths, settings: BuildSettings, store: VectorStore, identity: CollectionIdentity, folder: Path
+    paths: Paths, settings: BuildSettings, store: VectorStore, manifest: Manifest, shard: int, folder: Path
 ) -> dict[str, CollectionInfo]:
     """Build one shard: of every task, the passages whose id hashes to it. Returns what was built by task."""
     if not folder.is_dir():
-        parts = shard_parts(paths, store, identity)
+        parts = shard_parts(paths, store, manifest.num_shards, shard)
         # The folder appears as a whole when all its collections are built: what is there need not be looked into.
         with appearing(folder) as staged:
             for task in sorted(store.tasks):
                 (staged / task).mkdir()
-                own = identity.model_copy(update={"task": task})
-                build_collection(staged / task, parts[task], own, settings)
+                build_collection(staged / task, parts[task], manifest.collection_identity(task, shard), settings)
     return {task: CollectionInfo.read(folder / task) for task in sorted(store.tasks)}
 
 
-def shard_parts(paths: Paths, store: VectorStore, identity: CollectionIdentity) -> dict[str, list[CollectionPart]]:
+def shard_parts(paths: Paths, store: VectorStore, num_shards: int, shard: int) -> dict[str, list[CollectionPart]]:
     """The passages of one shard by task; of the corpora one file at a time is in memory."""
     parts: dict[str, list[CollectionPart]] = defaultdict(list)
     for dataset in datasets(paths):
         kept = []
         for table in each_table(corpus_files(paths, dataset), PASSAGE):
-            mine = [shard_of(row_id, identity.num_shards) == identity.shard for row_id in table["id"].to_pylist()]
+            mine = [shard_of(row_id, num_shards) == shard for row_id in table["id"].to_pylist()]
             kept.append(table.filter(pa.array(mine, pa.bool_())))
         passages = pa.concat_tables(kept)
         if passages.num_rows:

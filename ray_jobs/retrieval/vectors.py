@@ -6,7 +6,7 @@ the actor that made it, so a restart encodes only what no block holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +31,14 @@ BLOCK_ROWS = 256
 ID_TEXT: dict[Side, tuple[str, str]] = {"query": ("query_id", "query"), "passage": ("id", "text")}
 """Columns of the id and the text, by side."""
 
-TO_ENCODE = pa.schema([(name, pa.string()) for name in ("dataset", "side", "row_id", "id", "text")])
 BLOCK = pa.schema(
     [
-        *((name, pa.string()) for name in ("dataset", "side")),
+        *((name, pa.string()) for name in ("task", "dataset", "side")),
         *((name, pa.list_(pa.string())) for name in ("row_ids", "ids", "texts")),
         ("rows", pa.int64()),
     ]
 )
-"""Texts of one dataset and side that are encoded and committed together."""
+"""Texts of one dataset and side, with their instruction, that are encoded and committed together."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class VectorStore:
         return [content_id(row_id, instruction, text) for row_id, text in pairs]
 
     def read(self, dataset: str, side: Side, keys: list[str]) -> np.ndarray:
-        """Vectors (len(keys), D) in the order of the keys, all of which `ensure_vectors` has made."""
+        """Vectors (len(keys), D) in the order of the keys, all of which `fill_store` has made."""
         table = self.ledger(dataset, side).read(keys)
         position = {row_id: i for i, row_id in enumerate(table["row_id"].to_pylist())}
         return vector_matrix(table)[[position[key] for key in keys]]
@@ -79,8 +78,6 @@ def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:
 class EncodeBlocks(BlockActor):
     """Encodes blocks of texts."""
 
-    result = "vectors"
-
     def __init__(self, config: EncoderConfig, store: VectorStore) -> None:
         self.encoder: TextEncoder = load_inference_encoder(config)
         self.store = store
@@ -93,75 +90,65 @@ class EncodeBlocks(BlockActor):
 
     def compute(self, block: Block) -> pa.Table:
         vectors = encode_prompted(self.encoder, block["texts"])
-        return vector_table(block["dataset"], block["row_ids"], block["ids"], vectors)
+        return vector_table(block, vectors)
 
 
-def vector_table(dataset: str, row_ids: Sequence[str], ids: Sequence[str], vectors: np.ndarray) -> pa.Table:
-    """Rows of VECTOR of one dataset and side, from vectors (rows, D)."""
+def vector_table(block: Block, vectors: np.ndarray) -> pa.Table:
+    """Rows of VECTOR, from the vectors (rows, D) of a block."""
     column = pa.array(list(vectors), pa.list_(pa.float32()))
-    return pa.table([[dataset] * len(ids), row_ids, ids, column], schema=VECTOR)
+    return pa.table([[block["dataset"]] * block["rows"], block["row_ids"], block["ids"], column], schema=VECTOR)
 
 
-def ensure_vectors(config: RunConfig, encoder: EncoderConfig, splits: list[Split]) -> tuple[VectorStore, int]:
-    """Encode what is missing: all passages, and the queries of `splits`.
-
-    Returns the encoder's vectors and how many texts were encoded now.
-    """
-    store = open_store(config, encoder)
-    return store, fill_store(config, store, encoder, splits)
-
-
-def missing_texts(paths: Paths, store: VectorStore, splits: list[Split]) -> Iterator[pa.Table]:
-    """Passages and queries whose vectors the store lacks, rows of TO_ENCODE with their instruction.
+def missing_blocks(
+    paths: Paths, store: VectorStore, splits: list[Split], block_rows: int = BLOCK_ROWS
+) -> Iterator[pa.Table]:
+    """Passages and queries whose vectors the store lacks, rows of BLOCK of at most `block_rows` texts.
 
     A table for each file, the shortest texts first; one file at a time is in memory.
     """
     for dataset in datasets(paths):
-        asked = (query_table(paths, split, dataset) for split in splits)
-        passages = each_table(corpus_files(paths, dataset), PASSAGE)
-        yield from _missing(store, dataset, "query", asked)
-        yield from _missing(store, dataset, "passage", passages)
+        sides: dict[Side, Iterable[pa.Table]] = {
+            "query": (query_table(paths, split, dataset) for split in splits),
+            "passage": each_table(corpus_files(paths, dataset), PASSAGE),
+        }
+        for side, tables in sides.items():
+            done = store.ledger(dataset, side).row_ids()
+            for table in tables:
+                keys = store.keys(table, side)
+                rows = np.flatnonzero(~done.contains(keys))
+                if len(rows):
+                    yield pa.Table.from_pylist(list(_blocks(store, side, table, keys, rows, block_rows)), BLOCK)
 
 
 def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, splits: list[Split]) -> int:
-    """Encode what the store lacks, with the actors of the run's own encoder; returns how many texts that were."""
+    """Encode what the store lacks, all passages and the queries of `splits`; returns how many texts that were.
+
+    The actors are those of the run's own encoder.
+    """
     paths, actors = config.paths, config.encoder.num_actors
     # Counts the passages there are, because the texts ahead are known only when the last file has been read.
     blocks = sum(count_rows(corpus_files(paths, dataset)) for dataset in datasets(paths)) // BLOCK_ROWS
-    parts = (
-        part for table in missing_texts(paths, store, splits) for part in cut_blocks(text_blocks(table), actors, blocks)
-    )
+    parts = (part for table in missing_blocks(paths, store, splits) for part in cut_blocks(table, actors, blocks))
     pool = actor_pool(actors, config.encoder.gpus_per_actor)
     return run_blocks(parts, EncodeBlocks, (encoder, store), pool, "encode").rows
 
 
-def text_blocks(table: pa.Table) -> pa.Table:
-    """Rows of TO_ENCODE of one dataset and side as rows of BLOCK, each of BLOCK_ROWS texts."""
-    firsts = range(0, table.num_rows, BLOCK_ROWS)
-    offsets = pa.array([*firsts, table.num_rows], pa.int32())
-    lists = [pa.ListArray.from_arrays(offsets, table[name].combine_chunks()) for name in ("row_id", "id", "text")]
-    names = [table[name][: len(firsts)] for name in ("dataset", "side")]
-    rows = [min(BLOCK_ROWS, table.num_rows - first) for first in firsts]
-    return pa.table([*names, *lists, rows], schema=BLOCK)
-
-
-def _missing(store: VectorStore, dataset: str, side: Side, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The texts that no committed block holds, a table of TO_ENCODE for each table that has any."""
-    done = store.ledger(dataset, side).row_ids()
+def _blocks(
+    store: VectorStore, side: Side, table: pa.Table, keys: list[str], rows: np.ndarray, block_rows: int
+) -> Iterator[Block]:
+    """Some rows of a table of queries or passages as rows of BLOCK."""
     id_column, text_column = ID_TEXT[side]
-    for table in tables:
-        keys = store.keys(table, side)
-        rows = np.flatnonzero(~done.contains(keys))
-        if not len(rows):
-            continue
-        # Blocks of similar length waste no padding.
-        lengths = pc.utf8_length(table[text_column]).to_numpy()[rows]
-        rows = rows[np.argsort(lengths, kind="stable")]
-        instruction = store.tasks[table["task"][0].as_py()].instruction(side)
-        chosen = table.take(pa.array(rows))
+    names = {"task": table["task"][0].as_py(), "dataset": table["dataset"][0].as_py(), "side": side}
+    instruction = store.tasks[names["task"]].instruction(side)
+    # Blocks of similar length waste no padding.
+    lengths = pc.utf8_length(table[text_column]).to_numpy()[rows]
+    rows = rows[np.argsort(lengths, kind="stable")]
+    for first in range(0, len(rows), block_rows):
+        own = rows[first : first + block_rows]
+        chosen = table.take(pa.array(own))
         texts = [instruction + text for text in chosen[text_column].to_pylist()]
-        columns = [[dataset] * len(rows), [side] * len(rows), [keys[row] for row in rows], chosen[id_column], texts]
-        yield pa.table(columns, schema=TO_ENCODE)
+        ids = {"row_ids": [keys[row] for row in own], "ids": chosen[id_column].to_pylist()}
+        yield {**names, **ids, "texts": texts, "rows": len(texts)}
 
 
 def vector_matrix(table: pa.Table) -> np.ndarray:

@@ -7,12 +7,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.config.train import ReplayConfig, ReplayedRun
+from embedder.data.ledger import Ledger
 from embedder.data.records import group_id, parquet_files
 from embedder.errors import ConfigError, DataError
 from embedder.hashing import content_id, row_seed
-from ray_jobs.cluster.tables import candidate_groups, labelled_ledger, positive_ids
+from ray_jobs.cluster.tables import candidate_groups, labelled_ledger, llm_ledger, positive_ids, reranked_ledger
 
 Group = dict[str, Any]
 
@@ -43,7 +45,7 @@ def training_groups(config: RunConfig) -> TrainingGroups:
         ConfigError: a run is replayed that does not fit.
         DataError: `label` has not run, or not for all candidates; here or in a replayed run.
     """
-    new = labelled_groups(config)
+    new = labelled_groups(config.paths, labelled_ledger(config))
     replay = config.train.replay if config.train else None
     if replay is None:
         return TrainingGroups(new, positive_ids(config.paths))
@@ -51,11 +53,13 @@ def training_groups(config: RunConfig) -> TrainingGroups:
     old: dict[str, Group] = {}
     positives: dict[tuple[str, str], list[str]] = {}
     for run in replay.runs:
-        earlier = _earlier(config, run)
-        for group in labelled_groups(earlier):
+        paths = _earlier(config.paths, run)
+        reranked = reranked_ledger(paths)
+        ledger = reranked if parquet_files(reranked.folder) else llm_ledger(paths)
+        for group in labelled_groups(paths, ledger):
             if group["row_id"] not in own:
                 old.setdefault(group["row_id"], group)
-        positives |= positive_ids(earlier.paths)
+        positives |= positive_ids(paths)
     _refuse_unknown_tasks(config, list(old.values()))
     chosen = replayed(list(old.values()), len(new), replay, config.train.seed if config.train else 0)
     counts = Counter(group["task"] for group in chosen)
@@ -65,16 +69,15 @@ def training_groups(config: RunConfig) -> TrainingGroups:
     return TrainingGroups(new + chosen, {**positives, **positive_ids(config.paths)}, [note])
 
 
-def labelled_groups(config: RunConfig) -> list[Group]:
-    """The labels of a run's current candidates.
+def labelled_groups(paths: Paths, ledger: Ledger) -> list[Group]:
+    """The labels that a ledger holds of a run's current candidates.
 
     Raises:
         DataError: `label` has not run, or not for all of these candidates.
     """
-    ledger = labelled_ledger(config)
     if not parquet_files(ledger.folder):
         raise DataError(f"{ledger.folder}: no labels; run `python -m ray_jobs.label` first")
-    wanted = [group_id(group) for group in candidate_groups(config.paths).to_pylist()]
+    wanted = [group_id(group) for group in candidate_groups(paths).to_pylist()]
     rows: list[Group] = ledger.read(wanted).to_pylist()
     return rows
 
@@ -94,23 +97,18 @@ def replayed(old: list[Group], new: int, replay: ReplayConfig, seed: int) -> lis
     return [ranked[task][i] for _, task, i in sorted(order)[:count]]
 
 
-def _earlier(config: RunConfig, run: ReplayedRun) -> RunConfig:
-    """The configuration under which an earlier run's tables are read.
+def _earlier(own: Paths, run: ReplayedRun) -> Paths:
+    """Where the tables of an earlier run are.
 
     Raises:
         ConfigError: it is this run itself, or its folder holds no candidates.
     """
-    paths = config.paths.model_copy(update={"work": run.work, "round": run.round})
-    if paths.of_round == config.paths.of_round:
+    paths = own.model_copy(update={"work": run.work, "round": run.round})
+    if paths.of_round == own.of_round:
         raise ConfigError(f"train.replay.runs names this run itself, {run.work} round {run.round}; name an earlier one")
-    earlier = config.model_copy(update={"paths": paths})
     if not parquet_files(paths.candidates):
         raise ConfigError(f"train.replay.runs: {paths.candidates} holds no candidates; correct `work` and `round`")
-    relabelled = earlier.label.model_copy(update={"teacher": "reranker"})
-    by_reranker = earlier.model_copy(update={"label": relabelled})
-    if parquet_files(labelled_ledger(by_reranker).folder):
-        return by_reranker
-    return earlier.model_copy(update={"label": relabelled.model_copy(update={"teacher": "llm"})})
+    return paths
 
 
 def _refuse_unknown_tasks(config: RunConfig, groups: list[Group]) -> None:

@@ -15,10 +15,9 @@ import ray
 from embedder.config.run import RunConfig
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.rewards import group_rewards
-from embedder.labelling.units import Unit
 from ray_jobs.cluster.tables import llm_ledger
-from ray_jobs.labelling.actors import LabelBlocks
-from ray_jobs.labelling.block_plan import GroupRows, Planner
+from ray_jobs.labelling.actors import GroupBlocks, LabelBlocks
+from ray_jobs.labelling.block_plan import GroupRows
 
 BEGUN = "begun.jsonl"
 """In `paths.cache`: a line for every unit that an actor begins, with its process and the queries of its groups."""
@@ -42,13 +41,13 @@ def pause_s(config: RunConfig) -> float:
 class WatchedBlocks(LabelBlocks):
     """Labels as `LabelBlocks` does; says what it begins, and may take its time over it."""
 
-    def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
-        line = {"pid": os.getpid(), "queries": [rows.groups[position]["query_id"] for position in unit]}
+    def label_rows(self, rows: GroupRows, positions: list[int]) -> list[dict[str, Any]]:
+        line = {"pid": os.getpid(), "queries": [rows.groups[position]["query_id"] for position in positions]}
         with (self.config.paths.cache / BEGUN).open("a") as file:
             file.write(json.dumps(line) + "\n")
         pause = pause_s(self.config) / 2
         dwell(pause)
-        labelled = super()._label_unit(rows, unit)
+        labelled = super().label_rows(rows, positions)
         dwell(pause)
         return labelled
 
@@ -75,8 +74,8 @@ class RewardedBlocks(LabelBlocks):
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
         ray.get(shot_pools)
-        self.config, self.fingerprint, self.peak_flops = config, fingerprint, 1.0
-        self.planner, self.ledger = Planner(config, ray.get(selected)), llm_ledger(config.paths)
+        GroupBlocks.__init__(self, config, llm_ledger(config.paths), ray.get(selected), fingerprint)
+        self.peak_flops = 1.0
         self.labeller = cast(RewardLabeller, Idle())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -84,9 +83,10 @@ class RewardedBlocks(LabelBlocks):
         (self.config.paths.cache / PEAK).write_text(str(peak_memory(os.getpid())))
         return costs
 
-    def _label_unit(self, rows: GroupRows, unit: Unit) -> list[dict[str, Any]]:
+    def label_rows(self, rows: GroupRows, positions: list[int]) -> list[dict[str, Any]]:
         return [
-            self._labelled(rows.without_rewards(position, self.config.tasks, self.fingerprint)) for position in unit
+            self._labelled(rows.without_rewards(position, self.config.tasks, self.fingerprint))
+            for position in positions
         ]
 
     def _labelled(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def units_of(config, work, selected=None):
     units = []
     for block in work.blocks.to_pylist():
         planned = planner.read_block(block)
-        units += [[planned.rows.groups[i]["query_id"] for i in planned.units[n]] for n in block["units"]]
+        units += [[planned.groups[i]["query_id"] for i in planned.units[n]] for n in block["units"]]
     return units
 
 
@@ -60,9 +60,9 @@ def commit(config, queries):
     rows = []
     for number in range(pq.read_metadata(config.paths.candidates / "qa.parquet").num_row_groups):
         planned = planner.read(config.paths.candidates / "qa.parquet", number)
-        for position, candidates in enumerate(planned.rows.groups):
+        for position, candidates in enumerate(planned.groups):
             if candidates["query_id"] in queries:
-                rows.append(planned.rows.without_rewards(position, config.tasks, "print"))
+                rows.append(planned.without_rewards(position, config.tasks, "print"))
     ledger_of(config).commit(rows)
 
 

@@ -14,7 +14,6 @@ from ray_jobs.cluster.blocks import COST, PARTS_AN_ACTOR, Block, BlockActor, Blo
 class Doubling(BlockActor):
     """Doubles numbers; every number is a pair of two tokens."""
 
-    result = "numbers"
     peak_flops = 10.0
 
     def __init__(self, ledger: Ledger) -> None:

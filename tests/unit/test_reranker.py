@@ -167,9 +167,9 @@ def test_reranker_rows_leave_out_groups_without_signal_and_do_not_depend_on_thei
         job, counts = make_job(tmp_path / str(turn), tiny_encoder_folder, rows)
         files.append((job.rows.read_bytes(), job.held_out.read_bytes()))
     assert files[0] == files[1]
-    assert counts.left_out == {"qa: all rewards are equal": 1, "qa: no rewards: no output": 1}
-    assert counts.training + counts.held_out == {"qa": 40, "tool": 20}
-    assert counts.held_out["qa"] > 0 < counts.held_out["tool"]
+    assert counts["left_out"] == {"qa: all rewards are equal": 1, "qa: no rewards: no output": 1}
+    assert counts["groups"] + counts["held_out"] == {"qa": 40, "tool": 20}
+    assert counts["held_out"]["qa"] > 0 < counts["held_out"]["tool"]
     held_out, trained = (
         {(row["task"], row["query"]) for row in TrainingRows(path)._table.to_pylist()}
         for path in (job.held_out, job.rows)
@@ -181,7 +181,7 @@ def test_reranker_rows_without_any_signal_or_with_nothing_to_hold_out(tiny_encod
     with pytest.raises(DataError, match="none of 1 labelled groups can be trained on"):
         make_job(tmp_path, tiny_encoder_folder, [{**planted(50), "rewards": [1.0] * 4}])
     job, counts = make_job(tmp_path, tiny_encoder_folder, [planted(1)])
-    assert not counts.held_out and job.config.validation is None
+    assert not counts["held_out"] and job.config.validation is None
 
 
 def test_reranker_agreement_is_that_of_the_scores_of_the_held_out_groups(encoder, tiny_encoder_folder, tmp_path):
@@ -193,7 +193,7 @@ def test_reranker_agreement_is_that_of_the_scores_of_the_held_out_groups(encoder
         shares[row["task"]].append(pair_agreement(scores, row["rewards"]))
     learner = CrossEncoderLearner(encoder, {"qa": 1.0, "icl": 1.0})
     measured = HeldOut(job.held_out, learner).measure(BareNetwork(encoder), TokenLimits(256, None))
-    assert measured == {task: pytest.approx(sum(each) / counts.held_out[task]) for task, each in shares.items()}
+    assert measured == {task: pytest.approx(sum(each) / counts["held_out"][task]) for task, each in shares.items()}
 
 
 def history_of(job):

@@ -6,16 +6,18 @@ import json
 import logging
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from zipfile import ZipFile
 
 import pytest
 import yaml
 from ray._private.runtime_env.packaging import create_package
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from embedder.config.load import load_run
 from embedder.errors import ConfigError
 from ray_jobs import submit
-from ray_jobs.submit import JOBS, Submission, main, plan_submission, uploaded_files
+from ray_jobs.submit import JOBS, Submission, free_id, main, plan_submission, uploaded_files
 
 ROOT = Path(__file__).parents[2]
 RUN = {
@@ -48,6 +50,10 @@ def words_of(submission: Submission) -> tuple[list[str], list[str]]:
     command = submission.command(wait=False)
     middle = command.index("--")
     return command[:middle], command[middle + 1 :]
+
+
+def job(submission_id: str, status: JobStatus) -> SimpleNamespace:
+    return SimpleNamespace(submission_id=submission_id, status=status)
 
 
 def option(words: list[str], name: str) -> str:
@@ -114,7 +120,18 @@ def test_the_id_is_that_of_the_run_and_its_settings(repository):
         plan_submission("label", Path("run.yaml"), overrides).submission_id for overrides in ([], [], ["label.seed=3"])
     ]
     assert ids[0] == ids[1] != ids[2]
-    assert plan_submission("label", Path("run.yaml"), [], attempt=3).submission_id == f"{ids[0]}-3"
+
+
+@pytest.mark.parametrize(("seen", "number"), [([], ""), ([""], "-2"), (["", "-2", "-10"], "-11"), (["-x", "x"], "")])
+def test_free_id_is_numbered_after_those_that_the_cluster_has_seen(repository, monkeypatch, seen, number):
+    submission = plan_submission("label", Path("run.yaml"), [])
+    jobs = [job(f"{submission.submission_id}{end}", JobStatus.FAILED) for end in seen]
+    monkeypatch.setattr(JobSubmissionClient, "__init__", lambda self, address: None)
+    monkeypatch.setattr(JobSubmissionClient, "list_jobs", lambda self: jobs)
+    assert free_id(submission) == f"{submission.submission_id}{number}"
+    jobs.append(job(f"{submission.submission_id}-20", JobStatus.RUNNING))
+    with pytest.raises(ConfigError, match=r"-20 is RUNNING on .*; follow it with `ray job logs --follow"):
+        free_id(submission)
 
 
 def test_what_is_counted_is_what_ray_packs(repository):

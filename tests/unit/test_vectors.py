@@ -5,33 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
 
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.data.records import PASSAGE, QUERY, write_table
-from ray_jobs.retrieval.vectors import (
-    BLOCK_ROWS,
-    TO_ENCODE,
-    VectorStore,
-    missing_texts,
-    open_store,
-    text_blocks,
-    vector_table,
-)
-
-
-@pytest.mark.parametrize("size", [1, BLOCK_ROWS - 1, BLOCK_ROWS, BLOCK_ROWS + 1, 5_000])
-def test_text_blocks_hold_every_text_once_in_order(size):
-    names = [f"{number}" for number in range(size)]
-    table = pa.table([["nq"] * size, ["passage"] * size, names, names, [f"text {name}" for name in names]], TO_ENCODE)
-    blocks = text_blocks(table).to_pylist()
-    assert [name for block in blocks for name in block["row_ids"]] == names
-    assert [text for block in blocks for text in block["texts"]] == table["text"].to_pylist()
-    assert [block["rows"] for block in blocks[:-1]] == [BLOCK_ROWS] * (len(blocks) - 1)
-    assert blocks[-1]["rows"] == len(blocks[-1]["ids"]) > 0
+from ray_jobs.retrieval.vectors import BLOCK, BLOCK_ROWS, missing_blocks, open_store, vector_table
 
 
 @pytest.fixture
@@ -51,25 +31,34 @@ def config(tmp_path: Path, tiny_encoder_folder: Path) -> RunConfig:
     return config
 
 
-def commit(store: VectorStore, texts: pa.Table) -> None:
-    """Commit some vector for each row of TO_ENCODE."""
-    ledger = store.ledger(texts["dataset"][0].as_py(), texts["side"][0].as_py())
-    vectors = np.ones((texts.num_rows, 3), dtype=np.float32)
-    ledger.commit(vector_table("nq", texts["row_id"].to_pylist(), texts["id"].to_pylist(), vectors))
-
-
-def test_missing_texts_come_file_by_file_with_their_instruction_the_shortest_first(config):
+@pytest.mark.parametrize("size", [1, BLOCK_ROWS - 1, BLOCK_ROWS, BLOCK_ROWS + 1, 5_000])
+def test_missing_blocks_hold_every_text_once_in_order(config, size):
+    names = [f"{number:04d}" for number in range(size)]
+    rows = [{"id": name, "dataset": "other", "task": "qa", "text": f"text {name}"} for name in names]
+    write_table(rows, PASSAGE, config.paths.corpus / "other" / "part-00000.parquet")
     store = open_store(config, config.encoder)
-    query, *passages = missing_texts(config.paths, store, ["test"])
-    assert query.schema == TO_ENCODE and query["text"].to_pylist() == [store.tasks["qa"].query_instruction + "what?"]
+    *_, table = missing_blocks(config.paths, store, [])
+    blocks = table.to_pylist()
+    assert table.schema == BLOCK and {block["dataset"] for block in blocks} == {"other"}
+    assert [name for block in blocks for name in block["ids"]] == names
     instruction = store.tasks["qa"].passage_instruction
-    assert [table["text"].to_pylist() for table in passages] == [
-        [f"{instruction}short", f"{instruction}a long passage"],
-        [f"{instruction}middling"],
+    assert [text for block in blocks for text in block["texts"]] == [f"{instruction}text {name}" for name in names]
+    assert [block["rows"] for block in blocks[:-1]] == [BLOCK_ROWS] * (len(blocks) - 1)
+    assert blocks[-1]["rows"] == len(blocks[-1]["row_ids"]) > 0
+
+
+def test_missing_blocks_come_file_by_file_with_their_instruction_the_shortest_first(config):
+    store = open_store(config, config.encoder)
+    query, *passages = (table.to_pylist() for table in missing_blocks(config.paths, store, ["test"], 1))
+    assert [block["texts"] for block in query] == [[store.tasks["qa"].query_instruction + "what?"]]
+    instruction = store.tasks["qa"].passage_instruction
+    assert [[block["texts"] for block in blocks] for blocks in passages] == [
+        [[f"{instruction}short"], [f"{instruction}a long passage"]],
+        [[f"{instruction}middling"]],
     ]
-    first = passages[0].slice(1, 1)
-    commit(store, first)
-    commit(store, query)
-    again = list(missing_texts(config.paths, store, ["test"]))
-    assert [table["id"].to_pylist() for table in again] == [["s"], ["m"]]
-    assert store.read("nq", "passage", first["row_id"].to_pylist()).shape == (1, 3)
+    first = passages[0][1]
+    for block in (first, *query):
+        store.ledger("nq", block["side"]).commit(vector_table(block, np.ones((1, 3), dtype=np.float32)))
+    again = [table["ids"].to_pylist() for table in missing_blocks(config.paths, store, ["test"])]
+    assert again == [[["s"]], [["m"]]]
+    assert store.read("nq", "passage", first["row_ids"]).shape == (1, 3)
