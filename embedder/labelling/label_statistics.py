@@ -166,7 +166,14 @@ class TaskStatistics:
         self._examples: dict[str, dict[str, Any]] = {}
 
     def add(self, row: Row) -> None:
-        """Count one row, and keep it to read if the draw falls on it."""
+        """Count one row, and keep it to read if the draw falls on it.
+
+        Rewards and scores must be finite, as those of the labeller are.
+
+        Raises:
+            KeyError: a column of `records.LABELLED` other than `truncated` is missing.
+            ValueError: a row's rewards, relevance and texts differ in number.
+        """
         self.counts["groups"] += 1
         # Not every teacher tells how many candidates it cut, so that the share is of those that do.
         if row.get("truncated") is not None:
@@ -273,30 +280,6 @@ class TaskStatistics:
                 for kind, pair in sorted(self.rewards.items())
             },
         }
-
-
-class LabelStatistics:
-    """Statistics of labelled rows by task; memory grows with the number of tasks, not of rows."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self._tasks: dict[str, TaskStatistics] = {}
-
-    def add(self, row: Row) -> None:
-        """Count one row. Rewards and scores must be finite, as those of the labeller are.
-
-        Raises:
-            KeyError: a column of `records.LABELLED` other than `truncated` is missing.
-            ValueError: a row's rewards, relevance and texts differ in number.
-        """
-        if row["task"] not in self._tasks:
-            self._tasks[row["task"]] = TaskStatistics(self.seed)
-        self._tasks[row["task"]].add(row)
-
-    @property
-    def tasks(self) -> dict[str, TaskStatistics]:
-        """Tasks by name, in order."""
-        return dict(sorted(self._tasks.items()))
 
 
 def chance_of_positive(candidates: int, positives: int, chosen: int) -> float:
