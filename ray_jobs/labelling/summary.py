@@ -27,7 +27,7 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
         LabelError: rows are missing, or more of them could not be scored than `label.max_error_share` allows.
     """
     expected, cost = labels.expected, labels.cost
-    tasks = defaultdict(partial(TaskStatistics, config.label.seed))
+    tasks: dict[str, TaskStatistics] = defaultdict(partial(TaskStatistics, config.label.seed))
     rows, errors, first = 0, 0, ""
     for row in _rows(config, expected):
         tasks[row["task"]].add(row)
