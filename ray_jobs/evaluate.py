@@ -26,7 +26,7 @@ from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.tables import passage_texts
+from ray_jobs.cluster.tables import datasets, passage_texts
 
 QUESTION_CHARACTERS = 1200
 """Estimated, for the dry run."""
@@ -38,10 +38,10 @@ def check(config: RunConfig) -> Work:
     from embedder.evaluation.questions import chosen_queries
     from ray_jobs.retrieval.encoders import check_retrievers
 
-    measured = read_datasets(config, config.evaluate.split)
-    unknown = config.evaluate.evaluations.keys() - {values.name for values in measured} - config.tasks.keys()
+    unknown = config.evaluate.evaluations.keys() - set(datasets(config.paths)) - config.tasks.keys()
     if unknown:
         raise ConfigError(f"evaluate.evaluations names {sorted(unknown)}, neither a prepared dataset nor a task")
+    measured = read_datasets(config, config.evaluate.split)
     retrievers = check_retrievers(config)
     lines, total = [], 0
     for values in measured:

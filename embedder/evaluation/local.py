@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from embedder.config.evaluate import EvaluateConfig
+from embedder.config.evaluate import EvaluateConfig, FolderRetriever
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.console import console, progress
@@ -27,7 +27,11 @@ from embedder.labelling.prompts import read_shot_pools
 from embedder.mining.ranking import Ranking, search_block
 from embedder.models.causal_lm import load_lm
 from embedder.models.encoder import TextEncoder, encode
+from embedder.models.onnx import load_inference_encoder
+from embedder.models.st_folder import folder_encoder, read_folder
 from embedder.storage.object_store import AnyPath
+
+BASE = "base"
 
 
 @dataclass
@@ -37,6 +41,27 @@ class EvaluationSet:
     measured: DatasetValues
     texts: dict[str, str]
     """Passages by id."""
+
+
+def compare_encoders(
+    config: RunConfig, settings: EvaluateConfig, models: Sequence[str], queries: int | None
+) -> list[DatasetValues]:
+    """The split measured with one model for each of the retrievers and, where the settings say so, with the LLM.
+
+    A model is a folder, or `base` for the run's own.
+    """
+    sets = read_sets(config, settings.split, queries)
+    for retriever, model in zip(settings.retrievers, models, strict=True):
+        if model == BASE:
+            encoder, tasks = config.encoder, config.base_tasks
+        else:
+            pooling = None if read_folder(model).pooling else config.encoder.pooling
+            folder = FolderRetriever(name=retriever.name, model=model, pooling=pooling)
+            encoder, tasks = folder_encoder(folder, config.encoder, config.tasks)
+        measure_encoder(retriever.name, load_inference_encoder(encoder), tasks, sets, settings)
+    if settings.asks:
+        ask_llm(sets, llm_judge(config, settings), settings, config.paths.mounted / "evaluation")
+    return [dataset.measured for dataset in sets]
 
 
 def read_sets(config: RunConfig, split: Split, queries: int | None = None) -> list[EvaluationSet]:

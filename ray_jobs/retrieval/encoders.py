@@ -5,7 +5,7 @@ from __future__ import annotations
 from embedder.config.evaluate import EndpointRetriever, FolderRetriever
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.errors import ConfigError
-from embedder.evaluation.endpoint import EmbeddingEndpoint
+from embedder.evaluation.endpoint import api_key
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import folder_encoder
 
@@ -28,8 +28,7 @@ def check_retrievers(config: RunConfig) -> list[str]:
             encoder, _ = folder_encoder(retriever, config.encoder, config.tasks)
             where = f" ({locate_model(encoder.model)})"
         elif isinstance(retriever, EndpointRetriever):
-            with EmbeddingEndpoint(retriever):
-                pass
+            api_key(retriever)
             where = f" ({retriever.url}, {retriever.model})"
         elif retriever.kind in {"base", "trained"}:
             if retriever.kind == "trained" and not config.paths.model.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import islice
 
@@ -115,7 +116,7 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
         return store
     task_of = {name: _task_of(config.paths, name) for name in datasets(config.paths)}
     with (
-        EmbeddingEndpoint(retriever) as endpoint,
+        closing(EmbeddingEndpoint(retriever)) as endpoint,
         ThreadPoolExecutor(retriever.max_requests) as pool,
         progress(f"encode: {retriever.name}", total, console()) as counter,
     ):
