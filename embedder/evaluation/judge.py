@@ -46,7 +46,7 @@ class LlmJudge:
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows of ASKED to rows of JUDGED in the order of their ids: a pure function of the set of rows."""
-        answered = {row["row_id"]: self._empty(row) for row in rows}
+        answered = {row["row_id"]: {name: row.get(name) for name in JUDGED.names} for row in rows}
         kinds: dict[tuple[EvaluationName, str], list[_PromptedQuestion]] = {}
         # In the order of their ids, because it decides which of them are read in one batch.
         for row in sorted(rows, key=lambda row: str(row["row_id"])):
@@ -60,10 +60,6 @@ class LlmJudge:
                 prompt.row["error"] = reason
         return [answered[row_id] for row_id in sorted(answered)]
 
-    def _empty(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        known = {name: row[name] for name in ("row_id", "evaluation", "task", "dataset", "query_id")}
-        return {**dict.fromkeys(JUDGED.names), **known, "truncated": False}
-
     def _builder(self, evaluation: Evaluation, task: str) -> PromptBuilder:
         spec = self.tasks[task]
         builder = prompt_builder(self.lm, spec, self.llm, evaluation.template(spec))
@@ -71,6 +67,7 @@ class LlmJudge:
 
     def _prompt(self, question: Question, row: dict[str, Any]) -> _PromptedQuestion | None:
         """The tokens that the LLM reads; None, with the reason in the row, where nothing can be asked."""
+        row["truncated"] = False
         evaluation = EVALUATIONS[question.evaluation]
         ask = evaluation.ask(question)
         builder = self._builder(evaluation, question.task)

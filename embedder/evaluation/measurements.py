@@ -124,7 +124,8 @@ def read_datasets(config: RunConfig, split: Split) -> list[DatasetValues]:
             answers = passage_column(config.paths.corpus / name, "answer") if by_answer else {}
             datasets.append(DatasetValues(name, task, evaluation, rows, answers))
     if not datasets:
-        raise DataError(f"{config.paths.queries / split}: no queries; give prepare.sources such rows and run prepare")
+        wanted = "a dev_queries" if split == "dev" else "such rows"
+        raise DataError(f"{config.paths.queries / split}: no queries; give prepare.sources {wanted} and run prepare")
     return datasets
 
 

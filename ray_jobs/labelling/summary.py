@@ -56,8 +56,8 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     if config.label.export is not None:
         written = write_reference(_rows(config, expected), config.label.export)
         report.lines.append(
-            f"{config.label.export}: {written.rows:,} groups, {written.rewarded:,} with teacher_scores, "
-            f"{written.failed:,} failed and {written.plain:,} of tasks without a reward have none"
+            f"{config.label.export}: {written.total():,} groups, {written['rewarded']:,} with teacher_scores, "
+            f"{written['failed']:,} failed and {written['plain']:,} of tasks without a reward have none"
         )
     report.lines.append(f"report: {page}")
     if errors > config.label.max_error_share * max(1, rows):
