@@ -85,7 +85,7 @@ def _measured(config: RunConfig, study: Study, units: list[Unit], sets: list[Eva
         one.measured.rankings = {
             name: found[one.measured.name] for name, found in rankings.items() if one.measured.name in found
         }
-        one.measured.enter_rankings(one.measured.rankings, one.answers, settings.cutoffs)
+        one.measured.enter_rankings(one.measured.rankings, settings.cutoffs)
     if config.llm is not None and settings.llm_queries:
         ask_llm(sets, llm_judge(config, settings), settings, study.folder / "judged")
     return sets

@@ -18,20 +18,15 @@ Running the command again encodes and asks only what is missing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from embedder.config.run import LlmConfig, RunConfig
+from embedder.config.run import RunConfig
 from embedder.console import console
-from embedder.data.records import PASSAGE, read_tables, write_table
+from embedder.data.records import write_table
 from embedder.errors import ConfigError
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries, shot_pools
-
-if TYPE_CHECKING:
-    from embedder.evaluation.measurements import DatasetValues
+from ray_jobs.cluster.tables import datasets, passage_texts
 
 QUESTION_CHARACTERS = 1200
 """Estimated, for the dry run."""
@@ -39,13 +34,14 @@ QUESTION_CHARACTERS = 1200
 
 def check(config: RunConfig) -> Work:
     """Prepared tables and all encoders exist; the LLM too where it is asked."""
+    from embedder.evaluation.measurements import read_datasets
     from embedder.evaluation.questions import chosen_queries
     from ray_jobs.retrieval.encoders import check_retrievers
 
-    measured = unmeasured(config)
-    unknown = config.evaluate.evaluations.keys() - {values.name for values in measured} - config.tasks.keys()
+    unknown = config.evaluate.evaluations.keys() - set(datasets(config.paths)) - config.tasks.keys()
     if unknown:
         raise ConfigError(f"evaluate.evaluations names {sorted(unknown)}, neither a prepared dataset nor a task")
+    measured = read_datasets(config, config.evaluate.split)
     retrievers = check_retrievers(config)
     lines, total = [], 0
     for values in measured:
@@ -57,7 +53,11 @@ def check(config: RunConfig) -> Work:
             raise ConfigError(f"tasks.{values.task} has no template, which evaluation {evaluation!r} needs")
     flops = 0.0
     if total:
-        parameters = count_parameters(locate_model(asked_llm(config).model))
+        if config.llm is None:
+            raise ConfigError(
+                "evaluate.llm_queries needs an `llm` section in the run file; set it to 0 for rankings alone"
+            )
+        parameters = count_parameters(locate_model(config.llm.model))
         flops = forward_flops(parameters, total * len(retrievers) * tokens_of(QUESTION_CHARACTERS))
     return Work("evaluate", [*lines, *retrievers], flops)
 
@@ -66,28 +66,23 @@ def run(config: RunConfig) -> StageReport:
     """Rank, measure, ask the LLM, and write report, numbers and values."""
     from embedder.evaluation.comparison import summarise
     from embedder.evaluation.evaluation_report import results_table, write_report
-    from embedder.evaluation.examples import RankedQuery, won_and_lost
-    from embedder.evaluation.measurements import VALUES, enter_all_replies, value_rows
-    from ray_jobs.retrieval.judges import ask_llm, questions_of, reply_ledger
+    from embedder.evaluation.examples import won_and_lost
+    from embedder.evaluation.measurements import VALUES, read_datasets, value_rows
+    from ray_jobs.retrieval.judges import ask_llm
     from ray_jobs.retrieval.retrievers import all_rankings, by_dataset
 
-    measured = unmeasured(config)
+    measured = read_datasets(config, config.evaluate.split)
     rankings = all_rankings(config)
     for values in measured:
         if "none" in rankings:
             values.rankings["none"] = {}  # asked about without passages, but not measured as a ranking
         ranked = by_dataset(rankings, values.name)
-        values.enter_rankings(ranked, example_answers(config, values), config.evaluate.cutoffs)
-    lines = []
-    if config.evaluate.asks:
-        pools = shot_pools(config)
-        asked = questions_of(config, asked_llm(config), measured, pools)
-        lines = ask_llm(config, asked, pools)
-        enter_all_replies(measured, asked, reply_ledger(config))
+        values.enter_rankings(ranked, config.evaluate.cutoffs)
+    lines = ask_llm(config, measured) if config.evaluate.asks else []
     results = summarise(measured, config.evaluate)
     for values in measured:
-        query = RankedQuery(values.rankings, passage_texts(config.paths, values.name))
-        results["datasets"][values.name]["examples"] = won_and_lost(values, query, config.evaluate)
+        texts = passage_texts(config.paths, values.name)
+        results["datasets"][values.name]["examples"] = won_and_lost(values, texts, config.evaluate)
     folder = config.paths.mounted / "evaluation" / config.evaluate.split
     write_table(value_rows(measured), VALUES, folder / "values.parquet")
     page = write_report(results, folder, config.paths.mounted.name)
@@ -99,47 +94,6 @@ def run(config: RunConfig) -> StageReport:
         lines.append(f"{len(failed):,} queries could not be asked and count for no retriever; first {failed[0]}")
     report.lines = [*lines, f"report: {page}"]
     return report
-
-
-def unmeasured(config: RunConfig) -> list[DatasetValues]:
-    """The datasets that have queries in the split, nothing measured yet.
-
-    Raises:
-        ConfigError: none has.
-        DataError: `prepare` has not run.
-    """
-    from embedder.evaluation.evaluations import evaluation_of
-    from embedder.evaluation.measurements import DatasetValues
-
-    values = []
-    for name in datasets(config.paths):
-        rows = queries(config.paths, config.evaluate.split, name)
-        if rows:
-            evaluation = evaluation_of(rows[0]["task"], name, rows, config.evaluate.evaluations)
-            values.append(DatasetValues(name, rows[0]["task"], evaluation, rows))
-    if not values:
-        hint = "; give prepare.sources a dev_queries, and run prepare again" if config.evaluate.split == "dev" else ""
-        raise ConfigError(f"evaluate.split is {config.evaluate.split!r}, of which no dataset has queries{hint}")
-    return values
-
-
-def asked_llm(config: RunConfig) -> LlmConfig:
-    """The LLM that is asked.
-
-    Raises:
-        ConfigError: the run file has none.
-    """
-    if config.llm is None:
-        raise ConfigError("evaluate.llm_queries needs an `llm` section in the run file; set it to 0 for rankings alone")
-    return config.llm
-
-
-def example_answers(config: RunConfig, values: DatasetValues) -> dict[str, str | None]:
-    """The answers of worked examples by passage id, where they decide what is relevant."""
-    if values.evaluation.relevance != "same_answer":
-        return {}
-    table = read_tables(corpus_files(config.paths, values.name), PASSAGE, ["id", "answer"])
-    return dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
 
 
 JOB = Job("evaluate", __doc__, check, run)

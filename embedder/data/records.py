@@ -132,6 +132,12 @@ def read_tables(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] 
     return pa.concat_tables(tables) if tables else _wanted(schema, columns).empty_table()
 
 
+def passage_column(folder: AnyPath, column: str) -> dict[str, Any]:
+    """A column of one dataset's passages by their ids, in the order in which they were written."""
+    table = read_tables(parquet_files(folder), PASSAGE, ["id", column])
+    return dict(zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True))
+
+
 def each_table(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Read Parquet files of one schema, a table for each in their order; objects are read several at a time.
 

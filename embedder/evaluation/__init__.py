@@ -5,14 +5,14 @@ evaluations.py        the seven evaluations, and which one a dataset gets
 retrieval.py          measures of rankings; rankings that need no model
 answers.py            measures of written answers
 endpoint.py           vectors from a server with OpenAI's API
-questions.py          chosen queries with their passages, and which of them are asked together
+questions.py          which queries the LLM is asked about, and which of them together
 judge.py              asks the LLM
 replies.py            where the LLM's replies are kept, and what they depend on
-measurements.py       asks about datasets and collects the values of every query
+measurements.py       reads datasets, asks about them and collects the values of every query
 statistics.py         bootstrap intervals and the randomisation test
 comparison.py         the numbers of a report
 examples.py           queries won and lost
 evaluation_report.py  results.json, report.html, comparison.png and the table of the console
-local.py              measures encoders in one process, without Ray
+local.py              compares encoders in one process, without Ray
 __main__.py           the command `python -m embedder.evaluation`
 """

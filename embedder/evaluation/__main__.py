@@ -14,18 +14,15 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from embedder.config.evaluate import EvaluateConfig, FolderRetriever
+from embedder.config.evaluate import EvaluateConfig
 from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
+from embedder.data.records import write_table
 from embedder.errors import ConfigError
+from embedder.storage.json_file import write_json
 
-if TYPE_CHECKING:
-    from embedder.evaluation.local import EvaluationSet
-
-BASE = "base"
 UNUSABLE = re.compile(r"[^A-Za-z0-9_.-]+")
 """Characters that the name of a retriever may not hold."""
 
@@ -38,37 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.llm:
             _ = config.needed_llm
         settings = quick_settings(config, options.split, encoder_names(options.encoders), options.llm)
-        sets = _measured_sets(config, settings, options)
-    _print_and_keep(sets, settings, options.out)
+        # Torch is imported here and not above, because help and a refused run file must not wait for it.
+        from embedder.evaluation.comparison import summarise
+        from embedder.evaluation.evaluation_report import results_table
+        from embedder.evaluation.local import compare_encoders
+        from embedder.evaluation.measurements import VALUES, value_rows
 
-
-def _measured_sets(config: RunConfig, settings: EvaluateConfig, options: argparse.Namespace) -> list[EvaluationSet]:
-    """The split of the run, measured with every encoder and, if asked for, with the LLM."""
-    # Torch is imported here and not above, because help and a refused run file must not wait for it.
-    from embedder.evaluation.local import ask_llm, llm_judge, read_sets
-
-    sets = read_sets(config, options.split, options.queries)
-    for retriever, model in zip(settings.retrievers, options.encoders, strict=True):
-        _measure(config, settings, sets, retriever.name, model)
-    if options.llm:
-        ask_llm(sets, llm_judge(config, settings), settings, config.paths.mounted / "evaluation")
-    return sets
-
-
-def _print_and_keep(sets: list[EvaluationSet], settings: EvaluateConfig, folder: Path | None) -> None:
-    """Print the table of results; with a folder also write them there."""
-    from embedder.data.records import write_table
-    from embedder.evaluation.comparison import summarise
-    from embedder.evaluation.evaluation_report import results_table
-    from embedder.evaluation.measurements import VALUES, value_rows
-    from embedder.storage.json_file import write_json
-
-    measured = [dataset.measured for dataset in sets]
+        measured = compare_encoders(config, settings, options.encoders, options.queries)
     results = summarise(measured, settings)
     console().print(results_table(results))
-    if folder is not None:
-        write_json(results, folder / "results.json")
-        write_table(value_rows(measured), VALUES, folder / "values.parquet")
+    if options.out is not None:
+        write_json(results, options.out / "results.json")
+        write_table(value_rows(measured), VALUES, options.out / "values.parquet")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,20 +79,6 @@ def quick_settings(config: RunConfig, split: str, names: Sequence[str], llm_quer
     changed = {"split": split, "retrievers": retrievers, "baseline": names[0], "generate_answers": False}
     kept = config.evaluate.model_dump(exclude={"retrievers"})
     return EvaluateConfig.model_validate({**kept, **changed, "llm_queries": llm_queries})
-
-
-def _measure(config: RunConfig, settings: EvaluateConfig, sets: list[EvaluationSet], name: str, model: str) -> None:
-    from embedder.evaluation.local import measure_encoder
-    from embedder.models.onnx import load_inference_encoder
-    from embedder.models.st_folder import folder_encoder, read_folder
-
-    if model == BASE:
-        encoder, tasks = config.encoder, config.base_tasks
-    else:
-        pooling = None if read_folder(model).pooling else config.encoder.pooling
-        retriever = FolderRetriever(name=name, model=model, pooling=pooling)
-        encoder, tasks = folder_encoder(retriever, config.encoder, config.tasks)
-    measure_encoder(name, load_inference_encoder(encoder), tasks, sets, settings)
 
 
 if __name__ == "__main__":

@@ -81,10 +81,8 @@ class _Measured:
     kind: str
     names: list[str]
     drawn: Drawn
-    queries: int
-    units: int
-    left_out: int
-    datasets: int = 1
+    counts: dict[str, int]
+    """How many queries, units, queries left out and datasets it is taken over."""
 
     def entry(self, baseline: str) -> dict[str, Any]:
         values = {name: asdict(estimate(self.drawn, i)) for i, name in enumerate(self.names)}
@@ -93,8 +91,7 @@ class _Measured:
             base = self.names.index(baseline)
             others = [(i, name) for i, name in enumerate(self.names) if i != base]
             differences = {name: asdict(difference(self.drawn, i, base)) for i, name in others}
-        counts = {"queries": self.queries, "units": self.units, "left_out": self.left_out, "datasets": self.datasets}
-        return {"kind": self.kind, **counts, "retrievers": values, "differences": differences}
+        return {"kind": self.kind, **self.counts, "retrievers": values, "differences": differences}
 
 
 def _measured(dataset: DatasetValues, name: str, names: list[str], settings: EvaluateConfig) -> _Measured | None:
@@ -114,7 +111,8 @@ def _measured(dataset: DatasetValues, name: str, names: list[str], settings: Eva
     seed = int(content_id(settings.seed, dataset.name)[:8], 16)
     drawn = draw(table, baseline, settings.resamples, seed)
     left_out = len(set.union(*(set(values[each]) for each in names))) - len(queries)
-    return _Measured(measure.kind, names, drawn, len(queries), len(set(units.tolist())), left_out)
+    counts = {"queries": len(queries), "units": len(set(units.tolist())), "left_out": left_out, "datasets": 1}
+    return _Measured(measure.kind, names, drawn, counts)
 
 
 def _mean(parts: Sequence[_Measured]) -> _Measured:
@@ -125,15 +123,8 @@ def _mean(parts: Sequence[_Measured]) -> _Measured:
         columns = [part.names.index(name) for name in names]
         drawn = part.drawn
         picked.append(Drawn(drawn.point_N[columns], drawn.resampled_RN[:, columns], drawn.swapped_RN[:, columns]))
-    return _Measured(
-        parts[0].kind,
-        names,
-        average(picked),
-        queries=sum(part.queries for part in parts),
-        units=sum(part.units for part in parts),
-        left_out=sum(part.left_out for part in parts),
-        datasets=len(parts),
-    )
+    counts = {name: sum(part.counts[name] for part in parts) for name in parts[0].counts}
+    return _Measured(parts[0].kind, names, average(picked), counts)
 
 
 def headline_entries(results: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -11,7 +11,6 @@ import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import httpx
@@ -33,16 +32,12 @@ class EmbeddingEndpoint:
 
     def __init__(self, config: EndpointRetriever, transport: httpx.BaseTransport | None = None) -> None:
         self.config = config
-        self._key = _key(config)
+        self._key = api_key(config)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx.Client(headers=headers, timeout=config.timeout_s, transport=transport)
 
-    def __enter__(self) -> EmbeddingEndpoint:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the connections."""
         self._client.close()
 
     def encode(self, texts: Sequence[str], task: str, side: Side) -> np.ndarray:
@@ -110,7 +105,12 @@ class EmbeddingEndpoint:
         return unit
 
 
-def _key(config: EndpointRetriever) -> str:
+def api_key(config: EndpointRetriever) -> str:
+    """The key in the retriever's environment variable; empty where it names none.
+
+    Raises:
+        ConfigError: the variable holds no key.
+    """
     if config.key_variable is None:
         return ""
     key = os.environ.get(config.key_variable, "").strip()

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from embedder.config.evaluate import EvaluateConfig
 from embedder.evaluation.evaluations import measure_of
 from embedder.evaluation.measurements import DatasetValues
-from embedder.evaluation.questions import Row
 from embedder.hashing import row_seed
-from embedder.mining.ranking import Ranking
 from embedder.reporting.html import printable
 
 PASSAGES = 3
 """Passages shown of a ranking that the LLM was not asked about."""
 PASSAGE_CHARACTERS, QUERY_CHARACTERS, ANSWERS = 600, 2000, 5
-
-
-@dataclass(frozen=True)
-class RankedQuery:
-    """The rankings of one dataset by retriever and query id, and the texts of its passages by id."""
-
-    rankings: Mapping[str, Mapping[str, Ranking]]
-    texts: Mapping[str, str]
 
 
 def compared(settings: EvaluateConfig) -> str | None:
@@ -35,8 +24,11 @@ def compared(settings: EvaluateConfig) -> str | None:
     return "trained" if "trained" in others else next(reversed(others), None)
 
 
-def won_and_lost(dataset: DatasetValues, ranked: RankedQuery, settings: EvaluateConfig) -> dict[str, Any]:
-    """The queries with the greatest differences of the dataset's headline measure; a seed decides among equal ones."""
+def won_and_lost(dataset: DatasetValues, texts: Mapping[str, str], settings: EvaluateConfig) -> dict[str, Any]:
+    """The queries with the greatest differences of the dataset's headline measure; a seed decides among equal ones.
+
+    `texts` are those of the dataset's passages by id.
+    """
     name, headline, baseline = compared(settings), dataset.headline, settings.baseline
     examples: dict[str, Any] = {"retriever": name, "measure": headline, "won": [], "lost": []}
     values = dataset.values.get(headline or "", {})
@@ -51,22 +43,21 @@ def won_and_lost(dataset: DatasetValues, ranked: RankedQuery, settings: Evaluate
     rows = {row["query_id"]: row for row in dataset.rows}
     for kind, chosen in (("won", won), ("lost", lost)):
         for query in chosen:
-            sides = {side: _side(dataset, side, query, ranked, settings) for side in (baseline, name)}
-            examples[kind].append(_example(rows[query], sides))
+            row = rows[query]
+            sides = {side: _side(dataset, side, query, texts, settings) for side in (baseline, name)}
+            examples[kind].append(
+                {
+                    "query_id": query,
+                    "query": printable(row["query"], QUERY_CHARACTERS),
+                    "answers": [printable(text) for text in row["answers"][:ANSWERS]],
+                    "retrievers": sides,
+                }
+            )
     return examples
 
 
-def _example(row: Row, sides: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "query_id": row["query_id"],
-        "query": printable(row["query"], QUERY_CHARACTERS),
-        "answers": [printable(text) for text in row["answers"][:ANSWERS]],
-        "retrievers": sides,
-    }
-
-
 def _side(
-    dataset: DatasetValues, retriever: str, query_id: str, ranked: RankedQuery, settings: EvaluateConfig
+    dataset: DatasetValues, retriever: str, query_id: str, texts: Mapping[str, str], settings: EvaluateConfig
 ) -> dict[str, Any]:
     """The measured value, the LLM's reply, and the passages it got, or the first of the ranking if it got none."""
     headline = dataset.headline or ""
@@ -76,13 +67,13 @@ def _side(
         value = math.exp(value)
     reply = dataset.replies.get((retriever, query_id))
     count = settings.passages.get(dataset.evaluation.name, PASSAGES) if reply else PASSAGES
-    best = ranked.rankings.get(retriever, {}).get(query_id, [])[:count]
+    best = dataset.rankings.get(retriever, {}).get(query_id, [])[:count]
     relevant = dataset.relevant.get(query_id, {})
     return {
         "value": value,
         "reply": printable(reply.text) if reply and reply.text is not None else None,
         "passages": [
-            {"id": id_, "text": printable(ranked.texts[id_], PASSAGE_CHARACTERS), "relevant": id_ in relevant}
+            {"id": id_, "text": printable(texts[id_], PASSAGE_CHARACTERS), "relevant": id_ in relevant}
             for id_, _ in best
         ],
     }

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-
-import torch
 
 from embedder.config.evaluate import EvaluateConfig, EvaluationName
 from embedder.config.run import LlmConfig
@@ -18,7 +17,7 @@ from embedder.labelling.backends import choose_backend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling
-from embedder.models.causal_lm import CausalLm
+from embedder.models.causal_lm import CausalLm, apart_on_memory_error
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class LlmJudge:
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows of ASKED to rows of JUDGED in the order of their ids: a pure function of the set of rows."""
-        answered = {row["row_id"]: self._empty(row) for row in rows}
+        answered = {row["row_id"]: {name: row.get(name) for name in JUDGED.names} for row in rows}
         kinds: dict[tuple[EvaluationName, str], list[_PromptedQuestion]] = {}
         # In the order of their ids, because it decides which of them are read in one batch.
         for row in sorted(rows, key=lambda row: str(row["row_id"])):
@@ -56,12 +55,10 @@ class LlmJudge:
             if prompted is not None:
                 kinds.setdefault((question.evaluation, question.task), []).append(prompted)
         for (name, task), prompts in sorted(kinds.items()):
-            self._answer(self._builder(EVALUATIONS[name], task), prompts)
+            answer = partial(self._answer, self._builder(EVALUATIONS[name], task))
+            for prompt, reason in apart_on_memory_error(answer, prompts):
+                prompt.row["error"] = reason
         return [answered[row_id] for row_id in sorted(answered)]
-
-    def _empty(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        known = {name: row[name] for name in ("row_id", "evaluation", "task", "dataset", "query_id")}
-        return {**dict.fromkeys(JUDGED.names), **known, "truncated": False}
 
     def _builder(self, evaluation: Evaluation, task: str) -> PromptBuilder:
         spec = self.tasks[task]
@@ -70,6 +67,7 @@ class LlmJudge:
 
     def _prompt(self, question: Question, row: dict[str, Any]) -> _PromptedQuestion | None:
         """The tokens that the LLM reads; None, with the reason in the row, where nothing can be asked."""
+        row["truncated"] = False
         evaluation = EVALUATIONS[question.evaluation]
         ask = evaluation.ask(question)
         builder = self._builder(evaluation, question.task)
@@ -77,33 +75,16 @@ class LlmJudge:
         if ask is None or not outputs or not all(outputs):
             row["error"] = "a desired output has no token"
             return None
-        prefix = fitting_prefix(builder, evaluation, question, ask.query, self._shots(evaluation, question))
+        pool = self.shot_pools.get(question.dataset, []) if evaluation.uses_shots else []
+        shots = choose_shots(pool, question.query_id, self.tasks[question.task].shots, self.settings.seed)
+        prefix = fitting_prefix(builder, evaluation, question, ask.query, shots)
         if prefix.query_cut or not prefix.ids:
             row["error"] = f"the query has no token, or needs more than the {builder.max_prefix_tokens} of a prefix"
             return None
         row["truncated"] = prefix.passage_cut
         return _PromptedQuestion(row, ask, prefix, outputs)
 
-    def _shots(self, evaluation: Evaluation, question: Question) -> list[Shot]:
-        if not evaluation.uses_shots:
-            return []
-        pool, count = self.shot_pools.get(question.dataset, []), self.tasks[question.task].shots
-        return choose_shots(pool, question.query_id, count, self.settings.seed)
-
     def _answer(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> None:
-        """Fill the rows together; where that exhausts the memory, one by one."""
-        try:
-            self._fill(builder, prompts)
-            return
-        except torch.OutOfMemoryError as error:
-            if len(prompts) == 1:
-                prompts[0].row["error"] = f"out of memory: {str(error).partition(chr(10))[0]}"
-                return
-        # Outside of the `except`, because the error's traceback holds the tensors that fill the memory.
-        for prompt in prompts:
-            self._answer(builder, [prompt])
-
-    def _fill(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> None:
         scores = self.backend.score([PackedPrompt(prompt.prefix.ids, prompt.outputs) for prompt in prompts])
         texts = self._write(builder, prompts)
         for prompt, likelihoods, text in zip(prompts, scores, texts, strict=True):

@@ -12,15 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from embedder.config.evaluate import EvaluateConfig
+from embedder.config.evaluate import EvaluateConfig, FolderRetriever
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.console import console, progress
-from embedder.data.records import PASSAGE, QUERY, Split, parquet_files, read_tables
-from embedder.errors import DataError
-from embedder.evaluation.evaluations import evaluation_of
+from embedder.data.records import Split, passage_column
 from embedder.evaluation.judge import LlmJudge
-from embedder.evaluation.measurements import DatasetValues, ask_about, enter_all_replies
+from embedder.evaluation.measurements import DatasetValues, ask_about, enter_all_replies, read_datasets
 from embedder.evaluation.questions import plan_units
 from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.evaluation.retrieval import without_itself
@@ -29,7 +27,11 @@ from embedder.labelling.prompts import read_shot_pools
 from embedder.mining.ranking import Ranking, search_block
 from embedder.models.causal_lm import load_lm
 from embedder.models.encoder import TextEncoder, encode
+from embedder.models.onnx import load_inference_encoder
+from embedder.models.st_folder import folder_encoder, read_folder
 from embedder.storage.object_store import AnyPath
+
+BASE = "base"
 
 
 @dataclass
@@ -39,8 +41,27 @@ class EvaluationSet:
     measured: DatasetValues
     texts: dict[str, str]
     """Passages by id."""
-    answers: dict[str, str | None]
-    """Answers of worked examples, by passage id."""
+
+
+def compare_encoders(
+    config: RunConfig, settings: EvaluateConfig, models: Sequence[str], queries: int | None
+) -> list[DatasetValues]:
+    """The split measured with one model for each of the retrievers and, where the settings say so, with the LLM.
+
+    A model is a folder, or `base` for the run's own.
+    """
+    sets = read_sets(config, settings.split, queries)
+    for retriever, model in zip(settings.retrievers, models, strict=True):
+        if model == BASE:
+            encoder, tasks = config.encoder, config.base_tasks
+        else:
+            pooling = None if read_folder(model).pooling else config.encoder.pooling
+            folder = FolderRetriever(name=retriever.name, model=model, pooling=pooling)
+            encoder, tasks = folder_encoder(folder, config.encoder, config.tasks)
+        measure_encoder(retriever.name, load_inference_encoder(encoder), tasks, sets, settings)
+    if settings.asks:
+        ask_llm(sets, llm_judge(config, settings), settings, config.paths.mounted / "evaluation")
+    return [dataset.measured for dataset in sets]
 
 
 def read_sets(config: RunConfig, split: Split, queries: int | None = None) -> list[EvaluationSet]:
@@ -50,21 +71,11 @@ def read_sets(config: RunConfig, split: Split, queries: int | None = None) -> li
         DataError: none has; `prepare` has not run, or its sources have no such split.
     """
     sets = []
-    for folder in sorted(path for path in config.paths.corpus.glob("*") if path.is_dir()):
-        path = config.paths.queries / split / f"{folder.name}.parquet"
-        rows = read_tables([path], QUERY).to_pylist() if path.is_file() else []
+    for measured in read_datasets(config, split):
         # In the order of `chosen_queries`, so that a limit keeps the queries that the LLM is asked about first.
-        rows.sort(key=lambda row: row_seed(config.evaluate.seed, "judge", row["dataset"], row["query_id"]))
-        if rows:
-            evaluation = evaluation_of(rows[0]["task"], folder.name, rows, config.evaluate.evaluations)
-            table = read_tables(parquet_files(folder), PASSAGE, ["id", "text", "answer"])
-            ids = table["id"].to_pylist()
-            texts = dict(zip(ids, table["text"].to_pylist(), strict=True))
-            answers = dict(zip(ids, table["answer"].to_pylist(), strict=True))
-            measured = DatasetValues(folder.name, rows[0]["task"], evaluation, rows[:queries])
-            sets.append(EvaluationSet(measured, texts, answers))
-    if not sets:
-        raise DataError(f"{config.paths.queries / split}: no queries; give prepare.sources such rows and run prepare")
+        measured.rows.sort(key=lambda row: row_seed(config.evaluate.seed, "judge", row["dataset"], row["query_id"]))
+        measured.rows = measured.rows[:queries]
+        sets.append(EvaluationSet(measured, passage_column(config.paths.corpus / measured.name, "text")))
     return sets
 
 
@@ -95,7 +106,7 @@ def measure_encoder(
     """
     for dataset in sets:
         rankings = rank(encoder, tasks[dataset.measured.task], dataset, settings.depth)
-        dataset.measured.enter_rankings({name: rankings}, dataset.answers, settings.cutoffs)
+        dataset.measured.enter_rankings({name: rankings}, settings.cutoffs)
 
 
 def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateConfig, folder: AnyPath) -> int:

@@ -1,18 +1,23 @@
-"""Asks about datasets and measures them: a value for each measure, retriever and query."""
+"""Reads datasets, asks about them and measures them: a value for each measure, retriever and query."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedder.config.evaluate import EvaluateConfig
+from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
-from embedder.evaluation.base import Evaluation, Question, Reply, Value
-from embedder.evaluation.questions import Asked, Row, ask_all, chosen_queries
+from embedder.data.records import QUERY, Split, parquet_files, passage_column, read_tables
+from embedder.errors import DataError
+from embedder.evaluation.base import Evaluation, Passage, Question, Reply, Value
+from embedder.evaluation.evaluations import evaluation_of
+from embedder.evaluation.questions import Asked, Row, chosen_queries
 from embedder.evaluation.replies import Fingerprint
 from embedder.evaluation.retrieval import measure, measure_names, relevant_passages
 from embedder.mining.ranking import Ranking
@@ -39,16 +44,21 @@ class DatasetValues:
     evaluation: Evaluation
     rows: list[Row]
     """The queries, rows of records.QUERY."""
+    answers: Mapping[str, str | None] = field(default_factory=dict)
+    """Answers of worked examples by passage id, where they decide what is relevant."""
     rankings: dict[str, Mapping[str, Ranking]] = field(default_factory=dict)
     """Retriever -> query id -> ranking; a retriever without rankings is asked about without passages."""
-    relevant: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Relevant passages with their grades, by query id."""
     values: dict[str, dict[str, dict[str, Value]]] = field(default_factory=dict)
     """Measure -> retriever -> query id -> value."""
     replies: dict[tuple[str, str], Reply] = field(default_factory=dict)
     """The LLM's replies by (retriever, query id)."""
     errors: dict[str, str] = field(default_factory=dict)
     """The reasons why some queries could not be asked, by query id."""
+
+    @cached_property
+    def relevant(self) -> dict[str, dict[str, int]]:
+        """Relevant passages with their grades, by query id."""
+        return relevant_passages(self.evaluation, self.rows, self.answers)
 
     @property
     def origins(self) -> dict[str, str]:
@@ -71,15 +81,9 @@ class DatasetValues:
         """The task under which it is averaged; multiple choice stands apart."""
         return self.evaluation.name if self.evaluation.name == "choice" else self.task
 
-    def enter_rankings(
-        self, rankings: Mapping[str, Mapping[str, Ranking]], answers: Mapping[str, str | None], cutoffs: Sequence[int]
-    ) -> None:
-        """Keep and measure rankings (retriever -> query id -> ranking).
-
-        `answers` are those of worked examples by passage id.
-        """
+    def enter_rankings(self, rankings: Mapping[str, Mapping[str, Ranking]], cutoffs: Sequence[int]) -> None:
+        """Keep and measure rankings (retriever -> query id -> ranking)."""
         self.rankings |= rankings
-        self.relevant = relevant_passages(self.evaluation, self.rows, answers)
         if not self.relevant:
             return
         names = measure_names(self.evaluation, cutoffs)
@@ -105,20 +109,52 @@ class DatasetValues:
         self.values.setdefault(measure_name, {}).setdefault(retriever, {})[query_id] = value
 
 
+def read_datasets(config: RunConfig, split: Split) -> list[DatasetValues]:
+    """The prepared datasets that have queries in a split, nothing measured yet.
+
+    Raises:
+        DataError: none has; `prepare` has not run, or its sources have no such split.
+    """
+    datasets = []
+    for path in parquet_files(config.paths.queries / split):
+        if rows := read_tables([path], QUERY).to_pylist():
+            name, task = path.stem, rows[0]["task"]
+            evaluation = evaluation_of(task, name, rows, config.evaluate.evaluations)
+            by_answer = evaluation.relevance == "same_answer"
+            answers = passage_column(config.paths.corpus / name, "answer") if by_answer else {}
+            datasets.append(DatasetValues(name, task, evaluation, rows, answers))
+    if not datasets:
+        wanted = "a dev_queries" if split == "dev" else "such rows"
+        raise DataError(f"{config.paths.queries / split}: no queries; give prepare.sources {wanted} and run prepare")
+    return datasets
+
+
 def ask_about(
     datasets: Sequence[DatasetValues],
     texts_of: Callable[[str], Mapping[str, str]],
     settings: EvaluateConfig,
     fingerprint: Fingerprint,
 ) -> Asked:
-    """The questions about all datasets; `texts_of` gives the passages of a dataset by id."""
+    """The questions about the chosen queries of all datasets with the passages of each retriever, equal ones once.
+
+    `texts_of` gives the passages of a dataset by id.
+    """
     asked = Asked()
     for dataset in datasets:
         chosen = chosen_queries(dataset.evaluation, dataset.rows, settings)
         # The texts of one dataset at a time, and only where they are needed: a corpus may fill the memory.
-        if chosen:
-            limits = (settings.passages.get(dataset.evaluation.name, 1), fingerprint)
-            ask_all(asked, dataset.evaluation, chosen, (dataset.rankings, texts_of(dataset.name)), limits)
+        texts = texts_of(dataset.name) if chosen else {}
+        count = settings.passages.get(dataset.evaluation.name, 1)
+        for row in chosen:
+            query = {name: row[name] for name in ("query_id", "query", "answers", "options", "category")}
+            positions = {passage_id: position for position, passage_id in enumerate(row["pool_ids"] or [])}
+            for retriever, rankings in dataset.rankings.items():
+                best = rankings.get(row["query_id"], [])[:count]
+                passages = [Passage(each, texts[each], positions.get(each)) for each, _ in best]
+                question = Question(dataset.evaluation.name, dataset.task, dataset.name, **query, passages=passages)
+                entry = question.row(fingerprint(dataset.task, dataset.name))
+                asked.rows[entry["row_id"]] = entry
+                asked.ids[dataset.name, retriever, row["query_id"]] = entry["row_id"]
     return asked
 
 

@@ -1,20 +1,16 @@
-"""Makes the questions that the LLM is asked: chosen queries with the passages of each retriever, equal ones once."""
+"""Chooses the queries that the LLM is asked, and which questions about them are asked together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from embedder.config.evaluate import EvaluateConfig
-from embedder.evaluation.base import Evaluation, Passage, Question
-from embedder.evaluation.replies import Fingerprint
+from embedder.evaluation.base import Evaluation
 from embedder.hashing import row_seed
-from embedder.mining.ranking import Ranking
 
 Row = dict[str, Any]
-Rankings = Mapping[str, Mapping[str, Ranking]]
-"""Retriever -> query id -> ranking."""
 
 
 @dataclass
@@ -34,33 +30,6 @@ def chosen_queries(evaluation: Evaluation, rows: Iterable[Row], settings: Evalua
     usable = [row for row in rows if row["answers"] and (row["options"] or evaluation.name != "choice")]
     usable.sort(key=lambda row: row_seed(settings.seed, "judge", row["dataset"], row["query_id"]))
     return usable[:limit] if evaluation.measures else []
-
-
-def ask_all(
-    asked: Asked,
-    evaluation: Evaluation,
-    rows: Sequence[Row],
-    found: tuple[Rankings, Mapping[str, str]],
-    limits: tuple[int, Fingerprint],
-) -> None:
-    """Enter the questions of one dataset's chosen queries.
-
-    `found`: the rankings, and the texts of passages by id; `limits`: how many passages the LLM sees, and the
-    fingerprint of the replies.
-    """
-    (rankings, texts), (count, fingerprint) = found, limits
-    for row in rows:
-        positions = {passage_id: position for position, passage_id in enumerate(row["pool_ids"] or [])}
-        for retriever, by_query in rankings.items():
-            best = by_query.get(row["query_id"], [])[:count]
-            passages = [Passage(each, texts[each], positions.get(each)) for each, _ in best]
-            known = {
-                name: row[name] for name in ("task", "dataset", "query_id", "query", "answers", "options", "category")
-            }
-            question = Question(evaluation=evaluation.name, **known, passages=passages)
-            entry = question.row(fingerprint(row["task"], row["dataset"]))
-            asked.rows[entry["row_id"]] = entry
-            asked.ids[row["dataset"], retriever, row["query_id"]] = entry["row_id"]
 
 
 def plan_units(rows: Iterable[Row], unit_queries: int, done: set[str]) -> list[list[Row]]:

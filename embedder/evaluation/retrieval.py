@@ -29,24 +29,16 @@ def measure(rankings: Mapping[str, Ranking], relevant: Relevant, names: Sequence
 
     Equal scores are ranked in the order of the ranking (ours breaks ties by id), so the library gets ranks as scores.
     """
-    measures = {name: ir_measures.parse_measure(name) for name in names}
-    qrels = [
-        ir_measures.Qrel(query, passage, grade)
-        for query, grades in relevant.items()
-        for passage, grade in grades.items()
-    ]
-    run = [
-        ir_measures.ScoredDoc(query, passage, float(-rank))
+    named = {ir_measures.parse_measure(name): name for name in names}
+    run = {
+        query: {passage: float(-rank) for rank, (passage, _) in enumerate(ranking)}
         for query, ranking in rankings.items()
-        for rank, (passage, _) in enumerate(ranking)
-    ]
+    }
     values: PerQuery = {name: {query: 0.0 for query, grades in relevant.items() if grades} for name in names}
-    names_of = {parsed: name for name, parsed in measures.items()}
-    if qrels and run:
-        for metric in ir_measures.iter_calc(list(measures.values()), qrels, run):
-            # A query without relevant passages has no value, whatever the library says of it.
-            if metric.query_id in values[names_of[metric.measure]]:
-                values[names_of[metric.measure]][metric.query_id] = metric.value
+    for metric in ir_measures.iter_calc(named, relevant, run):
+        # A query without relevant passages has no value, whatever the library says of it.
+        if metric.query_id in values[named[metric.measure]]:
+            values[named[metric.measure]][metric.query_id] = metric.value
     return values
 
 

@@ -43,12 +43,9 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Estimate):
     """How far one retriever is from the baseline, and how easily chance brings that about."""
 
-    value: float
-    low: float
-    high: float
     p: float
 
 

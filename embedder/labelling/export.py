@@ -12,30 +12,18 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 from embedder.data.rows import Row
 from embedder.errors import DataError
 from embedder.storage.object_store import AnyPath, replacing
 
 
-@dataclass(frozen=True)
-class ExportSummary:
-    """What was written: `rows` = `rewarded` + `failed` + `plain`; every row given is written."""
-
-    rows: int
-    rewarded: int
-    failed: int
-    """Rows with an `error`, written without `teacher_scores`."""
-    plain: int
-    """Rows of tasks without a reward, written without `teacher_scores`."""
-
-
-def write_reference(rows: Iterable[Row], path: AnyPath) -> ExportSummary:
+def write_reference(rows: Iterable[Row], path: AnyPath) -> Counter[str]:
     """Write labelled groups, one a line, and put the file in place when all are written.
 
     Candidates are ordered known positives first, otherwise as in the group. Every row is written; one without rewards
-    has no `teacher_scores`, which its summary counts.
+    has no `teacher_scores`. Returns how many are `rewarded`, `failed` (rows with an `error`) and `plain` (of tasks
+    without a reward).
 
     Raises:
         DataError: a reward is not finite, or there is not one for each candidate.
@@ -55,7 +43,7 @@ def write_reference(rows: Iterable[Row], path: AnyPath) -> ExportSummary:
                     ) from error
                 kind = "rewarded" if row["rewards"] is not None else "failed" if row["error"] else "plain"
                 counts[kind] += 1
-    return ExportSummary(counts.total(), counts["rewarded"], counts["failed"], counts["plain"])
+    return counts
 
 
 def _reference_row(group: Row) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +14,6 @@ from embedder.labelling.label_statistics import (
     RANK_STEP,
     Histogram,
     LabelCost,
-    LabelStatistics,
     TaskStatistics,
     bins_a_bar,
 )
@@ -30,11 +30,11 @@ REWARD_UNITS = {
 """Axis labels by kind of reward; others are on the scale of their teacher."""
 
 
-def write_report(statistics: LabelStatistics, cost: LabelCost | None, folder: AnyPath, run: str) -> AnyPath:
+def write_report(tasks: Mapping[str, TaskStatistics], cost: LabelCost | None, folder: AnyPath, run: str) -> AnyPath:
     """Write `labelling.json` and `labelling.html` into a folder, each as a whole.
 
     Args:
-        statistics: All rows of the run, already counted.
+        tasks: The statistics of all rows of the run, by task.
         cost: Cost of this run; None where nothing was labelled by it.
         folder: Made where it is missing.
         run: Name in the heading.
@@ -43,17 +43,17 @@ def write_report(statistics: LabelStatistics, cost: LabelCost | None, folder: An
         The path of the page.
     """
     # A task's name comes from a table that others may have written: with a lone surrogate it would be no UTF-8.
-    numbers = {printable(name): task.numbers() for name, task in statistics.tasks.items()}
+    numbers = {printable(name): task.numbers() for name, task in sorted(tasks.items())}
     write_json({"cost": cost.numbers() if cost else None, "tasks": numbers}, folder / "labelling.json")
     path = folder / "labelling.html"
     with replacing(path) as file:
-        file.write(page(statistics, cost, run).encode())
+        file.write(page(tasks, cost, run).encode())
     return path
 
 
-def page(statistics: LabelStatistics, cost: LabelCost | None, run: str) -> str:
+def page(tasks: Mapping[str, TaskStatistics], cost: LabelCost | None, run: str) -> str:
     """The report as one HTML page; all texts are escaped and the page loads nothing."""
-    tasks = statistics.tasks
+    tasks = dict(sorted(tasks.items()))
     pictures = {name: light_and_dark(draw_task, task) for name, task in tasks.items() if task.counts["rewarded"]}
     return render("labelling.html", run=run, cost=cost, tasks=tasks, pictures=pictures)
 

@@ -114,72 +114,34 @@ class LabelCost:
         return asdict(self) | rates
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A candidate of a group to read; what the labels do not hold is None."""
+def example(row: Row) -> dict[str, Any]:
+    """What the page shows of a group, its texts cut and cleaned; what the labels do not hold is None.
 
-    text: str
-    positive: bool
-    """True for a known positive."""
-    reward: float | None
-    rank: float | None
-    """Rank of the desired output with this candidate; 1 is best."""
-    likelihood: float | None
-    """Mean token log-likelihood of the desired output with this candidate, in nats."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A group to read, its texts cut to `TEXT_CHARACTERS`."""
-
-    dataset: str
-    query_id: str
-    query: str
-    desired: str | None
-    """The desired output; None where the query has no answer."""
-    desired_likelihood: float | None
-    """Its mean token log-likelihood without a candidate, in nats."""
-    desired_rank: float | None
-    """Its rank without a candidate."""
-    samples: list[tuple[str, float]]
-    """Sampled outputs and their mean token log-likelihoods without a candidate, in nats."""
-    candidates: list[Candidate]
-    error: str | None
-
-    @classmethod
-    def of(cls, row: Row) -> Example:
-        """Take from a labelled row what is worth showing, its texts cut and cleaned."""
-        outputs, base, scores = row["outputs"] or (row["answers"] or [])[:1], row["base_scores"] or [], row["scores"]
-        unknown = [None] * len(row["candidate_texts"])
-        likelihoods = [with_candidate[0] for with_candidate in scores] if scores else unknown
-        ranks = [desired_rank(with_candidate) for with_candidate in scores] if _is_ranked(row) else unknown
-        columns = (row["candidate_texts"], row["relevance"], row["rewards"] or unknown, ranks, likelihoods)
-        return cls(
-            dataset=printable(row["dataset"]),
-            query_id=printable(row["query_id"]),
-            query=printable(row["query"]),
-            desired=printable(outputs[0]) if outputs else None,
-            desired_likelihood=base[0] if base else None,
-            desired_rank=desired_rank(base) if _is_ranked(row) else None,
-            samples=[(printable(text), score) for text, score in zip(outputs[1:], base[1:], strict=True)],
-            candidates=[
-                Candidate(printable(text), bool(known), reward, rank, likelihood)
-                for text, known, reward, rank, likelihood in zip(*columns, strict=True)
-            ],
-            error=None if row["error"] is None else printable(row["error"]),
-        )
-
-    @property
-    def outputs(self) -> list[tuple[str, float, bool]]:
-        """All outputs with their log-likelihoods without a candidate, the likeliest first; True marks the desired."""
-        outputs = [] if self.desired_likelihood is None else [(self.desired or "", self.desired_likelihood, True)]
-        outputs += [(text, likelihood, False) for text, likelihood in self.samples]
-        return sorted(outputs, key=lambda output: -output[1])
-
-    @property
-    def best_first(self) -> list[Candidate]:
-        """The candidates by their rewards."""
-        return sorted(self.candidates, key=lambda candidate: -(candidate.reward or 0.0))
+    `desired`: the desired output; `outputs`: (text, log-likelihood without a candidate, is it the desired one) of each
+    output, the likeliest first; `rank`: that of the desired output without a candidate, 1 is best; `candidates`: the
+    highest reward first, each with the rank and log-likelihood of the desired output when the prompt holds it.
+    Log-likelihoods are means over the tokens, in nats.
+    """
+    base, scores, ranked = row["base_scores"] or [], row["scores"], _is_ranked(row)
+    texts = [printable(text) for text in row["outputs"] or (row["answers"] or [])[:1]]
+    unknown = [None] * len(row["candidate_texts"])
+    columns = {
+        "text": [printable(text) for text in row["candidate_texts"]],
+        "positive": [bool(known) for known in row["relevance"]],
+        "reward": row["rewards"] or unknown,
+        "rank": [desired_rank(with_candidate) for with_candidate in scores] if ranked else unknown,
+        "likelihood": [with_candidate[0] for with_candidate in scores] if scores else unknown,
+    }
+    candidates = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    outputs = [(text, base[i], i == 0) for i, text in enumerate(texts)] if base else []
+    return {
+        **{name: printable(row[name]) for name in ("dataset", "query_id", "query")},
+        "desired": texts[0] if texts else None,
+        "outputs": sorted(outputs, key=lambda output: -output[1]),
+        "rank": desired_rank(base) if ranked else None,
+        "candidates": sorted(candidates, key=lambda candidate: -(candidate["reward"] or 0.0)),
+        "error": None if row["error"] is None else printable(row["error"]),
+    }
 
 
 class TaskStatistics:
@@ -201,10 +163,17 @@ class TaskStatistics:
         """For each group with a known positive: how likely a blind choice of the best would hold one."""
         self.rewards: dict[str, tuple[Histogram, Histogram]] = {}
         """By kind (rank, likelihood; teacher: no log-likelihoods): rewards of other candidates, and of positives."""
-        self._examples: dict[str, Example] = {}
+        self._examples: dict[str, dict[str, Any]] = {}
 
     def add(self, row: Row) -> None:
-        """Count one row, and keep it to read if the draw falls on it."""
+        """Count one row, and keep it to read if the draw falls on it.
+
+        Rewards and scores must be finite, as those of the labeller are.
+
+        Raises:
+            KeyError: a column of `records.LABELLED` other than `truncated` is missing.
+            ValueError: a row's rewards, relevance and texts differ in number.
+        """
         self.counts["groups"] += 1
         # Not every teacher tells how many candidates it cut, so that the share is of those that do.
         if row.get("truncated") is not None:
@@ -258,16 +227,14 @@ class TaskStatistics:
     def _keep(self, row: Row) -> None:
         # The least hashes are an even draw that needs neither the number of rows nor their order.
         key = content_id(self.seed, row["row_id"])
-        if len(self._examples) == EXAMPLES and key >= max(self._examples):
-            return
-        self._examples[key] = Example.of(row)
-        if len(self._examples) > EXAMPLES:
-            del self._examples[max(self._examples)]
+        if len(self._examples) < EXAMPLES or key < max(self._examples):
+            self._examples[key] = example(row)
+            self._examples = dict(sorted(self._examples.items())[:EXAMPLES])
 
     @property
-    def examples(self) -> list[Example]:
+    def examples(self) -> list[dict[str, Any]]:
         """Groups to read, at most `EXAMPLES`, drawn evenly from all rows by a seeded hash of `row_id`."""
-        return [self._examples[key] for key in sorted(self._examples)]
+        return list(self._examples.values())
 
     @property
     def mean_samples(self) -> float | None:
@@ -313,30 +280,6 @@ class TaskStatistics:
                 for kind, pair in sorted(self.rewards.items())
             },
         }
-
-
-class LabelStatistics:
-    """Statistics of labelled rows by task; memory grows with the number of tasks, not of rows."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self._tasks: dict[str, TaskStatistics] = {}
-
-    def add(self, row: Row) -> None:
-        """Count one row. Rewards and scores must be finite, as those of the labeller are.
-
-        Raises:
-            KeyError: a column of `records.LABELLED` other than `truncated` is missing.
-            ValueError: a row's rewards, relevance and texts differ in number.
-        """
-        if row["task"] not in self._tasks:
-            self._tasks[row["task"]] = TaskStatistics(self.seed)
-        self._tasks[row["task"]].add(row)
-
-    @property
-    def tasks(self) -> dict[str, TaskStatistics]:
-        """Tasks by name, in order."""
-        return dict(sorted(self._tasks.items()))
 
 
 def chance_of_positive(candidates: int, positives: int, chosen: int) -> float:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-
-import torch
 
 from embedder.config.label import LabelConfig
 from embedder.config.run import LlmConfig
@@ -15,10 +14,10 @@ from embedder.data.records import unrewarded
 from embedder.hashing import row_seed
 from embedder.labelling.backends import choose_backend
 from embedder.labelling.prefix_tree import PackedPrompt
-from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
+from embedder.labelling.prompts import Prefix, PromptBuilder, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.rewards import distinct_samples, group_rewards
 from embedder.labelling.sampling import Sampling
-from embedder.models.causal_lm import CausalLm
+from embedder.models.causal_lm import CausalLm, apart_on_memory_error
 
 Group = dict[str, Any]
 
@@ -56,8 +55,9 @@ class RewardLabeller:
                 # In an order of their own, because it decides which of them are read in one batch: the labels must not
                 # depend on the order of the caller.
                 rows = sorted((row for row in labelled if row["task"] == task), key=lambda row: str(row["row_id"]))
-                prompted = [self._prompt(builder, spec, row) for row in rows]
-                self._reward(builder, spec, [group for group in prompted if group is not None])
+                prompted = [group for row in rows if (group := self._prompt(builder, spec, row)) is not None]
+                for group, reason in apart_on_memory_error(partial(self._reward, builder, spec), prompted):
+                    group.row["error"] = reason
         return labelled
 
     def _prompt(self, builder: PromptBuilder, spec: TaskSpec, row: Group) -> _Prompted | None:
@@ -67,7 +67,8 @@ class RewardLabeller:
             row["error"] = "the desired output has no token"
         if row["error"] is not None:
             return None
-        shots = self._shots(row, spec)
+        pool = self.shot_pools.get(row["dataset"], [])
+        shots = choose_shots(pool, row["query_id"], spec.shots, self.label_config.seed)
         choices: list[list[str]] = [[], *([text] for text in row["candidate_texts"])]
         prefixes = [builder.prefix(row["query"], passages, shots) for passages in choices]
         if prefixes[0].query_cut or not prefixes[0].ids:
@@ -79,22 +80,6 @@ class RewardLabeller:
             return None
         row["truncated"] = sum(prefix.passage_cut for prefix in prefixes)
         return _Prompted(row, prefixes)
-
-    def _reward(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> None:
-        """Sample for, score and reward groups of one task; where that exhausts the memory, one by one."""
-        if not groups:
-            return
-        try:
-            outputs = self._outputs(builder, spec, groups)
-            self._score(builder, spec, groups, outputs)
-            return
-        except torch.OutOfMemoryError as error:
-            if len(groups) == 1:
-                groups[0].row["error"] = f"out of memory: {str(error).partition(chr(10))[0]}"
-                return
-        # Outside of the `except`, because the error's traceback holds the tensors that fill the memory.
-        for group in groups:
-            self._reward(builder, spec, [group])
 
     def _outputs(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> list[list[str]]:
         """For each group the desired output, and for rank rewards the distinct outputs sampled without a candidate."""
@@ -118,7 +103,9 @@ class RewardLabeller:
             for group, samples in zip(groups, drawn, strict=True)
         ]
 
-    def _score(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted], outputs: list[list[str]]) -> None:
+    def _reward(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> None:
+        """Sample for, score and reward groups of one task."""
+        outputs = self._outputs(builder, spec, groups)
         prompts = []
         for group, texts in zip(groups, outputs, strict=True):
             encoded = [builder.output(text) for text in texts]
@@ -128,11 +115,6 @@ class RewardLabeller:
         for group, texts in zip(groups, outputs, strict=True):
             _fill(group.row, spec.reward, texts, [next(scores) for _ in group.prefixes])
             self.pairs += len(group.prefixes) - 1
-
-    def _shots(self, row: Group, spec: TaskSpec) -> list[Shot]:
-        return choose_shots(
-            self.shot_pools.get(row["dataset"], []), row["query_id"], spec.shots, self.label_config.seed
-        )
 
 
 def unusable(row: Group) -> str | None:

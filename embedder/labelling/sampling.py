@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from embedder.models.causal_lm import CausalLm, halving_on_memory_error
@@ -65,7 +66,9 @@ def _decode(lm: CausalLm, prompts: list[tuple[list[int], int]], sampling: Sampli
         torch.tensor(sorted(ids), dtype=torch.long, device=lm.device) for ids in (sampling.end_ids, sampling.stop_ids)
     )
     # Padded on the left, so that the last token of every prompt is in the last column.
-    ids_BL, mask_BL = (tensor.to(lm.device) for tensor in _pad_left(prefixes))
+    token_ids = [torch.tensor(prefix) for prefix in prefixes]
+    padded_BL = pad_sequence(token_ids, batch_first=True, padding_value=-1, padding_side="left").to(lm.device)
+    ids_BL, mask_BL = padded_BL.clamp(min=0), (padded_BL >= 0).long()
     # Positions count from the first token of the prompt, because the padding is no part of the text.
     position_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
     # A cache of the model's own choice may keep a window only, which the N samples side by side would overrun.
@@ -141,13 +144,3 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> Tensor:
     choice_R1 = torch.searchsorted(cumulative_RK, uniform_R.double().unsqueeze(1) * total_R1)
     last_R1 = (kept_RK.sum(-1, keepdim=True) - 1).clamp(min=0)  # logits that are no numbers keep none
     return token_RK.gather(1, torch.minimum(choice_R1, last_R1)).squeeze(1)
-
-
-def _pad_left(prefixes: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    length = max(len(prefix) for prefix in prefixes)
-    ids_BL = torch.zeros((len(prefixes), length), dtype=torch.long)
-    mask_BL = torch.zeros((len(prefixes), length), dtype=torch.long)
-    for row, prefix in enumerate(prefixes):
-        ids_BL[row, length - len(prefix) :] = torch.tensor(prefix)
-        mask_BL[row, length - len(prefix) :] = 1
-    return ids_BL, mask_BL

@@ -62,6 +62,21 @@ def halving_on_memory_error(function: Callable[[list[Item]], list[Result]], batc
     return halving_on_memory_error(function, batch[:half]) + halving_on_memory_error(function, batch[half:])
 
 
+def apart_on_memory_error(function: Callable[[list[Item]], None], items: list[Item]) -> Iterator[tuple[Item, str]]:
+    """Work on all items together, or one by one if that exhausts the memory; yield those that do so alone, and why."""
+    try:
+        function(items)
+        return
+    except torch.OutOfMemoryError as error:
+        reason = f"out of memory: {str(error).partition(chr(10))[0]}"
+    # Outside of the `except`, because the error's traceback holds the tensors that fill the memory.
+    if len(items) == 1:
+        yield items[0], reason
+    else:
+        for item in items:
+            yield from apart_on_memory_error(function, [item])
+
+
 @dataclass(frozen=True)
 class CausalLm:
     """A causal language model with its tokenizer, in evaluation mode."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
-from embedder.data.records import GROUP, LABELLED, PASSAGE, QUERY, Split, parquet_files, read_tables
+from embedder.data.records import GROUP, LABELLED, QUERY, Split, parquet_files, passage_column, read_tables
 from embedder.errors import DataError
 from embedder.labelling.prompts import ShotPools, read_shot_pools
 from embedder.models.locate import count_parameters, locate_model
@@ -60,8 +60,7 @@ def positive_ids(paths: Paths) -> dict[tuple[str, str], list[str]]:
 
 def passage_texts(paths: Paths, dataset: str) -> dict[str, str]:
     """Passages of one dataset by id, in the order they were written."""
-    table = read_tables(corpus_files(paths, dataset), PASSAGE, ["id", "text"])
-    return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+    return passage_column(paths.corpus / dataset, "text")
 
 
 def count_rows(files: list[Path]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from embedder.config.run import RunConfig
@@ -10,7 +12,7 @@ from embedder.data.row_ids import RowIds
 from embedder.errors import LabelError
 from embedder.labelling.export import write_reference
 from embedder.labelling.label_report import write_report
-from embedder.labelling.label_statistics import LabelStatistics
+from embedder.labelling.label_statistics import TaskStatistics
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.tables import labelled_ledger
 from ray_jobs.labelling.teachers import Labels
@@ -25,17 +27,17 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
         LabelError: rows are missing, or more of them could not be scored than `label.max_error_share` allows.
     """
     expected, cost = labels.expected, labels.cost
-    statistics = LabelStatistics(config.label.seed)
+    tasks: dict[str, TaskStatistics] = defaultdict(partial(TaskStatistics, config.label.seed))
     rows, errors, first = 0, 0, ""
     for row in _rows(config, expected):
-        statistics.add(row)
+        tasks[row["task"]].add(row)
         rows += 1
         if row["error"]:
             errors, first = errors + 1, first or f"{row['query_id']!r}: {row['error']}"
     if rows != len(expected):
         raise LabelError(f"{config.paths.labelled}: {rows:,} of {len(expected):,} groups; run the job again")
-    page = write_report(statistics, cost, config.paths.reports, config.paths.work.name)
-    summary = {task: measured.shares() for task, measured in statistics.tasks.items()}
+    page = write_report(tasks, cost, config.paths.reports, config.paths.work.name)
+    summary = {task: measured.shares() for task, measured in sorted(tasks.items())}
     report = StageReport("label", rows, "groups", details={"tasks": summary, "labelled_before": labels.before})
     repeated = labelled_ledger(config).count_duplicates()
     report.lines = [
@@ -54,8 +56,8 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     if config.label.export is not None:
         written = write_reference(_rows(config, expected), config.label.export)
         report.lines.append(
-            f"{config.label.export}: {written.rows:,} groups, {written.rewarded:,} with teacher_scores, "
-            f"{written.failed:,} failed and {written.plain:,} of tasks without a reward have none"
+            f"{config.label.export}: {written.total():,} groups, {written['rewarded']:,} with teacher_scores, "
+            f"{written['failed']:,} failed and {written['plain']:,} of tasks without a reward have none"
         )
     report.lines.append(f"report: {page}")
     if errors > config.label.max_error_share * max(1, rows):

@@ -6,7 +6,7 @@ from embedder.config.evaluate import BuiltinRetriever, EndpointRetriever, Folder
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
-from embedder.evaluation.endpoint import EmbeddingEndpoint
+from embedder.evaluation.endpoint import api_key
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import folder_encoder
 
@@ -40,8 +40,8 @@ def check_retrievers(config: RunConfig) -> list[str]:
     for retriever in config.evaluate.retrievers:
         where = ""
         if isinstance(retriever, EndpointRetriever):
-            with EmbeddingEndpoint(retriever):
-                where = f" ({retriever.url}, {retriever.model})"
+            api_key(retriever)
+            where = f" ({retriever.url}, {retriever.model})"
         elif retriever.kind in {"base", "trained", "folder"}:
             encoder, _ = retriever_encoder(config, retriever)
             where = f" ({locate_model(encoder.model)})"

@@ -9,17 +9,17 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from embedder.config.run import LlmConfig, RunConfig
+from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
 from embedder.evaluation.base import ASKED
 from embedder.evaluation.judge import LlmJudge
-from embedder.evaluation.measurements import DatasetValues, ask_about
-from embedder.evaluation.questions import Asked, plan_units
+from embedder.evaluation.measurements import DatasetValues, ask_about, enter_all_replies
+from embedder.evaluation.questions import Row, plan_units
 from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.labelling.prompts import ShotPools
 from embedder.models.causal_lm import load_lm, prepare_lm
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
-from ray_jobs.cluster.tables import passage_texts
+from ray_jobs.cluster.tables import passage_texts, shot_pools
 
 BLOCK = pa.schema([("questions", pa.list_(pa.struct(list(ASKED)))), ("rows", pa.int64())])
 """Questions that are asked and committed together."""
@@ -48,23 +48,26 @@ def reply_ledger(config: RunConfig) -> Ledger:
     return judged_ledger(config.paths.mounted / "evaluation")
 
 
-def questions_of(config: RunConfig, llm: LlmConfig, measured: list[DatasetValues], pools: ShotPools) -> Asked:
-    """The questions for the LLM about all datasets."""
-    fingerprint = judge_fingerprint(llm, config.tasks, config.evaluate, pools)
-    return ask_about(measured, partial(passage_texts, config.paths), config.evaluate, fingerprint)
-
-
-def ask_llm(config: RunConfig, asked: Asked, pools: ShotPools) -> list[str]:
-    """Let the actor pool answer what no block holds yet; lines on what that took."""
-    settings = config.evaluate
+def ask_llm(config: RunConfig, measured: list[DatasetValues]) -> list[str]:
+    """Let the actor pool answer what no block holds yet, and judge all replies; lines on what that took."""
+    settings, pools = config.evaluate, shot_pools(config)
+    fingerprint = judge_fingerprint(config.needed_llm, config.tasks, settings, pools)
+    asked = ask_about(measured, partial(passage_texts, config.paths), settings, fingerprint)
     if not asked.rows:
         return []
-    done = reply_ledger(config).done()
-    units = plan_units(asked.rows.values(), settings.unit_queries, done)
+    ledger = reply_ledger(config)
+    done = ledger.done()
     before = sum(row_id in done for row_id in asked.rows)
     lines = [f"{len(asked.ids):,} prompts, {len(asked.rows):,} different ones, {before:,} answered before this run"]
-    if not units:
-        return lines
+    if units := plan_units(asked.rows.values(), settings.unit_queries, done):
+        lines.append(_compute(config, units, pools))
+    enter_all_replies(measured, asked, ledger)
+    return lines
+
+
+def _compute(config: RunConfig, units: list[list[Row]], pools: ShotPools) -> str:
+    """Let the actor pool answer units of questions; a line on what that took."""
+    settings = config.evaluate
     # Once here, so that a GGUF file is not converted by every actor.
     prepare_lm(config.needed_llm, config.paths.cache)
     blocks = pa.Table.from_pylist([{"questions": unit, "rows": len(unit)} for unit in units], schema=BLOCK)
@@ -77,4 +80,4 @@ def ask_llm(config: RunConfig, asked: Asked, pools: ShotPools) -> list[str]:
         "evaluate: LLM",
         lambda spent, seconds: f"{spent.tokens / seconds:,.0f} tokens/s",
     )
-    return [*lines, f"LLM: {cost.tokens:,} tokens scored in {time.monotonic() - began:,.1f} s"]
+    return f"LLM: {cost.tokens:,} tokens scored in {time.monotonic() - began:,.1f} s"

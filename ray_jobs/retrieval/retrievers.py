@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 
 import ray
@@ -98,7 +99,7 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
     if not blocks:
         return store
     with (
-        EmbeddingEndpoint(retriever) as endpoint,
+        closing(EmbeddingEndpoint(retriever)) as endpoint,
         ThreadPoolExecutor(retriever.max_requests) as pool,
         progress(f"encode: {retriever.name}", sum(block["rows"] for block in blocks), console()) as counter,
     ):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from embedder.config.evaluate import EvaluateConfig
 from embedder.evaluation.comparison import summarise
 from embedder.evaluation.evaluations import EVALUATIONS
-from embedder.evaluation.examples import RankedQuery, won_and_lost
-from embedder.evaluation.measurements import DatasetValues
-from embedder.evaluation.questions import Asked, ask_all
+from embedder.evaluation.examples import won_and_lost
+from embedder.evaluation.measurements import DatasetValues, ask_about
+from embedder.evaluation.questions import Asked
 
 SETTINGS = EvaluateConfig.model_validate(
     {"retrievers": ["none", "bm25", "base", "trained"], "llm_queries": 9, "resamples": 200, "examples": 2}
@@ -48,7 +49,7 @@ NATS = {"none": 2.0, "bm25": 1.5, "base": 1.0, "trained": 0.5}
 def tool() -> DatasetValues:
     """Rankings alone: trained is better on two queries, worse on one."""
     one = DatasetValues("tool-set", "tool", EVALUATIONS["tool"], [row("tool", i) for i in range(4)])
-    one.enter_rankings(RANKINGS, {}, [5])
+    one.enter_rankings(RANKINGS, [5])
     return one
 
 
@@ -59,11 +60,11 @@ def _called(retriever: str, _task: str, _dataset: str) -> str:
 def asked(one: DatasetValues, replies: Any) -> DatasetValues:
     """The same with the LLM's replies: a function of retriever and query number."""
     questions, rows = Asked(), {}
-    found = {"none": {}, **RANKINGS}
-    for retriever, rankings in found.items():
-        part = Asked()
+    one.rankings = {"none": {}, **RANKINGS}
+    for retriever, rankings in one.rankings.items():
         # Every retriever gets questions of its own, so that its replies can differ whatever it found.
-        ask_all(part, one.evaluation, one.rows, ({retriever: rankings}, TEXTS), (1, partial(_called, retriever)))
+        alone = replace(one, rankings={retriever: rankings})
+        part = ask_about([alone], lambda _: TEXTS, SETTINGS, partial(_called, retriever))
         questions.rows |= part.rows
         questions.ids |= part.ids
         for (_, _, query_id), row_id in part.ids.items():
@@ -94,7 +95,7 @@ def qa() -> DatasetValues:
         return {"likelihoods": [-NATS[retriever]], "tokens": [2], "text": text}
 
     one = asked(DatasetValues("qa-set", "qa", EVALUATIONS["qa"], rows), reply)
-    one.enter_rankings(RANKINGS, {}, [5])
+    one.enter_rankings(RANKINGS, [5])
     return one
 
 
@@ -102,5 +103,5 @@ def results(*datasets: DatasetValues) -> dict[str, Any]:
     """The results with the examples."""
     found = summarise(datasets, SETTINGS)
     for one in datasets:
-        found["datasets"][one.name]["examples"] = won_and_lost(one, RankedQuery(RANKINGS, TEXTS), SETTINGS)
+        found["datasets"][one.name]["examples"] = won_and_lost(one, TEXTS, SETTINGS)
     return found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from embedder.labelling.label_statistics import LabelCost, LabelStatistics
+from collections import defaultdict
+from functools import partial
+
+from embedder.labelling.label_statistics import LabelCost, TaskStatistics
 from embedder.labelling.rewards import group_rewards
 
 THIRD, SECOND, FIRST = (-3.0, -1.0, -2.0), (-1.5, -1.0, -2.0), (-0.5, -1.0, -2.0)
@@ -12,11 +15,11 @@ EVIL = "<script>alert(1)</script> \"'> &amp; \ud800 \x00 https://evil.example/x.
 
 
 def counted(rows, seed=0):
-    """Statistics of all of the rows."""
-    statistics = LabelStatistics(seed)
+    """Statistics of all of the rows, by task."""
+    tasks = defaultdict(partial(TaskStatistics, seed))
     for one in rows:
-        statistics.add(one)
-    return statistics
+        tasks[one["task"]].add(one)
+    return tasks
 
 
 def row(scores, relevance, base=THIRD, **changed):
@@ -60,7 +63,7 @@ GROUPS = [
 
 
 def statistics_of(rows, task="qa"):
-    return counted(rows).tasks[task]
+    return counted(rows)[task]
 
 
 def evil_rows():

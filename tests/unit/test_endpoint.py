@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import httpx
 import numpy as np
@@ -51,7 +52,7 @@ def slept(monkeypatch):
 
 
 def ask(server, texts=("a", "b"), side="query", **fields):
-    with EmbeddingEndpoint(retriever(**fields), httpx.MockTransport(server)) as endpoint:
+    with closing(EmbeddingEndpoint(retriever(**fields), httpx.MockTransport(server))) as endpoint:
         return endpoint.encode(texts, "qa", side)
 
 

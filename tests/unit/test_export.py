@@ -10,7 +10,7 @@ import pytest
 
 from embedder.data.records import LABELLED, group_id
 from embedder.errors import DataError, LabelError
-from embedder.labelling.export import ExportSummary, write_reference
+from embedder.labelling.export import write_reference
 
 
 def group(i: int = 1, **fields) -> dict[str, object]:
@@ -36,7 +36,7 @@ def exported(path) -> list[dict[str, object]]:
 
 
 def test_export_writes_positives_first(tmp_path):
-    assert write_reference([group()], tmp_path / "new" / "out.jsonl") == ExportSummary(1, 1, 0, 0)
+    assert write_reference([group()], tmp_path / "new" / "out.jsonl") == {"rewarded": 1}
     assert exported(tmp_path / "new" / "out.jsonl") == [
         {
             "task": "qa",
@@ -56,7 +56,7 @@ def test_export_writes_positives_first(tmp_path):
 def test_export_writes_and_counts_groups_without_rewards(tmp_path):
     nothing = {"candidate_ids": [], "candidate_texts": [], "relevance": [], "rewards": None, "error": "no candidates"}
     groups = [group(1), group(2, rewards=None, reward="none"), group(3, **nothing)]
-    assert write_reference(iter(groups), tmp_path / "out.jsonl") == ExportSummary(3, rewarded=1, failed=1, plain=1)
+    assert write_reference(iter(groups), tmp_path / "out.jsonl") == {"rewarded": 1, "failed": 1, "plain": 1}
     rows = exported(tmp_path / "out.jsonl")
     assert ["teacher_scores" in row for row in rows] == [True, False, False]
     assert (rows[2]["pos"], rows[2]["neg"]) == ([], [])

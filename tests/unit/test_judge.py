@@ -15,8 +15,7 @@ from embedder.data.records import write_table
 from embedder.evaluation.base import Passage, Question, Reply
 from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of
 from embedder.evaluation.judge import LlmJudge, fitting_prefix
-from embedder.evaluation.measurements import DatasetValues
-from embedder.evaluation.questions import Asked, ask_all
+from embedder.evaluation.measurements import DatasetValues, ask_about
 from embedder.evaluation.replies import JUDGED, judge_fingerprint
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import choose_shots, prompt_builder
@@ -221,8 +220,9 @@ def test_judge_a_hand_made_file_of_multiple_choice_is_read_asked_and_judged(judg
     lines(tmp_path / "test.jsonl", HAND_MADE)
     rows = read_source(Source(task="qa", dataset="d", path=tmp_path), BUILTIN_TASKS["qa"], 0).queries["test"]
     evaluation = evaluation_of("qa", "d", rows, {})
-    asked, one = Asked(), DatasetValues("d", "qa", evaluation, rows)
-    ask_all(asked, evaluation, rows, ({"base": {"m2": [("p0", 1.0)]}}, {"p0": FOX[1]}), (3, lambda *_: "llm"))
+    one = DatasetValues("d", "qa", evaluation, rows, rankings={"base": {"m2": [("p0", 1.0)]}})
+    settings = EvaluateConfig.model_validate({"llm_queries": 9})
+    asked = ask_about([one], lambda _: {"p0": FOX[1]}, settings, lambda *_: "llm")
     one.enter_replies(asked, {row["row_id"]: row for row in judge.judge(list(asked.rows.values()))})
     heading = "The following are multiple choice questions (with answers)"
     texts = {

@@ -9,7 +9,6 @@ import pytest
 from matplotlib import image
 
 from embedder.labelling.label_report import draw_task, page, write_report
-from embedder.labelling.label_statistics import LabelStatistics
 from embedder.reporting.plots import DARK, LIGHT
 from tests.unit.labelled_rows import COST, EVIL, GROUPS, counted, evil_rows, statistics_of, unlabelled
 from tests.unit.parsed_page import Page
@@ -17,7 +16,7 @@ from tests.unit.parsed_page import Page
 
 def test_label_page_of_a_task_without_rewards_counts_its_groups():
     statistics = counted([unlabelled(task="tool", reward="none")])
-    assert statistics.tasks["tool"].shares() == {"groups": 1, "rewarded": 0, "errors": 0}
+    assert statistics["tool"].shares() == {"groups": 1, "rewarded": 0, "errors": 0}
     text = page(statistics, None, "run")
     assert "unrewarded: 1" in text
     assert "<img" not in text
@@ -25,7 +24,7 @@ def test_label_page_of_a_task_without_rewards_counts_its_groups():
 
 
 def test_label_report_of_no_rows_is_empty(tmp_path):
-    write_report(LabelStatistics(), None, tmp_path, "run")
+    write_report({}, None, tmp_path, "run")
     assert json.loads((tmp_path / "labelling.json").read_text()) == {"cost": None, "tasks": {}}
     assert "no labelled groups" in Page.of((tmp_path / "labelling.html").read_text()).text
 
@@ -38,6 +37,13 @@ def test_label_page_has_a_section_a_task_that_its_contents_lead_to():
     for shown in ("Labels of first", "7.5%", "66.7%", "no candidates", "known positive", "2.5", "−0.500"):
         assert shown in parsed.text
     assert parsed.tags.count("img") == parsed.tags.count("picture") == 2
+
+
+def test_label_report_has_tasks_in_order_whatever_comes_first(tmp_path):
+    path = write_report(counted([GROUPS[0], GROUPS[0] | {"task": "chat"}]), COST, tmp_path, "run")
+    assert list(json.loads((tmp_path / "labelling.json").read_text())["tasks"]) == ["chat", "qa"]
+    text = path.read_text(encoding="utf-8")
+    assert text.index('href="#task-0">chat') < text.index('href="#task-1">qa')
 
 
 def test_label_report_replaces_both_files_and_leaves_no_other(tmp_path):

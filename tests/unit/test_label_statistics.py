@@ -18,11 +18,11 @@ from embedder.labelling.label_statistics import (
     RANK_STEP,
     REASONS,
     SCORE_STEP,
-    Example,
     Histogram,
     LabelCost,
     bins_a_bar,
     chance_of_positive,
+    example,
 )
 from embedder.reporting.html import TEXT_CHARACTERS
 from tests.unit.labelled_rows import COST, FIRST, GROUPS, SECOND, THIRD, counted, row, statistics_of, unlabelled
@@ -30,7 +30,7 @@ from tests.unit.labelled_rows import COST, FIRST, GROUPS, SECOND, THIRD, counted
 
 def shares_of(rows):
     """Shares by task."""
-    return {task: one.shares() for task, one in counted(rows).tasks.items()}
+    return {task: one.shares() for task, one in counted(rows).items()}
 
 
 class Asked(dict):
@@ -123,12 +123,8 @@ def test_label_statistics_of_another_teacher_need_no_log_likelihoods():
         "positive_by_chance": 0.5,
     }
     assert list(one.rewards) == ["teacher"]
-    assert Example.of(rows[0]).candidates[1].reward == 70
-    assert Example.of(rows[0]).candidates[1].rank is None
-
-
-def test_label_statistics_keep_tasks_in_order_whatever_comes_first():
-    assert list(shares_of([GROUPS[0], GROUPS[0] | {"task": "chat"}])) == ["chat", "qa"]
+    best = example(rows[0])["candidates"][0]
+    assert (best["reward"], best["rank"]) == (70, None)
 
 
 def test_label_errors_are_counted_by_their_first_words_without_numbers():
@@ -149,13 +145,13 @@ def test_label_statistics_of_a_thousand_rows_keep_ten_examples_and_few_bins():
     one = statistics_of([row(part, [1, 0], row_id=str(i), query="x" * 5000) for i, part in enumerate(scores)])
     assert len(one.examples) == len(one._examples) == EXAMPLES
     assert len(one.rank_with.counts) <= 5
-    assert all(len(example.query) == TEXT_CHARACTERS + 1 for example in one.examples)
+    assert all(len(shown["query"]) == TEXT_CHARACTERS + 1 for shown in one.examples)
     assert one.counts["groups"] == 1000
 
 
 def test_label_examples_are_drawn_evenly_and_by_the_seed():
     rows = [row([FIRST], [1], row_id=str(i), query_id=str(i)) for i in range(1000)]
-    drawn = [[int(e.query_id) for e in counted(rows, seed).tasks["qa"].examples] for seed in range(40)]
+    drawn = [[int(e["query_id"]) for e in counted(rows, seed)["qa"].examples] for seed in range(40)]
     assert len({tuple(ids) for ids in drawn}) == 40
     assert 450 < sum(map(sum, drawn)) / 400 < 550  # 499.5 on average, with a standard deviation of 14
 
@@ -183,9 +179,9 @@ def test_label_statistics_do_not_depend_on_the_order_of_the_rows(rows, shuffler)
     rows = [row | {"row_id": f"id{i}"} for i, row in enumerate(rows)]
     shuffled = list(rows)
     shuffler.shuffle(shuffled)
-    one, other = counted(rows).tasks, counted(shuffled).tasks
+    one, other = counted(rows), counted(shuffled)
     assert {task: of.numbers() for task, of in one.items()} == {task: of.numbers() for task, of in other.items()}
-    assert [of.examples for of in one.values()] == [of.examples for of in other.values()]
+    assert {task: of.examples for task, of in one.items()} == {task: of.examples for task, of in other.items()}
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1), st.sampled_from([RANK_STEP, SCORE_STEP]))
@@ -221,10 +217,11 @@ def test_label_cost_gives_rates_and_the_share_of_the_peak():
 
 
 def test_label_example_holds_what_one_needs_to_judge_the_reward():
-    example = Example.of(row([THIRD, FIRST], [0, 1], query="when", base=SECOND))
-    assert (example.desired, example.desired_likelihood, example.desired_rank) == ("now", -1.5, 2)
-    assert example.samples == [("sample 0", -1.0), ("sample 1", -2.0)]
-    other, known = example.candidates
-    assert (other.positive, other.reward, other.rank, other.likelihood, other.text) == (False, -1, 3, -3.0, "text 0")
-    assert (known.positive, known.reward, known.rank, known.likelihood) == (True, 1, 1, -0.5)
-    assert Example.of(unlabelled(answers=[])).desired is None
+    shown = example(row([THIRD, FIRST], [0, 1], query="when", base=SECOND))
+    assert (shown["desired"], shown["rank"]) == ("now", 2)
+    assert shown["outputs"] == [("sample 0", -1.0, False), ("now", -1.5, True), ("sample 1", -2.0, False)]
+    assert shown["candidates"] == [
+        {"text": "text 1", "positive": True, "reward": 1, "rank": 1, "likelihood": -0.5},
+        {"text": "text 0", "positive": False, "reward": -1, "rank": 3, "likelihood": -3.0},
+    ]
+    assert example(unlabelled(answers=[]))["desired"] is None

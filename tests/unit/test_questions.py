@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from embedder.config.evaluate import EvaluateConfig
 from embedder.evaluation.evaluations import EVALUATIONS
-from embedder.evaluation.questions import Asked, ask_all, chosen_queries, plan_units
+from embedder.evaluation.measurements import DatasetValues, ask_about
+from embedder.evaluation.questions import chosen_queries, plan_units
 from tests.unit.judges import quick
 
 
@@ -56,12 +57,12 @@ RANKINGS = {
 
 
 def asked_about(rows=ROWS[:2], count=2, rankings=RANKINGS, name="qa"):
-    asked = Asked()
-    ask_all(asked, EVALUATIONS[name], rows, (rankings, TEXTS), (count, lambda task, dataset: f"{task} {dataset}"))
-    return asked
+    dataset = DatasetValues("d", name, EVALUATIONS[name], rows, rankings=rankings)
+    limits = settings(llm_queries={name: 99}, passages={name: count})
+    return ask_about([dataset], lambda _: TEXTS, limits, lambda task, dataset: f"{task} {dataset}")
 
 
-def test_ask_all_retrievers_that_find_the_same_share_a_question():
+def test_ask_about_retrievers_that_find_the_same_share_a_question():
     asked = asked_about()
     assert set(asked.ids) == {("d", retriever, query) for retriever in RANKINGS for query in ("q0", "q1")}
     assert asked.ids["d", "one", "q0"] == asked.ids["d", "two", "q0"]
@@ -71,7 +72,7 @@ def test_ask_all_retrievers_that_find_the_same_share_a_question():
     assert sorted(texts) == [[], [], ["passage 1"], ["passage 1", "passage 2"], ["passage 4"]]
 
 
-def test_ask_all_passages_of_a_history_carry_their_position():
+def test_ask_about_passages_of_a_history_carry_their_position():
     asked = asked_about([row(0, pool_ids=["p3", "p2", "p1"])], 3, {"one": RANKINGS["one"]}, "chat")
     (one,) = asked.rows.values()
     assert [(passage["id"], passage["position"]) for passage in one["passages"]] == [("p1", 2), ("p2", 1), ("p3", 0)]
@@ -114,7 +115,7 @@ def test_plan_units_what_whole_units_leave_is_asked_in_the_same_units(queries, s
     assert left == [unit for i, unit in enumerate(units) if i not in finished]
 
 
-def test_ask_all_a_further_retriever_asks_only_what_is_new():
+def test_plan_units_a_further_retriever_asks_only_what_is_new():
     first = unit_rows(4, 1)
     done = {one["row_id"] for one in first}
     left = planned_ids(plan_units(unit_rows(4, 2), 2, done))
