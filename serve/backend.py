@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ R = TypeVar("R")
 
 DEADLINE: ContextVar[float] = ContextVar("deadline")
 """Until when the request at hand must be answered, by `time.monotonic()`."""
+
+
+def time_left() -> float:
+    """Seconds until the request at hand must be answered; never 0, so that what is ready is still taken."""
+    return max(0.001, DEADLINE.get() - time.monotonic())
+
 
 QUICK_CALLS: tuple[Callable[..., Any], ...] = (OpenIndex.rank, OpenIndex.stats)
 """Methods that take milliseconds: a call that hangs is made again."""

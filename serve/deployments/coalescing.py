@@ -7,20 +7,18 @@ also bounds what waits, and gives the autoscaler a number that says how busy the
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from serve.backend import DEADLINE, Encoded
-from serve.http_errors import ApiError
+from serve.backend import DEADLINE, Encoded, time_left
+from serve.http_errors import ApiError, overloaded
 
 Outcome = Encoded | ApiError
 Send = Callable[[str, list[list[str]], bool], Awaitable[list[Outcome]]]
 """Version, texts by request, and whether to cut them, to what became of each request."""
 
-FULL = "too many requests are waiting; try again"
 MOST_REQUESTS = 64
 """Requests that one call takes at most."""
 MOST_CHARACTERS = 16_384
@@ -72,13 +70,13 @@ class Coalescer:
             TimeoutError: its deadline has passed.
         """
         if self.is_full:
-            raise ApiError(429, FULL, code="overloaded")
+            raise overloaded()
         done: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(version, texts, truncate, DEADLINE.get(), done))
         self._waiting_texts += len(texts)
         self._send_on()
         try:
-            return await asyncio.wait_for(done, max(0.001, DEADLINE.get() - time.monotonic()))
+            return await asyncio.wait_for(done, time_left())
         except asyncio.TimeoutError as error:
             raise TimeoutError from error
 

@@ -14,9 +14,9 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
-from serve.backend import DEADLINE, LONG_CALLS, Encoded, P, R
+from serve.backend import LONG_CALLS, Encoded, P, R, time_left
 from serve.deployments.coalescing import MOST_CHARACTERS, Coalescer, Outcome
-from serve.http_errors import ApiError
+from serve.http_errors import ApiError, overloaded
 from serve.schemas import DeploymentState
 
 DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
@@ -120,7 +120,7 @@ class Deployments:
                 self._retried()
                 await asyncio.sleep(PAUSE_S * 2 ** (attempt - 1))
             # Anew for each attempt: the pause and the attempt before it have used up a part.
-            left = DEADLINE.get() - time.monotonic()
+            left = time_left()
             is_last = patient or attempt == self._settings.retries or left < LEAST_S
             try:
                 return await self._attempt(call(), left if is_last else left / 2)
@@ -135,7 +135,7 @@ class Deployments:
 
     async def _attempt(self, response: DeploymentResponse[Any], seconds: float) -> Any:  # noqa: ANN401
         try:
-            return await asyncio.wait_for(response, max(0.001, seconds))
+            return await asyncio.wait_for(response, seconds)
         except (asyncio.CancelledError, asyncio.TimeoutError) as error:
             # Ray must be told, or the replica would work on for nobody.
             response.cancel()
@@ -143,7 +143,7 @@ class Deployments:
                 raise
             raise TimeoutError from error
         except BackPressureError as error:
-            raise ApiError(429, "too many requests are waiting; try again", code="overloaded") from error
+            raise overloaded() from error
         except RayServeException as error:
             raise ApiError(503, "a part of the service is not ready; try again") from error
         except RayTaskError as error:
