@@ -16,7 +16,6 @@ from serve.schemas import ErrorResponse, TeiError
 from serve.service import Service
 
 ROUTERS = (embeddings.router, rerank.router, search.router, indexes.router, health.router, page.router)
-TITLE = "LLM-Embedder"
 REFUSALS = {
     400: "the request is not one, or exceeds a limit",
     401: "no valid key",
@@ -35,14 +34,15 @@ REFUSALS = {
 
 def make_api(service: Service, answered: Answered) -> FastAPI:
     """The application of a service."""
-    api = describe(FastAPI(title=TITLE, version=__version__))
+    api = describe()
     api.state.service = service
     api.add_middleware(Guard, service=service, answered=answered)
     return api
 
 
-def describe(api: FastAPI) -> FastAPI:
-    """Give an application its routes, errors and description; no request can be answered without a service."""
+def describe() -> FastAPI:
+    """An application with its routes, errors and description; no request can be answered without a service."""
+    api = FastAPI(title="LLM-Embedder", version=__version__)
     for router in ROUTERS:
         api.include_router(router)
     install_handlers(api)

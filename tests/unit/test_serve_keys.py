@@ -51,7 +51,7 @@ def routes_of(api: FastAPI) -> set[tuple[str, str]]:
 
 
 def test_route_asks_for_the_role_that_is_written_here():
-    assert routes_of(describe(FastAPI())) == ROUTES.keys()
+    assert routes_of(describe()) == ROUTES.keys()
     assert {route: needed_role(*route) for route in ROUTES} == ROUTES
 
 
