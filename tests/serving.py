@@ -126,8 +126,8 @@ class LocalBackend:
             raise outcome
         return outcome
 
-    async def call(self, part, version, method, /, *arguments, **keywords):
-        return await self.parts[part].call(version, method.__name__, *arguments, **keywords)
+    async def call(self, part, version, method, *arguments):
+        return await self.parts[part].call(version, method.__name__, *arguments)
 
     async def prepare(self, version):
         for one in (self.encoder, *self.parts):

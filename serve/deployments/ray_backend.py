@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Concatenate
+from typing import Any
 
 from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from typing_extensions import Unpack
 
 from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
-from serve.backend import LONG_CALLS, Encoded, P, R, time_left
+from serve.backend import LONG_CALLS, Encoded, R, Ts, time_left
 from serve.deployments.coalescing import MOST_CHARACTERS, Coalescer, Outcome
 from serve.http_errors import ApiError, overloaded
 from serve.schemas import DeploymentState
@@ -66,20 +67,14 @@ class Deployments:
         return outcomes
 
     async def call(
-        self,
-        part: int,
-        version: str,
-        method: Callable[Concatenate[OpenIndex, P], R],
-        /,
-        *arguments: P.args,
-        **keywords: P.kwargs,
+        self, part: int, version: str, method: Callable[[OpenIndex, Unpack[Ts]], R], *arguments: Unpack[Ts]
     ) -> R:
         """Call a method of INDEX_CALLS on the index of one slice."""
         handle = self._parts[part].call
         # The method travels by its name: pickled as a function it could be any code, and the replica runs only those it
         # knows.
         answer: R = await self._call(
-            lambda: handle.remote(version, method.__name__, *arguments, **keywords), patient=method in LONG_CALLS
+            lambda: handle.remote(version, method.__name__, *arguments), patient=method in LONG_CALLS
         )
         return answer
 
