@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
 
 from embedder import __version__
 from serve.guard import Answered, Guard
@@ -57,10 +58,10 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
         parts = schema["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             parts.pop(name, None)
-        for model in (ErrorResponse, TeiError):
-            described = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            parts |= described.pop("$defs", {})
-            parts[model.__name__] = described
+        _, refusals = models_json_schema(
+            [(ErrorResponse, "validation"), (TeiError, "validation")], ref_template="#/components/schemas/{model}"
+        )
+        parts |= refusals["$defs"]
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():

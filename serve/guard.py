@@ -58,7 +58,7 @@ class Guard:
         """The role of whoever asks, and why the request must not go on, if so."""
         keys, role = self._service.keys, None
         needed = needed_role(scope["method"], scope["path"])
-        if keys.are_asked_for and needed is not None:
+        if keys is not None and needed is not None:
             role = keys.role(headers.get("authorization", ""))
             if role is None:
                 refusal = "no valid API key; send `Authorization: Bearer KEY`"

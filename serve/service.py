@@ -28,10 +28,15 @@ FRESH_S = 1.0
 class Service:
     """Everything behind the routes."""
 
-    def __init__(
-        self, settings: ServeConfig, tasks: Mapping[str, TaskSpec], served: Served, backend: Backend, keys: Keys
-    ) -> None:
-        self.settings, self.tasks, self.served, self.backend, self.keys = settings, tasks, served, backend, keys
+    def __init__(self, settings: ServeConfig, tasks: Mapping[str, TaskSpec], served: Served, backend: Backend) -> None:
+        """Begin with the versions that are served.
+
+        Raises:
+            ConfigError: the file of API keys holds none.
+        """
+        self.settings, self.tasks, self.served, self.backend = settings, tasks, served, backend
+        self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+        """Those that requests are asked for; None: everybody may do everything."""
         self._healthy: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
         self._following = asyncio.Lock()
         self._replayer = WriteReplayer(backend, served.source, settings.timeout_s, is_on=settings.replay_writes)

@@ -33,10 +33,6 @@ class _Request:
     deadline: float
     done: asyncio.Future[Encoded]
 
-    @property
-    def characters(self) -> int:
-        return sum(map(len, self.texts))
-
     def settle(self, outcome: Outcome | BaseException) -> None:
         """Say what became of it, if anybody still waits."""
         if self.done.done():
@@ -111,7 +107,7 @@ class Coalescer:
             request = self._waiting[0]
             if not request.done.done():
                 same = not group or (request.version, request.truncate) == (group[0].version, group[0].truncate)
-                characters += request.characters
+                characters += sum(map(len, request.texts))
                 if group and (not same or characters > MOST_CHARACTERS):
                     break
                 group.append(request)

@@ -92,8 +92,11 @@ class EncoderReplica:
             return Encoded(await model.batcher.submit(rows), [len(row) for row in rows])
         except NotEncodable as error:
             # Asked for every failure: a broken GPU fails on any text, and then it would be wrong to blame this one.
-            await self._blame(model)
-            self._metrics.poisoned()
+            try:
+                await self._try(model)
+            except RuntimeError as failure:
+                raise ApiError(503, "an encoder is failing; try again") from failure
+            self._metrics.poisoned.inc()
             status, reason = 500 if error.failure.is_of_the_model else 400, error.failure.reason
             return ApiError(status, f"text {error.row}: {reason}", param="input", code="not_encodable")
 
@@ -113,23 +116,13 @@ class EncoderReplica:
         """A real forward pass of every model; a replica that fails it, or hangs in it, is replaced."""
         if time.monotonic() - self._unloaded > UNLOAD_EVERY_S:
             self._unloaded = time.monotonic()
-            self._unload()
+            try:
+                self._models.unload(self._source.aliases().values())
+            except EmbedderError as error:
+                # Logged and not raised: that the aliases cannot be read is no fault of this replica.
+                logger.error("%s", error)
         for model in self._models.loaded():
             await self._try(model)
-
-    def _unload(self) -> None:
-        """Let go of what is not served any more; that the aliases cannot be read is no fault of this replica."""
-        try:
-            self._models.unload(self._source.aliases().values())
-        except EmbedderError as error:
-            logger.error("%s", error)
-
-    async def _blame(self, model: _Model) -> None:
-        """Find out whether it was the text; where it is the model, another replica may do better."""
-        try:
-            await self._try(model)
-        except RuntimeError as error:
-            raise ApiError(503, "an encoder is failing; try again") from error
 
     async def _try(self, model: _Model) -> None:
         loop = asyncio.get_running_loop()
@@ -176,7 +169,7 @@ class EncoderReplica:
     def _compute(self, encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
         began = time.perf_counter()
         vectors = encode_tokens(encoder, rows)
-        self._metrics.computed(time.perf_counter() - began)
+        self._metrics.inference.observe(time.perf_counter() - began)
         return vectors
 
 

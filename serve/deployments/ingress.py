@@ -20,7 +20,6 @@ from serve.api import make_api
 from serve.deployments.ray_backend import Deployments
 from serve.deployments.service_metrics import IngressMetrics
 from serve.http_errors import ApiError
-from serve.keys import Keys
 from serve.load_shedding import OVERLOAD
 from serve.service import Service
 from serve.versions.served import Served, VersionSource
@@ -66,8 +65,8 @@ class Ingress:
         check_bind(settings, _http_host(), everywhere=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1")
         self._metrics = IngressMetrics()
         served = Served(source, settings.max_versions)
-        backend = Deployments(settings, encoder, slices, self._metrics.retried)
-        self.service = Service(settings, tasks, served, backend, Keys(settings.api_keys_file))
+        backend = Deployments(settings, encoder, slices, self._metrics.retries.inc)
+        self.service = Service(settings, tasks, served, backend)
         OVERLOAD.gate = backend
         self._following: asyncio.Task[None] | None = None
 
@@ -109,5 +108,4 @@ class Ingress:
 
 def _http_host() -> str:
     """Where Serve's proxies listen; known to the controller alone, and to no public call of Ray 2.60."""
-    host: str = _get_global_client().http_config.host
-    return host
+    return str(_get_global_client().http_config.host)

@@ -96,10 +96,6 @@ def test_keys_are_replaced_without_a_restart_and_a_broken_file_changes_nothing(t
     assert keys.role("Bearer new") == "admin"
 
 
-def test_keys_are_not_asked_for_without_a_file():
-    assert not Keys(None).are_asked_for
-
-
 @pytest.mark.parametrize(
     ("host", "everywhere", "given", "is_refused"),
     [
