@@ -16,7 +16,6 @@ from serve.routes import embeddings, health, indexes, page, rerank, search
 from serve.schemas import ErrorResponse, TeiError
 from serve.service import Service
 
-ROUTERS = (embeddings.router, rerank.router, search.router, indexes.router, health.router, page.router)
 REFUSALS = {
     400: "the request is not one, or exceeds a limit",
     401: "no valid key",
@@ -44,8 +43,8 @@ def make_api(service: Service, answered: Answered) -> FastAPI:
 def describe() -> FastAPI:
     """An application with its routes, errors and description; no request can be answered without a service."""
     api = FastAPI(title="LLM-Embedder", version=__version__)
-    for router in ROUTERS:
-        api.include_router(router)
+    for routes in (embeddings, rerank, search, indexes, health, page):
+        api.include_router(routes.router)
     install_handlers(api)
     api.openapi = lambda: _openapi(api)  # type: ignore[method-assign] # as FastAPI's manual says
     return api

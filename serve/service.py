@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
@@ -17,12 +18,14 @@ from embedder.index.search_options import SearchOptions
 from serve.backend import Backend
 from serve.http_errors import ApiError
 from serve.keys import Keys
-from serve.schemas import SearchFields, Timing
+from serve.schemas import DeploymentState, SearchFields, Timing
 from serve.versions.served import Served, Version
 from serve.versions.write_replay import WriteReplayer
 
 FRESH_S = 1.0
-"""How long an answer about health holds, so that asking for it costs nothing."""
+"""How long an answer about health or replicas holds, so that asking for it costs nothing."""
+
+T = TypeVar("T")
 
 
 class Service:
@@ -37,7 +40,7 @@ class Service:
         self.settings, self.tasks, self.served, self.backend = settings, tasks, served, backend
         self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
         """Those that requests are asked for; None: everybody may do everything."""
-        self._healthy: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
+        self._answers: dict[str, tuple[float, asyncio.Task[Any]]] = {}
         self._following = asyncio.Lock()
         self._replayer = WriteReplayer(backend, served.source, settings.timeout_s, is_on=settings.replay_writes)
 
@@ -167,12 +170,20 @@ class Service:
         Raises:
             ApiError: a part does not answer.
         """
-        asked, known = self._healthy.get(version.name, (0.0, None))
+        await self._fresh(version.name, lambda: self._pass_through(version))
+
+    async def deployments(self) -> list[DeploymentState]:
+        """The replicas of every deployment, by state, as Ray said within the last second."""
+        return await self._fresh("", self.backend.deployments)
+
+    async def _fresh(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        asked, known = self._answers.get(name, (0.0, None))
         if known is None or (known.done() and time.monotonic() - asked > FRESH_S):
-            known = asyncio.create_task(self._pass_through(version))
-            self._healthy[version.name] = (time.monotonic(), known)
+            known = asyncio.create_task(ask())
+            self._answers[name] = (time.monotonic(), known)
         # Shielded: the client of one request may hang up while others wait for the same answer.
-        await asyncio.shield(known)
+        answer: T = await asyncio.shield(known)
+        return answer
 
     async def _pass_through(self, version: Version) -> None:
         for task in list(version.manifest.collections)[:1]:

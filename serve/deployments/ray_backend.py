@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +29,6 @@ DIED_PAUSE_S = 1.0
 """Before replicas are asked again to load a version; by then those that died are known to be dead."""
 PREPARE_S = 600.0
 """Time for loading a version in every replica."""
-STATE_HOLDS_S = 2.0
-"""How long an answer of Ray's controller about replicas holds."""
 
 
 class Deployments:
@@ -48,9 +45,6 @@ class Deployments:
         self.num_slices = len(slices)
         most_calls = settings.target_ongoing_requests * settings.max_replicas
         self._coalescer = Coalescer(self._encode, most_calls, settings.max_queued_requests, settings.max_queued_texts)
-        self._state_lock = asyncio.Lock()
-        self._state: list[DeploymentState] = []
-        self._state_until = 0.0
 
     @property
     def is_full(self) -> bool:
@@ -93,13 +87,7 @@ class Deployments:
         raise ApiError(503, "replicas died while they loaded the version; try again")
 
     async def deployments(self) -> list[DeploymentState]:
-        """Which replicas there are, as Ray's controller said within the last two seconds."""
-        # Locked, so that many who ask at once cost the controller one call.
-        async with self._state_lock:
-            if time.monotonic() > self._state_until:
-                self._state = await asyncio.to_thread(_deployments, serve.get_replica_context().app_name)
-                self._state_until = time.monotonic() + STATE_HOLDS_S
-        return self._state
+        return await asyncio.to_thread(_deployments, serve.get_replica_context().app_name)
 
     async def _call(self, call: Callable[[], DeploymentResponse[Any]], *, patient: bool = False) -> Any:  # noqa: ANN401 - whatever the replica answers
         """Make a call that may be repeated; on the death of its replica it goes to another one.

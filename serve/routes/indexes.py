@@ -50,7 +50,9 @@ async def upsert(name: Alias, request: UpsertRequest, service: Here) -> UpsertRe
     version = service.served.named(name, "name")
     service.texts([document.text for document in request.documents], "documents")
     for i, document in enumerate(request.documents):
-        if document.title is not None and not _is_text(document.title):
+        title = document.title or ""
+        # A lone surrogate, which JSON can hold, cannot be written down.
+        if title.encode(errors="ignore").decode() != title:
             raise ApiError(400, f"documents.{i}.title: not a valid Unicode text", param="documents")
     await service.upsert(version, request.task, request.documents)
     return UpsertResponse(upserted=len(request.documents), **version.stamp.model_dump())
@@ -138,12 +140,3 @@ async def _state(service: Service, alias: str, version: Version) -> IndexState:
         },
         **version.stamp.model_dump(),
     )
-
-
-def _is_text(text: str) -> bool:
-    """Whether it can be written down: a lone surrogate cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
