@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from embedder import __version__
 from serve.guard import Answered, Guard
-from serve.http_errors import install_handlers
+from serve.http_errors import TEI_PATHS, install_handlers
 from serve.keys import needed_role
 from serve.routes import embeddings, health, indexes, page, rerank, search
 from serve.schemas import ErrorResponse, TeiError
@@ -70,7 +70,7 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
 
 
 def _describe_refusals(path: str, method: str, operation: dict[str, Any]) -> None:
-    is_tei = path in {"/embed", "/info"}
+    is_tei = path in TEI_PATHS
     operation["responses"].pop("422", None)
     role = needed_role(method, path)
     possible = {500, 503}

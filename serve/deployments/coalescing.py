@@ -89,13 +89,11 @@ class Coalescer:
     def _called(self, group: list[_Request], call: asyncio.Task[list[Outcome]]) -> None:
         """Tell everybody who waits what a call has brought, and begin the next one."""
         self._calls.discard(call)
-        # `exception` of a cancelled task raises, so that this is asked first.
-        failure = None if call.cancelled() else call.exception()
-        if failure is not None:
-            for request in group:
-                request.settle(failure)
-        elif not call.cancelled():
-            for request, outcome in zip(group, call.result(), strict=True):
+        # Asked first, because `exception` of a cancelled task raises.
+        if not call.cancelled():
+            failure = call.exception()
+            outcomes = call.result() if failure is None else [failure] * len(group)
+            for request, outcome in zip(group, outcomes, strict=True):
                 request.settle(outcome)
         self._send_on()
 

@@ -81,7 +81,7 @@ class Ingress:
             await self._following
 
     async def _follow_for_ever(self) -> None:
-        noted: dict[str, tuple[str, str]] = {}
+        noted: set[tuple[str, str, str]] = set()
         refused = 0
         while True:
             try:
@@ -90,14 +90,14 @@ class Ingress:
                 # The old versions go on being served, whatever is wrong with the aliases or the new ones.
                 logger.error("the aliases cannot be followed: %s", error)
             now = {
-                alias: (version.stamp.model_version, version.stamp.index_version)
+                (alias, version.stamp.model_version, version.stamp.index_version)
                 for alias, version in self.service.served.all()
             }
             # To 0, because Prometheus would show the old version for ever.
-            for alias, versions in noted.items() - now.items():
-                self._metrics.serves(alias, *versions, is_served=False)
-            for alias, versions in now.items() - noted.items():
-                self._metrics.serves(alias, *versions)
+            for labels in noted - now:
+                self._metrics.serves(*labels, is_served=False)
+            for labels in now - noted:
+                self._metrics.serves(*labels)
             noted = now
             if more := OVERLOAD.refused - refused:
                 refused += more

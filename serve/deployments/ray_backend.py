@@ -152,6 +152,5 @@ def _deployments(application: str) -> list[DeploymentState]:
 
 def _cause(error: RayTaskError) -> BaseException:
     """The exception that the replica raised, if it was one."""
-    cause: BaseException = error.cause
     # Ray wraps what is raised; where the cause could not travel, the wrapper is all there is.
-    return cause if isinstance(cause, Exception) else error
+    return error.cause if isinstance(error.cause, Exception) else error

@@ -46,11 +46,8 @@ async def embeddings(request: EmbeddingRequest, response: Response, service: Her
 @router.get("/v1/models", tags=["embeddings"])
 async def models(service: Here) -> ModelList:
     """The served models: each by its own name, the others by their alias too."""
-    by_name: dict[str, Model] = {}
-    for alias, version in service.served.all():
-        for name in (version.manifest.name, alias):
-            by_name.setdefault(name, Model(id=name, created=version.created))
-    return ModelList(data=list(by_name.values()))
+    served = service.served.models()
+    return ModelList(data=[Model(id=name, created=version.created) for name, version in served.items()])
 
 
 @router.get("/v1/models/{name}", tags=["embeddings"])
