@@ -80,7 +80,9 @@ class EncoderReplica:
         model = await self._models.get(version)
         loop = asyncio.get_running_loop()
         began = time.perf_counter()
-        made = await loop.run_in_executor(self._tokenizing, self._tokenized, model.encoder, requests, truncate)
+        made = await loop.run_in_executor(
+            self._tokenizing, lambda: [self._tokenized(model.encoder, texts, truncate) for texts in requests]
+        )
         tokens = sum(len(row) for rows in made if not isinstance(rows, ApiError) for row in rows)
         self._metrics.tokenized(time.perf_counter() - began, tokens, model.batcher.waiting)
         return list(await asyncio.gather(*(self._vectors(model, rows) for rows in made)))
@@ -134,19 +136,19 @@ class EncoderReplica:
         if abs(float(np.linalg.norm(vector_ND[0])) - 1) > UNIT:
             raise RuntimeError("the encoder gives vectors that are not of length 1")
 
-    def _tokenized(
-        self, encoder: TextEncoder, requests: list[list[str]], truncate: bool
-    ) -> list[list[TokenRow] | ApiError]:
-        """The tokens of each request, or why it is refused."""
-        made: list[list[TokenRow] | ApiError] = []
-        limit = self._settings.max_request_tokens
-        for texts in requests:
-            refusal = None if truncate else _cut(encoder, texts)
-            rows = encoder.tokenize(texts)
-            if (tokens := sum(map(len, rows))) > limit:
-                refusal = ApiError(400, f"{tokens} tokens in one request; at most {limit}", param="input")
-            made.append(refusal or rows)
-        return made
+    def _tokenized(self, encoder: TextEncoder, texts: list[str], truncate: bool) -> list[TokenRow] | ApiError:
+        """The tokens of a request, or why it is refused."""
+        rows = encoder.tokenize(texts)
+        tokens, limit = sum(map(len, rows)), self._settings.max_request_tokens
+        if tokens > limit:
+            return ApiError(400, f"{tokens} tokens in one request; at most {limit}", param="input")
+        if not truncate:
+            most = encoder.config.max_tokens
+            # Once more, because the rows are cut already and do not say how long their texts are.
+            for i, ids in enumerate(encoder.tokenizer(texts, truncation=False)["input_ids"]):
+                if len(ids) > most:
+                    return ApiError(400, f"text {i}: {len(ids)} tokens; the model reads {most}", param="input")
+        return rows
 
     def _load(self, version: str) -> _Model:
         """The model of a version; versions with the same model share it."""
@@ -171,12 +173,3 @@ class EncoderReplica:
         vectors = encode_tokens(encoder, rows)
         self._metrics.inference.observe(time.perf_counter() - began)
         return vectors
-
-
-def _cut(encoder: TextEncoder, texts: list[str]) -> ApiError | None:
-    """Why texts cannot be read whole, if so."""
-    most = encoder.config.max_tokens
-    for i, ids in enumerate(encoder.tokenizer(texts, truncation=False)["input_ids"]):
-        if len(ids) > most:
-            return ApiError(400, f"text {i}: {len(ids)} tokens; the model reads {most}", param="input")
-    return None
