@@ -112,7 +112,7 @@ def rerank(request: RerankRequest) -> Call[RerankResponse]:
 
 
 def indexes() -> Call[IndexList]:
-    """What each alias serves, and all versions."""
+    """The state of each alias, and all versions."""
     return Call("GET", "/v1/indexes", IndexList.model_validate_json)
 
 
