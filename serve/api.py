@@ -6,17 +6,16 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
 
 from embedder import __version__
 from serve.guard import Answered, Guard
-from serve.http_errors import install_handlers
+from serve.http_errors import TEI_PATHS, install_handlers
 from serve.keys import needed_role
 from serve.routes import embeddings, health, indexes, page, rerank, search
 from serve.schemas import ErrorResponse, TeiError
 from serve.service import Service
 
-ROUTERS = (embeddings.router, rerank.router, search.router, indexes.router, health.router, page.router)
-TITLE = "LLM-Embedder"
 REFUSALS = {
     400: "the request is not one, or exceeds a limit",
     401: "no valid key",
@@ -35,16 +34,17 @@ REFUSALS = {
 
 def make_api(service: Service, answered: Answered) -> FastAPI:
     """The application of a service."""
-    api = describe(FastAPI(title=TITLE, version=__version__))
+    api = describe()
     api.state.service = service
     api.add_middleware(Guard, service=service, answered=answered)
     return api
 
 
-def describe(api: FastAPI) -> FastAPI:
-    """Give an application its routes, errors and description; no request can be answered without a service."""
-    for router in ROUTERS:
-        api.include_router(router)
+def describe() -> FastAPI:
+    """An application with its routes, errors and description; no request can be answered without a service."""
+    api = FastAPI(title="LLM-Embedder", version=__version__)
+    for routes in (embeddings, rerank, search, indexes, health, page):
+        api.include_router(routes.router)
     install_handlers(api)
     api.openapi = lambda: _openapi(api)  # type: ignore[method-assign] # as FastAPI's manual says
     return api
@@ -57,10 +57,10 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
         parts = schema["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             parts.pop(name, None)
-        for model in (ErrorResponse, TeiError):
-            described = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            parts |= described.pop("$defs", {})
-            parts[model.__name__] = described
+        _, refusals = models_json_schema(
+            [(ErrorResponse, "validation"), (TeiError, "validation")], ref_template="#/components/schemas/{model}"
+        )
+        parts |= refusals["$defs"]
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():
@@ -70,7 +70,7 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
 
 
 def _describe_refusals(path: str, method: str, operation: dict[str, Any]) -> None:
-    is_tei = path in {"/embed", "/info"}
+    is_tei = path in TEI_PATHS
     operation["responses"].pop("422", None)
     role = needed_role(method, path)
     possible = {500, 503}

@@ -78,41 +78,37 @@ def build_run(config: RunConfig) -> Application:
 
     version = bundle.name
     calls = settings.target_ongoing_requests * settings.max_replicas
-    encoder = (
-        serve.deployment(EncoderReplica, name="encoder")
-        .options(
-            # As many as all ingresses send: a call that waits for a replica is asked about again at intervals.
-            max_ongoing_requests=calls * settings.max_ingress_replicas,
-            max_queued_requests=settings.max_queued_requests,
-            ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
-            **_common(settings, settings.min_replicas, settings.max_replicas, settings.target_ongoing_requests),
-        )
-        .bind(source, settings, version)
-    )
+    encoder = serve.deployment(
+        EncoderReplica,
+        name="encoder",
+        # As many as all ingresses send: a call that waits for a replica is asked about again at intervals.
+        max_ongoing_requests=calls * settings.max_ingress_replicas,
+        max_queued_requests=settings.max_queued_requests,
+        ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
+        **_common(settings, settings.min_replicas, settings.max_replicas, settings.target_ongoing_requests),
+    ).bind(source, settings, version)
     slices = [
-        serve.deployment(ShardReplica, name=f"shard-{number:05d}")
-        .options(
+        serve.deployment(
+            ShardReplica,
+            name=f"shard-{number:05d}",
             max_ongoing_requests=8 * SLICE_REQUESTS,
             max_queued_requests=settings.max_queued_requests,
             ray_actor_options={"num_cpus": SHARD_CPUS},
             **_common(settings, settings.min_replicas, settings.max_replicas, SLICE_REQUESTS),
-        )
-        .bind(source, settings, version, number, manifest.num_shards)
+        ).bind(source, settings, version, number, manifest.num_shards)
         for number in range(manifest.num_shards)
     ]
     most = settings.max_queued_requests + MOST_REQUESTS * calls
-    return (
-        serve.deployment(Ingress, name="ingress")
-        .options(
-            # More than the encoder takes, so that it is the ingress that says 429 and not the proxy that waits. Beyond
-            # that Ray says it, in plain text.
-            max_ongoing_requests=2 * most,
-            max_queued_requests=most,
-            ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": _ingress_environment()},
-            **_common(settings, 1, settings.max_ingress_replicas, INGRESS_REQUESTS),
-        )
-        .bind(settings, source, config.tasks, encoder, slices)
-    )
+    return serve.deployment(
+        Ingress,
+        name="ingress",
+        # More than the encoder takes, so that it is the ingress that says 429 and not the proxy that waits. Beyond
+        # that Ray says it, in plain text.
+        max_ongoing_requests=2 * most,
+        max_queued_requests=most,
+        ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": _ingress_environment()},
+        **_common(settings, 1, settings.max_ingress_replicas, INGRESS_REQUESTS),
+    ).bind(settings, source, config.tasks, encoder, slices)
 
 
 def _ingress_environment() -> dict[str, object]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from typing_extensions import TypeVarTuple, Unpack
 
 from embedder.index.opened import OpenIndex
 from serve.schemas import DeploymentState
 
-P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
 DEADLINE: ContextVar[float] = ContextVar("deadline")
 """Until when the request at hand must be answered, by `time.monotonic()`."""
+
+
+def time_left() -> float:
+    """Seconds until the request at hand must be answered; never 0, so that what is ready is still taken."""
+    return max(0.001, DEADLINE.get() - time.monotonic())
+
 
 QUICK_CALLS: tuple[Callable[..., Any], ...] = (OpenIndex.rank, OpenIndex.stats)
 """Methods that take milliseconds: a call that hangs is made again."""
@@ -54,13 +62,7 @@ class Backend(Protocol):
         """The vectors of texts by the model of a version."""
 
     async def call(
-        self,
-        part: int,
-        version: str,
-        method: Callable[Concatenate[OpenIndex, P], R],
-        /,
-        *arguments: P.args,
-        **keywords: P.kwargs,
+        self, part: int, version: str, method: Callable[[OpenIndex, Unpack[Ts]], R], *arguments: Unpack[Ts]
     ) -> R:
         """Call a method of INDEX_CALLS on the index of one slice.
 

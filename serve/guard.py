@@ -11,9 +11,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.backend import DEADLINE
-from serve.deployments.coalescing import FULL
-from serve.http_errors import ApiError, answer
+from serve.backend import DEADLINE, time_left
+from serve.http_errors import ApiError, answer, overloaded
 from serve.keys import ROLES, Role, needed_role
 from serve.load_shedding import ENCODING
 from serve.service import Service
@@ -51,7 +50,7 @@ class Guard:
             if error is None:
                 await self._app(scope, self._limited(receive), send_noting)
             else:
-                await answer(scope["path"], error.status, error.detail)(scope, receive, send_noting)
+                await answer(scope["path"], error)(scope, receive, send_noting)
         finally:
             self._note(scope, role, status, time.monotonic() - began)
 
@@ -59,7 +58,7 @@ class Guard:
         """The role of whoever asks, and why the request must not go on, if so."""
         keys, role = self._service.keys, None
         needed = needed_role(scope["method"], scope["path"])
-        if keys.are_asked_for and needed is not None:
+        if keys is not None and needed is not None:
             role = keys.role(headers.get("authorization", ""))
             if role is None:
                 refusal = "no valid API key; send `Authorization: Bearer KEY`"
@@ -67,7 +66,7 @@ class Guard:
             if ROLES.index(role) < ROLES.index(needed):
                 return role, ApiError(403, f"this needs a key with the role {needed}; yours may {role}")
         if scope["path"] in ENCODING and self._service.backend.is_full:
-            return role, ApiError(429, FULL, code="overloaded")
+            return role, overloaded()
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return role, ApiError(400, "Content-Length is no number")
@@ -84,7 +83,7 @@ class Guard:
             if is_whole:  # what comes now is the end of the connection
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), max(0.001, DEADLINE.get() - time.monotonic()))
+                message = await asyncio.wait_for(receive(), time_left())
             except asyncio.TimeoutError as error:
                 raise HTTPException(408, "the body did not arrive in time") from error
             is_whole = not message.get("more_body", False)

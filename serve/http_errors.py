@@ -18,6 +18,8 @@ logger = logging.getLogger("ray.serve")
 TEI_PATHS = ("/embed", "/info")
 """Routes of text-embeddings-inference, whose clients expect its errors."""
 RETRY_AFTER_S = "1"
+KINDS = {401: "authentication_error", 403: "permission_error", 429: "overloaded"}
+"""OpenAI's name of an error, by status; the others have one name below 500 and one from there on."""
 
 
 class ApiError(Exception):
@@ -33,33 +35,27 @@ class ApiError(Exception):
     @property
     def detail(self) -> ErrorDetail:
         """The same on the wire."""
-        return ErrorDetail(message=self.message, type=_kind(self.status), param=self.param, code=self.code)
+        other = "invalid_request_error" if self.status < 500 else "server_error"
+        return ErrorDetail(message=self.message, type=KINDS.get(self.status, other), param=self.param, code=self.code)
 
 
-def _kind(status: int) -> str:
-    match status:
-        case 401:
-            return "authentication_error"
-        case 403:
-            return "permission_error"
-        case 429:
-            return "overloaded"
-        case _:
-            return "invalid_request_error" if status < 500 else "server_error"
+def overloaded() -> ApiError:
+    """The refusal of what there is no room for."""
+    return ApiError(429, "too many requests are waiting; try again", code="overloaded")
 
 
-def answer(path: str, status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def answer(path: str, error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as a response; overload tells when to come back, and what would fail again says so."""
-    sent = dict(headers or {})
+    sent, status = dict(headers or {}), error.status
     if status in {429, 503}:
         sent["Retry-After"] = RETRY_AFTER_S
     elif status >= 500:
         sent["x-should-retry"] = "false"
     if path not in TEI_PATHS:
-        return JSONResponse(ErrorResponse(error=detail).model_dump(), status_code=status, headers=sent)
+        return JSONResponse(ErrorResponse(error=error.detail).model_dump(), status_code=status, headers=sent)
     status = 422 if status == 400 else status
     kind = {413: "validation", 422: "validation", 429: "overloaded", 503: "unhealthy"}.get(status, "backend")
-    body = TeiError(error=detail.message, error_type="validation" if status < 422 else kind)
+    body = TeiError(error=error.message, error_type="validation" if status < 422 else kind)
     return JSONResponse(body.model_dump(), status_code=status, headers=sent)
 
 
@@ -68,7 +64,7 @@ def install_handlers(api: FastAPI) -> None:
 
     @api.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
-        return answer(request.url.path, error.status, error.detail)
+        return answer(request.url.path, error)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -82,28 +78,24 @@ def install_handlers(api: FastAPI) -> None:
         message = f"{'.'.join(location) or 'body'}: {first['msg'].removeprefix('Value error, ')}".encode(
             errors="replace"
         ).decode()
-        param = location[0] if location else None
-        return answer(request.url.path, 400, ErrorDetail(message=message, type=_kind(400), param=param))
+        return answer(request.url.path, ApiError(400, message, param=location[0] if location else None))
 
     @api.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        detail = ErrorDetail(message=str(error.detail), type=_kind(error.status_code))
-        return answer(request.url.path, error.status_code, detail, error.headers)
+        return answer(request.url.path, ApiError(error.status_code, str(error.detail)), error.headers)
 
     @api.exception_handler(EmbedderError)
     async def unusable(request: Request, error: EmbedderError) -> JSONResponse:
         if not isinstance(error, BundleError):
-            return answer(request.url.path, 400, ErrorDetail(message=str(error), type=_kind(400)))
+            return answer(request.url.path, ApiError(400, str(error)))
         logger.error("%s", error)
-        detail = ErrorDetail(message="the index is damaged; see the logs of the service", type=_kind(503))
-        return answer(request.url.path, 503, detail)
+        return answer(request.url.path, ApiError(503, "the index is damaged; see the logs of the service"))
 
     @api.exception_handler(TimeoutError)
     async def late(request: Request, error: TimeoutError) -> JSONResponse:
-        detail = ErrorDetail(message="the request took too long; try again", type=_kind(503), code="timeout")
-        return answer(request.url.path, 503, detail)
+        return answer(request.url.path, ApiError(503, "the request took too long; try again", code="timeout"))
 
     @api.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         logger.error("unexpected error", exc_info=error)
-        return answer(request.url.path, 500, ErrorDetail(message=f"unexpected {type(error).__name__}", type=_kind(500)))
+        return answer(request.url.path, ApiError(500, f"unexpected {type(error).__name__}"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from embedder.errors import ConfigError
+from serve.load_shedding import ENCODING
 
 logger = logging.getLogger("ray.serve")
 
@@ -26,13 +27,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 PUBLIC = {"/health", "/ready", "/live", "/", "/favicon.ico"}
 """Routes that ask for no key, to be read alone."""
-READING = {
-    "/embed",
-    "/v1/embeddings",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/v1/search",
-}
+READING = ENCODING | {"/v1/search"}
 """Routes that are asked by POST and change nothing; with all below `/v1/retrieve/`."""
 
 
@@ -76,19 +71,13 @@ def read_keys(path: Path) -> dict[bytes, Role]:
 class Keys:
     """The keys of a file, as they are at the moment."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Read the keys; without a file everybody may do everything.
+    def __init__(self, path: Path) -> None:
+        """Read the keys.
 
         Raises:
             ConfigError: there are none in the file.
         """
-        self._path = path
-        self._keys = read_keys(path) if path else {}
-        self._seen = _identity(path) if path else None
-
-    @property
-    def are_asked_for(self) -> bool:
-        return self._path is not None
+        self._path, self._keys, self._seen = path, read_keys(path), _identity(path)
 
     def role(self, header: str) -> Role | None:
         """The role of `Bearer KEY`, or None. Takes as long for every key: each one is compared, in constant time."""
@@ -100,7 +89,7 @@ class Keys:
 
     def _refresh(self) -> None:
         """Read the file again if it has changed; what cannot be read leaves the old keys as they are."""
-        if self._path is None or (seen := _identity(self._path)) == self._seen:
+        if (seen := _identity(self._path)) == self._seen:
             return
         # Noted before it is read, so that a broken file is read and reported once and not at every request.
         self._seen = seen

@@ -6,15 +6,15 @@ environment of the replica names. Behind Ray's own proxy there is no such place,
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 from uuid import uuid4
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.deployments.coalescing import FULL
-from serve.http_errors import ApiError, answer
+from serve.backend import Backend
+from serve.http_errors import answer, overloaded
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middleware"}
 """Environment of an ingress replica, by which Ray finds the middleware."""
@@ -23,30 +23,14 @@ ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/v2/rerank"}
 REQUEST_ID = "x-request-id"
 
 
-class Gate(Protocol):
-    """Whatever knows if a further request for vectors would be refused."""
-
-    @property
-    def is_full(self) -> bool:
-        """True while a further request would be refused."""
-
-
+@dataclass
 class Overload:
     """The refusals of the ingress in this process."""
 
-    def __init__(self) -> None:
-        self.gate: Gate | None = None
-        """Set by the ingress; until then nothing is refused."""
-        self.refused = 0
-        """Requests so far."""
-
-    def refuses(self, scope: Scope) -> bool:
-        """Whether a request is to be refused at once; counts it if so."""
-        is_refused = (
-            scope["type"] == "http" and scope["path"] in ENCODING and self.gate is not None and self.gate.is_full
-        )
-        self.refused += is_refused
-        return is_refused
+    gate: Backend | None = None
+    """Set by the ingress; until then nothing is refused."""
+    refused: int = 0
+    """Requests so far."""
 
 
 # One a process, because Ray calls `middleware` without arguments, before there is an ingress to ask.
@@ -61,11 +45,12 @@ class Refusing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request unread, or let it pass."""
-        if not OVERLOAD.refuses(scope):
+        gate = OVERLOAD.gate
+        if scope["type"] != "http" or scope["path"] not in ENCODING or gate is None or not gate.is_full:
             await self._app(scope, receive, send)
             return
-        error = ApiError(429, FULL, code="overloaded")
-        refusal = answer(scope["path"], error.status, error.detail)
+        OVERLOAD.refused += 1
+        refusal = answer(scope["path"], overloaded())
         refusal.headers[REQUEST_ID] = Headers(scope=scope).get(REQUEST_ID, str(uuid4()))
         await refusal(scope, receive, send)
 

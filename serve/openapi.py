@@ -10,18 +10,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fastapi import FastAPI
-
-from embedder import __version__
-from serve.api import TITLE, describe
+from serve.api import describe
 
 FILE = Path(__file__).parents[1] / "docs" / "openapi.json"
 
 
 def described() -> str:
     """The description as it is committed."""
-    api = describe(FastAPI(title=TITLE, version=__version__))
-    return json.dumps(api.openapi(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    return json.dumps(describe().openapi(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 if __name__ == "__main__":

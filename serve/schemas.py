@@ -108,6 +108,12 @@ class TeiError(Strict):
     error_type: str
 
 
+class DocumentText(Strict):
+    """A document to be reranked, or one that was."""
+
+    text: Text
+
+
 class RerankRequest(Strict):
     """Body of POST /v1/rerank."""
 
@@ -119,12 +125,6 @@ class RerankRequest(Strict):
     return_documents: bool = False
     task: str | None = None
     """Task whose instructions are put before query and documents; none by default."""
-
-
-class DocumentText(Strict):
-    """A document to be reranked, or one that was."""
-
-    text: Text
 
 
 class RerankResult(Strict):
@@ -371,6 +371,3 @@ class ErrorResponse(Strict):
     """Body of every answer that is not 200."""
 
     error: ErrorDetail
-
-
-RerankRequest.model_rebuild()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
@@ -15,35 +15,32 @@ from embedder.index.living import CollectionStats
 from embedder.index.opened import OpenIndex, combine
 from embedder.index.results import Hit
 from embedder.index.search_options import SearchOptions
-from serve.backend import Backend, Encoded
+from serve.backend import Backend
 from serve.http_errors import ApiError
 from serve.keys import Keys
-from serve.schemas import SearchFields, Timing
+from serve.schemas import DeploymentState, SearchFields, Timing
 from serve.versions.served import Served, Version
 from serve.versions.write_replay import WriteReplayer
 
 FRESH_S = 1.0
-"""How long an answer about health holds, so that asking for it costs nothing."""
+"""How long an answer about health or replicas holds, so that asking for it costs nothing."""
 
-
-@dataclass(frozen=True)
-class Answer:
-    """The hits of one request, and how long they took."""
-
-    hits: list[list[Hit]]
-    """A list for each query."""
-    slices: int
-    timing: Timing
+T = TypeVar("T")
 
 
 class Service:
     """Everything behind the routes."""
 
-    def __init__(
-        self, settings: ServeConfig, tasks: Mapping[str, TaskSpec], served: Served, backend: Backend, keys: Keys
-    ) -> None:
-        self.settings, self.tasks, self.served, self.backend, self.keys = settings, tasks, served, backend, keys
-        self._healthy: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
+    def __init__(self, settings: ServeConfig, tasks: Mapping[str, TaskSpec], served: Served, backend: Backend) -> None:
+        """Begin with the versions that are served.
+
+        Raises:
+            ConfigError: the file of API keys holds none.
+        """
+        self.settings, self.tasks, self.served, self.backend = settings, tasks, served, backend
+        self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+        """Those that requests are asked for; None: everybody may do everything."""
+        self._answers: dict[str, tuple[float, asyncio.Task[Any]]] = {}
         self._following = asyncio.Lock()
         self._replayer = WriteReplayer(backend, served.source, settings.timeout_s, is_on=settings.replay_writes)
 
@@ -83,12 +80,10 @@ class Service:
             raise ApiError(400, f"task {task!r:.200}: known are {sorted(known)}", param=param)
         return known[task].instruction(side)
 
-    async def encode(self, version: Version, texts: list[str], *, truncate: bool = True) -> Encoded:
-        """The vectors of texts, instructions included."""
-        return await self.backend.encode(version.name, texts, truncate)
-
-    async def search(self, version: Version, task: str, fields: SearchFields, texts: list[str]) -> Answer:
-        """The best documents of a task for each text, over all shards.
+    async def search(
+        self, version: Version, task: str, fields: SearchFields, texts: list[str]
+    ) -> tuple[list[list[Hit]], Timing]:
+        """The best documents of a task for each text, over all shards, and how long they took.
 
         Raises:
             ApiError: k is too large, there is no such task, or no index for the mode.
@@ -104,16 +99,16 @@ class Service:
         options = SearchOptions(k=fields.k, mode=fields.mode, filter=fields.filter, parameters=fields.parameters)
         query_QD = None
         if fields.mode != "lexical":
-            query_QD = (await self.encode(version, [instruction + text for text in texts])).vector_ND
+            query_QD = (await self.backend.encode(version.name, [instruction + text for text in texts], True)).vector_ND
         encoded = time.perf_counter()
-        slices = version.slices(self.backend.num_slices)
         calls = [
-            self.backend.call(part, version.name, OpenIndex.rank, task, options, query_QD, texts) for part in slices
+            self.backend.call(part, version.name, OpenIndex.rank, task, options, query_QD, texts)
+            for part in version.slices(self.backend.num_slices)
         ]
         hits = combine(await asyncio.gather(*calls), options).hits()
         ended = time.perf_counter()
         timing = Timing(encode=1000 * (encoded - began), search=1000 * (ended - encoded), total=1000 * (ended - began))
-        return Answer(hits, len(slices), timing)
+        return hits, timing
 
     async def upsert(self, version: Version, task: str, documents: Sequence[Document]) -> None:
         """Encode documents and write them; they are found when this returns.
@@ -122,21 +117,16 @@ class Service:
             ApiError: there is no such task.
         """
         instruction = self.instruction(version, task, "passage")
-        encoded = await self.encode(version, [instruction + document.text for document in documents])
+        texts = [instruction + document.text for document in documents]
+        vector_ND = (await self.backend.encode(version.name, texts, True)).vector_ND
         parts = version.by_slice([document.id for document in documents], self.backend.num_slices)
-        await asyncio.gather(
-            *(
-                self.backend.call(
-                    part,
-                    version.name,
-                    OpenIndex.upsert,
-                    task,
-                    [documents[i] for i in positions],
-                    encoded.vector_ND[positions],
-                )
-                for part, positions in parts.items()
+        calls = [
+            self.backend.call(
+                part, version.name, OpenIndex.upsert, task, [documents[i] for i in positions], vector_ND[positions]
             )
-        )
+            for part, positions in parts.items()
+        ]
+        await asyncio.gather(*calls)
 
     async def delete(self, version: Version, task: str, names: Sequence[DocumentName]) -> int:
         """Remove documents; returns how many there were.
@@ -154,12 +144,9 @@ class Service:
 
     async def stats(self, version: Version) -> dict[str, list[CollectionStats]]:
         """Sizes of the collections of all shards, by task."""
-        parts = await asyncio.gather(
-            *(
-                self.backend.call(part, version.name, OpenIndex.stats)
-                for part in version.slices(self.backend.num_slices)
-            )
-        )
+        slices = version.slices(self.backend.num_slices)
+        calls = [self.backend.call(part, version.name, OpenIndex.stats) for part in slices]
+        parts = await asyncio.gather(*calls)
         return {task: [stats for part in parts for stats in part[task]] for task in version.manifest.collections}
 
     async def follow(self, seconds: float | None = None) -> None:
@@ -183,12 +170,20 @@ class Service:
         Raises:
             ApiError: a part does not answer.
         """
-        asked, known = self._healthy.get(version.name, (0.0, None))
+        await self._fresh(version.name, lambda: self._pass_through(version))
+
+    async def deployments(self) -> list[DeploymentState]:
+        """The replicas of every deployment, by state, as Ray said within the last second."""
+        return await self._fresh("", self.backend.deployments)
+
+    async def _fresh(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        asked, known = self._answers.get(name, (0.0, None))
         if known is None or (known.done() and time.monotonic() - asked > FRESH_S):
-            known = asyncio.create_task(self._pass_through(version))
-            self._healthy[version.name] = (time.monotonic(), known)
+            known = asyncio.create_task(ask())
+            self._answers[name] = (time.monotonic(), known)
         # Shielded: the client of one request may hang up while others wait for the same answer.
-        await asyncio.shield(known)
+        answer: T = await asyncio.shield(known)
+        return answer
 
     async def _pass_through(self, version: Version) -> None:
         for task in list(version.manifest.collections)[:1]:

@@ -21,7 +21,6 @@ from embedder.models.onnx import load_inference_encoder
 from serve.deployments.encoder_replica import EncoderReplica
 from serve.deployments.shard_replica import ShardReplica
 from serve.http_errors import ApiError
-from serve.keys import Keys
 from serve.schemas import DeploymentState
 from serve.service import Service
 from serve.versions.served import Served, VersionSource
@@ -126,8 +125,8 @@ class LocalBackend:
             raise outcome
         return outcome
 
-    async def call(self, part, version, method, /, *arguments, **keywords):
-        return await self.parts[part].call(version, method.__name__, *arguments, **keywords)
+    async def call(self, part, version, method, *arguments):
+        return await self.parts[part].call(version, method.__name__, *arguments)
 
     async def prepare(self, version):
         for one in (self.encoder, *self.parts):
@@ -142,7 +141,7 @@ def local_service(config: RunConfig) -> Service:
     source = VersionSource.of(config)
     served = Served(source, config.serve.max_versions)
     backend = LocalBackend(source, config, served.named(None).name)
-    return Service(config.serve, config.tasks, served, backend, Keys(config.serve.api_keys_file))
+    return Service(config.serve, config.tasks, served, backend)
 
 
 def unit(vectors: object) -> np.ndarray:

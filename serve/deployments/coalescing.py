@@ -7,20 +7,18 @@ also bounds what waits, and gives the autoscaler a number that says how busy the
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from serve.backend import DEADLINE, Encoded
-from serve.http_errors import ApiError
+from serve.backend import DEADLINE, Encoded, time_left
+from serve.http_errors import ApiError, overloaded
 
 Outcome = Encoded | ApiError
 Send = Callable[[str, list[list[str]], bool], Awaitable[list[Outcome]]]
 """Version, texts by request, and whether to cut them, to what became of each request."""
 
-FULL = "too many requests are waiting; try again"
 MOST_REQUESTS = 64
 """Requests that one call takes at most."""
 MOST_CHARACTERS = 16_384
@@ -34,10 +32,6 @@ class _Request:
     truncate: bool
     deadline: float
     done: asyncio.Future[Encoded]
-
-    @property
-    def characters(self) -> int:
-        return sum(map(len, self.texts))
 
     def settle(self, outcome: Outcome | BaseException) -> None:
         """Say what became of it, if anybody still waits."""
@@ -72,13 +66,13 @@ class Coalescer:
             TimeoutError: its deadline has passed.
         """
         if self.is_full:
-            raise ApiError(429, FULL, code="overloaded")
+            raise overloaded()
         done: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(version, texts, truncate, DEADLINE.get(), done))
         self._waiting_texts += len(texts)
         self._send_on()
         try:
-            return await asyncio.wait_for(done, max(0.001, DEADLINE.get() - time.monotonic()))
+            return await asyncio.wait_for(done, time_left())
         except asyncio.TimeoutError as error:
             raise TimeoutError from error
 
@@ -95,13 +89,11 @@ class Coalescer:
     def _called(self, group: list[_Request], call: asyncio.Task[list[Outcome]]) -> None:
         """Tell everybody who waits what a call has brought, and begin the next one."""
         self._calls.discard(call)
-        # `exception` of a cancelled task raises, so that this is asked first.
-        failure = None if call.cancelled() else call.exception()
-        if failure is not None:
-            for request in group:
-                request.settle(failure)
-        elif not call.cancelled():
-            for request, outcome in zip(group, call.result(), strict=True):
+        # Asked first, because `exception` of a cancelled task raises.
+        if not call.cancelled():
+            failure = call.exception()
+            outcomes = call.result() if failure is None else [failure] * len(group)
+            for request, outcome in zip(group, outcomes, strict=True):
                 request.settle(outcome)
         self._send_on()
 
@@ -113,7 +105,7 @@ class Coalescer:
             request = self._waiting[0]
             if not request.done.done():
                 same = not group or (request.version, request.truncate) == (group[0].version, group[0].truncate)
-                characters += request.characters
+                characters += sum(map(len, request.texts))
                 if group and (not same or characters > MOST_CHARACTERS):
                     break
                 group.append(request)

@@ -80,7 +80,9 @@ class EncoderReplica:
         model = await self._models.get(version)
         loop = asyncio.get_running_loop()
         began = time.perf_counter()
-        made = await loop.run_in_executor(self._tokenizing, self._tokenized, model.encoder, requests, truncate)
+        made = await loop.run_in_executor(
+            self._tokenizing, lambda: [self._tokenized(model.encoder, texts, truncate) for texts in requests]
+        )
         tokens = sum(len(row) for rows in made if not isinstance(rows, ApiError) for row in rows)
         self._metrics.tokenized(time.perf_counter() - began, tokens, model.batcher.waiting)
         return list(await asyncio.gather(*(self._vectors(model, rows) for rows in made)))
@@ -92,8 +94,11 @@ class EncoderReplica:
             return Encoded(await model.batcher.submit(rows), [len(row) for row in rows])
         except NotEncodable as error:
             # Asked for every failure: a broken GPU fails on any text, and then it would be wrong to blame this one.
-            await self._blame(model)
-            self._metrics.poisoned()
+            try:
+                await self._try(model)
+            except RuntimeError as failure:
+                raise ApiError(503, "an encoder is failing; try again") from failure
+            self._metrics.poisoned.inc()
             status, reason = 500 if error.failure.is_of_the_model else 400, error.failure.reason
             return ApiError(status, f"text {error.row}: {reason}", param="input", code="not_encodable")
 
@@ -113,23 +118,13 @@ class EncoderReplica:
         """A real forward pass of every model; a replica that fails it, or hangs in it, is replaced."""
         if time.monotonic() - self._unloaded > UNLOAD_EVERY_S:
             self._unloaded = time.monotonic()
-            self._unload()
+            try:
+                self._models.unload(self._source.aliases().values())
+            except EmbedderError as error:
+                # Logged and not raised: that the aliases cannot be read is no fault of this replica.
+                logger.error("%s", error)
         for model in self._models.loaded():
             await self._try(model)
-
-    def _unload(self) -> None:
-        """Let go of what is not served any more; that the aliases cannot be read is no fault of this replica."""
-        try:
-            self._models.unload(self._source.aliases().values())
-        except EmbedderError as error:
-            logger.error("%s", error)
-
-    async def _blame(self, model: _Model) -> None:
-        """Find out whether it was the text; where it is the model, another replica may do better."""
-        try:
-            await self._try(model)
-        except RuntimeError as error:
-            raise ApiError(503, "an encoder is failing; try again") from error
 
     async def _try(self, model: _Model) -> None:
         loop = asyncio.get_running_loop()
@@ -141,19 +136,19 @@ class EncoderReplica:
         if abs(float(np.linalg.norm(vector_ND[0])) - 1) > UNIT:
             raise RuntimeError("the encoder gives vectors that are not of length 1")
 
-    def _tokenized(
-        self, encoder: TextEncoder, requests: list[list[str]], truncate: bool
-    ) -> list[list[TokenRow] | ApiError]:
-        """The tokens of each request, or why it is refused."""
-        made: list[list[TokenRow] | ApiError] = []
-        limit = self._settings.max_request_tokens
-        for texts in requests:
-            refusal = None if truncate else _cut(encoder, texts)
-            rows = encoder.tokenize(texts)
-            if (tokens := sum(map(len, rows))) > limit:
-                refusal = ApiError(400, f"{tokens} tokens in one request; at most {limit}", param="input")
-            made.append(refusal or rows)
-        return made
+    def _tokenized(self, encoder: TextEncoder, texts: list[str], truncate: bool) -> list[TokenRow] | ApiError:
+        """The tokens of a request, or why it is refused."""
+        rows = encoder.tokenize(texts)
+        tokens, limit = sum(map(len, rows)), self._settings.max_request_tokens
+        if tokens > limit:
+            return ApiError(400, f"{tokens} tokens in one request; at most {limit}", param="input")
+        if not truncate:
+            most = encoder.config.max_tokens
+            # Once more, because the rows are cut already and do not say how long their texts are.
+            for i, ids in enumerate(encoder.tokenizer(texts, truncation=False)["input_ids"]):
+                if len(ids) > most:
+                    return ApiError(400, f"text {i}: {len(ids)} tokens; the model reads {most}", param="input")
+        return rows
 
     def _load(self, version: str) -> _Model:
         """The model of a version; versions with the same model share it."""
@@ -176,14 +171,5 @@ class EncoderReplica:
     def _compute(self, encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
         began = time.perf_counter()
         vectors = encode_tokens(encoder, rows)
-        self._metrics.computed(time.perf_counter() - began)
+        self._metrics.inference.observe(time.perf_counter() - began)
         return vectors
-
-
-def _cut(encoder: TextEncoder, texts: list[str]) -> ApiError | None:
-    """Why texts cannot be read whole, if so."""
-    most = encoder.config.max_tokens
-    for i, ids in enumerate(encoder.tokenizer(texts, truncation=False)["input_ids"]):
-        if len(ids) > most:
-            return ApiError(400, f"text {i}: {len(ids)} tokens; the model reads {most}", param="input")
-    return None

@@ -20,7 +20,6 @@ from serve.api import make_api
 from serve.deployments.ray_backend import Deployments
 from serve.deployments.service_metrics import IngressMetrics
 from serve.http_errors import ApiError
-from serve.keys import Keys
 from serve.load_shedding import OVERLOAD
 from serve.service import Service
 from serve.versions.served import Served, VersionSource
@@ -66,8 +65,8 @@ class Ingress:
         check_bind(settings, _http_host(), everywhere=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1")
         self._metrics = IngressMetrics()
         served = Served(source, settings.max_versions)
-        backend = Deployments(settings, encoder, slices, self._metrics.retried)
-        self.service = Service(settings, tasks, served, backend, Keys(settings.api_keys_file))
+        backend = Deployments(settings, encoder, slices, self._metrics.retries.inc)
+        self.service = Service(settings, tasks, served, backend)
         OVERLOAD.gate = backend
         self._following: asyncio.Task[None] | None = None
 
@@ -82,7 +81,7 @@ class Ingress:
             await self._following
 
     async def _follow_for_ever(self) -> None:
-        noted: dict[str, tuple[str, str]] = {}
+        noted: set[tuple[str, str, str]] = set()
         refused = 0
         while True:
             try:
@@ -91,14 +90,14 @@ class Ingress:
                 # The old versions go on being served, whatever is wrong with the aliases or the new ones.
                 logger.error("the aliases cannot be followed: %s", error)
             now = {
-                alias: (version.stamp.model_version, version.stamp.index_version)
+                (alias, version.stamp.model_version, version.stamp.index_version)
                 for alias, version in self.service.served.all()
             }
             # To 0, because Prometheus would show the old version for ever.
-            for alias, versions in noted.items() - now.items():
-                self._metrics.serves(alias, *versions, is_served=False)
-            for alias, versions in now.items() - noted.items():
-                self._metrics.serves(alias, *versions)
+            for labels in noted - now:
+                self._metrics.serves(*labels, is_served=False)
+            for labels in now - noted:
+                self._metrics.serves(*labels)
             noted = now
             if more := OVERLOAD.refused - refused:
                 refused += more
@@ -109,5 +108,4 @@ class Ingress:
 
 def _http_host() -> str:
     """Where Serve's proxies listen; known to the controller alone, and to no public call of Ray 2.60."""
-    host: str = _get_global_client().http_config.host
-    return host
+    return str(_get_global_client().http_config.host)

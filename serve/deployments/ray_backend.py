@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-from typing import Any, Concatenate
+from typing import Any
 
 from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from typing_extensions import Unpack
 
 from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
-from serve.backend import DEADLINE, LONG_CALLS, Encoded, P, R
+from serve.backend import LONG_CALLS, Encoded, R, Ts, time_left
 from serve.deployments.coalescing import MOST_CHARACTERS, Coalescer, Outcome
-from serve.http_errors import ApiError
+from serve.http_errors import ApiError, overloaded
 from serve.schemas import DeploymentState
 
 DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
@@ -29,8 +29,6 @@ DIED_PAUSE_S = 1.0
 """Before replicas are asked again to load a version; by then those that died are known to be dead."""
 PREPARE_S = 600.0
 """Time for loading a version in every replica."""
-STATE_HOLDS_S = 2.0
-"""How long an answer of Ray's controller about replicas holds."""
 
 
 class Deployments:
@@ -47,9 +45,6 @@ class Deployments:
         self.num_slices = len(slices)
         most_calls = settings.target_ongoing_requests * settings.max_replicas
         self._coalescer = Coalescer(self._encode, most_calls, settings.max_queued_requests, settings.max_queued_texts)
-        self._state_lock = asyncio.Lock()
-        self._state: list[DeploymentState] = []
-        self._state_until = 0.0
 
     @property
     def is_full(self) -> bool:
@@ -66,20 +61,14 @@ class Deployments:
         return outcomes
 
     async def call(
-        self,
-        part: int,
-        version: str,
-        method: Callable[Concatenate[OpenIndex, P], R],
-        /,
-        *arguments: P.args,
-        **keywords: P.kwargs,
+        self, part: int, version: str, method: Callable[[OpenIndex, Unpack[Ts]], R], *arguments: Unpack[Ts]
     ) -> R:
         """Call a method of INDEX_CALLS on the index of one slice."""
         handle = self._parts[part].call
         # The method travels by its name: pickled as a function it could be any code, and the replica runs only those it
         # knows.
         answer: R = await self._call(
-            lambda: handle.remote(version, method.__name__, *arguments, **keywords), patient=method in LONG_CALLS
+            lambda: handle.remote(version, method.__name__, *arguments), patient=method in LONG_CALLS
         )
         return answer
 
@@ -98,13 +87,7 @@ class Deployments:
         raise ApiError(503, "replicas died while they loaded the version; try again")
 
     async def deployments(self) -> list[DeploymentState]:
-        """Which replicas there are, as Ray's controller said within the last two seconds."""
-        # Locked, so that many who ask at once cost the controller one call.
-        async with self._state_lock:
-            if time.monotonic() > self._state_until:
-                self._state = await asyncio.to_thread(_deployments, serve.get_replica_context().app_name)
-                self._state_until = time.monotonic() + STATE_HOLDS_S
-        return self._state
+        return await asyncio.to_thread(_deployments, serve.get_replica_context().app_name)
 
     async def _call(self, call: Callable[[], DeploymentResponse[Any]], *, patient: bool = False) -> Any:  # noqa: ANN401 - whatever the replica answers
         """Make a call that may be repeated; on the death of its replica it goes to another one.
@@ -120,7 +103,7 @@ class Deployments:
                 self._retried()
                 await asyncio.sleep(PAUSE_S * 2 ** (attempt - 1))
             # Anew for each attempt: the pause and the attempt before it have used up a part.
-            left = DEADLINE.get() - time.monotonic()
+            left = time_left()
             is_last = patient or attempt == self._settings.retries or left < LEAST_S
             try:
                 return await self._attempt(call(), left if is_last else left / 2)
@@ -135,7 +118,7 @@ class Deployments:
 
     async def _attempt(self, response: DeploymentResponse[Any], seconds: float) -> Any:  # noqa: ANN401
         try:
-            return await asyncio.wait_for(response, max(0.001, seconds))
+            return await asyncio.wait_for(response, seconds)
         except (asyncio.CancelledError, asyncio.TimeoutError) as error:
             # Ray must be told, or the replica would work on for nobody.
             response.cancel()
@@ -143,7 +126,7 @@ class Deployments:
                 raise
             raise TimeoutError from error
         except BackPressureError as error:
-            raise ApiError(429, "too many requests are waiting; try again", code="overloaded") from error
+            raise overloaded() from error
         except RayServeException as error:
             raise ApiError(503, "a part of the service is not ready; try again") from error
         except RayTaskError as error:
@@ -169,6 +152,5 @@ def _deployments(application: str) -> list[DeploymentState]:
 
 def _cause(error: RayTaskError) -> BaseException:
     """The exception that the replica raised, if it was one."""
-    cause: BaseException = error.cause
     # Ray wraps what is raised; where the cause could not travel, the wrapper is all there is.
-    return cause if isinstance(cause, Exception) else error
+    return error.cause if isinstance(error.cause, Exception) else error

@@ -22,7 +22,7 @@ class IngressMetrics:
         self._requests = Counter("embedder_requests_total", "Requests answered", labels)
         self._seconds = Histogram("embedder_request_duration_seconds", "Of a request", SECONDS, ("route",))
         self._rejected = Counter("embedder_rejected_total", "Requests refused with 4xx, by status", ("status",))
-        self._retries = Counter("embedder_retries_total", "Calls made again after a replica died")
+        self.retries = Counter("embedder_retries_total", "Calls made again after a replica died")
         self._version = Gauge(
             "embedder_version_info", "1 for what an alias serves", ("index", "model_version", "index_version")
         )
@@ -39,9 +39,6 @@ class IngressMetrics:
         self._requests.inc(requests, {"route": "none", "status": "429"})
         self._rejected.inc(requests, {"status": "429"})
 
-    def retried(self) -> None:
-        self._retries.inc(1)
-
     def serves(self, alias: str, model_version: str, index_version: str, *, is_served: bool = True) -> None:
         """Note what an alias serves, or serves no more."""
         labels = {"index": alias, "model_version": model_version, "index_version": index_version}
@@ -55,11 +52,11 @@ class EncoderMetrics:
         self._tokens = Counter("embedder_input_tokens_total", "Tokens read")
         self._tokenization = Histogram("embedder_tokenization_duration_seconds", "Of a request's tokens", SECONDS)
         self._queue = Histogram("embedder_queue_duration_seconds", "Until a request's first text is computed", SECONDS)
-        self._inference = Histogram("embedder_inference_duration_seconds", "Of a batch's forward pass", SECONDS)
+        self.inference = Histogram("embedder_inference_duration_seconds", "Of a batch's forward pass", SECONDS)
         self._rows = Histogram("embedder_batch_size", "Texts of a batch", SIZES)
         self._batch_tokens = Histogram("embedder_batch_tokens", "Tokens of a batch", TOKENS)
         self._waiting = Gauge("embedder_queue_depth", "Texts that wait for a batch")
-        self._poisoned = Counter("embedder_not_encodable_total", "Texts that the model fails on")
+        self.poisoned = Counter("embedder_not_encodable_total", "Texts that the model fails on")
 
     def tokenized(self, seconds: float, tokens: int, waiting: int) -> None:
         """Note a request that arrived, while so many texts wait."""
@@ -73,12 +70,6 @@ class EncoderMetrics:
         self._rows.observe(rows)
         self._batch_tokens.observe(tokens)
         self._queue.observe(waited_s)
-
-    def computed(self, seconds: float) -> None:
-        self._inference.observe(seconds)
-
-    def poisoned(self) -> None:
-        self._poisoned.inc(1)
 
 
 class ShardMetrics:

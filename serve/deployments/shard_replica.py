@@ -45,7 +45,7 @@ class ShardReplica:
         # A thread, because compaction takes minutes of CPU and Ray's event loop must answer health checks meanwhile.
         threading.Thread(target=self._tidy_for_ever, name="tidy", daemon=True).start()
 
-    async def call(self, version: str, method: str, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as the method has them
+    async def call(self, version: str, method: str, *arguments: Any) -> Any:  # noqa: ANN401 - as the method has them
         """Run a method of INDEX_CALLS on the shards of a version; `Backend.call` has the types.
 
         Raises:
@@ -59,7 +59,7 @@ class ShardReplica:
         index = await self._indexes.get(version)
         began = time.perf_counter()
         # In a thread, because FAISS and the disk would hold up every other request of this replica's event loop.
-        answer = await asyncio.to_thread(INDEX_CALLS[method], index, *arguments, **keywords)
+        answer = await asyncio.to_thread(INDEX_CALLS[method], index, *arguments)
         if method == OpenIndex.rank.__name__:
             self._metrics.searched(time.perf_counter() - began)
         return answer

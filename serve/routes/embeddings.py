@@ -32,12 +32,12 @@ async def embeddings(request: EmbeddingRequest, response: Response, service: Her
     check_width(version, request.dimensions)
     texts = service.texts(request.input, "input")
     instruction = service.instruction(version, request.task, "query" if request.input_type == "query" else "passage")
-    encoded = await service.encode(version, [instruction + text for text in texts], truncate=request.truncate)
+    encoded = await service.backend.encode(version.name, [instruction + text for text in texts], request.truncate)
     vectors = narrowed(encoded.vector_ND, request.dimensions)
     tokens = sum(encoded.tokens)
     stamp(response, version)
     return EmbeddingResponse(
-        data=[Embedding(index=i, embedding=wire(vector, request.encoding_format)) for i, vector in enumerate(vectors)],
+        data=[wire(i, vector, request.encoding_format) for i, vector in enumerate(vectors)],
         model=request.model,
         usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
     )
@@ -46,11 +46,8 @@ async def embeddings(request: EmbeddingRequest, response: Response, service: Her
 @router.get("/v1/models", tags=["embeddings"])
 async def models(service: Here) -> ModelList:
     """The served models: each by its own name, the others by their alias too."""
-    by_name: dict[str, Model] = {}
-    for alias, version in service.served.all():
-        for name in (version.manifest.name, alias):
-            by_name.setdefault(name, Model(id=name, created=version.created))
-    return ModelList(data=list(by_name.values()))
+    served = service.served.models()
+    return ModelList(data=[Model(id=name, created=version.created) for name, version in served.items()])
 
 
 @router.get("/v1/models/{name}", tags=["embeddings"])
@@ -70,8 +67,8 @@ async def embed(request: TeiRequest, response: Response, service: Here) -> list[
         known = [f"{name}_{side}" for name in sorted(version.manifest.tasks) for side in ("query", "passage")]
         raise ApiError(400, f"prompt_name {request.prompt_name!r:.200}: known are {known}", param="prompt_name")
     instruction = service.instruction(version, task or None, "query" if side == "query" else "passage", "prompt_name")
-    encoded = await service.encode(
-        version, [instruction + text for text in texts], truncate=request.truncate is not False
+    encoded = await service.backend.encode(
+        version.name, [instruction + text for text in texts], request.truncate is not False
     )
     stamp(response, version)
     vectors: list[list[float]] = narrowed(encoded.vector_ND, request.dimensions).tolist()
@@ -107,11 +104,10 @@ def check_width(version: Version, dimensions: int | None) -> None:
     """
     if dimensions is None or dimensions in version.widths:
         return
-    whole = version.manifest.dimension
-    known = f"this model gives {list(version.widths)}"
+    known = str(list(version.widths))
     if len(version.widths) == 1:
-        known = f"this model gives {whole} and was trained for no other (train.matryoshka_dimensions)"
-    raise ApiError(400, f"dimensions {dimensions}: {known}", param="dimensions")
+        known = f"{version.manifest.dimension} and was trained for no other (train.matryoshka_dimensions)"
+    raise ApiError(400, f"dimensions {dimensions}: this model gives {known}", param="dimensions")
 
 
 def narrowed(vector_ND: np.ndarray, dimensions: int | None) -> np.ndarray:
@@ -119,14 +115,12 @@ def narrowed(vector_ND: np.ndarray, dimensions: int | None) -> np.ndarray:
     if dimensions is None or dimensions == vector_ND.shape[1]:
         return vector_ND
     prefix_Nd = vector_ND[:, :dimensions]
-    length_N1: np.ndarray = np.maximum(np.linalg.norm(prefix_Nd, axis=1, keepdims=True), 1e-12)
-    unit_Nd: np.ndarray = (prefix_Nd / length_N1).astype(np.float32)
-    return unit_Nd
+    length_N1 = np.linalg.norm(prefix_Nd, axis=1, keepdims=True)
+    return np.asarray(prefix_Nd / np.maximum(length_N1, 1e-12), dtype=np.float32)
 
 
-def wire(vector: np.ndarray, encoding: str) -> list[float] | str:
+def wire(index: int, vector: np.ndarray, encoding: str) -> Embedding:
     """A vector as JSON numbers or as base64 of little-endian float32."""
     if encoding == "base64":
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
-    numbers: list[float] = vector.tolist()
-    return numbers
+        return Embedding(index=index, embedding=base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii"))
+    return Embedding(index=index, embedding=vector.tolist())

@@ -34,4 +34,4 @@ async def ready(service: Here) -> Health:
 @router.get("/v1/state")
 async def deployments(service: Here) -> ServiceState:
     """The replicas of every deployment."""
-    return ServiceState(data=await service.backend.deployments())
+    return ServiceState(data=await service.deployments())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from serve.backend import DEADLINE
+from serve.backend import time_left
 from serve.http_errors import ApiError
 from serve.routes.dependencies import Here
 from serve.schemas import (
@@ -51,7 +50,9 @@ async def upsert(name: Alias, request: UpsertRequest, service: Here) -> UpsertRe
     version = service.served.named(name, "name")
     service.texts([document.text for document in request.documents], "documents")
     for i, document in enumerate(request.documents):
-        if document.title is not None and not _is_text(document.title):
+        title = document.title or ""
+        # A lone surrogate, which JSON can hold, cannot be written down.
+        if title.encode(errors="ignore").decode() != title:
             raise ApiError(400, f"documents.{i}.title: not a valid Unicode text", param="documents")
     await service.upsert(version, request.task, request.documents)
     return UpsertResponse(upserted=len(request.documents), **version.stamp.model_dump())
@@ -77,7 +78,7 @@ async def point(name: Alias, request: PointRequest, service: Here) -> PointRespo
     if name not in known and len(known) >= service.settings.max_versions:
         raise ApiError(409, f"{sorted(known)} are served already; at most {service.settings.max_versions} aliases")
     try:
-        await asyncio.wait_for(service.backend.prepare(request.version), max(LOOK_S, _left() - LOOK_S))
+        await asyncio.wait_for(service.backend.prepare(request.version), max(LOOK_S, time_left() - LOOK_S))
     except (asyncio.TimeoutError, TimeoutError) as error:
         raise ApiError(
             503, f"{request.version} is being loaded, which takes longer than a request may; ask again"
@@ -108,22 +109,17 @@ async def _moved(service: Service, name: str, version: str) -> Version:
             request may.
     """
     while True:
-        await service.follow(max(LOOK_S, _left() - LOOK_S))
+        await service.follow(max(LOOK_S, time_left() - LOOK_S))
         served = dict(service.served.all()).get(name)
         if served is not None and served.name == version:
             return served
         if (reason := service.served.refusal(name)) is not None:
             raise ApiError(409, f"{version}: {reason}", param="version")
-        if _left() < 2 * LOOK_S:
+        if time_left() < 2 * LOOK_S:
             raise ApiError(
                 503, f"what was written is replayed in {version} first; {name} moves by itself when that is done"
             )
         await asyncio.sleep(LOOK_S)
-
-
-def _left() -> float:
-    """Seconds until the request at hand must be answered."""
-    return DEADLINE.get() - time.monotonic()
 
 
 async def _state(service: Service, alias: str, version: Version) -> IndexState:
@@ -144,12 +140,3 @@ async def _state(service: Service, alias: str, version: Version) -> IndexState:
         },
         **version.stamp.model_dump(),
     )
-
-
-def _is_text(text: str) -> bool:
-    """Whether it can be written down: a lone surrogate cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
 
 router = APIRouter(include_in_schema=False)
 
@@ -25,19 +25,14 @@ HEADERS = {
 
 
 @router.get("/")
-async def page() -> Response:
+async def page() -> FileResponse:
     return _file("index.html")
 
 
 @router.get("/static/{name}")
-async def static(name: Literal["page.css", "page.js"]) -> Response:
+async def static(name: Literal["page.css", "page.js"]) -> FileResponse:
     return _file(name)
 
 
-def _file(name: str) -> Response:
-    return Response(_content(name), media_type=KINDS[name], headers=HEADERS)
-
-
-@cache
-def _content(name: str) -> bytes:
-    return (FOLDER / name).read_bytes()
+def _file(name: str) -> FileResponse:
+    return FileResponse(FOLDER / name, media_type=KINDS[name], headers=HEADERS)

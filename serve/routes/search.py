@@ -32,11 +32,11 @@ async def search(request: SearchRequest, service: Here) -> SearchResponse:
     """The best documents of a task for each query, over all shards."""
     version = service.served.named(request.index)
     texts = service.texts(request.query, "query", service.settings.max_queries)
-    answer = await service.search(version, request.task, request, texts)
+    answers, timing = await service.search(version, request.task, request, texts)
     return SearchResponse(
-        results=[[result(hit, request.with_payload) for hit in hits] for hits in answer.hits],
+        results=[[result(hit, request.with_payload) for hit in hits] for hits in answers],
         shards=ShardCounts(total=version.manifest.num_shards, successful=version.manifest.num_shards, failed=0),
-        time_ms=answer.timing,
+        time_ms=timing,
         **version.stamp.model_dump(),
     )
 
@@ -51,8 +51,7 @@ async def retrieve(task: str, request: RetrieveRequest, service: Here) -> Retrie
         own = equals(SESSION, request.session)
         both = own if request.filter is None else Filter(must=[*own.must, request.filter])
         fields = request.model_copy(update={"filter": both})
-    answer = await service.search(version, task, fields, texts)
-    (hits,) = answer.hits
+    (hits,), timing = await service.search(version, task, fields, texts)
     kept = fitting(hits, request.max_characters)
     spec = service.tasks.get(task)
     template = (spec.template if spec else None) or PLAIN
@@ -63,7 +62,7 @@ async def retrieve(task: str, request: RetrieveRequest, service: Here) -> Retrie
         context=context,
         passages=[result(hit) for hit in kept],
         left_out=len(hits) - len(kept),
-        time_ms=answer.timing,
+        time_ms=timing,
         **version.stamp.model_dump(),
     )
 

@@ -78,7 +78,8 @@ class Version:
 
     name: str
     manifest: Manifest
-    index_version: str
+    stamp: Versions
+    """What answers say of it."""
     created: int
     """Seconds since 1970."""
     widths: tuple[int, ...]
@@ -97,7 +98,9 @@ class Version:
         trained = lineage.get("settings", {}).get("train") or {}
         widths = sorted({*trained.get("matryoshka_dimensions", []), manifest.dimension})
         created = int((bundle / Manifest.FILE).stat().st_mtime)
-        return cls(name, manifest, manifest.index_version, created, tuple(widths))
+        # Once, because the version of an index is a hash over all that the manifest lists.
+        stamp = Versions(model_version=manifest.model_version, index_version=manifest.index_version)
+        return cls(name, manifest, stamp, created, tuple(widths))
 
     def slices(self, num_slices: int) -> list[int]:
         """The slices that hold shards of it."""
@@ -110,10 +113,6 @@ class Version:
             part = shard_of(document_id, self.manifest.num_shards) % num_slices
             positions.setdefault(part, []).append(i)
         return positions
-
-    @property
-    def stamp(self) -> Versions:
-        return Versions(model_version=self.manifest.model_version, index_version=self.index_version)
 
 
 class Served:
@@ -145,17 +144,25 @@ class Served:
             raise ApiError(404, f"index {name!r:.200}: served are {sorted(self._by_alias)}", param=param)
         return self._by_alias[name]
 
-    def model(self, model: str) -> Version:
-        """The version whose model has a name: the model's own, or its alias; the default one first.
+    def models(self) -> dict[str, Version]:
+        """Versions by the names of their models: each model's own and its alias; of one name the default one counts."""
+        by_name: dict[str, Version] = {}
+        for alias, version in self.all():
+            for name in (version.manifest.name, alias):
+                by_name.setdefault(name, version)
+        return by_name
+
+    def model(self, name: str) -> Version:
+        """The version whose model has a name.
 
         Raises:
             ApiError: there is no such model.
         """
-        for name, version in self.all():
-            if model in {name, version.manifest.name}:
-                return version
-        known = sorted({name for alias, version in self.all() for name in (alias, version.manifest.name)})
-        raise ApiError(404, f"model {model!r:.200}: served are {known}", param="model", code="model_not_found")
+        models = self.models()
+        if name not in models:
+            known = sorted(models)
+            raise ApiError(404, f"model {name!r:.200}: served are {known}", param="model", code="model_not_found")
+        return models[name]
 
     def all(self) -> list[tuple[str, Version]]:
         """Alias and version, the default one first."""

@@ -62,7 +62,7 @@ def test_health_of_a_broken_model_has_its_replica_replaced_and_says_503(service,
     if run is not short:
         # Not the text is at fault: another replica may do better.
         assert answer.status_code == 503
-        service._healthy.clear()
+        service._answers.clear()
         assert client.get("/health").status_code == client.get("/ready").status_code == 503
 
 

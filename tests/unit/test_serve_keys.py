@@ -51,7 +51,7 @@ def routes_of(api: FastAPI) -> set[tuple[str, str]]:
 
 
 def test_route_asks_for_the_role_that_is_written_here():
-    assert routes_of(describe(FastAPI())) == ROUTES.keys()
+    assert routes_of(describe()) == ROUTES.keys()
     assert {route: needed_role(*route) for route in ROUTES} == ROUTES
 
 
@@ -94,10 +94,6 @@ def test_keys_are_replaced_without_a_restart_and_a_broken_file_changes_nothing(t
     assert keys.role("Bearer new") == "admin"
     path.unlink()
     assert keys.role("Bearer new") == "admin"
-
-
-def test_keys_are_not_asked_for_without_a_file():
-    assert not Keys(None).are_asked_for
 
 
 @pytest.mark.parametrize(
