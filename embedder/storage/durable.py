@@ -68,8 +68,9 @@ def appearing(final: Path) -> Iterator[Path]:
         try:
             place_durably(folder, final)
         except OSError:
-            # A folder cannot be renamed over one that is not empty.
-            if not final.is_dir():
+            # A folder cannot be renamed over one that is not empty. After the rename it is gone from its old name, so
+            # that an error of the last sync is told from this.
+            if not (folder.is_dir() and final.is_dir()):
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
