@@ -16,7 +16,8 @@ TEXT_CHARACTERS = 300
 def render(template: str, **values: object) -> str:
     """Fill a template of `templates/` with values.
 
-    Every text of a page is escaped; in Markdown (`.md`) none is. Texts of a corpus must go through `printable` as well.
+    Every text of a page is escaped; in Markdown (`.md.j2`) none is. Texts of a corpus must go through `printable` as
+    well.
 
     Raises:
         jinja2.TemplateError: the template asks for a value that it was not given.
@@ -71,7 +72,7 @@ def duration(seconds: float) -> str:
 # StrictUndefined, because a mistyped name would otherwise be an empty cell that nobody misses.
 PAGES = Environment(
     loader=PackageLoader("embedder.reporting"),
-    autoescape=select_autoescape(disabled_extensions=["md"], default=True),
+    autoescape=select_autoescape(disabled_extensions=["md.j2"], default=True),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

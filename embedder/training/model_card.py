@@ -19,4 +19,4 @@ def model_card(config: RunConfig, numbers: Mapping[str, Any]) -> str:
     """
     blocks = {"base_model": {"base_model": config.encoder.model}, "settings": numbers["settings"]}
     shown = {name: yaml.safe_dump(block, sort_keys=False, allow_unicode=True) for name, block in blocks.items()}
-    return render("model_card.md", version=__version__, config=config, numbers=numbers, yaml=shown) + "\n"
+    return render("model_card.md.j2", version=__version__, config=config, numbers=numbers, yaml=shown) + "\n"
