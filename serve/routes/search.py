@@ -48,9 +48,10 @@ async def retrieve(task: str, request: RetrieveRequest, service: Here) -> Retrie
     texts = service.texts(request.query, "query")
     fields = request
     if request.session is not None:
-        own = equals(SESSION, request.session)
-        both = own if request.filter is None else Filter(must=[*own.must, request.filter])
-        fields = request.model_copy(update={"filter": both})
+        wanted = request.filter or Filter()
+        # Beside the filter's own conditions and not around them, which would make it one deeper than it may be.
+        must = [*equals(SESSION, request.session).must, *wanted.must]
+        fields = request.model_copy(update={"filter": wanted.model_copy(update={"must": must})})
     (hits,), timing = await service.search(version, task, fields, texts)
     kept = fitting(hits, request.max_characters)
     spec = service.tasks.get(task)

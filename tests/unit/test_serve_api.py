@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.index.bundle import bundle_encoder, read_manifest
 from embedder.index.catalog import Catalog
+from embedder.index.filters import MAX_DEPTH
 from embedder.models.encoder import encode, load_encoder
 from serve.api import make_api
 from serve.openapi import FILE, described
@@ -272,6 +273,10 @@ def test_retrieve_remembers_a_session_and_keeps_it_apart(client):
     assert post(client, "/v1/retrieve/chat", query="What is my dog called?", session="bert")["passages"] == []
     narrow = {"must": [{"key": "year", "match": {"value": 1}}]}
     assert post(client, "/v1/retrieve/chat", query="dog", session="anna", filter=narrow)["passages"] == []
+    for _ in range(MAX_DEPTH - 1):
+        narrow = {"must_not": [narrow]}
+    found = post(client, "/v1/retrieve/chat", query="What is my dog called?", session="anna", filter=narrow)
+    assert [hit["id"] for hit in found["passages"]] == ["turn-1"]
 
 
 def test_documents_written_are_found_at_once_replaced_and_deleted(client):
