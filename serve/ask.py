@@ -20,7 +20,7 @@ from embedder.console import console, exit_on_error
 from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import DataError
 from embedder.run.stage_report import StageReport, read_reports, stage_table
-from serve.client import Client, search
+from serve.client import Client
 from serve.schemas import SearchRequest
 
 URL = "http://127.0.0.1:8000"
@@ -48,7 +48,7 @@ def ask(config: RunConfig, out: Console) -> int:
     asked = first_queries(config)
     with Client(URL, timeout_s=config.serve.timeout_s) as client:
         for task, row in sorted(asked.items()):
-            answer = client.ask(search(SearchRequest(query=row["query"], task=task, k=RESULTS)))
+            answer = client.search(SearchRequest(query=row["query"], task=task, k=RESULTS))
             out.print(f"[bold]{task}[/bold]", end=" ")
             out.print(_short(row["query"]), markup=False)
             for hit in answer.results[0]:

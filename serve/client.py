@@ -1,12 +1,11 @@
 """A typed client of the service, for programs that wait (`Client`) and for those that do not (`AsyncClient`).
 
     with Client("http://127.0.0.1:8000", api_key=KEY) as client:
-        vectors = client.ask(embed(EmbeddingRequest(model="live", input=["a text"], task="qa")))
-        hits = client.ask(search(SearchRequest(query="a question", task="qa", k=3))).results[0]
+        vectors = client.embed(EmbeddingRequest(model="live", input=["a text"], task="qa"))
+        hits = client.search(SearchRequest(query="a question", task="qa", k=3)).results[0]
 
-Each function here makes a `Call`, which both clients take, as httpx's clients that they also are. Overload, and a part
-that is not ready, are tried again after the time that the service asks for. A refusal is a `ServiceError`; errors of
-the network are httpx's own.
+Overload, and a part that is not ready, are tried again after the time that the service asks for. A refusal is a
+`ServiceError`; errors of the network are httpx's own.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -22,6 +20,7 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 from pydantic import BaseModel, ValidationError
+from typing_extensions import Self
 
 from serve.schemas import (
     DeleteRequest,
@@ -42,7 +41,7 @@ from serve.schemas import (
     UpsertResponse,
 )
 
-R = TypeVar("R")
+R = TypeVar("R", bound=BaseModel)
 TRIED_AGAIN = {429, 503}
 
 
@@ -56,27 +55,29 @@ class ServiceError(Exception):
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """One request, and how its answer is read."""
+    """One request, and the model of its answer."""
 
     method: str
     path: str
-    read: Callable[[bytes], R]
+    answer: type[R]
     body: BaseModel | None = None
 
     @property
-    def json(self) -> dict[str, Any] | None:
+    def content(self) -> dict[str, Any]:
+        """Body and headers, as httpx takes them."""
         if self.body is None:
-            return None
-        return self.body.model_dump(mode="json", by_alias=True, exclude_none=True)
+            return {}
+        sent = self.body.model_dump_json(by_alias=True, exclude_none=True)
+        return {"content": sent.encode(), "headers": {"Content-Type": "application/json"}}
 
-    def answer(self, response: httpx.Response) -> R:
-        """What the service says.
+    def read(self, response: httpx.Response) -> R:
+        """The answer.
 
         Raises:
             ServiceError: it is a refusal.
         """
         if response.is_success:
-            return self.read(response.content)
+            return self.answer.model_validate_json(response.content)
         try:
             error = ErrorResponse.model_validate_json(response.content).error
         except ValidationError:
@@ -84,55 +85,43 @@ class Call(Generic[R]):
         raise ServiceError(response.status_code, error.message, error.param, error.code)
 
 
-def embed(request: EmbeddingRequest) -> Call[np.ndarray]:
-    """Vectors (N, D), float32, of texts."""
+def _embed(request: EmbeddingRequest) -> Call[EmbeddingResponse]:
     packed = request.model_copy(update={"encoding_format": "base64"})
-    return Call("POST", "/v1/embeddings", _vectors, packed)
+    return Call("POST", "/v1/embeddings", EmbeddingResponse, packed)
 
 
-def _vectors(answer: bytes) -> np.ndarray:
+def _vectors(answer: EmbeddingResponse) -> np.ndarray:
     """Vectors (N, D), float32, of an answer in base64."""
-    packed = [base64.b64decode(str(row.embedding)) for row in EmbeddingResponse.model_validate_json(answer).data]
+    packed = [base64.b64decode(str(embedding.embedding)) for embedding in answer.data]
     return np.stack([np.frombuffer(raw, dtype="<f4") for raw in packed])
 
 
-def search(request: SearchRequest) -> Call[SearchResponse]:
-    """Hits of one or more queries."""
-    return Call("POST", "/v1/search", SearchResponse.model_validate_json, request)
+def _search(request: SearchRequest) -> Call[SearchResponse]:
+    return Call("POST", "/v1/search", SearchResponse, request)
 
 
-def retrieve(task: str, request: RetrieveRequest) -> Call[RetrieveResponse]:
-    """A prompt for the LLM."""
-    return Call("POST", f"/v1/retrieve/{quote(task, safe='')}", RetrieveResponse.model_validate_json, request)
+def _retrieve(task: str, request: RetrieveRequest) -> Call[RetrieveResponse]:
+    return Call("POST", f"/v1/retrieve/{quote(task, safe='')}", RetrieveResponse, request)
 
 
-def rerank(request: RerankRequest) -> Call[RerankResponse]:
-    """Documents in the order of how well they fit."""
-    return Call("POST", "/v1/rerank", RerankResponse.model_validate_json, request)
+def _rerank(request: RerankRequest) -> Call[RerankResponse]:
+    return Call("POST", "/v1/rerank", RerankResponse, request)
 
 
-def indexes() -> Call[IndexList]:
-    """The state of each alias, and all versions."""
-    return Call("GET", "/v1/indexes", IndexList.model_validate_json)
+def _indexes() -> Call[IndexList]:
+    return Call("GET", "/v1/indexes", IndexList)
 
 
-def upsert(index: str, request: UpsertRequest) -> Call[UpsertResponse]:
-    """Write documents."""
-    return Call("POST", f"{_index(index)}/documents", UpsertResponse.model_validate_json, request)
+def _upsert(index: str, request: UpsertRequest) -> Call[UpsertResponse]:
+    return Call("POST", f"/v1/indexes/{quote(index, safe='')}/documents", UpsertResponse, request)
 
 
-def delete(index: str, request: DeleteRequest) -> Call[DeleteResponse]:
-    """Remove documents."""
-    return Call("POST", f"{_index(index)}/documents/delete", DeleteResponse.model_validate_json, request)
+def _delete(index: str, request: DeleteRequest) -> Call[DeleteResponse]:
+    return Call("POST", f"/v1/indexes/{quote(index, safe='')}/documents/delete", DeleteResponse, request)
 
 
-def point(index: str, version: str) -> Call[PointResponse]:
-    """Let an alias serve a version."""
-    return Call("PUT", _index(index), PointResponse.model_validate_json, PointRequest(version=version))
-
-
-def _index(name: str) -> str:
-    return f"/v1/indexes/{quote(name, safe='')}"
+def _point(index: str, version: str) -> Call[PointResponse]:
+    return Call("PUT", f"/v1/indexes/{quote(index, safe='')}", PointResponse, PointRequest(version=version))
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
@@ -145,35 +134,107 @@ def _pause(response: httpx.Response) -> float:
     return float(given) if given.isdecimal() else 1.0
 
 
-class Client(httpx.Client):
+class Client:
     """The service, for a program that waits."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, retries: int = 2) -> None:
-        super().__init__(base_url=url, headers=_headers(api_key), timeout=timeout_s)
-        self.retries = retries
+        self._http = httpx.Client(base_url=url, headers=_headers(api_key), timeout=timeout_s)
+        self._retries = retries
 
-    def ask(self, call: Call[R]) -> R:
-        """The answer of the service; raises ServiceError for a refusal."""
-        for _ in range(self.retries):
-            response = self.request(call.method, call.path, json=call.json)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def embed(self, request: EmbeddingRequest) -> np.ndarray:
+        """Vectors (N, D), float32, of texts."""
+        return _vectors(self._send(_embed(request)))
+
+    def search(self, request: SearchRequest) -> SearchResponse:
+        """Hits of one or more queries."""
+        return self._send(_search(request))
+
+    def retrieve(self, task: str, request: RetrieveRequest) -> RetrieveResponse:
+        """A prompt for the LLM."""
+        return self._send(_retrieve(task, request))
+
+    def rerank(self, request: RerankRequest) -> RerankResponse:
+        """Documents in the order of how well they fit."""
+        return self._send(_rerank(request))
+
+    def indexes(self) -> IndexList:
+        return self._send(_indexes())
+
+    def upsert(self, index: str, request: UpsertRequest) -> UpsertResponse:
+        """Write documents."""
+        return self._send(_upsert(index, request))
+
+    def delete(self, index: str, request: DeleteRequest) -> DeleteResponse:
+        """Remove documents."""
+        return self._send(_delete(index, request))
+
+    def point(self, index: str, version: str) -> PointResponse:
+        """Let an alias serve a version."""
+        return self._send(_point(index, version))
+
+    def _send(self, call: Call[R]) -> R:
+        for _ in range(self._retries):
+            response = self._http.request(call.method, call.path, **call.content)
             if response.status_code not in TRIED_AGAIN:
-                return call.answer(response)
+                return call.read(response)
             time.sleep(_pause(response))
-        return call.answer(self.request(call.method, call.path, json=call.json))
+        return call.read(self._http.request(call.method, call.path, **call.content))
 
 
-class AsyncClient(httpx.AsyncClient):
+class AsyncClient:
     """The same for a program that does not wait."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, retries: int = 2) -> None:
-        super().__init__(base_url=url, headers=_headers(api_key), timeout=timeout_s)
-        self.retries = retries
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), timeout=timeout_s)
+        self._retries = retries
 
-    async def ask(self, call: Call[R]) -> R:
-        """The answer of the service; raises ServiceError for a refusal."""
-        for _ in range(self.retries):
-            response = await self.request(call.method, call.path, json=call.json)
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def embed(self, request: EmbeddingRequest) -> np.ndarray:
+        """Vectors (N, D), float32, of texts."""
+        return _vectors(await self._send(_embed(request)))
+
+    async def search(self, request: SearchRequest) -> SearchResponse:
+        """Hits of one or more queries."""
+        return await self._send(_search(request))
+
+    async def retrieve(self, task: str, request: RetrieveRequest) -> RetrieveResponse:
+        """A prompt for the LLM."""
+        return await self._send(_retrieve(task, request))
+
+    async def rerank(self, request: RerankRequest) -> RerankResponse:
+        """Documents in the order of how well they fit."""
+        return await self._send(_rerank(request))
+
+    async def indexes(self) -> IndexList:
+        return await self._send(_indexes())
+
+    async def upsert(self, index: str, request: UpsertRequest) -> UpsertResponse:
+        """Write documents."""
+        return await self._send(_upsert(index, request))
+
+    async def delete(self, index: str, request: DeleteRequest) -> DeleteResponse:
+        """Remove documents."""
+        return await self._send(_delete(index, request))
+
+    async def point(self, index: str, version: str) -> PointResponse:
+        """Let an alias serve a version."""
+        return await self._send(_point(index, version))
+
+    async def _send(self, call: Call[R]) -> R:
+        for _ in range(self._retries):
+            response = await self._http.request(call.method, call.path, **call.content)
             if response.status_code not in TRIED_AGAIN:
-                return call.answer(response)
+                return call.read(response)
             await asyncio.sleep(_pause(response))
-        return call.answer(await self.request(call.method, call.path, json=call.json))
+        return call.read(await self._http.request(call.method, call.path, **call.content))

@@ -22,7 +22,6 @@ from embedder.errors import BundleError
 from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
 from embedder.models.encoder import encode_prompted, load_encoder
-from serve import client as calls
 from serve.app import build_run, deployed
 from serve.client import AsyncClient, Client, ServiceError
 from serve.openapi import described
@@ -232,25 +231,25 @@ def test_client_that_hangs_up_has_its_work_dropped(running: Running) -> None:
 
 
 def test_own_clients_work(running: Running, vectors: np.ndarray) -> None:
-    vectors_of = calls.embed(EmbeddingRequest(model="live", input=TEXTS))
-    hits_of = calls.search(SearchRequest(query="Which function sorts a list?", task="qa", k=1))
+    embedding = EmbeddingRequest(model="live", input=TEXTS)
+    search = SearchRequest(query="Which function sorts a list?", task="qa", k=1)
     with Client(running.url, KEYS["write"]) as client:
-        assert near(client.ask(vectors_of), vectors)
-        assert client.ask(hits_of).results[0][0].id == "list-sorts"
-        assert "sorts a list" in client.ask(calls.retrieve("qa", RetrieveRequest(query="sort a list"))).prompt
-        assert len(client.ask(calls.rerank(RerankRequest(query="x", documents=["a", "b"]))).results) == 2
-        assert [one.name for one in client.ask(calls.indexes()).data] == ["live"]
+        assert near(client.embed(embedding), vectors)
+        assert client.search(search).results[0][0].id == "list-sorts"
+        assert "sorts a list" in client.retrieve("qa", RetrieveRequest(query="sort a list")).prompt
+        assert len(client.rerank(RerankRequest(query="x", documents=["a", "b"])).results) == 2
+        assert [one.name for one in client.indexes().data] == ["live"]
         document = Document(id="own", text="x", metadata={"a": 1})
-        assert client.ask(calls.upsert("live", UpsertRequest(task="qa", documents=[document]))).upserted == 1
+        assert client.upsert("live", UpsertRequest(task="qa", documents=[document])).upserted == 1
         gone = DeleteRequest(task="qa", documents=[NamedDocument(id="own")])
-        assert client.ask(calls.delete("live", gone)).deleted == 1
+        assert client.delete("live", gone).deleted == 1
         with pytest.raises(ServiceError, match="role admin") as refused:
-            client.ask(calls.point("live", "v2"))
+            client.point("live", "v2")
         assert refused.value.status == 403
 
     async def ask() -> tuple[object, str]:
         async with AsyncClient(running.url, KEYS["read"]) as client:
-            found, embedded = await asyncio.gather(client.ask(hits_of), client.ask(vectors_of))
+            found, embedded = await asyncio.gather(client.search(search), client.embed(embedding))
             return embedded, found.results[0][0].id
 
     embedded, best = asyncio.run(ask())
