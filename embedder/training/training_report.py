@@ -95,10 +95,14 @@ def write_report(numbers: Mapping[str, Any], folder: AnyPath, run: str) -> AnyPa
     with replacing(folder / "training.png") as file:
         file.write(draw_training(numbers, PAPER))
     path = folder / "training.html"
-    curves = light_and_dark(draw_training, numbers)
     with replacing(path) as file:
-        file.write(render("training.html", run=run, numbers=numbers, curves=curves).encode())
+        file.write(page(numbers, run).encode())
     return path
+
+
+def page(numbers: Mapping[str, Any], run: str) -> str:
+    """The report as one HTML page; all texts are escaped and the page loads nothing."""
+    return render("training.html", run=run, numbers=numbers, curves=light_and_dark(draw_training, numbers))
 
 
 def report_lines(numbers: Mapping[str, Any]) -> list[str]:
