@@ -65,7 +65,7 @@ def _fill(vectors: np.ndarray, rows: np.ndarray, part: CollectionPart) -> None:
                 f"{part.ledger.folder}: vectors of another width than {vectors.shape[1]}; remove it and run "
                 "`python -m ray_jobs.index` again"
             )
-        vectors[row_at[wanted.positions(block["row_id"].to_pylist())]] = flat.reshape(block.num_rows, -1)
+        vectors[row_at[wanted.positions(block["row_id"].to_pylist())]] = flat.reshape(-1, vectors.shape[1])
         filled += block.num_rows
     if filled < len(rows):
         raise DataError(
