@@ -159,6 +159,9 @@ class RerankerTeacher(LlmTeacher):
 
         # The LLM's labels first, all of them: the reranker is named by a hash of the rewards that it was trained on.
         by_llm = super().run()
+        missing, first = by_llm.expected.missing_from(llm_ledger(self.config.paths).row_ids())
+        if missing:
+            raise LabelError(f"{missing:,} of the LLM's groups are in no block, first {first}; run it again")
         model = train_reranker(self.config, llm_ledger(self.config.paths).read())
         provenance = label_provenance(self.config, shot_pools(self.config))
         lineage = (model / LINEAGE).read_text(encoding="utf-8")
