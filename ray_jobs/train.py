@@ -23,7 +23,7 @@ from embedder.models.st_folder import check_base_model
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from embedder.storage.object_store import replacing
-from embedder.training.job import FORMAT
+from embedder.training.job import FORMAT, TrainingJob
 from embedder.training.split import split_groups
 from embedder.training.trackers import check_trackers
 from ray_jobs.cluster.session import Job, main
@@ -36,6 +36,8 @@ def check(config: RunConfig) -> Work:
     check_trackers(settings)
     check_base_model(config.encoder)
     taken = training_groups(config)
+    if training_job(config, taken).exported.is_dir():
+        return Work("train", [*taken.notes, "trained before; only the card and the report are made again"], 0.0)
     kept, apart = split_groups(taken.groups, settings.validation)
     # Here and not above, because torch comes with it: what can be refused without torch has been by now.
     from embedder.training.estimate import work_of
@@ -46,7 +48,7 @@ def check(config: RunConfig) -> Work:
 def run(config: RunConfig) -> StageReport:
     """Train or resume; write model, card and report; the summary tells the rows left out, losses and validation."""
     from embedder.run.lineage import install_model
-    from embedder.training.job import MetricsReader, TrainingJob
+    from embedder.training.job import MetricsReader
     from embedder.training.model_card import model_card
     from embedder.training.training_report import report_lines, summarise, write_report
     from embedder.training.training_rows import write_training_rows
@@ -54,8 +56,7 @@ def run(config: RunConfig) -> StageReport:
 
     settings = config.needed_train
     taken = training_groups(config)
-    name = run_name(config, taken)
-    job = TrainingJob(config.encoder, config.tasks, settings, config.paths.training / name)
+    job = training_job(config, taken)
     kept, apart = split_groups(taken.groups, settings.validation)
     sizes, left_out = write_training_rows(kept, config.tasks, job.rows, taken.positives)
     write_training_rows(apart, config.tasks, job.held_out, taken.positives)
@@ -67,7 +68,8 @@ def run(config: RunConfig) -> StageReport:
     # Each time anew, also for a finished run: card and report are made from the metrics, and cost seconds.
     with replacing(job.exported / "README.md") as file:
         file.write(model_card(config, numbers).encode())
-    lineage = {"training_run": name, "base_encoder": config.encoder.model, "llm": config.llm and config.llm.model}
+    llm = config.llm and config.llm.model
+    lineage = {"training_run": job.folder.name, "base_encoder": config.encoder.model, "llm": llm}
     install_model(job.exported, config.paths.model, lineage)
     page = write_report(numbers, config.paths.reports, config.paths.work.name)
     report = StageReport("train", len(steps), "steps", details={"rows": dict(sizes), "left_out": dict(left_out)})
@@ -76,6 +78,13 @@ def run(config: RunConfig) -> StageReport:
     report.lines += [f"left out {count:,} groups of {reason}" for reason, count in sorted(left_out.items())]
     report.lines.append(f"report: {page}")
     return report
+
+
+def training_job(config: RunConfig, taken: TrainingGroups) -> TrainingJob:
+    """The training of these groups, in a folder that is named by all its result depends on."""
+    return TrainingJob(
+        config.encoder, config.tasks, config.needed_train, config.paths.training / run_name(config, taken)
+    )
 
 
 def run_name(config: RunConfig, taken: TrainingGroups) -> str:
