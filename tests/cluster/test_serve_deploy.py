@@ -53,7 +53,15 @@ def test_serve_run_starts_the_service_and_an_interrupt_stops_it(cluster: Cluster
     serve(cluster, "start", "--http-host", "127.0.0.1", "--http-port", str(port))
     command = ["serve", "run", "serve.app:build", f"run={run_path}", "serve.max_replicas=1"]
     environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
-    running = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    # A shell starts jobs in the background with interrupts ignored, which children inherit; here one must count.
+    running = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         answers(f"http://127.0.0.1:{port}")
     finally:
