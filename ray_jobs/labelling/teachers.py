@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from embedder.config.run import LlmConfig, RunConfig
@@ -92,6 +93,11 @@ def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
 class LlmTeacher(Teacher):
     """The LLM labels every group of a task with a reward."""
 
+    @cached_property
+    def provenance(self) -> LabelProvenance:
+        """What the LLM's labels depend on; kept, because the weights of the LLM are hashed for it."""
+        return label_provenance(self.config, shot_pools(self.config))
+
     def selected(self) -> RowIds | None:
         """The groups that the LLM labels; None: all of them."""
         return None
@@ -101,7 +107,7 @@ class LlmTeacher(Teacher):
         return survey(self.config, llm_ledger(self.config.paths), self.config.label.block_rows, self.selected())
 
     def check(self) -> Work:
-        check_provenance(self.config, label_provenance(self.config, shot_pools(self.config)))
+        check_provenance(self.config, self.provenance)
         work = self.survey()
         llm = needed_llm(self.config, set(work.tasks))
         parameters = count_parameters(locate_model(llm.model)) if llm else 0
@@ -120,8 +126,7 @@ class LlmTeacher(Teacher):
         return rehearse_labelling(self.config, self.config.llm, self.survey())
 
     def run(self) -> Labels:
-        config, pools = self.config, shot_pools(self.config)
-        provenance = label_provenance(config, pools)
+        config, provenance = self.config, self.provenance
         # Before the first label: a run that is cut off must not leave labels of which nobody knows what made them.
         write_provenance(config.paths, provenance)
         work = self.survey()
@@ -130,7 +135,7 @@ class LlmTeacher(Teacher):
         if work.blocks.num_rows and config.llm is not None:
             from ray_jobs.labelling.actors import label_with_llm
 
-            cost = label_with_llm(config, work, pools, provenance.fingerprint)
+            cost = label_with_llm(config, work, shot_pools(config), provenance.fingerprint)
         return Labels(work.expected, work.before, [], cost)
 
 
@@ -163,11 +168,11 @@ class RerankerTeacher(LlmTeacher):
         if missing:
             raise LabelError(f"{missing:,} of the LLM's groups are in no block, first {first}; run it again")
         model = train_reranker(self.config, llm_ledger(self.config.paths).read())
-        provenance = label_provenance(self.config, shot_pools(self.config))
         lineage = (model / LINEAGE).read_text(encoding="utf-8")
-        ledger, fingerprint = labelled_ledger(self.config), content_id(provenance.fingerprint, lineage)[:16]
+        ledger, llm_fingerprint = labelled_ledger(self.config), self.provenance.fingerprint
+        fingerprint = content_id(llm_fingerprint, lineage)[:16]
         work = score_with_reranker(self.config, ledger, fingerprint)
-        _commit_plain(self.config, ledger, work, provenance.fingerprint)
+        _commit_plain(self.config, ledger, work, llm_fingerprint)
         return Labels(work.expected, by_llm.before, reranker_lines(model), by_llm.cost)
 
 
