@@ -1,4 +1,4 @@
-"""Tiny random models as folders, with tokenizers and chat templates of known kinds: what awkward folders are made of."""
+"""Tiny random models as folders, with tokenizers and chat templates of known kinds, for awkward folders."""
 
 from __future__ import annotations
 
