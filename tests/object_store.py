@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import unquote
 
+import boto3
+from botocore.client import BaseClient
 from pyarrow import fs
 
 from embedder.storage.object_store import ObjectPath, upload
@@ -43,6 +46,14 @@ class ObjectStore:
     def path(self, name: str, bucket: str = BUCKET, endpoint: str = "") -> ObjectPath:
         """The same as a path."""
         return ObjectPath.parse(self.uri(name, bucket, endpoint))
+
+    def client(self) -> BaseClient:
+        """A client that may write any name."""
+        key, _, secret = KEYS.partition(":")
+        address, secret = f"http://{self.endpoint}", unquote(secret)
+        return boto3.client(
+            "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id=key, aws_secret_access_key=secret
+        )
 
 
 def send(folder: Path, place: ObjectPath) -> None:

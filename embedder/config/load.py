@@ -15,6 +15,8 @@ from embedder.config.unknown_keys import RENAMED_VALUES, describe_unknown_key, l
 from embedder.errors import ConfigError
 from embedder.storage.object_store import masked
 
+LARGEST_RUN_FILE = 2**20
+"""Bytes; the longest of a real run has some thousand."""
 LONGEST_SHOWN = 80
 """Characters of an override that a message repeats; of a longer one it names the key alone."""
 
@@ -51,16 +53,31 @@ def raw_run(path: str | Path, overrides: list[str] | None = None) -> dict[str, A
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"--config {path}: no such file; give the path of a run file such as configs/demo.yaml")
+    size = path.stat().st_size
+    if size > LARGEST_RUN_FILE:
+        raise ConfigError(f"--config {path}: {size:,} bytes; a run file has at most {LARGEST_RUN_FILE:,}")
     try:
-        # The safe loader, because a run file from elsewhere could otherwise build any Python object.
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = _read_yaml(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--config {path}: not a YAML file: {masked(' '.join(str(error).split()))}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"--config {path}: holds {type(raw).__name__}; a run file is a mapping of sections")
     for override in overrides or []:
         _apply_override(raw, override)
     return raw
+
+
+def _read_yaml(text: str) -> Any:  # noqa: ANN401
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError, ValueError: it is no YAML, or nested too deeply.
+    """
+    try:
+        # The safe loader, because a run file from elsewhere could otherwise build any Python object.
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -76,8 +93,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"--set {masked(override)!r}: {key!r} is a value, not a section")
     try:
-        node[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        node[keys[-1]] = _read_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--set {masked(override)!r}: the value is not valid YAML") from error
 
 

@@ -35,6 +35,8 @@ URI = re.compile(
 SCHEMES = ("s3", "gs")
 SHOWN_PARAMETERS = {"endpoint_override", "region", "scheme"}
 """Of a URI's query; the values of all others are masked."""
+LONGEST_NAME = 255
+"""Bytes of a file's name on Linux and macOS."""
 BUFFER_BYTES = 8 * 2**20
 """Read at once from an object: each piece costs a round trip."""
 
@@ -157,11 +159,23 @@ class ObjectPath:
         """Every object below this name: its name from here on, and its size and time of last change (ns).
 
         Raises:
-            DataError: there is no such bucket, or the store does not answer or refuses.
+            DataError: there is no such bucket, or the store does not answer or refuses; or an object's name cannot be
+                that of a file.
         """
         for info in self._listed(recursive=True):
             if info.type == fs.FileType.File:
-                yield info.path.removeprefix(f"{self.key}/"), (info.size, info.mtime_ns)
+                name = info.path.removeprefix(f"{self.key}/")
+                self._check_name(name)
+                yield name, (info.size, info.mtime_ns)
+
+    def _check_name(self, name: str) -> None:
+        """Refuse a name of the store that would leave the folder it is fetched into, or could not be written there."""
+        parts = name.split("/")
+        # `run//etc/x` is a name of its own in a store, but `folder / "/etc/x"` is a file outside of the folder.
+        if {"", ".", ".."} & set(parts) or "\0" in name or any(len(part.encode()) > LONGEST_NAME for part in parts):
+            raise DataError(
+                f"{self}: holds an object {name!r:.200}, whose name cannot be that of a file; rename or remove it"
+            )
 
     def stamp(self) -> tuple[int, int]:
         """Size and time of last change (ns) of the object.
@@ -269,10 +283,16 @@ def download(path: ObjectPath, file: Path) -> None:
     """Make an object a file, which appears as a whole.
 
     Raises:
-        DataError: there is no such object, or the store does not answer or refuses.
+        DataError: there is no such object, or the store does not answer or refuses; or the file cannot be made.
     """
-    with replacing(file) as target, path.open("rb") as content, _reported(path, "read"):
-        shutil.copyfileobj(content, target, BUFFER_BYTES)
+    try:
+        with replacing(file) as target, path.open("rb") as content, _reported(path, "read"):
+            shutil.copyfileobj(content, target, BUFFER_BYTES)
+    # A store may hold both `a` and `a/b`, of which a folder can only hold one.
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise DataError(
+            f"{path}: {file} cannot be a file here ({error.strerror}); rename or remove one of the two"
+        ) from error
 
 
 def _upload(file: BinaryIO, path: ObjectPath) -> None:

@@ -194,9 +194,22 @@ def test_a_missing_file_is_refused_with_its_path(tmp_path):
         load_run(tmp_path / "no-such.yaml")
 
 
-@pytest.mark.parametrize("text", ["mine: [1,\n  2", "a: b: c", "\tmine: 3", "&a [*b]"])
+@pytest.mark.parametrize("text", ["mine: [1,\n  2", "a: b: c", "\tmine: 3", "&a [*b]", "mine: " + "[" * 5000])
 def test_a_file_that_is_not_yaml_is_refused(tmp_path, text):
     assert "not a YAML file" in refusal(tmp_path, text)
+
+
+def test_an_override_that_is_nested_too_deeply_is_refused(tmp_path):
+    assert "the value is not valid YAML" in refusal(tmp_path, MINIMAL, "mine.seed=" + "[" * 5000)
+
+
+def test_a_run_file_that_is_none_is_refused_by_its_size(tmp_path):
+    assert "a run file has at most" in refusal(tmp_path, MINIMAL + "#" * 2**20)
+
+
+def test_a_run_file_as_windows_saves_it_loads(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(MINIMAL.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert load_run(tmp_path / "run.yaml").encoder.model == "owner/name"
 
 
 def test_bytes_that_are_not_utf8_are_refused(tmp_path):

@@ -13,7 +13,7 @@ from embedder.errors import ConfigError, DataError
 from embedder.run.workspace import workplace
 from embedder.storage.mirror import Mirror, State
 from embedder.storage.object_store import ObjectPath, replacing
-from tests.object_store import ObjectStore, proxy
+from tests.object_store import BUCKET, ObjectStore, proxy
 from tests.waiting import wait_until
 
 
@@ -252,3 +252,29 @@ def test_workspace_of_a_run_in_a_folder_is_that_folder(tmp_path: Path) -> None:
     with workplace(config, writes=True) as local:
         assert local is config
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["//abs/dir/x", "/../x", "/a/./x", f"/{'n' * 300}"])
+def test_mirror_refuses_an_object_whose_name_would_leave_its_folder(
+    object_store: ObjectStore, remote: ObjectPath, tmp_path: Path, name: str
+) -> None:
+    begun(remote, tmp_path / "one")
+    # By boto3, because pyarrow itself refuses to write such a name.
+    key = f"{remote.key.partition('/')[2]}{name}"
+    object_store.client().put_object(Bucket=BUCKET, Key=key, Body=b"from a stranger")
+    with pytest.raises(DataError, match="cannot be that of a file; rename or remove it") as caught:
+        Mirror(remote, tmp_path / "two").pull()
+    assert "\n" not in str(caught.value)
+    assert not any(path.is_file() for path in (tmp_path / "two").rglob("x"))
+
+
+def test_mirror_refuses_an_object_that_is_a_folder_too(
+    object_store: ObjectStore, remote: ObjectPath, tmp_path: Path
+) -> None:
+    mirror = begun(remote, tmp_path / "one")
+    write(mirror.folder, a__b="1")
+    mirror.push()
+    key = f"{remote.key.partition('/')[2]}/a"
+    object_store.client().put_object(Bucket=BUCKET, Key=key, Body=b"a file")
+    with pytest.raises(DataError, match="rename or remove one of the two"):
+        Mirror(remote, tmp_path / "two").pull()
