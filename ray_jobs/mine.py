@@ -62,7 +62,7 @@ def run(config: RunConfig) -> StageReport:
             report.details[name] = dict(counts)
             report.lines.append(
                 f"{name}: {counts['groups']:,} groups with {counts['candidates']:,} candidates, "
-                f"{counts['positives']:,} of them known positives; kept out {counts['same_id']:,} by id "
+                f"{counts['positives']:,} of them known positives; kept out {counts['known']:,} as known "
                 f"and {counts['duplicates']:,} as duplicates; "
                 f"{counts['short']:,} groups smaller than {config.mine.group_size}"
             )

@@ -69,9 +69,10 @@ def run(config: RunConfig) -> StageReport:
     report = StageReport("prepare", sum(count["rows_in"] for count in counts.values()), "source rows", details=counts)
     for name, count in sorted(counts.items()):
         report.lines.append(
-            f"{name}: {count['rows_in']:,} rows in = {count['rows_out']:,} out + {count['left_out']:,} "
-            f"left out by limits + {count['rejected']:,} rejected; {count['passages']:,} passages, "
-            f"{count['train']:,} train, {count['dev']:,} dev and {count['test']:,} test queries"
+            f"{name}: {count['rows_in']:,} rows in = {count['rows_out']:,} out + {count['left_out']:,} left out by "
+            f"limits + {count['rejected']:,} rejected + {count['merged']:,} merged with others; "
+            f"{count['passages']:,} passages, {count['train']:,} train, {count['dev']:,} dev and "
+            f"{count['test']:,} test queries"
         )
         report.lines += [f"{name}: {note}" for note in count["notes"]]
     return report
@@ -91,23 +92,17 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
     """Prepare one dataset and return its counts.
 
     Raises:
-        DataError: more rows are rejected than `max_rejected_share` allows, or the counts do not add up.
+        DataError: a file is damaged, nothing of one is left, more rows are rejected than `max_rejected_share` allows,
+            or the counts do not add up.
     """
-    prepared = read_source(source, task, settings.seed)
-    rejected = len(prepared.rejected)
-    # First, so that a source that is refused below leaves the rows that tell why.
-    _write_rejected(prepared, work / "prepared" / "rejected" / f"{source.dataset}.json")
-    if prepared.rows_in != prepared.rows_out + prepared.left_out + rejected:
-        raise DataError(
-            f"{source.dataset}: {prepared.rows_in} rows in, but {prepared.rows_out} out, {prepared.left_out} left out "
-            f"and {rejected} rejected; this is a defect of the reader"
-        )
-    if rejected > settings.max_rejected_share * prepared.rows_in:
-        first = prepared.rejected[0]
-        raise DataError(
-            f"{source.dataset}: {rejected} of {prepared.rows_in} rows rejected, more than prepare.max_rejected_share "
-            f"{settings.max_rejected_share} allows; first {first.file}:{first.line}: {first.reason}"
-        )
+    rejected_file = work / "prepared" / "rejected" / f"{source.dataset}.json"
+    prepared = Prepared()
+    try:
+        read_source(source, task, settings.seed, prepared)
+    finally:
+        # Also of a source that is refused, so that it leaves the rows that tell why.
+        _write_rejected(prepared, rejected_file)
+    _check_counts(source, prepared, settings.max_rejected_share)
     folder = work / "prepared" / "corpus" / source.dataset
     # Parts of a larger corpus of an earlier run must not stay among the new ones.
     shutil.rmtree(folder, ignore_errors=True)
@@ -124,12 +119,32 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
         "task": source.task,
         "rows_in": prepared.rows_in,
         "rows_out": prepared.rows_out,
+        "merged": prepared.merged,
         "left_out": prepared.left_out,
-        "rejected": rejected,
+        "rejected": len(prepared.rejected),
         "passages": len(passages),
         **{split: len(prepared.queries.get(split, [])) for split in SPLITS},
         "notes": prepared.notes,
     }
+
+
+def _check_counts(source: Source, prepared: Prepared, allowed: float) -> None:
+    rejected = len(prepared.rejected)
+    if not prepared.sum_holds:
+        raise DataError(
+            f"{source.dataset}: {prepared.rows_in} rows in, but {prepared.rows_out} out, {prepared.merged} merged, "
+            f"{prepared.left_out} left out and {rejected} rejected; this is a defect of the reader"
+        )
+    if rejected > allowed * prepared.rows_in:
+        raise DataError(
+            f"{source.dataset}: {rejected} of {prepared.rows_in} rows rejected, more than prepare.max_rejected_share "
+            f"{allowed} allows{prepared.first_reason()}"
+        )
+    # A large corpus would hide that a small file was lost as a whole.
+    for file in prepared.lost_files:
+        raise DataError(f"{source.dataset}: no row of {file} can be used{prepared.first_reason(file)}")
+    if not any(prepared.queries.values()) and not prepared.left_out:
+        raise DataError(f"{source.dataset}: no query in {source.path}; give rows with a query, or judgements above 0")
 
 
 def _write_rejected(prepared: Prepared, path: Path) -> None:

@@ -58,8 +58,8 @@ def run(config: RunConfig) -> StageReport:
     taken = training_groups(config)
     job = training_job(config, taken)
     kept, apart = split_groups(taken.groups, settings.validation)
-    sizes, left_out = write_training_rows(kept, config.tasks, job.rows, taken.positives)
-    write_training_rows(apart, config.tasks, job.held_out, taken.positives)
+    sizes, left_out = write_training_rows(kept, config.tasks, job.rows, taken.positives, taken.examples)
+    write_training_rows(apart, config.tasks, job.held_out, taken.positives, taken.examples)
     if not job.exported.is_dir():
         run_workers(job, "train")
     steps = MetricsReader(job.metrics).steps()

@@ -94,6 +94,9 @@ class TaskSpec(Section):
     are 14 % to 50 % of the groups. The paper keeps them."""
     in_batch_negatives: bool = True
     """Candidates of other queries of the batch are negatives in the loss. `kl` and `margin_mse` never use them."""
+    queries_are_examples: bool = False
+    """Queries may stand in the corpus as worked examples, with their answer. A query then never gets its own one as a
+    candidate; it is known by its text (docs/data.md). An equal id alone says nothing."""
 
     def instruction(self, side: Side) -> str:
         """The instruction of one side."""
@@ -156,6 +159,7 @@ BUILTIN_TASKS: dict[str, TaskSpec] = {
         shots=3,
         max_output_tokens=8,
         loss="graded",
+        queries_are_examples=True,
     ),
     "tool": TaskSpec(
         query_instruction="Transform this user request for fetching helpful tool descriptions: ",

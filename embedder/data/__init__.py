@@ -2,7 +2,10 @@
 
 dataset     one source to one dataset: its reader, the dev split, the limits
 formats/    a reader for each format of source files
-rows        fields of one source row, checked; rejected rows
+json_lines  files of lines, read as bytes; the JSON object of a line
+fields      fields of one source row, checked
+rows        source rows as they are counted; rejected rows
+worked_examples  which passages are a query itself, with its answer
 metadata    values that a passage may hold to be filtered by
 records     tables of passages, queries, groups and labels; Parquet files
 ledger      work that is committed block by block

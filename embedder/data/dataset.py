@@ -6,11 +6,13 @@ from math import ceil
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import TaskSpec
+from embedder.data.fields import Row
 from embedder.data.formats.beir import BeirReader
 from embedder.data.formats.layout import LayoutReader
 from embedder.data.formats.reader import SPLITS, SourceReader
 from embedder.data.formats.reference import ReferenceReader
-from embedder.data.rows import Prepared, Row
+from embedder.data.rows import Prepared
+from embedder.data.worked_examples import link_examples
 from embedder.errors import DataError
 from embedder.hashing import row_seed
 
@@ -28,18 +30,22 @@ def open_source(source: Source, task: TaskSpec) -> SourceReader:
     return READERS[source.format](source, task)
 
 
-def read_source(source: Source, task: TaskSpec, seed: int) -> Prepared:
+def read_source(source: Source, task: TaskSpec, seed: int, prepared: Prepared | None = None) -> Prepared:
     """Read, check and choose the rows of one source.
 
+    `prepared`: filled and returned; whoever gives it has the rejected rows also when the source is refused.
+
     Raises:
-        DataError: a file is missing, or no passage is left.
+        DataError: a file is missing or damaged, or no passage is left.
     """
     reader = open_source(source, task)
-    prepared = Prepared()
+    prepared = Prepared() if prepared is None else prepared
     # Passages come first because queries name them, and because those that rows bring along are counted with the rows.
     reader.read_passages(prepared)
     documents = len(prepared.passages)
     lines = reader.read_queries(prepared)
+    if task.queries_are_examples:
+        link_examples((query for split in lines.values() for line in split for query in line), prepared.passages)
     if source.dev_queries is not None and "dev" not in lines:
         lines["dev"], lines["train"] = cut_dev(lines.get("train", []), seed)
     limits = {"train": source.train_queries, "dev": source.dev_queries, "test": source.test_queries}
@@ -49,7 +55,8 @@ def read_source(source: Source, task: TaskSpec, seed: int) -> Prepared:
     _keep_passages(source, prepared, seed, documents)
     if not prepared.passages:
         raise DataError(
-            f"source {source.dataset}: no passage in {source.path}; give a corpus.jsonl or rows with candidates"
+            f"source {source.dataset}: no passage in {source.path} can be used; give a corpus.jsonl or rows with "
+            f"candidates{prepared.first_reason()}"
         )
     return prepared
 
@@ -60,14 +67,18 @@ def cut_dev(lines: list[list[Row]], seed: int) -> tuple[list[list[Row]], list[li
     A seeded fifth of the documents and conversations goes to dev as a whole, so that no text of theirs is trained on; a
     query without an origin stands for itself. Depends on neither the order of the lines nor on limits.
     """
-    origins = sorted({_origin(queries) for queries in lines}, key=lambda origin: row_seed(seed, "dev", origin))
-    chosen = set(origins[: ceil(DEV_SHARE * len(origins))])
+    origins = {_origin(queries) for queries in lines}
+    order = sorted(origins, key=lambda origin: (row_seed(seed, "dev", origin[0]), origin))
+    chosen = set(order[: ceil(DEV_SHARE * len(order))])
     dev = [queries for queries in lines if _origin(queries) in chosen]
     return dev, [queries for queries in lines if _origin(queries) not in chosen]
 
 
-def _origin(queries: list[Row]) -> str:
-    return str(queries[0]["origin"] or queries[0]["query_id"])
+def _origin(queries: list[Row]) -> tuple[str, bool]:
+    """The name of a line's document, conversation or single query, and whether it is that of a query."""
+    origin, query_id = queries[0]["origin"], queries[0]["query_id"]
+    # Both, because a conversation and a query of one name are two things.
+    return (query_id, True) if origin is None else (origin, False)
 
 
 def _choose(lines: list[list[Row]], limit: int | None, seed: int, prepared: Prepared) -> list[Row]:

@@ -38,6 +38,7 @@ QUERY = pa.schema(
         ("positive_ids", TEXTS),
         ("positive_grades", pa.list_(pa.int32())),
         ("pool_ids", TEXTS),
+        ("example_ids", TEXTS),
         ("teacher_scores", pa.list_(pa.float32())),
         ("options", TEXTS),
         ("category", pa.string()),
@@ -47,9 +48,11 @@ QUERY = pa.schema(
 """One query.
 
 `positive_grades` null: all are 1. `pool_ids` null: every passage of the dataset is a possible candidate; else only
-these (oldest first). `teacher_scores`: rewards made elsewhere, one for each of `pool_ids`, which are then the query's
-group; null where there are none. `options`: all answers there are to choose from, null where there is no such list.
-`category`: its subject, or null. `origin`: the document or conversation it was cut from, null if it stands alone.
+these (oldest first). `example_ids`: passages that are this query itself as a worked example, which it never finds; null
+or empty where the task does not say that its queries are examples. `teacher_scores`: rewards made elsewhere, one for
+each of `pool_ids`, which are then the query's group; null where there are none. `options`: all answers there are to
+choose from, null where there is no such list. `category`: its subject, or null. `origin`: the document or conversation
+it was cut from, null if it stands alone.
 """
 
 GROUP = pa.schema(

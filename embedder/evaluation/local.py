@@ -21,7 +21,7 @@ from embedder.evaluation.judge import LlmJudge
 from embedder.evaluation.measurements import DatasetValues, ask_about, enter_all_replies, read_datasets
 from embedder.evaluation.questions import plan_units
 from embedder.evaluation.replies import judge_fingerprint, judged_ledger
-from embedder.evaluation.retrieval import without_itself
+from embedder.evaluation.retrieval import own_examples, without_itself
 from embedder.hashing import row_seed
 from embedder.labelling.prompts import read_shot_pools
 from embedder.mining.ranking import Ranking, search_block
@@ -88,9 +88,10 @@ def rank(encoder: TextEncoder, spec: TaskSpec, dataset: EvaluationSet, depth: in
     ids = [passage_id for passage_id in dataset.texts if passage_id in wanted]
     passage_PD = encode(encoder, [dataset.texts[passage_id] for passage_id in ids], spec, "passage")
     query_QD = encode(encoder, [row["query"] for row in rows], spec, "query")
-    # One passage more, because a query may find itself, which does not count.
-    rankings = search_block(query_QD, pools, ids, passage_PD, depth + 1)
-    return without_itself({row["query_id"]: ranking for row, ranking in zip(rows, rankings, strict=True)}, depth)
+    own = own_examples(rows)
+    # So many passages more, because a query may find itself, which does not count.
+    rankings = search_block(query_QD, pools, ids, passage_PD, depth + max(map(len, own.values()), default=0))
+    return without_itself({row["query_id"]: ranking for row, ranking in zip(rows, rankings, strict=True)}, depth, own)
 
 
 def measure_encoder(

@@ -58,7 +58,8 @@ def relevant_passages(
     for row in rows:
         if evaluation.relevance == "same_answer":
             wanted = by_answer.get(row["answers"][0], []) if row["answers"] else []
-            grades = dict.fromkeys((each for each in wanted if each != row["query_id"]), 1)
+            own = set(row.get("example_ids") or [])
+            grades = dict.fromkeys((each for each in wanted if each not in own), 1)
         else:
             given = row["positive_grades"] or [1] * len(row["positive_ids"])
             grades = dict(zip(row["positive_ids"], given, strict=True))
@@ -67,9 +68,20 @@ def relevant_passages(
     return relevant
 
 
-def without_itself(rankings: Mapping[str, Ranking], depth: int) -> dict[str, Ranking]:
-    """Rankings in which no query finds itself: a query of the dev split may be a worked example of the corpus."""
-    return {query: [entry for entry in ranking if entry[0] != query][:depth] for query, ranking in rankings.items()}
+def own_examples(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """The passages that are a query itself as a worked example, by query id, of those queries that have such."""
+    return {row["query_id"]: set(row["example_ids"]) for row in rows if row.get("example_ids")}
+
+
+def without_itself(
+    rankings: Mapping[str, Ranking], depth: int, own: Mapping[str, set[str]] | None = None
+) -> dict[str, Ranking]:
+    """Rankings in which no query finds itself: one of the dev split may be a worked example of the corpus (`own`)."""
+    own = own or {}
+    return {
+        query: [entry for entry in ranking if entry[0] not in own.get(query, ())][:depth]
+        for query, ranking in rankings.items()
+    }
 
 
 def random_rankings(

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
 
-from embedder.data.rows import Row
+from embedder.data.fields import Row
 from embedder.errors import DataError
 from embedder.storage.object_store import AnyPath, replacing
 

@@ -25,16 +25,17 @@ def make_group(
 
     Known positives come first, at most group_size - 1 of them. The rest is drawn from ranks `window` of the lexical
     and the dense ranking. A query without positives (its rewards decide) takes half of its candidates from the head of
-    the rankings and draws the others. Never drawn: the query's own row, positives, and texts that repeat a positive
-    or an earlier candidate. A query that brings scores takes the candidates that these are for, all and in their order.
+    the rankings and draws the others. Never drawn: positives, the query itself as a worked example, and texts that
+    repeat a positive or an earlier candidate. A query that brings scores takes the candidates that these are for, all
+    and in their order.
     """
-    kept_out = Counter(same_id=0, duplicates=0)
+    kept_out = Counter(known=0, duplicates=0)
     if query["teacher_scores"] is not None:
         return _group(query, query["pool_ids"], query["positive_ids"], passages), kept_out
     # By query and not by position, so that the groups of other queries do not change this one.
     random = Random(row_seed(config.seed, query["dataset"], query["query_id"]))
     positives = query["positive_ids"][: config.group_size - 1]
-    known = {*query["positive_ids"], query["query_id"]}
+    known = {*query["positive_ids"], *(query.get("example_ids") or [])}
     # Of all positives, also those that do not fit: a copy of one must not be taken for a negative.
     taken = {passage_id: normalise(passages[passage_id]) for passage_id in query["positive_ids"]}
     chosen = list(positives)
@@ -42,7 +43,7 @@ def make_group(
         if len(chosen) == config.group_size:
             break
         if passage_id in known:
-            kept_out["same_id"] += 1
+            kept_out["known"] += 1
             continue
         text = normalise(passages[passage_id])
         if is_duplicate(text, list(taken.values()), config.duplicate_overlap):

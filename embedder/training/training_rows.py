@@ -37,7 +37,7 @@ TRAINING_ROW = pa.schema(
 )
 """`relevance`: 1 known positive, 0 not known to be one; `rewards` may be null where the task's loss needs none;
 `text_hashes`, `id_hashes`: hashes of the candidates' texts and ids; `known_hashes`: those of known positives of the
-query that are no candidates of the group, and of the query's own row, which as a worked example is a passage too."""
+query that are no candidates of the group, and of the query itself where it is a worked example of the corpus."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,13 @@ class Batch:
         ]
 
 
-def training_row(group: dict[str, Any], task: TaskSpec, known: frozenset[int] = frozenset()) -> dict[str, Any] | str:
+def training_row(
+    group: dict[str, Any], task: TaskSpec, known: frozenset[int] = frozenset(), examples: Sequence[str] = ()
+) -> dict[str, Any] | str:
     """The training row of a labelled group, or why it cannot be trained on.
 
-    `known`: hashes of the texts and ids of all known positives of the query, wherever they were seen.
+    `known`: hashes of the texts and ids of all known positives of the query, wherever they were seen. `examples`: ids
+    of passages that are the query itself as a worked example, which are no negatives of it.
     """
     texts, rewards = group["candidate_texts"], group["rewards"]
     if not texts:
@@ -88,8 +91,8 @@ def training_row(group: dict[str, Any], task: TaskSpec, known: frozenset[int] = 
         return f"no rewards: {group['error'] or 'not labelled'}"
     elif task.skip_flat and is_flat(rewards):
         return "all rewards are equal"
-    own_row = _hash("id", group["dataset"], group["query_id"])
-    known_hashes = sorted({*known, own_row}.difference(text_hashes, id_hashes))
+    own = {_hash("id", group["dataset"], passage_id) for passage_id in examples}
+    known_hashes = sorted({*known, *own}.difference(text_hashes, id_hashes))
     values = (group["task"], group["query"], texts, relevance, rewards, text_hashes, id_hashes, known_hashes)
     return dict(zip(TRAINING_ROW.names, values, strict=True))
 
@@ -129,16 +132,19 @@ def write_training_rows(
     tasks: Mapping[str, TaskSpec],
     path: Path,
     positive_ids: Mapping[tuple[str, str], Sequence[str]],
+    example_ids: Mapping[tuple[str, str], Sequence[str]] | None = None,
 ) -> tuple[Counter[str], Counter[str]]:
     """Write the usable groups sorted by task; returns rows by task, and left-out groups by task and reason.
 
-    `positive_ids`: by (dataset, query_id), the ids of known positives, in the group or not.
+    `positive_ids`: by (dataset, query_id), the ids of known positives, in the group or not; `example_ids`: in the same
+    way, those of the query itself as a worked example.
     """
     kept: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
     known = known_positives(groups, positive_ids)
     for group in groups:
-        row = training_row(group, tasks[group["task"]], known[group["task"], group["query"]])
+        own = (example_ids or {}).get((group["dataset"], group["query_id"]), ())
+        row = training_row(group, tasks[group["task"]], known[group["task"], group["query"]], own)
         if isinstance(row, str):
             left_out[f"{group['task']}: {row}"] += 1
         else:

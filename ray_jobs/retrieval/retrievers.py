@@ -13,7 +13,7 @@ from embedder.config.run import RunConfig
 from embedder.console import console, progress
 from embedder.evaluation.endpoint import EmbeddingEndpoint
 from embedder.evaluation.evaluations import evaluation_of
-from embedder.evaluation.retrieval import random_rankings, recency_rankings, without_itself
+from embedder.evaluation.retrieval import own_examples, random_rankings, recency_rankings, without_itself
 from embedder.hashing import content_id
 from embedder.mining.ranking import Ranking
 from embedder.models.fingerprint import encoder_fingerprint
@@ -34,7 +34,9 @@ def all_rankings(config: RunConfig) -> Rankings:
     No query finds itself.
     """
     settings, names = config.evaluate, datasets(config.paths)
-    depth = settings.depth + 1  # one more, because a query that is a passage too is taken out below
+    own = {name: own_examples(queries(config.paths, settings.split, name)) for name in names}
+    # So many more, because a query that is a passage too is taken out below.
+    depth = settings.depth + max((len(ids) for of_dataset in own.values() for ids in of_dataset.values()), default=0)
     lexical: dict[str, ray.ObjectRef] = {}
     if any(retriever.name == "bm25" for retriever in settings.retrievers):
         # Started first, so that these tasks run beside the encoders.
@@ -42,12 +44,14 @@ def all_rankings(config: RunConfig) -> Rankings:
     rankings: Rankings = {}
     for retriever in settings.retrievers:
         if isinstance(retriever, BuiltinRetriever) and retriever.kind not in {"base", "trained"}:
-            rankings[retriever.name] = _without_encoder(config, retriever, lexical)
+            rankings[retriever.name] = _without_encoder(config, retriever, lexical, depth)
         else:
             store = _filled_store(config, retriever)
             rankings[retriever.name] = dense_rankings(config.paths, store, settings.split, depth)
     return {
-        retriever: {name: without_itself(of_dataset, settings.depth) for name, of_dataset in of_retriever.items()}
+        retriever: {
+            name: without_itself(of_dataset, settings.depth, own[name]) for name, of_dataset in of_retriever.items()
+        }
         for retriever, of_retriever in rankings.items()
     }
 
@@ -58,7 +62,7 @@ def by_dataset(rankings: Rankings, name: str) -> dict[str, dict[str, Ranking]]:
 
 
 def _without_encoder(
-    config: RunConfig, retriever: BuiltinRetriever, lexical: dict[str, ray.ObjectRef]
+    config: RunConfig, retriever: BuiltinRetriever, lexical: dict[str, ray.ObjectRef], depth: int
 ) -> dict[str, dict[str, Ranking]]:
     settings = config.evaluate
     rankings: dict[str, dict[str, Ranking]] = {}
@@ -68,9 +72,7 @@ def _without_encoder(
             case "bm25":
                 rankings[name] = ray.get(lexical[name])
             case "random":
-                rankings[name] = random_rankings(
-                    rows, list(passage_texts(config.paths, name)), settings.depth + 1, settings.seed
-                )
+                rankings[name] = random_rankings(rows, list(passage_texts(config.paths, name)), depth, settings.seed)
             case "recency" if rows:
                 if evaluation_of(rows[0]["task"], name, rows, settings.evaluations).has_history:
                     rankings[name] = recency_rankings(rows, settings.depth)

@@ -14,7 +14,14 @@ from embedder.data.ledger import Ledger
 from embedder.data.records import group_id, parquet_files
 from embedder.errors import ConfigError, DataError
 from embedder.hashing import content_id, row_seed
-from ray_jobs.cluster.tables import candidate_groups, labelled_ledger, llm_ledger, positive_ids, reranked_ledger
+from ray_jobs.cluster.tables import (
+    candidate_groups,
+    example_ids,
+    labelled_ledger,
+    llm_ledger,
+    positive_ids,
+    reranked_ledger,
+)
 
 Group = dict[str, Any]
 
@@ -27,6 +34,8 @@ class TrainingGroups:
     """Rows of records.LABELLED."""
     positives: dict[tuple[str, str], list[str]]
     """Ids of the known positives of each query, by (dataset, query_id)."""
+    examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """Ids of the passages that a query itself is as a worked example, in the same way."""
     notes: list[str] = field(default_factory=list)
     """Lines on them for the user."""
 
@@ -35,7 +44,8 @@ class TrainingGroups:
         """Hash of the groups, their labels, and which candidates are known to be right."""
         labels = [[group["row_id"], group["label_fingerprint"]] for group in self.groups]
         known = [self.positives.get((group["dataset"], group["query_id"]), []) for group in self.groups]
-        return content_id(labels, known)
+        own = [self.examples.get((group["dataset"], group["query_id"]), []) for group in self.groups]
+        return content_id(labels, known, own)
 
 
 def training_groups(config: RunConfig) -> TrainingGroups:
@@ -48,25 +58,27 @@ def training_groups(config: RunConfig) -> TrainingGroups:
     new = labelled_groups(config.paths, labelled_ledger(config))
     replay = config.train.replay if config.train else None
     if replay is None:
-        return TrainingGroups(new, positive_ids(config.paths))
+        return TrainingGroups(new, positive_ids(config.paths), example_ids(config.paths))
     own = {group["row_id"] for group in new}
     old: dict[str, Group] = {}
-    positives: dict[tuple[str, str], list[str]] = {}
+    positives, examples = positive_ids(config.paths), example_ids(config.paths)
     for run in replay.runs:
         paths = _earlier(config.paths, run)
         reranked = reranked_ledger(paths)
         ledger = reranked if parquet_files(reranked.folder) else llm_ledger(paths)
+        # Ids are names within one run: the same one may be another query or passage here, so each run has its own.
+        name = f"{run.work} round {run.round}: "
         for group in labelled_groups(paths, ledger):
             if group["row_id"] not in own:
-                old.setdefault(group["row_id"], group)
-        positives |= positive_ids(paths)
+                old.setdefault(group["row_id"], {**group, "dataset": name + group["dataset"]})
+        positives |= {(name + dataset, query): ids for (dataset, query), ids in positive_ids(paths).items()}
+        examples |= {(name + dataset, query): ids for (dataset, query), ids in example_ids(paths).items()}
     _refuse_unknown_tasks(config, list(old.values()))
     chosen = replayed(list(old.values()), len(new), replay, config.train.seed if config.train else 0)
     counts = Counter(group["task"] for group in chosen)
     shown = ", ".join(f"{task} {count:,}" for task, count in sorted(counts.items())) or "none"
     note = f"replays {len(chosen):,} of {len(old):,} groups of {len(replay.runs)} earlier runs: {shown}"
-    # This run's own positives last: where two runs know the same query, what is known now holds.
-    return TrainingGroups(new + chosen, {**positives, **positive_ids(config.paths)}, [note])
+    return TrainingGroups(new + chosen, positives, examples, [note])
 
 
 def labelled_groups(paths: Paths, ledger: Ledger) -> list[Group]:

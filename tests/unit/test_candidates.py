@@ -14,9 +14,15 @@ from tests.unit.judges import quick
 PASSAGES = {f"p{i}": f"word{i} thing{i}" for i in range(40)}
 
 
-def query(positives=(), query_id="q") -> dict[str, object]:
+def query(positives=(), query_id="q", examples=()) -> dict[str, object]:
     fields = {"task": "qa", "dataset": "d", "query_id": query_id, "query": "text", "answers": ["a"]}
-    return {**fields, "positive_ids": list(positives), "pool_ids": None, "teacher_scores": None}
+    return {
+        **fields,
+        "positive_ids": list(positives),
+        "pool_ids": None,
+        "example_ids": list(examples),
+        "teacher_scores": None,
+    }
 
 
 def ranking(numbers):
@@ -46,7 +52,7 @@ texts = st.lists(
 @given(orders, orders, st.lists(st.integers(0, 39), max_size=9, unique=True), configs, texts)
 def test_make_group_never_holds_what_it_must_not(lexical, dense, positives, config, words):
     passages = {f"p{i}": text for i, text in enumerate(words)}
-    asked = query([f"p{i}" for i in positives if i != 7], query_id="p7")
+    asked = query([f"p{i}" for i in positives if i != 7], query_id="p8", examples=["p7"])
     group, _ = make_group(asked, {"lexical": ranking(lexical), "dense": ranking(dense)}, passages, config)
     known = asked["positive_ids"]
     assert set(group) == set(GROUP.names)
@@ -121,9 +127,16 @@ def test_make_group_leaves_room_for_one_negative():
 def test_make_group_counts_what_it_kept_out():
     passages = {"p0": "red fox", "p1": "Red fox!", "p2": "a dog", "p3": "A dog.", "p4": "river"}
     rankings = {"lexical": ranking(range(5)), "dense": ranking(range(5))}
-    mined = make_group(query(["p0"], query_id="p4"), rankings, passages, MineConfig(group_size=8, window=(0, 9)))
+    mined = make_group(query(["p0"], examples=["p4"]), rankings, passages, MineConfig(group_size=8, window=(0, 9)))
     assert len(ids(mined)) == 2
-    assert mined[1] == {"same_id": 2, "duplicates": 2}
+    assert mined[1] == {"known": 2, "duplicates": 2}
+
+
+def test_make_group_takes_a_passage_of_the_querys_own_id_as_any_other():
+    """An id is a name within its table, case 04-id-collision."""
+    rankings = {"lexical": ranking(range(1, 5)), "dense": ranking(range(1, 5))}
+    mined = make_group(query(["p0"], query_id="p1"), rankings, PASSAGES, MineConfig(group_size=5, window=(0, 9)))
+    assert set(ids(mined)) == {"p0", "p1", "p2", "p3", "p4"}
 
 
 def test_make_group_without_rankings_holds_only_positives():

@@ -56,6 +56,7 @@ def test_layout_reader_keeps_ids_texts_and_titles(tmp_path):
             "positive_ids": ["p1"],
             "positive_grades": None,
             "pool_ids": None,
+            "example_ids": [],
             "teacher_scores": None,
             "options": None,
             "category": None,
@@ -63,7 +64,7 @@ def test_layout_reader_keeps_ids_texts_and_titles(tmp_path):
         }
     ]
     assert [query["query_id"] for query in got.queries["test"]] == ["q2"]
-    assert [passage["text"] for passage in got.passages.values()] == [row["text"] for row in CORPUS]
+    assert [passage["text"] for passage in got.passages.values()] == [f"title {i} passage {i}" for i in range(6)]
     assert got.passages["p3"]["title"] == "title 3"
     assert (got.rows_in, got.rows_out, got.rejected) == (8, 8, [])
 
@@ -116,7 +117,7 @@ def test_layout_reader_cuts_a_long_text_into_queries_whose_answer_is_the_next_ch
     assert sorted(queries) == [f"doc#{j}" for j in range(3, 9)]
     for j in range(3, 9):
         query = queries[f"doc#{j}"]
-        assert (query["query"], query["answers"]) == (chunks[j], [chunks[j + 1]])
+        assert (query["query"], query["answers"]) == (chunks[j], [f" {chunks[j + 1]}"])
         earlier = [i for i in range(j - 1) if i >= j - 1 - 4]
         assert query["pool_ids"] == [f"doc#{i}" for i in earlier]
         assert [got.passages[f"doc#{i}"]["text"] for i in earlier] == [f"{chunks[i]} {chunks[i + 1]}" for i in earlier]
@@ -140,7 +141,7 @@ def test_layout_reader_takes_exact_slices_that_end_before_the_query(tmp_path_fac
     words = text.split()
     for query in got.queries["train"]:
         j = int(query["query_id"].removeprefix("doc#"))
-        assert query["query"] in text
+        assert query["query"] + query["answers"][0] in text
         assert query["answers"][0].split() == words[(j + 1) * size : (j + 2) * size]
         for passage_id in query["pool_ids"]:
             i = int(passage_id.removeprefix("doc#"))
@@ -224,8 +225,8 @@ def test_dataset_keeps_leaves_out_or_rejects_every_row(tmp_path_factory, train, 
     files["test"] = [_line(kind, i) for i, kind in enumerate(test)]
     limits = {"train_queries": queries, "passages": passages}
     got = read_layout(tmp_path_factory.mktemp("rows"), **files, **limits)
-    assert got.rows_in == sum(map(len, files.values()))
-    assert got.rows_in == got.rows_out + got.left_out + len(got.rejected)
+    assert got.rows_in == sum(row != "" for rows in files.values() for row in rows)
+    assert got.rows_in == got.rows_out + got.merged + got.left_out + len(got.rejected)
     assert got.rows_out == len(got.passages) + sum(map(len, got.queries.values()))
 
 

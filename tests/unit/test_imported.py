@@ -51,7 +51,7 @@ def scored_source(path, task="qa", **fields) -> Source:
 def read(folder, rows, task="qa", **fields):
     lines(folder / "made.jsonl", rows)
     prepared = read_source(scored_source(folder / "made.jsonl", task, **fields), BUILTIN_TASKS[task], 0)
-    assert prepared.rows_in == prepared.rows_out + prepared.left_out + len(prepared.rejected)
+    assert prepared.rows_in == prepared.rows_out + prepared.merged + prepared.left_out + len(prepared.rejected)
     return prepared
 
 
@@ -169,7 +169,10 @@ BAD_ROWS = {
     "blank dataset": (scored(9, dataset=""), "dataset is ''"),
     "no candidates": (scored(9, pos=[], neg=None, teacher_scores=[]), "no candidates"),
     "empty candidate": (scored(9, neg=["N", " "]), "neg is not a list of non-empty texts; entry 1 is ' '"),
-    "query_id seen before": (scored(1), "query_id 'q1' was seen before"),
+    "query_id seen before": (
+        scored(1, neg=["N", "L"]),
+        "query_id 'q1' was seen before, with other candidates or teacher_scores",
+    ),
     "gold outside the history": (scored(9, history=["a", "b", "c"], gold_history=[3]), "leaves the history of 3"),
     "too few scores": (
         scored(9, teacher_scores=[1.0]),

@@ -51,7 +51,10 @@ def run_file(tmp_path_factory, tiny_encoder_folder, tiny_llama_folder):
     yes_no = {"options": ["yes", "no"], "positive_ids": []}
     queries = {
         "docs": [prepared_row("qa", "docs", i) for i in range(6)],
-        "kinds": [prepared_row("icl", "kinds", i, answers=["yes" if i % 2 else "no"], **yes_no) for i in range(6)],
+        "kinds": [
+            prepared_row("icl", "kinds", i, answers=["yes" if i % 2 else "no"], example_ids=[f"q{i}"], **yes_no)
+            for i in range(6)
+        ],
         "talk": [
             prepared_row("chat", "talk", i, positive_ids=[], pool_ids=turns, origin=f"c{i % 2}") for i in range(6)
         ],

@@ -10,6 +10,7 @@ from embedder.evaluation.evaluations import EVALUATIONS
 from embedder.evaluation.retrieval import (
     measure,
     measure_names,
+    own_examples,
     random_rankings,
     recency_rankings,
     relevant_passages,
@@ -86,7 +87,7 @@ def test_measure_names_an_evaluation_has_its_own_cutoff_and_the_general_ones():
 
 
 def row(query_id, **fields):
-    empty = {"positive_ids": [], "positive_grades": None, "answers": [], "pool_ids": None}
+    empty = {"positive_ids": [], "positive_grades": None, "answers": [], "pool_ids": None, "example_ids": []}
     return {"query_id": query_id, **empty, **fields}
 
 
@@ -97,16 +98,24 @@ def test_relevant_passages_known_positives_are_relevant_with_their_grades():
 
 
 def test_relevant_passages_worked_examples_with_the_querys_answer_are_relevant_but_not_itself():
-    answers = {"q": "yes", "e1": "yes", "e2": "no", "e3": None}
-    rows = [row("q", answers=["yes"]), row("r", answers=["no"]), row("s", answers=["maybe"]), row("t")]
+    answers = {"own": "yes", "e1": "yes", "e2": "no", "e3": None}
+    rows = [row("q", answers=["yes"], example_ids=["own"]), row("e2", answers=["no"])]
+    rows += [row("s", answers=["maybe"]), row("t")]
     found = relevant_passages(EVALUATIONS["icl"], rows, answers)
-    assert found == {"q": {"e1": 1}, "r": {"e2": 1}}
+    assert found == {"q": {"e1": 1}, "e2": {"e2": 1}}
 
 
 def test_without_itself_no_query_finds_itself():
-    rankings = {"q": ranking("a", "q", "b"), "r": ranking("a", "q", "b")}
-    found = without_itself(rankings, 2)
-    assert [[one for one, _ in found[query]] for query in ("q", "r")] == [["a", "b"], ["a", "q"]]
+    rankings = {"q": ranking("a", "own", "b"), "r": ranking("a", "own", "b")}
+    found = without_itself(rankings, 2, own_examples([row("q", example_ids=["own"]), row("r")]))
+    assert [[one for one, _ in found[query]] for query in ("q", "r")] == [["a", "b"], ["a", "own"]]
+
+
+def test_without_itself_keeps_a_passage_that_has_the_id_of_the_query():
+    """A perfect ranking of queries and passages that are both numbered from 0, case 04-id-collision."""
+    relevant = {str(i): {str(i): 1} for i in range(4)}
+    perfect = {query: ranking(query, *(str(i) for i in range(6) if str(i) != query)) for query in relevant}
+    assert measure(without_itself(perfect, 5), relevant, ["R@5"])["R@5"] == dict.fromkeys(relevant, 1.0)
 
 
 def test_random_rankings_random_passages_are_seeded_by_query_and_drawn_from_its_pool():

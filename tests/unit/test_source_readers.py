@@ -20,7 +20,7 @@ from tests.unit.test_dataset import CORPUS, LONG, lines, question, read_layout
 def read(folder, form, task="qa", **fields):
     source = Source(task=task, dataset="d", path=folder, format=form, **fields)
     prepared = read_source(source, BUILTIN_TASKS[task], 0)
-    assert prepared.rows_in == prepared.rows_out + prepared.left_out + len(prepared.rejected)
+    assert prepared.rows_in == prepared.rows_out + prepared.merged + prepared.left_out + len(prepared.rejected)
     for rows in prepared.queries.values():
         pa.Table.from_pylist(rows, schema=QUERY)
     return prepared

@@ -13,13 +13,12 @@ from tests.unit.test_dataset import CORPUS, REFERENCE_ROWS, lines, question, rea
 
 BAD_ROWS = {
     "not json": ('{"query": "x"', "not JSON"),
-    "blank line": ("", "not JSON"),
     "a number of 5,000 digits": ('{"query": ' + "9" * 5000 + "}", "not JSON"),
     "no object": ([1, 2], "a list, not an object"),
     "no query": (question(9, query=None), "query is None"),
     "blank query": (question(9, query=" \n"), "query is ' \\n'"),
     "query of another type": (question(9, query=["x"]), "query is ['x']"),
-    "id seen before": (question(1), "query_id 'q1' was seen before"),
+    "id seen before": (question(1, query="other"), "query_id 'q1' was seen before, with another query"),
     "unknown positive": (question(9, pos_ids=["p0", "gone"]), "pos_ids ['gone'] are not in the corpus"),
     "positives of another type": (question(9, pos_ids="p0"), "pos_ids is not a list"),
     "no answer": (question(9, answers=[]), "no answers, but tasks.qa.reward is 'rank'"),
@@ -50,7 +49,7 @@ def test_layout_reader_rejects_a_bad_passage_with_file_line_and_reason(tmp_path,
     (rejected,) = got.rejected
     assert (rejected.file, rejected.line) == (str(tmp_path / "corpus.jsonl"), 7)
     assert reason in rejected.reason
-    assert got.passages["p0"]["text"] == "passage 0"
+    assert got.passages["p0"]["text"] == "title 0 passage 0"
 
 
 @pytest.mark.parametrize("gold", [[3], [-1], ["0"], [0, 7]])

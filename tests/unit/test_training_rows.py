@@ -17,7 +17,7 @@ from embedder.training.training_rows import (
     training_row,
     write_training_rows,
 )
-from ray_jobs.cluster.tables import positive_ids
+from ray_jobs.cluster.tables import example_ids, positive_ids
 
 REWARDS = (2.0, 0.0, -1.0)
 
@@ -151,9 +151,17 @@ def test_training_row_keeps_the_known_positives_that_are_not_among_its_candidate
     write_training_rows(groups, BUILTIN_TASKS, tmp_path / "rows.arrow", {("set", "0"): ["id-z"]})
     batch = TrainingRows(tmp_path / "rows.arrow").batch([BatchPart("tool", [0, 1])])
     own_row = candidate_hashes({"dataset": "set", "candidate_texts": [], "candidate_ids": ["0"]})[1][0]
-    known = [set(row) - {NO_IDENTITY, own_row} for row in batch.known_BP.tolist()]
-    assert all(own_row in row for row in batch.known_BP.tolist())
+    known = [set(row) - {NO_IDENTITY} for row in batch.known_BP.tolist()]
+    assert not any(own_row in row for row in batch.known_BP.tolist())
     assert known == [{*keys_of("c"), keys_of("z")[1]}, {*keys_of("a"), keys_of("z")[1]}]
+
+
+def test_training_row_takes_the_query_itself_as_a_worked_example_for_no_negative():
+    """Its own example is declared by `example_ids`; an equal id alone says nothing, case 04-id-collision."""
+    ids = {text: candidate_hashes({**group(texts=(text,)), "candidate_ids": [text]})[1][0] for text in ("0", "own")}
+    plain = training_row(group("icl"), BUILTIN_TASKS["icl"])
+    with_own = training_row(group("icl"), BUILTIN_TASKS["icl"], examples=["own"])
+    assert (plain["known_hashes"], with_own["known_hashes"]) == ([], [ids["own"]])
 
 
 def test_known_positives_of_a_run_are_read_from_its_training_queries(tmp_path):
@@ -165,6 +173,7 @@ def test_known_positives_of_a_run_are_read_from_its_training_queries(tmp_path):
         row = dict.fromkeys(QUERY.names) | {"dataset": dataset, "query_id": "0", "positive_ids": ids}
         write_table([row], QUERY, config.paths.queries / "train" / f"{dataset}.parquet")
     assert positive_ids(config.paths) == {("one", "0"): ["p", "q"], ("two", "0"): []}
+    assert example_ids(config.paths) == {("one", "0"): [], ("two", "0"): []}
 
 
 def test_known_positives_of_another_group_of_the_query_are_positives_here_too():

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from embedder.data.formats.reader import SourceReader, titled_text
+from embedder.data.fields import Row, RowError, as_id, required_id, required_text
+from embedder.data.formats.reader import TEXT_FIELDS, SourceReader
+from embedder.data.json_lines import read_text_lines
 from embedder.data.records import Split
-from embedder.data.rows import Prepared, Row, RowError, query_row, read_lines, required_text
+from embedder.data.rows import FieldNames, Prepared, query_row, read_lines
 from embedder.errors import DataError
 
 FILES = ("corpus.jsonl", "queries.jsonl")
+GRADE = re.compile(r"([+-]?[0-9]+)(\.0*)?")
+LARGEST_GRADE = 2**31 - 1
+HEADINGS = {"queryid", "qid", "query", "topic", "topicid"}
+"""First columns of a heading, without signs and in lower case."""
 
 
 class BeirReader(SourceReader):
-    """Reads a BEIR folder; judgements are rows too: each is kept or rejected."""
+    """Reads a BEIR folder; judgements are rows too: each is kept, merged or rejected."""
 
     needs = "qrels/train.tsv, dev.tsv nor test.tsv"
+    corpus_fields = frozenset({"_id", "title", *TEXT_FIELDS, "answer", "metadata"})
 
     def _split_files(self, split: Split) -> list[Path]:
         return [self.path / "qrels" / f"{split}.tsv"]
@@ -28,8 +36,8 @@ class BeirReader(SourceReader):
             raise DataError(f"{self._where} lacks one of {FILES}, which `format: beir` needs")
         return splits
 
-    def _corpus_row(self, row: Row, number: int) -> Row:
-        return {"id": str(row.get("_id", "")), "text": titled_text(row), "title": row.get("title")}
+    def _passage_id(self, row: Row, position: int) -> str:
+        return required_id(row, "_id")
 
     def read_queries(self, prepared: Prepared) -> dict[Split, list[list[Row]]]:
         """The queries of each split that have a relevant passage; a judgement of 0 says that a passage is not."""
@@ -38,8 +46,8 @@ class BeirReader(SourceReader):
         lines: dict[Split, list[list[Row]]] = {}
         for split, path in self.splits.items():
             grades = _read_judgements(path, texts, prepared)
-            lines[split] = [[self._query(query_id, texts[query_id], grades[query_id])] for query_id in grades]
-            uses.update(list(grades))
+            lines[split] = [[self._query(query_id, texts[query_id], of)] for query_id, of in grades.items() if of]
+            uses.update(line[0]["query_id"] for line in lines[split])
         # Every row in must be a row out or left out: a query of two splits counts as two rows, one of none is left out.
         prepared.rows_in += uses.total() - len(uses)
         prepared.left_out += len(texts) - len(uses)
@@ -48,15 +56,20 @@ class BeirReader(SourceReader):
     def _read_texts(self, prepared: Prepared) -> dict[str, str]:
         """Texts of all queries by id."""
         texts: dict[str, str] = {}
-        path = self.path / "queries.jsonl"
+        seen: set[str] = set()
+        path, names = self.path / "queries.jsonl", FieldNames(frozenset({"_id", "text"}))
         for number, row in read_lines(path, prepared):
+            names.see(row)
             try:
-                query_id = str(row.get("_id", ""))
-                if not query_id or query_id in texts:
-                    raise RowError(f"_id {query_id!r} is {'missing' if not query_id else 'seen before'}")
-                texts[query_id] = required_text(row, "text")
+                query_id, text = required_id(row, "_id"), required_text(row, "text")
+                if texts.setdefault(query_id, text) != text:
+                    raise RowError(f"_id {query_id!r} was seen before, with another text")
             except RowError as error:
                 prepared.set_aside(path, number, str(error), row)
+                continue
+            prepared.merged += query_id in seen
+            seen.add(query_id)
+        prepared.notes += names.notes(path)
         return texts
 
     def _query(self, query_id: str, text: str, grades: Mapping[str, int]) -> Row:
@@ -66,36 +79,62 @@ class BeirReader(SourceReader):
 
 def _read_judgements(path: Path, texts: Mapping[str, str], prepared: Prepared) -> dict[str, dict[str, int]]:
     """Grades above 0 of the passages of each query, by query id."""
-    grades: dict[str, dict[str, int]] = {}
-    for number, line in _judgement_lines(path):
-        prepared.rows_in += 1
+    grades: dict[tuple[str, str], int] = {}
+    relevant: dict[str, dict[str, int]] = {}
+    first = True
+    for line in read_text_lines(path):
+        heading, first = first and not line.fault and _is_heading(line.text), False
+        if heading:
+            continue
+        prepared.count(path)
         try:
-            query_id, passage_id, grade = _judgement(line)
+            if line.fault:
+                raise RowError(line.fault)
+            query_id, passage_id, grade = _judgement(line.text)
             if query_id not in texts:
                 raise RowError(f"query {query_id!r} is not in queries.jsonl")
             if passage_id not in prepared.passages:
                 raise RowError(f"passage {passage_id!r} is not in corpus.jsonl")
-            prepared.rows_out += 1
-            if grade > 0:
-                grades.setdefault(query_id, {})[passage_id] = grade
+            if (query_id, passage_id) in grades:
+                known = grades[query_id, passage_id]
+                if known != grade:
+                    raise RowError(
+                        f"query {query_id!r} and passage {passage_id!r} were seen before, with score {known}"
+                    )
+                prepared.merged += 1
+                continue
         except RowError as error:
-            prepared.set_aside(path, number, str(error), line)
-    return grades
+            prepared.set_aside(path, line.number, str(error), line.text)
+            continue
+        prepared.rows_out += 1
+        grades[query_id, passage_id] = grade
+        if grade > 0:
+            relevant.setdefault(query_id, {})[passage_id] = grade
+    return relevant
 
 
-def _judgement_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines after the heading, with their numbers."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip() and not (number == 1 and line.lower().startswith("query-id")):
-                yield number, line
+def _columns(line: str) -> list[str]:
+    """Tabs divide the columns, so that an id may hold a space; in a line without a tab, white space does."""
+    return [column.strip() for column in line.split("\t")] if "\t" in line.strip() else line.split()
+
+
+def _is_heading(line: str) -> bool:
+    columns = _columns(line)
+    first = "".join(sign for sign in columns[0].lower() if sign.isalnum())
+    return first in HEADINGS and GRADE.fullmatch(columns[-1]) is None
 
 
 def _judgement(line: str) -> tuple[str, str, int]:
-    parts = line.rstrip("\r\n").split("\t")
-    if len(parts) != 3:
+    """Query, passage and grade of a line; TREC's files have a column between the first two, which says nothing.
+
+    Raises:
+        RowError: the line has other columns, or the grade is no whole number.
+    """
+    parts = _columns(line)
+    if len(parts) not in {3, 4}:
         raise RowError(f"{len(parts)} columns; query-id, corpus-id and score with tabs between them are needed")
-    try:
-        return parts[0], parts[1], int(parts[2])
-    except ValueError as error:
-        raise RowError(f"score is {parts[2]!r}; a whole number is needed") from error
+    grade = GRADE.fullmatch(parts[-1])
+    # Looked at by length first: numbers of thousands of digits are slow to read, or refused by Python.
+    if grade is None or len(grade[1]) > 12 or abs(int(grade[1])) > LARGEST_GRADE:
+        raise RowError(f"score is {parts[-1][:100]!r}; a whole number of at most {LARGEST_GRADE} is needed")
+    return as_id(parts[0], "query-id"), as_id(parts[-2], "corpus-id"), int(grade[1])

@@ -5,55 +5,69 @@ A row that brings its own `history` takes its candidates from there; a row that 
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
-from embedder.data.formats.reader import SourceReader
-from embedder.data.records import Split
-from embedder.data.rows import (
-    Prepared,
+from embedder.config.prepare import Source
+from embedder.config.tasks import TaskSpec
+from embedder.data.fields import (
     Row,
     RowError,
     gold_positions,
+    optional_id,
+    optional_ids,
     optional_scores,
     optional_text,
     optional_texts,
     options_of,
-    passage_row,
-    query_id_of,
-    query_row,
-    read_lines,
+    refuse_other_names,
     required_text,
 )
+from embedder.data.formats.long_texts import LongTexts
+from embedder.data.formats.merging import merge_line
+from embedder.data.formats.reader import SourceReader
+from embedder.data.json_lines import read_json
+from embedder.data.records import Split
+from embedder.data.rows import FieldNames, Prepared, passage_row, query_row, read_lines
 from embedder.errors import DataError
 from embedder.hashing import content_id
 
-WORD = re.compile(r"\S+")
 NOTES = {
     "ignored": "teacher_scores of {} rows not used; `label` gives its own rewards",
     "repeated": "{} candidates left out with their scores, since they repeat an earlier text of their row",
     "elsewhere": "{} rows left out, since they name another dataset",
+    "strangers": "{} rows have a `pos` that is not in their history, and is not used",
 }
 """Notes about the rows of a file, made where there are any such rows."""
+KNOWN = frozenset({"query", "query_id", "task", "answers", "pos", "neg", "history", "gold_history", "conversation_id"})
+Line = list[Row]
+"""The queries of one line."""
 
 
 class LayoutReader(SourceReader):
     """Reads a folder of the data layout."""
 
     needs = "train.jsonl nor test.jsonl"
+    query_fields: ClassVar[frozenset[str]] = KNOWN | {"pos_ids", "neg_ids", "options", "category", "subject"}
+    """Fields of a row of the split files that are read."""
+    mines_negatives: ClassVar[bool] = False
+    """True: where there is a corpus, the negatives are sought in it, and `neg` is not read."""
+
+    def __init__(self, source: Source, task: TaskSpec) -> None:
+        super().__init__(source, task)
+        self._long_texts = LongTexts(source)
+        self._corpus_texts: dict[str, str] | None = None
+        """Ids of the corpus by text, made when a row first names a passage by its text."""
+        template = task.template
+        self._continues = template is not None and template.output == "{answer}"
+        """The outputs continue the query's text, so that their white space is their own."""
 
     def _split_files(self, split: Split) -> list[Path]:
         return [self.path / f"{split}.jsonl"]
 
-    def _corpus_row(self, row: Row, number: int) -> Row:
-        return row
-
     def _layout_row(self, row: Row) -> Row:
         """A row of the split files as the layout has it; other formats translate theirs."""
-        if self.corpus and not row.get("pos") and not row.get("neg"):
-            return {"pos_ids": [], **row}
         return row
 
     def _labels(self) -> list[str] | None:
@@ -66,14 +80,12 @@ class LayoutReader(SourceReader):
         if not path.is_file():
             return None
         try:
-            labels = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: not JSON ({error}); give a list of answers") from error
-        if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
-            raise DataError(f"{path}: holds {labels!r:.100}; give a list of answers")
-        return [label.strip() for label in labels]
+            labels = optional_texts({"labels.json": read_json(path)}, "labels.json")
+        except RowError as error:
+            raise DataError(f"{path}: {error}; give a list of answers") from error
+        return labels or None
 
-    def read_queries(self, prepared: Prepared) -> dict[Split, list[list[Row]]]:
+    def read_queries(self, prepared: Prepared) -> dict[Split, list[Line]]:
         """The checked queries of each line, by split.
 
         Raises:
@@ -82,64 +94,83 @@ class LayoutReader(SourceReader):
         labels = self._labels()
         return {split: self._read_split(split, labels, prepared) for split in self.splits}
 
-    def _read_split(self, split: Split, labels: list[str] | None, prepared: Prepared) -> list[list[Row]]:
+    def _read_split(self, split: Split, labels: list[str] | None, prepared: Prepared) -> list[Line]:
         """`labels` are the options of a row that has none of its own."""
         path, scored = self.splits[split], self.source.teacher_scores and split == "train"
-        seen: set[str] = set()
-        lines: list[list[Row]] = []
+        known: dict[str, Line] = {}
         counts: Counter[str] = Counter()
+        names = FieldNames(self.query_fields | ({"teacher_scores", "dataset"} if scored else {"teacher_scores"}))
+        rejected = len(prepared.rejected)
         for number, raw in read_lines(path, prepared):
+            # The title of a long text goes with its chunks; that of a query is not read.
+            names.see(raw.keys() - {"text", "title"} if "text" in raw else raw)
             try:
                 if scored and raw.get("dataset") is not None and required_text(raw, "dataset") != self.source.dataset:
                     counts["elsewhere"] += 1
                     continue
-                row = self._layout_row({"options": labels, **raw})
-                whole_text = "text" in row and not scored
-                queries = self._chunk_queries(row, prepared) if whole_text else [self._query(row, prepared, scored)]
-                for query in queries:
-                    self._check(query, seen, scored)
+                queries = self._queries(self._layout_row({"options": labels, **raw}), split, prepared, scored)
+                name = queries[0]["query_id"]
+                if name in known:
+                    merge_line(known[name], queries, in_time=bool(raw.get("history")))
+                    prepared.merged += 1
             except RowError as error:
                 prepared.set_aside(path, number, str(error), raw)
                 continue
-            seen.update(query["query_id"] for query in queries)
-            for query in queries:
-                # A training row that stands in the corpus under its own id is a worked example (icl).
-                if query["query_id"] in prepared.passages and query["answers"]:
-                    prepared.passages[query["query_id"]]["answer"] = query["answers"][0]
-            lines.append(queries)
+            known.setdefault(name, queries)
             scores = raw.get("teacher_scores")
             counts["ignored"] += bool(scores) and not scored
             counts["repeated"] += len(scores) - len(queries[0]["teacher_scores"]) if scores and scored else 0
-        if counts["elsewhere"] and not lines and not prepared.rejected:
+            counts["strangers"] += bool(raw.get("history")) and not _texts(raw, "pos") <= _texts(raw, "history")
+        if counts["elsewhere"] and not known and len(prepared.rejected) == rejected:
             raise DataError(f"{path}: no row of dataset {self.source.dataset!r}; its rows name other datasets")
         prepared.left_out += counts["elsewhere"]
         prepared.notes += [f"{path.name}: {NOTES[name].format(counts[name])}" for name in NOTES if counts[name]]
-        return lines
+        prepared.notes += names.notes(path)
+        return list(known.values())
 
-    def _check(self, query: Row, seen: set[str], scored: bool) -> None:
+    def _queries(self, row: Row, split: Split, prepared: Prepared, scored: bool) -> Line:
+        """The queries of one row, checked.
+
+        `scored`: its candidates are what the row's `teacher_scores` are for, and these are kept.
+        """
+        if "text" not in row or scored:
+            query = self._query(row, prepared, scored)
+            self._check(query, row, scored)
+            return [query]
+        if row.get("query") is not None:
+            raise RowError("`query` and `text` in one row; `query` asks, `text` is a long document to be cut")
+        return self._long_texts.queries(row, split, prepared)
+
+    def _check(self, query: Row, row: Row, scored: bool) -> None:
         """Refuse a query that the rest of the run could not use."""
         name = f"tasks.{self.source.task}"
         if scored and query["teacher_scores"] is None and self.task.loss != "contrastive":
             raise RowError(f"no teacher_scores, but {name}.loss is {self.task.loss!r} and needs them")
         if not scored and self.task.reward != "none" and not query["answers"]:
+            refuse_other_names(row, "answers")
             raise RowError(f"no answers, but {name}.reward is {self.task.reward!r} and needs one")
-        if query["query_id"] in seen:
-            raise RowError(f"query_id {query['query_id']!r} was seen before")
 
     def _query(self, row: Row, prepared: Prepared, scored: bool) -> Row:
-        """One query with its positives and, where the row brings its own candidates, its pool.
-
-        `scored`: the pool is what the row's `teacher_scores` are for, and these are kept.
-        """
+        """One query with its positives and, where the row brings its own candidates, its pool."""
         query = required_text(row, "query")
-        answers = optional_texts(row, "answers")
-        positives, pool = self._candidates(row, prepared)
+        for side in ("pos", "neg"):
+            if row.get(side) is None and row.get(f"{side}_ids") is None:
+                refuse_other_names(row, side, f"{side}_ids")
+        answers = optional_texts(row, "answers", strip=not self._continues)
+        if self._continues:
+            # White space between the two is part of the text, on whichever side the row has it.
+            given = str(row["query"])
+            answers = [given[len(given.rstrip()) :] + answer for answer in answers]
+        positives, pool = self._candidates(row, prepared, scored)
         scores = None
         if scored:
             pool, scores = self._scored_pool(row, pool or [], prepared)
+        origin = optional_id(row, "conversation_id")
+        # Without an id a query is its content: the same words after another history are another query.
+        history = [pool, origin] if row.get("history") else []
         return query_row(
             self.source,
-            query_id_of(row, self.source.dataset, query),
+            optional_id(row, "query_id") or content_id(self.source.dataset, query, *history),
             query,
             answers=answers,
             positive_ids=list(dict.fromkeys(positives)),
@@ -147,37 +178,57 @@ class LayoutReader(SourceReader):
             teacher_scores=scores,
             options=options_of(row, answers),
             category=optional_text(row, "category") or optional_text(row, "subject"),
-            origin=optional_text(row, "conversation_id"),
+            origin=origin,
         )
 
-    def _candidates(self, row: Row, prepared: Prepared) -> tuple[list[str], list[str] | None]:
+    def _candidates(self, row: Row, prepared: Prepared, scored: bool) -> tuple[list[str], list[str] | None]:
         """Ids of the known positives, and of all candidates of a row that brings its own, in the row's order."""
-        pool: list[str] | None = None
-        if row.get("history"):
-            pool = self._add_passages(optional_texts(row, "history"), prepared)
-            positives = [pool[i] for i in gold_positions(row, len(pool))]
-            positives += [content_id(text) for text in optional_texts(row, "pos") if content_id(text) in pool]
-        elif row.get("pos_ids") is not None:
-            positives = self._known_ids(row, "pos_ids", prepared)
-            if row.get("neg_ids") is not None:
-                pool = positives + self._known_ids(row, "neg_ids", prepared)
-        else:
-            positives = self._add_passages(optional_texts(row, "pos"), prepared)
-            pool = positives + self._add_passages(optional_texts(row, "neg"), prepared)
-        return positives, pool
+        if history := optional_texts(row, "history"):
+            if self.corpus and (row.get("pos_ids") or row.get("neg_ids")):
+                raise RowError("`history` and ids of passages in one row; its candidates are of the one or the other")
+            pool = self._add_passages(history, prepared)
+            texts = [content_id(text) for text in optional_texts(row, "pos")]
+            gold = [pool[i] for i in gold_positions(row, len(pool))]
+            return gold + [passage_id for passage_id in texts if passage_id in pool], pool
+        gold_positions(row, 0)
+        positives, negatives = (self._named(row, side, prepared, scored) for side in ("pos", "neg"))
+        if self.corpus and not negatives and not scored:
+            return positives, None
+        if not positives and not negatives:
+            refuse_other_names(row, "history")
+        return positives, positives + negatives
 
-    def _known_ids(self, row: Row, key: str, prepared: Prepared) -> list[str]:
-        ids = optional_texts(row, key)
+    def _named(self, row: Row, side: str, prepared: Prepared, scored: bool) -> list[str]:
+        """Ids of the passages that a row names on one side (pos, neg): by id, or else by text."""
+        ids = optional_ids(row, f"{side}_ids")
         missing = [passage_id for passage_id in ids if passage_id not in prepared.passages]
         if missing:
-            raise RowError(f"{key} {missing[:3]} are not in the corpus")
-        return ids
+            raise RowError(f"{side}_ids {missing[:3]} are not in the corpus")
+        only_ids = self.mines_negatives and self.corpus is not None and (scored or side == "neg")
+        if ids or only_ids:
+            return ids
+        return self._find(optional_texts(row, side), prepared)
+
+    def _find(self, texts: list[str], prepared: Prepared) -> list[str]:
+        """Ids of passages that a row brings as texts: those of the corpus, or else of new ones."""
+        if self.corpus is None or not texts:
+            return self._add_passages(texts, prepared)
+        if self._corpus_texts is None:
+            self._corpus_texts = {}
+            for passage_id, passage in prepared.passages.items():
+                title, text = passage["title"], passage["text"]
+                self._corpus_texts.setdefault(text, passage_id)
+                # Rows of other tools hold the text without its title.
+                if title is not None:
+                    self._corpus_texts.setdefault(text.removeprefix(f"{title} "), passage_id)
+        known = self._corpus_texts
+        return [known[text] if text in known else self._add_passages([text], prepared)[0] for text in texts]
 
     def _scored_pool(self, row: Row, pool: list[str], prepared: Prepared) -> tuple[list[str], list[float] | None]:
         """The candidates of a scored row and their scores; one whose text repeats an earlier one is left out."""
         if not pool:
             raise RowError("no candidates; pos, neg or history is needed")
-        by_id = row.get("pos_ids") is not None
+        by_id = row.get("pos_ids") or row.get("neg_ids")
         keys = ["history"] if row.get("history") else ["pos_ids", "neg_ids"] if by_id else ["pos", "neg"]
         scores = optional_scores(row, len(pool), ", ".join(f"{key} {len(row.get(key) or [])}" for key in keys))
         # Copies of one text would repel each other in the losses, each as the other's negative.
@@ -196,30 +247,6 @@ class LayoutReader(SourceReader):
             ids.append(passage_id)
         return ids
 
-    def _chunk_queries(self, row: Row, prepared: Prepared) -> list[Row]:
-        """Queries of one long document: chunk j asks, chunk j+1 is the desired output.
 
-        Candidates are the `history_chunks` latest earlier chunks that end before chunk j, each with its continuation:
-        C_i = v_i + v_{i+1} with i + 1 < j (paper, section on memory).
-        """
-        document, text = required_text(row, "query_id"), required_text(row, "text")
-        spans = [match.span() for match in WORD.finditer(text)]
-        size = self.source.chunk_words
-        chunks = [(spans[i][0], spans[min(i + size, len(spans)) - 1][1]) for i in range(0, len(spans), size)]
-        if len(chunks) < 5:
-            raise RowError(f"only {len(chunks)} chunks of {size} words; a long text needs at least 5")
-        if f"{document}#0" in prepared.passages:
-            raise RowError(f"query_id {document!r} was seen before")
-        queries = []
-        for j in range(3, len(chunks) - 1):
-            pool = []
-            for i in range(max(0, j - 1 - self.source.history_chunks), j - 1):
-                passage_id = f"{document}#{i}"
-                pair = text[chunks[i][0] : chunks[i + 1][1]]
-                prepared.passages.setdefault(passage_id, passage_row(self.source, passage_id, pair, row.get("title")))
-                pool.append(passage_id)
-            query = text[slice(*chunks[j])]
-            answers = [text[slice(*chunks[j + 1])]]
-            known = {"answers": answers, "pool_ids": pool, "origin": document}
-            queries.append(query_row(self.source, f"{document}#{j}", query, **known))
-        return queries
+def _texts(row: Row, key: str) -> set[str]:
+    return {text.strip() for text in row.get(key) or []}

@@ -8,13 +8,16 @@ from typing import ClassVar
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import TaskSpec
+from embedder.data.fields import Row, RowError, is_blank, optional_text, required_id, required_text
 from embedder.data.metadata import metadata_json
 from embedder.data.records import Split
-from embedder.data.rows import Prepared, Row, RowError, passage_row, read_lines, required_text
+from embedder.data.rows import FieldNames, Prepared, passage_row, read_lines
 from embedder.errors import DataError
 from embedder.storage.fetched import local_copy
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+TEXT_FIELDS = ("text", "contents", "content")
+"""Names of a passage's text; the first one that is not blank counts."""
 
 
 class SourceReader(ABC):
@@ -24,6 +27,8 @@ class SourceReader(ABC):
     """Split files of a folder, as an error names them."""
     is_missing: ClassVar[str] = "is no folder"
     """Ending of the error about a path where nothing is."""
+    corpus_fields: ClassVar[frozenset[str]] = frozenset({"id", "title", *TEXT_FIELDS, "answer", "metadata"})
+    """Fields of a row of the corpus that are read."""
 
     def __init__(self, source: Source, task: TaskSpec) -> None:
         """Find the files.
@@ -55,22 +60,30 @@ class SourceReader(ABC):
         """Fill `prepared.passages` by id from the corpus, if there is one."""
         if self.corpus is None:
             return
+        before, names = prepared.rows_in, FieldNames(self.corpus_fields)
         for number, row in read_lines(self.corpus, prepared):
+            names.see(row)
             try:
-                common = self._corpus_row(row, number)
-                passage_id, text = required_text(common, "id"), required_text(common, "text")
-                metadata = metadata_json(common.get("metadata"))
-                if passage_id in prepared.passages:
-                    raise RowError(f"id {passage_id!r} was seen before")
-                passage = passage_row(self.source, passage_id, text, common.get("title"), metadata)
-                prepared.passages[passage_id] = passage
+                # Rejected lines count too, blank ones do not, as where others number the rows of a file.
+                passage = self._passage(row, prepared.rows_in - before - 1)
+                known = prepared.passages.setdefault(passage["id"], passage)
+                if known is not passage:
+                    if known != passage:
+                        raise RowError(f"id {passage['id']!r} was seen before, with another text")
+                    prepared.merged += 1
             # `metadata_json` knows nothing of rows, so it raises a ValueError.
             except (RowError, ValueError) as error:
                 prepared.set_aside(self.corpus, number, str(error), row)
+        prepared.notes += names.notes(self.corpus)
 
-    @abstractmethod
-    def _corpus_row(self, row: Row, number: int) -> Row:
-        """A line of the corpus (`number` from 1) with `id` and `text`."""
+    def _passage(self, row: Row, position: int) -> Row:
+        passage_id, text = self._passage_id(row, position), titled_text(row)
+        title, answer = optional_text(row, "title"), optional_text(row, "answer")
+        return passage_row(self.source, passage_id, text, title, metadata_json(row.get("metadata")), answer)
+
+    def _passage_id(self, row: Row, position: int) -> str:
+        """The id of a row of the corpus, which stands at a position, counted from 0."""
+        return required_id(row, "id")
 
     @abstractmethod
     def _split_files(self, split: Split) -> list[Path]:
@@ -110,6 +123,18 @@ class SourceReader(ABC):
 
 
 def titled_text(row: Row) -> str:
-    """A passage's text as BEIR and the reference read it: title, a space, text."""
-    texts = [row.get("title"), next((row[key] for key in ("text", "contents", "content") if row.get(key)), None)]
-    return " ".join(text.strip() for text in texts if isinstance(text, str) and text.strip())
+    """What is encoded, searched by words and shown to the LLM of a passage: its title, a space, its text.
+
+    Raises:
+        RowError: both are blank, or one is of another type.
+    """
+    title = optional_text(row, "title")
+    name = next((key for key in TEXT_FIELDS if not _is_empty(row.get(key))), "text")
+    if title is not None and _is_empty(row.get(name)):
+        return title
+    text = required_text(row, name)
+    return text if title is None else f"{title} {text}"
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, str) and is_blank(value))

@@ -8,14 +8,15 @@ long texts are `text` alone.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from embedder.data.formats.layout import LayoutReader
-from embedder.data.formats.reader import titled_text
+from embedder.data.fields import Row, RowError, as_id, shown
+from embedder.data.formats.layout import KNOWN, LayoutReader
+from embedder.data.formats.reader import TEXT_FIELDS
+from embedder.data.json_lines import parse_json
 from embedder.data.records import Split
-from embedder.data.rows import Row, RowError
-from embedder.hashing import content_id
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class ReferenceReader(LayoutReader):
@@ -23,6 +24,12 @@ class ReferenceReader(LayoutReader):
 
     needs = "a train nor a test file (.json, .jsonl)"
     is_missing = "is no file and no folder"
+    corpus_fields = frozenset({"title", *TEXT_FIELDS, "answer", "metadata"})
+    query_fields = KNOWN | {
+        *("pos_index", "neg_index", "options", "choices", "answer", "possible_answers"),
+        *("category", "subject", "task_name"),
+    }
+    mines_negatives = True
 
     def _find_splits(self) -> dict[Split, Path]:
         return {"train": self.path} if self.path.is_file() else super()._find_splits()
@@ -30,8 +37,8 @@ class ReferenceReader(LayoutReader):
     def _split_files(self, split: Split) -> list[Path]:
         return sorted(path for path in self.path.glob(f"{split}*") if path.suffix in {".json", ".jsonl"})
 
-    def _corpus_row(self, row: Row, number: int) -> Row:
-        return {"id": str(number - 1), "text": titled_text(row), "title": row.get("title")}
+    def _passage_id(self, row: Row, position: int) -> str:
+        return str(position)
 
     def _labels(self) -> list[str] | None:
         return None
@@ -42,29 +49,28 @@ class ReferenceReader(LayoutReader):
         Raises:
             RowError: a position of the right choice leaves the choices, or an index is no list.
         """
-        common: Row = {**row, "pos_ids": None}
+        common: Row = {**row, "pos_ids": None, "neg_ids": None}
         if self.corpus:
             common["pos_ids"] = _lines(row, "pos_index")
             common["neg_ids"] = _lines(row, "neg_index") if self.source.teacher_scores else None
         if row.get("possible_answers"):
             common["answers"] = _answers(row["possible_answers"])
+        options = _options(row)
         if row.get("choices"):
-            common["options"] = [str(choice) for choice in row["choices"]]
-            common["answers"] = [_choice(common["options"], row.get("answer"))]
-        elif row.get("options") and row.get("answers") and row["answers"][0] not in row["options"]:
-            common["answers"] = [_choice(row["options"], row["answers"][0])]
-        common.setdefault("category", row.get("task_name"))
-        if "text" in row:
-            common.setdefault("query_id", content_id(row["text"]))
+            common |= {"options": options, "answers": [_choice(options, row.get("answer"))]}
+        elif options and isinstance(row.get("answers"), list) and row["answers"] and row["answers"][0] not in options:
+            common["answers"] = [_choice(options, row["answers"][0])]
+        if common.get("category") is None and common.get("subject") is None:
+            common["category"] = row.get("task_name")
         return common
 
 
 def _lines(row: Row, key: str) -> list[str]:
     """Ids of the corpus lines that a row names."""
-    lines = row.get(key) or []
-    if not isinstance(lines, list):
-        raise RowError(f"{key} is {lines!r:.200}; a list of line numbers is needed")
-    return [str(line) for line in lines]
+    lines = row.get(key)
+    if not isinstance(lines, list | None):
+        raise RowError(f"{key} is {shown(lines)}; a list of line numbers is needed")
+    return [as_id(line, f"{key}[{i}]") for i, line in enumerate(lines or [])]
 
 
 def _answers(value: object) -> object:
@@ -72,17 +78,30 @@ def _answers(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except ValueError as error:
-        raise RowError(f"possible_answers is {value!r:.200}; a list is needed") from error
+        return parse_json(value)
+    except RowError as error:
+        raise RowError(f"possible_answers is {shown(value)}; a list is needed") from error
+
+
+def _options(row: Row) -> list[str]:
+    """The answers to choose from, numbers among them as texts."""
+    key = "choices" if row.get("choices") else "options"
+    options = row.get(key)
+    if options is None:
+        return []
+    if not isinstance(options, list) or not all(isinstance(option, str | int | float) for option in options):
+        raise RowError(f"{key} is {shown(options)}; a list of texts is needed")
+    return [str(option).strip() for option in options]
 
 
 def _choice(options: list[str], position: object) -> str:
     """The option at a position, which may be a number, digits, or a letter from A on."""
-    letters = {letter: i for i, letter in enumerate("ABCDEFGHIJ")}
-    known = letters.get(position, position) if isinstance(position, str) else position
-    if isinstance(known, str) and known.isdigit():
-        known = int(known)
-    if not isinstance(known, int) or not 0 <= known < len(options):
-        raise RowError(f"the answer is {position!r:.200}; a position in the {len(options)} options is needed")
-    return str(options[known])
+    known = position
+    if isinstance(position, str):
+        text = position.strip()
+        # Only the digits 0 to 9, since other signs are digits to Python too, such as a raised 2.
+        digits = text.isascii() and text.isdigit() and len(text) < 4
+        known = int(text) if digits else LETTERS.find(text) if len(text) == 1 else -1
+    if isinstance(known, bool) or not isinstance(known, int) or not 0 <= known < len(options):
+        raise RowError(f"the answer is {shown(position)}; a position in the {len(options)} options is needed")
+    return options[known]

@@ -1,0 +1,67 @@
+"""Cuts a long document into queries: a chunk asks, the next one is the desired output, earlier ones are candidates."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from embedder.config.prepare import Source
+from embedder.data.fields import Row, RowError, optional_id, optional_text, required_text
+from embedder.data.records import Split
+from embedder.data.rows import Prepared, passage_row, query_row
+from embedder.hashing import content_id
+
+WORD = re.compile(r"\S+")
+
+
+@dataclass
+class LongTexts:
+    """Makes the queries of the documents of one source."""
+
+    source: Source
+    _names: dict[str, tuple[str, Split]] = field(default_factory=dict)
+    """The hash of each document's text and its split, by the name that its chunks have."""
+
+    def queries(self, row: Row, split: Split, prepared: Prepared) -> list[Row]:
+        """Queries of one long document: chunk j asks, chunk j+1 is the desired output.
+
+        Candidates are the `history_chunks` latest earlier chunks that end before chunk j, each with its continuation:
+        C_i = v_i + v_{i+1} with i + 1 < j (paper, section on memory). All are slices of the document, and the output
+        begins with the white space that stands before it there, so that query and output together are one too.
+
+        Raises:
+            RowError: the document is too short, or has the id of another one of its split.
+        """
+        text, title = required_text(row, "text"), optional_text(row, "title")
+        given = optional_id(row, "query_id")
+        spans = [match.span() for match in WORD.finditer(text)]
+        size = self.source.chunk_words
+        chunks = [(spans[i][0], spans[min(i + size, len(spans)) - 1][1]) for i in range(0, len(spans), size)]
+        if len(chunks) < 5:
+            raise RowError(f"only {len(chunks)} chunks of {size} words; a long text needs at least 5")
+        document = self._name(given, text, split, prepared)
+        queries = []
+        for j in range(3, len(chunks) - 1):
+            pool = []
+            for i in range(max(0, j - 1 - self.source.history_chunks), j - 1):
+                passage_id = f"{document}#{i}"
+                pair = text[chunks[i][0] : chunks[i + 1][1]]
+                prepared.passages.setdefault(passage_id, passage_row(self.source, passage_id, pair, title))
+                pool.append(passage_id)
+            query = text[slice(*chunks[j])]
+            answers = [text[chunks[j][1] : chunks[j + 1][1]]]
+            known = {"answers": answers, "pool_ids": pool, "origin": document}
+            queries.append(query_row(self.source, f"{document}#{j}", query, **known))
+        return queries
+
+    def _name(self, given: str | None, text: str, split: Split, prepared: Prepared) -> str:
+        """The name of a document's chunks: its id, or its content where that id is taken by another table's row."""
+        content = content_id(text)
+        name = given or content
+        known, of_split = self._names.get(name, (content, split))
+        if known != content and of_split == split:
+            raise RowError(f"query_id {name!r} was seen before, with another text")
+        if known != content or (name not in self._names and f"{name}#0" in prepared.passages):
+            name = content
+        self._names.setdefault(name, (content, split))
+        return name
