@@ -24,7 +24,8 @@ from embedder.index.documents import PAYLOAD
 from embedder.index.faiss_index import empty_vectors
 from embedder.index.manifest import hash_files
 from embedder.models.encoder import encode_prompted
-from embedder.models.locate import locate_model, model_fingerprint
+from embedder.models.fingerprint import model_fingerprint
+from embedder.models.locate import locate_model
 from embedder.models.onnx import load_inference_encoder
 
 Row = dict[str, Any]

@@ -36,6 +36,7 @@ def check(config: RunConfig) -> Work:
     """Prepared tables and all encoders exist; the LLM too where it is asked."""
     from embedder.evaluation.measurements import read_datasets
     from embedder.evaluation.questions import chosen_queries
+    from embedder.models.causal_lm import check_llm
     from ray_jobs.retrieval.encoders import check_retrievers
 
     unknown = config.evaluate.evaluations.keys() - set(datasets(config.paths)) - config.tasks.keys()
@@ -58,6 +59,7 @@ def check(config: RunConfig) -> Work:
                 "evaluate.llm_queries needs an `llm` section in the run file; set it to 0 for rankings alone"
             )
         parameters = count_parameters(locate_model(config.llm.model))
+        check_llm(config.llm)
         flops = forward_flops(parameters, total * len(retrievers) * tokens_of(QUESTION_CHARACTERS))
     return Work("evaluate", [*lines, *retrievers], flops)
 

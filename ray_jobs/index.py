@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedder.config.run import EncoderConfig, RunConfig
-from embedder.errors import ModelError
+from embedder.hashing import file_sha256
 from embedder.models.locate import locate_model
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
@@ -30,21 +30,19 @@ if TYPE_CHECKING:
 
 
 def bundle_model(config: RunConfig) -> EncoderConfig:
-    """The encoder of the bundle: `index.model`, or the trained one.
-
-    Raises:
-        ModelError: it is the name of a hub model, whose files a bundle could not carry.
-    """
-    encoder = config.encoder.model_copy(update={"model": config.index.model or str(config.paths.model)})
-    if isinstance(locate_model(encoder.model), str):
-        raise ModelError(f"index.model {encoder.model!r}: give a folder; a bundle carries its model's files")
-    return encoder
+    """The encoder of the bundle: `index.model`, or the trained one."""
+    return config.encoder.model_copy(update={"model": config.index.model or str(config.paths.model)})
 
 
 def check(config: RunConfig) -> Work:
     """The prepared corpus and the encoder's folder exist."""
     line = f" into {config.index.num_shards} shards, {config.index.factory}"
-    return encoding_work("index", config.paths, bundle_model(config).model, lambda name: line)
+    work = encoding_work("index", config.paths, bundle_model(config).model, lambda name: line)
+    # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
+    from embedder.models.encoder import check_encoder
+
+    check_encoder(bundle_model(config))
+    return work
 
 
 def run(config: RunConfig) -> StageReport:
@@ -52,8 +50,9 @@ def run(config: RunConfig) -> StageReport:
     from embedder.index.bundle import MODEL, Manifest, instructions
     from embedder.index.catalog import Catalog
     from embedder.index.manifest import hash_files
+    from embedder.index.probe import PROBE, write_probe
     from embedder.models.fingerprint import encoder_fingerprint
-    from ray_jobs.retrieval.shards import build_shards, shards_fingerprint, vector_dimension
+    from ray_jobs.retrieval.shards import build_shards, probe_texts, shards_fingerprint, vector_dimension
     from ray_jobs.retrieval.vectors import fill_store, open_store
 
     encoder = bundle_model(config)
@@ -67,7 +66,7 @@ def run(config: RunConfig) -> StageReport:
         encoder_fingerprint=encoder_fingerprint(encoder),
         pooling=encoder.pooling,
         max_tokens=encoder.max_tokens,
-        int8=encoder.int8,
+        dtype=encoder.dtype,
         dimension=vector_dimension(config.paths, store),
         tasks=instructions(store.tasks),
         num_shards=config.index.num_shards,
@@ -81,7 +80,9 @@ def run(config: RunConfig) -> StageReport:
     shutil.copytree(
         locate_model(encoder.model), model, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".*")
     )
+    write_probe(*probe_texts(config.paths, store, encoder.max_tokens), staged)
     files = {f"{MODEL}/{name}": digest for name, digest in hash_files(model).items()}
+    files[PROBE] = file_sha256(staged / PROBE)
     manifest = manifest.model_copy(update={"files": manifest.files | files})
     manifest.write(staged)
     # The alias moves when the version is whole, so that a service that looks now never reads half of one; what is left

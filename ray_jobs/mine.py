@@ -34,7 +34,12 @@ def check(config: RunConfig) -> Work:
         count = len(queries(config.paths, "train", name))
         return f", {count:,} train queries, groups of {config.mine.group_size}"
 
-    return encoding_work("mine", config.paths, config.encoder.model, line)
+    work = encoding_work("mine", config.paths, config.encoder.model, line)
+    # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
+    from embedder.models.encoder import check_encoder
+
+    check_encoder(config.encoder)
+    return work
 
 
 def run(config: RunConfig) -> StageReport:

@@ -40,8 +40,10 @@ def check(config: RunConfig) -> Work:
         return Work("train", [*taken.notes, "trained before; only the card and the report are made again"], 0.0)
     kept, apart = split_groups(taken.groups, settings.validation)
     # Here and not above, because torch comes with it: what can be refused without torch has been by now.
+    from embedder.models.encoder import check_encoder
     from embedder.training.estimate import work_of
 
+    check_encoder(config.encoder)
     return work_of(config, kept, apart, taken.notes)
 
 
@@ -91,11 +93,8 @@ def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
     # Of the replay only the groups it chose count, which stand in `taken`: another share may choose the same.
     settings = config.needed_train.model_dump(mode="json", exclude=NEUTRAL | {"replay"})
-    # The encoder without `int8`, which changes how it is used and not how it is trained.
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
-    return content_id(
-        FORMAT, encoder_fingerprint(config.encoder.model_copy(update={"int8": False})), settings, tasks, taken.identity
-    )[:16]
+    return content_id(FORMAT, encoder_fingerprint(config.encoder), settings, tasks, taken.identity)[:16]
 
 
 JOB = Job("train", __doc__, check, run)

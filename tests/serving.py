@@ -16,7 +16,7 @@ from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
 from embedder.index.manifest import hash_files
 from embedder.models.encoder import encode
-from embedder.models.locate import model_fingerprint
+from embedder.models.fingerprint import model_fingerprint
 from embedder.models.onnx import load_inference_encoder
 from serve.deployments.encoder_replica import EncoderReplica
 from serve.deployments.shard_replica import ShardReplica

@@ -56,6 +56,9 @@ ModelReference = Annotated[str, AfterValidator(_model)]
 """A model folder here or in an object store (`s3://bucket/folder`), a hub name, or `package:NAME/FOLDER` for a model
 inside an installed Python package (embedder.models.locate)."""
 
+EncodingDtype = Literal["float32", "bfloat16", "int8"]
+"""Number formats in which an encoder makes vectors."""
+
 Pooling = Literal["cls", "mean", "last"]
 """Token states of a model that become the vector."""
 

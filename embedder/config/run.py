@@ -14,7 +14,7 @@ from embedder.config.evaluate import EvaluateConfig
 from embedder.config.index import IndexConfig
 from embedder.config.label import LabelConfig, RerankerConfig
 from embedder.config.mine import MineConfig
-from embedder.config.paths import ModelReference, Paths, Pooling, Section
+from embedder.config.paths import EncodingDtype, ModelReference, Paths, Pooling, Section
 from embedder.config.pipeline import PipelineConfig
 from embedder.config.prepare import PrepareConfig
 from embedder.config.serve import ServeConfig
@@ -45,9 +45,10 @@ class EncoderConfig(Section):
     """Tokens of a text; longer texts are cut at the end."""
     batch_tokens: int = Field(default=2048, ge=64)
     """Padded tokens of a batch. On a CPU 2,048 fills the caches; a GPU wants 16,384 and more."""
-    int8: bool = False
-    """Encode in 8 bits on a CPU. About twice as fast; each vector moves a little, also with the other texts of its
-    batch. A mean cosine of at least 0.99 to the exact vectors is checked at load. Training never uses it."""
+    dtype: EncodingDtype = "float32"
+    """Number format of encoding; training has its own (`train.precision`). `bfloat16` is for GPUs. `int8` is for CPUs:
+    about twice as fast; each vector moves a little, also with the other texts of its batch. A mean cosine of at least
+    0.99 to the exact vectors is checked at load."""
     num_actors: int = Field(default=2, ge=1)
     """Actors that encode side by side, in every job that encodes: `mine`, `index` and `evaluate`."""
     gpus_per_actor: float = Field(default=0, ge=0)

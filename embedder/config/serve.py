@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from embedder.config.paths import AbsolutePath, Section
+from embedder.config.paths import AbsolutePath, EncodingDtype, Section
 
 
 class ServeConfig(Section):
@@ -39,6 +39,9 @@ class ServeConfig(Section):
     """How often a call is repeated whose replica died, within the time of the request. All calls may be repeated:
     vectors and searches change nothing, and writes have ids."""
 
+    dtype: EncodingDtype | None = None
+    """Number format of encoding, as `encoder.dtype`. null: that of the index's vectors. In another format each version
+    is tried on 64 of its texts as it is loaded, and refused if the cosine of any to its vector is below 0.999."""
     batch_tokens: int = Field(default=2048, ge=64)
     """Tokens that an encoder takes together. A GPU wants 16,384 and more. A thread of a CPU computes 512 of them at a
     time, the shortest texts first, because what they become on the way must fit its cache."""

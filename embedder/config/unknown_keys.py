@@ -25,6 +25,7 @@ RENAMED_KEYS = {
     "mine.num_actors": "encoder.num_actors",
     "mine.gpus_per_actor": "encoder.gpus_per_actor",
     "label.imported": "prepare.sources",
+    "encoder.int8": "encoder.dtype",
 }
 """Old key to new key; * stands for the name of a task or the number of a retriever."""
 

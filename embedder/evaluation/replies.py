@@ -12,7 +12,8 @@ from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
 from embedder.hashing import content_id
 from embedder.labelling.prompts import ShotPools
-from embedder.models.locate import locate_model, model_fingerprint
+from embedder.models.fingerprint import model_fingerprint
+from embedder.models.locate import locate_model
 from embedder.storage.object_store import AnyPath
 
 Fingerprint = Callable[[str, str], str]

@@ -2,6 +2,7 @@
 
     builder          a collection from committed vectors
     bundle           model, shards and payload under one manifest: the unit that is deployed
+    probe            whether vectors in another number format may meet those of a bundle
     catalog          versions side by side, and aliases that move between them
     opened           all open shards of a version: search, writes, snapshots
     living           one collection that is written to while it is searched

@@ -2,6 +2,7 @@
 
     manifest.json                  written last: a folder without it is no bundle
     model/                         a Hugging Face folder
+    probe.json                     some texts with their vectors (embedder.index.probe)
     shards/00000/TASK/             the collection of one task in one shard (embedder.index.collection)
 
 A bundle never changes; what is written to its index is kept beside it (embedder.index.living). Nothing in it is
@@ -15,6 +16,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from embedder.config.paths import EncodingDtype
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.errors import BundleError
@@ -47,15 +49,15 @@ class Manifest(HashedManifest):
 
     FILE: ClassVar[str] = "manifest.json"
 
-    format: Literal[5] = 5
+    format: Literal[6] = 6
     name: str
     """The served model's name."""
     encoder_fingerprint: str
     """Content hash of the model the vectors were made with."""
     pooling: Literal["cls", "mean", "last"]
     max_tokens: int
-    int8: bool = False
-    """Whether the vectors were made in 8 bits, as those of queries then are too."""
+    dtype: EncodingDtype = "float32"
+    """Number format in which the vectors were made; the fingerprint is of the model in any."""
     dimension: int
     metric: Literal["inner_product"] = "inner_product"
     tasks: dict[str, TaskInstructions]
@@ -137,8 +139,11 @@ def _check_model(bundle: Path, manifest: Manifest) -> None:
         )
 
 
-def bundle_encoder(bundle: Path, manifest: Manifest) -> EncoderConfig:
-    """How to load the bundle's model."""
+def bundle_encoder(bundle: Path, manifest: Manifest, dtype: EncodingDtype | None = None) -> EncoderConfig:
+    """How to load the bundle's model, by default in the number format of its vectors."""
     return EncoderConfig(
-        model=str(bundle / MODEL), pooling=manifest.pooling, max_tokens=manifest.max_tokens, int8=manifest.int8
+        model=str(bundle / MODEL),
+        pooling=manifest.pooling,
+        max_tokens=manifest.max_tokens,
+        dtype=dtype or manifest.dtype,
     )

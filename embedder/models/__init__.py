@@ -1,7 +1,9 @@
 """Encoders and LLMs.
 
-locate        finds and checks model folders; hashes their content
-fingerprint   identity of an encoder or of labels
+locate        finds model folders and refuses what cannot be loaded, without torch
+weight_files  safetensors files by their headers
+fingerprint   identity of a model folder, of an encoder and of labels
+loader        loads configuration, tokenizer and weights of every kind of model, or refuses them
 encoder       texts to unit vectors; loading and export of an encoder
 onnx          an encoder on the CPU through ONNX Runtime
 onednn        linear layers through oneDNN, packed or trained

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from embedder.config.run import LlmConfig
 from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.device import keep_freed_memory
+from embedder.models.loader import LLM, check_loadable, load_network, load_tokenizer, one_model_error
 from embedder.models.locate import gguf_file, locate_model
 from embedder.models.onednn import has_onednn, pack_linear_layers
 from embedder.storage.durable import appearing
@@ -119,7 +119,7 @@ class CausalLm:
         return list(self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))]))
 
 
-def prepare_lm(config: LlmConfig, cache: Path) -> Path | str:
+def prepare_lm(config: LlmConfig, cache: Path) -> Path:
     """The folder to load the LLM from; converts a GGUF file into `cache` unless that was done before.
 
     The converted folder appears by one rename, so that two processes may do this at once.
@@ -127,30 +127,44 @@ def prepare_lm(config: LlmConfig, cache: Path) -> Path | str:
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # in a log each of its states is a line
     source = locate_model(config.model)
-    packed = gguf_file(source) if isinstance(source, Path) else None
+    packed = gguf_file(source)
     if packed is None:
         return source
     folder = cache / f"{packed.stem}-{file_sha256(packed)[:16]}"
     if folder.is_dir():
         return folder
-    with appearing(folder) as unfinished:
+    with one_model_error(source), appearing(folder) as unfinished:
         _convert_gguf(packed, unfinished)
     return folder
 
 
 def _convert_gguf(packed: Path, folder: Path) -> None:
     """Expand the quantised weights to float32 and write a plain Hugging Face folder."""
-    tokenizer = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
-    quantised = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.float32)
+    # Without the refusal transformers would ask on the terminal whether code of the folder may run.
+    options = {"gguf_file": packed.name, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(packed.parent, **options)
+    quantised = AutoModelForCausalLM.from_pretrained(packed.parent, dtype=torch.float32, **options)
     # A model loaded from GGUF keeps the mark of its quantisation, though its weights are expanded. They are moved into
     # one that was never quantised, so that the saved folder loads as any other.
     plain_config = quantised.config.__class__.from_dict(
         {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
     )
-    plain = AutoModelForCausalLM.from_config(plain_config)
+    plain = AutoModelForCausalLM.from_config(plain_config, trust_remote_code=False)
     plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+
+
+def check_llm(config: LlmConfig) -> None:
+    """Refuse an LLM that could not be loaded, as far as that is known without reading weights.
+
+    Raises:
+        ModelError: the folder is missing or lacks something, or holds no causal language model.
+    """
+    folder = locate_model(config.model)
+    # What a GGUF file holds is known when it has been converted.
+    if gguf_file(folder) is None:
+        check_loadable(LLM, folder)
 
 
 def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> CausalLm:
@@ -159,36 +173,11 @@ def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> Causal
     Raises:
         ModelError: the folder is missing, lacks weights, or holds no causal language model.
     """
-    source = prepare_lm(config, cache)
-    try:
-        described = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:  # no JSON, an unknown architecture, or one that brings code of its own
-        raise ModelError(f"llm.model {config.model!r}: {str(error).partition(chr(10))[0]}") from error
-    # The mapping's keys are the configurations of all architectures with a causal head; there is no public list.
-    if described.is_encoder_decoder or type(described) not in AutoModelForCausalLM._model_mapping:
-        raise ModelError(
-            f"llm.model {config.model!r} is a {described.model_type} model, which is no causal language model; "
-            "name a decoder-only one, such as a Llama, Qwen or Mistral"
-        )
+    folder = prepare_lm(config, cache)
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            source,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=dtype,
-            device_map="auto" if config.device_map == "auto" and kind == "cuda" else kind,
-            output_loading_info=True,
-        )
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"llm.model {config.model!r}: weights cannot be read ({str(error).partition(chr(10))[0]}); copy them again"
-        ) from error
-    # transformers fills missing weights with random numbers and only warns.
-    if loaded["missing_keys"]:
-        raise ModelError(f"llm.model {config.model!r} lacks weights, such as {min(loaded['missing_keys'])}")
-    model.eval()
+    spread = "auto" if config.device_map == "auto" and kind == "cuda" else kind
+    model = load_network(LLM, folder, dtype=dtype, device_map=spread)
     # Some encoders, BERT among them, have a causal class as well and load without complaint.
     if reads_ahead(model):
         raise ModelError(
@@ -199,7 +188,7 @@ def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> Causal
     if kind == "cpu" and has_onednn():
         # The output layer keeps its plain weight because it may be the embedding table too.
         pack_linear_layers(model, keep=model.get_output_embeddings())
-    return CausalLm(model, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    return CausalLm(model, load_tokenizer(folder))
 
 
 @torch.inference_mode()

@@ -18,28 +18,29 @@ import torch.nn.functional as F
 from tokenizers.processors import Sequence, TemplateProcessing
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.errors import ModelError
+from embedder.models.loader import (
+    ENCODER,
+    check_loadable,
+    load_network,
+    load_tokenizer,
+    one_model_error,
+    read_config,
+    usable_positions,
+)
 from embedder.models.locate import locate_model
+from embedder.models.st_folder import check_base_model
 
 TokenRow = list[int]
 
-PADDED_POSITIONS = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
-"""Models that count positions from the padding token's id on, and so take fewer tokens than they have positions."""
-
-TWO_HALVES = {"t5", "mt5", "umt5"}
-"""Encoder-decoder models, of which the encoder is taken."""
+SIGHT = ("The fox", "The fox sleeps below the old bridge.")
+"""Two texts that begin alike: a token that sees nothing behind it has one state in both."""
+SAME = 1e-6
+"""Components of unit vectors that differ by less are equal."""
 
 
 class TextEncoder(nn.Module):
@@ -155,22 +156,57 @@ def load_encoder(config: EncoderConfig, device: str | None = None, dropout: floa
     """Load an encoder in evaluation mode, on the GPU if there is one.
 
     Raises:
-        ModelError: the folder is missing or has no weights.
+        ConfigError: it pools in another way than `config` says, by the files of its folder.
+        ModelError: the folder is missing or lacks something, or the vectors are the same whatever a text says.
     """
-    source = locate_model(config.model)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    check_base_model(config)
+    folder = locate_model(config.model)
+    tokenizer = load_tokenizer(folder)
     complete_tokenizer(tokenizer, config.pooling)
-    shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    check_positions(shape, config)
-    # Pickled weights and code of a model folder could run anything, so neither is loaded. Weights are taken in float32
-    # whatever their file holds: training and the comparison of exports need it.
-    kind = AutoModelForTextEncoding if shape.model_type in TWO_HALVES else AutoModel
-    backbone = kind.from_pretrained(source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    check_positions(read_config(folder), config)
+    # In float32 whatever the file holds, because training and the comparison of exports need it.
+    backbone = load_network(ENCODER, folder)
     # A decoder would keep the keys and values of every layer for a next token that never comes.
     backbone.config.use_cache = False
     set_dropout(backbone, dropout)
     encoder = TextEncoder(backbone, tokenizer, config).eval()
+    _check_sight(encoder)
     return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def check_encoder(config: EncoderConfig) -> None:
+    """Refuse what `load_encoder` would refuse, as far as that is known without reading weights.
+
+    Raises:
+        ConfigError, ModelError: as there.
+    """
+    check_base_model(config)
+    folder = locate_model(config.model)
+    shape = check_loadable(ENCODER, folder)
+    complete_tokenizer(load_tokenizer(folder), config.pooling)
+    check_positions(shape, config)
+    # The first token of a decoder sees no other. Only the weights tell for sure, and this is hardly ever asked for.
+    if config.pooling == "cls" and type(shape) not in AutoModelForMaskedLM._model_mapping:
+        load_encoder(config, "cpu")
+
+
+def _check_sight(encoder: TextEncoder) -> None:
+    """Refuse an encoder that gives two texts with the same first word one vector, or numbers that are none.
+
+    Raises:
+        ModelError: it does.
+    """
+    folder = encoder.config.model
+    with one_model_error(Path(folder)):
+        first, second = encode_prompted(encoder, SIGHT)
+    if not np.isfinite([first, second]).all():
+        raise ModelError(f"encoder.model {folder}: its vectors are not finite: its weights are damaged; copy it again")
+    if np.abs(first - second).max() < SAME:
+        remedy = "mean" if encoder.config.pooling == "last" else "last' or 'mean"
+        raise ModelError(
+            f"encoder.pooling is {encoder.config.pooling!r}, by which {folder} gives different texts the same vector; "
+            f"take '{remedy}'"
+        )
 
 
 def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, pooling: str) -> None:
@@ -206,11 +242,8 @@ def check_positions(shape: PreTrainedConfig, config: EncoderConfig) -> None:
     Raises:
         ModelError: `max_tokens` exceeds the positions.
     """
-    positions = getattr(shape, "max_position_embeddings", None)
-    if not positions:
-        return
-    usable = positions - (shape.pad_token_id or 0) - 1 if shape.model_type in PADDED_POSITIONS else positions
-    if config.max_tokens > usable:
+    usable = usable_positions(shape)
+    if usable is not None and config.max_tokens > usable:
         raise ModelError(
             f"encoder.max_tokens is {config.max_tokens}, but {config.model} takes at most {usable} tokens; lower it"
         )

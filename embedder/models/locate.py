@@ -1,49 +1,78 @@
-"""Finds model folders, checks them before anything is loaded, and identifies them by content. Needs no torch."""
+"""Finds model folders and refuses what cannot be loaded, by file headers and settings alone. Needs no torch."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
-from collections.abc import Mapping
-from math import prod
+from functools import cache
 from pathlib import Path
-
-from safetensors import safe_open
+from typing import Any
 
 from embedder.errors import ModelError
-from embedder.hashing import file_sha256
+from embedder.models.weight_files import (
+    count_weights,
+    read_header,
+    read_json,
+    read_object,
+    refuse_pointer,
+    weight_files,
+)
 from embedder.storage.fetched import local_copy
 from embedder.storage.object_store import ObjectPath
 
 PACKAGE_SCHEME = "package:"
-IDENTIFYING_FILES = {
-    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
+CONFIG = "config.json"
+SMALL = 1024
+"""Bytes: a Git LFS pointer is smaller."""
+NOT_FETCHED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.gguf")
+"""Forms of weights that are not loaded from the hub."""
+QUANTISED_BY = {
+    "aqlm": "aqlm",
+    "auto-round": "auto-round",
+    "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "eetq": "kernels",
+    "fbgemm_fp8": "fbgemm-gpu",
+    "fp8": "",
+    "gptq": "gptqmodel",
+    "hqq": "hqq",
+    "mxfp4": "kernels",
+    "nvfp4": "kernels",
+    "quanto": "optimum",
+    "torchao": "torchao",
+    "vptq": "vptq",
 }
-"""Files that change a model's output beside its weights."""
+"""Ways of quantisation and the package that each needs beside transformers, if any."""
 
 
-def locate_model(reference: str) -> Path | str:
-    """The folder a model reference means, or the reference itself where it is the name of a hub model.
+def locate_model(reference: str) -> Path:
+    """The folder with the transformer that a model reference means.
 
     `package:NAME/FOLDER` is a folder inside an installed Python package; `s3://x` and `gs://x` are fetched; `./x`,
-    `/x`, `~/x` and existing folders are local; anything else of the form `owner/name` is left to the hub.
+    `/x`, `~/x` and existing folders are local; anything else of the form `owner/name` comes from the hub or its cache.
+    Of a sentence-transformers folder it is that of its transformer.
 
     Raises:
         DataError: nothing is there in the object store, or it does not answer or refuses.
-        ModelError: the package or folder is missing, or holds no weights this project loads.
+        ModelError: the package or folder is missing, or holds no model this project loads.
     """
-    if "://" in reference:
-        folder = local_copy(ObjectPath.parse(reference))
-    elif reference.startswith(PACKAGE_SCHEME):
-        folder = _package_folder(reference)
-    else:
-        folder = Path(reference).expanduser()
-        looks_like_hub_name = reference.count("/") == 1 and not reference.startswith((".", "/", "~"))
-        if not folder.exists() and looks_like_hub_name:
-            return reference
+    folder = transformer_folder(model_folder(reference))
     check_model_folder(folder)
+    return folder
+
+
+def model_folder(reference: str) -> Path:
+    """The folder itself, which has not been looked into."""
+    if "://" in reference:
+        return local_copy(ObjectPath.parse(reference)).absolute()
+    if reference.startswith(PACKAGE_SCHEME):
+        return _package_folder(reference)
+    folder = Path(reference).expanduser()
+    looks_like_hub_name = reference.count("/") == 1 and not reference.startswith((".", "/", "~"))
+    if not folder.exists() and looks_like_hub_name:
+        return _hub_folder(reference)
+    if not folder.is_dir():
+        raise ModelError(f"model folder {folder}: no such folder; correct the path in the run file")
     return folder.absolute()
 
 
@@ -58,24 +87,137 @@ def _package_folder(reference: str) -> Path:
     folder = (root / inside).resolve()
     if not folder.is_relative_to(root.resolve()):
         raise ModelError(f"model {reference!r}: leads out of the package")
+    if not folder.is_dir():
+        raise ModelError(f"model {reference!r}: no folder {inside!r} in the package; correct the path in the run file")
     return folder
+
+
+@cache
+def _hub_folder(name: str) -> Path:
+    """The snapshot of a hub model in the cache of huggingface_hub; what is missing is downloaded.
+
+    A process asks once, so that the folder that was checked and hashed is the one that is loaded.
+    """
+    # Here, because all but hub names do without it, and a run file is checked in a second.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name, ignore_patterns=list(NOT_FETCHED)))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
+        raise ModelError(
+            f"model {name!r}: no such folder, and the hub is out of reach (HF_HUB_OFFLINE, or no network) with no copy "
+            "in its cache; name a model folder, or download it where there is a network"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelError(f"model {name!r}: no such folder, and the hub does not give it: {reason}") from error
+
+
+def transformer_folder(folder: Path) -> Path:
+    """The folder of the transformer in a sentence-transformers folder; any other folder itself.
+
+    Raises:
+        ModelError: modules.json cannot be read, or names a folder outside of this one.
+    """
+    for module in read_modules(folder):
+        if str(module.get("type", "")).rpartition(".")[2] == "Transformer":
+            inside = (folder / str(module.get("path", ""))).resolve()
+            if not inside.is_relative_to(folder.resolve()):
+                raise ModelError(f"{folder / 'modules.json'}: leads out of the folder; copy the folder again")
+            return inside if inside != folder.resolve() else folder
+    return folder
+
+
+def read_modules(folder: Path) -> list[dict[str, Any]]:
+    """The modules that a sentence-transformers folder lists; none in any other folder.
+
+    Raises:
+        ModelError: the list cannot be read.
+    """
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    modules = read_json(path)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ModelError(f"{path}: no list of modules; copy the folder again")
+    return modules
 
 
 def check_model_folder(folder: Path) -> None:
     """Refuse a folder without a model in safetensors or GGUF form; pickled weights are never loaded.
 
     Raises:
-        ModelError: it is missing, or has no weights.
+        ModelError: it is missing, lacks a file, or holds one that is cut off, a Git LFS pointer, an adapter alone, or
+            quantised in a way that cannot be loaded here.
     """
     if not folder.is_dir():
         raise ModelError(f"model folder {folder}: no such folder; correct the path in the run file")
-    if gguf_file(folder) is not None:
+    for path in folder.iterdir():
+        if path.is_file() and path.stat().st_size < SMALL:
+            refuse_pointer(path)
+    _refuse_adapter(folder)
+    packed = gguf_file(folder)
+    if packed is not None:
+        with packed.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(f"{packed}: no GGUF file; copy it again")
         return
-    if not list(folder.glob("*.safetensors")):
-        raise ModelError(f"model folder {folder}: no *.safetensors file; a model needs its weights in safetensors form")
-    for name in ("config.json", "tokenizer_config.json"):
+    for path in weight_files(folder):
+        read_header(path)
+    for name in (CONFIG, "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise ModelError(f"model folder {folder}: no {name}; copy the whole Hugging Face folder")
+        read_object(folder / name)
+    check_config(folder)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        base = read_object(path).get("base_model_name_or_path")
+        raise ModelError(
+            f"model folder {folder}: holds an adapter of {base!r}, which is no model by itself; merge it into its base "
+            "(peft: merge_and_unload, then save_pretrained) and name the merged folder"
+        )
+
+
+def check_config(folder: Path) -> None:
+    """Refuse a configuration that brings code of its own, or needs a package that is not installed.
+
+    Raises:
+        ModelError: it does.
+    """
+    config = read_object(folder / CONFIG)
+    for name in ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"):
+        # A name with a slash is a repository with kernels, whose code transformers would run.
+        if "/" in str(config.get(name, "")):
+            raise ModelError(f"{folder / CONFIG}: {name} brings code of its own, which never runs here; take it out")
+    method = quantisation(config)
+    if method is None:
+        return
+    if method not in QUANTISED_BY:
+        raise ModelError(
+            f"model folder {folder}: its weights are quantised by {method!r}, which is not known here; take the model "
+            "in full precision"
+        )
+    package = QUANTISED_BY[method]
+    if package and importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise ModelError(
+            f"model folder {folder}: its weights are quantised by {method}, which needs the package {package}; install "
+            "it, or take the model in full precision"
+        )
+
+
+def quantisation(config: dict[str, Any]) -> str | None:
+    """How the weights are quantised, by the configuration; None: they are not."""
+    settings = config.get("quantization_config")
+    if settings is None:
+        return None
+    if not isinstance(settings, dict):
+        return str(settings)
+    old = "bitsandbytes" if settings.get("load_in_4bit") or settings.get("load_in_8bit") else None
+    return str(settings.get("quant_method") or old)
 
 
 def gguf_file(folder: Path) -> Path | None:
@@ -84,34 +226,7 @@ def gguf_file(folder: Path) -> Path | None:
     return files[0] if len(files) == 1 and not list(folder.glob("*.safetensors")) else None
 
 
-def count_parameters(folder: Path | str) -> int:
-    """Number of weights, read from the safetensors headers; a GGUF file counts its bytes at 4.5 bits a weight.
-
-    0 for the name of a hub model, whose size is known only after the download.
-    """
-    if isinstance(folder, str):
-        return 0
+def count_parameters(folder: Path) -> int:
+    """Number of weights, read from the safetensors headers; a GGUF file counts its bytes at 4.5 bits a weight."""
     packed = gguf_file(folder)
-    if packed is not None:
-        return int(packed.stat().st_size * 8 / 4.5)
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as weights:
-            total += sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    return total
-
-
-def model_fingerprint(model: Path | str, settings: Mapping[str, object] | None = None) -> str:
-    """Content hash of a model folder's weights, config and tokenizer, and of the settings that change its output.
-
-    A hub name is hashed as a name, since its content is known only after the download.
-    """
-    digest = hashlib.sha256(json.dumps(dict(settings or {}), sort_keys=True).encode())
-    if isinstance(model, str):
-        digest.update(model.encode())
-        return digest.hexdigest()[:16]
-    for path in sorted(model.iterdir()):
-        if path.suffix in {".safetensors", ".gguf"} or path.name in IDENTIFYING_FILES:
-            digest.update(path.name.encode())
-            digest.update(bytes.fromhex(file_sha256(path)))
-    return digest.hexdigest()[:16]
+    return int(packed.stat().st_size * 8 / 4.5) if packed is not None else count_weights(folder)

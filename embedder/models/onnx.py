@@ -107,20 +107,22 @@ def load_inference_encoder(config: EncoderConfig, device: str | None = None) -> 
             vectors do not allow it.
     """
     encoder = load_encoder(config, device)
-    if encoder.device.type != "cpu":
-        if config.int8:
-            raise ModelError("encoder.int8 is for CPUs, and this process encodes on a GPU; take it out of the run file")
+    in_8_bits = config.dtype == "int8"
+    if in_8_bits and encoder.device.type != "cpu":
+        raise ModelError("dtype int8 is for CPUs, and this process encodes on a GPU; take bfloat16 or float32")
+    encoder.in_bfloat16 = config.dtype == "bfloat16"
+    if encoder.in_bfloat16 or encoder.device.type != "cpu":
         return encoder
     backbone, rows = encoder.backbone, encoder.tokenize(list(PROBES))
     wanted_ND = _probed(encoder, rows)
     try:
         model = exported(backbone)
-        encoder.backbone = OnnxBackbone(quantized(model) if config.int8 else model, backbone.config)
-        _check(_probed(encoder, rows), wanted_ND, config.int8)
+        encoder.backbone = OnnxBackbone(quantized(model) if in_8_bits else model, backbone.config)
+        _check(_probed(encoder, rows), wanted_ND, in_8_bits)
     except TRACING as error:
-        if config.int8:
+        if in_8_bits:
             raise ModelError(
-                f"{config.model} cannot be encoded in 8 bits: {error}; set encoder.int8 to false"
+                f"{config.model} cannot be encoded in 8 bits: {error}; set its dtype to float32"
             ) from error
         logger.warning("%s is encoded by PyTorch, not by ONNX Runtime: %.300s", config.model, error)
         encoder.backbone = backbone

@@ -7,7 +7,6 @@ flag a kind), sentence_bert_config.json the longest text, config_sentence_transf
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,8 @@ from embedder.config.paths import Pooling
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.errors import ConfigError, ModelError
-from embedder.models.locate import locate_model
-from embedder.storage.fetched import local_copy
-from embedder.storage.object_store import ObjectPath
+from embedder.models.locate import model_folder, read_modules
+from embedder.models.weight_files import read_object
 
 POOLINGS: dict[str, Pooling] = {
     "cls": "cls",
@@ -38,8 +36,6 @@ PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "passage": ("d
 class FolderFacts:
     """What a folder says of itself; None where it does not."""
 
-    model: str
-    """The folder or hub name of the transformer itself, which may lie inside the folder."""
     pooling: Pooling | None = None
     max_tokens: int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -52,49 +48,48 @@ class FolderFacts:
 
 
 def read_folder(model: str) -> FolderFacts:
-    """The facts of a model folder; nothing is known of a plain Hugging Face folder, nor of a hub model not here yet.
+    """The facts of a model folder; nothing is known of a plain Hugging Face folder.
 
     Raises:
         DataError: nothing is there in the object store, or it does not answer or refuses.
         ModelError: the folder is missing, or its vectors cannot be made with pooling alone.
     """
-    folder = local_copy(ObjectPath.parse(model)) if "://" in model else Path(model).expanduser()
+    folder = model_folder(model)
+    listed = read_modules(folder)
+    if not listed:
+        return FolderFacts()
     listing = folder / "modules.json"
-    if not listing.is_file():
-        located = locate_model(model)
-        if not isinstance(located, Path) or not (located / "modules.json").is_file():
-            return FolderFacts(model)
-        folder, listing = located, located / "modules.json"
-    modules = {str(module["type"]).rpartition(".")[2]: folder / module["path"] for module in _json(listing)}
+    modules = {str(module.get("type")).rpartition(".")[2]: folder / str(module.get("path")) for module in listed}
     unknown = sorted(modules.keys() - KNOWN_MODULES)
     if unknown or "Transformer" not in modules or "Pooling" not in modules:
         raise ModelError(
             f"{listing}: modules {sorted(modules)}; only a transformer, pooling and normalisation can be loaded. Take "
             "another model, or where it is only compared, serve it behind an OpenAI-compatible endpoint"
         )
-    settings = _json(folder / "config_sentence_transformers.json")
+    settings = _settings(folder / "config_sentence_transformers.json")
     if "Normalize" not in modules and settings.get("similarity_fn_name") in {"dot", "euclidean"}:
         raise ModelError(f"{folder}: ranks by {settings['similarity_fn_name']!r}; only the cosine is known here")
-    lengths = [_json(path / "sentence_bert_config.json") for path in (folder, modules["Transformer"])]
+    lengths = [_settings(path / "sentence_bert_config.json") for path in (folder, modules["Transformer"])]
     if any(length.get("do_lower_case") for length in lengths):
         raise ModelError(f"{folder}: do_lower_case is true in sentence_bert_config.json, which is not known here")
-    pooling = _json(modules["Pooling"] / "config.json")
+    pooling = _settings(modules["Pooling"] / "config.json")
     if pooling.get("include_prompt") is False:
         raise ModelError(f"{folder}: its pooling leaves the prompt out (include_prompt), which is not known here")
-    prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if isinstance(text, str)}
+    given = settings.get("prompts")
+    prompts = {name: text for name, text in given.items() if isinstance(text, str)} if isinstance(given, dict) else {}
+    limits = [length.get("max_seq_length") for length in lengths]
     return FolderFacts(
-        model=_inside(model, modules["Transformer"], folder),
         pooling=_pooling(pooling, folder),
-        max_tokens=next((length["max_seq_length"] for length in lengths if length.get("max_seq_length")), None),
+        max_tokens=next((limit for limit in limits if isinstance(limit, int) and limit > 0), None),
         prompts=prompts,
-        default_prompt=prompts.get(settings.get("default_prompt_name") or "", ""),
+        default_prompt=prompts.get(str(settings.get("default_prompt_name")), ""),
     )
 
 
 def check_base_model(encoder: EncoderConfig) -> None:
-    """Refuse to train from a sentence-transformers folder of which our encoder would make something else.
+    """Refuse a sentence-transformers folder of which our encoder would make something else.
 
-    A plain Hugging Face folder says nothing of pooling, and hub models are not known before the download.
+    A plain Hugging Face folder says nothing of pooling.
 
     Raises:
         ConfigError: it pools in another way than the run file says.
@@ -107,16 +102,6 @@ def check_base_model(encoder: EncoderConfig) -> None:
         )
 
 
-def _inside(model: str, transformer: Path, folder: Path) -> str:
-    """A model inside a folder, named as the folder is: another machine may have what was fetched somewhere else."""
-    address, mark, query = model.partition("?")
-    if "://" not in address:
-        return str(transformer)
-    if transformer == folder:
-        return model
-    return f"{address.removesuffix('/')}/{transformer.relative_to(folder).as_posix()}{mark}{query}"
-
-
 def _pooling(settings: Mapping[str, Any], folder: Path) -> Pooling:
     named = settings.get("pooling_mode")
     modes = [named] if isinstance(named, str) else named
@@ -127,13 +112,8 @@ def _pooling(settings: Mapping[str, Any], folder: Path) -> Pooling:
     return POOLINGS[modes[0]]
 
 
-def _json(path: Path) -> Any:  # noqa: ANN401
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON ({error}); copy the folder again") from error
+def _settings(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}
 
 
 def folder_encoder(
@@ -153,7 +133,7 @@ def folder_encoder(
     wanted = retriever.max_tokens or run.max_tokens
     longest = min(wanted, facts.max_tokens) if facts.max_tokens else wanted
     config = EncoderConfig(
-        model=facts.model, pooling=pooling, max_tokens=longest, batch_tokens=max(run.batch_tokens, 64)
+        model=retriever.model, pooling=pooling, max_tokens=longest, batch_tokens=max(run.batch_tokens, 64)
     )
     return config, with_prompts(tasks, retriever, facts)
 

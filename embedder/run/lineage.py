@@ -61,7 +61,7 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
         "encoder": {
             "model": config.encoder.model,
             "fingerprint": contents.of_model(config.encoder.model),
-            "lineage": read_lineage(base) if isinstance(base, Path) else None,
+            "lineage": read_lineage(base),
         },
         "labels": {
             "content": contents.of(config.paths.labelled),

@@ -18,7 +18,8 @@ from embedder.config.paths import Paths
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.config.train import NEUTRAL
 from embedder.hashing import content_id, file_sha256
-from embedder.models.locate import locate_model, model_fingerprint
+from embedder.models.fingerprint import model_fingerprint
+from embedder.models.locate import locate_model
 from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath, ObjectPath

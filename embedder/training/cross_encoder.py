@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from embedder.errors import ConfigError
 from embedder.models.encoder import TokenRow, embed_batches, length_batches
+from embedder.models.loader import CROSS_ENCODER, check_loadable, load_network, load_tokenizer, usable_positions
 from embedder.models.locate import locate_model
 
 
@@ -95,6 +96,21 @@ class CrossEncoder(nn.Module):
         return scores
 
 
+def check_cross_encoder(model: str, max_tokens: int) -> None:
+    """Refuse what `load_cross_encoder` would refuse, as far as that is known without reading weights.
+
+    Raises:
+        ConfigError, ModelError: as there.
+    """
+    _check_positions(check_loadable(CROSS_ENCODER, locate_model(model)), model, max_tokens)
+
+
+def _check_positions(config: PreTrainedConfig, model: str, max_tokens: int) -> None:
+    positions = usable_positions(config)
+    if positions is not None and max_tokens > positions:
+        raise ConfigError(f"reranker.max_tokens is {max_tokens}, but {model} reads {positions} tokens at most")
+
+
 def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: str | None = None) -> CrossEncoder:
     """Load a cross-encoder, on the GPU if there is one; an encoder without a head gets one from torch's random state.
 
@@ -105,18 +121,14 @@ def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: s
         ConfigError: the model has fewer positions than `max_tokens`.
         ModelError: the folder is missing or has no weights.
     """
-    source = locate_model(model)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    folder = locate_model(model)
+    tokenizer = load_tokenizer(folder)
     tokenizer.padding_side = "right"  # the tokens and segments of a row count from the left
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = max_tokens
-    network = AutoModelForSequenceClassification.from_pretrained(
-        source, num_labels=1, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-    )
-    positions = getattr(network.config, "max_position_embeddings", max_tokens)
-    if max_tokens > positions:
-        raise ConfigError(f"reranker.max_tokens is {max_tokens}, but {model} reads {positions} tokens at most")
+    network = load_network(CROSS_ENCODER, folder)
+    _check_positions(network.config, model, max_tokens)
     network.config.pad_token_id = tokenizer.pad_token_id
     encoder = CrossEncoder(network, tokenizer, max_tokens, batch_tokens).eval()
     return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig
-
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.config.train import TrainConfig
+from embedder.models.loader import read_config
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.training.batch_plan import BatchPlan
@@ -34,11 +33,9 @@ class ModelShape(NamedTuple):
     inner: int
 
     @classmethod
-    def of(cls, model: Path | str) -> ModelShape | None:
-        """From the configuration in a model folder; null for the name of a hub model."""
-        if isinstance(model, str):
-            return None
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+    def of(cls, model: Path) -> ModelShape:
+        """From the configuration in a model folder."""
+        config = read_config(model).get_text_config()
         width: int = config.hidden_size
         inner = next((size for name in INNER if (size := getattr(config, name, None))), 4 * width)
         return cls(width, config.num_hidden_layers, inner)
@@ -132,11 +129,10 @@ def work_of(
         )
     model = locate_model(encoder.model)
     parameters, shape = count_parameters(model), ModelShape.of(model)
-    if shape is not None:
-        prefix_widths(config.matryoshka_dimensions, shape.width)
-        memory = memory_of(parameters, shape, config, share, encoder.batch_tokens)
-        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory._asdict().items())
-        lines.append(f"about {sum(memory) / 2**30:.2f} GiB a worker ({parts})")
+    prefix_widths(config.matryoshka_dimensions, shape.width)
+    memory = memory_of(parameters, shape, config, share, encoder.batch_tokens)
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory._asdict().items())
+    lines.append(f"about {sum(memory) / 2**30:.2f} GiB a worker ({parts})")
     return Work("train", lines, passes * forward_flops(parameters, tokens * config.batch_size * config.steps))
 
 

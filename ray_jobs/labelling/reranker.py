@@ -26,7 +26,8 @@ from embedder.data.ledger import Ledger
 from embedder.data.records import unrewarded
 from embedder.errors import DataError
 from embedder.hashing import content_id
-from embedder.models.locate import locate_model, model_fingerprint
+from embedder.models.fingerprint import model_fingerprint
+from embedder.models.locate import locate_model
 from embedder.run.lineage import install_model, read_lineage
 from embedder.training.cross_encoder import CrossEncoder, load_cross_encoder
 from embedder.training.job import FORMAT, TrainingJob

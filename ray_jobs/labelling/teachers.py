@@ -1,7 +1,7 @@
 """The teachers that reward candidates: the LLM, a reranker trained on its rewards, and rewards made elsewhere.
 
-`teacher_of` chooses one by the run file. Its `check` starts nothing and imports neither torch nor Ray, so that it can
-refuse a run file at once; its `run` commits the labels.
+`teacher_of` chooses one by the run file. Its `check` starts nothing, and comes to torch only after all that can be
+refused without; its `run` commits the labels.
 """
 
 from __future__ import annotations
@@ -116,6 +116,11 @@ class LlmTeacher(Teacher):
             f"{ahead.tokens:,.0f} tokens), reward {self.config.tasks[task].reward}"
             for task, ahead in sorted(work.tasks.items())
         ]
+        if llm is not None and any(ahead.pairs for ahead in work.tasks.values()):
+            # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
+            from embedder.models.causal_lm import check_llm
+
+            check_llm(llm)
         return Work("label", lines, forward_flops(parameters, sum(ahead.tokens for ahead in work.tasks.values())))
 
     def rehearse(self) -> list[str]:
@@ -158,6 +163,13 @@ class RerankerTeacher(LlmTeacher):
         rows = (read_row_group(path, number) for path, number in row_groups(self.config.paths))
         groups = (group for each in rows for group in each.groups)
         return select_llm_groups(groups, settings.llm_groups, settings.seed)
+
+    def check(self) -> Work:
+        work, settings = super().check(), self.config.needed_reranker
+        from embedder.training.cross_encoder import check_cross_encoder
+
+        check_cross_encoder(settings.model, settings.max_tokens)
+        return work
 
     def run(self) -> Labels:
         from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, train_reranker

@@ -7,6 +7,7 @@ from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
 from embedder.evaluation.endpoint import api_key
+from embedder.models.encoder import check_encoder
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import folder_encoder
 
@@ -44,6 +45,7 @@ def check_retrievers(config: RunConfig) -> list[str]:
             where = f" ({retriever.url}, {retriever.model})"
         elif retriever.kind in {"base", "trained", "folder"}:
             encoder, _ = retriever_encoder(config, retriever)
+            check_encoder(encoder)
             where = f" ({locate_model(encoder.model)})"
         lines.append(f"retriever {retriever.name}{where}")
     return lines

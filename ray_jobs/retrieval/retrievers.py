@@ -16,7 +16,7 @@ from embedder.evaluation.evaluations import evaluation_of
 from embedder.evaluation.retrieval import own_examples, random_rankings, recency_rankings, without_itself
 from embedder.hashing import content_id
 from embedder.mining.ranking import Ranking
-from embedder.models.fingerprint import encoder_fingerprint
+from embedder.models.fingerprint import vectors_name
 from embedder.models.st_folder import FolderFacts, with_prompts
 from ray_jobs.cluster.blocks import Block
 from ray_jobs.cluster.tables import datasets, passage_texts, queries
@@ -86,7 +86,7 @@ def _filled_store(config: RunConfig, retriever: BuiltinRetriever | FolderRetriev
     if isinstance(retriever, EndpointRetriever):
         return _endpoint_store(config, retriever)
     encoder, tasks = retriever_encoder(config, retriever)
-    store = VectorStore(config.paths.vectors / encoder_fingerprint(encoder), tasks)
+    store = VectorStore(config.paths.vectors / vectors_name(encoder), tasks)
     fill_store(config, store, encoder, [config.evaluate.split])
     return store
 
@@ -94,7 +94,7 @@ def _filled_store(config: RunConfig, retriever: BuiltinRetriever | FolderRetriev
 def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorStore:
     """The driver asks the server, several requests at a time, and commits each answer."""
     asked = [retriever.url, retriever.model, retriever.dimensions, retriever.extra_query, retriever.extra_passage]
-    tasks = with_prompts(config.tasks, retriever, FolderFacts(""))
+    tasks = with_prompts(config.tasks, retriever, FolderFacts())
     store = VectorStore(config.paths.vectors / content_id(*asked)[:16], tasks)
     tables = missing_blocks(config.paths, store, [config.evaluate.split], retriever.batch_texts)
     blocks = [block for table in tables for block in table.to_pylist()]

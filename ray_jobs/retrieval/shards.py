@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
@@ -18,6 +20,7 @@ from embedder.index.builder import CollectionPart, build_collection
 from embedder.index.bundle import Manifest, shard_folder, shard_of
 from embedder.index.collection import CollectionInfo
 from embedder.index.documents import PAYLOAD
+from embedder.index.probe import TEXTS
 from embedder.storage.durable import appearing, remove_unfinished
 from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.tables import corpus_files, datasets
@@ -43,6 +46,23 @@ def vector_dimension(paths: Paths, store: VectorStore) -> int:
     if first is None:
         raise DataError(f"{paths.corpus}: no passages to index; run `python -m ray_jobs.prepare` on some")
     return len(pq.ParquetFile(first).read_row_group(0, ["vector"])["vector"][0])
+
+
+def probe_texts(paths: Paths, store: VectorStore, max_tokens: int) -> tuple[list[str], np.ndarray]:
+    """Passages of every dataset with their instruction, `probe.TEXTS` at most, and their vectors (N, D)."""
+    names = datasets(paths)
+    texts, vectors = [], []
+    for name in names:
+        table = next(each_table(corpus_files(paths, name), PASSAGE))
+        lengths = pc.utf8_length(table["text"]).to_numpy()
+        # Short ones alone if there are enough, because a text that is cut would compare the cutting too.
+        order = np.argsort(np.maximum(lengths, 2 * max_tokens), kind="stable")
+        fitting = order[: max(-(-TEXTS // len(names)), int((lengths <= 2 * max_tokens).sum()))]
+        chosen = table.take(pa.array(fitting[:: max(1, len(fitting) * len(names) // TEXTS)]))
+        instruction = store.tasks[chosen["task"][0].as_py()].instruction("passage")
+        texts += [instruction + text for text in chosen["text"].to_pylist()]
+        vectors.append(store.read(name, "passage", store.keys(chosen, "passage")))
+    return texts[:TEXTS], np.concatenate(vectors)[:TEXTS]
 
 
 def build_shards(

@@ -21,7 +21,7 @@ from embedder.data.ledger import Ledger
 from embedder.data.records import PASSAGE, VECTOR, Split, each_table
 from embedder.hashing import content_id
 from embedder.models.encoder import TextEncoder, encode_prompted
-from embedder.models.fingerprint import encoder_fingerprint
+from embedder.models.fingerprint import vectors_name
 from embedder.models.onnx import load_inference_encoder
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_table
@@ -72,7 +72,7 @@ class VectorStore:
 def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:
     """The store of one encoder; the run's base encoder may be one that knows no instructions."""
     tasks = config.base_tasks if encoder.model == config.encoder.model else config.tasks
-    return VectorStore(config.paths.vectors / encoder_fingerprint(encoder), tasks)
+    return VectorStore(config.paths.vectors / vectors_name(encoder), tasks)
 
 
 class EncodeBlocks(BlockActor):

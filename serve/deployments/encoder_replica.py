@@ -15,10 +15,12 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from embedder.config.paths import EncodingDtype
 from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError
 from embedder.index.bundle import MODEL, bundle_encoder, verify
-from embedder.models.encoder import TextEncoder, TokenRow, encode_tokens
+from embedder.index.probe import check_probe
+from embedder.models.encoder import TextEncoder, TokenRow, encode_prompted, encode_tokens
 from embedder.models.onnx import load_inference_encoder
 from serve.backend import Encoded
 from serve.deployments.batching import NotEncodable, TokenBatcher
@@ -64,7 +66,7 @@ class EncoderReplica:
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="forward")
         # Weak, so that the last version that is unloaded takes the model with it.
-        self._by_fingerprint: WeakValueDictionary[str, _Model] = WeakValueDictionary()
+        self._shared: WeakValueDictionary[tuple[str, EncodingDtype], _Model] = WeakValueDictionary()
         self._load_lock = threading.Lock()
         self._models = VersionCache(self._load)
         self._models.preload(source.named()[: settings.max_versions], deployed)
@@ -151,21 +153,29 @@ class EncoderReplica:
         return rows
 
     def _load(self, version: str) -> _Model:
-        """The model of a version; versions with the same model share it."""
+        """The model of a version; versions with the same model share it.
+
+        Raises:
+            BundleError: it is missing or damaged, or `serve.dtype` moves its vectors too far from those of the index.
+        """
         folder = self._source.bundle(version)
         manifest = verify(folder, only=f"{MODEL}/")
         # Versions are loaded in threads: two of one model at once would hold it twice.
         with self._load_lock:
-            model = self._by_fingerprint.get(manifest.encoder_fingerprint)
+            dtype = self._settings.dtype or manifest.dtype
+            model = self._shared.get((manifest.encoder_fingerprint, dtype))
             if model is None:
-                config = bundle_encoder(folder, manifest)
+                config = bundle_encoder(folder, manifest, dtype)
                 budget = together = self._settings.batch_tokens
                 if not self._settings.gpus_per_replica:
                     together = min(budget, THREAD_TOKENS * torch.get_num_threads())
                 encoder = load_inference_encoder(config.model_copy(update={"batch_tokens": together}))
                 run = partial(self._compute, encoder)
                 model = _Model(encoder, TokenBatcher(run, budget, self._computing, self._metrics.batch))
-                self._by_fingerprint[manifest.encoder_fingerprint] = model
+                self._shared[manifest.encoder_fingerprint, dtype] = model
+            # For each version anew, because two indexes of one model may have been made in different formats.
+            if dtype != manifest.dtype:
+                check_probe(folder, manifest, dtype, partial(encode_prompted, model.encoder))
             return model
 
     def _compute(self, encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:

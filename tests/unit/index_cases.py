@@ -15,7 +15,7 @@ from embedder.index.documents import PAYLOAD, Document
 from embedder.index.faiss_index import empty_vectors
 from embedder.index.living import MutableCollection
 from embedder.index.manifest import hash_files
-from embedder.models.locate import model_fingerprint
+from embedder.models.fingerprint import model_fingerprint
 
 WIDTH = 8
 IDENTITY = CollectionIdentity(task="qa", shard=0, num_shards=1, encoder_fingerprint="model", dimension=WIDTH)

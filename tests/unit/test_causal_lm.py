@@ -46,7 +46,7 @@ def test_causal_lm_tokens_carry_no_special_ones_and_decode_to_the_text(tiny_llm,
 def test_prepare_lm_converts_a_gguf_file_once(tmp_path):
     packed = tmp_path / "llm" / "weights.gguf"
     packed.parent.mkdir()
-    packed.write_bytes(b"stands for a GGUF file")
+    packed.write_bytes(b"GGUF and what stands for a model")
     done = tmp_path / "cache" / f"weights-{file_sha256(packed)[:16]}"
     done.mkdir(parents=True)
     assert prepare_lm(LlmConfig(model=str(packed.parent)), tmp_path / "cache") == done
@@ -54,8 +54,8 @@ def test_prepare_lm_converts_a_gguf_file_once(tmp_path):
 
 def test_prepare_lm_that_fails_leaves_nothing_in_the_cache(tmp_path):
     (tmp_path / "llm").mkdir()
-    (tmp_path / "llm" / "weights.gguf").write_bytes(b"no GGUF file at all")
-    with pytest.raises((ValueError, OSError)):
+    (tmp_path / "llm" / "weights.gguf").write_bytes(b"GGUF and nothing else")
+    with pytest.raises(ModelError, match="cannot be loaded"):
         prepare_lm(LlmConfig(model=str(tmp_path / "llm")), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -76,11 +76,13 @@ def refusal(model, folder):
 def test_load_lm_refuses_an_encoder_decoder(tmp_path):
     torch.manual_seed(0)
     config = T5Config(vocab_size=600, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
-    assert "is a t5 model, which is no causal language model" in refusal(T5ForConditionalGeneration(config), tmp_path)
+    assert "is a t5 model with encoder and decoder, which is no causal language model" in refusal(
+        T5ForConditionalGeneration(config), tmp_path
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("{", "not a valid JSON file"), ('{"model_type": "nosuch"}', "has model type `nosuch`")]
+    ("text", "reason"), [("{", "config.json: not JSON"), ('{"model_type": "nosuch"}', "has model type `nosuch`")]
 )
 def test_load_lm_refuses_a_config_that_cannot_be_read_in_one_line(tiny_llama_folder, tmp_path, text, reason):
     folder = shutil.copytree(tiny_llama_folder, tmp_path / "llm")

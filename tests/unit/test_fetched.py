@@ -15,7 +15,8 @@ from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import read_source
 from embedder.errors import ConfigError, DataError
-from embedder.models.locate import locate_model, model_fingerprint
+from embedder.models.fingerprint import model_fingerprint
+from embedder.models.locate import locate_model
 from embedder.models.st_folder import read_folder
 from embedder.storage import fetched
 from embedder.storage.json_file import write_json

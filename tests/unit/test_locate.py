@@ -11,7 +11,8 @@ import pytest
 from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.encoder import load_encoder
-from embedder.models.locate import check_model_folder, count_parameters, gguf_file, locate_model, model_fingerprint
+from embedder.models.fingerprint import model_fingerprint
+from embedder.models.locate import _hub_folder, check_model_folder, count_parameters, gguf_file, locate_model
 
 
 @pytest.fixture
@@ -26,9 +27,36 @@ def test_locate_model_finds_a_folder_by_its_path(folder, monkeypatch):
     assert locate_model("model") == locate_model("./model") == folder
 
 
-def test_locate_model_leaves_owner_and_name_to_the_hub(tmp_path, monkeypatch):
+def test_locate_model_refuses_a_hub_name_without_a_hub_in_one_line(tmp_path, monkeypatch):
+    """Case 23-hub-offline: an encoder and an LLM that are not in the cache."""
     monkeypatch.chdir(tmp_path)
-    assert locate_model("BAAI/bge-base-en") == "BAAI/bge-base-en"
+    for name in ("BAAI/bge-small-en-v1.5", "HuggingFaceTB/SmolLM2-135M", "not a/name?"):
+        with pytest.raises(ModelError, match="hub") as caught:
+            locate_model(name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def snapshot(folder, tmp_path, monkeypatch):
+    """The cached snapshot of the hub model `owner/name`, as huggingface_hub lays it out."""
+    cached = tmp_path / "hub" / "models--owner--name"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    (cached / "snapshots").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("embedder.models.locate._hub_folder", _hub_folder.__wrapped__)
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(folder, cached / "snapshots" / commit)
+
+
+def test_locate_model_takes_a_hub_model_from_the_cache_and_it_is_known_by_content(snapshot, folder):
+    assert locate_model("owner/name").resolve() == snapshot.resolve()
+    assert model_fingerprint(locate_model("owner/name")) == model_fingerprint(folder)
+    assert count_parameters(locate_model("owner/name")) > 0
+    config = snapshot / "config.json"
+    config.write_text(config.read_text().replace("1e-12", "1e-05"))
+    assert model_fingerprint(locate_model("owner/name")) != model_fingerprint(folder)
 
 
 @pytest.mark.parametrize("reference", ["gone", "./owner/name", "/no/such", "a/b/c", "~/no-such-folder-here"])
@@ -90,7 +118,7 @@ def test_locate_model_finds_a_model_inside_a_package(folder, tmp_path, monkeypat
 
 
 def test_locate_model_takes_one_gguf_file_without_safetensors(tmp_path):
-    (tmp_path / "a.gguf").write_bytes(b"x" * 9)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + b"x" * 5)
     assert gguf_file(tmp_path) == tmp_path / "a.gguf"
     check_model_folder(tmp_path)
     (tmp_path / "b.gguf").write_bytes(b"x")
@@ -102,7 +130,7 @@ def test_locate_model_takes_one_gguf_file_without_safetensors(tmp_path):
 def test_count_parameters_loads_no_model(tiny_encoder, tiny_encoder_folder, tmp_path):
     encoder = load_encoder(tiny_encoder, device="cpu")
     assert count_parameters(tiny_encoder_folder) == sum(weight.numel() for weight in encoder.parameters())
-    (tmp_path / "a.gguf").write_bytes(b"x" * 9)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + b"x" * 5)
     assert count_parameters(tmp_path) == 16
 
 
@@ -133,10 +161,6 @@ def test_model_fingerprint_changes_with_the_settings_of_the_tokenizer(folder):
     settings = {**json.loads(path.read_text()), "truncation_side": "left"}
     path.write_text(json.dumps(settings))
     assert model_fingerprint(folder) != before
-
-
-def test_model_fingerprint_of_a_hub_model_is_of_its_name():
-    assert model_fingerprint("a/b") != model_fingerprint("a/c")
 
 
 def test_file_sha256_is_that_of_the_file(tmp_path):

@@ -12,7 +12,7 @@ from embedder.config.run import EncoderConfig
 from embedder.errors import ModelError
 from embedder.models import onnx
 from embedder.models.encoder import encode_prompted, load_encoder
-from embedder.models.fingerprint import encoder_fingerprint
+from embedder.models.fingerprint import encoder_fingerprint, vectors_name
 from embedder.models.onednn import PackedLinear, has_onednn
 from embedder.models.onnx import OnnxBackbone, load_inference_encoder
 from tests.unit.test_encoders import BACKBONES, DECODERS, TEXTS, config, save
@@ -90,23 +90,24 @@ def test_onnx_encoder_fails_as_a_forward_pass_does_beyond_the_vocabulary(tiny_en
         encoder([[10_000_000, 1]])
 
 
-def test_int8_encoder_stays_near_and_is_another_model():
-    few = load_inference_encoder(MINILM.model_copy(update={"int8": True}), "cpu")
+def test_int8_encoder_stays_near_and_its_vectors_lie_apart():
+    few = load_inference_encoder(MINILM.model_copy(update={"dtype": "int8"}), "cpu")
     texts = ["Where does the sun rise?", "The sun rises in the east. " * 9, "a", "Bread is baked in an oven."]
     found, wanted = encode_prompted(few, texts), encode_prompted(load_encoder(MINILM, "cpu"), texts)
     cosine = (found * wanted).sum(1)
     assert cosine.mean() >= 0.99 and not np.allclose(found, wanted, atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    assert encoder_fingerprint(MINILM.model_copy(update={"int8": True})) != encoder_fingerprint(MINILM)
+    assert encoder_fingerprint(few.config) == encoder_fingerprint(MINILM)
+    assert vectors_name(few.config) != vectors_name(MINILM)
 
 
 def test_int8_encoder_that_loses_too_much_is_refused(monkeypatch):
     monkeypatch.setattr(onnx, "LEAST_COSINE", 1.0)
-    with pytest.raises(ModelError, match=r"8 bits: its vectors have a mean cosine of .*; set encoder.int8 to false"):
-        load_inference_encoder(MINILM.model_copy(update={"int8": True}), "cpu")
+    with pytest.raises(ModelError, match=r"8 bits: its vectors have a mean cosine of .*; set its dtype to float32"):
+        load_inference_encoder(MINILM.model_copy(update={"dtype": "int8"}), "cpu")
 
 
 def test_int8_encoder_that_cannot_be_exported_is_refused(tiny_encoder, monkeypatch):
     monkeypatch.setattr(onnx, "MOST_BYTES", 1000)
     with pytest.raises(ModelError, match=r"cannot be encoded in 8 bits: .* bytes of weights"):
-        load_inference_encoder(tiny_encoder.model_copy(update={"int8": True}), "cpu")
+        load_inference_encoder(tiny_encoder.model_copy(update={"dtype": "int8"}), "cpu")

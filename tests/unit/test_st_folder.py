@@ -14,6 +14,7 @@ from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import ConfigError, ModelError
 from embedder.models.encoder import encode, export_encoder, load_encoder
+from embedder.models.locate import locate_model
 from embedder.models.st_folder import FolderFacts, check_base_model, folder_encoder, read_folder
 
 TEXTS = ["the fox jumps", "a list holds items in order " * 20, ""]
@@ -66,9 +67,9 @@ def test_folder_encoder_takes_the_prompts_of_other_folders_by_side(exported, tin
 
 
 def test_folder_facts_have_a_default_prompt_for_both_sides():
-    facts = FolderFacts("x", prompts={"all": "A: "}, default_prompt="A: ")
+    facts = FolderFacts(prompts={"all": "A: "}, default_prompt="A: ")
     assert (facts.prompt("qa", "query"), facts.prompt("qa", "passage")) == ("A: ", "A: ")
-    assert FolderFacts("x").prompt("qa", "passage") == ""
+    assert FolderFacts().prompt("qa", "passage") == ""
 
 
 @pytest.mark.parametrize(("folder_tokens", "own", "expected"), [(256, None, 64), (32, None, 32), (256, 128, 128)])
@@ -142,14 +143,14 @@ def test_read_folder_with_a_transformer_in_a_folder_of_its_own(exported, tmp_pat
     modules = json.loads((exported / "modules.json").read_text())
     modules[0]["path"] = "0_Transformer"
     (exported / "modules.json").write_text(json.dumps(modules))
-    facts = read_folder(str(exported))
-    assert (facts.model, facts.max_tokens) == (str(inner), 64)
+    assert read_folder(str(exported)).max_tokens == 64
+    assert locate_model(str(exported)) == inner
 
 
 def test_read_folder_of_a_missing_folder_and_of_a_hub_name():
-    with pytest.raises(ModelError, match="no such folder"):
-        read_folder("/nowhere/at/all")
-    assert read_folder("owner/name") == FolderFacts("owner/name")
+    for name in ("/nowhere/at/all", "owner/name"):
+        with pytest.raises(ModelError, match="no such folder"):
+            read_folder(name)
 
 
 POOLED = [
@@ -179,7 +180,3 @@ def test_base_model_must_pool_as_the_run_file_says(tmp_path, tiny_encoder, tiny_
     (folder / "modules.json").write_text(json.dumps([*modules, {"path": "2", "type": "x.Dense"}]), encoding="utf-8")
     with pytest.raises(ModelError, match=r"modules \['Dense'"):
         check_base_model(started)
-
-
-def test_base_model_from_the_hub_is_not_known_before_the_download(tiny_encoder):
-    check_base_model(tiny_encoder.model_copy(update={"model": "owner/name"}))

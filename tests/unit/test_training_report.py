@@ -103,7 +103,7 @@ def test_model_card_names_prompts_data_settings_and_metrics_and_leaves_the_licen
 
 
 def test_model_card_is_not_part_of_the_model_fingerprint(tiny_encoder_folder, tmp_path):
-    from embedder.models.locate import model_fingerprint
+    from embedder.models.fingerprint import model_fingerprint
 
     before = model_fingerprint(tiny_encoder_folder)
     note = Path(tiny_encoder_folder) / "README.md"
