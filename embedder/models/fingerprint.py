@@ -6,7 +6,7 @@ from pathlib import Path
 
 from embedder.config.label import LabelConfig
 from embedder.config.run import EncoderConfig, LlmConfig
-from embedder.config.tasks import TaskSpec
+from embedder.config.tasks import PROMPT_FORMAT, TaskSpec
 from embedder.hashing import content_id
 from embedder.models.locate import locate_model, model_fingerprint
 
@@ -37,4 +37,4 @@ def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str
         name: [spec.template and spec.template.model_dump(), spec.shots, spec.max_output_tokens]
         for name, spec in tasks.items()
     }
-    return content_id(model, sampling, prompts)[:16]
+    return content_id(model, sampling, prompts, PROMPT_FORMAT)[:16]
