@@ -191,9 +191,7 @@ class _Draft:
         self.tokenizer, self.plain = tokenizer, plain
         self.text = stand_in.join(texts)
         self.tokens = self._tokens(self.text)
-        controls = [
-            self.tokens.offsets[i] for i, token in enumerate(self.tokens.ids) if token in plain.control_ids
-        ]
+        controls = [self.tokens.offsets[i] for i, token in enumerate(self.tokens.ids) if token in plain.control_ids]
         self.section_starts = [0, *(end for _, end in controls)]
         self.section_ends = [*(start for start, _ in controls), len(self.text)]
         self.borders: list[_Border] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,16 @@ from embedder.errors import ConfigError
 from embedder.hashing import row_seed
 from embedder.labelling.chat_template import chat_text
 from embedder.labelling.prefix_tree import PackedPrompt, common_length
-from embedder.labelling.prompt_layout import PromptLayout, PromptShape, Slot, Span, encode, lay_out, marked_text, output_text
+from embedder.labelling.prompt_layout import (
+    PromptLayout,
+    PromptShape,
+    Slot,
+    Span,
+    encode,
+    lay_out,
+    marked_text,
+    output_text,
+)
 from embedder.models.locate import gguf_file, locate_model
 
 if TYPE_CHECKING:  # so that the checks of a job, which need shots alone, do not import torch
@@ -126,7 +136,7 @@ class PromptBuilder:
             else:
                 text = data[slot.number]
                 # All candidates of a query have the same shots and the same query.
-                spans.append(self._known((shape, i, text), lambda slot=slot, text=text: slot.span(text)))
+                spans.append(self._known((shape, i, text), partial(slot.span, text)))
         return spans
 
     def _known(self, key: tuple[object, ...], make: Callable[[], Span]) -> Span:
@@ -180,7 +190,7 @@ class PromptBuilder:
             slot = layout.slots[-1]
             begun = slot.before + query + slot.after
         text = begun + layout.space + output_text(self.template, answer)
-        span = self._known((shape, begun, text), lambda: slot.span_of(text))
+        span = self._known((shape, begun, text), partial(slot.span_of, text))
         return span, span.first_after(len(begun))
 
     def output(self, answer: str, query: str = "") -> list[int]:
@@ -200,7 +210,7 @@ class PromptBuilder:
         end = layout.ending_tokens
         if layout.ending is None:
             last = len(layout.slots) - 1
-            end = len(self._known((prefix.shape, last, query), lambda: layout.slots[last].span(query)).ids)
+            end = len(self._known((prefix.shape, last, query), partial(layout.slots[last].span, query)).ids)
         fixed = len(prefix.ids) - end
         joined = [self._end_and_output(prefix.shape, query, answer) for answer in answers]
         shared = min(min(common_length(prefix.ids[fixed:], span.ids), first) for span, first in joined)

@@ -58,9 +58,7 @@ class TreeBackend:
         """
         check_prompts(prompts)
         # Equal prompts are scored once: apart, in batches of their own, they could differ in the last bit.
-        keys = [
-            (tuple(prompt.prefix), tuple(map(tuple, prompt.outputs)), tuple(prompt.unscored)) for prompt in prompts
-        ]
+        keys = [(tuple(prompt.prefix), tuple(map(tuple, prompt.outputs)), tuple(prompt.unscored)) for prompt in prompts]
         distinct = dict(zip(keys, prompts, strict=True))
         distinct_keys, distinct_prompts = list(distinct), list(distinct.values())
         # The lanes are at work at the same time, so they share the tokens that memory allows.

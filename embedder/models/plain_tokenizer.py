@@ -7,6 +7,7 @@ the assistant's. The two tokenizers made here know none of them; their token ids
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,9 @@ from embedder.errors import ModelError
 
 Json = dict[str, Any]
 
+WHITE_SPACE = " \t\r\n\N{LOWER ONE EIGHTH BLOCK}"
+"""The last of these signs stands for a space in vocabularies of SentencePiece."""
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 WORD_SPLITTERS = {"WhitespaceSplit", "Whitespace", "BertPreTokenizer"}
 """Pre-tokenizers that take the spaces away, so that what follows them marks the beginning of each word."""
 
@@ -42,29 +46,31 @@ def plain_tokenizers(tokenizer: PreTrainedTokenizerBase) -> PlainTokenizers:
     """
     if not tokenizer.is_fast:
         raise ModelError(
-            f"tokenizer {type(tokenizer).__name__} of {tokenizer.name_or_path!r} has no tokenizer.json form, so control "
-            "tokens in passages could not be told from the prompt's own; name an LLM with a fast tokenizer"
+            f"the tokenizer {type(tokenizer).__name__} of {tokenizer.name_or_path!r} has no tokenizer.json form, so "
+            "control tokens in passages could not be told from the prompt's own; name an LLM with a fast tokenizer"
         )
     described = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, added = described["model"], described["added_tokens"]
     # Tokens for runs of white space were added so that code is short: they are text. All other added tokens may mean
     # something to the model, also those that are not marked special, as `<think>` and `<tool_call>` are not.
-    blank = [token for token in described["added_tokens"] if not token["content"].strip(" \t\r\n\N{LOWER ONE EIGHTH BLOCK}")]
-    controls = {token["id"]: token["content"] for token in described["added_tokens"] if token not in blank}
-    plain = {
-        **described,
-        **{"truncation": None, "padding": None, "post_processor": None, "added_tokens": blank},
-        "model": _without_controls(described["model"], controls),
+    blank = [token for token in added if not token["content"].strip(WHITE_SPACE)]
+    numbered = model.get("unk_id")
+    unknown = model.get("unk_token") if numbered is None else model["vocab"][numbered][0]
+    # A byte of a letter that the vocabulary lacks is a part of the text, and so is the token for an unknown one.
+    controls = {token["id"]: token["content"] for token in added if token not in blank}
+    controls = {token: text for token, text in controls.items() if not BYTE.fullmatch(text)}
+    plain = described | {
+        "truncation": None,
+        "padding": None,
+        "post_processor": None,
+        "added_tokens": blank,
+        "model": _without_controls(model, controls),
     }
-    inner = {
-        **plain,
-        "normalizer": _adding_nothing(plain["normalizer"]),
-        "pre_tokenizer": _adding_nothing(plain["pre_tokenizer"]),
-    }
-    unknown = described["model"].get("unk_token")
+    inner = plain | {name: _adding_nothing(plain[name]) for name in ("normalizer", "pre_tokenizer")}
     return PlainTokenizers(
-        *(Tokenizer.from_str(json.dumps(each)) for each in (plain, inner)),
-        # A letter that the vocabulary lacks becomes the unknown token, which therefore means nothing.
-        control_ids=frozenset(token for token, text in controls.items() if text != unknown),
+        Tokenizer.from_str(json.dumps(plain)),
+        Tokenizer.from_str(json.dumps(inner)),
+        frozenset(token for token, text in controls.items() if text != unknown),
     )
 
 

@@ -28,14 +28,13 @@ CONTROLS = (
 THOUGHTS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Control tokens that are not marked special, as in Qwen 3."""
 SAID = (*TEXTS, "Speaker 1: is it so? Speaker 2: It is.\n\nNo; never.\n", "Markets and marketing: 1234 foxes.", "an ox")
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+LLAMA3 = rf"{WORDS}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
 
 
 def _byte_level(pattern: str | None) -> Tokenizer:
-    """A BPE of bytes: GPT-2's and SmolLM's division into words, or Llama 3's and Qwen's, which ends words with lines."""
+    """A BPE of bytes, with the words of GPT-2 and SmolLM, or those of Llama 3 and Qwen, which hold line ends."""
     tokenizer = Tokenizer(models.BPE())
     splits: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if pattern:
@@ -87,9 +86,7 @@ def _unigram(scheme: str, splits_spaces: bool = False) -> Tokenizer:
     tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
     # Control tokens are pieces of the model's own vocabulary, as in every SentencePiece model.
     special = ["<unk>", "<s>", "</s>", "<pad>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=400, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=special, unk_token="<unk>", show_progress=False)
     alphabet = "".join(map(chr, range(33, 127))) + "\n"
     tokenizer.train_from_iterator([*SAID, *alphabet], trainer)
     return tokenizer
