@@ -19,9 +19,11 @@ Running the command again encodes and asks only what is missing.
 from __future__ import annotations
 
 from embedder.config.run import RunConfig
+from embedder.config.tasks import PromptTemplate
 from embedder.console import console
 from embedder.data.records import write_table
 from embedder.errors import ConfigError
+from embedder.labelling.prompts import check_chat
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
@@ -45,12 +47,15 @@ def check(config: RunConfig) -> Work:
     measured = read_datasets(config, config.evaluate.split)
     retrievers = check_retrievers(config)
     lines, total = [], 0
+    templates: dict[str, PromptTemplate | None] = {}
     for values in measured:
         chosen = len(chosen_queries(values.evaluation, values.rows, config.evaluate))
         total += chosen
         evaluation = values.evaluation.name
         lines.append(f"{values.name} ({evaluation}): {len(values.rows):,} queries, the LLM is asked {chosen:,}")
-        if chosen and values.evaluation.template(config.tasks[values.task]) is None:
+        if chosen:
+            templates[values.task] = values.evaluation.template(config.tasks[values.task])
+        if chosen and templates[values.task] is None:
             raise ConfigError(f"tasks.{values.task} has no template, which evaluation {evaluation!r} needs")
     flops = 0.0
     if total:
@@ -58,6 +63,7 @@ def check(config: RunConfig) -> Work:
             raise ConfigError(
                 "evaluate.llm_queries needs an `llm` section in the run file; set it to 0 for rankings alone"
             )
+        lines += check_chat(config.llm, templates)
         parameters = count_parameters(locate_model(config.llm.model))
         check_llm(config.llm)
         flops = forward_flops(parameters, total * len(retrievers) * tokens_of(QUESTION_CHARACTERS))

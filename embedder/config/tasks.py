@@ -7,14 +7,19 @@ the paper's appendix A. Needs no torch, so that a run file is checked on a login
 
 from __future__ import annotations
 
+from datetime import date
 from string import Formatter
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from embedder.config.paths import Section
 
 Side = Literal["query", "passage"]
+
+PROMPT_FORMAT = 2
+"""How prompts are made from templates and data; part of what labels and replies depend on. 1: tokenised as one string
+without regard to what the data says, outputs apart from it."""
 
 
 class PromptTemplate(Section):
@@ -35,7 +40,13 @@ class PromptTemplate(Section):
     """A sampled output ends before the first of these texts, because a small LLM would write the next question after
     its answer. null or an empty list keeps all `max_output_tokens`."""
     chat: bool = False
-    """Wrap context and input as a single user message of the LLM's own chat template."""
+    """Wrap context and input as a single user message of the LLM's own chat template. The output is the assistant's
+    message, so it begins without the white space of `output`."""
+    chat_arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What the chat template is given beside the message, such as `enable_thinking: false`. A name that it does not
+    read is refused."""
+    chat_date: str = "2026-01-01"
+    """The day that a chat template takes for today: with the true one, labels of two days would differ."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -50,6 +61,19 @@ class PromptTemplate(Section):
         if "" in value:
             raise ValueError("stop holds an empty text, which would leave every output empty; use null for no stop")
         return value
+
+    @field_validator("chat_date", mode="before")
+    @classmethod
+    def a_day(cls, value: object) -> object:
+        """Take the date that YAML reads, and refuse a text that is none."""
+        return value.isoformat() if isinstance(value, date) else date.fromisoformat(str(value)).isoformat()
+
+    @model_validator(mode="after")
+    def arguments_need_chat(self) -> PromptTemplate:
+        """Refuse arguments that nothing would read."""
+        if self.chat_arguments and not self.chat:
+            raise ValueError("chat_arguments are given to a chat template; set chat to true, or leave them out")
+        return self
 
     @field_validator("context", "input", "output")
     @classmethod

@@ -71,10 +71,17 @@ QA = Evaluation(  # PopQA, NQ; template A.1 / A.3
 def ask_choice(question: Question) -> Ask:
     """Score the letters of the options; nothing is written."""
     options = question.options or []
+    letters = option_letters(len(options))
     about = f" about {question.category.replace('_', ' ')}" if question.category else ""
-    lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
+    lines = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
     heading = f"The following are multiple choice questions (with answers){about}."
-    return Ask("\n".join([heading, "", question.query, *lines]), list(ascii_uppercase[: len(options)]))
+    return Ask("\n".join([heading, "", question.query, *lines]), letters)
+
+
+def option_letters(count: int) -> list[str]:
+    """A to Z for the options, then AA, AB and so on: each option has a name, however many there are."""
+    rows = ["", *option_letters((count - 1) // 26)] if count > 26 else [""]
+    return [row + letter for row in rows for letter in ascii_uppercase][:count]
 
 
 def judge_choice(question: Question, reply: Reply) -> dict[str, Value]:
@@ -88,7 +95,11 @@ def judge_choice(question: Question, reply: Reply) -> dict[str, Value]:
 
 def choice_template(spec: TaskSpec) -> PromptTemplate:
     """The paper's template, as a chat message if the task's own is one."""
-    return MULTIPLE_CHOICE.model_copy(update={"chat": spec.template is not None and spec.template.chat})
+    if spec.template is None:
+        return MULTIPLE_CHOICE
+    return MULTIPLE_CHOICE.model_copy(
+        update={name: getattr(spec.template, name) for name in ("chat", "chat_arguments", "chat_date")}
+    )
 
 
 CHOICE = Evaluation(  # MMLU, zero-shot; template A.2

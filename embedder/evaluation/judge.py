@@ -27,7 +27,7 @@ class _PromptedQuestion:
     row: dict[str, Any]
     ask: Ask
     prefix: Prefix
-    outputs: list[list[int]]
+    packed: PackedPrompt
 
 
 class LlmJudge:
@@ -43,6 +43,7 @@ class LlmJudge:
     ) -> None:
         self.lm, self.llm, self.tasks, self.settings, self.shot_pools = lm, llm, tasks, settings, shot_pools
         self.backend = choose_backend(lm, llm, max(LONGEST_WRITTEN, settings.max_output_tokens))
+        self._builders: dict[tuple[EvaluationName, str], PromptBuilder] = {}
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows of ASKED to rows of JUDGED in the order of their ids: a pure function of the set of rows."""
@@ -61,9 +62,13 @@ class LlmJudge:
         return [answered[row_id] for row_id in sorted(answered)]
 
     def _builder(self, evaluation: Evaluation, task: str) -> PromptBuilder:
-        spec = self.tasks[task]
-        builder = prompt_builder(self.lm, spec, self.llm, evaluation.template(spec))
-        return replace(builder, max_output_tokens=self.settings.max_output_tokens)
+        # Kept, because it finds out only once how the LLM's tokenizer divides the template.
+        if (evaluation.name, task) not in self._builders:
+            spec = self.tasks[task]
+            builder = prompt_builder(self.lm, spec, self.llm, evaluation.template(spec))
+            limited = replace(builder, max_output_tokens=self.settings.max_output_tokens)
+            self._builders[evaluation.name, task] = limited
+        return self._builders[evaluation.name, task]
 
     def _prompt(self, question: Question, row: dict[str, Any]) -> _PromptedQuestion | None:
         """The tokens that the LLM reads; None, with the reason in the row, where nothing can be asked."""
@@ -71,8 +76,7 @@ class LlmJudge:
         evaluation = EVALUATIONS[question.evaluation]
         ask = evaluation.ask(question)
         builder = self._builder(evaluation, question.task)
-        outputs = [builder.output(text) for text in ask.outputs] if ask else []
-        if ask is None or not outputs or not all(outputs):
+        if ask is None or not ask.outputs or not all(builder.output(text, ask.query) for text in ask.outputs):
             row["error"] = "a desired output has no token"
             return None
         pool = self.shot_pools.get(question.dataset, []) if evaluation.uses_shots else []
@@ -82,14 +86,13 @@ class LlmJudge:
             row["error"] = f"the query has no token, or needs more than the {builder.max_prefix_tokens} of a prefix"
             return None
         row["truncated"] = prefix.passage_cut
-        return _PromptedQuestion(row, ask, prefix, outputs)
+        return _PromptedQuestion(row, ask, prefix, builder.pack(prefix, ask.query, ask.outputs))
 
     def _answer(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> None:
-        scores = self.backend.score([PackedPrompt(prompt.prefix.ids, prompt.outputs) for prompt in prompts])
+        scores = self.backend.score([prompt.packed for prompt in prompts])
         texts = self._write(builder, prompts)
         for prompt, likelihoods, text in zip(prompts, scores, texts, strict=True):
-            tokens = [len(output) for output in prompt.outputs]
-            prompt.row.update({"likelihoods": likelihoods, "tokens": tokens, "text": text})
+            prompt.row.update({"likelihoods": likelihoods, "tokens": prompt.packed.scored_tokens, "text": text})
 
     def _write(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> list[str | None]:
         """The greedy answers of those prompts that ask for one."""

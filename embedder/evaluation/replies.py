@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.run import LlmConfig
-from embedder.config.tasks import TaskSpec
+from embedder.config.tasks import PROMPT_FORMAT, TaskSpec
 from embedder.data.ledger import Ledger
 from embedder.hashing import content_id
 from embedder.labelling.prompts import ShotPools
@@ -44,7 +44,7 @@ def judge_fingerprint(
     def fingerprint(task: str, dataset: str) -> str:
         spec, pool = tasks[task], shot_pools.get(dataset, [])
         prompt = [spec.template and spec.template.model_dump(), spec.shots, pool, settings.seed]
-        return content_id(model, prompt, settings.max_output_tokens, settings.generate_answers)
+        return content_id(model, PROMPT_FORMAT, prompt, settings.max_output_tokens, settings.generate_answers)
 
     return fingerprint
 

@@ -36,7 +36,7 @@ class LlmBackend(Protocol):
     """What scoring took so far; sampling is not counted."""
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
-        """For each prompt the mean token log-likelihood (nats) of each of its outputs.
+        """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
 
         Raises:
             ValueError: a prefix or output has no token.

@@ -13,7 +13,6 @@ from embedder.config.tasks import TaskSpec
 from embedder.data.records import unrewarded
 from embedder.hashing import row_seed
 from embedder.labelling.backends import choose_backend
-from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.rewards import distinct_samples, group_rewards
 from embedder.labelling.sampling import Sampling
@@ -63,7 +62,7 @@ class RewardLabeller:
     def _prompt(self, builder: PromptBuilder, spec: TaskSpec, row: Group) -> _Prompted | None:
         """The prefixes of a group; None, with the reason in the row, where one cannot be made."""
         row["error"] = unusable(row)
-        if row["error"] is None and not builder.output(row["answers"][0]):
+        if row["error"] is None and not builder.output(row["answers"][0], row["query"]):
             row["error"] = "the desired output has no token"
         if row["error"] is not None:
             return None
@@ -99,7 +98,7 @@ class RewardLabeller:
         seeds = [row_seed(config.seed, "sample", group.row["dataset"], group.row["query_id"]) for group in groups]
         drawn = self.backend.sample([group.prefixes[0].ids for group in groups], seeds, sampling)
         return [
-            _rivals(builder, group.row["answers"], [builder.clean_sample(tokens) for tokens in samples])
+            _rivals(builder, group.row, [builder.clean_sample(tokens) for tokens in samples])
             for group, samples in zip(groups, drawn, strict=True)
         ]
 
@@ -108,8 +107,7 @@ class RewardLabeller:
         outputs = self._outputs(builder, spec, groups)
         prompts = []
         for group, texts in zip(groups, outputs, strict=True):
-            encoded = [builder.output(text) for text in texts]
-            prompts += [PackedPrompt(prefix.ids, encoded) for prefix in group.prefixes]
+            prompts += [builder.pack(prefix, group.row["query"], texts) for prefix in group.prefixes]
         # All groups in one call, so that groups with common passages share the tree.
         scores = iter(self.backend.score(prompts))
         for group, texts in zip(groups, outputs, strict=True):
@@ -133,12 +131,13 @@ def unusable(row: Group) -> str | None:
     return None
 
 
-def _rivals(builder: PromptBuilder, answers: list[str], samples: list[str]) -> list[str]:
+def _rivals(builder: PromptBuilder, row: Group, samples: list[str]) -> list[str]:
     """The desired output and the samples that differ from it and from each other in the tokens that are scored."""
+    query, answers = row["query"], row["answers"]
     # The desired output must come first: the rewards take it from entry 0.
-    kept = {tuple(builder.output(answers[0])): answers[0]}
+    kept = {tuple(builder.output(answers[0], query)): answers[0]}
     for text in distinct_samples(samples, answers):
-        if tokens := tuple(builder.output(text)):
+        if tokens := tuple(builder.output(text, query)):
             kept.setdefault(tokens, text)
     return list(kept.values())
 

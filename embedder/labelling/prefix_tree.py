@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -28,6 +28,16 @@ class PackedPrompt:
 
     prefix: list[int]
     outputs: list[list[int]]
+    unscored: list[int] = field(default_factory=list)
+    """How many of each output's first tokens are read and not scored, being the prefix's own; empty: none of any."""
+
+    @property
+    def first_scored(self) -> list[int]:
+        return self.unscored or [0] * len(self.outputs)
+
+    @property
+    def scored_tokens(self) -> list[int]:
+        return [len(output) - first for output, first in zip(self.outputs, self.first_scored, strict=True)]
 
 
 def check_prompts(prompts: Sequence[PackedPrompt]) -> None:
@@ -37,7 +47,7 @@ def check_prompts(prompts: Sequence[PackedPrompt]) -> None:
         ValueError: a prefix or output has no token.
     """
     for prompt in prompts:
-        if not prompt.prefix or not prompt.outputs or not all(prompt.outputs):
+        if not prompt.prefix or not prompt.outputs or min(prompt.scored_tokens) < 1:
             raise ValueError("a prompt has an empty prefix or an empty output")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedder.config.run import LlmConfig, RunConfig
@@ -11,6 +13,19 @@ from embedder.config.tasks import PromptTemplate, TaskSpec
 from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import ConfigError
 from embedder.hashing import row_seed
+from embedder.labelling.chat_template import chat_text
+from embedder.labelling.prefix_tree import PackedPrompt, common_length
+from embedder.labelling.prompt_layout import (
+    PromptLayout,
+    PromptShape,
+    Slot,
+    Span,
+    encode,
+    lay_out,
+    marked_text,
+    output_text,
+)
+from embedder.models.locate import gguf_file, locate_model
 
 if TYPE_CHECKING:  # so that the checks of a job, which need shots alone, do not import torch
     from embedder.models.causal_lm import CausalLm
@@ -23,6 +38,8 @@ ShotPools = dict[str, list[tuple[str, str, str]]]
 MAX_SHOT_CHARACTERS = 300
 """Longer examples are not used as shots: three of them would crowd out the candidate."""
 SHOT_POOL_ROWS = 64
+KNOWN_SPANS = 4096
+"""Tokenised texts that a builder keeps: those of a query and its outputs, which all of its candidates share."""
 
 
 def shot_pool(rows: Iterable[Mapping[str, Any]], seed: int) -> list[tuple[str, str, str]]:
@@ -67,6 +84,7 @@ class Prefix:
     """The tokens that the LLM reads before an output, and what had to go for them to fit."""
 
     ids: list[int]
+    shape: PromptShape
     passage_cut: bool = False
     """The passages lost their end."""
     passage_lost: bool = False
@@ -77,62 +95,146 @@ class Prefix:
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """Builds the prefixes and outputs of one task for one LLM."""
+    """Builds the prefixes and outputs of one task for one LLM. Whatever data says, it is text in its own slot."""
 
     lm: CausalLm
     template: PromptTemplate
     max_output_tokens: int
     max_prefix_tokens: int
+    _layouts: dict[PromptShape, PromptLayout] = field(init=False, default_factory=dict, repr=False, compare=False)
+    _spans: dict[tuple[object, ...], Span] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def prefix(self, query: str, passages: Sequence[str], shots: Sequence[Shot]) -> Prefix:
         """Token ids before the output, at most `max_prefix_tokens`: the passages lose their end where they must."""
         joined = "\n".join(passages)
-        whole = self._prefix_ids(query, joined, shots)
-        if len(whole) <= self.max_prefix_tokens:
-            return Prefix(whole)
-        without = self._prefix_ids(query, "", shots)
-        if len(without) > self.max_prefix_tokens:
-            return Prefix(without[-self.max_prefix_tokens :], bool(joined), bool(joined), query_cut=True)
-        # Tokens at the seams of passage and template may merge, so a cut passage is put into the template and counted
-        # again until it fits.
-        passage_ids = self.lm.tokens(joined)
-        keep = len(passage_ids) - (len(whole) - self.max_prefix_tokens)
-        while keep > 0:
-            # A cut within a letter of several tokens leaves a replacement character.
-            begun = str(self.lm.tokenizer.decode(passage_ids[:keep])).rstrip("\N{REPLACEMENT CHARACTER}")
-            if not begun.strip():
-                break
-            whole = self._prefix_ids(query, begun, shots)
-            if len(whole) <= self.max_prefix_tokens:
-                return Prefix(whole, passage_cut=True)
-            keep -= len(whole) - self.max_prefix_tokens
-        return Prefix(without, passage_cut=True, passage_lost=True)
+        shape = PromptShape(len(shots), bool(joined))
+        spans = self._data_spans(shape, query, joined, shots)
+        room = self.max_prefix_tokens - self._length(shape, spans)
+        if room >= 0:
+            return Prefix(self._assemble(shape, spans), shape)
+        if joined and self._cut_passage(shape, spans, joined, room):
+            return Prefix(self._assemble(shape, spans), shape, passage_cut=True)
+        bare = PromptShape(len(shots), passage=False)
+        spans = self._data_spans(bare, query, "", shots)
+        ids, lost = self._assemble(bare, spans), bool(joined)
+        if len(ids) <= self.max_prefix_tokens:
+            return Prefix(ids, bare, passage_cut=lost, passage_lost=lost)
+        return Prefix(ids[-self.max_prefix_tokens :], bare, passage_cut=lost, passage_lost=lost, query_cut=True)
 
-    def _prefix_ids(self, query: str, passage: str, shots: Sequence[Shot]) -> list[int]:
-        template = self.template
-        worked = [
-            template.input.format(query=shot) + template.output.format(answer=answer) + template.separator
-            for shot, answer in shots
-        ]
-        context = template.context.format(passage=passage) if passage else ""
-        text = "".join(worked) + context + template.input.format(query=query)
+    def _layout(self, shape: PromptShape) -> PromptLayout:
+        if shape not in self._layouts:
+            self._layouts[shape] = lay_out(self.lm.tokenizer, self.lm.plain, self.template, shape)
+        return self._layouts[shape]
+
+    def _data_spans(self, shape: PromptShape, query: str, passage: str, shots: Sequence[Shot]) -> list[Span]:
+        """The tokens in each slot."""
+        data = [text for shot in shots for text in shot] + [passage] * shape.passage + [query]
+        spans = []
+        for i, slot in enumerate(self._layout(shape).slots):
+            if self._is_passage(shape, slot):
+                spans.append(slot.span(passage))
+            else:
+                text = data[slot.number]
+                # All candidates of a query have the same shots and the same query.
+                spans.append(self._known((shape, i, text), partial(slot.span, text)))
+        return spans
+
+    def _known(self, key: tuple[object, ...], make: Callable[[], Span]) -> Span:
+        """The tokens of this key, kept for the next prompt."""
+        if key not in self._spans:
+            if len(self._spans) >= KNOWN_SPANS:
+                self._spans.clear()
+            self._spans[key] = make()
+        return self._spans[key]
+
+    def _is_passage(self, shape: PromptShape, slot: Slot) -> bool:
+        return shape.passage and slot.number == 2 * shape.shots
+
+    def _lead(self) -> list[int]:
         # A chat template brings the beginning-of-text token itself.
-        if template.chat:
-            messages = [{"role": "user", "content": text}]
-            rendered = self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            return self.lm.tokens(str(rendered))
-        return [*self.lm.lead_ids, *self.lm.tokens(text)]
+        return [] if self.template.chat else self.lm.lead_ids
 
-    def output(self, answer: str) -> list[int]:
-        """Token ids of an output, cut to `max_output_tokens`."""
-        return self.lm.tokens(self.template.output.format(answer=answer.strip()))[: self.max_output_tokens]
+    def _length(self, shape: PromptShape, spans: Sequence[Span]) -> int:
+        fixed = sum(map(len, self._layout(shape).fixed))
+        return len(self._lead()) + fixed + sum(len(span.ids) for span in spans)
+
+    def _assemble(self, shape: PromptShape, spans: Sequence[Span]) -> list[int]:
+        fixed = self._layout(shape).fixed
+        ids = [*self._lead(), *fixed[0]]
+        for span, behind in zip(spans, fixed[1:], strict=True):
+            ids += span.ids
+            ids += behind
+        return ids
+
+    def _cut_passage(self, shape: PromptShape, spans: list[Span], passage: str, room: int) -> bool:
+        """Shorten the passage's tokens by the `room` that is missing; False if none of its letters would be left."""
+        slots = self._layout(shape).slots
+        held = [i for i, slot in enumerate(slots) if self._is_passage(shape, slot)]
+        for i in held:
+            span, slot = spans[i], slots[i]
+            # A template that holds the passage twice loses as much of each.
+            keep = len(span.ids) + room // len(held) - len(slot.after_ids)
+            # A letter of several tokens is kept whole, because a part of it would be read as another sign.
+            while keep > 0 and span.offsets[keep - 1][1] > span.offsets[keep][0]:
+                keep -= 1
+            if keep <= 0 or not passage[: max(0, span.offsets[keep - 1][1] - len(slot.before))].strip():
+                return False
+            spans[i] = Span(span.ids[:keep] + slot.after_ids, [])
+        return bool(held)
+
+    def _end_and_output(self, shape: PromptShape, query: str, answer: str) -> tuple[Span, int]:
+        """The tokens of the prompt's end and an output, and the first of them that stands for a sign of the output."""
+        layout, slot = self._layout(shape), self._layout(shape).ending
+        begun = layout.ending_text
+        if slot is None:
+            slot = layout.slots[-1]
+            begun = slot.before + query + slot.after
+        text = begun + layout.space + output_text(self.template, answer)
+        span = self._known((shape, begun, text), partial(slot.span_of, text))
+        return span, span.first_after(len(begun))
+
+    def output(self, answer: str, query: str = "") -> list[int]:
+        """The tokens of an output that are scored, at most `max_output_tokens`; none where it is blank."""
+        if not answer.strip():
+            return []
+        span, first = self._end_and_output(PromptShape(0, passage=False), query, answer)
+        return span.ids[first : first + self.max_output_tokens]
+
+    def pack(self, prefix: Prefix, query: str, answers: Sequence[str]) -> PackedPrompt:
+        """A prefix of this query with its outputs, tokenised as the LLM would see prefix and output together.
+
+        Where an output changes the prefix's last tokens, as "ing" changes "market", all outputs begin before these. The
+        tokens that stand for the prefix alone are not scored.
+        """
+        layout = self._layout(prefix.shape)
+        end = layout.ending_tokens
+        if layout.ending is None:
+            last = len(layout.slots) - 1
+            end = len(self._known((prefix.shape, last, query), partial(layout.slots[last].span, query)).ids)
+        fixed = len(prefix.ids) - end
+        joined = [self._end_and_output(prefix.shape, query, answer) for answer in answers]
+        shared = min(min(common_length(prefix.ids[fixed:], span.ids), first) for span, first in joined)
+        if fixed + shared == 0:
+            # The first token of a text is predicted by none, so it must be the prefix's own.
+            texts = [layout.space + output_text(self.template, answer) for answer in answers]
+            return PackedPrompt(prefix.ids, [encode(self.lm.plain.inner, text).ids for text in texts])
+        return PackedPrompt(
+            prefix.ids[: fixed + shared],
+            [span.ids[shared : first + self.max_output_tokens] for span, first in joined],
+            [first - shared for _, first in joined],
+        )
 
     def clean_sample(self, ids: Sequence[int]) -> str:
         """The text of sampled token ids, up to the first of the template's stop texts."""
+        # Behind a letter, because some tokenizers drop the space with which a text begins.
+        before = encode(self.lm.plain.inner, "a").ids
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        text = str(self.lm.tokenizer.decode([*before, *ids], **options))
+        text = text[len(str(self.lm.tokenizer.decode(before, **options))) :]
         # A stop text may end within a token, whose other letters belong to the output or to what follows it.
-        text = str(self.lm.tokenizer.decode(ids, skip_special_tokens=True))
         cuts = [text.find(stop) for stop in self.template.stop if stop in text]
-        return text[: min(cuts, default=len(text))].strip()
+        text = text[: min(cuts, default=len(text))]
+        return text if self.template.output == "{answer}" else text.strip()
 
 
 def prompt_builder(
@@ -141,11 +243,38 @@ def prompt_builder(
     """The builder of a task; `template` replaces the task's own (an evaluation has its own prompt).
 
     Raises:
-        ConfigError: the template asks for a chat template that the LLM does not have.
+        ConfigError: the template's chat template is missing or fails, or its words run into the data.
     """
     chosen = template or task.template
     if chosen is None:
         raise ValueError("the task has no template")
-    if chosen.chat and lm.tokenizer.chat_template is None:
-        raise ConfigError(f"template.chat is true, but the tokenizer of {config.model!r} has no chat template")
-    return PromptBuilder(lm, chosen, task.max_output_tokens, config.max_prefix_tokens)
+    builder = PromptBuilder(lm, chosen, task.max_output_tokens, config.max_prefix_tokens)
+    for passage in (False, True):
+        builder.prefix("query", ["passage"] * passage, [])
+    return builder
+
+
+def check_chat(llm: LlmConfig | None, templates: Mapping[str, PromptTemplate | None]) -> list[str]:
+    """Try the LLM's chat template with each task's prompt that asks for it; a line for the user about it.
+
+    Raises:
+        ConfigError: it fails with one of them; the message names the task.
+    """
+    chats = {task: template for task, template in templates.items() if template and template.chat}
+    if llm is None or not chats:
+        return []
+    from transformers import AutoTokenizer
+
+    source = locate_model(llm.model)
+    packed = gguf_file(source) if isinstance(source, Path) else None
+    further = {"gguf_file": packed.name} if packed else {}
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **further)
+    for task, template in sorted(chats.items()):
+        for shape in (PromptShape(0, passage=False), PromptShape(1, passage=True)):
+            try:
+                chat_text(tokenizer, template, marked_text(template, shape))
+            except ConfigError as error:
+                raise ConfigError(f"tasks.{task}: {error}") from error
+    named = tokenizer.chat_template
+    others = f", the default of {', '.join(sorted(named))}" if isinstance(named, Mapping) else ""
+    return [f"prompts of {', '.join(sorted(chats))} are messages in the chat template of {llm.model}{others}"]

@@ -52,12 +52,12 @@ def is_saturated(base: Sequence[float]) -> bool:
 
 
 def distinct_samples(samples: Sequence[str], accepted: Sequence[str]) -> list[str]:
-    """Sampled outputs without empty ones, copies of an accepted answer, and repetitions, in their order."""
+    """Sampled outputs without blank ones, copies of an accepted answer, and repetitions, in their order."""
     # An accepted answer is no rival of the desired one: to rank below it would be no fault.
     seen = {_plain(answer) for answer in accepted}
     kept = []
     for sample in samples:
-        if sample and _plain(sample) not in seen:
+        if sample.strip() and _plain(sample) not in seen:
             seen.add(_plain(sample))
             kept.append(sample)
     return kept

@@ -28,13 +28,19 @@ class SequentialBackend:
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
-        """For each prompt the mean token log-likelihood (nats) of each of its outputs.
+        """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
 
         Raises:
             ValueError: a prefix or output has no token.
         """
         check_prompts(prompts)
-        return [[self._likelihood(prompt.prefix, output) for output in prompt.outputs] for prompt in prompts]
+        return [
+            [
+                self._likelihood(prompt.prefix + output[:first], output[first:])
+                for output, first in zip(prompt.outputs, prompt.first_scored, strict=True)
+            ]
+            for prompt in prompts
+        ]
 
     def _likelihood(self, prefix: list[int], output: list[int]) -> float:
         ids = torch.tensor([prefix + output], device=self.lm.device)

@@ -48,7 +48,7 @@ class TreeBackend:
         self._counting = Lock()
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
-        """For each prompt the mean token log-likelihood (nats) of each of its outputs.
+        """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
 
         Depends on the set of prompts alone, not on their order. A tree that runs out of memory is halved until it
         holds one prompt.
@@ -58,7 +58,7 @@ class TreeBackend:
         """
         check_prompts(prompts)
         # Equal prompts are scored once: apart, in batches of their own, they could differ in the last bit.
-        keys = [(tuple(prompt.prefix), tuple(map(tuple, prompt.outputs))) for prompt in prompts]
+        keys = [(tuple(prompt.prefix), tuple(map(tuple, prompt.outputs)), tuple(prompt.unscored)) for prompt in prompts]
         distinct = dict(zip(keys, prompts, strict=True))
         distinct_keys, distinct_prompts = list(distinct), list(distinct.values())
         # The lanes are at work at the same time, so they share the tokens that memory allows.
@@ -97,7 +97,10 @@ class TreeBackend:
             # A token at position p sees p tokens before it and itself.
             self.work.add(len(tree.tokens), len(asked.tokens), sum(tree.positions) + len(tree.tokens))
         values = likelihood_E.cpu().numpy()
-        return [[float(values[path].mean()) for path in outputs] for outputs in asked.paths]
+        return [
+            [float(values[path[first:]].mean()) for path, first in zip(paths, prompt.first_scored, strict=True)]
+            for paths, prompt in zip(asked.paths, prompts, strict=True)
+        ]
 
 
 class OutputHead:

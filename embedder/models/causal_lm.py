@@ -21,6 +21,7 @@ from embedder.models.device import keep_freed_memory
 from embedder.models.loader import LLM, check_loadable, load_network, load_tokenizer, one_model_error
 from embedder.models.locate import gguf_file, locate_model
 from embedder.models.onednn import has_onednn, pack_linear_layers
+from embedder.models.plain_tokenizer import PlainTokenizers, plain_tokenizers
 from embedder.storage.durable import appearing
 
 Item = TypeVar("Item")
@@ -106,6 +107,11 @@ class CausalLm:
         # By text and not by encoding the stop text, because a byte-pair vocabulary has many tokens that contain it.
         texts = self._token_texts if stop else []
         return frozenset(token for token, text in enumerate(texts) if any(mark in text for mark in stop))
+
+    @cached_property
+    def plain(self) -> PlainTokenizers:
+        """The tokenizers for data, in which no text is a control token."""
+        return plain_tokenizers(self.tokenizer)
 
     @cached_property
     def lead_ids(self) -> list[int]:

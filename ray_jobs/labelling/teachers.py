@@ -17,6 +17,7 @@ from embedder.data.records import LABELLED, each_table, parquet_files
 from embedder.data.row_ids import RowIds
 from embedder.errors import ConfigError, LabelError
 from embedder.hashing import content_id
+from embedder.labelling.prompts import check_chat
 from embedder.labelling.rewards import group_rewards
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops
@@ -121,6 +122,8 @@ class LlmTeacher(Teacher):
             from embedder.models.causal_lm import check_llm
 
             check_llm(llm)
+        rewarded = {task: self.config.tasks[task] for task in work.tasks if self.config.tasks[task].reward != "none"}
+        lines += check_chat(llm, {task: spec.template for task, spec in rewarded.items()})
         return Work("label", lines, forward_flops(parameters, sum(ahead.tokens for ahead in work.tasks.values())))
 
     def rehearse(self) -> list[str]:
