@@ -9,7 +9,7 @@ from pathlib import Path
 
 from embedder.config.label import LabelConfig
 from embedder.config.run import EncoderConfig, LlmConfig
-from embedder.config.tasks import PROMPT_FORMAT, TaskSpec
+from embedder.config.tasks import TaskSpec
 from embedder.hashing import content_id, file_sha256
 from embedder.models.locate import gguf_file, locate_model
 from embedder.models.weight_files import read_header, read_json, weight_files
