@@ -5,6 +5,7 @@ EmbedderError            carries one line for the user; a job that ends with one
 ├── DataError            a file or row is not what its format says
 │   └── LabelError       a labelling step lost, added or doubled rows
 ├── ModelError           a model folder is missing or incomplete
+├── NotFiniteError       a loss, gradient, weight or vector is NaN or infinite
 └── BundleError          model, index and payload do not belong together
 
 A message names what was found, where, and what to do.
@@ -33,3 +34,7 @@ class ModelError(EmbedderError):
 
 class BundleError(EmbedderError):
     """Model, index and payload do not belong together, or a file of the bundle was altered."""
+
+
+class NotFiniteError(EmbedderError):
+    """A loss, gradient, weight or vector is NaN or infinite; nothing is made of it."""

@@ -80,7 +80,7 @@ def run(config: RunConfig) -> StageReport:
     from ray_jobs.retrieval.retrievers import all_rankings, by_dataset
 
     measured = read_datasets(config, config.evaluate.split)
-    rankings = all_rankings(config)
+    rankings, cut_lines = all_rankings(config)
     for values in measured:
         if "none" in rankings:
             values.rankings["none"] = {}  # asked about without passages, but not measured as a ranking
@@ -100,7 +100,7 @@ def run(config: RunConfig) -> StageReport:
     failed = [f"{values.name} {query}: {why}" for values in measured for query, why in values.errors.items()]
     if failed:
         lines.append(f"{len(failed):,} queries could not be asked and count for no retriever; first {failed[0]}")
-    report.lines = [*lines, f"report: {page}"]
+    report.lines = [*cut_lines, *lines, f"report: {page}"]
     return report
 
 

@@ -58,6 +58,7 @@ def run(config: RunConfig) -> StageReport:
     encoder = bundle_model(config)
     store = open_store(config, encoder)
     encoded = fill_store(config, store, encoder, [])
+    cut_lines = store.cut_lines(config.paths, [])
     catalog = Catalog(config.paths.indexes)
     building = config.paths.indexes / "building"
     staged = building / shards_fingerprint(config.paths, config.index, store)
@@ -91,7 +92,9 @@ def run(config: RunConfig) -> StageReport:
     shutil.rmtree(building, ignore_errors=True)
     catalog.point(config.index.alias, manifest.index_version)
     catalog.mark_built(manifest.index_version)
-    return _report(manifest, encoded, catalog.bundle(manifest.index_version), config.index.alias)
+    report = _report(manifest, encoded, catalog.bundle(manifest.index_version), config.index.alias)
+    report.lines += cut_lines
+    return report
 
 
 def _report(manifest: Manifest, encoded: int, bundle: Path, alias: str) -> StageReport:

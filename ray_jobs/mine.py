@@ -54,6 +54,7 @@ def run(config: RunConfig) -> StageReport:
     encoded = fill_store(config, store, config.encoder, ["train"])
     names = datasets(config.paths)
     report = StageReport("mine", 0, "groups", details={"encoded": encoded})
+    report.lines += store.cut_lines(config.paths, ["train"])
     depth = config.mine.window[1] + 1
     # Started before the dense ones are waited for, so that both run at once.
     lexical = {name: lexical_rankings.remote(config.paths, "train", name, depth) for name in names}

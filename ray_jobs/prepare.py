@@ -50,6 +50,7 @@ def run(config: RunConfig) -> StageReport:
     """Prepare every dataset; the summary counts rows in, out, left out and rejected."""
     import ray
 
+    from embedder.run.too_long import long_text_lines
     from ray_jobs.cluster.metrics import track_progress
 
     settings = config.needed_prepare
@@ -75,6 +76,7 @@ def run(config: RunConfig) -> StageReport:
             f"{count['test']:,} test queries"
         )
         report.lines += [f"{name}: {note}" for note in count["notes"]]
+    report.lines += long_text_lines(config)
     return report
 
 

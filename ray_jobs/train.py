@@ -19,10 +19,11 @@ from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL
 from embedder.hashing import content_id
 from embedder.models.fingerprint import encoder_fingerprint
-from embedder.models.st_folder import check_base_model
+from embedder.models.st_folder import check_base_model, plain_task_of
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from embedder.storage.object_store import replacing
+from embedder.training.batch_plan import task_shares
 from embedder.training.job import FORMAT, TrainingJob
 from embedder.training.split import split_groups
 from embedder.training.trackers import check_trackers
@@ -49,6 +50,7 @@ def check(config: RunConfig) -> Work:
 
 def run(config: RunConfig) -> StageReport:
     """Train or resume; write model, card and report; the summary tells the rows left out, losses and validation."""
+    from embedder.models.encoder_export import choose_plain_task
     from embedder.run.lineage import install_model
     from embedder.training.job import MetricsReader
     from embedder.training.model_card import model_card
@@ -67,7 +69,9 @@ def run(config: RunConfig) -> StageReport:
     steps = MetricsReader(job.metrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
     numbers = summarise(steps, sizes, left_out, outcome, settings)
-    # Each time anew, also for a finished run: card and report are made from the metrics, and cost seconds.
+    # Each time anew, also for a finished run: card, report and plain prompts cost seconds.
+    plain_task = plain_task_of(task_shares(sizes, settings), settings.export_task)
+    choose_plain_task(job.exported, plain_task)
     with replacing(job.exported / "README.md") as file:
         file.write(model_card(config, numbers).encode())
     llm = config.llm and config.llm.model
@@ -78,6 +82,10 @@ def run(config: RunConfig) -> StageReport:
     report.details["outcome"] = outcome
     report.lines += taken.notes + report_lines(numbers)
     report.lines += [f"left out {count:,} groups of {reason}" for reason, count in sorted(left_out.items())]
+    report.lines.append(
+        f"{config.paths.model}: encode_query and encode_document of sentence-transformers serve task {plain_task}; "
+        "train.export_task chooses another one"
+    )
     report.lines.append(f"report: {page}")
     return report
 
@@ -92,7 +100,8 @@ def training_job(config: RunConfig, taken: TrainingGroups) -> TrainingJob:
 def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
     # Of the replay only the groups it chose count, which stand in `taken`: another share may choose the same.
-    settings = config.needed_train.model_dump(mode="json", exclude=NEUTRAL | {"replay"})
+    # The task of the plain prompts is chosen after the training, in the folder alone.
+    settings = config.needed_train.model_dump(mode="json", exclude=NEUTRAL | {"replay", "export_task"})
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
     return content_id(FORMAT, encoder_fingerprint(config.encoder), settings, tasks, taken.identity)[:16]
 

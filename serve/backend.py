@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from typing_extensions import TypeVarTuple, Unpack
 
+from embedder.config.cutting import PromptedText
 from embedder.index.opened import OpenIndex
 from serve.schemas import DeploymentState
 
@@ -58,7 +59,7 @@ class Backend(Protocol):
     def is_full(self) -> bool:
         """True while a further request for vectors would be refused."""
 
-    async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
+    async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
         """The vectors of texts by the model of a version."""
 
     async def call(

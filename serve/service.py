@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from embedder.config.cutting import PromptedText, prompted_text
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.index.documents import Document, DocumentName
@@ -67,18 +68,20 @@ class Service:
             )
         return texts
 
-    def instruction(self, version: Version, task: str | None, side: Side, param: str = "task") -> str:
-        """The text that is put before the texts of a task; nothing where no task is named.
+    def prompted(
+        self, version: Version, task: str | None, side: Side, texts: Sequence[str], param: str = "task"
+    ) -> list[PromptedText]:
+        """Texts as the encoder reads them for a task; as they are where no task is named.
 
         Raises:
             ApiError: the version knows no such task.
         """
         if task is None:
-            return ""
+            return [prompted_text("", text) for text in texts]
         known = version.manifest.tasks
         if task not in known:
             raise ApiError(400, f"task {task!r:.200}: known are {sorted(known)}", param=param)
-        return known[task].instruction(side)
+        return [known[task].prompted(side, text) for text in texts]
 
     async def search(
         self, version: Version, task: str, fields: SearchFields, texts: list[str]
@@ -91,7 +94,7 @@ class Service:
         began = time.perf_counter()
         if fields.k > self.settings.max_results:
             raise ApiError(400, f"k {fields.k}: at most {self.settings.max_results}", param="k")
-        instruction = self.instruction(version, task, "query")
+        prompted = self.prompted(version, task, "query", texts)
         if task not in version.manifest.collections:
             raise ApiError(
                 400, f"task {task!r:.200}: the index has {sorted(version.manifest.collections)}", param="task"
@@ -99,7 +102,7 @@ class Service:
         options = SearchOptions(k=fields.k, mode=fields.mode, filter=fields.filter, parameters=fields.parameters)
         query_QD = None
         if fields.mode != "lexical":
-            query_QD = (await self.backend.encode(version.name, [instruction + text for text in texts], True)).vector_ND
+            query_QD = (await self.backend.encode(version.name, prompted, True)).vector_ND
         encoded = time.perf_counter()
         calls = [
             self.backend.call(part, version.name, OpenIndex.rank, task, options, query_QD, texts)
@@ -116,8 +119,7 @@ class Service:
         Raises:
             ApiError: there is no such task.
         """
-        instruction = self.instruction(version, task, "passage")
-        texts = [instruction + document.text for document in documents]
+        texts = self.prompted(version, task, "passage", [document.text for document in documents])
         vector_ND = (await self.backend.encode(version.name, texts, True)).vector_ND
         parts = version.by_slice([document.id for document in documents], self.backend.num_slices)
         calls = [
@@ -134,7 +136,7 @@ class Service:
         Raises:
             ApiError: there is no such task.
         """
-        self.instruction(version, task, "passage")
+        self.prompted(version, task, "passage", [])
         parts = version.by_slice([document_id for document_id, _ in names], self.backend.num_slices)
         calls = [
             self.backend.call(part, version.name, OpenIndex.delete, task, [names[i] for i in positions])

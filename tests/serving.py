@@ -119,7 +119,7 @@ class LocalBackend:
         self.is_full = False
 
     async def encode(self, version, texts, truncate):
-        self.encoded.append(texts)
+        self.encoded.append([str(text) for text in texts])
         (outcome,) = await self.encoder.encode(version, [texts], truncate)
         if isinstance(outcome, ApiError):
             raise outcome

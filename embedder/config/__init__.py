@@ -3,6 +3,7 @@
 run            the whole run file; the sections `encoder` and `llm`
 paths          section `paths`; types of paths and models; the base class of all settings
 tasks          section `tasks`: the built-in tasks and their prompt templates
+cutting        a text behind its instruction, and which part of it stays where both are too long
 prepare        section `prepare`: datasets
 mine           section `mine`: candidates
 label          sections `label` and `reranker`: rewards

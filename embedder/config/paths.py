@@ -64,9 +64,12 @@ Pooling = Literal["cls", "mean", "last"]
 
 
 class Section(BaseModel):
-    """Base of all settings: an unknown key is an error, nothing changes after loading, docstrings are descriptions."""
+    """Base of all settings: an unknown key is an error, nothing changes after loading, docstrings are descriptions.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    No number is NaN or infinite.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Paths(Section):

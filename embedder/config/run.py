@@ -181,6 +181,8 @@ class RunConfig(Section):
         for name in self.train.task_weights if self.train else {}:
             if name not in self.tasks:
                 raise ValueError(f"train.task_weights names {name!r}; known tasks are {sorted(self.tasks)}")
+        if self.train and self.train.export_task not in {None, *self.tasks}:
+            raise ValueError(f"train.export_task is {self.train.export_task!r}; known tasks are {sorted(self.tasks)}")
         return self
 
 

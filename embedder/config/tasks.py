@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from embedder.config.cutting import PromptedText, QueryCut, prompted_text
 from embedder.config.paths import Section
 
 Side = Literal["query", "passage"]
@@ -93,6 +94,10 @@ class TaskSpec(Section):
     """Text before every query when it is encoded."""
     passage_instruction: str
     """Text before every passage when it is encoded."""
+    query_cut: QueryCut = "end"
+    """What a query of more than `encoder.max_tokens` loses; a passage loses its end. `end`: its end. `start`: its
+    beginning, but not the instruction. `last_turn_first`: its lines are turned round, shorter queries' too, so that the
+    last turn stands first, and then it loses its end (docs/data.md)."""
     reward: Literal["rank", "likelihood", "lift", "none"] = "none"
     """Reward of a candidate. `rank`: by how many ranks the candidate lifts the desired output among the sampled
     outputs. `likelihood`: mean token log-likelihood of the desired output. `lift`: that minus the same without the
@@ -126,6 +131,10 @@ class TaskSpec(Section):
         """The instruction of one side."""
         return self.query_instruction if side == "query" else self.passage_instruction
 
+    def prompted(self, side: Side, text: str) -> PromptedText:
+        """A text as the encoder reads it."""
+        return prompted_text(self.instruction(side), text, self.query_cut if side == "query" else "end")
+
     def without_instructions(self) -> TaskSpec:
         """The same task for an encoder that knows no instructions."""
         return self.model_copy(update={"query_instruction": "", "passage_instruction": ""})
@@ -158,10 +167,12 @@ BUILTIN_TASKS: dict[str, TaskSpec] = {
     "convsearch": TaskSpec(
         query_instruction="Encode this query and context for searching relevant passages: ",
         passage_instruction="Encode this passage for retrieval: ",
+        query_cut="last_turn_first",
     ),
     "chat": TaskSpec(
         query_instruction="Embed this dialogue to find useful historical dialogues: ",
         passage_instruction="Embed this historical dialogue for retrieval: ",
+        query_cut="start",
         reward="rank",
         template=DIALOGUE,
         max_output_tokens=32,
@@ -170,6 +181,7 @@ BUILTIN_TASKS: dict[str, TaskSpec] = {
     "lrlm": TaskSpec(
         query_instruction="Embed this text chunk for finding useful historical chunks: ",
         passage_instruction="Embed this historical text chunk for retrieval: ",
+        query_cut="start",
         reward="rank",
         template=LONG_TEXT,
         max_output_tokens=32,

@@ -133,7 +133,7 @@ class TrainConfig(Section):
     """`one_task`: all queries of a batch are of the same task, as in the paper; better in `icl`, `chat` and `qa` and
     nowhere worse (benchmarks/STUDY.md). `mixed`: of all tasks, each by its own loss, with the candidates of all as
     negatives."""
-    learning_rate: float = Field(default=5e-6, gt=0)
+    learning_rate: float = Field(default=5e-6, gt=0, le=1e30)
     """Greatest learning rate. 5e-6 is the paper's for BGE-base; small encoders take 1e-5 to 3e-5."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of AdamW. The default is the paper's."""
@@ -173,6 +173,10 @@ class TrainConfig(Section):
     """Keep the state of the optimiser in the memory of the CPU. Needs `zero_stage` 1, 2 or 3."""
     validation: ValidationConfig | None = None
     """Keep a split apart and export the encoder that ranks it best. null: the encoder of the last step is exported."""
+    export_task: str | None = Field(default=None, min_length=1)
+    """Task whose instructions stand in the model's folder as the prompts `query` and `document`, which
+    `encode_query` and `encode_document` of sentence-transformers take. null: the first of the trained tasks, in the
+    order qa, convsearch, chat, lrlm, icl, tool, then others by name."""
     replay: ReplayConfig | None = None
     """Train on groups of earlier runs too. null: on the groups of this run alone."""
     tensorboard: bool = False

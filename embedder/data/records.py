@@ -23,9 +23,14 @@ PASSAGE = pa.schema([(name, pa.string()) for name in ("task", "dataset", "id", "
 is a JSON object to filter by, else null."""
 
 VECTOR = pa.schema(
-    [("dataset", pa.string()), ("row_id", pa.string()), ("id", pa.string()), ("vector", pa.list_(pa.float32()))]
+    [
+        *((name, pa.string()) for name in ("dataset", "row_id", "id")),
+        ("is_cut", pa.bool_()),
+        ("vector", pa.list_(pa.float32())),
+    ]
 )
-"""The unit vector of a passage or query; `row_id` hashes the text and its instruction."""
+"""The unit vector of a passage or query. `row_id` hashes the text and its instruction; `is_cut`: the text was too long
+for the encoder, null where a server that does not tell made the vector."""
 
 QUERY_CORE = pa.schema(
     [*((name, pa.string()) for name in ("task", "dataset", "query_id", "query")), ("answers", TEXTS)]

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from embedder.config.cutting import PromptedText, QueryCut, prompted_text
 from embedder.config.paths import EncodingDtype
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
@@ -29,16 +30,19 @@ MODEL = "model"
 
 
 class TaskInstructions(BaseModel):
-    """The instructions the vectors of one task were made with."""
+    """How the texts of one task were put to the encoder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     query: str
     passage: str
+    query_cut: QueryCut = "end"
 
-    def instruction(self, side: Side) -> str:
-        """The prefix of one side."""
-        return self.query if side == "query" else self.passage
+    def prompted(self, side: Side, text: str) -> PromptedText:
+        """A text as the encoder reads it."""
+        if side == "passage":
+            return prompted_text(self.passage, text)
+        return prompted_text(self.query, text, self.query_cut)
 
 
 class Manifest(HashedManifest):
@@ -99,7 +103,7 @@ def shard_folder(bundle: Path, shard: int) -> Path:
 def instructions(tasks: dict[str, TaskSpec]) -> dict[str, TaskInstructions]:
     """The tasks' instructions as the manifest keeps them."""
     return {
-        name: TaskInstructions(query=spec.query_instruction, passage=spec.passage_instruction)
+        name: TaskInstructions(query=spec.query_instruction, passage=spec.passage_instruction, query_cut=spec.query_cut)
         for name, spec in tasks.items()
     }
 

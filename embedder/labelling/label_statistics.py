@@ -105,13 +105,20 @@ class LabelCost:
     @property
     def peak_share(self) -> float | None:
         """Share of what the devices of all actors could have done in this time; None: not known."""
-        possible = self.seconds * self.actors * (self.peak_flops or 0.0)
-        return self.flops / possible if possible > 0 else None
+        return share_of_peak(self.flops, self.seconds * self.actors * (self.peak_flops or 0.0))
 
     def numbers(self) -> dict[str, float | None]:
         """All of it by name, the rates included."""
         rates = {"pairs_per_s": self.pairs_per_s, "tokens_per_s": self.tokens_per_s, "peak_share": self.peak_share}
         return asdict(self) | rates
+
+
+def share_of_peak(flops: float, possible: float) -> float | None:
+    """Share of the possible operations; None where these are not known, or were measured too low.
+
+    A machine that others use may give less while its peak is measured than later, and no share is above 1.
+    """
+    return flops / possible if possible > 0 and flops <= possible else None
 
 
 def example(row: Row) -> dict[str, Any]:

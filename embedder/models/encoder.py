@@ -1,4 +1,4 @@
-"""The encoder: a transformer backbone, pooling and normalisation; and its export as a plain Hugging Face folder.
+"""The encoder: a transformer backbone, pooling and normalisation.
 
 `encode` is the one path from texts to vectors for mining, indexing, evaluating and serving: the same instruction,
 truncation, pooling and normalisation everywhere, so that an offline vector equals a served one.
@@ -8,8 +8,7 @@ B texts, L tokens of the longest, D width of the vector.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from embedder.config.cutting import PromptedText
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.errors import ModelError
@@ -62,10 +62,38 @@ class TextEncoder(nn.Module):
     def dimension(self) -> int:
         return int(self.backbone.config.hidden_size)
 
-    def tokenize(self, texts: list[str]) -> list[TokenRow]:
+    def tokenize(self, texts: Iterable[str | PromptedText]) -> list[TokenRow]:
         """Token ids of each text, special tokens included, cut to `max_tokens`."""
-        rows = self.tokenizer(texts, truncation=True, max_length=self.config.max_tokens, padding=False)
-        return [list(ids) for ids in rows["input_ids"]]
+        return self.tokenize_and_tell(texts)[0]
+
+    def tokenize_and_tell(self, texts: Iterable[str | PromptedText]) -> tuple[list[TokenRow], list[bool]]:
+        """The same, and which texts were too long; a plain text carries its instruction and loses its end."""
+        texts, longest = list(texts), self.config.max_tokens
+        if not texts:
+            return [], []
+        whole = [str(text) for text in texts]
+        made = self.tokenizer(whole, truncation=True, max_length=longest, padding=False)
+        rows = [list(ids) for ids in made["input_ids"]]
+        # The library keeps what it cut off; where a tokenizer has no fast form, all texts are read a second time.
+        if self.tokenizer.is_fast:
+            is_cut = [bool(encoding.overflowing) for encoding in made.encodings]
+        else:
+            is_cut = [len(ids) > longest for ids in self.tokenizer(whole, truncation=False)["input_ids"]]
+        for number, text in enumerate(texts):
+            if is_cut[number] and isinstance(text, PromptedText) and text.keeps_end:
+                rows[number] = self._without_beginning(text)
+        return rows, is_cut
+
+    def _without_beginning(self, text: PromptedText) -> TokenRow:
+        """The instruction and the end of a text that is too long, with the special tokens of both ends."""
+        alone, whole = (
+            list(self.tokenizer(part, truncation=False)["input_ids"]) for part in (text.instruction, str(text))
+        )
+        # What the instruction alone and the whole begin with alike: special tokens of the beginning, and itself.
+        kept = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
+        # At least half of the room is the text's, should an instruction be that long.
+        kept = min(kept, self.config.max_tokens // 2)
+        return whole[:kept] + whole[kept - self.config.max_tokens :]
 
     def forward(self, rows: list[TokenRow]) -> Tensor:
         """Unit vectors (B, D) in the order of the rows.
@@ -135,13 +163,12 @@ def embed_batches(
 
 def encode(encoder: TextEncoder, texts: Iterable[str], task: TaskSpec, side: Side) -> np.ndarray:
     """Unit vectors (len(texts), D), float32, of texts with the task's instruction of that side before them."""
-    return encode_prompted(encoder, [task.instruction(side) + text for text in texts])
+    return encode_prompted(encoder, [task.prompted(side, text) for text in texts])
 
 
-def encode_prompted(encoder: TextEncoder, texts: Iterable[str]) -> np.ndarray:
+def encode_prompted(encoder: TextEncoder, texts: Iterable[str | PromptedText]) -> np.ndarray:
     """Unit vectors (len(texts), D) of texts that carry their instruction already: a served batch mixes tasks."""
-    texts = list(texts)
-    return encode_tokens(encoder, encoder.tokenize(texts) if texts else [])
+    return encode_tokens(encoder, encoder.tokenize(texts))
 
 
 def encode_tokens(encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
@@ -258,34 +285,3 @@ def set_dropout(backbone: nn.Module, rate: float) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, rate)
-
-
-def export_encoder(encoder: TextEncoder, folder: Path, tasks: Mapping[str, TaskSpec]) -> None:
-    """Write a Hugging Face folder for sentence-transformers too, with prompts `TASK_query` and `TASK_passage`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    encoder.backbone.save_pretrained(folder, safe_serialization=True)
-    encoder.tokenizer.save_pretrained(folder)
-    prompts = {
-        f"{name}_{side}": spec.instruction(side) for name, spec in tasks.items() for side in ("query", "passage")
-    }
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
-    pooling_mode = {"cls": "cls", "mean": "mean", "last": "lasttoken"}[encoder.config.pooling]
-    files = {
-        "modules.json": [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (kind, path) in enumerate(modules)
-        ],
-        "sentence_bert_config.json": {"max_seq_length": encoder.config.max_tokens, "do_lower_case": False},
-        # Prompts stand in the file by task and side, so that another library puts the same instruction before a text.
-        "config_sentence_transformers.json": {"prompts": prompts, "similarity_fn_name": "cosine"},
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": encoder.dimension,
-            "pooling_mode": pooling_mode,
-            "include_prompt": True,
-        },
-        "2_Normalize/config.json": {},
-    }
-    for name, value in files.items():
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ flag a kind), sentence_bert_config.json the longest text, config_sentence_transf
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from embedder.config.evaluate import EndpointRetriever, FolderRetriever
 from embedder.config.paths import Pooling
 from embedder.config.run import EncoderConfig
-from embedder.config.tasks import Side, TaskSpec
+from embedder.config.tasks import BUILTIN_TASKS, Side, TaskSpec
 from embedder.errors import ConfigError, ModelError
 from embedder.models.locate import model_folder, read_modules
 from embedder.models.weight_files import read_object
@@ -42,8 +42,12 @@ class FolderFacts:
     default_prompt: str = ""
 
     def prompt(self, task: str, side: Side) -> str:
-        """The prompt of one side for a task: `TASK_SIDE`, else that of the side, else the default one, else none."""
-        names = (f"{task}_{side}", *PROMPT_NAMES[side])
+        """The prompt of one side for a task: `TASK_SIDE`, else that of the side, else the default one, else none.
+
+        A folder with prompts by task has the plain ones for readers that know no tasks: another task has none there.
+        """
+        plain = () if known_tasks(self.prompts) else PROMPT_NAMES[side]
+        names = (f"{task}_{side}", *plain)
         return next((self.prompts[name] for name in names if name in self.prompts), self.default_prompt)
 
 
@@ -149,3 +153,18 @@ def with_prompts(
         passage = facts.prompt(name, "passage") if passage is None else passage
         prompted[name] = spec.model_copy(update={"query_instruction": query, "passage_instruction": passage})
     return prompted
+
+
+def plain_task_of(trained: Iterable[str], wanted: str | None = None) -> str:
+    """The task of the prompts `query` and `document`: the wanted one, else the first of the trained ones.
+
+    First are the built-in tasks in their order, then others by name.
+    """
+    order = list(BUILTIN_TASKS)
+    return wanted or min(trained, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def known_tasks(prompts: Mapping[str, str]) -> list[str]:
+    """The tasks whose two prompts a folder has."""
+    names = [name.removesuffix("_query") for name in prompts if name.endswith("_query")]
+    return [name for name in names if f"{name}_passage" in prompts]

@@ -6,6 +6,7 @@ split             which groups are held out
 batch_plan        which rows of which tasks each step trains
 estimate          the work and memory of a training, before it starts
 loop              the training loop: step, measure, save, export
+finite            numbers that are not finite, which end a training
 learners          what the loop trains: the encoder, or the cross-encoder of the teacher `reranker`
 cross_encoder     query and candidate in one text, to one score
 objective         from the vectors of a batch to a loss for each query

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from embedder.config.cutting import PromptedText, prompted_text
+from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
 from embedder.models.encoder import TokenRow, embed_batches, length_batches
 from embedder.models.loader import CROSS_ENCODER, check_loadable, load_network, load_tokenizer, usable_positions
@@ -41,11 +43,11 @@ class CrossEncoder(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
+    def tokenize(self, pairs: Sequence[tuple[str | PromptedText, str]]) -> list[TokenRow]:
         """The row of each pair, of at most `max_tokens` tokens.
 
-        A query that would fill more than half of them loses its end, the same for all its candidates; then the
-        candidate is cut to what is left.
+        A query that would fill more than half of them is cut as `bare_query` says, a plain text at its end, the same
+        for all its candidates; then the candidate is cut to what is left.
         """
         if not pairs:
             return []
@@ -56,19 +58,19 @@ class CrossEncoder(nn.Module):
         segments = rows["token_type_ids"] if self._has_segments else [[]] * len(pairs)
         return [[kinds.count(0), *ids] for ids, kinds in zip(rows["input_ids"], segments, strict=True)]
 
-    def _cut(self, queries: list[str]) -> list[str]:
-        """The text of each query's first tokens."""
-        rows = self.tokenizer(
-            queries,
-            add_special_tokens=False,
-            truncation=True,
-            max_length=self._query_tokens,
-            return_offsets_mapping=True,
-        )
-        return [
-            query[: offsets[-1][1]] if len(offsets) == self._query_tokens else query
-            for query, offsets in zip(queries, rows["offset_mapping"], strict=True)
-        ]
+    def _cut(self, queries: list[str | PromptedText]) -> list[str]:
+        """The text of each query's first or last tokens."""
+        texts = [str(query) for query in queries]
+        rows = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        cut = []
+        for query, text, offsets in zip(queries, texts, rows["offset_mapping"], strict=True):
+            if len(offsets) <= self._query_tokens:
+                cut.append(text)
+            elif isinstance(query, PromptedText) and query.keeps_end:
+                cut.append(text[offsets[-self._query_tokens][0] :])
+            else:
+                cut.append(text[: offsets[self._query_tokens - 1][1]])
+        return cut
 
     def forward(self, rows: list[TokenRow]) -> Tensor:
         """Scores (B,) in the order of the rows; padded by length in batches of at most `batch_tokens`."""
@@ -87,7 +89,7 @@ class CrossEncoder(nn.Module):
         logits_B1: Tensor = self.network(**{name: value.to(self.device) for name, value in inputs.items()}).logits
         return logits_B1[:, 0].float()
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    def score(self, pairs: Sequence[tuple[str | PromptedText, str]]) -> list[float]:
         """The score of each pair, without gradient."""
         if not pairs:
             return []
@@ -109,6 +111,11 @@ def _check_positions(config: PreTrainedConfig, model: str, max_tokens: int) -> N
     positions = usable_positions(config)
     if positions is not None and max_tokens > positions:
         raise ConfigError(f"reranker.max_tokens is {max_tokens}, but {model} reads {positions} tokens at most")
+
+
+def bare_query(task: TaskSpec, query: str) -> PromptedText:
+    """A query as a cross-encoder reads it: in the order and with the cut of its task, without an instruction."""
+    return prompted_text("", query, task.query_cut)
 
 
 def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: str | None = None) -> CrossEncoder:

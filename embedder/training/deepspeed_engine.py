@@ -11,6 +11,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.utils import clip_grad_norm_
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_get_local_optimizer_state,
@@ -52,6 +53,10 @@ class TrainingEngine:
         self.network = network
         self._stage = config.zero_stage
         self._engine, *_ = deepspeed.initialize(model=network, optimizer=self._adam, config=_settings(config))
+        self._norm: Tensor | float = 0.0
+        if self._stage == 0:
+            # Replaced, because at this stage DeepSpeed takes the norm and keeps it to itself.
+            self._engine.clip_fp32_gradients = self._clip
         self._begin_moments(updates=0)
 
     @property
@@ -72,12 +77,24 @@ class TrainingEngine:
         """Add a loss's gradient; the mean over workers is taken at the update."""
         self._engine.backward(loss)
 
-    def update(self, learning_rate: float) -> None:
-        """Clip the gradient, change the weights and forget it."""
+    def update(self, learning_rate: float) -> Tensor | float:
+        """Clip the gradient, change the weights and forget it; returns its norm before it was clipped.
+
+        The norm is that of the mean over all workers, the same on each, and may still be on the device. Where it is not
+        finite, the weights are worth nothing any more, or DeepSpeed has left the step out.
+        """
         # Set by hand, because DeepSpeed's schedules count its own steps and know no paces of tasks.
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
+        if self._stage:
+            # Infinite where a gradient was not finite, whatever it was: then DeepSpeed does not step.
+            norm: Tensor | float = self._engine.get_global_grad_norm()
+            return norm
+        return self._norm
+
+    def _clip(self) -> None:
+        self._norm = clip_grad_norm_(self.network.parameters(), self._engine.gradient_clipping())
 
     def weights(self) -> dict[str, Tensor]:
         """The trained weights on the first worker, empty on the others; all workers must call it."""

@@ -59,6 +59,11 @@ class TrainingJob:
         return self.folder / "outcome.json"
 
     @property
+    def stopped(self) -> Path:
+        """Why the training stopped where trying again would end alike; absent else."""
+        return self.folder / "stopped.txt"
+
+    @property
     def exported(self) -> Path:
         """The trained encoder; this folder appears last."""
         return self.folder / "model"
@@ -88,7 +93,8 @@ def append_metrics(path: Path, metrics: StepMetrics) -> None:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         torn = b"\n" if end and file.read(1) != b"\n" else b""  # a line that a kill cut must not spoil this one
-        file.write(torn + json.dumps(asdict(metrics)).encode() + b"\n")
+        # A step whose numbers are not finite is never reported; JSON has no way to write one.
+        file.write(torn + json.dumps(asdict(metrics), allow_nan=False).encode() + b"\n")
 
 
 class MetricsReader:

@@ -6,6 +6,7 @@ candidates, and the folder it is exported to. B groups of this worker, M candida
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,10 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
-from embedder.models.encoder import TextEncoder, TokenRow, export_encoder, load_encoder
+from embedder.models.encoder import TextEncoder, TokenRow, load_encoder
+from embedder.models.encoder_export import export_encoder
 from embedder.models.onednn import has_onednn, train_linear_layers
-from embedder.training.cross_encoder import CrossEncoder, export_cross_encoder, load_cross_encoder
+from embedder.training.cross_encoder import CrossEncoder, bare_query, export_cross_encoder, load_cross_encoder
 from embedder.training.job import TrainingJob
 from embedder.training.lora import add_adapters, merge_adapters
 from embedder.training.losses import group_kl
@@ -44,8 +47,8 @@ class Learner(Protocol):
     def quality(self, scores: list[float], positives: list[bool], rewards: list[float]) -> float | None:
         """How well one group is ranked, more is better; null where any ranking is as good as another."""
 
-    def export(self, folder: Path) -> None:
-        """Write the network as a folder that other tools read too."""
+    def export(self, folder: Path, plain_task: str) -> None:
+        """Write the network as a folder that other tools read too, an encoder with the plain prompts of a task."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ class EncoderLearner:
         gains = gains_of(positives, rewards)
         return None if gains is None else ndcg(scores, gains, self.cutoff)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, plain_task: str) -> None:
         merge_adapters(self.network)
-        export_encoder(self.network, folder, self.objective.tasks)
+        export_encoder(self.network, folder, self.objective.tasks, plain_task)
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,17 @@ class CrossEncoderLearner:
     """
 
     network: CrossEncoder
-    temperatures: dict[str, float]
-    """Rewards are divided by it before their softmax (alpha), by task."""
+    tasks: Mapping[str, TaskSpec]
+    """Their `reward_temperature` (alpha) divides the rewards before the softmax; their `query_cut` holds here too."""
 
     def rows(self, batch: Batch) -> list[TokenRow]:
         size = batch.valid_BM.shape[1]
-        return self.network.tokenize([(batch.queries[k // size], text) for k, text in enumerate(batch.candidates)])
+        queries = [bare_query(self.tasks[task], query) for task, query in zip(batch.tasks, batch.queries, strict=True)]
+        return self.network.tokenize([(queries[k // size], text) for k, text in enumerate(batch.candidates)])
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        temperature_B1 = torch.tensor([[self.temperatures[task]] for task in batch.tasks], device=outputs.device)
+        alphas = [[self.tasks[task].reward_temperature] for task in batch.tasks]
+        temperature_B1 = torch.tensor(alphas, device=outputs.device)
         reward_BM, valid_BM = batch.reward_BM.to(outputs.device), batch.valid_BM.to(outputs.device)
         return group_kl(self.scores(outputs, batch), reward_BM / temperature_B1, valid_BM)
 
@@ -101,7 +106,7 @@ class CrossEncoderLearner:
     def quality(self, scores: list[float], positives: list[bool], rewards: list[float]) -> float | None:
         return pair_agreement(scores, rewards)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, plain_task: str) -> None:
         export_cross_encoder(self.network, folder)
 
 
@@ -115,7 +120,7 @@ def load_learner(job: TrainingJob, device: str | None = None) -> Learner:
     if job.network == "cross_encoder":
         encoder = job.encoder
         network = load_cross_encoder(encoder.model, encoder.max_tokens, encoder.batch_tokens, device)
-        return CrossEncoderLearner(network, {name: spec.reward_temperature for name, spec in job.tasks.items()})
+        return CrossEncoderLearner(network, job.tasks)
     cutoff = job.config.validation.cutoff if job.config.validation else 10
     return EncoderLearner(trainable_encoder(job, device), Objective.of(job.tasks, job.config), cutoff)
 

@@ -6,27 +6,39 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import isfinite
 
 import torch
 from torch import Tensor
 
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, NotFiniteError
 from embedder.hashing import row_seed
 from embedder.models.device import keep_freed_memory
 from embedder.models.encoder import TokenRow
+from embedder.models.st_folder import plain_task_of
 from embedder.storage.durable import appearing
 from embedder.storage.json_file import write_json
 from embedder.training.batch_plan import BatchPlan, share_of_batch
 from embedder.training.checkpoint import Checkpoint, last_step, read_checkpoint, write_checkpoint
 from embedder.training.deepspeed_engine import TrainingEngine
-from embedder.training.distributed import greatest_over_workers, join_workers, rank, sum_over_workers, world_size
+from embedder.training.distributed import (
+    gather,
+    greatest_over_workers,
+    join_workers,
+    rank,
+    sum_over_workers,
+    world_size,
+)
+from embedder.training.finite import first_damaged, not_finite
 from embedder.training.gradient import TokenLimits, accumulate_gradient
 from embedder.training.job import StepMetrics, TrainingJob
-from embedder.training.learners import load_learner, put_weights
+from embedder.training.learners import Learner, load_learner, put_weights
 from embedder.training.schedule import SelfPaced, linear_rate
 from embedder.training.training_rows import Batch, TrainingRows
 from embedder.training.validation import EarlyStopping, HeldOut
 
+PROBED_ROWS = 8
+"""Rows that a network reads before it is exported."""
 PreparedStep = tuple[Counter[str], Batch, list[TokenRow]]
 """The queries of a step's global batch by task; this worker's share of it; the same tokenised."""
 
@@ -83,7 +95,11 @@ class Trainer:
         return self.next_step == self.job.config.steps or self._stopping.exhausted
 
     def step(self) -> StepMetrics:
-        """Make the next step, and the measurement where one is due."""
+        """Make the next step, and the measurement where one is due.
+
+        Raises:
+            NotFiniteError: a loss, the gradient or a measured score is not finite; on all workers alike.
+        """
         began, config, number = time.monotonic(), self.job.config, self.next_step
         if self._ahead is None:
             raise RuntimeError("the training is finished")
@@ -103,12 +119,15 @@ class Trainer:
         seed = row_seed(config.seed, number, rank()) if config.drops else None
         loss_B = accumulate_gradient(self._engine, rows, losses_of, weight_B, self._memory, seed)
         rate = config.learning_rate * linear_rate(number, config.steps, config.warmup_share) * pace.rate
-        self._engine.update(rate)
+        norm = self._engine.update(rate)
         # Only now are the losses read, because the host waits here for all that the device was told to compute.
         own: Counter[str] = Counter()
         for task, loss in zip(batch.tasks, loss_B.tolist(), strict=True):
             own[task] += loss
         summed = sum_over_workers([own[task] for task in tasks], self._engine.device)
+        # All workers know the same sums and norm, so they stop alike; the norm costs no further wait by now.
+        if not all(map(isfinite, (*summed, float(norm)))):
+            raise self._stopped_by(loss_B, number, tasks)
         losses = {task: total / tasks[task] for task, total in zip(tasks, summed, strict=True)}
         for task, loss in losses.items():
             self._paced.update(task, loss, number)
@@ -120,24 +139,67 @@ class Trainer:
         """Write a checkpoint of the state between two steps."""
         # All workers must ask for the state, because each may hold a part of it; one writes.
         weights, moments = self._engine.weights(), self._engine.moments()
+        self._refuse_damaged({**weights, **moments})
         if rank() == 0:
             states = self._paced.state(), self._stopping.state()
             write_checkpoint(self.job.checkpoints, Checkpoint(self.next_step, weights, moments, self._best, *states))
 
     def export(self) -> None:
-        """Write how the training ended, and then the network: the best where there is a validation, else the last."""
+        """Write how the training ended, and then the network: the best where there is a validation, else the last.
+
+        Raises:
+            NotFiniteError: its weights, or the outputs that it gives with them, are not finite.
+        """
         weights = self._best if self._held_out else self._engine.weights()
+        self._refuse_damaged(weights)
         self._pool.shutdown(cancel_futures=True)
         if rank() > 0:
             return
-        outcome = {"steps": self.next_step, "validation": self._stopping.state() if self._held_out else None}
-        # The folder of the network comes last, because its presence says that the training has ended.
-        write_json(outcome, self.job.outcome)
         # Loaded anew, because the trained one may be spread over workers that have left already.
         learner = load_learner(self.job, device="cpu")
         put_weights(learner.network, weights)
+        self._probe(learner)
+        outcome = {"steps": self.next_step, "validation": self._stopping.state() if self._held_out else None}
+        # The folder of the network comes last, because its presence says that the training has ended.
+        write_json(outcome, self.job.outcome)
         with appearing(self.job.exported) as folder:
-            learner.export(folder)
+            learner.export(folder, plain_task_of(self._plan.tasks, self.job.config.export_task))
+
+    def _stopped_by(self, loss_B: Tensor, number: int, tasks: Counter[str]) -> NotFiniteError:
+        """The error of a step whose numbers are not finite; all workers must ask for it."""
+        parts, workers = self._plan.batch(number), world_size()
+        shares = [share_of_batch(parts, worker, workers) for worker in range(workers)]
+        names = [name for share in shares for name in self._data.names(share)]
+        are_finite = torch.isfinite(gather(loss_B)).tolist()
+        bad = [name for name, is_finite in zip(names, are_finite, strict=True) if not is_finite]
+        return not_finite("the loss" if bad else "the norm of the gradient", number, tasks, bad or names)
+
+    def _refuse_damaged(self, tensors: dict[str, Tensor]) -> None:
+        """Refuse to keep weights or moments that are not finite, of which the first worker has all.
+
+        Raises:
+            NotFiniteError: on all workers alike.
+        """
+        damaged = first_damaged(tensors)
+        if greatest_over_workers([int(damaged is not None)], self._engine.device) == [1]:
+            raise self._after_last_step(f"a weight ({damaged or 'of worker 0'})")
+
+    def _probe(self, learner: Learner) -> None:
+        """Let the network that is to be exported read some rows of the last step.
+
+        Raises:
+            NotFiniteError: weights that are finite may be so large that an output is not.
+        """
+        parts = share_of_batch(self._plan.batch(max(0, self.next_step - 1)), 0, world_size())
+        learner.network.eval()
+        with torch.inference_mode():
+            outputs = learner.network(learner.rows(self._data.batch(parts))[:PROBED_ROWS])
+        if not bool(torch.isfinite(outputs).all()):
+            raise self._after_last_step("an output of the trained network")
+
+    def _after_last_step(self, what: str) -> NotFiniteError:
+        parts = self._plan.batch(max(0, self.next_step - 1))
+        return not_finite(what, self.next_step - 1, [part.task for part in parts], self._data.names(parts))
 
     def _find_checkpoint(self, device: torch.device) -> Checkpoint | None:
         """The newest whole checkpoint, which the first worker looks for."""
@@ -168,7 +230,7 @@ class Trainer:
         """
         if self._held_out is None:
             return {}
-        tasks = self._held_out.measure(self._engine, self._memory)
+        tasks = self._held_out.measure(self._engine, self._memory, self.next_step)
         if not tasks:
             raise ConfigError(
                 "train.validation: in every group of the split all candidates are worth the same, so that any ranking "

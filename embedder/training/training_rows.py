@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from embedder.config.cutting import PromptedText
 from embedder.config.tasks import TaskSpec
 from embedder.hashing import content_id
 from embedder.labelling.rewards import is_flat
@@ -26,6 +28,7 @@ NO_IDENTITY = -1
 TRAINING_ROW = pa.schema(
     [
         ("task", pa.string()),
+        ("name", pa.string()),
         ("query", pa.string()),
         ("candidates", pa.list_(pa.string())),
         ("relevance", pa.list_(pa.int8())),
@@ -35,9 +38,10 @@ TRAINING_ROW = pa.schema(
         ("known_hashes", pa.list_(pa.int64())),
     ]
 )
-"""`relevance`: 1 known positive, 0 not known to be one; `rewards` may be null where the task's loss needs none;
-`text_hashes`, `id_hashes`: hashes of the candidates' texts and ids; `known_hashes`: those of known positives of the
-query that are no candidates of the group, and of the query itself where it is a worked example of the corpus."""
+"""`name`: dataset and id of the query; `relevance`: 1 known positive, 0 not known to be one; `rewards` may be null
+where the task's loss needs none; `text_hashes`, `id_hashes`: hashes of the candidates' texts and ids; `known_hashes`:
+those of known positives of the query that are no candidates of the group, and of the query itself where it is a worked
+example of the corpus."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,12 @@ class Batch:
     known_BP: Tensor
     """Hashes of what else is no negative of a query; NO_IDENTITY fills up."""
 
-    def prompted(self, tasks: Mapping[str, TaskSpec]) -> list[str]:
+    def prompted(self, tasks: Mapping[str, TaskSpec]) -> list[PromptedText]:
         """The texts to encode, each after its task's instruction: B queries, then B x M candidates."""
         size = len(self.candidates) // len(self.queries)
-        texts = [tasks[name].instruction("query") + text for name, text in zip(self.tasks, self.queries, strict=True)]
+        texts = [tasks[name].prompted("query", text) for name, text in zip(self.tasks, self.queries, strict=True)]
         return texts + [
-            tasks[self.tasks[k // size]].instruction("passage") + text for k, text in enumerate(self.candidates)
+            tasks[self.tasks[k // size]].prompted("passage", text) for k, text in enumerate(self.candidates)
         ]
 
 
@@ -89,11 +93,14 @@ def training_row(
             return "no known positive for the contrastive loss"
     elif rewards is None:
         return f"no rewards: {group['error'] or 'not labelled'}"
+    elif not all(map(isfinite, rewards)):
+        return "a reward is not finite"
     elif task.skip_flat and is_flat(rewards):
         return "all rewards are equal"
     own = {_hash("id", group["dataset"], passage_id) for passage_id in examples}
     known_hashes = sorted({*known, *own}.difference(text_hashes, id_hashes))
-    values = (group["task"], group["query"], texts, relevance, rewards, text_hashes, id_hashes, known_hashes)
+    name = f"{group['dataset']}/{group['query_id']}"
+    values = (group["task"], name, group["query"], texts, relevance, rewards, text_hashes, id_hashes, known_hashes)
     return dict(zip(TRAINING_ROW.names, values, strict=True))
 
 
@@ -168,10 +175,14 @@ class TrainingRows:
         self.group_size: int = pc.max(pc.list_value_length(self._table["candidates"])).as_py() or 0
         """M, candidates of the largest group."""
 
+    def names(self, parts: Sequence[BatchPart]) -> list[str]:
+        """What the queries of some rows are called, in their order."""
+        names: list[str] = self._table["name"].take(self._positions(parts)).to_pylist()
+        return names
+
     def batch(self, parts: Sequence[BatchPart]) -> Batch:
         """The batch of some rows, in their order, padded to the largest group."""
-        positions = [self._first[part.task] + row for part in parts for row in part.rows]
-        taken = self._table.take(pa.array(positions)).to_pylist()
+        taken = self._table.take(self._positions(parts)).to_pylist()
         size = self.group_size
         known = [row["known_hashes"] for row in taken]
         hashes = [_padded([row[side] for row in taken], size, NO_IDENTITY) for side in ("text_hashes", "id_hashes")]
@@ -185,6 +196,9 @@ class TrainingRows:
             identity_BM2=torch.stack(hashes, dim=-1),
             known_BP=_padded(known, max(map(len, known), default=0), NO_IDENTITY),
         )
+
+    def _positions(self, parts: Sequence[BatchPart]) -> pa.Array:
+        return pa.array([self._first[part.task] + row for part in parts for row in part.rows])
 
 
 def _filled(values: Sequence[T], size: int, fill: T) -> list[T]:

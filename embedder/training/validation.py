@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from embedder.errors import NotFiniteError
 from embedder.training.batch_plan import BatchPart
 from embedder.training.distributed import rank, sum_over_workers, world_size
 from embedder.training.gradient import Network, TokenLimits, embed
@@ -28,10 +31,13 @@ class HeldOut:
         self._is_spare = not any(part.rows for part in parts)
         self._rows = learner.rows(self._batch)
 
-    def measure(self, network: Network, memory: TokenLimits) -> dict[str, float]:
+    def measure(self, network: Network, memory: TokenLimits, steps: int = 0) -> dict[str, float]:
         """Mean quality of each task over the groups whose candidates differ in worth; all workers must call it.
 
         A task without such a group has none.
+
+        Raises:
+            NotFiniteError: after so many steps a score is not finite, on whichever worker.
         """
         batch = self._batch
         score_BM = self._learner.scores(embed(network, self._rows, memory), batch).cpu()
@@ -44,7 +50,14 @@ class HeldOut:
             if quality is not None:
                 totals[task][0] += quality
                 totals[task][1] += 1
-        summed = sum_over_workers([value for pair in totals.values() for value in pair], network.device)
+        bad = float((batch.valid_BM & ~torch.isfinite(score_BM)).sum())
+        *summed, bad = sum_over_workers([*(value for pair in totals.values() for value in pair), bad], network.device)
+        if bad:
+            # A ranking by NaN would be taken for a measurement, and the weights for the best.
+            raise NotFiniteError(
+                f"train.validation: {bad:,.0f} scores of held-out candidates are not finite after {steps:,} steps "
+                f"(tasks {', '.join(self._names)}); lower train.learning_rate, or take another encoder if none was made"
+            )
         pairs = zip(self._names, summed[::2], summed[1::2], strict=True)
         return {task: total / groups for task, total, groups in pairs if groups}
 

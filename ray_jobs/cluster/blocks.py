@@ -20,6 +20,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from embedder.data.ledger import Ledger
+from embedder.errors import NotFiniteError
 from ray_jobs.cluster.metrics import track_progress
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,9 @@ class BlockCost:
         return BlockCost(*map(sub, astuple(self), astuple(other)))
 
 
-COST = pa.Table.from_pylist([asdict(BlockCost())]).schema
-"""The fields of a BlockCost, as Ray Data hands them from actor to driver."""
+COST = pa.Table.from_pylist([asdict(BlockCost())]).schema.append(pa.field("failure", pa.string()))
+"""The fields of a BlockCost, as Ray Data hands them from actor to driver, and why its block was not made if it was not.
+"""
 
 
 class BlockActor(ABC):
@@ -86,7 +88,14 @@ class BlockActor(ABC):
         return BlockCost()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([asdict(self._commit(block)) for block in batch.to_pylist()], COST)
+        return pa.Table.from_pylist([self._told(block) for block in batch.to_pylist()], COST)
+
+    def _told(self, block: Block) -> dict[str, Any]:
+        try:
+            return asdict(self._commit(block))
+        except NotFiniteError as error:
+            # As data, because of an exception Ray Data hands on the traceback alone, and the user needs the one line.
+            return asdict(BlockCost()) | {"failure": str(error)}
 
     def _commit(self, block: Block) -> BlockCost:
         ledger = self.ledger_of(block)
@@ -136,6 +145,9 @@ def run_blocks(
 
     Returns:
         The cost of all blocks together.
+
+    Raises:
+        NotFiniteError: a block was not committed, because numbers of it are NaN or infinite.
     """
     total, references = 0, []
     for part in parts:
@@ -152,6 +164,9 @@ def run_blocks(
     with track_progress(label, total) as counter:
         for batch in costs.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in batch.to_pylist():
+                failure = row.pop("failure")
+                if failure is not None:
+                    raise NotFiniteError(failure)
                 cost = BlockCost(**row)
                 spent += cost
                 counter.advance(cost.rows, note(spent, max(time.monotonic() - began, 1e-9)))

@@ -11,7 +11,7 @@ import ray
 from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
 from embedder.data.row_ids import RowIds
-from embedder.labelling.label_statistics import LabelCost
+from embedder.labelling.label_statistics import LabelCost, share_of_peak
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.prompts import ShotPools
 from embedder.models.causal_lm import load_lm, prepare_lm
@@ -88,5 +88,6 @@ def label_with_llm(config: RunConfig, work: Survey, pools: ShotPools, fingerprin
 
 
 def _rates(cost: BlockCost, seconds: float) -> str:
-    share = f", {cost.flops / cost.capacity:.0%} of peak" if cost.capacity else ""
+    of_peak = share_of_peak(cost.flops, cost.capacity)
+    share = "" if of_peak is None else f", {of_peak:.0%} of peak"
     return f"{cost.pairs / seconds:,.1f} pairs/s, {cost.tokens / seconds:,.0f} tokens/s{share}"

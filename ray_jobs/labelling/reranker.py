@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from embedder.config.run import EncoderConfig, RunConfig
+from embedder.config.tasks import TaskSpec
 from embedder.config.train import NEUTRAL, ValidationConfig
 from embedder.data.ledger import Ledger
 from embedder.data.records import unrewarded
@@ -29,7 +30,7 @@ from embedder.hashing import content_id
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
 from embedder.run.lineage import install_model, read_lineage
-from embedder.training.cross_encoder import CrossEncoder, load_cross_encoder
+from embedder.training.cross_encoder import CrossEncoder, bare_query, load_cross_encoder
 from embedder.training.job import FORMAT, TrainingJob
 from embedder.training.split import split_groups
 from embedder.training.training_rows import write_training_rows
@@ -135,9 +136,10 @@ def run_name(config: RunConfig, rows: list[dict[str, Any]]) -> str:
     """Identity of a reranker: where it starts, the settings that change the result, and the rewards, in any order."""
     start = config.needed_reranker
     settings = start.model_dump(exclude=NEUTRAL | {"model", "llm_groups"})
-    temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
+    # With the cut, because another end of a long query is another text to learn from.
+    read = {task: [spec.reward_temperature, spec.query_cut] for task, spec in config.tasks.items()}
     rewards = sorted((row["row_id"], row["label_fingerprint"], row["rewards"] or []) for row in rows)
-    return content_id(FORMAT, model_fingerprint(locate_model(start.model)), settings, temperatures, rewards)[:16]
+    return content_id(FORMAT, model_fingerprint(locate_model(start.model)), settings, read, rewards)[:16]
 
 
 def reranker_lines(model: Path) -> list[str]:
@@ -157,18 +159,22 @@ def reranker_lines(model: Path) -> list[str]:
 
 
 def label_groups(
-    encoder: CrossEncoder, groups: Sequence[dict[str, Any]], temperatures: Mapping[str, float], fingerprint: str
+    encoder: CrossEncoder, groups: Sequence[dict[str, Any]], tasks: Mapping[str, TaskSpec], fingerprint: str
 ) -> list[dict[str, Any]]:
     """The groups as rows of records.LABELLED, each candidate's reward being its score times the task's temperature.
 
     The score estimates reward / temperature up to a constant a group, so this puts it on the scale of the rewards it
     was taught with, and softmax(reward / temperature) is what the cross-encoder predicts.
     """
-    pairs = [(group["query"], text) for group in groups for text in group["candidate_texts"]]
+    pairs = [
+        (bare_query(tasks[group["task"]], group["query"]), text)
+        for group in groups
+        for text in group["candidate_texts"]
+    ]
     scores = iter(encoder.score(pairs))
     labelled = []
     for group in groups:
-        rewards = [next(scores) * temperatures[group["task"]] for _ in group["candidate_texts"]]
+        rewards = [next(scores) * tasks[group["task"]].reward_temperature for _ in group["candidate_texts"]]
         error = None if rewards else "no candidates"
         if not all(math.isfinite(reward) for reward in rewards):
             error = "a score of the reranker is not finite"
@@ -183,10 +189,9 @@ class ScoreBlocks(GroupBlocks):
     def __init__(self, config: RunConfig, ledger: Ledger, fingerprint: str, model: Path) -> None:
         super().__init__(config, ledger, None, fingerprint)
         self.encoder = load_cross_encoder(str(model), config.needed_reranker.max_tokens, config.encoder.batch_tokens)
-        self.temperatures = {task: spec.reward_temperature for task, spec in config.tasks.items()}
 
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return label_groups(self.encoder, groups, self.temperatures, self.fingerprint)
+        return label_groups(self.encoder, groups, self.config.tasks, self.fingerprint)
 
     def compute(self, block: Block) -> list[dict[str, Any]]:
         rows = self.planner.read_block(block)

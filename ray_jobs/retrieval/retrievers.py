@@ -22,16 +22,16 @@ from ray_jobs.cluster.blocks import Block
 from ray_jobs.cluster.tables import datasets, passage_texts, queries
 from ray_jobs.retrieval.encoders import retriever_encoder
 from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
-from ray_jobs.retrieval.vectors import VectorStore, fill_store, missing_blocks, vector_table
+from ray_jobs.retrieval.vectors import VectorStore, fill_store, missing_blocks, vector_table, vectors_folder
 
 Rankings = dict[str, dict[str, dict[str, Ranking]]]
 """Retriever -> dataset -> query id -> ranking."""
 
 
-def all_rankings(config: RunConfig) -> Rankings:
+def all_rankings(config: RunConfig) -> tuple[Rankings, list[str]]:
     """The rankings of every retriever, `evaluate.depth` long; none of `none`, and of recency where there is a history.
 
-    No query finds itself.
+    No query finds itself. Also a line for each encoder and dataset that tells how many texts were too long.
     """
     settings, names = config.evaluate, datasets(config.paths)
     own = {name: own_examples(queries(config.paths, settings.split, name)) for name in names}
@@ -42,18 +42,21 @@ def all_rankings(config: RunConfig) -> Rankings:
         # Started first, so that these tasks run beside the encoders.
         lexical = {name: lexical_rankings.remote(config.paths, settings.split, name, depth) for name in names}
     rankings: Rankings = {}
+    lines: list[str] = []
     for retriever in settings.retrievers:
         if isinstance(retriever, BuiltinRetriever) and retriever.kind not in {"base", "trained"}:
             rankings[retriever.name] = _without_encoder(config, retriever, lexical, depth)
         else:
             store = _filled_store(config, retriever)
             rankings[retriever.name] = dense_rankings(config.paths, store, settings.split, depth)
-    return {
+            lines += [f"{retriever.name}: {line}" for line in store.cut_lines(config.paths, [settings.split])]
+    found = {
         retriever: {
             name: without_itself(of_dataset, settings.depth, own[name]) for name, of_dataset in of_retriever.items()
         }
         for retriever, of_retriever in rankings.items()
     }
+    return found, lines
 
 
 def by_dataset(rankings: Rankings, name: str) -> dict[str, dict[str, Ranking]]:
@@ -86,7 +89,7 @@ def _filled_store(config: RunConfig, retriever: BuiltinRetriever | FolderRetriev
     if isinstance(retriever, EndpointRetriever):
         return _endpoint_store(config, retriever)
     encoder, tasks = retriever_encoder(config, retriever)
-    store = VectorStore(config.paths.vectors / vectors_name(encoder), tasks)
+    store = VectorStore(vectors_folder(config.paths, vectors_name(encoder)), tasks)
     fill_store(config, store, encoder, [config.evaluate.split])
     return store
 
@@ -95,7 +98,7 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
     """The driver asks the server, several requests at a time, and commits each answer."""
     asked = [retriever.url, retriever.model, retriever.dimensions, retriever.extra_query, retriever.extra_passage]
     tasks = with_prompts(config.tasks, retriever, FolderFacts())
-    store = VectorStore(config.paths.vectors / content_id(*asked)[:16], tasks)
+    store = VectorStore(vectors_folder(config.paths, content_id(*asked)), tasks)
     tables = missing_blocks(config.paths, store, [config.evaluate.split], retriever.batch_texts)
     blocks = [block for table in tables for block in table.to_pylist()]
     if not blocks:
@@ -113,6 +116,9 @@ def _endpoint_store(config: RunConfig, retriever: EndpointRetriever) -> VectorSt
 
 def _commit_answer(endpoint: EmbeddingEndpoint, store: VectorStore, block: Block) -> int:
     """Let the server encode a block, and commit the vectors; returns how many."""
-    vectors = endpoint.encode(block["texts"], block["task"], block["side"])
-    store.ledger(block["dataset"], block["side"]).commit(vector_table(block, vectors))
+    texts = [block["instruction"] + text for text in block["texts"]]
+    vectors = endpoint.encode(texts, block["task"], block["side"])
+    # A server does not tell whether it read the whole of a text.
+    unknown = [None] * len(texts)
+    store.ledger(block["dataset"], block["side"]).commit(vector_table(block, vectors, unknown))
     return len(vectors)

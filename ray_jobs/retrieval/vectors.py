@@ -1,12 +1,12 @@
 """Vectors of passages and queries, made once per model and shared by mining, indexing and evaluating.
 
-`vectors/ENCODER_FINGERPRINT/DATASET.SIDE/*.parquet` holds committed blocks of records.VECTOR. A block is committed by
+`vectors/ENCODER/DATASET.SIDE/*.parquet` holds committed blocks of records.VECTOR. A block is committed by
 the actor that made it, so a restart encodes only what no block holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedder.config.cutting import PromptedText
 from embedder.config.paths import Paths
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.data.ledger import Ledger
-from embedder.data.records import PASSAGE, VECTOR, Split, each_table
+from embedder.data.records import PASSAGE, VECTOR, Split, each_table, parquet_files
+from embedder.data.row_ids import RowIds
+from embedder.errors import NotFiniteError
 from embedder.hashing import content_id
-from embedder.models.encoder import TextEncoder, encode_prompted
+from embedder.models.encoder import TextEncoder, encode_tokens
 from embedder.models.fingerprint import vectors_name
 from embedder.models.onnx import load_inference_encoder
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
@@ -28,17 +31,19 @@ from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_ta
 
 BLOCK_ROWS = 256
 """Texts of a block."""
+SIDE_WORDS: dict[Side, str] = {"query": "queries", "passage": "passages"}
 ID_TEXT: dict[Side, tuple[str, str]] = {"query": ("query_id", "query"), "passage": ("id", "text")}
 """Columns of the id and the text, by side."""
 
 BLOCK = pa.schema(
     [
-        *((name, pa.string()) for name in ("task", "dataset", "side")),
+        *((name, pa.string()) for name in ("task", "dataset", "side", "instruction")),
+        ("keeps_end", pa.bool_()),
         *((name, pa.list_(pa.string())) for name in ("row_ids", "ids", "texts")),
         ("rows", pa.int64()),
     ]
 )
-"""Texts of one dataset and side, with their instruction, that are encoded and committed together."""
+"""Texts of one dataset and side that are encoded and committed together, each behind the instruction."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,10 @@ class VectorStore:
         """Identity of each text of a table of queries or passages: a vector stays valid while these stay."""
         if not table.num_rows:
             return []
-        instruction = self.tasks[table["task"][0].as_py()].instruction(side)
+        spec = self.tasks[table["task"][0].as_py()]
         id_column, text_column = ID_TEXT[side]
-        # The id too, because two passages of equal text are two rows of the ledger.
         pairs = zip(table[id_column].to_pylist(), table[text_column].to_pylist(), strict=True)
-        return [content_id(row_id, instruction, text) for row_id, text in pairs]
+        return [_key(row_id, spec.prompted(side, text)) for row_id, text in pairs]
 
     def read(self, dataset: str, side: Side, keys: list[str]) -> np.ndarray:
         """Vectors (len(keys), D) in the order of the keys, all of which `fill_store` has made."""
@@ -68,11 +72,43 @@ class VectorStore:
         position = {row_id: i for i, row_id in enumerate(table["row_id"].to_pylist())}
         return vector_matrix(table)[[position[key] for key in keys]]
 
+    def cut_lines(self, paths: Paths, splits: Sequence[Split]) -> list[str]:
+        """A line for each dataset: how many passages, and queries of some splits, were too long; after `fill_store`."""
+        lines = []
+        for dataset in datasets(paths):
+            tables: dict[Side, Iterable[pa.Table]] = {
+                "query": (query_table(paths, split, dataset) for split in splits),
+                "passage": each_table(corpus_files(paths, dataset), PASSAGE),
+            }
+            parts = [part for side, own in tables.items() if (part := self._count_cut(dataset, side, own))]
+            task = next(each_table(corpus_files(paths, dataset)[:1], PASSAGE, ["task"]))["task"][0]
+            lines += [f"{dataset} ({task}): too long for the encoder and cut: {', '.join(parts)}"] if parts else []
+        return lines
+
+    def _count_cut(self, dataset: str, side: Side, tables: Iterable[pa.Table]) -> str:
+        """So many of so many; empty where there are none, or whoever made the vectors did not tell."""
+        wanted = RowIds(self.keys(table, side) for table in tables)
+        files = parquet_files(self.ledger(dataset, side).folder)
+        is_cut = np.zeros(len(wanted), dtype=bool)
+        for table in each_table(files, VECTOR, ["row_id", "is_cut"]):
+            positions = wanted.positions(table["row_id"].to_pylist())
+            if table["is_cut"].null_count:
+                return ""
+            # Of rows that are not wanted any more the position is -1; the text of a repeated one is as long as before.
+            is_cut[positions[(positions >= 0) & table["is_cut"].to_numpy()]] = True
+        return f"{is_cut.sum():,} of {len(wanted):,} {SIDE_WORDS[side]}" if len(wanted) else ""
+
 
 def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:
     """The store of one encoder; the run's base encoder may be one that knows no instructions."""
     tasks = config.base_tasks if encoder.model == config.encoder.model else config.tasks
-    return VectorStore(config.paths.vectors / vectors_name(encoder), tasks)
+    return VectorStore(vectors_folder(config.paths, vectors_name(encoder)), tasks)
+
+
+def vectors_folder(paths: Paths, identity: str) -> Path:
+    """The folder of the vectors of whatever has this identity."""
+    # By the columns too, because vectors of a version that knew fewer could not be read.
+    return paths.vectors / content_id(identity, VECTOR.names)[:16]
 
 
 class EncodeBlocks(BlockActor):
@@ -89,14 +125,28 @@ class EncodeBlocks(BlockActor):
         return list(block["row_ids"])
 
     def compute(self, block: Block) -> pa.Table:
-        vectors = encode_prompted(self.encoder, block["texts"])
-        return vector_table(block, vectors)
+        prompted = [PromptedText(block["instruction"], text, block["keeps_end"]) for text in block["texts"]]
+        rows, is_cut = self.encoder.tokenize_and_tell(prompted)
+        return vector_table(block, encode_tokens(self.encoder, rows), is_cut)
 
 
-def vector_table(block: Block, vectors: np.ndarray) -> pa.Table:
-    """Rows of VECTOR, from the vectors (rows, D) of a block."""
+def vector_table(block: Block, vectors: np.ndarray, is_cut: Sequence[bool | None]) -> pa.Table:
+    """Rows of VECTOR, from the vectors (rows, D) of a block.
+
+    Raises:
+        NotFiniteError: a vector is NaN or infinite; it would be found by every query, or by none.
+    """
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        kind, first = SIDE_WORDS[block["side"]], block["ids"][bad[0]]
+        raise NotFiniteError(
+            f"{block['dataset']}: the vectors of {len(bad)} of {block['rows']} {kind} of a block are not finite, first "
+            f"that of {first!r}; the model's weights are damaged, or its numbers too large for this text: take another "
+            "encoder, or leave the text out"
+        )
     column = pa.array(list(vectors), pa.list_(pa.float32()))
-    return pa.table([[block["dataset"]] * block["rows"], block["row_ids"], block["ids"], column], schema=VECTOR)
+    owner = [block["dataset"]] * block["rows"]
+    return pa.table([owner, block["row_ids"], block["ids"], pa.array(is_cut, pa.bool_()), column], schema=VECTOR)
 
 
 def missing_blocks(
@@ -139,16 +189,23 @@ def _blocks(
     """Some rows of a table of queries or passages as rows of BLOCK."""
     id_column, text_column = ID_TEXT[side]
     names = {"task": table["task"][0].as_py(), "dataset": table["dataset"][0].as_py(), "side": side}
-    instruction = store.tasks[names["task"]].instruction(side)
+    spec = store.tasks[names["task"]]
     # Blocks of similar length waste no padding.
     lengths = pc.utf8_length(table[text_column]).to_numpy()[rows]
     rows = rows[np.argsort(lengths, kind="stable")]
     for first in range(0, len(rows), block_rows):
         own = rows[first : first + block_rows]
         chosen = table.take(pa.array(own))
-        texts = [instruction + text for text in chosen[text_column].to_pylist()]
+        prompted = [spec.prompted(side, text) for text in chosen[text_column].to_pylist()]
         ids = {"row_ids": [keys[row] for row in own], "ids": chosen[id_column].to_pylist()}
-        yield {**names, **ids, "texts": texts, "rows": len(texts)}
+        texts = {"texts": [text.text for text in prompted], "rows": len(prompted)}
+        yield {**names, **ids, **texts, "instruction": spec.instruction(side), "keeps_end": prompted[0].keeps_end}
+
+
+def _key(row_id: str, prompted: PromptedText) -> str:
+    # The id too, because two passages of equal text are two rows of the ledger.
+    kept = ["keeps_end"] if prompted.keeps_end else []
+    return content_id(row_id, prompted.instruction, prompted.text, *kept)
 
 
 def vector_matrix(table: pa.Table) -> np.ndarray:

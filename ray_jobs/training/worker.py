@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from embedder.errors import DataError
+from embedder.errors import DataError, NotFiniteError
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
 from embedder.training.trackers import open_trackers, values_of
 from ray_jobs.cluster.metrics import track_progress
@@ -21,8 +22,10 @@ def run_workers(job: TrainingJob, label: str) -> None:
     """Run the workers to the end of the training, and show the steps they have made behind `label`.
 
     Raises:
+        NotFiniteError: the training's numbers ceased to be finite.
         DataError: the workers ended without a model.
     """
+    job.stopped.unlink(missing_ok=True)
     settings = job.config
     gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
     trainer = TorchTrainer(
@@ -66,12 +69,17 @@ def run_workers(job: TrainingJob, label: str) -> None:
         finally:
             finished.set()
             watcher.join()
+    if job.stopped.is_file():
+        raise NotFiniteError(job.stopped.read_text(encoding="utf-8"))
     if not job.exported.is_dir():
         raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
 
 
 def train_worker(settings: dict[str, TrainingJob]) -> None:
     """Train to the end, from the last checkpoint if there is one.
+
+    Numbers that are not finite end it without an error, because Ray would make the same steps again `max_failures`
+    times; the driver is told by a file.
 
     Checkpoints are the loop's own, on storage that every worker sees. Ray 2.60 lists those it is handed in one file
     that it writes in place: a driver killed at that moment leaves a run that Ray refuses to start again.
@@ -80,7 +88,8 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
 
     job = settings["job"]
     if ray.train.get_context().get_world_rank():
-        train(job, lambda metrics: None)
+        with suppress(NotFiniteError):
+            train(job, lambda metrics: None)
         return
     with open_trackers(job) as trackers:
 
@@ -89,4 +98,7 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
             for tracker in trackers:
                 tracker.log(values_of(metrics), metrics.step + 1)
 
-        train(job, report)
+        try:
+            train(job, report)
+        except NotFiniteError as error:
+            job.stopped.write_text(str(error), encoding="utf-8")

@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+from embedder.config.cutting import PromptedText
 from serve.backend import DEADLINE, Encoded, time_left
 from serve.http_errors import ApiError, overloaded
 
 Outcome = Encoded | ApiError
-Send = Callable[[str, list[list[str]], bool], Awaitable[list[Outcome]]]
+Send = Callable[[str, list[list[PromptedText]], bool], Awaitable[list[Outcome]]]
 """Version, texts by request, and whether to cut them, to what became of each request."""
 
 MOST_REQUESTS = 64
@@ -28,7 +29,7 @@ MOST_CHARACTERS = 16_384
 @dataclass(eq=False)
 class _Request:
     version: str
-    texts: list[str]
+    texts: list[PromptedText]
     truncate: bool
     deadline: float
     done: asyncio.Future[Encoded]
@@ -58,7 +59,7 @@ class Coalescer:
     def is_full(self) -> bool:
         return len(self._waiting) >= self._most_requests or self._waiting_texts >= self._most_texts
 
-    async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
+    async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
         """The vectors of one request's texts.
 
         Raises:

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from embedder.config.cutting import PromptedText
 from embedder.config.paths import EncodingDtype
 from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError
@@ -72,7 +73,9 @@ class EncoderReplica:
         self._models.preload(source.named()[: settings.max_versions], deployed)
         self._unloaded = time.monotonic()
 
-    async def encode(self, version: str, requests: list[list[str]], truncate: bool) -> list[Encoded | ApiError]:
+    async def encode(
+        self, version: str, requests: list[list[PromptedText]], truncate: bool
+    ) -> list[Encoded | ApiError]:
         """The vectors of the texts of several requests by the model of a version, or why one has none.
 
         Raises:
@@ -138,18 +141,17 @@ class EncoderReplica:
         if abs(float(np.linalg.norm(vector_ND[0])) - 1) > UNIT:
             raise RuntimeError("the encoder gives vectors that are not of length 1")
 
-    def _tokenized(self, encoder: TextEncoder, texts: list[str], truncate: bool) -> list[TokenRow] | ApiError:
+    def _tokenized(self, encoder: TextEncoder, texts: list[PromptedText], truncate: bool) -> list[TokenRow] | ApiError:
         """The tokens of a request, or why it is refused."""
-        rows = encoder.tokenize(texts)
+        rows, is_cut = encoder.tokenize_and_tell(texts)
         tokens, limit = sum(map(len, rows)), self._settings.max_request_tokens
         if tokens > limit:
             return ApiError(400, f"{tokens} tokens in one request; at most {limit}", param="input")
-        if not truncate:
-            most = encoder.config.max_tokens
-            # Once more, because the rows are cut already and do not say how long their texts are.
-            for i, ids in enumerate(encoder.tokenizer(texts, truncation=False)["input_ids"]):
-                if len(ids) > most:
-                    return ApiError(400, f"text {i}: {len(ids)} tokens; the model reads {most}", param="input")
+        if not truncate and any(is_cut):
+            first, most = is_cut.index(True), encoder.config.max_tokens
+            # Once more, because a row that is cut does not say how long its text is.
+            length = len(encoder.tokenizer(str(texts[first]), truncation=False)["input_ids"])
+            return ApiError(400, f"text {first}: {length} tokens; the model reads {most}", param="input")
         return rows
 
     def _load(self, version: str) -> _Model:

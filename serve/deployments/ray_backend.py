@@ -12,6 +12,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from typing_extensions import Unpack
 
+from embedder.config.cutting import PromptedText
 from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
 from serve.backend import LONG_CALLS, Encoded, R, Ts, time_left
@@ -50,10 +51,10 @@ class Deployments:
     def is_full(self) -> bool:
         return self._coalescer.is_full
 
-    async def encode(self, version: str, texts: list[str], truncate: bool) -> Encoded:
+    async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
         return await self._coalescer.encode(version, texts, truncate)
 
-    async def _encode(self, version: str, requests: list[list[str]], truncate: bool) -> list[Outcome]:
+    async def _encode(self, version: str, requests: list[list[PromptedText]], truncate: bool) -> list[Outcome]:
         much = sum(len(text) for texts in requests for text in texts) > MOST_CHARACTERS
         outcomes: list[Outcome] = await self._call(
             lambda: self._encoder.encode.remote(version, requests, truncate), patient=much

@@ -8,6 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Response
 
 from embedder import __version__
+from embedder.config.tasks import Side
 from serve.http_errors import ApiError
 from serve.routes.dependencies import Here, stamp
 from serve.schemas import (
@@ -31,8 +32,9 @@ async def embeddings(request: EmbeddingRequest, response: Response, service: Her
     version = service.served.model(request.model)
     check_width(version, request.dimensions)
     texts = service.texts(request.input, "input")
-    instruction = service.instruction(version, request.task, "query" if request.input_type == "query" else "passage")
-    encoded = await service.backend.encode(version.name, [instruction + text for text in texts], request.truncate)
+    side: Side = "query" if request.input_type == "query" else "passage"
+    prompted = service.prompted(version, request.task, side, texts)
+    encoded = await service.backend.encode(version.name, prompted, request.truncate)
     vectors = narrowed(encoded.vector_ND, request.dimensions)
     tokens = sum(encoded.tokens)
     stamp(response, version)
@@ -66,10 +68,9 @@ async def embed(request: TeiRequest, response: Response, service: Here) -> list[
     if request.prompt_name is not None and side not in {"query", "passage"}:
         known = [f"{name}_{side}" for name in sorted(version.manifest.tasks) for side in ("query", "passage")]
         raise ApiError(400, f"prompt_name {request.prompt_name!r:.200}: known are {known}", param="prompt_name")
-    instruction = service.instruction(version, task or None, "query" if side == "query" else "passage", "prompt_name")
-    encoded = await service.backend.encode(
-        version.name, [instruction + text for text in texts], request.truncate is not False
-    )
+    known_side: Side = "query" if side == "query" else "passage"
+    prompted = service.prompted(version, task or None, known_side, texts, "prompt_name")
+    encoded = await service.backend.encode(version.name, prompted, request.truncate is not False)
     stamp(response, version)
     vectors: list[list[float]] = narrowed(encoded.vector_ND, request.dimensions).tolist()
     return vectors

@@ -21,9 +21,9 @@ async def rerank(request: RerankRequest, response: Response, service: Here) -> R
     version = served.named(None) if request.model is None else served.model(request.model)
     given = [document if isinstance(document, str) else document.text for document in request.documents]
     (query,), documents = service.texts(request.query, "query"), service.texts(given, "documents")
-    texts = [service.instruction(version, request.task, "query") + query]
-    instruction = service.instruction(version, request.task, "passage")
-    encoded = await service.backend.encode(version.name, texts + [instruction + text for text in documents], True)
+    prompted = service.prompted(version, request.task, "query", [query])
+    prompted += service.prompted(version, request.task, "passage", documents)
+    encoded = await service.backend.encode(version.name, prompted, True)
     # Clipped: rounding brings cosines of equal vectors beyond 1, and clients of this API expect 0 to 1.
     score_N = (1 + np.clip(encoded.vector_ND[1:] @ encoded.vector_ND[0], -1, 1)) / 2
     order = np.argsort(-score_N, kind="stable")[: request.top_n].tolist()

@@ -192,11 +192,11 @@ class WriteReplayer:
         pending = [own[i] for own, answer in zip(positions.values(), answers, strict=True) for i in answer]
         if not pending:
             return 0
-        instruction = new.manifest.tasks[task].instruction("passage")
         encoded = [i for i in pending if changes[i].row is not None]
         vector_CD = np.zeros((len(changes), new.manifest.dimension), dtype=np.float32)
         if encoded:
-            texts = [instruction + row.text for i in encoded if (row := changes[i].row) is not None]
+            how = new.manifest.tasks[task]
+            texts = [how.prompted("passage", row.text) for i in encoded if (row := changes[i].row) is not None]
             vector_CD[encoded] = (await self._backend.encode(new.name, texts, True)).vector_ND
         calls = []
         for part, own in positions.items():

@@ -27,7 +27,8 @@ from transformers import (
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import ModelError
-from embedder.models.encoder import encode, encode_prompted, export_encoder, load_encoder
+from embedder.models.encoder import encode, encode_prompted, load_encoder
+from embedder.models.encoder_export import export_encoder
 from tests.conftest import word_tokenizer
 
 TEXTS = ["The quick brown fox", "Paris", "", "a list holds items in order; " * 9, "é 日本", "Paris"]

@@ -19,7 +19,7 @@ def test_build_shard_of_blocks_without_a_passage_of_it(tmp_path):
     store = VectorStore(config.paths.vectors / "encoder", config.tasks)
     # A block of one text belongs to one shard, so that each shard passes over blocks of which it needs nothing.
     for block in next(missing_blocks(config.paths, store, [], 1)).to_pylist():
-        store.ledger("nq", "passage").commit(vector_table(block, np.full((1, 4), 0.5, dtype=np.float32)))
+        store.ledger("nq", "passage").commit(vector_table(block, np.full((1, 4), 0.5, dtype=np.float32), [False]))
     manifest = Manifest(
         name="run",
         encoder_fingerprint="encoder",

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch.multiprocessing import spawn
 
 from embedder.config.run import RunConfig
+from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import LABELLED, group_id
 from embedder.errors import ConfigError, DataError, ModelError
 from embedder.training.cross_encoder import export_cross_encoder, load_cross_encoder
@@ -191,7 +192,7 @@ def test_reranker_agreement_is_that_of_the_scores_of_the_held_out_groups(encoder
     for row in TrainingRows(job.held_out)._table.to_pylist():
         scores = encoder.score([(row["query"], text) for text in row["candidates"]])
         shares[row["task"]].append(pair_agreement(scores, row["rewards"]))
-    learner = CrossEncoderLearner(encoder, {"qa": 1.0, "icl": 1.0})
+    learner = CrossEncoderLearner(encoder, BUILTIN_TASKS)
     measured = HeldOut(job.held_out, learner).measure(BareNetwork(encoder), TokenLimits(256, None))
     assert measured == {task: pytest.approx(sum(each) / counts["held_out"][task]) for task, each in shares.items()}
 
@@ -210,7 +211,7 @@ def test_reranker_learns_a_planted_signal_that_holds_on_groups_kept_out(tiny_enc
     assert losses[0] == pytest.approx(math.log(4) + (weights * weights.log()).sum().item(), abs=0.05)
     assert losses[-1] < 0.1 * losses[0]
     encoder = load_cross_encoder(str(job.exported), max_tokens=32, batch_tokens=256, device="cpu")
-    learner = CrossEncoderLearner(encoder, {"qa": 1.0})
+    learner = CrossEncoderLearner(encoder, BUILTIN_TASKS)
     measured = HeldOut(job.held_out, learner).measure(BareNetwork(encoder), TokenLimits(256, None))
     assert measured == {"qa": pytest.approx(after)}
 
@@ -269,7 +270,8 @@ def test_label_groups_gives_the_scores_on_the_scale_of_the_rewards(encoder):
         for task in ("qa", "icl")
     ]
     groups.append({**groups[0], "candidate_ids": [], "candidate_texts": [], "relevance": []})
-    rows = label_groups(encoder, groups, {"qa": 1.0, "icl": 0.1}, "print")
+    softer = BUILTIN_TASKS["icl"].model_copy(update={"reward_temperature": 0.1})
+    rows = label_groups(encoder, groups, {**BUILTIN_TASKS, "icl": softer}, "print")
     scores = encoder.score([("fox", "the fox"), ("fox", "a dog")])
     assert rows[0]["rewards"] == pytest.approx(scores, abs=1e-6)
     assert rows[1]["rewards"] == pytest.approx([0.1 * score for score in scores], abs=1e-6)
@@ -286,5 +288,5 @@ def test_label_groups_makes_a_score_that_is_no_number_an_error_of_its_group(enco
         encoder.network.classifier.bias.fill_(math.nan)
     texts = {"answers": ["x"], "candidate_ids": ["a"], "candidate_texts": ["the fox"], "relevance": [1]}
     group = {"task": "qa", "dataset": "d", "query_id": "q", "query": "fox", **texts}
-    row = label_groups(encoder, [group], {"qa": 1.0}, "print")[0]
+    row = label_groups(encoder, [group], BUILTIN_TASKS, "print")[0]
     assert row["rewards"] is None and "not finite" in row["error"]

@@ -13,7 +13,8 @@ from embedder.config.evaluate import FolderRetriever
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import ConfigError, ModelError
-from embedder.models.encoder import encode, export_encoder, load_encoder
+from embedder.models.encoder import encode, load_encoder
+from embedder.models.encoder_export import export_encoder
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import FolderFacts, check_base_model, folder_encoder, read_folder
 

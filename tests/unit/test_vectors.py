@@ -42,7 +42,8 @@ def test_missing_blocks_hold_every_text_once_in_order(config, size):
     assert table.schema == BLOCK and {block["dataset"] for block in blocks} == {"other"}
     assert [name for block in blocks for name in block["ids"]] == names
     instruction = store.tasks["qa"].passage_instruction
-    assert [text for block in blocks for text in block["texts"]] == [f"{instruction}text {name}" for name in names]
+    assert [text for block in blocks for text in block["texts"]] == [f"text {name}" for name in names]
+    assert {(block["instruction"], block["keeps_end"]) for block in blocks} == {(instruction, False)}
     assert [block["rows"] for block in blocks[:-1]] == [BLOCK_ROWS] * (len(blocks) - 1)
     assert blocks[-1]["rows"] == len(blocks[-1]["row_ids"]) > 0
 
@@ -50,15 +51,15 @@ def test_missing_blocks_hold_every_text_once_in_order(config, size):
 def test_missing_blocks_come_file_by_file_with_their_instruction_the_shortest_first(config):
     store = open_store(config, config.encoder)
     query, *passages = (table.to_pylist() for table in missing_blocks(config.paths, store, ["test"], 1))
-    assert [block["texts"] for block in query] == [[store.tasks["qa"].query_instruction + "what?"]]
-    instruction = store.tasks["qa"].passage_instruction
+    (what,) = query
+    assert (what["instruction"], what["texts"]) == (store.tasks["qa"].query_instruction, ["what?"])
     assert [[block["texts"] for block in blocks] for blocks in passages] == [
-        [[f"{instruction}short"], [f"{instruction}a long passage"]],
-        [[f"{instruction}middling"]],
+        [["short"], ["a long passage"]],
+        [["middling"]],
     ]
     first = passages[0][1]
     for block in (first, *query):
-        store.ledger("nq", block["side"]).commit(vector_table(block, np.ones((1, 3), dtype=np.float32)))
+        store.ledger("nq", block["side"]).commit(vector_table(block, np.ones((1, 3), dtype=np.float32), [False]))
     again = [table["ids"].to_pylist() for table in missing_blocks(config.paths, store, ["test"])]
     assert again == [[["s"]], [["m"]]]
     assert store.read("nq", "passage", first["row_ids"]).shape == (1, 3)

@@ -16,6 +16,7 @@ from torch.multiprocessing import spawn
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.train import TrainConfig
+from embedder.errors import NotFiniteError
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train
 from embedder.training.training_rows import write_training_rows
@@ -87,6 +88,9 @@ def follow(runs: Sequence[Run], folder: Path, encoder: EncoderConfig) -> None:
             train(job, report)
         except AbandonedError:
             continue
+        except NotFiniteError as error:
+            rank = dist.get_rank() if dist.is_initialized() else 0
+            (job.folder / f"stopped-{rank}.txt").write_text(str(error), encoding="utf-8")
 
 
 def _work(rank: int, workers: int, runs: Sequence[Run], folder: Path, encoder: EncoderConfig) -> None:
