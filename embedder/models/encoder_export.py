@@ -2,8 +2,9 @@
 
     python -m embedder.models.encoder_export MODEL --task tool
 
-lets `encode_query` and `encode_document` serve another task. The prompts of all tasks are in the folder as `TASK_query` and `TASK_passage`. Beside them `query` and `document` are
-those of one task, because other tools ask for these two names. docs/serving.md tells what each tool reads.
+lets `encode_query` and `encode_document` serve another task. The prompts of all tasks are in the folder as `TASK_query`
+and `TASK_passage`. Beside them `query` and `document` are those of one task, because other tools ask for these two
+names. docs/serving.md tells what each tool reads.
 """
 
 from __future__ import annotations

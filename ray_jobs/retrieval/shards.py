@@ -59,8 +59,8 @@ def probe_texts(paths: Paths, store: VectorStore, max_tokens: int) -> tuple[list
         order = np.argsort(np.maximum(lengths, 2 * max_tokens), kind="stable")
         fitting = order[: max(-(-TEXTS // len(names)), int((lengths <= 2 * max_tokens).sum()))]
         chosen = table.take(pa.array(fitting[:: max(1, len(fitting) * len(names) // TEXTS)]))
-        instruction = store.tasks[chosen["task"][0].as_py()].instruction("passage")
-        texts += [instruction + text for text in chosen["text"].to_pylist()]
+        spec = store.tasks[chosen["task"][0].as_py()]
+        texts += [str(spec.prompted("passage", text)) for text in chosen["text"].to_pylist()]
         vectors.append(store.read(name, "passage", store.keys(chosen, "passage")))
     return texts[:TEXTS], np.concatenate(vectors)[:TEXTS]
 
