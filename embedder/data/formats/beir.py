@@ -99,7 +99,7 @@ def _read_judgements(path: Path, texts: Mapping[str, str], prepared: Prepared) -
                 known = grades[query_id, passage_id]
                 if known != grade:
                     raise RowError(
-                        f"query {query_id!r} and passage {passage_id!r} were seen before, with score {known}"
+                        f"query {query_id!r} with {passage_id!r} was seen before, with score {known}"
                     )
                 prepared.merged += 1
                 continue
