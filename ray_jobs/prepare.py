@@ -145,7 +145,8 @@ def _check_counts(source: Source, prepared: Prepared, allowed: float) -> None:
     # A large corpus would hide that a small file was lost as a whole.
     for file in prepared.lost_files:
         raise DataError(f"{source.dataset}: no row of {file} can be used{prepared.first_reason(file)}")
-    if not any(prepared.queries.values()) and not prepared.left_out:
+    limits = (source.train_queries, source.dev_queries, source.test_queries)
+    if not any(prepared.queries.values()) and 0 not in limits:
         raise DataError(f"{source.dataset}: no query in {source.path}; give rows with a query, or judgements above 0")
 
 

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from embedder.config.prepare import Source
+from embedder.config.tasks import TaskSpec
 from embedder.data.fields import Row, RowError, as_id, required_id, required_text
 from embedder.data.formats.reader import TEXT_FIELDS, SourceReader
 from embedder.data.json_lines import read_text_lines
@@ -25,7 +27,12 @@ class BeirReader(SourceReader):
     """Reads a BEIR folder; judgements are rows too: each is kept, merged or rejected."""
 
     needs = "qrels/train.tsv, dev.tsv nor test.tsv"
-    corpus_fields = frozenset({"_id", "title", *TEXT_FIELDS, "answer", "metadata"})
+    corpus_fields = frozenset({"_id", "title", *TEXT_FIELDS, "metadata"})
+
+    def __init__(self, source: Source, task: TaskSpec) -> None:
+        super().__init__(source, task)
+        self._unfit: list[str] = []
+        """Reasons why metadata are not kept."""
 
     def _split_files(self, split: Split) -> list[Path]:
         return [self.path / "qrels" / f"{split}.tsv"]
@@ -38,6 +45,19 @@ class BeirReader(SourceReader):
 
     def _passage_id(self, row: Row, position: int) -> str:
         return required_id(row, "_id")
+
+    def read_passages(self, prepared: Prepared) -> None:
+        """The same; metadata that nothing could be filtered by costs no passage, since BEIR sets no rules for it."""
+        super().read_passages(prepared)
+        if self._unfit:
+            prepared.notes.append(f"corpus.jsonl: metadata of {len(self._unfit):,} passages not kept: {self._unfit[0]}")
+
+    def _metadata(self, row: Row) -> str | None:
+        try:
+            return super()._metadata(row)
+        except ValueError as error:
+            self._unfit.append(str(error))
+            return None
 
     def read_queries(self, prepared: Prepared) -> dict[Split, list[list[Row]]]:
         """The queries of each split that have a relevant passage; a judgement of 0 says that a passage is not."""
@@ -98,9 +118,7 @@ def _read_judgements(path: Path, texts: Mapping[str, str], prepared: Prepared) -
             if (query_id, passage_id) in grades:
                 known = grades[query_id, passage_id]
                 if known != grade:
-                    raise RowError(
-                        f"query {query_id!r} and passage {passage_id!r} were seen before, with score {known}"
-                    )
+                    raise RowError(f"query {query_id!r} with {passage_id!r} was seen before, with score {known}")
                 prepared.merged += 1
                 continue
         except RowError as error:

@@ -78,8 +78,16 @@ class SourceReader(ABC):
 
     def _passage(self, row: Row, position: int) -> Row:
         passage_id, text = self._passage_id(row, position), titled_text(row)
-        title, answer = optional_text(row, "title"), optional_text(row, "answer")
-        return passage_row(self.source, passage_id, text, title, metadata_json(row.get("metadata")), answer)
+        answer = optional_text(row, "answer") if "answer" in self.corpus_fields else None
+        return passage_row(self.source, passage_id, text, optional_text(row, "title"), self._metadata(row), answer)
+
+    def _metadata(self, row: Row) -> str | None:
+        """The metadata of a row of the corpus as the payload keeps it.
+
+        Raises:
+            ValueError: nothing could be filtered by it.
+        """
+        return metadata_json(row.get("metadata"))
 
     def _passage_id(self, row: Row, position: int) -> str:
         """The id of a row of the corpus, which stands at a position, counted from 0."""

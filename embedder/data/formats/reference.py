@@ -24,7 +24,7 @@ class ReferenceReader(LayoutReader):
 
     needs = "a train nor a test file (.json, .jsonl)"
     is_missing = "is no file and no folder"
-    corpus_fields = frozenset({"title", *TEXT_FIELDS, "answer", "metadata"})
+    corpus_fields = frozenset({"title", *TEXT_FIELDS})
     query_fields = KNOWN | {
         *("pos_index", "neg_index", "options", "choices", "answer", "possible_answers"),
         *("category", "subject", "task_name"),
@@ -39,6 +39,9 @@ class ReferenceReader(LayoutReader):
 
     def _passage_id(self, row: Row, position: int) -> str:
         return str(position)
+
+    def _metadata(self, row: Row) -> str | None:
+        return None
 
     def _labels(self) -> list[str] | None:
         return None

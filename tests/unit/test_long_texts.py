@@ -1,0 +1,76 @@
+"""White space of texts that continue: what stands between query and answer is the document's own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedder.config.prepare import Source
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.dataset import read_source
+from tests.conftest import DATA
+from tests.unit.judges import quick
+from tests.unit.test_dataset import lines, read_layout
+
+
+def test_long_text_keeps_the_white_space_between_chunks(tmp_path):
+    """The LLM reads "market fox" where two chunks meet, case 13-lrlm-glued (its reading half)."""
+    text = " ".join(["fox runs over the old bridge near market"] * 12)
+    got = read_layout(tmp_path, "lrlm", train=[{"query_id": "doc", "text": text}], chunk_words=8)
+    for query in got.queries["train"]:
+        assert f"{query['query']}{query['answers'][0]}"[-45:-36] != "marketfox"
+        assert query["query"] + query["answers"][0] in text
+        assert query["answers"][0].startswith(" fox")
+
+
+@quick
+@given(st.lists(st.sampled_from(["word", "é,", "(x"]), min_size=50, max_size=80), st.data())
+def test_long_text_query_and_answer_together_are_a_slice_of_it(tmp_path_factory, words, data):
+    spaces = st.sampled_from([" ", "\n\n", "\t", " \n    ", "\u3000", "\xa0"])
+    text = "".join(word + data.draw(spaces) for word in words)
+    folder = tmp_path_factory.mktemp("text")
+    got = read_layout(folder, "lrlm", train=[{"query_id": "doc", "text": text}], chunk_words=8)
+    assert got.queries["train"]
+    for query in got.queries["train"]:
+        assert query["query"] + query["answers"][0] in text
+        assert query["answers"][0][0].isspace() and not query["answers"][0][-1].isspace()
+
+
+@pytest.mark.parametrize(
+    ("query", "answer", "wanted"),
+    [
+        ("a b", " c", " c"),
+        ("a b ", "c", " c"),
+        ("a b\n", "\n  c", "\n\n  c"),
+        (" a b", "c", "c"),
+        ("a b", "c\n", "c\n"),
+    ],
+)
+def test_layout_reader_keeps_white_space_of_answers_that_continue_the_query(tmp_path, query, answer, wanted):
+    row = {"query": query, "answers": [answer], "pos": ["P"]}
+    (kept,) = read_layout(tmp_path / "lrlm", "lrlm", train=[row]).queries["train"]
+    assert (kept["query"], kept["answers"]) == (query.strip(), [wanted])
+    assert (query + answer).lstrip() == kept["query"] + kept["answers"][0]
+    (plain,) = read_layout(tmp_path / "qa", "qa", train=[row]).queries["train"]
+    assert plain["answers"] == [answer.strip()]
+
+
+def test_reference_reader_keeps_white_space_of_answers_that_continue_the_query(tmp_path):
+    lines(tmp_path / "rows.jsonl", [{"query": "def f():", "answers": ["\n    return 1"], "pos": ["P"], "neg": ["N"]}])
+    source = Source(task="lrlm", dataset="d", path=tmp_path / "rows.jsonl", format="reference")
+    assert read_source(source, BUILTIN_TASKS["lrlm"], 0).queries["train"][0]["answers"] == ["\n    return 1"]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not here")
+@pytest.mark.parametrize("folder", sorted(DATA.glob("lrlm/*")), ids=lambda path: path.name)
+def test_long_texts_of_real_data_are_sliced_as_they_stand(folder):
+    got = read_source(
+        Source(task="lrlm", dataset=folder.name, path=folder, train_queries=200), BUILTIN_TASKS["lrlm"], 0
+    )
+    text = (folder / "train.jsonl").read_text(encoding="utf-8")
+    documents = {row["query_id"]: row["text"] for row in map(json.loads, text.splitlines())}
+    for query in got.queries["train"]:
+        assert query["query"] + query["answers"][0] in documents[query["origin"]]
