@@ -124,13 +124,15 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, which makes tokens of ordinary texts.
+    """The tokenizer of a model folder or of its GGUF file, which makes tokens of ordinary texts.
 
     Raises:
         ModelError: it cannot be read, or makes no tokens.
     """
+    packed = gguf_file(folder)
+    further = {"gguf_file": packed.name} if packed is not None else {}
     with one_model_error(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **further)
         rows = tokenizer(list(PROBES), add_special_tokens=False)["input_ids"]
     if not all(rows[:2]):
         raise ModelError(
