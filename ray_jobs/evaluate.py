@@ -38,7 +38,6 @@ def check(config: RunConfig) -> Work:
     """Prepared tables and all encoders exist; the LLM too where it is asked."""
     from embedder.evaluation.measurements import read_datasets
     from embedder.evaluation.questions import chosen_queries
-    from embedder.models.causal_lm import check_llm
     from ray_jobs.retrieval.encoders import check_retrievers
 
     unknown = config.evaluate.evaluations.keys() - set(datasets(config.paths)) - config.tasks.keys()
@@ -63,9 +62,11 @@ def check(config: RunConfig) -> Work:
             raise ConfigError(
                 "evaluate.llm_queries needs an `llm` section in the run file; set it to 0 for rankings alone"
             )
-        lines += check_chat(config.llm, templates)
         parameters = count_parameters(locate_model(config.llm.model))
+        from embedder.models.causal_lm import check_llm
+
         check_llm(config.llm)
+        lines += check_chat(config.llm, templates)
         flops = forward_flops(parameters, total * len(retrievers) * tokens_of(QUESTION_CHARACTERS))
     return Work("evaluate", [*lines, *retrievers], flops)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
 from embedder.config.run import EncoderConfig, RunConfig
@@ -100,11 +102,16 @@ def run_config(work: Path, model: Path, **serve) -> RunConfig:
 
 
 def poisoned_model(model: Path, folder: Path) -> Path:
-    """A copy of a model whose tokenizer knows a word, POISON, that its embeddings do not."""
+    """A copy of a BERT that knows one more word, POISON, whose embedding is no number."""
     shutil.copytree(model, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([POISON])
     tokenizer.save_pretrained(folder)
+    weights, name = load_file(folder / "model.safetensors"), "embeddings.word_embeddings.weight"
+    weights[name] = np.vstack([weights[name], np.full_like(weights[name][:1], np.nan)])
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": len(weights[name])}), encoding="utf-8")
     return folder
 
 

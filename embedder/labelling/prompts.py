@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedder.config.run import LlmConfig, RunConfig
@@ -25,7 +24,7 @@ from embedder.labelling.prompt_layout import (
     marked_text,
     output_text,
 )
-from embedder.models.locate import gguf_file, locate_model
+from embedder.models.locate import locate_model
 
 if TYPE_CHECKING:  # so that the checks of a job, which need shots alone, do not import torch
     from embedder.models.causal_lm import CausalLm
@@ -263,12 +262,10 @@ def check_chat(llm: LlmConfig | None, templates: Mapping[str, PromptTemplate | N
     chats = {task: template for task, template in templates.items() if template and template.chat}
     if llm is None or not chats:
         return []
-    from transformers import AutoTokenizer
+    # Here, because transformers comes with it, and most run files have no chat template to try.
+    from embedder.models.loader import load_tokenizer
 
-    source = locate_model(llm.model)
-    packed = gguf_file(source) if isinstance(source, Path) else None
-    further = {"gguf_file": packed.name} if packed else {}
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **further)
+    tokenizer = load_tokenizer(locate_model(llm.model))
     for task, template in sorted(chats.items()):
         for shape in (PromptShape(0, passage=False), PromptShape(1, passage=True)):
             try:

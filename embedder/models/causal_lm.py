@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from embedder.config.run import LlmConfig
@@ -147,9 +147,9 @@ def prepare_lm(config: LlmConfig, cache: Path) -> Path:
 def _convert_gguf(packed: Path, folder: Path) -> None:
     """Expand the quantised weights to float32 and write a plain Hugging Face folder."""
     # Without the refusal transformers would ask on the terminal whether code of the folder may run.
-    options = {"gguf_file": packed.name, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(packed.parent, **options)
-    quantised = AutoModelForCausalLM.from_pretrained(packed.parent, dtype=torch.float32, **options)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        packed.parent, gguf_file=packed.name, trust_remote_code=False, dtype=torch.float32
+    )
     # A model loaded from GGUF keeps the mark of its quantisation, though its weights are expanded. They are moved into
     # one that was never quantised, so that the saved folder loads as any other.
     plain_config = quantised.config.__class__.from_dict(
@@ -158,7 +158,7 @@ def _convert_gguf(packed: Path, folder: Path) -> None:
     plain = AutoModelForCausalLM.from_config(plain_config, trust_remote_code=False)
     plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
+    load_tokenizer(packed.parent).save_pretrained(folder)
 
 
 def check_llm(config: LlmConfig) -> None:

@@ -42,6 +42,12 @@ def keep_freed_memory() -> None:
     mallopt(TOP_PAD, 2 * LARGEST_KEPT)
 
 
+def device_kind(device: torch.device, dtype: torch.dtype) -> str:
+    """What the last digits of a result depend on beside the model, such as "cuda NVIDIA H100 80GB HBM3, bfloat16"."""
+    name = f" {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return f"{device.type}{name}, {str(dtype).removeprefix('torch.')}"
+
+
 @torch.inference_mode()
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of the fastest matrix product at hand, over about 0.3 s."""

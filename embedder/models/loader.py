@@ -7,6 +7,7 @@ kinds. Here what does not fit is refused with one line, before any weight is rea
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ DTYPES = {
 """Names in safetensors headers; those that are not here are loaded by quantised models alone."""
 PADDED_POSITIONS = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
 """Models that count positions from the padding token's id on, and so take fewer tokens than they have positions."""
+NUMBER = re.compile(r"\.\d+\.")
+"""The number of a layer in the name of a weight."""
 PROBES = ("a", "The fox", "é 日本 \U0001f600\n")
 
 
@@ -121,13 +124,15 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, which makes tokens of ordinary texts.
+    """The tokenizer of a model folder or of its GGUF file, which makes tokens of ordinary texts.
 
     Raises:
         ModelError: it cannot be read, or makes no tokens.
     """
+    packed = gguf_file(folder)
+    further = {"gguf_file": packed.name} if packed is not None else {}
     with one_model_error(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **further)
         rows = tokenizer(list(PROBES), add_special_tokens=False)["input_ids"]
     if not all(rows[:2]):
         raise ModelError(
@@ -271,12 +276,16 @@ def usable_positions(config: PreTrainedConfig) -> int | None:
 @contextmanager
 def _without_reports() -> Iterator[None]:
     """Keep transformers from printing tables of what is missing, which is refused with one line or allowed."""
-    before = transformers_logging.get_verbosity()
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # in a log each of its states is a line
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before)
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _judge(kind: ModelKind, model: PreTrainedModel, told: Mapping[str, Any], folder: Path) -> None:
@@ -300,7 +309,7 @@ def _judge(kind: ModelKind, model: PreTrainedModel, told: Mapping[str, Any], fol
             f"model folder {folder}: {name} has the shape {list(stored)}, and by config.json it is {list(wanted)}"
             f"{head}; copy the files of one model"
         )
-    surplus = _of_more_layers(unexpected, model.state_dict())
+    surplus = _of_more_layers(unexpected, model)
     if surplus:
         raise ModelError(
             f"model folder {folder}: holds {surplus}, of a layer that config.json does not count; copy the config.json "
@@ -308,8 +317,13 @@ def _judge(kind: ModelKind, model: PreTrainedModel, told: Mapping[str, Any], fol
         )
 
 
-def _of_more_layers(unexpected: Iterable[str], known: Iterable[str]) -> str | None:
+def _of_more_layers(unexpected: Iterable[str], model: PreTrainedModel) -> str | None:
     """An unexpected weight that differs from a known one in the number of its layer alone."""
-    # With a dot before it, because the stored name may have the model's prefix too.
-    patterns = tuple({re.sub(r"\.\d+\.", ".#.", f".{name}") for name in known if re.search(r"\.\d+\.", name)})
-    return next((name for name in unexpected if re.sub(r"\.\d+\.", ".#.", f".{name}").endswith(patterns)), None)
+    # A stored name and that of the architecture may differ by the model's prefix too, in either direction.
+    prefix = f"{model.base_model_prefix}."
+    known = {_pattern(name.removeprefix(prefix)) for name in model.state_dict() if NUMBER.search(name)}
+    return next((name for name in unexpected if _pattern(name.removeprefix(prefix)) in known), None)
+
+
+def _pattern(name: str) -> str:
+    return NUMBER.sub(".#.", name)

@@ -34,7 +34,7 @@ class ModelShape(NamedTuple):
 
     @classmethod
     def of(cls, model: Path) -> ModelShape:
-        """From the configuration in a model folder."""
+        """The sizes that the configuration of a model folder says."""
         config = read_config(model).get_text_config()
         width: int = config.hidden_size
         inner = next((size for name in INNER if (size := getattr(config, name, None))), 4 * width)

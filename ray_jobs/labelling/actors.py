@@ -15,10 +15,11 @@ from embedder.labelling.label_statistics import LabelCost, share_of_peak
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.prompts import ShotPools
 from embedder.models.causal_lm import load_lm, prepare_lm
-from embedder.models.device import matmul_rate
+from embedder.models.device import device_kind, matmul_rate
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.block_plan import GroupRows, Planner, Survey
+from ray_jobs.labelling.provenance import note_device
 
 
 class GroupBlocks(BlockActor):
@@ -54,6 +55,7 @@ class LabelBlocks(GroupBlocks):
         lm = load_lm(config.needed_llm, config.paths.cache)
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, ray.get(shot_pools))
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
+        note_device(config.paths, device_kind(lm.device, lm.model.dtype))
 
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return self.labeller.label(groups, self.fingerprint)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import cast
 
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
@@ -13,7 +15,10 @@ from embedder.labelling.prompts import ShotPools
 from embedder.models.fingerprint import label_fingerprint
 from embedder.run.lineage import PROVENANCE
 from embedder.storage.json_file import write_json
+from embedder.storage.object_store import AnyPath
 
+DEVICES = "devices"
+"""Folder beside it with a file for each kind of device that has labelled."""
 RECOMPUTING = "being recomputed"
 """Stands for every task's reward while blocks hold old and new rewards."""
 
@@ -24,6 +29,9 @@ class LabelProvenance:
 
     fingerprint: str
     rewards: dict[str, str]
+    devices: tuple[str, ...] = field(default=(), compare=False)
+    """Kinds of device and number format that made the log-likelihoods. They change last digits alone, so labels of
+    several kinds may stand together; that they do is told."""
 
 
 def label_provenance(config: RunConfig, pools: ShotPools) -> LabelProvenance:
@@ -37,7 +45,22 @@ def read_provenance(paths: Paths) -> LabelProvenance | None:
     path = paths.labelled / PROVENANCE
     if not path.is_file():
         return None
-    return LabelProvenance(**json.loads(path.read_text(encoding="utf-8")))
+    known = json.loads(path.read_text(encoding="utf-8"))
+    return LabelProvenance(known["fingerprint"], known["rewards"], tuple(known.get("devices", ())))
+
+
+def note_device(paths: Paths, kind: str) -> None:
+    """Note the kind of device of an actor, before it commits its first label."""
+    # A file a kind, because many actors note theirs at once, and a killed run must not lose it.
+    write_json({"device": kind}, paths.labelled / DEVICES / f"{content_id(kind)[:16]}.json")
+
+
+def read_devices(paths: Paths) -> list[str]:
+    """The kinds of device that have labelled so far."""
+    files = cast("Iterable[AnyPath]", (paths.labelled / DEVICES).glob("*.json"))
+    # A name that begins with a dot is that of an unfinished file.
+    noted = [path.read_text(encoding="utf-8") for path in files if not path.name.startswith(".")]
+    return sorted(json.loads(text)["device"] for text in noted)
 
 
 def check_provenance(config: RunConfig, wanted: LabelProvenance) -> None:
@@ -76,11 +99,11 @@ def check_provenance(config: RunConfig, wanted: LabelProvenance) -> None:
 
 
 def write_provenance(paths: Paths, wanted: LabelProvenance) -> None:
-    """Note what the labels depend on, before the first of them is made."""
-    write_json(asdict(wanted), paths.labelled / PROVENANCE)
+    """Note what the labels depend on, before the first of them is made, and with the devices after the last."""
+    write_json({**asdict(wanted), "devices": read_devices(paths)}, paths.labelled / PROVENANCE)
 
 
 def mark_mixed(paths: Paths, wanted: LabelProvenance) -> None:
     """Note that rewards are mixed for now: until `write_provenance`, only a recomputation may run."""
     mixed = {task: reward if reward == "none" else RECOMPUTING for task, reward in wanted.rewards.items()}
-    write_json(asdict(LabelProvenance(wanted.fingerprint, mixed)), paths.labelled / PROVENANCE)
+    write_provenance(paths, LabelProvenance(wanted.fingerprint, mixed))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import TaskSpec
@@ -27,6 +28,7 @@ from embedder.data.ledger import Ledger
 from embedder.data.records import unrewarded
 from embedder.errors import DataError
 from embedder.hashing import content_id
+from embedder.models.device import device_kind
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
 from embedder.run.lineage import install_model, read_lineage
@@ -37,6 +39,7 @@ from embedder.training.training_rows import write_training_rows
 from ray_jobs.cluster.blocks import Block, actor_pool, cut_blocks, run_blocks
 from ray_jobs.labelling.actors import GroupBlocks
 from ray_jobs.labelling.block_plan import Survey, survey
+from ray_jobs.labelling.provenance import note_device
 from ray_jobs.training.worker import run_workers
 
 BLOCK_ROWS = 128
@@ -189,6 +192,7 @@ class ScoreBlocks(GroupBlocks):
     def __init__(self, config: RunConfig, ledger: Ledger, fingerprint: str, model: Path) -> None:
         super().__init__(config, ledger, None, fingerprint)
         self.encoder = load_cross_encoder(str(model), config.needed_reranker.max_tokens, config.encoder.batch_tokens)
+        note_device(config.paths, device_kind(self.encoder.device, torch.float32))
 
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return label_groups(self.encoder, groups, self.config.tasks, self.fingerprint)

@@ -15,6 +15,7 @@ from embedder.labelling.label_report import write_report
 from embedder.labelling.label_statistics import TaskStatistics
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.tables import labelled_ledger
+from ray_jobs.labelling.provenance import read_devices
 from ray_jobs.labelling.teachers import Labels
 
 COUNTS = {"groups", "rewarded", "errors"}
@@ -46,6 +47,12 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
         f"{repeated:,} repeated in blocks and counted once",
         *(_task_line(task, values) for task, values in summary.items()),
     ]
+    devices = read_devices(config.paths)
+    report.details["devices"] = devices
+    if len(devices) > 1:
+        report.lines.append(
+            f"labelled on {len(devices)} kinds of device, whose last digits differ: {'; '.join(devices)}"
+        )
     if cost is not None and cost.pairs:
         share = cost.peak_share
         report.lines.append(

@@ -144,6 +144,7 @@ class LlmTeacher(Teacher):
             from ray_jobs.labelling.actors import label_with_llm
 
             cost = label_with_llm(config, work, shot_pools(config), provenance.fingerprint)
+            write_provenance(config.paths, provenance)
         return Labels(work.expected, work.before, [], cost)
 
 
@@ -188,6 +189,7 @@ class RerankerTeacher(LlmTeacher):
         fingerprint = content_id(llm_fingerprint, lineage)[:16]
         work = score_with_reranker(self.config, ledger, fingerprint)
         _commit_plain(self.config, ledger, work, llm_fingerprint)
+        write_provenance(self.config.paths, self.provenance)
         return Labels(work.expected, by_llm.before, reranker_lines(model), by_llm.cost)
 
 

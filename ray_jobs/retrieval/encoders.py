@@ -7,7 +7,6 @@ from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
 from embedder.evaluation.endpoint import api_key
-from embedder.models.encoder import check_encoder
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import folder_encoder
 
@@ -37,6 +36,9 @@ def check_retrievers(config: RunConfig) -> list[str]:
     Raises:
         ModelError, ConfigError: a folder is missing or cannot be loaded, or a key is.
     """
+    # Here, because torch comes with it: what can be refused without torch has been by now.
+    from embedder.models.encoder import check_encoder
+
     lines = []
     for retriever in config.evaluate.retrievers:
         where = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from embedder.config.tasks import BUILTIN_TASKS
@@ -23,8 +24,9 @@ from embedder.index.collection import CollectionIdentity
 from embedder.index.documents import Document
 from embedder.index.manifest import hash_files
 from embedder.index.opened import OpenIndex
+from embedder.index.probe import PROBE, check_probe, write_probe
 from embedder.index.search_options import SearchOptions
-from embedder.models.encoder import encode, load_encoder
+from embedder.models.encoder import encode, encode_prompted, load_encoder
 from embedder.models.fingerprint import model_fingerprint
 from tests.unit.index_cases import write
 
@@ -197,7 +199,7 @@ def test_bundle_without_manifest_is_refused(bundle):
         verify(bundle)
 
 
-@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("version", [5, 7])
 def test_bundle_of_another_version_says_so(bundle, version):
     rewrite(bundle, seal=False, format=version)
     with pytest.raises(BundleError, match=f"format {version}, but this version reads format 6"):
@@ -216,3 +218,56 @@ def test_manifest_with_an_altered_instruction_is_refused(bundle):
     rewrite(bundle, seal=False, tasks=tasks)
     with pytest.raises(BundleError):
         verify(bundle)
+
+
+PROBED = ["a fox", "a list of cities", "the old bridge"]
+
+
+def probed(bundle, encoder, **fields):
+    """The bundle with a probe, and its manifest."""
+    write_probe(PROBED, encode_prompted(encoder, PROBED), bundle)
+    rewrite(bundle, files=hashes(bundle), **fields)
+    return verify(bundle)
+
+
+def turned(vector_ND, cosine):
+    """Unit vectors at a cosine to others."""
+    side_ND = np.roll(vector_ND, 1, axis=1)
+    side_ND -= (side_ND * vector_ND).sum(1, keepdims=True) * vector_ND
+    side_ND /= np.linalg.norm(side_ND, axis=1, keepdims=True)
+    return cosine * vector_ND + np.sqrt(1 - cosine**2) * side_ND
+
+
+def test_bundle_is_served_in_another_number_format_if_every_probed_vector_stays_near(bundle, encoder):
+    manifest = probed(bundle, encoder)
+    vector_ND = encode_prompted(encoder, PROBED).astype(np.float64)
+    check_probe(bundle, manifest, "bfloat16", lambda texts: turned(encode_prompted(encoder, texts), 0.9992))
+    one_off = vector_ND.copy()
+    one_off[1] = turned(vector_ND, 0.998)[1]
+    for wrong in (one_off, turned(vector_ND, 0.9985), vector_ND * np.nan):
+        with pytest.raises(BundleError, match=r"in bfloat16 the least cosine of 3 texts .* 0\.999 is asked") as caught:
+            check_probe(bundle, manifest, "bfloat16", lambda texts, wrong=wrong: wrong)
+        assert "\n" not in str(caught.value)
+
+
+def test_bundle_without_a_probe_is_served_in_its_own_number_format_alone(bundle):
+    with pytest.raises(BundleError, match=r"no probe\.json to compare"):
+        check_probe(bundle, verify(bundle), "int8", lambda texts: np.zeros((len(texts), 1)))
+
+
+@pytest.mark.parametrize("content", ["{}", "no JSON", '{"texts": [1], "vectors": []}'])
+def test_bundle_with_a_damaged_probe_is_refused_in_one_line(bundle, encoder, content):
+    manifest = probed(bundle, encoder)
+    (bundle / PROBE).write_text(content, encoding="utf-8")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        check_probe(bundle, manifest, "int8", lambda texts: encode_prompted(encoder, texts))
+    rewrite(bundle, files=hashes(bundle))
+    with pytest.raises(BundleError, match="no probe") as caught:
+        check_probe(bundle, verify(bundle), "int8", lambda texts: encode_prompted(encoder, texts))
+    assert "\n" not in str(caught.value)
+
+
+def test_bundle_encoder_is_loaded_in_the_number_format_of_its_vectors_or_the_one_asked_for(bundle, encoder):
+    manifest = probed(bundle, encoder, dtype="int8")
+    assert bundle_encoder(bundle, manifest).dtype == "int8"
+    assert bundle_encoder(bundle, manifest, "float32").dtype == "float32"

@@ -118,6 +118,26 @@ def folder_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
+def test_models_are_loaded_without_code_of_their_own():
+    """Whoever loads by transformers says so in the call, so that nobody is asked whether such code may run."""
+    calls = [
+        (path, node)
+        for path in FILES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"from_pretrained", "from_config"}
+    ]
+    assert len(calls) >= 5
+    wrong = []
+    for path, node in calls:
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        said = given.get("trust_remote_code")
+        if not (isinstance(said, ast.Constant) and said.value is False):
+            wrong.append(f"{path}:{node.lineno} does not say trust_remote_code=False")
+    refuse(wrong)
+
+
 def test_files_and_functions_are_short_and_documented():
     wrong = []
     for path in FILES:
