@@ -75,6 +75,8 @@ class Driver:
         self.lines: list[str] = []
         self.session = ""
         """Name of Ray's session, known once a call was begun."""
+        self.ended = 0.0
+        """When the last call ended, in monotonic seconds."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.stage_driver", *([actor] if actor else [])],
             env={**os.environ, "RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1"},
@@ -100,8 +102,9 @@ class Driver:
     def end(self) -> tuple[int, str]:
         """Wait for the call that was begun; its exit status and output."""
         first = len(self.lines)
-        last = self._read_until("ended ")
-        return int(last.removeprefix("ended ")), "".join(self.lines[first:-1])
+        _, code, ended = self._read_until("ended ").split()
+        self.ended = float(ended)
+        return int(code), "".join(self.lines[first:-1])
 
     def call(self, run_file: Path, *arguments: str, stage: str = "label") -> tuple[int, str]:
         """Run one call to its end."""

@@ -3,14 +3,15 @@
     python -m tests.cluster.stage_driver [WatchedBlocks|RewardedBlocks]
 
 Reads lines of JSON from its standard input, each a stage and the arguments of its job; says `ready` and the name of
-Ray's session when it is connected to the cluster that RAY_ADDRESS names, and `ended CODE` after each call. So a test
-waits for the imports once. Mirrors of object stores are sent every half second.
+Ray's session when it is connected to the cluster that RAY_ADDRESS names, and `ended` after each call. So a test
+waits for the imports once, and `ended CODE SECONDS` tells when (monotonic, one clock for the whole machine). Mirrors of object stores are sent every half second.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from importlib import import_module
 
 import ray
@@ -36,7 +37,7 @@ def serve() -> None:
             main(import_module(f"ray_jobs.{stage}").JOB, arguments)
         except SystemExit as error:
             code = error.code
-        sys.stdout.write(f"ended {code}\n")
+        sys.stdout.write(f"ended {code} {time.monotonic()}\n")
         sys.stdout.flush()
 
 

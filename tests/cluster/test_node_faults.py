@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,9 @@ from tests.cluster.nodes import start_nodes
 from tests.cluster.results import RESULTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-ROUNDS = 5
+ROUNDS = 2
+TRIES = 5
+"""Kills of a round at most: of a stage of some seconds many come when it has ended."""
 OUTPUTS = {
     "prepare": ["prepared"],
     "mine": ["vectors", "candidates"],
@@ -51,8 +53,11 @@ class Nodes:
         cluster = start_nodes(0, [2, 2])
         return cls(cluster, Driver(cluster.address, None))
 
-    def kill(self, chosen: int, notice_s: int | None = None) -> None:
-        """Kill a node with all its processes, perhaps announced some seconds before, and start another."""
+    def kill(self, chosen: int, notice_s: int | None = None) -> float:
+        """Kill a node with all its processes, perhaps announced some seconds before, and start another.
+
+        Returns when it died (monotonic seconds): the other one takes seconds to come.
+        """
         node = sorted(self.cluster.worker_nodes, key=lambda node: str(node.node_id))[chosen]
         if notice_s is not None:
             drain = ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
@@ -61,7 +66,9 @@ class Nodes:
             subprocess.run(command, check=True, capture_output=True, timeout=60)
             dwell(notice_s)
         self.cluster.remove_node(node, allow_graceful=False)
+        died = time.monotonic()
         self.cluster.add_node(num_cpus=2)
+        return died
 
     def stop(self) -> None:
         """The driver first, which would else wait for the nodes."""
@@ -75,8 +82,6 @@ class Undisturbed:
 
     run_file: Path
     seconds: dict[str, float]
-    hit: set[str] = field(default_factory=set)
-    """Stages of which a node has died while they ran."""
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +129,17 @@ def test_stage_result_is_unchanged_when_a_node_dies(
     nodes: Nodes, undisturbed: Undisturbed, tmp_path: Path, stage: str, number: int
 ) -> None:
     draw = random.Random(f"{stage} {number}")
-    work = tmp_path / "work"
-    copy_before(stage, undisturbed.run_file, work)
-    override = f"paths.work={work}"
-    nodes.driver.begin(undisturbed.run_file, "--set", override, stage=stage)
-    dwell(draw.uniform(0.1, 0.8) * undisturbed.seconds[stage])
-    nodes.kill(draw.randrange(2), notice_s=3 if stage == "train" and number % 2 else None)
-    killed = time.monotonic()
-    code, output = nodes.driver.end()
-    assert code == 0, output[-3000:]
-    if time.monotonic() > killed + 0.5:
-        undisturbed.hit.add(stage)
-    assert stage in undisturbed.hit or number < ROUNDS - 1, "all rounds came too late"
-    result = RESULTS[stage]
-    assert result(load_run(undisturbed.run_file, [override])) == result(load_run(undisturbed.run_file))
+    for attempt in range(TRIES):
+        work = tmp_path / f"work-{attempt}"
+        copy_before(stage, undisturbed.run_file, work)
+        override = f"paths.work={work}"
+        nodes.driver.begin(undisturbed.run_file, "--set", override, stage=stage)
+        dwell(draw.uniform(0.1, 0.8) * undisturbed.seconds[stage])
+        died = nodes.kill(draw.randrange(2), notice_s=3 if stage == "train" and number % 2 else None)
+        code, output = nodes.driver.end()
+        assert code == 0, output[-3000:]
+        result = RESULTS[stage]
+        assert result(load_run(undisturbed.run_file, [override])) == result(load_run(undisturbed.run_file))
+        if nodes.driver.ended > died:
+            return
+    raise AssertionError("all kills came too late")

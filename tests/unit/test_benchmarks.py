@@ -13,6 +13,7 @@ import pytest
 
 from embedder.demo.build import build
 from tests.unit.study_run import write_study_run
+from tests.unit.tiny_folders import bert_folder
 
 USED = {
     "qa/nq": "qa/python-docs",
@@ -170,7 +171,7 @@ def test_benchmark_study_ceiling_prints_a_line_a_measure(capsys, study):
 @pytest.mark.ray
 def test_benchmark_embedding_through_ray(capsys, tmp_path, data, tiny_encoder_folder):
     options = ["--data", data, "--model", tiny_encoder_folder, "--max-tokens", 128, "--part", "ray"]
-    found, shown = figures(capsys, tmp_path, "embedding", *options, "--rounds", 1, "--size", 20)
+    found, shown = figures(capsys, tmp_path, "embedding", *options, "--rounds", 1, "--size", 16)
     assert 0 <= found["ray_data_share"] <= 1 and "passages/s once up" in shown
 
 
@@ -184,8 +185,9 @@ def test_benchmark_scheduler_labels_every_group(capsys, tmp_path, tiny_llama_fol
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_benchmark_serving_has_the_vectors_of_pytorch(capsys, tmp_path, data, tiny_encoder_folder):
-    options = ["--data", data, "--model", tiny_encoder_folder, "--cache", tmp_path / "cache", "--seconds", 0.5]
+def test_benchmark_serving_has_the_vectors_of_pytorch(capsys, tmp_path, data):
+    model = bert_folder(tmp_path / "model", max_position_embeddings=256)
+    options = ["--data", data, "--model", model, "--cache", tmp_path / "cache", "--seconds", 0.5]
     found, shown = figures(capsys, tmp_path, "serving", *options, "--part", "short", "--system", "ours")
     assert found["short"]["ours"]["distance"] < 1e-4 and found["best"] == "ours"
     assert "requests/s" in shown
