@@ -3,8 +3,9 @@
     python -m tests.cluster.stage_driver [WatchedBlocks|RewardedBlocks]
 
 Reads lines of JSON from its standard input, each a stage and the arguments of its job; says `ready` and the name of
-Ray's session when it is connected to the cluster that RAY_ADDRESS names, and `ended` after each call. So a test
-waits for the imports once, and `ended CODE SECONDS` tells when (monotonic, one clock for the whole machine). Mirrors of object stores are sent every half second.
+Ray's session when it is connected to the cluster that RAY_ADDRESS names, and `ended CODE SECONDS` after each call, in
+monotonic seconds, which are the same in every process. So a test waits for the imports once. Mirrors of object stores
+are sent every half second.
 """
 
 from __future__ import annotations
