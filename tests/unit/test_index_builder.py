@@ -51,7 +51,8 @@ def test_probe_texts_are_of_every_dataset_short_if_they_can_be_and_with_their_ow
     for table in missing_blocks(config.paths, store, [], 16):
         for block in table.to_pylist():
             vectors = np.asarray([[len(made) + i, 1.0] for i in range(block["rows"])], dtype=np.float32)
-            made |= dict(zip(block["texts"], vectors.tolist(), strict=True))
+            texts = [block["instruction"] + text for text in block["texts"]]
+            made |= dict(zip(texts, vectors.tolist(), strict=True))
             store.ledger(block["dataset"], "passage").commit(vector_table(block, vectors, [False] * block["rows"]))
     texts, vectors = probe_texts(config.paths, store, 16)
     instruction = config.tasks["qa"].passage_instruction
