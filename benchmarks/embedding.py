@@ -128,7 +128,7 @@ def query_part(bench: Bench) -> Found:
 
 def int8_part(bench: Bench) -> Found:
     """The same passages in 8 bits and in float32, and how far their vectors are from each other."""
-    few = load_inference_encoder(bench.config.model_copy(update={"int8": True}), "cpu")
+    few = load_inference_encoder(bench.config.model_copy(update={"dtype": "int8"}), "cpu")
     warm, *timed = bench.passages
     for encoder in (few, bench.ours):
         encode_prompted(encoder, warm[:100])

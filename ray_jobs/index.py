@@ -36,12 +36,15 @@ def bundle_model(config: RunConfig) -> EncoderConfig:
 
 def check(config: RunConfig) -> Work:
     """The prepared corpus and the encoder's folder exist."""
+    encoder = bundle_model(config)
+    # First, because without a trained model nothing else needs to be told.
+    locate_model(encoder.model)
     line = f" into {config.index.num_shards} shards, {config.index.factory}"
-    work = encoding_work("index", config.paths, bundle_model(config).model, lambda name: line)
+    work = encoding_work("index", config.paths, encoder.model, lambda name: line)
     # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
     from embedder.models.encoder import check_encoder
 
-    check_encoder(bundle_model(config))
+    check_encoder(encoder)
     return work
 
 

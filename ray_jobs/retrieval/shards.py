@@ -54,6 +54,8 @@ def probe_texts(paths: Paths, store: VectorStore, max_tokens: int) -> tuple[list
     texts, vectors = [], []
     for name in names:
         table = next(each_table(corpus_files(paths, name), PASSAGE))
+        if not table.num_rows:
+            continue
         lengths = pc.utf8_length(table["text"]).to_numpy()
         # Short ones alone if there are enough, because a text that is cut would compare the cutting too.
         order = np.argsort(np.maximum(lengths, 2 * max_tokens), kind="stable")

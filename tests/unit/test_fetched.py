@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from embedder.config.evaluate import FolderRetriever
 from embedder.config.load import load_run
 from embedder.config.prepare import Source
+from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import read_source
 from embedder.errors import ConfigError, DataError
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
-from embedder.models.st_folder import read_folder
+from embedder.models.st_folder import folder_encoder, read_folder
 from embedder.storage import fetched
 from embedder.storage.json_file import write_json
 from embedder.storage.mirror import STATE
@@ -121,7 +123,7 @@ def test_local_copy_of_a_model_that_is_not_all_there_yet_is_refused_and_its_neig
 
 
 def test_retriever_in_a_store_is_named_by_its_path_for_every_machine(
-    object_store: ObjectStore, tiny_encoder_folder: Path, tmp_path: Path
+    object_store: ObjectStore, tiny_encoder: EncoderConfig, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
     for name, module in (("flat", ""), ("deep", "0_Transformer")):
         folder = tmp_path / name
@@ -131,12 +133,12 @@ def test_retriever_in_a_store_is_named_by_its_path_for_every_machine(
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
         send(folder, object_store.path(f"retrievers/{name}"))
-        facts = read_folder(object_store.open_uri(f"retrievers/{name}"))
-        assert facts.pooling == "cls"
-        assert facts.model == object_store.open_uri(f"retrievers/{name}/{module}".removesuffix("/"))
-        found = locate_model(facts.model)
-        assert isinstance(found, Path) and (found / "config.json").is_file()
-        assert read_folder(str(folder)).model == str(folder / module)
+        reference = object_store.open_uri(f"retrievers/{name}")
+        assert read_folder(reference).pooling == read_folder(str(folder)).pooling == "cls"
+        encoder, _ = folder_encoder(FolderRetriever(name="x", model=reference), tiny_encoder, BUILTIN_TASKS)
+        found = locate_model(encoder.model)
+        assert encoder.model == reference and (found / "config.json").is_file()
+        assert found.name == (module or name) and locate_model(str(folder)) == folder / module
 
 
 def test_reference_with_an_at_sign_in_a_name_holds_no_credential(tmp_path: Path) -> None:

@@ -15,10 +15,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedder.config.tasks import BUILTIN_TASKS
+from embedder.errors import BundleError
+from embedder.hashing import file_sha256
 from embedder.index.bundle import bundle_encoder, read_manifest
 from embedder.index.catalog import Catalog
 from embedder.index.filters import MAX_DEPTH
-from embedder.models.encoder import encode, load_encoder
+from embedder.index.probe import PROBE, write_probe
+from embedder.models.encoder import encode, encode_prompted, load_encoder
 from serve.api import make_api
 from serve.openapi import FILE, described
 from serve.routes.embeddings import narrowed
@@ -406,3 +409,21 @@ def test_requests_of_the_docs_are_answered(client, name):
         if written:
             deleted = post(client, f"{one['path']}/delete", task=body["task"], documents=written)["deleted"]
             assert deleted == len(written)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_service_in_another_number_format_than_its_index_is_tried_on_the_probe(tmp_path, dtype):
+    manifest = publish(tmp_path, MODEL, "v1")
+    bundle = tmp_path / "indexes" / "versions" / "v1"
+    config = run_config(tmp_path, MODEL, dtype=dtype)
+    with pytest.raises(BundleError, match=r"no probe\.json"):
+        local_service(config)
+    texts = [row.text for row in documents()]
+    write_probe(texts, encode_prompted(load_encoder(bundle_encoder(bundle, manifest), "cpu"), texts), bundle)
+    files = {**manifest.files, PROBE: file_sha256(bundle / PROBE)}
+    manifest.model_copy(update={"files": files}).write(bundle)
+    if dtype == "int8":
+        with pytest.raises(BundleError, match=r"in int8 the least cosine of 40 texts .* 0\.999 is asked"):
+            local_service(config)
+    else:
+        assert local_service(config).backend.encoder._models.loaded()[0].encoder.in_bfloat16
