@@ -86,7 +86,7 @@ def peer_columns(job: TrainingJob, batches: Sequence[Batch]) -> dict[str, list[A
     """The batches' rows as its trainer wants them: a column for the query, one a candidate, one of rewards for KL."""
     columns: dict[str, list[Any]] = {"query": []}
     for batch in batches:
-        texts = batch.prompted(job.tasks)
+        texts = [str(text) for text in batch.prompted(job.tasks)]
         count = len(batch.queries)
         columns["query"] += texts[:count]
         size = len(batch.candidates) // count

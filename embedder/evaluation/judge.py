@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isfinite
 from typing import Any
 
 from embedder.config.evaluate import EvaluateConfig, EvaluationName
@@ -92,6 +93,10 @@ class LlmJudge:
         scores = self.backend.score([prompt.packed for prompt in prompts])
         texts = self._write(builder, prompts)
         for prompt, likelihoods, text in zip(prompts, scores, texts, strict=True):
+            if not all(map(isfinite, likelihoods)):
+                # NaN compares as neither more nor less, so an answer would be chosen by chance.
+                prompt.row["error"] = "a log-likelihood is not finite"
+                continue
             prompt.row.update({"likelihoods": likelihoods, "tokens": prompt.packed.scored_tokens, "text": text})
 
     def _write(self, builder: PromptBuilder, prompts: list[_PromptedQuestion]) -> list[str | None]:

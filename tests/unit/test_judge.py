@@ -234,3 +234,16 @@ def test_judge_a_hand_made_file_of_multiple_choice_is_read_asked_and_judged(judg
         (scores,) = plain_scores(exact_model(tiny_llm.model), [prompt])
         assert one.values["log-likelihood"]["base"][query_id] == (pytest.approx(scores[right], abs=1e-4), 1.0)
         assert one.values["accuracy"]["base"][query_id] == (float(scores[right] == max(scores)), 1.0)
+
+
+def test_judge_makes_a_log_likelihood_that_is_no_number_an_error_of_its_question(judge, monkeypatch):
+    score = judge.backend.score
+
+    def spoilt(prompts):
+        first, *others = score(prompts)
+        return [[float("nan")] * len(first), *others]
+
+    monkeypatch.setattr(judge.backend, "score", spoilt)
+    found = replies(judge, [question("qa", number) for number in range(2)])
+    assert sorted(str(row["error"]) for row in found) == ["None", "a log-likelihood is not finite"]
+    assert [row["likelihoods"] is None for row in found].count(True) == 1
