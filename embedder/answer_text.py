@@ -35,7 +35,7 @@ WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|[^\s{UNSPACED}]+", regex.V1)
 
 
 def normalise_answer(text: str) -> str:
-    """The form in which answers are compared; never empty unless the text is."""
+    """The form in which answers are compared; never empty unless nothing of the text is visible."""
     return _without_punctuation(ARTICLE.sub("", folded(text)), "")
 
 

@@ -40,8 +40,8 @@ CHARACTER = r"[\p{L}\p{N}\p{M}]"
 LETTER = rf"[{CHARACTER}--{UNSPACED}]"
 # `C++`, `C#`, `A+`; but not `a+b`.
 PIECE = rf"{LETTER}+(?:\+\+|[+#](?!{LETTER}))?"
-# A leading dot belongs to `.NET` and `.5`, but not to what follows three dots.
-WHOLE = rf"(?:(?<![{CHARACTER}.])\.)?{PIECE}(?:(?:::|->|[-._/:@&+#]){PIECE})*"
+# A leading dot belongs to `.NET` and `.5`, but not to what follows three dots; `C++17` needs nothing between.
+WHOLE = rf"(?:(?<![{CHARACTER}.])\.)?{PIECE}(?:(?:::|->|[-._/:@&+#]|(?<=\+\+)){PIECE})*"
 TOKEN = regex.compile(rf"(?P<unspaced>{UNSPACED}[{UNSPACED}\p{{M}}]*)|(?P<whole>{WHOLE})|\p{{So}}", regex.V1)
 PIECES = regex.compile(PIECE, regex.V1)
 # `HTTPServer` is HTTP and Server, `URLs` is URL and s, `utf8` is utf and 8.
