@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import regex
 
-from embedder.words import CHARACTER, UNSPACED, folded
+from embedder.words import CHARACTER, COUNTED_WORD, UNSPACED, folded
 
 # An article stands before a word, so `A`, `vitamin A`, `A, B` and `A + B` keep theirs.
 ARTICLE = regex.compile(
@@ -31,7 +31,6 @@ PUNCTUATION = regex.compile(rf"(?P<sign>{SIGN})|[\p{{P}}$^`|~<>=]", regex.V1 | r
 """SQuAD's punctuation but `+`, with that of all scripts."""
 QUOTES = regex.compile(r"[\"'\p{Ps}\p{Pe}\p{Pi}\p{Pf}]+")
 SPACE_BESIDE_UNSPACED = regex.compile(rf"(?<={UNSPACED}\p{{M}}*)\s+|\s+(?={UNSPACED})", regex.V1)
-WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|[^\s{UNSPACED}]+", regex.V1)
 
 
 def normalise_answer(text: str) -> str:
@@ -41,13 +40,13 @@ def normalise_answer(text: str) -> str:
 
 def answer_words(text: str) -> list[str]:
     """The words of a normalised answer; single characters of scripts without spaces."""
-    words: list[str] = WORD.findall(normalise_answer(text))
+    words: list[str] = COUNTED_WORD.findall(normalise_answer(text))
     return words
 
 
 def rouge_words(text: str) -> list[str]:
     """The words for ROUGE: articles count, and punctuation parts words, as in rouge-score."""
-    words: list[str] = WORD.findall(_without_punctuation(folded(text), " "))
+    words: list[str] = COUNTED_WORD.findall(_without_punctuation(folded(text), " "))
     return words
 
 
