@@ -1,8 +1,10 @@
 """The method of LLM-Embedder: rewards, distillation, encoding, index and bundle. Needs neither Ray nor the web.
 
-console    what commands print to: progress, and the one line that an error ends with
-errors     every error that is raised on purpose
-hashing    ids, seeds and file hashes that depend on content alone
+answer_text  when two answers are the same
+console      what commands print to: progress, and the one line that an error ends with
+errors       every error that is raised on purpose
+hashing      ids, seeds and file hashes that depend on content alone
+words        the words of a text, for everything that matches words
 
 Each package says in its own docstring what is in its files.
 """

@@ -64,7 +64,7 @@ def run(config: RunConfig) -> StageReport:
     cut_lines = store.cut_lines(config.paths, [])
     catalog = Catalog(config.paths.indexes)
     building = config.paths.indexes / "building"
-    staged = building / shards_fingerprint(config.paths, config.index, store)
+    staged = building / shards_fingerprint(config, store)
     manifest = Manifest(
         name=config.paths.work.name,
         encoder_fingerprint=encoder_fingerprint(encoder),
@@ -77,7 +77,7 @@ def run(config: RunConfig) -> StageReport:
         collections={},
         files={},
     )
-    manifest = build_shards(config.paths, config.index.build_settings, store, manifest, staged)
+    manifest = build_shards(config.paths, config.build_settings, store, manifest, staged)
     # Weights in safetensors alone: a pickle could run code where the bundle is served.
     model = staged / MODEL
     shutil.rmtree(model, ignore_errors=True)

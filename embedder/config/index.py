@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from embedder.config.language import WordsConfig
 from embedder.config.paths import ModelReference, Section
 
 
@@ -38,6 +39,8 @@ class BuildSettings(Section):
     """FAISS factory string, or auto: by the number of vectors (`embedder.index.faiss_index`)."""
     lexical: bool = True
     """The collection can be searched by words too."""
+    words: WordsConfig = WordsConfig()
+    """How its queries fall into words."""
     search: SearchParameters = SearchParameters()
     """Defaults of its searches."""
 
@@ -60,8 +63,3 @@ class IndexConfig(Section):
     alias: str = Field(default="live", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
     """Alias that names the version from now on: requests that name no index are answered by the alias of the run
     file."""
-
-    @property
-    def build_settings(self) -> BuildSettings:
-        """The settings that a collection keeps."""
-        return BuildSettings(factory=self.factory, lexical=self.lexical, search=self.search)

@@ -38,7 +38,7 @@ class Source(Section):
     passages: int | None = Field(default=None, ge=1)
     """Passages of the corpus that are kept besides those that the kept queries name. null: all."""
     chunk_words: int = Field(default=96, ge=8)
-    """Task `lrlm` only: words of a chunk, into which long documents are cut."""
+    """Task `lrlm` only: words of a chunk of a long document; characters where a script has no spaces."""
     history_chunks: int = Field(default=12, ge=2)
     """Task `lrlm` only: earlier chunks among which the candidates of a chunk are sought."""
 

@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from embedder.config.evaluate import EvaluateConfig
-from embedder.config.index import IndexConfig
+from embedder.config.index import BuildSettings, IndexConfig
 from embedder.config.label import LabelConfig, RerankerConfig
+from embedder.config.language import WordsConfig
 from embedder.config.mine import MineConfig
 from embedder.config.paths import EncodingDtype, ModelReference, Paths, Pooling, Section
 from embedder.config.pipeline import PipelineConfig
@@ -85,6 +86,8 @@ class RunConfig(Section):
     """The tasks; all jobs. What is given is laid over the built-in tasks, field by field."""
     prepare: PrepareConfig | None = None
     """The datasets; `prepare`, which cannot do without."""
+    words: WordsConfig = WordsConfig()
+    """Words of queries; `mine`, `evaluate` and `index`."""
     mine: MineConfig = MineConfig()
     """Candidates; `mine`."""
     label: LabelConfig = LabelConfig()
@@ -127,6 +130,12 @@ class RunConfig(Section):
     def needed_reranker(self) -> RerankerConfig:
         """The section `reranker`; an error if there is none."""
         return _needed(self.reranker, "reranker", "reranker.model")
+
+    @property
+    def build_settings(self) -> BuildSettings:
+        """The settings that a collection keeps."""
+        index = self.index
+        return BuildSettings(factory=index.factory, lexical=index.lexical, search=index.search, words=self.words)
 
     @property
     def base_tasks(self) -> dict[str, TaskSpec]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 
-ARTICLES = re.compile(r"\b(a|an|the)\b")
-ROUGE = RougeScorer(["rougeL"])
+from embedder.answer_text import answer_words, normalise_answer, rouge_words
 
 
-def normalise_answer(text: str) -> str:
-    """Lower case without articles, punctuation and extra spaces (SQuAD, Rajpurkar et al. 2016)."""
-    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(ARTICLES.sub(" ", plain).split())
+class _RougeWords(Tokenizer):
+    """The words of any script for rouge-score, whose own are of a-z and 0-9 alone."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return rouge_words(text)
+
+
+ROUGE = RougeScorer(["rougeL"], tokenizer=_RougeWords())
 
 
 def exact_match(answer: str, accepted: Sequence[str]) -> float:
@@ -25,16 +27,19 @@ def exact_match(answer: str, accepted: Sequence[str]) -> float:
 
 
 def contains_answer(answer: str, accepted: Sequence[str]) -> float:
-    """1 if an accepted answer stands as whole words in the answer, else 0 (PopQA's criterion)."""
-    padded = f" {normalise_answer(answer)} "
-    return float(any(f" {normalise_answer(gold)} " in padded for gold in accepted if normalise_answer(gold)))
+    """1 if the words of an accepted answer stand in the answer, one after another, else 0 (PopQA's criterion)."""
+    padded = _padded(answer)
+    return float(any(_padded(gold) in padded for gold in accepted if answer_words(gold)))
+
+
+def _padded(text: str) -> str:
+    return f" {' '.join(answer_words(text))} "
 
 
 def token_f1(answer: str, accepted: Sequence[str]) -> float:
     """Best F1 of the answer's words over the accepted answers."""
-    return max(
-        (_f1(normalise_answer(answer).split(), normalise_answer(gold).split()) for gold in accepted), default=0.0
-    )
+    words = answer_words(answer)
+    return max((_f1(words, answer_words(gold)) for gold in accepted), default=0.0)
 
 
 def _f1(words: list[str], gold: list[str]) -> float:
@@ -43,5 +48,5 @@ def _f1(words: list[str], gold: list[str]) -> float:
 
 
 def rouge_l(answer: str, accepted: Sequence[str]) -> float:
-    """Best ROUGE-L F1 over the accepted answers (rouge-score without stemming: words of a-z and 0-9 alone)."""
+    """Best ROUGE-L F1 over the accepted answers (rouge-score without stemming)."""
     return max((float(ROUGE.score(gold, answer)["rougeL"].fmeasure) for gold in accepted), default=0.0)

@@ -67,7 +67,8 @@ class CollectionInfo(HashedManifest):
 
     FILE: ClassVar[str] = "collection.json"
 
-    format: Literal[3] = 3
+    # To be raised too when `embedder.words` splits texts in another way: queries would miss words that are stored.
+    format: Literal[4] = 4
     identity: CollectionIdentity
     generation: int
     """How often it was compacted; 0 as it came with the bundle."""

@@ -21,19 +21,14 @@ from embedder.errors import BundleError
 from embedder.index.exact import Ranked
 from embedder.index.filters import Mask
 from embedder.index.manifest import REMEDY
+from embedder.words import passage_words, tokenized
 
 K1, B = 1.5, 0.75
 
 
-def words_of(texts: Sequence[str]) -> list[list[str]]:
-    """The words of texts as they are indexed: lower case, of two characters and more, without English stop words."""
-    words: list[list[str]] = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
-    return words
-
-
 def write_lexical(texts: Sequence[str], folder: Path) -> float:
     """Index texts into a folder, which is left out if they hold no words; returns the mean number of words."""
-    tokens = bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
+    tokens = tokenized(texts)
     if not tokens.vocab:
         return 0.0
     index = bm25s.BM25(k1=K1, b=B, method="lucene")
@@ -89,7 +84,7 @@ class MemtableWords:
 
     def rank(self, queries: list[list[str]], k: int, allowed: Mask) -> Ranked:
         """The k best of the allowed rows."""
-        for words in words_of(self._waiting):
+        for words in map(passage_words, self._waiting):
             for word, count in Counter(words).items():
                 self._counts[word][len(self._lengths)] = count
             self._lengths.append(len(words))

@@ -32,13 +32,13 @@ from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName, Row
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter
-from embedder.index.lexical import words_of
 from embedder.index.log import Log, operations_schema
 from embedder.index.manifest import REMEDY
 from embedder.index.memtable import Memtable, MemtableView
 from embedder.index.results import SearchResults, merge, search_results
 from embedder.index.writes import Change
 from embedder.storage.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
+from embedder.words import query_words
 
 CURRENT = "CURRENT"
 MAX_FIELDS = 1024
@@ -116,19 +116,19 @@ class MutableCollection:
         Raises:
             ValueError: the index was built without words.
         """
+        # Split before the lock is taken, since long queries take a while. A compaction keeps the settings.
+        words = [query_words(query, self._reading.base.info.settings.words) for query in queries]
+        parts = []
         with self._lock:
             base, view = self._view(wanted)
             if not base.info.settings.lexical:
                 raise ValueError("this index was built without words; set index.lexical and build it again")
-            words = words_of(queries)
-            written = None
             if view.num_live:
                 # Under the lock, because the memtable's word counts, unlike the view, change with every write.
                 counts = self._reading.memtable.words
                 written = _past_ties(lambda most: counts.rank(words, most, view.live), k, len(view.vectors))
-        parts = [search_results(base.words.rank(words, k, view.stored), base.payload)]
-        if written is not None:
-            parts.append(search_results(written, view))
+                parts.append(search_results(written, view))
+        parts.append(search_results(base.words.rank(words, k, view.stored), base.payload))
         return merge(parts, k)
 
     def upsert(self, documents: Sequence[Document], vector_PD: Vectors) -> None:

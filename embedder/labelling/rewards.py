@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from embedder.answer_text import normalise_answer
+
 
 def desired_rank(scores: Sequence[float]) -> float:
     """Rank of the desired output: 1 + outputs above it + half of those equal to it; 1 is best."""
@@ -54,14 +56,10 @@ def is_saturated(base: Sequence[float]) -> bool:
 def distinct_samples(samples: Sequence[str], accepted: Sequence[str]) -> list[str]:
     """Sampled outputs without blank ones, copies of an accepted answer, and repetitions, in their order."""
     # An accepted answer is no rival of the desired one: to rank below it would be no fault.
-    seen = {_plain(answer) for answer in accepted}
+    seen = {normalise_answer(answer) for answer in accepted}
     kept = []
     for sample in samples:
-        if sample.strip() and _plain(sample) not in seen:
-            seen.add(_plain(sample))
+        if sample.strip() and normalise_answer(sample) not in seen:
+            seen.add(normalise_answer(sample))
             kept.append(sample)
     return kept
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().strip(" .,;:!?\"'").split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -12,8 +11,10 @@ from embedder.config.mine import MineConfig
 from embedder.data.records import QUERY_CORE
 from embedder.hashing import row_seed
 from embedder.mining.ranking import Ranking
+from embedder.words import folded, passage_words
 
-NOT_WORD = re.compile(r"[^\w]+", re.UNICODE)
+JOINING = frozenset("-._/:@&>")
+"""What joins the parts of a code word."""
 
 
 def make_group(
@@ -88,8 +89,13 @@ def _draw_order(rankings: dict[str, Ranking], has_positives: bool, config: MineC
 
 
 def normalise(text: str) -> str:
-    """Lower case, words joined by single spaces: two texts that differ in layout and punctuation become equal."""
-    return " ".join(NOT_WORD.sub(" ", text.lower()).split())
+    """The words joined by single spaces: texts that differ in layout, case and punctuation become equal.
+
+    A text without any word (`+`, `?!`) stays, so that two of them are no copies of each other.
+    """
+    # Parts alone, so that `well-known` and `well known` stay copies.
+    words = [word for word in passage_words(text) if JOINING.isdisjoint(word)]
+    return " ".join(words or folded(text).split())
 
 
 def word_overlap(first: str, second: str) -> float:

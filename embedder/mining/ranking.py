@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import bm25s
 import numpy as np
 
+from embedder.config.language import WordsConfig
+from embedder.words import ALL_WORDS, query_words, tokenized
+
 Ranking = list[tuple[str, float]]
 """Passage ids with scores, best first, ties by id."""
 
@@ -17,10 +20,11 @@ Ranking = list[tuple[str, float]]
 class LexicalIndex:
     """BM25 (Lucene's variant, k1 1.5, b 0.75) over the passages of one dataset."""
 
-    def __init__(self, ids: Sequence[str], texts: Sequence[str]) -> None:
+    def __init__(self, ids: Sequence[str], texts: Sequence[str], words: WordsConfig = ALL_WORDS) -> None:
         self.ids = list(ids)
+        self.words = words
         self.positions = {passage_id: i for i, passage_id in enumerate(self.ids)}
-        tokens = bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
+        tokens = tokenized(texts)
         self._bm25 = bm25s.BM25()
         self._vocabulary: dict[str, int] = {}
         # bm25s cannot index passages without a single word.
@@ -30,8 +34,8 @@ class LexicalIndex:
 
     def search(self, queries: Sequence[str], pools: Sequence[list[str] | None], depth: int) -> list[Ranking]:
         """The `depth` best passages of each query; a pool limits them to its ids, and keeps scores of 0."""
-        tokens = bm25s.tokenize(list(queries), stopwords="en", return_ids=False, show_progress=False)
-        return [self._rank(words, pool, depth) for words, pool in zip(tokens, pools, strict=True)]
+        words = [query_words(query, self.words) for query in queries]
+        return [self._rank(asked, pool, depth) for asked, pool in zip(words, pools, strict=True)]
 
     def _rank(self, words: list[str], pool: list[str] | None, depth: int) -> Ranking:
         # bm25s looks every word up, so it gets only those that the passages have.

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from embedder.config.language import WordsConfig
 from embedder.config.paths import Paths
 from embedder.data.records import PASSAGE, VECTOR, Split, parquet_files, read_tables
 from embedder.mining.ranking import LexicalIndex, Ranking, merge, search_block
@@ -88,12 +89,12 @@ def search_blocks(block: pa.Table, reference: ray.ObjectRef, depth: int) -> pa.T
 
 
 @ray.remote(num_cpus=1)
-def lexical_rankings(paths: Paths, split: Split, dataset: str, depth: int) -> dict[str, Ranking]:
+def lexical_rankings(paths: Paths, words: WordsConfig, split: Split, dataset: str, depth: int) -> dict[str, Ranking]:
     """Ray task: the same by BM25 for one dataset, whose passages it indexes."""
     rows = queries(paths, split, dataset)
     if not rows:
         return {}
     passages = passage_texts(paths, dataset)
-    index = LexicalIndex(list(passages), list(passages.values()))
+    index = LexicalIndex(list(passages), list(passages.values()), words)
     rankings = index.search([row["query"] for row in rows], [row["pool_ids"] for row in rows], depth)
     return {row["query_id"]: ranking for row, ranking in zip(rows, rankings, strict=True)}

@@ -40,7 +40,9 @@ def all_rankings(config: RunConfig) -> tuple[Rankings, list[str]]:
     lexical: dict[str, ray.ObjectRef] = {}
     if any(retriever.name == "bm25" for retriever in settings.retrievers):
         # Started first, so that these tasks run beside the encoders.
-        lexical = {name: lexical_rankings.remote(config.paths, settings.split, name, depth) for name in names}
+        lexical = {
+            name: lexical_rankings.remote(config.paths, config.words, settings.split, name, depth) for name in names
+        }
     rankings: Rankings = {}
     lines: list[str] = []
     for retriever in settings.retrievers:

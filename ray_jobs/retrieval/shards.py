@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from embedder.config.index import BuildSettings, IndexConfig
+from embedder.config.index import BuildSettings
 from embedder.config.paths import Paths
+from embedder.config.run import RunConfig
 from embedder.data.records import PASSAGE, each_table, parquet_files
 from embedder.errors import DataError
 from embedder.hashing import content_id, file_sha256
@@ -27,11 +28,13 @@ from ray_jobs.cluster.tables import corpus_files, datasets
 from ray_jobs.retrieval.vectors import VectorStore
 
 
-def shards_fingerprint(paths: Paths, settings: IndexConfig, store: VectorStore) -> str:
+def shards_fingerprint(config: RunConfig, store: VectorStore) -> str:
     """Identity of the shards that are built; shards of another are not resumed."""
-    corpora = {name: [file_sha256(path) for path in corpus_files(paths, name)] for name in datasets(paths)}
+    corpora = {
+        name: [file_sha256(path) for path in corpus_files(config.paths, name)] for name in datasets(config.paths)
+    }
     tasks = {name: spec.passage_instruction for name, spec in store.tasks.items()}
-    shape = [settings.build_settings.model_dump(mode="json"), settings.num_shards]
+    shape = [config.build_settings.model_dump(mode="json"), config.index.num_shards]
     return content_id(store.folder.name, tasks, shape, corpora)
 
 

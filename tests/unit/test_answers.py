@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import time
 
-from embedder.evaluation.answers import contains_answer, exact_match, normalise_answer, rouge_l, token_f1
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from embedder.answer_text import normalise_answer
+from embedder.evaluation.answers import contains_answer, exact_match, rouge_l, token_f1
+from embedder.words import folded
+from tests.unit.judges import quick
 
 
 def test_normalise_answer_an_answer_is_compared_without_articles_punctuation_and_case():
@@ -62,3 +70,141 @@ def test_rouge_l_is_that_of_the_best_accepted_answer(answer, expected):
 
 def test_rouge_l_without_accepted_answers_is_nothing():
     assert rouge_l("x", []) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted"),
+    [
+        ("", "A"),
+        ("5", "-5"),
+        ("314", "3.14"),
+        ("10", "1.0"),
+        ("C", "C++"),
+        ("C#", "C++"),
+        ("+", "-"),
+        ("−5", "5"),
+        ("the", "A"),
+        ("!", "?"),
+        ("B", "A"),
+        ("Vitamin", "Vitamin A"),
+        ("B, C", "A, B, C"),
+        ("型血", "A型血"),
+        ("102", "10²"),
+        ("11/2", "1½"),
+        ("12", "1/2"),
+        ("1230", "12:30"),
+        ("53", "5-3"),
+        ("15", "1,5"),
+        ("5", ".5"),
+        ("A", "A+"),
+        ("A-", "A+"),
+        ("O", "O-"),
+        ("A", "A*"),
+        ("ab", "a+b"),
+        ("x<y", "x>y"),
+        ("x < y", "x > y"),
+        ("<5", ">5"),
+        ("x != y", "x = y"),
+        ("x2", "x^2"),
+        ("x", "-x"),
+        ("हिन्द", "हिन्दी"),
+        ("か", "が"),
+        ("cafe", "café"),
+        ("東京都", "京都"),
+    ],
+)
+def test_exact_match_keeps_what_tells_answers_apart(answer, accepted):
+    """Case 37-answers-stripped-away, and others of its kind."""
+    assert exact_match(answer, [accepted]) == exact_match(accepted, [answer]) == 0
+    assert exact_match(answer, [answer]) == exact_match(accepted, [accepted]) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted"),
+    [
+        ("“Paris”", "Paris"),
+        ("«Paris»", "Paris"),
+        ("don’t know", "don't know"),
+        ("北京。", "北京"),
+        ("「北京」", "北京"),
+        ("北京！", "北京"),
+        ("पेरिस।", "पेरिस"),
+        ("باريس؟", "باريس"),
+        ("Ｐａｒｉｓ　２０２４", "Paris 2024"),
+        ("٢٠٢٤", "2024"),
+        ("iPhone 手机", "iPhone手机"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("ﾃｽﾄ", "テスト"),
+        ("GROSSE", "große"),
+        ("−5", "-5"),
+        ("-$5.", "-5"),
+        ("½", "1/2"),
+        (".5", "0.5"),
+        ("1,000,000", "1000000"),
+        ("C++.", "C++"),
+        ("1990–2000", "1990-2000"),
+        ("(a) Ring", "ring"),
+        ("“-”", "-"),
+        ("**Paris**", "Paris"),
+    ],
+)
+def test_exact_match_passes_over_what_does_not_tell_answers_apart(answer, accepted):
+    """Case 37-answers-stripped-away, and others of its kind."""
+    assert exact_match(answer, [accepted]) == exact_match(accepted, [answer]) == 1
+
+
+def test_answers_without_spaces_are_judged_by_characters():
+    """Case 11-answers-cjk; characters as in MLQA and CMRC 2018."""
+    assert exact_match("北京。", ["北京"]) == 1
+    assert contains_answer("首都是北京。", ["北京"]) == 1
+    assert contains_answer("首都是南京。", ["北京"]) == 0
+    assert token_f1("首都是北京", ["北京"]) == pytest.approx(2 * 2 / (5 + 2))
+    assert rouge_l("首都是北京", ["首都是北京"]) == 1
+    assert rouge_l("北京是首都", ["首都是北京"]) == pytest.approx(2 * (2 / 5) * (2 / 5) / (4 / 5))
+    assert contains_answer("서울은 수도다", ["서울"]) == 1
+    assert token_f1("東京タワー", ["東京"]) == pytest.approx(2 * 2 / (5 + 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted", "contained"),
+    [
+        ("the value is 1.0", "10", 0),
+        ("about 310 of them", "10", 0),
+        ("minus -5 degrees", "5", 0),
+        ("written in C++", "C", 0),
+        ("written in C++, mostly", "C++", 1),
+        ("第10届", "10", 1),
+        ("2010年", "10", 0),
+        ("in “Paris”, they say", "Paris", 1),
+        ("un cafe\u0301 noir", "caf\u00e9", 1),
+    ],
+)
+def test_contains_answer_looks_for_whole_words(text, accepted, contained):
+    assert contains_answer(text, [accepted]) == contained
+
+
+@quick
+@given(st.text())
+def test_normalise_answer_leaves_nothing_only_of_what_is_invisible(text):
+    assert bool(normalise_answer(text)) == bool(folded(text).split())
+    assert exact_match(text, [text]) == 1
+
+
+plain_words = st.lists(st.from_regex(r"[a-z]{1,6}[,.!?;:'\-]?", fullmatch=True), max_size=12).map(" ".join)
+
+
+@quick
+@given(plain_words, plain_words)
+def test_rouge_l_of_english_words_is_that_of_rouge_score(answer, accepted):
+    expected = RougeScorer(["rougeL"]).score(accepted, answer)["rougeL"].fmeasure
+    assert rouge_l(answer, [accepted]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "unit", ["a ", "1,000", ",000", "a(", "x<", "-", "\u0301\u0316", "中 ", "*", "<", " "], ids=ascii
+)
+def test_normalise_answer_takes_time_in_proportion_to_the_text(unit):
+    began = time.process_time()
+    normalise_answer("a" + unit * (200_000 // len(unit)) + "!")
+    # Well below a second; what is quadratic takes many minutes.
+    assert time.process_time() - began < 10

@@ -148,8 +148,8 @@ def test_make_group_without_rankings_holds_only_positives():
     ("text", "plain"),
     [
         ("  The Fox,\n\tthe DOG!  ", "the fox the dog"),
-        ("snake_case and café-au-lait", "snake_case and café au lait"),
-        ("...", ""),
+        ("snake_case and café-au-lait", "snake case and café au lait"),
+        ("...", "..."),
     ],
 )
 def test_normalise_layout_case_and_punctuation_do_not_count(text, plain):
@@ -175,3 +175,38 @@ def test_is_duplicate_a_passage_that_overlaps_by_the_threshold_is_a_duplicate():
     assert is_duplicate("b c d", ["x", "a b c"], 0.5)
     assert not is_duplicate("b c d", ["x", "a b c"], 0.51)
     assert not is_duplicate("b c d", [], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "copy"),
+    [
+        pytest.param("un cafe\u0301 noir", "Un caf\u00e9 noir!", id="accents"),
+        pytest.param("中国的首都是北京，有两千万人口。", "中国的首都是北京 有两千万人口", id="Chinese punctuation"),
+        pytest.param(
+            "中国的首都是北京，有两千万人口。", "中国的首都是北京，有两千万人口了。", id="Chinese with a word more"
+        ),
+        pytest.param(
+            "東京は日本の首都で、人口は千四百万人です。", "東京は日本の首都で人口は千四百万人です", id="Japanese"
+        ),
+        pytest.param("ﾃｽﾄ ２０２４", "テスト 2024", id="width"),
+        pytest.param("the well-known “Paris”", "the well known Paris", id="hyphen and quotes"),
+        pytest.param("हिन्दी भाषा।", "हिन्दी भाषा", id="Hindi"),
+    ],
+)
+def test_is_duplicate_finds_copies_in_every_script(text, copy):
+    assert is_duplicate(normalise(copy), [normalise(text)], 0.9)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("中国的首都是北京，有两千万人口。", "日本的首都是东京，有一千四百万人口。"),
+        ("हिन्दी", "हिन्दू"),
+        ("C++ tutorial", "C tutorial"),
+        ("+", "-"),
+        ("?!", "..."),
+        ("😀", "😢"),
+    ],
+)
+def test_is_duplicate_keeps_texts_that_differ(text, other):
+    assert not is_duplicate(normalise(text), [normalise(other)], 0.9)

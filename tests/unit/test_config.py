@@ -337,3 +337,10 @@ def test_reading_a_run_file_needs_no_torch():
         [sys.executable, "-c", f"import sys\n{lines}"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_an_index_keeps_how_queries_fall_into_words(tmp_path):
+    config = load(tmp_path, MINIMAL, "words.stop_words=german", "index.factory=Flat")
+    assert config.build_settings.words == config.words
+    assert config.build_settings.words.stop_words == "german"
+    assert config.build_settings.factory == "Flat"

@@ -32,7 +32,7 @@ def test_build_shard_of_blocks_without_a_passage_of_it(tmp_path):
         collections={},
         files={},
     )
-    settings = config.index.build_settings
+    settings = config.build_settings
     built = [build_shard(config.paths, settings, store, manifest, shard, tmp_path / f"{shard}") for shard in range(2)]
     counts = [shard["qa"].rows for shard in built]
     assert sum(counts) == 30 and min(counts) > 0

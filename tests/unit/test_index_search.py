@@ -10,13 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.config.index import BuildSettings, SearchParameters
+from embedder.config.language import WordsConfig
 from embedder.errors import BundleError, ConfigError, DataError
 from embedder.index.collection import Collection, write_collection
 from embedder.index.documents import PAYLOAD, Document
 from embedder.index.faiss_index import choose_factory, empty_vectors
 from embedder.index.filters import Filter, equals, matching
+from embedder.index.living import MutableCollection
 from embedder.index.results import fuse, merge, search_results
-from tests.unit.index_cases import IDENTITY, NO_CHOICE, WIDTH, collection, documents_of, ids, mutable, payload_of, unit
+from tests.unit.cjk_texts import CHINESE, JAPANESE, cjk_set
+from tests.unit.index_cases import (
+    IDENTITY,
+    NO_CHOICE,
+    WIDTH,
+    collection,
+    documents_of,
+    ids,
+    mutable,
+    payload_of,
+    unit,
+    write,
+)
 from tests.unit.judges import quick
 
 EXACT = SearchParameters(exact=True)
@@ -217,11 +231,75 @@ def test_bm25_finds_the_telling_words_in_stored_and_memtable_documents_alike(tmp
     memtable.upsert(documents, vectors)
     queries = ["fox", "dog", "lazy dog", "absent words", "the"]
     for one in (stored, memtable):
-        assert ids(one.search_words(queries, 5)) == [["0", "2"], ["1", "2"], ["1", "2"], [], []]
+        assert ids(one.search_words(queries, 5)) == [["0", "2"], ["1", "2"], ["1", "2"], [], ["0", "3", "1"]]
     assert stored.search_words(queries, 5).table["score"].to_pylist() == pytest.approx(
         memtable.search_words(queries, 5).table["score"].to_pylist()
     )
     assert ids(stored.search_words(["dog"], 5, Filter(must_not=[equals("dataset", "")]))) == [[]]
+
+
+def stored_and_written(folder: Path, texts: dict[str, str], **settings) -> list[MutableCollection]:
+    """Texts by id that are stored, written later, and compacted after they were written."""
+    documents = [Document(id=name, text=text) for name, text in texts.items()]
+    vectors = unit(np.random.default_rng(0), len(documents))
+    stored, written, compacted = (
+        mutable(folder / "stored", documents, vectors, **settings),
+        mutable(folder / "written", [], vectors[:0], **settings),
+        mutable(folder / "compacted", [], vectors[:0], **settings),
+    )
+    for each in (written, compacted):
+        each.upsert(documents, vectors)
+    compacted.compact()
+    return [stored, written, compacted]
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        pytest.param(
+            {"zh-1": "我喜欢学习编程语言和数据库", "ja-1": "東京タワーは日本の観光名所です"},
+            {"编程": "zh-1", "数据库": "zh-1", "東京": "ja-1", "日本": "ja-1", "塔": None},
+            id="case 11-lexical-cjk",
+        ),
+        pytest.param(
+            {"cpp": "C and R are languages; C++ too.", "ident": "call getUserName(join_all) now"},
+            {"C++": "cpp", "R": "cpp", "user name": "ident", "join": "ident", "getusername": "ident", "s": None},
+            id="case 12-lexical-code-words",
+        ),
+        pytest.param(
+            {"fr": "un cafe\u0301 noir", "hi": "हिन्दी भाषा", "ar": "كِتَابٌ قديم", "de": "Große Straße"},
+            {"caf\u00e9": "fr", "हिन्दी": "hi", "كِتَابٌ": "ar", "STRASSE": "de", "हिन्द": None},
+            id="accents and scripts",
+        ),
+    ],
+)
+def test_bm25_finds_words_of_every_script_and_of_code(tmp_path, texts, expected):
+    """Cases 11-lexical-cjk and 12-lexical-code-words, and others of their kind."""
+    for each in stored_and_written(tmp_path, texts):
+        assert ids(each.search_words(list(expected), 1)) == [[name] if name else [] for name in expected.values()]
+
+
+@pytest.mark.parametrize("kinds", [CHINESE, JAPANESE], ids=["Chinese", "Japanese"])
+def test_bm25_finds_nine_of_ten_passages_of_a_language_without_spaces(tmp_path, kinds):
+    passages, questions = cjk_set(kinds, seed=0)
+    for each in stored_and_written(tmp_path, passages):
+        hits = ids(each.search_words([asked.text for asked in questions], 5))
+        assert sum(asked.passage_id in found for asked, found in zip(questions, hits, strict=True)) >= 45
+
+
+def test_bm25_keeps_the_stop_words_that_the_index_was_built_with(tmp_path):
+    texts = {"fox": "the fox", "of": "the of"}
+    for each in stored_and_written(tmp_path, texts, words=WordsConfig(stop_words="english")):
+        assert ids(each.search_words(["the fox of", "the of"], 5)) == [["fox"], ["of", "fox"]]
+
+
+def test_collection_whose_words_were_split_otherwise_is_refused(tmp_path):
+    info = write(tmp_path / "c", documents_of("ab"), np.eye(WIDTH, dtype=np.float32)[:2])
+    path = tmp_path / "c" / "collection.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"format": 4', '"format": 3'), encoding="utf-8")
+    with pytest.raises(BundleError, match="format 3, but this version reads format 4; build it again") as caught:
+        Collection.load(tmp_path / "c", info.identity, check=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_index_without_words_says_so(tmp_path):

@@ -74,3 +74,13 @@ def test_long_texts_of_real_data_are_sliced_as_they_stand(folder):
     documents = {row["query_id"]: row["text"] for row in map(json.loads, text.splitlines())}
     for query in got.queries["train"]:
         assert query["query"] + query["answers"][0] in documents[query["origin"]]
+
+
+def test_long_text_without_spaces_is_cut_by_characters(tmp_path):
+    text = "中国的首都是北京，有两千万人口。" * 10
+    got = read_layout(tmp_path, "lrlm", train=[{"query_id": "doc", "text": text}], chunk_words=12)
+    queries = got.queries["train"]
+    assert len(queries) == len(text) // 12 - 3
+    for query in queries:
+        first = 12 * int(query["query_id"].removeprefix("doc#"))
+        assert query["query"] + query["answers"][0] == text[first : first + 24]

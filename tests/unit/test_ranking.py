@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.config.language import WordsConfig
+from embedder.evaluation.answers import exact_match
 from embedder.mining.ranking import LexicalIndex, best, merge, search_block
+from tests.unit.cjk_texts import CHINESE, JAPANESE, cjk_set
 from tests.unit.judges import quick
 
 TEXTS = {
@@ -84,6 +87,94 @@ def test_bm25_ties_at_the_cut_go_by_id_too():
 def test_bm25_finds_no_passage_without_a_single_word(text):
     index = LexicalIndex(["p0", "p1"], [text, text])
     assert index.search(["red fox"], [None], 5) == [[]]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pytest.param(
+            {
+                "中国的首都是北京，有两千万人口。": ["北京"],
+                "巴黎是法国的首都": ["法国的首都是哪里"],
+                "東京は日本の首都です": ["日本の首都"],
+            },
+            id="case 08-bm25-cjk",
+        ),
+        pytest.param(
+            {
+                "R is a language for statistics": ["R"],
+                "C is a language for kernels": ["C"],
+                "IT support opens tickets": ["IT"],
+            },
+            id="case 09-bm25-one-letter",
+        ),
+        pytest.param(
+            {
+                "cafe\u0301 au lait": ["caf\u00e9", "CAFÉ"],
+                "हिन्दी भाषा": ["हिन्दी"],
+                "हिन्द महासागर": ["हिन्द"],
+                "كِتَابٌ قديم": ["كِتَابٌ"],
+                "Große Straße": ["STRASSE", "größe große"],
+                "서울은 수도다": ["서울"],
+                "ภาษาไทยง่าย": ["ภาษา"],
+                "猫が好きです": ["猫"],
+                "ＬＬＭ 入門": ["llm"],
+            },
+            id="accents and scripts",
+        ),
+        pytest.param(
+            {
+                "written in C++, not C": ["C++"],
+                "written in C# by hand": ["C#"],
+                "call os.path.join twice": ["os.path.join", "path join", "join"],
+                "the getUserName method": ["getUserName", "user name", "getusername"],
+                "a snake_case word": ["snake_case", "snake"],
+                "saved as utf-8 text": ["UTF-8", "utf"],
+                "released as 3.14": ["3.14"],
+                "released as 314": ["314"],
+                "runs on .NET": [".net", ".NET"],
+                "The Who play": ["The Who"],
+            },
+            id="code words whole and in parts",
+        ),
+    ],
+)
+def test_bm25_finds_words_of_every_script_and_of_code(texts):
+    """Cases 08-bm25-cjk and 09-bm25-one-letter, and others of their kind."""
+    index = LexicalIndex(list(texts), list(texts))
+    expected = {query: text for text, queries in texts.items() for query in queries}
+    rankings = index.search(list(expected), [None] * len(expected), 1)
+    found = {query: [name for name, _ in ranking] for query, ranking in zip(expected, rankings, strict=True)}
+    assert found == {query: [text] for query, text in expected.items()}
+
+
+@pytest.mark.parametrize("kinds", [CHINESE, JAPANESE], ids=["Chinese", "Japanese"])
+def test_bm25_finds_nine_of_ten_passages_of_a_language_without_spaces(kinds):
+    passages, questions = cjk_set(kinds, seed=0)
+    assert (len(passages), len(questions)) == (500, 50)
+    index = LexicalIndex(list(passages), list(passages.values()))
+    rankings = index.search([asked.text for asked in questions], [None] * 50, 5)
+    found = [asked.passage_id in dict(ranking) for asked, ranking in zip(questions, rankings, strict=True)]
+    assert sum(found) >= 45
+
+
+@pytest.mark.parametrize("kinds", [CHINESE, JAPANESE], ids=["Chinese", "Japanese"])
+def test_exact_match_accepts_every_right_answer_of_a_language_without_spaces(kinds):
+    wide = {ord("0") + i: ord("０") + i for i in range(10)}
+    passages, questions = cjk_set(kinds, seed=0)
+    for asked in questions:
+        right = asked.answer
+        variants = [right, f"{right}。", f"「{right}」", f" “{right}”！", f"『{right}』．", right.translate(wide)]
+        assert [exact_match(variant, [right]) for variant in variants] == [1] * 6
+        assert right in passages[asked.passage_id]
+        assert exact_match(right[:-1], [right]) == 0
+
+
+def test_bm25_stop_words_of_the_settings_are_left_out_of_queries():
+    texts = ["the fox", "the of", "it"]
+    english = LexicalIndex(texts, texts, WordsConfig(stop_words="english"))
+    rankings = english.search(["the fox of it", "of", "IT"], [None] * 3, 3)
+    assert [[name for name, _ in ranking] for ranking in rankings] == [["the fox"], ["the of"], ["it"]]
 
 
 def exact(query: np.ndarray, ids: list[str], vectors: np.ndarray, depth: int) -> list[tuple[str, float]]:

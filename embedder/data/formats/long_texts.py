@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from embedder.config.prepare import Source
@@ -10,8 +9,7 @@ from embedder.data.fields import Row, RowError, optional_id, optional_text, requ
 from embedder.data.records import Split
 from embedder.data.rows import Prepared, passage_row, query_row
 from embedder.hashing import content_id
-
-WORD = re.compile(r"\S+")
+from embedder.words import COUNTED_WORD
 
 
 @dataclass
@@ -34,7 +32,7 @@ class LongTexts:
         """
         text, title = required_text(row, "text"), optional_text(row, "title")
         given = optional_id(row, "query_id")
-        spans = [match.span() for match in WORD.finditer(text)]
+        spans = [match.span() for match in COUNTED_WORD.finditer(text)]
         size = self.source.chunk_words
         chunks = [(spans[i][0], spans[min(i + size, len(spans)) - 1][1]) for i in range(0, len(spans), size)]
         if len(chunks) < 5:
