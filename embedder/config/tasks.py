@@ -43,7 +43,7 @@ class PromptTemplate(Section):
     chat: bool = False
     """Wrap context and input as a single user message of the LLM's own chat template. The output is the assistant's
     message, so it begins without the white space of `output`."""
-    chat_arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    chat_arguments: dict[str, bool | int | float | str] = Field(default={})
     """What the chat template is given beside the message, such as `enable_thinking: false`. A name that it does not
     read is refused."""
     chat_date: str = "2026-01-01"
