@@ -3,6 +3,8 @@
 labeller.py            labels groups: sample outputs, score them with and without each candidate, reward
 units.py               which groups are labelled together
 prompts.py             the token ids that the LLM reads for a query and a candidate; worked examples
+prompt_layout.py       the slots of a prompt in which data stands, and the fixed tokens between them
+chat_template.py       a message in the LLM's own chat template
 backends.py            chooses how an LLM is read: as trees, or one sequence at a time
 tree_backend.py        the fast way: each shared prefix is computed once
 sequential_backend.py  the slow way, right for every causal language model

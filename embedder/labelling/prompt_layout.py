@@ -9,9 +9,11 @@ change a token of the template, as a passage may that ends in a colon before a c
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from embedder.config.tasks import PromptTemplate
@@ -33,43 +35,50 @@ MOST_MARKS = 0xFFFD
 
 @dataclass(frozen=True)
 class PromptShape:
-    """Which data a prompt holds beside its query."""
+    """The data of a prompt beside its query."""
 
     shots: int
     passage: bool
 
 
 @dataclass(frozen=True)
-class Span:
+class Tokens:
     """Token ids of a text with the characters of the text that each stands for."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
+    origin: int = 0
+    """The offset of the text's first character."""
 
+    def end(self, i: int) -> int:
+        """One past the last character of a token."""
+        return self.offsets[i][1] - self.origin
+
+    # By bisection and not one by one, because this is asked of every text: a later token never begins or ends earlier.
     def first_after(self, character: int) -> int:
         """The first token that stands for this character or a later one."""
-        return next((i for i, (_, end) in enumerate(self.offsets) if end > character), len(self.ids))
+        return bisect_right(self.offsets, character + self.origin, key=itemgetter(1))
 
     def between(self, start: int, stop: int) -> tuple[int, int] | None:
         """The range of the tokens between two characters; None where a token stands for characters on both sides."""
         first = self.first_after(start)
-        last = next((i for i in range(len(self.ids), first, -1) if self.offsets[i - 1][0] < stop), first)
-        crossing = any(begin < start or end > stop for begin, end in self.offsets[first:last])
-        return None if crossing else (first, last)
+        last = max(first, bisect_left(self.offsets, stop + self.origin, key=itemgetter(0)))
+        if first < last and (self.offsets[first][0] < start + self.origin or self.end(last - 1) > stop):
+            return None
+        return first, last
 
-    def part(self, start: int, stop: int) -> Span | None:
+    def part(self, start: int, stop: int) -> Tokens | None:
         """The tokens between two characters, which count from the first of them."""
         found = self.between(start, stop)
         if found is None:
             return None
-        offsets = self.offsets[found[0] : found[1]]
-        return Span(self.ids[found[0] : found[1]], [(begin - start, end - start) for begin, end in offsets])
+        return Tokens(self.ids[slice(*found)], self.offsets[slice(*found)], self.origin + start)
 
 
-def encode(tokenizer: Tokenizer, text: str) -> Span:
+def encode(tokenizer: Tokenizer, text: str) -> Tokens:
     """The tokens of a text, without those that begin and end one."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
-    return Span(encoding.ids, encoding.offsets)
+    return Tokens(encoding.ids, encoding.offsets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,18 +102,18 @@ class Slot:
     after_ids: list[int]
     """The tokens of `after` behind data that was cut."""
 
-    def span(self, data: str) -> Span:
+    def tokens(self, data: str) -> Tokens:
         """The tokens of some data, with the template's white space around it."""
-        return self.span_of(self.before + data + self.after)
+        return self.tokens_of(self.before + data + self.after)
 
-    def span_of(self, text: str) -> Span:
+    def tokens_of(self, text: str) -> Tokens:
         """The tokens of a text that fills the whole slot."""
         if self.tokenizer is not None:
             whole = encode(self.tokenizer, self.left + text + self.right)
             start, stop = len(self.left), len(self.left) + len(text)
             found = whole.between(start, stop)
             if found and whole.ids[: found[0]] == self.left_ids and whole.ids[found[1] :] == self.right_ids:
-                return whole.part(start, stop) or Span([], [])
+                return Tokens(whole.ids[slice(*found)], whole.offsets[slice(*found)], start)
         return encode(self.alone, text)
 
 
@@ -153,7 +162,7 @@ def lay_out(
     numbers = [ord(text[i]) - FIRST_MARK for i in marks]
     for stand_in in STAND_INS:
         answer = space + output_text(template, stand_in)
-        layout = _Draft(tokenizer, plain, texts, stand_in).layout(numbers, answer, space)
+        layout = _Draft(plain, texts, stand_in).layout(numbers, answer, space)
         if layout is not None:
             return layout
     raise ConfigError(
@@ -185,12 +194,10 @@ class _Border:
 class _Draft:
     """The text of a prompt with the same stand-in in each slot, and its tokens."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, plain: PlainTokenizers, texts: Sequence[str], stand_in: str
-    ) -> None:
-        self.tokenizer, self.plain = tokenizer, plain
+    def __init__(self, plain: PlainTokenizers, texts: Sequence[str], stand_in: str) -> None:
+        self.plain = plain
         self.text = stand_in.join(texts)
-        self.tokens = self._tokens(self.text)
+        self.tokens = encode(plain.template, self.text)
         controls = [self.tokens.offsets[i] for i, token in enumerate(self.tokens.ids) if token in plain.control_ids]
         self.section_starts = [0, *(end for _, end in controls)]
         self.section_ends = [*(start for start, _ in controls), len(self.text)]
@@ -200,11 +207,6 @@ class _Draft:
             position += len(before)
             self.borders.append(self._border(position, len(stand_in), before, after))
             position += len(stand_in)
-
-    def _tokens(self, text: str) -> Span:
-        """The tokens of a text of the template, in which control tokens are what they are."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return Span(list(encoded["input_ids"]), list(encoded["offset_mapping"]))
 
     def _border(self, data: int, width: int, before: str, after: str) -> _Border:
         section = max(start for start in self.section_starts if start <= data)
@@ -268,7 +270,7 @@ class _Draft:
         goes_on = last is not None and last.data >= section
         left = last.data if last and goes_on else section
         text = self.text + answer
-        chosen, whole = self._choose(text[left:], left, start, len(text), self._tokens(text))
+        chosen, whole = self._choose(text[left:], left, start, len(text), encode(self.plain.template, text))
         found = whole.between(start - left, len(text) - left)
         begins = not goes_on and start == section
         return Slot(
@@ -285,8 +287,8 @@ class _Draft:
         )
 
     def _choose(
-        self, text: str, begin: int, known_from: int, known_to: int, known: Span
-    ) -> tuple[Tokenizer | None, Span]:
+        self, text: str, begin: int, known_from: int, known_to: int, known: Tokens
+    ) -> tuple[Tokenizer | None, Tokens]:
         """The plain tokenizer that gives the known tokens for a part of the text; it begins at character `begin`."""
         expected = known.part(known_from, known_to)
         candidates: Iterable[Tokenizer] = (self.plain.leading, self.plain.inner)
@@ -295,4 +297,4 @@ class _Draft:
             part = span.part(known_from - begin, known_to - begin)
             if expected is not None and part is not None and part.ids == expected.ids:
                 return tokenizer, span
-        return None, Span([], [])
+        return None, Tokens([], [])

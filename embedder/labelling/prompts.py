@@ -18,7 +18,7 @@ from embedder.labelling.prompt_layout import (
     PromptLayout,
     PromptShape,
     Slot,
-    Span,
+    Tokens,
     encode,
     lay_out,
     marked_text,
@@ -34,10 +34,12 @@ Shot = tuple[str, str]
 ShotPools = dict[str, list[tuple[str, str, str]]]
 """By dataset: (query_id, query, answer) rows from which worked examples are chosen."""
 
+LAST_CHARACTERS = 24
+"""As far back an output may change the tokens of a query that it goes on from."""
 MAX_SHOT_CHARACTERS = 300
 """Longer examples are not used as shots: three of them would crowd out the candidate."""
 SHOT_POOL_ROWS = 64
-KNOWN_SPANS = 4096
+KNOWN_TEXTS = 4096
 """Tokenised texts that a builder keeps: those of a query and its outputs, which all of its candidates share."""
 
 
@@ -93,6 +95,19 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class PromptEnd:
+    """The end of a prompt, which is tokenised together with each output."""
+
+    text: str
+    tokens: int
+    """Number of the prompt's last tokens that stand for it."""
+    tokens_of: Callable[[str], Tokens]
+    """Tokenises it with what follows."""
+    shape: PromptShape | None
+    """The shape that the tokens depend on; None if they are the same for all."""
+
+
+@dataclass(frozen=True)
 class PromptBuilder:
     """Builds the prefixes and outputs of one task for one LLM. Whatever data says, it is text in its own slot."""
 
@@ -101,20 +116,20 @@ class PromptBuilder:
     max_output_tokens: int
     max_prefix_tokens: int
     _layouts: dict[PromptShape, PromptLayout] = field(init=False, default_factory=dict, repr=False, compare=False)
-    _spans: dict[tuple[object, ...], Span] = field(init=False, default_factory=dict, repr=False, compare=False)
+    _spans: dict[tuple[object, ...], Tokens] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def prefix(self, query: str, passages: Sequence[str], shots: Sequence[Shot]) -> Prefix:
         """Token ids before the output, at most `max_prefix_tokens`: the passages lose their end where they must."""
         joined = "\n".join(passages)
         shape = PromptShape(len(shots), bool(joined))
-        spans = self._data_spans(shape, query, joined, shots)
+        spans = self._data_tokens(shape, query, joined, shots)
         room = self.max_prefix_tokens - self._length(shape, spans)
         if room >= 0:
             return Prefix(self._assemble(shape, spans), shape)
         if joined and self._cut_passage(shape, spans, joined, room):
             return Prefix(self._assemble(shape, spans), shape, passage_cut=True)
         bare = PromptShape(len(shots), passage=False)
-        spans = self._data_spans(bare, query, "", shots)
+        spans = self._data_tokens(bare, query, "", shots)
         ids, lost = self._assemble(bare, spans), bool(joined)
         if len(ids) <= self.max_prefix_tokens:
             return Prefix(ids, bare, passage_cut=lost, passage_lost=lost)
@@ -125,23 +140,23 @@ class PromptBuilder:
             self._layouts[shape] = lay_out(self.lm.tokenizer, self.lm.plain, self.template, shape)
         return self._layouts[shape]
 
-    def _data_spans(self, shape: PromptShape, query: str, passage: str, shots: Sequence[Shot]) -> list[Span]:
+    def _data_tokens(self, shape: PromptShape, query: str, passage: str, shots: Sequence[Shot]) -> list[Tokens]:
         """The tokens in each slot."""
         data = [text for shot in shots for text in shot] + [passage] * shape.passage + [query]
         spans = []
         for i, slot in enumerate(self._layout(shape).slots):
             if self._is_passage(shape, slot):
-                spans.append(slot.span(passage))
+                spans.append(slot.tokens(passage))
             else:
                 text = data[slot.number]
                 # All candidates of a query have the same shots and the same query.
-                spans.append(self._known((shape, i, text), partial(slot.span, text)))
+                spans.append(self._known((shape, i, text), partial(slot.tokens, text)))
         return spans
 
-    def _known(self, key: tuple[object, ...], make: Callable[[], Span]) -> Span:
+    def _known(self, key: tuple[object, ...], make: Callable[[], Tokens]) -> Tokens:
         """The tokens of this key, kept for the next prompt."""
         if key not in self._spans:
-            if len(self._spans) >= KNOWN_SPANS:
+            if len(self._spans) >= KNOWN_TEXTS:
                 self._spans.clear()
             self._spans[key] = make()
         return self._spans[key]
@@ -153,11 +168,11 @@ class PromptBuilder:
         # A chat template brings the beginning-of-text token itself.
         return [] if self.template.chat else self.lm.lead_ids
 
-    def _length(self, shape: PromptShape, spans: Sequence[Span]) -> int:
+    def _length(self, shape: PromptShape, spans: Sequence[Tokens]) -> int:
         fixed = sum(map(len, self._layout(shape).fixed))
         return len(self._lead()) + fixed + sum(len(span.ids) for span in spans)
 
-    def _assemble(self, shape: PromptShape, spans: Sequence[Span]) -> list[int]:
+    def _assemble(self, shape: PromptShape, spans: Sequence[Tokens]) -> list[int]:
         fixed = self._layout(shape).fixed
         ids = [*self._lead(), *fixed[0]]
         for span, behind in zip(spans, fixed[1:], strict=True):
@@ -165,7 +180,7 @@ class PromptBuilder:
             ids += behind
         return ids
 
-    def _cut_passage(self, shape: PromptShape, spans: list[Span], passage: str, room: int) -> bool:
+    def _cut_passage(self, shape: PromptShape, spans: list[Tokens], passage: str, room: int) -> bool:
         """Shorten the passage's tokens by the `room` that is missing; False if none of its letters would be left."""
         slots = self._layout(shape).slots
         held = [i for i, slot in enumerate(slots) if self._is_passage(shape, slot)]
@@ -176,28 +191,42 @@ class PromptBuilder:
             # A letter of several tokens is kept whole, because a part of it would be read as another sign.
             while keep > 0 and span.offsets[keep - 1][1] > span.offsets[keep][0]:
                 keep -= 1
-            if keep <= 0 or not passage[: max(0, span.offsets[keep - 1][1] - len(slot.before))].strip():
+            if keep <= 0 or not passage[: max(0, span.end(keep - 1) - len(slot.before))].strip():
                 return False
-            spans[i] = Span(span.ids[:keep] + slot.after_ids, [])
+            spans[i] = Tokens(span.ids[:keep] + slot.after_ids, [])
         return bool(held)
 
-    def _end_and_output(self, shape: PromptShape, query: str, answer: str) -> tuple[Span, int]:
+    def _end(self, shape: PromptShape, query: str) -> PromptEnd:
+        """What of a prompt is tokenised together with its outputs: text of the template, or the query's last words."""
+        layout = self._layout(shape)
+        if layout.ending is not None:
+            return PromptEnd(layout.ending_text, layout.ending_tokens, layout.ending.tokens_of, shape)
+        last, slot = len(layout.slots) - 1, layout.slots[-1]
+        text, whole = slot.before + query + slot.after, self._known((shape, last, query), partial(slot.tokens, query))
+        # No token goes on over several words, so an output changes the last ones at most; a long query is not
+        # tokenised again for each output. Where its last words alone have other tokens, it is.
+        cut = text.rfind(" ", 0, max(0, len(text) - LAST_CHARACTERS))
+        known = whole.part(cut, len(text)) if cut > 0 else None
+        if known and encode(self.lm.plain.inner, text[cut:]).ids == known.ids:
+            return PromptEnd(text[cut:], len(known.ids), partial(encode, self.lm.plain.inner), None)
+        return PromptEnd(text, len(whole.ids), slot.tokens_of, shape)
+
+    def _joined(self, end: PromptEnd, answer: str) -> tuple[Tokens, int]:
         """The tokens of the prompt's end and an output, and the first of them that stands for a sign of the output."""
-        layout, slot = self._layout(shape), self._layout(shape).ending
-        begun = layout.ending_text
-        if slot is None:
-            slot = layout.slots[-1]
-            begun = slot.before + query + slot.after
-        text = begun + layout.space + output_text(self.template, answer)
-        span = self._known((shape, begun, text), partial(slot.span_of, text))
-        return span, span.first_after(len(begun))
+        text = end.text + self._said(answer)
+        tokens = self._known((end.shape, end.text, text), partial(end.tokens_of, text))
+        return tokens, tokens.first_after(len(end.text))
+
+    def _said(self, answer: str) -> str:
+        """An output as it follows the prompt."""
+        return self._layout(PromptShape(0, passage=False)).space + output_text(self.template, answer)
 
     def output(self, answer: str, query: str = "") -> list[int]:
         """The tokens of an output that are scored, at most `max_output_tokens`; none where it is blank."""
         if not answer.strip():
             return []
-        span, first = self._end_and_output(PromptShape(0, passage=False), query, answer)
-        return span.ids[first : first + self.max_output_tokens]
+        tokens, first = self._joined(self._end(PromptShape(0, passage=False), query), answer)
+        return tokens.ids[first : first + self.max_output_tokens]
 
     def pack(self, prefix: Prefix, query: str, answers: Sequence[str]) -> PackedPrompt:
         """A prefix of this query with its outputs, tokenised as the LLM would see prefix and output together.
@@ -205,21 +234,17 @@ class PromptBuilder:
         Where an output changes the prefix's last tokens, as "ing" changes "market", all outputs begin before these. The
         tokens that stand for the prefix alone are not scored.
         """
-        layout = self._layout(prefix.shape)
-        end = layout.ending_tokens
-        if layout.ending is None:
-            last = len(layout.slots) - 1
-            end = len(self._known((prefix.shape, last, query), partial(layout.slots[last].span, query)).ids)
-        fixed = len(prefix.ids) - end
-        joined = [self._end_and_output(prefix.shape, query, answer) for answer in answers]
-        shared = min(min(common_length(prefix.ids[fixed:], span.ids), first) for span, first in joined)
+        end = self._end(prefix.shape, query)
+        fixed = len(prefix.ids) - end.tokens
+        joined = [self._joined(end, answer) for answer in answers]
+        shared = min(min(common_length(prefix.ids[fixed:], tokens.ids), first) for tokens, first in joined)
         if fixed + shared == 0:
             # The first token of a text is predicted by none, so it must be the prefix's own.
-            texts = [layout.space + output_text(self.template, answer) for answer in answers]
-            return PackedPrompt(prefix.ids, [encode(self.lm.plain.inner, text).ids for text in texts])
+            apart = [encode(self.lm.plain.inner, self._said(answer)).ids for answer in answers]
+            return PackedPrompt(prefix.ids, [ids[: self.max_output_tokens] for ids in apart])
         return PackedPrompt(
             prefix.ids[: fixed + shared],
-            [span.ids[shared : first + self.max_output_tokens] for span, first in joined],
+            [tokens.ids[shared : first + self.max_output_tokens] for tokens, first in joined],
             [first - shared for _, first in joined],
         )
 

@@ -28,8 +28,11 @@ WORD_SPLITTERS = {"WhitespaceSplit", "Whitespace", "BertPreTokenizer"}
 
 @dataclass(frozen=True, eq=False)
 class PlainTokenizers:
-    """Tokenizers without control tokens, for the two places where a text may stand."""
+    """Tokenizers without control tokens, for the two places where a text may stand, and one for the template's text."""
 
+    template: Tokenizer
+    """The model's own, which finds control tokens. It tells what each token stands for, with the white space that some
+    tokenizers leave out of their offsets."""
     leading: Tokenizer
     """For a text with which a prompt begins: SentencePiece puts a space before it."""
     inner: Tokenizer
@@ -59,18 +62,19 @@ def plain_tokenizers(tokenizer: PreTrainedTokenizerBase) -> PlainTokenizers:
     # A byte of a letter that the vocabulary lacks is a part of the text, and so is the token for an unknown one.
     controls = {token["id"]: token["content"] for token in added if token not in blank}
     controls = {token: text for token, text in controls.items() if not BYTE.fullmatch(text)}
-    plain = described | {
-        "truncation": None,
-        "padding": None,
-        "post_processor": None,
-        "added_tokens": blank,
-        "model": _without_controls(model, controls),
-    }
+    if isinstance(model["vocab"], dict):
+        # An added token keeps its id only where the model has it too; else it gets the next that is free.
+        model = model | {"vocab": model["vocab"] | {token["content"]: token["id"] for token in blank}}
+    else:
+        blank = [token for token in blank if token["id"] < len(model["vocab"])]
+    template = described | dict.fromkeys(("truncation", "padding", "post_processor"))
+    plain = template | {"added_tokens": blank, "model": _without_controls(model, controls)}
     inner = plain | {name: _adding_nothing(plain[name]) for name in ("normalizer", "pre_tokenizer")}
     return PlainTokenizers(
-        Tokenizer.from_str(json.dumps(plain)),
-        Tokenizer.from_str(json.dumps(inner)),
-        frozenset(token for token, text in controls.items() if text != unknown),
+        template=Tokenizer.from_str(json.dumps(template)),
+        leading=Tokenizer.from_str(json.dumps(plain)),
+        inner=Tokenizer.from_str(json.dumps(inner)),
+        control_ids=frozenset(token for token, text in controls.items() if text != unknown),
     )
 
 

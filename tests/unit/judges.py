@@ -27,7 +27,13 @@ def exact_model(folder: Path | str) -> PreTrainedModel:
 @torch.inference_mode()
 def plain_scores(model: PreTrainedModel, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
     """Mean token log-likelihoods, one sequence at a time, the softmax in float64."""
-    return [[_plain_score(model, prompt.prefix, output) for output in prompt.outputs] for prompt in prompts]
+    return [
+        [
+            _plain_score(model, prompt.prefix + output[:unscored], output[unscored:])
+            for output, unscored in zip(prompt.outputs, prompt.unscored or [0] * len(prompt.outputs), strict=True)
+        ]
+        for prompt in prompts
+    ]
 
 
 def _plain_score(model: PreTrainedModel, prefix: list[int], output: list[int]) -> float:

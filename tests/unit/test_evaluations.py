@@ -10,7 +10,14 @@ import pytest
 from embedder.config.evaluate import EvaluationName
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.evaluation.base import Passage, Question, Reply, best_last, in_time
-from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of, in_document_order, measure_of, overlap
+from embedder.evaluation.evaluations import (
+    EVALUATIONS,
+    evaluation_of,
+    in_document_order,
+    measure_of,
+    option_letters,
+    overlap,
+)
 
 
 def question(evaluation, **fields):
@@ -70,6 +77,18 @@ def test_multiple_choice_shows_lettered_options_and_scores_the_letters():
     assert (ask.outputs, ask.written_tokens) == (["A", "B", "C"], 0)
     plain = EVALUATIONS["choice"].ask(question("choice", **{**CHOICE, "category": None}))
     assert plain.query.startswith("The following are multiple choice questions (with answers).\n\n2 + 2?")
+
+
+def test_multiple_choice_of_many_options_names_each():
+    """Beyond Z the letters go on as AA, AB; a right answer there was an IndexError."""
+    options = [f"option {i}" for i in range(30)]
+    many = {**CHOICE, "options": options, "answers": ["option 28"]}
+    ask = EVALUATIONS["choice"].ask(question("choice", **many))
+    assert ask.outputs[24:] == ["Y", "Z", "AA", "AB", "AC", "AD"]
+    assert ask.query.endswith("AC. option 28\nAD. option 29")
+    assert len(set(option_letters(800))) == 800
+    likelihoods = [-2.0] * 28 + [-1.0, -2.0]
+    assert judged("choice", Reply(likelihoods, [1] * 30), **many)["accuracy"] == (1.0, 1.0)
 
 
 def test_multiple_choice_is_right_if_the_right_letter_is_the_likeliest():

@@ -13,8 +13,9 @@ from tokenizers import processors
 from embedder.config.tasks import BUILTIN_TASKS, PromptTemplate
 from embedder.errors import ConfigError
 from embedder.labelling.prompts import PromptBuilder, choose_shots, prompt_builder
-from embedder.models.causal_lm import load_lm
+from embedder.models.causal_lm import CausalLm, load_lm
 from tests.unit.judges import quick
+from tests.unit.tiny_tokenizers import tiny_tokenizer
 
 TEMPLATE = PromptTemplate(context="Knowledge: {passage}\n", input="Q: {query} A:")
 PASSAGE = "Paris is the capital of France, a country in Europe. " * 12
@@ -202,6 +203,59 @@ def test_prompt_builder_a_sample_ends_before_the_first_stop_text(lm, stop, text)
     ids = [*lm.tokens(" Paris\nQ: which city"), lm.tokenizer.eos_token_id]
     template = PromptTemplate(context="{passage}", input="{query}", stop=stop)
     assert builder(lm, template=template).clean_sample(ids) == text
+
+
+def test_prompt_builder_a_chunk_goes_on_as_its_document_does(lm):
+    """Case 13-lrlm-glued: the answer keeps the white space with which it follows, and none is added."""
+    long = builder(lm, template=BUILTIN_TASKS["lrlm"].template)
+    chunk = "fox runs over the old bridge near market"
+    for answer in (" fox runs", "\nfox", "ing of foxes"):
+        packed = long.pack(long.prefix(chunk, ["one"], []), chunk, [answer])
+        text = lm.tokenizer.decode(packed.prefix + packed.outputs[0])
+        assert f"one\n{chunk}{answer}".startswith(text)
+        assert len(text) > len(f"one\n{chunk}")
+    assert long.clean_sample(lm.tokens(" fox runs\n")) == " fox runs\n"
+    assert long.output(" ", chunk) == []
+
+
+def test_prompt_builder_samples_are_read_as_they_follow_the_prompt():
+    """SentencePiece drops the space with which a text begins, and GPT-2's settings join "a ." to "a."."""
+    tokenizer = tiny_tokenizer("SentencePiece, Llama 2")
+    tokenizer.clean_up_tokenization_spaces = True
+    made = PromptBuilder(CausalLm(None, tokenizer), BUILTIN_TASKS["lrlm"].template, 8, 200)
+    prefix = made.prefix("the fox", [], [])
+    (output,) = made.pack(prefix, "the fox", [" is here ."]).outputs
+    assert made.clean_sample(output) == " is here ."
+
+
+def test_prompt_builder_an_assistants_message_begins_without_the_templates_space(chat_lm):
+    chat = builder(chat_lm, template=CHAT)
+    packed = chat.pack(chat.prefix("where?", ["one"], []), "where?", [" Paris "])
+    text = chat_lm.tokenizer.decode(packed.prefix + packed.outputs[0])
+    assert text == "<user>Knowledge: one\nQ: where? A:<answer>Paris"
+
+
+def test_prompt_builder_outputs_that_change_the_border_share_what_they_do_not_change(lm):
+    template = PromptTemplate(context="{passage}\n", input="{query}", output="{answer}")
+    made = builder(lm, template=template)
+    prefix = made.prefix("the capital of Fr", [], [])
+    answers = ["ance", " is", "ance and dogs and foxes and more"]
+    packed = made.pack(prefix, "the capital of Fr", answers)
+    assert packed.prefix == prefix.ids[: len(packed.prefix)]
+    for answer, output, unscored in zip(answers, packed.outputs, packed.unscored, strict=True):
+        whole = lm.tokens("the capital of Fr" + answer)
+        assert packed.prefix + output == whole[: len(packed.prefix) + len(output)]
+        assert 1 <= len(output) - unscored <= 5
+        assert output[unscored:] == made.output(answer, "the capital of Fr")
+
+
+def test_prompt_builder_the_first_token_of_a_text_stays_the_prefixs(lm):
+    """Nothing precedes it, so nothing could predict it as a part of the output."""
+    template = PromptTemplate(context="{passage}\n", input="{query}", output="{answer}")
+    made = builder(lm, template=template)
+    packed = made.pack(made.prefix("T", [], []), "T", ["he quick fox"])
+    assert packed.prefix == lm.tokens("T")
+    assert lm.tokenizer.decode(packed.outputs[0]).startswith("he")
 
 
 POOL = [(f"q{i}", f"question {i}", f"answer {i}") for i in range(9)]

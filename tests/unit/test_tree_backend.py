@@ -219,9 +219,9 @@ def test_tree_backend_scores_of_a_real_llm_equal_plain_ones():
     prompts = []
     for query in prepared.queries["train"]:
         passage = prepared.passages[query["positive_ids"][0]]["text"]
-        outputs = [builder.output(text) for text in (query["answers"][0], "I do not know", "1987")]
-        prefixes = [builder.prefix(query["query"], given, []).ids for given in ([], [passage])]
-        prompts += [PackedPrompt(prefix, outputs) for prefix in prefixes]
+        outputs = [query["answers"][0], "I do not know", "1987"]
+        prefixes = [builder.prefix(query["query"], given, []) for given in ([], [passage])]
+        prompts += [builder.pack(prefix, query["query"], outputs) for prefix in prefixes]
     backend = choose_backend(lm, config, task.max_output_tokens)
     assert isinstance(backend, TreeBackend)
     assert farthest(backend.score(prompts), plain_scores(exact_model(prepare_lm(config, cache)), prompts)) < 1e-3

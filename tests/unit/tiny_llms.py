@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     BertConfig,
     BloomConfig,
@@ -74,6 +76,37 @@ SEQUENTIAL: dict[str, PreTrainedConfig] = {
     ),
 }
 """They must be scored one sequence at a time."""
+
+MORE = {**GROUPED, "head_dim": 8, "num_hidden_layers": 4}
+ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_experts": 4}
+LOCAL = {"num_local_experts": 4}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3": {},
+    "qwen3_moe": ROUTED,
+    "gemma": {},
+    "gemma2": {"sliding_window": 8},
+    "gemma3_text": {"sliding_window": 8},
+    "gpt_oss": {"sliding_window": 8, "num_experts_per_tok": 2, **LOCAL},
+    "llama4_text": {"attention_chunk_size": 8, "intermediate_size_mlp": 64, **LOCAL},
+    "olmo3": {"sliding_window": 8},
+    "granite": {},
+    "cohere2": {"sliding_window": 8},
+    "smollm3": {},
+    "starcoder2": {"sliding_window": 8},
+    "mistral": {"sliding_window": 8},
+    "stablelm": {},
+    "nemotron": {},
+    "helium": {},
+    "diffllama": {},
+}
+"""More families by the name of their architecture: what of `MORE` they have otherwise."""
+
+
+def family_config(name: str) -> PreTrainedConfig:
+    """The configuration of a tiny model of a family."""
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2}
+    return CONFIG_MAPPING[name](**{**MORE, **special, **FAMILIES[name]})
+
 
 ENCODER = BertConfig(**WIDE)
 

@@ -42,6 +42,7 @@ def _byte_level(pattern: str | None) -> Tokenizer:
             pre_tokenizers.Split(Regex(pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
