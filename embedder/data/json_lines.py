@@ -91,6 +91,8 @@ def parse_json(text: str) -> object:
         if "\\u" in text:
             # A lone surrogate is valid JSON but no text that could be hashed or written; only an escape makes one.
             json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RowError("a text holds half of a character (a lone surrogate)") from error
     except (ValueError, RecursionError) as error:
         raise RowError(f"not JSON: {error}") from error
     return value

@@ -64,6 +64,12 @@ def test_reference_reader_keeps_white_space_of_answers_that_continue_the_query(t
     assert read_source(source, BUILTIN_TASKS["lrlm"], 0).queries["train"][0]["answers"] == ["\n    return 1"]
 
 
+def test_long_text_does_not_mind_what_stands_beside_it(tmp_path):
+    row = {"query_id": "doc", "text": "word " * 60, "history": 5, "pos": 3, "teacher_scores": True, "query": None}
+    got = read_layout(tmp_path, "lrlm", train=[row], chunk_words=10)
+    assert (got.rejected, len(got.queries["train"])) == ([], 2)
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not here")
 @pytest.mark.parametrize("folder", sorted(DATA.glob("lrlm/*")), ids=lambda path: path.name)
 def test_long_texts_of_real_data_are_sliced_as_they_stand(folder):

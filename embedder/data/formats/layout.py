@@ -6,6 +6,7 @@ A row that brings its own `history` takes its candidates from there; a row that 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -103,7 +104,8 @@ class LayoutReader(SourceReader):
         rejected = len(prepared.rejected)
         for number, raw in read_lines(path, prepared):
             # The title of a long text goes with its chunks; that of a query is not read.
-            names.see(raw.keys() - {"text", "title"} if "text" in raw else raw)
+            long = raw.get("text") is not None and not scored
+            names.see(raw.keys() - {"text", "title"} if long else raw)
             try:
                 if scored and raw.get("dataset") is not None and required_text(raw, "dataset") != self.source.dataset:
                     counts["elsewhere"] += 1
@@ -120,7 +122,9 @@ class LayoutReader(SourceReader):
             scores = raw.get("teacher_scores")
             counts["ignored"] += bool(scores) and not scored
             counts["repeated"] += len(scores) - len(queries[0]["teacher_scores"]) if scores and scored else 0
-            counts["strangers"] += bool(raw.get("history")) and not _texts(raw, "pos") <= _texts(raw, "history")
+            # Of a long text nobody has looked at the types of other fields.
+            history = [] if long else raw.get("history") or []
+            counts["strangers"] += bool(history) and not _stripped(raw.get("pos") or []) <= _stripped(history)
         if counts["elsewhere"] and not known and len(prepared.rejected) == rejected:
             raise DataError(f"{path}: no row of dataset {self.source.dataset!r}; its rows name other datasets")
         prepared.left_out += counts["elsewhere"]
@@ -133,7 +137,7 @@ class LayoutReader(SourceReader):
 
         `scored`: its candidates are what the row's `teacher_scores` are for, and these are kept.
         """
-        if "text" not in row or scored:
+        if row.get("text") is None or scored:
             query = self._query(row, prepared, scored)
             self._check(query, row, scored)
             return [query]
@@ -248,5 +252,5 @@ class LayoutReader(SourceReader):
         return ids
 
 
-def _texts(row: Row, key: str) -> set[str]:
-    return {text.strip() for text in row.get(key) or []}
+def _stripped(texts: Iterable[str]) -> set[str]:
+    return {text.strip() for text in texts}
