@@ -104,6 +104,8 @@ def parse_object(line: str) -> Row:
     Raises:
         RowError: it is no JSON, no object, nested too deeply, or holds a text that is no Unicode.
     """
+    if line.strip() in {"[", "{"}:
+        raise RowError("a JSON value over several lines; write one object a line (JSON Lines)")
     row = parse_json(line)
     if not isinstance(row, dict):
         raise RowError(f"a {type(row).__name__}, not an object")

@@ -148,6 +148,8 @@ NO_ROWS = {
     "a number of 5,000 digits": ('{"query_id": ' + "9" * 5000 + "}", "not JSON"),
     "a bare empty byte": ('{"query": "a\0b"}', "not JSON"),
     "two objects": ('{"query": "a"} {"query": "b"}', "not JSON: Extra data"),
+    "the beginning of an array": ("[ ", "write one object a line"),
+    "the beginning of an object": ("{", "write one object a line"),
     "nothing but an end": ("\x1a", "not JSON"),
 }
 

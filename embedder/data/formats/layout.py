@@ -6,7 +6,7 @@ A row that brings its own `history` takes its candidates from there; a row that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -111,6 +111,8 @@ class LayoutReader(SourceReader):
                     counts["elsewhere"] += 1
                     continue
                 queries = self._queries(self._layout_row({"options": labels, **raw}), split, prepared, scored)
+                if scored and optional_id(raw, "query_id") is None:
+                    self._name_scored(queries[0], known)
                 name = queries[0]["query_id"]
                 if name in known:
                     merge_line(known[name], queries, in_time=bool(raw.get("history")))
@@ -171,10 +173,10 @@ class LayoutReader(SourceReader):
             pool, scores = self._scored_pool(row, pool or [], prepared)
         origin = optional_id(row, "conversation_id")
         # Without an id a query is its content: the same words after another history are another query.
-        history = [pool, origin] if row.get("history") else []
+        context = [pool, origin] if row.get("history") else []
         return query_row(
             self.source,
-            optional_id(row, "query_id") or content_id(self.source.dataset, query, *history),
+            optional_id(row, "query_id") or content_id(self.source.dataset, query, *context),
             query,
             answers=answers,
             positive_ids=list(dict.fromkeys(positives)),
@@ -184,6 +186,15 @@ class LayoutReader(SourceReader):
             category=optional_text(row, "category") or optional_text(row, "subject"),
             origin=origin,
         )
+
+    def _name_scored(self, query: Row, known: Mapping[str, Line]) -> None:
+        """Name a scored query without an id by its candidates too, where its text is known with others.
+
+        Scores are for the candidates of their row, so that two such rows are two groups.
+        """
+        first = known.get(query["query_id"], [query])[0]
+        if first["pool_ids"] != query["pool_ids"]:
+            query["query_id"] = content_id(self.source.dataset, query["query"], query["pool_ids"])
 
     def _candidates(self, row: Row, prepared: Prepared, scored: bool) -> tuple[list[str], list[str] | None]:
         """Ids of the known positives, and of all candidates of a row that brings its own, in the row's order."""
