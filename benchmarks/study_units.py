@@ -23,7 +23,7 @@ from embedder.storage.durable import locked, write_durably
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train
 from embedder.training.training_rows import write_training_rows
-from ray_jobs.cluster.tables import labelled_ledger, positive_ids
+from ray_jobs.cluster.tables import example_ids, labelled_ledger, positive_ids
 from ray_jobs.training.groups import labelled_groups
 
 FORMAT = 1
@@ -63,7 +63,7 @@ class Study:
         self.config, self.settings, self.split = config, config.train, split
         self.folder = config.paths.mounted / "study"
         self.groups = labelled_groups(config.paths, labelled_ledger(config))
-        self.positives = positive_ids(config.paths)
+        self.positives, self.examples = positive_ids(config.paths), example_ids(config.paths)
         self._data = content_id([(group["row_id"], group["label_fingerprint"]) for group in self.groups])
 
     def file(self, unit: Unit) -> Path:
@@ -116,7 +116,8 @@ class Study:
         tasks = unit.arm.specs(self.config.tasks)
         settings = unit.arm.settings(self.settings, unit.seed)
         job = TrainingJob(self.config.encoder, tasks, settings, self.file(unit).with_suffix(""))
-        sizes, left_out = write_training_rows(unit.arm.groups(self.groups), tasks, job.rows, self.positives)
+        groups = unit.arm.groups(self.groups)
+        sizes, left_out = write_training_rows(groups, tasks, job.rows, self.positives, self.examples)
         console().print(f"{unit.name}: groups {dict(sizes)}, left out {dict(left_out)}", markup=False)
         with progress(unit.name, settings.steps, console()) as counter:
 

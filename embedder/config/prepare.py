@@ -56,6 +56,6 @@ class PrepareConfig(Section):
     sources: list[Source] = Field(min_length=1)
     """The datasets."""
     max_rejected_share: float = Field(default=0.05, ge=0, le=1)
-    """The job stops when a larger share of a dataset's rows is rejected as unusable."""
+    """The job stops when a larger share of a dataset's rows is rejected as unusable, or every row of a file."""
     seed: int = 0
     """Seed of all choices of rows."""

@@ -91,6 +91,8 @@ def parse_json(text: str) -> object:
         if "\\u" in text:
             # A lone surrogate is valid JSON but no text that could be hashed or written; only an escape makes one.
             json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RowError("a text holds half of a character (a lone surrogate)") from error
     except (ValueError, RecursionError) as error:
         raise RowError(f"not JSON: {error}") from error
     return value
@@ -102,6 +104,8 @@ def parse_object(line: str) -> Row:
     Raises:
         RowError: it is no JSON, no object, nested too deeply, or holds a text that is no Unicode.
     """
+    if line.strip() in {"[", "{"}:
+        raise RowError("a JSON value over several lines; write one object a line (JSON Lines)")
     row = parse_json(line)
     if not isinstance(row, dict):
         raise RowError(f"a {type(row).__name__}, not an object")

@@ -63,7 +63,10 @@ class DatasetValues:
     @property
     def origins(self) -> dict[str, str]:
         """The document or conversation of each query, which is drawn as a whole; else the query itself."""
-        return {row["query_id"]: row["origin"] or row["query_id"] for row in self.rows}
+        named = {row["origin"] for row in self.rows}
+        # A conversation and a query of one name are two things.
+        alone = {row["query_id"]: f"query {row['query_id']}" for row in self.rows if row["query_id"] in named}
+        return {row["query_id"]: str(row["origin"] or alone.get(row["query_id"], row["query_id"])) for row in self.rows}
 
     def units(self, queries: Sequence[str]) -> NDArray[np.int64]:
         """The unit of each of some queries, those of one document or conversation together, counted from 0."""

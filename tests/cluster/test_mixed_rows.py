@@ -102,7 +102,6 @@ def test_mixed_rows_go_through_all_jobs(cluster: Cluster, run_file: Path, tmp_pa
     run["prepare"] = {"sources": write_sources(tmp_path), "max_rejected_share": 0.5}
     run["train"] |= {"steps": 3, "num_workers": 1}
     run["label"] |= {"num_samples": 2, "block_rows": 40}
-    run["evaluate"] |= {"resamples": 50}
     run["index"] = {"num_shards": 1}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(run), encoding="utf-8")

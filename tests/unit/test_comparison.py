@@ -158,3 +158,10 @@ def test_summarise_does_not_depend_on_the_order_of_queries():
     one, other = tool(), tool()
     other.rows = other.rows[::-1]
     assert summarise([one], SETTINGS) == summarise([other], SETTINGS)
+
+
+def test_units_of_a_conversation_and_a_query_of_one_name_are_two():
+    """An id is a name within its table, case 04-id-collision."""
+    rows = [row("chat", 0, origin="q2"), row("chat", 1, origin="q2"), row("chat", 2), row("chat", 3)]
+    one = DatasetValues("chat-set", "chat", EVALUATIONS["chat"], rows)
+    assert sorted(one.units(["q0", "q1", "q2", "q3"]).tolist()) == [0, 0, 1, 2]

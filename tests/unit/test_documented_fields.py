@@ -257,7 +257,7 @@ def test_title_reaches_encoder_word_search_and_llm_in_every_format(tmp_path, for
     assert (passage["text"], passage["title"]) == (f"Albert {SIGN} was born in Ulm.", f"Albert {SIGN}")
     encoder = Listening()
     encode(encoder, [passage["text"]], BUILTIN_TASKS["qa"], "passage")
-    assert SIGN in encoder.texts[0]
+    assert SIGN in str(encoder.texts[0])
     (found,) = LexicalIndex([name, "other"], [passage["text"], "nothing"]).search([SIGN], [None], 1)
     assert [each for each, _ in found] == [name]
     lm = load_lm(tiny_llm, tmp_path / "cache", device="cpu")

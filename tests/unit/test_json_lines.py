@@ -143,11 +143,13 @@ NO_ROWS = {
     "a field twice within": ('{"metadata": {"a": 1, "a": 2}}', "the field 'a' stands twice"),
     "deep lists": ('{"a": ' + "[" * 65 + "]" * 65 + "}", f"nested more than {MAX_NESTING} levels"),
     "endless lists": ("[" * 500_000, f"nested more than {MAX_NESTING} levels"),
-    "half a surrogate": (r'{"query": "\ud800"}', "not JSON"),
-    "half a surrogate in a name": (r'{"\udfff": 1}', "not JSON"),
+    "half a surrogate": (r'{"query": "\ud800"}', "half of a character"),
+    "half a surrogate in a name": (r'{"\udfff": 1}', "half of a character"),
     "a number of 5,000 digits": ('{"query_id": ' + "9" * 5000 + "}", "not JSON"),
     "a bare empty byte": ('{"query": "a\0b"}', "not JSON"),
     "two objects": ('{"query": "a"} {"query": "b"}', "not JSON: Extra data"),
+    "the beginning of an array": ("[ ", "write one object a line"),
+    "the beginning of an object": ("{", "write one object a line"),
     "nothing but an end": ("\x1a", "not JSON"),
 }
 
@@ -173,6 +175,7 @@ AWKWARD = {
     "a number that is none, in a field that is not read": ({"weight": float("inf")}, None),
     "nothing but joiners": ({"query": "\u200b\u2060\ufeff"}, "query is '\\u200b"),
     "a title of a number": ({"category": 1984}, None),
+    "null for a long text": ({"text": None, "history": None}, None),
     "a list for a text": ({"category": ["x"]}, "category is ['x']"),
     "a truth for a text": ({"subject": True}, "subject is True"),
     "a text for a list": ({"answers": "yes"}, "answers is not a list of non-empty texts, but 'yes'"),

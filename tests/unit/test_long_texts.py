@@ -11,19 +11,24 @@ from hypothesis import strategies as st
 from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import read_source
+from embedder.labelling.prompts import prompt_builder
+from embedder.models.causal_lm import load_lm
 from tests.conftest import DATA
 from tests.unit.judges import quick
 from tests.unit.test_dataset import lines, read_layout
 
 
-def test_long_text_keeps_the_white_space_between_chunks(tmp_path):
-    """The LLM reads "market fox" where two chunks meet, case 13-lrlm-glued (its reading half)."""
+def test_long_text_is_read_by_the_llm_as_it_stands_where_two_chunks_meet(tmp_path, tiny_llm):
+    """The LLM reads "market fox" and not "marketfox", case 13-lrlm-glued."""
     text = " ".join(["fox runs over the old bridge near market"] * 12)
     got = read_layout(tmp_path, "lrlm", train=[{"query_id": "doc", "text": text}], chunk_words=8)
-    for query in got.queries["train"]:
-        assert f"{query['query']}{query['answers'][0]}"[-45:-36] != "marketfox"
-        assert query["query"] + query["answers"][0] in text
-        assert query["answers"][0].startswith(" fox")
+    lm = load_lm(tiny_llm, tmp_path / "cache", device="cpu")
+    builder = prompt_builder(lm, BUILTIN_TASKS["lrlm"], tiny_llm)
+    for row in got.queries["train"]:
+        assert row["query"] + row["answers"][0] in text
+        packed = builder.pack(builder.prefix(row["query"], [], []), row["query"], row["answers"])
+        read = lm.tokenizer.decode(packed.prefix + packed.outputs[0])
+        assert "market fox" in read and "marketfox" not in read
 
 
 @quick
@@ -62,6 +67,12 @@ def test_reference_reader_keeps_white_space_of_answers_that_continue_the_query(t
     lines(tmp_path / "rows.jsonl", [{"query": "def f():", "answers": ["\n    return 1"], "pos": ["P"], "neg": ["N"]}])
     source = Source(task="lrlm", dataset="d", path=tmp_path / "rows.jsonl", format="reference")
     assert read_source(source, BUILTIN_TASKS["lrlm"], 0).queries["train"][0]["answers"] == ["\n    return 1"]
+
+
+def test_long_text_does_not_mind_what_stands_beside_it(tmp_path):
+    row = {"query_id": "doc", "text": "word " * 60, "history": 5, "pos": 3, "teacher_scores": True, "query": None}
+    got = read_layout(tmp_path, "lrlm", train=[row], chunk_words=10)
+    assert (got.rejected, len(got.queries["train"])) == ([], 2)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not here")

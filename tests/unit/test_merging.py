@@ -33,6 +33,14 @@ def test_merging_unites_candidates_of_rows_that_bring_their_own(tmp_path):
     assert got.merged == 1
 
 
+def test_merging_leaves_groups_with_scores_apart(tmp_path):
+    """Scores are for the candidates of their row, so two rows are two groups; the same row twice is one."""
+    rows = [{"query": "q", "answers": ["a"], "pos": ["P"], "neg": [text], "teacher_scores": [2, 1]} for text in "NMN"]
+    lines(tmp_path / "rows.jsonl", rows)
+    got = read(tmp_path / "rows.jsonl", "reference", teacher_scores=True)
+    assert (got.rejected, got.merged, len(got.queries["train"])) == ([], 1, 2)
+
+
 CONTRADICTIONS = {
     "another query of its id": (question(1), question(1, query="other"), "with another query"),
     "another subject": (question(1, category="a"), question(1, category="b"), "with category 'a'"),

@@ -79,6 +79,26 @@ def test_training_groups_take_a_group_of_both_runs_once_as_a_new_one(tmp_path, t
     assert len(taken.groups) == len({group["row_id"] for group in taken.groups}) == 8
 
 
+def test_replay_takes_equal_ids_of_two_runs_for_two_things(tmp_path, tiny_encoder_folder, old):
+    """Both runs number their queries and passages in the same way, case 04-id-collision."""
+    path = new(tmp_path, tiny_encoder_folder, share=0.5)
+    for run, positive in (("new", "is-new"), ("old", "is-old")):
+        for task in ("tool", "qa", "chat"):
+            known = {"task": task, "dataset": task, "query_id": "0", "positive_ids": [positive]}
+            write_table(
+                [{**dict.fromkeys(QUERY.names), **known, "example_ids": [f"own-{positive}"]}],
+                QUERY,
+                tmp_path / run / "prepared" / "queries" / "train" / f"{task}.parquet",
+            )
+    taken = training_groups(load_run(path))
+    for group in taken.groups:
+        query = (group["dataset"], group["query_id"])
+        if group["query_id"] == "0":
+            wanted = "is-new" if group["task"] == "tool" else "is-old"
+            assert (taken.positives[query], taken.examples[query]) == ([wanted], [f"own-{wanted}"])
+    assert len({group["dataset"] for group in taken.groups}) == 3
+
+
 def test_replay_takes_the_labels_of_a_reranker_where_a_run_has_some(tmp_path, tiny_encoder_folder, old):
     config = load_run(old)
     rows = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id").read().to_pylist()

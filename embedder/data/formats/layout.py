@@ -6,6 +6,7 @@ A row that brings its own `history` takes its candidates from there; a row that 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -103,12 +104,15 @@ class LayoutReader(SourceReader):
         rejected = len(prepared.rejected)
         for number, raw in read_lines(path, prepared):
             # The title of a long text goes with its chunks; that of a query is not read.
-            names.see(raw.keys() - {"text", "title"} if "text" in raw else raw)
+            long = raw.get("text") is not None and not scored
+            names.see(raw.keys() - {"text", "title"} if long else raw)
             try:
                 if scored and raw.get("dataset") is not None and required_text(raw, "dataset") != self.source.dataset:
                     counts["elsewhere"] += 1
                     continue
                 queries = self._queries(self._layout_row({"options": labels, **raw}), split, prepared, scored)
+                if scored and optional_id(raw, "query_id") is None:
+                    self._name_scored(queries[0], known)
                 name = queries[0]["query_id"]
                 if name in known:
                     merge_line(known[name], queries, in_time=bool(raw.get("history")))
@@ -120,7 +124,9 @@ class LayoutReader(SourceReader):
             scores = raw.get("teacher_scores")
             counts["ignored"] += bool(scores) and not scored
             counts["repeated"] += len(scores) - len(queries[0]["teacher_scores"]) if scores and scored else 0
-            counts["strangers"] += bool(raw.get("history")) and not _texts(raw, "pos") <= _texts(raw, "history")
+            # Of a long text nobody has looked at the types of other fields.
+            history = [] if long else raw.get("history") or []
+            counts["strangers"] += bool(history) and not _stripped(raw.get("pos") or []) <= _stripped(history)
         if counts["elsewhere"] and not known and len(prepared.rejected) == rejected:
             raise DataError(f"{path}: no row of dataset {self.source.dataset!r}; its rows name other datasets")
         prepared.left_out += counts["elsewhere"]
@@ -133,7 +139,7 @@ class LayoutReader(SourceReader):
 
         `scored`: its candidates are what the row's `teacher_scores` are for, and these are kept.
         """
-        if "text" not in row or scored:
+        if row.get("text") is None or scored:
             query = self._query(row, prepared, scored)
             self._check(query, row, scored)
             return [query]
@@ -167,10 +173,10 @@ class LayoutReader(SourceReader):
             pool, scores = self._scored_pool(row, pool or [], prepared)
         origin = optional_id(row, "conversation_id")
         # Without an id a query is its content: the same words after another history are another query.
-        history = [pool, origin] if row.get("history") else []
+        context = [pool, origin] if row.get("history") else []
         return query_row(
             self.source,
-            optional_id(row, "query_id") or content_id(self.source.dataset, query, *history),
+            optional_id(row, "query_id") or content_id(self.source.dataset, query, *context),
             query,
             answers=answers,
             positive_ids=list(dict.fromkeys(positives)),
@@ -180,6 +186,15 @@ class LayoutReader(SourceReader):
             category=optional_text(row, "category") or optional_text(row, "subject"),
             origin=origin,
         )
+
+    def _name_scored(self, query: Row, known: Mapping[str, Line]) -> None:
+        """Name a scored query without an id by its candidates too, where its text is known with others.
+
+        Scores are for the candidates of their row, so that two such rows are two groups.
+        """
+        first = known.get(query["query_id"], [query])[0]
+        if first["pool_ids"] != query["pool_ids"]:
+            query["query_id"] = content_id(self.source.dataset, query["query"], query["pool_ids"])
 
     def _candidates(self, row: Row, prepared: Prepared, scored: bool) -> tuple[list[str], list[str] | None]:
         """Ids of the known positives, and of all candidates of a row that brings its own, in the row's order."""
@@ -248,5 +263,5 @@ class LayoutReader(SourceReader):
         return ids
 
 
-def _texts(row: Row, key: str) -> set[str]:
-    return {text.strip() for text in row.get(key) or []}
+def _stripped(texts: Iterable[str]) -> set[str]:
+    return {text.strip() for text in texts}
