@@ -6,6 +6,7 @@ kinds. Here what does not fit is refused with one line, before any weight is rea
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -49,6 +51,10 @@ DTYPES = {
 """Names in safetensors headers; those that are not here are loaded by quantised models alone."""
 PADDED_POSITIONS = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
 """Models that count positions from the padding token's id on, and so take fewer tokens than they have positions."""
+TEXT_TOKENS = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")} | {
+    "additional_special_tokens"
+}
+"""Special tokens that a text model may use; all others stand for what is no text."""
 NUMBER = re.compile(r"\.\d+\.")
 """The number of a layer in the name of a weight."""
 PROBES = ("a", "The fox", "é 日本 \U0001f600\n")
@@ -133,6 +139,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     further = {"gguf_file": packed.name} if packed is not None else {}
     with one_model_error(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **further)
+        if packed is None and tokenizer.is_fast:
+            _drop_placeholders(tokenizer, read_object(folder / CONFIG))
         rows = tokenizer(list(PROBES), add_special_tokens=False)["input_ids"]
     if not all(rows[:2]):
         raise ModelError(
@@ -140,6 +148,28 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "files of the tokenizer"
         )
     return tokenizer
+
+
+def _drop_placeholders(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> None:
+    """Make text of tokens for pictures or sound beyond the embedding, as the small Gemma 3 have one.
+
+    They share the tokenizer of the models that see, and have no embedding for `<image_soft_token>`.
+    """
+    text_config = config.get("text_config")
+    rows = (text_config if isinstance(text_config, dict) else config).get("vocab_size")
+    named = tokenizer.special_tokens_map.items()
+    placeholders = {token for name, token in named if name not in TEXT_TOKENS and isinstance(token, str)}
+    if not placeholders or not isinstance(rows, int):
+        return
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = [
+        token
+        for token in described["added_tokens"]
+        if token["id"] < rows or not token["special"] or token["content"] not in placeholders
+    ]
+    if len(kept) < len(described["added_tokens"]):
+        # By the private name, because tokenizers can add a token and not take one away.
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps({**described, "added_tokens": kept}))
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, folder: Path) -> None:

@@ -275,6 +275,26 @@ def test_loader_refuses_a_tokenizer_with_more_tokens_than_the_model_has_embeddin
     refused(kind, folder, f"'<surplus>' the id {rows}, but the model has embeddings for {rows} ids")
 
 
+@pytest.mark.parametrize("key", ["image_token", "additional_special_tokens"])
+def test_load_encoder_takes_a_placeholder_for_pictures_beyond_the_embeddings_as_text(tmp_path, key):
+    """The small Gemma 3 and EmbeddingGemma have one; other special tokens may be in use, and are refused."""
+    special = {"image_token": "<picture>"} if key == "image_token" else ["<picture>"]
+    names = {**BERT_SPECIAL, "extra_special_tokens": special}
+    tokenizer = wrapped(byte_level([*BERT_SPECIAL.values()]), "[CLS] $A [SEP]", ["[CLS]", "[SEP]"], **names)
+    rows = len(tokenizer) - 1
+    assert tokenizer.convert_tokens_to_ids("<picture>") == rows
+    folder = bert_folder(tmp_path / "bert", tokenizer, vocab_size=rows)
+    if key != "image_token":
+        refused("encoder", folder, f"'<picture>' the id {rows}")
+        return
+    check_encoder(encoder_config(folder))
+    encoder = load_encoder(encoder_config(folder), "cpu")
+    texts = ["a <picture> of a fox", "a of a fox"]
+    assert max(map(max, encoder.tokenize(texts))) < rows
+    first, second = encode_prompted(encoder, texts)
+    assert np.abs(first - second).max() > 1e-4
+
+
 def test_loader_refuses_a_tokenizer_that_knows_no_word(kind, folder):
     empty = Tokenizer(models.WordLevel({"[PAD]": 0, "[END]": 1}, unk_token="[PAD]"))
     empty.pre_tokenizer = pre_tokenizers.Whitespace()
