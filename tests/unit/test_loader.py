@@ -29,7 +29,8 @@ from embedder.config.run import EncoderConfig, LlmConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import EmbedderError, ModelError
 from embedder.models.causal_lm import check_llm, load_lm
-from embedder.models.encoder import check_encoder, encode_prompted, export_encoder, load_encoder
+from embedder.models.encoder import check_encoder, encode_prompted, load_encoder
+from embedder.models.encoder_export import export_encoder
 from embedder.models.locate import count_parameters, locate_model
 from embedder.training.cross_encoder import check_cross_encoder, load_cross_encoder
 from tests.unit.tiny_folders import (
