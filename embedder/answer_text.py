@@ -19,7 +19,8 @@ THOUSANDS = regex.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})++(?!\d|,\d)")
 LEADING_DOT = regex.compile(r"(?<![\w.])\.(?=\d)")
 SIGN = rf"""
     (?<=\d)[\p{{P}}^=<>|~](?=\d)                                      # 3.14  1/2  12:30  2-1
-    | (?<![{CHARACTER})\]])-(?=\p{{Sc}}?[\d∞]|\p{{L}}(?!{CHARACTER})) # -5  -$5  -x
+    | (?<![{CHARACTER})\]])-(?=\p{{Sc}}?[\d∞]|\p{{L}}{{1,3}}(?!{CHARACTER})) # -5  -$5  -x
+    | (?<=\de)-(?=\d)                                                 # 1e-5
     | (?<=(?<![{CHARACTER}*])\p{{L}}{{1,2}})[-*](?![\w*])             # A-  AB-  A*
     | (?<={CHARACTER})\#(?!{CHARACTER})                               # C#
     | (?<={CHARACTER})(?:!=|[=<>^*~|]+)(?=-?{CHARACTER})              # x<y  x^2

@@ -57,7 +57,9 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
         "version": __version__,
         "round": config.paths.round,
         "model": contents.of_model(str(config.paths.model)),
-        "settings": {name: effective(settings[name]) for name in ("encoder", "mine", "label", "train", "tasks")},
+        "settings": {
+            name: effective(settings[name]) for name in ("encoder", "words", "mine", "label", "train", "tasks")
+        },
         "encoder": {
             "model": config.encoder.model,
             "fingerprint": contents.of_model(config.encoder.model),

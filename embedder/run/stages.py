@@ -82,7 +82,7 @@ STAGES = {
         ),
         Stage(
             "mine",
-            ("mine", "encoder", "tasks"),
+            ("mine", "words", "encoder", "tasks"),
             reads=lambda config: [config.paths.corpus, config.paths.queries],
             writes=lambda config: [config.paths.candidates],
             models=lambda config: [config.encoder.model],
@@ -105,14 +105,14 @@ STAGES = {
         ),
         Stage(
             "index",
-            ("index", "encoder", "tasks"),
+            ("index", "words", "encoder", "tasks"),
             reads=lambda config: [config.paths.corpus],
             writes=_built,
             models=lambda config: [config.index.model or str(config.paths.model)],
         ),
         Stage(
             "evaluate",
-            ("evaluate", "encoder", "llm", "label", "tasks"),
+            ("evaluate", "words", "encoder", "llm", "label", "tasks"),
             reads=lambda config: [config.paths.corpus, config.paths.queries],
             writes=lambda config: [config.paths.mounted / "evaluation"],
             models=lambda config: [config.encoder.model, str(config.paths.model), _model(config.llm)],

@@ -62,6 +62,11 @@ def test_stage_is_done_until_its_settings_change(run_path):
     assert mine_is_done(config)
     assert not mine_is_done(load_run(run_path, ["mine.seed=1"]))
     assert not mine_is_done(load_run(run_path, ["encoder.max_tokens=64"]))
+    assert not mine_is_done(load_run(run_path, ["words.stop_words=english"]))
+
+
+def test_stages_that_search_by_words_depend_on_their_settings():
+    assert {name for name, stage in STAGES.items() if "words" in stage.sections} == {"mine", "index", "evaluate"}
 
 
 def test_stage_does_not_depend_on_machines_and_settings_of_other_stages(run_path):
