@@ -69,10 +69,10 @@ class Tokens:
 
     def part(self, start: int, stop: int) -> Tokens | None:
         """The tokens between two characters, which count from the first of them."""
-        found = self.between(start, stop)
-        if found is None:
+        bounds = self.between(start, stop)
+        if bounds is None:
             return None
-        return Tokens(self.ids[slice(*found)], self.offsets[slice(*found)], self.origin + start)
+        return Tokens(self.ids[slice(*bounds)], self.offsets[slice(*bounds)], self.origin + start)
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Tokens:
@@ -111,9 +111,9 @@ class Slot:
         if self.tokenizer is not None:
             whole = encode(self.tokenizer, self.left + text + self.right)
             start, stop = len(self.left), len(self.left) + len(text)
-            found = whole.between(start, stop)
-            if found and whole.ids[: found[0]] == self.left_ids and whole.ids[found[1] :] == self.right_ids:
-                return Tokens(whole.ids[slice(*found)], whole.offsets[slice(*found)], start)
+            bounds = whole.between(start, stop)
+            if bounds and whole.ids[: bounds[0]] == self.left_ids and whole.ids[bounds[1] :] == self.right_ids:
+                return Tokens(whole.ids[slice(*bounds)], whole.offsets[slice(*bounds)], start)
         return encode(self.alone, text)
 
 
@@ -160,6 +160,7 @@ def lay_out(
     marks = [i for i, sign in enumerate(text) if FIRST_MARK <= ord(sign) < FIRST_MARK + MOST_MARKS]
     texts = [text[first + 1 : last] for first, last in pairwise([-1, *marks, len(text)])]
     numbers = [ord(text[i]) - FIRST_MARK for i in marks]
+    # Another stand-in only where a letter runs into the template's words, because most data is tokenised as letters are.
     for stand_in in STAND_INS:
         answer = space + output_text(template, stand_in)
         layout = _Draft(plain, texts, stand_in).layout(numbers, answer, space)
@@ -221,10 +222,10 @@ class _Draft:
     def layout(self, numbers: Sequence[int], answer: str, space: str) -> PromptLayout | None:
         """The layout; None where a token of the template stands for a part of a stand-in too."""
         inside = [self.tokens.between(border.start, border.stop) for border in self.borders]
-        ranges = [found for found in inside if found is not None]
+        ranges = [bounds for bounds in inside if bounds is not None]
         if len(ranges) < len(inside):
             return None
-        cuts = [0, *(cut for found in ranges for cut in found), len(self.tokens.ids)]
+        cuts = [0, *(cut for bounds in ranges for cut in bounds), len(self.tokens.ids)]
         fixed = [self.tokens.ids[first:last] for first, last in zip(cuts[::2], cuts[1::2], strict=True)]
         slots = [self._slot(i, number) for i, number in enumerate(numbers)]
         last = self.borders[-1] if self.borders else None
@@ -249,18 +250,18 @@ class _Draft:
             right, known_to = after.data_end, after.start
         texts = self.text[left : border.start], self.text[border.stop : right]
         chosen, whole = self._choose(self.text[left:right], left, known_from, known_to, self.tokens)
-        found = whole.between(border.start - left, border.stop - left)
+        bounds = whole.between(border.start - left, border.stop - left)
         begins = not goes_on and border.start == border.section
-        closing = whole.part(border.data_end - left, border.stop - left) if found else None
+        closing = whole.part(border.data_end - left, border.stop - left) if bounds else None
         return Slot(
             number=number,
             before=self.text[border.start : border.data],
             after=self.text[border.data_end : border.stop],
             left=texts[0],
-            left_ids=whole.ids[: found[0]] if found else [],
+            left_ids=whole.ids[: bounds[0]] if bounds else [],
             right=texts[1],
-            right_ids=whole.ids[found[1] :] if found else [],
-            tokenizer=chosen if found else None,
+            right_ids=whole.ids[bounds[1] :] if bounds else [],
+            tokenizer=chosen if bounds else None,
             alone=(chosen or self.plain.leading) if begins else self.plain.inner,
             after_ids=(closing or encode(self.plain.inner, self.text[border.data_end : border.stop])).ids,
         )
@@ -271,17 +272,17 @@ class _Draft:
         left = last.data if last and goes_on else section
         text = self.text + answer
         chosen, whole = self._choose(text[left:], left, start, len(text), encode(self.plain.template, text))
-        found = whole.between(start - left, len(text) - left)
+        bounds = whole.between(start - left, len(text) - left)
         begins = not goes_on and start == section
         return Slot(
             number=-1,
             before="",
             after="",
             left=text[left:start],
-            left_ids=whole.ids[: found[0]] if found else [],
+            left_ids=whole.ids[: bounds[0]] if bounds else [],
             right="",
             right_ids=[],
-            tokenizer=chosen if found else None,
+            tokenizer=chosen if bounds else None,
             alone=(chosen or self.plain.leading) if begins else self.plain.inner,
             after_ids=[],
         )
@@ -292,6 +293,7 @@ class _Draft:
         """The plain tokenizer that gives the known tokens for a part of the text; it begins at character `begin`."""
         expected = known.part(known_from, known_to)
         candidates: Iterable[Tokenizer] = (self.plain.leading, self.plain.inner)
+        # Tried and not told from the tokenizer's parts, because its parts decide together what stands before a text.
         for tokenizer in candidates:
             span = encode(tokenizer, text)
             part = span.part(known_from - begin, known_to - begin)
