@@ -54,14 +54,11 @@ def kind_of(value: Scalar) -> Kind:
 
 
 def metadata_json(value: object) -> str | None:
-    """A document's metadata as the payload keeps it, without fields that are null; None where there is none.
+    """A document's metadata as the payload keeps it; None where there is none.
 
     Raises:
         ValueError: it is no object of texts, numbers, booleans and lists of them, or exceeds a limit.
     """
-    if isinstance(value, dict):
-        # Tools write null for what they do not know, and nothing can be filtered by that.
-        value = {name: each for name, each in value.items() if each is not None}
     if value is None or value == {}:
         return None
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedder.config.prepare import Source
-from embedder.data.fields import Row, RowError
+from embedder.data.fields import Row, RowError, shown
 from embedder.data.json_lines import parse_object, read_text_lines
 from embedder.data.records import QUERY, Split
 
@@ -85,7 +85,7 @@ class FieldNames:
         """A line with the names that are most frequent, if there are any."""
         names = [name for name, _ in self.unread.most_common(10)]
         more = f" and {len(self.unread) - len(names)} others" if len(self.unread) > len(names) else ""
-        return [f"{path.name}: fields that are not read: {', '.join(map(repr, names))}{more}"] if names else []
+        return [f"{path.name}: fields that are not read: {', '.join(map(shown, names))}{more}"] if names else []
 
 
 def read_lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:

@@ -132,3 +132,11 @@ def test_dev_split_keeps_a_conversation_and_a_query_of_one_name_apart(tmp_path):
     rows += [question(100 + i, conversation_id=i, pos_ids=[]) for i in range(20)]
     got = read_layout(tmp_path, corpus=CORPUS, train=rows, dev_queries=100)
     assert len(got.queries["dev"]) == 8
+
+
+def test_beir_reader_keeps_a_passage_whose_metadata_nothing_could_be_filtered_by(tmp_path):
+    corpus = [{"_id": "a", "text": "x", "metadata": {"year": 2020, "unknown": None}}]
+    corpus += [{"_id": name, "text": "y", "metadata": {"deep": {"er": 1}}} for name in "bc"]
+    got = read(write_beir(tmp_path, **{"corpus.jsonl": corpus}), "beir", "tool")
+    assert [passage["metadata"] for passage in got.passages.values()] == ['{"year":2020}', None, None]
+    assert got.rejected == [] and any("metadata of 2 passages not kept: metadata.deep" in note for note in got.notes)

@@ -31,8 +31,8 @@ class BeirReader(SourceReader):
 
     def __init__(self, source: Source, task: TaskSpec) -> None:
         super().__init__(source, task)
-        self._unfit: list[str] = []
-        """Reasons why metadata are not kept."""
+        self._unfit: Counter[str] = Counter()
+        """The first reason why metadata are not kept, and of how many passages."""
 
     def _split_files(self, split: Split) -> list[Path]:
         return [self.path / "qrels" / f"{split}.tsv"]
@@ -50,13 +50,15 @@ class BeirReader(SourceReader):
         """The same; metadata that nothing could be filtered by costs no passage, since BEIR sets no rules for it."""
         super().read_passages(prepared)
         if self._unfit:
-            prepared.notes.append(f"corpus.jsonl: metadata of {len(self._unfit):,} passages not kept: {self._unfit[0]}")
+            first = next(iter(self._unfit))
+            prepared.notes.append(f"corpus.jsonl: metadata of {self._unfit.total():,} passages not kept: {first}")
 
     def _metadata(self, row: Row) -> str | None:
         try:
             return super()._metadata(row)
         except ValueError as error:
-            self._unfit.append(str(error))
+            # By their first one: a corpus of millions may have as many reasons.
+            self._unfit[next(iter(self._unfit), str(error))] += 1
             return None
 
     def read_queries(self, prepared: Prepared) -> dict[Split, list[list[Row]]]:
