@@ -171,7 +171,7 @@ def ray_part(bench: Bench) -> Found:
     for first in range(0, len(texts), BLOCK_ROWS):
         own = slice(first, first + BLOCK_ROWS)
         names = {"task": "qa", "dataset": "nq", "side": "passage", "row_ids": ids[own], "ids": ids[own]}
-        prompted = {"instruction": "", "keeps_end": False}
+        prompted = {"instruction": "", "keeps_end": False, "tokens": float(sum(map(len, texts[own])))}
         blocks.append({**names, **prompted, "texts": texts[own], "rows": len(texts[own])})
     ray.init(num_cpus=ACTORS, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -91,7 +91,7 @@ def without_ray_data(run_file: Path) -> dict[str, float]:
     began = time.perf_counter()
     work = survey(config, llm_ledger(config.paths), config.label.block_rows)
     planned = time.perf_counter() - began
-    actor = RewardedBlocks(config, ray.put({}), ray.put(work.selected), "made up")
+    actor = RewardedBlocks(config, ray.put({}), "made up")
     began = time.perf_counter()
     for block in _blocks(work.blocks):
         actor(block)

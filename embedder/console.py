@@ -21,6 +21,7 @@ class Counter:
     def __init__(self, label: str, total: int, bar: Progress, observe: Callable[[int], None] | None = None) -> None:
         self.label, self.total, self.count, self.note = label, total, 0, ""
         self._skipped = 0
+        self._left_s: float | None = None
         self._bar, self._observe = bar, observe
         self._task = bar.add_task(label, total=total, note="")
         self._began = self._line_at = time.monotonic()
@@ -33,10 +34,13 @@ class Counter:
         if self._observe is not None:
             self._observe(self.count)
 
-    def advance(self, rows: int, note: str = "") -> None:
-        """`rows` more are done; `note` replaces what stands behind the counts."""
+    def advance(self, rows: int, note: str = "", left_s: float | None = None) -> None:
+        """`rows` more are done; `note` replaces what stands behind the counts.
+
+        `left_s`: seconds that the rest takes, where the caller knows better than the rate of rows.
+        """
         self.count += rows
-        self.note = note
+        self.note, self._left_s = note, left_s
         if self._observe is not None:
             self._observe(self.count)
         self._bar.update(self._task, completed=self.count, note=note)
@@ -51,6 +55,8 @@ class Counter:
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate = (self.count - self._skipped) / elapsed
         left = (self.total - self.count) / rate if rate else float("inf")
+        if self._left_s is not None:
+            left = self._left_s
         eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left != float("inf") else "unknown"
         note = f"; {self.note}" if self.note else ""
         return f"{self.label}: {self.count:,}/{self.total:,} rows, {rate:,.1f} rows/s, ETA {eta}{note}"

@@ -18,6 +18,9 @@ Running the command again encodes and asks only what is missing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from embedder.config.prepare import Source
 from embedder.config.run import RunConfig
 from embedder.config.tasks import PromptTemplate
 from embedder.console import console
@@ -32,19 +35,17 @@ from ray_jobs.cluster.tables import datasets, passage_texts
 
 QUESTION_CHARACTERS = 1200
 """Estimated, for the dry run."""
+NO_LLM = "evaluate.llm_queries needs an `llm` section in the run file; set it to 0 for rankings alone"
 
 
 def check(config: RunConfig) -> Work:
     """Prepared tables and all encoders exist; the LLM too where it is asked."""
     from embedder.evaluation.measurements import read_datasets
     from embedder.evaluation.questions import chosen_queries
-    from ray_jobs.retrieval.encoders import check_retrievers
 
-    unknown = config.evaluate.evaluations.keys() - set(datasets(config.paths)) - config.tasks.keys()
-    if unknown:
-        raise ConfigError(f"evaluate.evaluations names {sorted(unknown)}, neither a prepared dataset nor a task")
+    names = set(datasets(config.paths))
     measured = read_datasets(config, config.evaluate.split)
-    retrievers = check_retrievers(config)
+    retrievers = check_settings(config, names)
     lines, total = [], 0
     templates: dict[str, PromptTemplate | None] = {}
     for values in measured:
@@ -59,9 +60,7 @@ def check(config: RunConfig) -> Work:
     flops = 0.0
     if total:
         if config.llm is None:
-            raise ConfigError(
-                "evaluate.llm_queries needs an `llm` section in the run file; set it to 0 for rankings alone"
-            )
+            raise ConfigError(NO_LLM)
         parameters = count_parameters(locate_model(config.llm.model))
         from embedder.models.causal_lm import check_llm
 
@@ -69,6 +68,45 @@ def check(config: RunConfig) -> Work:
         lines += check_chat(config.llm, templates)
         flops = forward_flops(parameters, total * len(retrievers) * tokens_of(QUESTION_CHARACTERS))
     return Work("evaluate", [*lines, *retrievers], flops)
+
+
+def check_settings(config: RunConfig, names: set[str]) -> list[str]:
+    """What can be known without tables: evaluations are of datasets that there are (`names`) or tasks, and all
+    retrievers are there. Returns a line for each retriever.
+
+    Raises:
+        ConfigError, ModelError: it is not so.
+    """
+    from ray_jobs.retrieval.encoders import check_retrievers
+
+    unknown = config.evaluate.evaluations.keys() - names - config.tasks.keys()
+    if unknown:
+        raise ConfigError(f"evaluate.evaluations names {sorted(unknown)}, neither a dataset of the run nor a task")
+    return check_retrievers(config)
+
+
+def check_asked(config: RunConfig, sources: Iterable[Source]) -> None:
+    """Refuse to ask an LLM that is not there, or without a template, about sources that are not prepared yet.
+
+    Raises:
+        ConfigError: a source is sure to be asked about.
+    """
+    if not config.evaluate.asks:
+        return
+    from embedder.evaluation.evaluations import EVALUATIONS, evaluation_of
+
+    for source in sources:
+        evaluation = evaluation_of(source.task, source.dataset, [], config.evaluate.evaluations)
+        # A dataset of `qa` whose rows all bring options is multiple choice, and queries of BEIR have no answers.
+        named = {source.dataset, source.task} & config.evaluate.evaluations.keys()
+        possible = [evaluation] if evaluation.name != "qa" or named else [evaluation, EVALUATIONS["choice"]]
+        asks = [each.measures and config.evaluate.llm_queries.get(each.name) for each in possible]
+        if source.format == "beir" or not all(asks):
+            continue
+        if config.llm is None:
+            raise ConfigError(NO_LLM)
+        if evaluation.template(config.tasks[source.task]) is None:
+            raise ConfigError(f"tasks.{source.task} has no template, which evaluation {evaluation.name!r} needs")
 
 
 def run(config: RunConfig) -> StageReport:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedder.config.run import EncoderConfig, RunConfig
+from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.locate import locate_model
 from embedder.run.cost import Work
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
 
 
 def bundle_model(config: RunConfig) -> EncoderConfig:
-    """The encoder of the bundle: `index.model`, or the trained one."""
+    """The encoder of the bundle: `index.model`, or the trained one.
+
+    Raises:
+        ModelError: nothing was trained yet.
+    """
+    if config.index.model is None and not config.paths.model.is_dir():
+        raise ModelError(
+            f"{config.paths.model}: no trained encoder; run `python -m ray_jobs.train` first, or name index.model"
+        )
     return config.encoder.model_copy(update={"model": config.index.model or str(config.paths.model)})
 
 
@@ -40,7 +49,7 @@ def check(config: RunConfig) -> Work:
     # First, because without a trained model nothing else needs to be told.
     locate_model(encoder.model)
     line = f" into {config.index.num_shards} shards, {config.index.factory}"
-    work = encoding_work("index", config.paths, encoder.model, lambda name: line)
+    work = encoding_work("index", config.paths, encoder, lambda name: line)
     # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
     from embedder.models.encoder import check_encoder
 

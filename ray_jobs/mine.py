@@ -17,24 +17,30 @@ from typing import TYPE_CHECKING
 
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
-from embedder.data.records import GROUP, write_table
+from embedder.data.records import GROUP, parquet_files, write_table
+from embedder.errors import DataError
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.tables import datasets, encoding_work, passage_texts, queries
+from ray_jobs.cluster.tables import count_rows, datasets, encoding_work, passage_texts, queries
 
 if TYPE_CHECKING:
     from embedder.mining.ranking import Ranking
 
 
 def check(config: RunConfig) -> Work:
-    """The prepared tables and the encoder's folder exist."""
+    """The prepared tables and the encoder's folder exist, and there are training queries."""
+    if not count_rows(parquet_files(config.paths.queries / "train")) and datasets(config.paths):
+        raise DataError(
+            f"{config.paths.queries / 'train'}: no training queries; give a source of prepare.sources training rows "
+            "and run prepare"
+        )
 
     def line(name: str) -> str:
         count = len(queries(config.paths, "train", name))
         return f", {count:,} train queries, groups of {config.mine.group_size}"
 
-    work = encoding_work("mine", config.paths, config.encoder.model, line)
+    work = encoding_work("mine", config.paths, config.encoder, line)
     # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
     from embedder.models.encoder import check_encoder
 

@@ -12,12 +12,17 @@ take the encoder of the last round. The only file that imports jobs.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from embedder.config.evaluate import QUERIES_REMEDY
 from embedder.config.run import RunConfig
 from embedder.console import console
+from embedder.data.first_rows import FirstRows
+from embedder.data.records import parquet_files
 from embedder.errors import ConfigError
 from embedder.models.locate import locate_model
+from embedder.models.st_folder import check_base_model
 from embedder.run.cost import Work
 from embedder.run.lineage import write_lineage
 from embedder.run.stage_report import StageReport, read_reports, stage_table
@@ -25,7 +30,9 @@ from embedder.run.stages import STAGES, Contents, is_done, mark_done
 from embedder.training.trackers import check_trackers
 from ray_jobs import evaluate, index, label, mine, prepare, train
 from ray_jobs.cluster.session import Job, main, run_stage
+from ray_jobs.cluster.tables import count_rows
 from ray_jobs.labelling.teachers import needed_llm
+from ray_jobs.training.groups import earlier_paths
 
 EACH_ROUND = (mine.JOB, label.JOB, train.JOB)
 AT_THE_END = (index.JOB, evaluate.JOB)
@@ -67,39 +74,125 @@ def check(config: RunConfig) -> Work:
 
     Raises:
         ConfigError: `paths.round` is set, which the pipeline counts itself.
+        EmbedderError: a stage cannot succeed.
     """
     if config.paths.round != 1:
         raise ConfigError(f"paths.round is {config.paths.round}; leave it out, pipeline.rounds says how many there are")
-    check_trackers(config.needed_train)
+    _ = config.needed_train
     work = prepare.check(config)
-    sources = config.needed_prepare.sources
-    locate_model(config.encoder.model)
-    llm = needed_llm(config, {source.task for source in sources})
+    first_rows = prepare.read_sources(config)
+    check_later_stages(config, first_rows)
+    planned, lines = steps(config), list(work.lines)
+    if not any(config.evaluate.split in rows.splits for rows in first_rows.values()):
+        lines.append(f"{planned.pop().title}: left out, {no_queries(config)}")
+    done = done_before(planned)
+    lines += [f"{step.title}: done before" for step in done]
+    lines += [f"{step.title}: to run" for step in planned[len(done) :][:1]]
+    lines += [f"{step.title}: to run if what it reads changes" for step in planned[len(done) + 1 :]]
+    return Work("pipeline", lines, work.flops)
+
+
+def check_later_stages(config: RunConfig, first_rows: Mapping[str, FirstRows]) -> None:
+    """Refuse what a later stage would refuse, so far as the run file and the first rows of the sources tell.
+
+    Raises:
+        EmbedderError: with the settings that would make it succeed.
+    """
+    sources = {source.dataset: source for source in config.needed_prepare.sources}
+    of_split = [source for name, source in sources.items() if config.evaluate.split in first_rows[name].splits]
+    learned = [source for name, source in sources.items() if "train" in first_rows[name].splits]
+    llm = needed_llm(config, {source.task for source in learned})
     if llm is not None:
         locate_model(llm.model)
-    done = done_before(config)
-    lines = [f"{step.title}: done before" for step in done]
-    lines += [f"{step.title}: to run" for step in steps(config)[len(done) :][:1]]
-    lines += [f"{step.title}: to run if what it reads changes" for step in steps(config)[len(done) + 1 :]]
-    return Work("pipeline", [*work.lines, *lines], work.flops)
+    if config.label.teacher == "reranker":
+        locate_model(config.needed_reranker.model)
+    if config.label.teacher == "imported" and not any(source.teacher_scores for source in learned):
+        raise ConfigError(
+            "label.teacher is 'imported', but no source with training rows has teacher_scores: true; add it to the "
+            "source whose rows bring scores, or let the LLM label (label.teacher: llm)"
+        )
+    check_training(config, {source.task for source in learned if first_rows[source.dataset].learns})
+    if config.index.model is not None:
+        locate_model(config.index.model)
+    if of_split:
+        # The encoder that is trained is not there yet.
+        kept = [retriever for retriever in config.evaluate.retrievers if retriever.kind != "trained"]
+        settings = config.evaluate.model_copy(update={"retrievers": kept})
+        evaluate.check_settings(config.model_copy(update={"evaluate": settings}), set(sources))
+        evaluate.check_asked(config, of_split)
 
 
-def done_before(config: RunConfig) -> list[Step]:
+def check_training(config: RunConfig, tasks: set[str]) -> None:
+    """Refuse a training that has nothing to learn from, or not what it starts from; `tasks` have rows to learn from.
+
+    Raises:
+        ConfigError, ModelError: with what to change.
+    """
+    settings = config.needed_train
+    check_trackers(settings)
+    check_base_model(config.encoder)
+    for run in settings.replay.runs if settings.replay else []:
+        earlier_paths(config.paths, run)
+    if not tasks:
+        raise ConfigError(
+            "prepare.sources: no source has a training row to learn from; give one a train file (with train_queries "
+            "above 0) whose rows have answers for tasks with a reward, and known positives (pos_ids) for the others"
+        )
+    weights = settings.task_weights
+    if weights and not any(weights.get(task) for task in tasks) and not settings.replay:
+        raise ConfigError(
+            f"train.task_weights is {weights}, but only tasks {sorted(tasks)} have training rows; give one a weight"
+        )
+
+
+def rehearse(config: RunConfig) -> list[str]:
+    """What the next stage costs, as its own dry run tells; what the others read is not there yet."""
+    ahead = steps(config)[len(done_before(steps(config))) :]
+    if not ahead:
+        return []
+    step = ahead[0]
+    if step.job is evaluate.JOB and not has_queries(step.config):
+        return []
+    if step.job is prepare.JOB:
+        return ["prepare needs no model; what the other stages cost is known when the one before has run"]
+    work = step.job.check(step.config)
+    told = work.told(step.job.rehearse(step.config) if step.job.rehearse else [])
+    later = ["what the stages after it cost is known when it has run"] if len(ahead) > 1 else []
+    return [f"{step.title}: {line}" for line in told] + later
+
+
+def done_before(planned: list[Step]) -> list[Step]:
     """The stages before the first that has to run."""
     contents, done = Contents(), []
-    for step in steps(config):
+    for step in planned:
         if not is_done(STAGES[step.job.stage], step.config, contents):
             break
         done.append(step)
     return done
 
 
+def has_queries(config: RunConfig) -> bool:
+    """True if `prepare` left queries of the split that `evaluate` measures."""
+    return count_rows(parquet_files(config.paths.queries / config.evaluate.split)) > 0
+
+
+def no_queries(config: RunConfig) -> str:
+    """The reason why `evaluate` is left out, and what would change it."""
+    split = config.evaluate.split
+    return f"since no source has {split} queries; {QUERIES_REMEDY}"
+
+
 def run(config: RunConfig) -> StageReport:
     """Run what is not done, in order; the first stage that fails ends the run."""
     began = time.monotonic()
-    out, contents, skipped = console(), Contents(), 0
+    out, contents, skipped, notes = console(), Contents(), 0, []
     for step in steps(config):
         stage = STAGES[step.job.stage]
+        # Only now, because the tables tell what the first rows of the sources could not.
+        if step.job is evaluate.JOB and not has_queries(step.config):
+            notes.append(f"{step.title}: left out, {no_queries(config)}")
+            out.print(notes[-1], markup=False)
+            continue
         if is_done(stage, step.config, contents):
             out.print(f"{step.title}: done before, skipped", markup=False)
             skipped += 1
@@ -113,9 +206,9 @@ def run(config: RunConfig) -> StageReport:
             contents.forget()
         mark_done(stage, step.config, contents)
     out.print(stage_table(_reports(config)))
-    count = len(steps(config))
+    count = len(steps(config)) - len(notes)
     report = StageReport("pipeline", count, "stages", time.monotonic() - began)
-    report.lines = [f"{count - skipped} of {count} stages run, {skipped} were done before"]
+    report.lines = [f"{count - skipped} of {count} stages run, {skipped} were done before", *notes]
     return report
 
 
@@ -128,7 +221,7 @@ def _reports(config: RunConfig) -> list[StageReport]:
     return reports
 
 
-JOB = Job("pipeline", __doc__, check, run)
+JOB = Job("pipeline", __doc__, check, run, rehearse)
 
 if __name__ == "__main__":
     main(JOB)

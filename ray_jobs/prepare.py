@@ -23,10 +23,11 @@ from embedder.config.prepare import PrepareConfig, Source
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.data.dataset import open_source, read_source
+from embedder.data.first_rows import FirstRows, read_first_rows
 from embedder.data.formats.reader import SPLITS
 from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.data.rows import Prepared
-from embedder.errors import DataError
+from embedder.errors import ConfigError, DataError
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from embedder.storage.json_file import write_json
@@ -37,13 +38,36 @@ PART_ROWS = 20_000
 
 
 def check(config: RunConfig) -> Work:
-    """All source files exist and are not empty."""
-    sources = config.needed_prepare.sources
+    """All source files exist, and their first rows can be used."""
     lines = []
-    for source in sources:
+    first_rows = read_sources(config)
+    for source in config.needed_prepare.sources:
         size = open_source(source, config.tasks[source.task]).size
         lines.append(f"{source.dataset} ({source.task}, {source.format}): {source.path}, {size / 1e6:,.1f} MB of rows")
+        lines += first_rows[source.dataset].notes
     return Work("prepare", lines, flops=0.0)
+
+
+def read_sources(config: RunConfig) -> dict[str, FirstRows]:
+    """The first rows of every source, by dataset.
+
+    Raises:
+        ConfigError: a source can have no answers, which the reward of its task needs.
+        DataError: a file is missing, or none of its first rows can be used.
+    """
+    found = {}
+    for source in config.needed_prepare.sources:
+        task = config.tasks[source.task]
+        found[source.dataset] = rows = read_first_rows(source, task)
+        # Of the other teachers one may have learned from other sources, and one rewards nothing itself.
+        asks_llm = config.label.teacher == "llm" and task.reward != "none"
+        if source.format == "beir" and rows.learns and asks_llm:
+            raise ConfigError(
+                f"source {source.dataset}: queries of BEIR have no answers, but tasks.{source.task}.reward is "
+                f"{task.reward!r} and needs them; to learn from the judgements alone set tasks.{source.task}."
+                f"reward: none and tasks.{source.task}.loss: contrastive"
+            )
+    return found
 
 
 def run(config: RunConfig) -> StageReport:

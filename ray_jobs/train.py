@@ -64,7 +64,8 @@ def run(config: RunConfig) -> StageReport:
     kept, apart = split_groups(taken.groups, settings.validation)
     sizes, left_out = write_training_rows(kept, config.tasks, job.rows, taken.positives, taken.examples)
     write_training_rows(apart, config.tasks, job.held_out, taken.positives, taken.examples)
-    if not job.exported.is_dir():
+    trained_before = job.exported.is_dir()
+    if not trained_before:
         run_workers(job, "train")
     steps = MetricsReader(job.metrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
@@ -80,6 +81,7 @@ def run(config: RunConfig) -> StageReport:
     page = write_report(numbers, config.paths.reports, config.paths.work.name)
     report = StageReport("train", len(steps), "steps", details={"rows": dict(sizes), "left_out": dict(left_out)})
     report.details["outcome"] = outcome
+    report.repeats = trained_before
     report.lines += taken.notes + report_lines(numbers)
     report.lines += [f"left out {count:,} groups of {reason}" for reason, count in sorted(left_out.items())]
     report.lines.append(

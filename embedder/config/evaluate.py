@@ -15,6 +15,12 @@ EvaluationName = Literal["qa", "choice", "chat", "lrlm", "icl", "tool", "convsea
 PASSAGES: dict[EvaluationName, int] = {"qa": 3, "choice": 3, "chat": 1, "lrlm": 8, "icl": 8}
 """Passages that the LLM sees in each evaluation; the numbers are those of the paper."""
 
+QUERIES_REMEDY = (
+    "give a source of prepare.sources a test file, or let it keep dev_queries: 200 of its training rows and set "
+    "evaluate.split: dev"
+)
+"""How a run comes to queries that can be measured, as errors and notes tell it."""
+
 RETRIEVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 

@@ -31,7 +31,8 @@ class LabelConfig(Section):
     """Sampling draws from the likeliest tokens whose probabilities sum to this, within `top_k`."""
     unit_groups: int = Field(default=8, ge=1)
     """Groups that are sampled and scored together: more share more of their prompts and take more memory. For one value
-    the labels are the same bit for bit, whatever the blocks, the actors and their order."""
+    the labels are the same bit for bit, whatever the blocks, the actors and their order. Of a unit only the groups that
+    have no label yet are read; such later labels may differ in the last bits from those of a labelling in one go."""
     block_rows: int = Field(default=8, ge=1)
     """Groups that are committed together, rounded up to whole units. A kill costs at most this many of each actor."""
     max_error_share: float = Field(default=0.05, ge=0, le=1)

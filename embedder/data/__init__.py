@@ -1,6 +1,7 @@
 """Rows that pass between jobs, and the source files they are made from.
 
 dataset     one source to one dataset: its reader, the dev split, the limits
+first_rows  the first rows of a source, to refuse early what cannot succeed
 formats/    a reader for each format of source files
 json_lines  files of lines, read as bytes; the JSON object of a line
 fields      fields of one source row, checked

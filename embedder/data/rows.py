@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from embedder.config.prepare import Source
@@ -43,6 +44,8 @@ class Prepared:
     """Rows that say the same as an earlier one, or add to it: further positives of one query."""
     left_out: int = 0
     notes: list[str] = field(default_factory=list)
+    most_rows: int | None = None
+    """Rows of each JSON Lines file that are read at most; None: all."""
 
     def set_aside(self, path: Path, line: int, reason: str, row: object) -> None:
         """Reject one row."""
@@ -94,7 +97,7 @@ def read_lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
     Raises:
         DataError: a compressed file is damaged, or the file is in UTF-16 or UTF-32.
     """
-    for line in read_text_lines(path):
+    for line in islice(read_text_lines(path), prepared.most_rows):
         prepared.count(path)
         try:
             if line.fault:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedder.config.evaluate import EvaluateConfig
+from embedder.config.evaluate import QUERIES_REMEDY, EvaluateConfig
 from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
 from embedder.data.records import QUERY, Split, parquet_files, passage_column, read_tables
@@ -127,8 +127,7 @@ def read_datasets(config: RunConfig, split: Split) -> list[DatasetValues]:
             answers = passage_column(config.paths.corpus / name, "answer") if by_answer else {}
             datasets.append(DatasetValues(name, task, evaluation, rows, answers))
     if not datasets:
-        wanted = "a dev_queries" if split == "dev" else "such rows"
-        raise DataError(f"{config.paths.queries / split}: no queries; give prepare.sources {wanted} and run prepare")
+        raise DataError(f"{config.paths.queries / split}: no {split} queries; {QUERIES_REMEDY}, and run prepare")
     return datasets
 
 

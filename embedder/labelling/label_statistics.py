@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from embedder.hashing import content_id
@@ -106,6 +106,11 @@ class LabelCost:
     def peak_share(self) -> float | None:
         """Share of what the devices of all actors could have done in this time; None: not known."""
         return share_of_peak(self.flops, self.seconds * self.actors * (self.peak_flops or 0.0))
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, Any]) -> LabelCost:
+        """The cost in what `numbers` returned."""
+        return cls(**{each.name: numbers[each.name] for each in fields(cls)})
 
     def numbers(self) -> dict[str, float | None]:
         """All of it by name, the rates included."""

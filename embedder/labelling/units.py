@@ -1,12 +1,18 @@
-"""Plans which groups are labelled together: a pure function of the rows, so that a restart does the same work again."""
+"""Plans which groups are labelled together, and estimates what the LLM reads of them.
+
+The plan is a pure function of the rows, so that a restart does the same work again.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from embedder.config.run import LlmConfig
+from embedder.config.tasks import TaskSpec
 from embedder.data.records import group_id
+from embedder.run.cost import tokens_of
 
 Unit = list[int]
 """Positions of the groups that are sampled and scored together."""
@@ -31,14 +37,43 @@ def plan_units(groups: Sequence[dict[str, Any]], unit_groups: int) -> list[Unit]
     return units
 
 
-def join_units(units: Mapping[int, Unit], block_rows: int) -> list[list[int]]:
-    """Blocks of whole units, by number, with at least `block_rows` groups, the last one with what is left."""
-    blocks: list[list[int]] = []
+def missing_of(units: Iterable[Unit], is_missing: Sequence[bool]) -> list[Unit]:
+    """What is missing of each unit, units of which nothing is missing left out; `is_missing` by position.
+
+    A unit is cut over all groups and then reduced, never cut over the missing ones: since its missing part is
+    committed as a whole or not at all, a run that was cut off plans the same parts again.
+    """
+    parts = ([position for position in unit if is_missing[position]] for unit in units)
+    return [part for part in parts if part]
+
+
+def join_units(units: Iterable[Unit], block_rows: int) -> list[list[Unit]]:
+    """Blocks of whole units with at least `block_rows` groups, the last one with what is left."""
+    blocks: list[list[Unit]] = []
     rows = 0
-    for number, unit in units.items():
+    for unit in units:
         if not blocks or rows >= block_rows:
             blocks.append([])
             rows = 0
-        blocks[-1].append(number)
+        blocks[-1].append(unit)
         rows += len(unit)
     return blocks
+
+
+def unit_tokens(groups: Sequence[dict[str, Any]], task: TaskSpec, num_samples: int, llm: LlmConfig | None) -> float:
+    """Estimated tokens that the LLM reads to score the groups of a unit, from the lengths of their texts.
+
+    A passage is read once for all groups that share it. A query and the outputs after it are read for each candidate,
+    and once without. A sampled output is taken to be as long as the desired one; its last token is only predicted.
+    Not counted are worked examples, which the groups share, and the sampling.
+    """
+    most = llm.max_prefix_tokens if llm else float("inf")
+    texts = {text for group in groups for text in group["candidate_texts"]}
+    tokens = sum(min(most, tokens_of(len(text))) for text in texts)
+    outputs = 1 + (num_samples if task.reward == "rank" else 0)
+    wording = len(task.template.input) if task.template else 0
+    for group in groups:
+        desired = min(task.max_output_tokens - 1, tokens_of(len(group["answers"][0]))) if group["answers"] else 0
+        prompt = min(most, tokens_of(len(group["query"]) + wording)) + outputs * desired
+        tokens += (len(group["candidate_texts"]) + 1) * prompt
+    return tokens

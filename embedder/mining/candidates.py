@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -35,12 +36,13 @@ def make_group(
         return _group(query, query["pool_ids"], query["positive_ids"], passages), kept_out
     # By query and not by position, so that the groups of other queries do not change this one.
     random = Random(row_seed(config.seed, query["dataset"], query["query_id"]))
+    draw = partial(row_seed, config.seed, "draw", query["dataset"], query["query_id"])
     positives = query["positive_ids"][: config.group_size - 1]
     known = {*query["positive_ids"], *(query.get("example_ids") or [])}
     # Of all positives, also those that do not fit: a copy of one must not be taken for a negative.
     taken = {passage_id: normalise(passages[passage_id]) for passage_id in query["positive_ids"]}
     chosen = list(positives)
-    for passage_id in dict.fromkeys(_draw_order(rankings, bool(positives), config, random)):
+    for passage_id in dict.fromkeys(_draw_order(rankings, bool(positives), config, random, draw)):
         if len(chosen) == config.group_size:
             break
         if passage_id in known:
@@ -64,8 +66,13 @@ def _group(query: dict[str, Any], ids: list[str], positives: list[str], passages
     return group
 
 
-def _draw_order(rankings: dict[str, Ranking], has_positives: bool, config: MineConfig, random: Random) -> list[str]:
-    """Ids in the order in which they are offered to the group; the same id may be offered twice."""
+def _draw_order(
+    rankings: dict[str, Ranking], has_positives: bool, config: MineConfig, random: Random, draw: Callable[[str], int]
+) -> list[str]:
+    """Ids in the order in which they are offered to the group; the same id may be offered twice.
+
+    `random` draws whose turn it is, `draw` the order of the ids of a ranking.
+    """
     first, last = config.window
     head = 0 if has_positives else config.group_size // 2
     start = first if has_positives else 0
@@ -76,7 +83,9 @@ def _draw_order(rankings: dict[str, Ranking], has_positives: bool, config: MineC
     order = order[:head]  # an odd head takes one more of the first ranking
     rest = {name: queue[head // 2 :] for name, queue in queues.items()}
     for queue in rest.values():
-        random.shuffle(queue)
+        # By hash and not shuffled, so that a new passage changes only the groups that draw it or lose one to it: a
+        # shuffle orders positions, and one passage that enters a ranking moves all that stand behind it.
+        queue.sort(key=draw)
     while any(rest.values()):
         wanted = "lexical" if random.random() < config.lexical_share else "dense"
         name = wanted if rest.get(wanted) else next(name for name, queue in rest.items() if queue)

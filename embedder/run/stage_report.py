@@ -13,6 +13,8 @@ from embedder.storage.object_store import AnyPath
 
 STAGES = ("prepare", "mine", "label", "train", "index", "evaluate", "serve")
 """All stages, in the order of the pipeline."""
+COST = ("estimate", "resources", "cost")
+"""Names of the details that tell what a run cost."""
 
 
 @dataclass
@@ -28,6 +30,18 @@ class StageReport:
     """Further facts for the user, a line each."""
     details: dict[str, Any] = field(default_factory=dict)
     """Facts for programs, by name."""
+    repeats: bool = False
+    """True: an earlier run had done all of it, whose time and cost this report keeps."""
+
+    def keep_cost(self, folder: AnyPath) -> None:
+        """Where this run repeats an earlier one, take over the time and the cost that the folder's report tells."""
+        path = folder / f"{self.stage}.json"
+        if not self.repeats or not path.is_file():
+            return
+        earlier = StageReport(**json.loads(path.read_text(encoding="utf-8")))
+        self.seconds = earlier.seconds
+        self.details |= {name: earlier.details[name] for name in COST if name in earlier.details}
+        self.lines.append(f"all was done before: the report keeps the {self.seconds:,.1f} s and the cost of that run")
 
     def write(self, folder: AnyPath) -> None:
         """Write `STAGE.json`."""

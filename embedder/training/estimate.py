@@ -133,7 +133,8 @@ def work_of(
     memory = memory_of(parameters, shape, config, share, encoder.batch_tokens)
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory._asdict().items())
     lines.append(f"about {sum(memory) / 2**30:.2f} GiB a worker ({parts})")
-    return Work("train", lines, passes * forward_flops(parameters, tokens * config.batch_size * config.steps))
+    trained = tokens * config.batch_size * config.steps
+    return Work("train", lines, passes * forward_flops(parameters, trained), trained)
 
 
 def _tokens(row: Mapping[str, Any], task: TaskSpec, most: int) -> float:

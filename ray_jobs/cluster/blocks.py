@@ -26,7 +26,8 @@ from ray_jobs.cluster.metrics import track_progress
 logger = logging.getLogger(__name__)
 
 Block = dict[str, Any]
-"""What an actor is given; `rows` says how many rows ahead of it the driver counts."""
+"""What an actor is given; `rows` says how many rows ahead of it the driver counts, and `tokens`, where there is such a
+column, how much work it expects of them."""
 PARTS_AN_ACTOR = 64
 """Into how many parts the blocks of an actor are cut: enough to share them evenly, few enough to hold in memory."""
 
@@ -45,6 +46,8 @@ class BlockCost:
     """Busy seconds of the actors."""
     capacity: float = 0.0
     """Operations that their devices could have done in these seconds; 0: not known."""
+    expected: float = 0.0
+    """Work that the driver expected of what was computed: the `tokens` of its blocks, or else their rows."""
 
     def __add__(self, other: BlockCost) -> BlockCost:
         return BlockCost(*map(add, astuple(self), astuple(other)))
@@ -105,7 +108,8 @@ class BlockActor(ABC):
         began, before = time.perf_counter(), self.computed()
         ledger.commit(self.compute(block))
         seconds = time.perf_counter() - began
-        own = BlockCost(block["rows"], seconds=seconds, capacity=seconds * self.peak_flops)
+        expected = float(block["tokens"] if "tokens" in block else block["rows"])
+        own = BlockCost(block["rows"], seconds=seconds, capacity=seconds * self.peak_flops, expected=expected)
         cost = own + self.computed() - before
         logger.info("%s committed a block", type(self).__name__, extra=asdict(cost))
         return cost
@@ -125,13 +129,19 @@ def cut_blocks(blocks: pa.Table, num_actors: int, total: int | None = None) -> l
     return [blocks.slice(first, size) for first in range(0, blocks.num_rows, size)]
 
 
+def seconds_left(spent: BlockCost, share: float, num_actors: int) -> float | None:
+    """How long a pool needs for the rest, when a share of the work was done at that cost; None while nothing was."""
+    # From the busy seconds of the actors and not from the clock, which also counts the loading of their models.
+    return spent.seconds * (1 - share) / share / num_actors if share and spent.seconds else None
+
+
 def run_blocks(
     parts: Iterable[pa.Table],
     actor: type[BlockActor],
     arguments: tuple[object, ...],
     pool: dict[str, Any],
     label: str,
-    note: Callable[[BlockCost, float], str] = lambda cost, seconds: "",
+    note: Callable[[BlockCost, float, float], str] = lambda cost, seconds, share: "",
 ) -> BlockCost:
     """Send blocks through a pool of actors, which commit them; the driver sees counts only.
 
@@ -141,7 +151,7 @@ def run_blocks(
         actor: Made with `arguments` in every process of the pool; Ray starts another one where one dies.
         pool: From `actor_pool`.
         label: Stands before the progress, which counts rows that are committed.
-        note: What stands behind the counts, from the cost and the seconds so far.
+        note: What stands behind the counts, from the cost and the seconds so far, and the share of all work in them.
 
     Returns:
         The cost of all blocks together.
@@ -149,9 +159,10 @@ def run_blocks(
     Raises:
         NotFiniteError: a block was not committed, because numbers of it are NaN or infinite.
     """
-    total, references = 0, []
+    total, expected, references = 0, 0.0, []
     for part in parts:
         total += pc.sum(part["rows"]).as_py()
+        expected += pc.sum(part["tokens" if "tokens" in part.column_names else "rows"]).as_py()
         references.append(ray.put(part))
     spent = BlockCost()
     if not references:
@@ -169,5 +180,7 @@ def run_blocks(
                     raise NotFiniteError(failure)
                 cost = BlockCost(**row)
                 spent += cost
-                counter.advance(cost.rows, note(spent, max(time.monotonic() - began, 1e-9)))
+                share = spent.expected / expected if expected else 1.0
+                told = note(spent, max(time.monotonic() - began, 1e-9), share)
+                counter.advance(cost.rows, told, seconds_left(spent, share, pool["compute"].max_size))
     return spent

@@ -19,7 +19,7 @@ from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
-from embedder.run.cost import Work, measured_rate
+from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from embedder.run.workspace import workplace
 
@@ -39,7 +39,10 @@ class Job:
     """Raises an EmbedderError on bad input; loads no model and starts nothing."""
     run: Callable[[RunConfig], StageReport]
     rehearse: Callable[[RunConfig], list[str]] | None = None
-    """Does a sample of the work on this machine, for the lines of a dry run; takes no cluster."""
+    """For the lines of a dry run, which take the place of the estimate from sizes; takes no cluster.
+
+    Does a sample of the work on this machine, or tells what is known without one.
+    """
     streams_objects: Callable[[RunConfig], bool] = lambda config: False
     """Whether it reads and writes an object store itself; else it works in a mirror of it (embedder.storage.mirror)."""
 
@@ -66,9 +69,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
             if options.dry_run:
                 shown = yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
                 console().print(shown, markup=False)
-                print_work(work)
-                for line in job.rehearse(config) if job.rehearse else []:
-                    console().print(f"{job.stage}: {line}", markup=False)
+                print_work(work, job.rehearse(config) if job.rehearse else [])
                 return
             run_stage(job, config, work)
 
@@ -84,29 +85,23 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
     with ResourceUsage() as usage:
         report = job.run(config)
-    report.seconds = report.seconds or usage.seconds
+    seconds = report.seconds = report.seconds or usage.seconds
     report.details["estimate"] = {"flops": work.flops, "gpu_hours": work.gpu_hours}
     report.details["resources"] = usage.record()
     logger.info("stage ended", extra={"stage": job.stage, "rows": report.rows, "unit": report.unit, **usage.record()})
     report.lines.append(usage.line())
+    report.keep_cost(config.paths.reports)
     report.write(config.paths.reports)
     for line in report.lines:
         out.print(f"  {line}", markup=False)
-    rate = report.rows / report.seconds if report.seconds else 0.0
-    out.print(f"{job.stage}: {report.rows:,} {report.unit} in {report.seconds:,.1f} s ({rate:,.1f}/s)", markup=False)
+    rate = report.rows / seconds if seconds else 0.0
+    out.print(f"{job.stage}: {report.rows:,} {report.unit} in {seconds:,.1f} s ({rate:,.1f}/s)", markup=False)
     return report
 
 
-def print_work(work: Work) -> None:
-    """Print the work ahead, and what its models cost."""
-    lines = list(work.lines)
-    if work.flops:
-        rate = measured_rate()
-        lines.append(
-            f"{work.estimate()}; this machine's matrix product runs at {rate / 1e9:,.0f} GFLOP/s, so at 60 % of it "
-            f"{work.flops / (0.6 * rate) / 60:,.1f} minutes here"
-        )
-    for line in lines:
+def print_work(work: Work, measured: Sequence[str] = ()) -> None:
+    """Print the work ahead, and what its models cost: as measured, or else as sizes tell."""
+    for line in work.told(measured):
         console().print(f"{work.stage}: {line}", markup=False)
 
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from embedder.config.paths import Paths
-from embedder.config.run import RunConfig
+from embedder.config.run import EncoderConfig, RunConfig
 from embedder.data.ledger import Ledger
-from embedder.data.records import GROUP, LABELLED, QUERY, Split, parquet_files, passage_column, read_tables
+from embedder.data.records import (
+    GROUP,
+    LABELLED,
+    QUERY,
+    Split,
+    open_parquet,
+    parquet_files,
+    passage_column,
+    read_tables,
+)
 from embedder.errors import DataError
 from embedder.labelling.prompts import ShotPools, read_shot_pools
+from embedder.models.fingerprint import vectors_name
 from embedder.models.locate import count_parameters, locate_model
-from embedder.run.cost import Work, forward_flops, tokens_of
+from embedder.run.cost import Work, characters_a_token, forward_flops, tokens_of
 from embedder.storage.object_store import AnyPath
 
 
@@ -72,9 +81,20 @@ def passage_texts(paths: Paths, dataset: str) -> dict[str, str]:
     return passage_column(paths.corpus / dataset, "text")
 
 
-def count_rows(files: list[Path]) -> int:
-    """Rows of Parquet files, from their footers."""
-    return sum(pq.read_metadata(path).num_rows for path in files)
+def count_rows(files: Sequence[AnyPath]) -> int:
+    """Rows of Parquet files, from their footers.
+
+    Raises:
+        DataError: one is unreadable.
+    """
+    total = 0
+    for path in files:
+        try:
+            with open_parquet(path) as file:
+                total += file.metadata.num_rows
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: not a readable Parquet file; run the job again that wrote it") from error
+    return total
 
 
 def candidate_files(paths: Paths) -> list[AnyPath]:
@@ -94,18 +114,33 @@ def candidate_groups(paths: Paths) -> pa.Table:
     return read_tables(candidate_files(paths), GROUP)
 
 
-def encoding_work(stage: str, paths: Paths, model: str, line: Callable[[str], str]) -> Work:
-    """What encoding all passages takes, with a line for each dataset behind the count of its passages.
+def encoding_work(stage: str, paths: Paths, encoder: EncoderConfig, line: Callable[[str], str]) -> Work:
+    """What encoding the passages takes that have no vector yet, with a line for each dataset behind their count.
+
+    Vectors are counted, not compared: of texts or instructions that have changed since, too few are told.
 
     Raises:
         DataError: `prepare` has not run.
         ModelError: the model is missing.
     """
-    files = {name: corpus_files(paths, name) for name in datasets(paths)}
-    lines = [f"{name}: {count_rows(files[name]):,} passages{line(name)}" for name in files]
-    # Parquet holds text at about a third of its size.
-    characters = 3 * sum(path.stat().st_size for own in files.values() for path in own)
-    return Work(stage, lines, forward_flops(count_parameters(locate_model(model)), tokens_of(characters)))
+    model = locate_model(encoder.model)
+    store = paths.vectors / vectors_name(encoder)
+    lines, tokens = [], 0.0
+    for name in datasets(paths):
+        files = corpus_files(paths, name)
+        count = count_rows(files)
+        ahead = max(0, count - count_rows(parquet_files(store / f"{name}.passage")))
+        lines.append(f"{name}: {count:,} passages, about {ahead:,} to encode{line(name)}")
+        tokens += ahead * _mean_tokens(files[0], model, encoder.max_tokens) if ahead else 0.0
+    return Work(stage, lines, forward_flops(count_parameters(model), tokens), tokens)
+
+
+def _mean_tokens(path: Path, model: Path, most: int) -> float:
+    """Estimated tokens of a passage, from the first of a file; each is cut to `most`."""
+    with open_parquet(path) as file:
+        texts = file.read_row_group(0, ["text"])["text"].to_pylist() if file.num_row_groups else []
+    a_token = characters_a_token(model, texts)
+    return sum(min(most, tokens_of(len(text), a_token)) for text in texts) / max(1, len(texts))
 
 
 def llm_ledger(paths: Paths) -> Ledger:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from functools import lru_cache
 from typing import Any
 
 import ray
 
 from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
-from embedder.data.row_ids import RowIds
 from embedder.labelling.label_statistics import LabelCost, share_of_peak
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.prompts import ShotPools
@@ -18,23 +18,28 @@ from embedder.models.causal_lm import load_lm, prepare_lm
 from embedder.models.device import device_kind, matmul_rate
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import llm_ledger
-from ray_jobs.labelling.block_plan import GroupRows, Planner, Survey
+from ray_jobs.labelling.block_plan import GroupRows, Survey, read_row_group
 from ray_jobs.labelling.provenance import note_device
 
 
 class GroupBlocks(BlockActor):
     """Labels blocks of groups with a model, which damaged groups are kept from; these say why."""
 
-    def __init__(self, config: RunConfig, ledger: Ledger, selected: RowIds | None, fingerprint: str) -> None:
+    def __init__(self, config: RunConfig, ledger: Ledger, fingerprint: str) -> None:
         self.config, self.ledger, self.fingerprint = config, ledger, fingerprint
-        self.planner = Planner(config, selected)
+        # The last one is kept, because blocks of one row group mostly follow each other, and each asks for it twice.
+        self.read = lru_cache(maxsize=1)(read_row_group)
 
     @abstractmethod
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups as labelled rows, in the same order."""
 
     def row_ids(self, block: Block) -> list[str]:
-        return self.planner.read_block(block).ids_of(block["units"])
+        return self.read_block(block).ids_of(block["units"])
+
+    def read_block(self, block: Block) -> GroupRows:
+        """The row group of a block."""
+        return self.read(self.config.paths.candidates / block["file"], block["row_group"])
 
     def label_rows(self, rows: GroupRows, positions: list[int]) -> list[dict[str, Any]]:
         """The labelled rows of the groups at some positions."""
@@ -50,8 +55,8 @@ class GroupBlocks(BlockActor):
 class LabelBlocks(GroupBlocks):
     """Labels blocks of groups with the LLM."""
 
-    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
-        super().__init__(config, llm_ledger(config.paths), ray.get(selected), fingerprint)
+    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, fingerprint: str) -> None:
+        super().__init__(config, llm_ledger(config.paths), fingerprint)
         lm = load_lm(config.needed_llm, config.paths.cache)
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, ray.get(shot_pools))
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
@@ -61,9 +66,9 @@ class LabelBlocks(GroupBlocks):
         return self.labeller.label(groups, self.fingerprint)
 
     def compute(self, block: Block) -> list[dict[str, Any]]:
-        rows = self.planner.read_block(block)
+        rows = self.read_block(block)
         # Unit by unit, since what is read in one batch decides the last bits: blocks may be cut differently next time.
-        return [row for number in block["units"] for row in self.label_rows(rows, rows.units[number])]
+        return [row for unit in block["units"] for row in self.label_rows(rows, unit)]
 
     def computed(self) -> BlockCost:
         work = self.labeller.backend.work
@@ -80,7 +85,7 @@ def label_with_llm(config: RunConfig, work: Survey, pools: ShotPools, fingerprin
         cut_blocks(work.blocks, settings.num_actors),
         LabelBlocks,
         # By reference: Ray then holds one copy a node in place of one an actor.
-        (config, ray.put(pools), ray.put(work.selected), fingerprint),
+        (config, ray.put(pools), fingerprint),
         actor_pool(settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor, settings.min_actors),
         "label",
         _rates,
@@ -89,7 +94,9 @@ def label_with_llm(config: RunConfig, work: Survey, pools: ShotPools, fingerprin
     return LabelCost(time.monotonic() - began, cost.pairs, cost.tokens, cost.flops, peak, settings.num_actors)
 
 
-def _rates(cost: BlockCost, seconds: float) -> str:
+def _rates(cost: BlockCost, seconds: float, share: float) -> str:
+    """Rates so far, and what all of it will have been if the rest needs as much for what was expected of it."""
     of_peak = share_of_peak(cost.flops, cost.capacity)
-    share = "" if of_peak is None else f", {of_peak:.0%} of peak"
-    return f"{cost.pairs / seconds:,.1f} pairs/s, {cost.tokens / seconds:,.0f} tokens/s{share}"
+    peak = "" if of_peak is None else f", {of_peak:.0%} of peak"
+    whole = f"; about {cost.tokens / share:,.0f} tokens in all" if share else ""
+    return f"{cost.pairs / seconds:,.1f} pairs/s, {cost.tokens / seconds:,.0f} tokens/s{peak}{whole}"

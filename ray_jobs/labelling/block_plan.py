@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -21,16 +21,22 @@ from embedder.data.records import GROUP, group_id, open_parquet, unrewarded
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
 from embedder.hashing import row_seed
-from embedder.labelling.units import Unit, join_units, plan_units
-from embedder.run.cost import tokens_of
+from embedder.labelling.units import Unit, join_units, missing_of, plan_units, unit_tokens
 from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.tables import candidate_files
 
 BLOCK = pa.schema(
-    [("file", pa.string()), ("row_group", pa.int32()), ("units", pa.list_(pa.int32())), ("rows", pa.int32())]
+    [
+        ("file", pa.string()),
+        ("row_group", pa.int32()),
+        ("units", pa.list_(pa.list_(pa.int32()))),
+        ("rows", pa.int32()),
+        ("tokens", pa.float64()),
+    ]
 )
-"""Units of one row group that are committed together, by their position in `paths.candidates`; `rows` of their groups
-are in no block yet. The content is read where it is labelled, so that driver and object store hold no text."""
+"""Groups of one row group of a file in `paths.candidates` that are committed together: unit by unit, the positions of
+those that no block holds; `rows` is their number and `tokens` what the LLM must read of them, as estimated. The content
+is read where it is labelled, so that driver and object store hold no text."""
 
 
 @dataclass
@@ -40,21 +46,19 @@ class GroupRows:
     groups: list[dict[str, Any]]
     unreadable: dict[int, str]
     """Reason by position for the groups that are damaged; they stand among the others with the damage made visible."""
-    units: list[Unit] = field(default_factory=list)
-    """The positions of the groups that are labelled together, once a `Planner` has cut them."""
 
     @cached_property
     def ids(self) -> list[str]:
         """Ids of the groups, by position."""
         return [group_id(group) for group in self.groups]
 
-    def positions(self, units: Iterable[int]) -> list[int]:
-        """The positions of the groups of units, which are given by number, in the order in which they are committed."""
-        return [position for number in units for position in self.units[number]]
+    def ids_of(self, units: Iterable[Unit]) -> list[str]:
+        """The ids of the groups of units, in the order in which they are committed."""
+        return [self.ids[position] for unit in units for position in unit]
 
-    def ids_of(self, units: Iterable[int]) -> list[str]:
-        """The ids of these groups, in the same order."""
-        return [self.ids[position] for position in self.positions(units)]
+    def task_of(self, unit: Unit) -> str:
+        """The task of a unit, which all of its groups have."""
+        return str(self.groups[unit[0]]["task"])
 
     def without_rewards(self, position: int, tasks: Mapping[str, TaskSpec], fingerprint: str) -> dict[str, Any]:
         """A group as a labelled row without rewards, which says why if it is damaged."""
@@ -105,37 +109,25 @@ def _decoded(value: Any, errors: str) -> Any:  # noqa: ANN401
     return [_decoded(item, errors) for item in value] if isinstance(value, list) else value
 
 
-class Planner:
-    """Reads row groups and cuts them into units: a pure function of the rows, the selection and `label.unit_groups`."""
+def plan_row_group(path: AnyPath, rows: GroupRows, config: RunConfig, selected: RowIds | None) -> list[Unit]:
+    """The units of one row group: a pure function of the rows, the selection and `label.unit_groups`.
 
-    def __init__(self, config: RunConfig, selected: RowIds | None) -> None:
-        self.config, self.selected = config, selected
-        # The last one is kept: blocks of one row group mostly follow each other, and each asks for it twice.
-        self.read = lru_cache(maxsize=1)(self._read)
+    Groups of tasks with a reward that are not `selected` are in none; None selects all.
 
-    def read_block(self, block: dict[str, Any]) -> GroupRows:
-        """The row group of a row of BLOCK."""
-        return self.read(self.config.paths.candidates / block["file"], block["row_group"])
-
-    def _read(self, path: AnyPath, number: int) -> GroupRows:
-        """One row group, without units of groups of tasks with a reward that are not selected.
-
-        Raises:
-            DataError: the file is unreadable, or names an unknown task.
-        """
-        rows = read_row_group(path, number)
-        tasks = self.config.tasks
-        for group in rows.groups:
-            if group["task"] not in tasks:
-                where = f"task {group['task']!r} of query {group['query_id']!r}"
-                raise DataError(f"{path}: {where} is unknown; known are {sorted(tasks)}")
-        chosen = list(range(len(rows.groups)))
-        if self.selected is not None:
-            inside = self.selected.contains(rows.ids)
-            chosen = [i for i in chosen if inside[i] or tasks[rows.groups[i]["task"]].reward == "none"]
-        units = plan_units([rows.groups[position] for position in chosen], self.config.label.unit_groups)
-        rows.units = [[chosen[i] for i in unit] for unit in units]
-        return rows
+    Raises:
+        DataError: a group is of an unknown task.
+    """
+    tasks = config.tasks
+    for group in rows.groups:
+        if group["task"] not in tasks:
+            where = f"task {group['task']!r} of query {group['query_id']!r}"
+            raise DataError(f"{path}: {where} is unknown; known are {sorted(tasks)}")
+    chosen = list(range(len(rows.groups)))
+    if selected is not None:
+        inside = selected.contains(rows.ids)
+        chosen = [i for i in chosen if inside[i] or tasks[rows.groups[i]["task"]].reward == "none"]
+    units = plan_units([rows.groups[position] for position in chosen], config.label.unit_groups)
+    return [[chosen[i] for i in unit] for unit in units]
 
 
 def select_llm_groups(groups: Iterable[dict[str, Any]], count: int, seed: int) -> RowIds:
@@ -181,8 +173,6 @@ class Survey:
     """Row groups that have rows ahead of tasks without a reward: (path, number)."""
     blocks: pa.Table
     """Blocks ahead of the other tasks, rows of BLOCK."""
-    selected: RowIds | None
-    """The groups of tasks with a reward that are not left out; None: all of them."""
 
 
 def row_groups(paths: Paths) -> Iterator[tuple[AnyPath, int]]:
@@ -211,49 +201,52 @@ def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds 
     done = ledger.row_ids()
     tasks: dict[str, TaskWork] = {}
     plain: list[tuple[AnyPath, int]] = []
-    blocks = [BLOCK.empty_table()]
-    planner = Planner(config, selected)
+    first: dict[str, pa.Table] = {}
+    others = [BLOCK.empty_table()]
 
     def read() -> Iterator[list[str]]:
         for path, number in row_groups(config.paths):
-            rows = planner.read(path, number)
-            is_ahead = ~done.contains(rows.ids)
-            ahead: dict[int, Unit] = {}
-            for number_of_unit, unit in enumerate(rows.units):
-                task = rows.groups[unit[0]]["task"]
-                fresh = [rows.groups[position] for position in unit if is_ahead[position]]
-                _count(config, task, tasks.setdefault(task, TaskWork()), len(unit), fresh)
-                if fresh and config.tasks[task].reward != "none":
-                    # The whole unit, though some of it be committed: the last bits of a label depend on what the LLM
-                    # reads in the same batch, so a part of a unit would get other labels than the whole.
-                    ahead[number_of_unit] = unit
-                elif fresh and (path, number) not in plain[-1:]:
+            rows = read_row_group(path, number)
+            units = plan_row_group(path, rows, config, selected)
+            for unit in units:
+                tasks.setdefault(rows.task_of(unit), TaskWork()).groups += len(unit)
+            rewarded = []
+            for unit in missing_of(units, (~done.contains(rows.ids)).tolist()):
+                tasks[rows.task_of(unit)].ahead += len(unit)
+                if config.tasks[rows.task_of(unit)].reward != "none":
+                    rewarded.append(unit)
+                elif (path, number) not in plain[-1:]:
                     plain.append((path, number))
             own = [
-                {"file": path.name, "row_group": number, "units": units, "rows": is_ahead[rows.positions(units)].sum()}
-                for units in join_units(ahead, block_rows)
+                {
+                    "file": path.name,
+                    "row_group": number,
+                    "units": joined,
+                    "rows": sum(map(len, joined)),
+                    "tokens": sum(_count(config, rows, unit, tasks) for unit in joined),
+                }
+                for joined in join_units(rewarded, block_rows)
             ]
-            blocks.append(pa.Table.from_pylist(own, BLOCK))
-            yield rows.ids_of(range(len(rows.units)))
+            if own and path.name not in first:
+                first[path.name] = pa.Table.from_pylist(own[:1], BLOCK)
+                own = own[1:]
+            others.append(pa.Table.from_pylist(own, BLOCK))
+            yield rows.ids_of(units)
 
     expected = RowIds(read())
     before = len(expected) - expected.missing_from(done)[0]
-    return Survey(expected, before, tasks, plain, pa.concat_tables(blocks).combine_chunks(), selected)
+    # One block of each dataset first: what these cost tells what the rest will, and a dataset at fault fails early.
+    blocks = pa.concat_tables([*first.values(), *others]).combine_chunks()
+    return Survey(expected, before, tasks, plain, blocks)
 
 
-def _count(config: RunConfig, task: str, work: TaskWork, groups: int, fresh: list[dict[str, Any]]) -> None:
-    """Count a unit of one task; `fresh` are its groups that no block holds."""
-    spec = config.tasks[task]
-    work.groups += groups
-    work.ahead += len(fresh)
-    if spec.reward == "none":
-        return
-    outputs = (config.label.num_samples if spec.reward == "rank" else 0) + 1
-    for group in fresh:
-        count = len(group["candidate_ids"])
-        work.pairs += count
-        characters = sum(map(len, group["candidate_texts"])) + len(group["query"]) * (count + 1)
-        work.tokens += tokens_of(characters) + (count + 2) * outputs * spec.max_output_tokens
+def _count(config: RunConfig, rows: GroupRows, unit: Unit, tasks: Mapping[str, TaskWork]) -> float:
+    """Count the pairs and estimated tokens of what is ahead of a unit; returns the tokens."""
+    task, groups = rows.task_of(unit), [rows.groups[position] for position in unit]
+    tokens = unit_tokens(groups, config.tasks[task], config.label.num_samples, config.llm)
+    tasks[task].pairs += sum(len(group["candidate_ids"]) for group in groups)
+    tasks[task].tokens += tokens
+    return tokens
 
 
 def commit_missing(ledger: Ledger, rows: list[dict[str, Any]], done: RowIds) -> None:

@@ -190,7 +190,7 @@ class ScoreBlocks(GroupBlocks):
     """Rewards blocks of groups with the cross-encoder."""
 
     def __init__(self, config: RunConfig, ledger: Ledger, fingerprint: str, model: Path) -> None:
-        super().__init__(config, ledger, None, fingerprint)
+        super().__init__(config, ledger, fingerprint)
         self.encoder = load_cross_encoder(str(model), config.needed_reranker.max_tokens, config.encoder.batch_tokens)
         note_device(config.paths, device_kind(self.encoder.device, torch.float32))
 
@@ -198,8 +198,8 @@ class ScoreBlocks(GroupBlocks):
         return label_groups(self.encoder, groups, self.config.tasks, self.fingerprint)
 
     def compute(self, block: Block) -> list[dict[str, Any]]:
-        rows = self.planner.read_block(block)
-        return [{**row, "reward": "reranker"} for row in self.label_rows(rows, rows.positions(block["units"]))]
+        positions = [position for unit in block["units"] for position in unit]
+        return [{**row, "reward": "reranker"} for row in self.label_rows(self.read_block(block), positions)]
 
 
 def score_with_reranker(config: RunConfig, ledger: Ledger, fingerprint: str) -> Survey:

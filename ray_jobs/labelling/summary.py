@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.data.row_ids import RowIds
 from embedder.errors import LabelError
 from embedder.labelling.export import write_reference
 from embedder.labelling.label_report import write_report
-from embedder.labelling.label_statistics import TaskStatistics
+from embedder.labelling.label_statistics import LabelCost, TaskStatistics
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.tables import labelled_ledger
 from ray_jobs.labelling.provenance import read_devices
@@ -27,7 +29,9 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     Raises:
         LabelError: rows are missing, or more of them could not be scored than `label.max_error_share` allows.
     """
-    expected, cost = labels.expected, labels.cost
+    expected = labels.expected
+    repeats = labels.before == len(expected)
+    cost = _earlier_cost(config.paths) if repeats else labels.cost
     tasks: dict[str, TaskStatistics] = defaultdict(partial(TaskStatistics, config.label.seed))
     rows, errors, first = 0, 0, ""
     for row in _rows(config, expected):
@@ -40,6 +44,7 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     page = write_report(tasks, cost, config.paths.reports, config.paths.work.name)
     summary = {task: measured.shares() for task, measured in sorted(tasks.items())}
     report = StageReport("label", rows, "groups", details={"tasks": summary, "labelled_before": labels.before})
+    report.repeats = repeats
     repeated = labelled_ledger(config).count_duplicates()
     report.lines = [
         *labels.lines,
@@ -73,6 +78,13 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
             f"see {page}"
         )
     return report
+
+
+def _earlier_cost(paths: Paths) -> LabelCost | None:
+    """What the labelling cost of which the report tells, so that a run with nothing to label does not erase it."""
+    path = paths.reports / "label.json"
+    numbers = json.loads(path.read_text(encoding="utf-8"))["details"].get("cost") if path.is_file() else None
+    return LabelCost.of(numbers) if numbers else None
 
 
 def _rows(config: RunConfig, expected: RowIds) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from embedder.hashing import content_id
 from embedder.labelling.prompts import check_chat
 from embedder.labelling.rewards import group_rewards
 from embedder.models.locate import count_parameters, locate_model
-from embedder.run.cost import Work, forward_flops
+from embedder.run.cost import CHARACTERS_A_TOKEN, Work, characters_a_token, forward_flops
 from embedder.run.lineage import LINEAGE
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger, shot_pools
 from ray_jobs.labelling.block_plan import Survey, commit_missing, read_row_group, row_groups, select_llm_groups, survey
@@ -111,10 +111,15 @@ class LlmTeacher(Teacher):
         check_provenance(self.config, self.provenance)
         work = self.survey()
         llm = needed_llm(self.config, set(work.tasks))
-        parameters = count_parameters(locate_model(llm.model)) if llm else 0
+        for task, ahead in work.tasks.items():
+            if self.config.tasks[task].reward != "none" and ahead.ahead == ahead.groups and not ahead.pairs:
+                raise LabelError(
+                    f"{self.config.paths.candidates}: none of the {ahead.groups:,} groups of task {task!r} has a "
+                    "candidate to reward; give its sources a corpus, or rows with candidates, and run prepare and mine"
+                )
         lines = [
-            f"{task}: {ahead.groups:,} groups, {ahead.ahead:,} still to label ({ahead.pairs:,} pairs, about "
-            f"{ahead.tokens:,.0f} tokens), reward {self.config.tasks[task].reward}"
+            f"{task}: {ahead.groups:,} groups, {ahead.ahead:,} still to label ({ahead.pairs:,} pairs), reward "
+            f"{self.config.tasks[task].reward}"
             for task, ahead in sorted(work.tasks.items())
         ]
         if llm is not None and any(ahead.pairs for ahead in work.tasks.values()):
@@ -124,7 +129,15 @@ class LlmTeacher(Teacher):
             check_llm(llm)
         rewarded = {task: self.config.tasks[task] for task in work.tasks if self.config.tasks[task].reward != "none"}
         lines += check_chat(llm, {task: spec.template for task, spec in rewarded.items()})
-        return Work("label", lines, forward_flops(parameters, sum(ahead.tokens for ahead in work.tasks.values())))
+        if llm is None or not work.blocks.num_rows:
+            return Work("label", lines, 0.0)
+        model, block = locate_model(llm.model), work.blocks.slice(0, 1).to_pylist()[0]
+        rows = read_row_group(self.config.paths.candidates / block["file"], block["row_group"])
+        texts = [text for unit in block["units"] for i in unit for text in rows.groups[i]["candidate_texts"]]
+        # The survey takes the rule of thumb, which is right in proportion; here the tokenizer itself is asked.
+        scale = CHARACTERS_A_TOKEN / characters_a_token(model, texts)
+        tokens = scale * sum(ahead.tokens for ahead in work.tasks.values())
+        return Work("label", lines, forward_flops(count_parameters(model), tokens), tokens)
 
     def rehearse(self) -> list[str]:
         if self.config.llm is None or not self.config.label.dry_run_groups:

@@ -78,6 +78,6 @@ def _compute(config: RunConfig, units: list[list[Row]], pools: ShotPools) -> str
         (config, ray.put(pools)),
         actor_pool(settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor),
         "evaluate: LLM",
-        lambda spent, seconds: f"{spent.tokens / seconds:,.0f} tokens/s",
+        lambda spent, seconds, share: f"{spent.tokens / seconds:,.0f} tokens/s",
     )
     return f"LLM: {cost.tokens:,} tokens scored in {time.monotonic() - began:,.1f} s"

@@ -26,6 +26,7 @@ from embedder.hashing import content_id
 from embedder.models.encoder import TextEncoder, encode_tokens
 from embedder.models.fingerprint import vectors_name
 from embedder.models.onnx import load_inference_encoder
+from embedder.run.cost import tokens_of
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_table
 
@@ -41,6 +42,7 @@ BLOCK = pa.schema(
         ("keeps_end", pa.bool_()),
         *((name, pa.list_(pa.string())) for name in ("row_ids", "ids", "texts")),
         ("rows", pa.int64()),
+        ("tokens", pa.float64()),
     ]
 )
 """Texts of one dataset and side that are encoded and committed together, each behind the instruction."""
@@ -199,7 +201,9 @@ def _blocks(
         prompted = [spec.prompted(side, text) for text in chosen[text_column].to_pylist()]
         ids = {"row_ids": [keys[row] for row in own], "ids": chosen[id_column].to_pylist()}
         texts = {"texts": [text.text for text in prompted], "rows": len(prompted)}
-        yield {**names, **ids, **texts, "instruction": spec.instruction(side), "keeps_end": prompted[0].keeps_end}
+        tokens = tokens_of(sum(len(text.text) for text in prompted))
+        shared = {"instruction": spec.instruction(side), "keeps_end": prompted[0].keeps_end, "tokens": tokens}
+        yield {**names, **ids, **texts, **shared}
 
 
 def _key(row_id: str, prompted: PromptedText) -> str:

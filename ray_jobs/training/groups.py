@@ -63,7 +63,7 @@ def training_groups(config: RunConfig) -> TrainingGroups:
     old: dict[str, Group] = {}
     positives, examples = positive_ids(config.paths), example_ids(config.paths)
     for run in replay.runs:
-        paths = _earlier(config.paths, run)
+        paths = earlier_paths(config.paths, run)
         reranked = reranked_ledger(paths)
         ledger = reranked if parquet_files(reranked.folder) else llm_ledger(paths)
         # Ids are names within one run: the same one may be another query or passage here, so each run has its own.
@@ -109,7 +109,7 @@ def replayed(old: list[Group], new: int, replay: ReplayConfig, seed: int) -> lis
     return [ranked[task][i] for _, task, i in sorted(order)[:count]]
 
 
-def _earlier(own: Paths, run: ReplayedRun) -> Paths:
+def earlier_paths(own: Paths, run: ReplayedRun) -> Paths:
     """Where the tables of an earlier run are.
 
     Raises:

@@ -72,9 +72,9 @@ class Idle:
 class RewardedBlocks(LabelBlocks):
     """Reads and commits as `LabelBlocks` does, but makes the scores up; says how much memory it took at most."""
 
-    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, selected: ray.ObjectRef, fingerprint: str) -> None:
+    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, fingerprint: str) -> None:
         ray.get(shot_pools)
-        GroupBlocks.__init__(self, config, llm_ledger(config.paths), ray.get(selected), fingerprint)
+        GroupBlocks.__init__(self, config, llm_ledger(config.paths), fingerprint)
         self.peak_flops = 1.0
         self.labeller = cast(RewardLabeller, Idle())
 

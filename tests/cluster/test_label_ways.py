@@ -18,7 +18,7 @@ from embedder.config.load import load_run
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, group_id
 from embedder.labelling.labeller import MAX_CHARACTERS
-from ray_jobs.labelling.block_plan import Planner, survey
+from ray_jobs.labelling.block_plan import read_row_group, survey
 from tests.cluster.conftest import ROOT, Cluster
 from tests.cluster.label_actors import BEGUN
 from tests.cluster.label_helpers import Driver, group, write_groups, write_run_file
@@ -108,6 +108,37 @@ def test_recompute_makes_other_rewards_without_the_llm(driver: Driver, run_file:
     assert rows_of(run_file) == before and units_begun(run_file) == begun
 
 
+def test_label_again_keeps_the_cost_of_the_labelling_in_report_and_page(driver: Driver, run_file: Path) -> None:
+    reports = run_file.parent / "work" / "reports"
+    before = {name: json.loads((reports / name).read_text()) for name in ("label.json", "labelling.json")}
+    assert before["label.json"]["details"]["cost"]["pairs"] == 4 * QA == before["labelling.json"]["cost"]["pairs"]
+    output = succeeded(driver.call(run_file))
+    assert "all was done before: the report keeps" in output
+    after = {name: json.loads((reports / name).read_text()) for name in before}
+    assert after["labelling.json"] == before["labelling.json"]
+    assert after["label.json"]["seconds"] == before["label.json"]["seconds"]
+    for name in ("cost", "estimate", "resources"):
+        assert after["label.json"]["details"][name] == before["label.json"]["details"][name]
+
+
+def test_label_of_one_more_group_labels_that_group_alone(
+    driver: Driver, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
+) -> None:
+    groups = [group("qa", "of-qa", number) for number in range(QA)]
+    path, candidates = tmp_path / "run", tmp_path / "run" / "work" / "candidates" / "qa.parquet"
+    write_groups(groups, candidates, row_group_rows=8)
+    run_file = write_run_file(path, tiny_llama_folder, tiny_encoder_folder, block_rows=BLOCK_ROWS, unit_groups=4)
+    # Without worked examples, which a new query would change for all.
+    shots = ["--set", "tasks.qa.shots=0"]
+    succeeded(driver.call(run_file, *shots))
+    before, begun = rows_of(run_file), units_begun(run_file)
+    write_groups([*groups, group("qa", "of-qa", QA)], candidates, row_group_rows=8)
+    assert f"{QA} were labelled before this run; 0 repeated" in succeeded(driver.call(run_file, *shots))
+    after = rows_of(run_file)
+    assert units_begun(run_file) == begun + 1
+    assert after.keys() - before.keys() == {f"of-qa-{QA}"} and {query: after[query] for query in before} == before
+
+
 def damaged_scores(path: Path) -> bytes:
     """The file with zeros for the log-likelihoods; ids and queries can still be read."""
     content = bytearray(path.read_bytes())
@@ -184,6 +215,7 @@ def test_label_dry_run_times_a_sample_and_takes_no_cluster(
     assert job.returncode == 0, job.stdout + job.stderr
     assert f"qa: {QA} groups, {QA} still to label ({QA * 4} pairs" in output and "pairs/s" in output
     assert "GPU-hours" in output and "hours of one actor like this machine (cpu)" in output
+    assert output.count("TFLOP") == 1 and "of model work" not in output  # one estimate, the measured one
     assert not (tmp_path / "work" / "labelled").exists()
 
 
@@ -240,9 +272,9 @@ def test_label_rejects_poisoned_rows_alone(
     for name, reason in REASONS.items():
         assert reason in rows[name]["error"] and rows[name]["rewards"] is None
     assert sum(row["error"] is None and len(row["rewards"]) == 4 for row in rows.values()) == QA
-    planner = Planner(config, None)
     for block in blocks:
-        assert ledger.holds(planner.read_block(block).ids_of(block["units"]))
+        planned = read_row_group(config.paths.candidates / block["file"], block["row_group"])
+        assert ledger.holds(planned.ids_of(block["units"]))
     begun = units_begun(run_file)
     succeeded(driver.call(run_file, "--set", "label.max_error_share=0.5"))
     assert units_begun(run_file) == begun

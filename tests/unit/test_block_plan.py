@@ -1,4 +1,4 @@
-"""What a labelling run has ahead of it: every group once, whole units, none that is committed."""
+"""What a labelling run has ahead of it: every group that no block holds, once, and none that one holds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, group_id
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
-from ray_jobs.labelling.block_plan import Planner, survey
+from ray_jobs.labelling.block_plan import read_row_group, survey
 from tests.unit.judges import quick
 
 ROW_GROUP = 8
@@ -44,25 +44,23 @@ def ledger_of(config) -> Ledger:
     return Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
 
 
-def units_of(config, work, selected=None):
-    """The queries of every unit ahead, in order."""
-    planner = Planner(config, selected)
+def units_of(config, work):
+    """The queries ahead of every unit, in order."""
     units = []
     for block in work.blocks.to_pylist():
-        planned = planner.read_block(block)
-        units += [[planned.groups[i]["query_id"] for i in planned.units[n]] for n in block["units"]]
+        rows = read_row_group(config.paths.candidates / block["file"], block["row_group"])
+        units += [[rows.groups[position]["query_id"] for position in unit] for unit in block["units"]]
     return units
 
 
 def commit(config, queries):
     """Let a block hold the groups of the task qa with these queries."""
-    planner = Planner(config, None)
     rows = []
     for number in range(pq.read_metadata(config.paths.candidates / "qa.parquet").num_row_groups):
-        planned = planner.read(config.paths.candidates / "qa.parquet", number)
-        for position, candidates in enumerate(planned.groups):
+        read = read_row_group(config.paths.candidates / "qa.parquet", number)
+        for position, candidates in enumerate(read.groups):
             if candidates["query_id"] in queries:
-                rows.append(planned.without_rewards(position, config.tasks, "print"))
+                rows.append(read.without_rewards(position, config.tasks, "print"))
     ledger_of(config).commit(rows)
 
 
@@ -78,14 +76,38 @@ def test_survey_of_a_new_run_has_everything_ahead_in_whole_units(tmp_path):
 
 @quick
 @given(st.sets(st.integers(0, 20)), st.integers(1, 9), st.integers(1, 9))
-def test_survey_repeats_no_unit_whatever_the_blocks_were(tmp_path_factory, done, block_rows, other_block_rows):
+def test_survey_has_just_what_is_missing_ahead_whatever_the_blocks_were(
+    tmp_path_factory, done, block_rows, other_block_rows
+):
     config = run_of(tmp_path_factory.mktemp("plan"), qa=21)
     before = units_of(config, survey(config, ledger_of(config), block_rows))
     commit(config, {str(number) for number in done})
     work = survey(config, ledger_of(config), other_block_rows)
-    assert units_of(config, work) == [unit for unit in before if not {int(query) for query in unit} <= done]
+    missing = [[query for query in unit if int(query) not in done] for unit in before]
+    assert units_of(config, work) == [unit for unit in missing if unit]
     assert work.before == len(done) and work.tasks["qa"].ahead == 21 - len(done)
+    assert work.tasks["qa"].pairs == 3 * (21 - len(done))
     assert sum(work.blocks["rows"].to_pylist()) == 21 - len(done)
+    assert sum(work.blocks["tokens"].to_pylist()) == pytest.approx(work.tasks["qa"].tokens)
+
+
+@quick
+@given(st.sets(st.integers(0, 20)), st.integers(1, 9), st.integers(1, 9), st.data())
+def test_survey_after_a_kill_has_the_same_parts_of_units_ahead(
+    tmp_path_factory, done, block_rows, other_block_rows, data
+):
+    config = run_of(tmp_path_factory.mktemp("plan"), qa=21)
+    commit(config, {str(number) for number in done})
+    work = survey(config, ledger_of(config), block_rows)
+    ahead, blocks = units_of(config, work), work.blocks.to_pylist()
+    committed = data.draw(st.sets(st.integers(0, len(blocks) - 1))) if blocks else set()
+    for number in committed:
+        block = blocks[number]
+        rows = read_row_group(config.paths.candidates / block["file"], block["row_group"])
+        positions = [position for unit in block["units"] for position in unit]
+        ledger_of(config).commit([rows.without_rewards(position, config.tasks, "print") for position in positions])
+        ahead = [unit for unit in ahead if unit[0] not in {rows.groups[unit[0]]["query_id"] for unit in block["units"]}]
+    assert units_of(config, survey(config, ledger_of(config), other_block_rows)) == ahead
 
 
 def test_survey_keeps_groups_without_a_reward_apart(tmp_path):
@@ -100,7 +122,7 @@ def test_survey_of_a_selection_leaves_out_groups_with_a_reward_alone(tmp_path):
     config = run_of(tmp_path, qa=9, tool=3)
     selected = RowIds([[group_id(group("qa", number)) for number in (0, 4, 8)]])
     work = survey(config, ledger_of(config), 4, selected)
-    assert sorted(query for unit in units_of(config, work, selected) for query in unit) == ["0", "4", "8"]
+    assert sorted(query for unit in units_of(config, work) for query in unit) == ["0", "4", "8"]
     assert len(work.expected) == 6 and work.plain
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.data.ledger import Ledger
-from ray_jobs.cluster.blocks import COST, PARTS_AN_ACTOR, Block, BlockActor, BlockCost, cut_blocks
+from ray_jobs.cluster.blocks import COST, PARTS_AN_ACTOR, Block, BlockActor, BlockCost, cut_blocks, seconds_left
 
 
 class Doubling(BlockActor):
@@ -53,8 +53,20 @@ def test_block_actor_does_not_compute_a_committed_block_again(actor):
 
 
 def test_block_costs_add_up():
-    total = BlockCost(1, 2, 3, 4.0, 5.0, 6.0) + BlockCost(10, 20, 30, 40.0, 50.0, 60.0)
-    assert total == BlockCost(11, 22, 33, 44.0, 55.0, 66.0)
+    total = BlockCost(1, 2, 3, 4.0, 5.0, 6.0, 7.0) + BlockCost(10, 20, 30, 40.0, 50.0, 60.0, 70.0)
+    assert total == BlockCost(11, 22, 33, 44.0, 55.0, 66.0, 77.0)
+
+
+def test_block_cost_says_what_was_expected_of_the_block(actor):
+    (cost,) = actor(pa.table({"numbers": [[1, 2]], "rows": [2], "tokens": [9.5]})).to_pylist()
+    (by_rows,) = actor(pa.table({"numbers": [[3, 4]], "rows": [2]})).to_pylist()
+    assert (cost["expected"], by_rows["expected"]) == (9.5, 2.0)
+
+
+def test_seconds_left_are_those_of_the_actors_and_not_of_the_clock():
+    """Two of eight parts took 10 busy seconds: the other six take 30, which three actors share."""
+    assert seconds_left(BlockCost(seconds=10.0), 0.25, 3) == pytest.approx(10.0)
+    assert seconds_left(BlockCost(), 0.0, 3) is None
 
 
 @pytest.mark.parametrize(("count", "actors"), [(0, 1), (1, 3), (1000, 2), (PARTS_AN_ACTOR * 3, 3), (64_007, 2)])

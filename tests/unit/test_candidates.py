@@ -210,3 +210,21 @@ def test_is_duplicate_finds_copies_in_every_script(text, copy):
 )
 def test_is_duplicate_keeps_texts_that_differ(text, other):
     assert not is_duplicate(normalise(text), [normalise(other)], 0.9)
+
+
+@pytest.mark.parametrize("positives", [[], ["p0"]])
+def test_make_group_changes_for_a_new_passage_only_where_it_is_drawn_or_takes_the_place_of_another(positives):
+    """One passage enters both rankings at rank 10, so that the last one of the window leaves it."""
+    config, changed = MineConfig(group_size=6, window=(2, 30)), 0
+    before, after = list(range(40)), [*range(10), 99, *range(10, 39)]
+    passages = {**PASSAGES, "p99": "word99 thing99"}
+    for number in range(100):
+        asked = query(positives, f"q{number}")
+        old, new = (
+            ids(make_group(asked, {"lexical": ranking(order), "dense": ranking(order)}, passages, config))
+            for order in (before, after)
+        )
+        if "p99" not in new and "p30" not in old:
+            assert new == old
+        changed += new != old
+    assert 0 < changed < 60

@@ -106,7 +106,7 @@ def test_read_sets_a_choice_of_queries_is_seeded_and_grows(config):
 
 
 def test_read_sets_a_split_that_is_not_there_is_refused(config):
-    with pytest.raises(DataError, match="no queries"):
+    with pytest.raises(DataError, match="no test queries; give a source"):
         read_sets(config, "test")
 
 
@@ -148,7 +148,7 @@ def test_evaluation_command_compares_encoders(run_file, tiny_encoder_folder, tmp
     [
         (["base", "/nowhere"], "no such folder"),
         (["base", "base"], "named twice"),
-        (["--split", "test", "base"], "no queries"),
+        (["--split", "test", "base"], "no test queries"),
         (["--set", "llm=null", "--llm", "1", "base"], "no `llm` section"),
     ],
 )

@@ -20,6 +20,21 @@ def test_stage_reports_are_read_in_the_order_of_the_pipeline(tmp_path):
     assert read_reports(tmp_path / "reports") == reports[::-1]
 
 
+def test_stage_report_of_a_repeat_keeps_time_and_cost_of_the_run_that_did_the_work(tmp_path):
+    cost = {"cost": {"pairs": 448}, "estimate": {"flops": 1.0}, "resources": {"seconds": 250.0}}
+    StageReport("label", 60, "groups", 251.5, details={**cost, "labelled_before": 0}).write(tmp_path)
+    again = StageReport("label", 60, "groups", 0.4, details={"resources": {"seconds": 0.4}, "labelled_before": 60})
+    again.keep_cost(tmp_path)
+    assert again.seconds == 0.4
+    again.repeats = True
+    again.keep_cost(tmp_path)
+    assert (again.seconds, again.details) == (251.5, {**cost, "labelled_before": 60})
+    assert again.lines == ["all was done before: the report keeps the 251.5 s and the cost of that run"]
+    first = StageReport("train", 4, "steps", 2.0, repeats=True)
+    first.keep_cost(tmp_path)
+    assert first.seconds == 2.0 and first.lines == []
+
+
 def test_stage_reports_of_a_new_run_are_none(tmp_path):
     assert read_reports(tmp_path / "reports") == []
 

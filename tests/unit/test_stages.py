@@ -15,6 +15,7 @@ from embedder.index.catalog import Catalog
 from embedder.run.lineage import read_lineage, write_lineage
 from embedder.run.stages import STAGES, Contents, effective, is_done, mark_done
 from ray_jobs.pipeline import check, round_config, steps
+from tests.unit.tiny_folders import write_jsonl
 
 ROUND = ["mine", "label", "train"]
 
@@ -24,11 +25,12 @@ def run_path(tmp_path: Path, tiny_encoder_folder: Path, tiny_llama_folder: Path)
     """A run file with one source of three files."""
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("corpus", "train", "test"):
-        (source / f"{name}.jsonl").write_text(json.dumps({"id": name}) + "\n", encoding="utf-8")
+    write_jsonl(source / "corpus.jsonl", [{"id": "p", "text": "a passage"}])
+    for split in ("train", "test"):
+        write_jsonl(source / f"{split}.jsonl", [{"query": f"a query to {split}", "answers": ["an answer"]}])
     run = {
         "paths": {"work": str(tmp_path / "work"), "cache": str(tmp_path / "cache")},
-        "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "instructions": False},
+        "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "instructions": False, "max_tokens": 64},
         "llm": {"model": str(tiny_llama_folder)},
         "prepare": {"sources": [{"task": "qa", "dataset": "nq", "path": str(source)}]},
         "train": {"steps": 4},
@@ -61,7 +63,7 @@ def test_stage_is_done_until_its_settings_change(run_path):
     pretend_to_mine(config)
     assert mine_is_done(config)
     assert not mine_is_done(load_run(run_path, ["mine.seed=1"]))
-    assert not mine_is_done(load_run(run_path, ["encoder.max_tokens=64"]))
+    assert not mine_is_done(load_run(run_path, ["encoder.max_tokens=32"]))
     assert not mine_is_done(load_run(run_path, ["words.stop_words=english"]))
 
 

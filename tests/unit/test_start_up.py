@@ -62,7 +62,7 @@ FIRST_PROBLEM = {
     "mine": "no prepared ",
     "label": "no prepared ",
     "train": "the run file has no `train` section",
-    "index": "model: no such folder",
+    "index": "model: no trained encoder; run",
     "evaluate": "no prepared ",
     "pipeline": "the run file has no `train` section",
 }

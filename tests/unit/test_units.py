@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import group_id
-from embedder.labelling.units import join_units, plan_units
+from embedder.labelling.units import join_units, missing_of, plan_units, unit_tokens
 from tests.unit.judges import quick
 
 
@@ -73,13 +74,41 @@ def _orders(count: int) -> list[list[int]]:
 @quick
 @given(st.lists(st.integers(1, 5), max_size=12), st.integers(1, 9))
 def test_join_units_blocks_are_whole_units_in_order_and_no_smaller_than_asked_for_but_the_last(sizes, block_rows):
-    units = {10 + i: list(range(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(len(sizes))}
+    units = [list(range(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(len(sizes))]
     blocks = join_units(units, block_rows)
-    assert [number for block in blocks for number in block] == list(units)
+    assert [unit for block in blocks for unit in block] == units
     for block in blocks[:-1]:
-        *others, last = [len(units[number]) for number in block]
+        *others, last = [len(unit) for unit in block]
         assert sum(others) + last >= block_rows > sum(others)
 
 
+def test_missing_of_units_keeps_what_is_missing_in_its_unit():
+    assert missing_of([[3, 1], [0, 2], [4]], [True, False, True, True, False]) == [[3], [0, 2]]
+
+
 def test_plan_units_nothing_makes_nothing():
-    assert (plan_units([], 8), join_units({}, 8)) == ([], [])
+    assert (plan_units([], 8), missing_of([], []), join_units([], 8)) == ([], [], [])
+
+
+TOKEN = "abcd"
+"""Four characters, which are taken for a token."""
+
+
+def test_unit_tokens_counted_by_hand():
+    """Two passages of 10 tokens, one of them in both groups; queries of 3 and outputs of 5, of which 4 are read.
+
+    The tree reads 20 tokens of passages; and for each group, with each of its candidates and once without, a query and
+    an output for the desired one and each of 2 samples.
+    """
+    task = BUILTIN_TASKS["chat"]
+    task = task.model_copy(update={"template": task.template.model_copy(update={"input": ""}), "max_output_tokens": 5})
+    shared, other = TOKEN * 10, TOKEN * 9 + "abce"
+    groups = [
+        group("chat", "d", i, texts) | {"query": TOKEN * 3, "answers": [TOKEN * 7]}
+        for i, texts in enumerate([[shared, other], [shared]])
+    ]
+    assert unit_tokens(groups, task, 2, None) == 20 + (3 + 2) * (3 + 3 * 4)
+    likelihood = task.model_copy(update={"reward": "likelihood"})
+    assert unit_tokens(groups, likelihood, 2, None) == 20 + (3 + 2) * (3 + 4)
+    short = [each | {"answers": [TOKEN * 2]} for each in groups]
+    assert unit_tokens(short, task, 2, None) == 20 + (3 + 2) * (3 + 3 * 2)

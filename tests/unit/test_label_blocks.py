@@ -1,0 +1,136 @@
+"""The actors of `label` as plain objects: they label what is missing, and what the first block cost tells the rest."""
+
+from __future__ import annotations
+
+import random
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from embedder.config.load import load_run
+from embedder.data.records import GROUP, group_id, write_table
+from ray_jobs.cluster.blocks import BlockCost
+from ray_jobs.cluster.tables import llm_ledger
+from ray_jobs.labelling import actors
+from ray_jobs.labelling.block_plan import survey
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "runs", "Paris", "capital"]
+
+
+@pytest.fixture
+def config(tmp_path, tiny_llama_folder, tiny_encoder_folder, one_thread, monkeypatch):
+    """A run that labels with a tiny LLM, whose actors are made without Ray."""
+    monkeypatch.setattr(actors.ray, "get", lambda reference: reference)
+    run = {
+        "paths": {"work": str(tmp_path / "work"), "cache": str(tmp_path / "cache")},
+        "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean"},
+        "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 400, "batch_tokens": 1024},
+        "tasks": {"qa": {"shots": 0}, "chat": {"max_output_tokens": 16}},
+        "label": {"num_samples": 4, "unit_groups": 4, "block_rows": 4},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return load_run(path)
+
+
+def text(drawn: random.Random, low: int, high: int) -> str:
+    return " ".join(drawn.choices(WORDS, k=drawn.randint(low, high)))
+
+
+def groups_of(task: str, count: int, candidates: int = 4) -> list[dict[str, object]]:
+    """Groups of passages of very different lengths, of which some have common ones."""
+    drawn = random.Random(task)
+    corpus = [text(drawn, 5, 60) for _ in range(3 * count)]
+    rows = []
+    for number in range(count):
+        chosen = drawn.sample(range(len(corpus)), candidates)
+        query, answer = text(drawn, 3, 12), text(drawn, 1, 3 if task == "qa" else 30)
+        ids, texts = [f"p{i}" for i in chosen], [corpus[i] for i in chosen]
+        values = (task, f"of-{task}", f"{task}-{number}", query, [answer], ids, texts, [1] + [0] * (candidates - 1))
+        rows.append(dict(zip(GROUP.names, values, strict=True)))
+    return rows
+
+
+def write(config, groups):
+    for task in {group["task"] for group in groups}:
+        own = [group for group in groups if group["task"] == task]
+        write_table(own, GROUP, config.paths.candidates / f"of-{task}.parquet")
+
+
+def label(config, block_rows=4) -> list[BlockCost]:
+    """The cost of each block that is ahead, labelled in order."""
+    actor = actors.LabelBlocks(config, {}, "print")
+    blocks = survey(config, llm_ledger(config.paths), block_rows).blocks
+    costs = [row for number in range(blocks.num_rows) for row in actor(blocks.slice(number, 1)).to_pylist()]
+    return [BlockCost(**{name: value for name, value in cost.items() if name != "failure"}) for cost in costs]
+
+
+def rows_of(config):
+    return {row["row_id"]: row for row in llm_ledger(config.paths).read().to_pylist()}
+
+
+def test_label_blocks_of_one_new_passage_read_the_groups_that_changed_and_no_other(config):
+    groups = groups_of("qa", 10)
+    write(config, groups)
+    label(config)
+    before = rows_of(config)
+    changed = [3, 4, 9]
+    for number in changed:
+        groups[number] |= {"candidate_ids": ["new", *groups[number]["candidate_ids"][1:]]}
+        groups[number] |= {"candidate_texts": ["the new passage", *groups[number]["candidate_texts"][1:]]}
+    write(config, groups)
+    work = survey(config, llm_ledger(config.paths), 4)
+    assert (work.tasks["qa"].groups, work.tasks["qa"].ahead, work.tasks["qa"].pairs) == (10, 3, 12)
+    costs = label(config)
+    assert sum(cost.pairs for cost in costs) == 12 and sum(cost.rows for cost in costs) == 3
+    after = rows_of(config)
+    assert after.keys() - before.keys() == {group_id(groups[number]) for number in changed}
+    assert {row_id: after[row_id] for row_id in before} == before
+    assert llm_ledger(config.paths).count_duplicates() == 0
+    assert label(config) == []
+
+
+def test_label_blocks_after_a_kill_are_the_same_to_the_last_bit(config, tmp_path):
+    """Some groups are missing; labelled in one go, and cut off after a block, with blocks of another size."""
+    groups = groups_of("qa", 12)
+    write(config, groups[:5])
+    label(config)
+    config_again = config.model_copy(update={"paths": config.paths.model_copy(update={"work": tmp_path / "again"})})
+    write(config_again, groups[:5])
+    label(config_again)
+    for each in (config, config_again):
+        write(each, groups)
+    label(config)
+    actor, blocks = (
+        actors.LabelBlocks(config_again, {}, "print"),
+        survey(config_again, llm_ledger(config_again.paths), 1),
+    )
+    actor(blocks.blocks.slice(1, 1))
+    label(config_again, block_rows=9)
+    assert rows_of(config_again) == rows_of(config) and len(rows_of(config)) == 12
+
+
+def test_label_blocks_retried_after_their_commit_are_not_labelled_twice(config):
+    write(config, groups_of("qa", 4))
+    actor = actors.LabelBlocks(config, {}, "print")
+    blocks = survey(config, llm_ledger(config.paths), 4).blocks
+    actor(blocks)
+    assert [row["pairs"] for row in actor(blocks).to_pylist()] == [0]
+    assert isinstance(blocks, pa.Table) and llm_ledger(config.paths).count_duplicates() == 0
+
+
+@pytest.mark.parametrize("tasks", [["qa"], ["chat", "qa"]])
+def test_label_estimate_after_the_first_block_is_near_what_is_then_done(config, tasks):
+    """The random LLM ends no output, so that those of `qa` are three times as long as sizes tell."""
+    write(config, [group for task in tasks for group in groups_of(task, 12)])
+    work = survey(config, llm_ledger(config.paths), 4)
+    expected = sum(work.blocks["tokens"].to_pylist())
+    assert expected == pytest.approx(sum(task.tokens for task in work.tasks.values()))
+    costs = label(config)
+    whole = sum(costs, BlockCost())
+    first = sum(costs[: len(tasks)], BlockCost())
+    share = first.expected / expected
+    for name in ("tokens", "flops"):
+        assert getattr(first, name) / share == pytest.approx(getattr(whole, name), rel=0.3), name
+    assert whole.expected == pytest.approx(expected) and whole.pairs == sum(task.pairs for task in work.tasks.values())
