@@ -160,7 +160,7 @@ def lay_out(
     marks = [i for i, sign in enumerate(text) if FIRST_MARK <= ord(sign) < FIRST_MARK + MOST_MARKS]
     texts = [text[first + 1 : last] for first, last in pairwise([-1, *marks, len(text)])]
     numbers = [ord(text[i]) - FIRST_MARK for i in marks]
-    # Another stand-in only where a letter runs into the template's words, because most data is tokenised as letters are.
+    # Another than a letter only where a letter runs into the template's words, because most data begins with one.
     for stand_in in STAND_INS:
         answer = space + output_text(template, stand_in)
         layout = _Draft(plain, texts, stand_in).layout(numbers, answer, space)
