@@ -22,10 +22,6 @@ import bm25s
 import regex
 from bm25s.tokenization import Tokenized
 
-from embedder.config.language import WordsConfig
-
-ALL_WORDS = WordsConfig()
-
 LONGEST_WORD = 255
 """Characters; what is longer is cut into pieces of this length, as Lucene does."""
 LONGEST_IDENTIFIER = 64
@@ -97,15 +93,16 @@ def passage_words(text: str) -> list[str]:
     return list(chain.from_iterable(map(PASSAGE_CHUNKS.__getitem__, text.split())))
 
 
-def query_words(text: str, settings: WordsConfig = ALL_WORDS) -> list[str]:
+def query_words(text: str, stop_words: str | None = None) -> list[str]:
     """The words for which a query searches: those of a passage, less stop words and the characters of bigrams.
 
-    A query of stop words alone keeps them, so that `IT` and `to be or not to be` are found whatever the settings.
+    `stop_words` names a list of bm25s (embedder.config.language). A query of stop words alone keeps them, so that `IT`
+    and `to be or not to be` are found whatever the list.
     """
     words = list(chain.from_iterable(map(QUERY_CHUNKS.__getitem__, text.split())))
-    if settings.stop_words is None:
+    if stop_words is None:
         return words
-    left_out = _stop_words(settings.stop_words)
+    left_out = _stop_words(stop_words)
     return [word for word in words if word not in left_out] or words
 
 

@@ -117,7 +117,7 @@ class MutableCollection:
             ValueError: the index was built without words.
         """
         # Split before the lock is taken, since long queries take a while. A compaction keeps the settings.
-        words = [query_words(query, self._reading.base.info.settings.words) for query in queries]
+        words = [query_words(query, self._reading.base.info.settings.words.stop_words) for query in queries]
         parts = []
         with self._lock:
             base, view = self._view(wanted)

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import bm25s
 import numpy as np
 
-from embedder.config.language import WordsConfig
-from embedder.words import ALL_WORDS, query_words, tokenized
+from embedder.words import query_words, tokenized
 
 Ranking = list[tuple[str, float]]
 """Passage ids with scores, best first, ties by id."""
@@ -20,9 +19,9 @@ Ranking = list[tuple[str, float]]
 class LexicalIndex:
     """BM25 (Lucene's variant, k1 1.5, b 0.75) over the passages of one dataset."""
 
-    def __init__(self, ids: Sequence[str], texts: Sequence[str], words: WordsConfig = ALL_WORDS) -> None:
+    def __init__(self, ids: Sequence[str], texts: Sequence[str], stop_words: str | None = None) -> None:
         self.ids = list(ids)
-        self.words = words
+        self.stop_words = stop_words
         self.positions = {passage_id: i for i, passage_id in enumerate(self.ids)}
         tokens = tokenized(texts)
         self._bm25 = bm25s.BM25()
@@ -34,7 +33,7 @@ class LexicalIndex:
 
     def search(self, queries: Sequence[str], pools: Sequence[list[str] | None], depth: int) -> list[Ranking]:
         """The `depth` best passages of each query; a pool limits them to its ids, and keeps scores of 0."""
-        words = [query_words(query, self.words) for query in queries]
+        words = [query_words(query, self.stop_words) for query in queries]
         return [self._rank(asked, pool, depth) for asked, pool in zip(words, pools, strict=True)]
 
     def _rank(self, words: list[str], pool: list[str] | None, depth: int) -> Ranking:

@@ -95,6 +95,6 @@ def lexical_rankings(paths: Paths, words: WordsConfig, split: Split, dataset: st
     if not rows:
         return {}
     passages = passage_texts(paths, dataset)
-    index = LexicalIndex(list(passages), list(passages.values()), words)
+    index = LexicalIndex(list(passages), list(passages.values()), words.stop_words)
     rankings = index.search([row["query"] for row in rows], [row["pool_ids"] for row in rows], depth)
     return {row["query_id"]: ranking for row, ranking in zip(rows, rankings, strict=True)}

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.config.language import WordsConfig
 from embedder.evaluation.answers import exact_match
 from embedder.mining.ranking import LexicalIndex, best, merge, search_block
 from tests.unit.cjk_texts import CHINESE, JAPANESE, cjk_set
@@ -172,7 +171,7 @@ def test_exact_match_accepts_every_right_answer_of_a_language_without_spaces(kin
 
 def test_bm25_stop_words_of_the_settings_are_left_out_of_queries():
     texts = ["the fox", "the of", "it"]
-    english = LexicalIndex(texts, texts, WordsConfig(stop_words="english"))
+    english = LexicalIndex(texts, texts, "english")
     rankings = english.search(["the fox of it", "of", "IT"], [None] * 3, 3)
     assert [[name for name, _ in ranking] for ranking in rankings] == [["the fox"], ["the of"], ["it"]]
 
