@@ -119,7 +119,8 @@ def as_id(value: object, name: str) -> str:
         raise RowError(f"{name} is {shown(value)}; a text or a whole number is needed")
     if len(text) > MAX_ID_CHARACTERS:
         raise RowError(f"{name} has {len(text):,} characters; an id has at most {MAX_ID_CHARACTERS}")
-    # The library that measures rankings reads ids as C strings, which end at an empty byte.
+    # The library that measures rankings reads ids as C strings, which end at an empty byte: two ids become one, and
+    # its process aborts.
     if "\0" in text:
         raise RowError(f"{name} is {shown(text)}; an id holds no empty byte")
     return text

@@ -16,6 +16,7 @@ from embedder.config.prepare import PrepareConfig, Source
 from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import read_source
+from embedder.data.fields import is_blank
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, group_id, write_table
 from embedder.errors import DataError
@@ -319,14 +320,15 @@ def test_import_without_scores_is_refused(tmp_path):
         imported_fingerprint(config.paths)
 
 
-TEXT = st.text(max_size=12).map(str.strip).filter(bool)
+TEXT = st.text(max_size=12).map(str.strip).filter(lambda text: not is_blank(text))
+NAME = TEXT.filter(lambda text: "\0" not in text)
 SCORE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @st.composite
 def groups_of_all_kinds(draw) -> list[dict[str, object]]:
     groups = []
-    for query_id in draw(st.lists(TEXT, max_size=5, unique=True)):
+    for query_id in draw(st.lists(NAME, max_size=5, unique=True)):
         texts = draw(st.lists(TEXT, min_size=1, max_size=6, unique=True))
         size = len(texts)
         task = draw(st.sampled_from(sorted(BUILTIN_TASKS)))
