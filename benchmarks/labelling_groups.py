@@ -127,7 +127,7 @@ def _group(builder: PromptBuilder, prepared: Prepared, query: Row, candidates: S
     if query["task"] == "qa":
         rows = prepared.queries["train"]
         pool = [(row["query_id"], row["query"], row["answers"][0]) for row in rows[:100]]
-        shots = choose_shots(pool, query["query_id"], 3, seed)
+        shots = choose_shots(pool, query["query"], 3, seed)
     return Group(
         query_id=query["query_id"],
         prefixes=[builder.prefix(query["query"], each, []).ids for each in passages],

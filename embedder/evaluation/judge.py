@@ -81,7 +81,7 @@ class LlmJudge:
             row["error"] = "a desired output has no token"
             return None
         pool = self.shot_pools.get(question.dataset, []) if evaluation.uses_shots else []
-        shots = choose_shots(pool, question.query_id, self.tasks[question.task].shots, self.settings.seed)
+        shots = choose_shots(pool, question.query, self.tasks[question.task].shots, self.settings.seed)
         prefix = fitting_prefix(builder, evaluation, question, ask.query, shots)
         if prefix.query_cut or not prefix.ids:
             row["error"] = f"the query has no token, or needs more than the {builder.max_prefix_tokens} of a prefix"

@@ -67,7 +67,7 @@ class RewardLabeller:
         if row["error"] is not None:
             return None
         pool = self.shot_pools.get(row["dataset"], [])
-        shots = choose_shots(pool, row["query_id"], spec.shots, self.label_config.seed)
+        shots = choose_shots(pool, row["query"], spec.shots, self.label_config.seed)
         choices: list[list[str]] = [[], *([text] for text in row["candidate_texts"])]
         prefixes = [builder.prefix(row["query"], passages, shots) for passages in choices]
         if prefixes[0].query_cut or not prefixes[0].ids:

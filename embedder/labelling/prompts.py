@@ -63,8 +63,8 @@ def read_shot_pools(config: RunConfig) -> ShotPools:
     return pools
 
 
-def choose_shots(pool: Sequence[tuple[str, str, str]], query_id: str, count: int, seed: int) -> list[Shot]:
-    """`count` worked examples for a query from (query_id, query, answer) rows, never the query itself.
+def choose_shots(pool: Sequence[tuple[str, str, str]], asked: str, count: int, seed: int) -> list[Shot]:
+    """`count` worked examples for a query from (query_id, query, answer) rows, never one with the query `asked` itself.
 
     One seeded order of the pool serves all queries, so that their prompts share their beginning. Answers differ while
     the pool has different ones: a small LLM shown "no" three times says "no" to everything.
@@ -72,10 +72,13 @@ def choose_shots(pool: Sequence[tuple[str, str, str]], query_id: str, count: int
     ordered = sorted(pool, key=lambda row: row_seed(seed, "shot", row[0]))
     distinct: dict[str, Shot] = {}
     repeated: list[Shot] = []
-    for other, query, answer in ordered:
-        if other != query_id and answer not in distinct:
+    for _, query, answer in ordered:
+        # By text and not by id, because a test query may have the id of another query, or the text of a training one.
+        if query == asked:
+            continue
+        if answer not in distinct:
             distinct[answer] = (query, answer)
-        elif other != query_id:
+        else:
             repeated.append((query, answer))
     return [*distinct.values(), *repeated][:count]
 

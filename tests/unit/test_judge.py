@@ -75,7 +75,7 @@ def prompt_of(judge, one):
     evaluation = EVALUATIONS[one.evaluation]
     spec = BUILTIN_TASKS[one.task]
     builder = replace(prompt_builder(judge.lm, spec, judge.llm, evaluation.template(spec)), max_output_tokens=24)
-    shots = choose_shots(POOLS["d"], one.query_id, spec.shots, 0) if one.evaluation == "qa" else []
+    shots = choose_shots(POOLS["d"], one.query, spec.shots, 0) if one.evaluation == "qa" else []
     ask = evaluation.ask(one)
     prefix = builder.prefix(ask.query, evaluation.arrange(one.passages), shots).ids
     return PackedPrompt(prefix, [builder.output(text) for text in ask.outputs])
