@@ -76,14 +76,15 @@ class TokenCounter:
 
 
 def _counted(spec: TaskSpec, counter: TokenCounter, side: Side, files: Sequence[Path]) -> str:
-    """So many of so many; empty where there are none."""
+    """So many of so many; empty where none is too long."""
     column, word = COLUMNS[side]
     texts, total = _sample(files, column)
     prompted = [str(spec.prompted(side, text)) for text in texts]
     if not prompted:
         return ""
     of = f" (a sample of {total:,})" if len(prompted) < total else ""
-    return f"{counter.too_long(prompted):,} of {len(prompted):,} {word}{of}"
+    cut = counter.too_long(prompted)
+    return f"{cut:,} of {len(prompted):,} {word}{of}" if cut else ""
 
 
 def _sample(files: Sequence[Path], column: str) -> tuple[list[str], int]:

@@ -75,7 +75,7 @@ class VectorStore:
         return vector_matrix(table)[[position[key] for key in keys]]
 
     def cut_lines(self, paths: Paths, splits: Sequence[Split]) -> list[str]:
-        """A line for each dataset: how many passages, and queries of some splits, were too long; after `fill_store`."""
+        """A line for each dataset with passages, or queries of some splits, that were cut; after `fill_store`."""
         lines = []
         for dataset in datasets(paths):
             tables: dict[Side, Iterable[pa.Table]] = {
@@ -88,7 +88,7 @@ class VectorStore:
         return lines
 
     def _count_cut(self, dataset: str, side: Side, tables: Iterable[pa.Table]) -> str:
-        """So many of so many; empty where there are none, or whoever made the vectors did not tell."""
+        """So many of so many; empty where none was cut, or whoever made the vectors did not tell."""
         wanted = RowIds(self.keys(table, side) for table in tables)
         files = parquet_files(self.ledger(dataset, side).folder)
         is_cut = np.zeros(len(wanted), dtype=bool)
@@ -98,7 +98,7 @@ class VectorStore:
                 return ""
             # Of rows that are not wanted any more the position is -1; the text of a repeated one is as long as before.
             is_cut[positions[(positions >= 0) & table["is_cut"].to_numpy()]] = True
-        return f"{is_cut.sum():,} of {len(wanted):,} {SIDE_WORDS[side]}" if len(wanted) else ""
+        return f"{is_cut.sum():,} of {len(wanted):,} {SIDE_WORDS[side]}" if is_cut.any() else ""
 
 
 def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:

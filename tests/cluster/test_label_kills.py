@@ -26,7 +26,7 @@ from tests.cluster.nodes import start_nodes
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
-RUNS, ROUNDS = 4, 5
+RUNS, ROUNDS = 3, 5
 UNIT_GROUPS = 2
 REWARDED = {"one": ("qa", 40), "two": ("qa", 24), "three": ("lrlm", 36)}
 """Task and number of groups of the datasets."""
@@ -203,7 +203,8 @@ def seeded_rounds() -> list[tuple[list[str], list[int]]]:
     ]
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(run, marks=pytest.mark.slow) for run in range(1, RUNS))])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(RUNS))
 def test_label_killed_at_random_moments_leaves_the_labels_of_an_undisturbed_run(
     nodes: Nodes,
     undisturbed: dict[str, bytes],

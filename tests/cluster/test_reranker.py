@@ -100,6 +100,7 @@ def losses(work: Path) -> dict[int, set[float]]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_twice_it_trains_each_step_alike_and_labels_each_group_once(cluster: Cluster, run_file: Path) -> None:
     config = load_run(run_file)
     ledger, model = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id"), config.paths.work / "reranker/model"
