@@ -13,6 +13,12 @@ if TYPE_CHECKING:  # so that the checks of a job import transformers only where 
     from transformers import PreTrainedTokenizerBase
 
 ANSWER = "the answer"
+RENDERED = 12
+FAILURES = (
+    *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError),
+    *(RecursionError, MemoryError),
+)
+"""What the code of a template may raise beside jinja's own errors."""
 OWN_NAMES = {"messages", "add_generation_prompt", "tools", "documents", "strftime_now"}
 """What the project itself gives to a chat template."""
 
@@ -32,7 +38,8 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, mess
             "does not hold the user's message once, as it is; let the texts of the task's `template` begin and end "
             "without white space, or choose another LLM",
         )
-    if render(asked, add_generation_prompt=True) != text:
+    # Several times, because one of few texts, chosen by chance, is often the same twice.
+    if any(render(asked, add_generation_prompt=True) != text for _ in range(RENDERED)):
         raise _refusal(tokenizer, "gives another text each time; labels could not be compared, so choose another LLM")
     return text, _space_before_answer(render, asked, text)
 
@@ -75,7 +82,7 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> C
         names |= {"documents": None, "strftime_now": day.strftime}
         try:
             return str(compiled.render(**names))
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        except (jinja2.TemplateError, *FAILURES) as error:
             remedy = "give what it asks for in template.chat_arguments, or set template.chat to false"
             raise _refusal(tokenizer, f"fails ({_line(error)}); {remedy}") from error
 

@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Greatest difference of logits that are taken for equal, as a share of their spread."""
+PROBE_IDS = [[5, 6, 7, 8, 9], [5, 6, 7, 10, 11]]
+"""Two rows that differ in their last words only."""
 NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Words of a failed allocation for which torch raises a plain RuntimeError: on a CPU, and in cuBLAS."""
 
@@ -184,6 +186,7 @@ def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> Causal
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spread = "auto" if config.device_map == "auto" and kind == "cuda" else kind
     model = load_network(LLM, folder, dtype=dtype, device_map=spread)
+    _refuse_damaged(model, folder)
     # Some encoders, BERT among them, have a causal class as well and load without complaint.
     if reads_ahead(model):
         raise ModelError(
@@ -198,10 +201,24 @@ def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> Causal
 
 
 @torch.inference_mode()
+def _refuse_damaged(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse a model whose predictions are no numbers: each comparison with such a one would pass.
+
+    Raises:
+        ModelError: they are not finite.
+    """
+    ids = torch.tensor([PROBE_IDS[0]], device=next(model.parameters()).device)
+    with one_model_error(folder):
+        logits = model(input_ids=ids).logits
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError(f"model folder {folder}: its predictions are not finite, so it is damaged; copy it again")
+
+
+@torch.inference_mode()
 def reads_ahead(model: PreTrainedModel) -> bool:
     """Tell whether what the model predicts depends on later words, as it does in an encoder such as BERT."""
-    # Two rows that differ in their last words only: a causal model predicts the same from the first three.
+    # A causal model predicts the same from the first three.
     device = next(model.parameters()).device
-    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 10, 11]], device=device)
+    ids = torch.tensor(PROBE_IDS, device=device)
     first, second = model(input_ids=ids).logits[:, :3].float()
     return bool((first - second).abs().mean() > ROUNDING[model.dtype] * first.std())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from embedder.config.label import LabelConfig
 from embedder.config.run import EncoderConfig, LlmConfig
-from embedder.config.tasks import TaskSpec
+from embedder.config.tasks import PROMPT_FORMAT, TaskSpec
 from embedder.hashing import content_id, file_sha256
 from embedder.models.locate import gguf_file, locate_model
 from embedder.models.weight_files import read_header, read_json, weight_files
@@ -59,7 +59,7 @@ def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str
         name: [spec.template and spec.template.model_dump(), spec.shots, spec.max_output_tokens]
         for name, spec in tasks.items()
     }
-    return content_id(model, sampling, prompts)[:16]
+    return content_id(model, sampling, PROMPT_FORMAT, prompts)[:16]
 
 
 def model_fingerprint(folder: Path, settings: Mapping[str, object] | None = None) -> str:

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from embedder.errors import EmbedderError, ModelError
 from embedder.models.locate import CONFIG, gguf_file, quantisation
-from embedder.models.weight_files import read_object, stored_shapes
+from embedder.models.weight_files import StoredTensor, read_object, stored_shapes
 
 TWO_HALVES = {"t5", "mt5", "umt5"}
 """Encoder-decoder models, of which the encoder is taken."""
@@ -49,6 +49,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """Names in safetensors headers; those that are not here are loaded by quantised models alone."""
+FULL_PRECISION = {"F64", "F32", "F16", "BF16"}
+"""The types in which weights are numbers as they are."""
 PADDED_POSITIONS = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
 """Models that count positions from the padding token's id on, and so take fewer tokens than they have positions."""
 TEXT_TOKENS = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")} | {
@@ -201,8 +203,23 @@ def check_loadable(kind: ModelKind, folder: Path) -> PreTrainedConfig:
     config = read_config(folder)
     _check_kind(kind, config, folder)
     check_vocabulary(load_tokenizer(folder), config, folder)
+    if kind is LLM:
+        _check_ends(folder)
     check_weights(kind, config, folder)
     return config
+
+
+def _check_ends(folder: Path) -> None:
+    """Refuse a generation_config.json that transformers would pass over or fail on: it says where outputs end.
+
+    Raises:
+        ModelError: it is no JSON object, or its end tokens are no ids.
+    """
+    path = folder / "generation_config.json"
+    ends = read_object(path).get("eos_token_id") if path.is_file() else None
+    for end in ends if isinstance(ends, list) else [ends] * (ends is not None):
+        if type(end) is not int:
+            raise ModelError(f"{path}: eos_token_id holds {end!r}, which is no token id; copy the file again")
 
 
 def _check_kind(kind: ModelKind, config: PreTrainedConfig, folder: Path) -> None:
@@ -238,8 +255,8 @@ def check_weights(kind: ModelKind, config: PreTrainedConfig, folder: Path) -> No
         return
     stored = stored_shapes(folder)
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    # Before a model of a billion empty layers is made.
-    if isinstance(layers, int) and layers > len(stored):
+    # Before a model of a billion empty layers is made, or one of none, which would load without complaint.
+    if isinstance(layers, int) and not 0 < layers <= len(stored):
         raise ModelError(
             f"model folder {folder}: config.json says {layers} layers, and the weights are {len(stored)} tensors; copy "
             "the whole Hugging Face folder"
@@ -265,7 +282,24 @@ def check_weights(kind: ModelKind, config: PreTrainedConfig, folder: Path) -> No
             output_loading_info=True,
             trust_remote_code=False,
         )
+        _refuse_whole_numbers(stored, model, folder)
     _judge(kind, model, told, folder)
+
+
+def _refuse_whole_numbers(stored: Mapping[str, StoredTensor], model: PreTrainedModel, folder: Path) -> None:
+    """Refuse weights in a form that transformers would take for numbers, and that hold none without their scales.
+
+    Raises:
+        ModelError: a weight of the model is stored as whole numbers, or in 8 bits or fewer.
+    """
+    weights, prefix = dict(model.named_parameters()), f"{model.base_model_prefix}."
+    for name, tensor in stored.items():
+        named = {name, prefix + name, name.removeprefix(prefix)}
+        if tensor.dtype not in FULL_PRECISION and named & weights.keys():
+            raise ModelError(
+                f"model folder {folder}: {name} is stored as {tensor.dtype}, and config.json names no quantisation by "
+                "which to read it; take the model in full precision"
+            )
 
 
 def load_network(
@@ -330,8 +364,8 @@ def _judge(kind: ModelKind, model: PreTrainedModel, told: Mapping[str, Any], fol
             )
         other = f", and has {unexpected[0]} instead" if unexpected else ""
         raise ModelError(
-            f"model folder {folder}: lacks weights, such as {missing[0]}{other}; copy the whole Hugging Face folder of "
-            f"an {kind.name}, with the config.json that belongs to it"
+            f"model folder {folder}: lacks weights, such as {missing[0]}{other}; as {kind.name} it needs the whole "
+            "Hugging Face folder, with the config.json that belongs to it"
         )
     for name, stored, wanted in told["mismatched_keys"]:
         head = " (a cross-encoder has one label)" if kind is CROSS_ENCODER and _in_head(name, model) else ""

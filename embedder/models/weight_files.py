@@ -21,6 +21,13 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 """What Git leaves in place of a large file that was not fetched."""
 MOST_HEADER_BYTES = 100_000_000
 """The largest header that the format allows."""
+TYPE_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+}
+"""Bytes of one number of each type; types that are not here share bytes, or are new."""
 
 
 class StoredTensor(NamedTuple):
@@ -136,7 +143,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         header = _object(path, file.read(length), unique=True)
     header.pop("__metadata__", None)
     tensors = {name: _tensor(path, name, entry) for name, entry in header.items()}
-    needed = 8 + length + max((tensor.end for tensor in tensors.values()), default=0)
+    needed = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        # The format allows neither gaps nor common bytes, and no reader of weights takes them.
+        if 8 + length + tensor.begin != needed:
+            raise ModelError(f"{path}: the bytes of {name!r} do not follow those of the tensor before; copy it again")
+        needed = 8 + length + tensor.end
     if needed != size:
         problem = "is cut off" if needed > size else "holds more than its tensors"
         raise ModelError(f"{path}: {problem}: {size:,} bytes where its header describes {needed:,}; copy it again")
@@ -148,7 +160,8 @@ def _tensor(path: Path, name: str, entry: object) -> StoredTensor:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if all(
             type(number) is int and number >= 0 for number in (*shape, begin, end)
         ):
-            if begin <= end:
+            # Before anything of this shape is made, because garbage here would ask for any amount of memory.
+            if begin <= end and prod(shape) * TYPE_BYTES.get(dtype, 0) in (0, end - begin):
                 return StoredTensor(dtype, tuple(shape), begin, end)
     raise ModelError(f"{path}: tensor {name!r} has no valid entry in its header; copy the file again")
 

@@ -125,6 +125,12 @@ def test_label_fingerprint_changes_with_the_chat_template(tmp_path):
     assert label_fingerprint(llm, LabelConfig(), tasks) != before
 
 
+def test_label_fingerprint_changes_with_the_way_prompts_are_made(monkeypatch):
+    before = label_fingerprint(None, LabelConfig(), {"qa": QA})
+    monkeypatch.setattr("embedder.models.fingerprint.PROMPT_FORMAT", 3)
+    assert label_fingerprint(None, LabelConfig(), {"qa": QA}) != before
+
+
 @pytest.mark.parametrize(
     ("field", "value", "differs"), [("pooling", "cls", True), ("max_tokens", 32, True), ("batch_tokens", 999, False)]
 )

@@ -502,3 +502,66 @@ def test_encoder_families_alone_in_a_batch_and_through_sentence_transformers(tmp
     export_encoder(encoder, tmp_path / "exported", BUILTIN_TASKS)
     other = SentenceTransformer(str(tmp_path / "exported"), device="cpu").encode(TEXTS, batch_size=8)
     np.testing.assert_allclose(other, vectors, atol=1e-5)
+
+
+def stored_as(dtype):
+    def spoil(folder):
+        weights = {name: value.to(dtype) for name, value in load_file(folder / WEIGHTS).items()}
+        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+
+    return spoil
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_loader_refuses_weights_that_are_no_numbers_without_their_scales(kind, folder, dtype):
+    stored_as(dtype)(folder)
+    refused(kind, folder, "is stored as (I8|I64|BOOL|F8_E4M3), and config.json names no quantisation")
+
+
+def test_loader_refuses_shapes_that_the_bytes_of_a_tensor_do_not_hold(kind, folder):
+    def enlarge(header):
+        header[min(header)]["shape"] = [2**40, 2**40]
+
+    change_header(folder, enlarge)
+    refused(kind, folder, "has no valid entry in its header")
+
+
+def test_loader_refuses_tensors_that_share_bytes(kind, folder):
+    def share(header):
+        name = min(header)
+        twin = next(other for other in header if other != name and header[other]["shape"] == header[name]["shape"])
+        header[name]["data_offsets"] = header[twin]["data_offsets"]
+
+    change_header(folder, share)
+    refused(kind, folder, "do not follow those of the tensor before")
+
+
+def change_header(folder, spoil):
+    content = (folder / WEIGHTS).read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header.pop("__metadata__", None)
+    spoil(header)
+    changed = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(len(changed).to_bytes(8, "little") + changed + content[start:])
+
+
+@pytest.mark.parametrize("layers", [0, -2])
+def test_loader_refuses_a_model_without_layers(kind, folder, layers):
+    change(folder, "config.json", num_hidden_layers=layers)
+    refused(kind, folder, f"config.json says {layers} layers")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [4, null]}'])
+def test_loader_refuses_an_llm_whose_end_tokens_cannot_be_read(models_of_kind, tmp_path, content):
+    folder = shutil.copytree(models_of_kind["llm"], tmp_path / "model")
+    (folder / "generation_config.json").write_text(content)
+    refused("llm", folder, "generation_config.json")
+
+
+def test_loader_refuses_an_llm_that_predicts_no_numbers(models_of_kind, tmp_path):
+    folder = shutil.copytree(models_of_kind["llm"], tmp_path / "model")
+    weights = load_file(folder / WEIGHTS)
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    refused("llm", folder, "its predictions are not finite", by_check=False)
