@@ -87,6 +87,12 @@ def test_layout_reader_reads_ids_and_texts_of_one_row_and_tells_what_is_on_both_
     ]
 
 
+def test_dataset_tells_of_test_queries_that_are_trained_on(tmp_path):
+    other = {**question(3), "answers": ["another"]}
+    got = read_layout(tmp_path, corpus=CORPUS, train=[question(1), question(3)], test=[question(1), question(2), other])
+    assert got.notes == ["1 test queries, answers included, are training queries too"]
+
+
 def test_layout_reader_needs_no_answer_of_a_task_without_reward(tmp_path):
     got = read_layout(tmp_path, "tool", corpus=CORPUS, train=[question(1, answers=[])])
     assert got.rejected == []
