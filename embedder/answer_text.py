@@ -15,7 +15,9 @@ from embedder.words import CHARACTER, COUNTED_WORD, UNSPACED, folded
 ARTICLE = regex.compile(
     rf"(?<![^\s(\[{{\"'])(?:an?|the)(?=[)\]}}\"']*\s[\s(\[{{\"']*[-+]?[\p{{Sc}}.]?[{CHARACTER}--{UNSPACED}])", regex.V1
 )
-THOUSANDS = regex.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})++(?!\d|,\d)")
+THOUSANDS = regex.compile(r"(?<![\d.,'])\d{1,3}(?:(?:,\d{3})++|(?:'\d{3})++)(?!\d|[,']\d)")
+# Between thousands many languages write a space at which no line ends; NFKC makes a common one of it.
+SPACED_THOUSANDS = regex.compile(r"(?<![\d.,'])\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})++(?!\d)")
 LEADING_DOT = regex.compile(r"(?<![\w.])\.(?=\d)")
 SIGN = rf"""
     (?<=\d)[\p{{P}}^=<>|~](?=\d)                                      # 3.14  1/2  12:30  2-1
@@ -36,7 +38,7 @@ SPACE_BESIDE_UNSPACED = regex.compile(rf"(?<={UNSPACED}\p{{M}}*)\s+|\s+(?={UNSPA
 
 def normalise_answer(text: str) -> str:
     """The form in which answers are compared; never empty unless nothing of the text is visible."""
-    return _without_punctuation(ARTICLE.sub("", folded(text)), "")
+    return _without_punctuation(ARTICLE.sub("", _folded(text)), "")
 
 
 def answer_words(text: str) -> list[str]:
@@ -47,12 +49,16 @@ def answer_words(text: str) -> list[str]:
 
 def rouge_words(text: str) -> list[str]:
     """The words for ROUGE: articles count, and punctuation parts words, as in rouge-score."""
-    words: list[str] = COUNTED_WORD.findall(_without_punctuation(folded(text), " "))
+    words: list[str] = COUNTED_WORD.findall(_without_punctuation(_folded(text), " "))
     return words
 
 
+def _folded(text: str) -> str:
+    return folded(SPACED_THOUSANDS.sub(lambda found: "".join(str(found[0]).split()), text))
+
+
 def _without_punctuation(text: str, gap: str) -> str:
-    numbers = LEADING_DOT.sub("0.", THOUSANDS.sub(lambda found: str(found[0]).replace(",", ""), text))
+    numbers = LEADING_DOT.sub("0.", THOUSANDS.sub(lambda found: regex.sub("[,']", "", found[0]), text))
     plain = _squeezed(PUNCTUATION.sub(lambda found: found["sign"] or gap, numbers))
     # An answer of signs alone (`-`, `?`) is compared as it is.
     return plain or _squeezed(QUOTES.sub("", text)) or _squeezed(text)

@@ -62,7 +62,7 @@ TYPOGRAPHIC = str.maketrans(
         **dict.fromkeys("‘’‚‛ʼ′", "'"),
         **dict.fromkeys("“”„‟″", '"'),
         **dict.fromkeys("‐‑‒–—―−﹘", "-"),
-        "⁄": "/",
+        **dict(zip("⁄٫٬♯", "/.,#", strict=True)),
         "\u200b": " ",
     }
 )
@@ -83,8 +83,10 @@ def unified(text: str) -> str:
 def folded(text: str) -> str:
     """A unified text without case."""
     text = unified(text)
-    # Folding takes some letters apart, hence NFKC once more.
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text.casefold())
+    if text.isascii():
+        return text.lower()
+    # Folding takes some letters apart, hence NFKC once more. The Turkish İ leaves a dot behind that no `i` has.
+    return unicodedata.normalize("NFKC", text.casefold().replace("i\u0307", "i"))
 
 
 def passage_words(text: str) -> list[str]:

@@ -52,6 +52,7 @@ def read_source(source: Source, task: TaskSpec, seed: int, prepared: Prepared | 
     for split in SPLITS:
         if split in lines:
             prepared.queries[split] = _choose(lines[split], limits[split], seed, prepared)
+    _note_repeated(prepared)
     _keep_passages(source, prepared, seed, documents)
     if not prepared.passages:
         raise DataError(
@@ -92,6 +93,18 @@ def _choose(lines: list[list[Row]], limit: int | None, seed: int, prepared: Prep
     prepared.rows_out += len(kept_lines)
     prepared.left_out += len(lines) - len(kept_lines)
     return sorted((lines[line][i] for _, _, line, i in kept), key=lambda query: str(query["query_id"]))
+
+
+def _note_repeated(prepared: Prepared) -> None:
+    """Tell of queries to evaluate on that are trained on too."""
+    train = {_content(query) for query in prepared.queries.get("train", [])}
+    for split in SPLITS[1:]:
+        if repeated := sum(_content(query) in train for query in prepared.queries.get(split, [])):
+            prepared.notes.append(f"{repeated:,} {split} queries, answers included, are training queries too")
+
+
+def _content(query: Row) -> tuple[str, tuple[str, ...]]:
+    return query["query"], tuple(query["answers"])
 
 
 def _keep_passages(source: Source, prepared: Prepared, seed: int, documents: int) -> None:

@@ -120,6 +120,8 @@ def _notes(source: Source, *read: Prepared) -> list[str]:
 
 
 def _refusal(source: Source, prepared: Prepared) -> str:
+    if not prepared.rejected:
+        return f"source {source.dataset}: {source.path} has a corpus of blank lines alone; it needs a passage"
     first = prepared.rejected[0]
     return (
         f"source {source.dataset}: all of the first {len(prepared.rejected):,} rows of {first.file} would be rejected; "

@@ -6,6 +6,7 @@ example of the query's id may have other words around both ("Input: ... Label: .
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 from embedder.data.fields import Row
@@ -46,5 +47,5 @@ def _works_out(example: str, query: str, answers: list[str]) -> bool:
 
 
 def _spaced(text: str) -> str:
-    """The words of a text with single spaces between them."""
-    return " ".join(text.split())
+    """The words of a text with single spaces between them, in one form of each accent."""
+    return " ".join(unicodedata.normalize("NFC", text).split())

@@ -86,9 +86,11 @@ def option_letters(count: int) -> list[str]:
 
 def judge_choice(question: Question, reply: Reply) -> dict[str, Value]:
     """Accuracy of the likeliest letter, and the log-likelihood of the right one."""
-    right = (question.options or []).index(question.answers[0])
+    options = question.options or []
+    right = options.index(question.answers[0])
     return {
-        "accuracy": (float(_likeliest(reply) == right), 1.0),
+        # By text, since an option may stand twice.
+        "accuracy": (float(options[_likeliest(reply)] == options[right]), 1.0),
         LIKELIHOOD.name: (reply.likelihoods[right], 1.0),
     }
 

@@ -151,6 +151,12 @@ def test_exact_match_keeps_what_tells_answers_apart(answer, accepted):
         ("(a) Ring", "ring"),
         ("“-”", "-"),
         ("**Paris**", "Paris"),
+        ("٣٫١٤", "3.14"),
+        ("١٬٠٠٠", "1000"),
+        ("1\u202f000\u00a0000", "1000000"),
+        ("1’000", "1000"),
+        ("İstanbul", "ISTANBUL"),
+        ("The The", "the the"),
     ],
 )
 def test_exact_match_passes_over_what_does_not_tell_answers_apart(answer, accepted):
@@ -182,6 +188,10 @@ def test_answers_without_spaces_are_judged_by_characters():
         ("2010年", "10", 0),
         ("in “Paris”, they say", "Paris", 1),
         ("un cafe\u0301 noir", "caf\u00e9", 1),
+        ("The The is a band", "The The", 1),
+        ("the New-York of today", "New York", 1),
+        ("in 2020\u00a0300 of them", "300", 1),
+        ("I'd go", "D", 0),
     ],
 )
 def test_contains_answer_looks_for_whole_words(text, accepted, contained):

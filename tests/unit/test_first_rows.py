@@ -86,6 +86,13 @@ def test_first_rows_without_known_positives_teach_a_contrastive_task_nothing(tmp
     assert "none of the first 4 training rows names a known positive" in rows.notes[0]
 
 
+def test_first_rows_of_a_corpus_of_blank_lines_are_refused(tmp_path):
+    source = source_of(tmp_path, files={"train": [ANSWERED]})
+    (tmp_path / "corpus.jsonl").write_text("\ufeff\n \n", encoding="utf-8")
+    with pytest.raises(DataError, match="corpus of blank lines alone"):
+        read_first_rows(source, BUILTIN_TASKS["qa"])
+
+
 def test_first_rows_of_long_texts_are_read_without_a_corpus(tmp_path):
     source = Source(task="lrlm", dataset="books", path=tmp_path, chunk_words=8)
     write_jsonl(tmp_path / "train.jsonl", [{"query_id": "book", "text": "word " * 200}])

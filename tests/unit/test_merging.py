@@ -33,6 +33,22 @@ def test_merging_unites_candidates_of_rows_that_bring_their_own(tmp_path):
     assert got.merged == 1
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [{"options": ["answer 0", "x"]}, {"options": ["answer 0", "y"]}],
+        [{"conversation_id": "c"}, {"conversation_id": "d"}],
+        [{"category": "c"}, {"subject": "d"}],
+    ],
+    ids=["options", "conversations", "subjects"],
+)
+def test_merging_leaves_queries_of_one_text_apart_that_differ_in_what_they_are(tmp_path, facts):
+    """Nobody gave them one id: each is kept, and a repetition of either is merged."""
+    rows = [without_id(0, **fact) for fact in facts]
+    got = read_layout(tmp_path, corpus=CORPUS, train=[*rows, *rows])
+    assert (got.rejected, got.merged, len(got.queries["train"])) == ([], 2, 2)
+
+
 def test_merging_leaves_groups_with_scores_apart(tmp_path):
     """Scores are for the candidates of their row, so two rows are two groups; the same row twice is one."""
     rows = [{"query": "q", "answers": ["a"], "pos": ["P"], "neg": [text], "teacher_scores": [2, 1]} for text in "NMN"]

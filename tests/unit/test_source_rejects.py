@@ -61,6 +61,38 @@ def test_reference_reader_rejects_a_gold_position_outside_the_history(tmp_path, 
     ]
 
 
+def test_layout_reader_rejects_a_row_without_candidates_where_no_corpus_has_any(tmp_path):
+    rows = [{"query": "q", "pos": ["p"]}, {"query": "r"}, {"query": "s", "history": [], "neg": []}]
+    lines(tmp_path / "train.jsonl", rows)
+    spec = BUILTIN_TASKS["tool"]
+    got = read_source(Source(task="tool", dataset="d", path=tmp_path), spec, seed=0)
+    assert [(row.line, row.reason.split(";")[0]) for row in got.rejected] == [
+        (2, "no candidates"),
+        (3, "no candidates"),
+    ]
+
+
+def test_layout_reader_reads_ids_and_texts_of_one_row_and_tells_what_is_on_both_sides(tmp_path):
+    rows = [
+        {"query": "q", "pos_ids": ["p0"], "pos": ["passage 1", "new"], "answers": ["a"]},
+        {"query": "r", "pos_ids": ["p0"], "neg": ["passage 0", "passage 2"], "answers": ["a"]},
+    ]
+    got = read_layout(tmp_path, corpus=CORPUS, train=rows)
+    queries = {query["query"]: query for query in got.queries["train"]}
+    assert queries["q"]["positive_ids"] == ["p0", "p1", content_id("new")]
+    assert (queries["r"]["positive_ids"], queries["r"]["pool_ids"]) == (["p0"], ["p0", "p2"])
+    assert got.notes == [
+        "train.jsonl: 1 passages are positive and negative in one row; they count as positive",
+        "train.jsonl: 1 texts of rows are not in the corpus and were added to it",
+    ]
+
+
+def test_dataset_tells_of_test_queries_that_are_trained_on(tmp_path):
+    other = {**question(3), "answers": ["another"]}
+    got = read_layout(tmp_path, corpus=CORPUS, train=[question(1), question(3)], test=[question(1), question(2), other])
+    assert got.notes == ["1 test queries, answers included, are training queries too"]
+
+
 def test_layout_reader_needs_no_answer_of_a_task_without_reward(tmp_path):
     got = read_layout(tmp_path, "tool", corpus=CORPUS, train=[question(1, answers=[])])
     assert got.rejected == []

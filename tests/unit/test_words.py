@@ -19,6 +19,7 @@ from tests.unit.judges import quick
         pytest.param("The Fox, (again)!", ["the", "fox", "again"], id="plain words"),
         pytest.param("R, C and IT; a 5", ["r", "c", "and", "it", "a", "5"], id="single letters and stop words"),
         pytest.param("Größe STRASSE Straße", ["grösse", "strasse", "strasse"], id="German"),
+        pytest.param("İstanbul ISTANBUL istanbul", ["istanbul"] * 3, id="Turkish İ"),
         pytest.param("हिन्दी में लिखा।", ["हिन्दी", "में", "लिखा"], id="Hindi vowel signs stay"),
         pytest.param("كِتَابٌ، قَلَم؟", ["كِتَابٌ", "قَلَم"], id="Arabic marks stay"),
         pytest.param("می‌خواهم", ["میخواهم"], id="a Persian word with a joiner inside"),

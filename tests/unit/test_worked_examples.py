@@ -36,6 +36,12 @@ def test_link_examples_goes_by_text(tmp_path, example, own):
     assert read_layout(tmp_path, "qa").queries["train"][0]["example_ids"] == []
 
 
+def test_link_examples_compares_accents_in_one_form(tmp_path):
+    query = {"query": "un caf\u00e9?", "answers": ["yes"]}
+    got = read_layout(tmp_path, "icl", corpus=[{"id": "e", "text": "un cafe\u0301? yes"}], train=[query])
+    assert got.queries["train"][0]["example_ids"] == ["e"]
+
+
 def test_link_examples_is_for_tasks_that_declare_it(tmp_path):
     lines(tmp_path / "corpus.jsonl", [{"id": "3", "text": "Is the sky blue? yes"}])
     lines(tmp_path / "train.jsonl", [QUERY])

@@ -26,7 +26,7 @@ from embedder.data.fields import (
     required_text,
 )
 from embedder.data.formats.long_texts import LongTexts
-from embedder.data.formats.merging import merge_line
+from embedder.data.formats.merging import FACTS, contradicting_fact, merge_line
 from embedder.data.formats.reader import SourceReader
 from embedder.data.json_lines import read_json
 from embedder.data.records import Split
@@ -39,6 +39,8 @@ NOTES = {
     "repeated": "{} candidates left out with their scores, since they repeat an earlier text of their row",
     "elsewhere": "{} rows left out, since they name another dataset",
     "strangers": "{} rows have a `pos` that is not in their history, and is not used",
+    "both": "{} passages are positive and negative in one row; they count as positive",
+    "added": "{} texts of rows are not in the corpus and were added to it",
 }
 """Notes about the rows of a file, made where there are any such rows."""
 KNOWN = frozenset({"query", "query_id", "task", "answers", "pos", "neg", "history", "gold_history", "conversation_id"})
@@ -60,6 +62,8 @@ class LayoutReader(SourceReader):
         self._long_texts = LongTexts(source)
         self._corpus_texts: dict[str, str] | None = None
         """Ids of the corpus by text, made when a row first names a passage by its text."""
+        self._counts: Counter[str] = Counter()
+        """What `NOTES` tells of the split that is read."""
         template = task.template
         self._continues = template is not None and template.output == "{answer}"
         """The outputs continue the query's text, so that their white space is their own."""
@@ -99,7 +103,7 @@ class LayoutReader(SourceReader):
         """`labels` are the options of a row that has none of its own."""
         path, scored = self.splits[split], self.source.teacher_scores and split == "train"
         known: dict[str, Line] = {}
-        counts: Counter[str] = Counter()
+        counts = self._counts = Counter()
         names = FieldNames(self.query_fields | ({"teacher_scores", "dataset"} if scored else {"teacher_scores"}))
         rejected = len(prepared.rejected)
         for number, raw in read_lines(path, prepared):
@@ -111,8 +115,8 @@ class LayoutReader(SourceReader):
                     counts["elsewhere"] += 1
                     continue
                 queries = self._queries(self._layout_row({"options": labels, **raw}), split, prepared, scored)
-                if scored and optional_id(raw, "query_id") is None:
-                    self._name_scored(queries[0], known)
+                if not long and optional_id(raw, "query_id") is None:
+                    self._name_apart(queries[0], known, scored)
                 name = queries[0]["query_id"]
                 if name in known:
                     merge_line(known[name], queries, in_time=bool(raw.get("history")))
@@ -187,14 +191,16 @@ class LayoutReader(SourceReader):
             origin=origin,
         )
 
-    def _name_scored(self, query: Row, known: Mapping[str, Line]) -> None:
-        """Name a scored query without an id by its candidates too, where its text is known with others.
+    def _name_apart(self, query: Row, known: Mapping[str, Line], scored: bool) -> None:
+        """Name a query without an id by more than its text, where that text is known as another query.
 
-        Scores are for the candidates of their row, so that two such rows are two groups.
+        Another one has other options, another subject or conversation. With scores, which are for the candidates of
+        their row, it has other candidates.
         """
         first = known.get(query["query_id"], [query])[0]
-        if first["pool_ids"] != query["pool_ids"]:
-            query["query_id"] = content_id(self.source.dataset, query["query"], query["pool_ids"])
+        if contradicting_fact(first, query) or (scored and first["pool_ids"] != query["pool_ids"]):
+            context = [query["pool_ids"] if scored else None, *(query[name] for name in FACTS)]
+            query["query_id"] = content_id(self.source.dataset, query["query"], context)
 
     def _candidates(self, row: Row, prepared: Prepared, scored: bool) -> tuple[list[str], list[str] | None]:
         """Ids of the known positives, and of all candidates of a row that brings its own, in the row's order."""
@@ -209,8 +215,10 @@ class LayoutReader(SourceReader):
         positives, negatives = (self._named(row, side, prepared, scored) for side in ("pos", "neg"))
         if self.corpus and not negatives and not scored:
             return positives, None
+        self._counts["both"] += 0 if scored else len(set(positives) & set(negatives))
         if not positives and not negatives:
             refuse_other_names(row, "history")
+            raise RowError("no candidates; without a corpus a row needs pos, neg or history")
         return positives, positives + negatives
 
     def _named(self, row: Row, side: str, prepared: Prepared, scored: bool) -> list[str]:
@@ -220,9 +228,10 @@ class LayoutReader(SourceReader):
         if missing:
             raise RowError(f"{side}_ids {missing[:3]} are not in the corpus")
         only_ids = self.mines_negatives and self.corpus is not None and (scored or side == "neg")
-        if ids or only_ids:
+        # Scores are for the one list or the other, and the reference's ids stand for its texts.
+        if only_ids or (ids and (scored or self.mines_negatives)):
             return ids
-        return self._find(optional_texts(row, side), prepared)
+        return ids + self._find(optional_texts(row, side), prepared)
 
     def _find(self, texts: list[str], prepared: Prepared) -> list[str]:
         """Ids of passages that a row brings as texts: those of the corpus, or else of new ones."""
@@ -236,8 +245,10 @@ class LayoutReader(SourceReader):
                 # Rows of other tools hold the text without its title.
                 if title is not None:
                     self._corpus_texts.setdefault(text.removeprefix(f"{title} "), passage_id)
-        known = self._corpus_texts
-        return [known[text] if text in known else self._add_passages([text], prepared)[0] for text in texts]
+        known, before = self._corpus_texts, len(prepared.passages)
+        found = [known[text] if text in known else self._add_passages([text], prepared)[0] for text in texts]
+        self._counts["added"] += len(prepared.passages) - before
+        return found
 
     def _scored_pool(self, row: Row, pool: list[str], prepared: Prepared) -> tuple[list[str], list[float] | None]:
         """The candidates of a scored row and their scores; one whose text repeats an earlier one is left out."""

@@ -61,14 +61,20 @@ def _contradiction_of_candidates(known: Row, further: Row, in_time: bool) -> str
 
 
 def _contradiction_of_facts(known: Row, further: Row) -> str | None:
-    for name in FACTS:
-        if known[name] is not None and further[name] is not None and known[name] != further[name]:
-            return f"{name} {shown(known[name])}"
+    if name := contradicting_fact(known, further):
+        return f"{name} {shown(known[name])}"
     answers, more = set(known["answers"]), set(further["answers"])
     # Of options one is right: a second one is not another way to say it.
     if (known["options"] or further["options"]) and answers and more and answers != more:
         return f"the answer {shown(known['answers'][0])}"
     return None
+
+
+def contradicting_fact(known: Row, further: Row) -> str | None:
+    """The first column of `FACTS` that two rows both have, with different values."""
+    return next(
+        (name for name in FACTS if None not in (known[name], further[name]) and known[name] != further[name]), None
+    )
 
 
 def _united(first: Iterable[str], second: Iterable[str]) -> list[str]:
