@@ -16,7 +16,7 @@ from embedder.models.weight_files import read_header, read_json, weight_files
 
 INERT_FOLDERS = {"onnx", "openvino", "coreml", "runs", "original"}
 INERT_NAMES = {"lineage.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
-INERT_STEMS = ("readme", "license", "notice", "usage_policy", "use_policy")
+INERT_STEMS = {"readme", "license", "notice", "usage_policy", "use_policy"}
 INERT_SUFFIXES = {
     *(".md", ".rst", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf", ".csv", ".log", ".lock"),
     # Pickles, code and the weights of other libraries are never loaded.
@@ -84,7 +84,7 @@ def is_inert(name: Path) -> bool:
     return (
         name.suffix.lower() in INERT_SUFFIXES
         or lower in INERT_NAMES
-        or lower.startswith(INERT_STEMS)
+        or (lower.partition(".")[0] in INERT_STEMS and name.suffix.lower() in {"", ".txt"})
         or lower.endswith(".safetensors.index.json")
     )
 
