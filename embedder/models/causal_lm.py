@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -170,9 +171,13 @@ def check_llm(config: LlmConfig) -> None:
         ModelError: the folder is missing or lacks something, or holds no causal language model.
     """
     folder = locate_model(config.model)
-    # What a GGUF file holds is known when it has been converted.
-    if gguf_file(folder) is None:
+    packed = gguf_file(folder)
+    if packed is None:
         check_loadable(LLM, folder)
+        return
+    # The library finds every tensor in the file; which model they make is known when it has been converted.
+    with one_model_error(folder):
+        GGUFReader(packed)
 
 
 def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> CausalLm:

@@ -6,8 +6,10 @@ import copy
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from tokenizers import processors
 from transformers import (
     AutoModelForCausalLM,
@@ -21,7 +23,7 @@ from transformers import (
 from embedder.config.run import LlmConfig
 from embedder.errors import ModelError
 from embedder.hashing import file_sha256
-from embedder.models.causal_lm import load_lm, prepare_lm, reads_ahead
+from embedder.models.causal_lm import check_llm, load_lm, prepare_lm, reads_ahead
 from tests.conftest import save_lm
 from tests.unit.tiny_llms import ENCODER, SEQUENTIAL, SHARING
 
@@ -58,6 +60,24 @@ def test_prepare_lm_that_fails_leaves_nothing_in_the_cache(tmp_path):
     with pytest.raises(ModelError, match="cannot be loaded"):
         prepare_lm(LlmConfig(model=str(tmp_path / "llm")), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_check_llm_refuses_a_gguf_file_that_was_cut_off(tmp_path):
+    packed = tmp_path / "llm" / "weights.gguf"
+    packed.parent.mkdir()
+    writer = GGUFWriter(str(packed), "llama")
+    writer.add_tensor("token_embd.weight", np.ones((64, 64), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    check_llm(LlmConfig(model=str(packed.parent)))
+    whole = packed.read_bytes()
+    for length in (8, 30, len(whole) // 2, len(whole) - 1):
+        packed.write_bytes(whole[:length])
+        with pytest.raises(ModelError, match="cannot be loaded") as caught:
+            check_llm(LlmConfig(model=str(packed.parent)))
+        assert "\n" not in str(caught.value)
 
 
 def test_load_lm_refuses_a_missing_folder(tmp_path):
