@@ -106,9 +106,9 @@ def test_batch_texts_are_read_after_the_instruction_of_their_task_and_side(tasks
     read = made.prompted(BUILTIN_TASKS)
     for i, name in enumerate(tasks):
         spec = BUILTIN_TASKS[name]
-        assert read[i] == spec.query_instruction + made.queries[i]
+        assert str(read[i]) == spec.query_instruction + made.queries[i]
         for k in (2 * i, 2 * i + 1):
-            assert read[len(tasks) + k] == spec.passage_instruction + made.candidates[k]
+            assert str(read[len(tasks) + k]) == spec.passage_instruction + made.candidates[k]
     assert len(read) == 3 * len(tasks)
 
 

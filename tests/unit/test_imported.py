@@ -115,7 +115,7 @@ def test_imported_candidates_are_lines_of_the_corpus_where_there_is_one(tmp_path
     assert [passage["text"] for passage in prepared.passages.values()] == [f"T line {i}" for i in range(4)]
     assert [rejected.reason for rejected in prepared.rejected] == [
         "neg_ids ['9'] are not in the corpus",
-        "no candidates; pos, neg or history is needed",
+        "no candidates; with scores a row needs pos, neg or history",
     ]
 
 

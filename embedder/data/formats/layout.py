@@ -218,7 +218,8 @@ class LayoutReader(SourceReader):
         self._counts["both"] += 0 if scored else len(set(positives) & set(negatives))
         if not positives and not negatives:
             refuse_other_names(row, "history")
-            raise RowError("no candidates; without a corpus a row needs pos, neg or history")
+            where = "with scores" if scored else "without a corpus"
+            raise RowError(f"no candidates; {where} a row needs pos, neg or history")
         return positives, positives + negatives
 
     def _named(self, row: Row, side: str, prepared: Prepared, scored: bool) -> list[str]:
@@ -252,8 +253,6 @@ class LayoutReader(SourceReader):
 
     def _scored_pool(self, row: Row, pool: list[str], prepared: Prepared) -> tuple[list[str], list[float] | None]:
         """The candidates of a scored row and their scores; one whose text repeats an earlier one is left out."""
-        if not pool:
-            raise RowError("no candidates; pos, neg or history is needed")
         by_id = row.get("pos_ids") or row.get("neg_ids")
         keys = ["history"] if row.get("history") else ["pos_ids", "neg_ids"] if by_id else ["pos", "neg"]
         scores = optional_scores(row, len(pool), ", ".join(f"{key} {len(row.get(key) or [])}" for key in keys))
