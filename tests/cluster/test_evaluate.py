@@ -194,9 +194,9 @@ def test_evaluate_compares_a_remote_embedder_and_a_folder_without_any_llm(
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("evaluate.split=dev", "give prepare.sources a dev_queries"),
+        ("evaluate.split=dev", "let it keep dev_queries: 200"),
         ("evaluate.llm_queries=3", "needs an `llm` section"),
-        ("evaluate.evaluations={nowhere: qa}", "neither a prepared dataset nor a task"),
+        ("evaluate.evaluations={nowhere: qa}", "neither a dataset of the run nor a task"),
         ("evaluate.retrievers=[base, trained]", "no trained encoder; run train"),
     ],
 )
