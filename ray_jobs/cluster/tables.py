@@ -15,6 +15,7 @@ from embedder.data.records import (
     GROUP,
     LABELLED,
     QUERY,
+    VECTOR,
     Split,
     open_parquet,
     parquet_files,
@@ -22,6 +23,7 @@ from embedder.data.records import (
     read_tables,
 )
 from embedder.errors import DataError
+from embedder.hashing import content_id
 from embedder.labelling.prompts import ShotPools, read_shot_pools
 from embedder.models.fingerprint import vectors_name
 from embedder.models.locate import count_parameters, locate_model
@@ -124,7 +126,7 @@ def encoding_work(stage: str, paths: Paths, encoder: EncoderConfig, line: Callab
         ModelError: the model is missing.
     """
     model = locate_model(encoder.model)
-    store = paths.vectors / vectors_name(encoder)
+    store = vectors_folder(paths, vectors_name(encoder))
     lines, tokens = [], 0.0
     for name in datasets(paths):
         files = corpus_files(paths, name)
@@ -141,6 +143,12 @@ def _mean_tokens(path: Path, model: Path, most: int) -> float:
         texts = file.read_row_group(0, ["text"])["text"].to_pylist() if file.num_row_groups else []
     a_token = characters_a_token(model, texts)
     return sum(min(most, tokens_of(len(text), a_token)) for text in texts) / max(1, len(texts))
+
+
+def vectors_folder(paths: Paths, identity: str) -> Path:
+    """The folder of the vectors of whatever has this identity."""
+    # By the columns too, because vectors of a version that knew fewer could not be read.
+    return paths.vectors / content_id(identity, VECTOR.names)[:16]
 
 
 def llm_ledger(paths: Paths) -> Ledger:

@@ -19,10 +19,10 @@ from embedder.mining.ranking import Ranking
 from embedder.models.fingerprint import vectors_name
 from embedder.models.st_folder import FolderFacts, with_prompts
 from ray_jobs.cluster.blocks import Block
-from ray_jobs.cluster.tables import datasets, passage_texts, queries
+from ray_jobs.cluster.tables import datasets, passage_texts, queries, vectors_folder
 from ray_jobs.retrieval.encoders import retriever_encoder
 from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
-from ray_jobs.retrieval.vectors import VectorStore, fill_store, missing_blocks, vector_table, vectors_folder
+from ray_jobs.retrieval.vectors import VectorStore, fill_store, missing_blocks, vector_table
 
 Rankings = dict[str, dict[str, dict[str, Ranking]]]
 """Retriever -> dataset -> query id -> ranking."""

@@ -28,7 +28,7 @@ from embedder.models.fingerprint import vectors_name
 from embedder.models.onnx import load_inference_encoder
 from embedder.run.cost import tokens_of
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
-from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_table
+from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_table, vectors_folder
 
 BLOCK_ROWS = 256
 """Texts of a block."""
@@ -105,12 +105,6 @@ def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:
     """The store of one encoder; the run's base encoder may be one that knows no instructions."""
     tasks = config.base_tasks if encoder.model == config.encoder.model else config.tasks
     return VectorStore(vectors_folder(config.paths, vectors_name(encoder)), tasks)
-
-
-def vectors_folder(paths: Paths, identity: str) -> Path:
-    """The folder of the vectors of whatever has this identity."""
-    # By the columns too, because vectors of a version that knew fewer could not be read.
-    return paths.vectors / content_id(identity, VECTOR.names)[:16]
 
 
 class EncodeBlocks(BlockActor):

@@ -11,6 +11,7 @@ from embedder.config.run import EncoderConfig
 from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.models.encoder import load_encoder
 from embedder.run.too_long import SAMPLE, TokenCounter, long_text_lines
+from ray_jobs.cluster.tables import encoding_work
 from ray_jobs.retrieval import vectors
 from ray_jobs.retrieval.vectors import missing_blocks, open_store, vector_table
 from tests.unit.tiny_folders import byte_level, llama_folder, wrapped
@@ -67,6 +68,8 @@ def test_vector_store_counts_exactly_what_was_cut_also_when_nothing_is_encoded_a
     store = open_store(config, config.encoder)
     for encoded in (8, 0):
         assert vectors.fill_store(config, store, config.encoder, ["train", "test"]) == encoded
+        work = encoding_work("mine", config.paths, config.encoder, lambda name: "")
+        assert work.lines == ["talks: 5 passages, about 0 to encode"]
         (line,) = store.cut_lines(config.paths, ["train", "test"])
         assert line == "talks (convsearch): too long for the encoder and cut: 2 of 3 queries, 2 of 5 passages"
         assert store.cut_lines(config.paths, []) == [line.replace("2 of 3 queries, ", "")]
