@@ -190,7 +190,8 @@ def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> Causal
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spread = "auto" if config.device_map == "auto" and kind == "cuda" else kind
-    model = load_network(LLM, folder, dtype=dtype, device_map=spread)
+    described, tokenizer = check_loadable(LLM, folder)
+    model = load_network(LLM, folder, described, dtype=dtype, device_map=spread)
     _refuse_damaged(model, folder)
     # Some encoders, BERT among them, have a causal class as well and load without complaint.
     if reads_ahead(model):
@@ -202,7 +203,7 @@ def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> Causal
     if kind == "cpu" and has_onednn():
         # The output layer keeps its plain weight because it may be the embedding table too.
         pack_linear_layers(model, keep=model.get_output_embeddings())
-    return CausalLm(model, load_tokenizer(folder))
+    return CausalLm(model, tokenizer)
 
 
 @torch.inference_mode()

@@ -27,9 +27,7 @@ from embedder.models.loader import (
     ENCODER,
     check_loadable,
     load_network,
-    load_tokenizer,
     one_model_error,
-    read_config,
     usable_positions,
 )
 from embedder.models.locate import locate_model
@@ -188,11 +186,11 @@ def load_encoder(config: EncoderConfig, device: str | None = None, dropout: floa
     """
     check_base_model(config)
     folder = locate_model(config.model)
-    tokenizer = load_tokenizer(folder)
+    shape, tokenizer = check_loadable(ENCODER, folder)
     complete_tokenizer(tokenizer, config.pooling)
-    check_positions(read_config(folder), config)
+    check_positions(shape, config)
     # In float32 whatever the file holds, because training and the comparison of exports need it.
-    backbone = load_network(ENCODER, folder)
+    backbone = load_network(ENCODER, folder, shape)
     # A decoder would keep the keys and values of every layer for a next token that never comes.
     backbone.config.use_cache = False
     set_dropout(backbone, dropout)
@@ -209,8 +207,8 @@ def check_encoder(config: EncoderConfig) -> None:
     """
     check_base_model(config)
     folder = locate_model(config.model)
-    shape = check_loadable(ENCODER, folder)
-    complete_tokenizer(load_tokenizer(folder), config.pooling)
+    shape, tokenizer = check_loadable(ENCODER, folder)
+    complete_tokenizer(tokenizer, config.pooling)
     check_positions(shape, config)
     # The first token of a decoder sees no other. Only the weights tell for sure, and this is hardly ever asked for.
     if config.pooling == "cls" and type(shape) not in AutoModelForMaskedLM._model_mapping:

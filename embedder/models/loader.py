@@ -192,8 +192,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
         )
 
 
-def check_loadable(kind: ModelKind, folder: Path) -> PreTrainedConfig:
-    """Compare configuration, tokenizer and the headers of the weights; no weight is read. Returns the configuration.
+def check_loadable(kind: ModelKind, folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Compare configuration, tokenizer and the headers of the weights, and return the first two; no weight is read.
 
     Raises:
         ModelError: something is missing or does not fit.
@@ -202,11 +202,12 @@ def check_loadable(kind: ModelKind, folder: Path) -> PreTrainedConfig:
         raise ModelError(f"model folder {folder}: holds a GGUF file, which is for the LLM alone; take safetensors")
     config = read_config(folder)
     _check_kind(kind, config, folder)
-    check_vocabulary(load_tokenizer(folder), config, folder)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, config, folder)
     if kind is LLM:
         _check_ends(folder)
     check_weights(kind, config, folder)
-    return config
+    return config, tokenizer
 
 
 def _check_ends(folder: Path) -> None:
@@ -303,14 +304,18 @@ def _refuse_whole_numbers(stored: Mapping[str, StoredTensor], model: PreTrainedM
 
 
 def load_network(
-    kind: ModelKind, folder: Path, *, dtype: torch.dtype = torch.float32, device_map: str | None = None
+    kind: ModelKind,
+    folder: Path,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device_map: str | None = None,
 ) -> PreTrainedModel:
-    """The weights of a model folder in its architecture, in evaluation mode.
+    """The weights of a model folder in its architecture, in evaluation mode; `config` is from `check_loadable`.
 
     Raises:
-        ModelError: something is missing or does not fit.
+        ModelError: the weights cannot be read, or do not fit.
     """
-    config = check_loadable(kind, folder)
     with one_model_error(folder), _without_reports():
         # Pickled weights could run anything, so they are never loaded.
         model, told = _auto_class(kind, config).from_pretrained(

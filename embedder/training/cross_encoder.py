@@ -21,7 +21,7 @@ from embedder.config.cutting import PromptedText, prompted_text
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
 from embedder.models.encoder import TokenRow, embed_batches, length_batches
-from embedder.models.loader import CROSS_ENCODER, check_loadable, load_network, load_tokenizer, usable_positions
+from embedder.models.loader import CROSS_ENCODER, check_loadable, load_network, usable_positions
 from embedder.models.locate import locate_model
 
 
@@ -104,7 +104,8 @@ def check_cross_encoder(model: str, max_tokens: int) -> None:
     Raises:
         ConfigError, ModelError: as there.
     """
-    _check_positions(check_loadable(CROSS_ENCODER, locate_model(model)), model, max_tokens)
+    config, _ = check_loadable(CROSS_ENCODER, locate_model(model))
+    _check_positions(config, model, max_tokens)
 
 
 def _check_positions(config: PreTrainedConfig, model: str, max_tokens: int) -> None:
@@ -129,13 +130,13 @@ def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: s
         ModelError: the folder is missing or has no weights.
     """
     folder = locate_model(model)
-    tokenizer = load_tokenizer(folder)
+    config, tokenizer = check_loadable(CROSS_ENCODER, folder)
+    _check_positions(config, model, max_tokens)
     tokenizer.padding_side = "right"  # the tokens and segments of a row count from the left
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = max_tokens
-    network = load_network(CROSS_ENCODER, folder)
-    _check_positions(network.config, model, max_tokens)
+    network = load_network(CROSS_ENCODER, folder, config)
     network.config.pad_token_id = tokenizer.pad_token_id
     encoder = CrossEncoder(network, tokenizer, max_tokens, batch_tokens).eval()
     return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
