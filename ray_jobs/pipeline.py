@@ -79,8 +79,8 @@ def check(config: RunConfig) -> Work:
     if config.paths.round != 1:
         raise ConfigError(f"paths.round is {config.paths.round}; leave it out, pipeline.rounds says how many there are")
     _ = config.needed_train
-    work = prepare.check(config)
     first_rows = prepare.read_sources(config)
+    work = prepare.work_of_sources(config, first_rows)
     check_later_stages(config, first_rows)
     planned, lines = steps(config), list(work.lines)
     if not any(config.evaluate.split in rows.splits for rows in first_rows.values()):

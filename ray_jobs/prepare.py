@@ -14,6 +14,7 @@ A second run writes the same files again. One Ray task a dataset.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,12 @@ PART_ROWS = 20_000
 
 def check(config: RunConfig) -> Work:
     """All source files exist, and their first rows can be used."""
+    return work_of_sources(config, read_sources(config))
+
+
+def work_of_sources(config: RunConfig, first_rows: Mapping[str, FirstRows]) -> Work:
+    """A line for each source, and what its first rows tell."""
     lines = []
-    first_rows = read_sources(config)
     for source in config.needed_prepare.sources:
         size = open_source(source, config.tasks[source.task]).size
         lines.append(f"{source.dataset} ({source.task}, {source.format}): {source.path}, {size / 1e6:,.1f} MB of rows")
@@ -169,8 +174,7 @@ def _check_counts(source: Source, prepared: Prepared, allowed: float) -> None:
     # A large corpus would hide that a small file was lost as a whole.
     for file in prepared.lost_files:
         raise DataError(f"{source.dataset}: no row of {file} can be used{prepared.first_reason(file)}")
-    limits = (source.train_queries, source.dev_queries, source.test_queries)
-    if not any(prepared.queries.values()) and 0 not in limits:
+    if not any(prepared.queries.values()) and 0 not in source.query_limits.values():
         raise DataError(f"{source.dataset}: no query in {source.path}; give rows with a query, or judgements above 0")
 
 

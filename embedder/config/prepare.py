@@ -42,6 +42,11 @@ class Source(Section):
     history_chunks: int = Field(default=12, ge=2)
     """Task `lrlm` only: earlier chunks among which the candidates of a chunk are sought."""
 
+    @property
+    def query_limits(self) -> dict[str, int | None]:
+        """Rows that are kept of each split; None: all."""
+        return {"train": self.train_queries, "dev": self.dev_queries, "test": self.test_queries}
+
     @model_validator(mode="after")
     def scores_have_a_format(self) -> Source:
         """Refuse scores of a format that has none."""

@@ -48,10 +48,9 @@ def read_source(source: Source, task: TaskSpec, seed: int, prepared: Prepared | 
         link_examples((query for split in lines.values() for line in split for query in line), prepared.passages)
     if source.dev_queries is not None and "dev" not in lines:
         lines["dev"], lines["train"] = cut_dev(lines.get("train", []), seed)
-    limits = {"train": source.train_queries, "dev": source.dev_queries, "test": source.test_queries}
     for split in SPLITS:
         if split in lines:
-            prepared.queries[split] = _choose(lines[split], limits[split], seed, prepared)
+            prepared.queries[split] = _choose(lines[split], source.query_limits[split], seed, prepared)
     _note_repeated(prepared)
     _keep_passages(source, prepared, seed, documents)
     if not prepared.passages:

@@ -60,9 +60,7 @@ def required_text(row: Row, key: str) -> str:
     value = row.get(key)
     if isinstance(value, str) and not is_blank(value):
         return value.strip()
-    if other := _other_name(row, key):
-        raise RowError(f"no `{key}`; the row has `{other}`, name it `{key}`")
-    raise RowError(f"{key} is {shown(value)}; a non-empty text is needed")
+    raise _missing(row, key, "a non-empty text")
 
 
 def required_id(row: Row, key: str) -> str:
@@ -73,13 +71,14 @@ def required_id(row: Row, key: str) -> str:
     """
     given = optional_id(row, key)
     if given is None:
-        other = _other_name(row, key)
-        raise RowError(
-            f"no `{key}`; the row has `{other}`, name it `{key}`"
-            if other
-            else f"{key} is {shown(row.get(key))}; a text or a whole number is needed"
-        )
+        raise _missing(row, key, "a text or a whole number")
     return given
+
+
+def _missing(row: Row, key: str, wanted: str) -> RowError:
+    if other := _other_name(row, key):
+        return RowError(f"no `{key}`; the row has `{other}`, name it `{key}`")
+    return RowError(f"{key} is {shown(row.get(key))}; {wanted} is needed")
 
 
 def optional_id(row: Row, key: str) -> str | None:
@@ -107,16 +106,13 @@ def as_id(value: object, name: str) -> str:
     Raises:
         RowError: it is neither a text that is not blank nor a whole number, too long, or holds an empty byte.
     """
+    given = value
+    if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_FLOAT:
+        given = int(value)
     # A bool is an int too.
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(given, bool) or not isinstance(given, str | int) or is_blank(str(given)):
         raise RowError(f"{name} is {shown(value)}; a text or a whole number is needed")
-    if isinstance(value, float):
-        if not value.is_integer() or abs(value) > EXACT_FLOAT:
-            raise RowError(f"{name} is {shown(value)}; a text or a whole number is needed")
-        value = int(value)
-    text = str(value).strip()
-    if is_blank(text):
-        raise RowError(f"{name} is {shown(value)}; a text or a whole number is needed")
+    text = str(given).strip()
     if len(text) > MAX_ID_CHARACTERS:
         raise RowError(f"{name} has {len(text):,} characters; an id has at most {MAX_ID_CHARACTERS}")
     # The library that measures rankings reads ids as C strings, which end at an empty byte: two ids become one, and

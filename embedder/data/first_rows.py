@@ -103,8 +103,7 @@ def _learns(task: TaskSpec, lines: Lines) -> bool:
 def _with_queries(source: Source, splits: set[Split]) -> frozenset[Split]:
     """The splits that are left of those with rows when limits and the cut of a dev split are applied."""
     cut: set[Split] = {"dev"} if source.dev_queries is not None and "train" in splits else set()
-    limits = {"train": source.train_queries, "dev": source.dev_queries, "test": source.test_queries}
-    return frozenset(split for split in splits | cut if limits[split] != 0)
+    return frozenset(split for split in splits | cut if source.query_limits[split] != 0)
 
 
 def _notes(source: Source, *read: Prepared) -> list[str]:

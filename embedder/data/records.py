@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedder.config.tasks import Side
 from embedder.errors import DataError
 from embedder.hashing import content_id
 from embedder.storage.object_store import AnyPath, ObjectPath, replacing
@@ -21,6 +22,11 @@ TEXTS = pa.list_(pa.string())
 PASSAGE = pa.schema([(name, pa.string()) for name in ("task", "dataset", "id", "text", "title", "answer", "metadata")])
 """One candidate of a dataset's corpus. `title` may be null; `answer` is that of a worked example, else null; `metadata`
 is a JSON object to filter by, else null."""
+
+ID_TEXT: dict[Side, tuple[str, str]] = {"query": ("query_id", "query"), "passage": ("id", "text")}
+"""Columns of the id and the text, by side."""
+SIDE_WORDS: dict[Side, str] = {"query": "queries", "passage": "passages"}
+"""The word for several rows, by side."""
 
 VECTOR = pa.schema(
     [

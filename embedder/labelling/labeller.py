@@ -43,6 +43,7 @@ class RewardLabeller:
         self.backend = choose_backend(lm, llm, max(rewarded, default=1))
         self.pairs = 0
         """Query and candidate pairs scored so far."""
+        self._builders: dict[str, PromptBuilder] = {}
 
     def label(self, groups: Sequence[Group], fingerprint: str) -> list[Group]:
         """The same groups in the same order, each with its reward columns."""
@@ -50,7 +51,7 @@ class RewardLabeller:
         for task in sorted({group["task"] for group in groups}):
             spec = self.tasks[task]
             if spec.reward != "none":
-                builder = prompt_builder(self.lm, spec, self.llm)
+                builder = self._builder(task)
                 # In an order of their own, because it decides which of them are read in one batch: the labels must not
                 # depend on the order of the caller.
                 rows = sorted((row for row in labelled if row["task"] == task), key=lambda row: str(row["row_id"]))
@@ -58,6 +59,12 @@ class RewardLabeller:
                 for group, reason in apart_on_memory_error(partial(self._reward, builder, spec), prompted):
                     group.row["error"] = reason
         return labelled
+
+    def _builder(self, task: str) -> PromptBuilder:
+        # Kept, because it finds out only once how the LLM's tokenizer divides the template.
+        if task not in self._builders:
+            self._builders[task] = prompt_builder(self.lm, self.tasks[task], self.llm)
+        return self._builders[task]
 
     def _prompt(self, builder: PromptBuilder, spec: TaskSpec, row: Group) -> _Prompted | None:
         """The prefixes of a group; None, with the reason in the row, where one cannot be made."""

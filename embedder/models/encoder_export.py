@@ -20,18 +20,11 @@ from embedder.config.tasks import TaskSpec
 from embedder.console import console, exit_on_error
 from embedder.errors import ModelError
 from embedder.models.encoder import TextEncoder
-from embedder.models.st_folder import known_tasks, plain_task_of
+from embedder.models.st_folder import POOLING_MODES, PROMPTS_FILE, known_tasks, plain_task_of
 from embedder.storage.json_file import write_json
 
-PROMPTS_FILE = "config_sentence_transformers.json"
 SIDES = {"query": "query", "passage": "document"}
 """Our name of a side, and the one that `encode_query` and `encode_document` look for."""
-POOLING_MODES: dict[Pooling, tuple[str, str]] = {
-    "cls": ("cls", "pooling_mode_cls_token"),
-    "mean": ("mean", "pooling_mode_mean_tokens"),
-    "last": ("lasttoken", "pooling_mode_lasttoken"),
-}
-"""The name of a pooling since sentence-transformers 5.4, and its flag before."""
 OTHER_FLAGS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
 
 

@@ -20,14 +20,14 @@ from embedder.errors import ConfigError, ModelError
 from embedder.models.locate import model_folder, read_modules
 from embedder.models.weight_files import read_object
 
-POOLINGS: dict[str, Pooling] = {
-    "cls": "cls",
-    "mean": "mean",
-    "lasttoken": "last",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
+POOLING_MODES: dict[Pooling, tuple[str, str]] = {
+    "cls": ("cls", "pooling_mode_cls_token"),
+    "mean": ("mean", "pooling_mode_mean_tokens"),
+    "last": ("lasttoken", "pooling_mode_lasttoken"),
 }
+"""The name of a pooling since sentence-transformers 5.4, and its flag before."""
+POOLINGS = {name: pooling for pooling, names in POOLING_MODES.items() for name in names}
+PROMPTS_FILE = "config_sentence_transformers.json"
 KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
 PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 
@@ -70,7 +70,7 @@ def read_folder(model: str) -> FolderFacts:
             f"{listing}: modules {sorted(modules)}; only a transformer, pooling and normalisation can be loaded. Take "
             "another model, or where it is only compared, serve it behind an OpenAI-compatible endpoint"
         )
-    settings = _settings(folder / "config_sentence_transformers.json")
+    settings = _settings(folder / PROMPTS_FILE)
     if "Normalize" not in modules and settings.get("similarity_fn_name") in {"dot", "euclidean"}:
         raise ModelError(f"{folder}: ranks by {settings['similarity_fn_name']!r}; only the cosine is known here")
     lengths = [_settings(path / "sentence_bert_config.json") for path in (folder, modules["Transformer"])]

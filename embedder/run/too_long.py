@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import Side, TaskSpec
-from embedder.data.records import Split, open_parquet, parquet_files
+from embedder.data.records import ID_TEXT, SIDE_WORDS, Split, open_parquet, parquet_files
 from embedder.errors import EmbedderError
 from embedder.models.locate import locate_model
 
@@ -24,8 +24,6 @@ SAMPLE = 2_000
 """Texts of a dataset and side that are read at most."""
 PARTS = 16
 """Row groups, of some thousand rows, out of which they are chosen."""
-COLUMNS: dict[Side, tuple[str, str]] = {"query": ("query", "queries"), "passage": ("text", "passages")}
-"""Column of the text, and the word for its rows."""
 
 
 def long_text_lines(config: RunConfig) -> list[str]:
@@ -64,11 +62,10 @@ class TokenCounter:
         if "://" in config.model:
             return None
         try:
-            folder = locate_model(config.model)
+            file = locate_model(config.model) / "tokenizer.json"
         except EmbedderError:
             return None
-        file = folder / "tokenizer.json" if isinstance(folder, Path) else None
-        return cls(Tokenizer.from_file(str(file)), config) if file is not None and file.is_file() else None
+        return cls(Tokenizer.from_file(str(file)), config) if file.is_file() else None
 
     def too_long(self, texts: Sequence[str]) -> int:
         """How many of the texts, which carry their instruction, need more tokens than the encoder reads."""
@@ -77,14 +74,13 @@ class TokenCounter:
 
 def _counted(spec: TaskSpec, counter: TokenCounter, side: Side, files: Sequence[Path]) -> str:
     """So many of so many; empty where none is too long."""
-    column, word = COLUMNS[side]
-    texts, total = _sample(files, column)
+    texts, total = _sample(files, ID_TEXT[side][1])
     prompted = [str(spec.prompted(side, text)) for text in texts]
     if not prompted:
         return ""
     of = f" (a sample of {total:,})" if len(prompted) < total else ""
     cut = counter.too_long(prompted)
-    return f"{cut:,} of {len(prompted):,} {word}{of}" if cut else ""
+    return f"{cut:,} of {len(prompted):,} {SIDE_WORDS[side]}{of}" if cut else ""
 
 
 def _sample(files: Sequence[Path], column: str) -> tuple[list[str], int]:

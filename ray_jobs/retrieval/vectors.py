@@ -19,7 +19,7 @@ from embedder.config.paths import Paths
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.data.ledger import Ledger
-from embedder.data.records import PASSAGE, VECTOR, Split, each_table, parquet_files
+from embedder.data.records import ID_TEXT, PASSAGE, SIDE_WORDS, VECTOR, Split, each_table, parquet_files
 from embedder.data.row_ids import RowIds
 from embedder.errors import NotFiniteError
 from embedder.hashing import content_id
@@ -32,9 +32,6 @@ from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_ta
 
 BLOCK_ROWS = 256
 """Texts of a block."""
-SIDE_WORDS: dict[Side, str] = {"query": "queries", "passage": "passages"}
-ID_TEXT: dict[Side, tuple[str, str]] = {"query": ("query_id", "query"), "passage": ("id", "text")}
-"""Columns of the id and the text, by side."""
 
 BLOCK = pa.schema(
     [
@@ -78,10 +75,7 @@ class VectorStore:
         """A line for each dataset with passages, or queries of some splits, that were cut; after `fill_store`."""
         lines = []
         for dataset in datasets(paths):
-            tables: dict[Side, Iterable[pa.Table]] = {
-                "query": (query_table(paths, split, dataset) for split in splits),
-                "passage": each_table(corpus_files(paths, dataset), PASSAGE),
-            }
+            tables = tables_by_side(paths, dataset, splits)
             parts = [part for side, own in tables.items() if (part := self._count_cut(dataset, side, own))]
             task = next(each_table(corpus_files(paths, dataset)[:1], PASSAGE, ["task"]))["task"][0]
             lines += [f"{dataset} ({task}): too long for the encoder and cut: {', '.join(parts)}"] if parts else []
@@ -105,6 +99,16 @@ def open_store(config: RunConfig, encoder: EncoderConfig) -> VectorStore:
     """The store of one encoder; the run's base encoder may be one that knows no instructions."""
     tasks = config.base_tasks if encoder.model == config.encoder.model else config.tasks
     return VectorStore(vectors_folder(config.paths, vectors_name(encoder)), tasks)
+
+
+def tables_by_side(paths: Paths, dataset: str, splits: Sequence[Split]) -> dict[Side, Iterable[pa.Table]]:
+    """The texts of a dataset with their ids, its queries of some splits and all of its passages, a table at a time."""
+    # Titles and metadata of a large corpus would be read for nothing.
+    columns = ["task", "dataset", *ID_TEXT["passage"]]
+    return {
+        "query": (query_table(paths, split, dataset) for split in splits),
+        "passage": each_table(corpus_files(paths, dataset), PASSAGE, columns),
+    }
 
 
 class EncodeBlocks(BlockActor):
@@ -153,11 +157,7 @@ def missing_blocks(
     A table for each file, the shortest texts first; one file at a time is in memory.
     """
     for dataset in datasets(paths):
-        sides: dict[Side, Iterable[pa.Table]] = {
-            "query": (query_table(paths, split, dataset) for split in splits),
-            "passage": each_table(corpus_files(paths, dataset), PASSAGE),
-        }
-        for side, tables in sides.items():
+        for side, tables in tables_by_side(paths, dataset, splits).items():
             done = store.ledger(dataset, side).row_ids()
             for table in tables:
                 keys = store.keys(table, side)
