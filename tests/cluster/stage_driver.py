@@ -17,7 +17,7 @@ from importlib import import_module
 
 import ray
 
-from embedder.storage import mirror
+from embedder.run import workspace
 from ray_jobs.cluster.session import connect, main
 from ray_jobs.labelling import actors
 from tests.cluster import label_actors
@@ -27,7 +27,7 @@ def serve() -> None:
     """Answer one command after another until the input ends."""
     if sys.argv[1:]:
         actors.LabelBlocks = getattr(label_actors, sys.argv[1])
-    mirror.PUSH_S = 0.5
+    workspace.PUSH_S = 0.5
     connect()
     sys.stdout.write(f"ready {ray.get_runtime_context().get_session_name()}\n")
     sys.stdout.flush()

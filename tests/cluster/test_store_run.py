@@ -26,7 +26,7 @@ def write_run(path: Path, session: Path, work: str) -> Path:
     run = yaml.safe_load(session.read_text(encoding="utf-8"))
     run["prepare"]["sources"] = [source for source in run["prepare"]["sources"] if source["task"] in {"qa", "tool"}]
     run["paths"] = {"work": work, "cache": str(path.parent / "cache")}
-    run["train"] |= {"steps": 400, "save_every": 20, "num_workers": 1}
+    run["train"] |= {"steps": 120, "save_every": 4, "num_workers": 1}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
     return path
