@@ -4,7 +4,6 @@ app             binds the deployments of a run's index
 api             all routes, errors and the OpenAPI description as one application
 service         what the routes do, apart from HTTP and from Ray
 backend         the calls that the service makes to encoder and index
-schemas         requests and answers on the wire
 guard           keys, size and deadline before every route; metrics and log behind it
 keys            API keys and the role that each route asks for
 load_shedding   refusals under overload, before a body is read
@@ -13,6 +12,7 @@ client          a typed client
 ask             one question from the command line
 openapi         writes docs/openapi.json
 routes/         the routes
+schemas/        requests and answers on the wire
 deployments/    the Ray Serve deployments
 versions/       versions of the index, and writes replayed from one to the next
 """

@@ -13,7 +13,7 @@ from serve.guard import Answered, Guard
 from serve.http_errors import TEI_PATHS, install_handlers
 from serve.keys import needed_role
 from serve.routes import embeddings, health, indexes, page, rerank, search
-from serve.schemas import ErrorResponse, TeiError
+from serve.schemas.state_schemas import ErrorResponse, TeiError
 from serve.service import Service
 
 REFUSALS = {

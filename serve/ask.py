@@ -21,7 +21,7 @@ from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import DataError
 from embedder.run.stage_report import StageReport, read_reports, stage_table
 from serve.client import Client
-from serve.schemas import SearchRequest
+from serve.schemas.search_schemas import SearchRequest
 
 URL = "http://127.0.0.1:8000"
 SHOWN_CHARACTERS = 160

@@ -13,7 +13,7 @@ from typing_extensions import TypeVarTuple, Unpack
 
 from embedder.config.cutting import PromptedText
 from embedder.index.opened import OpenIndex
-from serve.schemas import DeploymentState
+from serve.schemas.state_schemas import DeploymentState
 
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")

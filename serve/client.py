@@ -22,24 +22,19 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 from typing_extensions import Self
 
-from serve.schemas import (
+from serve.schemas.embedding_schemas import EmbeddingRequest, EmbeddingResponse
+from serve.schemas.index_schemas import (
     DeleteRequest,
     DeleteResponse,
-    EmbeddingRequest,
-    EmbeddingResponse,
-    ErrorResponse,
     IndexList,
     PointRequest,
     PointResponse,
-    RerankRequest,
-    RerankResponse,
-    RetrieveRequest,
-    RetrieveResponse,
-    SearchRequest,
-    SearchResponse,
     UpsertRequest,
     UpsertResponse,
 )
+from serve.schemas.rerank_schemas import RerankRequest, RerankResponse
+from serve.schemas.search_schemas import RetrieveRequest, RetrieveResponse, SearchRequest, SearchResponse
+from serve.schemas.state_schemas import ErrorResponse
 
 R = TypeVar("R", bound=BaseModel)
 TRIED_AGAIN = {429, 503}

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from embedder.errors import BundleError, EmbedderError
-from serve.schemas import ErrorDetail, ErrorResponse, TeiError
+from serve.schemas.state_schemas import ErrorDetail, ErrorResponse, TeiError
 
 logger = logging.getLogger("ray.serve")
 

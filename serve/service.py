@@ -19,7 +19,8 @@ from embedder.index.search_options import SearchOptions
 from serve.backend import Backend
 from serve.http_errors import ApiError
 from serve.keys import Keys
-from serve.schemas import DeploymentState, SearchFields, Timing
+from serve.schemas.search_schemas import SearchFields, Timing
+from serve.schemas.state_schemas import DeploymentState
 from serve.versions.served import Served, Version
 from serve.versions.write_replay import WriteReplayer
 

@@ -23,7 +23,7 @@ from embedder.models.onnx import load_inference_encoder
 from serve.deployments.encoder_replica import EncoderReplica
 from serve.deployments.shard_replica import ShardReplica
 from serve.http_errors import ApiError
-from serve.schemas import DeploymentState
+from serve.schemas.state_schemas import DeploymentState
 from serve.service import Service
 from serve.versions.served import Served, VersionSource
 from tests.unit.index_cases import IDENTITY, write

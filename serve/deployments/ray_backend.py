@@ -18,7 +18,7 @@ from embedder.index.opened import OpenIndex
 from serve.backend import LONG_CALLS, Encoded, R, Ts, time_left
 from serve.deployments.coalescing import MOST_CHARACTERS, Coalescer, Outcome
 from serve.http_errors import ApiError, overloaded
-from serve.schemas import DeploymentState
+from serve.schemas.state_schemas import DeploymentState
 
 DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 """The replica is gone, with what it was working on."""

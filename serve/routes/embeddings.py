@@ -11,7 +11,7 @@ from embedder import __version__
 from embedder.config.tasks import Side
 from serve.http_errors import ApiError
 from serve.routes.dependencies import Here, stamp
-from serve.schemas import (
+from serve.schemas.embedding_schemas import (
     Embedding,
     EmbeddingRequest,
     EmbeddingResponse,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from serve.routes.dependencies import Here
-from serve.schemas import Health, ServiceState
+from serve.schemas.state_schemas import Health, ServiceState
 
 router = APIRouter(tags=["state"])
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path
 from serve.backend import time_left
 from serve.http_errors import ApiError
 from serve.routes.dependencies import Here
-from serve.schemas import (
+from serve.schemas.index_schemas import (
     CollectionState,
     DeleteRequest,
     DeleteResponse,

@@ -8,7 +8,8 @@ import numpy as np
 from fastapi import APIRouter, Response
 
 from serve.routes.dependencies import Here, stamp
-from serve.schemas import DocumentText, RerankRequest, RerankResponse, RerankResult, Usage
+from serve.schemas.embedding_schemas import Usage
+from serve.schemas.rerank_schemas import DocumentText, RerankRequest, RerankResponse, RerankResult
 
 router = APIRouter(tags=["rerank"])
 

@@ -10,7 +10,7 @@ from embedder.config.tasks import PromptTemplate
 from embedder.index.filters import Filter, equals
 from embedder.index.results import Hit
 from serve.routes.dependencies import Here
-from serve.schemas import (
+from serve.schemas.search_schemas import (
     RetrieveRequest,
     RetrieveResponse,
     SearchRequest,

@@ -13,7 +13,7 @@ from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_of
 from embedder.index.catalog import Catalog
 from embedder.run.lineage import read_lineage
 from serve.http_errors import ApiError
-from serve.schemas import Versions
+from serve.schemas.index_schemas import Versions
 
 logger = logging.getLogger("ray.serve")
 

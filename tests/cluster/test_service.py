@@ -25,15 +25,10 @@ from embedder.models.encoder import encode_prompted, load_encoder
 from serve.app import build_run, deployed
 from serve.client import AsyncClient, Client, ServiceError
 from serve.openapi import described
-from serve.schemas import (
-    DeleteRequest,
-    EmbeddingRequest,
-    NamedDocument,
-    RerankRequest,
-    RetrieveRequest,
-    SearchRequest,
-    UpsertRequest,
-)
+from serve.schemas.embedding_schemas import EmbeddingRequest
+from serve.schemas.index_schemas import DeleteRequest, NamedDocument, UpsertRequest
+from serve.schemas.rerank_schemas import RerankRequest
+from serve.schemas.search_schemas import RetrieveRequest, SearchRequest
 from tests.cluster.conftest import Cluster
 from tests.cluster.served import KEYS, MODEL, Running, cpu_seconds, replica_pids, search_subject, served
 from tests.load import Load

@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 
 from embedder.errors import BundleError, ConfigError
 from serve.http_errors import ApiError, install_handlers
-from serve.schemas import ErrorResponse, SearchRequest, TeiError
+from serve.schemas.search_schemas import SearchRequest
+from serve.schemas.state_schemas import ErrorResponse, TeiError
 
 RAISED = {
     "refused": (ApiError(404, "no task 'x'", param="task", code="unknown_task"), 404, "invalid_request_error"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from serve.schemas import EmbeddingRequest, SearchRequest
+from serve.schemas.embedding_schemas import EmbeddingRequest
+from serve.schemas.search_schemas import SearchRequest
 
 
 @pytest.mark.parametrize("texts", ["one text", ["one"], ["one", "two"]])

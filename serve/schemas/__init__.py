@@ -1,0 +1,9 @@
+"""Requests and answers on the wire.
+
+strict             what all are made of
+embedding_schemas  vectors and names of models: OpenAI's shape and TEI's
+rerank_schemas     reranking, in Cohere's shape
+search_schemas     searches and retrieved prompts
+index_schemas      documents, aliases, versions
+state_schemas      health, replicas, errors
+"""

@@ -1,0 +1,101 @@
+"""Vectors on the wire: OpenAI's shape and TEI's; `task`, `input_type` and `truncate` are extensions of ours.
+
+https://platform.openai.com/docs/api-reference/embeddings/create, https://huggingface.github.io/text-embeddings-inference
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from serve.schemas.strict import InputType, Strict, Text, Texts, TokenIds
+
+
+class EmbeddingRequest(Strict):
+    """Body of POST /v1/embeddings."""
+
+    input: Text | Texts | TokenIds
+    """One text or a list of texts."""
+    model: str
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """A prefix that the model was trained for (Matryoshka), scaled to length 1; null: the whole vector."""
+    user: str | None = None
+    task: str | None = None
+    """Task whose instruction is put before each text; none by default."""
+    input_type: InputType = "query"
+    """Side of the instruction."""
+    truncate: bool = True
+    """Whether a text longer than the model reads is cut at its end; else it is refused."""
+
+
+class Embedding(Strict):
+    """One vector; with base64 the little-endian float32 bytes."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(Strict):
+    """Tokens the model read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(Strict):
+    """Answer of POST /v1/embeddings."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class TeiRequest(Strict):
+    """Body of POST /embed."""
+
+    inputs: Text | Texts | TokenIds
+    truncate: bool | None = None
+    """Null: true, as `/info` says by `auto_truncate`."""
+    truncation_direction: Literal["Right", "right"] = "Right"
+    prompt_name: str | None = None
+    """`TASK_query` or `TASK_passage`, as in the exported model's prompts."""
+    normalize: Literal[True] | None = None
+    """Vectors are always of length 1."""
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
+class TeiInfo(Strict):
+    """Answer of GET /info."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    served_model_name: str
+    model_type: dict[str, dict[str, str]]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+
+
+class Model(Strict):
+    """A served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "llm-embedder"
+
+
+class ModelList(Strict):
+    """Answer of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]

@@ -1,0 +1,99 @@
+"""Indexes on the wire: documents written and deleted, aliases and versions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from embedder.index.documents import Document
+from serve.schemas.strict import Strict
+
+
+class Versions(Strict):
+    """The versions that answered. Both change together, with the alias."""
+
+    model_version: str
+    index_version: str
+
+
+class UpsertRequest(Strict):
+    """Body of POST /v1/indexes/{name}/documents."""
+
+    task: str
+    documents: list[Document] = Field(min_length=1)
+
+
+class UpsertResponse(Versions):
+    """The documents are on the disk and are found from now on."""
+
+    upserted: int
+
+
+class NamedDocument(Strict):
+    """Id and dataset, which identify a document."""
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    dataset: Annotated[str, StringConstraints(max_length=256)] = ""
+
+
+class DeleteRequest(Strict):
+    """Body of POST /v1/indexes/{name}/documents/delete."""
+
+    task: str
+    documents: list[NamedDocument] = Field(min_length=1)
+
+
+class DeleteResponse(Versions):
+    """The documents are no longer found."""
+
+    deleted: int
+    """How many of them there were."""
+
+
+class CollectionState(Strict):
+    """The documents of one task."""
+
+    documents: int
+    uncompacted: int
+    """Writes that are not compacted into the index yet."""
+
+
+class IndexState(Versions):
+    """The version that an alias serves, and its sizes."""
+
+    name: str
+    """The alias."""
+    version: str
+    model: str
+    dimension: int
+    shards: int
+    default: bool
+    collections: dict[str, CollectionState]
+
+
+class IndexList(Strict):
+    """Answer of GET /v1/indexes."""
+
+    data: list[IndexState]
+    versions: list[str]
+    """All there are; an alias can be pointed at each."""
+
+
+class PointRequest(Strict):
+    """Body of PUT /v1/indexes/{name}."""
+
+    version: str
+
+
+class PointResponse(Versions):
+    """The alias names this version from now on."""
+
+    name: str
+    version: str
+
+
+class Removed(Strict):
+    """An alias that is no more; its version stays."""
+
+    name: str

@@ -1,0 +1,100 @@
+"""Searches on the wire: hits, and a prompt that is ready for the LLM."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from embedder.config.index import SearchParameters
+from embedder.index.filters import Filter
+from embedder.index.search_options import Mode
+from serve.schemas.index_schemas import Versions
+from serve.schemas.strict import Strict, Text, Texts
+
+
+class SearchFields(Strict):
+    """What every request that searches an index may say."""
+
+    index: str | None = None
+    """Alias of the index; null: the one that is served by default."""
+    k: Annotated[int, Field(ge=1)] = 10
+    """Results a query."""
+    mode: Mode = "dense"
+    """Ranking by vectors, by words (BM25), or both fused."""
+    filter: Filter | None = None
+    """Conditions on the metadata, in Qdrant's vocabulary."""
+    parameters: SearchParameters = SearchParameters()
+    """How thoroughly an approximate index is searched."""
+
+
+class SearchRequest(SearchFields):
+    """Body of POST /v1/search."""
+
+    query: Text | Texts
+    task: str
+    """Whose documents are searched, with that task's instruction."""
+    with_payload: bool = True
+    """True: hits have text, title and metadata too."""
+
+
+class SearchResult(Strict):
+    """One hit. Score: inner product of unit vectors; BM25 by words; sum of reciprocal ranks where both are fused."""
+
+    id: str
+    dataset: str
+    score: float
+    text: str | None = None
+    title: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class ShardCounts(Strict):
+    """How many index shards took part; a search that any shard cannot answer fails as a whole."""
+
+    total: int
+    successful: int
+    failed: int
+
+
+class Timing(Strict):
+    """Milliseconds of an answer by stage."""
+
+    encode: float
+    """The query: waiting, tokens, forward pass."""
+    search: float
+    """The slowest shard, and merging."""
+    total: float
+
+
+class SearchResponse(Versions):
+    """Answer of POST /v1/search: results by query, best first, ties by id."""
+
+    results: list[list[SearchResult]]
+    shards: ShardCounts
+    time_ms: Timing
+
+
+class RetrieveRequest(SearchFields):
+    """Body of POST /v1/retrieve/{task}."""
+
+    query: Text
+    k: Annotated[int, Field(ge=1)] = 3
+    session: Text | None = None
+    """Only documents whose metadata field `session` is this: the memory of one conversation."""
+    max_characters: Annotated[int, Field(ge=1)] = 8000
+    """Of the passages together; what does not fit is left out from the least relevant up, whole passages at a time."""
+
+
+class RetrieveResponse(Versions):
+    """Answer of POST /v1/retrieve/{task}."""
+
+    prompt: str
+    """What the LLM is given: the passages in the task's template, then the query."""
+    context: str
+    """The part of it before the query."""
+    passages: list[SearchResult]
+    """The passages in the prompt, best first."""
+    left_out: int
+    """Hits that did not fit."""
+    time_ms: Timing
