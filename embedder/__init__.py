@@ -4,6 +4,7 @@ answer_text  when two answers are the same
 console      what commands print to: progress, and the one line that an error ends with
 errors       every error that is raised on purpose
 hashing      ids, seeds and file hashes that depend on content alone
+sent         what clients send: nulls, unknown fields, fields of other services
 words        the words of a text, for everything that matches words
 
 Each package says in its own docstring what is in its files.

@@ -1,10 +1,11 @@
 """Bind the deployments of a run's index.
 
+    python -m serve.start --config configs/demo.yaml
     serve run serve.app:build run=configs/demo.yaml
     serve deploy configs/serve.yaml
 
-The bundle is verified before anything is deployed. `serve run` listens on 127.0.0.1:8000; a service that listens
-elsewhere needs `serve.api_keys_file`.
+The bundle is verified before anything is deployed. All listen on 127.0.0.1:8000 by default; a service that listens
+elsewhere needs `serve.api_keys_file`. `serve.start` alone answers at SIGTERM what was asked.
 """
 
 from __future__ import annotations

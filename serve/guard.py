@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.backend import DEADLINE, time_left
 from serve.http_errors import ApiError, answer, overloaded
+from serve.incoming import is_route, unusable_body
 from serve.keys import ROLES, Role, needed_role
 from serve.load_shedding import ENCODING
 from serve.service import Service
@@ -26,8 +28,8 @@ Answered = Callable[[str, int, float], None]
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, service: Service, answered: Answered) -> None:
-        self._app, self._service, self._answered = app, service, answered
+    def __init__(self, app: ASGIApp, service: Service, routes: Sequence[BaseRoute], answered: Answered) -> None:
+        self._app, self._service, self._routes, self._answered = app, service, routes, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it before anything of it is parsed."""
@@ -63,10 +65,14 @@ class Guard:
             if role is None:
                 refusal = "no valid API key; send `Authorization: Bearer KEY`"
                 return None, ApiError(401, refusal, code="invalid_api_key")
-            if ROLES.index(role) < ROLES.index(needed):
+            # What is no route needs no role: the application says 404, or 405 and which methods there are.
+            if ROLES.index(role) < ROLES.index(needed) and is_route(self._routes, scope):
                 return role, ApiError(403, f"this needs a key with the role {needed}; yours may {role}")
         if scope["path"] in ENCODING and self._service.backend.is_full:
             return role, overloaded()
+        unusable = unusable_body(scope, headers)
+        if unusable is not None and is_route(self._routes, scope):
+            return role, unusable
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return role, ApiError(400, "Content-Length is no number")

@@ -15,7 +15,7 @@ from serve.schemas.state_schemas import ErrorDetail, ErrorResponse, TeiError
 
 logger = logging.getLogger("ray.serve")
 
-TEI_PATHS = ("/embed", "/info")
+TEI_PATHS = ("/embed", "/info", "/rerank")
 """Routes of text-embeddings-inference, whose clients expect its errors."""
 RETRY_AFTER_S = "1"
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "overloaded"}
@@ -54,8 +54,8 @@ def answer(path: str, error: ApiError, headers: Mapping[str, str] | None = None)
     if path not in TEI_PATHS:
         return JSONResponse(ErrorResponse(error=error.detail).model_dump(), status_code=status, headers=sent)
     status = 422 if status == 400 else status
-    kind = {413: "validation", 422: "validation", 429: "overloaded", 503: "unhealthy"}.get(status, "backend")
-    body = TeiError(error=error.message, error_type="validation" if status < 422 else kind)
+    kind = {429: "overloaded", 503: "unhealthy"}.get(status, "backend")
+    body = TeiError(error=error.message, error_type="validation" if status <= 422 else kind)
     return JSONResponse(body.model_dump(), status_code=status, headers=sent)
 
 

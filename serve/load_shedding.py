@@ -15,10 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.backend import Backend
 from serve.http_errors import answer, overloaded
+from serve.incoming import route_path
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middleware"}
 """Environment of an ingress replica, by which Ray finds the middleware."""
-ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/v2/rerank"}
+ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/rerank"}
 """Routes of which every request needs the encoder: under overload they are refused before their body is read."""
 REQUEST_ID = "x-request-id"
 
@@ -46,11 +47,11 @@ class Refusing:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request unread, or let it pass."""
         gate = OVERLOAD.gate
-        if scope["type"] != "http" or scope["path"] not in ENCODING or gate is None or not gate.is_full:
+        if scope["type"] != "http" or gate is None or not gate.is_full or route_path(scope) not in ENCODING:
             await self._app(scope, receive, send)
             return
         OVERLOAD.refused += 1
-        refusal = answer(scope["path"], overloaded())
+        refusal = answer(route_path(scope), overloaded())
         refusal.headers[REQUEST_ID] = Headers(scope=scope).get(REQUEST_ID, str(uuid4()))
         await refusal(scope, receive, send)
 

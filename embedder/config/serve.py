@@ -18,6 +18,9 @@ class ServeConfig(Section):
     api_keys_file: AbsolutePath | None = None
     """File with a key in each line, its role before it: `read KEY`, `write KEY`, `admin KEY`. It is read again when it
     changes. null: no key is asked for, which a service that listens beyond loopback refuses."""
+    cors_origins: list[str] | None = None
+    """Origins, such as `https://app.example`, whose pages may ask the service from a browser; `*` stands for all. null:
+    all where keys are asked for, because a page can do nothing without one, and none where they are not."""
     insecure: bool = False
     """Listen beyond loopback without keys, in a network that keeps strangers out by itself."""
 
@@ -76,6 +79,12 @@ class ServeConfig(Section):
     proxy share the cores: add replicas before threads."""
     gpus_per_replica: float = Field(default=0, ge=0)
     """GPUs of an encoder replica. 0: the CPU."""
+
+    def origins(self, *, has_keys: bool) -> list[str]:
+        """Origins whose pages may ask the service."""
+        if self.cors_origins is None:
+            return ["*"] if has_keys else []
+        return self.cors_origins
 
     @model_validator(mode="after")
     def replicas_are_ordered(self) -> ServeConfig:

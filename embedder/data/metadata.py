@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 
-DATASET_FIELD = "dataset"
-"""Can be filtered by like a field of the metadata."""
+DATASET_FIELD, ID_FIELD = "dataset", "id"
+"""Can be filtered by like fields of the metadata."""
 
 LARGEST_INTEGER = 2**53
 """Beyond it neighbours are equal as float64, in which numbers are compared."""

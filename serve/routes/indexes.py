@@ -48,14 +48,16 @@ async def indexes(service: Here) -> IndexList:
 async def upsert(name: Alias, request: UpsertRequest, service: Here) -> UpsertResponse:
     """Write documents: new ones, and new versions of old ones. They are on the disk and found when this answers."""
     version = service.served.named(name, "name")
-    service.texts([document.text for document in request.documents], "documents")
+    # Last wins, before anything is encoded for nothing.
+    documents = list({document.name: document for document in request.documents}.values())
+    service.texts([document.whole_text for document in request.documents], "documents")
     for i, document in enumerate(request.documents):
         title = document.title or ""
         # A lone surrogate, which JSON can hold, cannot be written down.
         if title.encode(errors="ignore").decode() != title:
             raise ApiError(400, f"documents.{i}.title: not a valid Unicode text", param="documents")
-    await service.upsert(version, request.task, request.documents)
-    return UpsertResponse(upserted=len(request.documents), **version.stamp.model_dump())
+    await service.upsert(version, request.task, documents)
+    return UpsertResponse(upserted=len(documents), **version.stamp.model_dump())
 
 
 @router.post("/v1/indexes/{name}/documents/delete")
