@@ -1,8 +1,9 @@
 """When two answers are the same: SQuAD's comparison, which leaves in what tells answers apart, in any script.
 
 Case, punctuation, articles and layout do not count (Rajpurkar et al. 2016; punctuation of all scripts and words by
-characters where a script has no spaces as in MLQA, Lewis et al. 2020, and CMRC 2018), nor do vowel points. What does count: signs and
-decimals (`-5`, `3.14`, `1/2`), operators (`C++`, `C#`, `x<y`), a letter that only looks like an article (`vitamin A`).
+characters where a script has no spaces as in MLQA, Lewis et al. 2020, and CMRC 2018), nor do vowel points. What does
+count: signs and decimals (`-5`, `3.14`, `1/2`), operators (`C++`, `C#`, `x<y`), a letter that only looks like an
+article (`vitamin A`).
 """
 
 from __future__ import annotations

@@ -304,8 +304,11 @@ def test_preflight_is_answered_before_keys_and_answers_may_be_read(client, stran
 def test_pages_of_other_origins_are_kept_out_of_a_service_without_keys_unless_named(api, origins, allowed):
     service = copy(api.state.service)
     service.keys, service.settings = None, service.settings.model_copy(update={"cors_origins": origins})
-    answer = TestClient(make_api(service, lambda *_: None)).options("/v1/embeddings", headers=PREFLIGHT)
+    page = TestClient(make_api(service, lambda *_: None), base_url="http://127.0.0.1:8000")
+    answer = page.options("/v1/embeddings", headers=PREFLIGHT)
     assert answer.headers.get("access-control-allow-origin") == allowed
+    asked = page.post("/v1/embeddings", json=EMBEDDING, headers={"Origin": PREFLIGHT["Origin"]})
+    assert asked.status_code == (200 if allowed else 403)
 
 
 def test_docs_open_in_a_browser_without_a_key_and_without_a_network(stranger, client):
