@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -49,7 +50,7 @@ class Sent(BaseModel):
             if said.setdefault(field, value) != value:
                 cls._refuse(name, f"another value than {field}, which is the same", value)
         # By pydantic itself the refusal would come without a hint.
-        known = {field.alias or name for name, field in cls.model_fields.items()}
+        known = _names(cls)
         unknown = next((name for name in said if name not in known), None)
         if unknown is not None and cls.model_config.get("extra") == "forbid":
             near = cls.MEANT.get(unknown) or next(iter(get_close_matches(str(unknown), sorted(known), n=1)), None)
@@ -73,3 +74,9 @@ class Sent(BaseModel):
             input=value,
         )
         raise ValidationError.from_exception_data(cls.__name__, [line])
+
+
+@cache
+def _names(model: type[Sent]) -> frozenset[str]:
+    """Names under which the fields of a model are sent."""
+    return frozenset(field.alias or name for name, field in model.model_fields.items())

