@@ -35,6 +35,11 @@ class MemtableView:
     def num_live(self) -> int:
         return int(np.count_nonzero(self.live))
 
+    @property
+    def num_documents(self) -> int:
+        """Documents of a view with a filter, in the memtable and in the collection."""
+        return self.num_live + (0 if self.stored is None else int(np.count_nonzero(self.stored)))
+
     def take(self, rows: pa.Array) -> pa.Table:
         """The payload of some rows."""
         chosen = [self.rows[row] for row in rows.to_pylist()]

@@ -107,9 +107,9 @@ def test_keys_are_asked_for_and_rotate_without_a_restart(running: Running) -> No
         assert stranger.get("/health").status_code == 200
         assert stranger.post("/v1/search", json={"query": "x", "task": "qa"}).status_code == 401
         old = running.keys.read_text(encoding="utf-8")
-        new = {"Authorization": "Bearer newcomer"}
+        new = {"Authorization": "Bearer a-key-for-newcomers"}
         assert stranger.get("/v1/models", headers=new).status_code == 401
-        running.keys.write_text(old + "read newcomer\n", encoding="utf-8")
+        running.keys.write_text(old + "read a-key-for-newcomers\n", encoding="utf-8")
         assert stranger.get("/v1/models", headers=new).status_code == 200
         running.keys.write_text(old, encoding="utf-8")
         assert stranger.get("/v1/models", headers=new).status_code == 401
