@@ -194,9 +194,11 @@ def _hashed_line(role: Role, options: list[str], digest: str, number: int) -> Ap
 
 
 def _warn(path: Path, mode: int, keys: list[ApiKey]) -> None:
-    if mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP):
+    raw = sum(key.is_raw for key in keys)
+    # Of hashes a group may read the file: pods get a secret by the group of their volumes and in no other way.
+    if mode & (stat.S_IROTH | stat.S_IWGRP | (stat.S_IRGRP if raw else 0)):
         logger.warning("serve.api_keys_file %s: others can read or write it; run `chmod 600 %s`", path, path)
-    if raw := sum(key.is_raw for key in keys):
+    if raw:
         logger.warning("serve.api_keys_file %s: %d keys stand there as they are; %s", path, raw, REMEDY)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import date, datetime, timezone
 from pathlib import Path
 
@@ -228,13 +229,22 @@ def test_keys_file_that_is_broken_lets_nobody_in_until_it_is_whole_again(tmp_pat
     assert [role(keys, key) for key in RAW.values()] == ["read", "admin", None, None]
 
 
-def test_keys_file_that_others_may_read_is_told_how_to_close_it(tmp_path, caplog):
-    path = written(tmp_path / "keys", f"read sha256:{HASH}\n")
+@pytest.mark.parametrize(
+    ("line", "mode", "is_told"),
+    [
+        (f"read sha256:{HASH}", 0o600, False),
+        (f"read sha256:{HASH}", 0o640, False),
+        (f"read sha256:{HASH}", 0o644, True),
+        (f"read sha256:{HASH}", 0o660, True),
+        (f"read {RAW['abc']}", 0o640, True),
+        (f"read {RAW['abc']}", 0o600, False),
+    ],
+)
+def test_keys_file_that_others_may_read_is_told_how_to_close_it(tmp_path, caplog, line, mode, is_told):
+    path = written(tmp_path / "keys", f"{line}\n")
+    path.chmod(mode)
     read_keys(path)
-    assert not caplog.records
-    path.chmod(0o640)
-    read_keys(path)
-    assert f"chmod 600 {path}" in caplog.text
+    assert (f"chmod 600 {path}" in caplog.text) == is_told
 
 
 def test_key_expires_at_the_beginning_of_its_day_in_utc(monkeypatch):
@@ -266,6 +276,16 @@ def test_new_key_command_adds_to_a_file_that_its_owner_alone_can_read(tmp_path, 
     assert [role(keys, key) for key in given] == ["read", "admin"]
     assert path.stat().st_mode & 0o777 == 0o640 and [one.name for one in tmp_path.iterdir()] == ["keys"]
     assert not any(key in path.read_text(encoding="utf-8") for key in given)
+
+
+def test_new_key_command_of_the_docs_makes_keys(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    docs = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    for command in re.findall(r"^python -m serve\.new_key (.*)$", docs, re.MULTILINE):
+        new_key(command.split())
+    admin, reader = read_keys(tmp_path / "keys")
+    assert (admin.name, admin.scope.is_limited) == ("boss", False)
+    assert reader.scope == KeyScope(frozenset({"live"}), frozenset({"qa"}), {"tenant": "a"}) and reader.expires
 
 
 @pytest.mark.parametrize(
