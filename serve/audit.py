@@ -45,7 +45,7 @@ class Caller:
 
 
 class AuditLog:
-    """Where the lines go."""
+    """Writes the lines to the log of the service, and to a file if there is one."""
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._is_broken = path, False

@@ -29,7 +29,7 @@ from embedder.data.metadata import metadata_json
 from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, CollectionIdentity, History
 from embedder.index.compaction import write_compacted
-from embedder.index.documents import Document, DocumentName, Row, belongs
+from embedder.index.documents import Document, DocumentName, Row
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter
 from embedder.index.log import Log, operations_schema
@@ -150,17 +150,10 @@ class MutableCollection:
                 self._append(self._batch(rows, np.asarray(vector_PD)[list(last.values())], [self._now()] * len(rows)))
 
     def delete(self, names: Sequence[DocumentName], within: Mapping[str, str] | None = None) -> int:
-        """Remove documents; returns how many there were. They are no longer found when this returns.
-
-        With `within` those are passed over that do not belong to it (`documents.belongs`), as if they were not there.
-        """
+        """Remove documents, or those that belong to `within`; returns how many there were. They are found no longer."""
         with locked(self.write_lock), self._lock:
             self._catch_up()
-            memtable = self._reading.memtable
-            present = [name for name in dict.fromkeys(names) if memtable.holds(name)]
-            if within is not None:
-                # Under the write lock, so that no write of another owner comes between this look and the removal.
-                present = [name for name in present if (row := memtable.row(name)) and belongs(row, within)]
+            present = [name for name in dict.fromkeys(names) if self._reading.memtable.holds(name, within)]
             self._remove(present, [self._now()] * len(present))
         return len(present)
 
@@ -206,12 +199,10 @@ class MutableCollection:
         return pending
 
     def stats(self, wanted: Filter | None = None) -> CollectionStats:
-        """Sizes; with a filter the documents are those that fit it."""
         with self._lock:
             self._catch_up()
             memtable, generation = self._reading.memtable, self._reading.generation
-            documents = memtable.num_documents if wanted is None else memtable.view(wanted).num_documents
-            return CollectionStats(documents, memtable.num_operations, generation)
+            return CollectionStats(memtable.count(wanted), memtable.num_operations, generation)
 
     def compact(self) -> bool:
         """Build a generation of all live documents and make it the current one; searches and writes go on meanwhile.
