@@ -23,7 +23,7 @@ from serve.schemas.rerank_schemas import (
     TeiRerankRequest,
     VoyageResult,
 )
-from serve.service import Service
+from serve.scoped_service import ScopedService
 from serve.versions.served import Version
 
 router = APIRouter(tags=["rerank"])
@@ -113,14 +113,20 @@ def as_object(document: str | RankedDocument) -> RankedDocument:
 
 
 async def _cosines(
-    service: Service, version: Version, query: str, texts: Sequence[str], *, truncate: bool, task: str | None = None
+    service: ScopedService,
+    version: Version,
+    query: str,
+    texts: Sequence[str],
+    *,
+    truncate: bool,
+    task: str | None = None,
 ) -> tuple[np.ndarray, int]:
     """The cosine (N,) of each text with the query, and the tokens of all; -1 where a text is empty."""
     (query,) = service.texts(query, "query")
     positions = [i for i, text in enumerate(texts) if text]
     prompted = service.prompted(version, task, "query", [query])
     prompted += service.prompted(version, task, "passage", [texts[i] for i in positions])
-    encoded = await service.backend.encode(version.name, prompted, truncate)
+    encoded = await service.encode(version, prompted, truncate)
     cosine_N = np.full(len(texts), -1, dtype=np.float32)
     # Clipped: rounding brings cosines of equal vectors beyond 1, and clients of this API expect 0 to 1.
     cosine_N[positions] = np.clip(encoded.vector_ND[1:] @ encoded.vector_ND[0], -1, 1)

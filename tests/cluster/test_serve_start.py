@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.cluster.commands import serve, wait_until_up
+from tests.cluster.commands import serve
 from tests.cluster.conftest import ROOT, Cluster, free_port
 from tests.serving import publish
 from tests.waiting import wait_until
@@ -72,10 +72,12 @@ def started(cluster: Cluster, tmp_path: Path) -> Iterator[Started]:
 def test_start_serves_beside_another_refuses_what_is_taken_and_answers_before_it_ends(started: Started) -> None:
     """Case 05-route-prefix, on Ray; sections 9.2 and 9.8."""
     url = f"http://127.0.0.1:{started.port}"
-    first, second = started.start(), started.start("--name", "other", "--route-prefix", "/emb")
+    first = started.start()
+    second = None
     try:
-        wait_until_up(url)
-        wait_until_up(f"{url}/emb")
+        _wait_until_up(first, url)
+        second = started.start("--name", "other", "--route-prefix", "/emb")
+        _wait_until_up(second, f"{url}/emb")
         _check_roles(url)
         _check_roles(f"{url}/emb")
         _check_refused(started.start(), "--name", within_s=10)
@@ -86,12 +88,25 @@ def test_start_serves_beside_another_refuses_what_is_taken_and_answers_before_it
         _check_ends_cleanly(first, url)
     finally:
         for running in (first, second):
-            running.kill()
+            if running is not None:
+                running.kill()
 
 
 def test_start_at_a_port_of_another_program_is_refused(started: Started) -> None:
     with socket.create_server(("127.0.0.1", started.port)):
         _check_refused(started.start(), "--port", within_s=10)
+
+
+def _wait_until_up(running: subprocess.Popen[str], url: str) -> None:
+    wait_until(lambda: running.poll() is not None or _status(url) == 200, 240)
+    assert running.poll() is None, running.communicate()[0]
+
+
+def _status(url: str) -> int | None:
+    try:
+        return httpx.get(f"{url}/health", timeout=30).status_code
+    except httpx.TransportError:
+        return None
 
 
 def _check_roles(url: str) -> None:
@@ -125,7 +140,7 @@ def _check_ends_cleanly(running: subprocess.Popen[str], url: str) -> None:
         thread.start()
     time.sleep(0.5)  # so that they are begun and not yet answered
     running.send_signal(signal.SIGTERM)
-    wait_until(lambda: httpx.get(f"{url}/health", timeout=30).status_code != 200, 30)
+    wait_until(lambda: _status(url) != 200, 30)
     for thread in asking:
         thread.join()
     # Each has an answer of ours; one that was slow on its way found the service stopping.

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
 from serve.api import make_api
+from serve.keys import Keys
 from serve.request_head import MOST_HEAD_BYTES, MOST_HEADERS, HeadLimits, head_refusal, keep_plain_id, site_refusal
 from tests.serving import local_service, publish, run_config
 
@@ -122,13 +123,11 @@ def test_page_of_another_site_cannot_write_without_keys(method):
     assert site_refusal(scope_of("GET", host="localhost", origin="http://evil.example"), []) is None
 
 
-def test_service_with_keys_answers_under_every_name(service, client, monkeypatch):
-    class AnyKey:
-        def role(self, header):
-            return "read"
-
-    monkeypatch.setattr(service, "keys", AnyKey())
-    given = {"host": "evil.example", "origin": "http://evil.example", "authorization": "Bearer key"}
+def test_service_with_keys_answers_under_every_name(service, client, monkeypatch, tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("read reading-key-of-a-test\n", encoding="utf-8")
+    monkeypatch.setattr(service, "keys", Keys(path))
+    given = {"host": "evil.example", "origin": "http://evil.example", "authorization": "Bearer reading-key-of-a-test"}
     assert client.get("/v1/indexes", headers=given).status_code == 200
 
 

