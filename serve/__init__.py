@@ -7,6 +7,7 @@ backend         the calls that the service makes to encoder and index
 guard           keys, size and deadline before every route; metrics and log behind it
 keys            API keys and the role that each route asks for
 load_shedding   refusals under overload, before a body is read
+request_body    bodies counted before they are parsed
 http_errors     errors in the shape of the API that was asked
 client          a typed client
 ask             one question from the command line

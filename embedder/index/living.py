@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,15 +30,15 @@ from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, CollectionIdentity, History
 from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName, Row
-from embedder.index.exact import Ranked, Vectors, exact_search
+from embedder.index.exact import Vectors
 from embedder.index.filters import Filter
+from embedder.index.lexical import NEVER, words_of
 from embedder.index.log import Log, operations_schema
 from embedder.index.manifest import REMEDY
 from embedder.index.memtable import Memtable, MemtableView
-from embedder.index.results import SearchResults, merge, search_results
+from embedder.index.results import EVERYTHING, SearchResults, Shown
 from embedder.index.writes import Change
 from embedder.storage.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
-from embedder.words import query_words
 
 CURRENT = "CURRENT"
 MAX_FIELDS = 1024
@@ -88,12 +88,18 @@ class MutableCollection:
             self._catch_up()
 
     def search(
-        self, query_QD: Vectors, k: int, parameters: SearchParameters, wanted: Filter | None = None
+        self,
+        query_QD: Vectors,
+        k: int,
+        parameters: SearchParameters,
+        wanted: Filter | None = None,
+        shown: Shown = EVERYTHING,
     ) -> SearchResults:
         """The k nearest documents that fit the filter, by inner product.
 
         Raises:
             ValueError: a query vector has the wrong width or holds a value that is not finite.
+            DataError: the hits hold more bytes than may be shown.
         """
         query_QD = np.ascontiguousarray(query_QD, dtype=np.float32)
         if query_QD.ndim != 2 or query_QD.shape[1] != self.identity.dimension or not np.isfinite(query_QD).all():
@@ -101,35 +107,30 @@ class MutableCollection:
                 f"query vectors of shape {query_QD.shape} do not fit an index of width {self.identity.dimension}, "
                 "or are not finite"
             )
-        base, view = self._view(wanted)
-        parts = [search_results(base.rank(query_QD, k, parameters, view.stored), base.payload)]
-        if view.num_live:
-            ranked = _past_ties(
-                lambda most: exact_search(query_QD, view.vectors, most, view.live), k, len(view.vectors)
-            )
-            parts.append(search_results(ranked, view))
-        return merge(parts, k)
+        # The lock is held for the view alone: filters and queries of many words take seconds, and writes would wait.
+        return self._view().fitting(wanted).nearest(query_QD, k, parameters, shown)
 
-    def search_words(self, queries: Sequence[str], k: int, wanted: Filter | None = None) -> SearchResults:
+    def search_words(
+        self,
+        queries: Sequence[str],
+        k: int,
+        wanted: Filter | None = None,
+        shown: Shown = EVERYTHING,
+        deadline: float = NEVER,
+    ) -> SearchResults:
         """The k documents that fit the filter and share the most telling words with each query, by BM25.
 
         Raises:
             ValueError: the index was built without words.
+            DataError: the queries have too many words, or the hits hold more bytes than may be shown.
+            TimeoutError: the deadline has passed; it is looked at before each query.
         """
-        # Split before the lock is taken, since long queries take a while. A compaction keeps the settings.
-        words = [query_words(query, self._reading.base.info.settings.words.stop_words) for query in queries]
-        parts = []
-        with self._lock:
-            base, view = self._view(wanted)
-            if not base.info.settings.lexical:
-                raise ValueError("this index was built without words; set index.lexical and build it again")
-            if view.num_live:
-                # Under the lock, because the memtable's word counts, unlike the view, change with every write.
-                counts = self._reading.memtable.words
-                written = _past_ties(lambda most: counts.rank(words, most, view.live), k, len(view.vectors))
-                parts.append(search_results(written, view))
-        parts.append(search_results(base.words.rank(words, k, view.stored), base.payload))
-        return merge(parts, k)
+        view = self._view()
+        settings = view.base.info.settings
+        if not settings.lexical:
+            raise ValueError("this index was built without words; set index.lexical and build it again")
+        words = words_of(queries, settings.words.stop_words, deadline)
+        return view.fitting(wanted).best_by_words(words, k, shown, deadline)
 
     def upsert(self, documents: Sequence[Document], vector_PD: Vectors) -> None:
         """Write documents with their unit vectors: new ones, and new versions of old ones.
@@ -263,16 +264,17 @@ class MutableCollection:
     def freeze(self) -> tuple[Collection, MemtableView, pa.Table]:
         """What a snapshot writes: the base collection, the memtable on top of it and all writes, at one moment."""
         with self._lock:
-            return *self._view(), self.writes()
+            view = self._view()
+            return view.base, view, self.writes()
 
     @property
     def write_lock(self) -> Path:
         return self._state / "write.lock"
 
-    def _view(self, wanted: Filter | None = None) -> tuple[Collection, MemtableView]:
+    def _view(self) -> MemtableView:
         with self._lock:
             self._catch_up()
-            return self._reading.base, self._reading.memtable.view(wanted)
+            return self._reading.memtable.view()
 
     def _now(self) -> int:
         """The time of a write, later than that of all before it, whatever the clock says; the locks are held."""
@@ -386,15 +388,3 @@ class MutableCollection:
         for segment in self._segments():
             if segment < number:
                 os.unlink(self._segment(segment))
-
-
-def _past_ties(rank: Callable[[int], Ranked], k: int, most: int) -> Ranked:
-    """The k best rows of the memtable and all that tie with the last of them."""
-    # Rows here are in the order of writing: a tie that is cut off could be the one whose name comes first.
-    length = k
-    while True:
-        length = min(max(2 * length, k + 8), max(k, most))
-        ranked = rank(length)
-        is_enough = (ranked.row_QK[:, -1] < 0) | (ranked.score_QK[:, -1] < ranked.score_QK[:, k - 1])
-        if length >= most or is_enough.all():
-            return ranked
