@@ -59,7 +59,9 @@ async def delete(name: Alias, request: DeleteRequest, service: Here) -> DeleteRe
     """Remove documents by id and dataset; those that are not there are passed over."""
     version = service.served.named(name, "name")
     if len(request.documents) > service.settings.max_inputs:
-        raise ApiError(400, f"{len(request.documents)} documents; at most {service.settings.max_inputs}")
+        raise ApiError(
+            400, f"documents: {len(request.documents)}; at most {service.settings.max_inputs}", param="documents"
+        )
     names = [(document.id, document.dataset) for document in request.documents]
     return DeleteResponse(deleted=await service.delete(version, request.task, names), **version.stamp.model_dump())
 
