@@ -33,12 +33,12 @@ from embedder.index.documents import Document, DocumentName, Row
 from embedder.index.exact import Vectors
 from embedder.index.filters import Filter
 from embedder.index.lexical import NEVER, words_of
-from embedder.index.log import Log, operations_schema
+from embedder.index.log import Log, deletions, operations
 from embedder.index.manifest import REMEDY
 from embedder.index.memtable import Memtable, MemtableView
 from embedder.index.results import EVERYTHING, SearchResults, Shown
 from embedder.index.writes import Change
-from embedder.storage.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
+from embedder.storage.durable import appearing, locked, remove_unfinished, write_durably
 
 CURRENT = "CURRENT"
 MAX_FIELDS = 1024
@@ -80,10 +80,7 @@ class MutableCollection:
         self.identity, self._bundled, self._state = identity, bundled, state
         self._lock = threading.RLock()
         self._reading = self._open()
-        if segments := self._segments():
-            # A kill may have cut the last write short.
-            with locked(self.write_lock):
-                Log(self._segment(max(segments)), self.identity).recover()
+        self._is_recovered = self._recover()
         with self._lock:
             self._catch_up()
 
@@ -225,10 +222,10 @@ class MutableCollection:
                 base, view, writes = self.freeze()
             # No lock is held from here on, because building may take minutes; searches and writes go on.
             final = self._generation(number)
-            folder = unfinished_folder(final)
-            write_compacted(base, view, History(number, writes), folder)
-            # On the disk before CURRENT names it, so that a kill between the two leaves the old generation valid.
-            place_durably(folder, final)
+            # On the disk before CURRENT names it, so that a kill between the two leaves the old generation valid. What
+            # a full disk cuts short is removed at once, because it takes the room that writes need.
+            with appearing(final) as folder:
+                write_compacted(base, view, History(number, writes), folder)
             digest = Collection.load(final, self.identity, check=False).info.digest
             write_durably(self._state / CURRENT, f"{number} {digest}\n".encode())
             self.adopt()
@@ -271,6 +268,18 @@ class MutableCollection:
     def write_lock(self) -> Path:
         return self._state / "write.lock"
 
+    def _recover(self) -> bool:
+        """End what a kill cut short in the last segment; returns False where the disk is read-only or fails."""
+        segments = self._segments()
+        try:
+            if segments:
+                with locked(self.write_lock):
+                    Log(self._segment(max(segments)), self.identity).recover()
+        except OSError:
+            # Searches are served all the same. What would be taken in is read where it stands.
+            return False
+        return True
+
     def _view(self) -> MemtableView:
         with self._lock:
             self._catch_up()
@@ -295,19 +304,12 @@ class MutableCollection:
         fields = self._reading.memtable.fields.union(*(json.loads(row.metadata) for row in rows if row.metadata))
         if len(fields) > MAX_FIELDS:
             raise DataError(f"metadata with {len(fields)} different fields; at most {MAX_FIELDS}; nothing was written")
-        schema = operations_schema(self.identity.dimension)
-        columns = [pa.array(column, schema.field(i).type) for i, column in enumerate(zip(*rows, strict=True))]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(vector_PD.ravel()), self.identity.dimension)
-        return pa.record_batch([*columns, vectors, pa.array(written_ns, pa.int64())], schema=schema)
+        return operations(rows, vector_PD, written_ns)
 
     def _remove(self, names: Sequence[DocumentName], written_ns: Sequence[int]) -> None:
         """Log deletions; both locks are held."""
         if names:
-            rows = [
-                {"id": document_id, "dataset": dataset, "written_ns": written}
-                for (document_id, dataset), written in zip(names, written_ns, strict=True)
-            ]
-            self._append(pa.RecordBatch.from_pylist(rows, schema=operations_schema(self.identity.dimension)))
+            self._append(deletions(names, written_ns, self.identity.dimension))
 
     def _append(self, batch: pa.RecordBatch) -> None:
         """Log a batch and take it in; both locks are held."""
@@ -333,6 +335,8 @@ class MutableCollection:
             if has_successor:
                 reading.segment, reading.log = reading.segment + 1, Log(following, self.identity)
                 reading.position = reading.log.start
+                if not self._is_recovered:
+                    reading.log.peek()
                 continue
             if reading.log is not None and reading.log.path.exists():
                 return
