@@ -37,8 +37,8 @@ class ServeConfig(Section):
     max_characters: int = Field(default=65_536, ge=1)
     """Characters of a text."""
     max_request_characters: int = Field(default=2 * 2**20, ge=1)
-    """Characters of all texts of a request together, with their instructions. Making tokens of as many takes a CPU
-    about four seconds."""
+    """Characters of all texts of a request together, with their instructions. To make tokens of as many takes a CPU one
+    to four seconds."""
     max_request_tokens: int = Field(default=300_000, ge=1)
     """Tokens of all texts of a request together, as the model reads them."""
     max_results: int = Field(default=100, ge=1, le=1000)
