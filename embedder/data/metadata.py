@@ -19,6 +19,9 @@ from pydantic import (
 DATASET_FIELD = "dataset"
 """Can be filtered by like a field of the metadata."""
 
+MAX_FIELDS_EACH = 64
+"""Fields of one passage's metadata."""
+
 LARGEST_INTEGER = 2**53
 """Beyond it neighbours are equal as float64, in which numbers are compared."""
 MAX_METADATA = 65_536
@@ -78,7 +81,7 @@ Values = Annotated[
 ]
 Metadata = Annotated[
     dict[FieldName, Values],
-    Field(max_length=64, fail_fast=True),
+    Field(max_length=MAX_FIELDS_EACH, fail_fast=True),
     BeforeValidator(_without_nulls),
     AfterValidator(_not_too_long),
 ]

@@ -5,7 +5,7 @@ What a search has been handed never changes: rows are only added, and masks are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from embedder.config.index import SearchParameters
 from embedder.index.collection import Collection
-from embedder.index.documents import PAYLOAD, DocumentName, Row
+from embedder.index.documents import PAYLOAD, DocumentName, Row, belongs
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter, Mask, matching
 from embedder.index.lexical import NEVER, MemtableWords, QueryWords, ranked
@@ -43,6 +43,11 @@ class MemtableView:
     @property
     def num_live(self) -> int:
         return int(np.count_nonzero(self.live))
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of a view with a filter, in the memtable and in the collection."""
+        return self.num_live + (0 if self.stored is None else int(np.count_nonzero(self.stored)))
 
     def fitting(self, wanted: Filter | None) -> MemtableView:
         """What of this view fits a filter; takes seconds for a large one, and needs no lock."""
@@ -113,8 +118,10 @@ class Memtable:
     def fields(self) -> set[str]:
         return {*self.base.metadata.fields, *self.metadata.fields}
 
-    def holds(self, name: DocumentName) -> bool:
-        """Whether there is a live document of that name."""
+    def holds(self, name: DocumentName, within: Mapping[str, str] | None = None) -> bool:
+        """Tell whether there is a live document of that name, which belongs to `within` if that is given."""
+        if within is not None:
+            return (row := self.row(name)) is not None and belongs(row, within)
         return name in self._row_of or self._stored_row(name) is not None
 
     def row(self, name: DocumentName) -> Row | None:
