@@ -42,7 +42,10 @@ class Sent(BaseModel):
         if not isinstance(given, dict):
             return given
         said: dict[Any, Any] = {}
-        for name, value in without_nulls(given).items():
+        for name, value in given.items():
+            # Of a field that must be said, null is refused as the value that it is.
+            if value is None and name not in _required(cls):
+                continue
             if name in cls.PASSED_OVER:
                 cls._check_passed_over(name, value)
                 continue
@@ -74,6 +77,12 @@ class Sent(BaseModel):
             input=value,
         )
         raise ValidationError.from_exception_data(cls.__name__, [line])
+
+
+@cache
+def _required(model: type[Sent]) -> frozenset[str]:
+    """Names of the fields of a model that must be sent."""
+    return frozenset(field.alias or name for name, field in model.model_fields.items() if field.is_required())
 
 
 @cache

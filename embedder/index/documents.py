@@ -69,7 +69,7 @@ class Document(Sent):
 
     id: DocumentId
     text: Annotated[str, StringConstraints(min_length=1)]
-    title: str | None = None
+    title: Annotated[str, StringConstraints(max_length=4096)] | None = None
     dataset: Annotated[str, StringConstraints(max_length=256)] = ""
     metadata: Metadata = Field(default_factory=dict)
 

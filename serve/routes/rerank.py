@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from serve.http_errors import ApiError
+from serve.request_body import BoundedRoute
 from serve.routes.dependencies import Here, stamp
 from serve.schemas.embedding_schemas import Usage
 from serve.schemas.rerank_schemas import (
@@ -26,7 +27,7 @@ from serve.schemas.rerank_schemas import (
 from serve.scoped_service import ScopedService
 from serve.versions.served import Version
 
-router = APIRouter(tags=["rerank"])
+router = APIRouter(route_class=BoundedRoute, tags=["rerank"])
 
 
 @router.post("/v1/rerank", response_model_exclude_none=True)
@@ -72,7 +73,8 @@ async def rerank_of_any(
             return await rerank(RerankRequest.model_validate(body), response, service)
         request = TeiRerankRequest.model_validate(body)
     except ValidationError as error:
-        raise RequestValidationError([{**line, "loc": ("body", *line["loc"])} for line in error.errors()]) from error
+        lines = [{**line, "loc": ("body", *line["loc"])} for line in error.errors()]
+        raise RequestValidationError(lines, body=body) from error
     version = service.served.named(None)
     texts = service.texts(request.texts, "texts")
     cosine_N, _ = await _cosines(service, version, request.query, texts, truncate=request.truncate)

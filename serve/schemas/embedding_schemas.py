@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from embedder.sent import ANY, Sent
-from serve.schemas.strict import InputType, Strict, Text, Texts, TokenIds
+from serve.schemas.strict import InputType, Name, Strict, TextOrTexts
 
 
 class EmbeddingRequest(Sent):
@@ -33,14 +33,14 @@ class EmbeddingRequest(Sent):
     ALSO_CALLED: ClassVar[Mapping[str, str]] = {"truncation": "truncate", "output_dimension": "dimensions"}
     MEANT: ClassVar[Mapping[str, str]] = {"texts": "input", "inputs": "input", "prompt_name": "task"}
 
-    input: Text | Texts | TokenIds
+    input: TextOrTexts
     """One text or a list of texts."""
-    model: str
+    model: Name
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     """A prefix that the model was trained for (Matryoshka), scaled to length 1; null: the whole vector."""
-    user: str | None = None
-    task: str | None = None
+    user: Name | None = None
+    task: Name | None = None
     """Task whose instruction is put before each text; none by default."""
     input_type: InputType = "query"
     """Side of the instruction."""
@@ -80,11 +80,11 @@ class TeiRequest(Sent):
     PASSED_OVER: ClassVar[Mapping[str, object]] = {"options": ANY}
     MEANT: ClassVar[Mapping[str, str]] = {"input": "inputs", "texts": "inputs", "task": "prompt_name"}
 
-    inputs: Text | Texts | TokenIds
+    inputs: TextOrTexts
     truncate: bool | None = None
     """Null: true, as `/info` says by `auto_truncate`."""
     truncation_direction: Literal["Right", "right"] = "Right"
-    prompt_name: str | None = None
+    prompt_name: Name | None = None
     """`TASK_query` or `TASK_passage`, as in the exported model's prompts."""
     normalize: bool = True
     """Vectors are of length 1 either way, because that is the last step of the model itself."""

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 
 from embedder.index.documents import Document, DocumentId
 from embedder.sent import Sent
-from serve.schemas.strict import Strict
+from serve.schemas.strict import Name, Strict
 
 
 class Versions(Strict):
@@ -21,8 +21,8 @@ class Versions(Strict):
 class UpsertRequest(Sent):
     """Body of POST /v1/indexes/{name}/documents."""
 
-    task: str
-    documents: list[Document] = Field(min_length=1)
+    task: Name
+    documents: Annotated[list[Document], Field(min_length=1, fail_fast=True)]
 
 
 class UpsertResponse(Versions):
@@ -42,8 +42,8 @@ class NamedDocument(Sent):
 class DeleteRequest(Sent):
     """Body of POST /v1/indexes/{name}/documents/delete."""
 
-    task: str
-    documents: list[NamedDocument] = Field(min_length=1)
+    task: Name
+    documents: Annotated[list[NamedDocument], Field(min_length=1, fail_fast=True)]
 
 
 class DeleteResponse(Versions):
@@ -85,7 +85,7 @@ class IndexList(Strict):
 class PointRequest(Sent):
     """Body of PUT /v1/indexes/{name}."""
 
-    version: str
+    version: Name
 
 
 class PointResponse(Versions):

@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError
 
 from embedder.sent import ANY, Sent
 from serve.schemas.embedding_schemas import Usage
-from serve.schemas.strict import Strict, Text, TextOrEmpty
+from serve.schemas.strict import Name, Strict, Text, TextOrEmpty
 
 
 class RankedDocument(Sent):
@@ -48,23 +48,23 @@ class RerankRequest(Sent):
     }
     MEANT: ClassVar[Mapping[str, str]] = {"texts": "documents", "k": "top_n"}
 
-    model: str | None = None
+    model: Name | None = None
     """Null: that of the index that is served by default."""
     query: Text
-    documents: list[TextOrEmpty | RankedDocument] = Field(min_length=1)
+    documents: Annotated[list[TextOrEmpty | RankedDocument], Field(min_length=1, fail_fast=True)]
     """Texts, or objects with a text; an empty text fits nothing."""
     top_n: Annotated[int, Field(ge=0)] | None = None
     """How many are answered, the best first; null and 0: all."""
     top_k: Annotated[int, Field(ge=0)] | None = None
     """Voyage's name for `top_n`; with it, or `truncation`, the answer is in Voyage's shape too."""
-    rank_fields: list[str] | None = None
+    rank_fields: Annotated[list[Name], Field(max_length=64, fail_fast=True)] | None = None
     """Fields of the documents whose texts are compared with the query, joined by spaces; null: `text`."""
     return_documents: bool = False
     raw_scores: bool = False
     """Scores are cosines, not (1 + cosine) / 2."""
     truncation: bool | None = None
     """Whether a text longer than the model reads is cut at its end, as it is by default; else it is refused."""
-    task: str | None = None
+    task: Name | None = None
     """Task whose instructions are put before query and documents; none by default."""
 
 
@@ -103,7 +103,7 @@ class TeiRerankRequest(Sent):
     MEANT: ClassVar[Mapping[str, str]] = {"return_documents": "return_text"}
 
     query: Text
-    texts: list[TextOrEmpty] = Field(min_length=1)
+    texts: Annotated[list[TextOrEmpty], Field(min_length=1, fail_fast=True)]
     raw_scores: bool = False
     """Scores are cosines, not (1 + cosine) / 2."""
     return_text: bool = False

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from embedder.config.index import SearchParameters
 from embedder.index.filters import Filter
 from embedder.index.search_options import Mode
 from embedder.sent import Sent, without_nulls
 from serve.schemas.index_schemas import Versions
-from serve.schemas.strict import Strict, Text, Texts
+from serve.schemas.strict import Name, Strict, Text, TextOrTexts
 
 
 class SearchFields(Sent):
@@ -31,7 +31,7 @@ class SearchFields(Sent):
         "text": "query",
     }
 
-    index: str | None = None
+    index: Name | None = None
     """Alias of the index; null: the one that is served by default."""
     k: Annotated[int, Field(ge=1)] = 10
     """Results a query."""
@@ -42,15 +42,24 @@ class SearchFields(Sent):
     parameters: Annotated[SearchParameters, BeforeValidator(without_nulls)] = SearchParameters()
     """How thoroughly an approximate index is searched."""
 
+    @property
+    def shows_payload(self) -> bool:
+        """Tell whether text, title and metadata of the hits are needed."""
+        return True
+
 
 class SearchRequest(SearchFields):
     """Body of POST /v1/search."""
 
-    query: Text | Texts
-    task: str
+    query: TextOrTexts
+    task: Name
     """Whose documents are searched, with that task's instruction."""
     with_payload: bool = True
     """True: hits have text, title and metadata too."""
+
+    @property
+    def shows_payload(self) -> bool:
+        return self.with_payload
 
 
 class SearchResult(Strict):
@@ -95,10 +104,13 @@ class RetrieveRequest(SearchFields):
 
     query: Text
     k: Annotated[int, Field(ge=1)] = 3
-    session: Text | None = None
+    session: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
     """Only documents whose metadata field `session` is this: the memory of one conversation."""
     max_characters: Annotated[int, Field(ge=1)] = 8000
     """Of the passages together; what does not fit is left out from the least relevant up, whole passages at a time."""
+    delimit: bool = False
+    """Put each passage of the prompt between two lines with a mark that is new in every answer, so that no document can
+    pretend to be what stands around it."""
 
 
 class RetrieveResponse(Versions):
