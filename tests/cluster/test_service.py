@@ -121,12 +121,17 @@ def test_keys_are_asked_for_and_rotate_without_a_restart(running: Running) -> No
 
 def test_keys_with_a_scope_reach_no_document_beyond_it(running: Running) -> None:
     old = running.keys.read_text(encoding="utf-8")
-    lines = [f"write where.session={name} sha256:{hashed_key(name).hex()}\n" for name in ("s0", "mine")]
+    lines = [
+        f"write where.session={name} sha256:{hashed_key(f'the-key-of-session-{name}').hex()}\n"
+        for name in ("s0", "mine")
+    ]
     running.keys.write_text(old + "".join(lines), encoding="utf-8")
     with httpx.Client(base_url=running.url, timeout=60) as client:
 
         def ask(key: str, path: str, **body: object) -> dict[str, Any]:
-            answer = client.post(path, json={"task": "qa", **body}, headers={"Authorization": f"Bearer {key}"})
+            answer = client.post(
+                path, json={"task": "qa", **body}, headers={"Authorization": f"Bearer the-key-of-session-{key}"}
+            )
             assert answer.status_code == 200, answer.text
             return dict(answer.json())
 
