@@ -12,6 +12,7 @@ scoped_service  the service as the holder of one key may use it
 audit           a line for every write, call of an admin, and refusal by role or scope
 new_key         makes a key and its line in the file of keys
 load_shedding   refusals under overload, before a body is read
+request_body    bodies counted before they are parsed
 http_errors     errors in the shape of the API that was asked
 client          a typed client
 ask             one question from the command line

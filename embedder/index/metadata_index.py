@@ -9,6 +9,7 @@ import json
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +69,9 @@ class _SortedValues:
         self._rows = batch["row"].to_numpy()
 
     def rows(self, low: int = 0, high: int | None = None) -> Rows:
-        """Rows of a part of the values."""
-        return np.unique(self._rows[low:high]).astype(np.int64)
+        """Rows of a part of the values; a row with several of them comes several times."""
+        rows: Rows = self._rows[low:high]
+        return rows
 
     def extent(self, value: Scalar) -> tuple[int, int]:
         """Where values equal to this one begin and end, or would stand."""
@@ -137,21 +139,28 @@ class MemtableMetadata:
             self._rows[field, kind_of(value)].setdefault(value, []).append(self.num_rows)
         self.num_rows += 1
 
+    def first(self, num_rows: int) -> MemtableMetadata:
+        """The first rows, to be read while others are added."""
+        view = copy(self)
+        view.num_rows = num_rows
+        return view
+
     @property
     def fields(self) -> set[str]:
         return {field for field, _ in self._rows}
 
     def equal(self, field: str, value: Scalar) -> Rows:
-        return _array([self._rows.get((field, kind_of(value)), {}).get(value, [])])
+        return self._array([self._rows.get((field, kind_of(value)), {}).get(value, [])])
 
     def between(self, field: str, bounds: Range) -> Rows:
         """Rows with a value within the bounds; looks at every distinct value of the field."""
         values = self._rows.get((field, bounds.kind), {})
-        return _array(rows for value, rows in values.items() if bounds.holds(value))
+        # A list of the items first, here and below: a dictionary that grows cannot be walked through.
+        return self._array(rows for value, rows in list(values.items()) if bounds.holds(value))
 
     def having(self, field: str) -> Rows:
-        return _array(rows for (name, _), values in self._rows.items() if name == field for rows in values.values())
+        fields = [values for (name, _), values in list(self._rows.items()) if name == field]
+        return self._array(rows for values in fields for rows in list(values.values()))
 
-
-def _array(lists: Iterable[list[int]]) -> Rows:
-    return np.array([row for rows in lists for row in rows], dtype=np.int64)
+    def _array(self, lists: Iterable[list[int]]) -> Rows:
+        return np.array([row for rows in lists for row in rows if row < self.num_rows], dtype=np.int64)
