@@ -107,7 +107,13 @@ def build_run(config: RunConfig) -> Application:
         max_ongoing_requests=2 * most,
         max_queued_requests=most,
         ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": _ingress_environment()},
-        **_common(settings, 1, settings.max_ingress_replicas, INGRESS_REQUESTS),
+        # As many as there are encoders at least, so that the death of one leaves another to answer.
+        **_common(
+            settings,
+            min(settings.min_replicas, settings.max_ingress_replicas),
+            settings.max_ingress_replicas,
+            INGRESS_REQUESTS,
+        ),
     ).bind(settings, source, config.tasks, encoder, slices)
 
 
