@@ -4,8 +4,8 @@
 their answers: ours behind Ray's proxy, behind HAProxy and with Ray's switch for throughput, a bare `@serve.batch`
 deployment, and infinity-emb with its torch and its ONNX engine, one after the other on the same cores with the load
 generator. `search`: ours, searching 1,000 passages. `kill`: encoder, shard, ingress and controller killed in turn.
-`update`: all deployed again, and the alias swapped. `overload`: three times the peak. `soak`: mixed requests and memory.
-`fuzz`: schemathesis. `scale`: replicas, latency and requests in flight as load comes and goes, drawn into a PNG.
+`update`: all deployed again, and the alias swapped. `overload`: three times the peak. `soak`: mixed requests and
+memory. `fuzz`: schemathesis. `scale`: replicas, latency and requests in flight under changing load, in a PNG.
 """
 
 from __future__ import annotations

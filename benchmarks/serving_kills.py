@@ -36,17 +36,17 @@ SLOW_MS = 1000.0
 
 @dataclass(frozen=True)
 class Expecting:
-    """A request, and the answers that it may have: those of either version."""
+    """A request, and the answer of each version, by what answers say of their index."""
 
     path: str
     body: dict[str, Any]
-    ids: list[list[str]] = field(default_factory=list)
+    ids: dict[str, list[str]] = field(default_factory=dict)
     vector: list[float] | None = None
 
     def holds(self, answer: dict[str, Any]) -> bool:
-        """True for an answer of one of the versions, whole."""
+        """True for the answer of the version that it says it is of."""
         if self.vector is None:
-            return [hit["id"] for hit in answer["results"][0]] in self.ids
+            return [hit["id"] for hit in answer["results"][0]] == self.ids[answer["index_version"]]
         vector = np.asarray(answer["data"][0]["embedding"])
         return bool(np.abs(vector - np.asarray(self.vector)).max() < CLOSE)
 
@@ -162,18 +162,20 @@ def kill_part(ours: Ours, texts: list[str]) -> Found:
 def _expecting(system: System, texts: list[str]) -> list[Expecting]:
     """Embeddings and searches of the passages alone, with what each version answers while nothing happens."""
     passages = {"must": [{"key": "dataset", "match": {"value": "nq"}}]}
-    found: list[list[list[str]]] = [[] for _ in texts]
-    for version in ("v2", "v1"):
-        system.ask("PUT", f"/v1/indexes/{ALIAS}", {"version": version})
-        for ids, text in zip(found, texts, strict=True):
-            answer = system.ask("POST", "/v1/search", {"query": text, "task": TASK, "k": 3, "filter": passages})
-            ids.append([hit["id"] for hit in answer["results"][0]])
     asks = []
-    for ids, text in zip(found, texts, strict=True):
-        asks.append(Expecting("/v1/search", {"query": text, "task": TASK, "k": 3, "filter": passages}, ids))
+    for text in texts:
+        search = {"query": text, "task": TASK, "k": 3, "filter": passages}
         (embed,) = system.embed([text])
         vector = system.ask("POST", embed.path, embed.body)["data"][0]["embedding"]
-        asks.append(Expecting(embed.path, embed.body, vector=vector))
+        asks += [Expecting("/v1/search", search), Expecting(embed.path, embed.body, vector=vector)]
+    for version in ("v2", "v1"):
+        moved = system.ask("PUT", f"/v1/indexes/{ALIAS}", {"version": version})["index_version"]
+        for ask in asks:
+            # The other ingress may follow a second later.
+            while ask.vector is None and moved not in ask.ids:
+                answer = system.ask("POST", ask.path, ask.body)
+                if answer["index_version"] == moved:
+                    ask.ids[moved] = [hit["id"] for hit in answer["results"][0]]
     return asks
 
 
