@@ -26,6 +26,7 @@ HEADLINES = {
     "overload": ("goodput_share",),
     "soak": ("soak_memory_growth",),
     "fuzz": ("fuzz_5xx",),
+    "attack": ("attack_crashes", "attack_p99_ratio", "attack_memory_growth", "attack_memory_peak"),
 }
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 SOAK_BATCHES = 10

@@ -13,6 +13,7 @@ import yaml
 from ray.autoscaler._private.kuberay.node_provider import IN_CLUSTER_CA_CERT_PATH, IN_CLUSTER_TOKEN_PATH
 from ray.serve.schema import ServeDeploySchema
 
+from benchmarks.serving_front import CONFIGURATION
 from embedder.config.load import load_run
 from embedder.errors import ConfigError
 from serve.app import build, build_run
@@ -33,6 +34,7 @@ RESTRICTED = {
     "capabilities": {"drop": ["ALL"]},
 }
 DIGEST = re.compile(r"llm-embedder:0\.1\.0-(cpu|gpu)@sha256:[0-9a-f]{64}")
+(FRONT,) = (each for _, each in MANIFESTS if each["kind"] == "Deployment")
 every = pytest.mark.parametrize(("name", "manifest"), MANIFESTS, ids=lambda each: str(each)[:40])
 every_ray = pytest.mark.parametrize(("name", "manifest"), RAY, ids=lambda each: str(each)[:40])
 
@@ -109,7 +111,7 @@ def test_manifests_hold_no_secret() -> None:
 
 def test_images_are_pinned_by_digest() -> None:
     images = re.findall(r"image: (\S+)", "".join(path.read_text("utf-8") for path in FOLDER.glob("*.yaml")))
-    assert len(images) == 8 and all(map(DIGEST.fullmatch, images))
+    assert len(images) == 9 and all(map(DIGEST.fullmatch, images))
 
 
 @every_ray
@@ -207,7 +209,7 @@ def test_disruption_budgets_and_network_policies_select_the_pods() -> None:
         {**pod["metadata"]["labels"], "ray.io/node-type": role}
         for _, manifest in RAY
         for role, pod in zip(("head", "worker"), pods_of(manifest), strict=False)
-    ]
+    ] + [FRONT["spec"]["template"]["metadata"]["labels"]]
     for _, manifest in MANIFESTS:
         selector = manifest.get("spec", {}).get(
             "selector" if manifest["kind"] == "PodDisruptionBudget" else "podSelector"
@@ -216,6 +218,25 @@ def test_disruption_budgets_and_network_policies_select_the_pods() -> None:
             # The label that opens the way to object stores is for users to set.
             wanted = selector["matchLabels"].items() - {("llm-embedder/egress", "https")}
             assert any(wanted <= each.items() for each in labels), manifest["metadata"]["name"]
+
+
+def test_front_is_restricted_bounded_and_before_the_service() -> None:
+    """It runs the configuration that tests/unit/test_front.py attacks, and is the one way to the service."""
+    pod = FRONT["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["automountServiceAccountToken"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] and container["resources"]["limits"]
+    assert container["command"][-1].endswith("-f serve/front/haproxy.cfg")
+    settings = {each["name"]: each["value"] for each in container["env"]}
+    assert settings.keys() <= set(re.findall(r"presetenv (\w+)", CONFIGURATION.read_text(encoding="utf-8")))
+    (service,) = (manifest for _, manifest in RAY if manifest["kind"] == "RayService")
+    port = serve_config()["http_options"]["port"]
+    assert settings["FRONT_SERVICE"] == f"{service['metadata']['name']}-serve-svc:{port}"
+    policies = {each["metadata"]["name"]: each["spec"] for _, each in MANIFESTS if each["kind"] == "NetworkPolicy"}
+    (rule,) = policies["service"]["ingress"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": FRONT["spec"]["template"]["metadata"]["labels"]}}]
+    (way,) = policies["front"]["egress"]
+    assert way == {"to": [{"podSelector": policies["service"]["podSelector"]}], "ports": rule["ports"]}
 
 
 def serve_config() -> dict[str, Any]:
