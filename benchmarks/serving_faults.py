@@ -1,4 +1,4 @@
-"""Faults under load: replicas killed, everything deployed again, the alias swapped, overload, a soak, a fuzzer."""
+"""Faults under load: everything deployed again, the alias swapped, overload, a soak, a fuzzer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +21,15 @@ Found = dict[str, Any]
 Ours = Callable[..., AbstractContextManager[System]]
 """Starts our service with some settings."""
 HEADLINES = {
-    "kill": ("kill_failed", "kill_wrong"),
+    "kill": ("kill_failed", "kill_wrong", "kill_lost_writes", "kill_p99_ms"),
     "update": ("update_failed", "swap_failed"),
     "overload": ("goodput_share",),
     "soak": ("soak_memory_growth",),
     "fuzz": ("fuzz_5xx",),
     "attack": ("attack_crashes", "attack_p99_ratio", "attack_memory_growth", "attack_memory_peak"),
 }
-KILL_EVERY_S = 5.0
-KILL_FOR_S = 60.0
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 SOAK_BATCHES = 10
-
-
-def expecting(system: System, texts: list[str]) -> list[Ask]:
-    """Searches and embeddings by turns, with what is answered while nothing happens."""
-    asks = []
-    for i, text in enumerate(texts):
-        ask = (system.search([text], 3) if i % 2 else system.embed([text]))[0]
-        answer = system.ask("POST", ask.path, ask.body)
-        if i % 2:
-            asks.append(replace(ask, ids=[hit["id"] for hit in answer["results"][0]]))
-        else:
-            asks.append(replace(ask, vector=answer["data"][0]["embedding"]))
-    return asks
-
-
-def kill_part(ours: Ours, texts: list[str]) -> Found:
-    """A random replica of encoder and shard killed every 5 s for 60 s, under 10 clients."""
-    with ours(min_replicas=2, max_replicas=2, cpus_per_replica=1) as system:
-        asks = expecting(system, texts[:40])
-        quiet = run(system.spec(asks, 10, 5.0))
-        loading = start(system.spec(asks, 10, KILL_FOR_S))
-        killed = []
-        for _ in range(int(KILL_FOR_S / KILL_EVERY_S)):
-            time.sleep(KILL_EVERY_S)
-            killed.append(system.tell("kill", names=["encoder", "shard"]))
-        load = finish(loading)
-    print(f"  {len(killed)} replicas killed ({', '.join(sorted(set(killed)))}), {load.ok} requests answered")
-    print(f"  failed {load.failed} {load.examples}, wrong {load.wrong}; p99 {load.percentile(99):.0f} ms")
-    print(f"  before: {quiet.rate:.0f} requests/s, p99 {quiet.percentile(99):.0f} ms", flush=True)
-    return {
-        "kill_failed": load.failed,
-        "kill_wrong": load.wrong,
-        "killed": killed,
-        "under_kills": load.figures(),
-        "quiet": quiet.figures(),
-        "examples": load.examples,
-    }
 
 
 def update_part(ours: Ours, texts: list[str]) -> Found:

@@ -22,6 +22,7 @@ from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.config.serve import ServeConfig
 from embedder.console import console
+from embedder.credentials import masked
 from embedder.errors import ConfigError, EmbedderError
 from embedder.index.bundle import verify
 from embedder.run.workspace import workplace
@@ -57,7 +58,7 @@ def build(arguments: dict[str, str]) -> Application:
     except EmbedderError as error:
         if ray.is_initialized() and ray.get_runtime_context().get_task_id() is not None:
             raise
-        console().print(f"error: {error}", markup=False)
+        console().print(masked(f"error: {error}"), markup=False)
         sys.exit(2)
 
 
@@ -107,7 +108,13 @@ def build_run(config: RunConfig) -> Application:
         max_ongoing_requests=2 * most,
         max_queued_requests=most,
         ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": _ingress_environment()},
-        **_common(settings, 1, settings.max_ingress_replicas, INGRESS_REQUESTS),
+        # As many as there are encoders at least, so that the death of one leaves another to answer.
+        **_common(
+            settings,
+            min(settings.min_replicas, settings.max_ingress_replicas),
+            settings.max_ingress_replicas,
+            INGRESS_REQUESTS,
+        ),
     ).bind(settings, source, config.tasks, encoder, slices)
 
 
