@@ -30,6 +30,7 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.hashing import content_id
+from embedder.run.ray_token import refuse_shared_token
 from embedder.storage.object_store import masked
 
 JOBS = ("prepare", "mine", "label", "train", "index", "evaluate", "pipeline")
@@ -204,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_on_error():
         submission = plan_submission(options.stage, Path(options.config), options.set)
         if options.run:
+            refuse_shared_token()
             submission = replace(submission, submission_id=free_id(submission))
     command = submission.command(options.wait)
     out.print(shlex.join(command), markup=False)
