@@ -27,6 +27,7 @@ HEADLINES = {
     "overload": ("goodput_share",),
     "soak": ("soak_memory_growth",),
     "fuzz": ("fuzz_5xx",),
+    "attack": ("attack_crashes", "attack_p99_ratio", "attack_memory_growth", "attack_memory_peak"),
 }
 KILL_EVERY_S = 5.0
 KILL_FOR_S = 60.0

@@ -15,12 +15,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.backend import Backend
 from serve.http_errors import answer, overloaded
+from serve.request_head import REQUEST_ID, HeadLimits
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middleware"}
 """Environment of an ingress replica, by which Ray finds the middleware."""
 ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/v2/rerank"}
 """Routes of which every request needs the encoder: under overload they are refused before their body is read."""
-REQUEST_ID = "x-request-id"
 
 
 @dataclass
@@ -57,4 +57,5 @@ class Refusing:
 
 def middleware() -> list[Middleware]:
     """Called by Ray when the server of a replica starts."""
-    return [Middleware(Refusing)]
+    # The last one is the outermost: it stands before Ray's own middleware too, which takes the id of the request.
+    return [Middleware(Refusing), Middleware(HeadLimits)]
