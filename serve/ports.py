@@ -62,6 +62,21 @@ OPEN = "ANSWERS WITHOUT A TOKEN"
 SILENT = "nothing"
 
 
+USUAL = {
+    ("head (GCS)", TOKEN): "6379",
+    ("dashboard", HTTP_TOKEN): "8265",
+    ("dashboard", NUMBERS): "44227",
+    ("autoscaler", NUMBERS): "44217",
+    ("agent of a node", HTTP_TOKEN): "52365",
+    ("Ray client", TOKEN): "10001",
+    ("proxy (HTTP)", OURS): "8000",
+    ("HAProxy", OURS): "8000",
+    ("HAProxy", NUMBERS): "8404, 9101",
+    ("replica", OURS): "30000 to 31000",
+}
+"""Numbers where nobody chooses others; all others are any free ports, which options of `ray start` can fix."""
+
+
 @dataclass(frozen=True)
 class Port:
     """A port that a process listens on."""
@@ -71,20 +86,20 @@ class Port:
     number: int
 
     @property
-    def on(self) -> str:
-        """Where it can be reached from."""
+    def _address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         address = ipaddress.ip_address(self.host)
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        if mapped.is_loopback:
+        return getattr(address, "ipv4_mapped", None) or address
+
+    @property
+    def on(self) -> str:
+        if self._address.is_loopback:
             return "loopback"
-        return "all interfaces" if mapped.is_unspecified else "the node's address"
+        return "all interfaces" if self._address.is_unspecified else "the node's address"
 
     @property
     def target(self) -> str:
-        """An address to call it by."""
-        address = ipaddress.ip_address(self.host)
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        host = "127.0.0.1" if mapped.is_unspecified else str(mapped)
+        """Host and port to call it by from this machine."""
+        host = "127.0.0.1" if self._address.is_unspecified else str(self._address)
         return f"[{host}]:{self.number}" if ":" in host else f"{host}:{self.number}"
 
 
@@ -102,7 +117,7 @@ def open_ports(pids: Iterable[int]) -> list[Port]:
 
 
 def role_of(pid: int) -> str:
-    """What a process is to Ray."""
+    """The part of Ray that a process is, by its command line."""
     command = _command(pid)
     return next((role for role, pattern in ROLES.items() if re.search(pattern, command)), DRIVER)
 
@@ -187,16 +202,17 @@ def answer_of(port: Port) -> str:
     return f"{OPEN} ({codes})"
 
 
-def rows(ports: Iterable[Port]) -> list[tuple[str, str, str]]:
-    """Role, reach and answer of ports; several of a kind are one row."""
-    found = {(port.role, port.on, answer_of(port)): None for port in ports}
+def rows(ports: Iterable[Port]) -> list[tuple[str, str, str, str]]:
+    """Role, usual number, reach and answer of ports; several of a kind are one row."""
+    answers = {(port.role, port.on, answer_of(port)) for port in ports}
+    found = [(role, USUAL.get((role, answer), "any"), on, answer) for role, on, answer in answers]
     order = [*ROLES, DRIVER]
     return sorted(found, key=lambda row: (order.index(row[0]), row))
 
 
-def markdown(table: Iterable[tuple[str, str, str]]) -> str:
+def markdown(table: Iterable[tuple[str, ...]]) -> str:
     """The table of docs/security.md."""
-    lines = ["| who listens | on | what a stranger gets |", "|---|---|---|"]
+    lines = ["| who listens | port | on | what a stranger gets |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in table)]) + "\n"
 
 
@@ -205,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser("serve.ports", description=__doc__).parse_args(arguments)
     table = rows(open_ports(ray_processes()))
     console().print(markdown(table), markup=False, end="", soft_wrap=True)
-    sys.exit(int(any(OPEN in answer for _, _, answer in table)))
+    sys.exit(int(any(OPEN in row[-1] for row in table)))
 
 
 if __name__ == "__main__":
