@@ -50,7 +50,7 @@ SAFE_CALLS = (
     "/ray.serve.ASGIService/HandleRequest",
 )
 """One call of each kind of server. Where it is taken, so is every other call of that server."""
-SAFE_PATHS = ("/", "/metrics", "/api/jobs/", "/api/serve/applications/", "/v1/state")
+SAFE_PATHS = ("/", "/metrics", "/stats", "/api/jobs/", "/api/serve/applications/", "/v1/state")
 NO_ANSWER = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 WAIT_S = 5.0
 
@@ -196,7 +196,7 @@ def answer_of(port: Port) -> str:
         return OURS
     if codes.get("/api/jobs/") in {401, 403}:
         return HTTP_TOKEN
-    is_numbers = any("# TYPE" in answer.text for answer in answers.values())
+    is_numbers = any("# TYPE" in page.text or "Statistics Report for HAProxy" in page.text for page in answers.values())
     if port.role in {"HAProxy", "agent of a node", "dashboard", "autoscaler"} and is_numbers:
         return NUMBERS
     return f"{OPEN} ({codes})"

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from embedder.errors import ConfigError
-from embedder.run.ray_token import answer_to_a_stranger, refuse_open_ray
-from tests.cluster.conftest import ROOT, free_port
+from embedder.run.ray_token import answer_to_a_stranger
+from tests.cluster.commands import deployed_config, serve
+from tests.cluster.conftest import ROOT, Cluster, free_port
 from tests.cluster.strangers import ports_of_this_ray
 from tests.waiting import wait_until
 
@@ -39,31 +38,27 @@ def laptop(home: Path, **variables: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def open_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a head that asks for no token."""
-    port = free_port()
-    command = ["ray", "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
+def open_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A head that asks for no token."""
+    port, dashboard = free_port(), free_port()
+    command = ["ray", "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--block"]
+    command += [f"--dashboard-agent-listen-port={free_port()}", "--include-dashboard=true"]
     command += [f"--ray-client-server-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0"]
     environment = laptop(tmp_path_factory.mktemp("home"), RAY_AUTH_MODE="disabled")
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as sockets:
         head = subprocess.Popen([*command, f"--temp-dir={sockets}"], env=environment, stdout=subprocess.DEVNULL)
         try:
             wait_until(lambda: answer_to_a_stranger(f"127.0.0.1:{port}") == "OK", 120)
-            yield f"127.0.0.1:{port}"
+            yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
         finally:
             head.terminate()
             head.wait(timeout=60)
 
 
-def test_jobs_and_service_refuse_an_open_ray_unless_they_are_told(open_ray: str, run_file: Path) -> None:
-    with pytest.raises(ConfigError, match="asks for no token"):
-        refuse_open_ray(open_ray, allowed=False)
-    run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
-    open_run = run_file.with_name("open.yaml")
-    open_run.write_text(yaml.safe_dump(run), encoding="utf-8")
-    environment = laptop(run_file.parent, RAY_ADDRESS=open_ray, HF_HUB_OFFLINE="1")
-    job = [sys.executable, "-m", "ray_jobs.prepare", "--config", str(open_run)]
-    service = ["serve", "run", "serve.app:build", f"run={open_run}"]
+def test_jobs_and_service_refuse_an_open_ray_unless_they_are_told(open_ray: Cluster, run_file: Path) -> None:
+    environment = laptop(run_file.parent, RAY_ADDRESS=open_ray.address, HF_HUB_OFFLINE="1")
+    job = [sys.executable, "-m", "ray_jobs.prepare", "--config", str(run_file)]
+    service = ["serve", "run", "serve.app:build", f"run={run_file}"]
     for command in (job, service):
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
         line = done.stdout.splitlines()[-1]
@@ -71,6 +66,22 @@ def test_jobs_and_service_refuse_an_open_ray_unless_they_are_told(open_ray: str,
     told = [*job, "--set", "cluster.allow_no_authentication=true"]
     done = subprocess.run(told, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_deployed_service_refuses_an_open_ray(open_ray: Cluster, run_file: Path, tmp_path: Path) -> None:
+    config = deployed_config(tmp_path, free_port(), str(run_file))
+    serve(open_ray, "deploy", str(config))
+    shown = ""
+
+    def has_failed() -> bool:
+        nonlocal shown
+        environment = {**open_ray.environment, "RAY_DASHBOARD_ADDRESS": open_ray.dashboard}
+        done = subprocess.run(["serve", "status"], env=environment, capture_output=True, text=True, timeout=60)
+        shown = done.stdout
+        return "DEPLOY_FAILED" in shown
+
+    wait_until(has_failed, 120)
+    assert "asks for no token" in shown and "cluster.allow_no_authentication=true" in shown
 
 
 def test_ray_of_a_job_on_a_laptop_asks_for_a_token_that_its_user_alone_can_read(tmp_path: Path) -> None:
