@@ -17,6 +17,7 @@ http_errors     errors in the shape of the API that was asked
 client          a typed client
 ask             one question from the command line
 openapi         writes docs/openapi.json
+ports           which ports are open, and what they answer to a stranger
 routes/         the routes
 schemas/        requests and answers on the wire
 deployments/    the Ray Serve deployments
