@@ -25,7 +25,7 @@ PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 MOST_HEADERS = 100
 MOST_HEAD_BYTES = 32 * 2**10
 """Bytes of path, query and headers together."""
-LONGEST_LENGTH = 15
+LONGEST_LENGTH = 100
 """Digits of a Content-Length. Python itself refuses to read a number of more than 4,300."""
 WITH_BODY = {"POST", "PUT", "PATCH"}
 READING_METHODS = {"GET", "HEAD", "OPTIONS"}
