@@ -29,6 +29,7 @@ REFUSALS = {
     429: "too many requests are waiting; come back after `Retry-After` seconds",
     500: "a failure of the service",
     503: "a part of the service is not ready; come back after `Retry-After` seconds",
+    507: "the disk of the index is full, read-only or failing; searches go on",
 }
 """Every status but 200 that a route may answer with."""
 
@@ -84,7 +85,7 @@ def _describe_refusals(path: str, method: str, operation: dict[str, Any]) -> Non
     if "{" in path or path in {"/v1/embeddings", "/v1/rerank", "/v1/search"}:
         possible |= {404}
     if path.startswith("/v1/indexes/"):
-        possible |= {409}
+        possible |= {409, 507}
     shape = (TeiError if is_tei else ErrorResponse).__name__
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
     for status in sorted(possible):

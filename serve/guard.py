@@ -23,6 +23,8 @@ logger = logging.getLogger("ray.serve")
 UNREAD = {400, 413, 431}
 """Refusals of a body or head that is too much: the connection is closed, and the rest of it is not read."""
 
+LONGEST_LENGTH = 18
+"""Digits of a Content-Length; a longer one is beyond any limit."""
 Answered = Callable[[str, int, float], None]
 """Told of each request: route, status, seconds."""
 
@@ -78,7 +80,8 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return role, ApiError(400, "Content-Length is no number")
-        if int(length) > self._service.settings.max_body_bytes:
+        # By its digits first: Python refuses to read a number of thousands of them.
+        if len(length) > LONGEST_LENGTH or int(length) > self._service.settings.max_body_bytes:
             return role, ApiError(413, self._too_large())
         return role, None
 
