@@ -9,9 +9,10 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.audit import CALLER, Caller
 from serve.backend import DEADLINE
 from serve.http_errors import ApiError, answer, overloaded
-from serve.keys import ROLES, Role, needed_role
+from serve.keys import ROLES, needed_role
 from serve.load_shedding import ENCODING
 from serve.request_body import LimitedBody
 from serve.request_head import head_refusal, keep_plain_id, site_refusal
@@ -50,33 +51,40 @@ class Guard:
             await send(message)
 
         keep_plain_id(scope)
-        role, error = None, head_refusal(scope) or self._foreign_site(scope)
-        if error is None:
-            role, error = self._admit(scope, headers)
-        if error is None and body.is_declared_too_large:
-            error = ApiError(413, body.too_large())
+        # The only place from which the routes learn what the caller may use.
+        caller = scope[CALLER] = Caller()
+        error = head_refusal(scope) or self._foreign_site(scope) or self._identify(caller, scope, headers)
+        error = error or self._admit(scope) or body.refusal()
         try:
             if error is None:
                 await self._app(scope, body.receive, send_noting)
             else:
                 await answer(scope["path"], error)(scope, receive, send_noting)
         finally:
-            self._note(scope, role, status, time.monotonic() - began)
+            self._note(scope, caller, status, time.monotonic() - began)
 
-    def _admit(self, scope: Scope, headers: Headers) -> tuple[Role | None, ApiError | None]:
-        """The role of whoever asks, and why the request must not go on, if so."""
-        keys, role = self._service.keys, None
-        needed = needed_role(scope["method"], scope["path"])
-        if keys is not None and needed is not None:
-            role = keys.role(headers.get("authorization", ""))
-            if role is None:
-                refusal = "no valid API key; send `Authorization: Bearer KEY`"
-                return None, ApiError(401, refusal, code="invalid_api_key")
-            if ROLES.index(role) < ROLES.index(needed):
-                return role, ApiError(403, f"this needs a key with the role {needed}; yours may {role}")
+    def _identify(self, caller: Caller, scope: Scope, headers: Headers) -> ApiError | None:
+        """Find the key of a request, and why it does not open this route, if so."""
+        keys, caller.needed = self._service.keys, needed_role(scope["method"], scope["path"])
+        if keys is None or caller.needed is None:
+            return None
+        key = keys.find(headers.get("authorization", ""))
+        if key is None:
+            return ApiError(401, "no valid API key; send `Authorization: Bearer KEY`", code="invalid_api_key")
+        caller.key = key
+        if key.has_expired:
+            caller.refused = "expired"
+            return ApiError(401, f"this API key was valid until {key.expires}", code="invalid_api_key")
+        if ROLES.index(key.role) < ROLES.index(caller.needed):
+            caller.refused = "role"
+            return ApiError(403, f"this needs a key with the role {caller.needed}; yours may {key.role}")
+        return None
+
+    def _admit(self, scope: Scope) -> ApiError | None:
+        """Why a request of somebody known must not go on, if so."""
         if scope["path"] in ENCODING and self._service.backend.is_full:
-            return role, overloaded()
-        return role, None
+            return overloaded()
+        return None
 
     def _foreign_site(self, scope: Scope) -> ApiError | None:
         """Why a browser may have been made to ask; with keys it could not, because no other site has one."""
@@ -86,7 +94,7 @@ class Guard:
         # `insecure` is the word of whoever serves that all who reach this service may use it, by whatever name.
         return site_refusal(scope, None if settings.insecure else settings.host_names)
 
-    def _note(self, scope: Scope, role: Role | None, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, caller: Caller, status: int, seconds: float) -> None:
         """Count and log a request, to which Ray adds its id; never its text, its key, or a path that is no route."""
         route = getattr(scope.get("route"), "path", "none")
         self._answered(route, status, seconds)
@@ -97,6 +105,10 @@ class Guard:
                 "http_route": route,
                 "status": status,
                 "ms": round(1000 * seconds, 1),
-                "role": role,
+                "role": caller.key.role if caller.key else None,
             },
         )
+        if caller.refused is not None or (caller.needed in {"write", "admin"} and status != 401):
+            # A body that is refused before a route has run names its index in the path alone.
+            caller.index = caller.index or scope.get("path_params", {}).get("name")
+            self._service.audit.note(caller, scope["method"], route, status)

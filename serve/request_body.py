@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
 from serve.backend import time_left
+from serve.http_errors import ApiError
 from serve.request_head import CLOSING
 
 LONGEST_LENGTH = 18
@@ -23,16 +24,17 @@ class LimitedBody:
         self._received, self._is_whole = 0, False
         length = headers.get("content-length", "0")
         # By its digits first: Python refuses to read a number of thousands of them.
-        self.is_declared_too_large = length.isdecimal() and (len(length) > LONGEST_LENGTH or int(length) > most)
+        self._is_declared_too_large = length.isdecimal() and (len(length) > LONGEST_LENGTH or int(length) > most)
         self._has_no_length = "transfer-encoding" in headers
 
     @property
     def may_be_endless(self) -> bool:
         """Whether more than the limit may come, which a server reads to its end unless the connection is closed."""
-        return not self._is_whole and (self.is_declared_too_large or self._has_no_length)
+        return not self._is_whole and (self._is_declared_too_large or self._has_no_length)
 
-    def too_large(self) -> str:
-        return f"the body exceeds the limit of {self._most} bytes"
+    def refusal(self) -> ApiError | None:
+        """Why not even the beginning is read."""
+        return ApiError(413, self._too_large()) if self._is_declared_too_large else None
 
     async def receive(self) -> Message:
         """The next piece.
@@ -49,5 +51,8 @@ class LimitedBody:
         self._is_whole = not message.get("more_body", False)
         self._received += len(message.get("body", b""))
         if self._received > self._most:
-            raise HTTPException(413, self.too_large(), CLOSING)
+            raise HTTPException(413, self._too_large(), CLOSING)
         return message
+
+    def _too_large(self) -> str:
+        return f"the body exceeds the limit of {self._most} bytes"
