@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
 from serve.api import make_api
+from serve.keys import Keys
 from serve.request_head import MOST_HEAD_BYTES, MOST_HEADERS, HeadLimits, head_refusal, keep_plain_id, site_refusal
 from tests.serving import local_service, publish, run_config
 
@@ -125,13 +126,11 @@ def test_page_of_another_site_cannot_write_without_keys(method):
     assert site_refusal(asked, [], ["http://app.example"]).status == 403
 
 
-def test_service_with_keys_answers_under_every_name(service, client, monkeypatch):
-    class AnyKey:
-        def role(self, header):
-            return "read"
-
-    monkeypatch.setattr(service, "keys", AnyKey())
-    given = {"host": "evil.example", "origin": "http://evil.example", "authorization": "Bearer key"}
+def test_service_with_keys_answers_under_every_name(service, client, monkeypatch, tmp_path):
+    key = "k" * 32
+    (tmp_path / "keys").write_text(f"read {key}\n", encoding="utf-8")
+    monkeypatch.setattr(service, "keys", Keys(tmp_path / "keys"))
+    given = {"host": "evil.example", "origin": "http://evil.example", "authorization": f"Bearer {key}"}
     assert client.get("/v1/indexes", headers=given).status_code == 200
 
 
