@@ -6,6 +6,7 @@ service         what the routes do, apart from HTTP and from Ray
 backend         the calls that the service makes to encoder and index
 guard           keys, size and deadline before every route; metrics and log behind it
 request_head    limits on the head of a request: size, a body where none belongs, id, host names
+limited_body    a body up to its limit and until the deadline
 keys            API keys and the role that each route asks for
 key_scopes      aliases, tasks and documents that a key may use
 scoped_service  the service as the holder of one key may use it
