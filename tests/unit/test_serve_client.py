@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -21,8 +22,9 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def note(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(client_module.time, "sleep", pauses.append)
-    monkeypatch.setattr(client_module.asyncio, "sleep", note)
+    # The names in the client's module and not the functions, which threads of other tests in this process call too.
+    monkeypatch.setattr(client_module, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(client_module, "asyncio", SimpleNamespace(sleep=note))
     return pauses
 
 
