@@ -70,7 +70,7 @@ def site_refusal(scope: Scope, host_names: Collection[str] | None, origins: Coll
     Args:
         scope: of the request.
         host_names: names, beside those of loopback, under which the service answers. None: under any.
-        origins: sites whose pages may ask, or `*`.
+        origins: other sites whose pages may ask, `*` for all.
     """
     headers = Headers(scope=scope)
     host = host_name(f"//{headers['host']}") if "host" in headers else None
@@ -78,10 +78,8 @@ def site_refusal(scope: Scope, host_names: Collection[str] | None, origins: Coll
         return ApiError(403, f"no service under this host name; add it to serve.host_names: {host[:100]!r}")
     if scope["method"] in READING_METHODS or "origin" not in headers:
         return None
-    if "*" in origins or headers["origin"] in origins:
-        return None
     origin = host_name(headers["origin"])
-    if origin == host or _is_known(origin, host_names or ()):
+    if origin == host or _is_known(origin, host_names or ()) or {"*", headers["origin"]} & set(origins):
         return None
     return ApiError(403, f"a page of another site may not ask a service without keys: {origin[:100]!r}")
 

@@ -76,7 +76,7 @@ class ServeConfig(Section):
     """Writes to a collection after which its shard builds a new generation of it in the background."""
 
     min_replicas: int = Field(default=1, ge=1)
-    """Least number of replicas of the encoder, and of each shard."""
+    """Least number of replicas of the encoder, of each shard, and, up to `max_ingress_replicas`, of the ingress."""
     max_replicas: int = Field(default=4, ge=1)
     """Greatest number of replicas of the encoder, and of each shard."""
     target_ongoing_requests: int = Field(default=2, ge=1)

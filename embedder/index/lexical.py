@@ -76,7 +76,7 @@ class StoredWords:
         self._index: bm25s.BM25 | None = None
         if folder.is_dir():
             try:
-                self._index = bm25s.BM25.load(folder, mmap=True)
+                self._index = bm25s.BM25.load(folder, mmap=True, allow_pickle=False)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise BundleError(f"{folder}: not readable ({error}); {REMEDY}") from error
 

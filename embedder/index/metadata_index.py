@@ -21,6 +21,7 @@ from embedder.errors import BundleError
 from embedder.index.documents import AS_PYTHON, asked_values, field_values
 from embedder.index.filters import Range, Rows
 from embedder.index.manifest import REMEDY
+from embedder.storage.arrow_files import open_arrow
 
 METADATA = pa.schema([("text", pa.large_string()), ("number", pa.float64()), ("row", pa.int32())])
 """One value of one row, sorted by value and row; booleans are the numbers 0 and 1."""
@@ -101,7 +102,7 @@ class StoredMetadata:
 
     def __init__(self, path: Path, num_rows: int, ids: pa.Array) -> None:
         try:
-            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            file = open_arrow(path, METADATA)
             names: list[tuple[str, Kind]] = [tuple(name) for name in json.loads(file.schema.metadata[BATCHES])]
             self._values = {name: _SortedValues(file.get_batch(i), name[1]) for i, name in enumerate(names)}
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
