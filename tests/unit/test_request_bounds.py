@@ -360,11 +360,11 @@ def test_characters_of_a_request_are_counted_with_its_instructions(client):
 
 
 def test_answer_of_too_many_bytes_is_refused_with_the_remedy(client):
-    documents = [{"id": f"long-{i}", "text": "long one", "title": "t" * 4096} for i in range(10)]
+    documents = [{"id": f"long-{i}", "text": "griffin wyvern", "title": "t" * 4096} for i in range(10)]
     for row in documents:
         assert ask(client, DOCUMENTS, {"task": "tool", "documents": [row]}) == (200, "")
     for mode in ("dense", "lexical", "hybrid"):
-        body = {"query": "long one", "task": "tool", "k": 10, "mode": mode}
+        body = {"query": "griffin wyvern", "task": "tool", "k": 10, "mode": mode}
         status, message = ask(client, "/v1/search", body)
         assert (status, "with_payload: false" in message) == (400, True), message
         bare = client.post("/v1/search", json={**body, "with_payload": False}).json()["results"][0]
