@@ -72,7 +72,7 @@ def test_overload_is_refused_in_openais_shape_and_counted(system: System) -> Non
 
 
 def test_ports_behind_haproxy_run_nothing_for_a_stranger_and_are_those_of_the_docs(system: System, tmp_path) -> None:
-    ports = ports_of_this_ray()
+    ports = ports_of_this_ray(system.process.pid)
     assert what_strangers_can_do(ports, tmp_path) == []
     told = documented_ports("Behind HAProxy (`RAY_SERVE_ENABLE_HA_PROXY=1`)")
     assert {row for row in rows(ports) if row[0] in {"HAProxy", "proxy (HTTP)", "replica"}} == told
