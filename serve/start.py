@@ -62,7 +62,8 @@ def _connect(host: str, port: int, name: str, prefix: str, timeout_s: float) -> 
     from ray.serve.context import _get_global_client
 
     if not ray.is_initialized():
-        ray.init(namespace="serve")
+        # The logs of the replicas stay in Ray's files: they have a line for each request.
+        ray.init(namespace="serve", log_to_driver=False)
     # Anew, because Ray's own handler at SIGTERM would end this process at once.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     running = _get_global_client(raise_if_no_controller_running=False)
@@ -70,7 +71,9 @@ def _connect(host: str, port: int, name: str, prefix: str, timeout_s: float) -> 
         known = running.http_config
         if int(known.port) != port:
             raise ConfigError(f"Serve runs on this Ray at port {known.port}; give --port {known.port}")
-        refuse_taken_name({app: one.route_prefix for app, one in serve.status().applications.items()}, name, prefix)
+        # Of the controller itself, because the public status does not tell the routes.
+        applications = running.get_serve_details()["applications"]
+        refuse_taken_name({app: details["route_prefix"] for app, details in applications.items()}, name, prefix)
     # Ray's deadline is later than ours, which answers in our own shape.
     serve.start(http_options={"host": host, "port": port, "request_timeout_s": 2 * timeout_s})
     return running is None
