@@ -128,7 +128,7 @@ def _check_refused(refused: subprocess.Popen[str], remedy: str, within_s: float)
 
 def _check_ends_cleanly(running: subprocess.Popen[str], url: str) -> None:
     """End a service while it computes: what was asked is answered, what is asked later is not begun."""
-    body = {"model": "live", "input": ["word " * 60 + str(i) for i in range(600)]}
+    body = {"model": "live", "input": ["word " * 60 + str(i) for i in range(100)]}
     answers: list[str] = []
 
     def ask() -> None:
