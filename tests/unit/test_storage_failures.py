@@ -208,3 +208,32 @@ def test_service_whose_disk_is_full_says_507_until_there_is_room(folder, bundles
         assert answers(client) == [200, 507, 507, 507]
     assert answers(client) == [200, 200, 200, 200]
     assert client.post("/v1/search", json={"task": "tool", "query": "qqnew", "mode": "lexical"}).status_code == 200
+
+
+def test_shard_on_a_full_disk_tries_its_next_compaction_later(folder, bundles, tiny_encoder_folder):
+    """Each attempt builds a collection in vain, and takes the room that writes need."""
+    shutil.copytree(bundles, folder / "indexes")
+    shard = local_service(run_config(folder, tiny_encoder_folder)).backend.parts[0]
+    index = FullIndex()
+    for _ in range(3):
+        shard._tidy(index)
+    assert (index.adopted, index.compacted) == (3, 1)
+    shard._compact_from = 0.0
+    shard._tidy(index)
+    assert (index.adopted, index.compacted) == (4, 2)
+
+
+class FullIndex:
+    """An index whose disk is full."""
+
+    adopted = compacted = 0
+
+    def adopt(self) -> None:
+        self.adopted += 1
+
+    def compact(self, least_rows: int) -> int:
+        self.compacted += 1
+        raise StorageError("/x: the disk is full")
+
+    def stats(self) -> dict:
+        return {}
