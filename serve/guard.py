@@ -12,9 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.backend import DEADLINE, time_left
-from serve.http_errors import ApiError, answer, overloaded
+from serve.http_errors import ApiError, answer
 from serve.keys import ROLES, Role, needed_role
-from serve.load_shedding import ENCODING
+from serve.load_shedding import needs_encoder, num_bytes
 from serve.service import Service
 
 logger = logging.getLogger("ray.serve")
@@ -65,8 +65,9 @@ class Guard:
                 return None, ApiError(401, refusal, code="invalid_api_key")
             if ROLES.index(role) < ROLES.index(needed):
                 return role, ApiError(403, f"this needs a key with the role {needed}; yours may {role}")
-        if scope["path"] in ENCODING and self._service.backend.is_full:
-            return role, overloaded()
+        refused = self._service.backend.refusal(num_bytes(headers)) if needs_encoder(scope["path"]) else None
+        if refused is not None:
+            return role, refused
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return role, ApiError(400, "Content-Length is no number")
