@@ -170,9 +170,10 @@ class _Asking:
                 return
             if not 0 < wait <= 60:
                 wait = min(0.5 * 2**attempt, 8.0) * (1 - 0.25 * random.random())
-            if time.perf_counter() + wait > self._end:
+            # Until the end at most: no client comes back after it, nor at once before it.
+            await asyncio.sleep(min(wait, max(0.0, self._end - time.perf_counter())))
+            if time.perf_counter() >= self._end:
                 return
-            await asyncio.sleep(wait)
 
     async def _try(self, place: int) -> float | None:
         """Ask once; returns the seconds that the answer tells to wait, 0 where it tells none, None for a good one."""

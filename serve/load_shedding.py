@@ -16,14 +16,13 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.backend import Backend
 from serve.deployments.admission import Clock, Room
 from serve.http_errors import ApiError, answer, overloaded
 
@@ -48,6 +47,13 @@ def needs_encoder(path: str) -> bool:
 def passes_door(path: str) -> bool:
     """Whether a route counts at the door: those that need the encoder always or mostly."""
     return needs_encoder(path) or path.rstrip("/").endswith("/v1/search") or "/v1/retrieve/" in path
+
+
+class Gate(Protocol):
+    """The ingress, as far as it is asked here: no import of its backend, which would load an index into the proxy."""
+
+    def refusal(self, num_bytes: int) -> ApiError | None:
+        """Why a request for vectors whose body has so many bytes would be refused."""
 
 
 class Door:
@@ -97,7 +103,7 @@ def most_inside() -> int:
 class Overload:
     """The refusals of the HTTP server in this process."""
 
-    gate: Backend | None = None
+    gate: Gate | None = None
     """Set by the ingress, where this is its process."""
     door: Door = field(default_factory=lambda: Door(most_inside()))
     """Of a process without an ingress."""

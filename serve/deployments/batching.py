@@ -123,9 +123,10 @@ class TokenBatcher:
             self._running = None
 
     def _take(self) -> list[tuple[_Job, int]]:
-        """The rows of the next batch: small requests first, and with them a quarter of it for large ones."""
+        """The rows of the next batch: small requests first, and with them a part for large ones."""
         now = time.monotonic()
-        part = self._budget // 4
+        # A small part, because small requests wait for it in each batch; a part, so that large ones always go on.
+        part = min(self._step, self._budget // 4)
         small = _rows(self._small, self._budget - part if self._large else self._budget, now)
         return small + _rows(self._large, part if small else self._step, now)
 

@@ -122,6 +122,29 @@ def test_coalescer_refuses_a_large_request_of_too_many_tokens_and_sends_no_more_
     run(scenario, characters=1000, request_tokens=30, calls=1)
 
 
+@pytest.mark.parametrize("ends", ["client leaves", "piece is refused", "deadline"])
+def test_coalescer_sends_nothing_more_of_a_large_request_that_has_ended(ends):
+    async def scenario(coalescer, encoder):
+        bad = "bad" if ends == "piece is refused" else "good"
+        (task,) = await ask(coalescer, [bad, *["x" * 1000] * 20])
+        assert len(encoder.calls) == 2
+        if ends == "client leaves":
+            task.cancel()
+        if ends == "piece is refused":
+            encoder.free.set()
+        await asyncio.gather(task, return_exceptions=True)
+        await settle()
+        sent, encoder.free = len(encoder.calls), asyncio.Event()
+        assert sent <= 4 and encoder.cancelled == (0 if ends == "piece is refused" else 2)
+        DEADLINE.set(time.monotonic() + 60.0)
+        (other,) = await ask(coalescer, ["x" * 1000] * 2)
+        encoder.free.set()
+        await other
+        assert len(encoder.calls) == sent + 2 and coalescer.refusal(10_000) is None
+
+    run(scenario, characters=1000, seconds=0.2 if ends == "deadline" else 60.0)
+
+
 def test_coalescer_names_the_first_text_of_each_piece_and_the_time_that_is_left():
     pieces = []
 
