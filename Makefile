@@ -39,8 +39,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Two processes: one runs all tests that need Ray, which share a cluster, the other one all the rest (tests/conftest.py).
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --no-loadscope-reorder
 
 # What failed runs once more by itself: these tests kill and load, and a busy machine may miss a moment they wait for.
 slow: $(STAMP)

@@ -6,6 +6,7 @@ deployment, and infinity-emb with its torch and its ONNX engine, one after the o
 generator. `search`: ours, searching 1,000 passages. `kill`: a replica killed every 5 s. `update`: all deployed again,
 and the alias swapped. `overload`: three times the peak. `mixed`: queries beside bulk embedding. `retry`: three
 and ten times the peak, by clients that come back. `soak`: mixed requests and memory. `fuzz`: schemathesis.
+`attack`: every attack of benchmarks/hostile_*.py beside honest load, for each way that is offered, behind the front.
 `scale`: replicas, latency and requests in flight as load comes and goes, drawn into a PNG.
 """
 
@@ -29,7 +30,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 
-from benchmarks import serving_faults, serving_overload, serving_scale
+from benchmarks import serving_attacks, serving_faults, serving_overload, serving_scale
 from benchmarks.labelling_rounds import ForeignLoad, machine
 from benchmarks.serving_index import Texts, prepare, write_run
 from benchmarks.serving_load import Ask, Load, run
@@ -41,6 +42,7 @@ from embedder.storage.json_file import write_json
 Found = dict[str, Any]
 CLIENTS = (1, 8, 32, 64)
 PORT = 18200
+LOAD_S, ATTACK_S = 5.0, 600.0
 CLOSE = 1e-4
 """By how much the vectors of two servers may differ."""
 
@@ -60,6 +62,9 @@ class Bench:
     way: str
     threads: int
     rounds: int
+    attack_s: float
+    ways: list[str]
+    """In which the service is attacked."""
 
     def systems(self) -> dict[str, Callable[[], AbstractContextManager[System]]]:
         """What is compared, by name."""
@@ -82,7 +87,7 @@ class Bench:
         settings = {"min_replicas": 1, "max_replicas": 1, "cpus_per_replica": self.threads, **serve}
         return write_run(self.work, self.model, settings, name)
 
-    def ours(self, way: str | None = None, **serve: object) -> AbstractContextManager[System]:
+    def ours(self, *, way: str | None = None, **serve: object) -> AbstractContextManager[System]:
         """Our service with some settings."""
         return served_by_ray("ours", str(self.run_file(**serve)), PORT, self.key, cpus=8, way=way or self.way)
 
@@ -161,6 +166,7 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
     "retry": lambda bench: serving_overload.retry_part(bench.ours, bench.texts.short, 2 * bench.seconds, bench.rounds),
     "soak": lambda bench: serving_faults.soak_part(bench.ours, bench.texts, bench.requests),
     "fuzz": lambda bench: serving_faults.fuzz_part(bench.ours),
+    "attack": lambda bench: serving_attacks.attack_part(bench.ours, bench.texts, bench.attack_s, bench.ways),
     "scale": lambda bench: serving_scale.scale_part(bench.ours, bench.texts.short),
 }
 FAULTS = set(PARTS) - {"short", "long", "search"}
@@ -177,8 +183,21 @@ def main(arguments: list[str] | None = None) -> int:
     work = cache / "serving"
     work.mkdir(parents=True, exist_ok=True)
     key = prepare(work, given.model, texts)
-    options = (given.seconds, given.requests, given.system, given.way, given.threads, given.rounds)
-    bench = Bench(given.model, work, cache, texts, key, *options)
+    bench = Bench(
+        model=given.model,
+        work=work,
+        cache=cache,
+        texts=texts,
+        key=key,
+        seconds=given.seconds or LOAD_S,
+        requests=given.requests,
+        only=given.system,
+        way=given.way or "proxy",
+        threads=given.threads,
+        rounds=given.rounds,
+        attack_s=given.seconds or ATTACK_S,
+        ways=[given.way] if given.way else list(WAYS),
+    )
     for name in given.part or PARTS:
         print(f"\n{name}:", flush=True)
         beside = ForeignLoad()
@@ -223,9 +242,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="file that the figures are written to, beside those that are in it")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
     parser.add_argument("--system", action="append", help="only this server; may be repeated")
-    parser.add_argument("--way", choices=list(WAYS), default="proxy", help="how ours is served in the parts of faults")
+    help_of_way = "how ours is served in the parts of faults (default proxy; attacks: each in turn)"
+    parser.add_argument("--way", choices=list(WAYS), help=help_of_way)
     parser.add_argument("--threads", type=int, default=1, help="of our encoder (default 1, as shipped)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each load (default 5)")
+    parser.add_argument("--seconds", type=float, help=f"of each load (default {LOAD_S:g}; attacks: {ATTACK_S:g})")
     parser.add_argument("--requests", type=int, default=50_000, help="of the soak (default 50,000)")
     parser.add_argument("--rounds", type=int, default=5, help="of the part retry (default 5)")
     parser.add_argument("--data", type=Path, help="folder that holds qa/nq")

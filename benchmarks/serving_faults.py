@@ -26,6 +26,7 @@ HEADLINES = {
     "update": ("update_failed", "swap_failed"),
     "soak": ("soak_memory_growth",),
     "fuzz": ("fuzz_5xx",),
+    "attack": ("attack_crashes", "attack_p99_ratio", "attack_memory_growth", "attack_memory_peak"),
 }
 KILL_EVERY_S = 5.0
 KILL_FOR_S = 60.0

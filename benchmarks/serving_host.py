@@ -85,6 +85,8 @@ def main(arguments: list[str]) -> None:
                 said: object = kill(random_, command["names"])
             case "memory":
                 said = memory()
+            case "pids":
+                said = sorted(replicas())
             case "deploy":
                 deploy()
                 said = "deployed"

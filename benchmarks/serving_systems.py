@@ -32,7 +32,7 @@ EXPORT = (
 )
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parents[1] / "serve" / "haproxy_door.sh"),
+    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parents[1] / "serve" / "front" / "haproxy_door.sh"),
 }
 WAYS = {
     "proxy": load_shedding.ENVIRONMENT,

@@ -1,15 +1,16 @@
 """When two answers are the same: SQuAD's comparison, which leaves in what tells answers apart, in any script.
 
 Case, punctuation, articles and layout do not count (Rajpurkar et al. 2016; punctuation of all scripts and words by
-characters where a script has no spaces as in MLQA, Lewis et al. 2020, and CMRC 2018). What does count: signs and
-decimals (`-5`, `3.14`, `1/2`), operators (`C++`, `C#`, `x<y`), a letter that only looks like an article (`vitamin A`).
+characters where a script has no spaces as in MLQA, Lewis et al. 2020, and CMRC 2018), nor do vowel points. What does
+count: signs and decimals (`-5`, `3.14`, `1/2`), operators (`C++`, `C#`, `x<y`), a letter that only looks like an
+article (`vitamin A`).
 """
 
 from __future__ import annotations
 
 import regex
 
-from embedder.words import CHARACTER, COUNTED_WORD, UNSPACED, folded
+from embedder.words import CHARACTER, COUNTED_WORD, UNSPACED, folded, unpointed
 
 # An article stands before a word, so `A`, `vitamin A`, `A, B` and `A + B` keep theirs.
 ARTICLE = regex.compile(
@@ -54,7 +55,9 @@ def rouge_words(text: str) -> list[str]:
 
 
 def _folded(text: str) -> str:
-    return folded(SPACED_THOUSANDS.sub(lambda found: "".join(str(found[0]).split()), text))
+    plain = folded(SPACED_THOUSANDS.sub(lambda found: "".join(str(found[0]).split()), text))
+    # An answer of points alone keeps them, so that it is not nothing.
+    return unpointed(plain) or plain
 
 
 def _without_punctuation(text: str, gap: str) -> str:

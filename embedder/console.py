@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from embedder.credentials import masked
 from embedder.errors import EmbedderError
 
 
@@ -81,15 +84,23 @@ def progress(
 
 @contextmanager
 def exit_on_error(*further: type[Exception]) -> Iterator[None]:
-    """Print an error that the user can fix as one line and exit with status 2; `further` are errors to treat alike."""
+    """Print an error that the user can fix as one line and exit with status 2; `further` are errors to treat alike.
+
+    No credential can be read in it, nor in the traceback of any other error.
+    """
+    sys.excepthook = _print_traceback
     errors: tuple[type[Exception], ...] = (EmbedderError, *further)
     try:
         yield
     except errors as error:
         # An error of a Ray task is an instance of its own class and of Ray's at once, and its text is the remote
         # traceback. Ray keeps the error itself in `cause`; read by name, because this package imports no Ray.
-        console().print(f"error: {getattr(error, 'cause', error)}", markup=False)
+        console().print(masked(f"error: {getattr(error, 'cause', error)}"), markup=False)
         sys.exit(2)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
 
 
 def console() -> Console:

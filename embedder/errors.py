@@ -6,7 +6,8 @@ EmbedderError            carries one line for the user; a job that ends with one
 │   └── LabelError       a labelling step lost, added or doubled rows
 ├── ModelError           a model folder is missing or incomplete
 ├── NotFiniteError       a loss, gradient, weight or vector is NaN or infinite
-└── BundleError          model, index and payload do not belong together
+├── BundleError          model, index and payload do not belong together
+└── StorageError         files cannot be written: the disk is full, read-only or failing
 
 A message names what was found, where, and what to do.
 """
@@ -34,6 +35,15 @@ class ModelError(EmbedderError):
 
 class BundleError(EmbedderError):
     """Model, index and payload do not belong together, or a file of the bundle was altered."""
+
+
+class StorageError(EmbedderError):
+    """Files cannot be written: the disk is full, read-only or failing. What was read before goes on being read."""
+
+    @property
+    def reason(self) -> str:
+        """The message without the path before it, which clients of a service need not know."""
+        return str(self).rpartition(": ")[2]
 
 
 class NotFiniteError(EmbedderError):

@@ -5,6 +5,7 @@ written. A word is letters and digits with their combining marks, of one letter 
 
 code words    `C++`, `os.path.join`, `snake_case`, `getUserName`, `utf-8`, `3.14`: whole and in parts, so that a query
               of either finds the text
+bare words    of Arabic and Hebrew words that are written with vowel points, beside the pointed ones
 bigrams       of scripts that are written without spaces (Chinese, Japanese, Thai, ...), and of Korean, whose words
               carry their particles; passages also have the single characters, for queries of one
 
@@ -51,6 +52,10 @@ PARTS = regex.compile(
 COUNTED_WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|[^\s{UNSPACED}]+", regex.V1)
 LETTERS_WITH_MARKS = regex.compile(r"\P{M}\p{M}*|\p{M}+")
 
+# Vowel points and signs of recitation, which most texts leave out.
+POINTS = regex.compile(
+    "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u0652\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed]+"
+)
 # More marks on one letter than any language has would take normalisation quadratic time (UAX 15, stream-safe text).
 TOO_MANY_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
 SUPERSCRIPT = regex.compile(r"(?<=\w)[⁰¹²³⁴-⁹]+")
@@ -87,6 +92,11 @@ def folded(text: str) -> str:
         return text.lower()
     # Folding takes some letters apart, hence NFKC once more. The Turkish İ leaves a dot behind that no `i` has.
     return unicodedata.normalize("NFKC", text.casefold().replace("i\u0307", "i"))
+
+
+def unpointed(text: str) -> str:
+    """A text without the vowel points of Arabic and Hebrew."""
+    return text if text.isascii() else str(POINTS.sub("", text))
 
 
 def passage_words(text: str) -> list[str]:
@@ -181,6 +191,7 @@ def _code_words(whole: str) -> list[str]:
         if len(bare) <= LONGEST_IDENTIFIER:
             parts = PARTS.findall(bare)
             words += parts if len(parts) > 1 else []
+    words += [bare for word in words if (bare := unpointed(word)) != word and bare]
     return [word[i : i + LONGEST_WORD] for word in map(folded, words) for i in range(0, len(word), LONGEST_WORD)]
 
 

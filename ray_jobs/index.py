@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedder.config.run import EncoderConfig, RunConfig
+from embedder.credentials import SECRET_FILES
 from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.locate import locate_model
@@ -87,12 +88,11 @@ def run(config: RunConfig) -> StageReport:
         files={},
     )
     manifest = build_shards(config.paths, config.build_settings, store, manifest, staged)
-    # Weights in safetensors alone: a pickle could run code where the bundle is served.
+    # Weights in safetensors alone: a pickle could run code where the bundle is served. And no key that lies there.
     model = staged / MODEL
     shutil.rmtree(model, ignore_errors=True)
-    shutil.copytree(
-        locate_model(encoder.model), model, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".*")
-    )
+    left = shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".*", *SECRET_FILES)
+    shutil.copytree(locate_model(encoder.model), model, ignore=left)
     write_probe(*probe_texts(config.paths, store, encoder.max_tokens), staged)
     files = {f"{MODEL}/{name}": digest for name, digest in hash_files(model).items()}
     files[PROBE] = file_sha256(staged / PROBE)

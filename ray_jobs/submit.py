@@ -3,11 +3,11 @@
     python -m ray_jobs.submit --config run.yaml label
     python -m ray_jobs.submit --config run.yaml --run pipeline
 
-Uploads the current directory, the repository, without `submit.excludes`. Relative paths of the run file are taken from
-here and handed over as absolute ones; every node must see them. The id of a submission is made from the run and its
-settings: a second one of the same run is refused while the first is running, and gets a number once that has ended.
-The token of the cluster is taken from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token and is not part of the
-line; neither is any other secret.
+Uploads the current directory, the repository, without `submit.excludes` and without files that look like credentials.
+Relative paths of the run file are taken from here and handed over as absolute ones; every node must see them. The id of
+a submission is made from the run and its settings: a second one of the same run is refused while the first is running,
+and gets a number once that has ended. The token of the cluster is taken from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+~/.ray/auth_token and is not part of the line; neither is any other secret.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from typing import Any
 from embedder.config.load import load_run, raw_run, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
+from embedder.credentials import credential_in_file, find_credential, is_secret_file, masked
 from embedder.errors import ConfigError
 from embedder.hashing import content_id
-from embedder.storage.object_store import masked
 
 JOBS = ("prepare", "mine", "label", "train", "index", "evaluate", "pipeline")
 LARGEST_UPLOAD = 100 * 2**20
@@ -47,11 +47,13 @@ class Submission:
     submission_id: str
     """The name by which Ray knows the job, the same for the same stage and settings of a run."""
     entrypoint: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    """Files that are not uploaded because they look like credentials."""
 
     def command(self, wait: bool) -> list[str]:
         """The whole command, word by word."""
         settings = self.config.submit
-        environment: dict[str, Any] = {"excludes": settings.excludes}
+        environment: dict[str, Any] = {"excludes": [*settings.excludes, *(f"/{name}" for name in self.left_out)]}
         if settings.env:
             environment["env_vars"] = settings.env
         words = ["ray", "job", "submit", "--address", settings.address, "--submission-id", self.submission_id]
@@ -82,7 +84,7 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str]) -> Submiss
     here = Path.cwd()
     if not (here / "ray_jobs").is_dir():
         raise ConfigError(f"{here}: no ray_jobs/ here; start this in the root of the repository, which is uploaded")
-    files = uploaded_files(here, config.submit.excludes)
+    files, left_out = without_credentials(here, uploaded_files(here, config.submit.excludes), config)
     size = sum(path.stat().st_size for path in files)
     if size > LARGEST_UPLOAD:
         largest = max(files, key=lambda path: path.stat().st_size).relative_to(here)
@@ -99,21 +101,38 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str]) -> Submiss
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", config.paths.work.name)
     submission_id = f"{name}-{stage}-{content_id(stage, config.model_dump(mode='json'))[:8]}"
     words = ("python", "-m", f"ray_jobs.{stage}", "--config", str(shown), *sets)
-    return Submission(config, submission_id, words)
+    return Submission(config, submission_id, words, left_out)
 
 
 def refuse_secrets(run_file: Path, overrides: list[str]) -> None:
     """Neither the line nor the uploaded run file may hold a secret.
 
     Raises:
-        ConfigError: a URI in one of them has credentials.
+        ConfigError: a URI in one of them has credentials, or there is something else that looks like one.
     """
     for name, text in [("--config", run_file.read_text(encoding="utf-8")), *(("--set", text) for text in overrides)]:
         if masked(text) != text:
+            kind = find_credential(text) or "a URI with credentials"
             raise ConfigError(
-                f"{name}: a URI holds credentials, which the dashboard would show; give them to the nodes (a role, or "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in their environment)"
+                f"{name}: holds {kind}; credentials would be shown by the dashboard: give them to the nodes (a role, "
+                "or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in their environment)"
             )
+
+
+def without_credentials(folder: Path, files: list[Path], config: RunConfig) -> tuple[list[Path], tuple[str, ...]]:
+    """The files to upload, and the names of those that are left out because they look like credentials.
+
+    Raises:
+        ConfigError: one of the others holds a credential.
+    """
+    keys = config.serve.api_keys_file and config.serve.api_keys_file.resolve()
+    secret = [path for path in files if is_secret_file(path.relative_to(folder)) or path.resolve() == keys]
+    kept = [path for path in files if path not in set(secret)]
+    for path in kept:
+        if (found := credential_in_file(path)) is not None:
+            name = path.relative_to(folder)
+            raise ConfigError(f"{name}: holds {found}; keep it elsewhere, or add /{name} to submit.excludes")
+    return kept, tuple(sorted(path.relative_to(folder).as_posix() for path in secret))
 
 
 def uploaded_files(folder: Path, excludes: list[str]) -> list[Path]:
@@ -171,7 +190,7 @@ def free_id(submission: Submission) -> str:
     try:
         jobs = JobSubmissionClient(address).list_jobs()
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = masked(" ".join(str(error).split()))
         raise ConfigError(
             f"submit.address {address}: {reason}; start `ray dashboard cluster.yaml` or a head, and set "
             "RAY_AUTH_MODE=token with the cluster's token"
@@ -209,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.print(shlex.join(command), markup=False)
     for line in submission.follow_ups():
         out.print(f"# {line}", markup=False)
+    if submission.left_out:
+        out.print(f"# not uploaded, since these look like credentials: {', '.join(submission.left_out)}", markup=False)
     out.print(f"# every node must see {', '.join(shared_paths(submission.config))}", markup=False)
     if options.run:
         # The command `ray` of this environment, which need not be on the PATH.

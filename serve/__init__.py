@@ -5,6 +5,7 @@ api             all routes, errors and the OpenAPI description as one applicatio
 service         what the routes do, apart from HTTP and from Ray
 backend         the calls that the service makes to encoder and index
 guard           keys, size and deadline before every route; metrics and log behind it
+request_head    limits on the head of a request: size, a body where none belongs, id, host names
 keys            API keys and the role that each route asks for
 load_shedding   refusals under overload, before a body is read
 http_errors     errors in the shape of the API that was asked

@@ -19,15 +19,17 @@ from serve.service import Service
 REFUSALS = {
     400: "the request is not one, or exceeds a limit",
     401: "no valid key",
-    403: "the key has not the role that this needs",
+    403: "the key has not the role that this needs, or a page of another site asks",
     404: "no such model, index, version or path",
     408: "the body did not arrive in time",
     409: "not while things are as they are",
     413: "the body exceeds the limit",
+    431: "path and headers exceed the limit",
     422: "the request is not one, or exceeds a limit",
     429: "too many requests are waiting; come back after `Retry-After` seconds",
     500: "a failure of the service",
     503: "a part of the service is not ready; come back after `Retry-After` seconds",
+    507: "the disk of the index is full, read-only or failing; searches go on",
 }
 """Every status but 200 that a route may answer with."""
 
@@ -73,17 +75,17 @@ def _describe_refusals(path: str, method: str, operation: dict[str, Any]) -> Non
     is_tei = path in TEI_PATHS
     operation["responses"].pop("422", None)
     role = needed_role(method, path)
-    possible = {500, 503}
+    possible = {422 if is_tei else 400, 403, 431, 500, 503}
     if role is not None:
-        possible |= {401, 403}
+        possible |= {401}
         operation["security"] = [{"key": []}, {}]
         operation["description"] = f"{operation.get('description', '')} Role: {role}."
     if method in {"POST", "PUT"}:
-        possible |= {422 if is_tei else 400, 408, 413, 429}
+        possible |= {408, 413, 429}
     if "{" in path or path in {"/v1/embeddings", "/v1/rerank", "/v1/search"}:
-        possible |= {400, 404}
+        possible |= {404}
     if path.startswith("/v1/indexes/"):
-        possible |= {409}
+        possible |= {409, 507}
     shape = (TeiError if is_tei else ErrorResponse).__name__
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
     for status in sorted(possible):

@@ -4,8 +4,8 @@
         vectors = client.embed(EmbeddingRequest(model="live", input=["a text"], task="qa"))
         hits = client.search(SearchRequest(query="a question", task="qa", k=3)).results[0]
 
-Overload, and a part that is not ready, are tried again after the time that the service asks for. A refusal is a
-`ServiceError`; errors of the network are httpx's own.
+Overload, and a part that is not ready, are tried again after the time that the service asks for, but never after more
+than `timeout_s`. A refusal is a `ServiceError`; errors of the network are httpx's own.
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
 
-def _pause(response: httpx.Response) -> float:
-    """Seconds that the service asks to wait."""
+def _pause(response: httpx.Response, most: float) -> float:
+    """Seconds that the service asks to wait, at most so many: whatever answers must not hold its client for hours."""
     given = response.headers.get("retry-after", "")
-    return float(given) if given.isdecimal() else 1.0
+    return min(float(given) if given.isdecimal() else 1.0, most)
 
 
 class Client:
@@ -134,7 +134,7 @@ class Client:
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, retries: int = 2) -> None:
         self._http = httpx.Client(base_url=url, headers=_headers(api_key), timeout=timeout_s)
-        self._retries = retries
+        self._retries, self._timeout_s = retries, timeout_s
 
     def __enter__(self) -> Self:
         return self
@@ -178,7 +178,7 @@ class Client:
             response = self._http.request(call.method, call.path, **call.content)
             if response.status_code not in TRIED_AGAIN:
                 return call.read(response)
-            time.sleep(_pause(response))
+            time.sleep(_pause(response, self._timeout_s))
         return call.read(self._http.request(call.method, call.path, **call.content))
 
 
@@ -187,7 +187,7 @@ class AsyncClient:
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0, retries: int = 2) -> None:
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), timeout=timeout_s)
-        self._retries = retries
+        self._retries, self._timeout_s = retries, timeout_s
 
     async def __aenter__(self) -> Self:
         return self
@@ -231,5 +231,5 @@ class AsyncClient:
             response = await self._http.request(call.method, call.path, **call.content)
             if response.status_code not in TRIED_AGAIN:
                 return call.read(response)
-            await asyncio.sleep(_pause(response))
+            await asyncio.sleep(_pause(response, self._timeout_s))
         return call.read(await self._http.request(call.method, call.path, **call.content))

@@ -1,4 +1,4 @@
-"""Checks before every route: keys and roles, the size of the body, the deadline. Metrics and log after it."""
+"""Checks before every route: the head, keys and roles, the size of the body, the deadline. Metrics and log after it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ from serve.backend import DEADLINE, time_left
 from serve.http_errors import ApiError, answer
 from serve.keys import ROLES, Role, needed_role
 from serve.load_shedding import needs_encoder, num_bytes
+from serve.request_head import CLOSING, head_refusal, keep_plain_id, site_refusal
 from serve.service import Service
 
 logger = logging.getLogger("ray.serve")
 
+UNREAD = {400, 413, 431}
+"""Refusals of a body or head that is too much: the connection is closed, and the rest of it is not read."""
+
+LONGEST_LENGTH = 18
+"""Digits of a Content-Length; a longer one is beyond any limit."""
 Answered = Callable[[str, int, float], None]
 """Told of each request: route, status, seconds."""
 
@@ -45,12 +51,16 @@ class Guard:
                 status = message["status"]
             await send(message)
 
-        role, error = self._admit(scope, headers)
+        keep_plain_id(scope)
+        role, error = None, head_refusal(scope) or self._foreign_site(scope)
+        if error is None:
+            role, error = self._admit(scope, headers)
         try:
             if error is None:
                 await self._app(scope, self._limited(receive), send_noting)
             else:
-                await answer(scope["path"], error)(scope, receive, send_noting)
+                closing = CLOSING if error.status in UNREAD else None
+                await answer(scope["path"], error, closing)(scope, receive, send_noting)
         finally:
             self._note(scope, role, status, time.monotonic() - began)
 
@@ -71,9 +81,18 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return role, ApiError(400, "Content-Length is no number")
-        if int(length) > self._service.settings.max_body_bytes:
+        # By its digits first: Python refuses to read a number of thousands of them.
+        if len(length) > LONGEST_LENGTH or int(length) > self._service.settings.max_body_bytes:
             return role, ApiError(413, self._too_large())
         return role, None
+
+    def _foreign_site(self, scope: Scope) -> ApiError | None:
+        """Why a browser may have been made to ask; with keys it could not, because no other site has one."""
+        settings = self._service.settings
+        if self._service.keys is not None:
+            return None
+        # `insecure` is the word of whoever serves that all who reach this service may use it, by whatever name.
+        return site_refusal(scope, None if settings.insecure else settings.host_names)
 
     def _limited(self, receive: Receive) -> Receive:
         """The same body, up to the limit and until the deadline: a sender need not say its length before."""
@@ -86,11 +105,11 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), time_left())
             except asyncio.TimeoutError as error:
-                raise HTTPException(408, "the body did not arrive in time") from error
+                raise HTTPException(408, "the body did not arrive in time", CLOSING) from error
             is_whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._service.settings.max_body_bytes:
-                raise HTTPException(413, self._too_large())
+                raise HTTPException(413, self._too_large(), CLOSING)
             return message
 
         return receive_counting

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from embedder.errors import BundleError, EmbedderError
+from embedder.errors import BundleError, EmbedderError, StorageError
 from serve.schemas.state_schemas import ErrorDetail, ErrorResponse, TeiError
 
 logger = logging.getLogger("ray.serve")
@@ -104,16 +104,30 @@ def install_handlers(api: FastAPI) -> None:
 
     @api.exception_handler(EmbedderError)
     async def unusable(request: Request, error: EmbedderError) -> JSONResponse:
-        if not isinstance(error, BundleError):
-            return answer(request.url.path, ApiError(400, str(error)))
-        logger.error("%s", error)
-        return answer(request.url.path, ApiError(503, "the index is damaged; see the logs of the service"))
+        return answer(request.url.path, _refusal(error))
 
     @api.exception_handler(TimeoutError)
     async def late(request: Request, error: TimeoutError) -> JSONResponse:
         return answer(request.url.path, ApiError(503, "the request took too long; try again", code="timeout"))
 
+    @api.exception_handler(OSError)
+    async def unreadable(request: Request, error: OSError) -> JSONResponse:
+        # Of a disk or mount that fails while it is read: writes end in a StorageError.
+        logger.error("a file cannot be read", exc_info=error)
+        return answer(request.url.path, ApiError(503, f"a file of the index cannot be read ({error.strerror})"))
+
     @api.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         logger.error("unexpected error", exc_info=error)
         return answer(request.url.path, ApiError(500, f"unexpected {type(error).__name__}"))
+
+
+def _refusal(error: EmbedderError) -> ApiError:
+    """What a client is told; what is wrong with the service's own files goes into its log, paths and all."""
+    if isinstance(error, StorageError):
+        logger.error("%s", error)
+        return ApiError(507, f"the index cannot be written: {error.reason}", code="storage")
+    if isinstance(error, BundleError):
+        logger.error("%s", error)
+        return ApiError(503, "the index is damaged; see the logs of the service")
+    return ApiError(400, str(error))

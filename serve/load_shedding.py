@@ -16,15 +16,17 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import uuid4
 
+from ray.util.metrics import Counter
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.deployments.admission import Clock, Room
 from serve.http_errors import ApiError, answer, overloaded
+from serve.request_head import CLOSING, REQUEST_ID, HeadLimits
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middleware"}
 """Environment of an ingress replica, and of Ray itself, by which Ray finds the middleware."""
@@ -33,10 +35,11 @@ MOST_INSIDE = "LLM_EMBEDDER_PROXY_REQUESTS"
 DEFAULT_MOST_INSIDE = 128
 ARRIVING = 4
 """For each of these so many may be sending their bodies: slow senders must not take the places of the others."""
+MOST_UNREAD = 2**16
+"""Bytes of the body of a refused request that are still read."""
 ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/v2/rerank"}
 """Routes of which every request needs the encoder: under overload they are refused before their body is read."""
 ENDINGS = {path.rpartition("/")[2] for path in ENCODING}
-REQUEST_ID = "x-request-id"
 
 
 def needs_encoder(path: str) -> bool:
@@ -109,7 +112,7 @@ class Overload:
     """Of a process without an ingress."""
     refused: int = 0
     """Requests that the gate has refused so far."""
-    counter: Any = None
+    counter: Counter | None = None
     """Of what the door has refused: the proxy has no metrics of ours otherwise."""
 
     def count(self, *, at_door: bool) -> None:
@@ -118,9 +121,7 @@ class Overload:
             self.refused += 1
             return
         if self.counter is None:
-            # Here, because the guard takes the names of the routes from this file, and needs no Ray.
-            from ray.util.metrics import Counter
-
+            # Not before: a metric of Ray belongs to a process of Ray, which this is by then.
             self.counter = Counter("embedder_door_rejected_total", "Requests refused at the door of a proxy")
         self.counter.inc()
 
@@ -144,7 +145,9 @@ class Refusing:
         refused = _refusal(scope["path"], headers)
         if refused is not None:
             OVERLOAD.count(at_door=is_door)
-            refusal = answer(scope["path"], refused)
+            # A short body is read to its end, so that the connection can be used again; a long one is not worth it.
+            is_long = num_bytes(headers) > MOST_UNREAD or "transfer-encoding" in headers
+            refusal = answer(scope["path"], refused, CLOSING if is_long else None)
             refusal.headers[REQUEST_ID] = headers.get(REQUEST_ID, str(uuid4()))
             await refusal(scope, receive, send)
         elif is_door and passes_door(scope["path"]):
@@ -168,4 +171,5 @@ def num_bytes(headers: Headers) -> int:
 
 def middleware() -> list[Middleware]:
     """Called by Ray when one of its HTTP servers starts."""
-    return [Middleware(Refusing)]
+    # The last one is the outermost: it stands before Ray's own middleware too, which takes the id of the request.
+    return [Middleware(Refusing), Middleware(HeadLimits)]

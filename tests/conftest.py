@@ -29,9 +29,24 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from embedder.config.run import EncoderConfig, LlmConfig
 from tests.object_store import ObjectStore, serve_objects
+
+
+class FolderScheduling(LoadScopeScheduling):
+    """Gives one process all tests that need Ray, so that there is one cluster, and the others a file at a time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/cluster" if nodeid.startswith("tests/cluster/") else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FolderScheduling:
+    """Called by pytest-xdist where tests run in several processes (`-n 2`)."""
+    return FolderScheduling(config, log)
+
 
 LOUD = 0.2
 """Standard deviation of the LLMs' random weights: with the usual 0.02 a wrong position or mask would hardly be seen."""

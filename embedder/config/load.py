@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from pydantic_core import ErrorDetails
 
 from embedder.config.run import RunConfig
 from embedder.config.unknown_keys import RENAMED_VALUES, describe_unknown_key, locate_key, new_key
+from embedder.credentials import find_credential, masked
 from embedder.errors import ConfigError
-from embedder.storage.object_store import masked
 
 LARGEST_RUN_FILE = 2**20
 """Bytes; the longest of a real run has some thousand."""
@@ -36,12 +37,30 @@ def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
 
     Raises:
         ConfigError: the file is missing or no YAML mapping, a key is unknown, or a value has the wrong type. The
-            message begins with the override that gave the key, else with the file.
+            message begins with the override that gave the key, else with the file. Or a value looks like a credential,
+            which only the path of an object store may hold.
     """
     try:
-        return RunConfig.model_validate(raw_run(path, overrides))
+        config = RunConfig.model_validate(raw_run(path, overrides))
     except ValidationError as error:
         raise ConfigError(_first_problem(error, path, overrides or [])) from error
+    # As they are printed, because paths in object stores are so without their secrets.
+    for key, value in _texts(config.model_dump(mode="json")):
+        if (kind := find_credential(value)) is not None:
+            raise ConfigError(
+                f"{masked(_origin(key, path, overrides or [], above=True))}: {key} holds {kind}, which reports, model "
+                "cards and dashboards would show; put it into the environment of the nodes, or into a file of theirs"
+            )
+    return config
+
+
+def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text within settings, with the key it lies at."""
+    if isinstance(value, str):
+        yield key, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in items:
+        yield from _texts(inner, f"{key}.{name}" if key else str(name))
 
 
 def raw_run(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
+from embedder.credentials import masked
 from embedder.errors import ConfigError
-from embedder.storage.object_store import AnyPath, ObjectPath, masked
+from embedder.storage.object_store import AnyPath, ObjectPath
 
 
 def _local(path: Path) -> Path:

@@ -20,6 +20,10 @@ class ServeConfig(Section):
     changes. null: no key is asked for, which a service that listens beyond loopback refuses."""
     insecure: bool = False
     """Listen beyond loopback without keys, in a network that keeps strangers out by itself."""
+    host_names: list[str] = Field(default=[])
+    """Names, beside `localhost` and loopback addresses, under which a service without keys answers, such as that of a
+    front on the same machine. Others are refused, because a page of any site can let its own name point to loopback.
+    With keys, or `insecure`, every name will do."""
 
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Bytes of a request body. Larger ones are refused before they are parsed."""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import Field, field_validator
 
 from embedder.config.paths import Section
-
-SECRET_NAME = re.compile(r"(?i)key|token|secret|password|credential")
-"""Names of environment variables that the dashboard would show to everybody who may look at a job."""
+from embedder.credentials import is_secret
 
 
 class SubmitConfig(Section):
@@ -30,16 +26,18 @@ class SubmitConfig(Section):
         default=[".git", ".venv", ".cache", "runs", "tests", "benchmarks", "docs", "*.egg-info"]
     )
     """Patterns, as in .gitignore, of files that are not uploaded. Files that .gitignore and .rayignore name are left
-    out as well. What is larger than 100 MiB together is refused."""
+    out as well, and so are files whose names are those of credentials (`.env`, `keys.txt`, `*.pem`). A file that holds
+    one, and more than 100 MiB together, are refused."""
     env: dict[str, str] = Field(default={})
-    """Environment variables of the driver and its workers. The dashboard shows them, so secrets are refused."""
+    """Environment variables of the driver and its workers. The dashboard shows them, so what looks like a credential by
+    its name (`HF_AUTH`, `DB_PASSWD`) or its value is refused."""
 
     @field_validator("env")
     @classmethod
     def no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
         """Refuse what looks like a secret."""
-        for name in value:
-            if SECRET_NAME.search(name):
+        for name, given in value.items():
+            if is_secret(name, given):
                 raise ValueError(
                     f"{name} looks like a secret, which the dashboard would show; give it to the nodes by a role, a "
                     "mounted file or their own environment"

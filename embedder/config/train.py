@@ -182,7 +182,9 @@ class TrainConfig(Section):
     tensorboard: bool = False
     """Write event files to `training/RUN/tensorboard`."""
     mlflow: str | None = Field(default=None, min_length=1)
-    """Tracking address of an MLflow server that follows the training; needs the package mlflow. null: none."""
+    """Tracking address of an MLflow server that follows the training; needs the package mlflow. It holds no user or
+    password: these are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the workers. null:
+    none."""
     wandb: str | None = Field(default=None, min_length=1)
     """Project of Weights & Biases that follows the training; needs the package wandb, and its key in the environment of
     the workers. null: none."""

@@ -5,6 +5,7 @@ A text or a whole number is an id, and white space at its ends is nothing: 7, 7.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Callable, Mapping
 from reprlib import Repr
@@ -123,7 +124,7 @@ def as_id(value: object, name: str) -> str:
 
 
 def optional_texts(row: Row, key: str, *, strip: bool = True) -> list[str]:
-    """An optional list of texts of a row; empty where the row has none.
+    """An optional list of texts or numbers of a row, as texts; empty where the row has none.
 
     `strip`: without white space at their ends.
 
@@ -131,10 +132,11 @@ def optional_texts(row: Row, key: str, *, strip: bool = True) -> list[str]:
         RowError: it is no list, or an entry is of another type or blank.
     """
     values = _optional_list(row, key, "non-empty texts")
-    for i, text in enumerate(values):
-        if not isinstance(text, str) or is_blank(text):
-            raise RowError(f"{key} is not a list of non-empty texts; entry {i} is {shown(text)}")
-    return [text.strip() for text in values] if strip else list(values)
+    texts = [_as_text(value) for value in values]
+    for i, text in enumerate(texts):
+        if text is None or is_blank(text):
+            raise RowError(f"{key} is not a list of non-empty texts; entry {i} is {shown(values[i])}")
+    return [text.strip() if strip else text for text in texts if text is not None]
 
 
 def optional_text(row: Row, key: str) -> str | None:
@@ -146,11 +148,10 @@ def optional_text(row: Row, key: str) -> str | None:
     value = row.get(key)
     if value is None:
         return None
-    # NaN is what other tools write for a missing value; as a text it would be "nan".
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+    text = _as_text(value)
+    if text is None:
         raise RowError(f"{key} is {shown(value)}; a text is needed")
-    text = str(value).strip()
-    return None if is_blank(text) else text
+    return None if is_blank(text) else text.strip()
 
 
 def refuse_other_names(row: Row, *keys: str) -> None:
@@ -212,6 +213,16 @@ def optional_scores(row: Row, candidates: int, fields: str) -> list[float] | Non
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= FLOAT32_MAX:
             raise RowError(f"teacher_scores[{i}] is {shown(value)}; a finite number of at most 3.4e38 is needed")
     return [float(value) for value in scores]
+
+
+def _as_text(value: object) -> str | None:
+    """A text or number as a text, the years and counts that are answers for instance; None for all else."""
+    # A bool is an int too. NaN is what other tools write for a missing value; as a text it would be "nan".
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value)
 
 
 def is_blank(text: str) -> bool:

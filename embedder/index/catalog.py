@@ -14,6 +14,8 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from embedder.storage.durable import (
     locked,
     place_durably,
     remove_unfinished,
+    storage_failures,
     unfinished_folder,
     write_durably,
 )
@@ -68,7 +71,8 @@ class Catalog:
 
     def mark_built(self, version: str) -> None:
         """Note that a version was built from the corpus, not copied from another one."""
-        write_durably(self.folder / "built", f"{version}\n".encode())
+        with storage_failures(self.folder):
+            write_durably(self.folder / "built", f"{version}\n".encode())
 
     def built(self) -> str | None:
         """The version that was built last, if it is still there."""
@@ -81,7 +85,7 @@ class Catalog:
 
         Only if the alias has not left it again since that time, and names that successor.
         """
-        with locked(self.folder / "catalog.lock"):
+        with self._changing():
             previous = self.previous()
             if previous.get(alias, {}).get(version) == left_ns and self.aliases().get(alias) == successor:
                 del previous[alias][version]
@@ -112,11 +116,12 @@ class Catalog:
 
         Raises:
             ConfigError: there is no such version, or the alias is no name or that of a version.
+            StorageError: the disk is full, read-only or failing; the alias names what it named.
         """
         self._check_name(alias)
         if alias in self.versions():
             raise ConfigError(f"{alias!r} is a version of {self.folder}; an alias needs a name of its own")
-        with locked(self.folder / "catalog.lock"):
+        with self._changing():
             # Read under the lock: two jobs that move aliases at once must not undo each other's.
             aliases, previous, target = self.aliases(), self.previous(), self.resolve(version)
             if aliases.get(alias, target) != target:
@@ -128,7 +133,7 @@ class Catalog:
 
     def drop(self, alias: str) -> None:
         """Remove an alias; the version stays."""
-        with locked(self.folder / "catalog.lock"):
+        with self._changing():
             aliases, previous = self.aliases(), self.previous()
             aliases.pop(alias, None)
             previous.pop(alias, None)
@@ -137,7 +142,8 @@ class Catalog:
     def stage(self, version: str) -> Path:
         """A new folder to be filled with a bundle and then published under that name."""
         self._check_name(version)
-        return unfinished_folder(self.bundle(version))
+        with storage_failures(self.folder):
+            return unfinished_folder(self.bundle(version))
 
     def publish(self, staged: Path, version: str) -> None:
         """Make a filled folder, manifest included, one of the versions.
@@ -155,19 +161,22 @@ class Catalog:
                 raise ConfigError(f"{self.bundle(version)}: exists with another content; choose another name")
             shutil.rmtree(staged)
             return
-        place_durably(staged, self.bundle(version))
+        with storage_failures(self.folder):
+            place_durably(staged, self.bundle(version))
 
     def restore(self, bundle: Path, version: str) -> None:
         """Copy a bundle from elsewhere, such as a snapshot, once it is verified.
 
         Raises:
             BundleError: it is not whole; nothing was changed.
+            StorageError: the disk is full, read-only or failing; nothing was changed.
             ConfigError: there is another version of that name.
         """
         verify(bundle)
         staged = self.stage(version)
         try:
-            shutil.copytree(bundle, staged, dirs_exist_ok=True)
+            with storage_failures(staged.parent):
+                shutil.copytree(bundle, staged, dirs_exist_ok=True)
             verify(staged)
             self.publish(staged, version)
         finally:
@@ -179,7 +188,7 @@ class Catalog:
         Raises:
             ConfigError: it does not exist, an alias names it, or what was written to it is not in the next one yet.
         """
-        with locked(self.folder / "catalog.lock"):
+        with self._changing():
             if version not in self.versions():
                 raise ConfigError(f"{self.folder}: no version {version!r:.200}; there are {self.versions()}")
             named = [alias for alias, target in self.aliases().items() if target == version]
@@ -199,6 +208,16 @@ class Catalog:
         """Remove what kills have left; call it where nobody else is building or copying."""
         for name in ("versions", "states"):
             remove_unfinished(self.folder / name)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Keep other jobs that move aliases or remove versions out.
+
+        Raises:
+            StorageError: the disk is full, read-only or failing.
+        """
+        with storage_failures(self.folder), locked(self.folder / "catalog.lock"):
+            yield
 
     def _read(self) -> dict[str, Any]:
         path = self.folder / "aliases.json"

@@ -123,7 +123,10 @@ def _train(index: faiss.Index, vectors: Vectors) -> None:
 def save_approximate(index: faiss.Index, path: Path) -> None:
     """Write an index; HNSW over flat vectors without them, since the collection has them already."""
     flag = faiss.IO_FLAG_SKIP_STORAGE if isinstance(index, faiss.IndexHNSWFlat) else 0
-    swig.write_index(index, str(path), flag)
+    with path.open("wb") as file:
+        # Through Python's file, because FAISS's own ignores that the disk is full when it closes: half an index would
+        # count as a whole one.
+        swig.write_index(index, swig.PyCallbackIOWriter(file.write), flag)
 
 
 def save_flat(flat: faiss.IndexFlat, path: Path) -> None:

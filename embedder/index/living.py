@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +30,14 @@ from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, CollectionIdentity, History
 from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName, Row
-from embedder.index.exact import Ranked, Vectors, exact_search
+from embedder.index.exact import Vectors, exact_search
 from embedder.index.filters import Filter
 from embedder.index.log import Log, operations_schema
 from embedder.index.manifest import REMEDY
-from embedder.index.memtable import Memtable, MemtableView
+from embedder.index.memtable import Memtable, MemtableView, past_ties
 from embedder.index.results import SearchResults, merge, search_results
 from embedder.index.writes import Change
-from embedder.storage.durable import locked, place_durably, remove_unfinished, unfinished_folder, write_durably
+from embedder.storage.durable import appearing, locked, remove_unfinished, write_durably
 from embedder.words import query_words
 
 CURRENT = "CURRENT"
@@ -80,10 +80,7 @@ class MutableCollection:
         self.identity, self._bundled, self._state = identity, bundled, state
         self._lock = threading.RLock()
         self._reading = self._open()
-        if segments := self._segments():
-            # A kill may have cut the last write short.
-            with locked(self.write_lock):
-                Log(self._segment(max(segments)), self.identity).recover()
+        self._is_recovered = self._recover()
         with self._lock:
             self._catch_up()
 
@@ -104,9 +101,7 @@ class MutableCollection:
         base, view = self._view(wanted)
         parts = [search_results(base.rank(query_QD, k, parameters, view.stored), base.payload)]
         if view.num_live:
-            ranked = _past_ties(
-                lambda most: exact_search(query_QD, view.vectors, most, view.live), k, len(view.vectors)
-            )
+            ranked = past_ties(lambda most: exact_search(query_QD, view.vectors, most, view.live), k, len(view.vectors))
             parts.append(search_results(ranked, view))
         return merge(parts, k)
 
@@ -126,7 +121,7 @@ class MutableCollection:
             if view.num_live:
                 # Under the lock, because the memtable's word counts, unlike the view, change with every write.
                 counts = self._reading.memtable.words
-                written = _past_ties(lambda most: counts.rank(words, most, view.live), k, len(view.vectors))
+                written = past_ties(lambda most: counts.rank(words, most, view.live), k, len(view.vectors))
                 parts.append(search_results(written, view))
         parts.append(search_results(base.words.rank(words, k, view.stored), base.payload))
         return merge(parts, k)
@@ -224,10 +219,10 @@ class MutableCollection:
                 base, view, writes = self.freeze()
             # No lock is held from here on, because building may take minutes; searches and writes go on.
             final = self._generation(number)
-            folder = unfinished_folder(final)
-            write_compacted(base, view, History(number, writes), folder)
-            # On the disk before CURRENT names it, so that a kill between the two leaves the old generation valid.
-            place_durably(folder, final)
+            # On the disk before CURRENT names it, so that a kill between the two leaves the old generation valid. What
+            # a full disk cuts short is removed at once, because it takes the room that writes need.
+            with appearing(final) as folder:
+                write_compacted(base, view, History(number, writes), folder)
             digest = Collection.load(final, self.identity, check=False).info.digest
             write_durably(self._state / CURRENT, f"{number} {digest}\n".encode())
             self.adopt()
@@ -268,6 +263,18 @@ class MutableCollection:
     @property
     def write_lock(self) -> Path:
         return self._state / "write.lock"
+
+    def _recover(self) -> bool:
+        """End what a kill cut short in the last segment; returns False where the disk is read-only or fails."""
+        segments = self._segments()
+        try:
+            if segments:
+                with locked(self.write_lock):
+                    Log(self._segment(max(segments)), self.identity).recover()
+        except OSError:
+            # Searches are served all the same. What would be taken in is read where it stands.
+            return False
+        return True
 
     def _view(self, wanted: Filter | None = None) -> tuple[Collection, MemtableView]:
         with self._lock:
@@ -331,6 +338,8 @@ class MutableCollection:
             if has_successor:
                 reading.segment, reading.log = reading.segment + 1, Log(following, self.identity)
                 reading.position = reading.log.start
+                if not self._is_recovered:
+                    reading.log.peek()
                 continue
             if reading.log is not None and reading.log.path.exists():
                 return
@@ -386,15 +395,3 @@ class MutableCollection:
         for segment in self._segments():
             if segment < number:
                 os.unlink(self._segment(segment))
-
-
-def _past_ties(rank: Callable[[int], Ranked], k: int, most: int) -> Ranked:
-    """The k best rows of the memtable and all that tie with the last of them."""
-    # Rows here are in the order of writing: a tie that is cut off could be the one whose name comes first.
-    length = k
-    while True:
-        length = min(max(2 * length, k + 8), max(k, most))
-        ranked = rank(length)
-        is_enough = (ranked.row_QK[:, -1] < 0) | (ranked.score_QK[:, -1] < ranked.score_QK[:, k - 1])
-        if length >= most or is_enough.all():
-            return ranked

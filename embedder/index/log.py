@@ -15,6 +15,7 @@ import os
 import struct
 import weakref
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from embedder.errors import BundleError
 from embedder.index.collection import CollectionIdentity
 from embedder.index.documents import PAYLOAD
 from embedder.index.manifest import REMEDY
-from embedder.storage.durable import write_durably
+from embedder.storage.durable import READ_ONLY, write_durably
 
 FORMAT = 2
 MAGIC = b"LEMBLOG\n"
@@ -42,18 +43,22 @@ class Log:
     """One segment: the operations after the generation it is numbered after."""
 
     def __init__(self, path: Path, identity: CollectionIdentity) -> None:
-        """Open a segment.
+        """Open a segment, to be read alone where it may not be written.
 
         Raises:
             BundleError: it is missing, damaged, of another collection, or of another version of this program.
         """
         self.path, self.schema = path, operations_schema(identity.dimension)
+        self._peeked = (0, 0)
         try:
-            self._file = os.open(path, os.O_RDWR)
+            try:
+                self._open(os.O_RDWR)
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
+                self._open(os.O_RDONLY)
         except OSError as error:
             raise BundleError(f"{path}: not readable ({error.strerror}); {REMEDY}") from error
-        # Not at exit, where other threads may still read; the system closes it then.
-        weakref.finalize(self, os.close, self._file).atexit = False
         self.start = self._check_header(identity)
 
     @staticmethod
@@ -68,8 +73,11 @@ class Log:
         """Write operations; when this returns they are on the disk and visible. The caller holds the lock.
 
         Raises:
-            OSError: the disk is full or failing; nothing was written.
+            OSError: the disk is full, read-only or failing; nothing was written.
         """
+        if not self._is_writable:
+            # Asked anew each time: the folder may have become writable since.
+            self._open(os.O_RDWR)
         end = self.end()
         content = batch.serialize().to_pybytes()
         record = RECORD.pack(len(content), _checksum(end, content)) + content
@@ -77,11 +85,14 @@ class Log:
             _write(self._file, record, end)
             # Synced before the committed end moves over it, so that a power cut takes nothing before that end.
             os.fsync(self._file)
+            # Not synced: readers here see it at once, and after a power cut `recover` finds the record again.
+            _write(self._file, _checked_end(end + len(record)), len(MAGIC))
         except OSError:
-            os.ftruncate(self._file, end)
+            # Taken back, or `recover` would find what was refused. A disk that refuses this too has the next record
+            # written over it.
+            with suppress(OSError):
+                os.ftruncate(self._file, end)
             raise
-        # Not synced: readers on this machine see it at once, and after a power cut `recover` finds the record again.
-        _write(self._file, _checked_end(end + len(record)), len(MAGIC))
 
     @property
     def is_empty(self) -> bool:
@@ -97,7 +108,7 @@ class Log:
         if len(raw) == END.size:
             end, checksum = END.unpack(raw)
             if checksum == zlib.crc32(raw[:8]):
-                return int(end)
+                return self._past_peeked(int(end))
         raise self._damaged("its committed end is not readable")
 
     def read(self, first: int) -> tuple[list[pa.RecordBatch], int]:
@@ -124,6 +135,35 @@ class Log:
 
         The caller holds the lock.
         """
+        end, whole = self._whole()
+        if whole != end:
+            # As in `append`: the records must be on the disk before the end that acknowledges them.
+            os.fsync(self._file)
+            _write(self._file, _checked_end(whole), len(MAGIC))
+        if whole < os.fstat(self._file).st_size:
+            os.ftruncate(self._file, whole)
+
+    def peek(self) -> None:
+        """Read from now on what `recover` would take in too, where the file cannot be changed."""
+        self._peeked = self._whole()
+
+    def _past_peeked(self, end: int) -> int:
+        """The end up to which is read, given the one that the file tells."""
+        known, whole = self._peeked
+        if known < end < whole:
+            raise BundleError(
+                f"{self.path}: others wrote to it after it was opened read-only; start this process again"
+            )
+        return whole if end == known else end
+
+    def _open(self, access: int) -> None:
+        file = os.open(self.path, access)
+        # Not at exit, where other threads may still read; the system closes it then.
+        weakref.finalize(self, os.close, file).atexit = False
+        self._file, self._is_writable = file, access == os.O_RDWR
+
+    def _whole(self) -> tuple[int, int]:
+        """Where the acknowledged records end, and the whole ones that stand behind these."""
         end = position = self.end()
         content = _read(self._file, os.fstat(self._file).st_size - end, end)
         while position - end < len(content):
@@ -131,12 +171,7 @@ class Log:
             if batch is None:
                 break
             position += length
-        if position != end:
-            # As in `append`: the records must be on the disk before the end that acknowledges them.
-            os.fsync(self._file)
-            _write(self._file, _checked_end(position), len(MAGIC))
-        if position - end < len(content):
-            os.ftruncate(self._file, position)
+        return end, position
 
     def _record(self, content: bytes, position: int, offset: int) -> tuple[pa.RecordBatch | None, int]:
         """The record at a position of what was read from `offset` on, None if it is not whole; and its length."""

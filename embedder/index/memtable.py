@@ -5,6 +5,7 @@ What a search has been handed never changes: rows are only added, and masks are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from embedder.index.collection import Collection
 from embedder.index.documents import PAYLOAD, DocumentName, Row
-from embedder.index.exact import Vectors
+from embedder.index.exact import Ranked, Vectors
 from embedder.index.filters import Filter, Mask, matching
 from embedder.index.lexical import MemtableWords
 from embedder.index.metadata_index import MemtableMetadata
@@ -158,3 +159,15 @@ class Memtable:
     def _stored_row(self, name: DocumentName) -> int | None:
         row = self.base.row_of(name)
         return row if row is None or self._stored is None or self._stored[row] else None
+
+
+def past_ties(rank: Callable[[int], Ranked], k: int, most: int) -> Ranked:
+    """The k best rows of the memtable and all that tie with the last of them."""
+    # Rows here are in the order of writing: a tie that is cut off could be the one whose name comes first.
+    length = k
+    while True:
+        length = min(max(2 * length, k + 8), max(k, most))
+        ranked = rank(length)
+        is_enough = (ranked.row_QK[:, -1] < 0) | (ranked.score_QK[:, -1] < ranked.score_QK[:, k - 1])
+        if length >= most or is_enough.all():
+            return ranked

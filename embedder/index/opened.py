@@ -25,7 +25,7 @@ from embedder.index.living import CollectionStats, MutableCollection
 from embedder.index.results import SearchResults, fuse, merge
 from embedder.index.search_options import SearchOptions
 from embedder.index.writes import WRITES, Change
-from embedder.storage.durable import locked, write_durably
+from embedder.storage.durable import locked, storage_failures, write_durably
 
 FUSION_DEPTH = 100
 """Least length of the rankings that hybrid search fuses."""
@@ -104,6 +104,7 @@ class OpenIndex:
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
             DataError: the vectors do not fit; nothing of that shard was written.
+            StorageError: the disk takes nothing; what other shards have taken stays, and may be sent again.
         """
         with self._writing():
             for shard, positions in self._by_shard(task, [document.id for document in documents]).items():
@@ -115,6 +116,7 @@ class OpenIndex:
 
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
+            StorageError: as for `upsert`.
         """
         with self._writing():
             parts = self._by_shard(task, [document_id for document_id, _ in names])
@@ -164,6 +166,7 @@ class OpenIndex:
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
             DataError: the vectors do not fit; nothing of that shard was written.
+            StorageError: as for `upsert`.
         """
         with self._writing():
             parts = self._by_shard(task, [change.name[0] for change in changes])
@@ -181,8 +184,12 @@ class OpenIndex:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Keep snapshots out, and bind the state to this bundle."""
-        with locked(self._state / "batch.lock", shared=True):
+        """Keep snapshots out, and bind the state to this bundle.
+
+        Raises:
+            StorageError: the disk is full, read-only or failing.
+        """
+        with storage_failures(self._state), locked(self._state / "batch.lock", shared=True):
             # Before the first write: a state without the mark would fit any bundle of that name.
             if not self._mark.is_file():
                 write_durably(self._mark, self.manifest.digest.encode())
@@ -195,8 +202,14 @@ class OpenIndex:
         }
 
     def compact(self, least_rows: int = 1) -> int:
-        """Compact every collection with that many uncompacted rows; returns how many were. For a background thread."""
-        return sum(collection.compact() for collection in self._all() if collection.stats().uncompacted >= least_rows)
+        """Compact every collection with that many uncompacted rows; returns how many were. For a background thread.
+
+        Raises:
+            StorageError: the disk is full, read-only or failing; all is as it was.
+        """
+        with storage_failures(self._state):
+            due = [collection for collection in self._all() if collection.stats().uncompacted >= least_rows]
+            return sum(collection.compact() for collection in due)
 
     def adopt(self) -> int:
         """Go over to what other processes have compacted; returns for how many collections. For a background thread."""
@@ -207,12 +220,14 @@ class OpenIndex:
 
         Raises:
             ConfigError: not all shards are open here, or there is another version of that name.
+            StorageError: the disk is full, read-only or failing; there is no such version then.
         """
         if any(len(shards) != self.manifest.num_shards for shards in self.collections.values()):
             raise ConfigError(f"a snapshot needs all {self.manifest.num_shards} shards open in one process")
         staged = catalog.stage(version)
         try:
-            self._write_snapshot(staged)
+            with storage_failures(staged.parent):
+                self._write_snapshot(staged)
             catalog.publish(staged, version)
         finally:
             shutil.rmtree(staged, ignore_errors=True)

@@ -6,6 +6,8 @@ import re
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from embedder.credentials import masked
+
 NONE, MINUS = "–", "−"
 """What stands for a number that is not known, and before one below 0."""
 
@@ -14,7 +16,7 @@ TEXT_CHARACTERS = 300
 
 
 def render(template: str, **values: object) -> str:
-    """Fill a template of `templates/` with values.
+    """Fill a template of `templates/` with values; what looks like a credential is masked in the result.
 
     Every text of a page is escaped; in Markdown (`.md.j2`) none is. Texts of a corpus must go through `printable` as
     well.
@@ -22,7 +24,7 @@ def render(template: str, **values: object) -> str:
     Raises:
         jinja2.TemplateError: the template asks for a value that it was not given.
     """
-    return PAGES.get_template(template).render(values)
+    return masked(PAGES.get_template(template).render(values))
 
 
 def printable(text: str, most: int = TEXT_CHARACTERS) -> str:

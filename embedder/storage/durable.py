@@ -1,17 +1,48 @@
-"""Files that survive a kill and a power cut: written beside, synced, then renamed; and locks between processes."""
+"""Files that survive a kill and a power cut: written beside, synced, then renamed; locks; what a full disk means."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from embedder.errors import StorageError
+
 UNFINISHED = ".unfinished-"
 """Prefix of what a kill may leave behind; nobody reads it, and the next writer removes it."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a disk, or of a quota or limit, that has no room."""
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+"""Errors of files that this process may read and not write."""
+
+
+@contextmanager
+def storage_failures(folder: Path) -> Iterator[None]:
+    """Tell in one line why files below a folder cannot be written.
+
+    Raises:
+        StorageError: the system refused what the block wanted to write.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Arrow and shutil tell the number in their text alone.
+        told_number = re.search(r"(?i)\[errno (\d+)\]", str(error))
+        number = error.errno or (int(told_number[1]) if told_number else 0)
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        if number in FULL:
+            told = f"the disk is full ({reason}); make room and send it again, a restart is not needed"
+        elif number in READ_ONLY:
+            told = f"read-only here ({reason}); what is there is read and nothing written, until this user may write"
+        else:
+            told = f"the disk fails ({reason}); see the logs of the system, and send it again once it works"
+        raise StorageError(f"{folder}: {told}") from error
 
 
 def sync_path(path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+from embedder.credentials import masked
 from embedder.errors import NotFiniteError
 from embedder.storage.object_store import AnyPath, replacing
 
 
 def write_json(value: object, path: AnyPath) -> None:
-    """Write JSON as one file, which appears as a whole.
+    """Write JSON as one file, which appears as a whole; what looks like a credential is masked in it.
 
     Raises:
         NotFiniteError: a number of it is NaN or infinite, which JSON cannot hold.
@@ -20,4 +21,4 @@ def write_json(value: object, path: AnyPath) -> None:
     except ValueError as error:
         raise NotFiniteError(f"{path}: not written, a number of it is NaN or infinite ({error})") from error
     with replacing(path) as file:
-        file.write((text + "\n").encode())
+        file.write((masked(text) + "\n").encode())

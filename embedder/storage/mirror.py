@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
 from embedder.console import console, progress
+from embedder.credentials import is_secret_file
 from embedder.errors import DataError
 from embedder.storage.durable import write_durably
 from embedder.storage.json_file import write_json
@@ -262,9 +263,11 @@ def unsent(path: ObjectPath) -> list[str]:
 
 
 def is_mirrored(name: str) -> bool:
-    """Whether a file of a run is sent and fetched: no scratch, no lock, not the mirror's own, not a service's."""
+    """Whether a file of a run is sent and fetched: no scratch, lock or key, not the mirror's own, not a service's."""
     hidden = any(part.startswith(".") for part in name.split("/"))
-    return not (hidden or name.endswith(".lock") or name == STATE or name.startswith(KEPT_HERE))
+    # By its own name alone, because folders of a run are named after datasets.
+    is_secret = is_secret_file(PurePosixPath(PurePosixPath(name).name))
+    return not (hidden or is_secret or name.endswith(".lock") or name == STATE or name.startswith(KEPT_HERE))
 
 
 def _raise_unless_gone(error: OSError) -> None:

@@ -27,6 +27,7 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import fs
 
+from embedder.credentials import masked
 from embedder.errors import ConfigError, DataError
 
 URI = re.compile(
@@ -39,12 +40,6 @@ LONGEST_NAME = 255
 """Bytes of a file's name on Linux and macOS."""
 BUFFER_BYTES = 8 * 2**20
 """Read at once from an object: each piece costs a round trip."""
-
-
-def masked(text: str) -> str:
-    """A text in which no user info and no secret parameter of a URI can be read, not even of a malformed one."""
-    text = re.sub(r"://[^\s'\"]*@", "://***@", text)
-    return re.sub(r"(?i)([?&][^=&\s]*(?:key|password|secret|token)[^=&\s]*=)[^&\s'\"]+", r"\1***", text)
 
 
 @dataclass(frozen=True)

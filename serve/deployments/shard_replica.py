@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from embedder.config.serve import ServeConfig
-from embedder.errors import BundleError, EmbedderError
+from embedder.errors import BundleError, EmbedderError, StorageError
 from embedder.index.bundle import read_manifest
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
@@ -24,6 +24,10 @@ logger = logging.getLogger("ray.serve")
 
 TIDY_EVERY_S = 5.0
 """Between two looks at what others have compacted, and at what is to be compacted or unloaded."""
+
+
+NO_ROOM_S = 60.0
+"""After a compaction that the disk refused, until the next one."""
 
 
 class ShardReplica:
@@ -40,6 +44,7 @@ class ShardReplica:
         self._source, self._settings = source, settings
         self._slice = (slice_number, num_slices)
         self._metrics = ShardMetrics(slice_number)
+        self._compact_from = 0.0
         self._indexes = VersionCache(self._load)
         self._indexes.preload(source.named()[: settings.max_versions], deployed)
         # A thread, because compaction takes minutes of CPU and Ray's event loop must answer health checks meanwhile.
@@ -53,6 +58,7 @@ class ShardReplica:
             ConfigError: there is no such task, or the document's shard is not here.
             DataError: vectors do not fit.
             BundleError: the version is missing or damaged.
+            StorageError: the disk takes nothing; searches go on.
         """
         if method not in INDEX_CALLS:
             raise ValueError(f"{method!r:.200} is not a call of the index; there are {sorted(INDEX_CALLS)}")
@@ -101,9 +107,14 @@ class ShardReplica:
         try:
             # First, because another replica may have compacted already, and then there is nothing to do here.
             index.adopt()
-            if compacted := index.compact(self._settings.compact_after_rows):
+            may_compact = time.monotonic() > self._compact_from
+            if may_compact and (compacted := index.compact(self._settings.compact_after_rows)):
                 logger.info("compacted collections", extra={"collections": compacted})
             self._metrics.sizes(index)
+        except StorageError as error:
+            # Later, because on a full disk each attempt builds a collection in vain and takes the room of writes.
+            self._compact_from = time.monotonic() + NO_ROOM_S
+            logger.error("writes are not compacted: %s", error)
         except (EmbedderError, OSError, RuntimeError, ValueError) as error:
             # Logged and not raised: what is wrong with one version must not keep the others from being compacted.
             logger.error("the index cannot be tidied: %s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from benchmarks.serving_front import CONFIGURATION
 from embedder.config.load import load_run
 from embedder.errors import ConfigError
 from serve.app import build, build_run
@@ -25,6 +27,7 @@ MANIFESTS = [
     for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))
 ]
 RAY = [(name, each) for name, each in MANIFESTS if each["apiVersion"] == "ray.io/v1"]
+(FRONT,) = (each for _, each in MANIFESTS if each["kind"] == "Deployment")
 every = pytest.mark.parametrize(("name", "manifest"), MANIFESTS, ids=lambda each: str(each)[:40])
 every_ray = pytest.mark.parametrize(("name", "manifest"), RAY, ids=lambda each: str(each)[:40])
 
@@ -104,7 +107,7 @@ def test_disruption_budgets_and_network_policies_select_the_pods() -> None:
         {**pod["metadata"]["labels"], "ray.io/node-type": role}
         for _, manifest in RAY
         for role, pod in zip(("head", "worker"), pods_of(manifest), strict=False)
-    ]
+    ] + [FRONT["spec"]["template"]["metadata"]["labels"]]
     for _, manifest in MANIFESTS:
         selector = manifest.get("spec", {}).get(
             "selector" if manifest["kind"] == "PodDisruptionBudget" else "podSelector"
@@ -112,6 +115,23 @@ def test_disruption_budgets_and_network_policies_select_the_pods() -> None:
         if manifest["kind"] in {"PodDisruptionBudget", "NetworkPolicy"} and selector:
             wanted = selector["matchLabels"].items()
             assert any(wanted <= each.items() for each in labels), manifest["metadata"]["name"]
+
+
+def test_front_is_restricted_bounded_and_before_the_service() -> None:
+    """It runs the configuration that tests/unit/test_front.py attacks, and is the one way to the service."""
+    pod = FRONT["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["automountServiceAccountToken"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] and container["resources"]["limits"]
+    assert container["command"][-1].endswith("-f serve/front/haproxy.cfg")
+    settings = {each["name"]: each["value"] for each in container["env"]}
+    assert settings.keys() <= set(re.findall(r"presetenv (\w+)", CONFIGURATION.read_text(encoding="utf-8")))
+    (service,) = (manifest for _, manifest in RAY if manifest["kind"] == "RayService")
+    port = serve_config()["http_options"]["port"]
+    assert settings["FRONT_SERVICE"] == f"{service['metadata']['name']}-serve-svc:{port}"
+    policies = {each["metadata"]["name"]: each["spec"] for _, each in MANIFESTS if each["kind"] == "NetworkPolicy"}
+    (rule,) = policies["service"]["ingress"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": FRONT["spec"]["template"]["metadata"]["labels"]}}]
 
 
 def serve_config() -> dict[str, Any]:

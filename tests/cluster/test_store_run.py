@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 
 from embedder.config.load import load_run
 from embedder.run.workspace import workplace
+from embedder.storage.mirror import read_state
 from embedder.storage.object_store import ObjectPath
 from tests.cluster.conftest import Cluster
 from tests.cluster.label_helpers import Driver
@@ -61,11 +63,24 @@ def run_stages(driver: Driver, run_file: Path, *stages: str) -> None:
 
 
 def kill_while_it_trains(driver: Driver, run_file: Path, work: ObjectPath) -> None:
-    """Kill the driver when the store has a checkpoint and some steps."""
+    """Kill the driver when the store has a checkpoint and some steps, and no file there is being replaced.
+
+    Killed in the middle of that, it would have to go on on the same machine (tests/unit/test_mirror.py).
+    """
     driver.begin(run_file, stage="train")
     wanted = {"manifest.json", "metrics.jsonl"}
     wait_until(lambda: wanted <= {name.rpartition("/")[2] for name in of_training(work)}, 120)
+
+    def stands_between_pushes() -> bool:
+        # Stopped before the look, so that it cannot begin a push between the look and its death.
+        driver.process.send_signal(signal.SIGSTOP)
+        if not read_state(work).replacing:
+            return True
+        driver.process.send_signal(signal.SIGCONT)
+        return False
+
     assert driver.process.poll() is None
+    wait_until(stands_between_pushes, 60)
     driver.process.kill()
     driver.process.wait()
 

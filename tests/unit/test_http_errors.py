@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 
-from embedder.errors import BundleError, ConfigError
+from embedder.errors import BundleError, ConfigError, StorageError
 from serve.http_errors import ApiError, install_handlers
 from serve.schemas.search_schemas import SearchRequest
 from serve.schemas.state_schemas import ErrorResponse, TeiError
@@ -24,6 +24,8 @@ RAISED = {
     "unavailable": (ApiError(503, "not ready"), 503, "server_error"),
     "overloaded": (ApiError(429, "too many"), 429, "overloaded"),
     "wrong": (ConfigError("no such task"), 400, "invalid_request_error"),
+    "full": (StorageError("/secret/path: the disk is full"), 507, "server_error"),
+    "unreadable": (OSError(116, "Stale file handle", "/secret/path"), 503, "server_error"),
     "damaged": (BundleError("/secret/path: SHA-256 differs"), 503, "server_error"),
 }
 
@@ -56,7 +58,7 @@ def test_http_error_has_the_shape_and_status_of_its_kind(client, name):
     assert ErrorResponse.model_validate(response.json()).error.type == kind
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     assert response.headers.get("retry-after") == ("1" if status in {429, 503} else None)
-    assert response.headers.get("x-should-retry") == ("false" if status in {500, 502} else None)
+    assert response.headers.get("x-should-retry") == ("false" if status in {500, 502, 507} else None)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_api_error_names_the_parameter_and_survives_the_way_from_a_replica(clien
     assert pickle.loads(pickle.dumps(RAISED["refused"][0])).detail == RAISED["refused"][0].detail
 
 
-@pytest.mark.parametrize("name", ["unexpected", "damaged"])
+@pytest.mark.parametrize("name", ["unexpected", "damaged", "full", "unreadable"])
 def test_http_error_of_an_unexpected_failure_tells_nothing_of_the_server(client, name):
     assert "secret" not in client.get(f"/raise/{name}").text
 

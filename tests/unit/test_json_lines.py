@@ -179,6 +179,9 @@ AWKWARD = {
     "a list for a text": ({"category": ["x"]}, "category is ['x']"),
     "a truth for a text": ({"subject": True}, "subject is True"),
     "a text for a list": ({"answers": "yes"}, "answers is not a list of non-empty texts, but 'yes'"),
+    "numbers among answers": ({"answers": [1945, 3.5, "x"]}, None),
+    "a truth among answers": ({"answers": [True]}, "entry 0 is True"),
+    "an endless number among answers": ({"answers": [float("inf")]}, "entry 0 is inf"),
     "an object for a list": ({"pos_ids": {"p0": 1}}, "pos_ids is not a list of ids, but {'p0': 1}"),
 }
 
@@ -188,6 +191,11 @@ def test_layout_reader_decides_about_awkward_values(tmp_path, fields, reason):
     got = read_layout(tmp_path, corpus=CORPUS, train=[question(1), question(9, **fields)])
     assert [reason in row.reason for row in got.rejected] == ([] if reason is None else [True])
     assert len(got.queries["train"]) == 2 - len(got.rejected)
+
+
+def test_layout_reader_reads_numbers_of_lists_as_their_texts(tmp_path):
+    got = read_layout(tmp_path, corpus=CORPUS, train=[question(1, answers=[1945, 3.5, " x "])])
+    assert got.queries["train"][0]["answers"] == ["1945", "3.5", "x"]
 
 
 def test_damaged_archive_is_refused_with_its_line(tmp_path):

@@ -72,8 +72,10 @@ def test_load_shedding_refuses_requests_for_vectors_in_the_shape_of_their_route(
     answer = client.post("/embed")
     assert (answer.status_code, answer.json()["error_type"]) == (429, "overloaded")
     assert len(answer.headers["x-request-id"]) == 36
+    assert "connection" not in answer.headers
+    assert client.post("/embed", content=b"x" * 100_000).headers["connection"] == "close"
     assert client.post("/v1/search", content="a search").text == "a search"
-    assert state.refused == 4
+    assert state.refused == 5
 
 
 def request(path: str = "/v1/embeddings", method: str = "POST") -> dict[str, object]:

@@ -164,6 +164,13 @@ def test_this_repository_is_small_enough(monkeypatch):
     [
         (["paths.work=s3://KEY:SECRET@bucket/run"], "credentials"),
         (["submit.env={AWS_SECRET_ACCESS_KEY: x}"], "looks like a secret"),
+        (["submit.env={HF_AUTH: x}"], "HF_AUTH looks like a secret"),
+        (["submit.env={DB_PASSWD: x}"], "DB_PASSWD looks like a secret"),
+        (["submit.env={URL: 'http://user:pw@host'}"], "URL looks like a secret"),
+        (
+            ["train.steps=8", "train.batch_size=8", "train.mlflow=http://user:pw@host"],
+            "train.mlflow holds a URI with a user or password",
+        ),
         (["submit.address=http://user:pw@head:8265"], "submit.address"),
         (["submit.excludes=[run.yaml]"], "is not uploaded"),
     ],

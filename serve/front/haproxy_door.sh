@@ -1,7 +1,7 @@
 #!/bin/sh
 # HAProxy with a door, for Ray Serve: it refuses requests before a replica of ours has seen them.
 #
-#   RAY_SERVE_HAPROXY_BINARY_PATH=/path/to/serve/haproxy_door.sh LLM_EMBEDDER_PROXY_REQUESTS=128 ray start --head ...
+#   RAY_SERVE_HAPROXY_BINARY_PATH=/path/to/serve/front/haproxy_door.sh LLM_EMBEDDER_PROXY_REQUESTS=128 ray start --head ...
 #
 # Ray has no setting for rules of its own. It starts this script in place of the binary, at each reload too, and the
 # script adds rules to the configuration that Ray has written and becomes HAProxy. No Python here: starting one takes
@@ -32,7 +32,7 @@ for argument in "$@"; do
                 print "    acl of_tei path_reg /embed/?$"
                 # Drawn at random, so that clients do not come back together.
                 print "    http-request set-var(txn.wait) rand(2000),add(1000)"
-                print "    http-request set-header x-request-id %[uuid] if !{ req.hdr(x-request-id) -m found }"
+                print "    http-request set-header x-request-id %[uuid] if !{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._:-]{1,64}$ }"
                 print "    http-request return status 429 content-type application/json " headers \
                     " string \"{\\\"error\\\":\\\"" message "\\\",\\\"error_type\\\":\\\"overloaded\\\"}\" " full " of_tei"
                 print "    http-request return status 429 content-type application/json " headers \

@@ -1,0 +1,154 @@
+"""The service under attack, behind the front that is shipped, while honest clients go on.
+
+    python -m benchmarks.serving_attacks < TARGET.json > ENDED.json
+
+is the attacker, in a process of its own: every attack of `hostile_requests` and `hostile_bodies`, again and again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from typing import Any
+
+import psutil
+
+from benchmarks.hostile_bodies import BODIES, FRESH, TITLED
+from benchmarks.hostile_requests import WIRE, Target, besiege
+from benchmarks.serving_front import front
+from benchmarks.serving_index import ALIAS, TASK, Texts
+from benchmarks.serving_load import Ask, Load, finish, run, start
+from benchmarks.serving_systems import WAYS, System
+
+Found = dict[str, Any]
+Ours = Callable[..., AbstractContextManager[System]]
+CLIENTS = 8
+QUIET_S = 20.0
+LOOK_EVERY_S = 2.0
+"""Between two looks at memory."""
+REST_S = 15.0
+"""Between the last attack and the last look at memory."""
+
+
+def attack_part(ours: Ours, texts: Texts, seconds: float, ways: list[str] | None = None) -> Found:
+    """Every attack for so long, mixed with honest load, once for each way in which the service is offered."""
+    found = {way: _attacked(ours, texts, seconds, way) for way in ways or list(WAYS)}
+    return {
+        "attack_crashes": sum(each["crashes"] for each in found.values()),
+        "attack_p99_ratio": max(each["p99_ratio"] for each in found.values()),
+        "attack_memory_growth": max(each["memory_growth"] for each in found.values()),
+        "attack_memory_peak": max(each["memory_peak"] for each in found.values()),
+        "attack_failed": sum(each["failed"] for each in found.values()),
+        "by_way": found,
+    }
+
+
+def honest(system: System, texts: Texts) -> list[Ask]:
+    """Embeddings, searches and prompts by turns."""
+    short = texts.short[:100]
+    asks = zip(
+        system.embed(short),
+        system.search(short),
+        [Ask("/v1/retrieve/qa", {"query": text, "k": 3}) for text in short],
+        strict=True,
+    )
+    return [ask for group in asks for ask in group]
+
+
+def _attacked(ours: Ours, texts: Texts, seconds: float, way: str) -> Found:
+    with ours(way=way, max_ingress_replicas=1) as direct, front(direct.port, direct.port + 9) as process:
+        system = replace(direct, port=direct.port + 9)
+        asks = honest(system, texts)
+        run(system.spec(asks, CLIENTS, 5.0))
+        quiet = run(system.spec(asks, CLIENTS, min(QUIET_S, seconds)))
+        before, standing = _memory(system, process), set(system.tell("pids"))
+        attacker = _start(Target(system.port, system.key), seconds)
+        loading, during = start(system.spec(asks, CLIENTS, seconds)), [before]
+        while attacker.poll() is None:
+            time.sleep(LOOK_EVERY_S)
+            during.append(_memory(system, process))
+        under, ended = finish(loading), _finish(attacker)
+        time.sleep(REST_S)
+        rested = _memory(system, process)
+        crashes = len(standing - set(system.tell("pids"))) + (process.poll() is not None)
+        after = run(system.spec(asks, CLIENTS, 5.0))
+        _forget(direct)
+    peak = max(during, key=lambda memory: sum(memory.values()))
+    print(f"  {way}: {crashes} crashes; MiB before {before}\n    at most {peak}\n    after a rest {rested}")
+    return _figures(way, quiet, under, after, ended) | {
+        "crashes": crashes,
+        "memory_growth": _growth(before, rested),
+        "memory_peak": _growth(before, peak),
+        "memory_mib": {"before": before, "peak": peak, "rested": rested},
+    }
+
+
+def _growth(before: dict[str, float], after: dict[str, float]) -> float:
+    """Of all parts together: one that has little may take twice of it."""
+    return round(sum(after.values()) / sum(before.values()) - 1, 3)
+
+
+def _forget(system: System) -> None:
+    """Delete what attacks have written, or the next part would search it."""
+    names = [{"id": f"attack-{number}"} for number in range(FRESH)] + [{"id": f"attack-{name}"} for name, _ in TITLED]
+    system.ask("POST", f"/v1/indexes/{ALIAS}/documents/delete", {"task": TASK, "documents": names})
+
+
+def _figures(way: str, quiet: Load, under: Load, after: Load, ended: dict[str, Counter[str]]) -> Found:
+    ratio = under.percentile(99) / quiet.percentile(99)
+    print(f"  {way}: p99 {quiet.percentile(99):.0f} ms, under attack {under.percentile(99):.0f} ({ratio:.1f}x)")
+    print(f"  honest requests {under.statuses} {under.examples[:2]}; after it {after.statuses}")
+    for name, outcomes in ended.items():
+        print(f"    {name}: {dict(outcomes)}")
+    sys.stdout.flush()
+    return {
+        "p99_ratio": round(ratio, 2),
+        "failed": under.failed + after.failed,
+        "quiet": quiet.figures(),
+        "under": under.figures(),
+        "after": after.figures(),
+        "attacks": {name: dict(outcomes) for name, outcomes in ended.items()},
+        "examples": under.examples,
+    }
+
+
+def _memory(system: System, process: subprocess.Popen[bytes]) -> dict[str, float]:
+    """MiB of each part of the service and of the front."""
+    found = {name: round(sum(sizes), 1) for name, sizes in system.tell("memory").items()}
+    return found | {"front": round(psutil.Process(process.pid).memory_full_info().uss / 2**20, 1)}
+
+
+def _start(target: Target, seconds: float) -> subprocess.Popen[str]:
+    """The attacker: a process of its own, so that what it costs the load generator is a core and not a lock."""
+    command = [sys.executable, "-m", "benchmarks.serving_attacks"]
+    attacker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
+    assert attacker.stdin is not None
+    attacker.stdin.write(json.dumps({"target": asdict(target), "seconds": seconds}))
+    attacker.stdin.close()
+    return attacker
+
+
+def _finish(attacker: subprocess.Popen[str]) -> dict[str, Counter[str]]:
+    assert attacker.stdout is not None
+    said = attacker.stdout.read()
+    if attacker.wait() != 0:
+        raise RuntimeError("the attacker failed; its error stands above")
+    return {name: Counter(outcomes) for name, outcomes in json.loads(said).items()}
+
+
+def main() -> None:
+    """Attack whom stdin names."""
+    given = json.load(sys.stdin)
+    until = time.monotonic() + given["seconds"]
+    json.dump(besiege(Target(**given["target"]), WIRE | BODIES, until), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
