@@ -38,10 +38,13 @@ class Throughput:
         self._work = self._seconds = 0.0
         self._mark: float | None = None
 
-    def done(self, work: float, *, more: bool) -> None:
-        """Note work that has ended; `more` waits, so that the time until the next end is spent on work alone."""
+    def done(self, work: float | None, *, more: bool) -> None:
+        """Note work that has ended; `more` waits, so that the time until the next end is spent on work alone.
+
+        None: it was given up, which says nothing of the speed.
+        """
         now = self._clock()
-        if self._mark is not None:
+        if self._mark is not None and work is not None:
             seconds = now - self._mark
             # By busy time and not by the clock on the wall: what was measured before a quiet hour still holds.
             fading = math.exp(-seconds / MEMORY_S)

@@ -214,21 +214,23 @@ class Coalescer:
     def _called(self, lane: _Lane, group: list[tuple[_Request, Piece]], call: asyncio.Task[list[Outcome]]) -> None:
         """Tell everybody who waits what a call has brought, and begin the next one."""
         lane.calls.discard(call)
-        done = 0.0
+        done: float | None = None
         # Asked first, because `exception` of a cancelled task raises.
         if not call.cancelled():
             failure = call.exception()
             outcomes: Sequence[Outcome | BaseException] = call.result() if failure is None else [failure] * len(group)
-            for (request, piece), outcome in zip(group, outcomes, strict=True):
-                done += self._note(lane, request, piece, outcome)
+            done = sum(self._note(lane, *sent, outcome) for sent, outcome in zip(group, outcomes, strict=True))
         self._send_on(lane)
         lane.room.throughput.done(done, more=bool(lane.waiting))
         lane.shed(self._clock())
 
     def _note(self, lane: _Lane, request: _Request, piece: Piece, outcome: Outcome | BaseException) -> float:
         """Note what became of a piece; returns the work that was done, in the unit in which it waited."""
-        work = 0.0
-        if isinstance(outcome, Encoded):
+        if isinstance(outcome, BaseException):
+            # A text that is refused was work too: else a few bad requests would make the encoders look slow.
+            is_answer = isinstance(outcome, ApiError) and outcome.status == 400
+            work = self._estimate.of(piece.texts) if is_answer else 0.0
+        else:
             # Before the estimate learns, so that it leaves as what it came in as.
             work = min(request.work, self._estimate.of(piece.texts))
             self._estimate.learn(piece.texts, outcome.tokens, outcome.limit)

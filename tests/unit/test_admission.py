@@ -40,6 +40,9 @@ def test_throughput_counts_busy_time_alone_and_follows_a_change(clock: Clock) ->
         clock.now += 0.5
         throughput.done(50.0, more=True)
     assert throughput.rate == pytest.approx(100)
+    clock.now += 100
+    throughput.done(None, more=True)
+    assert throughput.rate == pytest.approx(100)
     for _ in range(40):
         clock.now += 0.5
         throughput.done(25.0, more=True)
