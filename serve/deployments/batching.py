@@ -1,7 +1,7 @@
 """Texts of many requests in one forward pass: small requests first, then large ones by age, a poisoned text alone.
 
-No waiting for more: while a batch is computed, what arrives waits for the next one. Large requests always keep a part
-of the batch. Needs neither Ray nor the web.
+No waiting for more: while a batch is computed, what arrives waits for the next one. Large requests always keep a
+share. Needs neither Ray nor the web.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ Observe = Callable[[int, int, float], None]
 
 SMALL_TOKENS = 1024
 """Of all rows of a small request at most."""
+
+LARGE_PER_SMALL = 1 / 3
+"""Tokens of large requests for each token of small ones, at least: small ones alone must not starve them."""
 
 FAILURES = (RuntimeError, IndexError, ValueError, TypeError, MemoryError)
 """What a forward pass raises on rows it cannot take, and where memory is short (torch's own is a RuntimeError)."""
@@ -81,6 +84,8 @@ class TokenBatcher:
         self._executor, self._observe = executor, observe
         self._small: deque[_Job] = deque()
         self._large: deque[_Job] = deque()
+        self._earned = 0.0
+        """Tokens of large requests that are due beside small ones."""
         self._running: asyncio.Task[None] | None = None
 
     async def submit(self, rows: list[TokenRow], deadline: float = math.inf) -> np.ndarray:
@@ -123,15 +128,26 @@ class TokenBatcher:
             self._running = None
 
     def _take(self) -> list[tuple[_Job, int]]:
-        """The rows of the next batch: small requests first, and with them a part for large ones."""
+        """The rows of the next batch: small requests first, and of large ones as much as they have earned meanwhile."""
         now = time.monotonic()
-        # A small part, because small requests wait for it in each batch; a part, so that large ones always go on.
-        part = min(self._step, self._budget // 4)
-        small = _rows(self._small, self._budget - part if self._large else self._budget, now)
-        return small + _rows(self._large, part if small else self._step, now)
+        batch = _rows(self._small, self._budget, now, at_least=1)
+        if not batch:
+            self._earned = 0.0
+            return _rows(self._large, self._step, now, at_least=1)
+        if self._large:
+            # By tokens and not a part of each batch: queries come in twos and threes, and each would wait for the part.
+            self._earned += LARGE_PER_SMALL * _tokens(batch)
+            large = _rows(self._large, int(self._earned), now, at_least=0)
+            self._earned -= _tokens(large)
+            batch += large
+        return batch
 
 
-def _rows(jobs: deque[_Job], budget: int, now: float) -> list[tuple[_Job, int]]:
+def _tokens(batch: list[tuple[_Job, int]]) -> int:
+    return sum(len(job.rows[i]) for job, i in batch)
+
+
+def _rows(jobs: deque[_Job], budget: int, now: float, *, at_least: int) -> list[tuple[_Job, int]]:
     """The next rows of the jobs, those of the oldest one first: of equal ones some then end early, not all late."""
     batch: list[tuple[_Job, int]] = []
     while jobs:
@@ -142,8 +158,8 @@ def _rows(jobs: deque[_Job], budget: int, now: float) -> list[tuple[_Job, int]]:
             jobs.popleft()
             continue
         row = job.order[job.taken]
-        # A row longer than the budget goes nevertheless; it would never fit otherwise.
-        if batch and len(job.rows[row]) > budget:
+        # A row longer than the budget goes nevertheless where one must; it would never fit otherwise.
+        if len(batch) >= at_least and len(job.rows[row]) > budget:
             break
         batch.append((job, row))
         budget -= len(job.rows[row])

@@ -178,8 +178,8 @@ class EncoderReplica:
                 budget = together = step = self._settings.batch_tokens
                 if not self._settings.gpus_per_replica:
                     together = min(budget, THREAD_TOKENS * torch.get_num_threads())
-                    # A CPU is no faster with more texts of a large request, and a query waits half as long.
-                    step = together // 2
+                    # Eight short texts: a CPU is no faster with more, and a query may have to wait for them.
+                    step = together // 3
                 encoder = load_inference_encoder(config.model_copy(update={"batch_tokens": together}))
                 run = partial(self._compute, encoder)
                 model = _Model(encoder, TokenBatcher(run, budget, step, self._computing, self._metrics.batch))

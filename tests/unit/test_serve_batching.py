@@ -78,18 +78,19 @@ def test_batcher_gives_every_request_its_own_vectors_in_its_order(requests, budg
     assert sum(map(len, model.batches)) == 1 + sum(map(len, requests))
 
 
-def test_batcher_takes_small_requests_first_and_a_part_of_the_large_ones(monkeypatch):
+def test_batcher_takes_small_requests_first_and_a_share_of_large_ones(monkeypatch):
     monkeypatch.setattr("serve.deployments.batching.SMALL_TOKENS", 10)
 
     async def scenario(batcher, model):
-        tasks = await held(batcher, model, [[1] * 5] * 8, [[2] * 5], [[3] * 5] * 2)
-        await asyncio.gather(tasks[1], tasks[2])
+        tasks = await held(batcher, model, [[1] * 5] * 8, *[[[2] * 5] * 2] * 4)
+        await asyncio.gather(*tasks[1:])
         assert not tasks[0].done()
         await tasks[0]
 
-    _, model = run(scenario, budget=20, step=10)
-    small, large = [[2] * 5, [3] * 5, [3] * 5], [[1] * 5]
-    assert model.batches[1:] == [small + large, large * 2, large * 2, large * 2, large]
+    _, model = run(scenario, budget=10, step=10)
+    small, large = [[2] * 5] * 2, [[1] * 5]
+    # A third of the tokens of small ones: three and a third a batch, so that a row of five fits in every other one.
+    assert model.batches[1:] == [small, small + large, small, small + large, large * 2, large * 2, large * 2]
 
 
 def test_batcher_ends_the_oldest_of_large_requests_first_and_computes_rows_by_length(monkeypatch):
