@@ -35,7 +35,7 @@ from embedder.hashing import content_id
 JOBS = ("prepare", "mine", "label", "train", "index", "evaluate", "pipeline")
 LARGEST_UPLOAD = 100 * 2**20
 """Bytes; beyond it Ray may refuse the package."""
-PATH_KEYS = ("paths.work", "paths.cache", "label.export", "serve.bundle", "serve.api_keys_file")
+PATH_KEYS = ("paths.work", "paths.cache", "label.export", "serve.bundle", "serve.api_keys_file", "serve.audit_file")
 MODEL_KEYS = ("encoder.model", "llm.model", "reranker.model", "index.model")
 
 

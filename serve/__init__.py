@@ -7,6 +7,10 @@ backend         the calls that the service makes to encoder and index
 guard           keys, size and deadline before every route; metrics and log behind it
 request_head    limits on the head of a request: size, a body where none belongs, id, host names
 keys            API keys and the role that each route asks for
+key_scopes      aliases, tasks and documents that a key may use
+scoped_service  the service as the holder of one key may use it
+audit           a line for every write, call of an admin, and refusal by role or scope
+new_key         makes a key and its line in the file of keys
 load_shedding   refusals under overload, before a body is read
 http_errors     errors in the shape of the API that was asked
 client          a typed client

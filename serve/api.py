@@ -19,7 +19,7 @@ from serve.service import Service
 REFUSALS = {
     400: "the request is not one, or exceeds a limit",
     401: "no valid key",
-    403: "the key has not the role that this needs, or a page of another site asks",
+    403: "the key has not the role or the scope that this needs, or a page of another site asks",
     404: "no such model, index, version or path",
     408: "the body did not arrive in time",
     409: "not while things are as they are",
@@ -82,7 +82,7 @@ def _describe_refusals(path: str, method: str, operation: dict[str, Any]) -> Non
         operation["description"] = f"{operation.get('description', '')} Role: {role}."
     if method in {"POST", "PUT"}:
         possible |= {408, 413, 429}
-    if "{" in path or path in {"/v1/embeddings", "/v1/rerank", "/v1/search"}:
+    if "{" in path or path in {"/v1/embeddings", "/v1/rerank", "/v1/search", "/embed", "/info"}:
         possible |= {404}
     if path.startswith("/v1/indexes/"):
         possible |= {409, 507}

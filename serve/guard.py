@@ -11,9 +11,10 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.audit import CALLER, Caller
 from serve.backend import DEADLINE, time_left
 from serve.http_errors import ApiError, answer
-from serve.keys import ROLES, Role, needed_role
+from serve.keys import ROLES, needed_role
 from serve.load_shedding import needs_encoder, num_bytes
 from serve.request_head import CLOSING, head_refusal, keep_plain_id, site_refusal
 from serve.service import Service
@@ -52,9 +53,10 @@ class Guard:
             await send(message)
 
         keep_plain_id(scope)
-        role, error = None, head_refusal(scope) or self._foreign_site(scope)
-        if error is None:
-            role, error = self._admit(scope, headers)
+        # The only place from which the routes learn what the caller may use.
+        caller = scope[CALLER] = Caller()
+        error = head_refusal(scope) or self._foreign_site(scope) or self._identify(caller, scope, headers)
+        error = error or self._admit(scope, headers)
         try:
             if error is None:
                 await self._app(scope, self._limited(receive), send_noting)
@@ -62,29 +64,37 @@ class Guard:
                 closing = CLOSING if error.status in UNREAD else None
                 await answer(scope["path"], error, closing)(scope, receive, send_noting)
         finally:
-            self._note(scope, role, status, time.monotonic() - began)
+            self._note(scope, caller, status, time.monotonic() - began)
 
-    def _admit(self, scope: Scope, headers: Headers) -> tuple[Role | None, ApiError | None]:
-        """The role of whoever asks, and why the request must not go on, if so."""
-        keys, role = self._service.keys, None
-        needed = needed_role(scope["method"], scope["path"])
-        if keys is not None and needed is not None:
-            role = keys.role(headers.get("authorization", ""))
-            if role is None:
-                refusal = "no valid API key; send `Authorization: Bearer KEY`"
-                return None, ApiError(401, refusal, code="invalid_api_key")
-            if ROLES.index(role) < ROLES.index(needed):
-                return role, ApiError(403, f"this needs a key with the role {needed}; yours may {role}")
+    def _identify(self, caller: Caller, scope: Scope, headers: Headers) -> ApiError | None:
+        """Find the key of a request, and why it does not open this route, if so."""
+        keys, caller.needed = self._service.keys, needed_role(scope["method"], scope["path"])
+        if keys is None or caller.needed is None:
+            return None
+        key = keys.find(headers.get("authorization", ""))
+        if key is None:
+            return ApiError(401, "no valid API key; send `Authorization: Bearer KEY`", code="invalid_api_key")
+        caller.key = key
+        if key.has_expired:
+            caller.refused = "expired"
+            return ApiError(401, f"this API key was valid until {key.expires}", code="invalid_api_key")
+        if ROLES.index(key.role) < ROLES.index(caller.needed):
+            caller.refused = "role"
+            return ApiError(403, f"this needs a key with the role {caller.needed}; yours may {key.role}")
+        return None
+
+    def _admit(self, scope: Scope, headers: Headers) -> ApiError | None:
+        """Why a request of somebody known must not go on, if so."""
         refused = self._service.backend.refusal(num_bytes(headers)) if needs_encoder(scope["path"]) else None
         if refused is not None:
-            return role, refused
+            return refused
         length = headers.get("content-length", "0")
         if not length.isdecimal():
-            return role, ApiError(400, "Content-Length is no number")
+            return ApiError(400, "Content-Length is no number")
         # By its digits first: Python refuses to read a number of thousands of them.
         if len(length) > LONGEST_LENGTH or int(length) > self._service.settings.max_body_bytes:
-            return role, ApiError(413, self._too_large())
-        return role, None
+            return ApiError(413, self._too_large())
+        return None
 
     def _foreign_site(self, scope: Scope) -> ApiError | None:
         """Why a browser may have been made to ask; with keys it could not, because no other site has one."""
@@ -117,7 +127,7 @@ class Guard:
     def _too_large(self) -> str:
         return f"the body exceeds the limit of {self._service.settings.max_body_bytes} bytes"
 
-    def _note(self, scope: Scope, role: Role | None, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, caller: Caller, status: int, seconds: float) -> None:
         """Count and log a request, to which Ray adds its id; never its text, its key, or a path that is no route."""
         route = getattr(scope.get("route"), "path", "none")
         self._answered(route, status, seconds)
@@ -128,6 +138,10 @@ class Guard:
                 "http_route": route,
                 "status": status,
                 "ms": round(1000 * seconds, 1),
-                "role": role,
+                "role": caller.key.role if caller.key else None,
             },
         )
+        if caller.refused is not None or (caller.needed in {"write", "admin"} and status != 401):
+            # A body that is refused before a route has run names its index in the path alone.
+            caller.index = caller.index or scope.get("path_params", {}).get("name")
+            self._service.audit.note(caller, scope["method"], route, status)

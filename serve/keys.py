@@ -1,11 +1,11 @@
-"""API keys with roles, and the role that each route asks for.
+"""API keys: who holds which, in which role, within which scope. And the role that each route asks for.
 
-    # one key a line, its role before it; a key alone may read
-    read  9f2c...
-    write 41ab...
-    admin c07d...
+    # ROLE [name=LABEL] [index=ALIAS ...] [task=TASK ...] [where.FIELD=VALUE ...] [expires=DATE] sha256:HASH
+    read  name=search-a index=live task=qa where.tenant=a expires=2027-01-01 sha256:9f2c...
+    admin name=boss sha256:41ab...
 
-Several keys of a role let one be replaced without a gap. The file is read again when it changes.
+`python -m serve.new_key` makes a key and its line. The file is read again when it changes; while it cannot be read as a
+whole, no key is valid. The hash stands last, so that a line that was cut short is no key.
 """
 
 from __future__ import annotations
@@ -13,10 +13,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
+import stat
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Literal, get_args
 
 from embedder.errors import ConfigError
+from serve.key_scopes import MAX_OWNER, UNLIMITED, WORD, KeyScope
 from serve.load_shedding import ENCODING
 
 logger = logging.getLogger("ray.serve")
@@ -29,6 +36,13 @@ PUBLIC = {"/health", "/ready", "/live", "/", "/favicon.ico"}
 """Routes that ask for no key, to be read alone."""
 READING = ENCODING | {"/v1/search"}
 """Routes that are asked by POST and change nothing; with all below `/v1/retrieve/`."""
+
+HASHED = "sha256:"
+LEAST_LENGTH = 16
+"""Characters of a key that stands in the file as it is."""
+OPTIONS = ("name=", "index=", "task=", "where.", "expires=", HASHED)
+"""What the words of a line with a hash begin with, and no key that stands in the file as it is."""
+REMEDY = "make keys with `python -m serve.new_key`, one line each, and replace the file as a whole"
 
 
 def needed_role(method: str, path: str) -> Role | None:
@@ -43,29 +57,23 @@ def needed_role(method: str, path: str) -> Role | None:
     return "admin"
 
 
-def read_keys(path: Path) -> dict[bytes, Role]:
-    """Role by SHA-256 of the key.
+@dataclass(frozen=True)
+class ApiKey:
+    """One line of the file."""
 
-    Raises:
-        ConfigError: the file is missing or empty, or a line is not a role and a key.
-    """
-    remedy = "write one key a line, with its role before it: `read KEY`, `write KEY`, `admin KEY`"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"serve.api_keys_file {path}: not readable ({type(error).__name__}); {remedy}") from error
-    keys: dict[bytes, Role] = {}
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        role = next((known for known in ROLES if known == words[0]), None)
-        if len(words) > 2 or (len(words) == 2) != (role is not None):
-            raise ConfigError(f"serve.api_keys_file {path}, line {number}: {remedy}")
-        keys[_hashed(words[-1])] = role or "read"
-    if not keys:
-        raise ConfigError(f"serve.api_keys_file {path}: holds no key; {remedy}")
-    return keys
+    name: str
+    """A label for the log, which is no secret."""
+    role: Role
+    hashed: bytes = field(repr=False)
+    scope: KeyScope = UNLIMITED
+    expires: date | None = None
+    """The day, in UTC, from whose beginning on it is refused."""
+    is_raw: bool = False
+    """True: the file holds the key itself, not its hash."""
+
+    @property
+    def has_expired(self) -> bool:
+        return self.expires is not None and datetime.fromtimestamp(time.time(), timezone.utc).date() >= self.expires
 
 
 class Keys:
@@ -77,37 +85,127 @@ class Keys:
         Raises:
             ConfigError: there are none in the file.
         """
-        self._path, self._keys, self._seen = path, read_keys(path), _identity(path)
+        self._path, self._seen = path, _identity(path)
+        self._keys, self._problem = read_keys(path), ""
 
-    def role(self, header: str) -> Role | None:
-        """The role of `Bearer KEY`, or None. Takes as long for every key: each one is compared, in constant time."""
+    def find(self, header: str) -> ApiKey | None:
+        """The key of `Bearer KEY`, which may have expired. Takes as long for every key: each is compared as a whole."""
         self._refresh()
-        given = _hashed(header[7:].strip()) if header[:7].lower() == "bearer " else b""
-        # All keys, without a stop at the first that fits: the time must not tell which one it was.
-        fitting = [role for key, role in self._keys.items() if hmac.compare_digest(given, key)]
-        return max(fitting, key=ROLES.index, default=None)
+        given = hashed_key(header[7:].strip()) if header[:7].lower() == "bearer " else b""
+        # All keys, without a stop at the one that fits: the time must not tell which one it was.
+        fitting = [key for key in self._keys if hmac.compare_digest(given, key.hashed)]
+        return fitting[0] if fitting else None
 
     def _refresh(self) -> None:
-        """Read the file again if it has changed; what cannot be read leaves the old keys as they are."""
-        if (seen := _identity(self._path)) == self._seen:
+        """Read the file again if it has changed; while it cannot be read no key is valid, as any may be revoked."""
+        seen = _identity(self._path)
+        if seen == self._seen and not self._problem:
             return
-        # Noted before it is read, so that a broken file is read and reported once and not at every request.
+        # Noted before it is read: what changes meanwhile is seen by the next request.
         self._seen = seen
         try:
-            self._keys = read_keys(self._path)
+            self._keys, problem = read_keys(self._path), ""
             logger.info("API keys were read again", extra={"keys": len(self._keys)})
         except ConfigError as error:
-            logger.error("the old API keys stay: %s", error)
+            self._keys, problem = [], str(error)
+            # Said once, though every request looks again whether it can be read.
+            if problem != self._problem:
+                logger.error("no API key is valid until this is put right: %s", problem)
+        self._problem = problem
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Changes with the file."""
+def read_keys(path: Path) -> list[ApiKey]:
+    """The keys of a file, expired ones too.
+
+    Raises:
+        ConfigError: the file is missing, empty, half written or writable by everybody, or a line is no key.
+    """
+    where = f"serve.api_keys_file {path}"
+    try:
+        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: not readable ({type(error).__name__}); {REMEDY}") from error
+    if mode & stat.S_IWOTH:
+        raise ConfigError(f"{where}: everybody can write to it; run `chmod 600 {path}`, and look who has")
+    if text and not text.endswith("\n"):
+        raise ConfigError(f"{where}: its last line has no end, as of a file that is half written; {REMEDY}")
+    keys = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        try:
+            keys.append(parsed_line(words, number))
+        except ValueError as error:
+            raise ConfigError(f"{where}, line {number}: {error}; {REMEDY}") from error
+    if not keys:
+        raise ConfigError(f"{where}: holds no key; {REMEDY}")
+    for what, counted in (("name", Counter(key.name for key in keys)), ("key", Counter(key.hashed for key in keys))):
+        if max(counted.values()) > 1:
+            raise ConfigError(f"{where}: two lines have the same {what}; each needs its own; {REMEDY}")
+    _warn(path, mode, keys)
+    return keys
+
+
+def hashed_key(key: str) -> bytes:
+    """Its SHA-256; a slow hash would add nothing, since keys are random and not chosen by people."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def parsed_line(words: list[str], number: int) -> ApiKey:
+    """The key of a line; no message repeats what stands there, since it may be a key."""
+    role = next((known for known in ROLES if known == words[0]), None)
+    if words == [role]:
+        raise ValueError("a role without a key")
+    *options, last = words[1:] if role else words
+    if last.startswith(HASHED) and role is not None:
+        return _hashed_line(role, options, last.removeprefix(HASHED), number)
+    if options or last.lower().startswith(OPTIONS):
+        raise ValueError(f"not a role ({', '.join(ROLES)}), options and {HASHED} with 64 hexadecimal digits")
+    if len(last) < LEAST_LENGTH or not (last.isascii() and last.isprintable()):
+        raise ValueError(f"a key has at least {LEAST_LENGTH} printable characters")
+    return ApiKey(f"line-{number}", role or "read", hashed_key(last), is_raw=True)
+
+
+def _hashed_line(role: Role, options: list[str], digest: str, number: int) -> ApiKey:
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"{HASHED} has not 64 hexadecimal digits after it")
+    named: dict[str, list[str]] = {"name": [], "index": [], "task": [], "expires": []}
+    where: dict[str, str] = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        is_field = name.startswith("where.")
+        if not WORD.fullmatch(value) or not WORD.fullmatch(name) or not (is_field or name in named):
+            raise ValueError("options are name=, index=, task=, where.FIELD= and expires=, each with a word after it")
+        if is_field and name.removeprefix("where.") not in {"", *where}:
+            where[name.removeprefix("where.")] = value
+        elif is_field or (name in {"name", "expires"} and named[name]):
+            raise ValueError("an option that is given once only is given twice, or without a field")
+        else:
+            named[name].append(value)
+    scope = KeyScope(frozenset(named["index"]) or None, frozenset(named["task"]) or None, where)
+    if len(scope.owner) > MAX_OWNER:
+        raise ValueError(f"where. has more than {MAX_OWNER} characters in all")
+    if role == "admin" and scope.is_limited:
+        # An alias can be pointed at any version, and so at documents beyond any scope.
+        raise ValueError("an admin moves aliases to any version, and so has no index=, task= or where.")
+    expires = date.fromisoformat(named["expires"][0]) if named["expires"] else None
+    return ApiKey((named["name"] or [f"line-{number}"])[0], role, bytes.fromhex(digest), scope, expires)
+
+
+def _warn(path: Path, mode: int, keys: list[ApiKey]) -> None:
+    raw = sum(key.is_raw for key in keys)
+    # Of hashes a group may read the file: pods get a secret by the group of their volumes and in no other way.
+    if mode & (stat.S_IROTH | stat.S_IWGRP | (stat.S_IRGRP if raw else 0)):
+        logger.warning("serve.api_keys_file %s: others can read or write it; run `chmod 600 %s`", path, path)
+    if raw:
+        logger.warning("serve.api_keys_file %s: %d keys stand there as they are; %s", path, raw, REMEDY)
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Changes with the file, its rights included."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return (status.st_mtime_ns, status.st_size, status.st_ino)
-
-
-def _hashed(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)

@@ -166,7 +166,8 @@ def _refusal(path: str, headers: Headers) -> ApiError | None:
 def num_bytes(headers: Headers) -> int:
     """Bytes of a body, as far as they are told; 0 where they are not."""
     length = headers.get("content-length", "0")
-    return int(length) if length.isdecimal() else 0
+    # By its first digits: Python refuses to read a number of thousands of them.
+    return int(length[:18]) if length.isdecimal() else 0
 
 
 def middleware() -> list[Middleware]:

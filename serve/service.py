@@ -12,10 +12,12 @@ from embedder.config.cutting import PromptedText, prompted_text
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.index.documents import Document, DocumentName
+from embedder.index.filters import Filter
 from embedder.index.living import CollectionStats
 from embedder.index.opened import OpenIndex, combine
 from embedder.index.results import Hit
 from embedder.index.search_options import SearchOptions
+from serve.audit import AuditLog
 from serve.backend import Backend
 from serve.http_errors import ApiError
 from serve.keys import Keys
@@ -42,6 +44,7 @@ class Service:
         self.settings, self.tasks, self.served, self.backend = settings, tasks, served, backend
         self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
         """Those that requests are asked for; None: everybody may do everything."""
+        self.audit = AuditLog(settings.audit_file)
         self._answers: dict[str, tuple[float, asyncio.Task[Any]]] = {}
         self._following = asyncio.Lock()
         self._replayer = WriteReplayer(backend, served.source, settings.timeout_s, is_on=settings.replay_writes)
@@ -131,8 +134,10 @@ class Service:
         ]
         await asyncio.gather(*calls)
 
-    async def delete(self, version: Version, task: str, names: Sequence[DocumentName]) -> int:
-        """Remove documents; returns how many there were.
+    async def delete(
+        self, version: Version, task: str, names: Sequence[DocumentName], within: Mapping[str, str] | None = None
+    ) -> int:
+        """Remove documents, of those that belong to `within` if it is given; returns how many there were.
 
         Raises:
             ApiError: there is no such task.
@@ -140,15 +145,15 @@ class Service:
         self.prompted(version, task, "passage", [])
         parts = version.by_slice([document_id for document_id, _ in names], self.backend.num_slices)
         calls = [
-            self.backend.call(part, version.name, OpenIndex.delete, task, [names[i] for i in positions])
+            self.backend.call(part, version.name, OpenIndex.delete, task, [names[i] for i in positions], within)
             for part, positions in parts.items()
         ]
         return sum(await asyncio.gather(*calls))
 
-    async def stats(self, version: Version) -> dict[str, list[CollectionStats]]:
-        """Sizes of the collections of all shards, by task."""
+    async def stats(self, version: Version, wanted: Filter | None = None) -> dict[str, list[CollectionStats]]:
+        """Sizes of the collections of all shards, by task; with a filter of the documents that fit it."""
         slices = version.slices(self.backend.num_slices)
-        calls = [self.backend.call(part, version.name, OpenIndex.stats) for part in slices]
+        calls = [self.backend.call(part, version.name, OpenIndex.stats, wanted) for part in slices]
         parts = await asyncio.gather(*calls)
         return {task: [stats for part in parts for stats in part[task]] for task in version.manifest.collections}
 

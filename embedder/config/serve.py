@@ -16,8 +16,12 @@ class ServeConfig(Section):
     max_versions: int = Field(default=3, ge=1)
     """Versions that aliases may name at a time. Each takes memory in every replica."""
     api_keys_file: AbsolutePath | None = None
-    """File with a key in each line, its role before it: `read KEY`, `write KEY`, `admin KEY`. It is read again when it
-    changes. null: no key is asked for, which a service that listens beyond loopback refuses."""
+    """File with a key in each line: role, scope, hash (`python -m serve.new_key`). It is read again when it changes;
+    while it cannot be read no key is valid. null: no key is asked for, which a service that listens beyond loopback
+    refuses."""
+    audit_file: AbsolutePath | None = None
+    """File to which a JSON line is added for every write, every call of an admin and every refusal by role or scope.
+    null: the lines are in the service's log alone."""
     insecure: bool = False
     """Listen beyond loopback without keys, in a network that keeps strangers out by itself."""
     host_names: list[str] = Field(default=[])

@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter
 DATASET_FIELD = "dataset"
 """Can be filtered by like a field of the metadata."""
 
+MAX_FIELDS_EACH = 64
+"""Fields of one passage's metadata."""
+
 LARGEST_INTEGER = 2**53
 """Beyond it neighbours are equal as float64, in which numbers are compared."""
 
@@ -39,7 +42,7 @@ Text = Annotated[str, Strict(), Field(max_length=1024)]
 Scalar = Annotated[bool, Strict()] | Number | Text
 FieldName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_not_reserved)]
 Values = Scalar | Annotated[list[Scalar], Field(max_length=256), AfterValidator(_one_kind)]
-Metadata = Annotated[dict[FieldName, Values], Field(max_length=64)]
+Metadata = Annotated[dict[FieldName, Values], Field(max_length=MAX_FIELDS_EACH)]
 
 
 _METADATA: TypeAdapter[dict[str, Scalar | list[Scalar]]] = TypeAdapter(Metadata)

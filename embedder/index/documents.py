@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import methodcaller
 from typing import Annotated, NamedTuple
 
@@ -31,6 +31,10 @@ PAYLOAD = pa.schema(
 
 BY_NAME = [("id", "ascending"), ("dataset", "ascending")]
 """The order of rows on disk."""
+
+
+OWNER = "\u241f"
+"""In a stored dataset between the name that its owner knows and the owner, so that two owners may use one name."""
 
 
 class Row(NamedTuple):
@@ -84,9 +88,29 @@ def row_named(ids: pa.Array, datasets: pa.ChunkedArray, name: DocumentName) -> i
     return None
 
 
+def owned_dataset(dataset: str, owner: str) -> str:
+    """The dataset under which the documents of one owner are stored."""
+    return f"{dataset}{OWNER}{owner}" if owner else dataset
+
+
+def plain_dataset(dataset: str) -> str:
+    """A stored dataset without its owner."""
+    return dataset.rpartition(OWNER)[0] if OWNER in dataset else dataset
+
+
+def belongs(row: Row, where: Mapping[str, str]) -> bool:
+    """Tell whether each of these fields of a document is that text and nothing else.
+
+    A filter is also true of a list that holds the text among others. That document belongs to others too, so that none
+    of them may replace or remove it.
+    """
+    fields = {**json.loads(row.metadata or "{}"), DATASET_FIELD: plain_dataset(row.dataset)}
+    return all(fields.get(field) == text for field, text in where.items())
+
+
 def field_values(metadata: str | None, dataset: str) -> Iterator[tuple[str, Scalar]]:
     """Every value that a condition can ask for, with its field; those of a list one by one."""
-    yield DATASET_FIELD, dataset
+    yield DATASET_FIELD, plain_dataset(dataset)
     fields: dict[str, Scalar | list[Scalar]] = json.loads(metadata) if metadata else {}
     for name, value in fields.items():
         for scalar in dict.fromkeys(value) if isinstance(value, list) else [value]:

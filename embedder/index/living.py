@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,11 +144,11 @@ class MutableCollection:
             if rows:
                 self._append(self._batch(rows, np.asarray(vector_PD)[list(last.values())], [self._now()] * len(rows)))
 
-    def delete(self, names: Sequence[DocumentName]) -> int:
-        """Remove documents; returns how many there were. They are no longer found when this returns."""
+    def delete(self, names: Sequence[DocumentName], within: Mapping[str, str] | None = None) -> int:
+        """Remove documents, or those that belong to `within`; returns how many there were. They are found no longer."""
         with locked(self.write_lock), self._lock:
             self._catch_up()
-            present = [name for name in dict.fromkeys(names) if self._reading.memtable.holds(name)]
+            present = [name for name in dict.fromkeys(names) if self._reading.memtable.holds(name, within)]
             self._remove(present, [self._now()] * len(present))
         return len(present)
 
@@ -193,11 +193,11 @@ class MutableCollection:
             self._remove([change.name for change in gone], [change.write.written_ns for change in gone])
         return pending
 
-    def stats(self) -> CollectionStats:
+    def stats(self, wanted: Filter | None = None) -> CollectionStats:
         with self._lock:
             self._catch_up()
-            reading = self._reading
-            return CollectionStats(reading.memtable.num_documents, reading.memtable.num_operations, reading.generation)
+            memtable, generation = self._reading.memtable, self._reading.generation
+            return CollectionStats(memtable.count(wanted), memtable.num_operations, generation)
 
     def compact(self) -> bool:
         """Build a generation of all live documents and make it the current one; searches and writes go on meanwhile.

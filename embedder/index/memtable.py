@@ -5,14 +5,14 @@ What a search has been handed never changes: rows are only added, and masks are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from embedder.index.collection import Collection
-from embedder.index.documents import PAYLOAD, DocumentName, Row
+from embedder.index.documents import PAYLOAD, DocumentName, Row, belongs
 from embedder.index.exact import Ranked, Vectors
 from embedder.index.filters import Filter, Mask, matching
 from embedder.index.lexical import MemtableWords
@@ -35,6 +35,11 @@ class MemtableView:
     @property
     def num_live(self) -> int:
         return int(np.count_nonzero(self.live))
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of a view with a filter, in the memtable and in the collection."""
+        return self.num_live + (0 if self.stored is None else int(np.count_nonzero(self.stored)))
 
     def take(self, rows: pa.Array) -> pa.Table:
         """The payload of some rows."""
@@ -70,8 +75,14 @@ class Memtable:
     def fields(self) -> set[str]:
         return {*self.base.metadata.fields, *self._metadata.fields}
 
-    def holds(self, name: DocumentName) -> bool:
-        """Whether there is a live document of that name."""
+    def count(self, wanted: Filter | None) -> int:
+        """The number of live documents, or of those that fit a filter."""
+        return self.num_documents if wanted is None else self.view(wanted).num_documents
+
+    def holds(self, name: DocumentName, within: Mapping[str, str] | None = None) -> bool:
+        """Tell whether there is a live document of that name, which belongs to `within` if that is given."""
+        if within is not None:
+            return (row := self.row(name)) is not None and belongs(row, within)
         return name in self._row_of or self._stored_row(name) is not None
 
     def row(self, name: DocumentName) -> Row | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from embedder.index.collection import History
 from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName
 from embedder.index.exact import Vectors
+from embedder.index.filters import Filter
 from embedder.index.living import CollectionStats, MutableCollection
 from embedder.index.results import SearchResults, fuse, merge
 from embedder.index.search_options import SearchOptions
@@ -111,8 +112,8 @@ class OpenIndex:
                 collection = self._collection(task, shard)
                 collection.upsert([documents[i] for i in positions], np.asarray(vector_PD)[positions])
 
-    def delete(self, task: str, names: Sequence[DocumentName]) -> int:
-        """Remove documents; returns how many there were.
+    def delete(self, task: str, names: Sequence[DocumentName], within: Mapping[str, str] | None = None) -> int:
+        """Remove documents, of those that belong to `within` if it is given; returns how many there were.
 
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
@@ -121,7 +122,7 @@ class OpenIndex:
         with self._writing():
             parts = self._by_shard(task, [document_id for document_id, _ in names])
             return sum(
-                self._collection(task, shard).delete([names[i] for i in positions])
+                self._collection(task, shard).delete([names[i] for i in positions], within)
                 for shard, positions in parts.items()
             )
 
@@ -195,10 +196,11 @@ class OpenIndex:
                 write_durably(self._mark, self.manifest.digest.encode())
             yield
 
-    def stats(self) -> dict[str, list[CollectionStats]]:
-        """Sizes of the collections by task, in the order of their shards."""
+    def stats(self, wanted: Filter | None = None) -> dict[str, list[CollectionStats]]:
+        """Sizes of the collections by task, in the order of their shards; with a filter, of the documents that fit."""
         return {
-            task: [collection.stats() for collection in shards.values()] for task, shards in self.collections.items()
+            task: [collection.stats(wanted) for collection in shards.values()]
+            for task, shards in self.collections.items()
         }
 
     def compact(self, least_rows: int = 1) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from embedder.config.index import SearchParameters
 from embedder.index.filters import Filter
@@ -25,5 +25,6 @@ class SearchOptions(BaseModel):
     """Results a query; fewer only where fewer documents match."""
     mode: Mode = "dense"
     """By vectors, by words (BM25), or both fused by reciprocal rank."""
-    filter: Filter | None = None
+    # Not validated again: where the service adds a condition of its own, the whole may exceed what a client may send.
+    filter: SkipValidation[Filter | None] = None
     parameters: SearchParameters = SearchParameters()

@@ -6,14 +6,18 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
+from serve.audit import CALLER, Caller
+from serve.scoped_service import ScopedService
 from serve.service import Service
 from serve.versions.served import Version
 
 
-async def service_of(request: Request) -> Service:
-    """The service behind the routes."""
+async def service_of(request: Request) -> ScopedService:
+    """The service behind the routes, within the scope of whoever asks."""
     service: Service = request.app.state.service
-    return service
+    # No default: a request that did not come through the guard is answered by nothing.
+    caller: Caller = request.scope[CALLER]
+    return ScopedService(service, caller)
 
 
 def stamp(response: Response, version: Version) -> None:
@@ -22,4 +26,4 @@ def stamp(response: Response, version: Version) -> None:
     response.headers["x-index-version"] = version.stamp.index_version
 
 
-Here = Annotated[Service, Depends(service_of)]
+Here = Annotated[ScopedService, Depends(service_of)]

@@ -34,7 +34,7 @@ async def embeddings(request: EmbeddingRequest, response: Response, service: Her
     texts = service.texts(request.input, "input")
     side: Side = "query" if request.input_type == "query" else "passage"
     prompted = service.prompted(version, request.task, side, texts)
-    encoded = await service.backend.encode(version.name, prompted, request.truncate)
+    encoded = await service.encode(version, prompted, request.truncate)
     vectors = narrowed(encoded.vector_ND, request.dimensions)
     tokens = sum(encoded.tokens)
     stamp(response, version)
@@ -70,7 +70,7 @@ async def embed(request: TeiRequest, response: Response, service: Here) -> list[
         raise ApiError(400, f"prompt_name {request.prompt_name!r:.200}: known are {known}", param="prompt_name")
     known_side: Side = "query" if side == "query" else "passage"
     prompted = service.prompted(version, task or None, known_side, texts, "prompt_name")
-    encoded = await service.backend.encode(version.name, prompted, request.truncate is not False)
+    encoded = await service.encode(version, prompted, request.truncate is not False)
     stamp(response, version)
     vectors: list[list[float]] = narrowed(encoded.vector_ND, request.dimensions).tolist()
     return vectors

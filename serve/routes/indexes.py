@@ -22,6 +22,7 @@ from serve.schemas.index_schemas import (
     UpsertRequest,
     UpsertResponse,
 )
+from serve.scoped_service import ScopedService
 from serve.service import Service
 from serve.versions.served import Version
 
@@ -38,10 +39,8 @@ Alias = Annotated[str, Path(max_length=128)]
 async def indexes(service: Here) -> IndexList:
     """What each alias serves, and all versions that there are."""
     await service.follow(SHORTLY_S)
-    served = service.served
-    states = [await _state(service, alias, version) for alias, version in served.all()]
-    versions = served.source.catalog.versions() if served.source.is_catalog else [served.named(None).name]
-    return IndexList(data=states, versions=versions)
+    states = [await _state(service, alias, version) for alias, version in service.served.all()]
+    return IndexList(data=states, versions=service.versions())
 
 
 @router.post("/v1/indexes/{name}/documents")
@@ -69,8 +68,9 @@ async def delete(name: Alias, request: DeleteRequest, service: Here) -> DeleteRe
 
 
 @router.put("/v1/indexes/{name}")
-async def point(name: Alias, request: PointRequest, service: Here) -> PointResponse:
+async def point(name: Alias, request: PointRequest, scoped: Here) -> PointResponse:
     """Let an alias serve a version, once every replica has loaded it. Until then the old one answers."""
+    service = scoped.whole(name, request.version)
     catalog = service.served.source.catalog
     if request.version not in catalog.versions():
         raise ApiError(404, f"version {request.version!r:.200}: there are {catalog.versions()}", param="version")
@@ -91,8 +91,9 @@ async def point(name: Alias, request: PointRequest, service: Here) -> PointRespo
 
 
 @router.delete("/v1/indexes/{name}")
-async def drop(name: Alias, service: Here) -> Removed:
+async def drop(name: Alias, scoped: Here) -> Removed:
     """Serve an alias no longer; its version stays, and so does what was written to it."""
+    service = scoped.whole(name)
     if name == service.served.source.default:
         raise ApiError(409, f"{name!r} is the default index; point it elsewhere instead")
     service.served.named(name, "name")
@@ -122,7 +123,7 @@ async def _moved(service: Service, name: str, version: str) -> Version:
         await asyncio.sleep(LOOK_S)
 
 
-async def _state(service: Service, alias: str, version: Version) -> IndexState:
+async def _state(service: ScopedService, alias: str, version: Version) -> IndexState:
     stats = await service.stats(version)
     return IndexState(
         name=alias,
@@ -130,11 +131,11 @@ async def _state(service: Service, alias: str, version: Version) -> IndexState:
         model=version.manifest.name,
         dimension=version.manifest.dimension,
         shards=version.manifest.num_shards,
-        default=alias == service.served.source.default,
+        default=alias == service.served.default,
         collections={
             task: CollectionState(
                 documents=sum(shard.documents for shard in shards),
-                uncompacted=sum(shard.uncompacted for shard in shards),
+                uncompacted=sum(shard.uncompacted for shard in shards) if service.sees_all_documents else None,
             )
             for task, shards in stats.items()
         },

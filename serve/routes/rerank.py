@@ -24,7 +24,7 @@ async def rerank(request: RerankRequest, response: Response, service: Here) -> R
     (query,), documents = service.texts(request.query, "query"), service.texts(given, "documents")
     prompted = service.prompted(version, request.task, "query", [query])
     prompted += service.prompted(version, request.task, "passage", documents)
-    encoded = await service.backend.encode(version.name, prompted, True)
+    encoded = await service.encode(version, prompted, True)
     # Clipped: rounding brings cosines of equal vectors beyond 1, and clients of this API expect 0 to 1.
     score_N = (1 + np.clip(encoded.vector_ND[1:] @ encoded.vector_ND[0], -1, 1)) / 2
     order = np.argsort(-score_N, kind="stable")[: request.top_n].tolist()

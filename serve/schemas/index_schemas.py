@@ -55,8 +55,8 @@ class CollectionState(Strict):
     """The documents of one task."""
 
     documents: int
-    uncompacted: int
-    """Writes that are not compacted into the index yet."""
+    uncompacted: int | None
+    """Writes that are not compacted into the index yet; null where the key sees some documents only."""
 
 
 class IndexState(Versions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,23 +116,17 @@ class Version:
         return positions
 
 
-class Served:
-    """Which version each alias serves in this process.
+class NamedVersions(ABC):
+    """Versions by alias and by the name of their model."""
 
-    `follow` moves to what the aliases say once every replica has loaded it; until then, and if one cannot, the old
-    version goes on being served. So a request sees one version or the other, and always the whole of it.
-    """
+    @property
+    @abstractmethod
+    def default(self) -> str:
+        """Alias of the index that a request means which names none."""
 
-    def __init__(self, source: VersionSource, max_versions: int) -> None:
-        """Begin with the default alias.
-
-        Raises:
-            EmbedderError: what it names is not there, or damaged.
-        """
-        self.source, self.max_versions = source, max_versions
-        version = source.aliases().get(source.default) or source.default
-        self._by_alias = {source.default: Version.read(source, version)}
-        self._refused: dict[str, tuple[str, str]] = {}
+    @abstractmethod
+    def all(self) -> list[tuple[str, Version]]:
+        """Alias and version, the default one first."""
 
     def named(self, alias: str | None, param: str = "index") -> Version:
         """The version that an alias serves; null means the default.
@@ -139,10 +134,11 @@ class Served:
         Raises:
             ApiError: there is no such index.
         """
-        name = self.source.default if alias is None else alias
-        if name not in self._by_alias:
-            raise ApiError(404, f"index {name!r:.200}: served are {sorted(self._by_alias)}", param=param)
-        return self._by_alias[name]
+        name = self.default if alias is None else alias
+        known = dict(self.all())
+        if name not in known:
+            raise ApiError(404, f"index {name!r:.200}: served are {sorted(known)}", param=param)
+        return known[name]
 
     def models(self) -> dict[str, Version]:
         """Versions by the names of their models: each model's own and its alias; of one name the default one counts."""
@@ -163,6 +159,29 @@ class Served:
             known = sorted(models)
             raise ApiError(404, f"model {name!r:.200}: served are {known}", param="model", code="model_not_found")
         return models[name]
+
+
+class Served(NamedVersions):
+    """Which version each alias serves in this process.
+
+    `follow` moves to what the aliases say once every replica has loaded it; until then, and if one cannot, the old
+    version goes on being served. So a request sees one version or the other, and always the whole of it.
+    """
+
+    def __init__(self, source: VersionSource, max_versions: int) -> None:
+        """Begin with the default alias.
+
+        Raises:
+            EmbedderError: what it names is not there, or damaged.
+        """
+        self.source, self.max_versions = source, max_versions
+        version = source.aliases().get(source.default) or source.default
+        self._by_alias = {source.default: Version.read(source, version)}
+        self._refused: dict[str, tuple[str, str]] = {}
+
+    @property
+    def default(self) -> str:
+        return self.source.default
 
     def all(self) -> list[tuple[str, Version]]:
         """Alias and version, the default one first."""

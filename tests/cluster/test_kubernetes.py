@@ -156,7 +156,7 @@ def test_serve_config_builds_an_application_that_fits_its_pods(
     publish(tmp_path / "work", tiny_encoder_folder, "v1")
     (application,) = serve_config()["applications"]
     keys = tmp_path / "keys"
-    keys.write_text("key\n", encoding="utf-8")
+    keys.write_text("read a-key-that-reads\n", encoding="utf-8")
     given = {**application["args"], "run": str(run_file), "serve.api_keys_file": str(keys)}
     overrides = [f"{key}={value}" for key, value in given.items() if key != "run"] + [f"paths.work={tmp_path / 'work'}"]
     built = build_run(load_run(run_file, overrides))

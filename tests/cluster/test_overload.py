@@ -25,7 +25,7 @@ from tests.serving import publish, run_config
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-KEY = "reading-key"
+KEY = "a-key-that-reads"
 TEXT = "Which function sorts a list?"
 
 

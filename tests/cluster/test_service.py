@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -24,6 +25,7 @@ from embedder.index.documents import Document
 from embedder.models.encoder import encode_prompted, load_encoder
 from serve.app import build_run, deployed
 from serve.client import AsyncClient, Client, ServiceError
+from serve.keys import hashed_key
 from serve.openapi import described
 from serve.schemas.embedding_schemas import EmbeddingRequest
 from serve.schemas.index_schemas import DeleteRequest, NamedDocument, UpsertRequest
@@ -107,14 +109,39 @@ def test_keys_are_asked_for_and_rotate_without_a_restart(running: Running) -> No
         assert stranger.get("/health").status_code == 200
         assert stranger.post("/v1/search", json={"query": "x", "task": "qa"}).status_code == 401
         old = running.keys.read_text(encoding="utf-8")
-        new = {"Authorization": "Bearer newcomer"}
+        new = {"Authorization": "Bearer a-key-for-newcomers"}
         assert stranger.get("/v1/models", headers=new).status_code == 401
-        running.keys.write_text(old + "read newcomer\n", encoding="utf-8")
+        running.keys.write_text(old + "read a-key-for-newcomers\n", encoding="utf-8")
         assert stranger.get("/v1/models", headers=new).status_code == 200
         running.keys.write_text(old, encoding="utf-8")
         assert stranger.get("/v1/models", headers=new).status_code == 401
     with running.client("read") as reader:
         assert reader.put("/v1/indexes/live", json={"version": "v2"}).status_code == 403
+
+
+def test_keys_with_a_scope_reach_no_document_beyond_it(running: Running) -> None:
+    old = running.keys.read_text(encoding="utf-8")
+    lines = [f"write where.session={name} sha256:{hashed_key(name).hex()}\n" for name in ("s0", "mine")]
+    running.keys.write_text(old + "".join(lines), encoding="utf-8")
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+
+        def ask(key: str, path: str, **body: object) -> dict[str, Any]:
+            answer = client.post(path, json={"task": "qa", **body}, headers={"Authorization": f"Bearer {key}"})
+            assert answer.status_code == 200, answer.text
+            return dict(answer.json())
+
+        def found(key: str) -> set[tuple[str, str]]:
+            (hits,) = ask(key, "/v1/search", query="a list in Python", k=100)["results"]
+            return {(hit["id"], hit["metadata"]["session"]) for hit in hits}
+
+        theirs = found("s0")
+        assert len(theirs) == 20 and {session for _, session in theirs} == {"s0"} and found("mine") == set()
+        name = {"id": min(theirs)[0], "dataset": "docs"}
+        ask("mine", "/v1/indexes/live/documents", documents=[{**name, "text": "mine"}])
+        assert found("mine") == {(name["id"], "mine")} and found("s0") == theirs
+        assert ask("mine", "/v1/indexes/live/documents/delete", documents=[name] * 2)["deleted"] == 1
+        assert found("mine") == set() and found("s0") == theirs
+    running.keys.write_text(old, encoding="utf-8")
 
 
 def test_upsert_is_found_at_once_by_every_replica(running: Running) -> None:

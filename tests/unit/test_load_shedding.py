@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import load_shedding
 from serve.http_errors import ApiError, overloaded
-from serve.load_shedding import Door, Overload, Refusing, middleware
+from serve.load_shedding import Door, Overload, Refusing, middleware, num_bytes
 from tests.event_loop import settle
 from tests.unit.test_admission import Clock
 
@@ -74,6 +75,8 @@ def test_load_shedding_refuses_requests_for_vectors_in_the_shape_of_their_route(
     assert len(answer.headers["x-request-id"]) == 36
     assert "connection" not in answer.headers
     assert client.post("/embed", content=b"x" * 100_000).headers["connection"] == "close"
+    lengths = [num_bytes(Headers({"content-length": told})) for told in ("12", "-1", "", "9" * 5000)]
+    assert lengths == [12, 0, 0, 10**18 - 1]
     assert client.post("/v1/search", content="a search").text == "a search"
     assert state.refused == 5
 

@@ -369,13 +369,14 @@ def test_alias_refuses_a_damaged_version_and_the_old_one_goes_on(client, work):
 
 
 def test_roles_are_checked_before_anything_is_parsed(work, tmp_path):
+    roles = {"read": "reader", "write": "writer", "admin": "boss"}
     keys = tmp_path / "keys"
-    keys.write_text("read reader\nwrite writer\nadmin boss\n", encoding="utf-8")
+    keys.write_text("".join(f"{role} {key}-of-many-letters\n" for role, key in roles.items()), encoding="utf-8")
     guarded = local_service(run_config(work, MODEL, api_keys_file=str(keys)))
     with TestClient(make_api(guarded, lambda *_: None), raise_server_exceptions=False) as one:
 
         def status(method, path, key, body=None):
-            headers = {"authorization": f"Bearer {key}"} if key else {}
+            headers = {"authorization": f"Bearer {key}-of-many-letters"} if key else {}
             return one.request(method, path, json=body, headers=headers).status_code
 
         document = {"task": "qa", "documents": [{"id": "k", "text": "x"}]}

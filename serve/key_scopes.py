@@ -1,0 +1,109 @@
+"""What a key may use: some of the aliases, some of the tasks, and the documents with some metadata.
+
+`where` is ANDed with the filter of every search. A document that is written with the key gets these fields, or is
+refused where it has other values. It is stored under a dataset that its owner alone writes (`documents.OWNER`): what
+others have under the same id and dataset is another document, and no answer tells that it is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from embedder.data.metadata import DATASET_FIELD, MAX_FIELDS_EACH
+from embedder.index.documents import Document, DocumentName, owned_dataset
+from embedder.index.filters import Condition, Filter, Match
+from embedder.index.results import Hit
+from serve.http_errors import ApiError
+
+WORD = re.compile(r"[\w.:@/+-]{1,64}")
+"""Fields and values of `where`: nothing that `owner` is joined with, so that no two scopes have one owner."""
+MAX_OWNER = 128
+"""Characters of all of `where`; what is left of a dataset's 256 is for its name."""
+MAX_DATASET = 256
+
+
+@dataclass(frozen=True)
+class KeyScope:
+    """The bounds of a key; None and no `where` are none."""
+
+    indexes: frozenset[str] | None = None
+    tasks: frozenset[str] | None = None
+    where: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_limited(self) -> bool:
+        return self != UNLIMITED
+
+    @property
+    def owner(self) -> str:
+        """The name of whoever owns what is written within `where`; the same for all keys with the same fields."""
+        return ",".join(f"{name}={value}" for name, value in sorted(self.where.items()))
+
+    @property
+    def filter(self) -> Filter | None:
+        """The filter that is always added."""
+        conditions = [Condition(key=name, match=Match(value=value)) for name, value in sorted(self.where.items())]
+        return Filter(must=conditions) if conditions else None
+
+    def has_index(self, alias: str) -> bool:
+        return self.indexes is None or alias in self.indexes
+
+    def has_task(self, task: str) -> bool:
+        return self.tasks is None or task in self.tasks
+
+    def narrowed(self, wanted: Filter | None) -> Filter | None:
+        """A request's filter and the scope's: both must hold."""
+        own = self.filter
+        if own is None or wanted is None:
+            return own or wanted
+        # Into `must`, all of which hold whatever stands in `should` and `must_not`; and without validation, because the
+        # limits are for what a client sends, and a filter that is as long as it may be stays allowed.
+        return wanted.model_copy(update={"must": [*own.must, *wanted.must]})
+
+    def stored(self, documents: Sequence[Document]) -> list[Document]:
+        """Documents as they are written: with the fields of the scope, under a dataset of its owner.
+
+        Raises:
+            ApiError: a document has another value in one of these fields, or no room for them.
+        """
+        return [self._stored(document, i) for i, document in enumerate(documents)] if self.where else list(documents)
+
+    def _stored(self, document: Document, number: int) -> Document:
+        fields = {name: value for name, value in self.where.items() if name != DATASET_FIELD}
+        dataset = document.dataset or self.where.get(DATASET_FIELD, "")
+        for name, value in self.where.items():
+            given = dataset if name == DATASET_FIELD else document.metadata.get(name, value)
+            # Equal and no list that holds it: a document of several tenants would be written into the view of others.
+            if given != value:
+                place = f"documents.{number}.{name}" if name == DATASET_FIELD else f"documents.{number}.metadata.{name}"
+                raise ApiError(403, f"{place}: this key writes {value!r} there and nothing else", param="documents")
+        if len({*document.metadata, *fields}) > MAX_FIELDS_EACH:
+            limit = f"at most {MAX_FIELDS_EACH} fields, with {sorted(fields)} of this key"
+            raise ApiError(400, f"documents.{number}.metadata: {limit}", param="documents")
+        stored = owned_dataset(dataset, self.owner)
+        if len(stored) > MAX_DATASET:
+            longest = MAX_DATASET - len(owned_dataset("", self.owner))
+            raise ApiError(
+                400, f"documents.{number}.dataset: at most {longest} characters with this key", param="documents"
+            )
+        return document.model_copy(update={"dataset": stored, "metadata": {**document.metadata, **fields}})
+
+    def stored_names(self, names: Sequence[DocumentName]) -> list[DocumentName]:
+        """The names under which documents of a scope may be stored: its owner's, and the one of an unlimited key."""
+        default = self.where.get(DATASET_FIELD, "")
+        pairs = [(document_id, dataset or default) for document_id, dataset in names]
+        return [
+            (document_id, stored)
+            for document_id, dataset in dict.fromkeys(pairs)
+            for stored in dict.fromkeys((owned_dataset(dataset, self.owner), dataset))
+        ]
+
+    def shown(self, hit: Hit) -> Hit:
+        """A hit under the dataset that was written."""
+        own = owned_dataset("", self.owner)
+        return replace(hit, dataset=hit.dataset.removesuffix(own)) if own else hit
+
+
+UNLIMITED = KeyScope()

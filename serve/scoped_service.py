@@ -1,0 +1,201 @@
+"""The service as the holder of one key may use it: the only way from the routes to the service.
+
+A version that it hands out has the tasks of the key alone, so that no check or message behind it knows others. Aliases,
+tasks and documents beyond the scope are answered like those that do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from embedder.config.cutting import PromptedText
+from embedder.config.serve import ServeConfig
+from embedder.config.tasks import Side, TaskSpec
+from embedder.index.documents import Document, DocumentName
+from embedder.index.living import CollectionStats
+from embedder.index.results import Hit
+from serve.audit import Caller
+from serve.backend import Encoded
+from serve.http_errors import ApiError
+from serve.schemas.search_schemas import SearchFields, Timing
+from serve.service import Service
+from serve.versions.served import NamedVersions, Served, Version
+
+
+class ScopedVersions(NamedVersions):
+    """The aliases that a caller may use, each with its version."""
+
+    def __init__(self, served: Served, caller: Caller) -> None:
+        self._served, self._caller = served, caller
+
+    @property
+    def default(self) -> str:
+        """The service's default alias, or else the first that the caller may use."""
+        known = [alias for alias, _ in self.all()] or sorted(self._caller.scope.indexes or {self._served.default})
+        return known[0]
+
+    def all(self) -> list[tuple[str, Version]]:
+        """Alias and version, the default one first."""
+        scope = self._caller.scope
+        return [
+            (alias, _with_tasks_of(version, self._caller))
+            for alias, version in self._served.all()
+            if scope.has_index(alias)
+        ]
+
+    def named(self, alias: str | None, param: str = "index") -> Version:
+        """The version that an alias serves; null means the default.
+
+        Raises:
+            ApiError: there is no such index, or the caller may not use it.
+        """
+        if alias is not None:
+            self._caller.index = alias
+            if not self._caller.scope.has_index(alias):
+                self._caller.refused = "index"
+        return super().named(alias, param)
+
+    def model(self, name: str) -> Version:
+        """The version whose model has a name.
+
+        Raises:
+            ApiError: there is no such model, or the caller may not use it.
+        """
+        # Asked of the whole service only to note it: the answer is that of a name which nobody has.
+        if name not in self.models() and name in self._served.models():
+            self._caller.index, self._caller.refused = name, "index"
+        return super().model(name)
+
+
+class ScopedService:
+    """What the routes call; everything that reads or writes documents adds the caller's scope."""
+
+    def __init__(self, service: Service, caller: Caller) -> None:
+        self._service, self._caller, self._scope = service, caller, caller.scope
+        self.settings: ServeConfig = service.settings
+        self.tasks: Mapping[str, TaskSpec] = service.tasks
+        self.served = ScopedVersions(service.served, caller)
+        # These know no version and no document.
+        self.texts = service.texts
+        self.deployments = service.deployments
+        self.follow = service.follow
+
+    def prompted(
+        self, version: Version, task: str | None, side: Side, texts: Sequence[str], param: str = "task"
+    ) -> list[PromptedText]:
+        """Texts as the encoder reads them for a task; as they are where no task is named.
+
+        Raises:
+            ApiError: there is no such task, or the caller may not use it.
+        """
+        self._note_task(task)
+        return self._service.prompted(version, task, side, texts, param)
+
+    async def encode(self, version: Version, texts: list[PromptedText], truncate: bool) -> Encoded:
+        """The vectors of texts by the model of a version."""
+        return await self._service.backend.encode(version.name, texts, truncate)
+
+    async def search(
+        self, version: Version, task: str, fields: SearchFields, texts: list[str]
+    ) -> tuple[list[list[Hit]], Timing]:
+        """The best of the caller's documents of a task for each text, and how long they took.
+
+        Raises:
+            ApiError: k is too large, there is no such task, or no index for the mode.
+        """
+        self._note_task(task)
+        narrowed = fields.model_copy(update={"filter": self._scope.narrowed(fields.filter)})
+        answers, timing = await self._service.search(version, task, narrowed, texts)
+        return [[self._scope.shown(hit) for hit in hits] for hits in answers], timing
+
+    async def upsert(self, version: Version, task: str, documents: Sequence[Document]) -> None:
+        """Encode and write documents as the caller's.
+
+        Raises:
+            ApiError: there is no such task, or a document says that it is another tenant's.
+        """
+        self._note_writes(version, task, len(documents))
+        try:
+            stored = self._scope.stored(documents)
+        except ApiError as error:
+            self._caller.refused = "where" if error.status == 403 else None
+            raise
+        await self._service.upsert(version, task, stored)
+        if self._scope.where:
+            # What is the caller's under the same name and came with the corpus, or from an unlimited key, is replaced.
+            # Afterwards, so that a fault between the two leaves both and not none; writing again puts that right.
+            await self._service.delete(version, task, [document.name for document in documents], self._scope.where)
+
+    async def delete(self, version: Version, task: str, names: Sequence[DocumentName]) -> int:
+        """Remove those of the documents that are the caller's; returns how many there were.
+
+        Raises:
+            ApiError: there is no such task.
+        """
+        self._note_writes(version, task, len(names))
+        if not self._scope.where:
+            return await self._service.delete(version, task, names)
+        return await self._service.delete(version, task, self._scope.stored_names(names), self._scope.where)
+
+    async def stats(self, version: Version) -> dict[str, list[CollectionStats]]:
+        """Sizes of the collections of all shards, by task; of the caller's documents alone."""
+        return await self._service.stats(version, self._scope.filter)
+
+    @property
+    def sees_all_documents(self) -> bool:
+        return not self._scope.where
+
+    def versions(self) -> list[str]:
+        """Names of the versions that there are, or that the caller's aliases serve: a name may tell of others."""
+        source = self._service.served.source
+        if self._scope.is_limited or not source.is_catalog:
+            return sorted({version.name for _, version in self.served.all()})
+        return source.catalog.versions()
+
+    async def check_health(self, version: Version) -> None:
+        """A real pass through the encoder and every shard.
+
+        Raises:
+            ApiError: a part does not answer.
+        """
+        await self._service.check_health(version)
+
+    def whole(self, index: str, version: str | None = None) -> Service:
+        """The service itself, for moving an alias.
+
+        Raises:
+            ApiError: the caller has a scope, beyond which an alias could be moved.
+        """
+        self._caller.index, self._caller.version = index, version
+        if self._scope.is_limited:
+            self._caller.refused = "scope"
+            raise ApiError(403, "this needs a key without a scope")
+        return self._service
+
+    def _note_task(self, task: str | None) -> None:
+        self._caller.task = task
+        if task is not None and not self._scope.has_task(task):
+            self._caller.refused = "task"
+
+    def _note_writes(self, version: Version, task: str, documents: int) -> None:
+        """Note a write, and refuse a task without documents before a shard names all that it has.
+
+        Raises:
+            ApiError: there is no such task.
+        """
+        self._note_task(task)
+        self._caller.documents = documents
+        known = version.manifest.collections
+        if task in version.manifest.tasks and task not in known:
+            raise ApiError(400, f"task {task!r:.200}: the index has {sorted(known)}", param="task")
+
+
+def _with_tasks_of(version: Version, caller: Caller) -> Version:
+    scope = caller.scope
+    if scope.tasks is None:
+        return version
+    manifest = version.manifest
+    tasks = {task: how for task, how in manifest.tasks.items() if scope.has_task(task)}
+    collections = {task: size for task, size in manifest.collections.items() if scope.has_task(task)}
+    return replace(version, manifest=manifest.model_copy(update={"tasks": tasks, "collections": collections}))
