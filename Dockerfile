@@ -1,12 +1,17 @@
 # The image of Kubernetes nodes, and of any other place where this project runs in containers.
 #
-#   docker build -t llm-embedder:0.1.0-cpu .
-#   docker build -t llm-embedder:0.1.0-gpu --build-arg DEVICE=gpu .
+#   docker buildx imagetools inspect rayproject/ray:2.60.0-py311-cpu      # prints the digest
+#   docker build -t llm-embedder:0.1.0-cpu --build-arg DIGEST=sha256:... .
+#   docker build -t llm-embedder:0.1.0-gpu --build-arg DIGEST=sha256:... --build-arg DEVICE=gpu .
 #
-# Holds code and no model, data, key or token: those are mounted. Runs as the user `ray` (uid 1000).
+# The digest pins the base image, since a tag may name another one tomorrow; without it the build ends at once. It is an
+# argument because this file was written where no registry of images could be reached.
+# Holds code and no model, data, key or token: those are mounted. Runs as the user `ray` (uid 1000), and needs
+# to write to /tmp, /dev/shm and ~/.cache alone.
 ARG DEVICE=cpu
+ARG DIGEST
 # Ray's own image has what KubeRay and the cluster launcher expect (wget, rsync), and with -gpu NVIDIA's base.
-FROM rayproject/ray:2.60.0-py311-${DEVICE}
+FROM rayproject/ray:2.60.0-py311-${DEVICE}@${DIGEST}
 ARG DEVICE
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]

@@ -2,6 +2,7 @@
 # make test   lint, types and all tests but the slow ones
 # make slow   the slow tests: long kill rounds, a real LLM against float64
 # make check  lint and types alone
+# make audit  known holes in the installed packages, and their licences; asks PyPI, so it is no part of the tests
 # All install into .venv on the first run and reuse it later.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ DEVICE  := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 TORCH   := torch==2.13.0$(if $(filter cpuLinux,$(DEVICE)$(shell uname -s)),+cpu)
 STAMP   := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: demo test slow check install clean
+.PHONY: demo test slow check audit install clean
 
 install: $(STAMP)
 
@@ -46,6 +47,16 @@ test: check
 # What failed runs once more by itself: these tests kill and load, and a busy machine may miss a moment they wait for.
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow || $(BIN)/python -m pytest -m slow --last-failed
+
+# In an environment of their own, so that what they need changes nothing of what is audited. The licences first: the
+# last command fails where a hole is known, and where PyPI knows nothing of a package (+cpu of a version is cut off).
+AUDIT   := .venv-audit
+audit: $(STAMP)
+	test -x $(AUDIT)/bin/pip-audit || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1 pip-licenses==5.5.5
+	$(AUDIT)/bin/pip-licenses --python $(BIN)/python --order license --format markdown
+	$(BIN)/python -m pip list --exclude-editable --format=freeze | sed 's/+.*//' > $(AUDIT)/installed.txt
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(AUDIT)/installed.txt
 
 clean:
 	rm -rf runs .cache build *.egg-info

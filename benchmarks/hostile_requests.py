@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 MIB = 2**20
@@ -311,13 +311,17 @@ HOLDING = {"slow_heads", "slow_bodies", "slow_large_bodies", "idle_connections",
 
 
 def besiege(target: Target, attacks: dict[str, Attack], until: float) -> dict[str, Counter[str]]:
-    """All attacks once, and again until a moment of `time.monotonic`: those that wait beside those that take turns."""
+    """All attacks once, and again until a moment of `time.monotonic`: those that wait beside those that take turns.
+
+    Each comes from an address of its own: from one address, those that hold connections would keep the others out.
+    """
     ended: dict[str, Counter[str]] = {name: Counter() for name in attacks}
+    targets = {name: replace(target, source=f"127.0.1.{number}") for number, name in enumerate(attacks, start=1)}
 
     def repeated(names: list[str]) -> None:
         while True:
             for name in names:
-                ended[name] += attacks[name](target)
+                ended[name] += attacks[name](targets[name])
             if time.monotonic() > until:
                 return
 

@@ -3,11 +3,11 @@
 `short`, `long`: embeddings of texts of about 20 and 250 tokens, one a request, by 1, 8, 32 and 64 clients that wait for
 their answers: ours behind Ray's proxy, behind HAProxy and with Ray's switch for throughput, a bare `@serve.batch`
 deployment, and infinity-emb with its torch and its ONNX engine, one after the other on the same cores with the load
-generator. `search`: ours, searching 1,000 passages. `kill`: a replica killed every 5 s. `update`: all deployed again,
-and the alias swapped. `overload`: three times the peak. `mixed`: queries beside bulk embedding. `retry`: three
-and ten times the peak, by clients that come back. `soak`: mixed requests and memory. `fuzz`: schemathesis.
-`attack`: every attack of benchmarks/hostile_*.py beside honest load, for each way that is offered, behind the front.
-`scale`: replicas, latency and requests in flight as load comes and goes, drawn into a PNG.
+generator. `search`: ours, searching 1,000 passages. `kill`: encoder, shard, ingress and controller killed in turn.
+`update`: all deployed again, and the alias swapped. `overload`: three times the peak. `mixed`: queries beside bulk
+embedding. `retry`: three and ten times the peak, by clients that come back. `soak`: mixed requests and memory. `fuzz`:
+schemathesis. `attack`: every attack of benchmarks/hostile_*.py beside honest load, for each way that is offered, behind
+the front. `scale`: replicas, latency and requests in flight under changing load, in a PNG.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 
-from benchmarks import serving_attacks, serving_faults, serving_overload, serving_scale
+from benchmarks import serving_attacks, serving_faults, serving_kills, serving_overload, serving_scale
 from benchmarks.labelling_rounds import ForeignLoad, machine
 from benchmarks.serving_index import Texts, prepare, write_run
 from benchmarks.serving_load import Ask, Load, run
@@ -159,14 +159,16 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
     "short": partial(embeddings_part, "short"),
     "long": partial(embeddings_part, "long"),
     "search": search_part,
-    "kill": lambda bench: serving_faults.kill_part(bench.ours, bench.texts.short),
+    "kill": lambda bench: serving_kills.kill_part(bench.ours, bench.texts.short),
     "update": lambda bench: serving_faults.update_part(bench.ours, bench.texts.short),
     "overload": lambda bench: serving_overload.overload_part(bench.ours, bench.texts.short),
     "mixed": lambda bench: serving_overload.mixed_part(bench.ours, bench.texts.short, 12 * bench.seconds),
     "retry": lambda bench: serving_overload.retry_part(bench.ours, bench.texts.short, 2 * bench.seconds, bench.rounds),
     "soak": lambda bench: serving_faults.soak_part(bench.ours, bench.texts, bench.requests),
     "fuzz": lambda bench: serving_faults.fuzz_part(bench.ours),
-    "attack": lambda bench: serving_attacks.attack_part(bench.ours, bench.texts, bench.attack_s, bench.ways),
+    "attack": lambda bench: serving_attacks.attack_part(
+        bench.ours, bench.texts.short[:100], bench.attack_s, bench.ways
+    ),
     "scale": lambda bench: serving_scale.scale_part(bench.ours, bench.texts.short),
 }
 FAULTS = set(PARTS) - {"short", "long", "search"}

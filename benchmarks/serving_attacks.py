@@ -23,9 +23,9 @@ import psutil
 from benchmarks.hostile_bodies import BODIES, FRESH, TITLED
 from benchmarks.hostile_requests import WIRE, Target, besiege
 from benchmarks.serving_front import front
-from benchmarks.serving_index import ALIAS, TASK, Texts
+from benchmarks.serving_index import ALIAS, TASK
 from benchmarks.serving_load import Ask, Load, finish, run, start
-from benchmarks.serving_systems import WAYS, System
+from benchmarks.serving_systems import System
 
 Found = dict[str, Any]
 Ours = Callable[..., AbstractContextManager[System]]
@@ -37,9 +37,9 @@ REST_S = 15.0
 """Between the last attack and the last look at memory."""
 
 
-def attack_part(ours: Ours, texts: Texts, seconds: float, ways: list[str] | None = None) -> Found:
+def attack_part(ours: Ours, texts: list[str], seconds: float, ways: list[str]) -> Found:
     """Every attack for so long, mixed with honest load, once for each way in which the service is offered."""
-    found = {way: _attacked(ours, texts, seconds, way) for way in ways or list(WAYS)}
+    found = {way: attacked(ours, texts, seconds, way, list(WIRE | BODIES)) for way in ways}
     return {
         "attack_crashes": sum(each["crashes"] for each in found.values()),
         "attack_p99_ratio": max(each["p99_ratio"] for each in found.values()),
@@ -50,26 +50,26 @@ def attack_part(ours: Ours, texts: Texts, seconds: float, ways: list[str] | None
     }
 
 
-def honest(system: System, texts: Texts) -> list[Ask]:
+def honest(system: System, texts: list[str]) -> list[Ask]:
     """Embeddings, searches and prompts by turns."""
-    short = texts.short[:100]
     asks = zip(
-        system.embed(short),
-        system.search(short),
-        [Ask("/v1/retrieve/qa", {"query": text, "k": 3}) for text in short],
+        system.embed(texts),
+        system.search(texts),
+        [Ask("/v1/retrieve/qa", {"query": text, "k": 3}) for text in texts],
         strict=True,
     )
     return [ask for group in asks for ask in group]
 
 
-def _attacked(ours: Ours, texts: Texts, seconds: float, way: str) -> Found:
+def attacked(ours: Ours, texts: list[str], seconds: float, way: str, attacks: list[str]) -> Found:
+    """The same with some attacks and in one way."""
     with ours(way=way, max_ingress_replicas=1) as direct, front(direct.port, direct.port + 9) as process:
         system = replace(direct, port=direct.port + 9)
         asks = honest(system, texts)
         run(system.spec(asks, CLIENTS, 5.0))
         quiet = run(system.spec(asks, CLIENTS, min(QUIET_S, seconds)))
         before, standing = _memory(system, process), set(system.tell("pids"))
-        attacker = _start(Target(system.port, system.key), seconds)
+        attacker = _start(Target(system.port, system.key), seconds, attacks)
         loading, during = start(system.spec(asks, CLIENTS, seconds)), [before]
         while attacker.poll() is None:
             time.sleep(LOOK_EVERY_S)
@@ -125,12 +125,12 @@ def _memory(system: System, process: subprocess.Popen[bytes]) -> dict[str, float
     return found | {"front": round(psutil.Process(process.pid).memory_full_info().uss / 2**20, 1)}
 
 
-def _start(target: Target, seconds: float) -> subprocess.Popen[str]:
+def _start(target: Target, seconds: float, attacks: list[str]) -> subprocess.Popen[str]:
     """The attacker: a process of its own, so that what it costs the load generator is a core and not a lock."""
     command = [sys.executable, "-m", "benchmarks.serving_attacks"]
     attacker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
     assert attacker.stdin is not None
-    attacker.stdin.write(json.dumps({"target": asdict(target), "seconds": seconds}))
+    attacker.stdin.write(json.dumps({"target": asdict(target), "seconds": seconds, "attacks": attacks}))
     attacker.stdin.close()
     return attacker
 
@@ -147,7 +147,8 @@ def main() -> None:
     """Attack whom stdin names."""
     given = json.load(sys.stdin)
     until = time.monotonic() + given["seconds"]
-    json.dump(besiege(Target(**given["target"]), WIRE | BODIES, until), sys.stdout)
+    attacks = {name: (WIRE | BODIES)[name] for name in given["attacks"]}
+    json.dump(besiege(Target(**given["target"]), attacks, until), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from embedder.config.load import load_run
 from serve.app import build_run
 
 REPLICA = "ray::ServeReplica:"
+CONTROLLER = "ray::ServeController"
 PROXIES = ("ray::ProxyActor", "ray::HAProxyManager")
 
 
@@ -35,6 +36,8 @@ def replicas() -> dict[int, str]:
             continue
         if title.startswith(REPLICA):
             found[process.pid] = title.removeprefix(REPLICA).split(":")[1].split(".")[0].strip()
+        elif title.startswith(CONTROLLER):
+            found[process.pid] = "controller"
         elif title.startswith(PROXIES) or "haproxy" in title:
             found[process.pid] = "proxy"
     return found

@@ -61,14 +61,18 @@ PLACEHOLDER = "KEY:SECRET"
 
 SECRET_FILES = (
     *(".env", ".env.*", "*.env", ".envrc", "keys", "*keys.txt", "api_keys*", "api-keys*", "auth_token", "*.token"),
-    *("token", "tokens.txt", "*password*", "*passwd*", "secret", "secrets", "secret.*", "secrets.*", "*.secret"),
-    *("credentials", "credentials.*", "*credential*.json", "service?account*.json", "client_secret*.json"),
-    *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.keytab", "*.ppk", "*.gpg", "*.asc"),
+    *("token", "tokens.txt", "*password*", "*passwd*", "secret", "secrets", "*.secret", "credentials", ".config"),
+    *(
+        f"{name}.{end}"
+        for name in ("credentials", "secret", "secrets")
+        for end in ("json", "yaml", "yml", "toml", "ini")
+    ),
+    *("*credential*.json", "*secret*.txt", "service?account*.json", "client_secret*.json", "gcloud", "kubeconfig"),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.keytab", "*.ppk", "*.gpg", "*.asc", "*.kubeconfig"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pgpass", ".my.cnf", ".htpasswd"),
-    *(".npmrc", ".pypirc", ".git-credentials", ".vault-token", "kubeconfig", "kubeconfig.*", "*.kubeconfig"),
-    *(".aws", ".azure", ".config", ".docker", ".gnupg", ".kube", ".ssh", "gcloud"),
+    *(".npmrc", ".pypirc", ".git-credentials", ".vault-token", ".aws", ".azure", ".docker", ".gnupg", ".kube", ".ssh"),
 )
-"""Names of files and folders that hold credentials, as in .gitignore."""
+"""Names of files and folders that hold credentials, as in .gitignore; none may fit a module of this project."""
 CODE = {".py", ".pyi", ".pyx", ".ipynb", ".js", ".ts", ".html", ".css", ".md", ".rst", ".j2", ".c", ".cpp", ".h"}
 """Files in which a name before a value need not be that of a setting."""
 DATA = {".parquet", ".arrow", ".faiss", ".safetensors", ".npy", ".jsonl", ".gguf", ".onnx"}

@@ -31,6 +31,7 @@ from embedder.console import console, exit_on_error
 from embedder.credentials import credential_in_file, find_credential, is_secret_file, masked
 from embedder.errors import ConfigError
 from embedder.hashing import content_id
+from embedder.run.ray_token import refuse_shared_token
 
 JOBS = ("prepare", "mine", "label", "train", "index", "evaluate", "pipeline")
 LARGEST_UPLOAD = 100 * 2**20
@@ -223,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_on_error():
         submission = plan_submission(options.stage, Path(options.config), options.set)
         if options.run:
+            refuse_shared_token()
             submission = replace(submission, submission_id=free_id(submission))
     command = submission.command(options.wait)
     out.print(shlex.join(command), markup=False)

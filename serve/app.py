@@ -9,21 +9,27 @@ elsewhere needs `serve.api_keys_file`.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+import click
 import ray
 from ray import serve
+from ray._private.services import canonicalize_bootstrap_address
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
+from embedder.config.cluster import ClusterConfig
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.config.serve import ServeConfig
 from embedder.console import console
+from embedder.credentials import masked
 from embedder.errors import ConfigError, EmbedderError
 from embedder.index.bundle import verify
+from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.workspace import workplace
 from serve.deployments.coalescing import LANES, MOST_PIECES
 from serve.deployments.ingress import Ingress
@@ -53,12 +59,35 @@ def build(arguments: dict[str, str]) -> Application:
         if "run" not in arguments:
             raise ConfigError("serve.app:build: name the run file, run=configs/demo.yaml")
         with workplace(load_run(arguments["run"], overrides), writes=False) as config:
+            check_ray(config.cluster)
             return build_run(config)
     except EmbedderError as error:
         if ray.is_initialized() and ray.get_runtime_context().get_task_id() is not None:
             raise
-        console().print(f"error: {error}", markup=False)
+        console().print(masked(f"error: {error}"), markup=False)
         sys.exit(2)
+
+
+def check_ray(settings: ClusterConfig) -> None:
+    """Refuse a Ray that asks for no token; where `serve run` will start one, make its token.
+
+    Raises:
+        ConfigError: with what to do.
+    """
+    allowed = settings.allow_no_authentication
+    if ray.is_initialized():
+        address: str | None = ray.get_runtime_context().gcs_address
+    else:
+        # `serve run` builds the application first and connects then: to this address, or to a Ray that it starts.
+        command = click.get_current_context(silent=True)
+        given: str | None = (command.params.get("address") if command else None) or os.environ.get("RAY_ADDRESS")
+        is_client = given is not None and given.startswith("ray://")
+        address = given if is_client else canonicalize_bootstrap_address(given)
+    if address is None:
+        prepare_own_ray(ray.util.get_node_ip_address(), allowed)
+    else:
+        refuse_shared_token()
+        refuse_open_ray(address, allowed)
 
 
 def build_run(config: RunConfig) -> Application:
@@ -107,7 +136,13 @@ def build_run(config: RunConfig) -> Application:
         max_ongoing_requests=2 * most,
         max_queued_requests=most,
         ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": _ingress_environment()},
-        **_common(settings, 1, settings.max_ingress_replicas, INGRESS_REQUESTS),
+        # As many as there are encoders at least, so that the death of one leaves another to answer.
+        **_common(
+            settings,
+            min(settings.min_replicas, settings.max_ingress_replicas),
+            settings.max_ingress_replicas,
+            INGRESS_REQUESTS,
+        ),
     ).bind(settings, source, config.tasks, encoder, slices)
 
 

@@ -19,6 +19,7 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import DataError
+from embedder.run.ray_token import prepare_own_ray
 from embedder.run.stage_report import StageReport, read_reports, stage_table
 from serve.client import Client
 from serve.schemas.search_schemas import SearchRequest
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from serve.app import build_run
 
         application = build_run(config)
+        prepare_own_ray(ray.util.get_node_ip_address(), config.cluster.allow_no_authentication)
     out.rule("serve")
     began = time.monotonic()
     ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), log_to_driver=False)

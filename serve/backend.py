@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -14,6 +14,7 @@ from typing_extensions import TypeVarTuple, Unpack
 
 from embedder.config.cutting import PromptedText
 from embedder.index.opened import OpenIndex
+from embedder.index.search_options import SearchOptions
 from serve.http_errors import ApiError
 from serve.schemas.state_schemas import DeploymentState
 
@@ -42,6 +43,11 @@ LONG_CALLS: tuple[Callable[..., Any], ...] = (
 """Methods whose work may be long: while a replica lives, its call is waited for."""
 INDEX_CALLS = {method.__name__: method for method in (*QUICK_CALLS, *LONG_CALLS)}
 """All that a replica runs, by the name under which it travels."""
+
+
+def may_take_long(method: Callable[..., Any], arguments: Sequence[Any]) -> bool:
+    """Tell whether a call may take long although nothing hangs: made again it would hold up a second replica too."""
+    return method in LONG_CALLS or any(isinstance(one, SearchOptions) and one.may_take_long for one in arguments)
 
 
 @dataclass(frozen=True)

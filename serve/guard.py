@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
 
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.audit import CALLER, Caller
-from serve.backend import DEADLINE, time_left
+from serve.backend import DEADLINE
 from serve.http_errors import ApiError, answer
 from serve.keys import ROLES, needed_role
+from serve.limited_body import LimitedBody
 from serve.load_shedding import needs_encoder, num_bytes
-from serve.request_head import CLOSING, head_refusal, keep_plain_id, site_refusal
+from serve.request_head import head_refusal, keep_plain_id, site_refusal
 from serve.service import Service
 
 logger = logging.getLogger("ray.serve")
 
-UNREAD = {400, 413, 431}
-"""Refusals of a body or head that is too much: the connection is closed, and the rest of it is not read."""
-
-LONGEST_LENGTH = 18
-"""Digits of a Content-Length; a longer one is beyond any limit."""
 Answered = Callable[[str, int, float], None]
 """Told of each request: route, status, seconds."""
 
@@ -46,23 +40,26 @@ class Guard:
         headers = Headers(scope=scope)
         DEADLINE.set(began + self._service.settings.timeout_s)
 
+        body = LimitedBody(receive, headers, self._service.settings.max_body_bytes)
+
         async def send_noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if body.may_be_endless:
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         keep_plain_id(scope)
         # The only place from which the routes learn what the caller may use.
         caller = scope[CALLER] = Caller()
         error = head_refusal(scope) or self._foreign_site(scope) or self._identify(caller, scope, headers)
-        error = error or self._admit(scope, headers)
+        error = error or self._admit(scope, headers) or body.refusal()
         try:
             if error is None:
-                await self._app(scope, self._limited(receive), send_noting)
+                await self._app(scope, body.receive, send_noting)
             else:
-                closing = CLOSING if error.status in UNREAD else None
-                await answer(scope["path"], error, closing)(scope, receive, send_noting)
+                await answer(scope["path"], error)(scope, receive, send_noting)
         finally:
             self._note(scope, caller, status, time.monotonic() - began)
 
@@ -85,16 +82,9 @@ class Guard:
 
     def _admit(self, scope: Scope, headers: Headers) -> ApiError | None:
         """Why a request of somebody known must not go on, if so."""
-        refused = self._service.backend.refusal(num_bytes(headers)) if needs_encoder(scope["path"]) else None
-        if refused is not None:
-            return refused
-        length = headers.get("content-length", "0")
-        if not length.isdecimal():
-            return ApiError(400, "Content-Length is no number")
-        # By its digits first: Python refuses to read a number of thousands of them.
-        if len(length) > LONGEST_LENGTH or int(length) > self._service.settings.max_body_bytes:
-            return ApiError(413, self._too_large())
-        return None
+        if not needs_encoder(scope["path"]):
+            return None
+        return self._service.backend.refusal(num_bytes(headers))
 
     def _foreign_site(self, scope: Scope) -> ApiError | None:
         """Why a browser may have been made to ask; with keys it could not, because no other site has one."""
@@ -103,29 +93,6 @@ class Guard:
             return None
         # `insecure` is the word of whoever serves that all who reach this service may use it, by whatever name.
         return site_refusal(scope, None if settings.insecure else settings.host_names)
-
-    def _limited(self, receive: Receive) -> Receive:
-        """The same body, up to the limit and until the deadline: a sender need not say its length before."""
-        received, is_whole = 0, False
-
-        async def receive_counting() -> Message:
-            nonlocal received, is_whole
-            if is_whole:  # what comes now is the end of the connection
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), time_left())
-            except asyncio.TimeoutError as error:
-                raise HTTPException(408, "the body did not arrive in time", CLOSING) from error
-            is_whole = not message.get("more_body", False)
-            received += len(message.get("body", b""))
-            if received > self._service.settings.max_body_bytes:
-                raise HTTPException(413, self._too_large(), CLOSING)
-            return message
-
-        return receive_counting
-
-    def _too_large(self) -> str:
-        return f"the body exceeds the limit of {self._service.settings.max_body_bytes} bytes"
 
     def _note(self, scope: Scope, caller: Caller, status: int, seconds: float) -> None:
         """Count and log a request, to which Ray adds its id; never its text, its key, or a path that is no route."""

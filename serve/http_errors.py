@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +21,8 @@ TEI_PATHS = ("/embed", "/info")
 """Routes of text-embeddings-inference, whose clients expect its errors."""
 RETRY_AFTER_S = 1.0
 """When to come back where nobody knows better."""
+MOST_NAME, MOST_REASON = 256, 512
+"""Characters of a field's name and of what is wrong with it, in the answer to a body that is refused."""
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "overloaded"}
 """OpenAI's name of an error, by status; the others have one name below 500 and one from there on."""
 
@@ -77,6 +80,48 @@ def answer(path: str, error: ApiError, headers: Mapping[str, str] | None = None)
     return JSONResponse(body.model_dump(), status_code=status, headers=sent)
 
 
+def refusal(problems: Sequence[Mapping[str, Any]], body: object) -> ApiError:
+    """One error of the many that a model has found in a body, which names the field as the client wrote it.
+
+    Of a union every branch complains. The one that was meant got furthest into the body, and fails there by more than
+    the kind of the value.
+    """
+    located = [(_field(problem, body), problem) for problem in problems]
+    # The first of several, because `max` keeps the order of the fields and branches.
+    field, problem = max(located, key=lambda pair: (len(pair[0]), not pair[1]["type"].endswith("_type")))
+    is_null = problem["type"].endswith("_type") and problem.get("input") is None
+    message = "null is not a value" if is_null else problem["msg"].removeprefix("Value error, ")
+    name = ".".join(field) or "body"
+    # A lone surrogate of the request would fail to be encoded again in the answer.
+    text = f"{name:.{MOST_NAME}}: {message:.{MOST_REASON}}".encode(errors="replace").decode()
+    return ApiError(400, text, param=field[0][:MOST_NAME] if field else None)
+
+
+def _field(problem: Mapping[str, Any], body: object) -> list[str]:
+    """The names and positions that lead to a problem, without the names of branches and validators between them."""
+    if problem["type"] == "json_invalid":
+        return []
+    whole, *steps = problem["loc"]
+    if whole != "body":
+        return [str(step) for step in steps]
+    field: list[str] = []
+    for step in steps[:-1]:
+        if _leads_on(body, step):
+            field.append(str(step))
+            body = body[step]  # type: ignore[index] # as `_leads_on` has seen
+    # A field that is missing is named though it is not there.
+    if steps and (problem["type"] == "missing" or _leads_on(body, steps[-1])):
+        field.append(str(steps[-1]))
+    return field
+
+
+def _leads_on(value: object, step: str | int) -> bool:
+    """Tell whether a value of the body has a part of that name or position."""
+    if isinstance(value, dict):
+        return step in value
+    return isinstance(value, list) and isinstance(step, int) and step < len(value)
+
+
 def install_handlers(api: FastAPI) -> None:
     """Give every kind of failure its shape."""
 
@@ -86,17 +131,7 @@ def install_handlers(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = error.errors()
-        # Of a union every branch complains; what a validator of ours says is the most telling.
-        first = next((problem for problem in problems if problem["type"] == "value_error"), problems[0])
-        location = [str(part) for part in first["loc"][1:]]
-        if first["type"] == "json_invalid":
-            location = []
-        # A lone surrogate of the request would fail to be encoded again in the answer.
-        message = f"{'.'.join(location) or 'body'}: {first['msg'].removeprefix('Value error, ')}".encode(
-            errors="replace"
-        ).decode()
-        return answer(request.url.path, ApiError(400, message, param=location[0] if location else None))
+        return answer(request.url.path, refusal(error.errors(), error.body))
 
     @api.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

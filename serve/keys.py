@@ -39,7 +39,7 @@ READING = ENCODING | {"/v1/search"}
 
 HASHED = "sha256:"
 LEAST_LENGTH = 16
-"""Characters of a key that stands in the file as it is."""
+"""Characters of a key."""
 OPTIONS = ("name=", "index=", "task=", "where.", "expires=", HASHED)
 """What the words of a line with a hash begin with, and no key that stands in the file as it is."""
 REMEDY = "make keys with `python -m serve.new_key`, one line each, and replace the file as a whole"
@@ -91,7 +91,10 @@ class Keys:
     def find(self, header: str) -> ApiKey | None:
         """The key of `Bearer KEY`, which may have expired. Takes as long for every key: each is compared as a whole."""
         self._refresh()
-        given = hashed_key(header[7:].strip()) if header[:7].lower() == "bearer " else b""
+        text = header[7:].strip()
+        # Short ones never: the hash of nothing is soon written down by a command whose variable is empty.
+        is_key = header[:7].lower() == "bearer " and len(text) >= LEAST_LENGTH
+        given = hashed_key(text) if is_key else b""
         # All keys, without a stop at the one that fits: the time must not tell which one it was.
         fitting = [key for key in self._keys if hmac.compare_digest(given, key.hashed)]
         return fitting[0] if fitting else None

@@ -61,7 +61,7 @@ def keep_plain_id(scope: Scope) -> None:
         context._serve_request_context.set(replace(known, request_id=headers[REQUEST_ID]))
 
 
-def site_refusal(scope: Scope, host_names: Collection[str] | None) -> ApiError | None:
+def site_refusal(scope: Scope, host_names: Collection[str] | None, origins: Collection[str] = ()) -> ApiError | None:
     """Why a request to a service without keys is refused: a page of another site may have made a browser send it.
 
     Such a page reaches a service on loopback by a name of its own that it lets point there (DNS rebinding), or writes
@@ -70,6 +70,7 @@ def site_refusal(scope: Scope, host_names: Collection[str] | None) -> ApiError |
     Args:
         scope: of the request.
         host_names: names, beside those of loopback, under which the service answers. None: under any.
+        origins: other sites whose pages may ask, `*` for all.
     """
     headers = Headers(scope=scope)
     host = host_name(f"//{headers['host']}") if "host" in headers else None
@@ -78,7 +79,7 @@ def site_refusal(scope: Scope, host_names: Collection[str] | None) -> ApiError |
     if scope["method"] in READING_METHODS or "origin" not in headers:
         return None
     origin = host_name(headers["origin"])
-    if origin == host or _is_known(origin, host_names or ()):
+    if origin == host or _is_known(origin, host_names or ()) or {"*", headers["origin"]} & set(origins):
         return None
     return ApiError(403, f"a page of another site may not ask a service without keys: {origin[:100]!r}")
 

@@ -15,10 +15,10 @@ from embedder.index.documents import Document, DocumentName
 from embedder.index.filters import Filter
 from embedder.index.living import CollectionStats
 from embedder.index.opened import OpenIndex, combine
-from embedder.index.results import Hit
+from embedder.index.results import Hit, Shown, too_large
 from embedder.index.search_options import SearchOptions
 from serve.audit import AuditLog
-from serve.backend import Backend
+from serve.backend import Backend, time_left
 from serve.http_errors import ApiError
 from serve.keys import Keys
 from serve.schemas.search_schemas import SearchFields, Timing
@@ -28,6 +28,8 @@ from serve.versions.write_replay import WriteReplayer
 
 FRESH_S = 1.0
 """How long an answer about health or replicas holds, so that asking for it costs nothing."""
+SPARE = 4
+"""How many times the bytes of an answer each ranking of a shard may have."""
 
 T = TypeVar("T")
 
@@ -49,19 +51,13 @@ class Service:
         self._following = asyncio.Lock()
         self._replayer = WriteReplayer(backend, served.source, settings.timeout_s, is_on=settings.replay_writes)
 
-    def texts(self, given: object, name: str, most: int | None = None) -> list[str]:
+    def texts(self, given: str | list[str], name: str, most: int | None = None) -> list[str]:
         """The texts of a request, within the limits.
 
         Raises:
-            ApiError: they are token ids, too many, or too long.
+            ApiError: they are too many, or too long.
         """
         texts = [given] if isinstance(given, str) else given
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ApiError(
-                400,
-                f"{name}: token ids are not accepted, send text (LangChain: check_embedding_ctx_length=False)",
-                param=name,
-            )
         limit = self.settings.max_inputs if most is None else most
         if len(texts) > limit:
             raise ApiError(400, f"{name}: {len(texts)} texts; at most {limit}", param=name)
@@ -78,14 +74,19 @@ class Service:
         """Texts as the encoder reads them for a task; as they are where no task is named.
 
         Raises:
-            ApiError: the version knows no such task.
+            ApiError: the version knows no such task, or the texts are too long together.
         """
-        if task is None:
-            return [prompted_text("", text) for text in texts]
         known = version.manifest.tasks
-        if task not in known:
+        if task is not None and task not in known:
             raise ApiError(400, f"task {task!r:.200}: known are {sorted(known)}", param=param)
-        return [known[task].prompted(side, text) for text in texts]
+        prompted = [prompted_text("", text) if task is None else known[task].prompted(side, text) for text in texts]
+        # Before tokens are made, which takes far longer than to count what they are made of.
+        characters, most = sum(map(len, prompted)), self.settings.max_request_characters
+        if characters > most:
+            raise ApiError(
+                400, f"{characters} characters in one request, instructions included; at most {most}; send fewer texts"
+            )
+        return prompted
 
     async def search(
         self, version: Version, task: str, fields: SearchFields, texts: list[str]
@@ -94,6 +95,7 @@ class Service:
 
         Raises:
             ApiError: k is too large, there is no such task, or no index for the mode.
+            DataError: the hits are too large, or the queries have too many words.
         """
         began = time.perf_counter()
         if fields.k > self.settings.max_results:
@@ -103,16 +105,27 @@ class Service:
             raise ApiError(
                 400, f"task {task!r:.200}: the index has {sorted(version.manifest.collections)}", param="task"
             )
-        options = SearchOptions(k=fields.k, mode=fields.mode, filter=fields.filter, parameters=fields.parameters)
+        options = SearchOptions(
+            k=fields.k,
+            mode=fields.mode,
+            filter=fields.filter,
+            parameters=fields.parameters,
+            # A shard sends k hits, or more where rankings are fused, of which the answer holds only a part.
+            shown=Shown(payload=fields.shows_payload, max_bytes=SPARE * self.settings.max_answer_bytes),
+        )
         query_QD = None
         if fields.mode != "lexical":
             query_QD = (await self.backend.encode(version.name, prompted, True)).vector_ND
         encoded = time.perf_counter()
+        timed = options.model_copy(update={"seconds": time_left()})
         calls = [
-            self.backend.call(part, version.name, OpenIndex.rank, task, options, query_QD, texts)
+            self.backend.call(part, version.name, OpenIndex.rank, task, timed, query_QD, texts)
             for part in version.slices(self.backend.num_slices)
         ]
-        hits = combine(await asyncio.gather(*calls), options).hits()
+        results = combine(await asyncio.gather(*calls), options)
+        if results.table.nbytes > self.settings.max_answer_bytes:
+            raise too_large()
+        hits = results.hits()
         ended = time.perf_counter()
         timing = Timing(encode=1000 * (encoded - began), search=1000 * (ended - encoded), total=1000 * (ended - began))
         return hits, timing

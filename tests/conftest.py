@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 RAY_TOKEN = Path(tempfile.mkdtemp(prefix="ray-token-")) / "token"
 RAY_TOKEN.write_text("0123456789abcdef" * 4, encoding="utf-8")
+RAY_TOKEN.chmod(0o600)
 os.environ |= {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "taken-by-the-tests-own-store"}
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "1"}
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(RAY_TOKEN)}

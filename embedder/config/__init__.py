@@ -13,6 +13,7 @@ index          section `index`, and how collections are built and searched
 evaluate       section `evaluate`: retrievers
 serve          section `serve`: the service
 pipeline       section `pipeline`: rounds
+cluster        section `cluster`: what is asked of Ray
 submit         section `submit`: how jobs are sent to a cluster
 load           reads a run file and its overrides; the options of commands that take one
 unknown_keys   the answer to a key that is not a setting: the nearest known one, or its new name

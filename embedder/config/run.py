@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from embedder.config.cluster import ClusterConfig
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.index import BuildSettings, IndexConfig
 from embedder.config.label import LabelConfig, RerankerConfig
@@ -104,6 +105,8 @@ class RunConfig(Section):
     """The service; `serve.app` and `serve.ask`."""
     pipeline: PipelineConfig = PipelineConfig()
     """Rounds; `pipeline`."""
+    cluster: ClusterConfig = ClusterConfig()
+    """What is asked of Ray; all jobs, and the service."""
     submit: SubmitConfig = SubmitConfig()
     """How jobs are submitted to a cluster; `submit`."""
 

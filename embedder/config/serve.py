@@ -31,16 +31,25 @@ class ServeConfig(Section):
 
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Bytes of a request body. Larger ones are refused before they are parsed."""
+    max_body_values: int = Field(default=100_000, ge=1000)
+    """Keys and values in the JSON of a body, counted before it is parsed: of many small ones a body of a few MiB would
+    hold up the service for seconds."""
     max_inputs: int = Field(default=2048, ge=1)
     """Texts or documents of a request."""
     max_queries: int = Field(default=64, ge=1)
     """Queries of a search."""
     max_characters: int = Field(default=65_536, ge=1)
     """Characters of a text."""
+    max_request_characters: int = Field(default=2 * 2**20, ge=1)
+    """Characters of all texts of a request together, with their instructions. To make tokens of as many takes a CPU one
+    to four seconds."""
     max_request_tokens: int = Field(default=300_000, ge=1)
     """Tokens of all texts of a request together, as the model reads them."""
     max_results: int = Field(default=100, ge=1, le=1000)
     """Greatest k of a search."""
+    max_answer_bytes: int = Field(default=16 * 2**20, ge=1024)
+    """Bytes of the hits of a search: text, title, metadata and names. What exceeds it is refused before it is fetched,
+    with `with_payload: false` as a way out."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds that a request may take, retries included."""
     retries: int = Field(default=3, ge=0, le=10)
@@ -65,7 +74,7 @@ class ServeConfig(Section):
     """Writes to a collection after which its shard builds a new generation of it in the background."""
 
     min_replicas: int = Field(default=1, ge=1)
-    """Least number of replicas of the encoder, and of each shard."""
+    """Least number of replicas of the encoder, of each shard, and, up to `max_ingress_replicas`, of the ingress."""
     max_replicas: int = Field(default=4, ge=1)
     """Greatest number of replicas of the encoder, and of each shard."""
     target_ongoing_requests: int = Field(default=2, ge=1)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from embedder.config.tasks import Side
 from embedder.errors import DataError
 from embedder.hashing import content_id
+from embedder.storage.arrow_files import refuse_extension_types
 from embedder.storage.object_store import AnyPath, ObjectPath, replacing
 
 Split = Literal["train", "dev", "test"]
@@ -126,14 +127,17 @@ def parquet_files(folder: SomePath) -> list[SomePath]:
 
 
 def open_parquet(path: AnyPath) -> pq.ParquetFile:
-    """A Parquet file to read in parts; of an object, what is read next is fetched together.
+    """A Parquet file of plain columns to read in parts; of an object, what is read next is fetched together.
 
     Raises:
-        OSError, pa.ArrowInvalid: it is missing or unreadable.
+        OSError, pa.ArrowInvalid: it is missing or unreadable, or a column is of an extension type.
     """
     if isinstance(path, ObjectPath):
-        return pq.ParquetFile(path.key, filesystem=path.filesystem, pre_buffer=True)
-    return pq.ParquetFile(path)
+        file = pq.ParquetFile(path.key, filesystem=path.filesystem, pre_buffer=True)
+    else:
+        file = pq.ParquetFile(path)
+    refuse_extension_types(file.schema_arrow)
+    return file
 
 
 def read_tables(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:

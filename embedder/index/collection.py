@@ -44,6 +44,7 @@ from embedder.index.lexical import StoredWords, write_lexical
 from embedder.index.manifest import REMEDY, HashedManifest, hash_files
 from embedder.index.metadata_index import StoredMetadata, write_metadata
 from embedder.index.writes import WRITES, StoredWrites, write_writes
+from embedder.storage.arrow_files import open_arrow
 
 EXACT_ROWS = 20_000
 """A filter that leaves fewer rows is answered exactly: an approximate index would pass too many of them by."""
@@ -168,15 +169,14 @@ class Collection:
         self.folder, self.info = folder, info
         self._flat = open_flat(folder / "vectors.faiss")
         try:
-            self.payload: pa.Table = pa.ipc.open_file(pa.memory_map(str(folder / "payload.arrow"))).read_all()
+            self.payload: pa.Table = open_arrow(folder / "payload.arrow", PAYLOAD).read_all()
         except (OSError, pa.ArrowException) as error:
             raise BundleError(f"{folder / 'payload.arrow'}: not readable ({error}); {REMEDY}") from error
-        held = (self._flat.d, self._flat.ntotal, self.payload.num_rows, self.payload.schema)
-        if held != (info.identity.dimension, info.rows, info.rows, PAYLOAD):
+        held = (self._flat.d, self._flat.ntotal, self.payload.num_rows)
+        if held != (info.identity.dimension, info.rows, info.rows):
             raise BundleError(
-                f"{folder}: {self._flat.ntotal} vectors of width {self._flat.d} and {self.payload.num_rows} rows with "
-                f"{self.payload.schema.names}, but the manifest says {info.rows} rows of width "
-                f"{info.identity.dimension} with {PAYLOAD.names}; {REMEDY}"
+                f"{folder}: {self._flat.ntotal} vectors of width {self._flat.d} and {self.payload.num_rows} rows, but "
+                f"the manifest says {info.rows} rows of width {info.identity.dimension}; {REMEDY}"
             )
         self.vectors: Vectors = vectors_of(self._flat)
         self.metadata = StoredMetadata(folder / "metadata.arrow", info.rows)

@@ -59,7 +59,7 @@ class Document(BaseModel):
 
     id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
     text: Annotated[str, StringConstraints(min_length=1)]
-    title: str | None = None
+    title: Annotated[str, StringConstraints(max_length=4096)] | None = None
     dataset: Annotated[str, StringConstraints(max_length=256)] = ""
     metadata: Metadata = {}
 

@@ -13,7 +13,15 @@ from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from embedder.data.metadata import Kind, Number, Scalar, Text, kind_of
 
@@ -23,9 +31,19 @@ MAX_CLAUSES = 256
 """Conditions and nested filters together, counted over the whole filter."""
 MAX_VALUES = 1024
 """Values of one `any` or `except`."""
+MAX_ALL_VALUES = 4096
+"""Values of all conditions together."""
 
-Bound = Number | Text
-Rows = NDArray[np.int64]
+Bound = Annotated[
+    Annotated[Number, Tag("number")] | Annotated[Text, Tag("text")],
+    Discriminator(
+        lambda value: "text" if isinstance(value, str) else "number" if isinstance(value, int | float) else None,
+        custom_error_type="value_type",
+        custom_error_message="a bound is a number or a text",
+    ),
+]
+ValueList = Annotated[list[Scalar], Field(max_length=MAX_VALUES, fail_fast=True)]
+Rows = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]
 
 
@@ -37,8 +55,8 @@ class Match(_Part):
     """Exactly one of: equal to `value`, one of `any`, none of `except`."""
 
     value: Scalar | None = None
-    any: list[Scalar] | None = Field(default=None, max_length=MAX_VALUES)
-    except_: list[Scalar] | None = Field(default=None, max_length=MAX_VALUES, alias="except")
+    any: ValueList | None = None
+    except_: ValueList | None = Field(default=None, alias="except")
 
     @model_validator(mode="after")
     def exactly_one(self) -> Match:
@@ -49,8 +67,8 @@ class Match(_Part):
 
     @property
     def values(self) -> list[Scalar]:
-        """Those of which a document needs one; none for `except`."""
-        return (self.any or []) if self.value is None else [self.value]
+        """Those of which a document needs one, or for `except` must have none."""
+        return (self.any or self.except_ or []) if self.value is None else [self.value]
 
 
 class Range(_Part):
@@ -98,12 +116,30 @@ class Condition(_Part):
         return self
 
 
+def _branch(part: object) -> str:
+    """The branch of a part of a filter, so that an error speaks of the one that was meant."""
+    if isinstance(part, dict):
+        return "condition" if part.keys() & {"key", "match", "range"} else "filter"
+    return "condition" if isinstance(part, Condition) else "filter"
+
+
+Parts = Annotated[
+    list[
+        Annotated[
+            Annotated[Condition, Tag("condition")] | Annotated["Filter", Tag("filter")],
+            Discriminator(_branch),
+        ]
+    ],
+    Field(max_length=MAX_CLAUSES, fail_fast=True),
+]
+
+
 class Filter(_Part):
     """True where all of `must`, at least one of `should` (if there are any) and none of `must_not` are."""
 
-    must: list[Condition | Filter] = []
-    should: list[Condition | Filter] = []
-    must_not: list[Condition | Filter] = []
+    must: Parts = []
+    should: Parts = []
+    must_not: Parts = []
 
     @model_validator(mode="after")
     def within_limits(self) -> Filter:
@@ -112,6 +148,8 @@ class Filter(_Part):
             raise ValueError(f"filters are nested {self.depth} deep; at most {MAX_DEPTH}")
         if self.clauses > MAX_CLAUSES:
             raise ValueError(f"the filter has {self.clauses} clauses; at most {MAX_CLAUSES}")
+        if self.num_values > MAX_ALL_VALUES:
+            raise ValueError(f"the filter has {self.num_values} values; at most {MAX_ALL_VALUES}")
         return self
 
     @property
@@ -128,6 +166,14 @@ class Filter(_Part):
     def clauses(self) -> int:
         """Conditions and filters at all depths."""
         return sum(1 + (part.clauses if isinstance(part, Filter) else 0) for part in self.parts)
+
+    @property
+    def num_values(self) -> int:
+        """Values of the match conditions at all depths."""
+        return sum(
+            part.num_values if isinstance(part, Filter) else len(part.match.values) if part.match else 0
+            for part in self.parts
+        )
 
 
 class FieldIndex(Protocol):
@@ -150,12 +196,22 @@ class FieldIndex(Protocol):
 def matching(wanted: Filter, fields: FieldIndex) -> Mask:
     """A mask of the rows that fit a filter."""
     mask = np.ones(fields.num_rows, dtype=np.bool_)
+    # One mask for all conditions of a kind: with a mask each, 256 of them would fill the memory of as many.
+    marked = np.empty_like(mask)
     for part in wanted.must:
-        mask &= _mask(part, fields)
+        marked[:] = False
+        _mark(part, fields, marked)
+        mask &= marked
     if wanted.should:
-        mask &= np.logical_or.reduce([_mask(part, fields) for part in wanted.should])
-    for part in wanted.must_not:
-        mask &= ~_mask(part, fields)
+        marked[:] = False
+        for part in wanted.should:
+            _mark(part, fields, marked)
+        mask &= marked
+    if wanted.must_not:
+        marked[:] = False
+        for part in wanted.must_not:
+            _mark(part, fields, marked)
+        mask &= ~marked
     return mask
 
 
@@ -164,17 +220,18 @@ def equals(field: str, value: Scalar) -> Filter:
     return Filter(must=[Condition(key=field, match=Match(value=value))])
 
 
-def _mask(part: Condition | Filter, fields: FieldIndex) -> Mask:
+def _mark(part: Condition | Filter, fields: FieldIndex, mask: Mask) -> None:
+    """Set the rows that fit a part of a filter, and leave the others as they are."""
     if isinstance(part, Filter):
-        return matching(part, fields)
-    mask = np.zeros(fields.num_rows, dtype=np.bool_)
-    if part.range is not None:
+        mask |= matching(part, fields)
+    elif part.range is not None:
         mask[fields.between(part.key, part.range)] = True
     elif part.match is not None and part.match.except_ is not None:
-        mask[fields.having(part.key)] = True
+        fitting = np.zeros_like(mask)
+        fitting[fields.having(part.key)] = True
         for value in part.match.except_:
-            mask[fields.equal(part.key, value)] = False
+            fitting[fields.equal(part.key, value)] = False
+        mask |= fitting
     elif part.match is not None:
         for value in part.match.values:
             mask[fields.equal(part.key, value)] = True
-    return mask

@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +30,15 @@ from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, CollectionIdentity, History
 from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName, Row
-from embedder.index.exact import Vectors, exact_search
+from embedder.index.exact import Vectors
 from embedder.index.filters import Filter
-from embedder.index.log import Log, operations_schema
+from embedder.index.lexical import NEVER, words_of
+from embedder.index.log import Log, deletions, operations
 from embedder.index.manifest import REMEDY
-from embedder.index.memtable import Memtable, MemtableView, past_ties
-from embedder.index.results import SearchResults, merge, search_results
+from embedder.index.memtable import Memtable, MemtableView
+from embedder.index.results import EVERYTHING, SearchResults, Shown
 from embedder.index.writes import Change
 from embedder.storage.durable import appearing, locked, remove_unfinished, write_durably
-from embedder.words import query_words
 
 CURRENT = "CURRENT"
 MAX_FIELDS = 1024
@@ -85,12 +85,18 @@ class MutableCollection:
             self._catch_up()
 
     def search(
-        self, query_QD: Vectors, k: int, parameters: SearchParameters, wanted: Filter | None = None
+        self,
+        query_QD: Vectors,
+        k: int,
+        parameters: SearchParameters,
+        wanted: Filter | None = None,
+        shown: Shown = EVERYTHING,
     ) -> SearchResults:
         """The k nearest documents that fit the filter, by inner product.
 
         Raises:
             ValueError: a query vector has the wrong width or holds a value that is not finite.
+            DataError: the hits hold more bytes than may be shown.
         """
         query_QD = np.ascontiguousarray(query_QD, dtype=np.float32)
         if query_QD.ndim != 2 or query_QD.shape[1] != self.identity.dimension or not np.isfinite(query_QD).all():
@@ -98,33 +104,30 @@ class MutableCollection:
                 f"query vectors of shape {query_QD.shape} do not fit an index of width {self.identity.dimension}, "
                 "or are not finite"
             )
-        base, view = self._view(wanted)
-        parts = [search_results(base.rank(query_QD, k, parameters, view.stored), base.payload)]
-        if view.num_live:
-            ranked = past_ties(lambda most: exact_search(query_QD, view.vectors, most, view.live), k, len(view.vectors))
-            parts.append(search_results(ranked, view))
-        return merge(parts, k)
+        # The lock is held for the view alone: filters and queries of many words take seconds, and writes would wait.
+        return self._view().fitting(wanted).nearest(query_QD, k, parameters, shown)
 
-    def search_words(self, queries: Sequence[str], k: int, wanted: Filter | None = None) -> SearchResults:
+    def search_words(
+        self,
+        queries: Sequence[str],
+        k: int,
+        wanted: Filter | None = None,
+        shown: Shown = EVERYTHING,
+        deadline: float = NEVER,
+    ) -> SearchResults:
         """The k documents that fit the filter and share the most telling words with each query, by BM25.
 
         Raises:
             ValueError: the index was built without words.
+            DataError: the queries have too many words, or the hits hold more bytes than may be shown.
+            TimeoutError: the deadline has passed; it is looked at before each query.
         """
-        # Split before the lock is taken, since long queries take a while. A compaction keeps the settings.
-        words = [query_words(query, self._reading.base.info.settings.words.stop_words) for query in queries]
-        parts = []
-        with self._lock:
-            base, view = self._view(wanted)
-            if not base.info.settings.lexical:
-                raise ValueError("this index was built without words; set index.lexical and build it again")
-            if view.num_live:
-                # Under the lock, because the memtable's word counts, unlike the view, change with every write.
-                counts = self._reading.memtable.words
-                written = past_ties(lambda most: counts.rank(words, most, view.live), k, len(view.vectors))
-                parts.append(search_results(written, view))
-        parts.append(search_results(base.words.rank(words, k, view.stored), base.payload))
-        return merge(parts, k)
+        view = self._view()
+        settings = view.base.info.settings
+        if not settings.lexical:
+            raise ValueError("this index was built without words; set index.lexical and build it again")
+        words = words_of(queries, settings.words.stop_words, deadline)
+        return view.fitting(wanted).best_by_words(words, k, shown, deadline)
 
     def upsert(self, documents: Sequence[Document], vector_PD: Vectors) -> None:
         """Write documents with their unit vectors: new ones, and new versions of old ones.
@@ -196,8 +199,9 @@ class MutableCollection:
     def stats(self, wanted: Filter | None = None) -> CollectionStats:
         with self._lock:
             self._catch_up()
-            memtable, generation = self._reading.memtable, self._reading.generation
-            return CollectionStats(memtable.count(wanted), memtable.num_operations, generation)
+            memtable, view = self._reading.memtable, self._reading.memtable.view()
+            stats = CollectionStats(memtable.num_documents, memtable.num_operations, self._reading.generation)
+        return stats if wanted is None else replace(stats, documents=view.fitting(wanted).num_documents)
 
     def compact(self) -> bool:
         """Build a generation of all live documents and make it the current one; searches and writes go on meanwhile.
@@ -258,7 +262,8 @@ class MutableCollection:
     def freeze(self) -> tuple[Collection, MemtableView, pa.Table]:
         """What a snapshot writes: the base collection, the memtable on top of it and all writes, at one moment."""
         with self._lock:
-            return *self._view(), self.writes()
+            view = self._view()
+            return view.base, view, self.writes()
 
     @property
     def write_lock(self) -> Path:
@@ -276,10 +281,10 @@ class MutableCollection:
             return False
         return True
 
-    def _view(self, wanted: Filter | None = None) -> tuple[Collection, MemtableView]:
+    def _view(self) -> MemtableView:
         with self._lock:
             self._catch_up()
-            return self._reading.base, self._reading.memtable.view(wanted)
+            return self._reading.memtable.view()
 
     def _now(self) -> int:
         """The time of a write, later than that of all before it, whatever the clock says; the locks are held."""
@@ -300,19 +305,12 @@ class MutableCollection:
         fields = self._reading.memtable.fields.union(*(json.loads(row.metadata) for row in rows if row.metadata))
         if len(fields) > MAX_FIELDS:
             raise DataError(f"metadata with {len(fields)} different fields; at most {MAX_FIELDS}; nothing was written")
-        schema = operations_schema(self.identity.dimension)
-        columns = [pa.array(column, schema.field(i).type) for i, column in enumerate(zip(*rows, strict=True))]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(vector_PD.ravel()), self.identity.dimension)
-        return pa.record_batch([*columns, vectors, pa.array(written_ns, pa.int64())], schema=schema)
+        return operations(rows, vector_PD, written_ns)
 
     def _remove(self, names: Sequence[DocumentName], written_ns: Sequence[int]) -> None:
         """Log deletions; both locks are held."""
         if names:
-            rows = [
-                {"id": document_id, "dataset": dataset, "written_ns": written}
-                for (document_id, dataset), written in zip(names, written_ns, strict=True)
-            ]
-            self._append(pa.RecordBatch.from_pylist(rows, schema=operations_schema(self.identity.dimension)))
+            self._append(deletions(names, written_ns, self.identity.dimension))
 
     def _append(self, batch: pa.RecordBatch) -> None:
         """Log a batch and take it in; both locks are held."""

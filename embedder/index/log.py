@@ -15,6 +15,7 @@ import os
 import struct
 import weakref
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,8 @@ import pyarrow as pa
 
 from embedder.errors import BundleError
 from embedder.index.collection import CollectionIdentity
-from embedder.index.documents import PAYLOAD
+from embedder.index.documents import PAYLOAD, DocumentName, Row
+from embedder.index.exact import Vectors
 from embedder.index.manifest import REMEDY
 from embedder.storage.durable import READ_ONLY, write_durably
 
@@ -37,6 +39,23 @@ FIRST_BYTE = len(MAGIC) + END.size + HEADER.size
 def operations_schema(dimension: int) -> pa.Schema:
     """One written document with its vector, and when it was; one without text is a deletion."""
     return pa.schema([*PAYLOAD, ("vector", pa.list_(pa.float32(), dimension)), ("written_ns", pa.int64())])
+
+
+def operations(rows: Sequence[Row], vector_PD: Vectors, written_ns: Sequence[int]) -> pa.RecordBatch:
+    """Documents as operations."""
+    schema = operations_schema(vector_PD.shape[1])
+    columns = [pa.array(column, schema.field(i).type) for i, column in enumerate(zip(*rows, strict=True))]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vector_PD.ravel()), vector_PD.shape[1])
+    return pa.record_batch([*columns, vectors, pa.array(written_ns, pa.int64())], schema=schema)
+
+
+def deletions(names: Sequence[DocumentName], written_ns: Sequence[int], dimension: int) -> pa.RecordBatch:
+    """Deletions as operations."""
+    rows = [
+        {"id": document_id, "dataset": dataset, "written_ns": written}
+        for (document_id, dataset), written in zip(names, written_ns, strict=True)
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=operations_schema(dimension))
 
 
 class Log:

@@ -5,18 +5,20 @@ What a search has been handed never changes: rows are only added, and masks are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
+from embedder.config.index import SearchParameters
 from embedder.index.collection import Collection
 from embedder.index.documents import PAYLOAD, DocumentName, Row, belongs
-from embedder.index.exact import Ranked, Vectors
+from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter, Mask, matching
-from embedder.index.lexical import MemtableWords
+from embedder.index.lexical import NEVER, MemtableWords, QueryWords, ranked
 from embedder.index.metadata_index import MemtableMetadata
+from embedder.index.results import SearchResults, Shown, merge, search_results
 from embedder.index.writes import Change, Write
 
 
@@ -31,6 +33,12 @@ class MemtableView:
     """Which rows of the memtable are neither replaced nor deleted, and fit the filter if there is one."""
     stored: Mask | None
     """The same of the collection's rows; None: all."""
+    memtable: Memtable
+    """What has been written by now; its first rows are those of the view."""
+
+    @property
+    def base(self) -> Collection:
+        return self.memtable.base
 
     @property
     def num_live(self) -> int:
@@ -40,6 +48,41 @@ class MemtableView:
     def num_documents(self) -> int:
         """Documents of a view with a filter, in the memtable and in the collection."""
         return self.num_live + (0 if self.stored is None else int(np.count_nonzero(self.stored)))
+
+    def fitting(self, wanted: Filter | None) -> MemtableView:
+        """What of this view fits a filter; takes seconds for a large one, and needs no lock."""
+        if wanted is None:
+            return self
+        live = self.live & matching(wanted, self.memtable.metadata.first(len(self.live)))
+        stored = matching(wanted, self.memtable.base.metadata)
+        return replace(self, live=live, stored=stored if self.stored is None else self.stored & stored)
+
+    def nearest(self, query_QD: Vectors, k: int, parameters: SearchParameters, shown: Shown) -> SearchResults:
+        """The k nearest documents, by inner product."""
+        base = self.base
+        parts = [search_results(base.rank(query_QD, k, parameters, self.stored), base.payload, shown)]
+        if self.num_live:
+            written = _past_ties(
+                lambda most: exact_search(query_QD, self.vectors, most, self.live), k, len(self.vectors)
+            )
+            parts.append(search_results(written, self, shown))
+        return merge(parts, k)
+
+    def best_by_words(
+        self, queries: Sequence[QueryWords], k: int, shown: Shown, deadline: float = NEVER
+    ) -> SearchResults:
+        """The k documents that share the most telling words with each query, by BM25.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
+        base = self.base
+        parts = [search_results(base.words.rank(queries, k, self.stored, deadline), base.payload, shown)]
+        if self.num_live:
+            scores = list(self.memtable.words.scores(queries, self.live, deadline))
+            written = _past_ties(lambda most: ranked(scores, len(scores), most), k, len(self.vectors))
+            parts.append(search_results(written, self, shown))
+        return merge(parts, k)
 
     def take(self, rows: pa.Array) -> pa.Table:
         """The payload of some rows."""
@@ -54,7 +97,7 @@ class Memtable:
     def __init__(self, base: Collection) -> None:
         self.base = base
         self.words = MemtableWords(base.words)
-        self._metadata = MemtableMetadata()
+        self.metadata = MemtableMetadata()
         self._rows: list[Row] = []
         self._row_of: dict[DocumentName, int] = {}
         self._vectors = np.empty((256, base.info.identity.dimension), dtype=np.float32)
@@ -73,11 +116,7 @@ class Memtable:
 
     @property
     def fields(self) -> set[str]:
-        return {*self.base.metadata.fields, *self._metadata.fields}
-
-    def count(self, wanted: Filter | None) -> int:
-        """The number of live documents, or of those that fit a filter."""
-        return self.num_documents if wanted is None else self.view(wanted).num_documents
+        return {*self.base.metadata.fields, *self.metadata.fields}
 
     def holds(self, name: DocumentName, within: Mapping[str, str] | None = None) -> bool:
         """Tell whether there is a live document of that name, which belongs to `within` if that is given."""
@@ -137,14 +176,9 @@ class Memtable:
             self._stored = stored_rows
             self._num_stored = int(np.count_nonzero(stored_rows))
 
-    def view(self, wanted: Filter | None = None) -> MemtableView:
-        """What there is now, of what fits a filter."""
-        live, stored = self._live, self._stored
-        if wanted is not None:
-            live = live & matching(wanted, self._metadata)
-            fitting = matching(wanted, self.base.metadata)
-            stored = fitting if stored is None else stored & fitting
-        return MemtableView(self._vectors[: len(self._rows)], self._rows, live, stored)
+    def view(self) -> MemtableView:
+        """All documents, as they are at this moment."""
+        return MemtableView(self._vectors[: len(self._rows)], self._rows, self._live, self._stored, self)
 
     def _note(self, name: DocumentName, written_ns: int) -> None:
         """Remember a write that is about to be applied."""
@@ -164,7 +198,7 @@ class Memtable:
         self._vectors[number] = vector
         self._rows.append(row)
         self._row_of[row.id, row.dataset] = number
-        self._metadata.add(row.metadata, row.dataset)
+        self.metadata.add(row.metadata, row.dataset)
         self.words.add(row.text)
 
     def _stored_row(self, name: DocumentName) -> int | None:
@@ -172,7 +206,7 @@ class Memtable:
         return row if row is None or self._stored is None or self._stored[row] else None
 
 
-def past_ties(rank: Callable[[int], Ranked], k: int, most: int) -> Ranked:
+def _past_ties(rank: Callable[[int], Ranked], k: int, most: int) -> Ranked:
     """The k best rows of the memtable and all that tie with the last of them."""
     # Rows here are in the order of writing: a tie that is cut off could be the one whose name comes first.
     length = k

@@ -9,6 +9,7 @@ import json
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from embedder.errors import BundleError
 from embedder.index.documents import AS_PYTHON, field_values
 from embedder.index.filters import Range, Rows
 from embedder.index.manifest import REMEDY
+from embedder.storage.arrow_files import open_arrow
 
 METADATA = pa.schema([("text", pa.large_string()), ("number", pa.float64()), ("row", pa.int32())])
 """One value of one row, sorted by value and row; booleans are the numbers 0 and 1."""
@@ -68,8 +70,9 @@ class _SortedValues:
         self._rows = batch["row"].to_numpy()
 
     def rows(self, low: int = 0, high: int | None = None) -> Rows:
-        """Rows of a part of the values."""
-        return np.unique(self._rows[low:high]).astype(np.int64)
+        """Rows of a part of the values; a row with several of them comes several times."""
+        rows: Rows = self._rows[low:high]
+        return rows
 
     def extent(self, value: Scalar) -> tuple[int, int]:
         """Where values equal to this one begin and end, or would stand."""
@@ -99,7 +102,7 @@ class StoredMetadata:
 
     def __init__(self, path: Path, num_rows: int) -> None:
         try:
-            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            file = open_arrow(path, METADATA)
             names: list[tuple[str, Kind]] = [tuple(name) for name in json.loads(file.schema.metadata[BATCHES])]
             self._values = {name: _SortedValues(file.get_batch(i), name[1]) for i, name in enumerate(names)}
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
@@ -137,21 +140,28 @@ class MemtableMetadata:
             self._rows[field, kind_of(value)].setdefault(value, []).append(self.num_rows)
         self.num_rows += 1
 
+    def first(self, num_rows: int) -> MemtableMetadata:
+        """The first rows, to be read while others are added."""
+        view = copy(self)
+        view.num_rows = num_rows
+        return view
+
     @property
     def fields(self) -> set[str]:
         return {field for field, _ in self._rows}
 
     def equal(self, field: str, value: Scalar) -> Rows:
-        return _array([self._rows.get((field, kind_of(value)), {}).get(value, [])])
+        return self._array([self._rows.get((field, kind_of(value)), {}).get(value, [])])
 
     def between(self, field: str, bounds: Range) -> Rows:
         """Rows with a value within the bounds; looks at every distinct value of the field."""
         values = self._rows.get((field, bounds.kind), {})
-        return _array(rows for value, rows in values.items() if bounds.holds(value))
+        # A list of the items first, here and below: a dictionary that grows cannot be walked through.
+        return self._array(rows for value, rows in list(values.items()) if bounds.holds(value))
 
     def having(self, field: str) -> Rows:
-        return _array(rows for (name, _), values in self._rows.items() if name == field for rows in values.values())
+        fields = [values for (name, _), values in list(self._rows.items()) if name == field]
+        return self._array(rows for values in fields for rows in list(values.values()))
 
-
-def _array(lists: Iterable[list[int]]) -> Rows:
-    return np.array([row for rows in lists for row in rows], dtype=np.int64)
+    def _array(self, lists: Iterable[list[int]]) -> Rows:
+        return np.array([row for rows in lists for row in rows if row < self.num_rows], dtype=np.int64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName
 from embedder.index.exact import Vectors
 from embedder.index.filters import Filter
+from embedder.index.lexical import NEVER
 from embedder.index.living import CollectionStats, MutableCollection
 from embedder.index.results import SearchResults, fuse, merge
 from embedder.index.search_options import SearchOptions
@@ -78,6 +80,8 @@ class OpenIndex:
         Raises:
             ConfigError: there is no such task.
             ValueError: the query vectors do not fit, are missing, or the index was built without words.
+            DataError: the queries have too many words, or the hits too many bytes.
+            TimeoutError: `options.seconds` have passed.
         """
         collections = self._collections(task).values()
         depth = _depth(options)
@@ -85,12 +89,17 @@ class OpenIndex:
         if options.mode != "lexical":
             if query_QD is None:
                 raise ValueError(f"mode {options.mode!r} needs query vectors")
-            parts = [shard.search(query_QD, depth, options.parameters, options.filter) for shard in collections]
+            parts = [
+                shard.search(query_QD, depth, options.parameters, options.filter, options.shown)
+                for shard in collections
+            ]
             rankings.append(merge(parts, depth))
         if options.mode != "dense":
             if texts is None:
                 raise ValueError(f"mode {options.mode!r} needs the texts of the queries")
-            rankings.append(merge([shard.search_words(texts, depth, options.filter) for shard in collections], depth))
+            deadline = NEVER if options.seconds is None else time.monotonic() + options.seconds
+            parts = [shard.search_words(texts, depth, options.filter, options.shown, deadline) for shard in collections]
+            rankings.append(merge(parts, depth))
         return rankings
 
     def search(

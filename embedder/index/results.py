@@ -13,14 +13,33 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from embedder.errors import DataError
 from embedder.index.documents import PAYLOAD
 from embedder.index.exact import Ranked, rank_within_query
 
+NAME = ["id", "dataset"]
 RESULTS = pa.schema([("query", pa.int32()), ("score", pa.float32()), *PAYLOAD])
 """One hit; sorted by query, best first, ties by id and dataset."""
 FUSION_CONSTANT = 60
 """Of reciprocal rank fusion: a hit of rank r (from 1) counts 1 / (60 + r), after Cormack et al. (2009)."""
+
+ROWS_AT_ONCE = 64
+"""Rows whose payload is fetched before the bytes are counted."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How much of the hits is fetched."""
+
+    payload: bool = True
+    """Text, title and metadata too, beside the name."""
+    max_bytes: int | None = None
+    """Bytes of one ranking of one collection."""
+
+
+EVERYTHING = Shown()
 
 
 @dataclass(frozen=True)
@@ -59,13 +78,46 @@ class Payload(Protocol):
         """The payload of some rows."""
 
 
-def search_results(ranked: Ranked, payload: Payload) -> SearchResults:
-    """Ranked rows with their payload."""
+def search_results(ranked: Ranked, payload: Payload, shown: Shown = EVERYTHING) -> SearchResults:
+    """Ranked rows with what is shown of them.
+
+    Raises:
+        DataError: that holds too many bytes.
+    """
     is_hit = ranked.row_QK >= 0
     query = np.repeat(np.arange(len(is_hit), dtype=np.int32), is_hit.sum(axis=1))
-    rows = payload.take(pa.array(ranked.row_QK[is_hit]))
+    rows = _fetched(ranked.row_QK[is_hit], payload, shown)
     columns = [pa.array(query), pa.array(ranked.score_QK[is_hit]), *rows.columns]
     return SearchResults(len(is_hit), pa.table(columns, schema=RESULTS))
+
+
+def _fetched(rows: NDArray[np.int64], payload: Payload, shown: Shown) -> pa.Table:
+    """The payload of some rows; all but the names is empty where it is not shown."""
+    if isinstance(payload, pa.Table) and not shown.payload:
+        payload = payload.select(NAME)
+    parts, left = [PAYLOAD.empty_table()], shown.max_bytes
+    # Block by block: what is too much must not be in memory before it is refused.
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        part = payload.take(pa.array(rows[first : first + ROWS_AT_ONCE]))
+        if not shown.payload:
+            columns = [
+                part[field.name] if field.name in NAME else pa.repeat(pa.scalar("", field.type), len(part))
+                for field in PAYLOAD
+            ]
+            part = pa.table(columns, PAYLOAD)
+        parts.append(part)
+        if left is not None:
+            left -= part.nbytes
+            if left < 0:
+                raise too_large()
+    return pa.concat_tables(parts)
+
+
+def too_large() -> DataError:
+    """The refusal of an answer of too many bytes."""
+    return DataError(
+        "the answer exceeds serve.max_answer_bytes; send fewer queries, a smaller k, or with_payload: false"
+    )
 
 
 def merge(parts: Sequence[SearchResults], k: int) -> SearchResults:

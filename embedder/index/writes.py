@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from embedder.errors import BundleError
 from embedder.index.documents import BY_NAME, DocumentName, Row, row_named
 from embedder.index.manifest import REMEDY
+from embedder.storage.arrow_files import open_arrow
 
 WRITES = pa.schema(
     [("id", pa.string()), ("dataset", pa.string()), ("written_ns", pa.int64()), ("replaced", pa.string())]
@@ -69,12 +70,9 @@ class StoredWrites:
         if not path.exists():
             return cls(WRITES.empty_table())
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            return cls(open_arrow(path, WRITES).read_all())
         except (OSError, pa.ArrowException) as error:
             raise BundleError(f"{path}: not readable ({error}); {REMEDY}") from error
-        if table.schema != WRITES:
-            raise BundleError(f"{path}: has {table.schema.names}, not {WRITES.names}; {REMEDY}")
-        return cls(table)
 
     def find(self, name: DocumentName) -> Write | None:
         """The write of a document."""

@@ -1,5 +1,6 @@
 """Files and object stores.
 
+arrow_files    Arrow files of known columns; columns that could run code are refused
 durable        files that survive a kill and a power cut; locks between processes
 json_file      JSON files that appear as a whole
 object_store   paths in S3 and Google Cloud Storage

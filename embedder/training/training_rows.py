@@ -16,8 +16,10 @@ from torch import Tensor
 
 from embedder.config.cutting import PromptedText
 from embedder.config.tasks import TaskSpec
+from embedder.errors import DataError
 from embedder.hashing import content_id
 from embedder.labelling.rewards import is_flat
+from embedder.storage.arrow_files import open_arrow
 from embedder.training.batch_plan import BatchPart
 
 T = TypeVar("T")
@@ -168,7 +170,10 @@ class TrainingRows:
     """Rows by task and number; the file stays on disk and only the rows asked for are decoded."""
 
     def __init__(self, path: Path) -> None:
-        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        try:
+            self._table = open_arrow(path, TRAINING_ROW).read_all()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: not readable ({error}); remove it and run `python -m ray_jobs.train`") from error
         tasks: list[str] = self._table["task"].to_pylist()
         self.sizes = Counter(tasks)
         self._first = {task: tasks.index(task) for task in self.sizes}

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import yaml
 
+from embedder.config.cluster import ClusterConfig
 from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.run.cost import Work
+from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.stage_report import StageReport
 from embedder.run.workspace import workplace
 
@@ -78,7 +80,7 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
     from ray_jobs.cluster.metrics import ResourceUsage
 
-    connect()
+    connect(config.cluster)
     out = console()
     out.rule(f"{job.stage}")
     print_work(work)
@@ -121,20 +123,38 @@ def refuse_temporary_paths(config: RunConfig) -> None:
             )
 
 
-def connect() -> None:
-    """Connect to the cluster RAY_ADDRESS names (a submitted job has it set), or start a local one."""
+def connect(settings: ClusterConfig) -> None:
+    """Connect to the cluster RAY_ADDRESS names (a submitted job has it set), or start a local one.
+
+    Raises:
+        ConfigError: it asks for no token, or others can read the token.
+    """
     import ray
     from ray.data import DataContext
 
-    if not ray.is_initialized():
-        if os.environ.get("RAY_ADDRESS"):
+    given, allowed = os.environ.get("RAY_ADDRESS", ""), settings.allow_no_authentication
+    if given in {"", "local"} and not ray.is_initialized():
+        prepare_own_ray(ray.util.get_node_ip_address(), allowed)
+        ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
+    else:
+        refuse_shared_token()
+        refuse_open_ray(_head_address(given), allowed)
+        if not ray.is_initialized():
             # A line of JSON for each event, with the ids of job, node and worker, here and in the logs of all workers.
             ray.init(log_to_driver=False, logging_config=ray.LoggingConfig(encoding="JSON"))
-        else:
-            ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # Its second way of reading Parquet asks actors for the footers, and fails when the node of one dies.
     context.use_datasource_v2 = False
     for noisy in ("ray.train", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _head_address(given: str) -> str:
+    """The address of the head that is connected, or that Ray will connect to by what RAY_ADDRESS says."""
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if given.startswith("ray://"):
+        return given
+    return str(ray.get_runtime_context().gcs_address if ray.is_initialized() else canonicalize_bootstrap_address(given))

@@ -12,7 +12,7 @@ from embedder.config.language import WordsConfig
 from embedder.config.paths import Paths
 from embedder.data.records import PASSAGE, VECTOR, Split, parquet_files, read_tables
 from embedder.mining.ranking import LexicalIndex, Ranking, merge, search_block
-from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries, query_table
+from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, passage_texts, queries, query_table
 from ray_jobs.retrieval.vectors import VectorStore, vector_matrix
 
 SEARCH_ROWS = 16_384
@@ -55,7 +55,10 @@ def load_queries(paths: Paths, store: VectorStore, split: Split) -> dict[str, Da
 def dense_rankings(paths: Paths, store: VectorStore, split: Split, depth: int) -> dict[str, dict[str, Ranking]]:
     """By dataset and query id: the `depth` best passages by the vectors of one encoder, exact, ties by id."""
     loaded = load_queries(paths, store, split)
-    files = [str(path) for dataset in loaded for path in parquet_files(store.ledger(dataset, "passage").folder)]
+    blocks = [path for dataset in loaded for path in parquet_files(store.ledger(dataset, "passage").folder)]
+    # Ray reads any column type, so the types are looked at before it does.
+    count_rows(blocks)
+    files = [str(path) for path in blocks]
     merged: dict[str, list[Ranking]] = {dataset: [[] for _ in loaded[dataset].query_ids] for dataset in loaded}
     if files:
         # By reference: Ray then holds the queries once a node, and not in every task.

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
 from embedder.config.index import BuildSettings
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
-from embedder.data.records import PASSAGE, each_table, parquet_files
+from embedder.data.records import PASSAGE, each_table, open_parquet, parquet_files
 from embedder.errors import DataError
 from embedder.hashing import content_id, file_sha256
 from embedder.index.builder import CollectionPart, build_collection
@@ -48,7 +47,12 @@ def vector_dimension(paths: Paths, store: VectorStore) -> int:
     first = next((path for paths in blocks for path in paths), None)
     if first is None:
         raise DataError(f"{paths.corpus}: no passages to index; run `python -m ray_jobs.prepare` on some")
-    return len(pq.ParquetFile(first).read_row_group(0, ["vector"])["vector"][0])
+    try:
+        with open_parquet(first) as file:
+            return len(file.read_row_group(0, ["vector"])["vector"][0])
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{first}: not a readable Parquet file of vectors ({reason}); run the job again") from error
 
 
 def probe_texts(paths: Paths, store: VectorStore, max_tokens: int) -> tuple[list[str], np.ndarray]:

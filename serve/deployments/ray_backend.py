@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from embedder.config.cutting import PromptedText
 from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
-from serve.backend import LONG_CALLS, Encoded, Piece, R, Ts, time_left
+from serve.backend import Encoded, Piece, R, Ts, may_take_long, time_left
 from serve.deployments.coalescing import CALL_CHARACTERS, Coalescer, Limits, Outcome
 from serve.http_errors import ApiError, overloaded
 from serve.schemas.state_schemas import DeploymentState
@@ -78,7 +78,7 @@ class Deployments:
         # The method travels by its name: pickled as a function it could be any code, and the replica runs only those it
         # knows.
         answer: R = await self._call(
-            lambda: handle.remote(version, method.__name__, *arguments), patient=method in LONG_CALLS
+            lambda: handle.remote(version, method.__name__, *arguments), patient=may_take_long(method, arguments)
         )
         return answer
 

@@ -17,7 +17,8 @@ end
 function BodyLimit:http_payload(txn, message)
   self.received = self.received + message:input()
   if self.received > self.most then
-    -- An error is the one way for a filter to end a request: status 400, and the service sees a client that left.
+    -- An error is the one way for a filter to end a request: status 400, a line on stderr, and the service sees a
+    -- client that left.
     error("a body exceeds " .. self.most .. " bytes", 0)
   end
 end

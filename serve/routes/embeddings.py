@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 from embedder import __version__
 from embedder.config.tasks import Side
 from serve.http_errors import ApiError
+from serve.request_body import BoundedRoute
 from serve.routes.dependencies import Here, stamp
 from serve.schemas.embedding_schemas import (
     Embedding,
@@ -23,7 +24,7 @@ from serve.schemas.embedding_schemas import (
 )
 from serve.versions.served import Version
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 
 
 @router.post("/v1/embeddings", tags=["embeddings"])

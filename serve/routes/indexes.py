@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path
 
 from serve.backend import time_left
 from serve.http_errors import ApiError
+from serve.request_body import BoundedRoute
 from serve.routes.dependencies import Here
 from serve.schemas.index_schemas import (
     CollectionState,
@@ -31,7 +32,7 @@ LOOK_S = 0.2
 SHORTLY_S = 1.0
 """For going over to what the aliases name, where an answer need not wait for it."""
 
-router = APIRouter(tags=["indexes"])
+router = APIRouter(route_class=BoundedRoute, tags=["indexes"])
 Alias = Annotated[str, Path(max_length=128)]
 
 
@@ -48,11 +49,6 @@ async def upsert(name: Alias, request: UpsertRequest, service: Here) -> UpsertRe
     """Write documents: new ones, and new versions of old ones. They are on the disk and found when this answers."""
     version = service.served.named(name, "name")
     service.texts([document.text for document in request.documents], "documents")
-    for i, document in enumerate(request.documents):
-        title = document.title or ""
-        # A lone surrogate, which JSON can hold, cannot be written down.
-        if title.encode(errors="ignore").decode() != title:
-            raise ApiError(400, f"documents.{i}.title: not a valid Unicode text", param="documents")
     await service.upsert(version, request.task, request.documents)
     return UpsertResponse(upserted=len(request.documents), **version.stamp.model_dump())
 
@@ -62,7 +58,9 @@ async def delete(name: Alias, request: DeleteRequest, service: Here) -> DeleteRe
     """Remove documents by id and dataset; those that are not there are passed over."""
     version = service.served.named(name, "name")
     if len(request.documents) > service.settings.max_inputs:
-        raise ApiError(400, f"{len(request.documents)} documents; at most {service.settings.max_inputs}")
+        raise ApiError(
+            400, f"documents: {len(request.documents)}; at most {service.settings.max_inputs}", param="documents"
+        )
     names = [(document.id, document.dataset) for document in request.documents]
     return DeleteResponse(deleted=await service.delete(version, request.task, names), **version.stamp.model_dump())
 

@@ -7,11 +7,12 @@ from uuid import uuid4
 import numpy as np
 from fastapi import APIRouter, Response
 
+from serve.request_body import BoundedRoute
 from serve.routes.dependencies import Here, stamp
 from serve.schemas.embedding_schemas import Usage
 from serve.schemas.rerank_schemas import DocumentText, RerankRequest, RerankResponse, RerankResult
 
-router = APIRouter(tags=["rerank"])
+router = APIRouter(route_class=BoundedRoute, tags=["rerank"])
 
 
 @router.post("/v1/rerank")

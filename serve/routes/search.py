@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from secrets import token_hex
 
 from fastapi import APIRouter
 
 from embedder.config.tasks import PromptTemplate
 from embedder.index.filters import Filter, equals
 from embedder.index.results import Hit
+from serve.request_body import BoundedRoute
 from serve.routes.dependencies import Here
 from serve.schemas.search_schemas import (
     RetrieveRequest,
@@ -19,7 +21,7 @@ from serve.schemas.search_schemas import (
     ShardCounts,
 )
 
-router = APIRouter(tags=["search"])
+router = APIRouter(route_class=BoundedRoute, tags=["search"])
 
 PLAIN = PromptTemplate(context="{passage}\n\n", input="{query}")
 """For a task without a template of its own."""
@@ -56,7 +58,8 @@ async def retrieve(task: str, request: RetrieveRequest, service: Here) -> Retrie
     kept = fitting(hits, request.max_characters)
     spec = service.tasks.get(task)
     template = (spec.template if spec else None) or PLAIN
-    passages = "\n".join(hit.text for hit in kept)
+    texts = [hit.text for hit in kept]
+    passages = "\n".join(delimited(texts) if request.delimit else texts)
     context = template.context.format(passage=passages) if kept else ""
     return RetrieveResponse(
         prompt=context + template.input.format(query=request.query),
@@ -66,6 +69,15 @@ async def retrieve(task: str, request: RetrieveRequest, service: Here) -> Retrie
         time_ms=timing,
         **version.stamp.model_dump(),
     )
+
+
+def delimited(passages: Sequence[str]) -> list[str]:
+    """Each passage between two lines with a mark that stands in none of them."""
+    # Random, because whoever writes documents could write down any mark that is known before.
+    mark = token_hex(8)
+    while any(mark in passage for passage in passages):
+        mark = token_hex(8)
+    return [f"<passage {mark}>\n{passage}\n</passage {mark}>" for passage in passages]
 
 
 def result(hit: Hit, with_payload: bool = True) -> SearchResult:

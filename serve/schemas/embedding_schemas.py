@@ -9,20 +9,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from serve.schemas.strict import InputType, Strict, Text, Texts, TokenIds
+from serve.schemas.strict import InputType, Name, Strict, TextOrTexts
 
 
 class EmbeddingRequest(Strict):
     """Body of POST /v1/embeddings."""
 
-    input: Text | Texts | TokenIds
+    input: TextOrTexts
     """One text or a list of texts."""
-    model: str
+    model: Name
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     """A prefix that the model was trained for (Matryoshka), scaled to length 1; null: the whole vector."""
-    user: str | None = None
-    task: str | None = None
+    user: Name | None = None
+    task: Name | None = None
     """Task whose instruction is put before each text; none by default."""
     input_type: InputType = "query"
     """Side of the instruction."""
@@ -57,11 +57,11 @@ class EmbeddingResponse(Strict):
 class TeiRequest(Strict):
     """Body of POST /embed."""
 
-    inputs: Text | Texts | TokenIds
+    inputs: TextOrTexts
     truncate: bool | None = None
     """Null: true, as `/info` says by `auto_truncate`."""
     truncation_direction: Literal["Right", "right"] = "Right"
-    prompt_name: str | None = None
+    prompt_name: Name | None = None
     """`TASK_query` or `TASK_passage`, as in the exported model's prompts."""
     normalize: Literal[True] | None = None
     """Vectors are always of length 1."""

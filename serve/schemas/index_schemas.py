@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from embedder.index.documents import Document
-from serve.schemas.strict import Strict
+from serve.schemas.strict import Name, Strict
 
 
 class Versions(Strict):
@@ -20,8 +20,8 @@ class Versions(Strict):
 class UpsertRequest(Strict):
     """Body of POST /v1/indexes/{name}/documents."""
 
-    task: str
-    documents: list[Document] = Field(min_length=1)
+    task: Name
+    documents: Annotated[list[Document], Field(min_length=1, fail_fast=True)]
 
 
 class UpsertResponse(Versions):
@@ -40,8 +40,8 @@ class NamedDocument(Strict):
 class DeleteRequest(Strict):
     """Body of POST /v1/indexes/{name}/documents/delete."""
 
-    task: str
-    documents: list[NamedDocument] = Field(min_length=1)
+    task: Name
+    documents: Annotated[list[NamedDocument], Field(min_length=1, fail_fast=True)]
 
 
 class DeleteResponse(Versions):
@@ -83,7 +83,7 @@ class IndexList(Strict):
 class PointRequest(Strict):
     """Body of PUT /v1/indexes/{name}."""
 
-    version: str
+    version: Name
 
 
 class PointResponse(Versions):

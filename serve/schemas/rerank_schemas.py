@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from serve.schemas.embedding_schemas import Usage
-from serve.schemas.strict import Strict, Text
+from serve.schemas.strict import Name, Strict, Text
 
 
 class DocumentText(Strict):
@@ -19,13 +19,13 @@ class DocumentText(Strict):
 class RerankRequest(Strict):
     """Body of POST /v1/rerank."""
 
-    model: str | None = None
+    model: Name | None = None
     """Null: that of the index that is served by default."""
     query: Text
-    documents: list[Text | DocumentText] = Field(min_length=1)
+    documents: Annotated[list[Text | DocumentText], Field(min_length=1, fail_fast=True)]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
-    task: str | None = None
+    task: Name | None = None
     """Task whose instructions are put before query and documents; none by default."""
 
 

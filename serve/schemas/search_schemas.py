@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from embedder.config.index import SearchParameters
 from embedder.index.filters import Filter
 from embedder.index.search_options import Mode
 from serve.schemas.index_schemas import Versions
-from serve.schemas.strict import Strict, Text, Texts
+from serve.schemas.strict import Name, Strict, Text, TextOrTexts
 
 
 class SearchFields(Strict):
     """What every request that searches an index may say."""
 
-    index: str | None = None
+    index: Name | None = None
     """Alias of the index; null: the one that is served by default."""
     k: Annotated[int, Field(ge=1)] = 10
     """Results a query."""
@@ -27,15 +27,24 @@ class SearchFields(Strict):
     parameters: SearchParameters = SearchParameters()
     """How thoroughly an approximate index is searched."""
 
+    @property
+    def shows_payload(self) -> bool:
+        """Tell whether text, title and metadata of the hits are needed."""
+        return True
+
 
 class SearchRequest(SearchFields):
     """Body of POST /v1/search."""
 
-    query: Text | Texts
-    task: str
+    query: TextOrTexts
+    task: Name
     """Whose documents are searched, with that task's instruction."""
     with_payload: bool = True
     """True: hits have text, title and metadata too."""
+
+    @property
+    def shows_payload(self) -> bool:
+        return self.with_payload
 
 
 class SearchResult(Strict):
@@ -80,10 +89,13 @@ class RetrieveRequest(SearchFields):
 
     query: Text
     k: Annotated[int, Field(ge=1)] = 3
-    session: Text | None = None
+    session: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
     """Only documents whose metadata field `session` is this: the memory of one conversation."""
     max_characters: Annotated[int, Field(ge=1)] = 8000
     """Of the passages together; what does not fit is left out from the least relevant up, whole passages at a time."""
+    delimit: bool = False
+    """Put each passage of the prompt between two lines with a mark that is new in every answer, so that no document can
+    pretend to be what stands around it."""
 
 
 class RetrieveResponse(Versions):

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+
+def _no_token_ids(given: object) -> object:
+    """Refuse token ids: those of another tokenizer would give plausible garbage."""
+    if isinstance(given, list) and given and isinstance(given[0], int | list):
+        raise ValueError("token ids are not accepted, send text (LangChain: check_embedding_ctx_length=False)")
+    return given
+
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1)]
-TokenIds = Annotated[list[int], Field(min_length=1)] | Annotated[list[list[int]], Field(min_length=1)]
-"""Refused: those of another tokenizer would give plausible garbage."""
+"""Its greatest length is a setting, which the service checks; so is the greatest number of texts."""
+Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+TextOrTexts = Annotated[Text | Texts, BeforeValidator(_no_token_ids)]
+Name = Annotated[str, StringConstraints(max_length=1024)]
+"""What names something, or is passed over."""
 InputType = Literal["query", "document"]
 
 

@@ -19,7 +19,7 @@ from ray_jobs.labelling.reranker import reranker_lines, score_with_reranker, tra
 def main(run_file: Path) -> None:
     """`llm.parquet` beside the run file holds the rows that the LLM labelled."""
     config = load_run(run_file)
-    connect()
+    connect(config.cluster)
     groups = read_tables(parquet_files(config.paths.candidates), GROUP).to_pylist()
     model = train_reranker(config, pq.read_table(run_file.with_name("llm.parquet")))
     score_with_reranker(config, Ledger(config.paths.labelled / "blocks", LABELLED, "row_id"), "print")

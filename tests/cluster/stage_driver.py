@@ -17,6 +17,7 @@ from importlib import import_module
 
 import ray
 
+from embedder.config.cluster import ClusterConfig
 from embedder.run import workspace
 from ray_jobs.cluster.session import connect, main
 from ray_jobs.labelling import actors
@@ -28,7 +29,7 @@ def serve() -> None:
     if sys.argv[1:]:
         actors.LabelBlocks = getattr(label_actors, sys.argv[1])
     workspace.PUSH_S = 0.5
-    connect()
+    connect(ClusterConfig())
     sys.stdout.write(f"ready {ray.get_runtime_context().get_session_name()}\n")
     sys.stdout.flush()
     for line in sys.stdin:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from botocore.validate import ParamValidator
 from jsonschema import Draft7Validator
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from embedder.credentials import SECRET_FILES
 from tests.cluster.conftest import ROOT
 
 FILES = {"aws": "cluster.yaml", "gcp": "cluster-gcp.yaml"}
@@ -110,6 +113,7 @@ def test_cluster_file_has_bounded_node_types_by_role(cloud) -> None:
         assert (
             node_type.get("docker", file["docker"])
             .get("worker_image", file["docker"]["image"])
+            .partition("@")[0]
             .endswith("-gpu" if "GPU" in node_type["resources"] else "-cpu")
         )
 
@@ -131,3 +135,26 @@ def test_cluster_file_has_the_versions_of_the_project(cloud) -> None:
     assert len(images) == 2 and set(images) == {pinned["ray"]}
     versions = dict(re.findall(r"(torch|boto3|google-api-python-client)==([0-9.]+)", text))
     assert versions == {name: pinned[name] for name in versions} and len(versions) == 2
+
+
+@both
+def test_cluster_file_pins_its_images_by_digest(cloud) -> None:
+    assert len(re.findall(r"image: rayproject/ray:\S+@sha256:[0-9a-f]{64}$", text_of(cloud), re.MULTILINE)) == 2
+
+
+@both
+def test_cluster_file_copies_what_nodes_need_and_no_credential(cloud) -> None:
+    file = load(cloud)
+    sent = {target: source for target, source in file["file_mounts"].items() if target.startswith("/home/ray/llm-")}
+    needed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{source}" for source in sent.values()} == {line for line in needed if line.startswith("!")}
+    patterns = file["rsync_exclude"]
+    # Ray sends its own key and token by the same way: a pattern that fits them would lock it out.
+    assert not any(
+        fnmatchcase(name, pattern) for name in ("auth_token", "ray_bootstrap_key.pem") for pattern in patterns
+    )
+    assert set(SECRET_FILES) - set(patterns) == {"auth_token", "*.pem", ".config"}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    inside = [Path(name) for name in tracked if name.split("/")[0] in sent.values()]
+    assert len(inside) > 100
+    assert not [name for name in inside if any(fnmatchcase(part, one) for part in name.parts for one in patterns)]

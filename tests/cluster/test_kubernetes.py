@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from ray.autoscaler._private.kuberay.node_provider import IN_CLUSTER_CA_CERT_PATH, IN_CLUSTER_TOKEN_PATH
 from ray.serve.schema import ServeDeploySchema
 
 from benchmarks.serving_front import CONFIGURATION
@@ -27,6 +28,12 @@ MANIFESTS = [
     for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))
 ]
 RAY = [(name, each) for name, each in MANIFESTS if each["apiVersion"] == "ray.io/v1"]
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+DIGEST = re.compile(r"llm-embedder:0\.1\.0-(cpu|gpu)@sha256:[0-9a-f]{64}")
 (FRONT,) = (each for _, each in MANIFESTS if each["kind"] == "Deployment")
 every = pytest.mark.parametrize(("name", "manifest"), MANIFESTS, ids=lambda each: str(each)[:40])
 every_ray = pytest.mark.parametrize(("name", "manifest"), RAY, ids=lambda each: str(each)[:40])
@@ -86,7 +93,7 @@ def test_pods_are_restricted_bounded_and_probed(name, manifest) -> None:
         security, (container,) = pod["spec"]["securityContext"], pod["spec"]["containers"]
         assert security["runAsNonRoot"] and security["runAsUser"] == 1000
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == RESTRICTED
         assert {"cpu", "memory"} <= set(container["resources"]["requests"]) and container["resources"]["limits"]
         assert container["name"] == "ray-job-submitter" or {"livenessProbe", "readinessProbe"} <= set(container)
         assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "llm-embedder"
@@ -102,6 +109,101 @@ def test_manifests_hold_no_secret() -> None:
             )
 
 
+def test_images_are_pinned_by_digest() -> None:
+    images = re.findall(r"image: (\S+)", "".join(path.read_text("utf-8") for path in FOLDER.glob("*.yaml")))
+    assert len(images) == 9 and all(map(DIGEST.fullmatch, images))
+
+
+@every_ray
+def test_pods_may_write_where_ray_writes_and_nowhere_else(name, manifest) -> None:
+    for pod in pods_of(manifest):
+        (container,) = pod["spec"]["containers"]
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert "emptyDir" in volumes[mounts["/tmp"]["name"]]
+        if container["name"] != "ray-job-submitter":
+            assert "emptyDir" in volumes[mounts["/home/ray/.cache"]["name"]]
+        written = {path for path, mount in mounts.items() if not mount.get("readOnly")}
+        assert written <= {"/tmp", "/home/ray/.cache", "/shared"}
+        assert {mount["name"] for mount in mounts.values()} <= volumes.keys()
+
+
+@every_ray
+def test_only_the_autoscaler_has_a_token_of_the_service_account(name, manifest) -> None:
+    cluster = cluster_of(manifest)
+    assert all(pod["spec"]["automountServiceAccountToken"] is False for pod in pods_of(manifest))
+    holders = [
+        pod["spec"]["containers"][0]["name"]
+        for pod in pods_of(manifest)
+        for volume in pod["spec"]["volumes"]
+        if "projected" in volume
+    ]
+    assert holders == ["ray-head"]
+    (token,) = [each for each in cluster["headGroupSpec"]["template"]["spec"]["volumes"] if "projected" in each]
+    mounts = cluster["autoscalerOptions"]["volumeMounts"]
+    (mount,) = [each for each in mounts if each["name"] == token["name"]]
+    assert f"{mount['mountPath']}/{token_file(token)}" == IN_CLUSTER_TOKEN_PATH
+    assert f"{mount['mountPath']}/ca.crt" == IN_CLUSTER_CA_CERT_PATH
+    assert cluster["autoscalerOptions"]["securityContext"] == RESTRICTED
+    for pod in pods_of(manifest):
+        assert token["name"] not in {each["name"] for each in pod["spec"]["containers"][0]["volumeMounts"]}
+
+
+def token_file(volume: dict[str, Any]) -> str:
+    return next(
+        source["serviceAccountToken"]["path"]
+        for source in volume["projected"]["sources"]
+        if "serviceAccountToken" in source
+    )
+
+
+POLICIES = [manifest for _, manifest in MANIFESTS if manifest["kind"] == "NetworkPolicy"]
+
+
+def admits(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def test_network_policies_shut_everything_that_no_other_opens() -> None:
+    (shut,) = [policy for policy in POLICIES if policy["metadata"]["name"] == "deny-all"]
+    assert shut["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_network_policies_admit_the_pods_of_one_run_alone() -> None:
+    pods = [
+        {**pod["metadata"]["labels"], "ray.io/node-type": role}
+        for _, manifest in RAY
+        for role, pod in zip(("head", "worker", "submitter"), pods_of(manifest), strict=False)
+    ]
+    for here in pods:
+        for way, side in (("ingress", "from"), ("egress", "to")):
+            peers = [
+                peer["podSelector"]
+                for policy in POLICIES
+                if admits(policy["spec"]["podSelector"], here)
+                for rule in policy["spec"].get(way, [])
+                for peer in rule[side]
+                if "podSelector" in peer and "namespaceSelector" not in peer
+            ]
+            reached = [there for there in pods if any(admits(selector, there) for selector in peers)]
+            assert {there["app.kubernetes.io/name"] for there in reached} == {here["app.kubernetes.io/name"]}, here
+
+
+def test_network_policies_let_nothing_out_but_names_the_api_server_and_what_a_label_allows() -> None:
+    outward = {
+        policy["metadata"]["name"]: policy["spec"]
+        for policy in POLICIES
+        for rule in policy["spec"].get("egress", [])
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    }
+    assert set(outward) == {"autoscaler", "object-stores"}
+    assert outward["autoscaler"]["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
+    assert outward["object-stores"]["podSelector"]["matchLabels"]["llm-embedder/egress"] == "https"
+    assert not any("llm-embedder/egress" in pod["metadata"]["labels"] for _, each in RAY for pod in pods_of(each))
+    assert all(rule["ports"] for spec in outward.values() for rule in spec["egress"])
+
+
 def test_disruption_budgets_and_network_policies_select_the_pods() -> None:
     labels = [
         {**pod["metadata"]["labels"], "ray.io/node-type": role}
@@ -113,7 +215,8 @@ def test_disruption_budgets_and_network_policies_select_the_pods() -> None:
             "selector" if manifest["kind"] == "PodDisruptionBudget" else "podSelector"
         )
         if manifest["kind"] in {"PodDisruptionBudget", "NetworkPolicy"} and selector:
-            wanted = selector["matchLabels"].items()
+            # The label that opens the way to object stores is for users to set.
+            wanted = selector["matchLabels"].items() - {("llm-embedder/egress", "https")}
             assert any(wanted <= each.items() for each in labels), manifest["metadata"]["name"]
 
 
@@ -132,6 +235,8 @@ def test_front_is_restricted_bounded_and_before_the_service() -> None:
     policies = {each["metadata"]["name"]: each["spec"] for _, each in MANIFESTS if each["kind"] == "NetworkPolicy"}
     (rule,) = policies["service"]["ingress"]
     assert rule["from"] == [{"podSelector": {"matchLabels": FRONT["spec"]["template"]["metadata"]["labels"]}}]
+    (way,) = policies["front"]["egress"]
+    assert way == {"to": [{"podSelector": policies["service"]["podSelector"]}], "ports": rule["ports"]}
 
 
 def serve_config() -> dict[str, Any]:

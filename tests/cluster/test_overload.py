@@ -19,8 +19,10 @@ import yaml
 from benchmarks.serving_systems import System, served_by_ray
 from embedder.models.encoder import encode_prompted
 from embedder.models.onnx import load_inference_encoder
+from serve.ports import rows
 from tests.cluster.conftest import free_port
 from tests.cluster.served import MODEL
+from tests.cluster.strangers import documented_ports, ports_of_this_ray, what_strangers_can_do
 from tests.serving import publish, run_config
 from tests.waiting import wait_until
 
@@ -92,6 +94,14 @@ def ask_too_much(system: System) -> int:
             vector = np.array(answer.json()["data"][-1]["embedding"])
             assert np.abs(vector - wanted).max() < 1e-5
     return statuses[429]
+
+
+def test_ports_behind_haproxy_run_nothing_for_a_stranger_and_are_those_of_the_docs(tmp_path: Path) -> None:
+    with serving(tmp_path, "haproxy-fast"):
+        ports = ports_of_this_ray()
+        assert what_strangers_can_do(ports, tmp_path) == []
+    told = documented_ports("Behind HAProxy (`RAY_SERVE_ENABLE_HA_PROXY=1`)")
+    assert {row for row in rows(ports) if row[0] in {"HAProxy", "proxy (HTTP)", "replica"}} == told
 
 
 def refusals(system: System, name: str, wanted: int) -> int:

@@ -18,6 +18,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+from ray.util import get_node_ip_address
 
 from embedder.errors import BundleError
 from embedder.index.catalog import Catalog
@@ -27,12 +28,14 @@ from serve.app import build_run, deployed
 from serve.client import AsyncClient, Client, ServiceError
 from serve.keys import hashed_key
 from serve.openapi import described
+from serve.ports import rows
 from serve.schemas.embedding_schemas import EmbeddingRequest
 from serve.schemas.index_schemas import DeleteRequest, NamedDocument, UpsertRequest
 from serve.schemas.rerank_schemas import RerankRequest
 from serve.schemas.search_schemas import RetrieveRequest, SearchRequest
 from tests.cluster.conftest import Cluster
 from tests.cluster.served import KEYS, MODEL, Running, cpu_seconds, replica_pids, search_subject, served
+from tests.cluster.strangers import documented_ports, ports_of_this_ray, what_strangers_can_do
 from tests.load import Load
 from tests.serving import POISON, poisoned_model, publish, run_config, unit
 from tests.waiting import wait_until
@@ -121,12 +124,17 @@ def test_keys_are_asked_for_and_rotate_without_a_restart(running: Running) -> No
 
 def test_keys_with_a_scope_reach_no_document_beyond_it(running: Running) -> None:
     old = running.keys.read_text(encoding="utf-8")
-    lines = [f"write where.session={name} sha256:{hashed_key(name).hex()}\n" for name in ("s0", "mine")]
+    lines = [
+        f"write where.session={name} sha256:{hashed_key(f'the-key-of-session-{name}').hex()}\n"
+        for name in ("s0", "mine")
+    ]
     running.keys.write_text(old + "".join(lines), encoding="utf-8")
     with httpx.Client(base_url=running.url, timeout=60) as client:
 
         def ask(key: str, path: str, **body: object) -> dict[str, Any]:
-            answer = client.post(path, json={"task": "qa", **body}, headers={"Authorization": f"Bearer {key}"})
+            answer = client.post(
+                path, json={"task": "qa", **body}, headers={"Authorization": f"Bearer the-key-of-session-{key}"}
+            )
             assert answer.status_code == 200, answer.text
             return dict(answer.json())
 
@@ -276,6 +284,21 @@ def test_own_clients_work(running: Running, vectors: np.ndarray) -> None:
 
     embedded, best = asyncio.run(ask())
     assert near(embedded, vectors) and best == "list-sorts"
+
+
+def test_ports_of_a_served_machine_run_nothing_for_a_stranger(running: Running, tmp_path: Path) -> None:
+    """Issue 20, item 1; fault 8.1: replicas unpickled what anyone sent."""
+    ports = ports_of_this_ray()
+    assert {port.role for port in ports} >= {"head (GCS)", "raylet", "replica", "dashboard", "agent of a node"}
+    assert what_strangers_can_do(ports, tmp_path) == []
+
+
+def test_ports_of_a_served_machine_are_those_of_the_docs(running: Running) -> None:
+    told = documented_ports("As started by `ray start` and `serve deploy`")
+    # A machine without a network has no other address: all is then on loopback.
+    has_network = get_node_ip_address() not in {"127.0.0.1", "::1"}
+    shown = slice(4) if has_network else slice(2)
+    assert {(row[shown], row[3]) for row in rows(ports_of_this_ray())} == {(row[shown], row[3]) for row in told}
 
 
 def test_bundle_with_one_flipped_byte_is_not_deployed(running: Running) -> None:

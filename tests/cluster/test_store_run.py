@@ -17,7 +17,7 @@ from embedder.storage.object_store import ObjectPath
 from tests.cluster.conftest import Cluster
 from tests.cluster.label_helpers import Driver
 from tests.cluster.results import RESULTS
-from tests.object_store import ObjectStore, send
+from tests.object_store import KEYS, SECRET, ObjectStore, send
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -111,3 +111,7 @@ def test_stages_work_in_an_object_store_and_go_on_elsewhere(
         (metrics,) = stored.paths.training.glob("*/metrics.jsonl")
         begun = [line for line in metrics.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] == 0]
         assert len(begun) == 1, "it was trained anew, not gone on with"
+        kept = [path.read_bytes() for path in stored.paths.mounted.rglob("*") if path.is_file()]
+    printed = "".join(line for driver in drivers for line in driver.lines).encode()
+    for secret in (SECRET.encode(), KEYS.partition(":")[2].encode()):
+        assert not any(secret in content for content in (*kept, printed)), "the store's key was kept or printed"

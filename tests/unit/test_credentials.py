@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from embedder.config.load import load_run
+from embedder.config.run import RunConfig
 from embedder.console import exit_on_error
 from embedder.credentials import (
     credential_in_file,
@@ -23,9 +24,10 @@ from embedder.reporting.html import render
 from embedder.run.stage_report import StageReport
 from embedder.storage.json_file import write_json
 from embedder.storage.mirror import is_mirrored
+from embedder.training.model_card import model_card
 from ray_jobs import submit
 from ray_jobs.submit import plan_submission, uploaded_files
-from tests.unit import test_submit
+from tests.unit import test_submit, test_training_report
 from tests.unit.test_submit import RUN, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -242,6 +244,25 @@ def test_reports_cards_and_errors_keep_no_credential(tmp_path, capsys, monkeypat
     assert "no such object" in written.out and "RuntimeError: cannot read" in written.err
     kept = [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()]
     assert len(kept) == 3 and not any(secret_part(secret) in text for text in (*kept, written.out, written.err))
+
+
+@every
+def test_reports_of_a_training_keep_no_credential_of_its_settings(tmp_path, secret):
+    """Also of settings that did not come from a run file, which would have been refused."""
+    raw = {
+        "paths": {"work": PLANTED["store"], "cache": str(tmp_path / "cache")},
+        "encoder": {"model": "owner/base", "pooling": "cls"},
+        "prepare": {"sources": [{"task": "qa", "dataset": "handbook", "path": PLANTED["store"]}]},
+        "train": {"steps": 20, "batch_size": 4, "mlflow": secret},
+        "tasks": {"mine": {"query_instruction": f"{secret}: ", "passage_instruction": secret}},
+    }
+    numbers = test_training_report.numbers()
+    numbers["tasks"].pop("<b>&")
+    numbers = {**numbers, "settings": {**numbers["settings"], "mlflow": secret}}
+    (tmp_path / "README.md").write_text(model_card(RunConfig.model_validate(raw), numbers), encoding="utf-8")
+    write_json(numbers, tmp_path / "training.json")
+    kept = [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.*")]
+    assert len(kept) == 2 and not any(secret_part(secret) in text for text in kept)
 
 
 class PagesOf:

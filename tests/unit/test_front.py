@@ -60,7 +60,7 @@ def fronted(tmp_path_factory, tiny_encoder_folder) -> Iterator[Fronted]:
     thread = threading.Thread(target=server.run)
     thread.start()
     with front(service_port, port, **QUICK) as process:
-        target = Target(port, seconds=3, connections=80, mib=64)
+        target = Target(port, seconds=10, connections=80, mib=64)
         found = Fronted(f"http://127.0.0.1:{port}", target, psutil.Process(process.pid))
         with httpx.Client(transport=httpx.HTTPTransport(retries=20)) as client:
             assert client.get(f"http://127.0.0.1:{service_port}/live").status_code == 200

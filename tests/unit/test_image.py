@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from embedder.credentials import SECRET_FILES
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
@@ -26,6 +28,18 @@ def test_image_has_the_versions_of_the_project():
         (r"torch==([0-9.]+)", r'"torch==([0-9.]+)"'),
     ]:
         assert set(re.findall(found, DOCKERFILE)) == set(re.findall(pinned, project)) != set()
+
+
+def test_image_stands_on_a_digest_that_the_build_must_be_given():
+    assert re.findall(r"^FROM (.*)$", DOCKERFILE, re.MULTILINE) == ["rayproject/ray:2.60.0-py311-${DEVICE}@${DIGEST}"]
+    assert "\nARG DIGEST\n" in DOCKERFILE
+
+
+def test_image_build_is_sent_no_credential():
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    kept = max(i for i, line in enumerate(ignored) if line.startswith("!"))
+    # After the folders that are sent, because the last line that fits counts.
+    assert {f"**/{name}" for name in SECRET_FILES} - {"**/.config"} <= set(ignored[kept:])
 
 
 def test_image_does_not_run_as_root():

@@ -160,7 +160,8 @@ def test_filter_condition_that_means_nothing_is_refused(condition):
 
 BAD_METADATA = {
     "a list": [1],
-    "null": {"f": None},
+    "null in a list": {"f": [None]},
+    "much in all": {str(i): ["x" * 1024] for i in range(64)},
     "an object": {"f": {"g": 1}},
     "mixed list": {"f": [1, "a"]},
     "nan": {"f": float("nan")},
@@ -190,7 +191,8 @@ def test_document_that_could_not_be_kept_is_refused(fields):
 def test_metadata_is_kept_as_it_was_given():
     given_fields = {"year": 2020, "share": 0.5, "open": True, "tags": ["a", "ä"]}
     assert json.loads(metadata_json(given_fields)) == given_fields
-    assert metadata_json({}) is None
+    assert metadata_json({"page_label": None, "year": 2020}) == '{"year":2020}'
+    assert metadata_json({}) is metadata_json({"page_label": None}) is None
     assert metadata_json(None) is None
 
 

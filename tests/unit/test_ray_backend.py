@@ -14,6 +14,7 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus, Deploy
 from embedder.config.serve import ServeConfig
 from embedder.errors import ConfigError
 from embedder.index.opened import OpenIndex
+from embedder.index.search_options import SearchOptions
 from serve.backend import DEADLINE, LONG_CALLS, QUICK_CALLS, Piece
 from serve.deployments.ray_backend import Deployments, _deployments
 from serve.http_errors import ApiError
@@ -122,6 +123,13 @@ def test_call_of_an_index_that_may_be_long_is_waited_for(method, monkeypatch):
     monkeypatch.setattr("serve.deployments.ray_backend.LEAST_S", 0.05)
     error, again = call(Handle("hang", "answer"), method, "qa")
     assert isinstance(error, TimeoutError) and again == 0
+
+
+@pytest.mark.parametrize("mode", ["lexical", "hybrid", "dense"])
+def test_search_by_words_that_hangs_is_not_made_again_on_another_replica(monkeypatch, mode):
+    monkeypatch.setattr("serve.deployments.ray_backend.LEAST_S", 0)
+    result, again = call(Handle(*["hang"] * 4), OpenIndex.rank, "qa", SearchOptions(mode=mode))
+    assert (isinstance(result, TimeoutError), again > 0) == (True, mode == "dense")
 
 
 @pytest.mark.parametrize("method", QUICK_CALLS)

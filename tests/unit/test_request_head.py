@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
 from serve.api import make_api
+from serve.keys import Keys
 from serve.request_head import MOST_HEAD_BYTES, MOST_HEADERS, HeadLimits, head_refusal, keep_plain_id, site_refusal
 from tests.serving import local_service, publish, run_config
 
@@ -120,26 +121,38 @@ def test_page_of_another_site_cannot_write_without_keys(method):
     for host, origin in (("127.0.0.1:8000", "http://localhost:8000"), ("10.1.2.3:8000", "http://10.1.2.3:8000")):
         assert site_refusal(scope_of(method, host=host, origin=origin), None) is None
     assert site_refusal(scope_of("GET", host="localhost", origin="http://evil.example"), []) is None
+    asked = scope_of(method, host="localhost", origin="https://app.example")
+    assert site_refusal(asked, [], ["https://app.example"]) is site_refusal(asked, [], ["*"]) is None
+    assert site_refusal(asked, [], ["http://app.example"]).status == 403
 
 
-def test_service_with_keys_answers_under_every_name(service, client, monkeypatch):
-    class AnyKey:
-        def role(self, header):
-            return "read"
-
-    monkeypatch.setattr(service, "keys", AnyKey())
-    given = {"host": "evil.example", "origin": "http://evil.example", "authorization": "Bearer key"}
+def test_service_with_keys_answers_under_every_name(service, client, monkeypatch, tmp_path):
+    key = "k" * 32
+    (tmp_path / "keys").write_text(f"read {key}\n", encoding="utf-8")
+    monkeypatch.setattr(service, "keys", Keys(tmp_path / "keys"))
+    given = {"host": "evil.example", "origin": "http://evil.example", "authorization": f"Bearer {key}"}
     assert client.get("/v1/indexes", headers=given).status_code == 200
 
 
 def test_refusal_of_a_head_is_in_the_shape_of_the_route_and_closes_the_connection(client):
-    answer = client.request("GET", "/health", content=b"x")
+    answer = client.request("GET", "/health", content=iter([b"x"]))
     assert answer.status_code == 400 and answer.headers["connection"] == "close"
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert client.request("GET", "/info", content=b"x").status_code == 422
     assert client.get("/live", headers={"cookie": "c" * MOST_HEAD_BYTES}).status_code == 431
     answer = client.post("/v1/embeddings", content=iter([b"x" * 30_000]))
     assert answer.status_code == 413 and answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/v1/embeddings", 413), ("/no/such/path", 404), ("/v1/indexes/none/documents", 413)]
+)
+def test_body_beyond_the_limit_is_not_read_to_its_end_whatever_the_route(client, path, status):
+    """Whether its length is said or not, and whether the route reads it: the connection is closed."""
+    for content in (bytes(30_000), iter([bytes(15_000)] * 2)):
+        answer = client.post(path, content=content)
+        assert answer.status_code in {status, 413} and answer.headers["connection"] == "close"
+    assert "connection" not in client.post(path, content=b"{}").headers
 
 
 def test_head_limits_stand_before_rays_part_of_a_request():

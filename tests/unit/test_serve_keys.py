@@ -68,7 +68,8 @@ def test_route_that_no_rule_knows_asks_for_the_highest_role(method):
 
 
 RAW = {name: f"{name}-0123456789abcdef" for name in ("abc", "def", "ghi", "jkl")}
-HASH = hashed_key("one").hex()
+ONE = "one-0123456789abcdef"
+HASH = hashed_key(ONE).hex()
 OTHER = hashed_key("other").hex()
 
 
@@ -108,9 +109,15 @@ def test_key_line_has_role_scope_expiry_and_hash(tmp_path):
     )
     (key,) = read_keys(written(tmp_path / "keys", text))
     scope = KeyScope(frozenset({"live", "next"}), frozenset({"qa"}), {"tenant": "a", "session": "s1"})
-    assert key == ApiKey("a", "read", hashed_key("one"), scope, date(2027, 1, 1))
-    assert HASH not in repr(key) and str(hashed_key("one")) not in repr(key)
-    assert Keys(tmp_path / "keys").find("Bearer one") == key
+    assert key == ApiKey("a", "read", hashed_key(ONE), scope, date(2027, 1, 1))
+    assert HASH not in repr(key) and str(hashed_key(ONE)) not in repr(key)
+    assert Keys(tmp_path / "keys").find(f"Bearer {ONE}") == key
+
+
+@pytest.mark.parametrize("key", ["", "0123456789abcde"])
+def test_key_that_is_too_short_is_none_even_if_the_file_has_its_hash(tmp_path, key):
+    keys = Keys(written(tmp_path / "keys", f"admin sha256:{hashed_key(key).hex()}\n"))
+    assert keys.find(f"Bearer {key}") is None and keys.find("") is None and keys.find("Bearer") is None
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ NOBODY = "nobody-at-all"
 
 
 def key_of(scope, role):
-    return f"key-of-{scope}-{role}"
+    return f"the-key-of-{scope}-{role}"
 
 
 def document(name, tenant, session="s1", word=None):
@@ -89,7 +89,7 @@ def service(tmp_path_factory):
     others = {"walrus-read": "index=walrus", "expired-read": "expires=2020-01-01"}
     others |= {f"{tenant}-write": f"where.tenant={tenant}" for tenant in ("apple", "zebra")}
     lines += [
-        f"{name.partition('-')[2]} name={name} {words} {HASHED}{hashed_key(f'key-of-{name}').hex()}"
+        f"{name.partition('-')[2]} name={name} {words} {HASHED}{hashed_key(f'the-key-of-{name}').hex()}"
         for name, words in others.items()
     ]
     keys = work / "keys"
