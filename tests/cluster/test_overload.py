@@ -100,8 +100,8 @@ def test_ports_behind_haproxy_run_nothing_for_a_stranger_and_are_those_of_the_do
     with serving(tmp_path, "haproxy-fast"):
         ports = ports_of_this_ray()
         assert what_strangers_can_do(ports, tmp_path) == []
-    told = documented_ports("Behind HAProxy (`RAY_SERVE_ENABLE_HA_PROXY=1`)")
-    assert {row for row in rows(ports) if row[0] in {"HAProxy", "proxy (HTTP)", "replica"}} == told
+        told = documented_ports("Behind HAProxy (`RAY_SERVE_ENABLE_HA_PROXY=1`)")
+        assert {row for row in rows(ports) if row[0] in {"HAProxy", "proxy (HTTP)", "replica"}} == told
 
 
 def refusals(system: System, name: str, wanted: int) -> int:
