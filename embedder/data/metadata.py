@@ -114,4 +114,9 @@ def metadata_json(value: object) -> str | None:
         steps = [part for i, part in enumerate(first["loc"]) if i == 0 or isinstance(part, int)]
         location = ".".join(map(str, ["metadata", *steps]))
         raise ValueError(f"{location}: {first['msg']}") from error
-    return json.dumps(checked, ensure_ascii=False, sort_keys=True, separators=(",", ":")) if checked else None
+    return written_down(checked)
+
+
+def written_down(fields: Metadata) -> str | None:
+    """Metadata that has been checked as the payload keeps it; None where there is none."""
+    return json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":")) if fields else None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import ray
+from ray.serve.generated.serve_pb2 import ASGIRequest
 
 from serve.ports import NO_ANSWER, OPEN, OURS, SAFE_CALLS, Port, answer_of, ask, call, open_ports
 
@@ -49,9 +50,9 @@ def all_methods() -> list[str]:
     return sorted(methods)
 
 
-def ports_of_this_ray() -> list[Port]:
-    """Those of this process and all that it has started, among them a cluster of the session and its workers."""
-    own = psutil.Process()
+def ports_of_this_ray(pid: int | None = None) -> list[Port]:
+    """Those of a process (of this one) and of all that it has started, such as a cluster and its workers."""
+    own = psutil.Process(pid)
     return open_ports([own.pid, *(child.pid for child in own.children(recursive=True))])
 
 
@@ -66,13 +67,17 @@ def what_strangers_can_do(ports: Iterable[Port], folder: Path) -> list[str]:
     """A line for each call that was taken, and for each file that a payload made; none where all is well."""
     marker, methods, wrong = folder / TOUCHED, all_methods(), []
     payload = pickle.dumps(_Payload(marker))
+    # Other calls carry nothing: what is no message of theirs is refused before anybody asks for the token.
+    of_replica = [method for method in methods if method.startswith("/ray.serve.ASGIService/")]
+    pickled = ASGIRequest(pickled_request_metadata=payload, request_args=payload).SerializeToString()
     for port in ports:
         answer = answer_of(port)
         wrong += [f"{port}: {answer}"] if OPEN in answer else []
         if answer == OURS:
             continue
         if call(port, SAFE_CALLS).keys() - NO_ANSWER:
-            taken = call(port, methods, payload).keys() - NO_ANSWER - {"UNAUTHENTICATED", "UNIMPLEMENTED"}
+            ended = call(port, methods) + call(port, of_replica, pickled)
+            taken = ended.keys() - NO_ANSWER - {"UNAUTHENTICATED", "UNIMPLEMENTED"}
             wrong += [f"{port}: some method ended with {sorted(taken)}"] if taken else []
             continue
         for method, paths in ACTING.items():

