@@ -12,11 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.audit import CALLER, Caller
 from serve.backend import DEADLINE
-from serve.http_errors import ApiError, answer, overloaded
+from serve.http_errors import ApiError, answer
 from serve.incoming import is_route, unusable_body
 from serve.keys import ROLES, needed_role
 from serve.limited_body import LimitedBody
-from serve.load_shedding import ENCODING
+from serve.load_shedding import needs_encoder, num_bytes
 from serve.request_head import head_refusal, keep_plain_id, site_refusal
 from serve.service import Service
 
@@ -85,8 +85,10 @@ class Guard:
 
     def _admit(self, scope: Scope, headers: Headers) -> ApiError | None:
         """Why a request of somebody known must not go on, if so."""
-        if scope["path"] in ENCODING and self._service.backend.is_full:
-            return overloaded()
+        if needs_encoder(scope["path"]):
+            refusal = self._service.backend.refusal(num_bytes(headers))
+            if refusal is not None:
+                return refusal
         unusable = unusable_body(scope, headers)
         if unusable is not None and is_route(self._routes, scope):
             return unusable

@@ -66,9 +66,10 @@ class ServeConfig(Section):
     """Tokens that an encoder takes together. A GPU wants 16,384 and more. A thread of a CPU computes 512 of them at a
     time, the shortest texts first, because what they become on the way must fit its cache."""
     max_queued_requests: int = Field(default=200, ge=1)
-    """Requests that wait for a call to the encoder, in each ingress. Further ones get status 429."""
+    """Requests that wait for a call to the encoder, in each lane of each ingress. Further ones get status 429, and
+    before that those that the encoders cannot do within `timeout_s`."""
     max_queued_texts: int = Field(default=4096, ge=1)
-    """Texts of these waiting requests together, so that a request of many texts counts as as many requests of one."""
+    """Texts of these waiting requests together: a bound of memory."""
     replay_writes: bool = True
     """Before an alias moves to another version, what was written to the old one is written to the new one too. `false`
     leaves it behind."""
@@ -81,7 +82,7 @@ class ServeConfig(Section):
     """Greatest number of replicas of the encoder, and of each shard."""
     target_ongoing_requests: int = Field(default=2, ge=1)
     """Calls of an encoder replica, waiting or running, above which another one is started. An ingress has as many calls
-    under way for each of `max_replicas`, and sends in a single call what waits beyond that."""
+    of small requests, and as many of large ones, under way for each of `max_replicas`."""
     upscale_delay_s: float = Field(default=10.0, ge=0)
     """Seconds for which the load must stay high before replicas are added."""
     downscale_delay_s: float = Field(default=300.0, ge=0)
