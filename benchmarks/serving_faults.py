@@ -1,4 +1,4 @@
-"""Faults under load: everything deployed again, the alias swapped, overload, a soak, a fuzzer."""
+"""Faults under load: everything deployed again, the alias swapped, a soak, a fuzzer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving_index import ALIAS, Texts
-from benchmarks.serving_load import Ask, Load, finish, run, start
+from benchmarks.serving_load import Ask, finish, run, start
 from benchmarks.serving_systems import System
 from serve.keys import ROLES
 
@@ -26,7 +26,6 @@ Ours = Callable[..., AbstractContextManager[System]]
 HEADLINES = {
     "kill": ("kill_failed", "kill_wrong", "kill_lost_writes", "kill_p99_ms"),
     "update": ("update_failed", "swap_failed"),
-    "overload": ("goodput_share",),
     "soak": ("soak_memory_growth",),
     "fuzz": ("fuzz_5xx",),
     "attack": ("attack_crashes", "attack_p99_ratio", "attack_memory_growth", "attack_memory_peak"),
@@ -61,37 +60,6 @@ def update_part(ours: Ours, texts: list[str]) -> Found:
         "update_s": round(took, 1),
         "examples": swapped.examples + updated.examples,
     }
-
-
-def overload_part(ours: Ours, texts: list[str]) -> Found:
-    """Three times as many requests as the service can answer, whatever it says."""
-    with ours() as system:
-        asks = system.embed(texts)
-        run(system.spec(asks, 32, 3.0))
-        peak = run(system.spec(asks, 32, 8.0))
-        over = run(system.spec(asks, 2000, 20.0, rate=3 * peak.rate, warm_s=3.0))
-        time.sleep(3)
-        after = run(system.spec(asks, 32, 5.0))
-    refused = sum(over.statuses.get(status, 0) for status in ("429",))
-    share = over.rate / peak.rate
-    print(f"  peak {peak.rate:.0f} requests/s; at {3 * peak.rate:.0f}: {over.rate:.0f} ({share:.0%}), {over.statuses}")
-    print(f"  accepted p99 {over.percentile(99):.0f} ms, refused p99 {_p99(over):.0f} ms; after it {after.rate:.0f}")
-    print(f"  the load itself took {peak.cores:.2f} cores at the peak, {over.cores:.2f} above it")
-    sys.stdout.flush()
-    return {
-        "goodput_share": round(share, 3),
-        "peak": peak.figures(),
-        "over": over.figures(),
-        "refused": refused,
-        "refused_p99_ms": round(_p99(over), 1),
-        "after": after.figures(),
-        "examples": over.examples,
-    }
-
-
-def _p99(load: Load) -> float:
-    times = sorted(load.refused_ms)
-    return times[int(0.99 * (len(times) - 1))] if times else float("nan")
 
 
 def writing(texts: list[str]) -> list[Ask]:

@@ -197,6 +197,9 @@ def _figures(watched: Watched, kills: list[tuple[float, str]], lost: list[str]) 
     def after(when: float) -> str:
         return next((kind for time_, kind in reversed(kills) if time_ <= when), "none")
 
+    def since(when: float) -> float:
+        return round(when - max((time_ for time_, _ in kills if time_ <= when), default=when), 1)
+
     failed, again = (Counter(after(when) for when, _ in many) for many in (watched.failed, watched.failed_again))
     slow = Counter(after(when) for when, _, _ in watched.slow)
     p50, p99 = (float(np.percentile(watched.took_ms, share)) for share in (50, 99))
@@ -220,10 +223,10 @@ def _figures(watched: Watched, kills: list[tuple[float, str]], lost: list[str]) 
         "failed_twice_after": dict(again),
         "slow_after": dict(slow),
         "slow": [
-            {"after": after(when), "since_s": round(when - max((t for t, _ in kills if t <= when), default=when), 1)}
-            | {"ms": took, "path": path}
+            {"after": after(when), "since_s": since(when), "ms": took, "path": path}
             for when, took, path in watched.slow
         ][:60],
+        "failures": [{"after": after(when), "since_s": since(when)} for when, _ in watched.failed][:60],
         "killed": [kind for _, kind in kills],
         "examples": [text[:300] for _, text in (watched.failed_again + watched.failed)[:8]] + watched.wrong[:3],
     }

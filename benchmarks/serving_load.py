@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -52,6 +53,8 @@ class Spec:
     """Stop after so many, or null."""
     key: str = ""
     timeout_s: float = 60.0
+    retries: int = 0
+    """How often a client tries again what was refused or failed, after the time that it is told."""
 
 
 @dataclass
@@ -69,6 +72,8 @@ class Load:
     """Of the answers in `ok_ms`, since the start."""
     examples: list[str] = field(default_factory=list)
     """Of answers that failed."""
+    sent_rate: float = 0.0
+    """Tries a second that went out."""
     cores: float = 0.0
     """Processor time over time that asking and checking took: what the machine had less for the server."""
 
@@ -158,23 +163,41 @@ class _Asking:
         await asyncio.gather(*waiting)
 
     async def _ask(self, place: int) -> None:
+        """One request, and what a client makes of a refusal: openai's SDK waits so."""
+        for attempt in range(self._spec.retries + 1):
+            wait = await self._try(place)
+            if wait is None or attempt == self._spec.retries:
+                return
+            if not 0 < wait <= 60:
+                wait = min(0.5 * 2**attempt, 8.0) * (1 - 0.25 * random.random())
+            # Until the end at most: no client comes back after it, nor at once before it.
+            await asyncio.sleep(min(wait, max(0.0, self._end - time.perf_counter())))
+            if time.perf_counter() >= self._end:
+                return
+
+    async def _try(self, place: int) -> float | None:
+        """Ask once; returns the seconds that the answer tells to wait, 0 where it tells none, None for a good one."""
         ask = self._spec.asks[place]
         self._sent += 1
         began = time.perf_counter()
+        wait = 0.0
         try:
             async with self._session.post(self._spec.url + ask.path, data=self._bodies[place]) as response:
                 content, status = await response.read(), str(response.status)
+                wait = float(response.headers.get("retry-after-ms", 0)) / 1000
+                wait = wait or float(response.headers.get("Retry-After", 0))
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             content, status = repr(error).encode(), "lost"
         ended = time.perf_counter()
         is_outside = ended < self._began or (began > self._end and self._spec.requests is None)
         if is_outside and status == "200":
-            return
+            return None
         self._note(status, began, ended)
         if status != "200" and len(self.load.examples) < 5:
             self.load.examples.append(f"{status}: {content[:300].decode(errors='replace')}")
         if status == "200" and not holds(ask, content):
             self.load.wrong += 1
+        return None if status == "200" else wait
 
     def _note(self, status: str, began: float, ended: float) -> None:
         self._counts[status] += 1
@@ -190,6 +213,7 @@ class _Asking:
         ended = time.perf_counter()
         self.load.seconds = (ended if self._spec.requests else max(ended, self._end)) - self._began
         self.load.statuses = dict(self._counts)
+        self.load.sent_rate = sum(self._counts.values()) / self.load.seconds
         return self.load
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.serving_load import Ask, Spec
 from embedder.models.locate import locate_model
+from serve import load_shedding
 
 READY_S = 240
 PATHS = {"infinity": "/embeddings", "infinity-onnx": "/embeddings"}
@@ -29,17 +30,21 @@ EXPORT = (
     "import sys; from optimum.onnxruntime import ORTModelForFeatureExtraction as Model; "
     "Model.from_pretrained(sys.argv[1], export=True).save_pretrained(sys.argv[2])"
 )
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parents[1] / "serve" / "front" / "haproxy_door.sh"),
+}
 WAYS = {
-    "proxy": {},
-    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
+    "proxy": load_shedding.ENVIRONMENT,
+    "haproxy": HAPROXY,
     "haproxy-fast": {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        **HAPROXY,
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1",
     },
 }
-"""Switches of Ray Serve: as it comes, behind HAProxy, and with its switch for throughput too, but not that one of its
-parts which runs an encoder's own work in the event loop."""
+"""Switches of Ray Serve, each with our door before it (docs/serving.md): its own proxy, HAProxy, and HAProxy with the
+switch for throughput, but not that one of its parts which runs an encoder's own work in the event loop."""
 FORWARD = re.compile(r"^ray_embedder_inference_duration_seconds_sum(?:\{[^}]*\})? ([\d.e+-]+)", re.MULTILINE)
 
 

@@ -1,9 +1,12 @@
 """The service: an autoscaled encoder and index shards behind one HTTP interface.
 
+start           starts the service here, and stops it when what was asked is answered
+taken           refusals of a start on a port, name or route that is taken
 app             binds the deployments of a run's index
 api             all routes, errors and the OpenAPI description as one application
 service         what the routes do, apart from HTTP and from Ray
 backend         the calls that the service makes to encoder and index
+incoming        a request as the routes know it: path, method, key; requests in progress
 guard           keys, size and deadline before every route; metrics and log behind it
 request_head    limits on the head of a request: size, a body where none belongs, id, host names
 limited_body    a body up to its limit and until the deadline

@@ -1,10 +1,11 @@
 """Bind the deployments of a run's index.
 
+    python -m serve.start --config configs/demo.yaml
     serve run serve.app:build run=configs/demo.yaml
     serve deploy configs/serve.yaml
 
-The bundle is verified before anything is deployed. `serve run` listens on 127.0.0.1:8000; a service that listens
-elsewhere needs `serve.api_keys_file`.
+The bundle is verified before anything is deployed. All listen on 127.0.0.1:8000 by default; a service that listens
+elsewhere needs `serve.api_keys_file`. `serve.start` alone answers at SIGTERM what was asked.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from embedder.errors import ConfigError, EmbedderError
 from embedder.index.bundle import verify
 from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.workspace import workplace
-from serve.deployments.coalescing import MOST_REQUESTS
+from serve.deployments.coalescing import LANES, MOST_PIECES
 from serve.deployments.ingress import Ingress
 from serve.deployments.shard_replica import ShardReplica
 from serve.keys import read_keys
@@ -111,7 +112,7 @@ def build_run(config: RunConfig) -> Application:
         EncoderReplica,
         name="encoder",
         # As many as all ingresses send: a call that waits for a replica is asked about again at intervals.
-        max_ongoing_requests=calls * settings.max_ingress_replicas,
+        max_ongoing_requests=LANES * calls * settings.max_ingress_replicas,
         max_queued_requests=settings.max_queued_requests,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
         **_common(settings, settings.min_replicas, settings.max_replicas, settings.target_ongoing_requests),
@@ -127,7 +128,7 @@ def build_run(config: RunConfig) -> Application:
         ).bind(source, settings, version, number, manifest.num_shards)
         for number in range(manifest.num_shards)
     ]
-    most = settings.max_queued_requests + MOST_REQUESTS * calls
+    most = LANES * settings.max_queued_requests + MOST_PIECES * calls
     return serve.deployment(
         Ingress,
         name="ingress",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from typing_extensions import TypeVarTuple, Unpack
 from embedder.config.cutting import PromptedText
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
+from serve.http_errors import ApiError
 from serve.schemas.state_schemas import DeploymentState
 
 Ts = TypeVarTuple("Ts")
@@ -54,6 +56,19 @@ class Encoded:
 
     vector_ND: np.ndarray
     tokens: list[int]
+    limit: int = sys.maxsize
+    """Tokens of a text that the model reads at most."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Texts of one request that follow each other, on their way to an encoder: all of them, or a part."""
+
+    texts: list[PromptedText]
+    first: int = 0
+    """Position of the first one in the request."""
+    seconds: float = float("inf")
+    """Until nobody waits for them any more: clocks of two machines differ, so that no time of day travels."""
 
 
 class Backend(Protocol):
@@ -61,9 +76,8 @@ class Backend(Protocol):
 
     num_slices: int
 
-    @property
-    def is_full(self) -> bool:
-        """True while a further request for vectors would be refused."""
+    def refusal(self, num_bytes: int) -> ApiError | None:
+        """Why a request for vectors whose body has so many bytes would be refused, before it is read."""
 
     async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
         """The vectors of texts by the model of a version."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.audit import CALLER, Caller
 from serve.backend import DEADLINE
-from serve.http_errors import ApiError, answer, overloaded
+from serve.http_errors import ApiError, answer
+from serve.incoming import is_route, unusable_body
 from serve.keys import ROLES, needed_role
 from serve.limited_body import LimitedBody
-from serve.load_shedding import ENCODING
+from serve.load_shedding import needs_encoder, num_bytes
 from serve.request_head import head_refusal, keep_plain_id, site_refusal
 from serve.service import Service
 
@@ -27,8 +29,8 @@ Answered = Callable[[str, int, float], None]
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, service: Service, answered: Answered) -> None:
-        self._app, self._service, self._answered = app, service, answered
+    def __init__(self, app: ASGIApp, service: Service, routes: Sequence[BaseRoute], answered: Answered) -> None:
+        self._app, self._service, self._routes, self._answered = app, service, routes, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it before anything of it is parsed."""
@@ -54,7 +56,7 @@ class Guard:
         # The only place from which the routes learn what the caller may use.
         caller = scope[CALLER] = Caller()
         error = head_refusal(scope) or self._foreign_site(scope) or self._identify(caller, scope, headers)
-        error = error or self._admit(scope) or body.refusal()
+        error = error or self._admit(scope, headers) or body.refusal()
         try:
             if error is None:
                 await self._app(scope, body.receive, send_noting)
@@ -75,15 +77,21 @@ class Guard:
         if key.has_expired:
             caller.refused = "expired"
             return ApiError(401, f"this API key was valid until {key.expires}", code="invalid_api_key")
-        if ROLES.index(key.role) < ROLES.index(caller.needed):
+        # What is no route needs no role: the application says 404, or 405 and which methods there are.
+        if ROLES.index(key.role) < ROLES.index(caller.needed) and is_route(self._routes, scope):
             caller.refused = "role"
             return ApiError(403, f"this needs a key with the role {caller.needed}; yours may {key.role}")
         return None
 
-    def _admit(self, scope: Scope) -> ApiError | None:
+    def _admit(self, scope: Scope, headers: Headers) -> ApiError | None:
         """Why a request of somebody known must not go on, if so."""
-        if scope["path"] in ENCODING and self._service.backend.is_full:
-            return overloaded()
+        if needs_encoder(scope["path"]):
+            refusal = self._service.backend.refusal(num_bytes(headers))
+            if refusal is not None:
+                return refusal
+        unusable = unusable_body(scope, headers)
+        if unusable is not None and is_route(self._routes, scope):
+            return unusable
         return None
 
     def _foreign_site(self, scope: Scope) -> ApiError | None:
@@ -92,7 +100,8 @@ class Guard:
         if self._service.keys is not None:
             return None
         # `insecure` is the word of whoever serves that all who reach this service may use it, by whatever name.
-        return site_refusal(scope, None if settings.insecure else settings.host_names)
+        names = None if settings.insecure else settings.host_names
+        return site_refusal(scope, names, settings.origins(has_keys=False))
 
     def _note(self, scope: Scope, caller: Caller, status: int, seconds: float) -> None:
         """Count and log a request, to which Ray adds its id; never its text, its key, or a path that is no route."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,10 @@ from serve.schemas.state_schemas import ErrorDetail, ErrorResponse, TeiError
 
 logger = logging.getLogger("ray.serve")
 
-TEI_PATHS = ("/embed", "/info")
+TEI_PATHS = ("/embed", "/info", "/rerank")
 """Routes of text-embeddings-inference, whose clients expect its errors."""
-RETRY_AFTER_S = "1"
+RETRY_AFTER_S = 1.0
+"""When to come back where nobody knows better."""
 MOST_NAME, MOST_REASON = 256, 512
 """Characters of a field's name and of what is wrong with it, in the answer to a body that is refused."""
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "overloaded"}
@@ -28,9 +30,19 @@ KINDS = {401: "authentication_error", 403: "permission_error", 429: "overloaded"
 class ApiError(Exception):
     """A refusal with its HTTP status. Survives pickling, so that a replica can raise it."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float = RETRY_AFTER_S,
+    ) -> None:
+        """`retry_after_s` is told to clients with statuses 429 and 503 only."""
         super().__init__(status, message)
         self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return self.message
@@ -42,23 +54,29 @@ class ApiError(Exception):
         return ErrorDetail(message=self.message, type=KINDS.get(self.status, other), param=self.param, code=self.code)
 
 
-def overloaded() -> ApiError:
-    """The refusal of what there is no room for."""
-    return ApiError(429, "too many requests are waiting; try again", code="overloaded")
+def overloaded(retry_after_s: float = RETRY_AFTER_S) -> ApiError:
+    """The refusal of what there is no room for, and when there will be."""
+    message = "too many requests are waiting; try again after the time in Retry-After"
+    return ApiError(429, message, code="overloaded", retry_after_s=retry_after_s)
+
+
+def retry_headers(seconds: float) -> dict[str, str]:
+    """When to come back: in whole seconds, as HTTP has it, and in milliseconds, which openai's SDK reads first."""
+    return {"Retry-After": str(max(1, math.ceil(seconds))), "retry-after-ms": str(max(1, round(1000 * seconds)))}
 
 
 def answer(path: str, error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as a response; overload tells when to come back, and what would fail again says so."""
     sent, status = dict(headers or {}), error.status
     if status in {429, 503}:
-        sent["Retry-After"] = RETRY_AFTER_S
+        sent |= retry_headers(error.retry_after_s)
     elif status >= 500:
         sent["x-should-retry"] = "false"
     if path not in TEI_PATHS:
         return JSONResponse(ErrorResponse(error=error.detail).model_dump(), status_code=status, headers=sent)
     status = 422 if status == 400 else status
-    kind = {413: "validation", 422: "validation", 429: "overloaded", 503: "unhealthy"}.get(status, "backend")
-    body = TeiError(error=error.message, error_type="validation" if status < 422 else kind)
+    kind = {429: "overloaded", 503: "unhealthy"}.get(status, "backend")
+    body = TeiError(error=error.message, error_type="validation" if status <= 422 else kind)
     return JSONResponse(body.model_dump(), status_code=status, headers=sent)
 
 

@@ -32,7 +32,7 @@ Role = Literal["read", "write", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """Each may do what those before it may."""
 
-PUBLIC = {"/health", "/ready", "/live", "/", "/favicon.ico"}
+PUBLIC = {"/health", "/ready", "/live", "/", "/docs", "/favicon.ico"}
 """Routes that ask for no key, to be read alone."""
 READING = ENCODING | {"/v1/search"}
 """Routes that are asked by POST and change nothing; with all below `/v1/retrieve/`."""

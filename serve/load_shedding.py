@@ -1,36 +1,130 @@
 """Refusals under overload, before Ray's part of a request: that time belongs to the requests that were accepted.
 
-Behind HAProxy an ingress replica is the HTTP server itself, and Ray takes middleware from a function that the
-environment of the replica names. Behind Ray's own proxy there is no such place, and the guard refuses.
+Ray takes middleware for its HTTP servers from a function that `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names.
+
+- Behind HAProxy an ingress replica is the HTTP server. Its environment is ours to set, and the middleware asks the
+  ingress in the same process.
+- Ray's own proxy is a process of Ray. It reads the variable only if it is set where Ray is started (docs/serving.md).
+  It cannot ask the ingress, so there the middleware is a door: it counts the requests inside the proxy. Without it a
+  refusal costs that proxy as much as an answer, and under overload nobody is served in time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
 from uuid import uuid4
 
+from ray.util.metrics import Counter
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.backend import Backend
-from serve.http_errors import answer, overloaded
-from serve.request_head import REQUEST_ID, HeadLimits
+from serve.deployments.admission import Clock, Room
+from serve.http_errors import ApiError, answer, overloaded
+from serve.incoming import route_path
+from serve.request_head import CLOSING, REQUEST_ID, HeadLimits
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middleware"}
-"""Environment of an ingress replica, by which Ray finds the middleware."""
-ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/v2/rerank"}
+"""Environment of an ingress replica, and of Ray itself, by which Ray finds the middleware."""
+MOST_INSIDE = "LLM_EMBEDDER_PROXY_REQUESTS"
+"""Environment variable: requests inside one of Ray's proxies, or inside HAProxy, at most."""
+DEFAULT_MOST_INSIDE = 128
+ARRIVING = 4
+"""For each of these so many may be sending their bodies: slow senders must not take the places of the others."""
+MOST_UNREAD = 2**16
+"""Bytes of the body of a refused request that are still read."""
+ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/rerank"}
 """Routes of which every request needs the encoder: under overload they are refused before their body is read."""
+ENDINGS = {path.rpartition("/")[2] for path in ENCODING}
+
+
+def needs_encoder(path: str) -> bool:
+    """Whether every request of a route needs the encoder; the path may have a prefix before it."""
+    return path.rstrip("/").rpartition("/")[2] in ENDINGS
+
+
+def passes_door(path: str) -> bool:
+    """Whether a route counts at the door: those that need the encoder always or mostly."""
+    return needs_encoder(path) or path.rstrip("/").endswith("/v1/search") or "/v1/retrieve/" in path
+
+
+class Gate(Protocol):
+    """The ingress, as far as it is asked here: no import of its backend, which would load an index into the proxy."""
+
+    def refusal(self, num_bytes: int) -> ApiError | None:
+        """Why a request for vectors whose body has so many bytes would be refused."""
+
+
+class Door:
+    """The requests inside one proxy."""
+
+    def __init__(self, most: int, clock: Clock = time.monotonic, chance: Callable[[], float] = random.random) -> None:
+        self._most = most
+        self._room = Room(clock, chance)
+        self._arriving = 0
+
+    def refusal(self) -> ApiError | None:
+        """Why no further request may come in."""
+        if self._room.ahead < self._most and self._arriving < ARRIVING * self._most:
+            return None
+        return overloaded(self._room.come_back(0.0))
+
+    async def pass_through(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have a request answered that is let in."""
+        is_whole = False
+        self._arriving += 1
+
+        async def receive_noting() -> Message:
+            nonlocal is_whole
+            message = await receive()
+            if not is_whole and not message.get("more_body", False):
+                is_whole = True
+                self._arriving -= 1
+                self._room.enter(1.0)
+            return message
+
+        try:
+            await app(scope, receive_noting, send)
+        finally:
+            if is_whole:
+                self._room.throughput.done(1.0, more=self._room.ahead >= self._most - 1)
+                self._room.leave(1.0)
+            else:
+                self._arriving -= 1
+
+
+def most_inside() -> int:
+    """How many requests a proxy lets in, by the environment."""
+    return int(os.environ.get(MOST_INSIDE) or DEFAULT_MOST_INSIDE)
 
 
 @dataclass
 class Overload:
-    """The refusals of the ingress in this process."""
+    """The refusals of the HTTP server in this process."""
 
-    gate: Backend | None = None
-    """Set by the ingress; until then nothing is refused."""
+    gate: Gate | None = None
+    """Set by the ingress, where this is its process."""
+    door: Door = field(default_factory=lambda: Door(most_inside()))
+    """Of a process without an ingress."""
     refused: int = 0
-    """Requests so far."""
+    """Requests that the gate has refused so far."""
+    counter: Counter | None = None
+    """Of what the door has refused: the proxy has no metrics of ours otherwise."""
+
+    def count(self, *, at_door: bool) -> None:
+        """Count a refusal."""
+        if not at_door:
+            self.refused += 1
+            return
+        if self.counter is None:
+            # Not before: a metric of Ray belongs to a process of Ray, which this is by then.
+            self.counter = Counter("embedder_door_rejected_total", "Requests refused at the door of a proxy")
+        self.counter.inc()
 
 
 # One a process, because Ray calls `middleware` without arguments, before there is an ingress to ask.
@@ -45,17 +139,39 @@ class Refusing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request unread, or let it pass."""
-        gate = OVERLOAD.gate
-        if scope["type"] != "http" or scope["path"] not in ENCODING or gate is None or not gate.is_full:
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        OVERLOAD.refused += 1
-        refusal = answer(scope["path"], overloaded())
-        refusal.headers[REQUEST_ID] = Headers(scope=scope).get(REQUEST_ID, str(uuid4()))
-        await refusal(scope, receive, send)
+        path, headers, is_door = route_path(scope), Headers(scope=scope), OVERLOAD.gate is None
+        refused = _refusal(path, headers)
+        if refused is not None:
+            OVERLOAD.count(at_door=is_door)
+            # A short body is read to its end, so that the connection can be used again; a long one is not worth it.
+            is_long = num_bytes(headers) > MOST_UNREAD or "transfer-encoding" in headers
+            refusal = answer(path, refused, CLOSING if is_long else None)
+            refusal.headers[REQUEST_ID] = headers.get(REQUEST_ID, str(uuid4()))
+            await refusal(scope, receive, send)
+        elif is_door and passes_door(path):
+            await OVERLOAD.door.pass_through(self._app, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _refusal(path: str, headers: Headers) -> ApiError | None:
+    """Why a request is refused unread."""
+    if OVERLOAD.gate is None:
+        return OVERLOAD.door.refusal() if passes_door(path) else None
+    return OVERLOAD.gate.refusal(num_bytes(headers)) if needs_encoder(path) else None
+
+
+def num_bytes(headers: Headers) -> int:
+    """Bytes of a body, as far as they are told; 0 where they are not."""
+    length = headers.get("content-length", "0")
+    # By its first digits: Python refuses to read a number of thousands of them.
+    return int(length[:18]) if length.isdecimal() else 0
 
 
 def middleware() -> list[Middleware]:
-    """Called by Ray when the server of a replica starts."""
+    """Called by Ray when one of its HTTP servers starts."""
     # The last one is the outermost: it stands before Ray's own middleware too, which takes the id of the request.
     return [Middleware(Refusing), Middleware(HeadLimits)]

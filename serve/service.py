@@ -20,6 +20,7 @@ from embedder.index.search_options import SearchOptions
 from serve.audit import AuditLog
 from serve.backend import Backend, time_left
 from serve.http_errors import ApiError
+from serve.incoming import Traffic
 from serve.keys import Keys
 from serve.schemas.search_schemas import SearchFields, Timing
 from serve.schemas.state_schemas import DeploymentState
@@ -46,6 +47,7 @@ class Service:
         self.settings, self.tasks, self.served, self.backend = settings, tasks, served, backend
         self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
         """Those that requests are asked for; None: everybody may do everything."""
+        self.traffic = Traffic()
         self.audit = AuditLog(settings.audit_file)
         self._answers: dict[str, tuple[float, asyncio.Task[Any]]] = {}
         self._following = asyncio.Lock()
@@ -136,7 +138,7 @@ class Service:
         Raises:
             ApiError: there is no such task.
         """
-        texts = self.prompted(version, task, "passage", [document.text for document in documents])
+        texts = self.prompted(version, task, "passage", [document.whole_text for document in documents])
         vector_ND = (await self.backend.encode(version.name, texts, True)).vector_ND
         parts = version.by_slice([document.id for document in documents], self.backend.num_slices)
         calls = [

@@ -20,6 +20,7 @@ from embedder.index.manifest import hash_files
 from embedder.models.encoder import encode
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.onnx import load_inference_encoder
+from serve.backend import Piece
 from serve.deployments.encoder_replica import EncoderReplica
 from serve.deployments.shard_replica import ShardReplica
 from serve.http_errors import ApiError
@@ -124,11 +125,14 @@ class LocalBackend:
         self.encoder = EncoderReplica(source, config.serve, version)
         self.parts = [ShardReplica(source, config.serve, version, one, num_slices) for one in range(num_slices)]
         self.encoded: list[list[str]] = []
-        self.is_full = False
+        self.refused: ApiError | None = None
+
+    def refusal(self, num_bytes):
+        return self.refused
 
     async def encode(self, version, texts, truncate):
         self.encoded.append([str(text) for text in texts])
-        (outcome,) = await self.encoder.encode(version, [texts], truncate)
+        (outcome,) = await self.encoder.encode(version, [Piece(texts)], truncate)
         if isinstance(outcome, ApiError):
             raise outcome
         return outcome

@@ -22,6 +22,9 @@ class ServeConfig(Section):
     audit_file: AbsolutePath | None = None
     """File to which a JSON line is added for every write, every call of an admin and every refusal by role or scope.
     null: the lines are in the service's log alone."""
+    cors_origins: list[str] | None = None
+    """Origins, such as `https://app.example`, whose pages may ask the service from a browser; `*` stands for all. null:
+    all where keys are asked for, because a page can do nothing without one, and none where they are not."""
     insecure: bool = False
     """Listen beyond loopback without keys, in a network that keeps strangers out by itself."""
     host_names: list[str] = Field(default=[])
@@ -63,9 +66,10 @@ class ServeConfig(Section):
     """Tokens that an encoder takes together. A GPU wants 16,384 and more. A thread of a CPU computes 512 of them at a
     time, the shortest texts first, because what they become on the way must fit its cache."""
     max_queued_requests: int = Field(default=200, ge=1)
-    """Requests that wait for a call to the encoder, in each ingress. Further ones get status 429."""
+    """Requests that wait for a call to the encoder, in each lane of each ingress. Further ones get status 429, and
+    before that those that the encoders cannot do within `timeout_s`."""
     max_queued_texts: int = Field(default=4096, ge=1)
-    """Texts of these waiting requests together, so that a request of many texts counts as as many requests of one."""
+    """Texts of these waiting requests together: a bound of memory."""
     replay_writes: bool = True
     """Before an alias moves to another version, what was written to the old one is written to the new one too. `false`
     leaves it behind."""
@@ -78,7 +82,7 @@ class ServeConfig(Section):
     """Greatest number of replicas of the encoder, and of each shard."""
     target_ongoing_requests: int = Field(default=2, ge=1)
     """Calls of an encoder replica, waiting or running, above which another one is started. An ingress has as many calls
-    under way for each of `max_replicas`, and sends in a single call what waits beyond that."""
+    of small requests, and as many of large ones, under way for each of `max_replicas`."""
     upscale_delay_s: float = Field(default=10.0, ge=0)
     """Seconds for which the load must stay high before replicas are added."""
     downscale_delay_s: float = Field(default=300.0, ge=0)
@@ -93,6 +97,12 @@ class ServeConfig(Section):
     proxy share the cores: add replicas before threads."""
     gpus_per_replica: float = Field(default=0, ge=0)
     """GPUs of an encoder replica. 0: the CPU."""
+
+    def origins(self, *, has_keys: bool) -> list[str]:
+        """Origins whose pages may ask the service."""
+        if self.cors_origins is None:
+            return ["*"] if has_keys else []
+        return self.cors_origins
 
     @model_validator(mode="after")
     def replicas_are_ordered(self) -> ServeConfig:

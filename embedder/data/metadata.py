@@ -16,8 +16,8 @@ from pydantic import (
     ValidationError,
 )
 
-DATASET_FIELD = "dataset"
-"""Can be filtered by like a field of the metadata."""
+DATASET_FIELD, ID_FIELD = "dataset", "id"
+"""Can be filtered by like fields of the metadata."""
 
 MAX_FIELDS_EACH = 64
 """Fields of one passage's metadata."""

@@ -109,6 +109,18 @@ def read_lines(path: Path, prepared: Prepared) -> Iterator[tuple[int, Row]]:
         yield line.number, row
 
 
+def titled(title: str | None, text: str) -> str:
+    """What is encoded, searched by words and shown to the LLM of a passage: its title, a space, its text."""
+    title = (title or "").strip()
+    return f"{title} {text}" if title else text
+
+
+def untitled(title: str | None, text: str) -> str:
+    """The text of a passage without the title that `titled` put before it."""
+    title = (title or "").strip()
+    return text.removeprefix(f"{title} ") if title else text
+
+
 def passage_row(
     source: Source,
     passage_id: str,

@@ -179,11 +179,11 @@ class Collection:
                 f"the manifest says {info.rows} rows of width {info.identity.dimension}; {REMEDY}"
             )
         self.vectors: Vectors = vectors_of(self._flat)
-        self.metadata = StoredMetadata(folder / "metadata.arrow", info.rows)
+        self._ids: pa.Array = self.payload["id"].combine_chunks()
+        self.metadata = StoredMetadata(folder / "metadata.arrow", info.rows, self._ids)
         self.words = StoredWords(folder / "lexical", info.rows, info.mean_words)
         self.writes = StoredWrites.open(folder / "writes.arrow")
         self.defaults = info.settings.search.over(DEFAULTS)
-        self._ids: pa.Array = self.payload["id"].combine_chunks()
         self._approximate: ApproximateIndex | None = None
         if info.factory != "Flat":
             self._approximate = ApproximateIndex(open_index(folder / "approximate.faiss"), self._flat, info.factory)

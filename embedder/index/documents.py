@@ -13,10 +13,12 @@ from operator import methodcaller
 from typing import Annotated, NamedTuple
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
-from embedder.data.metadata import DATASET_FIELD, Metadata, Scalar
+from embedder.data.metadata import DATASET_FIELD, ID_FIELD, Metadata, Scalar
+from embedder.data.rows import titled
 from embedder.hashing import content_id
+from embedder.sent import Sent
 
 PAYLOAD = pa.schema(
     [
@@ -52,20 +54,33 @@ class Row(NamedTuple):
         return content_id(self.text, self.title, self.metadata)
 
 
-class Document(BaseModel):
+def _id_text(given: object) -> object:
+    """A whole number as its text; ids of other databases are often numbers."""
+    return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+
+
+DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512), BeforeValidator(_id_text)]
+
+
+class Document(Sent):
     """One document to be written; `id` and `dataset` together name it, and a later one of that name replaces it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
-    id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    id: DocumentId
     text: Annotated[str, StringConstraints(min_length=1)]
     title: Annotated[str, StringConstraints(max_length=4096)] | None = None
     dataset: Annotated[str, StringConstraints(max_length=256)] = ""
-    metadata: Metadata = {}
+    metadata: Metadata = Field(default_factory=dict)
 
     @property
     def name(self) -> DocumentName:
         return (self.id, self.dataset)
+
+    @property
+    def whole_text(self) -> str:
+        """What is encoded and kept as the text, as of a passage that `prepare` reads."""
+        return titled(self.title, self.text)
 
 
 DocumentName = tuple[str, str]
@@ -86,6 +101,12 @@ def row_named(ids: pa.Array, datasets: pa.ChunkedArray, name: DocumentName) -> i
             return row
         row += 1
     return None
+
+
+def asked_values(field: str, value: Scalar) -> list[Scalar]:
+    """A condition's value, and for a document's name, which is a text, the text of a whole number."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return [value, str(value)] if is_number and field in (ID_FIELD, DATASET_FIELD) else [value]
 
 
 def owned_dataset(dataset: str, owner: str) -> str:

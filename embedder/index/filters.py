@@ -14,7 +14,7 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
-    BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -23,7 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from embedder.data.metadata import Kind, Number, Scalar, Text, kind_of
+from embedder.data.metadata import DATASET_FIELD, ID_FIELD, Kind, Number, Scalar, Text, kind_of
+from embedder.sent import Sent
 
 MAX_DEPTH = 8
 """Filters within filters."""
@@ -47,8 +48,8 @@ Rows = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Part(Sent):
+    model_config = ConfigDict(frozen=True)
 
 
 class Match(_Part):
@@ -102,7 +103,7 @@ class Range(_Part):
 
 
 class Condition(_Part):
-    """What one field must hold; `dataset` is a field too."""
+    """What one field must hold; `dataset` is a field too, and `id` is, beside one of that name in the metadata."""
 
     key: Annotated[str, StringConstraints(min_length=1, max_length=128)]
     match: Match | None = None
@@ -114,6 +115,20 @@ class Condition(_Part):
         if (self.match is None) == (self.range is None):
             raise ValueError("give exactly one of match, range")
         return self
+
+    @model_validator(mode="after")
+    def names_are_texts(self) -> Condition:
+        """Refuse a condition on a document's name that none could fit."""
+        if self.key in (ID_FIELD, DATASET_FIELD):
+            values = [] if self.match is None else [*self.match.values, *(self.match.except_ or [])]
+            is_number = self.range is not None and self.range.kind == "number"
+            if is_number or any(isinstance(value, bool | float) for value in values):
+                raise ValueError(f"{self.key} is a text; give a text to compare it with")
+        return self
+
+
+def _as_list(given: object) -> object:
+    return [given] if isinstance(given, dict) else given
 
 
 def _branch(part: object) -> str:
@@ -131,15 +146,17 @@ Parts = Annotated[
         ]
     ],
     Field(max_length=MAX_CLAUSES, fail_fast=True),
+    BeforeValidator(_as_list),
 ]
+"""Conditions and filters; a single one may stand without a list."""
 
 
 class Filter(_Part):
     """True where all of `must`, at least one of `should` (if there are any) and none of `must_not` are."""
 
-    must: Parts = []
-    should: Parts = []
-    must_not: Parts = []
+    must: Parts = Field(default_factory=list)
+    should: Parts = Field(default_factory=list)
+    must_not: Parts = Field(default_factory=list)
 
     @model_validator(mode="after")
     def within_limits(self) -> Filter:

@@ -139,7 +139,7 @@ class MutableCollection:
         """
         last = {document.name: i for i, document in enumerate(documents)}
         kept = [documents[i] for i in last.values()]
-        rows = [Row(*row.name, row.text, row.title, written_down(row.metadata)) for row in kept]
+        rows = [Row(*row.name, row.whole_text, row.title, written_down(row.metadata)) for row in kept]
         if len(vector_PD) != len(documents):
             raise DataError(f"{len(documents)} documents with {len(vector_PD)} vectors; nothing was written")
         with locked(self.write_lock), self._lock:

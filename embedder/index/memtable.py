@@ -198,7 +198,7 @@ class Memtable:
         self._vectors[number] = vector
         self._rows.append(row)
         self._row_of[row.id, row.dataset] = number
-        self.metadata.add(row.metadata, row.dataset)
+        self.metadata.add(row.id, row.dataset, row.metadata)
         self.words.add(row.text)
 
     def _stored_row(self, name: DocumentName) -> int | None:

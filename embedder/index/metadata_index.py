@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedder.data.metadata import Kind, Scalar, kind_of
+from embedder.data.metadata import ID_FIELD, Kind, Scalar, kind_of
 from embedder.errors import BundleError
-from embedder.index.documents import AS_PYTHON, field_values
+from embedder.index.documents import AS_PYTHON, asked_values, field_values
 from embedder.index.filters import Range, Rows
 from embedder.index.manifest import REMEDY
 from embedder.storage.arrow_files import open_arrow
@@ -98,9 +98,9 @@ class _SortedValues:
 
 
 class StoredMetadata:
-    """The sorted values of a collection, left on disk."""
+    """The sorted values of a collection, left on disk, and its sorted ids."""
 
-    def __init__(self, path: Path, num_rows: int) -> None:
+    def __init__(self, path: Path, num_rows: int, ids: pa.Array) -> None:
         try:
             file = open_arrow(path, METADATA)
             names: list[tuple[str, Kind]] = [tuple(name) for name in json.loads(file.schema.metadata[BATCHES])]
@@ -108,23 +108,29 @@ class StoredMetadata:
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{path}: not readable ({error}); {REMEDY}") from error
         self.num_rows = num_rows
+        ids_of_rows = pa.record_batch([ids, pa.array(np.arange(num_rows, dtype=np.int32))], ["text", "row"])
+        self._ids = _SortedValues(ids_of_rows, "text")
 
     @property
     def fields(self) -> set[str]:
         return {field for field, _ in self._values}
 
+    def _sorted(self, field: str, kind: Kind) -> list[_SortedValues]:
+        values = self._values.get((field, kind))
+        return [*([values] if values else []), *([self._ids] if (field, kind) == (ID_FIELD, "text") else [])]
+
     def equal(self, field: str, value: Scalar) -> Rows:
-        values = self._values.get((field, kind_of(value)))
-        return values.rows(*values.extent(value)) if values else NO_ROWS
+        asked = asked_values(field, value)
+        rows = [values.rows(*values.extent(name)) for name in asked for values in self._sorted(field, kind_of(name))]
+        return np.concatenate([NO_ROWS, *rows])
 
     def between(self, field: str, bounds: Range) -> Rows:
         """Rows with a value within the bounds."""
-        values = self._values.get((field, bounds.kind))
-        return values.between(bounds) if values else NO_ROWS
+        return np.concatenate([NO_ROWS, *(values.between(bounds) for values in self._sorted(field, bounds.kind))])
 
     def having(self, field: str) -> Rows:
-        rows = [values.rows() for (name, _), values in self._values.items() if name == field]
-        return np.concatenate([NO_ROWS, *rows])
+        kinds: tuple[Kind, ...] = ("text", "number", "boolean")
+        return np.concatenate([NO_ROWS, *(values.rows() for kind in kinds for values in self._sorted(field, kind))])
 
 
 class MemtableMetadata:
@@ -134,9 +140,9 @@ class MemtableMetadata:
         self.num_rows = 0
         self._rows: dict[tuple[str, Kind], dict[Scalar, list[int]]] = defaultdict(dict)
 
-    def add(self, metadata: str | None, dataset: str) -> None:
+    def add(self, document_id: str, dataset: str, metadata: str | None) -> None:
         """Take in the values of the next row."""
-        for field, value in field_values(metadata, dataset):
+        for field, value in [(ID_FIELD, document_id), *field_values(metadata, dataset)]:
             self._rows[field, kind_of(value)].setdefault(value, []).append(self.num_rows)
         self.num_rows += 1
 
@@ -148,10 +154,11 @@ class MemtableMetadata:
 
     @property
     def fields(self) -> set[str]:
-        return {field for field, _ in self._rows}
+        return {field for field, _ in self._rows} - {ID_FIELD}
 
     def equal(self, field: str, value: Scalar) -> Rows:
-        return self._array([self._rows.get((field, kind_of(value)), {}).get(value, [])])
+        asked = asked_values(field, value)
+        return self._array(self._rows.get((field, kind_of(name)), {}).get(name, []) for name in asked)
 
     def between(self, field: str, bounds: Range) -> Rows:
         """Rows with a value within the bounds; looks at every distinct value of the field."""

@@ -1,11 +1,13 @@
-"""Texts of many requests in one forward pass: as many tokens as fit, every request in turn, a poisoned one alone.
+"""Texts of many requests in one forward pass: small requests first, then large ones by age, a poisoned text alone.
 
-No waiting for more: while a batch is computed, what arrives waits for the next one. Needs neither Ray nor the web.
+No waiting for more: while a batch is computed, what arrives waits for the next one. Large requests always keep a
+share. Needs neither Ray nor the web.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +23,12 @@ Run = Callable[[list[TokenRow]], np.ndarray]
 """Token rows to vectors (N, D)."""
 Observe = Callable[[int, int, float], None]
 """Told of each batch: rows, tokens, and how many seconds the request that waited longest for its first row did so."""
+
+SMALL_TOKENS = 1024
+"""Of all rows of a small request at most."""
+
+LARGE_PER_SMALL = 1 / 3
+"""Tokens of large requests for each token of small ones, at least: small ones alone must not starve them."""
 
 FAILURES = (RuntimeError, IndexError, ValueError, TypeError, MemoryError)
 """What a forward pass raises on rows it cannot take, and where memory is short (torch's own is a RuntimeError)."""
@@ -44,44 +52,56 @@ class NotEncodable(Exception):
 
 @dataclass(eq=False)
 class _Job:
-    """The rows of one request."""
+    """The rows of one request, or of a part of it."""
 
     rows: list[TokenRow]
+    deadline: float
     done: asyncio.Future[np.ndarray]
-    vectors: list[np.ndarray] = field(default_factory=list)
-    """Vectors of the first rows, which are computed in their order."""
+    order: list[int]
+    """Positions of the rows as they are computed: by length, so that those of a batch need little padding."""
+    vectors: dict[int, np.ndarray] = field(default_factory=dict)
     taken: int = 0
     since: float = field(default_factory=time.perf_counter)
 
-    def settle(self, outcome: np.ndarray | Failure) -> None:
-        """Note the vector of the next row, or why there is none, which ends the request."""
+    def settle(self, row: int, outcome: np.ndarray | Failure) -> None:
+        """Note the vector of a row, or why there is none, which ends the request."""
         if self.done.done():
             return
         if isinstance(outcome, Failure):
-            self.done.set_exception(NotEncodable(len(self.vectors), outcome))
+            self.done.set_exception(NotEncodable(row, outcome))
             return
-        self.vectors.append(outcome)
+        self.vectors[row] = outcome
         if len(self.vectors) == len(self.rows):
-            self.done.set_result(np.stack(self.vectors))
+            self.done.set_result(np.stack([self.vectors[i] for i in range(len(self.rows))]))
 
 
 class TokenBatcher:
     """Runs the rows of all requests through one model, one batch at a time."""
 
-    def __init__(self, run: Run, budget: int, executor: Executor, observe: Observe) -> None:
-        """`budget`: tokens of a batch."""
-        self._run, self._budget, self._executor, self._observe = run, budget, executor, observe
-        self._jobs: deque[_Job] = deque()
+    def __init__(self, run: Run, budget: int, step: int, executor: Executor, observe: Observe) -> None:
+        """`budget`: tokens of a batch; `step`: of one of large requests alone, for which a small one may wait."""
+        self._run, self._budget, self._step = run, budget, step
+        self._executor, self._observe = executor, observe
+        self._small: deque[_Job] = deque()
+        self._large: deque[_Job] = deque()
+        self._earned = 0.0
+        """Tokens of large requests that are due beside small ones."""
         self._running: asyncio.Task[None] | None = None
 
-    async def submit(self, rows: list[TokenRow]) -> np.ndarray:
+    async def submit(self, rows: list[TokenRow], deadline: float = math.inf) -> np.ndarray:
         """The vectors (N, D) of one request. One that is cancelled is dropped before its next rows are computed.
 
         Raises:
             NotEncodable: the model fails on one of the rows, whichever others stand beside it.
+            TimeoutError: by `time.monotonic` the deadline passed before all rows were computed.
         """
-        job = _Job(rows, asyncio.get_running_loop().create_future())
-        self._jobs.append(job)
+        job = _Job(
+            rows,
+            deadline,
+            asyncio.get_running_loop().create_future(),
+            sorted(range(len(rows)), key=lambda i: len(rows[i])),
+        )
+        (self._small if sum(map(len, rows)) <= SMALL_TOKENS else self._large).append(job)
         if self._running is None:
             # Kept, because the event loop holds tasks weakly and one that nobody refers to may vanish.
             self._running = asyncio.create_task(self._work())
@@ -90,40 +110,61 @@ class TokenBatcher:
     @property
     def waiting(self) -> int:
         """Rows that no batch has taken yet."""
-        return sum(len(job.rows) - job.taken for job in self._jobs if not job.done.done())
+        jobs = (*self._small, *self._large)
+        return sum(len(job.rows) - job.taken for job in jobs if not job.done.done())
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             while batch := self._take():
-                rows = [row for _, row in batch]
+                rows = [job.rows[i] for job, i in batch]
                 now = time.perf_counter()
-                waits = [now - job.since for job, row in batch if row is job.rows[0]]
+                waits = [now - job.since for job, i in batch if i == job.order[0]]
                 self._observe(len(rows), sum(map(len, rows)), max(waits, default=0.0))
                 outcomes = await loop.run_in_executor(self._executor, run_apart, self._run, rows)
-                for (job, _), outcome in zip(batch, outcomes, strict=True):
-                    job.settle(outcome)
+                for (job, i), outcome in zip(batch, outcomes, strict=True):
+                    job.settle(i, outcome)
         finally:
             self._running = None
 
-    def _take(self) -> list[tuple[_Job, TokenRow]]:
-        """The rows of the next batch: one of each request in turn, so that a long request holds up no short one."""
-        batch: list[tuple[_Job, TokenRow]] = []
-        tokens = 0
-        while self._jobs:
-            job = self._jobs[0]
-            if job.done.done() or job.taken == len(job.rows):
-                self._jobs.popleft()
-                continue
-            row = job.rows[job.taken]
-            # A row longer than the budget goes alone; it would never fit otherwise.
-            if batch and tokens + len(row) > self._budget:
-                break
-            batch.append((job, row))
-            tokens += len(row)
-            job.taken += 1
-            self._jobs.rotate(-1)
+    def _take(self) -> list[tuple[_Job, int]]:
+        """The rows of the next batch: small requests first, and of large ones as much as they have earned meanwhile."""
+        now = time.monotonic()
+        batch = _rows(self._small, self._budget, now, at_least=1)
+        if not batch:
+            self._earned = 0.0
+            return _rows(self._large, self._step, now, at_least=1)
+        if self._large:
+            # By tokens and not a part of each batch: queries come in twos and threes, and each would wait for the part.
+            self._earned += LARGE_PER_SMALL * _tokens(batch)
+            large = _rows(self._large, int(self._earned), now, at_least=0)
+            self._earned -= _tokens(large)
+            batch += large
         return batch
+
+
+def _tokens(batch: list[tuple[_Job, int]]) -> int:
+    return sum(len(job.rows[i]) for job, i in batch)
+
+
+def _rows(jobs: deque[_Job], budget: int, now: float, *, at_least: int) -> list[tuple[_Job, int]]:
+    """The next rows of the jobs, those of the oldest one first: of equal ones some then end early, not all late."""
+    batch: list[tuple[_Job, int]] = []
+    while jobs:
+        job = jobs[0]
+        if now > job.deadline and not job.done.done():
+            job.done.set_exception(TimeoutError())
+        if job.done.done() or job.taken == len(job.rows):
+            jobs.popleft()
+            continue
+        row = job.order[job.taken]
+        # A row longer than the budget goes nevertheless where one must; it would never fit otherwise.
+        if len(batch) >= at_least and len(job.rows[row]) > budget:
+            break
+        batch.append((job, row))
+        budget -= len(job.rows[row])
+        job.taken += 1
+    return batch
 
 
 def run_apart(run: Run, rows: Sequence[TokenRow]) -> list[np.ndarray | Failure]:

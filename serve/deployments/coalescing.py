@@ -1,29 +1,58 @@
-"""Requests on their way from an ingress to the encoders: at once while few calls are under way, else several in one.
+"""Requests on their way from an ingress to the encoders: small ones several in a call, large ones in pieces.
 
-A call between processes costs as much as encoding a short text, so under load it is the calls that are to be few. It
-also bounds what waits, and gives the autoscaler a number that says how busy the encoders are. Needs no Ray.
+Small requests (a query, a search) and large ones (texts for an index) stand in two lanes, each with calls of its own,
+so that no query waits behind a thousand texts. A request is let in if its lane can do it by its deadline. In a lane the
+oldest request is sent first and whole, so that of equal requests some end early and not all of them late. What waits
+here and not in the replicas costs nothing to drop, and the calls tell the autoscaler how busy the encoders are.
+Needs no Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+
 from embedder.config.cutting import PromptedText
-from serve.backend import DEADLINE, Encoded, time_left
+from serve.backend import DEADLINE, Encoded, Piece
+from serve.deployments.admission import MARGIN, Clock, Room, TokenEstimate
 from serve.http_errors import ApiError, overloaded
 
 Outcome = Encoded | ApiError
-Send = Callable[[str, list[list[PromptedText]], bool], Awaitable[list[Outcome]]]
-"""Version, texts by request, and whether to cut them, to what became of each request."""
+Send = Callable[[str, list[Piece], bool], Awaitable[list[Outcome]]]
+"""Version, pieces, and whether to cut texts, to what became of each piece."""
 
-MOST_REQUESTS = 64
-"""Requests that one call takes at most."""
-MOST_CHARACTERS = 16_384
-"""Of all texts of a call that holds several requests: about a batch of the encoder, so that a large one goes alone."""
+LANES = 2
+"""Small requests and large ones."""
+MOST_PIECES = 64
+"""Pieces that one call takes at most."""
+SMALL_TOKENS = 1024
+"""Estimated tokens of a small request at most."""
+SMALL_BYTES = 8 * SMALL_TOKENS
+"""Of the body of such a request, before it is read."""
+CALL_CHARACTERS = 8
+"""Of a call, for each token of the encoder's batch: about two batches."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one ingress has under way and lets wait."""
+
+    calls: int
+    """Of each lane."""
+    requests: int
+    """That wait, in each lane."""
+    texts: int
+    """That wait, in each lane; a request is let in while fewer do, however many it has."""
+    request_tokens: int
+    timeout_s: float
+    characters: int
+    """Of a call."""
 
 
 @dataclass(eq=False)
@@ -32,97 +61,195 @@ class _Request:
     texts: list[PromptedText]
     truncate: bool
     deadline: float
+    work: float
+    """Estimated tokens of all texts."""
     done: asyncio.Future[Encoded]
+    num_sent: int = 0
+    answers: dict[int, Encoded] = field(default_factory=dict)
+    """Of the pieces, by the position of their first text."""
 
-    def settle(self, outcome: Outcome | BaseException) -> None:
-        """Say what became of it, if anybody still waits."""
+    def cut(self, characters: int) -> Piece | None:
+        """The next texts that fit, or None if not even one does."""
+        first = stop = self.num_sent
+        while stop < len(self.texts) and len(self.texts[stop]) <= characters:
+            characters -= len(self.texts[stop])
+            stop += 1
+        return Piece(self.texts[first:stop], first) if stop > first else None
+
+    def add(self, piece: Piece, outcome: Outcome | BaseException, most_tokens: int) -> None:
+        """Note what became of a piece; the last one, or a failure, settles the request if anybody still waits."""
         if self.done.done():
             return
         if isinstance(outcome, BaseException):
             self.done.set_exception(outcome)
-        else:
-            self.done.set_result(outcome)
+            return
+        self.answers[piece.first] = outcome
+        parts = [self.answers[first] for first in sorted(self.answers)]
+        tokens = [count for part in parts for count in part.tokens]
+        if len(parts) > 1 and sum(tokens) > most_tokens:
+            refusal = f"more than {most_tokens} tokens in one request; at most {most_tokens}"
+            self.done.set_exception(ApiError(400, refusal, param="input"))
+        elif sum(len(part.vector_ND) for part in parts) == len(self.texts):
+            vector_ND = parts[0].vector_ND if len(parts) == 1 else np.concatenate([part.vector_ND for part in parts])
+            self.done.set_result(Encoded(vector_ND, tokens, outcome.limit))
+
+
+class _Lane:
+    """The requests of one kind."""
+
+    def __init__(self, limits: Limits, clock: Clock) -> None:
+        self._limits = limits
+        self.room = Room(clock)
+        self.waiting: deque[_Request] = deque()
+        self.num_texts = 0
+        """Of those that wait."""
+        self.calls: set[asyncio.Task[list[Outcome]]] = set()
+
+    def refusal(self, work: float, seconds: float) -> ApiError | None:
+        """Why so many more tokens cannot be let in, which must be done within some seconds."""
+        lacks = self.room.lacks(work, seconds)
+        if lacks or len(self.waiting) >= self._limits.requests or self.num_texts >= self._limits.texts:
+            return overloaded(self.room.come_back(lacks, work))
+        return None
+
+    def enter(self, request: _Request) -> None:
+        self.waiting.append(request)
+        self.num_texts += len(request.texts)
+        self.room.enter(request.work)
+        # However it ends: what remains of it is then no work any more.
+        request.done.add_done_callback(lambda _: self.room.leave(request.work))
+
+    def leave(self) -> None:
+        """The oldest request waits no more."""
+        self.num_texts -= len(self.waiting.popleft().texts)
+
+    def take(self, characters: int) -> list[tuple[_Request, Piece]]:
+        """The pieces of the next call: of those that wait longest and have one version, and that nobody left."""
+        group: list[tuple[_Request, Piece]] = []
+        while self.waiting and len(group) < MOST_PIECES:
+            request = self.waiting[0]
+            if request.done.done() or request.num_sent == len(request.texts):
+                self.leave()
+                continue
+            if group and (request.version, request.truncate) != (group[0][0].version, group[0][0].truncate):
+                break
+            piece = request.cut(characters)
+            if piece is None:
+                if group:
+                    break
+                # A text longer than a call goes alone; it would never fit otherwise.
+                piece = Piece(request.texts[request.num_sent : request.num_sent + 1], request.num_sent)
+            request.num_sent += len(piece.texts)
+            characters -= sum(map(len, piece.texts))
+            group.append((request, piece))
+        if self.waiting and self.waiting[0].num_sent == len(self.waiting[0].texts):
+            self.leave()
+        return group
+
+    def shed(self, now: float) -> None:
+        """Refuse those of which nothing was sent and which, as it turns out, cannot be done in time any more.
+
+        The encoders may have become slower since they were let in: another ingress uses them too, or one has died.
+        """
+        rate = self.room.throughput.rate
+        if rate is None:
+            return
+        work = self.room.ahead - sum(request.work for request in self.waiting)
+        for request in self.waiting:
+            if request.done.done():
+                continue
+            is_late = work > 0 and now + (work + request.work) / rate > request.deadline
+            if is_late and not request.num_sent:
+                lacks = max(0.0, (work + request.work) / rate - MARGIN * self._limits.timeout_s)
+                request.done.set_exception(overloaded(self.room.come_back(lacks, request.work)))
+            else:
+                work += request.work
 
 
 class Coalescer:
     """The requests of one ingress."""
 
-    def __init__(self, send: Send, most_calls: int, most_requests: int, most_texts: int) -> None:
-        """`most_requests` and `most_texts` may wait; a request is let in while fewer do, however many texts it has."""
-        self._send, self._most_calls = send, most_calls
-        self._most_requests, self._most_texts = most_requests, most_texts
-        self._waiting: deque[_Request] = deque()
-        self._waiting_texts = 0
-        self._calls: set[asyncio.Task[list[Outcome]]] = set()
+    def __init__(self, send: Send, limits: Limits, clock: Clock = time.monotonic) -> None:
+        """`clock` is that of the deadlines."""
+        self._send, self._limits, self._clock = send, limits, clock
+        self._estimate = TokenEstimate()
+        self._small, self._large = _Lane(limits, clock), _Lane(limits, clock)
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._waiting) >= self._most_requests or self._waiting_texts >= self._most_texts
+    def refusal(self, num_bytes: int) -> ApiError | None:
+        """Why a request whose body has so many bytes would be refused, before it is read."""
+        # Its tokens are not known yet: refused here is only what would be refused with a single one.
+        lane = self._small if num_bytes <= SMALL_BYTES else self._large
+        return lane.refusal(0.0, self._limits.timeout_s)
 
     async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
         """The vectors of one request's texts.
 
         Raises:
-            ApiError: too many requests wait, or what the encoder says of this one.
+            ApiError: it cannot be done in time, or what the encoder says of it.
             TimeoutError: its deadline has passed.
         """
-        if self.is_full:
-            raise overloaded()
+        work = self._estimate.of(texts)
+        lane = self._small if work <= SMALL_TOKENS else self._large
+        left = max(0.001, DEADLINE.get() - self._clock())
+        if refused := lane.refusal(work, left):
+            raise refused
         done: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Request(version, texts, truncate, DEADLINE.get(), done))
-        self._waiting_texts += len(texts)
-        self._send_on()
+        lane.enter(_Request(version, texts, truncate, DEADLINE.get(), work, done))
+        self._send_on(lane)
         try:
-            return await asyncio.wait_for(done, time_left())
+            return await asyncio.wait_for(done, left)
         except asyncio.TimeoutError as error:
             raise TimeoutError from error
 
-    def _send_on(self) -> None:
+    def _send_on(self, lane: _Lane) -> None:
         """Begin calls with what waits, as many as may be under way."""
-        while len(self._calls) < self._most_calls and (group := self._take()):
+        while len(lane.calls) < self._limits.calls and (group := lane.take(self._limits.characters)):
             call = asyncio.create_task(self._call(group))
-            self._calls.add(call)
+            lane.calls.add(call)
             # By callbacks: whoever asked may be gone by then, and the next call must begin all the same.
-            call.add_done_callback(partial(self._called, group))
-            for request in group:
+            call.add_done_callback(partial(self._called, lane, group))
+            for request, _ in group:
                 request.done.add_done_callback(partial(_drop, call, group))
 
-    def _called(self, group: list[_Request], call: asyncio.Task[list[Outcome]]) -> None:
+    def _called(self, lane: _Lane, group: list[tuple[_Request, Piece]], call: asyncio.Task[list[Outcome]]) -> None:
         """Tell everybody who waits what a call has brought, and begin the next one."""
-        self._calls.discard(call)
+        lane.calls.discard(call)
+        done: float | None = None
         # Asked first, because `exception` of a cancelled task raises.
         if not call.cancelled():
             failure = call.exception()
-            outcomes = call.result() if failure is None else [failure] * len(group)
-            for request, outcome in zip(group, outcomes, strict=True):
-                request.settle(outcome)
-        self._send_on()
+            outcomes: Sequence[Outcome | BaseException] = call.result() if failure is None else [failure] * len(group)
+            done = sum(self._note(lane, *sent, outcome) for sent, outcome in zip(group, outcomes, strict=True))
+        self._send_on(lane)
+        lane.room.throughput.done(done, more=bool(lane.waiting))
+        lane.shed(self._clock())
 
-    def _take(self) -> list[_Request]:
-        """The requests of the next call: those that wait longest, of one version, and those that nobody left."""
-        group: list[_Request] = []
-        characters = 0
-        while self._waiting and len(group) < MOST_REQUESTS:
-            request = self._waiting[0]
+    def _note(self, lane: _Lane, request: _Request, piece: Piece, outcome: Outcome | BaseException) -> float:
+        """Note what became of a piece; returns the work that was done, in the unit in which it waited."""
+        if isinstance(outcome, BaseException):
+            # A text that is refused was work too: else a few bad requests would make the encoders look slow.
+            is_answer = isinstance(outcome, ApiError) and outcome.status == 400
+            work = self._estimate.of(piece.texts) if is_answer else 0.0
+        else:
+            # Before the estimate learns, so that it leaves as what it came in as.
+            work = min(request.work, self._estimate.of(piece.texts))
+            self._estimate.learn(piece.texts, outcome.tokens, outcome.limit)
             if not request.done.done():
-                same = not group or (request.version, request.truncate) == (group[0].version, group[0].truncate)
-                characters += sum(map(len, request.texts))
-                if group and (not same or characters > MOST_CHARACTERS):
-                    break
-                group.append(request)
-            # Those that nobody waits for leave the queue here too, so that the count stays right.
-            self._waiting_texts -= len(self._waiting.popleft().texts)
-        return group
+                request.work -= work
+                lane.room.leave(work)
+        request.add(piece, outcome, self._limits.request_tokens)
+        return work
 
-    async def _call(self, group: list[_Request]) -> list[Outcome]:
+    async def _call(self, group: list[tuple[_Request, Piece]]) -> list[Outcome]:
         # A task has a context of its own: this deadline is seen by this call alone. The latest counts, because each
         # request leaves by its own deadline in `encode`.
-        DEADLINE.set(max(request.deadline for request in group))
-        texts = [request.texts for request in group]
-        return await self._send(group[0].version, texts, group[0].truncate)
+        DEADLINE.set(max(request.deadline for request, _ in group))
+        now, first = self._clock(), group[0][0]
+        pieces = [Piece(piece.texts, piece.first, request.deadline - now) for request, piece in group]
+        return await self._send(first.version, pieces, first.truncate)
 
 
-def _drop(call: asyncio.Task[list[Outcome]], group: list[_Request], _: asyncio.Future[Encoded]) -> None:
+def _drop(call: asyncio.Task[list[Outcome]], group: list[tuple[_Request, Piece]], _: asyncio.Future[Encoded]) -> None:
     """Cancel a call that nobody waits for any more."""
-    if all(request.done.cancelled() for request in group):
+    if all(request.done.done() for request, _ in group):
         call.cancel()

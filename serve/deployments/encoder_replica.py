@@ -15,7 +15,6 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
-from embedder.config.cutting import PromptedText
 from embedder.config.paths import EncodingDtype
 from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError
@@ -23,7 +22,7 @@ from embedder.index.bundle import MODEL, bundle_encoder, verify
 from embedder.index.probe import check_probe
 from embedder.models.encoder import TextEncoder, TokenRow, encode_prompted, encode_tokens
 from embedder.models.onnx import load_inference_encoder
-from serve.backend import Encoded
+from serve.backend import Encoded, Piece
 from serve.deployments.batching import NotEncodable, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
@@ -73,30 +72,38 @@ class EncoderReplica:
         self._models.preload(source.named()[: settings.max_versions], deployed)
         self._unloaded = time.monotonic()
 
-    async def encode(
-        self, version: str, requests: list[list[PromptedText]], truncate: bool
-    ) -> list[Encoded | ApiError]:
-        """The vectors of the texts of several requests by the model of a version, or why one has none.
+    async def encode(self, version: str, pieces: list[Piece], truncate: bool) -> list[Encoded | ApiError]:
+        """The vectors of the texts of several requests, or parts of them, by the model of a version, or why not.
 
         Raises:
             ApiError: the model itself is failing.
             BundleError: the version is missing or damaged.
         """
+        arrived = time.monotonic()
         model = await self._models.get(version)
         loop = asyncio.get_running_loop()
         began = time.perf_counter()
         made = await loop.run_in_executor(
-            self._tokenizing, lambda: [self._tokenized(model.encoder, texts, truncate) for texts in requests]
+            self._tokenizing, lambda: [self._tokenized(model.encoder, piece, truncate) for piece in pieces]
         )
         tokens = sum(len(row) for rows in made if not isinstance(rows, ApiError) for row in rows)
         self._metrics.tokenized(time.perf_counter() - began, tokens, model.batcher.waiting)
-        return list(await asyncio.gather(*(self._vectors(model, rows) for rows in made)))
+        calls = [
+            self._vectors(model, rows, piece.first, arrived + piece.seconds)
+            for piece, rows in zip(pieces, made, strict=True)
+        ]
+        return list(await asyncio.gather(*calls))
 
-    async def _vectors(self, model: _Model, rows: list[TokenRow] | ApiError) -> Encoded | ApiError:
+    async def _vectors(
+        self, model: _Model, rows: list[TokenRow] | ApiError, first: int, deadline: float
+    ) -> Encoded | ApiError:
         if isinstance(rows, ApiError):
             return rows
         try:
-            return Encoded(await model.batcher.submit(rows), [len(row) for row in rows])
+            vector_ND = await model.batcher.submit(rows, deadline)
+            return Encoded(vector_ND, [len(row) for row in rows], model.encoder.config.max_tokens)
+        except TimeoutError:
+            return ApiError(503, "the request took too long; try again", code="timeout")
         except NotEncodable as error:
             # Asked for every failure: a broken GPU fails on any text, and then it would be wrong to blame this one.
             try:
@@ -105,7 +112,7 @@ class EncoderReplica:
                 raise ApiError(503, "an encoder is failing; try again") from failure
             self._metrics.poisoned.inc()
             status, reason = 500 if error.failure.is_of_the_model else 400, error.failure.reason
-            return ApiError(status, f"text {error.row}: {reason}", param="input", code="not_encodable")
+            return ApiError(status, f"text {first + error.row}: {reason}", param="input", code="not_encodable")
 
     async def prepare(self, version: str) -> None:
         """Load the model of a version, and try it.
@@ -141,17 +148,17 @@ class EncoderReplica:
         if abs(float(np.linalg.norm(vector_ND[0])) - 1) > UNIT:
             raise RuntimeError("the encoder gives vectors that are not of length 1")
 
-    def _tokenized(self, encoder: TextEncoder, texts: list[PromptedText], truncate: bool) -> list[TokenRow] | ApiError:
-        """The tokens of a request, or why it is refused."""
-        rows, is_cut = encoder.tokenize_and_tell(texts)
+    def _tokenized(self, encoder: TextEncoder, piece: Piece, truncate: bool) -> list[TokenRow] | ApiError:
+        """The tokens of a request or of a part of it, or why it is refused."""
+        rows, is_cut = encoder.tokenize_and_tell(piece.texts)
         tokens, limit = sum(map(len, rows)), self._settings.max_request_tokens
         if tokens > limit:
             return ApiError(400, f"{tokens} tokens in one request; at most {limit}", param="input")
         if not truncate and any(is_cut):
             first, most = is_cut.index(True), encoder.config.max_tokens
             # Once more, because a row that is cut does not say how long its text is.
-            length = len(encoder.tokenizer(str(texts[first]), truncation=False)["input_ids"])
-            return ApiError(400, f"text {first}: {length} tokens; the model reads {most}", param="input")
+            length = len(encoder.tokenizer(str(piece.texts[first]), truncation=False)["input_ids"])
+            return ApiError(400, f"text {piece.first + first}: {length} tokens; the model reads {most}", param="input")
         return rows
 
     def _load(self, version: str) -> _Model:
@@ -168,12 +175,14 @@ class EncoderReplica:
             model = self._shared.get((manifest.encoder_fingerprint, dtype))
             if model is None:
                 config = bundle_encoder(folder, manifest, dtype)
-                budget = together = self._settings.batch_tokens
+                budget = together = step = self._settings.batch_tokens
                 if not self._settings.gpus_per_replica:
                     together = min(budget, THREAD_TOKENS * torch.get_num_threads())
+                    # Eight short texts: a CPU is no faster with more, and a query may have to wait for them.
+                    step = together // 3
                 encoder = load_inference_encoder(config.model_copy(update={"batch_tokens": together}))
                 run = partial(self._compute, encoder)
-                model = _Model(encoder, TokenBatcher(run, budget, self._computing, self._metrics.batch))
+                model = _Model(encoder, TokenBatcher(run, budget, step, self._computing, self._metrics.batch))
                 self._shared[manifest.encoder_fingerprint, dtype] = model
             # For each version anew, because two indexes of one model may have been made in different formats.
             if dtype != manifest.dtype:

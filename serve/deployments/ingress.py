@@ -75,6 +75,10 @@ class Ingress:
         self._following = asyncio.get_running_loop().create_task(self._follow_for_ever())
         return make_api(self.service, self._metrics.answered)
 
+    async def close(self) -> None:
+        """Refuse what begins from now on; returns when all that has begun is answered."""
+        await self.service.traffic.close()
+
     async def check_health(self) -> None:
         """The replica is replaced when it no longer follows the aliases, for whatever reason."""
         if self._following is not None and self._following.done():

@@ -15,8 +15,8 @@ from typing_extensions import Unpack
 from embedder.config.cutting import PromptedText
 from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
-from serve.backend import Encoded, R, Ts, may_take_long, time_left
-from serve.deployments.coalescing import MOST_CHARACTERS, Coalescer, Outcome
+from serve.backend import Encoded, Piece, R, Ts, may_take_long, time_left
+from serve.deployments.coalescing import CALL_CHARACTERS, Coalescer, Limits, Outcome
 from serve.http_errors import ApiError, overloaded
 from serve.schemas.state_schemas import DeploymentState
 
@@ -24,6 +24,8 @@ DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 """The replica is gone, with what it was working on."""
 PAUSE_S = 0.05
 """Before a call is made again; doubled each time."""
+PATIENT_CHARACTERS = 8192
+"""Of the texts of a call: such a one, and a longer one, is waited for until the deadline."""
 LEAST_S = 2.0
 """With less time left a call that hangs is waited for until the deadline, not made again."""
 DIED_PAUSE_S = 1.0
@@ -44,20 +46,27 @@ class Deployments:
     ) -> None:
         self._settings, self._encoder, self._parts, self._retried = settings, encoder, slices, retried
         self.num_slices = len(slices)
-        most_calls = settings.target_ongoing_requests * settings.max_replicas
-        self._coalescer = Coalescer(self._encode, most_calls, settings.max_queued_requests, settings.max_queued_texts)
+        limits = Limits(
+            calls=settings.target_ongoing_requests * settings.max_replicas,
+            requests=settings.max_queued_requests,
+            texts=settings.max_queued_texts,
+            request_tokens=settings.max_request_tokens,
+            timeout_s=settings.timeout_s,
+            characters=CALL_CHARACTERS * settings.batch_tokens,
+        )
+        self._coalescer = Coalescer(self._encode, limits)
 
-    @property
-    def is_full(self) -> bool:
-        return self._coalescer.is_full
+    def refusal(self, num_bytes: int) -> ApiError | None:
+        return self._coalescer.refusal(num_bytes)
 
     async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
         return await self._coalescer.encode(version, texts, truncate)
 
-    async def _encode(self, version: str, requests: list[list[PromptedText]], truncate: bool) -> list[Outcome]:
-        much = sum(len(text) for texts in requests for text in texts) > MOST_CHARACTERS
+    async def _encode(self, version: str, pieces: list[Piece], truncate: bool) -> list[Outcome]:
+        # A call full of texts may wait long for other such calls, and must not be made twice for that.
+        much = sum(map(len, (text for piece in pieces for text in piece.texts))) > PATIENT_CHARACTERS
         outcomes: list[Outcome] = await self._call(
-            lambda: self._encoder.encode.remote(version, requests, truncate), patient=much
+            lambda: self._encoder.encode.remote(version, pieces, truncate), patient=much
         )
         return outcomes
 

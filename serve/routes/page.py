@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from fastapi import APIRouter
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse, RedirectResponse
+
+from serve.incoming import PREFIX
 
 router = APIRouter(include_in_schema=False)
 
@@ -25,7 +27,11 @@ HEADERS = {
 
 
 @router.get("/")
-async def page() -> FileResponse:
+async def page(request: Request) -> Response:
+    prefix, asked = request.scope.get(PREFIX), request.scope.get("raw_path", b"")
+    # The page names its files relative to itself, so below a prefix its address must end in a slash.
+    if prefix and not asked.endswith(b"/"):
+        return RedirectResponse(f"{prefix}/")
     return _file("index.html")
 
 

@@ -1,46 +1,135 @@
-"""Route /v1/rerank in Cohere's shape: documents of a request in the order of how well they fit, by the embedder."""
+"""Routes that put documents of a request by how well they fit, by the embedder: Cohere's shape, Voyage's and TEI's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Annotated, Any
 from uuid import uuid4
 
 import numpy as np
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Body, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
+from serve.http_errors import ApiError
 from serve.request_body import BoundedRoute
 from serve.routes.dependencies import Here, stamp
 from serve.schemas.embedding_schemas import Usage
-from serve.schemas.rerank_schemas import DocumentText, RerankRequest, RerankResponse, RerankResult
+from serve.schemas.rerank_schemas import (
+    RankedDocument,
+    RerankRequest,
+    RerankResponse,
+    RerankResult,
+    TeiRank,
+    TeiRerankRequest,
+    VoyageResult,
+)
+from serve.scoped_service import ScopedService
+from serve.versions.served import Version
 
 router = APIRouter(route_class=BoundedRoute, tags=["rerank"])
 
 
-@router.post("/v1/rerank")
-@router.post("/v2/rerank", include_in_schema=False)
+@router.post("/v1/rerank", response_model_exclude_none=True)
 async def rerank(request: RerankRequest, response: Response, service: Here) -> RerankResponse:
     """Documents by the cosine of their vectors with the query's."""
     served = service.served
     version = served.named(None) if request.model is None else served.model(request.model)
-    given = [document if isinstance(document, str) else document.text for document in request.documents]
-    (query,), documents = service.texts(request.query, "query"), service.texts(given, "documents")
-    prompted = service.prompted(version, request.task, "query", [query])
-    prompted += service.prompted(version, request.task, "passage", documents)
-    encoded = await service.encode(version, prompted, True)
-    # Clipped: rounding brings cosines of equal vectors beyond 1, and clients of this API expect 0 to 1.
-    score_N = (1 + np.clip(encoded.vector_ND[1:] @ encoded.vector_ND[0], -1, 1)) / 2
-    order = np.argsort(-score_N, kind="stable")[: request.top_n].tolist()
+    texts = service.texts([text_of(request, i) for i in range(len(request.documents))], "documents")
+    cosine_N, tokens = await _cosines(
+        service, version, request.query, texts, task=request.task, truncate=request.truncation is not False
+    )
+    score_N = cosine_N if request.raw_scores else (1 + cosine_N) / 2
+    order = best_first(score_N)[: request.top_n or request.top_k or None]
     stamp(response, version)
-    tokens = sum(encoded.tokens)
-    return RerankResponse(
+    results = [
+        RerankResult(
+            index=i,
+            relevance_score=float(score_N[i]),
+            document=as_object(request.documents[i]) if request.return_documents else None,
+        )
+        for i in order
+    ]
+    answer = RerankResponse(
         id=uuid4().hex,
-        results=[
-            RerankResult(
-                index=i,
-                relevance_score=float(score_N[i]),
-                document=DocumentText(text=documents[i]) if request.return_documents else None,
-            )
-            for i in order
-        ],
+        results=results,
         model=request.model or version.manifest.name,
         usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
     )
+    if request.top_k is None and request.truncation is None:
+        return answer
+    shown = texts if request.return_documents else [None] * len(texts)
+    data = [VoyageResult(index=i, relevance_score=float(score_N[i]), document=shown[i]) for i in order]
+    return answer.model_copy(update={"object": "list", "data": data})
+
+
+@router.post("/rerank", response_model_exclude_none=True, include_in_schema=False)
+async def rerank_of_any(
+    body: Annotated[dict[str, Any], Body()], response: Response, service: Here
+) -> list[TeiRank] | RerankResponse:
+    """TEI's route with `texts`; the one above, as infinity and vLLM have it, with `documents`."""
+    try:
+        if "texts" not in body:
+            return await rerank(RerankRequest.model_validate(body), response, service)
+        request = TeiRerankRequest.model_validate(body)
+    except ValidationError as error:
+        lines = [{**line, "loc": ("body", *line["loc"])} for line in error.errors()]
+        raise RequestValidationError(lines, body=body) from error
+    version = service.served.named(None)
+    texts = service.texts(request.texts, "texts")
+    cosine_N, _ = await _cosines(service, version, request.query, texts, truncate=request.truncate)
+    score_N = cosine_N if request.raw_scores else (1 + cosine_N) / 2
+    stamp(response, version)
+    return [
+        TeiRank(index=i, score=float(score_N[i]), text=texts[i] if request.return_text else None)
+        for i in best_first(score_N)
+    ]
+
+
+def best_first(score_N: np.ndarray) -> list[int]:
+    """Positions by score, ties by position."""
+    order: list[int] = np.argsort(-score_N, kind="stable").tolist()
+    return order
+
+
+def text_of(request: RerankRequest, position: int) -> str:
+    """What of a document is compared with the query.
+
+    Raises:
+        ApiError: it has none of the fields, or one that is no text.
+    """
+    document = request.documents[position]
+    if isinstance(document, str):
+        return document
+    names = ["text"] if request.rank_fields is None else request.rank_fields
+    fields = document.model_dump(exclude_none=True)
+    texts = [fields[name] for name in names if name in fields]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ApiError(400, f"documents.{position}: needs a text in {' or '.join(names):.200}", param="documents")
+    return " ".join(texts)
+
+
+def as_object(document: str | RankedDocument) -> RankedDocument:
+    """A document as Cohere answers it."""
+    return RankedDocument(text=document) if isinstance(document, str) else document
+
+
+async def _cosines(
+    service: ScopedService,
+    version: Version,
+    query: str,
+    texts: Sequence[str],
+    *,
+    truncate: bool,
+    task: str | None = None,
+) -> tuple[np.ndarray, int]:
+    """The cosine (N,) of each text with the query, and the tokens of all; -1 where a text is empty."""
+    (query,) = service.texts(query, "query")
+    positions = [i for i, text in enumerate(texts) if text]
+    prompted = service.prompted(version, task, "query", [query])
+    prompted += service.prompted(version, task, "passage", [texts[i] for i in positions])
+    encoded = await service.encode(version, prompted, truncate)
+    cosine_N = np.full(len(texts), -1, dtype=np.float32)
+    # Clipped: rounding brings cosines of equal vectors beyond 1, and clients of this API expect 0 to 1.
+    cosine_N[positions] = np.clip(encoded.vector_ND[1:] @ encoded.vector_ND[0], -1, 1)
+    return cosine_N, sum(encoded.tokens)

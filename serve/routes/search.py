@@ -8,6 +8,7 @@ from secrets import token_hex
 from fastapi import APIRouter
 
 from embedder.config.tasks import PromptTemplate
+from embedder.data.rows import untitled
 from embedder.index.filters import Filter, equals
 from embedder.index.results import Hit
 from serve.request_body import BoundedRoute
@@ -85,7 +86,9 @@ def result(hit: Hit, with_payload: bool = True) -> SearchResult:
     named = SearchResult(id=hit.id, dataset=hit.dataset, score=hit.score)
     if not with_payload:
         return named
-    return named.model_copy(update={"text": hit.text, "title": hit.title, "metadata": hit.metadata})
+    return named.model_copy(
+        update={"text": untitled(hit.title, hit.text), "title": hit.title, "metadata": hit.metadata}
+    )
 
 
 def fitting(hits: Sequence[Hit], max_characters: int) -> list[Hit]:

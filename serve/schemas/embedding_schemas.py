@@ -5,15 +5,33 @@ https://platform.openai.com/docs/api-reference/embeddings/create, https://huggin
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from embedder.sent import ANY, Sent
 from serve.schemas.strict import InputType, Name, Strict, TextOrTexts
 
 
-class EmbeddingRequest(Strict):
+class EmbeddingRequest(Sent):
     """Body of POST /v1/embeddings."""
+
+    # OpenAI's, then those of vLLM, infinity and Voyage.
+    PASSED_OVER: ClassVar[Mapping[str, object]] = {
+        "metadata": ANY,
+        "safety_identifier": ANY,
+        "add_special_tokens": True,
+        "cache_salt": ANY,
+        "embed_dtype": "float32",
+        "priority": ANY,
+        "request_id": ANY,
+        "truncate_prompt_tokens": -1,
+        "modality": "text",
+        "output_dtype": "float",
+    }
+    ALSO_CALLED: ClassVar[Mapping[str, str]] = {"truncation": "truncate", "output_dimension": "dimensions"}
+    MEANT: ClassVar[Mapping[str, str]] = {"texts": "input", "inputs": "input", "prompt_name": "task"}
 
     input: TextOrTexts
     """One text or a list of texts."""
@@ -28,6 +46,8 @@ class EmbeddingRequest(Strict):
     """Side of the instruction."""
     truncate: bool = True
     """Whether a text longer than the model reads is cut at its end; else it is refused."""
+    normalize: bool = True
+    """Vectors are of length 1 either way, because that is the last step of the model itself."""
 
 
 class Embedding(Strict):
@@ -54,8 +74,11 @@ class EmbeddingResponse(Strict):
     usage: Usage
 
 
-class TeiRequest(Strict):
-    """Body of POST /embed."""
+class TeiRequest(Sent):
+    """Body of POST /embed and POST /."""
+
+    PASSED_OVER: ClassVar[Mapping[str, object]] = {"options": ANY}
+    MEANT: ClassVar[Mapping[str, str]] = {"input": "inputs", "texts": "inputs", "task": "prompt_name"}
 
     inputs: TextOrTexts
     truncate: bool | None = None
@@ -63,8 +86,8 @@ class TeiRequest(Strict):
     truncation_direction: Literal["Right", "right"] = "Right"
     prompt_name: Name | None = None
     """`TASK_query` or `TASK_passage`, as in the exported model's prompts."""
-    normalize: Literal[True] | None = None
-    """Vectors are always of length 1."""
+    normalize: bool = True
+    """Vectors are of length 1 either way, because that is the last step of the model itself."""
     dimensions: Annotated[int, Field(ge=1)] | None = None
 
 

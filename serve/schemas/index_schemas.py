@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from embedder.index.documents import Document
+from embedder.index.documents import Document, DocumentId
+from embedder.sent import Sent
 from serve.schemas.strict import Name, Strict
 
 
@@ -17,7 +18,7 @@ class Versions(Strict):
     index_version: str
 
 
-class UpsertRequest(Strict):
+class UpsertRequest(Sent):
     """Body of POST /v1/indexes/{name}/documents."""
 
     task: Name
@@ -28,16 +29,17 @@ class UpsertResponse(Versions):
     """The documents are on the disk and are found from now on."""
 
     upserted: int
+    """Documents; of several of one id and dataset the last one counts."""
 
 
-class NamedDocument(Strict):
+class NamedDocument(Sent):
     """Id and dataset, which identify a document."""
 
-    id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    id: DocumentId
     dataset: Annotated[str, StringConstraints(max_length=256)] = ""
 
 
-class DeleteRequest(Strict):
+class DeleteRequest(Sent):
     """Body of POST /v1/indexes/{name}/documents/delete."""
 
     task: Name
@@ -80,7 +82,7 @@ class IndexList(Strict):
     """All there are; an alias can be pointed at each."""
 
 
-class PointRequest(Strict):
+class PointRequest(Sent):
     """Body of PUT /v1/indexes/{name}."""
 
     version: Name

@@ -1,30 +1,69 @@
-"""Reranking on the wire, in Cohere's shape: https://docs.cohere.com/reference/rerank."""
+"""Reranking on the wire, in the shapes of Cohere (and Jina), Voyage and TEI.
+
+https://docs.cohere.com/reference/rerank, https://docs.voyageai.com/reference/reranker-api,
+https://huggingface.github.io/text-embeddings-inference
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticSerializationError
 
+from embedder.sent import ANY, Sent
 from serve.schemas.embedding_schemas import Usage
-from serve.schemas.strict import Name, Strict, Text
+from serve.schemas.strict import Name, Strict, Text, TextOrEmpty
 
 
-class DocumentText(Strict):
-    """A document to be reranked, or one that was."""
+class RankedDocument(Sent):
+    """A document to be reranked, with whatever its client keeps beside the text; it comes back with it."""
 
-    text: Text
+    model_config = ConfigDict(extra="allow")
+
+    text: TextOrEmpty | None = None
+    """What is compared with the query, unless `rank_fields` names other fields."""
+
+    @model_validator(mode="after")
+    def can_be_given_back(self) -> RankedDocument:
+        """Refuse a lone surrogate in a field of the client's own."""
+        try:
+            self.model_dump_json()
+        except PydanticSerializationError as error:
+            raise ValueError("not a valid Unicode text") from error
+        return self
 
 
-class RerankRequest(Strict):
+class RerankRequest(Sent):
     """Body of POST /v1/rerank."""
+
+    # Cohere's and vLLM's: the model reads as much of a text as it was trained for, in one piece.
+    PASSED_OVER: ClassVar[Mapping[str, object]] = {
+        "max_tokens_per_doc": ANY,
+        "max_chunks_per_doc": ANY,
+        "priority": ANY,
+        "truncate_prompt_tokens": -1,
+        "user": ANY,
+    }
+    MEANT: ClassVar[Mapping[str, str]] = {"texts": "documents", "k": "top_n"}
 
     model: Name | None = None
     """Null: that of the index that is served by default."""
     query: Text
-    documents: Annotated[list[Text | DocumentText], Field(min_length=1, fail_fast=True)]
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    documents: Annotated[list[TextOrEmpty | RankedDocument], Field(min_length=1, fail_fast=True)]
+    """Texts, or objects with a text; an empty text fits nothing."""
+    top_n: Annotated[int, Field(ge=0)] | None = None
+    """How many are answered, the best first; null and 0: all."""
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    """Voyage's name for `top_n`; with it, or `truncation`, the answer is in Voyage's shape too."""
+    rank_fields: Annotated[list[Name], Field(max_length=64, fail_fast=True)] | None = None
+    """Fields of the documents whose texts are compared with the query, joined by spaces; null: `text`."""
     return_documents: bool = False
+    raw_scores: bool = False
+    """Scores are cosines, not (1 + cosine) / 2."""
+    truncation: bool | None = None
+    """Whether a text longer than the model reads is cut at its end, as it is by default; else it is refused."""
     task: Name | None = None
     """Task whose instructions are put before query and documents; none by default."""
 
@@ -34,7 +73,16 @@ class RerankResult(Strict):
 
     index: int
     relevance_score: float
-    document: DocumentText | None = None
+    document: RankedDocument | None = None
+    """As it was sent, if it was asked for; else there is no such field."""
+
+
+class VoyageResult(Strict):
+    """The same in Voyage's shape."""
+
+    index: int
+    relevance_score: float
+    document: str | None = None
 
 
 class RerankResponse(Strict):
@@ -44,3 +92,29 @@ class RerankResponse(Strict):
     results: list[RerankResult]
     model: str
     usage: Usage
+    object: Literal["list"] | None = None
+    data: list[VoyageResult] | None = None
+    """The results once more, if the request was Voyage's."""
+
+
+class TeiRerankRequest(Sent):
+    """Body of POST /rerank with `texts`."""
+
+    MEANT: ClassVar[Mapping[str, str]] = {"return_documents": "return_text"}
+
+    query: Text
+    texts: Annotated[list[TextOrEmpty], Field(min_length=1, fail_fast=True)]
+    raw_scores: bool = False
+    """Scores are cosines, not (1 + cosine) / 2."""
+    return_text: bool = False
+    truncate: bool = True
+    truncation_direction: Literal["Right", "right"] = "Right"
+
+
+class TeiRank(Strict):
+    """A text's position in the request, and how well it fits."""
+
+    index: int
+    score: float
+    text: str | None = None
+    """If it was asked for; else there is no such field."""

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from embedder.config.index import SearchParameters
 from embedder.index.filters import Filter
 from embedder.index.search_options import Mode
+from embedder.sent import Sent, without_nulls
 from serve.schemas.index_schemas import Versions
 from serve.schemas.strict import Name, Strict, Text, TextOrTexts
 
 
-class SearchFields(Strict):
+class SearchFields(Sent):
     """What every request that searches an index may say."""
+
+    MEANT: ClassVar[Mapping[str, str]] = {
+        "limit": "k",
+        "top": "k",
+        "top_k": "k",
+        "top_n": "k",
+        "n_results": "k",
+        "collection": "index",
+        "collection_name": "index",
+        "query_filter": "filter",
+        "where": "filter",
+        "text": "query",
+    }
 
     index: Name | None = None
     """Alias of the index; null: the one that is served by default."""
@@ -24,7 +39,7 @@ class SearchFields(Strict):
     """Ranking by vectors, by words (BM25), or both fused."""
     filter: Filter | None = None
     """Conditions on the metadata, in Qdrant's vocabulary."""
-    parameters: SearchParameters = SearchParameters()
+    parameters: Annotated[SearchParameters, BeforeValidator(without_nulls)] = SearchParameters()
     """How thoroughly an approximate index is searched."""
 
     @property

@@ -1,4 +1,4 @@
-"""What all requests and answers on the wire are made of: strict models and texts that are not empty."""
+"""What answers on the wire are made of, and texts that are not empty; requests are made of `embedder.sent.Sent`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ def _no_token_ids(given: object) -> object:
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 """Its greatest length is a setting, which the service checks; so is the greatest number of texts."""
+TextOrEmpty = Annotated[str, StringConstraints(min_length=0)]
+"""May be empty. The constraint, which always holds, has pydantic read the text and so refuse a lone surrogate."""
 Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True)]
 TextOrTexts = Annotated[Text | Texts, BeforeValidator(_no_token_ids)]
 Name = Annotated[str, StringConstraints(max_length=1024)]
@@ -26,4 +28,4 @@ InputType = Literal["query", "document"]
 class Strict(BaseModel):
     """Unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)

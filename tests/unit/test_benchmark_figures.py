@@ -45,7 +45,7 @@ def test_ratios_are_taken_within_a_round():
 
 def test_foreign_load_of_an_idle_machine_is_none(monkeypatch):
     assert {"processor", "cores", "threads", "commit", "torch"} <= machine().keys()
-    monkeypatch.setattr(labelling_rounds, "_busy_seconds", lambda: 0.0)
+    monkeypatch.setattr(labelling_rounds, "busy_seconds", lambda: 0.0)
     assert ForeignLoad().cores() == 0.0
 
 

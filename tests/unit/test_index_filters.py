@@ -23,7 +23,13 @@ SCALARS = st.one_of(
     st.sampled_from([0.5, 1.0, -2.5]),
     st.sampled_from(["", "a", "b", "ä", "𝔘", "\uffff"]),
 )
-FIELDS = st.sampled_from(["f", "g", "dataset"])
+FIELDS = st.sampled_from(["f", "g"])
+NAMES = st.sampled_from(["dataset", "id"])
+NAMED = st.one_of(st.integers(0, 3), st.sampled_from(["0", "1", "a", "b", "\uffff"]))
+"""A whole number stands for its text there."""
+TEXT_BOUNDS = st.dictionaries(
+    st.sampled_from(["gt", "gte", "lt", "lte"]), st.sampled_from(["", "1", "a", "\uffff"]), min_size=1
+)
 
 
 def of_one_kind(values):
@@ -48,6 +54,10 @@ MATCHES = st.one_of(
 CONDITIONS = st.one_of(
     st.tuples(FIELDS, MATCHES).map(lambda pair: {"key": pair[0], "match": pair[1]}),
     st.tuples(FIELDS, BOUNDS).map(lambda pair: {"key": pair[0], "range": pair[1]}),
+    st.tuples(NAMES, NAMED).map(lambda pair: {"key": pair[0], "match": {"value": pair[1]}}),
+    st.tuples(NAMES, st.lists(NAMED, max_size=3)).map(lambda pair: {"key": pair[0], "match": {"any": pair[1]}}),
+    st.tuples(NAMES, st.lists(NAMED, max_size=3)).map(lambda pair: {"key": pair[0], "match": {"except": pair[1]}}),
+    st.tuples(NAMES, TEXT_BOUNDS).map(lambda pair: {"key": pair[0], "range": pair[1]}),
 )
 FILTERS = st.recursive(
     CONDITIONS,
@@ -71,6 +81,9 @@ def holds(part, fields):
             and not any(holds(one, fields) for one in part.get("must_not", []))
         )
     values = fields.get(part["key"], [])
+    if part["key"] in ("dataset", "id") and "match" in part:
+        ((how, wanted),) = part["match"].items()
+        part = {"match": {how: [str(one) for one in wanted] if isinstance(wanted, list) else str(wanted)}}
     match part:
         case {"match": {"value": wanted}}:
             return any(same(value, wanted) for value in values)
@@ -97,16 +110,17 @@ def holds(part, fields):
 def test_filter_of_stored_and_memtable_rows_fits_as_their_documents_do(tmp_path_factory, metadata, wanted):
     documents = [Document(id=str(i), text="x", dataset="ab"[i % 2], metadata=one) for i, one in enumerate(metadata)]
     path = tmp_path_factory.mktemp("metadata") / "metadata.arrow"
-    write_metadata(payload_of(documents), path)
+    payload = payload_of(documents)
+    write_metadata(payload, path)
     memtable = MemtableMetadata()
     for one in documents:
-        memtable.add(metadata_json(one.metadata), one.dataset)
+        memtable.add(*one.name, metadata_json(one.metadata))
     plain = []
     for one in documents:
         fields = {name: value if isinstance(value, list) else [value] for name, value in one.metadata.items()}
-        plain.append(holds(wanted, {**fields, "dataset": [one.dataset]}))
+        plain.append(holds(wanted, {**fields, "dataset": [one.dataset], "id": [one.id]}))
     checked = Filter.model_validate(wanted)
-    assert matching(checked, StoredMetadata(path, len(documents))).tolist() == plain
+    assert matching(checked, StoredMetadata(path, len(documents), payload["id"].combine_chunks())).tolist() == plain
     assert matching(checked, memtable).tolist() == plain
 
 
@@ -198,7 +212,7 @@ def test_metadata_is_kept_as_it_was_given():
 
 def test_metadata_number_is_not_a_boolean():
     memtable = MemtableMetadata()
-    memtable.add('{"f":1}', "")
-    memtable.add('{"f":true}', "")
+    memtable.add("a", "", '{"f":1}')
+    memtable.add("b", "", '{"f":true}')
     for value, rows in ((1, [0]), (1.0, [0]), (True, [1]), (False, [])):
         assert np.array_equal(memtable.equal("f", value), rows)

@@ -15,7 +15,7 @@ from embedder.config.serve import ServeConfig
 from embedder.errors import ConfigError
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
-from serve.backend import DEADLINE, LONG_CALLS, QUICK_CALLS
+from serve.backend import DEADLINE, LONG_CALLS, QUICK_CALLS, Piece
 from serve.deployments.ray_backend import Deployments, _deployments
 from serve.http_errors import ApiError
 
@@ -58,7 +58,7 @@ def encode(handle, seconds=10.0, retries=2, text="text"):
     async def main():
         DEADLINE.set(time.monotonic() + seconds)
         backend = Deployments(ServeConfig(retries=retries), handle, [], lambda: again.append(1))
-        return await backend._encode("v1", [[text]], True)
+        return await backend._encode("v1", [Piece([text])], True)
 
     return outcome(main(), again)
 
@@ -85,7 +85,7 @@ def outcome(main, again):
 def test_call_whose_replica_dies_is_made_again_with_the_same_arguments():
     handle = Handle(DIED, ActorUnavailableError("no route", None), "vectors")
     assert encode(handle) == ("vectors", 2)
-    assert handle.log == [("v1", [["text"]], True)] * 3
+    assert handle.log == [("v1", [Piece(["text"])], True)] * 3
 
 
 def test_call_is_not_made_again_for_ever():

@@ -23,6 +23,7 @@ from embedder.index.filters import MAX_DEPTH
 from embedder.index.probe import PROBE, write_probe
 from embedder.models.encoder import encode, encode_prompted, load_encoder
 from serve.api import make_api
+from serve.http_errors import overloaded
 from serve.openapi import FILE, described
 from serve.routes.embeddings import narrowed
 from tests.serving import TASKS, documents, local_service, publish, run_config, unit
@@ -171,10 +172,14 @@ def test_body_that_does_not_arrive_is_given_up_at_the_deadline(work):
 
 
 def test_guard_refuses_unread_what_needs_the_encoder_under_overload(service, client, monkeypatch):
-    monkeypatch.setattr(service.backend, "is_full", True)
+    monkeypatch.setattr(service.backend, "refused", overloaded(2.3))
     for path in ("/v1/embeddings", "/embed", "/v1/rerank"):
         answer = client.post(path, content=b"no JSON")
-        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert (answer.status_code, answer.headers["retry-after"], answer.headers["retry-after-ms"]) == (
+            429,
+            "3",
+            "2300",
+        )
     post(client, "/v1/search", query="list", task="qa", mode="lexical")
     assert client.get("/v1/models").status_code == 200
 
@@ -382,7 +387,7 @@ def test_roles_are_checked_before_anything_is_parsed(work, tmp_path):
             ("PUT", "/v1/indexes/live", {"version": "v1"}, {None: 401, "reader": 403, "writer": 403, "boss": 200}),
             ("GET", "/openapi.json", None, {None: 401, "reader": 200}),
             ("GET", "/nowhere", None, {None: 401, "reader": 404}),
-            ("POST", "/nowhere", None, {None: 401, "reader": 403, "boss": 404}),
+            ("POST", "/nowhere", None, {None: 401, "reader": 404, "boss": 404}),
             ("GET", "/health", None, {None: 200}),
         ]
         for method, path, body, wanted in asked:

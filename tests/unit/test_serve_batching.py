@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,23 +39,23 @@ class Model:
         return np.stack([vector_of(row) for row in rows])
 
 
-def run(scenario, budget=10):
+def run(scenario, budget=10, step=None):
     """A scenario with a batcher and its model, in a loop of its own."""
     model = Model()
 
     async def main():
         with ThreadPoolExecutor(1) as executor:
-            return await scenario(TokenBatcher(model, budget, executor, lambda *_: None), model)
+            return await scenario(TokenBatcher(model, budget, step or budget, executor, lambda *_: None), model)
 
     return asyncio.run(main()), model
 
 
-async def held(batcher, model, *requests):
+async def held(batcher, model, *requests, deadline=math.inf):
     """Submit requests so that all of them wait when the first batch begins."""
     model.free.clear()
     first = asyncio.create_task(batcher.submit([[0]]))
     await asyncio.to_thread(wait_until, lambda: model.begun == 1)
-    tasks = [asyncio.create_task(batcher.submit(rows)) for rows in requests]
+    tasks = [asyncio.create_task(batcher.submit(rows, deadline)) for rows in requests]
     await settle()
     model.free.set()
     await first
@@ -77,15 +78,43 @@ def test_batcher_gives_every_request_its_own_vectors_in_its_order(requests, budg
     assert sum(map(len, model.batches)) == 1 + sum(map(len, requests))
 
 
-def test_batcher_takes_what_waits_together_and_a_long_request_holds_up_no_short_one():
+def test_batcher_takes_small_requests_first_and_a_share_of_large_ones(monkeypatch):
+    monkeypatch.setattr("serve.deployments.batching.SMALL_TOKENS", 10)
+
     async def scenario(batcher, model):
-        tasks = await held(batcher, model, [[1] * 5] * 8, [[2] * 5])
-        await tasks[1]
+        tasks = await held(batcher, model, [[1] * 5] * 8, *[[[2] * 5] * 2] * 4)
+        await asyncio.gather(*tasks[1:])
         assert not tasks[0].done()
         await tasks[0]
 
+    _, model = run(scenario, budget=10, step=10)
+    small, large = [[2] * 5] * 2, [[1] * 5]
+    # A third of the tokens of small ones: three and a third a batch, so that a row of five fits in every other one.
+    assert model.batches[1:] == [small, small + large, small, small + large, large * 2, large * 2, large * 2]
+
+
+def test_batcher_ends_the_oldest_of_large_requests_first_and_computes_rows_by_length(monkeypatch):
+    monkeypatch.setattr("serve.deployments.batching.SMALL_TOKENS", 0)
+
+    async def scenario(batcher, model):
+        tasks = await held(batcher, model, [[1] * 3, [1], [1] * 2], [[2]] * 4)
+        assert np.array_equal(await tasks[0], [vector_of(row) for row in ([1] * 3, [1], [1] * 2)])
+        assert not tasks[1].done()
+        await tasks[1]
+
+    _, model = run(scenario, budget=3)
+    assert model.batches[1:] == [[[1], [1] * 2], [[1] * 3], [[2]] * 3, [[2]]]
+
+
+def test_batcher_computes_nothing_after_the_deadline():
+    async def scenario(batcher, model):
+        late = await held(batcher, model, [[7]] * 3, deadline=0.0)
+        with pytest.raises(TimeoutError):
+            await late[0]
+        return await batcher.submit([[8]])
+
     _, model = run(scenario)
-    assert model.batches[1] == [[1] * 5, [2] * 5]
+    assert model.batches == [[[0]], [[8]]]
 
 
 def test_batcher_lets_poison_fail_alone():

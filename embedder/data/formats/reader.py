@@ -11,7 +11,7 @@ from embedder.config.tasks import TaskSpec
 from embedder.data.fields import Row, RowError, is_blank, optional_text, required_id, required_text
 from embedder.data.metadata import metadata_json
 from embedder.data.records import Split
-from embedder.data.rows import FieldNames, Prepared, passage_row, read_lines
+from embedder.data.rows import FieldNames, Prepared, passage_row, read_lines, titled
 from embedder.errors import DataError
 from embedder.storage.fetched import local_copy
 
@@ -135,7 +135,7 @@ class SourceReader(ABC):
 
 
 def titled_text(row: Row) -> str:
-    """What is encoded, searched by words and shown to the LLM of a passage: its title, a space, its text.
+    """The text of a passage with its title before it, or its title alone.
 
     Raises:
         RowError: both are blank, or one is of another type.
@@ -144,8 +144,7 @@ def titled_text(row: Row) -> str:
     name = next((key for key in TEXT_FIELDS if not _is_empty(row.get(key))), "text")
     if title is not None and _is_empty(row.get(name)):
         return title
-    text = required_text(row, name)
-    return text if title is None else f"{title} {text}"
+    return titled(title, required_text(row, name))
 
 
 def _is_empty(value: object) -> bool:

@@ -1,0 +1,114 @@
+"""Start the service of a run on this machine, and stop it at SIGTERM or Ctrl-C without cutting a request off.
+
+    python -m serve.start --config configs/demo.yaml
+    python -m serve.start --config other.yaml --name other --route-prefix /other
+
+It joins the Ray that RAY_ADDRESS names or that runs on this machine; else it starts one, which ends with it. A port,
+name or route that is taken is refused.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from embedder.config.load import load_run, run_file_parser
+from embedder.config.run import RunConfig
+from embedder.console import console, exit_on_error
+from embedder.errors import ConfigError
+from serve.taken import refuse_taken_name, refuse_taken_port
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+LAST_S = 5.0
+"""Beyond the time that a request may take."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until a signal; exit status 2 and one line for an error the user can fix."""
+    parser = run_file_parser("serve.start", __doc__ or "")
+    parser.add_argument("--host", default="127.0.0.1", help="where Ray Serve listens, unless it runs already")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--name", default="embedder", help="of the application, if several services run on one Ray")
+    parser.add_argument("--route-prefix", default="/", help="what all its paths begin with")
+    options = parser.parse_args(arguments)
+    prefix = "/" + options.route_prefix.strip("/")
+    # SIGTERM as Ctrl-C: whatever is at work is left by the same way.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    out = console()
+    with exit_on_error():
+        # First of all, and before Ray is imported, so that it takes no second.
+        refuse_taken_port(options.host, options.port, options.name, prefix)
+        config = load_run(options.config, options.set)
+        from serve.app import build
+
+        application = build({"run": options.config, **dict(each.split("=", 1) for each in options.set)})
+        is_own_serve = _connect(options.host, options.port, options.name, prefix, config.serve.timeout_s)
+    _serve(application, options.name, prefix, config, out, is_own_serve=is_own_serve)
+
+
+def _connect(host: str, port: int, name: str, prefix: str, timeout_s: float) -> bool:
+    """Connect to Ray and start Serve; returns whether Serve was not running before.
+
+    Raises:
+        ConfigError: Serve listens elsewhere, or the name or the route is taken.
+    """
+    import ray
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    if not ray.is_initialized():
+        ray.init(namespace="serve")
+    # Anew, because Ray's own handler at SIGTERM would end this process at once.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is not None:
+        known = running.http_config
+        if int(known.port) != port:
+            raise ConfigError(f"Serve runs on this Ray at port {known.port}; give --port {known.port}")
+        refuse_taken_name({app: one.route_prefix for app, one in serve.status().applications.items()}, name, prefix)
+    # Ray's deadline is later than ours, which answers in our own shape.
+    serve.start(http_options={"host": host, "port": port, "request_timeout_s": 2 * timeout_s})
+    return running is None
+
+
+def _serve(
+    application: Application, name: str, prefix: str, config: RunConfig, out: Console, *, is_own_serve: bool
+) -> None:
+    """Deploy the application, wait for a signal, and stop it; a second signal does not wait for requests."""
+    import ray
+    from ray import serve
+
+    try:
+        serve.run(application, name=name, route_prefix=prefix)
+        out.print(f"{name} is ready at {prefix}; stop it by Ctrl-C or SIGTERM", markup=False)
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        out.print("stopping: what was asked is answered first", markup=False)
+        _close(name, config.serve.timeout_s + LAST_S, out)
+    finally:
+        serve.delete(name)
+        if is_own_serve and not serve.status().applications:
+            serve.shutdown()
+        ray.shutdown()
+
+
+def _close(name: str, seconds: float, out: Console) -> None:
+    """Have every ingress refuse what begins and answer what has begun."""
+    from ray.exceptions import RayError
+    from ray.serve import get_app_handle
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        get_app_handle(name).broadcast("close").results(timeout_s=seconds)
+    except (RayError, RayServeException, TimeoutError) as error:
+        out.print(f"not every request was answered ({type(error).__name__})", markup=False)
+
+
+if __name__ == "__main__":
+    main()
