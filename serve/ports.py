@@ -69,7 +69,7 @@ USUAL = {
     ("autoscaler", NUMBERS): "44217",
     ("agent of a node", HTTP_TOKEN): "52365",
     ("Ray client", TOKEN): "10001",
-    ("proxy (HTTP)", OURS): "8000",
+    ("proxy (HTTP)", OURS): "8000; 8500 behind HAProxy",
     ("HAProxy", OURS): "8000",
     ("HAProxy", NUMBERS): "8404, 9101",
     ("replica", OURS): "30000 to 31000",
@@ -185,13 +185,14 @@ def ask(port: Port, paths: Sequence[str], method: str = "GET", body: bytes | Non
 
 def answer_of(port: Port) -> str:
     """What a stranger gets from a port, in a few words."""
-    statuses = call(port, SAFE_CALLS).keys() - NO_ANSWER
-    if statuses:
-        return TOKEN if statuses <= {"UNAUTHENTICATED", "UNIMPLEMENTED"} else OPEN
+    # HTTP first, because HAProxy speaks HTTP/2 too, and gRPC takes its pages for answers; a gRPC server has no HTTP/1.
     answers = ask(port, SAFE_PATHS)
     codes = {path: answer.status_code for path, answer in answers.items()}
     if not codes:
-        return SILENT
+        statuses = call(port, SAFE_CALLS).keys() - NO_ANSWER
+        if not statuses:
+            return SILENT
+        return TOKEN if statuses <= {"UNAUTHENTICATED", "UNIMPLEMENTED"} else OPEN
     if "x-request-id" in answers["/"].headers:
         return OURS
     if codes.get("/api/jobs/") in {401, 403}:

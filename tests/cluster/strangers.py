@@ -75,7 +75,7 @@ def what_strangers_can_do(ports: Iterable[Port], folder: Path) -> list[str]:
         wrong += [f"{port}: {answer}"] if OPEN in answer else []
         if answer == OURS:
             continue
-        if call(port, SAFE_CALLS).keys() - NO_ANSWER:
+        if not ask(port, ("/",)):
             ended = call(port, methods) + call(port, of_replica, pickled)
             taken = ended.keys() - NO_ANSWER - {"UNAUTHENTICATED", "UNIMPLEMENTED"}
             wrong += [f"{port}: some method ended with {sorted(taken)}"] if taken else []
@@ -83,8 +83,8 @@ def what_strangers_can_do(ports: Iterable[Port], folder: Path) -> list[str]:
         for method, paths in ACTING.items():
             for path, got in ask(port, paths, method, payload).items():
                 is_numbers = got.status_code == 200 and "# TYPE" in got.text
-                # HAProxy answers 503 where nothing stands behind a page.
-                refusals = {401, 403, 404, 405} | ({503} if port.role == "HAProxy" else set())
+                # HAProxy answers 500 where nothing stands behind a page of its own.
+                refusals = {401, 403, 404, 405} | ({500, 503} if port.role == "HAProxy" else set())
                 if not is_numbers and got.status_code not in refusals:
                     wrong.append(f"{port}: {method} {path} {got.status_code} {got.text[:80]}")
     return [*wrong, *([f"{marker} is there"] if marker.exists() else [])]
