@@ -28,7 +28,7 @@ from serve.app import build_run, deployed
 from serve.client import AsyncClient, Client, ServiceError
 from serve.keys import hashed_key
 from serve.openapi import described
-from serve.ports import rows
+from serve.ports import NUMBERS, rows
 from serve.schemas.embedding_schemas import EmbeddingRequest
 from serve.schemas.index_schemas import DeleteRequest, NamedDocument, UpsertRequest
 from serve.schemas.rerank_schemas import RerankRequest
@@ -298,7 +298,11 @@ def test_ports_of_a_served_machine_are_those_of_the_docs(running: Running) -> No
     # A machine without a network has no other address: all is then on loopback.
     has_network = get_node_ip_address() not in {"127.0.0.1", "::1"}
     shown = slice(4) if has_network else slice(2)
-    assert {(row[shown], row[3]) for row in rows(ports_of_this_ray())} == {(row[shown], row[3]) for row in told}
+    seen = {(row[shown], row[3]) for row in rows(ports_of_this_ray())}
+    known = {(row[shown], row[3]) for row in told}
+    assert seen <= known
+    # Workers come and go with their tasks, and another Ray on this machine may hold the ports of the metrics.
+    assert {what for row, what in known - seen if row[0] != "worker"} <= {NUMBERS}
 
 
 def test_bundle_with_one_flipped_byte_is_not_deployed(running: Running) -> None:

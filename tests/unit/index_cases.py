@@ -35,7 +35,7 @@ def payload_of(documents: list[Document]) -> pa.Table:
         {
             "id": one.id,
             "dataset": one.dataset,
-            "text": one.text,
+            "text": one.whole_text,
             "title": one.title,
             "metadata": metadata_json(one.metadata),
         }

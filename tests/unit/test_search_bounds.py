@@ -107,9 +107,9 @@ def test_memtable_is_searched_while_others_write_to_it(tmp_path):
 
 def test_memtable_metadata_of_the_first_rows_stays_as_it_was():
     memtable = MemtableMetadata()
-    memtable.add('{"f":1}', "")
+    memtable.add("a", "", '{"f":1}')
     first = memtable.first(1)
-    memtable.add('{"f":1,"g":2}', "")
+    memtable.add("b", "", '{"f":1,"g":2}')
     assert (first.equal("f", 1).tolist(), first.having("f").tolist(), first.having("g").tolist()) == ([0], [0], [])
     assert memtable.equal("f", 1).tolist() == [0, 1]
 

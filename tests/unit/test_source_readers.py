@@ -214,7 +214,7 @@ def test_layout_reader_takes_labels_of_the_folder_as_options_of_rows_without(tmp
     assert [row["options"] for row in got.queries["test"]] == [["yes", "no"]] * 2
 
 
-@pytest.mark.parametrize("text", ["{", "3", "[1]", '["a", " "]'])
+@pytest.mark.parametrize("text", ["{", "3", "[true]", '["a", " "]'])
 def test_layout_reader_refuses_labels_that_are_no_texts(tmp_path, text):
     (tmp_path / "labels.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"labels\.json"):

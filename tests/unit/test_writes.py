@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.config.index import SearchParameters
+from embedder.data.rows import untitled
 from embedder.errors import BundleError, DataError
 from embedder.index.documents import Document
 from embedder.index.living import MutableCollection
@@ -42,7 +43,7 @@ def document(name: str, text: str) -> Document:
 
 def texts_of(collection: MutableCollection) -> dict[str, str]:
     (hits,) = collection.search(unit(RANDOM, 1), 100, SearchParameters()).hits()
-    return {hit.id: hit.text for hit in hits}
+    return {hit.id: untitled(hit.title, hit.text) for hit in hits}
 
 
 def replay(old: MutableCollection, new: MutableCollection) -> list[str]:
