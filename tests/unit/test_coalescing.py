@@ -292,6 +292,7 @@ LARGE = ["x" * 400] * 1000
 
 
 def test_coalescer_under_large_requests_beyond_capacity_answers_what_it_lets_in_and_stays_busy(monkeypatch):
+    """Case 33-parallel-batches, and fault 9.1: of large requests at once only the first was answered."""
     took, refused, late, share = simulate(monkeypatch, [LARGE] * 8, seconds=600.0)
     # The first ones are let in before anything was measured.
     assert sum(map(len, took)) >= 55 and sum(late) == 0 and share > 0.95
