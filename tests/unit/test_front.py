@@ -14,7 +14,7 @@ import psutil
 import pytest
 import uvicorn
 
-from benchmarks.hostile_requests import HOLDING, SMUGGLED, WIRE, Target, besiege
+from benchmarks.hostile_requests import HOLDING, JSON, SMUGGLED, WIRE, Target, besiege
 from benchmarks.serving_front import CONFIGURATION, front
 from embedder.config.serve import ServeConfig
 from serve.api import make_api
@@ -153,6 +153,26 @@ def test_front_passes_on_large_and_chunked_bodies_within_the_limit(fronted):
     with fronted.client() as client:
         for content in (body, iter([body[at : at + 100_000] for at in range(0, len(body), 100_000)])):
             assert client.post("/v1/embeddings", content=content, headers=kind).status_code == 200
+
+
+def test_front_keeps_places_for_others_while_large_bodies_arrive_slowly(fronted):
+    """Brother of fault 8.5: slow senders of large bodies took all places in the service."""
+    start = fronted.target.head("POST", "/v1/embeddings", JSON, "Content-Length: 1000000") + b" " * 100_000
+    most, slow = int(PRESET["FRONT_LARGE_A_CLIENT"]), replace(fronted.target, source="127.0.2.1")
+    held = []
+    try:
+        for _ in range(most):
+            held.append(slow.connect())
+            held[-1].sendall(start)
+        with slow.connect() as further, fronted.client() as client:
+            further.sendall(start)
+            assert further.recv(100).startswith(b"HTTP/1.1 429 ")
+            large = {"model": "live", "input": ["x" * 1000] * 40}
+            assert client.post("/v1/embeddings", json=large).status_code == 200
+            fronted.ask(client, 0)
+    finally:
+        for connection in held:
+            connection.close()
 
 
 def test_front_says_who_asks_and_passes_on_no_id_that_is_not_plain(fronted):
