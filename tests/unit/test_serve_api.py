@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.rows import titled
 from embedder.errors import BundleError
 from embedder.hashing import file_sha256
 from embedder.index.bundle import bundle_encoder, read_manifest
@@ -262,9 +263,10 @@ def test_search_filter_that_is_too_deep_is_refused(client):
 
 def test_retrieve_gives_the_prompt_of_the_task(client):
     answer = post(client, "/v1/retrieve/qa", query="Which function sorts a list?", k=2)
-    texts = [passage["text"] for passage in answer["passages"]]
+    # The title stands before the text, as in the prompts of the rewards.
+    texts = [titled(passage["title"], passage["text"]) for passage in answer["passages"]]
     assert answer["prompt"] == "Knowledge:\n" + "\n".join(texts) + "\n\nQ: Which function sorts a list? A:"
-    assert answer["prompt"].startswith(answer["context"]) and texts[0] == "This function sorts a list in Python."
+    assert answer["prompt"].startswith(answer["context"]) and texts[0] == "list This function sorts a list in Python."
     short = post(client, "/v1/retrieve/qa", query="Which function sorts a list?", k=3, max_characters=50)
     assert len(short["passages"]) == 1 and short["left_out"] == 2
     plain = post(client, "/v1/retrieve/tool", query="sort", k=1)
