@@ -225,6 +225,12 @@ def test_text_that_the_model_fails_on_fails_alone(running: Running, tmp_path: Pa
     with running.client("admin") as admin:
         assert admin.put("/v1/indexes/poisoned", json={"version": "v3"}).status_code == 200
 
+        def is_known() -> bool:
+            return admin.post("/v1/embeddings", json={"model": "poisoned", "input": TEXTS[0]}).status_code == 200
+
+        # An ingress follows the aliases once a second: the one that was asked knows it now, the other one may not yet.
+        wait_until(lambda: all(is_known() for _ in range(20)))
+
         def ask(client: httpx.Client, number: int) -> None:
             is_bad = number % 3 == 0
             text = f"this is {POISON}" if is_bad else TEXTS[0]
