@@ -34,7 +34,7 @@ RUN python -m pip install --no-cache-dir -e ".[${DEVICE}]"
 # A Ray that is started in the image without a token refuses to.
 ENV RAY_AUTH_MODE=token
 # Ray's proxies refuse early under overload (docs/serving.md, "The door in the proxy").
-ENV RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.load_shedding.middleware
+ENV RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.middleware.load_shedding.middleware
 USER 1000
 # KubeRay gives its own command; by hand: docker run ... python -m ray_jobs.label --config /shared/run.yaml
 CMD ["python", "-m", "ray_jobs.pipeline", "--help"]

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.serving_index import ALIAS, Texts
 from benchmarks.serving_load import Ask, finish, run, start
 from benchmarks.serving_systems import System
-from serve.keys import ROLES
+from serve.access.keys import ROLES
 
 Found = dict[str, Any]
 Ours = Callable[..., AbstractContextManager[System]]

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.serving_load import Ask, Spec
 from embedder.models.locate import locate_model
-from serve import load_shedding
+from serve.middleware import load_shedding
 
 READY_S = 240
 PATHS = {"infinity": "/embeddings", "infinity-onnx": "/embeddings"}

@@ -5,7 +5,6 @@ console      what commands print to: progress, and the one line that an error en
 credentials  what looks like a credential, and is neither uploaded, printed nor kept
 errors       every error that is raised on purpose
 hashing      ids, seeds and file hashes that depend on content alone
-sent         what clients send: nulls, unknown fields, fields of other services
 words        the words of a text, for everything that matches words
 
 Each package says in its own docstring what is in its files.

@@ -10,10 +10,10 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from embedder import __version__
-from serve.guard import Answered, Guard
+from serve.access.keys import needed_role
 from serve.http_errors import TEI_PATHS, install_handlers
-from serve.incoming import Incoming
-from serve.keys import needed_role
+from serve.middleware.guard import Answered, Guard
+from serve.middleware.incoming import Incoming
 from serve.routes import description, embeddings, health, indexes, page, rerank, search
 from serve.schemas.state_schemas import ErrorResponse, TeiError
 from serve.service import Service

@@ -32,11 +32,11 @@ from embedder.errors import ConfigError, EmbedderError
 from embedder.index.bundle import verify
 from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.workspace import workplace
+from serve.access.keys import read_keys
 from serve.deployments.coalescing import LANES, MOST_PIECES
 from serve.deployments.ingress import Ingress
 from serve.deployments.shard_replica import ShardReplica
-from serve.keys import read_keys
-from serve.load_shedding import ENVIRONMENT
+from serve.middleware.load_shedding import ENVIRONMENT
 from serve.versions.served import VersionSource
 
 SHARD_CPUS = 0.1

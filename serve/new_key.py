@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
-from serve.keys import HASHED, ROLES, hashed_key, parsed_line, read_keys
+from serve.access.keys import HASHED, ROLES, hashed_key, parsed_line, read_keys
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

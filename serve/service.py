@@ -17,11 +17,11 @@ from embedder.index.living import CollectionStats
 from embedder.index.opened import OpenIndex, combine
 from embedder.index.results import Hit, Shown, too_large
 from embedder.index.search_options import SearchOptions
-from serve.audit import AuditLog
+from serve.access.audit import AuditLog
+from serve.access.keys import Keys
 from serve.backend import Backend, time_left
 from serve.http_errors import ApiError
-from serve.incoming import Traffic
-from serve.keys import Keys
+from serve.middleware.incoming import Traffic
 from serve.schemas.search_schemas import SearchFields, Timing
 from serve.schemas.state_schemas import DeploymentState
 from serve.versions.served import Served, Version

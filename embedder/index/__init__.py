@@ -11,6 +11,7 @@
     log              the write-ahead log of a collection
     compaction       collection and memtable made one
     writes           what was written when, so that another version can replay it
+    sent             what clients send: nulls, unknown fields, fields of other services
     documents        documents and their rows on disk
     exact            exact search
     faiss_index      FAISS indexes by factory string

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 from embedder.data.metadata import DATASET_FIELD, ID_FIELD, Metadata, Scalar
 from embedder.data.rows import titled
 from embedder.hashing import content_id
-from embedder.sent import Sent
+from embedder.index.sent import Sent
 
 PAYLOAD = pa.schema(
     [

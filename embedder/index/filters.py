@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from embedder.data.metadata import DATASET_FIELD, ID_FIELD, Kind, Number, Scalar, Text, kind_of
-from embedder.sent import Sent
+from embedder.index.sent import Sent
 
 MAX_DEPTH = 8
 """Filters within filters."""

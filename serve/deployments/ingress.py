@@ -20,7 +20,7 @@ from serve.api import make_api
 from serve.deployments.ray_backend import Deployments
 from serve.deployments.service_metrics import IngressMetrics
 from serve.http_errors import ApiError
-from serve.load_shedding import OVERLOAD
+from serve.middleware.load_shedding import OVERLOAD
 from serve.service import Service
 from serve.versions.served import Served, VersionSource
 

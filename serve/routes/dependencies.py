@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
-from serve.audit import CALLER, Caller
-from serve.scoped_service import ScopedService
+from serve.access.audit import CALLER, Caller
+from serve.access.scoped_service import ScopedService
 from serve.service import Service
 from serve.versions.served import Version
 

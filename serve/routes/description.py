@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from serve.incoming import PREFIX
+from serve.middleware.incoming import PREFIX
 from serve.routes.page import HEADERS
 
 router = APIRouter(include_in_schema=False)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from embedder import __version__
 from embedder.config.tasks import Side
 from serve.http_errors import ApiError
-from serve.request_body import BoundedRoute
+from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here, stamp
 from serve.schemas.embedding_schemas import (
     Embedding,

@@ -7,9 +7,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from serve.access.scoped_service import ScopedService
 from serve.backend import time_left
 from serve.http_errors import ApiError
-from serve.request_body import BoundedRoute
+from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here
 from serve.schemas.index_schemas import (
     CollectionState,
@@ -23,7 +24,6 @@ from serve.schemas.index_schemas import (
     UpsertRequest,
     UpsertResponse,
 )
-from serve.scoped_service import ScopedService
 from serve.service import Service
 from serve.versions.served import Version
 

@@ -8,7 +8,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
-from serve.incoming import PREFIX
+from serve.middleware.incoming import PREFIX
 
 router = APIRouter(include_in_schema=False)
 

@@ -11,8 +11,9 @@ from fastapi import APIRouter, Body, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from serve.access.scoped_service import ScopedService
 from serve.http_errors import ApiError
-from serve.request_body import BoundedRoute
+from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here, stamp
 from serve.schemas.embedding_schemas import Usage
 from serve.schemas.rerank_schemas import (
@@ -24,7 +25,6 @@ from serve.schemas.rerank_schemas import (
     TeiRerankRequest,
     VoyageResult,
 )
-from serve.scoped_service import ScopedService
 from serve.versions.served import Version
 
 router = APIRouter(route_class=BoundedRoute, tags=["rerank"])

@@ -11,7 +11,7 @@ from embedder.config.tasks import PromptTemplate
 from embedder.data.rows import untitled
 from embedder.index.filters import Filter, equals
 from embedder.index.results import Hit
-from serve.request_body import BoundedRoute
+from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here
 from serve.schemas.search_schemas import (
     RetrieveRequest,

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from embedder.sent import ANY, Sent
+from embedder.index.sent import ANY, Sent
 from serve.schemas.strict import InputType, Name, Strict, TextOrTexts
 
 

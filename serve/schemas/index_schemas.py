@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from embedder.index.documents import Document, DocumentId
-from embedder.sent import Sent
+from embedder.index.sent import Sent
 from serve.schemas.strict import Name, Strict
 
 

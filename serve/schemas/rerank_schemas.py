@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticSerializationError
 
-from embedder.sent import ANY, Sent
+from embedder.index.sent import ANY, Sent
 from serve.schemas.embedding_schemas import Usage
 from serve.schemas.strict import Name, Strict, Text, TextOrEmpty
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from embedder.config.index import SearchParameters
 from embedder.index.filters import Filter
 from embedder.index.search_options import Mode
-from embedder.sent import Sent, without_nulls
+from embedder.index.sent import Sent, without_nulls
 from serve.schemas.index_schemas import Versions
 from serve.schemas.strict import Name, Strict, Text, TextOrTexts
 

@@ -1,4 +1,4 @@
-"""What answers on the wire are made of, and texts that are not empty; requests are made of `embedder.sent.Sent`."""
+"""What answers on the wire are made of, and texts that are not empty. Requests are made of `embedder.index.sent`."""
 
 from __future__ import annotations
 

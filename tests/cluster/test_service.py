@@ -24,9 +24,9 @@ from embedder.errors import BundleError
 from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
 from embedder.models.encoder import encode_prompted, load_encoder
+from serve.access.keys import hashed_key
 from serve.app import build_run, deployed
 from serve.client import AsyncClient, Client, ServiceError
-from serve.keys import hashed_key
 from serve.openapi import described
 from serve.ports import NUMBERS, rows
 from serve.schemas.embedding_schemas import EmbeddingRequest

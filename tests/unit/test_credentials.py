@@ -135,8 +135,8 @@ def test_file_with_a_secret_name_is_known_wherever_it_lies():
 
 
 OTHERS = (
-    "serve/keys.py embedder/credentials.py model/tokenizer.json model/special_tokens_map.json vocab.txt run.yaml "
-    "candidates/secret.parquet docs/security.md monkey.txt environment.yml turkey.json"
+    "serve/access/keys.py embedder/credentials.py model/tokenizer.json model/special_tokens_map.json vocab.txt "
+    "run.yaml candidates/secret.parquet docs/security.md monkey.txt environment.yml turkey.json"
 )
 
 

@@ -18,7 +18,7 @@ from benchmarks.hostile_requests import HOLDING, JSON, SMUGGLED, WIRE, Target, b
 from benchmarks.serving_front import CONFIGURATION, front
 from embedder.config.serve import ServeConfig
 from serve.api import make_api
-from serve.request_head import MOST_HEAD_BYTES, MOST_HEADERS, PLAIN_ID
+from serve.middleware.request_head import MOST_HEAD_BYTES, MOST_HEADERS, PLAIN_ID
 from tests.cluster.conftest import free_port
 from tests.load import Load
 from tests.serving import local_service, publish, run_config

@@ -10,8 +10,8 @@ import pytest
 import uvicorn
 
 from benchmarks.serving_faults import fuzz
+from serve.access.keys import ROLES
 from serve.api import make_api
-from serve.keys import ROLES
 from tests.cluster.conftest import free_port
 from tests.serving import local_service, publish, run_config
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from serve.incoming import Incoming, Traffic
+from serve.middleware.incoming import Incoming, Traffic
 
 
 def scope_of(path: str, method: str = "POST") -> dict:

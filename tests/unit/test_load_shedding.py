@@ -14,9 +14,9 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve import load_shedding
 from serve.http_errors import ApiError, overloaded
-from serve.load_shedding import Door, Overload, Refusing, middleware, num_bytes
+from serve.middleware import load_shedding
+from serve.middleware.load_shedding import Door, Overload, Refusing, middleware, num_bytes
 from tests.event_loop import settle
 from tests.unit.test_admission import Clock
 

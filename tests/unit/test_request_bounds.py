@@ -23,7 +23,7 @@ from embedder.data.metadata import MAX_METADATA
 from embedder.index.documents import Document
 from embedder.index.filters import MAX_ALL_VALUES, MAX_CLAUSES, MAX_VALUES, equals
 from serve.api import describe, make_api
-from serve.request_body import MAX_DIGITS, MAX_KEYS, BoundedRoute, parsed, too_many_values
+from serve.middleware.request_body import MAX_DIGITS, MAX_KEYS, BoundedRoute, parsed, too_many_values
 from tests.serving import local_service, publish, run_config
 from tests.unit.index_cases import WIDTH, ids, mutable
 from tests.unit.judges import quick

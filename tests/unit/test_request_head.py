@@ -10,9 +10,16 @@ from ray.serve import context
 from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
+from serve.access.keys import Keys
 from serve.api import make_api
-from serve.keys import Keys
-from serve.request_head import MOST_HEAD_BYTES, MOST_HEADERS, HeadLimits, head_refusal, keep_plain_id, site_refusal
+from serve.middleware.request_head import (
+    MOST_HEAD_BYTES,
+    MOST_HEADERS,
+    HeadLimits,
+    head_refusal,
+    keep_plain_id,
+    site_refusal,
+)
 from tests.serving import local_service, publish, run_config
 
 

@@ -13,9 +13,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.sent import ANY
+from embedder.index.sent import ANY
 from serve.api import make_api
-from serve.incoming import route_path
+from serve.middleware.incoming import route_path
 from serve.schemas.embedding_schemas import EmbeddingRequest, TeiRequest
 from serve.schemas.index_schemas import DeleteRequest, PointRequest, UpsertRequest
 from serve.schemas.rerank_schemas import RerankRequest, TeiRerankRequest

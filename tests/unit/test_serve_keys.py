@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-import serve.keys
+import serve.access.keys
 from embedder.config.serve import ServeConfig
 from embedder.errors import ConfigError
+from serve.access.key_scopes import KeyScope
+from serve.access.keys import ApiKey, Keys, hashed_key, needed_role, read_keys
 from serve.api import describe
 from serve.deployments.ingress import check_bind
-from serve.key_scopes import KeyScope
-from serve.keys import ApiKey, Keys, hashed_key, needed_role, read_keys
 from serve.new_key import main as new_key
 
 ROUTES = {
@@ -256,7 +256,7 @@ def test_key_expires_at_the_beginning_of_its_day_in_utc(monkeypatch):
     key = ApiKey("a", "read", b"", expires=date(2027, 1, 1))
     first = datetime(2027, 1, 1, tzinfo=timezone.utc).timestamp()
     for seconds, has_expired in ((first - 1, False), (first, True), (first + 10**6, True)):
-        monkeypatch.setattr(serve.keys.time, "time", lambda seconds=seconds: seconds)
+        monkeypatch.setattr(serve.access.keys.time, "time", lambda seconds=seconds: seconds)
         assert key.has_expired == has_expired
     assert not ApiKey("a", "read", b"").has_expired
 

@@ -18,8 +18,8 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
+from serve.access.keys import needed_role
 from serve.api import make_api
-from serve.keys import needed_role
 from serve.routes.page import FOLDER
 from tests.cluster.conftest import free_port
 from tests.serving import local_service, publish, run_config

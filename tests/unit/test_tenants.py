@@ -15,9 +15,9 @@ from fastapi.testclient import TestClient
 from embedder.index.catalog import Catalog
 from embedder.index.filters import MAX_CLAUSES, MAX_DEPTH
 from embedder.index.opened import OpenIndex
+from serve.access.audit import AuditLog
+from serve.access.keys import HASHED, hashed_key, needed_role
 from serve.api import describe, make_api
-from serve.audit import AuditLog
-from serve.keys import HASHED, hashed_key, needed_role
 from tests.serving import local_service, publish, run_config
 from tests.unit.test_serve_keys import ROUTES, routes_of
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from serve.key_scopes import UNLIMITED, KeyScope
-from serve.keys import ApiKey, Role
+from serve.access.key_scopes import UNLIMITED, KeyScope
+from serve.access.keys import ApiKey, Role
 
 logger = logging.getLogger("ray.serve")
 

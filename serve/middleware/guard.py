@@ -10,14 +10,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.audit import CALLER, Caller
+from serve.access.audit import CALLER, Caller
+from serve.access.keys import ROLES, needed_role
 from serve.backend import DEADLINE
 from serve.http_errors import ApiError, answer
-from serve.incoming import is_route, unusable_body
-from serve.keys import ROLES, needed_role
-from serve.limited_body import LimitedBody
-from serve.load_shedding import needs_encoder, num_bytes
-from serve.request_head import head_refusal, keep_plain_id, site_refusal
+from serve.middleware.incoming import is_route, unusable_body
+from serve.middleware.limited_body import LimitedBody
+from serve.middleware.load_shedding import needs_encoder, num_bytes
+from serve.middleware.request_head import head_refusal, keep_plain_id, site_refusal
 from serve.service import Service
 
 logger = logging.getLogger("ray.serve")

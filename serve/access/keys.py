@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from embedder.errors import ConfigError
-from serve.key_scopes import MAX_OWNER, UNLIMITED, WORD, KeyScope
-from serve.load_shedding import ENCODING
+from serve.access.key_scopes import MAX_OWNER, UNLIMITED, WORD, KeyScope
+from serve.middleware.load_shedding import ENCODING
 
 logger = logging.getLogger("ray.serve")
 

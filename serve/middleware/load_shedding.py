@@ -26,8 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.deployments.admission import Clock, Room
 from serve.http_errors import ApiError, answer, overloaded
-from serve.incoming import route_path
-from serve.request_head import CLOSING, REQUEST_ID, HeadLimits
+from serve.middleware.incoming import route_path
+from serve.middleware.request_head import CLOSING, REQUEST_ID, HeadLimits
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middleware"}
 """Environment of an ingress replica, and of Ray itself, by which Ray finds the middleware."""

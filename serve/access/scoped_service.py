@@ -15,7 +15,7 @@ from embedder.config.tasks import Side, TaskSpec
 from embedder.index.documents import Document, DocumentName
 from embedder.index.living import CollectionStats
 from embedder.index.results import Hit
-from serve.audit import Caller
+from serve.access.audit import Caller
 from serve.backend import Encoded
 from serve.http_errors import ApiError
 from serve.schemas.search_schemas import SearchFields, Timing
