@@ -14,7 +14,7 @@ from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
-from tests.unit.index_cases import NO_CHOICE, documents_of, unit, write_version
+from tests.unit.index_cases import NO_CHOICE, documents_of, live_catalog, unit
 
 VECTORS = unit(np.random.default_rng(0), 8)
 LONG = "long " * 4000
@@ -46,11 +46,7 @@ def files_of(folder: Path) -> set[Path]:
 
 def main(folder: Path) -> None:
     """Write, fill, be refused, make room, write again; then read what is there anew."""
-    catalog, filler = Catalog(folder / "indexes"), folder / "filler"
-    staged = catalog.stage("one")
-    write_version(staged, documents_of("ab"), VECTORS[:2])
-    catalog.publish(staged, "one")
-    catalog.point("live", "one")
+    catalog, filler = live_catalog(folder / "indexes", documents_of("ab"), VECTORS[:2]), folder / "filler"
     index = opened(catalog)
     written = [Document(id=f"w{i}", text=LONG, dataset="d") for i in range(4)]
     index.upsert("qa", written, VECTORS[:4])

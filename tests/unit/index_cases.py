@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from embedder.config.index import BuildSettings, SearchParameters
 from embedder.data.metadata import metadata_json
 from embedder.index.bundle import Manifest, TaskInstructions, shard_folder, shard_of
+from embedder.index.catalog import Catalog
 from embedder.index.collection import Collection, CollectionIdentity, CollectionInfo, sort_by_name, write_collection
 from embedder.index.documents import PAYLOAD, Document
 from embedder.index.faiss_index import empty_vectors
@@ -107,3 +108,18 @@ def write_version(
 def ids(found) -> list[list[str]]:
     """Ids of the hits, by query."""
     return [[hit.id for hit in hits] for hits in found.hits()]
+
+
+def add_version(catalog: Catalog, name: str, documents: list[Document], vectors: np.ndarray) -> None:
+    """Publish a version of one task under a name."""
+    staged = catalog.stage(name)
+    write_version(staged, documents, vectors)
+    catalog.publish(staged, name)
+
+
+def live_catalog(folder: Path, documents: list[Document], vectors: np.ndarray) -> Catalog:
+    """A catalog with one version, `one`, that the alias `live` names."""
+    catalog = Catalog(folder)
+    add_version(catalog, "one", documents, vectors)
+    catalog.point("live", "one")
+    return catalog

@@ -19,7 +19,7 @@ import numpy as np
 from embedder.index.bundle import verify
 from embedder.index.catalog import Catalog
 from embedder.index.opened import OpenIndex
-from tests.unit.index_cases import documents_of, unit, write_version
+from tests.unit.index_cases import documents_of, live_catalog, unit
 
 CALLS = ("fsync", "replace", "pwrite", "unlink", "link", "rename")
 VECTORS = unit(np.random.default_rng(0), 40)
@@ -76,12 +76,7 @@ def count(index: OpenIndex) -> int:
 
 
 def new_catalog(folder: Path) -> Catalog:
-    catalog = Catalog(folder)
-    staged = catalog.stage("one")
-    write_version(staged, documents_of([f"b{i}" for i in range(BASE)]), VECTORS[:BASE])
-    catalog.publish(staged, "one")
-    catalog.point("live", "one")
-    return catalog
+    return live_catalog(folder, documents_of([f"b{i}" for i in range(BASE)]), VECTORS[:BASE])
 
 
 def kill_upserts(folder: Path, seed: int, calls: list[int], times: list[float]) -> int:

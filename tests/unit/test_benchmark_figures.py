@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
-import httpx
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
@@ -21,6 +18,7 @@ from benchmarks.serving_load import Ask, Load, Spec, holds, run
 from embedder.labelling.compute_cost import ModelSize
 from embedder.labelling.prefix_tree import PackedPrompt
 from tests.cluster.conftest import free_port
+from tests.web_server import answering
 
 
 def test_necessary_flops_count_each_token_once():
@@ -109,15 +107,8 @@ def url() -> Iterator[str]:
             return JSONResponse({"error": {}}, status_code=429)
         return JSONResponse({"results": [[{"id": "a"}]]})
 
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    with httpx.Client(transport=httpx.HTTPTransport(retries=20)) as client:
-        client.get(f"http://127.0.0.1:{port}/")
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with answering(api, free_port(), path="/openapi.json") as url:
+        yield url
 
 
 def search(query: str, *ids: str) -> Ask:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 import httpx
 import psutil
 import pytest
-import uvicorn
 
 from benchmarks.hostile_requests import HOLDING, JSON, SMUGGLED, WIRE, Target, besiege
 from benchmarks.serving_front import CONFIGURATION, front
@@ -22,6 +21,7 @@ from serve.middleware.request_head import MOST_HEAD_BYTES, MOST_HEADERS, PLAIN_I
 from tests.cluster.conftest import free_port
 from tests.load import Load
 from tests.serving import local_service, publish, run_config
+from tests.web_server import answering
 
 PRESET = dict(re.findall(r"presetenv (\w+) (\S+)", CONFIGURATION.read_text(encoding="utf-8")))
 QUICK = {"FRONT_HEAD_S": "1s", "FRONT_IDLE_S": "1s"}
@@ -57,17 +57,11 @@ def fronted(tmp_path_factory, tiny_encoder_folder) -> Iterator[Fronted]:
             found.heads.append(scope)
         await api(scope, receive, send)
 
-    server = uvicorn.Server(uvicorn.Config(noting, port=service_port, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
     with front(service_port, port, **QUICK) as process:
         target = Target(port, seconds=10, connections=80, mib=64)
         found = Fronted(f"http://127.0.0.1:{port}", target, psutil.Process(process.pid))
-        with httpx.Client(transport=httpx.HTTPTransport(retries=20)) as client:
-            assert client.get(f"http://127.0.0.1:{service_port}/live").status_code == 200
-        yield found
-    server.should_exit = True
-    thread.join()
+        with answering(noting, service_port, log_level="critical"):
+            yield found
 
 
 def test_front_has_the_limits_of_the_service():

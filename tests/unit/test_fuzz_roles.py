@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
-import httpx
 import pytest
-import uvicorn
 
 from benchmarks.serving_faults import fuzz
 from serve.access.keys import ROLES
 from serve.api import make_api
 from tests.cluster.conftest import free_port
 from tests.serving import local_service, publish, run_config
+from tests.web_server import answering
 
 pytestmark = pytest.mark.slow
 KEYS = {role: f"{role}-{'k' * 32}" for role in ROLES}
@@ -26,15 +24,8 @@ def url(tmp_path_factory, tiny_encoder_folder) -> Iterator[str]:
     keys = work / "keys"
     keys.write_text("".join(f"{role} {key}\n" for role, key in KEYS.items()), encoding="utf-8")
     api = make_api(local_service(run_config(work, tiny_encoder_folder, api_keys_file=str(keys))), lambda *_: None)
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    with httpx.Client(transport=httpx.HTTPTransport(retries=20)) as client:
-        assert client.get(f"http://127.0.0.1:{port}/live").status_code == 200
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with answering(api, free_port(), log_level="critical") as url:
+        yield url
 
 
 @pytest.mark.parametrize("role", [*ROLES, "none"])

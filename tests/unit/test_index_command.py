@@ -10,7 +10,7 @@ import pytest
 from embedder.index.__main__ import main
 from embedder.index.catalog import Catalog
 from embedder.index.opened import OpenIndex
-from tests.unit.index_cases import documents_of, unit, write_version
+from tests.unit.index_cases import documents_of, live_catalog, unit
 
 VECTORS = unit(np.random.default_rng(3), 4)
 
@@ -18,11 +18,7 @@ VECTORS = unit(np.random.default_rng(3), 4)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A catalog with one version, to which a document was written."""
-    catalog = Catalog(tmp_path / "indexes")
-    staged = catalog.stage("one")
-    write_version(staged, documents_of("abc"), VECTORS[:3])
-    catalog.publish(staged, "one")
-    catalog.point("live", "one")
+    catalog = live_catalog(tmp_path / "indexes", documents_of("abc"), VECTORS[:3])
     OpenIndex.open(catalog.bundle("one"), catalog.state("one")).upsert("qa", documents_of("d"), VECTORS[3:])
     return catalog.folder
 

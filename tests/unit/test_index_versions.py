@@ -19,7 +19,7 @@ from embedder.index.manifest import hash_files
 from embedder.index.opened import OpenIndex, combine
 from embedder.index.search_options import SearchOptions
 from embedder.index.writes import lacking
-from tests.unit.index_cases import documents_of, ids, unit, write_version
+from tests.unit.index_cases import add_version, documents_of, ids, live_catalog, unit, write_version
 
 NAMES = [f"b{i:02}" for i in range(30)]
 VECTORS = unit(np.random.default_rng(3), 40)
@@ -30,12 +30,7 @@ TOP = SearchOptions(k=5)
 @pytest.fixture
 def catalog(tmp_path):
     """A catalog with one version of two shards."""
-    made = Catalog(tmp_path / "indexes")
-    staged = made.stage("one")
-    write_version(staged, documents_of(NAMES), VECTORS[:30])
-    made.publish(staged, "one")
-    made.point("live", "one")
-    return made
+    return live_catalog(tmp_path / "indexes", documents_of(NAMES), VECTORS[:30])
 
 
 def opened(catalog: Catalog, name: str = "live") -> OpenIndex:
@@ -156,9 +151,7 @@ def test_catalog_keeps_aliases_and_versions_apart(catalog):
         catalog.point("next", "nine")
     with pytest.raises(ConfigError, match=r"served as \['live'\]"):
         catalog.remove("one")
-    staged = catalog.stage("two")
-    write_version(staged, documents_of("ab"), VECTORS[:2])
-    catalog.publish(staged, "two")
+    add_version(catalog, "two", documents_of("ab"), VECTORS[:2])
     assert catalog.built() is None
     catalog.mark_built("one")
     assert catalog.built() == "one"
@@ -172,9 +165,7 @@ def test_catalog_keeps_aliases_and_versions_apart(catalog):
 
 def test_catalog_knows_what_an_alias_named_before_until_it_is_settled_or_gone(catalog):
     for name in ("two", "three"):
-        staged = catalog.stage(name)
-        write_version(staged, documents_of("ab"), VECTORS[:2])
-        catalog.publish(staged, name)
+        add_version(catalog, name, documents_of("ab"), VECTORS[:2])
     assert catalog.previous() == {}
     for name in ("two", "two", "three"):
         catalog.point("live", name)

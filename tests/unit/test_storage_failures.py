@@ -21,7 +21,7 @@ from serve.api import make_api
 from tests.serving import local_service, publish, run_config
 from tests.storage import files_end_at, on_a_disk_of_its_own, read_only
 from tests.unit.full_disk import VECTORS, found, opened
-from tests.unit.index_cases import NO_CHOICE, documents_of, ids, mutable, write_version
+from tests.unit.index_cases import NO_CHOICE, documents_of, ids, live_catalog, mutable
 
 DOCUMENT = {"id": "new", "text": "qqnew " * 30}
 DOCUMENTS = "/v1/indexes/live/documents"
@@ -36,12 +36,7 @@ def folder():
 
 
 def catalog_in(folder: Path) -> Catalog:
-    catalog = Catalog(folder / "indexes")
-    staged = catalog.stage("one")
-    write_version(staged, documents_of("ab"), VECTORS[:2])
-    catalog.publish(staged, "one")
-    catalog.point("live", "one")
-    return catalog
+    return live_catalog(folder / "indexes", documents_of("ab"), VECTORS[:2])
 
 
 def test_index_on_a_full_disk_refuses_writes_and_takes_them_again_without_a_restart(tmp_path):
