@@ -50,14 +50,16 @@ def time_each(ways: Mapping[str, Callable[[], object]]) -> Times:
 
 
 class ForeignLoad:
-    """How many cores other processes kept busy; nothing is known of it where there is no /proc/stat."""
+    """How many cores others kept busy; nothing is known of it where there is no /proc/stat."""
 
-    def __init__(self) -> None:
-        self._began, self._own, self._busy = time.perf_counter(), time.process_time(), busy_seconds()
+    def __init__(self, own_seconds: Callable[[], float] = time.process_time) -> None:
+        """`own_seconds`: processor seconds of all that is not foreign; by default of this process alone."""
+        self._own_seconds = own_seconds
+        self._began, self._own, self._busy = time.perf_counter(), own_seconds(), busy_seconds()
 
     def cores(self) -> float:
         """Mean number since this was made."""
-        others = busy_seconds() - self._busy - (time.process_time() - self._own)
+        others = busy_seconds() - self._busy - (self._own_seconds() - self._own)
         return max(0.0, others / (time.perf_counter() - self._began))
 
 

@@ -8,11 +8,9 @@ is the attacker, in a process of its own: every attack of `hostile_requests` and
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -24,7 +22,7 @@ from benchmarks.hostile_bodies import BODIES, FRESH, TITLED
 from benchmarks.hostile_requests import WIRE, Target, besiege
 from benchmarks.serving_front import front
 from benchmarks.serving_index import ALIAS, TASK
-from benchmarks.serving_load import Ask, Load, finish, run, start
+from benchmarks.serving_load import Ask, Load, finish, run, said_by, start, start_module
 from benchmarks.serving_systems import System
 
 Found = dict[str, Any]
@@ -69,12 +67,13 @@ def attacked(ours: Ours, texts: list[str], seconds: float, way: str, attacks: li
         run(system.spec(asks, CLIENTS, 5.0))
         quiet = run(system.spec(asks, CLIENTS, min(QUIET_S, seconds)))
         before, standing = _memory(system, process), set(system.tell("pids"))
-        attacker = _start(Target(system.port, system.key), seconds, attacks)
+        given = {"target": asdict(Target(system.port, system.key)), "seconds": seconds, "attacks": attacks}
+        attacker = start_module("benchmarks.serving_attacks", given)
         loading, during = start(system.spec(asks, CLIENTS, seconds)), [before]
         while attacker.poll() is None:
             time.sleep(LOOK_EVERY_S)
             during.append(_memory(system, process))
-        under, ended = finish(loading), _finish(attacker)
+        under, ended = finish(loading), said_by(attacker)
         time.sleep(REST_S)
         rested = _memory(system, process)
         crashes = len(standing - set(system.tell("pids"))) + (process.poll() is not None)
@@ -101,12 +100,12 @@ def _forget(system: System) -> None:
     system.ask("POST", f"/v1/indexes/{ALIAS}/documents/delete", {"task": TASK, "documents": names})
 
 
-def _figures(way: str, quiet: Load, under: Load, after: Load, ended: dict[str, Counter[str]]) -> Found:
+def _figures(way: str, quiet: Load, under: Load, after: Load, ended: dict[str, dict[str, int]]) -> Found:
     ratio = under.percentile(99) / quiet.percentile(99)
     print(f"  {way}: p99 {quiet.percentile(99):.0f} ms, under attack {under.percentile(99):.0f} ({ratio:.1f}x)")
     print(f"  honest requests {under.statuses} {under.examples[:2]}; after it {after.statuses}")
     for name, outcomes in ended.items():
-        print(f"    {name}: {dict(outcomes)}")
+        print(f"    {name}: {outcomes}")
     sys.stdout.flush()
     return {
         "p99_ratio": round(ratio, 2),
@@ -114,7 +113,7 @@ def _figures(way: str, quiet: Load, under: Load, after: Load, ended: dict[str, C
         "quiet": quiet.figures(),
         "under": under.figures(),
         "after": after.figures(),
-        "attacks": {name: dict(outcomes) for name, outcomes in ended.items()},
+        "attacks": ended,
         "examples": under.examples,
     }
 
@@ -123,24 +122,6 @@ def _memory(system: System, process: subprocess.Popen[bytes]) -> dict[str, float
     """MiB of each part of the service and of the front."""
     found = {name: round(sum(sizes), 1) for name, sizes in system.tell("memory").items()}
     return found | {"front": round(psutil.Process(process.pid).memory_full_info().uss / 2**20, 1)}
-
-
-def _start(target: Target, seconds: float, attacks: list[str]) -> subprocess.Popen[str]:
-    """The attacker: a process of its own, so that what it costs the load generator is a core and not a lock."""
-    command = [sys.executable, "-m", "benchmarks.serving_attacks"]
-    attacker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
-    assert attacker.stdin is not None
-    attacker.stdin.write(json.dumps({"target": asdict(target), "seconds": seconds, "attacks": attacks}))
-    attacker.stdin.close()
-    return attacker
-
-
-def _finish(attacker: subprocess.Popen[str]) -> dict[str, Counter[str]]:
-    assert attacker.stdout is not None
-    said = attacker.stdout.read()
-    if attacker.wait() != 0:
-        raise RuntimeError("the attacker failed; its error stands above")
-    return {name: Counter(outcomes) for name, outcomes in json.loads(said).items()}
 
 
 def main() -> None:

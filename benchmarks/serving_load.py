@@ -108,23 +108,38 @@ class Load:
         }
 
 
-def start(spec: Spec) -> subprocess.Popen[str]:
-    """Begin to ask."""
-    command = [sys.executable, "-m", "benchmarks.serving_load"]
+def start_module(name: str, given: dict[str, Any]) -> subprocess.Popen[str]:
+    """Run a module that reads JSON from stdin: in a process of its own it costs this one a core and not a lock."""
+    command = [sys.executable, "-m", name]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
     assert process.stdin is not None
-    process.stdin.write(json.dumps(asdict(spec)))
+    process.stdin.write(json.dumps(given))
     process.stdin.close()
     return process
 
 
-def finish(process: subprocess.Popen[str]) -> Load:
-    """Wait for the end."""
+def said_by(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait for the end of such a process, and read the JSON that it has written.
+
+    Raises:
+        RuntimeError: it failed.
+    """
     assert process.stdout is not None
     said = process.stdout.read()
     if process.wait() != 0:
-        raise RuntimeError("the load generator failed; its error stands above")
-    return Load(**json.loads(said))
+        raise RuntimeError("the process failed; its error stands above")
+    answer: dict[str, Any] = json.loads(said)
+    return answer
+
+
+def start(spec: Spec) -> subprocess.Popen[str]:
+    """Begin to ask."""
+    return start_module("benchmarks.serving_load", asdict(spec))
+
+
+def finish(process: subprocess.Popen[str]) -> Load:
+    """Wait for the end."""
+    return Load(**said_by(process))
 
 
 def run(spec: Spec) -> Load:

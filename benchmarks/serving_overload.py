@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.labelling_rounds import busy_seconds
+from benchmarks.labelling_rounds import ForeignLoad
 from benchmarks.serving_load import Ask, Load, finish, run, start
 from benchmarks.serving_systems import WAYS, System
 
@@ -32,18 +32,6 @@ FACTORS = (3, 10)
 """Requests a second in the part `retry`, as multiples of what the service bears."""
 MOST_WAITING = 20_000
 """Requests of the part `retry` that are under way or wait for their next try."""
-
-
-class Strangers:
-    """How many cores were busy for others than this process and those that come from it."""
-
-    def __init__(self) -> None:
-        self._began, self._busy, self._own = time.perf_counter(), busy_seconds(), own_seconds()
-
-    def cores(self) -> float:
-        """Mean number since this was made."""
-        others = busy_seconds() - self._busy - (own_seconds() - self._own)
-        return max(0.0, others / (time.perf_counter() - self._began))
 
 
 def own_seconds() -> float:
@@ -104,7 +92,7 @@ def mixed_part(ours: Ours, texts: list[str], seconds: float) -> Found:
         run(system.spec(queries, QUERY_CLIENTS, 2.0))
         alone = run(system.spec(queries, QUERY_CLIENTS, seconds / 2))
         bulk_alone = run(system.spec(many, BULK_CLIENTS, seconds, retries=RETRIES))
-        strangers = Strangers()
+        strangers = ForeignLoad(own_seconds)
         loading = start(system.spec(many, BULK_CLIENTS, seconds, retries=RETRIES))
         beside = run(system.spec(queries, QUERY_CLIENTS, seconds, retries=RETRIES))
         bulk_beside = finish(loading)
@@ -115,7 +103,7 @@ def mixed_part(ours: Ours, texts: list[str], seconds: float) -> Found:
     for name, load in (("alone", alone), ("beside", beside), ("bulk alone", bulk_alone), ("bulk beside", bulk_beside)):
         print(f"  {name:11} {load.rate:7.2f} requests/s  p99 {p99(load.ok_ms):8.1f} ms  {load.statuses}")
     print(f"  goodput {goodput:.2f}, p99 of queries {ratio:.2f} times as long, {late} let in and not answered")
-    print(f"  others kept {foreign:.2f} cores busy meanwhile", flush=True)
+    print(f"  foreign processes kept {foreign:.2f} cores busy meanwhile", flush=True)
     return {
         "mixed_goodput": round(goodput, 3),
         "mixed_query_p99_ratio": round(ratio, 2),
@@ -166,7 +154,7 @@ def _retry_rounds(ours: Ours, way: str, texts: list[str], seconds: float, rounds
 
 
 def _retry_round(system: System, asks: list[Ask], peak: Load, factor: int, seconds: float) -> Found:
-    strangers = Strangers()
+    strangers = ForeignLoad(own_seconds)
     rate = factor * peak.rate
     over = run(system.spec(asks, MOST_WAITING, seconds, rate=rate, warm_s=3.0, retries=RETRIES))
     foreign, refused = strangers.cores(), over.statuses.get("429", 0)
@@ -174,7 +162,7 @@ def _retry_round(system: System, asks: list[Ask], peak: Load, factor: int, secon
     print(
         f"  {system.name:18} {factor:2}x of {peak.rate:4.0f}: goodput {goodput:.2f}, accepted p99 "
         f"{p99(over.ok_ms):6.0f} ms, refused {refused} p99 {p99(over.refused_ms):5.0f} ms, others {others}; "
-        f"sent {over.sent_rate:.0f}/s, cores of load {over.cores:.2f}, of strangers {foreign:.2f}"
+        f"sent {over.sent_rate:.0f}/s, cores of load {over.cores:.2f}, foreign {foreign:.2f}"
     )
     return {
         "factor": factor,
