@@ -29,10 +29,14 @@ SHAPES: dict[str, str] = {
     "an Authorization header": r"(?i:\b(?:bearer|basic) )(?=[^\s'\"]*[0-9])[\w.~+/-]{16,}=*",
 }
 """Values that are nothing else, wherever they stand."""
-ANY_SHAPE = re.compile(rf"(?<![\w+])(?:{'|'.join(SHAPES.values())})")
+STARTS = r"(?:(?<![\w+])|(?<=\\[nrt]))"
+"""Where a value may begin: not within a word, but after a line break or tab that is written as an escape."""
+ANY_SHAPE = re.compile(rf"{STARTS}(?:{'|'.join(SHAPES.values())})")
 
 URI_USER = re.compile(r"://(?:[^\s'\"/@]*:[^\s'\"]*|[^\s'\"/?#]*)@|(?<=s3)://[^\s'\"]*@|(?<=gs)://[^\s'\"]*@")
 """User and password of a URI, malformed ones too: what a slash or a second @ cuts in two is no less secret."""
+RUN = re.compile(r"[^\s'\"]+")
+"""What such a URI lies in as a whole."""
 URI_PASSWORD = re.compile(
     r"://[^\s'\"/@:()\[\]{}<>]*:(?!\*\*\*@)[^\s'\"/@()\[\]{}<>]+@|(?<=http)s?://(?!\*\*\*@)[^\s'\"/?#@()\[\]{}<>]+@"
 )
@@ -89,7 +93,7 @@ def is_secret(name: str, value: str) -> bool:
 def find_credential(text: str) -> str | None:
     """What kind of credential a text holds, None if there is none."""
     if ANY_SHAPE.search(text):
-        return next(kind for kind, shape in SHAPES.items() if re.search(rf"(?<![\w+])(?:{shape})", text))
+        return next(kind for kind, shape in SHAPES.items() if re.search(rf"{STARTS}(?:{shape})", text))
     if any(PLACEHOLDER not in match[0].upper() for match in URI_PASSWORD.finditer(text)):
         return "a URI with a user or password"
     return "a signed URI" if URI_PARAMETER.search(text) else None
@@ -97,9 +101,27 @@ def find_credential(text: str) -> str | None:
 
 def masked(text: str) -> str:
     """A text in which no credential can be read, not even in a malformed URI."""
-    text = URI_USER.sub("://***@", text)
+    text = RUN.sub(_without_user, text)
     text = URI_PARAMETER.sub(r"\1***", text)
     return ANY_SHAPE.sub("***", text)
+
+
+def masked_texts(value: object) -> object:
+    """A value that JSON can hold, in whose texts and names no credential can be read.
+
+    Before it is written as JSON: in the written form a credential may end in an escape, or begin behind one.
+    """
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, dict):
+        return {masked_texts(name): masked_texts(inner) for name, inner in value.items()}
+    return [masked_texts(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _without_user(run: re.Match[str]) -> str:
+    # Nothing is sought behind the last @: a long URI without one would be walked through from each of its colons.
+    before, at, after = run[0].rpartition("@")
+    return URI_USER.sub("://***@", before + at) + after
 
 
 def is_secret_file(path: PurePath) -> bool:

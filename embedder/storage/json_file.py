@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from embedder.credentials import masked
+from embedder.credentials import masked_texts
 from embedder.errors import NotFiniteError
 from embedder.storage.object_store import AnyPath, replacing
 
@@ -17,8 +17,8 @@ def write_json(value: object, path: AnyPath) -> None:
     """
     try:
         # Python would write a bare NaN, which other readers refuse; this one names the file in place of that.
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(masked_texts(value), indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise NotFiniteError(f"{path}: not written, a number of it is NaN or infinite ({error})") from error
     with replacing(path) as file:
-        file.write((masked(text) + "\n").encode())
+        file.write((text + "\n").encode())

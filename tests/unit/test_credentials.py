@@ -97,6 +97,26 @@ def test_text_without_a_credential_stays_as_it_is(text):
     assert masked(text).replace("ssh://***@", "ssh://git@") == text
 
 
+def test_json_stays_json_with_its_credentials_masked(tmp_path):
+    """A credential that a quote or an escape ends, or that stands behind one."""
+    path = tmp_path / "lineage.json"
+    write_json(
+        {"error": f'see http://x/?token={LETTERS}"def', f"http://a:{LETTERS}@b": [f"\n{PLANTED['openai']}"]}, path
+    )
+    assert json.loads(path.read_text()) == {"error": 'see http://x/?token=***"def', "http://***@b": ["\n***"]}
+
+
+def test_credential_behind_an_escape_is_seen_in_written_json():
+    text = json.dumps({"log": f"first line\n{PLANTED['openai']}"})
+    assert find_credential(text) is not None and secret_part(PLANTED["openai"]) not in masked(text)
+
+
+def test_long_text_of_colons_is_masked_in_one_pass():
+    """Each of them may begin the user of a URI; seconds of a worker, where each is followed to the end."""
+    text = "://a:" * 200_000
+    assert masked(text) == text
+
+
 NAMES = (
     "HF_AUTH DB_PASSWD DB_PASS PGPASSWORD MYSQL_PWD AWS_ACCESS_KEY_ID OPENAI_API_KEY apiKey HF_TOKEN GH_PAT SSH_KEY "
     "SIGNING_KEYS JWT GOOGLE_APPLICATION_CREDENTIALS SESSION_COOKIE SENTRY_DSN AZURE_SAS CLIENT_SECRET PRIVATE_PEM "
