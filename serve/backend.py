@@ -25,9 +25,9 @@ DEADLINE: ContextVar[float] = ContextVar("deadline")
 """Until when the request at hand must be answered, by `time.monotonic()`."""
 
 
-def time_left() -> float:
+def time_left(now: float | None = None) -> float:
     """Seconds until the request at hand must be answered; never 0, so that what is ready is still taken."""
-    return max(0.001, DEADLINE.get() - time.monotonic())
+    return max(0.001, DEADLINE.get() - (time.monotonic() if now is None else now))
 
 
 QUICK_CALLS: tuple[Callable[..., Any], ...] = (OpenIndex.rank, OpenIndex.stats)

@@ -65,6 +65,11 @@ def retry_headers(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(seconds))), "retry-after-ms": str(max(1, round(1000 * seconds)))}
 
 
+def timed_out() -> ApiError:
+    """The refusal of what was not done by its deadline."""
+    return ApiError(503, "the request took too long; try again", code="timeout")
+
+
 def answer(path: str, error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as a response; overload tells when to come back, and what would fail again says so."""
     sent, status = dict(headers or {}), error.status
@@ -143,7 +148,7 @@ def install_handlers(api: FastAPI) -> None:
 
     @api.exception_handler(TimeoutError)
     async def late(request: Request, error: TimeoutError) -> JSONResponse:
-        return answer(request.url.path, ApiError(503, "the request took too long; try again", code="timeout"))
+        return answer(request.url.path, timed_out())
 
     @api.exception_handler(OSError)
     async def unreadable(request: Request, error: OSError) -> JSONResponse:

@@ -18,7 +18,8 @@ from uuid import uuid4
 
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
-from serve.access.keys import HASHED, ROLES, hashed_key, parsed_line, read_keys
+from embedder.storage.durable import sync_path
+from serve.access.keys import HASHED, ROLES, hashed_key, parsed_file, parsed_line, read_keys
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,16 +70,17 @@ def add_line(path: Path, line: str) -> None:
         if path.exists():
             read_keys(path)
             before, status = path.read_text(encoding="utf-8"), path.stat()
+        parsed_file(after := f"{before}{line}\n", str(path))
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(f"{before}{line}\n")
+            file.write(after)
             if status is not None:
                 # The service may run as another user, for whom the file must stay readable.
                 os.fchown(file.fileno(), status.st_uid, status.st_gid)
                 os.fchmod(file.fileno(), status.st_mode & 0o777)
             file.flush()
             os.fsync(file.fileno())
-        read_keys(temporary)
         os.replace(temporary, path)
+        sync_path(path.parent)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); the key is not in it") from error
     finally:

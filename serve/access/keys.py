@@ -24,7 +24,7 @@ from typing import Literal, get_args
 
 from embedder.errors import ConfigError
 from serve.access.key_scopes import MAX_OWNER, UNLIMITED, WORD, KeyScope
-from serve.middleware.load_shedding import ENCODING
+from serve.middleware.incoming import ENCODING
 
 logger = logging.getLogger("ray.serve")
 
@@ -121,7 +121,7 @@ def read_keys(path: Path) -> list[ApiKey]:
     """The keys of a file, expired ones too.
 
     Raises:
-        ConfigError: the file is missing, empty, half written or writable by everybody, or a line is no key.
+        ConfigError: the file is missing or writable by everybody, or what stands in it is refused.
     """
     where = f"serve.api_keys_file {path}"
     try:
@@ -130,6 +130,17 @@ def read_keys(path: Path) -> list[ApiKey]:
         raise ConfigError(f"{where}: not readable ({type(error).__name__}); {REMEDY}") from error
     if mode & stat.S_IWOTH:
         raise ConfigError(f"{where}: everybody can write to it; run `chmod 600 {path}`, and look who has")
+    keys = parsed_file(text, where)
+    _warn(path, mode, keys)
+    return keys
+
+
+def parsed_file(text: str, where: str) -> list[ApiKey]:
+    """The keys of what stands in a file; `where` it does begins every message.
+
+    Raises:
+        ConfigError: it is empty or half written, or a line is no key.
+    """
     if text and not text.endswith("\n"):
         raise ConfigError(f"{where}: its last line has no end, as of a file that is half written; {REMEDY}")
     keys = []
@@ -146,7 +157,6 @@ def read_keys(path: Path) -> list[ApiKey]:
     for what, counted in (("name", Counter(key.name for key in keys)), ("key", Counter(key.hashed for key in keys))):
         if max(counted.values()) > 1:
             raise ConfigError(f"{where}: two lines have the same {what}; each needs its own; {REMEDY}")
-    _warn(path, mode, keys)
     return keys
 
 
@@ -192,8 +202,16 @@ def _hashed_line(role: Role, options: list[str], digest: str, number: int) -> Ap
     if role == "admin" and scope.is_limited:
         # An alias can be pointed at any version, and so at documents beyond any scope.
         raise ValueError("an admin moves aliases to any version, and so has no index=, task= or where.")
-    expires = date.fromisoformat(named["expires"][0]) if named["expires"] else None
+    expires = _day(named["expires"][0]) if named["expires"] else None
     return ApiKey((named["name"] or [f"line-{number}"])[0], role, bytes.fromhex(digest), scope, expires)
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        # Python's own message repeats the text, which may be anything that was written into the file.
+        raise ValueError("expires= is no day of the calendar, such as 2027-01-31") from None
 
 
 def _warn(path: Path, mode: int, keys: list[ApiKey]) -> None:

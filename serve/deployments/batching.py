@@ -18,14 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from embedder.models.encoder import TokenRow
+from serve.deployments.admission import SMALL_TOKENS
 
 Run = Callable[[list[TokenRow]], np.ndarray]
 """Token rows to vectors (N, D)."""
 Observe = Callable[[int, int, float], None]
 """Told of each batch: rows, tokens, and how many seconds the request that waited longest for its first row did so."""
-
-SMALL_TOKENS = 1024
-"""Of all rows of a small request at most."""
 
 LARGE_PER_SMALL = 1 / 3
 """Tokens of large requests for each token of small ones, at least: small ones alone must not starve them."""

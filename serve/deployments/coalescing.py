@@ -19,8 +19,8 @@ from functools import partial
 import numpy as np
 
 from embedder.config.cutting import PromptedText
-from serve.backend import DEADLINE, Encoded, Piece
-from serve.deployments.admission import MARGIN, Clock, Room, TokenEstimate
+from serve.backend import DEADLINE, Encoded, Piece, time_left
+from serve.deployments.admission import SMALL_TOKENS, Clock, Room, TokenEstimate
 from serve.http_errors import ApiError, overloaded
 
 Outcome = Encoded | ApiError
@@ -31,8 +31,6 @@ LANES = 2
 """Small requests and large ones."""
 MOST_PIECES = 64
 """Pieces that one call takes at most."""
-SMALL_TOKENS = 1024
-"""Estimated tokens of a small request at most."""
 SMALL_BYTES = 8 * SMALL_TOKENS
 """Of the body of such a request, before it is read."""
 CALL_CHARACTERS = 8
@@ -68,13 +66,16 @@ class _Request:
     answers: dict[int, Encoded] = field(default_factory=dict)
     """Of the pieces, by the position of their first text."""
 
-    def cut(self, characters: int) -> Piece | None:
-        """The next texts that fit, or None if not even one does."""
-        first = stop = self.num_sent
-        while stop < len(self.texts) and len(self.texts[stop]) <= characters:
-            characters -= len(self.texts[stop])
-            stop += 1
-        return Piece(self.texts[first:stop], first) if stop > first else None
+    def cut(self, characters: int, *, at_least: int) -> Piece:
+        """The next texts that fit, or so many of them although they do not."""
+        first = self.num_sent
+        while self.num_sent < len(self.texts):
+            size = len(self.texts[self.num_sent])
+            if self.num_sent - first >= at_least and size > characters:
+                break
+            characters -= size
+            self.num_sent += 1
+        return Piece(self.texts[first : self.num_sent], first)
 
     def add(self, piece: Piece, outcome: Outcome | BaseException, most_tokens: int) -> None:
         """Note what became of a piece; the last one, or a failure, settles the request if anybody still waits."""
@@ -113,11 +114,15 @@ class _Lane:
         return None
 
     def enter(self, request: _Request) -> None:
+        def left(_: asyncio.Future[Encoded]) -> None:
+            # However it ended. To 0, because it may stand among those that wait until its turn comes.
+            self.room.leave(request.work)
+            request.work = 0.0
+
         self.waiting.append(request)
         self.num_texts += len(request.texts)
         self.room.enter(request.work)
-        # However it ends: what remains of it is then no work any more.
-        request.done.add_done_callback(lambda _: self.room.leave(request.work))
+        request.done.add_done_callback(left)
 
     def leave(self) -> None:
         """The oldest request waits no more."""
@@ -128,22 +133,19 @@ class _Lane:
         group: list[tuple[_Request, Piece]] = []
         while self.waiting and len(group) < MOST_PIECES:
             request = self.waiting[0]
-            if request.done.done() or request.num_sent == len(request.texts):
+            if request.done.done():
                 self.leave()
                 continue
             if group and (request.version, request.truncate) != (group[0][0].version, group[0][0].truncate):
                 break
-            piece = request.cut(characters)
-            if piece is None:
-                if group:
-                    break
-                # A text longer than a call goes alone; it would never fit otherwise.
-                piece = Piece(request.texts[request.num_sent : request.num_sent + 1], request.num_sent)
-            request.num_sent += len(piece.texts)
+            # A text longer than a call goes alone; it would never fit otherwise.
+            piece = request.cut(characters, at_least=0 if group else 1)
+            if not piece.texts:
+                break
             characters -= sum(map(len, piece.texts))
             group.append((request, piece))
-        if self.waiting and self.waiting[0].num_sent == len(self.waiting[0].texts):
-            self.leave()
+            if request.num_sent == len(request.texts):
+                self.leave()
         return group
 
     def shed(self, now: float) -> None:
@@ -160,7 +162,7 @@ class _Lane:
                 continue
             is_late = work > 0 and now + (work + request.work) / rate > request.deadline
             if is_late and not request.num_sent:
-                lacks = max(0.0, (work + request.work) / rate - MARGIN * self._limits.timeout_s)
+                lacks = self.room.lacks(request.work, self._limits.timeout_s, work)
                 request.done.set_exception(overloaded(self.room.come_back(lacks, request.work)))
             else:
                 work += request.work
@@ -190,7 +192,7 @@ class Coalescer:
         """
         work = self._estimate.of(texts)
         lane = self._small if work <= SMALL_TOKENS else self._large
-        left = max(0.001, DEADLINE.get() - self._clock())
+        left = time_left(self._clock())
         if refused := lane.refusal(work, left):
             raise refused
         done: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
@@ -232,11 +234,12 @@ class Coalescer:
             work = self._estimate.of(piece.texts) if is_answer else 0.0
         else:
             # Before the estimate learns, so that it leaves as what it came in as.
-            work = min(request.work, self._estimate.of(piece.texts))
-            self._estimate.learn(piece.texts, outcome.tokens, outcome.limit)
+            work = self._estimate.of(piece.texts)
             if not request.done.done():
+                work = min(request.work, work)
                 request.work -= work
                 lane.room.leave(work)
+            self._estimate.learn(piece.texts, outcome.tokens, outcome.limit)
         request.add(piece, outcome, self._limits.request_tokens)
         return work
 

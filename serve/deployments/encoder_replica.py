@@ -26,7 +26,7 @@ from serve.backend import Encoded, Piece
 from serve.deployments.batching import NotEncodable, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
-from serve.http_errors import ApiError
+from serve.http_errors import ApiError, timed_out
 from serve.versions.served import VersionSource
 
 logger = logging.getLogger("ray.serve")
@@ -103,7 +103,7 @@ class EncoderReplica:
             vector_ND = await model.batcher.submit(rows, deadline)
             return Encoded(vector_ND, [len(row) for row in rows], model.encoder.config.max_tokens)
         except TimeoutError:
-            return ApiError(503, "the request took too long; try again", code="timeout")
+            return timed_out()
         except NotEncodable as error:
             # Asked for every failure: a broken GPU fails on any text, and then it would be wrong to blame this one.
             try:

@@ -14,9 +14,9 @@ from serve.access.audit import CALLER, Caller
 from serve.access.keys import ROLES, needed_role
 from serve.backend import DEADLINE
 from serve.http_errors import ApiError, answer
-from serve.middleware.incoming import is_route, unusable_body
+from serve.middleware.incoming import is_route, needs_encoder, unusable_body
 from serve.middleware.limited_body import LimitedBody
-from serve.middleware.load_shedding import needs_encoder, num_bytes
+from serve.middleware.load_shedding import num_bytes
 from serve.middleware.request_head import head_refusal, keep_plain_id, site_refusal
 from serve.service import Service
 

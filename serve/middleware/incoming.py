@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.http_errors import ApiError, answer
+from serve.middleware.request_head import WITH_BODY
 
 ALIASES = {
     "/embeddings": "/v1/embeddings",  # infinity
@@ -25,6 +26,9 @@ ALIASES = {
 """Paths under which clients of others look for our routes."""
 AZURE = re.compile(r"/openai/deployments/[^/]+/embeddings")
 """The model stands in the body too."""
+ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/rerank"}
+"""Routes of which every request needs the encoder: under overload they are refused before their body is read."""
+ENDINGS = {path.rpartition("/")[2] for path in ENCODING}
 PREFIX = "route_prefix"
 """Key of the scope: what stood before the path."""
 
@@ -39,6 +43,11 @@ def route_path(scope: Scope) -> str:
     if path == "/" and scope["method"] == "POST":
         return "/embed"  # text-embeddings-inference
     return "/v1/embeddings" if AZURE.fullmatch(path) else ALIASES.get(path, path)
+
+
+def needs_encoder(path: str) -> bool:
+    """Whether every request of a route needs the encoder; the path may have a prefix before it."""
+    return path.rstrip("/").rpartition("/")[2] in ENDINGS
 
 
 class Traffic:
@@ -99,7 +108,7 @@ def is_route(routes: Iterable[BaseRoute], scope: Scope) -> bool:
 
 def unusable_body(scope: Scope, headers: Headers) -> ApiError | None:
     """Why a body can be none of ours by what its headers say."""
-    if scope["method"] not in {"POST", "PUT", "PATCH"}:
+    if scope["method"] not in WITH_BODY:
         return None
     coding = headers.get("content-encoding", "identity").strip().lower()
     if coding not in {"", "identity"}:

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.deployments.admission import Clock, Room
 from serve.http_errors import ApiError, answer, overloaded
-from serve.middleware.incoming import route_path
+from serve.middleware.incoming import needs_encoder, route_path
 from serve.middleware.request_head import CLOSING, REQUEST_ID, HeadLimits
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middleware"}
@@ -38,14 +38,6 @@ ARRIVING = 4
 """For each of these so many may be sending their bodies: slow senders must not take the places of the others."""
 MOST_UNREAD = 2**16
 """Bytes of the body of a refused request that are still read."""
-ENCODING = {"/v1/embeddings", "/embed", "/v1/rerank", "/rerank"}
-"""Routes of which every request needs the encoder: under overload they are refused before their body is read."""
-ENDINGS = {path.rpartition("/")[2] for path in ENCODING}
-
-
-def needs_encoder(path: str) -> bool:
-    """Whether every request of a route needs the encoder; the path may have a prefix before it."""
-    return path.rstrip("/").rpartition("/")[2] in ENDINGS
 
 
 def passes_door(path: str) -> bool:
@@ -82,7 +74,8 @@ class Door:
         async def receive_noting() -> Message:
             nonlocal is_whole
             message = await receive()
-            if not is_whole and not message.get("more_body", False):
+            # A client that hangs up in the middle says so by a message without `more_body` too.
+            if not is_whole and message["type"] == "http.request" and not message.get("more_body", False):
                 is_whole = True
                 self._arriving -= 1
                 self._room.enter(1.0)

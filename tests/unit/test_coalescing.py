@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from serve.backend import DEADLINE, Encoded
-from serve.deployments.coalescing import Coalescer, Limits
+from serve.deployments.coalescing import Coalescer, Limits, _Lane, _Request
 from serve.http_errors import ApiError
 from tests.event_loop import run_virtually, settle
+from tests.unit.test_admission import Clock
 
 LIMITS = Limits(calls=2, requests=50, texts=1000, request_tokens=10_000, timeout_s=60.0, characters=16_384)
 
@@ -316,3 +317,29 @@ def test_coalescer_sheds_what_it_let_in_when_the_encoders_become_slower(monkeypa
     took, refused, late, _ = simulate(monkeypatch, [LARGE[:500]] * 8, seconds=300.0)
     # The two that had begun when it happened may be late; what follows fits the speed that is left.
     assert sum(late) <= 2 and sum(refused) > 0 and sum(map(len, took)) >= 12
+
+
+def test_lane_sheds_what_comes_too_late_though_a_request_behind_it_has_ended():
+    """What has ended leaves once, and hides nothing of the work that is still there."""
+
+    async def main():
+        clock, loop = Clock(), asyncio.get_running_loop()
+        lane = _Lane(LIMITS, clock)
+
+        def entered(work, deadline):
+            lane.enter(request := _Request("v1", ["x"], True, deadline, work, loop.create_future()))
+            return request
+
+        entered(100.0, 150.0)
+        assert lane.take(LIMITS.characters)
+        late, gone = entered(100.0, 110.0), entered(1000.0, 110.0)
+        # Ten a second: with the hundred before it, and a tenth of that time left, it comes too late.
+        lane.room.throughput.done(0.0, more=True)
+        clock.now += 1.0
+        lane.room.throughput.done(10.0, more=True)
+        gone.done.cancel()
+        await settle()
+        lane.shed(clock.now)
+        assert lane.room.ahead == 200.0 and isinstance(late.done.exception(), ApiError)
+
+    asyncio.run(main())

@@ -147,6 +147,7 @@ def test_key_that_is_too_short_is_none_even_if_the_file_has_its_hash(tmp_path, k
         f"read index= sha256:{HASH}\n",
         f"read name=a name=b sha256:{HASH}\n",
         f"read expires=soon sha256:{HASH}\n",
+        f"read expires={RAW['abc']} sha256:{HASH}\n",
         f"admin where.tenant=a sha256:{HASH}\n",
         f"admin index=live sha256:{HASH}\n",
         f"admin task=qa sha256:{HASH}\n",
