@@ -127,8 +127,8 @@ def without_credentials(folder: Path, files: list[Path], config: RunConfig) -> t
         ConfigError: one of the others holds a credential.
     """
     keys = config.serve.api_keys_file and config.serve.api_keys_file.resolve()
-    secret = [path for path in files if is_secret_file(path.relative_to(folder)) or path.resolve() == keys]
-    kept = [path for path in files if path not in set(secret)]
+    secret = {path for path in files if is_secret_file(path.relative_to(folder)) or path.resolve() == keys}
+    kept = [path for path in files if path not in secret]
     for path in kept:
         if (found := credential_in_file(path)) is not None:
             name = path.relative_to(folder)

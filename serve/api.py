@@ -23,7 +23,6 @@ REFUSALS = {
     401: "no valid key",
     403: "the key has not the role or the scope that this needs, or a page of another site asks",
     404: "no such model, index, version or path",
-    405: "not with this method; `Allow` has those that there are",
     408: "the body did not arrive in time",
     409: "not while things are as they are",
     413: "the body exceeds the limit",

@@ -59,14 +59,24 @@ def build(arguments: dict[str, str]) -> Application:
         overrides = [f"{key}={value}" for key, value in arguments.items() if key != "run"]
         if "run" not in arguments:
             raise ConfigError("serve.app:build: name the run file, run=configs/demo.yaml")
-        with workplace(load_run(arguments["run"], overrides), writes=False) as config:
-            check_ray(config.cluster)
-            return build_run(config)
+        return build_checked(load_run(arguments["run"], overrides))
     except EmbedderError as error:
         if ray.is_initialized() and ray.get_runtime_context().get_task_id() is not None:
             raise
         console().print(masked(f"error: {error}"), markup=False)
         sys.exit(2)
+
+
+def build_checked(config: RunConfig) -> Application:
+    """The application of a run file as it was read, once Ray asks for a token and the workplace is there.
+
+    Raises:
+        ConfigError: it does not, or the run has nothing to serve.
+        BundleError: a file of the bundle is missing or altered.
+    """
+    with workplace(config, writes=False) as resolved:
+        check_ray(resolved.cluster)
+        return build_run(resolved)
 
 
 def check_ray(settings: ClusterConfig) -> None:

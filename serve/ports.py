@@ -16,6 +16,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,11 +139,11 @@ def _command(pid: int) -> str:
 def _links(pid: int) -> list[str]:
     """What the open files of a process are; none where it has ended or belongs to somebody else."""
     links = []
-    try:
+    # A file that is closed meanwhile is passed over; the others may be listened on.
+    with suppress(OSError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
-            links.append(os.readlink(path))
-    except OSError:
-        return links
+            with suppress(OSError):
+                links.append(os.readlink(path))
     return links
 
 

@@ -103,10 +103,7 @@ class Service:
         if fields.k > self.settings.max_results:
             raise ApiError(400, f"k {fields.k}: at most {self.settings.max_results}", param="k")
         prompted = self.prompted(version, task, "query", texts)
-        if task not in version.manifest.collections:
-            raise ApiError(
-                400, f"task {task!r:.200}: the index has {sorted(version.manifest.collections)}", param="task"
-            )
+        version.check_documents(task)
         options = SearchOptions(
             k=fields.k,
             mode=fields.mode,

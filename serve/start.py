@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # First of all, and before Ray is imported, so that it takes no second.
         refuse_taken_port(options.host, options.port, options.name, prefix)
         config = load_run(options.config, options.set)
-        from serve.app import build
+        from serve.app import build_checked
 
-        application = build({"run": options.config, **dict(each.split("=", 1) for each in options.set)})
+        application = build_checked(config)
         is_own_serve = _connect(options.host, options.port, options.name, prefix, config.serve.timeout_s)
     _serve(application, options.name, prefix, config, out, is_own_serve=is_own_serve)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 
 from embedder.errors import ConfigError
 
@@ -21,12 +20,11 @@ def refuse_taken_port(host: str, port: int, name: str, route_prefix: str) -> Non
         ConfigError: it is another program, or a Ray Serve where the name or the route is taken.
     """
     reached = "127.0.0.1" if host in {"0.0.0.0", ""} else host
+    connection = http.client.HTTPConnection(reached, port, timeout=LOOK_S)
     try:
-        with socket.create_connection((reached, port), LOOK_S):
-            pass
+        connection.connect()
     except OSError:
         return
-    connection = http.client.HTTPConnection(reached, port, timeout=LOOK_S)
     try:
         connection.request("GET", ROUTES)
         applications = json.loads(connection.getresponse().read(65_536))
@@ -45,8 +43,8 @@ def refuse_taken_name(applications: dict[str, str | None], name: str, route_pref
     Raises:
         ConfigError: with what to choose.
     """
-    where = f"{applications.get(name) or 'no route'}"
     if name in applications:
+        where = applications[name] or "no route"
         raise ConfigError(
             f"a service of the name {name!r} is running on this Ray (at {where}); start this one beside it by another "
             "--name and --route-prefix, or stop that one first"

@@ -47,7 +47,7 @@ def _not_reserved(name: str) -> str:
     return name
 
 
-def _without_nulls(fields: object) -> object:
+def without_nulls(fields: object) -> object:
     """Leave out the fields that are null: a field without a value is one that is not there."""
     return {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
 
@@ -82,7 +82,7 @@ Values = Annotated[
 Metadata = Annotated[
     dict[FieldName, Values],
     Field(max_length=MAX_FIELDS_EACH, fail_fast=True),
-    BeforeValidator(_without_nulls),
+    BeforeValidator(without_nulls),
     AfterValidator(_not_too_long),
 ]
 

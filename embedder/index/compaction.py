@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embedder.index.collection import Collection, CollectionInfo, History, sort_by_name, write_collection
+from embedder.index.collection import CollectionInfo, History, sort_by_name, write_collection
 from embedder.index.faiss_index import ROWS_AT_ONCE, empty_vectors
 from embedder.index.memtable import MemtableView
 
 
-def write_compacted(base: Collection, view: MemtableView, history: History, folder: Path) -> CollectionInfo:
+def write_compacted(view: MemtableView, history: History, folder: Path) -> CollectionInfo:
     """Write all live documents of a view as a collection of the same identity and settings.
 
     The writes of `history` are all there were so far.
@@ -20,6 +20,7 @@ def write_compacted(base: Collection, view: MemtableView, history: History, fold
     Raises:
         ConfigError: FAISS cannot build the index.
     """
+    base = view.base
     stored = np.arange(base.info.rows) if view.stored is None else np.flatnonzero(view.stored)
     written = np.flatnonzero(view.live)
     payload = pa.concat_tables([base.payload.take(pa.array(stored)), view.take(pa.array(written))])

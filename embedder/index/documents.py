@@ -59,6 +59,8 @@ def _id_text(given: object) -> object:
     return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
 
 
+MAX_DATASET = 256
+DatasetName = Annotated[str, StringConstraints(max_length=MAX_DATASET)]
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512), BeforeValidator(_id_text)]
 
 
@@ -70,7 +72,7 @@ class Document(Sent):
     id: DocumentId
     text: Annotated[str, StringConstraints(min_length=1)]
     title: Annotated[str, StringConstraints(max_length=4096)] | None = None
-    dataset: Annotated[str, StringConstraints(max_length=256)] = ""
+    dataset: DatasetName = ""
     metadata: Metadata = Field(default_factory=dict)
 
     @property

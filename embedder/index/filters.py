@@ -9,6 +9,7 @@ condition. Texts are compared by code point, so that ISO dates of one time zone 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Protocol
 
 import numpy as np
@@ -120,7 +121,7 @@ class Condition(_Part):
     def names_are_texts(self) -> Condition:
         """Refuse a condition on a document's name that none could fit."""
         if self.key in (ID_FIELD, DATASET_FIELD):
-            values = [] if self.match is None else [*self.match.values, *(self.match.except_ or [])]
+            values = [] if self.match is None else self.match.values
             is_number = self.range is not None and self.range.kind == "number"
             if is_number or any(isinstance(value, bool | float) for value in values):
                 raise ValueError(f"{self.key} is a text; give a text to compare it with")
@@ -215,26 +216,34 @@ def matching(wanted: Filter, fields: FieldIndex) -> Mask:
     mask = np.ones(fields.num_rows, dtype=np.bool_)
     # One mask for all conditions of a kind: with a mask each, 256 of them would fill the memory of as many.
     marked = np.empty_like(mask)
+
+    def fitting_any(parts: Sequence[Condition | Filter]) -> Mask:
+        marked[:] = False
+        for part in parts:
+            _mark(part, fields, marked)
+        return marked
+
     for part in wanted.must:
-        marked[:] = False
-        _mark(part, fields, marked)
-        mask &= marked
+        mask &= fitting_any([part])
     if wanted.should:
-        marked[:] = False
-        for part in wanted.should:
-            _mark(part, fields, marked)
-        mask &= marked
+        mask &= fitting_any(wanted.should)
     if wanted.must_not:
-        marked[:] = False
-        for part in wanted.must_not:
-            _mark(part, fields, marked)
-        mask &= ~marked
+        mask &= ~fitting_any(wanted.must_not)
     return mask
 
 
 def equals(field: str, value: Scalar) -> Filter:
     """The filter for documents whose field has that value."""
     return Filter(must=[Condition(key=field, match=Match(value=value))])
+
+
+def both(own: Filter | None, wanted: Filter | None) -> Filter | None:
+    """A client's filter with conditions of ours, which all stand in `must`; None always holds."""
+    if own is None or wanted is None:
+        return own or wanted
+    # Beside the client's `must`, which hold whatever stands in `should` and `must_not`: around them the filter would be
+    # one deeper than it may be. Not validated, because the limits are for what a client sends.
+    return wanted.model_copy(update={"must": [*own.must, *wanted.must]})
 
 
 def _mark(part: Condition | Filter, fields: FieldIndex, mask: Mask) -> None:

@@ -220,13 +220,13 @@ class MutableCollection:
                     return False
                 # At one moment: what is written later goes to the new segment and not into this view.
                 number = self._begin_segment(self._reading.log)
-                base, view, writes = self.freeze()
+                view, writes = self.freeze()
             # No lock is held from here on, because building may take minutes; searches and writes go on.
             final = self._generation(number)
             # On the disk before CURRENT names it, so that a kill between the two leaves the old generation valid. What
             # a full disk cuts short is removed at once, because it takes the room that writes need.
             with appearing(final) as folder:
-                write_compacted(base, view, History(number, writes), folder)
+                write_compacted(view, History(number, writes), folder)
             digest = Collection.load(final, self.identity, check=False).info.digest
             write_durably(self._state / CURRENT, f"{number} {digest}\n".encode())
             self.adopt()
@@ -259,11 +259,10 @@ class MutableCollection:
             self._catch_up()
         return True
 
-    def freeze(self) -> tuple[Collection, MemtableView, pa.Table]:
-        """What a snapshot writes: the base collection, the memtable on top of it and all writes, at one moment."""
+    def freeze(self) -> tuple[MemtableView, pa.Table]:
+        """What a snapshot writes: the memtable on top of its collection, and all writes, at one moment."""
         with self._lock:
-            view = self._view()
-            return view.base, view, self.writes()
+            return self._view(), self.writes()
 
     @property
     def write_lock(self) -> Path:

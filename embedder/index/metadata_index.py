@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +130,7 @@ class StoredMetadata:
         return np.concatenate([NO_ROWS, *(values.between(bounds) for values in self._sorted(field, bounds.kind))])
 
     def having(self, field: str) -> Rows:
-        kinds: tuple[Kind, ...] = ("text", "number", "boolean")
+        kinds: tuple[Kind, ...] = get_args(Kind)
         return np.concatenate([NO_ROWS, *(values.rows() for kind in kinds for values in self._sorted(field, kind))])
 
 

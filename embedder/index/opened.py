@@ -258,10 +258,10 @@ class OpenIndex:
         files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(f"{MODEL}/")}
         shutil.copytree(self._bundle / MODEL, staged / MODEL, copy_function=_link)
         counts = dict.fromkeys(self.collections, 0)
-        for (task, shard), (base, view, writes) in frozen.items():
+        for (task, shard), (view, writes) in frozen.items():
             folder = shard_folder(staged, shard) / task
             folder.mkdir(parents=True)
-            info = write_compacted(base, view, History(0, writes), folder)
+            info = write_compacted(view, History(0, writes), folder)
             counts[task] += info.rows
             files |= info.hashed_files(folder, staged)
         manifest = self.manifest.model_copy(update={"collections": counts, "files": files})

@@ -15,13 +15,6 @@ ANY = object()
 """Every value of a field that is passed over."""
 
 
-def without_nulls(given: Any) -> Any:  # noqa: ANN401 - anything may be sent
-    """The fields of an object that say something; what is no object stays as it is."""
-    if not isinstance(given, dict):
-        return given
-    return {name: value for name, value in given.items() if value is not None}
-
-
 class Sent(BaseModel):
     """Base of every request and of its parts."""
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from embedder.data.metadata import DATASET_FIELD, MAX_FIELDS_EACH
-from embedder.index.documents import Document, DocumentName, owned_dataset
-from embedder.index.filters import Condition, Filter, Match
+from embedder.index.documents import MAX_DATASET, Document, DocumentName, owned_dataset
+from embedder.index.filters import Condition, Filter, Match, both
 from embedder.index.results import Hit
 from serve.http_errors import ApiError
 
@@ -21,7 +21,6 @@ WORD = re.compile(r"[\w.:@/+-]{1,64}")
 """Fields and values of `where`: nothing that `owner` is joined with, so that no two scopes have one owner."""
 MAX_OWNER = 128
 """Characters of all of `where`; what is left of a dataset's 256 is for its name."""
-MAX_DATASET = 256
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,7 @@ class KeyScope:
 
     def narrowed(self, wanted: Filter | None) -> Filter | None:
         """A request's filter and the scope's: both must hold."""
-        own = self.filter
-        if own is None or wanted is None:
-            return own or wanted
-        # Into `must`, all of which hold whatever stands in `should` and `must_not`; and without validation, because the
-        # limits are for what a client sends, and a filter that is as long as it may be stays allowed.
-        return wanted.model_copy(update={"must": [*own.must, *wanted.must]})
+        return both(self.filter, wanted)
 
     def stored(self, documents: Sequence[Document]) -> list[Document]:
         """Documents as they are written: with the fields of the scope, under a dataset of its owner.

@@ -62,10 +62,13 @@ class ScopedVersions(NamedVersions):
         Raises:
             ApiError: there is no such model, or the caller may not use it.
         """
-        # Asked of the whole service only to note it: the answer is that of a name which nobody has.
-        if name not in self.models() and name in self._served.models():
-            self._caller.index, self._caller.refused = name, "index"
-        return super().model(name)
+        try:
+            return super().model(name)
+        except ApiError:
+            # Asked of the whole service only to note it: the answer is that of a name which nobody has.
+            if name in self._served.models():
+                self._caller.index, self._caller.refused = name, "index"
+            raise
 
 
 class ScopedService:
@@ -109,8 +112,8 @@ class ScopedService:
         answers, timing = await self._service.search(version, task, narrowed, texts)
         return [[self._scope.shown(hit) for hit in hits] for hits in answers], timing
 
-    async def upsert(self, version: Version, task: str, documents: Sequence[Document]) -> None:
-        """Encode and write documents as the caller's.
+    async def upsert(self, version: Version, task: str, documents: Sequence[Document]) -> int:
+        """Encode and write documents as the caller's; returns how many, of those of one name the last one.
 
         Raises:
             ApiError: there is no such task, or a document says that it is another tenant's.
@@ -121,11 +124,15 @@ class ScopedService:
         except ApiError as error:
             self._caller.refused = "where" if error.status == 403 else None
             raise
-        await self._service.upsert(version, task, stored)
+        # Last wins, before anything is encoded for nothing.
+        last = list({document.name: document for document in stored}.values())
+        self._caller.documents = len(last)
+        await self._service.upsert(version, task, last)
         if self._scope.where:
             # What is the caller's under the same name and came with the corpus, or from an unlimited key, is replaced.
             # Afterwards, so that a fault between the two leaves both and not none; writing again puts that right.
             await self._service.delete(version, task, [document.name for document in documents], self._scope.where)
+        return len(last)
 
     async def delete(self, version: Version, task: str, names: Sequence[DocumentName]) -> int:
         """Remove those of the documents that are the caller's; returns how many there were.
@@ -186,9 +193,9 @@ class ScopedService:
         """
         self._note_task(task)
         self._caller.documents = documents
-        known = version.manifest.collections
-        if task in version.manifest.tasks and task not in known:
-            raise ApiError(400, f"task {task!r:.200}: the index has {sorted(known)}", param="task")
+        # A task that the version does not know at all is refused like that of a search, by `prompted`.
+        if task in version.manifest.tasks:
+            version.check_documents(task)
 
 
 def _with_tasks_of(version: Version, caller: Caller) -> Version:

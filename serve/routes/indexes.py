@@ -48,11 +48,9 @@ async def indexes(service: Here) -> IndexList:
 async def upsert(name: Alias, request: UpsertRequest, service: Here) -> UpsertResponse:
     """Write documents: new ones, and new versions of old ones. They are on the disk and found when this answers."""
     version = service.served.named(name, "name")
-    # Last wins, before anything is encoded for nothing.
-    documents = list({document.name: document for document in request.documents}.values())
     service.texts([document.text for document in request.documents], "documents")
-    await service.upsert(version, request.task, documents)
-    return UpsertResponse(upserted=len(documents), **version.stamp.model_dump())
+    upserted = await service.upsert(version, request.task, request.documents)
+    return UpsertResponse(upserted=upserted, **version.stamp.model_dump())
 
 
 @router.post("/v1/indexes/{name}/documents/delete")

@@ -8,11 +8,10 @@ from uuid import uuid4
 
 import numpy as np
 from fastapi import APIRouter, Body, Response
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from serve.access.scoped_service import ScopedService
-from serve.http_errors import ApiError
+from serve.http_errors import ApiError, refusal
 from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here, stamp
 from serve.schemas.embedding_schemas import Usage
@@ -74,7 +73,7 @@ async def rerank_of_any(
         request = TeiRerankRequest.model_validate(body)
     except ValidationError as error:
         lines = [{**line, "loc": ("body", *line["loc"])} for line in error.errors()]
-        raise RequestValidationError(lines, body=body) from error
+        raise refusal(lines, body) from error
     version = service.served.named(None)
     texts = service.texts(request.texts, "texts")
     cosine_N, _ = await _cosines(service, version, request.query, texts, truncate=request.truncate)

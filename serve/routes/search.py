@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from embedder.config.tasks import PromptTemplate
 from embedder.data.rows import untitled
-from embedder.index.filters import Filter, equals
+from embedder.index.filters import both, equals
 from embedder.index.results import Hit
 from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here
@@ -51,10 +51,7 @@ async def retrieve(task: str, request: RetrieveRequest, service: Here) -> Retrie
     texts = service.texts(request.query, "query")
     fields = request
     if request.session is not None:
-        wanted = request.filter or Filter()
-        # Beside the filter's own conditions and not around them, which would make it one deeper than it may be.
-        must = [*equals(SESSION, request.session).must, *wanted.must]
-        fields = request.model_copy(update={"filter": wanted.model_copy(update={"must": must})})
+        fields = request.model_copy(update={"filter": both(equals(SESSION, request.session), request.filter)})
     (hits,), timing = await service.search(version, task, fields, texts)
     kept = fitting(hits, request.max_characters)
     spec = service.tasks.get(task)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from embedder.index.documents import Document, DocumentId
+from embedder.index.documents import DatasetName, Document, DocumentId
 from embedder.index.sent import Sent
 from serve.schemas.strict import Name, Strict
 
@@ -36,7 +36,7 @@ class NamedDocument(Sent):
     """Id and dataset, which identify a document."""
 
     id: DocumentId
-    dataset: Annotated[str, StringConstraints(max_length=256)] = ""
+    dataset: DatasetName = ""
 
 
 class DeleteRequest(Sent):

@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from embedder.config.index import SearchParameters
+from embedder.data.metadata import without_nulls
 from embedder.index.filters import Filter
 from embedder.index.search_options import Mode
-from embedder.index.sent import Sent, without_nulls
+from embedder.index.sent import Sent
 from serve.schemas.index_schemas import Versions
 from serve.schemas.strict import Name, Strict, Text, TextOrTexts
 

@@ -107,6 +107,15 @@ class Version:
         """The slices that hold shards of it."""
         return [part for part in range(num_slices) if shards_of(part, num_slices, self.manifest.num_shards)]
 
+    def check_documents(self, task: str) -> None:
+        """See that it has documents of a task.
+
+        Raises:
+            ApiError: it has none.
+        """
+        if task not in (known := self.manifest.collections):
+            raise ApiError(400, f"task {task!r:.200}: the index has {sorted(known)}", param="task")
+
     def by_slice(self, ids: Sequence[str], num_slices: int) -> dict[int, list[int]]:
         """Positions of the ids by the slice that holds their shard."""
         positions: dict[int, list[int]] = {}

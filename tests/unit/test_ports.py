@@ -41,6 +41,19 @@ def test_open_port_is_found_with_its_reach(family: socket.AddressFamily, host: s
     assert not [port for port in open_ports([os.getpid()]) if port.number == number]
 
 
+def test_open_port_is_found_though_another_file_is_closed_meanwhile(monkeypatch) -> None:
+    read = os.readlink
+
+    def closed(path: str | os.PathLike[str]) -> str:
+        if str(path).endswith("/0"):
+            raise FileNotFoundError(path)
+        return read(path)
+
+    monkeypatch.setattr(ports.os, "readlink", closed)
+    with listener(socket.AF_INET, "127.0.0.1") as number:
+        assert number in {port.number for port in open_ports([os.getpid()])}
+
+
 def test_answer_tells_a_server_that_asks_for_the_token_from_one_that_does_not() -> None:
     """Fault 8.1: a port that takes calls without the token runs code."""
     for asks, answer in ((True, ports.TOKEN), (False, ports.OPEN)):

@@ -87,11 +87,7 @@ class SourceReader(ABC):
         Raises:
             ValueError: nothing could be filtered by it.
         """
-        metadata = row.get("metadata")
-        if isinstance(metadata, dict):
-            # Tools write null for what they do not know, and nothing can be filtered by that.
-            metadata = {name: value for name, value in metadata.items() if value is not None}
-        return metadata_json(metadata)
+        return metadata_json(row.get("metadata"))
 
     def _passage_id(self, row: Row, position: int) -> str:
         """The id of a row of the corpus, which stands at a position, counted from 0."""
