@@ -8,6 +8,7 @@ is the attacker, in a process of its own: every attack of `hostile_requests` and
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +29,11 @@ from benchmarks.serving_systems import System
 Found = dict[str, Any]
 Ours = Callable[..., AbstractContextManager[System]]
 CLIENTS = 8
+"""Of the run that finds out what the service can bear."""
+HONEST_SHARE = 0.5
+"""Of that, the rate at which honest requests come: a service that is full already could keep nobody quick."""
+MOST_WAITING = 500
+"""Honest requests under way at most."""
 QUIET_S = 20.0
 LOOK_EVERY_S = 2.0
 """Between two looks at memory."""
@@ -64,24 +70,25 @@ def attacked(ours: Ours, texts: list[str], seconds: float, way: str, attacks: li
     with ours(way=way, max_ingress_replicas=1) as direct, front(direct.port, direct.port + 9) as process:
         system = replace(direct, port=direct.port + 9)
         asks = honest(system, texts)
-        run(system.spec(asks, CLIENTS, 5.0))
-        quiet = run(system.spec(asks, CLIENTS, min(QUIET_S, seconds)))
+        run(system.spec(asks, CLIENTS, 3.0))
+        rate = HONEST_SHARE * run(system.spec(asks, CLIENTS, 5.0)).rate
+        quiet = run(system.spec(asks, MOST_WAITING, min(QUIET_S, seconds), rate=rate))
         before, standing = _memory(system, process), set(system.tell("pids"))
         given = {"target": asdict(Target(system.port, system.key)), "seconds": seconds, "attacks": attacks}
         attacker = start_module("benchmarks.serving_attacks", given)
-        loading, during = start(system.spec(asks, CLIENTS, seconds)), [before]
+        loading, during = start(system.spec(asks, MOST_WAITING, seconds, rate=rate)), [before]
         while attacker.poll() is None:
             time.sleep(LOOK_EVERY_S)
             during.append(_memory(system, process))
-        under, ended = finish(loading), said_by(attacker)
+        under, attack = finish(loading), said_by(attacker)
         time.sleep(REST_S)
         rested = _memory(system, process)
         crashes = len(standing - set(system.tell("pids"))) + (process.poll() is not None)
-        after = run(system.spec(asks, CLIENTS, 5.0))
+        after = run(system.spec(asks, MOST_WAITING, 5.0, rate=rate))
         _forget(direct)
     peak = max(during, key=lambda memory: sum(memory.values()))
     print(f"  {way}: {crashes} crashes; MiB before {before}\n    at most {peak}\n    after a rest {rested}")
-    return _figures(way, quiet, under, after, ended) | {
+    return _figures(way, quiet, under, after, attack) | {
         "crashes": crashes,
         "memory_growth": _growth(before, rested),
         "memory_peak": _growth(before, peak),
@@ -100,9 +107,11 @@ def _forget(system: System) -> None:
     system.ask("POST", f"/v1/indexes/{ALIAS}/documents/delete", {"task": TASK, "documents": names})
 
 
-def _figures(way: str, quiet: Load, under: Load, after: Load, ended: dict[str, dict[str, int]]) -> Found:
+def _figures(way: str, quiet: Load, under: Load, after: Load, attacker: Found) -> Found:
+    ended = attacker["ended"]
     ratio = under.percentile(99) / quiet.percentile(99)
     print(f"  {way}: p99 {quiet.percentile(99):.0f} ms, under attack {under.percentile(99):.0f} ({ratio:.1f}x)")
+    print(f"  the attacker took {attacker['cores']:.2f} cores, the honest load {under.cores:.2f}")
     print(f"  honest requests {under.statuses} {under.examples[:2]}; after it {after.statuses}")
     for name, outcomes in ended.items():
         print(f"    {name}: {outcomes}")
@@ -114,6 +123,7 @@ def _figures(way: str, quiet: Load, under: Load, after: Load, ended: dict[str, d
         "under": under.figures(),
         "after": after.figures(),
         "attacks": ended,
+        "attacker_cores": round(attacker["cores"], 2),
         "examples": under.examples,
     }
 
@@ -127,9 +137,14 @@ def _memory(system: System, process: subprocess.Popen[bytes]) -> dict[str, float
 def main() -> None:
     """Attack whom stdin names."""
     given = json.load(sys.stdin)
-    until = time.monotonic() + given["seconds"]
+    # Behind the service: on a machine of its own an attacker would take none of the service's processor time.
+    os.nice(19)
+    began, busy = time.monotonic(), time.process_time()
+    until = began + given["seconds"]
     attacks = {name: (WIRE | BODIES)[name] for name in given["attacks"]}
-    json.dump(besiege(Target(**given["target"]), attacks, until), sys.stdout)
+    ended = besiege(Target(**given["target"]), attacks, until)
+    cores = (time.process_time() - busy) / (time.monotonic() - began)
+    json.dump({"ended": ended, "cores": cores}, sys.stdout)
 
 
 if __name__ == "__main__":
