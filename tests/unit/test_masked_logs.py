@@ -14,7 +14,7 @@ import ray  # noqa: F401 - installs its own factory of records, which ours must 
 from ray._common.formatters import JSONFormatter, TextFormatter
 
 from embedder.credentials import find_credential, masked
-from embedder.masked_logs import mask_logs
+from embedder.run.masked_logs import mask_logs
 
 TOKEN = "hf_" + "a1B2" * 8
 PASSWORD = "open-sesame"
