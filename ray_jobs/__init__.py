@@ -12,3 +12,8 @@
 A command is its manual, what it checks and what it does in order. Modules that bring torch or Ray are imported where
 the work begins, because `--help` and a refused run file should not wait for them.
 """
+
+from embedder.run.masked_logs import mask_logs
+
+# Here, because every worker of a cluster that runs code of this package imports it before it does anything.
+mask_logs()

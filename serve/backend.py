@@ -21,6 +21,9 @@ from serve.schemas.state_schemas import DeploymentState
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
+CALL_FORMAT = 1
+"""Number of what the calls from ingress to replicas carry and bring back: another one for other arguments or types."""
+
 DEADLINE: ContextVar[float] = ContextVar("deadline")
 """Until when the request at hand must be answered, by `time.monotonic()`."""
 
@@ -28,6 +31,16 @@ DEADLINE: ContextVar[float] = ContextVar("deadline")
 def time_left(now: float | None = None) -> float:
     """Seconds until the request at hand must be answered; never 0, so that what is ready is still taken."""
     return max(0.001, DEADLINE.get() - (time.monotonic() if now is None else now))
+
+
+def check_format(call_format: int) -> None:
+    """Refuse a call that is meant for another version of this code: during an update both run.
+
+    Raises:
+        ApiError: which has the caller try another replica, and then the client.
+    """
+    if call_format != CALL_FORMAT:
+        raise ApiError(503, "the service is being updated; try again")
 
 
 QUICK_CALLS: tuple[Callable[..., Any], ...] = (OpenIndex.rank, OpenIndex.stats)

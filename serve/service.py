@@ -28,7 +28,9 @@ from serve.versions.served import Served, Version
 from serve.versions.write_replay import WriteReplayer
 
 FRESH_S = 1.0
-"""How long an answer about health or replicas holds, so that asking for it costs nothing."""
+"""How long an answer about health, replicas or aliases holds, so that asking for it costs nothing."""
+SHORTLY_S = 1.0
+"""For going over to what the aliases name, where an answer need not wait for it."""
 SPARE = 4
 """How many times the bytes of an answer each ranking of a shard may have."""
 
@@ -184,17 +186,33 @@ class Service:
             await self.served.follow(self.backend.prepare, self._replayer.may_move)
             self._replayer.look(self.served)
 
+    async def known(self, find: Callable[[], Version]) -> Version:
+        """What `find` finds among the versions that are served, after a look at the aliases if it finds nothing.
+
+        Another ingress, or the job `index`, may have made the alias just now. All who ask share one look a second: a
+        client who asks for names that nobody has cannot make it more.
+
+        Raises:
+            ApiError: there is none.
+        """
+        # The error of the end is raised outside of this, so that it does not carry the first one along.
+        with suppress(ApiError):
+            return find()
+        # A look that fails leaves the name unknown; the loop of the ingress makes it again and logs why.
+        await asyncio.gather(self._fresh("aliases", lambda: self.follow(SHORTLY_S)), return_exceptions=True)
+        return find()
+
     async def check_health(self, version: Version) -> None:
         """A real pass through the encoder and every shard; an answer holds for a second, and is asked for once.
 
         Raises:
             ApiError: a part does not answer.
         """
-        await self._fresh(version.name, lambda: self._pass_through(version))
+        await self._fresh(f"version {version.name}", lambda: self._pass_through(version))
 
     async def deployments(self) -> list[DeploymentState]:
         """The replicas of every deployment, by state, as Ray said within the last second."""
-        return await self._fresh("", self.backend.deployments)
+        return await self._fresh("deployments", self.backend.deployments)
 
     async def _fresh(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
         asked, known = self._answers.get(name, (0.0, None))

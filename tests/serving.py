@@ -20,7 +20,7 @@ from embedder.index.manifest import hash_files
 from embedder.models.encoder import encode
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.onnx import load_inference_encoder
-from serve.backend import Piece
+from serve.backend import CALL_FORMAT, Piece
 from serve.deployments.encoder_replica import EncoderReplica
 from serve.deployments.shard_replica import ShardReplica
 from serve.http_errors import ApiError
@@ -132,13 +132,13 @@ class LocalBackend:
 
     async def encode(self, version, texts, truncate):
         self.encoded.append([str(text) for text in texts])
-        (outcome,) = await self.encoder.encode(version, [Piece(texts)], truncate)
+        (outcome,) = await self.encoder.encode(version, [Piece(texts)], truncate, CALL_FORMAT)
         if isinstance(outcome, ApiError):
             raise outcome
         return outcome
 
     async def call(self, part, version, method, *arguments):
-        return await self.parts[part].call(version, method.__name__, *arguments)
+        return await self.parts[part].call(version, method.__name__, *arguments, call_format=CALL_FORMAT)
 
     async def prepare(self, version):
         for one in (self.encoder, *self.parts):

@@ -3,6 +3,7 @@
 stages.py        which stages are done, by the contents they read and wrote
 lineage.py       where a trained encoder comes from
 workspace.py     the folder in which a job works, for a run in an object store too
+masked_logs.py   what jobs, workers and replicas log, without a credential in it
 ray_token.py     who may read Ray's token; a Ray that asks for none is refused
 cost.py          the work ahead, from sizes alone
 too_long.py      how many prepared texts are too long for the encoder

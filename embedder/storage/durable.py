@@ -20,6 +20,12 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Errors of a disk, or of a quota or limit, that has no room."""
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 """Errors of files that this process may read and not write."""
+NO_WRITES = FULL | {errno.EROFS}
+"""Errors that nothing but a write has. One of permission may be of reading too."""
+TOLD = re.compile(r"(?i)(?:\[errno|\(os error) (\d+)[\])](?:[^:\n]*: '([^'\n]+)')?")
+"""Number and path of an error of the system within a text: of Python, Arrow and shutil, or of Rust's libraries."""
+SEND_AGAIN = "send it again, a restart is not needed"
+RUN_AGAIN = "run it again, what is finished stays"
 
 
 @contextmanager
@@ -32,17 +38,67 @@ def storage_failures(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Arrow and shutil tell the number in their text alone.
-        told_number = re.search(r"(?i)\[errno (\d+)\]", str(error))
-        number = error.errno or (int(told_number[1]) if told_number else 0)
-        reason = os.strerror(number) if number else " ".join(str(error).split())
-        if number in FULL:
-            told = f"the disk is full ({reason}); make room and send it again, a restart is not needed"
-        elif number in READ_ONLY:
-            told = f"read-only here ({reason}); what is there is read and nothing written, until this user may write"
-        else:
-            told = f"the disk fails ({reason}); see the logs of the system, and send it again once it works"
-        raise StorageError(f"{folder}: {told}") from error
+        raise _storage_error(folder, _number(error), str(error), SEND_AGAIN) from error
+
+
+@contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Tell in one line that a disk takes nothing, as a job ends by it, and let all other errors pass.
+
+    The error may be that of a Ray task, which has the real one in its text alone. `folder` is named where it has no
+    path.
+
+    Raises:
+        StorageError: a file could not be written, because its disk is full or read-only.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = next((one for one in _told_by(error) if int(one[1]) in NO_WRITES), None)
+        if told is None:
+            raise
+        raise _storage_error(Path(told[2] or folder), int(told[1]), told[0], RUN_AGAIN) from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file where its disk is full, because an error of writing names none, unlike one of opening.
+
+    Raises:
+        OSError: what the block raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        number = _number(error)
+        if number not in NO_WRITES or error.filename is not None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _number(error: OSError) -> int:
+    """The number that the system gave an error, 0 if it is not known."""
+    # Arrow and shutil tell it in their text alone.
+    told = TOLD.search(str(error))
+    return error.errno or (int(told[1]) if told else 0)
+
+
+def _told_by(error: BaseException | None) -> Iterator[re.Match[str]]:
+    """What an error, and those that it came from, tell of errors of the system."""
+    while error is not None:
+        yield from TOLD.finditer(str(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _storage_error(place: Path, number: int, text: str, again: str) -> StorageError:
+    reason = os.strerror(number) if number else " ".join(text.split())
+    if number in FULL:
+        told = f"the disk is full ({reason}); make room and {again}"
+    elif number in READ_ONLY:
+        told = f"read-only here ({reason}); what is there is read and nothing written, until this user may write"
+    else:
+        told = f"the disk fails ({reason}); see the logs of the system, and send it again once it works"
+    return StorageError(f"{place}: {told}")
 
 
 def sync_path(path: Path) -> None:
@@ -59,7 +115,7 @@ def write_durably(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{UNFINISHED}{path.name}.{uuid4().hex}")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
             # Before the rename: some file systems bring the new name onto the disk before the content.
@@ -95,7 +151,8 @@ def appearing(final: Path) -> Iterator[Path]:
     """
     folder = unfinished_folder(final)
     try:
-        yield folder
+        with naming(final):
+            yield folder
         try:
             place_durably(folder, final)
         except OSError:

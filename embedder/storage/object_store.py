@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import BinaryIO, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 from uuid import uuid4
@@ -29,6 +29,7 @@ from pyarrow import fs
 
 from embedder.credentials import masked
 from embedder.errors import ConfigError, DataError
+from embedder.storage.durable import naming
 
 URI = re.compile(
     r"(?P<scheme>[^:/]+)://(?:(?P<user>[^@/?#]*)@)?(?P<bucket>[^@:/?#\s]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
@@ -246,14 +247,15 @@ def replacing(path: AnyPath) -> Iterator[BinaryIO]:
     if isinstance(path, ObjectPath):
         # A file first: a stream to the store publishes what it holds even when the writer fails half way.
         with TemporaryFile() as file:
-            yield file
-            file.flush()
+            with naming(Path(gettempdir())):
+                yield file
+                file.flush()
             _upload(file, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             yield file
         os.replace(temporary, path)
     finally:

@@ -24,6 +24,7 @@ from embedder.run.cost import Work
 from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.stage_report import StageReport
 from embedder.run.workspace import workplace
+from embedder.storage.durable import full_disk_told
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
         refuse_temporary_paths(given)
         # A context, because the mirror of an object store must send what was written also when the job fails.
         at_work = nullcontext(given) if job.streams_objects(given) else workplace(given, writes=not options.dry_run)
-        with at_work as config:
+        # Of a run in an object store only what is on its way there is on a disk.
+        disk = given.paths.work if isinstance(given.paths.work, Path) else given.paths.cache
+        with full_disk_told(disk), at_work as config:
             work = job.check(config)
             if options.dry_run:
                 shown = yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -84,6 +84,22 @@ class ScopedService:
         self.deployments = service.deployments
         self.follow = service.follow
 
+    async def named(self, alias: str | None, param: str = "index") -> Version:
+        """The version that an alias serves, be it new; null means the default.
+
+        Raises:
+            ApiError: there is no such index, or the caller may not use it.
+        """
+        return await self._service.known(lambda: self.served.named(alias, param))
+
+    async def model(self, name: str) -> Version:
+        """The version whose model has a name, be it new.
+
+        Raises:
+            ApiError: there is no such model, or the caller may not use it.
+        """
+        return await self._service.known(lambda: self.served.model(name))
+
     def prompted(
         self, version: Version, task: str | None, side: Side, texts: Sequence[str], param: str = "task"
     ) -> list[PromptedText]:

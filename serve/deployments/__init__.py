@@ -10,3 +10,8 @@ batching          texts of many requests in one forward pass
 version_cache     what a replica has loaded, by version
 service_metrics   what is counted, for Prometheus
 """
+
+from embedder.run.masked_logs import mask_logs
+
+# Here, because every worker of a cluster that runs code of this package imports it before it does anything.
+mask_logs()

@@ -22,7 +22,7 @@ from embedder.index.bundle import MODEL, bundle_encoder, verify
 from embedder.index.probe import check_probe
 from embedder.models.encoder import TextEncoder, TokenRow, encode_prompted, encode_tokens
 from embedder.models.onnx import load_inference_encoder
-from serve.backend import Encoded, Piece
+from serve.backend import Encoded, Piece, check_format
 from serve.deployments.batching import NotEncodable, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
@@ -72,13 +72,16 @@ class EncoderReplica:
         self._models.preload(source.named()[: settings.max_versions], deployed)
         self._unloaded = time.monotonic()
 
-    async def encode(self, version: str, pieces: list[Piece], truncate: bool) -> list[Encoded | ApiError]:
+    async def encode(
+        self, version: str, pieces: list[Piece], truncate: bool, call_format: int = 0
+    ) -> list[Encoded | ApiError]:
         """The vectors of the texts of several requests, or parts of them, by the model of a version, or why not.
 
         Raises:
-            ApiError: the model itself is failing.
+            ApiError: the model itself is failing, or the caller is of another version of this code.
             BundleError: the version is missing or damaged.
         """
+        check_format(call_format)
         arrived = time.monotonic()
         model = await self._models.get(version)
         loop = asyncio.get_running_loop()

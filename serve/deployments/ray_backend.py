@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from embedder.config.cutting import PromptedText
 from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
-from serve.backend import Encoded, Piece, R, Ts, may_take_long, time_left
+from serve.backend import CALL_FORMAT, Encoded, Piece, R, Ts, may_take_long, time_left
 from serve.deployments.coalescing import CALL_CHARACTERS, Coalescer, Limits, Outcome
 from serve.http_errors import ApiError, overloaded
 from serve.schemas.state_schemas import DeploymentState
@@ -66,7 +66,7 @@ class Deployments:
         # A call full of texts may wait long for other such calls, and must not be made twice for that.
         much = sum(map(len, (text for piece in pieces for text in piece.texts))) > PATIENT_CHARACTERS
         outcomes: list[Outcome] = await self._call(
-            lambda: self._encoder.encode.remote(version, pieces, truncate), patient=much
+            lambda: self._encoder.encode.remote(version, pieces, truncate, call_format=CALL_FORMAT), patient=much
         )
         return outcomes
 
@@ -78,7 +78,8 @@ class Deployments:
         # The method travels by its name: pickled as a function it could be any code, and the replica runs only those it
         # knows.
         answer: R = await self._call(
-            lambda: handle.remote(version, method.__name__, *arguments), patient=may_take_long(method, arguments)
+            lambda: handle.remote(version, method.__name__, *arguments, call_format=CALL_FORMAT),
+            patient=may_take_long(method, arguments),
         )
         return answer
 

@@ -15,7 +15,7 @@ from embedder.errors import BundleError, EmbedderError, StorageError
 from embedder.index.bundle import read_manifest
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
-from serve.backend import INDEX_CALLS
+from serve.backend import INDEX_CALLS, check_format
 from serve.deployments.service_metrics import ShardMetrics
 from serve.deployments.version_cache import VersionCache
 from serve.versions.served import VersionSource, shards_of
@@ -50,16 +50,24 @@ class ShardReplica:
         # A thread, because compaction takes minutes of CPU and Ray's event loop must answer health checks meanwhile.
         threading.Thread(target=self._tidy_for_ever, name="tidy", daemon=True).start()
 
-    async def call(self, version: str, method: str, *arguments: Any) -> Any:  # noqa: ANN401 - as the method has them
+    async def call(
+        self,
+        version: str,
+        method: str,
+        *arguments: Any,  # noqa: ANN401 - as the method has them
+        call_format: int = 0,
+    ) -> Any:  # noqa: ANN401
         """Run a method of INDEX_CALLS on the shards of a version; `Backend.call` has the types.
 
         Raises:
+            ApiError: the caller is of another version of this code.
             ValueError: the method is not one of these, or what it raises for the arguments.
             ConfigError: there is no such task, or the document's shard is not here.
             DataError: vectors do not fit.
             BundleError: the version is missing or damaged.
             StorageError: the disk takes nothing; searches go on.
         """
+        check_format(call_format)
         if method not in INDEX_CALLS:
             raise ValueError(f"{method!r:.200} is not a call of the index; there are {sorted(INDEX_CALLS)}")
         index = await self._indexes.get(version)

@@ -30,7 +30,7 @@ router = APIRouter(route_class=BoundedRoute)
 @router.post("/v1/embeddings", tags=["embeddings"])
 async def embeddings(request: EmbeddingRequest, response: Response, service: Here) -> EmbeddingResponse:
     """Vectors of texts, with the instruction of `task` and `input_type` where a task is named."""
-    version = service.served.model(request.model)
+    version = await service.model(request.model)
     check_width(version, request.dimensions)
     texts = service.texts(request.input, "input")
     side: Side = "query" if request.input_type == "query" else "passage"
@@ -56,13 +56,13 @@ async def models(service: Here) -> ModelList:
 @router.get("/v1/models/{name}", tags=["embeddings"])
 async def model(name: str, service: Here) -> Model:
     """A served model, by name."""
-    return Model(id=name, created=service.served.model(name).created)
+    return Model(id=name, created=(await service.model(name)).created)
 
 
 @router.post("/embed", tags=["text-embeddings-inference"])
 async def embed(request: TeiRequest, response: Response, service: Here) -> list[list[float]]:
     """Vectors of texts, with one of the exported model's prompts where it is named."""
-    version = service.served.named(None)
+    version = await service.named(None)
     check_width(version, request.dimensions)
     texts = service.texts(request.inputs, "inputs")
     task, _, side = (request.prompt_name or "").rpartition("_")
@@ -80,7 +80,7 @@ async def embed(request: TeiRequest, response: Response, service: Here) -> list[
 @router.get("/info", tags=["text-embeddings-inference"])
 async def info(response: Response, service: Here) -> TeiInfo:
     """The model that answers here, and its limits."""
-    version, settings = service.served.named(None), service.settings
+    version, settings = await service.named(None), service.settings
     stamp(response, version)
     return TeiInfo(
         model_id=version.manifest.name,

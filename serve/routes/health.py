@@ -19,7 +19,7 @@ async def live() -> Health:
 @router.get("/health")
 async def health(service: Here) -> Health:
     """The encoder and every shard of the default index have just answered a real request."""
-    await service.check_health(service.served.named(None))
+    await service.check_health(await service.named(None))
     return Health()
 
 

@@ -24,13 +24,11 @@ from serve.schemas.index_schemas import (
     UpsertRequest,
     UpsertResponse,
 )
-from serve.service import Service
+from serve.service import SHORTLY_S, Service
 from serve.versions.served import Version
 
 LOOK_S = 0.2
 """Between two looks at whether an alias has moved."""
-SHORTLY_S = 1.0
-"""For going over to what the aliases name, where an answer need not wait for it."""
 
 router = APIRouter(route_class=BoundedRoute, tags=["indexes"])
 Alias = Annotated[str, Path(max_length=128)]
@@ -47,7 +45,7 @@ async def indexes(service: Here) -> IndexList:
 @router.post("/v1/indexes/{name}/documents")
 async def upsert(name: Alias, request: UpsertRequest, service: Here) -> UpsertResponse:
     """Write documents: new ones, and new versions of old ones. They are on the disk and found when this answers."""
-    version = service.served.named(name, "name")
+    version = await service.named(name, "name")
     service.texts([document.text for document in request.documents], "documents")
     upserted = await service.upsert(version, request.task, request.documents)
     return UpsertResponse(upserted=upserted, **version.stamp.model_dump())
@@ -56,7 +54,7 @@ async def upsert(name: Alias, request: UpsertRequest, service: Here) -> UpsertRe
 @router.post("/v1/indexes/{name}/documents/delete")
 async def delete(name: Alias, request: DeleteRequest, service: Here) -> DeleteResponse:
     """Remove documents by id and dataset; those that are not there are passed over."""
-    version = service.served.named(name, "name")
+    version = await service.named(name, "name")
     if len(request.documents) > service.settings.max_inputs:
         raise ApiError(
             400, f"documents: {len(request.documents)}; at most {service.settings.max_inputs}", param="documents"
@@ -94,7 +92,7 @@ async def drop(name: Alias, scoped: Here) -> Removed:
     service = scoped.whole(name)
     if name == service.served.source.default:
         raise ApiError(409, f"{name!r} is the default index; point it elsewhere instead")
-    service.served.named(name, "name")
+    await scoped.named(name, "name")
     service.served.source.catalog.drop(name)
     await service.follow(SHORTLY_S)
     return Removed(name=name)

@@ -32,8 +32,7 @@ router = APIRouter(route_class=BoundedRoute, tags=["rerank"])
 @router.post("/v1/rerank", response_model_exclude_none=True)
 async def rerank(request: RerankRequest, response: Response, service: Here) -> RerankResponse:
     """Documents by the cosine of their vectors with the query's."""
-    served = service.served
-    version = served.named(None) if request.model is None else served.model(request.model)
+    version = await (service.named(None) if request.model is None else service.model(request.model))
     texts = service.texts([text_of(request, i) for i in range(len(request.documents))], "documents")
     cosine_N, tokens = await _cosines(
         service, version, request.query, texts, task=request.task, truncate=request.truncation is not False
@@ -74,7 +73,7 @@ async def rerank_of_any(
     except ValidationError as error:
         lines = [{**line, "loc": ("body", *line["loc"])} for line in error.errors()]
         raise refusal(lines, body) from error
-    version = service.served.named(None)
+    version = await service.named(None)
     texts = service.texts(request.texts, "texts")
     cosine_N, _ = await _cosines(service, version, request.query, texts, truncate=request.truncate)
     score_N = cosine_N if request.raw_scores else (1 + cosine_N) / 2

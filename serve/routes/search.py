@@ -33,7 +33,7 @@ SESSION = "session"
 @router.post("/v1/search")
 async def search(request: SearchRequest, service: Here) -> SearchResponse:
     """The best documents of a task for each query, over all shards."""
-    version = service.served.named(request.index)
+    version = await service.named(request.index)
     texts = service.texts(request.query, "query", service.settings.max_queries)
     answers, timing = await service.search(version, request.task, request, texts)
     return SearchResponse(
@@ -47,7 +47,7 @@ async def search(request: SearchRequest, service: Here) -> SearchResponse:
 @router.post("/v1/retrieve/{task}")
 async def retrieve(task: str, request: RetrieveRequest, service: Here) -> RetrieveResponse:
     """The best documents of a task in the prompt of that task, followed by the query."""
-    version = service.served.named(request.index)
+    version = await service.named(request.index)
     texts = service.texts(request.query, "query")
     fields = request
     if request.session is not None:

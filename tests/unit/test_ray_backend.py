@@ -15,7 +15,7 @@ from embedder.config.serve import ServeConfig
 from embedder.errors import ConfigError
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
-from serve.backend import DEADLINE, LONG_CALLS, QUICK_CALLS, Piece
+from serve.backend import CALL_FORMAT, DEADLINE, LONG_CALLS, QUICK_CALLS, Piece
 from serve.deployments.ray_backend import Deployments, _deployments
 from serve.http_errors import ApiError
 
@@ -46,7 +46,8 @@ class Handle:
         self.outcomes, self.log = list(outcomes), []
         self.encode = self.call = self
 
-    def remote(self, *arguments):
+    def remote(self, *arguments, call_format):
+        assert call_format == CALL_FORMAT
         self.log.append(arguments)
         return Response(self.outcomes.pop(0), self.log)
 

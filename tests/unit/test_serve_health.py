@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve.api import make_api
+from serve.backend import CALL_FORMAT
 from serve.service import Service
 from tests.serving import local_service, publish, run_config
 
@@ -97,4 +98,4 @@ def test_health_of_an_index_that_cannot_be_searched_has_its_replica_replaced(ser
 def test_replica_of_an_index_runs_no_method_but_those_of_the_service(service, method):
     (replica, *_) = service.backend.parts
     with pytest.raises(ValueError, match="is not a call of the index"):
-        asyncio.run(replica.call("v1", method, "qa"))
+        asyncio.run(replica.call("v1", method, "qa", call_format=CALL_FORMAT))

@@ -20,6 +20,7 @@ from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
 from embedder.index.opened import OpenIndex
 from serve.api import make_api
+from serve.backend import CALL_FORMAT
 from serve.http_errors import ApiError
 from serve.service import Service
 from serve.versions import write_replay
@@ -264,7 +265,8 @@ def test_replay_takes_late_writes_to_the_old_version_and_then_is_settled(
 def write_late(service: Service, version: str, document: dict) -> None:
     """As a request does that was let in before the alias moved."""
     index = service.backend.parts[0]
-    asyncio.run(index.call(version, "upsert", "chat", [Document(**document)], np.eye(1, 384, dtype=np.float32)))
+    vectors = np.eye(1, 384, dtype=np.float32)
+    asyncio.run(index.call(version, "upsert", "chat", [Document(**document)], vectors, call_format=CALL_FORMAT))
 
 
 def test_replay_begins_anew_each_time_an_alias_moves_back_and_forth(
