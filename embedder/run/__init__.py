@@ -6,5 +6,6 @@ workspace.py     the folder in which a job works, for a run in an object store t
 ray_token.py     who may read Ray's token; a Ray that asks for none is refused
 cost.py          the work ahead, from sizes alone
 too_long.py      how many prepared texts are too long for the encoder
+prompt_room.py   whether the LLM's prompt holds the recent text of long documents and a candidate
 stage_report.py  what a finished stage did
 """

@@ -117,7 +117,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path
         if source["task"] in {"qa", "convsearch", "tool"}:
             source["passages"] = 40
         if source["task"] == "lrlm":
-            source["chunk_words"] = 24
+            source |= {"chunk_words": 12, "recent_chunks": 1}
     run = {
         "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
         "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "max_tokens": 64, "num_actors": 1},
