@@ -121,7 +121,8 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path
     run = {
         "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
         "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "max_tokens": 64, "num_actors": 1},
-        "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 400, "batch_tokens": 1024},
+        "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 640, "batch_tokens": 1024},
+        "tasks": {"lrlm": {"max_output_tokens": 32}},
         "prepare": {"sources": sources},
         "mine": {"group_size": 4, "window": [1, 20]},
         "label": {"num_samples": 3, "block_rows": 2, "num_actors": 1},
