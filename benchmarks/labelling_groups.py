@@ -106,7 +106,9 @@ def _read(
     lm: CausalLm, llm: LlmConfig, data: Path, task: str, dataset: str, seed: int
 ) -> tuple[Prepared, PromptBuilder]:
     spec = BUILTIN_TASKS[task].model_copy(update={"max_output_tokens": LONGEST_OUTPUT})
-    source = Source(task=task, dataset=dataset, path=data / task / dataset, chunk_words=CHUNK_WORDS)
+    # One chunk asks and the twelve before it are candidates, as in the runs with which results are compared.
+    chunks = {"chunk_words": CHUNK_WORDS, "recent_chunks": 0, "history_chunks": 12}
+    source = Source(task=task, dataset=dataset, path=data / task / dataset, **chunks)
     return read_source(source, spec, seed), prompt_builder(lm, spec, llm)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.data.rows import Prepared
 from embedder.errors import ConfigError, DataError
 from embedder.run.cost import Work
+from embedder.run.prompt_room import prompt_room_lines
 from embedder.run.stage_report import StageReport
 from embedder.storage.json_file import write_json
 from ray_jobs.cluster.session import Job, main
@@ -57,13 +58,15 @@ def read_sources(config: RunConfig) -> dict[str, FirstRows]:
     """The first rows of every source, by dataset.
 
     Raises:
-        ConfigError: a source can have no answers, which the reward of its task needs.
+        ConfigError: a source can have no answers, which the reward of its task needs; or recent text and a candidate
+            do not fit into the LLM's prompt.
         DataError: a file is missing, or none of its first rows can be used.
     """
     found = {}
     for source in config.needed_prepare.sources:
         task = config.tasks[source.task]
-        found[source.dataset] = rows = read_first_rows(source, task)
+        rows = read_first_rows(source, task)
+        found[source.dataset] = replace(rows, notes=rows.notes + prompt_room_lines(config, source, rows.continued))
         # Of the other teachers one may have learned from other sources, and one rewards nothing itself.
         asks_llm = config.label.teacher == "llm" and task.reward != "none"
         if source.format == "beir" and rows.learns and asks_llm:

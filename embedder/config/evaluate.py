@@ -129,7 +129,7 @@ class EvaluateConfig(Section):
     evaluations: dict[str, EvaluationName] = Field(default={})
     """Evaluation of a task or dataset, where it is not the default. The default is the evaluation of the task's name;
     for a task of your own `tool` (rankings alone), for a dataset of `qa` whose queries all have options `choice`."""
-    max_output_tokens: int = Field(default=128, ge=1)
+    max_output_tokens: int = Field(default=192, ge=1)
     """Tokens of a desired output; longer ones are cut before they are scored, the same for all retrievers."""
     unit_queries: int = Field(default=8, ge=1)
     """Queries about which the LLM is asked together, and whose replies are committed together. A kill costs at most

@@ -37,10 +37,15 @@ class Source(Section):
     conversations. null: only what the source has."""
     passages: int | None = Field(default=None, ge=1)
     """Passages of the corpus that are kept besides those that the kept queries name. null: all."""
-    chunk_words: int = Field(default=96, ge=8)
-    """Task `lrlm` only: words of a chunk of a long document; characters where a script has no spaces."""
-    history_chunks: int = Field(default=12, ge=2)
-    """Task `lrlm` only: earlier chunks among which the candidates of a chunk are sought."""
+    chunk_words: int = Field(default=48, ge=8)
+    """Task `lrlm` only: words of a chunk of a long document; characters where a script has no spaces. Query and
+    candidate together are `recent_chunks` + 3 chunks, which are to fit into `llm.max_prefix_tokens` (docs/data.md)."""
+    recent_chunks: int = Field(default=4, ge=0)
+    """Task `lrlm` only: chunks before the one that asks which belong to the query too, as one text. The LLM always
+    reads them; the encoder keeps their end (`tasks.lrlm.query_cut`). 0: one chunk alone, whose candidates are the text
+    just before it, so that little but recency is measured."""
+    history_chunks: int = Field(default=48, ge=2)
+    """Task `lrlm` only: chunks among which the candidates of a query are sought, the latest that end before it."""
 
     @property
     def query_limits(self) -> dict[str, int | None]:

@@ -76,6 +76,11 @@ class PromptTemplate(Section):
             raise ValueError("chat_arguments are given to a chat template; set chat to true, or leave them out")
         return self
 
+    @property
+    def continues(self) -> bool:
+        """True if the output continues the query's text, so that white space between the two belongs to the text."""
+        return self.output == "{answer}"
+
     @field_validator("context", "input", "output")
     @classmethod
     def only_its_own_field(cls, value: str, info: ValidationInfo) -> str:
@@ -153,7 +158,7 @@ EXAMPLE = PromptTemplate(context="{passage}\n\n", input="{query}")
 """Template A.5 of the paper, for in-context learning: worked examples, then the input."""
 
 LONG_TEXT = PromptTemplate(context="{passage}\n", input="{query}", output="{answer}", stop=())
-"""Long-range language modelling: a retrieved chunk with its continuation, the recent chunk, then the next one."""
+"""Long-range language modelling: a retrieved chunk with its continuation, the recent text, then the next chunk."""
 
 BUILTIN_TASKS: dict[str, TaskSpec] = {
     "qa": TaskSpec(
@@ -184,7 +189,7 @@ BUILTIN_TASKS: dict[str, TaskSpec] = {
         query_cut="start",
         reward="rank",
         template=LONG_TEXT,
-        max_output_tokens=32,
+        max_output_tokens=192,
         loss="graded",
     ),
     "icl": TaskSpec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from embedder.config.prepare import Source
@@ -19,6 +20,19 @@ MOST_ROWS = (100, 10_000)
 """Rows of each file that are read, and how many before a file is refused of which no row was of use until then."""
 
 
+SAMPLE = 64
+"""Prompts of long texts that are kept to be measured."""
+
+
+@dataclass(frozen=True)
+class ContinuedText:
+    """A query that its output continues, with its longest candidate: what the LLM reads at once."""
+
+    query: str
+    passage: str
+    output: str
+
+
 @dataclass(frozen=True)
 class FirstRows:
     """The facts that the first rows of a source tell."""
@@ -29,6 +43,8 @@ class FirstRows:
     """True: the task's loss can learn from a training row among them."""
     notes: list[str] = field(default_factory=list)
     """Lines for the user."""
+    continued: list[ContinuedText] = field(default_factory=list)
+    """Some of the queries that their outputs continue and that have their own candidates, such as long texts."""
 
 
 class _EveryPassage(dict[str, Row]):
@@ -72,7 +88,20 @@ def read_first_rows(source: Source, task: TaskSpec) -> FirstRows:
             f"which alone tasks.{source.task}.loss 'contrastive' learns; give the rows pos_ids, or the task a reward"
         )
     splits = _with_queries(source, {split for split in lines if lines[split]})
-    return FirstRows(splits, learns and "train" in splits, notes)
+    return FirstRows(splits, learns and "train" in splits, notes, _continued(task, lines, prepared.passages))
+
+
+def _continued(task: TaskSpec, lines: Lines, passages: Mapping[str, Row]) -> list[ContinuedText]:
+    if task.template is None or not task.template.continues:
+        return []
+    rows = [row for split in lines.values() for queries in split for row in queries if row["pool_ids"]]
+    sample = []
+    # Evenly over all of them, because neighbours are of one document.
+    for i in range(min(SAMPLE, len(rows))):
+        row = rows[i * len(rows) // min(SAMPLE, len(rows))]
+        texts = [passages[each]["text"] for each in row["pool_ids"]]
+        sample += [ContinuedText(row["query"], max(texts, key=len), answer) for answer in row["answers"][:1]]
+    return sample
 
 
 def _read_until_useful(reader: SourceReader, task: TaskSpec, corpus: Prepared) -> tuple[Prepared, Lines]:

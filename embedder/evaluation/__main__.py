@@ -3,9 +3,10 @@
     python -m embedder.evaluation --config run.yaml --split dev --queries 200 runs/a/model runs/b/model
     python -m embedder.evaluation --config run.yaml --split dev --llm 50 base runs/a/model
 
-An encoder is a model folder, or `base` for the run's own; names are the folders'. The first one is what the others are
-compared with. Reads the prepared tables of the run; with --llm the LLM also scores the desired outputs of so many
-queries a dataset (it writes nothing). Replies are kept in the run's `evaluation/judged`.
+An encoder is a model folder, or `base` for the run's own; names are the folders'. `none`, `random`, `recency` and
+`bm25` are the retrievers that need no model. The first one is what the others are compared with. Reads the prepared
+tables of the run; with --llm the LLM also scores the desired outputs of so many queries a dataset (it writes nothing).
+Replies are kept in the run's `evaluation/judged`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = run_file_parser("embedder.evaluation", __doc__)
-    parser.add_argument("encoders", nargs="+", help="model folders, or base")
+    parser.add_argument("encoders", nargs="+", help="model folders, base, none, random, recency or bm25")
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--queries", type=int, help="at most so many of each dataset (seeded choice)")
     parser.add_argument("--llm", type=int, default=0, help="of these, how many the LLM is asked about; default none")

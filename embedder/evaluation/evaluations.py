@@ -152,8 +152,8 @@ def overlap(first: str, second: str) -> int:
 
 LRLM = Evaluation(
     name="lrlm",
-    describes="Long texts: perplexity of the next chunk given earlier chunks of the text with their continuations, in "
-    "the order of the text, and the latest chunk.",
+    describes="Long texts: perplexity of the next chunk given older chunks of the text with their continuations, in "
+    "the order of the text, and the recent text.",
     headline=("perplexity",),
     rankings=(),
     measures=(PERPLEXITY,),

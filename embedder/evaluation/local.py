@@ -3,6 +3,7 @@
 sets = read_sets(config, "dev", queries=200)
 for name, encoder in encoders:
     measure_encoder(name, encoder, tasks, sets, settings)      # rankings: seconds
+measure_without_encoder("recency", sets, settings, words)       # what needs no model
 ask_llm(sets, llm_judge(config, settings), settings, folder)    # likelihoods: equal prompts of encoders once
 summarise([dataset.measured for dataset in sets], settings)     # means, intervals, differences
 """
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from embedder.config.evaluate import EvaluateConfig, FolderRetriever
+from embedder.config.language import WordsConfig
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.console import console, progress
@@ -21,10 +24,10 @@ from embedder.evaluation.judge import LlmJudge
 from embedder.evaluation.measurements import DatasetValues, ask_about, enter_all_replies, read_datasets
 from embedder.evaluation.questions import plan_units
 from embedder.evaluation.replies import judge_fingerprint, judged_ledger
-from embedder.evaluation.retrieval import own_examples, without_itself
+from embedder.evaluation.retrieval import own_examples, random_rankings, recency_rankings, without_itself
 from embedder.hashing import row_seed
 from embedder.labelling.prompts import read_shot_pools
-from embedder.mining.ranking import Ranking, search_block
+from embedder.mining.ranking import LexicalIndex, Ranking, search_block
 from embedder.models.causal_lm import load_lm
 from embedder.models.encoder import TextEncoder, encode
 from embedder.models.onnx import load_inference_encoder
@@ -32,6 +35,9 @@ from embedder.models.st_folder import folder_encoder, read_folder
 from embedder.storage.object_store import AnyPath
 
 BASE = "base"
+WithoutEncoder = Literal["none", "random", "recency", "bm25"]
+"""The retrievers of `evaluate` that need no model."""
+WITHOUT_ENCODER: tuple[WithoutEncoder, ...] = get_args(WithoutEncoder)
 
 
 @dataclass
@@ -48,10 +54,13 @@ def compare_encoders(
 ) -> list[DatasetValues]:
     """The split measured with one model for each of the retrievers and, where the settings say so, with the LLM.
 
-    A model is a folder, or `base` for the run's own.
+    A model is a folder, `base` for the run's own, or the name of a retriever that needs none.
     """
     sets = read_sets(config, settings.split, queries)
     for retriever, model in zip(settings.retrievers, models, strict=True):
+        if kind := next((kind for kind in WITHOUT_ENCODER if kind == model), None):
+            measure_without_encoder(kind, sets, settings, config.words)
+            continue
         if model == BASE:
             encoder, tasks = config.encoder, config.base_tasks
         else:
@@ -108,6 +117,33 @@ def measure_encoder(
     for dataset in sets:
         rankings = rank(encoder, tasks[dataset.measured.task], dataset, settings.depth)
         dataset.measured.enter_rankings({name: rankings}, settings.cutoffs)
+
+
+def measure_without_encoder(
+    kind: WithoutEncoder, sets: Iterable[EvaluationSet], settings: EvaluateConfig, words: WordsConfig
+) -> None:
+    """Rank without a model and enter the ranking measures under the name of the kind.
+
+    `none` ranks nothing, and `recency` only where queries bring a history.
+    """
+    for dataset in sets:
+        measured, rows = dataset.measured, dataset.measured.rows
+        own = own_examples(rows)
+        depth = settings.depth + max(map(len, own.values()), default=0)
+        if kind == "none":
+            measured.rankings[kind] = {}  # asked about without passages, but not measured as a ranking
+            continue
+        if kind == "recency" and not measured.evaluation.has_history:
+            continue
+        if kind == "recency":
+            rankings = recency_rankings(rows, depth)
+        elif kind == "random":
+            rankings = random_rankings(rows, list(dataset.texts), depth, settings.seed)
+        else:
+            index = LexicalIndex(list(dataset.texts), list(dataset.texts.values()), words.stop_words)
+            found = index.search([row["query"] for row in rows], [row["pool_ids"] for row in rows], depth)
+            rankings = {row["query_id"]: ranking for row, ranking in zip(rows, found, strict=True)}
+        measured.enter_rankings({kind: without_itself(rankings, settings.depth, own)}, settings.cutoffs)
 
 
 def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateConfig, folder: AnyPath) -> int:

@@ -7,5 +7,6 @@ masked_logs.py   what jobs, workers and replicas log, without a credential in it
 ray_token.py     who may read Ray's token; a Ray that asks for none is refused
 cost.py          the work ahead, from sizes alone
 too_long.py      how many prepared texts are too long for the encoder
+prompt_room.py   whether the LLM's prompt holds the recent text of long documents and a candidate
 stage_report.py  what a finished stage did
 """

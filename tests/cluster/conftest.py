@@ -117,11 +117,12 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path
         if source["task"] in {"qa", "convsearch", "tool"}:
             source["passages"] = 40
         if source["task"] == "lrlm":
-            source["chunk_words"] = 24
+            source |= {"chunk_words": 12, "recent_chunks": 1}
     run = {
         "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
         "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean", "max_tokens": 64, "num_actors": 1},
-        "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 400, "batch_tokens": 1024},
+        "llm": {"model": str(tiny_llama_folder), "max_prefix_tokens": 640, "batch_tokens": 1024},
+        "tasks": {"lrlm": {"max_output_tokens": 32}},
         "prepare": {"sources": sources},
         "mine": {"group_size": 4, "window": [1, 20]},
         "label": {"num_samples": 3, "block_rows": 2, "num_actors": 1},

@@ -53,7 +53,7 @@ def write_run_file(folder: Path, llm: Path, encoder: Path, **label: object) -> P
         "paths": {"work": str(folder / "work"), "cache": str(folder / "cache")},
         "encoder": {"model": str(encoder), "pooling": "mean", "max_tokens": 64},
         "llm": {"model": str(llm), "max_prefix_tokens": 400, "batch_tokens": 1024},
-        "tasks": {"qa": {"shots": 1}},
+        "tasks": {"qa": {"shots": 1}, "lrlm": {"max_output_tokens": 32}},
         "label": {"num_samples": 6, "temperature": 3.0, "unit_groups": 2, "num_actors": 1, **label},
     }
     (folder / "cache").mkdir(parents=True, exist_ok=True)

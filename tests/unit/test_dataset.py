@@ -111,14 +111,15 @@ LONG = " ".join(f"w{i}" for i in range(95))
 
 
 def test_layout_reader_cuts_a_long_text_into_queries_whose_answer_is_the_next_chunk(tmp_path):
-    got = read_layout(tmp_path, "lrlm", train=[{"query_id": "doc", "text": LONG}], chunk_words=10, history_chunks=4)
+    sizes = {"chunk_words": 10, "recent_chunks": 2, "history_chunks": 3}
+    got = read_layout(tmp_path, "lrlm", train=[{"query_id": "doc", "text": LONG}], **sizes)
     chunks = [" ".join(LONG.split()[i : i + 10]) for i in range(0, 95, 10)]
     queries = {query["query_id"]: query for query in got.queries["train"]}
-    assert sorted(queries) == [f"doc#{j}" for j in range(3, 9)]
-    for j in range(3, 9):
+    assert sorted(queries) == [f"doc#{j}" for j in range(5, 9)]
+    for j in range(5, 9):
         query = queries[f"doc#{j}"]
-        assert (query["query"], query["answers"]) == (chunks[j], [f" {chunks[j + 1]}"])
-        earlier = [i for i in range(j - 1) if i >= j - 1 - 4]
+        assert (query["query"], query["answers"]) == (" ".join(chunks[j - 2 : j + 1]), [f" {chunks[j + 1]}"])
+        earlier = [i for i in range(j - 3) if i >= j - 3 - 3]
         assert query["pool_ids"] == [f"doc#{i}" for i in earlier]
         assert [got.passages[f"doc#{i}"]["text"] for i in earlier] == [f"{chunks[i]} {chunks[i + 1]}" for i in earlier]
 
@@ -127,25 +128,28 @@ def test_layout_reader_cuts_a_long_text_into_queries_whose_answer_is_the_next_ch
 @given(
     st.lists(st.sampled_from(["word", "x ", "\n\n  y", "\tz\n", "é, ", " ("]), min_size=30, max_size=90),
     st.integers(8, 9),
+    st.integers(0, 4),
 )
-def test_layout_reader_takes_exact_slices_that_end_before_the_query(tmp_path_factory, pieces, size):
+def test_layout_reader_takes_exact_slices_that_end_before_the_query(tmp_path_factory, pieces, size, recent):
     text = " ".join(pieces)
     folder = tmp_path_factory.mktemp("lrlm")
     row = {"query_id": "doc", "text": text}
     chunks = -(-len(text.split()) // size)
-    if chunks < 5:
+    sizes = {"chunk_words": size, "recent_chunks": recent}
+    if chunks < recent + 5:
         with pytest.raises(DataError, match="no passage"):
-            read_layout(folder, "lrlm", train=[row], chunk_words=size)
+            read_layout(folder, "lrlm", train=[row], **sizes)
         return
-    got = read_layout(folder, "lrlm", train=[row], chunk_words=size)
+    got = read_layout(folder, "lrlm", train=[row], **sizes)
     words = text.split()
     for query in got.queries["train"]:
         j = int(query["query_id"].removeprefix("doc#"))
         assert query["query"] + query["answers"][0] in text
+        assert query["query"].split() == words[(j - recent) * size : (j + 1) * size]
         assert query["answers"][0].split() == words[(j + 1) * size : (j + 2) * size]
         for passage_id in query["pool_ids"]:
             i = int(passage_id.removeprefix("doc#"))
-            assert i + 1 < j
+            assert i + 1 < j - recent
             assert got.passages[passage_id]["text"] in text
             assert got.passages[passage_id]["text"].split() == words[i * size : (i + 2) * size]
 
@@ -174,7 +178,7 @@ def test_dataset_limit_does_not_depend_on_the_order_of_the_lines(tmp_path):
 
 def test_dataset_limit_takes_queries_evenly_from_long_texts(tmp_path):
     rows = [{"query_id": f"doc{n}", "text": LONG} for n in range(3)]
-    got = read_layout(tmp_path, "lrlm", train=rows, chunk_words=10, train_queries=6)
+    got = read_layout(tmp_path, "lrlm", train=rows, chunk_words=10, recent_chunks=1, train_queries=6)
     documents = [query["query_id"].split("#")[0] for query in got.queries["train"]]
     assert documents == ["doc0", "doc0", "doc1", "doc1", "doc2", "doc2"]
 

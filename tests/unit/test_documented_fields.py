@@ -20,7 +20,7 @@ from tests.unit.test_dataset import lines
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 SIGN = "zebra"
-LONG = " ".join(f"word{i}" for i in range(60))
+LONG = " ".join(f"word{i}" for i in range(80))
 
 PASSAGES = [{"id": "p0", "text": "first"}, {"id": "p1", "text": "second"}]
 ASKED = {"query": "who", "answers": ["he"], "pos_ids": ["p0"]}

@@ -6,7 +6,7 @@ import pytest
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.first_rows import MOST_ROWS, read_first_rows
+from embedder.data.first_rows import MOST_ROWS, SAMPLE, read_first_rows
 from embedder.errors import DataError
 from tests.unit.tiny_folders import write_jsonl
 
@@ -96,4 +96,17 @@ def test_first_rows_of_a_corpus_of_blank_lines_are_refused(tmp_path):
 def test_first_rows_of_long_texts_are_read_without_a_corpus(tmp_path):
     source = Source(task="lrlm", dataset="books", path=tmp_path, chunk_words=8)
     write_jsonl(tmp_path / "train.jsonl", [{"query_id": "book", "text": "word " * 200}])
-    assert read_first_rows(source, BUILTIN_TASKS["lrlm"]).learns
+    rows = read_first_rows(source, BUILTIN_TASKS["lrlm"])
+    assert rows.learns and len(rows.continued) == 17
+    text = rows.continued[0]
+    assert [len(each.split()) for each in (text.query, text.passage, text.output)] == [5 * 8, 2 * 8, 8]
+
+
+def test_first_rows_keep_a_sample_of_what_the_llm_reads_of_long_texts(tmp_path):
+    rows = [{"query_id": f"book {number}", "text": f"book{number} " * 400} for number in range(4)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    source = Source(task="lrlm", dataset="books", path=tmp_path, chunk_words=8, recent_chunks=1)
+    sample = read_first_rows(source, BUILTIN_TASKS["lrlm"]).continued
+    assert len(sample) == SAMPLE
+    assert {each.query.split()[0] for each in sample} == {f"book{number}" for number in range(4)}
+    assert read(tmp_path / "qa", files={"train": [ANSWERED]}).continued == []

@@ -15,7 +15,13 @@ from embedder.errors import DataError
 from embedder.evaluation.__main__ import encoder_names, main
 from embedder.evaluation.comparison import summarise
 from embedder.evaluation.judge import LlmJudge
-from embedder.evaluation.local import ask_llm, measure_encoder, read_sets
+from embedder.evaluation.local import (
+    WITHOUT_ENCODER,
+    ask_llm,
+    measure_encoder,
+    measure_without_encoder,
+    read_sets,
+)
 from embedder.evaluation.replies import judged_ledger
 from embedder.labelling.prompts import read_shot_pools
 from embedder.models.causal_lm import load_lm
@@ -127,6 +133,26 @@ def test_ask_llm_computes_equal_prompts_of_encoders_once(config, encoder, tiny_l
     assert summarise([one.measured for one in sets], settings)["tasks"]["chat"]["headline"] == "perplexity"
 
 
+def test_local_evaluation_recency_is_the_latest_of_a_history_and_of_nothing_else(config):
+    sets = read_sets(config, "dev")
+    for kind in WITHOUT_ENCODER:
+        measure_without_encoder(kind, sets, config.evaluate, config.words)
+    found = {one.measured.name: one.measured.rankings for one in sets}
+    assert {name for name, rankings in found.items() if "recency" in rankings} == {"talk"}
+    for row in next(one.measured.rows for one in sets if one.measured.name == "talk"):
+        assert [name for name, _ in found["talk"]["recency"][row["query_id"]]] == row["pool_ids"][::-1]
+    assert all(rankings["none"] == {} for rankings in found.values())
+    for one in sets:
+        for row in one.measured.rows:
+            for kind in ("random", "bm25"):
+                names = [name for name, _ in one.measured.rankings[kind][row["query_id"]]]
+                assert set(names).isdisjoint(row["example_ids"] or [])
+                assert set(names) <= set(row["pool_ids"] or one.texts)
+    assert all(len(ranking) == 10 for ranking in found["docs"]["random"].values())
+    # "where is the fox" finds the passage about the fox first, by its one rare word.
+    assert all(found["docs"]["bm25"][f"q{i}"][0][0] == f"p{i}" for i in range(6))
+
+
 def test_encoder_names_encoders_are_called_by_what_tells_them_apart():
     assert encoder_names(["runs/a/model"]) == ["model"]
     assert encoder_names(["runs/a/model", "runs/b/model", "base"]) == ["a-model", "b-model", "base"]
@@ -134,10 +160,16 @@ def test_encoder_names_encoders_are_called_by_what_tells_them_apart():
 
 
 def test_evaluation_command_compares_encoders(run_file, tiny_encoder_folder, tmp_path, capsys):
-    main(["--config", str(run_file), "--llm", "2", "--out", str(tmp_path / "out"), "base", str(tiny_encoder_folder)])
+    encoders = ["base", str(tiny_encoder_folder), "none", "recency"]
+    main(["--config", str(run_file), "--llm", "2", "--out", str(tmp_path / "out"), *encoders])
     assert "nDCG@10" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert (results["split"], results["baseline"], len(results["retrievers"])) == ("dev", "base", 2)
+    assert (results["split"], results["baseline"], len(results["retrievers"])) == ("dev", "base", 4)
+    asked = {name: set(one["measures"][one["headline"]]["retrievers"]) for name, one in results["datasets"].items()}
+    assert {name for name, retrievers in asked.items() if "recency" in retrievers} == {"talk"}
+    assert all(
+        "none" in results["datasets"][name]["measures"]["log-likelihood"]["retrievers"] for name in ("docs", "kinds")
+    )
     assert results["datasets"]["docs"]["measures"]["log-likelihood"]["queries"] == 2
     assert "exact match" not in results["datasets"]["docs"]["measures"]
     assert set(pq.read_table(tmp_path / "out" / "values.parquet")["dataset"].to_pylist()) == {"docs", "kinds", "talk"}

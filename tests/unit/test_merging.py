@@ -107,10 +107,10 @@ def test_merging_counts_equal_passages_and_rejects_another_of_their_id(tmp_path)
 def test_merging_of_long_texts_is_by_their_text(tmp_path):
     texts = [" ".join(f"{start}{i}" for i in range(60)) for start in "ab"]
     rows = [{"query_id": "doc", "text": text} for text in (texts[0], texts[0], texts[1])]
-    got = read_layout(tmp_path / "one", "lrlm", train=rows, chunk_words=10)
+    got = read_layout(tmp_path / "one", "lrlm", train=rows, chunk_words=10, recent_chunks=0)
     assert (got.merged, len(got.queries["train"])) == (1, 2)
     assert [row.reason for row in got.rejected] == ["query_id 'doc' was seen before, with another text"]
-    got = read_layout(tmp_path / "two", "lrlm", train=rows[:1], test=rows[2:], chunk_words=10)
+    got = read_layout(tmp_path / "two", "lrlm", train=rows[:1], test=rows[2:], chunk_words=10, recent_chunks=0)
     assert got.rejected == []
     for split, text in zip(("train", "test"), texts, strict=True):
         for query in got.queries[split]:
@@ -121,7 +121,7 @@ def test_merging_of_long_texts_is_by_their_text(tmp_path):
 def test_merging_of_a_question_and_a_long_text_of_one_name_is_refused(tmp_path):
     document = {"query_id": "doc", "text": " ".join(f"w{i}" for i in range(60))}
     rows = [question(1, query_id="doc#3", pos_ids=[], pos=["P"]), document]
-    got = read_layout(tmp_path, "lrlm", train=rows, chunk_words=10)
+    got = read_layout(tmp_path, "lrlm", train=rows, chunk_words=10, recent_chunks=0)
     assert ["of another kind of row" in row.reason for row in got.rejected] == [True]
 
 

@@ -64,9 +64,7 @@ class LayoutReader(SourceReader):
         """Ids of the corpus by text, made when a row first names a passage by its text."""
         self._counts: Counter[str] = Counter()
         """What `NOTES` tells of the split that is read."""
-        template = task.template
-        self._continues = template is not None and template.output == "{answer}"
-        """The outputs continue the query's text, so that their white space is their own."""
+        self._continues = task.template is not None and task.template.continues
 
     def _split_files(self, split: Split) -> list[Path]:
         return [self.path / f"{split}.jsonl"]
