@@ -62,12 +62,19 @@ def overloaded(retry_after_s: float = RETRY_AFTER_S) -> ApiError:
 
 def retry_headers(seconds: float) -> dict[str, str]:
     """When to come back: in whole seconds, as HTTP has it, and in milliseconds, which openai's SDK reads first."""
-    return {"Retry-After": str(max(1, math.ceil(seconds))), "retry-after-ms": str(max(1, round(1000 * seconds)))}
+    milliseconds = max(1, round(1000 * seconds))
+    # Of the rounded number, so that the two agree.
+    return {"Retry-After": str(math.ceil(milliseconds / 1000)), "retry-after-ms": str(milliseconds)}
 
 
 def timed_out() -> ApiError:
     """The refusal of what was not done by its deadline."""
     return ApiError(503, "the request took too long; try again", code="timeout")
+
+
+def stopping() -> ApiError:
+    """The refusal of a service that is being taken down."""
+    return ApiError(503, "the service is stopping; ask the one that takes its place", code="stopping")
 
 
 def answer(path: str, error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -65,9 +65,9 @@ class Ingress:
         check_bind(settings, _http_host(), everywhere=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1")
         self._metrics = IngressMetrics()
         served = Served(source, settings.max_versions)
-        backend = Deployments(settings, encoder, slices, self._metrics.retries.inc)
-        self.service = Service(settings, tasks, served, backend)
-        OVERLOAD.gate = backend
+        self._backend = Deployments(settings, encoder, slices, self._metrics.retries.inc)
+        self.service = Service(settings, tasks, served, self._backend)
+        OVERLOAD.gate = self._backend
         self._following: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -89,6 +89,7 @@ class Ingress:
         refused = 0
         while True:
             try:
+                await self._backend.follow_deletion()
                 await self.service.follow()
             except (EmbedderError, ApiError, RayError, OSError, RuntimeError, ValueError) as error:
                 # The old versions go on being served, whatever is wrong with the aliases or the new ones.

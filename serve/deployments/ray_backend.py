@@ -10,6 +10,7 @@ from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from typing_extensions import Unpack
 
 from embedder.config.cutting import PromptedText
@@ -17,7 +18,7 @@ from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
 from serve.backend import CALL_FORMAT, Encoded, Piece, R, Ts, may_take_long, time_left
 from serve.deployments.coalescing import CALL_CHARACTERS, Coalescer, Limits, Outcome
-from serve.http_errors import ApiError, overloaded
+from serve.http_errors import ApiError, overloaded, stopping
 from serve.schemas.state_schemas import DeploymentState
 
 DIED = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
@@ -55,6 +56,9 @@ class Deployments:
             characters=CALL_CHARACTERS * settings.batch_tokens,
         )
         self._coalescer = Coalescer(self._encode, limits)
+        self._waiting: set[asyncio.Future[Any]] = set()
+        """The calls that are under way."""
+        self._is_abandoned = False
 
     def refusal(self, num_bytes: int) -> ApiError | None:
         return self._coalescer.refusal(num_bytes)
@@ -100,6 +104,24 @@ class Deployments:
     async def deployments(self) -> list[DeploymentState]:
         return await asyncio.to_thread(_deployments, serve.get_replica_context().app_name)
 
+    async def follow_deletion(self) -> None:
+        """Give up what no replica will answer any more, once the application is deleted and those that had begun ended.
+
+        A large request takes several calls; those that it has not made when its encoders are taken away would wait for
+        one until the deadline, and the deletion for them.
+        """
+        if not self._waiting or self._is_abandoned:
+            return
+        application = await asyncio.to_thread(_application, serve.get_replica_context().app_name)
+        if application.status != ApplicationStatus.DELETING:
+            return
+        names = {handle.deployment_name for handle in (self._encoder, *self._parts)}
+        if any(state.replica_states for name, state in application.deployments.items() if name in names):
+            return
+        self._is_abandoned = True
+        for waiting in self._waiting:
+            waiting.cancel()
+
     async def _call(self, call: Callable[[], DeploymentResponse[Any]], *, patient: bool = False) -> Any:  # noqa: ANN401 - whatever the replica answers
         """Make a call that may be repeated; on the death of its replica it goes to another one.
 
@@ -123,16 +145,23 @@ class Deployments:
                     raise
             except (*DIED, ApiError) as error:
                 # A replica that says 503 of itself is about to be replaced.
-                if isinstance(error, ApiError) and error.status != 503:
+                if isinstance(error, ApiError) and (error.status != 503 or self._is_abandoned):
                     raise
         raise ApiError(503, "a part of the service died again and again; try again")
 
     async def _attempt(self, response: DeploymentResponse[Any], seconds: float) -> Any:  # noqa: ANN401
+        if self._is_abandoned:
+            raise stopping()
+        waiting = asyncio.ensure_future(response)
+        self._waiting.add(waiting)
+        waiting.add_done_callback(self._waiting.discard)
         try:
-            return await asyncio.wait_for(response, seconds)
+            return await asyncio.wait_for(waiting, seconds)
         except (asyncio.CancelledError, asyncio.TimeoutError) as error:
             # Ray must be told, or the replica would work on for nobody.
             response.cancel()
+            if self._is_abandoned:
+                raise stopping() from error
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise TimeoutError from error
@@ -149,7 +178,7 @@ class Deployments:
 
 
 def _deployments(application: str) -> list[DeploymentState]:
-    states = serve.status().applications[application].deployments
+    states = _application(application).deployments
     return [
         DeploymentState(
             name=name,
@@ -159,6 +188,10 @@ def _deployments(application: str) -> list[DeploymentState]:
         )
         for name, state in states.items()
     ]
+
+
+def _application(name: str) -> ApplicationStatusOverview:
+    return serve.status().applications[name]
 
 
 def _cause(error: RayTaskError) -> BaseException:

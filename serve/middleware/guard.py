@@ -17,7 +17,7 @@ from serve.http_errors import ApiError, answer
 from serve.middleware.incoming import is_route, needs_encoder, unusable_body
 from serve.middleware.limited_body import LimitedBody
 from serve.middleware.load_shedding import num_bytes
-from serve.middleware.request_head import head_refusal, keep_plain_id, site_refusal
+from serve.middleware.request_head import head_refusal, keep_plain_id, needless_body, site_refusal
 from serve.service import Service
 
 logger = logging.getLogger("ray.serve")
@@ -55,7 +55,12 @@ class Guard:
         keep_plain_id(scope)
         # The only place from which the routes learn what the caller may use.
         caller = scope[CALLER] = Caller()
-        error = head_refusal(scope) or self._foreign_site(scope) or self._identify(caller, scope, headers)
+        error = (
+            head_refusal(scope)
+            or self._needless_body(scope)
+            or self._foreign_site(scope)
+            or self._identify(caller, scope, headers)
+        )
         error = error or self._admit(scope, headers) or body.refusal()
         try:
             if error is None:
@@ -64,6 +69,11 @@ class Guard:
                 await answer(scope["path"], error)(scope, receive, send_noting)
         finally:
             self._note(scope, caller, status, time.monotonic() - began)
+
+    def _needless_body(self, scope: Scope) -> ApiError | None:
+        """Why a body is refused that the route does not read; of what is no route the application says so."""
+        needless = needless_body(scope)
+        return needless if needless is not None and is_route(self._routes, scope) else None
 
     def _identify(self, caller: Caller, scope: Scope, headers: Headers) -> ApiError | None:
         """Find the key of a request, and why it does not open this route, if so."""

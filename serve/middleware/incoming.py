@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http_errors import ApiError, answer
+from serve.http_errors import ApiError, answer, stopping
 from serve.middleware.request_head import WITH_BODY
 
 ALIASES = {
@@ -91,8 +91,7 @@ class Incoming:
         if scope["method"] == "HEAD":
             known["method"], send = "GET", _without_body(send)
         if self._traffic.is_closing and path != "/live":
-            refusal = ApiError(503, "the service is stopping; ask the one that takes its place", code="stopping")
-            await answer(path, refusal)(known, receive, send)
+            await answer(path, stopping())(known, receive, send)
             return
         self._traffic.begin()
         try:

@@ -10,10 +10,7 @@ from starlette.types import Message, Receive
 
 from serve.backend import time_left
 from serve.http_errors import ApiError
-from serve.middleware.request_head import CLOSING
-
-LONGEST_LENGTH = 18
-"""Digits of a Content-Length; a longer one is beyond any limit."""
+from serve.middleware.request_head import CLOSING, LONGEST_LENGTH
 
 
 class LimitedBody:

@@ -25,7 +25,11 @@ PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 MOST_HEADERS = 100
 MOST_HEAD_BYTES = 32 * 2**10
 """Bytes of path, query and headers together."""
+LONGEST_LENGTH = 18
+"""Digits of a Content-Length; a longer one is beyond any limit."""
 WITH_BODY = {"POST", "PUT", "PATCH"}
+WITHOUT_BODY = {"GET", "HEAD", "OPTIONS", "DELETE"}
+"""Of a method that is in neither set the application says that no route knows it."""
 READING_METHODS = {"GET", "HEAD", "OPTIONS"}
 CLOSING = {"Connection": "close"}
 """For a refusal whose body was not read: otherwise the server reads it to the end, however long it is."""
@@ -42,8 +46,17 @@ def head_refusal(scope: Scope) -> ApiError | None:
     lengths = [value for name, value in headers if name == b"content-length"]
     if not all(value.isdigit() for value in lengths):
         return ApiError(400, "Content-Length is no number of bytes")
-    is_chunked = any(name == b"transfer-encoding" for name, _ in headers)
-    if scope["method"] not in WITH_BODY and (is_chunked or any(value.strip(b"0") for value in lengths)):
+    return None
+
+
+def needless_body(scope: Scope, most: int = 0) -> ApiError | None:
+    """Why a body that no route reads is refused, if it may have more than `most` bytes."""
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    is_chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+    # Without leading zeros, and by the number of digits first: Python refuses to read one of thousands of them.
+    digits = [value.lstrip(b"0") or b"0" for value in lengths]
+    is_long = is_chunked or any(len(value) > LONGEST_LENGTH or int(value) > most for value in digits)
+    if scope["method"] in WITHOUT_BODY and is_long:
         return ApiError(400, f"a {scope['method']} request has no body here; leave the body out")
     return None
 
@@ -111,7 +124,8 @@ class HeadLimits:
         """Let a request pass with a plain id, or refuse it."""
         if scope["type"] == "http":
             keep_plain_id(scope)
-            if (error := head_refusal(scope)) is not None:
+            # A short one is left to the ingress, which knows whether the route is there at all.
+            if (error := head_refusal(scope) or needless_body(scope, MOST_HEAD_BYTES)) is not None:
                 await answer(scope["path"], error, CLOSING)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

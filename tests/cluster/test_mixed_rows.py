@@ -55,7 +55,7 @@ BAD: list[Callable[[int], bytes]] = [
     lambda i: b'{"query": "x", "query": "y"}',
     lambda i: b'{"query": "\\ud800", "answers": ["a"]}',
     lambda i: line({"query": f"who {i}", "answers": [{"deep": [1]}]}),
-    lambda i: line({"query": f"who {i}", "answers": ["a"], "pos_ids": ["gone"], "pos": [7]}),
+    lambda i: line({"query": f"who {i}", "answers": ["a"], "pos_ids": ["gone"], "pos": [{"deep": 7}]}),
 ]
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
-from ray.serve._private.common import DeploymentID
+from ray.serve._private.common import DeploymentID, ReplicaState
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus, DeploymentStatusOverview, ServeStatus
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    ServeStatus,
+)
 
 from embedder.config.serve import ServeConfig
 from embedder.errors import ConfigError
@@ -18,6 +25,7 @@ from embedder.index.search_options import SearchOptions
 from serve.backend import CALL_FORMAT, DEADLINE, LONG_CALLS, QUICK_CALLS, Piece
 from serve.deployments.ray_backend import Deployments, _deployments
 from serve.http_errors import ApiError
+from tests.event_loop import settle
 
 DIED = ActorDiedError()
 
@@ -45,6 +53,7 @@ class Handle:
     def __init__(self, *outcomes):
         self.outcomes, self.log = list(outcomes), []
         self.encode = self.call = self
+        self.deployment_name = "encoder"
 
     def remote(self, *arguments, call_format):
         assert call_format == CALL_FORMAT
@@ -81,6 +90,38 @@ def outcome(main, again):
         return asyncio.run(main), len(again)
     except Exception as error:  # noqa: BLE001 - it is looked at
         return error, len(again)
+
+
+@pytest.mark.parametrize(
+    ("status", "replicas", "gives_up"),
+    [
+        (ApplicationStatus.RUNNING, {}, False),
+        (ApplicationStatus.DELETING, {ReplicaState.STOPPING: 1}, False),
+        (ApplicationStatus.DELETING, {}, True),
+    ],
+)
+def test_call_is_given_up_when_its_application_is_deleted_and_no_replica_is_left(
+    monkeypatch, status, replicas, gives_up
+):
+    """It would wait for a replica until its deadline, and the deletion for it."""
+    deployments = {"encoder": DeploymentStatusOverview(DeploymentStatus.UPDATING, "", replicas, "")}
+    application = ApplicationStatusOverview(status, "", 0.0, deployments)
+    monkeypatch.setattr("serve.deployments.ray_backend._application", lambda name: application)
+    context = SimpleNamespace(app_name="a")
+    monkeypatch.setattr("serve.deployments.ray_backend.serve.get_replica_context", lambda: context)
+
+    async def main():
+        DEADLINE.set(time.monotonic() + 0.5)
+        handle = Handle("hang", "hang", "hang")
+        backend = Deployments(ServeConfig(), handle, [], lambda: None)
+        asking = asyncio.ensure_future(backend._encode("v1", [Piece(["word " * 5000])], True))
+        await settle()
+        await backend.follow_deletion()
+        return await asking
+
+    error, _ = outcome(main(), [])
+    assert isinstance(error, ApiError) == gives_up and isinstance(error, TimeoutError) == (not gives_up)
+    assert not gives_up or (error.status, error.code) == (503, "stopping")
 
 
 def test_call_whose_replica_dies_is_made_again_with_the_same_arguments():

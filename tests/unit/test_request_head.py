@@ -18,6 +18,7 @@ from serve.middleware.request_head import (
     HeadLimits,
     head_refusal,
     keep_plain_id,
+    needless_body,
     site_refusal,
 )
 from tests.serving import local_service, publish, run_config
@@ -42,13 +43,23 @@ def client(service):
         yield client
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "NEW"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS"])
 def test_head_with_a_body_where_none_belongs_is_refused(method):
     """Fault 8.4: a body that no route reads was kept whole by Ray's proxy and by the ingress."""
-    assert head_refusal(scope_of(method, content_length="1")).status == 400
-    assert head_refusal(scope_of(method, transfer_encoding="chunked")).status == 400
-    assert head_refusal(scope_of(method, content_length="0")) is None and head_refusal(scope_of(method)) is None
-    assert head_refusal(scope_of("POST", content_length="1", transfer_encoding="chunked")) is None
+    assert needless_body(scope_of(method, content_length="1")).status == 400
+    assert needless_body(scope_of(method, content_length="9" * 5000)).status == 400
+    assert needless_body(scope_of(method, transfer_encoding="chunked")).status == 400
+    assert needless_body(scope_of(method, content_length="00")) is None and needless_body(scope_of(method)) is None
+    assert needless_body(scope_of(method, content_length="9"), 9) is None
+    assert needless_body(scope_of(method, content_length="10"), 9).status == 400
+    assert needless_body(scope_of("POST", content_length="1", transfer_encoding="chunked")) is None
+
+
+@pytest.mark.parametrize("method", ["TRACE", "NEW", "GET", "DELETE"])
+def test_method_that_no_route_knows_is_answered_with_those_that_there_are(client, method):
+    answer = client.request(method, "/v1/embeddings", content=b"{}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert client.request(method, "/v1/embeddings", content=b"x" * 20_001).status_code == 413
 
 
 @pytest.mark.parametrize("length", ["-1", "+1", "1e3", "0x10", "", "1 2", "²"])
@@ -174,7 +185,7 @@ def test_head_limits_stand_before_rays_part_of_a_request():
     client = TestClient(HeadLimits(app))
     assert client.get("/live", headers={"x-request-id": "i" * 60_000}).status_code == 200
     assert client.get("/live", headers={"cookie": "c" * MOST_HEAD_BYTES}).status_code == 431
-    assert client.request("GET", "/live", content=b"x").status_code == 400
+    assert client.request("GET", "/live", content=b"x" * (MOST_HEAD_BYTES + 1)).status_code == 400
     assert len(seen) == 1 and len(seen[0]) == 36
 
 
