@@ -1,4 +1,4 @@
-"""Other rewards from the stored log-likelihoods: which follow from them, which are refused, and what keeps them apart."""
+"""Other rewards from stored log-likelihoods: which follow from them, which are refused, what keeps them apart."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from embedder.config.run import RunConfig
-from embedder.data.records import LABELLED, QUERY, write_table
+from embedder.data.records import QUERY, write_table
 from embedder.errors import ConfigError, LabelError
+from embedder.hashing import content_id
 from ray_jobs.cluster import metrics
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.provenance import label_pools, label_provenance, read_provenance, write_provenance
@@ -32,17 +33,23 @@ def no_ray(monkeypatch):
 def config(tmp_path, tiny_encoder):
     """A run with two labelled groups of qa, by rank, whose outputs have 4, 1 and 2 tokens."""
     config = RunConfig(paths={"work": tmp_path / "work"}, encoder=tiny_encoder)
-    queries = [{**dict.fromkeys(QUERY.names), "task": "qa", "dataset": "nq", "query_id": "q1", "answers": ["now"]}]
-    write_table([{**one, "query": "when"} for one in queries], QUERY, config.paths.queries / "train" / "nq.parquet")
+    write_queries(config, "now")
     label(config, [[THIRD, SECOND], [FIRST, SECOND, THIRD]], output_tokens=[4, 1, 2])
     return config
+
+
+def write_queries(config, *answers):
+    """Prepared training queries, too long to be worked examples."""
+    empty = {**dict.fromkeys(QUERY.names), "task": "qa", "dataset": "nq", "query": "when " * 99}
+    rows = [{**empty, "query_id": f"q{i}", "answers": [answer]} for i, answer in enumerate(answers)]
+    write_table(rows, QUERY, config.paths.queries / "train" / "nq.parquet")
 
 
 def label(config, groups, **columns):
     """Commit labels with these log-likelihoods, and what they depend on."""
     provenance = label_provenance(config, label_pools(config))
     known = {"label_fingerprint": provenance.fingerprint, "truncated": 0, **columns}
-    rows = [{**dict.fromkeys(LABELLED.names), **row(scores, [1] * len(scores), **known)} for scores in groups]
+    rows = [row(scores, [1] * len(scores), row_id=content_id(i), **known) for i, scores in enumerate(groups)]
     llm_ledger(config.paths).commit(rows)
     write_provenance(config.paths, provenance)
 
@@ -67,7 +74,7 @@ def recomputed(config, **settings):
 def test_recompute_makes_every_kind_of_reward_by_means_and_by_sums_and_goes_back(config):
     before = llm_ledger(config.paths).read().to_pylist()
     assert recomputed(config, reward="gain", reward_margin=0) == [[2.5, 1.5, 0.0], [0.0, 1.5]]
-    assert recomputed(config, reward="gain", reward_margin=1) == [[2.5, 1.5, -0.5], [0.5, 1.5]]
+    assert recomputed(config, reward="gain", reward_margin=1) == [[2.5, 1.5, 0.5], [0.5, 1.5]]
     assert recomputed(config, reward="gain", reward_margin=0, reward_sum="sum") == [[10.0, 6.0, 0.0], [0.0, 6.0]]
     # Sums without a candidate are -12, -1 and -4; with them -2, -6 and -12: third, then second, third, third.
     assert recomputed(config, reward="rank", reward_sum="sum") == [[1.0, 0.0, 0.0], [0.0, 0.0]]
@@ -79,7 +86,7 @@ def test_recompute_makes_every_kind_of_reward_by_means_and_by_sums_and_goes_back
 
 def test_recompute_is_asked_for_where_a_setting_of_the_reward_changed(config):
     for settings in ({"reward": "gain"}, {"reward_sum": "sum"}):
-        with pytest.raises(ConfigError, match="add --set label.recompute=true"):
+        with pytest.raises(ConfigError, match=r"add --set label\.recompute=true"):
             RecomputingTeacher(with_rewards(config, recompute=False, **settings)).check()
     RecomputingTeacher(with_rewards(config, recompute=False, reward_margin=0.7, reward_temperature=0.3)).check()
 
@@ -94,22 +101,17 @@ def test_recompute_of_labels_without_numbers_of_tokens_refuses_sums_and_makes_th
 def test_recompute_of_labels_without_other_outputs_refuses_ranks(config):
     alone = with_rewards(config, recompute=False, reward="likelihood")
     label(alone, [[(-1.0,), (-2.0,)], [(-1.0,), (-2.0,), (-3.0,)]], base=(-2.5,), reward="likelihood", outputs=["now"])
-    for path in llm_ledger(config.paths).folder.glob("*.parquet"):
-        if path.stat().st_mtime_ns < max(p.stat().st_mtime_ns for p in path.parent.glob("*.parquet")):
-            path.unlink()
     for reward in ("rank", "rank_then_gain"):
         with pytest.raises(LabelError, match="have no other outputs to rank among; label them into another folder"):
             RecomputingTeacher(with_rewards(config, reward=reward)).check()
 
 
 def test_provenance_depends_on_the_outputs_of_the_corpus_only_where_they_are_rivals(config):
-    def prints(answer, **settings):
-        one = {**dict.fromkeys(QUERY.names), "task": "qa", "dataset": "nq", "query_id": "q1", "query": "when"}
-        table = [{**one, "answers": ["x" * 400], "positive_ids": []}, {**one, "query_id": "q2", "answers": [answer]}]
-        path = config.paths.queries / "train" / "nq.parquet"
-        write_table([{**each, "query": "y" * 400} for each in table], QUERY, path)
+    def fingerprint(answer, **settings):
+        write_queries(config, "now", answer)
         other = config.model_copy(update={"label": config.label.model_copy(update=settings)})
         return label_provenance(other, label_pools(other)).fingerprint
 
-    assert prints("one") == prints("two")
-    assert len({prints("one"), prints("one", corpus_outputs=1), prints("two", corpus_outputs=1)}) == 3
+    assert fingerprint("one") == fingerprint("two") == read_provenance(config.paths).fingerprint
+    rivals = {fingerprint(answer, corpus_outputs=1) for answer in ("one", "two")}
+    assert len(rivals | {fingerprint("one")}) == 3
