@@ -165,7 +165,7 @@ class Trainer:
         outcome = {
             "steps": self.next_step,
             "validation": self._stopping.state() if self._held_out else None,
-            "reward_temperatures": {name: task.reward_temperature for name, task in self.job.tasks.items()},
+            "reward_temperatures": {task: self.job.tasks[task].reward_temperature for task in sorted(self._data.sizes)},
         }
         # The folder of the network comes last, because its presence says that the training has ended.
         write_json(outcome, self.job.outcome)
