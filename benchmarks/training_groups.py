@@ -48,7 +48,10 @@ class Workbench:
 
 def benchmark_tasks() -> dict[str, TaskSpec]:
     """The built-in tasks with the losses of the benchmark."""
-    return {task: BUILTIN_TASKS[task].model_copy(update={"loss": loss}) for task, (_, loss) in SOURCES.items()}
+    return {
+        task: BUILTIN_TASKS[task].model_copy(update={"loss": loss, "reward_temperature": 1.0})
+        for task, (_, loss) in SOURCES.items()
+    }
 
 
 def read_groups(data: Path, task: str, count: int, seed: int) -> list[Row]:

@@ -77,7 +77,7 @@ def peer_model(job: TrainingJob) -> SentenceTransformer:
 def peer_loss(model: SentenceTransformer, job: TrainingJob, task: str) -> nn.Module:
     """Its loss that is the like of the task's: KL within the group, or InfoNCE over the batch."""
     if job.tasks[task].loss == "kl":
-        warmth = job.tasks[task].reward_temperature
+        warmth = job.tasks[task].alpha
         return DistillKLDivLoss(model, student_temperature=job.config.temperature, teacher_temperature=warmth)
     return MultipleNegativesRankingLoss(model, scale=1 / job.config.temperature)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from embedder.config.paths import AnyAbsolutePath, ModelReference, Section
 from embedder.config.train import SelfPacedConfig, TrainConfig, ValidationConfig, check_worker_gpus
@@ -20,9 +20,14 @@ class LabelConfig(Section):
     """File to which the labelled groups are also written, as JSON Lines of the paper's released code. null: none."""
     recompute: bool = False
     """Recompute the rewards from the stored log-likelihoods, after the `reward` of a task was changed. Needs no LLM."""
-    num_samples: int = Field(default=10, ge=1)
+    corpus_outputs: int = Field(default=0, ge=0)
+    """So many desired outputs of other training queries of the dataset (seeded choice) rival a query's own, beside the
+    sampled ones: real text against real text, which an LLM mostly finds less likely than samples of its own."""
+    num_samples: int = Field(default=10, ge=0)
     """Outputs sampled for each query without a candidate, among which the desired output is ranked (N). 10 as in the
-    paper; 5 halves the cost and coarsens the ranks."""
+    paper; 5 halves the cost and coarsens the ranks. 0 needs `corpus_outputs`."""
+    sample_length: Literal["setting", "desired"] = "setting"
+    """Most tokens of a sampled output: the task's `max_output_tokens`, or as many as the `desired` output has."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of the sampling. The paper gives no sampling settings."""
     top_k: int = Field(default=50, ge=1)
@@ -59,6 +64,19 @@ class LabelConfig(Section):
         if self.min_actors is not None and self.min_actors > self.num_actors:
             raise ValueError(f"min_actors {self.min_actors} exceeds num_actors {self.num_actors}")
         return self
+
+    @field_validator("num_samples")
+    @classmethod
+    def outputs_have_rivals(cls, value: int, info: ValidationInfo) -> int:
+        """Refuse settings under which a desired output would be ranked among none."""
+        if not value and not info.data.get("corpus_outputs"):
+            raise ValueError("num_samples is 0, and so is corpus_outputs, so that no rank could change; raise one")
+        return value
+
+    @property
+    def num_rivals(self) -> int:
+        """Greatest number of outputs among which a desired one is ranked."""
+        return self.num_samples + self.corpus_outputs
 
 
 class RerankerConfig(Section):

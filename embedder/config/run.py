@@ -169,10 +169,10 @@ class RunConfig(Section):
                 raise ValueError(f"tasks: {name!r} is no task name; use letters, digits, - and _")
             if spec.reward == "none" and spec.loss != "contrastive":
                 raise ValueError(f"tasks.{name}.loss is {spec.loss!r}, which needs rewards, but reward is 'none'")
-            if spec.loss == "reference" and spec.reward_temperature != 1:
+            if spec.loss == "reference" and spec.reward_temperature not in {None, 1}:
                 raise ValueError(
                     f"tasks.{name}.loss is 'reference', which knows no temperature, but reward_temperature is "
-                    f"{spec.reward_temperature}; set it to 1, or take the loss 'graded'"
+                    f"{spec.reward_temperature}; leave it out, or take the loss 'graded'"
                 )
             if spec.reward != "none" and spec.template is None:
                 raise ValueError(f"tasks.{name}.reward is {spec.reward!r} but it has no template")

@@ -103,11 +103,18 @@ class TaskSpec(Section):
     """What a query of more than `encoder.max_tokens` loses; a passage loses its end. `end`: its end. `start`: its
     beginning, but not the instruction. `last_turn_first`: its lines are turned round, shorter queries' too, so that the
     last turn stands first, and then it loses its end (docs/data.md)."""
-    reward: Literal["rank", "likelihood", "lift", "none"] = "none"
-    """Reward of a candidate. `rank`: by how many ranks the candidate lifts the desired output among the sampled
-    outputs. `likelihood`: mean token log-likelihood of the desired output. `lift`: that minus the same without the
-    candidate. `none`: the task learns from known positives, without an LLM. The built-in tasks keep `rank`: better in
-    `icl` and equal elsewhere (benchmarks/STUDY.md)."""
+    reward: Literal["rank", "likelihood", "gain", "rank_then_gain", "none"] = "none"
+    """Reward of a candidate. `rank`: by how many ranks the candidate lifts the desired output among its rivals, as in
+    the paper. `likelihood`: log-likelihood of the desired output. `gain`: that minus the same without the candidate, in
+    whole margins (`reward_margin`). `rank_then_gain`: the rank; in a group where it is the same for all candidates,
+    the gain, of which the best counts one rank above the worst. `none`: the task learns from known positives, without
+    an LLM. The built-in tasks keep `rank`: better in `icl` and equal elsewhere (benchmarks/STUDY.md)."""
+    reward_margin: float = Field(default=0.1, ge=0)
+    """Margin of the gain (nats): gains nearer to the group's best than the margin equal it, the others count as the
+    best less whole margins. 0: gains as they are. The report's share of flat groups by gain uses it too."""
+    reward_sum: Literal["mean", "sum"] = "mean"
+    """Log-likelihood of an output: `mean` over its tokens or their `sum`. A mean prefers long outputs, whose last
+    tokens are easily guessed; a sum prefers short ones."""
     template: PromptTemplate | None = None
     """Prompt of the LLM; needed unless `reward` is `none`."""
     shots: int = Field(default=0, ge=0)
@@ -120,9 +127,10 @@ class TaskSpec(Section):
     differences of scores against those of rewards. `contrastive`: known positives alone. `reference`: the distillation
     of the paper's released code, with its quirks. The built-in tasks with a reward take `graded`, also where the paper
     takes `kl`: with `kl` nDCG@10 of `chat` fell from 0.86 to 0.59 (benchmarks/STUDY.md)."""
-    reward_temperature: float = Field(default=1.0, gt=0)
-    """Temperature of the softmax over rewards (alpha). Rank rewards are integers: at 1.0 a gap of 3 weighs 20 to 1. The
-    paper's 0.1 for `chat` and `lrlm` is for likelihoods, whose differences are far smaller."""
+    reward_temperature: float | None = Field(default=None, gt=0)
+    """Temperature of the softmax over rewards (alpha). null: the median, over the task's groups whose rewards differ,
+    of the standard deviation of the rewards within the group; so one rule serves every kind of reward. It is computed
+    when a training begins, and stands in its report and in the model card. The paper has 0.1 for `chat` and `lrlm`."""
     skip_flat: bool = True
     """Leave out groups whose rewards are all equal. They prefer no candidate, and with rank rewards of a small LLM they
     are 14 % to 50 % of the groups. The paper keeps them."""
@@ -131,6 +139,36 @@ class TaskSpec(Section):
     queries_are_examples: bool = False
     """Queries may stand in the corpus as worked examples, with their answer. A query then never gets its own one as a
     candidate; it is known by its text (docs/data.md). An equal id alone says nothing."""
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def renamed_reward(cls, value: object) -> object:
+        """Refuse the earlier name of the gain."""
+        if value == "lift":
+            raise ValueError("'lift' is called 'gain' now; with reward_margin: 0 it is the same")
+        return value
+
+    @property
+    def has_rivals(self) -> bool:
+        """True if the desired output is ranked among other outputs."""
+        return self.reward in {"rank", "rank_then_gain"}
+
+    @property
+    def reward_rule(self) -> str:
+        """The kind of reward with the settings that change it, as stored beside labels."""
+        margin = f" margin {self.reward_margin:g}" if self.reward in {"gain", "rank_then_gain"} else ""
+        return self.reward + margin + (" sum" if self.reward_sum == "sum" and self.reward != "none" else "")
+
+    @property
+    def alpha(self) -> float:
+        """The reward temperature as a number.
+
+        Raises:
+            ValueError: it is null, and was not computed from the rewards yet.
+        """
+        if self.reward_temperature is None:
+            raise ValueError("the reward temperature is null; compute it from the rewards first")
+        return self.reward_temperature
 
     def instruction(self, side: Side) -> str:
         """The instruction of one side."""

@@ -78,6 +78,7 @@ LABELLED = pa.schema(
         ("row_id", pa.string()),
         ("rewards", pa.list_(pa.float32())),
         ("outputs", TEXTS),
+        ("output_tokens", pa.list_(pa.int32())),
         ("base_scores", pa.list_(pa.float64())),
         ("scores", pa.list_(pa.list_(pa.float64()))),
         ("truncated", pa.int32()),
@@ -88,10 +89,13 @@ LABELLED = pa.schema(
 )
 """A group with one reward a candidate.
 
-`outputs`: the desired output, then the sampled ones; `base_scores`: their mean token log-likelihoods (nats) without a
-candidate; `scores`: the same for each candidate; `truncated`: candidates the LLM saw only the beginning of. `rewards`
-is null where the task has none, and where `error` says why.
+`outputs`: the desired output, then its rivals; `output_tokens`: how many tokens of each were scored; `base_scores`:
+their mean token log-likelihoods (nats) without a candidate; `scores`: the same for each candidate; `truncated`:
+candidates the LLM saw only the beginning of. `rewards` is null where the task has none, and where `error` says why.
 """
+
+LATER_COLUMNS = {"output_tokens"}
+"""Columns that files of earlier versions lack; they are read as null."""
 
 
 ROW_GROUP_ROWS = 1024
@@ -180,10 +184,15 @@ def _read(path: AnyPath, wanted: pa.Schema) -> pa.Table:
     try:
         with open_parquet(path) as file:
             columns = file.schema_arrow.names
-            if not set(wanted.names) <= set(columns):
+            lacking = set(wanted.names) - set(columns)
+            if not lacking <= LATER_COLUMNS:
                 raise DataError(f"{path}: columns {columns}, expected {wanted.names}; run its job again")
+            table = file.read(columns=[name for name in wanted.names if name not in lacking])
+            for name in lacking:
+                field = wanted.field(name)
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
             # Parquet returns columns in the file's order, and a cast needs them in the schema's.
-            return file.read(columns=wanted.names).select(wanted.names).cast(wanted)
+            return table.select(wanted.names).cast(wanted)
     except (OSError, pa.ArrowInvalid) as error:
         # pyarrow's reason may go on over many lines of the schema.
         reason = str(error).splitlines()[0]

@@ -24,8 +24,9 @@ from embedder.storage.object_store import AnyPath, replacing
 
 REWARD_UNITS = {
     "rank": "reward: ranks that the desired output gains",
-    "likelihood": "reward: log-likelihood of the desired output (nats a token)",
-    "lift": "reward: log-likelihood of the desired output gained (nats a token)",
+    "likelihood": "reward: log-likelihood of the desired output (nats)",
+    "gain": "reward: log-likelihood of the desired output gained (nats)",
+    "rank_then_gain": "reward: ranks that the desired output gains, or its gain of log-likelihood",
 }
 """Axis labels by kind of reward; others are on the scale of their teacher."""
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from embedder.hashing import content_id
-from embedder.labelling.rewards import desired_rank, is_flat, is_saturated
+from embedder.labelling.rewards import desired_rank, group_rewards, is_flat, is_saturated, summed
 from embedder.reporting.html import TEXT_CHARACTERS, printable
 
 EXAMPLES = 10
@@ -32,8 +32,11 @@ BARS = 50
 MERGED_BINS = (1, 2, 4, 10, 20, 40, 100, 200, 400)
 """How many bins can be one bar; the last is enough for all bins there are."""
 
+COMPARED = ("rank", "likelihood", "gain")
+"""Kinds of reward whose share of flat groups is told side by side, whichever of them the task learns from."""
+
 Row = Mapping[str, Any]
-"""A row of `records.LABELLED`; the column `truncated` may be null or missing."""
+"""A row of `records.LABELLED`; the columns `truncated` and `output_tokens` may be null or missing."""
 
 
 class Histogram:
@@ -126,22 +129,23 @@ def share_of_peak(flops: float, possible: float) -> float | None:
     return flops / possible if possible > 0 and flops <= possible else None
 
 
-def example(row: Row) -> dict[str, Any]:
+def example(row: Row, sums: bool = False) -> dict[str, Any]:
     """What the page shows of a group, its texts cut and cleaned; what the labels do not hold is None.
 
     `desired`: the desired output; `outputs`: (text, log-likelihood without a candidate, is it the desired one) of each
     output, the likeliest first; `rank`: that of the desired output without a candidate, 1 is best; `candidates`: the
     highest reward first, each with the rank and log-likelihood of the desired output when the prompt holds it.
-    Log-likelihoods are means over the tokens, in nats.
+    Log-likelihoods are means over the tokens, in nats; ranks are those of their sums where these count.
     """
     base, scores, ranked = row["base_scores"] or [], row["scores"], _is_ranked(row)
+    ranked_base, ranked_scores = _compared_scores(row, sums) if ranked else ([], [])
     texts = [printable(text) for text in row["outputs"] or (row["answers"] or [])[:1]]
     unknown = [None] * len(row["candidate_texts"])
     columns = {
         "text": [printable(text) for text in row["candidate_texts"]],
         "positive": [bool(known) for known in row["relevance"]],
         "reward": row["rewards"] or unknown,
-        "rank": [desired_rank(with_candidate) for with_candidate in scores] if ranked else unknown,
+        "rank": [desired_rank(with_candidate) for with_candidate in ranked_scores] if ranked else unknown,
         "likelihood": [with_candidate[0] for with_candidate in scores] if scores else unknown,
     }
     candidates = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -150,7 +154,7 @@ def example(row: Row) -> dict[str, Any]:
         **{name: printable(row[name]) for name in ("dataset", "query_id", "query")},
         "desired": texts[0] if texts else None,
         "outputs": sorted(outputs, key=lambda output: -output[1]),
-        "rank": desired_rank(base) if ranked else None,
+        "rank": desired_rank(ranked_base) if ranked else None,
         "candidates": sorted(candidates, key=lambda candidate: -(candidate["reward"] or 0.0)),
         "error": None if row["error"] is None else printable(row["error"]),
     }
@@ -161,11 +165,12 @@ class TaskStatistics:
 
     flat: all rewards are equal. saturated: the desired output is already first without a candidate. polarised: one
     candidate has the highest reward and all others have one and the same, so that the softmax of the rewards is nearly
-    one-hot. decided: neither flat nor saturated.
+    one-hot. decided: neither flat nor saturated. `margin` and `sums` are the task's `reward_margin`, and whether its
+    `reward_sum` is the sum.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, margin: float = 0.0, sums: bool = False) -> None:
+        self.seed, self.margin, self.sums = seed, margin, sums
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         """Errors by their first words; of too many, those that come first in the alphabet."""
@@ -183,7 +188,7 @@ class TaskStatistics:
         Rewards and scores must be finite, as those of the labeller are.
 
         Raises:
-            KeyError: a column of `records.LABELLED` other than `truncated` is missing.
+            KeyError: a column of `records.LABELLED` other than `truncated` and `output_tokens` is missing.
             ValueError: a row's rewards, relevance and texts differ in number.
         """
         self.counts["groups"] += 1
@@ -205,7 +210,8 @@ class TaskStatistics:
         best, least = max(rewards), min(rewards)
         bests = [i for i, reward in enumerate(rewards) if reward == best]
         flat = is_flat(rewards)
-        saturated = ranked and is_saturated(row["base_scores"])
+        base, scores = _compared_scores(row, self.sums) if row["base_scores"] is not None else ([], [])
+        saturated = ranked and is_saturated(base)
         self.counts["rewarded"] += 1
         self.counts["candidates"] += len(rewards)
         self.counts["flat"] += flat
@@ -218,16 +224,25 @@ class TaskStatistics:
             self.counts["agree"] += any(row["relevance"][i] for i in bests)
             self.chance.add(chance_of_positive(len(rewards), sum(map(bool, row["relevance"])), len(bests)))
         kind = "teacher" if row["base_scores"] is None else row["reward"]
-        step = RANK_STEP if ranked else SCORE_STEP
+        step = RANK_STEP if ranked and kind == "rank" else SCORE_STEP
         histograms = self.rewards.setdefault(kind, (Histogram(step), Histogram(step)))
         for reward, known in zip(rewards, row["relevance"], strict=True):
             histograms[bool(known)].add(reward)
         if ranked:
             self.counts["ranked"] += 1
             self.counts["samples"] += len(row["outputs"]) - 1
-            self.rank_without.add(desired_rank(row["base_scores"]))
-            for with_candidate in row["scores"]:
+            self.rank_without.add(desired_rank(base))
+            for with_candidate in scores:
                 self.rank_with.add(desired_rank(with_candidate))
+        if base:
+            self._compare_kinds(base, scores, ranked)
+
+    def _compare_kinds(self, base: Sequence[float], scores: Sequence[Sequence[float]], ranked: bool) -> None:
+        """Count the group for each kind of reward, and that it is flat by it."""
+        # Without rivals no rank can change, which says nothing of the group.
+        for kind in COMPARED if ranked or len(base) > 1 else COMPARED[1:]:
+            self.counts[f"scored_{kind}"] += 1
+            self.counts[f"flat_{kind}"] += is_flat(group_rewards(kind, base, scores, self.margin))
 
     def _count_reason(self, error: str) -> None:
         words = re.sub(r"\d+", "#", printable(error, 10 * TEXT_CHARACTERS)).split()[:REASON_WORDS]
@@ -240,7 +255,7 @@ class TaskStatistics:
         # The least hashes are an even draw that needs neither the number of rows nor their order.
         key = content_id(self.seed, row["row_id"])
         if len(self._examples) < EXAMPLES or key < max(self._examples):
-            self._examples[key] = example(row)
+            self._examples[key] = example(row, self.sums)
             self._examples = dict(sorted(self._examples.items())[:EXAMPLES])
 
     @property
@@ -256,9 +271,10 @@ class TaskStatistics:
     def shares(self) -> dict[str, float]:
         """The counts `groups`, `rewarded`, `errors`; then shares, of which those of nothing are left out.
 
-        flat, saturated, polarised, decided: of the rewarded groups (saturated: of those with ranks). positive_is_best:
-        a known positive has the highest reward, of the groups that know one and are not flat; positive_by_chance: the
-        same for a blind choice. truncated: of the candidates of groups that tell.
+        flat, saturated, polarised, decided: of the rewarded groups (saturated: of those with ranks). flat_rank,
+        flat_likelihood, flat_gain: what flat would be with this kind of reward, of the groups with log-likelihoods.
+        positive_is_best: a known positive has the highest reward, of the groups that know one and are not flat;
+        positive_by_chance: the same for a blind choice. truncated: of the candidates of groups that tell.
         """
         counts = self.counts
         shares: dict[str, float] = {name: counts[name] for name in ("groups", "rewarded", "errors")}
@@ -266,6 +282,9 @@ class TaskStatistics:
             shares |= {name: counts[name] / counts["rewarded"] for name in ("flat", "polarised", "decided")}
         if counts["ranked"]:
             shares["saturated"] = counts["saturated"] / counts["ranked"]
+        for kind in COMPARED:
+            if counts[f"scored_{kind}"]:
+                shares[f"flat_{kind}"] = counts[f"flat_{kind}"] / counts[f"scored_{kind}"]
         if self.chance.mean is not None:
             shares["positive_is_best"] = counts["agree"] / counts["known"]
             shares["positive_by_chance"] = self.chance.mean
@@ -301,7 +320,14 @@ def chance_of_positive(candidates: int, positives: int, chosen: int) -> float:
 
 def _is_ranked(row: Row) -> bool:
     # Rewards of another teacher can be called ranks too, but hold no log-likelihoods to take ranks from.
-    return row["reward"] == "rank" and bool(row["rewards"]) and row["base_scores"] is not None
+    by_rank = row["reward"] in {"rank", "rank_then_gain"}
+    return by_rank and bool(row["rewards"]) and row["base_scores"] is not None
+
+
+def _compared_scores(row: Row, sums: bool) -> tuple[Sequence[float], Sequence[Sequence[float]]]:
+    """The log-likelihoods that are compared, without a candidate and with each: means, or sums where these count."""
+    base, scores, tokens = row["base_scores"], row["scores"], row.get("output_tokens")
+    return (summed(base, tokens), [summed(each, tokens) for each in scores]) if sums and tokens else (base, scores)
 
 
 def _histogram_numbers(histograms: Sequence[Histogram]) -> list[dict[str, Any]]:

@@ -13,8 +13,9 @@ from embedder.config.tasks import TaskSpec
 from embedder.data.records import unrewarded
 from embedder.hashing import row_seed
 from embedder.labelling.backends import choose_backend
+from embedder.labelling.corpus_outputs import OutputPools, choose_outputs
 from embedder.labelling.prompts import Prefix, PromptBuilder, ShotPools, choose_shots, prompt_builder
-from embedder.labelling.rewards import distinct_samples, group_rewards
+from embedder.labelling.rewards import distinct_samples, task_rewards
 from embedder.labelling.sampling import Sampling
 from embedder.models.causal_lm import CausalLm, apart_on_memory_error
 
@@ -36,9 +37,16 @@ class RewardLabeller:
     """Labels groups with one LLM. A group that cannot be scored keeps `rewards` null and says why in `error`."""
 
     def __init__(
-        self, lm: CausalLm, llm: LlmConfig, label: LabelConfig, tasks: dict[str, TaskSpec], shot_pools: ShotPools
+        self,
+        lm: CausalLm,
+        llm: LlmConfig,
+        label: LabelConfig,
+        tasks: dict[str, TaskSpec],
+        shot_pools: ShotPools,
+        output_pools: OutputPools | None = None,
     ) -> None:
-        self.lm, self.llm, self.label_config, self.tasks, self.shot_pools = lm, llm, label, tasks, shot_pools
+        self.lm, self.llm, self.label_config, self.tasks = lm, llm, label, tasks
+        self.shot_pools, self.output_pools = shot_pools, output_pools or {}
         rewarded = [spec.max_output_tokens for spec in tasks.values() if spec.reward != "none"]
         self.backend = choose_backend(lm, llm, max(rewarded, default=1))
         self.pairs = 0
@@ -88,13 +96,31 @@ class RewardLabeller:
         return _Prompted(row, prefixes)
 
     def _outputs(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> list[list[str]]:
-        """For each group the desired output, and for rank rewards the distinct outputs sampled without a candidate."""
-        if spec.reward != "rank":
+        """For each group the desired output, and for rank rewards its distinct rivals: sampled ones, then others'."""
+        if not spec.has_rivals:
             return [[group.row["answers"][0]] for group in groups]
+        return [
+            _rivals(builder, group.row, [*samples, *self._corpus_outputs(group.row)])
+            for group, samples in zip(groups, self._samples(builder, groups), strict=True)
+        ]
+
+    def _corpus_outputs(self, row: Group) -> list[str]:
+        """Desired outputs of other queries of the dataset."""
+        pool, config = self.output_pools.get(row["dataset"], []), self.label_config
+        names = row["dataset"], row["query_id"]
+        return choose_outputs(pool, row["answers"], config.corpus_outputs, config.seed, *names)
+
+    def _samples(self, builder: PromptBuilder, groups: list[_Prompted]) -> list[list[str]]:
+        """The outputs of each group that are sampled without a candidate."""
         config = self.label_config
+        if not config.num_samples or not groups:
+            return [[] for _ in groups]
+        lengths: list[int | None] = [None] * len(groups)
+        if config.sample_length == "desired":
+            lengths = [len(builder.output(group.row["answers"][0], group.row["query"])) for group in groups]
         sampling = Sampling(
             num_samples=config.num_samples,
-            max_tokens=builder.max_output_tokens,
+            max_tokens=max((length for length in lengths if length), default=builder.max_output_tokens),
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,
@@ -104,22 +130,25 @@ class RewardLabeller:
         # By query and not by position, so that a label stays the same whatever stands around it.
         seeds = [row_seed(config.seed, "sample", group.row["dataset"], group.row["query_id"]) for group in groups]
         drawn = self.backend.sample([group.prefixes[0].ids for group in groups], seeds, sampling)
+        # Cut afterwards, because a token does not depend on how many may follow it.
         return [
-            _rivals(builder, group.row, [builder.clean_sample(tokens) for tokens in samples])
-            for group, samples in zip(groups, drawn, strict=True)
+            [builder.clean_sample(tokens[:length]) for tokens in samples]
+            for samples, length in zip(drawn, lengths, strict=True)
         ]
 
     def _reward(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> None:
         """Sample for, score and reward groups of one task."""
         outputs = self._outputs(builder, spec, groups)
-        prompts = []
-        for group, texts in zip(groups, outputs, strict=True):
-            prompts += [builder.pack(prefix, group.row["query"], texts) for prefix in group.prefixes]
+        prompts = [
+            [builder.pack(prefix, group.row["query"], texts) for prefix in group.prefixes]
+            for group, texts in zip(groups, outputs, strict=True)
+        ]
         # All groups in one call, so that groups with common passages share the tree.
-        scores = iter(self.backend.score(prompts))
-        for group, texts in zip(groups, outputs, strict=True):
-            _fill(group.row, spec.reward, texts, [next(scores) for _ in group.prefixes])
-            self.pairs += len(group.prefixes) - 1
+        scores = iter(self.backend.score([prompt for packed in prompts for prompt in packed]))
+        for group, texts, packed in zip(groups, outputs, prompts, strict=True):
+            group.row["outputs"], group.row["output_tokens"] = texts, packed[0].scored_tokens
+            _fill(group.row, spec, [next(scores) for _ in packed])
+            self.pairs += len(packed) - 1
 
 
 def unusable(row: Group) -> str | None:
@@ -138,21 +167,21 @@ def unusable(row: Group) -> str | None:
     return None
 
 
-def _rivals(builder: PromptBuilder, row: Group, samples: list[str]) -> list[str]:
-    """The desired output and the samples that differ from it and from each other in the tokens that are scored."""
+def _rivals(builder: PromptBuilder, row: Group, others: list[str]) -> list[str]:
+    """The desired output and the others that differ from it and from each other in the tokens that are scored."""
     query, answers = row["query"], row["answers"]
     # The desired output must come first: the rewards take it from entry 0.
     kept = {tuple(builder.output(answers[0], query)): answers[0]}
-    for text in distinct_samples(samples, answers):
+    for text in distinct_samples(others, answers):
         if tokens := tuple(builder.output(text, query)):
             kept.setdefault(tokens, text)
     return list(kept.values())
 
 
-def _fill(row: Group, reward: str, outputs: list[str], values: list[list[float]]) -> None:
+def _fill(row: Group, spec: TaskSpec, values: list[list[float]]) -> None:
     """Enter scores and rewards; `values` holds the scores without a candidate first."""
-    row["outputs"], row["base_scores"], row["scores"] = outputs, values[0], values[1:]
+    row["base_scores"], row["scores"] = values[0], values[1:]
     try:
-        row["rewards"] = group_rewards(reward, values[0], values[1:])
+        row["rewards"] = task_rewards(spec, values[0], values[1:], row["output_tokens"])
     except ValueError as error:
         row["error"] = str(error)

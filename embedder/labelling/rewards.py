@@ -1,14 +1,16 @@
 """Rewards from log-likelihoods: pure numbers, so that they can be computed again without the LLM.
 
-Scores are mean token log-likelihoods in nats; entry 0 is the desired output, the others are the sampled ones.
+Scores are mean token log-likelihoods in nats; entry 0 is the desired output, the others are its rivals.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from statistics import median
 
 from embedder.answer_text import normalise_answer
+from embedder.config.tasks import TaskSpec
 
 
 def desired_rank(scores: Sequence[float]) -> float:
@@ -24,8 +26,30 @@ def rank_reward(base: Sequence[float], with_candidate: Sequence[float]) -> float
     return desired_rank(base) - desired_rank(with_candidate)
 
 
-def group_rewards(kind: str, base: Sequence[float], scores: Sequence[Sequence[float]]) -> list[float]:
-    """One reward a candidate.
+def whole_margins(gains: Sequence[float], margin: float) -> list[float]:
+    """Each gain as the group's best less whole margins: what is nearer to the best than one margin equals it."""
+    if not gains or not margin:
+        return list(gains)
+    best = max(gains)
+    return [best - margin * math.floor((best - gain) / margin) for gain in gains]
+
+
+def rank_then_gain(ranks: Sequence[float], gains: Sequence[float]) -> list[float]:
+    """Rank rewards; where all are equal the gains, of which the best counts one rank above the worst."""
+    if not gains or not is_flat(ranks) or is_flat(gains):
+        return list(ranks)
+    return [(gain - min(gains)) / (max(gains) - min(gains)) for gain in gains]
+
+
+def summed(scores: Sequence[float], tokens: Sequence[int]) -> list[float]:
+    """Sums over the tokens from means over them."""
+    return [score * count for score, count in zip(scores, tokens, strict=True)]
+
+
+def group_rewards(
+    kind: str, base: Sequence[float], scores: Sequence[Sequence[float]], margin: float = 0.0
+) -> list[float]:
+    """One reward a candidate; `margin` (nats) is that of the gain.
 
     Raises:
         ValueError: a score is no number, or the kind is unknown; a made-up reward would be trained on.
@@ -37,10 +61,50 @@ def group_rewards(kind: str, base: Sequence[float], scores: Sequence[Sequence[fl
             return [rank_reward(base, row) for row in scores]
         case "likelihood":
             return [row[0] for row in scores]
-        case "lift":
-            return [row[0] - base[0] for row in scores]
+        case "gain":
+            return whole_margins([row[0] - base[0] for row in scores], margin)
+        case "rank_then_gain":
+            ranks, gains = (group_rewards(part, base, scores, margin) for part in ("rank", "gain"))
+            return rank_then_gain(ranks, gains)
         case _:
-            raise ValueError(f"reward kind {kind!r}; use rank, likelihood or lift")
+            raise ValueError(f"reward kind {kind!r}; use rank, likelihood, gain or rank_then_gain")
+
+
+def task_rewards(
+    task: TaskSpec, base: Sequence[float], scores: Sequence[Sequence[float]], tokens: Sequence[int] | None
+) -> list[float]:
+    """One reward a candidate, as the settings of the task say.
+
+    Args:
+        task: Its kind of reward, margin, and whether sums or means count.
+        base: Mean log-likelihoods of the outputs without a candidate.
+        scores: The same with each candidate.
+        tokens: How many tokens of each output were scored; null in labels made before they were kept.
+
+    Raises:
+        ValueError: as `group_rewards`; or sums are wanted, and the tokens are not known.
+    """
+    if task.reward_sum == "sum":
+        if tokens is None:
+            raise ValueError("the numbers of tokens are not known, without which there are no sums")
+        base, scores = summed(base, tokens), [summed(row, tokens) for row in scores]
+    return group_rewards(task.reward, base, scores, task.reward_margin)
+
+
+def spread(rewards: Sequence[float]) -> float:
+    """Standard deviation of the rewards of a group."""
+    # Exact sums, so that neither the order of the candidates nor the machine changes a digit.
+    mean = math.fsum(rewards) / len(rewards)
+    return math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / len(rewards))
+
+
+def median_spread(groups: Iterable[Sequence[float]]) -> float:
+    """The reward temperature by rule: the median of the spreads of the groups that are not flat; 1 without any.
+
+    Rewards divided by it do not change when all rewards are scaled, so one rule serves every kind of reward.
+    """
+    spreads = [spread(rewards) for rewards in groups if rewards and not is_flat(rewards)]
+    return median(spreads) if spreads else 1.0
 
 
 def is_flat(rewards: Sequence[float]) -> bool:

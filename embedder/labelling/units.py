@@ -60,17 +60,17 @@ def join_units(units: Iterable[Unit], block_rows: int) -> list[list[Unit]]:
     return blocks
 
 
-def unit_tokens(groups: Sequence[dict[str, Any]], task: TaskSpec, num_samples: int, llm: LlmConfig | None) -> float:
+def unit_tokens(groups: Sequence[dict[str, Any]], task: TaskSpec, num_rivals: int, llm: LlmConfig | None) -> float:
     """Estimated tokens that the LLM reads to score the groups of a unit, from the lengths of their texts.
 
     A passage is read once for all groups that share it. A query and the outputs after it are read for each candidate,
-    and once without. A sampled output is taken to be as long as the desired one; its last token is only predicted.
+    and once without. A rival output is taken to be as long as the desired one; its last token is only predicted.
     Not counted are worked examples, which the groups share, and the sampling.
     """
     most = llm.max_prefix_tokens if llm else float("inf")
     texts = {text for group in groups for text in group["candidate_texts"]}
     tokens = sum(min(most, tokens_of(len(text))) for text in texts)
-    outputs = 1 + (num_samples if task.reward == "rank" else 0)
+    outputs = 1 + (num_rivals if task.has_rivals else 0)
     wording = len(task.template.input) if task.template else 0
     for group in groups:
         desired = min(task.max_output_tokens - 1, tokens_of(len(group["answers"][0]))) if group["answers"] else 0

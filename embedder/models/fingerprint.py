@@ -54,7 +54,10 @@ def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str
     """
     limits = {"dtype": llm.dtype, "max_prefix_tokens": llm.max_prefix_tokens} if llm else {}
     model = llm and model_fingerprint(locate_model(llm.model), limits)
-    sampling = [label.num_samples, label.temperature, label.top_k, label.top_p, label.seed]
+    sampling: list[object] = [label.num_samples, label.temperature, label.top_k, label.top_p, label.seed]
+    # Only where they are set, so that labels made before there were such settings stay what they are.
+    if label.corpus_outputs or label.sample_length != "setting":
+        sampling += [label.corpus_outputs, label.sample_length]
     prompts = {
         name: [spec.template and spec.template.model_dump(), spec.shots, spec.max_output_tokens]
         for name, spec in tasks.items()

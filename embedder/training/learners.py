@@ -95,7 +95,7 @@ class CrossEncoderLearner:
         return self.network.tokenize([(queries[k // size], text) for k, text in enumerate(batch.candidates)])
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        alphas = [[self.tasks[task].reward_temperature] for task in batch.tasks]
+        alphas = [[self.tasks[task].alpha] for task in batch.tasks]
         temperature_B1 = torch.tensor(alphas, device=outputs.device)
         reward_BM, valid_BM = batch.reward_BM.to(outputs.device), batch.valid_BM.to(outputs.device)
         return group_kl(self.scores(outputs, batch), reward_BM / temperature_B1, valid_BM)

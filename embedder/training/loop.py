@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from math import isfinite
 
 import torch
@@ -62,6 +63,9 @@ class Trainer:
 
     def __init__(self, job: TrainingJob) -> None:
         """Start, or go on where the last whole checkpoint was written."""
+        self._data = TrainingRows(job.rows)
+        # From the rows alone, which every worker reads whole, and reads again when it resumes.
+        job = replace(job, tasks=self._data.with_temperatures(job.tasks))
         self.job, config = job, job.config
         torch.manual_seed(config.seed)
         self._learner = load_learner(job)
@@ -75,7 +79,6 @@ class Trainer:
             put_weights(network, checkpoint.weights)
         self._engine = TrainingEngine(network, config)
         self._memory = TokenLimits(job.encoder.batch_tokens, config.chunk_tokens)
-        self._data = TrainingRows(job.rows)
         self._plan = BatchPlan(self._data.sizes, config)
         self._held_out = HeldOut(job.held_out, self._learner) if config.validation else None
         start = checkpoint or Checkpoint()
@@ -159,7 +162,11 @@ class Trainer:
         learner = load_learner(self.job, device="cpu")
         put_weights(learner.network, weights)
         self._probe(learner)
-        outcome = {"steps": self.next_step, "validation": self._stopping.state() if self._held_out else None}
+        outcome = {
+            "steps": self.next_step,
+            "validation": self._stopping.state() if self._held_out else None,
+            "reward_temperatures": {task: self.job.tasks[task].reward_temperature for task in sorted(self._data.sizes)},
+        }
         # The folder of the network comes last, because its presence says that the training has ended.
         write_json(outcome, self.job.outcome)
         with appearing(self.job.exported) as folder:

@@ -161,11 +161,11 @@ def task_losses(scores: Scores, task: TaskSpec) -> Tensor:
     """The losses of queries of one task, shape (B,)."""
     match task.loss:
         case "graded":
-            return graded_distillation(scores, task.reward_temperature)
+            return graded_distillation(scores, task.alpha)
         case "kl":
-            return kl_distillation(scores, task.reward_temperature)
+            return kl_distillation(scores, task.alpha)
         case "margin_mse":
-            return margin_mse(scores, task.reward_temperature)
+            return margin_mse(scores, task.alpha)
         case "reference":
             return reference_distillation(scores)
         case "contrastive":

@@ -40,9 +40,10 @@ def summarise(
         steps: All steps of `MetricsReader`.
         sizes: Rows trained on, by task.
         left_out: Groups left out, by task and reason.
-        outcome: What the loop wrote at the end.
+        outcome: What the loop wrote at the end; trainings of earlier versions noted no temperatures.
         config: The settings.
     """
+    alphas = outcome.get("reward_temperatures", {})
     seconds = sum(step.seconds for step in steps)
     validation: dict[str, Any] | None = None
     if config.validation is not None:
@@ -54,7 +55,10 @@ def summarise(
         "seconds": seconds,
         "queries_per_s": len(steps) * config.batch_size / seconds if seconds else 0.0,
         "workers": sorted({step.workers for step in steps}),
-        "tasks": {task: _summarise_task(task, size, steps) for task, size in sorted(sizes.items())},
+        "tasks": {
+            task: {**_summarise_task(task, size, steps), "reward_temperature": alphas.get(task)}
+            for task, size in sorted(sizes.items())
+        },
         "validation": validation,
         "left_out": dict(sorted(left_out.items())),
         "settings": config.model_dump(mode="json"),
@@ -110,6 +114,7 @@ def report_lines(numbers: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{name}: {task['rows']:,} rows, {task['steps']:,} steps, loss {task['loss_first']:.4f} -> "
         f"{task['loss_last']:.4f} (first and last fifth), pace {task['pace_last']:.2f}"
+        + ("" if task["reward_temperature"] is None else f", reward temperature {task['reward_temperature']:.4g}")
         for name, task in numbers["tasks"].items()
         if task["steps"]
     ]

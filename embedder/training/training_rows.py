@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -18,11 +18,14 @@ from embedder.config.cutting import PromptedText
 from embedder.config.tasks import TaskSpec
 from embedder.errors import DataError
 from embedder.hashing import content_id
-from embedder.labelling.rewards import is_flat
+from embedder.labelling.rewards import is_flat, median_spread
 from embedder.storage.arrow_files import open_arrow
 from embedder.training.batch_plan import BatchPart
 
 T = TypeVar("T")
+
+TEMPERED = {"graded", "kl", "margin_mse"}
+"""Losses that divide rewards by the task's temperature."""
 
 NO_IDENTITY = -1
 """Fills up rows of identities; no hash is negative."""
@@ -179,6 +182,23 @@ class TrainingRows:
         self._first = {task: tasks.index(task) for task in self.sizes}
         self.group_size: int = pc.max(pc.list_value_length(self._table["candidates"])).as_py() or 0
         """M, candidates of the largest group."""
+
+    def with_temperatures(self, tasks: Mapping[str, TaskSpec]) -> dict[str, TaskSpec]:
+        """The tasks, with the median spread of its rows' rewards as `reward_temperature` where that is null.
+
+        It stays null in tasks without rows, and where the loss divides no rewards.
+        """
+        found = dict(tasks)
+        for name, task in tasks.items():
+            if task.reward_temperature is None and task.loss in TEMPERED and self.sizes[name]:
+                found[name] = task.model_copy(update={"reward_temperature": median_spread(self._rewards(name))})
+        return found
+
+    def _rewards(self, task: str) -> Iterator[list[float]]:
+        """The rewards of each row of a task."""
+        column = self._table["rewards"].slice(self._first[task], self.sizes[task])
+        for chunk in column.iterchunks():
+            yield from chunk.to_pylist()
 
     def names(self, parts: Sequence[BatchPart]) -> list[str]:
         """What the queries of some rows are called, in their order."""

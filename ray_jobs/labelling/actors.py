@@ -13,13 +13,12 @@ from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
 from embedder.labelling.label_statistics import LabelCost, share_of_peak
 from embedder.labelling.labeller import RewardLabeller
-from embedder.labelling.prompts import ShotPools
 from embedder.models.causal_lm import load_lm, prepare_lm
 from embedder.models.device import device_kind, matmul_rate
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.block_plan import GroupRows, Survey, read_row_group
-from ray_jobs.labelling.provenance import note_device
+from ray_jobs.labelling.provenance import LabelPools, note_device
 
 
 class GroupBlocks(BlockActor):
@@ -55,10 +54,10 @@ class GroupBlocks(BlockActor):
 class LabelBlocks(GroupBlocks):
     """Labels blocks of groups with the LLM."""
 
-    def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef, fingerprint: str) -> None:
+    def __init__(self, config: RunConfig, pools: ray.ObjectRef, fingerprint: str) -> None:
         super().__init__(config, llm_ledger(config.paths), fingerprint)
         lm = load_lm(config.needed_llm, config.paths.cache)
-        self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, ray.get(shot_pools))
+        self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, *ray.get(pools))
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
         note_device(config.paths, device_kind(lm.device, lm.model.dtype))
 
@@ -75,7 +74,7 @@ class LabelBlocks(GroupBlocks):
         return BlockCost(pairs=self.labeller.pairs, tokens=work.tokens, flops=work.flops)
 
 
-def label_with_llm(config: RunConfig, work: Survey, pools: ShotPools, fingerprint: str) -> LabelCost:
+def label_with_llm(config: RunConfig, work: Survey, pools: LabelPools, fingerprint: str) -> LabelCost:
     """Let the pool of `label.num_actors` actors label the blocks ahead; returns what that cost."""
     settings = config.label
     # Once here, so that a GGUF file is not converted by every actor.

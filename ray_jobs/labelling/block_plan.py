@@ -243,7 +243,7 @@ def survey(config: RunConfig, ledger: Ledger, block_rows: int, selected: RowIds 
 def _count(config: RunConfig, rows: GroupRows, unit: Unit, tasks: Mapping[str, TaskWork]) -> float:
     """Count the pairs and estimated tokens of what is ahead of a unit; returns the tokens."""
     task, groups = rows.task_of(unit), [rows.groups[position] for position in unit]
-    tokens = unit_tokens(groups, config.tasks[task], config.label.num_samples, config.llm)
+    tokens = unit_tokens(groups, config.tasks[task], config.label.num_rivals, config.llm)
     tasks[task].pairs += sum(len(group["candidate_ids"]) for group in groups)
     tasks[task].tokens += tokens
     return tokens

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
 from embedder.hashing import content_id
+from embedder.labelling.corpus_outputs import OutputPools, read_output_pools
 from embedder.labelling.prompts import ShotPools
 from embedder.models.fingerprint import label_fingerprint
 from embedder.run.lineage import PROVENANCE
 from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath
+from ray_jobs.cluster.tables import shot_pools
 
 DEVICES = "devices"
 """Folder beside it with a file for each kind of device that has labelled."""
@@ -25,7 +27,7 @@ RECOMPUTING = "being recomputed"
 
 @dataclass(frozen=True)
 class LabelProvenance:
-    """`fingerprint` of the log-likelihoods (LLM, prompts, sampling, seed), and the kind of reward made from them."""
+    """`fingerprint` of the log-likelihoods (LLM, prompts, sampling, seed), and the rewards made from them by task."""
 
     fingerprint: str
     rewards: dict[str, str]
@@ -34,10 +36,28 @@ class LabelProvenance:
     several kinds may stand together; that they do is told."""
 
 
-def label_provenance(config: RunConfig, pools: ShotPools) -> LabelProvenance:
-    """What the LLM's labels of a run depend on, the worked examples before its prompts included."""
-    fingerprint = content_id(label_fingerprint(config.llm, config.label, config.tasks), pools)[:16]
-    return LabelProvenance(fingerprint, {name: spec.reward for name, spec in config.tasks.items()})
+class LabelPools(NamedTuple):
+    """Training rows that the LLM reads or scores with other queries, by dataset."""
+
+    shots: ShotPools
+    outputs: OutputPools
+
+
+def label_pools(config: RunConfig) -> LabelPools:
+    """The pools of a run.
+
+    Raises:
+        DataError: `prepare` has not run.
+    """
+    return LabelPools(shot_pools(config), read_output_pools(config))
+
+
+def label_provenance(config: RunConfig, pools: LabelPools) -> LabelProvenance:
+    """What the LLM's labels of a run depend on, the pools included."""
+    # A pool that is empty stays out, so that labels made before there was such a pool stay what they are.
+    parts = [pools.shots, pools.outputs] if pools.outputs else [pools.shots]
+    fingerprint = content_id(label_fingerprint(config.llm, config.label, config.tasks), *parts)[:16]
+    return LabelProvenance(fingerprint, {name: spec.reward_rule for name, spec in config.tasks.items()})
 
 
 def read_provenance(paths: Paths) -> LabelProvenance | None:

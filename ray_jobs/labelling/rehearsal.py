@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from embedder.config.run import LlmConfig, RunConfig
+from embedder.labelling.corpus_outputs import read_output_pools
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.units import unit_tokens
 from embedder.models.causal_lm import load_lm
@@ -24,7 +25,7 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
     if not ahead:
         return ["nothing is left for the LLM"]
     lm = load_lm(llm, config.paths.cache)
-    labeller = RewardLabeller(lm, llm, settings, config.tasks, shot_pools(config))
+    labeller = RewardLabeller(lm, llm, settings, config.tasks, shot_pools(config), read_output_pools(config))
     lines, seconds, whole, flops = [], 0.0, 0.0, 0.0
     for task, groups in sorted(_samples(config, work).items()):
         # The first call of a kind is slow: memory is fetched, kernels are chosen.
@@ -35,7 +36,7 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
         elapsed = max(time.perf_counter() - began, 1e-9)
         pairs, tokens, operations = labeller.pairs - pairs, spent.tokens - tokens, spent.flops - operations
         if pairs:
-            rest = ahead[task].tokens / unit_tokens(groups, config.tasks[task], settings.num_samples, llm)
+            rest = ahead[task].tokens / unit_tokens(groups, config.tasks[task], settings.num_rivals, llm)
             seconds, whole, flops = seconds + elapsed * rest, whole + tokens * rest, flops + operations * rest
             lines.append(f"{task}: {pairs} pairs in {elapsed:.1f} s, {pairs / elapsed:,.1f} pairs/s, {tokens:,} tokens")
     hours = seconds / 3600

@@ -72,13 +72,15 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
     job, counts = prepare_training(config, rows, storage / name)
     if not job.exported.is_dir():
         run_workers(job, "reranker")
-    outcome = json.loads(job.outcome.read_text(encoding="utf-8"))["validation"]
+    ended = json.loads(job.outcome.read_text(encoding="utf-8"))
+    outcome = ended["validation"]
     history = outcome["history"] if outcome else []
     lineage = {
         "reranker_run": name,
         "base_encoder": config.needed_reranker.model,
         "llm": config.llm and config.llm.model,
         **counts,
+        "reward_temperatures": ended["reward_temperatures"],
         "agreement": [history[0]["tasks"], history[outcome["best"]]["tasks"]] if outcome else [{}, {}],
     }
     install_model(job.exported, model, lineage)
@@ -161,13 +163,23 @@ def reranker_lines(model: Path) -> list[str]:
     return lines + [f"reranker: left out {count:,} groups of {reason}" for reason, count in lineage["left_out"].items()]
 
 
+def taught_tasks(tasks: Mapping[str, TaskSpec], model: Path) -> dict[str, TaskSpec]:
+    """The tasks with the reward temperatures of a reranker's training, where the run file gives none."""
+    taught = (read_lineage(model) or {}).get("reward_temperatures", {})
+    return {
+        name: spec.model_copy(update={"reward_temperature": spec.reward_temperature or taught.get(name)})
+        for name, spec in tasks.items()
+    }
+
+
 def label_groups(
     encoder: CrossEncoder, groups: Sequence[dict[str, Any]], tasks: Mapping[str, TaskSpec], fingerprint: str
 ) -> list[dict[str, Any]]:
     """The groups as rows of records.LABELLED, each candidate's reward being its score times the task's temperature.
 
     The score estimates reward / temperature up to a constant a group, so this puts it on the scale of the rewards it
-    was taught with, and softmax(reward / temperature) is what the cross-encoder predicts.
+    was taught with, and softmax(reward / temperature) is what the cross-encoder predicts. A task without a temperature
+    was never taught, and keeps the scores.
     """
     pairs = [
         (bare_query(tasks[group["task"]], group["query"]), text)
@@ -177,7 +189,8 @@ def label_groups(
     scores = iter(encoder.score(pairs))
     labelled = []
     for group in groups:
-        rewards = [next(scores) * tasks[group["task"]].reward_temperature for _ in group["candidate_texts"]]
+        alpha = tasks[group["task"]].reward_temperature or 1.0
+        rewards = [next(scores) * alpha for _ in group["candidate_texts"]]
         error = None if rewards else "no candidates"
         if not all(math.isfinite(reward) for reward in rewards):
             error = "a score of the reranker is not finite"
@@ -192,10 +205,11 @@ class ScoreBlocks(GroupBlocks):
     def __init__(self, config: RunConfig, ledger: Ledger, fingerprint: str, model: Path) -> None:
         super().__init__(config, ledger, fingerprint)
         self.encoder = load_cross_encoder(str(model), config.needed_reranker.max_tokens, config.encoder.batch_tokens)
+        self.tasks = taught_tasks(config.tasks, model)
         note_device(config.paths, device_kind(self.encoder.device, torch.float32))
 
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return label_groups(self.encoder, groups, self.config.tasks, self.fingerprint)
+        return label_groups(self.encoder, groups, self.tasks, self.fingerprint)
 
     def compute(self, block: Block) -> list[dict[str, Any]]:
         positions = [position for unit in block["units"] for position in unit]

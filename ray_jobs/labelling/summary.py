@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from embedder.config.paths import Paths
@@ -32,9 +30,11 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     expected = labels.expected
     repeats = labels.before == len(expected)
     cost = _earlier_cost(config.paths) if repeats else labels.cost
-    tasks: dict[str, TaskStatistics] = defaultdict(partial(TaskStatistics, config.label.seed))
+    tasks: dict[str, TaskStatistics] = {}
     rows, errors, first = 0, 0, ""
     for row in _rows(config, expected):
+        if row["task"] not in tasks:
+            tasks[row["task"]] = _no_statistics(config, row["task"])
         tasks[row["task"]].add(row)
         rows += 1
         if row["error"]:
@@ -78,6 +78,14 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
             f"see {page}"
         )
     return report
+
+
+def _no_statistics(config: RunConfig, task: str) -> TaskStatistics:
+    """The statistics of a task before its first row."""
+    spec = config.tasks.get(task)
+    if spec is None:  # blocks may hold labels of a task that the run file has dropped
+        return TaskStatistics(config.label.seed)
+    return TaskStatistics(config.label.seed, spec.reward_margin, spec.reward_sum == "sum")
 
 
 def _earlier_cost(paths: Paths) -> LabelCost | None:

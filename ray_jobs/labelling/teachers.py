@@ -12,22 +12,24 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from embedder.config.run import LlmConfig, RunConfig
+from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
 from embedder.data.records import LABELLED, each_table, parquet_files
 from embedder.data.row_ids import RowIds
 from embedder.errors import ConfigError, LabelError
 from embedder.hashing import content_id
 from embedder.labelling.prompts import check_chat
-from embedder.labelling.rewards import group_rewards
+from embedder.labelling.rewards import task_rewards
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import CHARACTERS_A_TOKEN, Work, characters_a_token, forward_flops
 from embedder.run.lineage import LINEAGE
-from ray_jobs.cluster.tables import labelled_ledger, llm_ledger, shot_pools
+from ray_jobs.cluster.tables import labelled_ledger, llm_ledger
 from ray_jobs.labelling.block_plan import Survey, commit_missing, read_row_group, row_groups, select_llm_groups, survey
 from ray_jobs.labelling.imported import commit_imported, imported_fingerprint
 from ray_jobs.labelling.provenance import (
     LabelProvenance,
     check_provenance,
+    label_pools,
     label_provenance,
     mark_mixed,
     read_provenance,
@@ -97,7 +99,7 @@ class LlmTeacher(Teacher):
     @cached_property
     def provenance(self) -> LabelProvenance:
         """What the LLM's labels depend on; kept, because the weights of the LLM are hashed for it."""
-        return label_provenance(self.config, shot_pools(self.config))
+        return label_provenance(self.config, label_pools(self.config))
 
     def selected(self) -> RowIds | None:
         """The groups that the LLM labels; None: all of them."""
@@ -119,7 +121,7 @@ class LlmTeacher(Teacher):
                 )
         lines = [
             f"{task}: {ahead.groups:,} groups, {ahead.ahead:,} still to label ({ahead.pairs:,} pairs), reward "
-            f"{self.config.tasks[task].reward}"
+            f"{self.config.tasks[task].reward_rule}"
             for task, ahead in sorted(work.tasks.items())
         ]
         if llm is not None and any(ahead.pairs for ahead in work.tasks.values()):
@@ -156,7 +158,7 @@ class LlmTeacher(Teacher):
         if work.blocks.num_rows and config.llm is not None:
             from ray_jobs.labelling.actors import label_with_llm
 
-            cost = label_with_llm(config, work, shot_pools(config), provenance.fingerprint)
+            cost = label_with_llm(config, work, label_pools(config), provenance.fingerprint)
             write_provenance(config.paths, provenance)
         return Labels(work.expected, work.before, [], cost)
 
@@ -210,46 +212,64 @@ class RecomputingTeacher(Teacher):
     """Other rewards follow from the LLM's stored log-likelihoods, without asking it again."""
 
     def check(self) -> Work:
-        check_provenance(self.config, label_provenance(self.config, shot_pools(self.config)))
+        provenance = label_provenance(self.config, label_pools(self.config))
+        check_provenance(self.config, provenance)
+        _refuse_missing_numbers(self.config, provenance)
         return Work("label", ["rewards are recomputed from the stored log-likelihoods"], 0.0)
 
     def run(self) -> Labels:
         from ray_jobs.cluster.metrics import track_progress
 
-        ledger, provenance = llm_ledger(self.config.paths), label_provenance(self.config, shot_pools(self.config))
-        _refuse_ranks_without_samples(self.config, ledger, provenance)
+        ledger = llm_ledger(self.config.paths)
+        provenance = label_provenance(self.config, label_pools(self.config))
         # Blocks are rewritten one by one: cut off between two of them, the folder holds old and new rewards.
         mark_mixed(self.config.paths, provenance)
         ids = ledger.row_ids()
         with track_progress("recompute", ids.total) as counter:
-            for count in ledger.replace(lambda block: [_recomputed(row, provenance.rewards) for row in block]):
+            for count in ledger.replace(lambda block: [_recomputed(row, self.config.tasks) for row in block]):
                 counter.advance(count)
         write_provenance(self.config.paths, provenance)
         return Labels(ids, ids.total, ["rewards recomputed, without the LLM"])
 
 
-def _refuse_ranks_without_samples(config: RunConfig, ledger: Ledger, provenance: LabelProvenance) -> None:
-    """Refuse to make ranks for a task whose outputs were never sampled.
+def _refuse_missing_numbers(config: RunConfig, provenance: LabelProvenance) -> None:
+    """Refuse rewards for which the labels lack what is needed: rivals to rank among, or the numbers of tokens for sums.
 
     Raises:
-        LabelError: there is such a task.
+        LabelError: there are such tasks.
     """
     known = read_provenance(config.paths)
-    unsampled = {task for task, reward in (known.rewards if known else {}).items() if reward in {"likelihood", "lift"}}
-    wanted = {task for task in unsampled if provenance.rewards.get(task) == "rank"}
-    if not wanted:
+    before = known.rewards if known else {}
+    wanted = {task: config.tasks[task] for task, rule in provenance.rewards.items() if rule != before.get(task)}
+    ranks = {task for task, spec in wanted.items() if spec.has_rivals and not before.get(task, "").startswith("rank")}
+    sums = {task for task, spec in wanted.items() if spec.reward_sum == "sum"}
+    if not ranks and not sums:
         return
-    for table in each_table(parquet_files(ledger.folder), LABELLED, ["task", "outputs"]):
-        if any(row["task"] in wanted and len(row["outputs"] or []) > 1 for row in table.to_pylist()):
-            return
-    raise LabelError(f"tasks {sorted(wanted)} have no sampled outputs to rank among; label them into another folder")
+    scored, have_rivals, lack_tokens = set(), set(), set()
+    columns = ["task", "outputs", "output_tokens"]
+    for table in each_table(parquet_files(llm_ledger(config.paths).folder), LABELLED, columns):
+        for row in table.to_pylist():
+            if row["outputs"] is not None:
+                scored.add(row["task"])
+                have_rivals |= {row["task"]} if len(row["outputs"]) > 1 else set()
+                lack_tokens |= {row["task"]} if row["output_tokens"] is None else set()
+    if unranked := sorted(ranks & scored - have_rivals):
+        raise LabelError(f"tasks {unranked} have no other outputs to rank among; label them into another folder")
+    if uncounted := sorted(sums & lack_tokens):
+        raise LabelError(
+            f"tasks {uncounted} were labelled before the numbers of tokens were kept, which reward_sum 'sum' needs; "
+            "label them into another folder"
+        )
 
 
-def _recomputed(row: dict[str, Any], rewards: dict[str, str]) -> dict[str, Any]:
-    kind = rewards.get(row["task"], row["reward"])
+def _recomputed(row: dict[str, Any], tasks: dict[str, TaskSpec]) -> dict[str, Any]:
+    spec = tasks.get(row["task"])
+    if spec is None:
+        return row
     if row["scores"] is None or row["error"] is not None:
-        return {**row, "reward": kind}
-    return {**row, "reward": kind, "rewards": group_rewards(kind, row["base_scores"], row["scores"])}
+        return {**row, "reward": spec.reward}
+    rewards = task_rewards(spec, row["base_scores"], row["scores"], row["output_tokens"])
+    return {**row, "reward": spec.reward, "rewards": rewards}
 
 
 class ImportedTeacher(Teacher):

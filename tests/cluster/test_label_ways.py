@@ -154,15 +154,15 @@ def test_recompute_that_breaks_off_must_be_ended_first(driver: Driver, run_file:
     before = rows_of(run_file)
     last = sorted((run_file.parent / "work" / "labelled" / "blocks").glob("*.parquet"))[-1]
     whole = last.read_bytes()
-    recompute = ["--set", "label.recompute=true", "--set", "tasks.qa.reward=lift"]
+    recompute = ["--set", "label.recompute=true", "--set", "tasks.qa.reward=gain"]
     last.write_bytes(damaged_scores(last))
     assert last.name in refused(driver.call(run_file, *recompute))
     last.write_bytes(whole)
-    assert {row["reward"] for row in rows_of(run_file).values()} == {"rank", "lift", "none"}
-    for reward in ("rank", "lift"):
+    assert {row["reward"] for row in rows_of(run_file).values()} == {"rank", "gain", "none"}
+    for reward in ("rank", "gain"):
         assert "being recomputed" in refused(driver.call(run_file, "--set", f"tasks.qa.reward={reward}"))
     succeeded(driver.call(run_file, *recompute))
-    assert {row["reward"] for row in rows_of(run_file).values()} == {"lift", "none"}
+    assert {row["reward"] for row in rows_of(run_file).values()} == {"gain", "none"}
     succeeded(driver.call(run_file, "--set", "label.recompute=true"))
     assert rows_of(run_file) == before
 

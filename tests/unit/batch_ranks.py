@@ -18,7 +18,10 @@ from embedder.training.objective import Objective
 from embedder.training.training_rows import TrainingRows
 
 LOSSES = {"qa": "graded", "chat": "kl", "tool": "contrastive", "icl": "margin_mse", "lrlm": "reference"}
-TASKS = {name: BUILTIN_TASKS[name].model_copy(update={"loss": loss}) for name, loss in LOSSES.items()}
+TASKS = {
+    name: BUILTIN_TASKS[name].model_copy(update={"loss": loss, "reward_temperature": 1.0})
+    for name, loss in LOSSES.items()
+}
 SIZES = {"qa": 11, "chat": 7, "tool": 5, "icl": 3, "lrlm": 9}
 """Rows a task; none is a multiple of the batch, nor of the number of workers."""
 BATCH_SIZE = 8

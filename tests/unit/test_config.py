@@ -86,7 +86,7 @@ REFUSED = {
         "tasks: {qa: {template: {context: x, input: x, stop: ''}}}",
         "tasks.qa.template.stop: stop holds an empty text",
     ),
-    "reward not offered": ("tasks: {qa: {reward: gain}}", "tasks.qa.reward: "),
+    "reward not offered": ("tasks: {qa: {reward: win}}", "tasks.qa.reward: "),
     "value not offered": ("llm: {model: m, dtype: float64}", "llm.dtype: "),
     "empty window": ("mine: {window: [5, 5]}", "mine: window is [5, 5]"),
     "no sources": ("prepare: {sources: []}", "prepare.sources: "),
@@ -320,8 +320,14 @@ def test_stop_texts_of_a_template_are_one_or_a_list_or_none(tmp_path, written, s
     assert load(tmp_path, text).tasks["qa"].template.stop == stop
 
 
-def test_a_task_takes_the_lift_of_a_likelihood_as_reward(tmp_path):
-    assert load(tmp_path, MINIMAL, "tasks.lrlm.reward=lift").tasks["lrlm"].reward == "lift"
+def test_a_task_takes_the_gain_of_a_likelihood_as_reward(tmp_path):
+    assert load(tmp_path, MINIMAL, "tasks.lrlm.reward=gain").tasks["lrlm"].reward == "gain"
+
+
+def test_label_without_any_rival_of_the_desired_output_is_refused(tmp_path):
+    assert load(tmp_path, MINIMAL, "label.num_samples=0", "label.corpus_outputs=4").label.num_rivals == 4
+    with pytest.raises(ConfigError, match="num_samples is 0, and so is corpus_outputs"):
+        load(tmp_path, MINIMAL, "label.num_samples=0")
 
 
 def test_a_user_adds_a_task_of_their_own(tmp_path):

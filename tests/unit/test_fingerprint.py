@@ -178,6 +178,9 @@ def test_vectors_of_one_encoder_in_two_number_formats_lie_apart_under_one_finger
         ("recompute", True, False),
         ("num_actors", 5, False),
         ("max_error_share", 0.5, False),
+        ("corpus_outputs", 2, True),
+        ("sample_length", "desired", True),
+        ("recompute", True, False),
     ],
 )
 def test_label_fingerprint_is_of_the_sampling_but_not_of_the_way_work_is_cut(tiny_llm, field, value, differs):
@@ -205,6 +208,8 @@ def test_label_fingerprint_is_of_the_llm_but_not_of_its_batches(tiny_llm, field,
         ("template", QA.template.model_copy(update={"chat": True}), True),
         ("shots", 1, True),
         ("reward", "likelihood", False),
+        ("reward_margin", 0.5, False),
+        ("reward_sum", "sum", False),
         ("max_output_tokens", 3, True),
         ("loss", "kl", False),
         ("reward_temperature", 3.0, False),
@@ -223,6 +228,11 @@ def test_label_fingerprint_is_the_same_for_stop_texts_read_from_a_file(tiny_llm)
     tasks = [{"qa": QA.model_copy(update={"template": each})} for each in (QA.template, template)]
     one, other = (label_fingerprint(tiny_llm, LabelConfig(), each) for each in tasks)
     assert one == other
+
+
+def test_label_fingerprint_of_earlier_versions_is_that_of_the_defaults():
+    """Computed by the version before corpus outputs and the length of samples could be set."""
+    assert label_fingerprint(None, LabelConfig(), {"qa": QA}) == "9a5717aba7439d79"
 
 
 def test_label_fingerprint_needs_no_llm(tiny_llm):

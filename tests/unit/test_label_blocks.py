@@ -14,7 +14,9 @@ from ray_jobs.cluster.blocks import BlockCost
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling import actors
 from ray_jobs.labelling.block_plan import survey
+from ray_jobs.labelling.provenance import LabelPools
 
+NO_POOLS = LabelPools({}, {})
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "runs", "Paris", "capital"]
 
 
@@ -60,7 +62,7 @@ def write(config, groups):
 
 def label(config, block_rows=4) -> list[BlockCost]:
     """The cost of each block that is ahead, labelled in order."""
-    actor = actors.LabelBlocks(config, {}, "print")
+    actor = actors.LabelBlocks(config, NO_POOLS, "print")
     blocks = survey(config, llm_ledger(config.paths), block_rows).blocks
     costs = [row for number in range(blocks.num_rows) for row in actor(blocks.slice(number, 1)).to_pylist()]
     return [BlockCost(**{name: value for name, value in cost.items() if name != "failure"}) for cost in costs]
@@ -103,7 +105,7 @@ def test_label_blocks_after_a_kill_are_the_same_to_the_last_bit(config, tmp_path
         write(each, groups)
     label(config)
     actor, blocks = (
-        actors.LabelBlocks(config_again, {}, "print"),
+        actors.LabelBlocks(config_again, NO_POOLS, "print"),
         survey(config_again, llm_ledger(config_again.paths), 1),
     )
     actor(blocks.blocks.slice(1, 1))
@@ -113,7 +115,7 @@ def test_label_blocks_after_a_kill_are_the_same_to_the_last_bit(config, tmp_path
 
 def test_label_blocks_retried_after_their_commit_are_not_labelled_twice(config):
     write(config, groups_of("qa", 4))
-    actor = actors.LabelBlocks(config, {}, "print")
+    actor = actors.LabelBlocks(config, NO_POOLS, "print")
     blocks = survey(config, llm_ledger(config.paths), 4).blocks
     actor(blocks)
     assert [row["pairs"] for row in actor(blocks).to_pylist()] == [0]

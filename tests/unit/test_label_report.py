@@ -36,6 +36,7 @@ def test_label_page_has_a_section_a_task_that_its_contents_lead_to():
     assert parsed.tags.count("details") == 14
     for shown in ("Labels of first", "7.5%", "66.7%", "no candidates", "known positive", "2.5", "−0.500"):
         assert shown in parsed.text
+    assert all(shown in parsed.text for shown in ("flat by rank", "by likelihood", "by gain"))
     assert parsed.tags.count("img") == parsed.tags.count("picture") == 2
 
 

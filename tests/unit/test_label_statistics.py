@@ -20,6 +20,7 @@ from embedder.labelling.label_statistics import (
     SCORE_STEP,
     Histogram,
     LabelCost,
+    TaskStatistics,
     bins_a_bar,
     chance_of_positive,
     example,
@@ -64,6 +65,9 @@ def test_label_shares_are_those_worked_out_by_hand():
             "rewarded": 5,
             "errors": 1,
             "flat": 1 / 5,
+            "flat_rank": 1 / 5,
+            "flat_likelihood": 1 / 5,
+            "flat_gain": 1 / 5,
             "saturated": 1 / 5,
             "polarised": 2 / 5,  # 2 0 0; and 0 -1, as two candidates always are
             "decided": 3 / 5,
@@ -125,6 +129,29 @@ def test_label_statistics_of_another_teacher_need_no_log_likelihoods():
     assert list(one.rewards) == ["teacher"]
     best = example(rows[0])["candidates"][0]
     assert (best["reward"], best["rank"]) == (70, None)
+
+
+def test_label_shares_of_flat_groups_are_told_for_each_kind_side_by_side():
+    groups = [
+        row([(-3.0, -1.0, -2.0), (-2.75, -1.0, -2.0)], [1, 0]),  # ranks 3 and 3, likelihoods apart by 0.25
+        row([(-3.0, -1.0, -2.0), (-2.25, -1.0, -2.0)], [1, 0], reward="likelihood"),  # by 0.75
+        row([(-3.0, -1.0, -2.0), (-0.5, -1.0, -2.0)], [1, 0], reward="gain"),  # ranks 3 and 1
+        row([(-3.0,), (-3.0,)], [1, 0], base=(-3.0,), reward="gain"),  # no rivals
+    ]
+    one = TaskStatistics(0, margin=0.5)
+    for group in groups:
+        one.add(group)
+    shares = one.shares()
+    assert (shares["flat_rank"], shares["flat_likelihood"], shares["flat_gain"]) == (2 / 3, 1 / 4, 2 / 4)
+
+
+def test_label_ranks_are_those_of_the_sums_where_these_count():
+    group = row([(-1.5, -1.0, -2.0)], [1], output_tokens=[1, 2, 3])  # means: second of three; sums -1.5, -2, -6
+    means, sums = TaskStatistics(0), TaskStatistics(0, sums=True)
+    for one in (means, sums):
+        one.add(group)
+    assert [one.numbers()["rank_with"]["counts"] for one in (means, sums)] == [{"2": 1}, {"1": 1}]
+    assert [example["candidates"][0]["rank"] for one in (means, sums) for example in one.examples] == [2, 1]
 
 
 def test_label_errors_are_counted_by_their_first_words_without_numbers():

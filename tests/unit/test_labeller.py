@@ -9,7 +9,9 @@ import pytest
 from embedder.config.label import LabelConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import GROUP, LABELLED, group_id
+from embedder.labelling.corpus_outputs import choose_outputs
 from embedder.labelling.labeller import RewardLabeller
+from embedder.labelling.prompts import PromptBuilder, prompt_builder
 from embedder.labelling.rewards import distinct_samples, group_rewards
 from embedder.models.causal_lm import load_lm
 from tests.unit.judges import farthest
@@ -177,6 +179,43 @@ def test_labeller_a_passage_that_plays_the_assistant_changes_no_token_but_its_ow
         counts = {sum(token in controls for token in prompt.prefix) for prompt in read[0]}
         assert counts == {3 if chat else 0}
         assert not any(controls & set(output) for prompt in read[0] for output in prompt.outputs)
+
+
+@pytest.mark.parametrize("task", ["qa", "chat"])
+def test_labeller_counts_the_tokens_of_each_output_that_are_scored(labeller, task):
+    (row,) = labeller.label([group(task, 0)], "print")
+    builder = prompt_builder(labeller.lm, TASKS[task], labeller.llm)
+    assert row["output_tokens"] == [len(builder.output(text, row["query"])) for text in row["outputs"]]
+    assert len(set(row["output_tokens"])) > 1
+
+
+def test_labeller_samples_are_as_long_as_the_desired_output(labeller, tiny_llm, monkeypatch):
+    """They are the beginnings of those that the setting of the task bounds."""
+    drawn, clean = [], PromptBuilder.clean_sample
+    monkeypatch.setattr(PromptBuilder, "clean_sample", lambda builder, ids: drawn.append(ids) or clean(builder, ids))
+    groups = [group("chat", 0, answer="Paris is the capital city"), group("chat", 1, answer="Paris")]
+    labeller.label(groups, "print")
+    free, drawn = drawn, []
+    short = RewardLabeller(labeller.lm, tiny_llm, LabelConfig(num_samples=4, sample_length="desired"), TASKS, POOL)
+    lengths = {row["query_id"]: row["output_tokens"][0] for row in short.label(groups, "print")}
+    assert sorted(lengths.values()) == [1, 5] and len(free) == len(drawn) == 8
+    by_id = sorted(groups, key=group_id)
+    for i, sample in enumerate(drawn):
+        assert sample == free[i][: lengths[by_id[i // 4]["query_id"]]]
+    assert max(map(len, free)) > max(map(len, drawn)) == 5
+
+
+@pytest.mark.parametrize("samples", [4, 0])
+def test_labeller_rivals_are_outputs_of_the_corpus_beside_the_samples(labeller, tiny_llm, samples):
+    pools = {"d": ["London", "Paris", "the fox", "The city of Paris", "Rome"]}
+    config = LabelConfig(num_samples=samples, corpus_outputs=2)
+    rivals = RewardLabeller(labeller.lm, tiny_llm, config, TASKS, POOL, pools)
+    row, likely = rivals.label([group("qa", 0), group("likely", 0)], "print")
+    drawn = choose_outputs(pools["d"], row["answers"], 2, 0, "d", "qa-0")
+    assert len(drawn) == 2 and set(drawn) < {"London", "the fox", "Rome"}
+    assert row["outputs"][0] == "Paris" and row["outputs"][-2:] == drawn
+    assert 3 + bool(samples) <= len(row["outputs"]) <= 3 + samples
+    assert len(row["rewards"]) == 3 and likely["outputs"] == ["Paris"]
 
 
 def test_labeller_another_seed_draws_other_outputs(labeller, labelled, tiny_llm):

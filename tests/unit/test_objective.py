@@ -23,7 +23,7 @@ from tests.unit.judges import quick
 
 QUERIES, SIZE, WIDTH = 4, 3, 8
 TASKS = {
-    **BUILTIN_TASKS,
+    **{name: spec.model_copy(update={"reward_temperature": 1.0}) for name, spec in BUILTIN_TASKS.items()},
     "alone": BUILTIN_TASKS["qa"].model_copy(update={"in_batch_negatives": False, "reward_temperature": 0.3}),
 }
 

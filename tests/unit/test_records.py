@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.data.records import GROUP, group_id, parquet_files, read_tables, write_table
+from embedder.data.records import GROUP, LABELLED, group_id, parquet_files, read_tables, write_table
 from embedder.errors import DataError
 from embedder.hashing import content_id, row_seed
 from embedder.storage.json_file import write_json
@@ -51,6 +51,19 @@ def test_group_id_changes_with_every_column():
 def test_group_id_ignores_columns_that_labelling_adds():
     group = dict.fromkeys(GROUP.names, "x")
     assert group_id({**group, "rewards": [1.0]}) == group_id(group)
+
+
+def test_read_tables_gives_null_for_a_column_that_earlier_versions_did_not_write(tmp_path):
+    row = {**dict.fromkeys(LABELLED.names), "task": "qa", "outputs": ["Paris", "London"]}
+    old = pa.schema([field for field in LABELLED if field.name != "output_tokens"])
+    write_table([{name: row[name] for name in old.names}], old, tmp_path / "a.parquet")
+    write_table([{**row, "output_tokens": [1, 2]}], LABELLED, tmp_path / "b.parquet")
+    table = read_tables(parquet_files(tmp_path), LABELLED)
+    assert table.to_pylist() == [row, {**row, "output_tokens": [1, 2]}] and table.schema == LABELLED
+    asked = read_tables(parquet_files(tmp_path), LABELLED, ["output_tokens"])
+    assert asked.to_pylist() == [{"output_tokens": None}, {"output_tokens": [1, 2]}]
+    with pytest.raises(DataError, match="expected"):
+        read_tables(parquet_files(tmp_path), pa.schema([*LABELLED, ("other", pa.string())]))
 
 
 def test_write_table_is_read_back_as_written(tmp_path):

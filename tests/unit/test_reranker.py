@@ -27,7 +27,7 @@ from embedder.training.ranking_quality import pair_agreement
 from embedder.training.training_rows import TrainingRows
 from embedder.training.validation import HeldOut
 from ray_jobs.labelling import reranker
-from ray_jobs.labelling.reranker import label_groups, prepare_training
+from ray_jobs.labelling.reranker import label_groups, prepare_training, taught_tasks
 from ray_jobs.training import worker
 from tests.unit.bare_network import BareNetwork
 from tests.unit.reranker_ranks import losses_of, work
@@ -261,6 +261,14 @@ def test_train_reranker_installs_the_model_once_and_tells_its_agreement(monkeypa
     written = (model / "model.safetensors").stat().st_mtime_ns
     assert reranker.train_reranker(config, pa.Table.from_pylist(rows[::-1])) == model
     assert (model / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_taught_tasks_have_the_temperatures_of_the_training_where_the_run_file_gives_none(tmp_path):
+    (tmp_path / "lineage.json").write_text(json.dumps({"reward_temperatures": {"qa": 0.25, "icl": 3.0, "tool": None}}))
+    given = BUILTIN_TASKS["icl"].model_copy(update={"reward_temperature": 0.5})
+    tasks = {"qa": BUILTIN_TASKS["qa"], "icl": given, "tool": BUILTIN_TASKS["tool"], "chat": BUILTIN_TASKS["chat"]}
+    found = {name: spec.reward_temperature for name, spec in taught_tasks(tasks, tmp_path).items()}
+    assert found == {"qa": 0.25, "icl": 0.5, "tool": None, "chat": None}
 
 
 def test_label_groups_gives_the_scores_on_the_scale_of_the_rewards(encoder):

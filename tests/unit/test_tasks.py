@@ -92,14 +92,40 @@ def test_an_empty_stop_text_is_refused(given):
         PromptTemplate(context="{passage}", input="{query}", stop=given)
 
 
-@pytest.mark.parametrize("reward", ["rank", "likelihood", "lift", "none"])
+@pytest.mark.parametrize("reward", ["rank", "likelihood", "gain", "rank_then_gain", "none"])
 def test_the_kinds_of_reward(reward):
     assert TaskSpec(query_instruction="", passage_instruction="", reward=reward).reward == reward
 
 
 def test_an_unknown_kind_of_reward_is_refused():
     with pytest.raises(ValidationError, match="reward"):
-        TaskSpec(query_instruction="", passage_instruction="", reward="gain")
+        TaskSpec(query_instruction="", passage_instruction="", reward="win")
+
+
+def test_the_earlier_name_of_the_gain_is_refused_with_the_new_one():
+    with pytest.raises(ValidationError, match="'lift' is called 'gain' now; with reward_margin: 0 it is the same"):
+        TaskSpec(query_instruction="", passage_instruction="", reward="lift")
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"reward": "rank"}, "rank"),
+        ({"reward": "rank", "reward_margin": 0.5, "reward_sum": "sum"}, "rank sum"),
+        ({"reward": "gain"}, "gain margin 0.1"),
+        ({"reward": "rank_then_gain", "reward_margin": 0.25, "reward_sum": "sum"}, "rank_then_gain margin 0.25 sum"),
+        ({"reward": "none", "reward_sum": "sum"}, "none"),
+    ],
+)
+def test_the_rule_of_a_reward_names_what_changes_it(settings, rule):
+    assert TaskSpec(query_instruction="", passage_instruction="", **settings).reward_rule == rule
+
+
+def test_alpha_is_no_number_before_it_was_computed():
+    task = TaskSpec(query_instruction="", passage_instruction="")
+    with pytest.raises(ValueError, match="compute it from the rewards first"):
+        _ = task.alpha
+    assert task.model_copy(update={"reward_temperature": 0.5}).alpha == 0.5
 
 
 def test_a_task_cannot_change_after_it_is_read():

@@ -31,7 +31,9 @@ def test_train_job_leaves_model_card_report_and_event_files_and_is_continued_wit
     assert report.rows == 4 and report.lines[-1] == f"report: {config.paths.reports / 'training.html'}"
     card = (config.paths.model / "README.md").read_text(encoding="utf-8")
     assert "| qa |" in card and "NDCG@10 on held-out training queries" in card
+    assert "| rank | 0.8165 |" in card and any("reward temperature 0.8165" in line for line in report.lines)
     numbers = json.loads((config.paths.reports / "training.json").read_text(encoding="utf-8"))
+    assert numbers["tasks"]["qa"]["reward_temperature"] == pytest.approx((2 / 3) ** 0.5)
     assert numbers["steps"] == 4 and len(numbers["validation"]["history"]) == 3
     assert len(list(config.paths.training.glob("*/tensorboard/events*"))) == 1
     vectors = SentenceTransformer(str(config.paths.model), device="cpu").encode(["a fox"], prompt_name="qa_query")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -92,6 +94,23 @@ def test_training_rows_and_groups_left_out_are_counted_by_task(written):
         "tool: no known positive for the contrastive loss": 1,
     }
     assert (rows.sizes, rows.group_size) == ({"qa": 2, "tool": 2}, 3)
+
+
+def test_training_rows_give_tasks_the_median_spread_of_their_rewards_as_temperature(written):
+    found = written[0].with_temperatures(BUILTIN_TASKS)
+    spreads = [math.sqrt(14) / 3, 0.25]  # of 2, 0, -1 and of 0.5, 0
+    assert found["qa"].reward_temperature == pytest.approx(sum(spreads) / 2)
+    assert {**found, "qa": None} == {**BUILTIN_TASKS, "qa": None}
+    given = BUILTIN_TASKS["qa"].model_copy(update={"reward_temperature": 3.0})
+    plain = BUILTIN_TASKS["qa"].model_copy(update={"loss": "reference"})
+    for task in (given, plain):
+        assert written[0].with_temperatures({"qa": task}) == {"qa": task}
+
+
+def test_training_rows_that_are_all_flat_have_a_temperature_of_one(tmp_path):
+    kept = {"qa": BUILTIN_TASKS["qa"].model_copy(update={"skip_flat": False})}
+    write_training_rows([group("qa", 5, rewards=(2.0, 2.0, 2.0))], kept, tmp_path / "rows.arrow", {})
+    assert TrainingRows(tmp_path / "rows.arrow").with_temperatures(kept)["qa"].reward_temperature == 1.0
 
 
 def test_batch_is_padded_to_the_largest_group(written):
