@@ -32,12 +32,12 @@ from embedder.training.distributed import (
 )
 from embedder.training.finite import first_damaged, not_finite
 from embedder.training.gradient import TokenLimits, accumulate_gradient
-from embedder.training.guard import between, choose
 from embedder.training.job import StepMetrics, TrainingJob
 from embedder.training.learners import Learner, load_learner, put_weights, trained_weights
 from embedder.training.schedule import SelfPaced, linear_rate
 from embedder.training.training_rows import Batch, TrainingRows
 from embedder.training.validation import EarlyStopping, HeldOut
+from embedder.training.weight_guard import between, choose
 
 PROBED_ROWS = 8
 """Rows that a network reads before it is exported."""

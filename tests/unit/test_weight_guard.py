@@ -15,12 +15,12 @@ from embedder.errors import NotFiniteError
 from embedder.models.encoder import encode, load_encoder
 from embedder.training.checkpoint import last_step, read_checkpoint
 from embedder.training.gradient import TokenLimits
-from embedder.training.guard import between, choose
 from embedder.training.learners import EncoderLearner, load_learner
 from embedder.training.loop import train
 from embedder.training.objective import Objective
 from embedder.training.training_rows import write_training_rows
 from embedder.training.validation import HeldOut
+from embedder.training.weight_guard import between, choose
 from tests.unit.bare_network import BareNetwork
 from tests.unit.test_not_finite import labelled, make_training
 from tests.unit.tiny_folders import bert_folder
