@@ -102,7 +102,7 @@ def farthest(found: Gradients, expected: Gradients) -> float:
 
 def _all_different(batch: Batch) -> Batch:
     """The batch with no two candidates known as equal: sentence-transformers masks no false negatives."""
-    batch.identity_BM2.copy_(torch.arange(batch.identity_BM2.numel()).view(batch.identity_BM2.shape))
+    batch.identity_BM3.copy_(torch.arange(batch.identity_BM3.numel()).view(batch.identity_BM3.shape))
     batch.known_BP.fill_(-1)
     return batch
 

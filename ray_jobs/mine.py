@@ -26,6 +26,7 @@ from ray_jobs.cluster.tables import count_rows, datasets, encoding_work, passage
 
 if TYPE_CHECKING:
     from embedder.mining.ranking import Ranking
+    from ray_jobs.retrieval.vectors import VectorStore
 
 
 def check(config: RunConfig) -> Work:
@@ -68,14 +69,14 @@ def run(config: RunConfig) -> StageReport:
     _remove_stale(config.paths, set(names))
     with track_progress("mine: datasets", len(names)) as counter:
         for name in names:
-            counts = _mine_dataset(config, name, ray.get(lexical[name]), dense.get(name, {}))
+            counts = _mine_dataset(config, store, name, ray.get(lexical[name]), dense.get(name, {}))
             counter.advance(1)
             report.rows += counts["groups"]
             report.details[name] = dict(counts)
             report.lines.append(
                 f"{name}: {counts['groups']:,} groups with {counts['candidates']:,} candidates, "
-                f"{counts['positives']:,} of them known positives; kept out {counts['known']:,} as known "
-                f"and {counts['duplicates']:,} as duplicates; "
+                f"{counts['positives']:,} of them known positives; kept out {counts['known']:,} as known, "
+                f"{counts['near_positives']:,} as near as a positive and {counts['duplicates']:,} as duplicates; "
                 f"{counts['short']:,} groups smaller than {config.mine.group_size}"
             )
     return report
@@ -88,16 +89,29 @@ def _remove_stale(paths: Paths, kept: set[str]) -> None:
             path.unlink()
 
 
-def _mine_dataset(config: RunConfig, name: str, lexical: dict[str, Ranking], dense: dict[str, Ranking]) -> Counter[str]:
+def _mine_dataset(
+    config: RunConfig, store: VectorStore, name: str, lexical: dict[str, Ranking], dense: dict[str, Ranking]
+) -> Counter[str]:
     """Write the groups of one dataset and count them."""
     from embedder.mining.candidates import make_group
+    from ray_jobs.retrieval.rankings import dense_scores
 
     passages = passage_texts(config.paths, name)
+    asked = queries(config.paths, "train", name)
+    # What a dense ranking holds has its score there; a positive, or what was found by words, may stand below its end.
+    wanted = {
+        query["query_id"]: {*query["positive_ids"], *dict(lexical[query["query_id"]])}
+        for query in asked
+        if config.mine.positive_share is not None and query["positive_ids"] and query["teacher_scores"] is None
+    }
+    scores = dense_scores(config.paths, store, "train", name, wanted) if wanted else {}
     counts: Counter[str] = Counter()
     groups = []
-    for query in queries(config.paths, "train", name):
-        rankings = {"lexical": lexical[query["query_id"]], "dense": dense[query["query_id"]]}
-        group, kept_out = make_group(query, rankings, passages, config.mine)
+    for query in asked:
+        query_id = query["query_id"]
+        rankings = {"lexical": lexical[query_id], "dense": dense[query_id]}
+        own_scores = {**dict(dense[query_id]), **scores.get(query_id, {})}
+        group, kept_out = make_group(query, rankings, passages, config.mine, own_scores)
         groups.append(group)
         counts["groups"] += 1
         counts["candidates"] += len(group["candidate_ids"])

@@ -19,6 +19,10 @@ class MineConfig(Section):
     """Share of the drawn candidates that comes from the lexical ranking; the rest comes from the dense one."""
     duplicate_overlap: float = Field(default=0.9, gt=0, le=1)
     """A passage whose words overlap those of a known positive by this share (Jaccard) is left out as its duplicate."""
+    positive_share: float | None = Field(default=0.95, gt=0, le=1)
+    """A passage whose dense score is above this share of that of the query's best known positive is left out, because
+    it may be a positive that nobody has marked (arXiv 2407.15831). null: none is left out for its score. Queries
+    without a known positive, whose candidates the LLM alone judges, keep all."""
     seed: int = 0
     """Seed of the draw."""
 

@@ -138,7 +138,8 @@ class TaskSpec(Section):
     """Candidates of other queries of the batch are negatives in the loss. `kl` and `margin_mse` never use them."""
     queries_are_examples: bool = False
     """Queries may stand in the corpus as worked examples, with their answer. A query then never gets its own one as a
-    candidate; it is known by its text (docs/data.md). An equal id alone says nothing."""
+    candidate; it is known by its text (docs/data.md). An equal id alone says nothing. In training an example of another
+    query's group that ends with the query's own answer is no negative of it."""
 
     @field_validator("reward", mode="before")
     @classmethod

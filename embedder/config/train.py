@@ -70,6 +70,17 @@ class ValidationConfig(Section):
         return self
 
 
+class GuardConfig(Section):
+    """After the training, the exported weights go only so far from the base's to the trained ones as harms no task of
+    the validation split."""
+
+    shares: list[Annotated[float, Field(gt=0, le=1)]] = Field(default=[0.25, 0.5, 0.75, 1.0], min_length=1)
+    """Shares of the way that are tried. The base itself, share 0, is always among the choices."""
+    tolerance: float = Field(default=0.0, ge=0, lt=1)
+    """By how much NDCG of a task may fall below the base's. On a split of few queries a task that the training left
+    alone falls below by chance; a tolerance of about the standard error lets the others keep what they gained."""
+
+
 class ReplayedRun(Section):
     """An earlier run whose labelled groups are trained on again."""
 
@@ -173,6 +184,9 @@ class TrainConfig(Section):
     """Keep the state of the optimiser in the memory of the CPU. Needs `zero_stage` 1, 2 or 3."""
     validation: ValidationConfig | None = None
     """Keep a split apart and export the encoder that ranks it best. null: the encoder of the last step is exported."""
+    guard: GuardConfig | None = None
+    """Export weights between the base's and the trained ones (the best of `validation`, which it needs): those of the
+    best mean NDCG among those with which no task is ranked worse than by the base. null: off."""
     export_task: str | None = Field(default=None, min_length=1)
     """Task whose instructions stand in the model's folder as the prompts `query` and `document`, which
     `encode_query` and `encode_document` of sentence-transformers take. null: the first of the trained tasks, in the
@@ -233,6 +247,13 @@ class TrainConfig(Section):
         """Refuse an offload that DeepSpeed would pass over."""
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3: at stage 0 DeepSpeed holds no optimiser")
+        return self
+
+    @model_validator(mode="after")
+    def guard_has_a_split(self) -> TrainConfig:
+        """Refuse a guard that has nothing to measure on."""
+        if self.guard is not None and self.validation is None:
+            raise ValueError("guard needs validation, on whose split it measures; give validation: {share: 0.1}")
         return self
 
     @model_validator(mode="after")

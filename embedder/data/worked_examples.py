@@ -1,4 +1,5 @@
-"""Finds the worked examples of a corpus that are the queries themselves, where a task declares that there may be such.
+"""Finds the worked examples of a corpus that are the queries themselves, where a task declares that there may be such,
+and the answer that an example gives.
 
 The text decides: an example is a query's own if it is the query, or the query followed by one of its answers. An
 example of the query's id may have other words around both ("Input: ... Label: ..."). An equal id alone says nothing.
@@ -16,18 +17,35 @@ def link_examples(queries: Iterable[Row], passages: Mapping[str, Row]) -> None:
     """Fill in `example_ids` of queries, and the `answer` of examples that have none."""
     by_text: dict[str, list[str]] = {}
     for passage_id, passage in passages.items():
-        by_text.setdefault(_spaced(passage["text"]), []).append(passage_id)
+        by_text.setdefault(spaced(passage["text"]), []).append(passage_id)
     for query in queries:
-        text, answers = _spaced(query["query"]), [_spaced(answer) for answer in query["answers"]]
+        text, answers = spaced(query["query"]), [spaced(answer) for answer in query["answers"]]
         wanted = dict.fromkeys([text, *(f"{text} {answer}" for answer in answers)])
         found = [passage_id for each in wanted for passage_id in by_text.get(each, ())]
         named = passages.get(query["query_id"])
-        if named is not None and query["query_id"] not in found and _works_out(_spaced(named["text"]), text, answers):
+        if named is not None and query["query_id"] not in found and _works_out(spaced(named["text"]), text, answers):
             found.append(query["query_id"])
         query["example_ids"] = found
         for passage_id in found:
             if passages[passage_id]["answer"] is None and query["answers"]:
                 passages[passage_id]["answer"] = query["answers"][0]
+
+
+class KnownAnswers:
+    """The answers of a dataset's queries, with which its worked examples end."""
+
+    def __init__(self, answers: Iterable[str]) -> None:
+        self._answers = {spaced(answer) for answer in answers} - {""}
+        self._most_words = max((answer.count(" ") + 1 for answer in self._answers), default=0)
+
+    def ending(self, example: str) -> str | None:
+        """The longest of the answers that an example ends with as whole words, behind others; null if none."""
+        words = spaced(example).split(" ")
+        for start in range(max(1, len(words) - self._most_words), len(words)):
+            ending = " ".join(words[start:])
+            if ending in self._answers:
+                return ending
+        return None
 
 
 def _works_out(example: str, query: str, answers: list[str]) -> bool:
@@ -46,6 +64,6 @@ def _works_out(example: str, query: str, answers: list[str]) -> bool:
     return False
 
 
-def _spaced(text: str) -> str:
+def spaced(text: str) -> str:
     """The words of a text with single spaces between them, in one form of each accent."""
     return " ".join(unicodedata.normalize("NFC", text).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,19 +20,25 @@ JOINING = frozenset("-._/:@&>")
 
 
 def make_group(
-    query: dict[str, Any], rankings: dict[str, Ranking], passages: Mapping[str, str], config: MineConfig
+    query: dict[str, Any],
+    rankings: dict[str, Ranking],
+    passages: Mapping[str, str],
+    config: MineConfig,
+    dense_scores: Mapping[str, float],
 ) -> tuple[dict[str, Any], Counter[str]]:
     """The group of one query, and how many ranked passages were kept out of it, by reason.
 
-    A pure function of the rankings and the seed.
+    A pure function of the rankings, the scores and the seed. `dense_scores`: of the positives and all ranked passages,
+    by id.
 
     Known positives come first, at most group_size - 1 of them. The rest is drawn from ranks `window` of the lexical
     and the dense ranking. A query without positives (its rewards decide) takes half of its candidates from the head of
-    the rankings and draws the others. Never drawn: positives, the query itself as a worked example, and texts that
-    repeat a positive or an earlier candidate. A query that brings scores takes the candidates that these are for, all
+    the rankings and draws the others. Never drawn: positives, the query itself as a worked example, what is so near
+    the query that it may be a positive that nobody has marked (`positive_share`), and texts that repeat a positive or
+    an earlier candidate. A query that brings scores takes the candidates that these are for, all
     and in their order.
     """
-    kept_out = Counter(known=0, duplicates=0)
+    kept_out = Counter(known=0, near_positives=0, duplicates=0)
     if query["teacher_scores"] is not None:
         return _group(query, query["pool_ids"], query["positive_ids"], passages), kept_out
     # By query and not by position, so that the groups of other queries do not change this one.
@@ -41,12 +48,16 @@ def make_group(
     known = {*query["positive_ids"], *(query.get("example_ids") or [])}
     # Of all positives, also those that do not fit: a copy of one must not be taken for a negative.
     taken = {passage_id: normalise(passages[passage_id]) for passage_id in query["positive_ids"]}
+    highest = highest_score(query["positive_ids"], dense_scores, config.positive_share)
     chosen = list(positives)
     for passage_id in dict.fromkeys(_draw_order(rankings, bool(positives), config, random, draw)):
         if len(chosen) == config.group_size:
             break
         if passage_id in known:
             kept_out["known"] += 1
+            continue
+        if highest < math.inf and dense_scores[passage_id] > highest:
+            kept_out["near_positives"] += 1
             continue
         text = normalise(passages[passage_id])
         if is_duplicate(text, list(taken.values()), config.duplicate_overlap):
@@ -64,6 +75,16 @@ def _group(query: dict[str, Any], ids: list[str], positives: list[str], passages
     group["candidate_texts"] = [passages[passage_id] for passage_id in ids]
     group["relevance"] = [int(passage_id in set(positives)) for passage_id in ids]
     return group
+
+
+def highest_score(positives: Sequence[str], dense_scores: Mapping[str, float], share: float | None) -> float:
+    """The dense score above which a passage is no negative: a share of that of the best known positive.
+
+    Without a share or a positive there is none (NV-Retriever, arXiv 2407.15831).
+    """
+    if share is None or not positives:
+        return math.inf
+    return share * max(dense_scores[passage_id] for passage_id in positives)
 
 
 def _draw_order(

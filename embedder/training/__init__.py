@@ -18,6 +18,7 @@ distributed       gathers and sums over the workers
 lora              low-rank additions to the weights
 checkpoint        checkpoints that are whole or not there
 validation        the held-out groups, the best weights, early stopping
+weight_guard      how far the exported weights go from the base's to the trained ones
 ranking_quality   how well scores rank a group
 trackers          TensorBoard, MLflow, Weights & Biases
 model_card        README.md of the exported folder

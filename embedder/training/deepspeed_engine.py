@@ -24,7 +24,7 @@ from torch.nn import Parameter
 from embedder.config.train import TrainConfig
 from embedder.models.encoder import TextEncoder, TokenRow
 from embedder.training.cross_encoder import CrossEncoder
-from embedder.training.distributed import join_workers, rank, world_size
+from embedder.training.distributed import join_workers, rank, share_first, world_size
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a weight."""
@@ -105,6 +105,20 @@ class TrainingEngine:
                 if rank() == 0:
                     found[name] = weight.detach().cpu().clone()
         return found
+
+    def put(self, weights: dict[str, Tensor]) -> None:
+        """Give the trained weights values that the first worker has; all workers must call it.
+
+        No update may follow, because the optimiser keeps its own copy of what it has spread over the workers.
+        """
+        for name, weight in self._trained:
+            # At stage 3 the block hands what the first worker has written to the others, else they are sent it here.
+            is_whole = self._stage != 3
+            with torch.no_grad(), nullcontext() if is_whole else deepspeed.zero.GatheredParameters([weight], 0):
+                if rank() == 0:
+                    weight.copy_(weights[name])
+                if is_whole:
+                    share_first(weight)
 
     def moments(self) -> dict[str, Tensor]:
         """AdamW's state as `WEIGHT.exp_avg` and so on, on the first worker, empty on the others; all must call it."""

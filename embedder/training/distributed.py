@@ -54,6 +54,12 @@ def gather(local: Tensor) -> Tensor:
     return _Gather.apply(local) if world_size() > 1 else local
 
 
+def share_first(value: Tensor) -> None:
+    """Overwrite a tensor of every worker with that of the first."""
+    if world_size() > 1:
+        dist.broadcast(value, 0)
+
+
 def greatest_over_workers(values: list[int], device: torch.device) -> list[int]:
     """The greatest of each value over the workers."""
     greatest = torch.tensor(values, device=device)

@@ -116,9 +116,10 @@ def work_of(
         f"{config.num_workers} workers; up to {config.batch_size * candidates - 1:,} negatives a query"
     )
     if config.validation is not None:
+        exported = "is exported" if config.guard is None else "is where train.guard goes from the base"
         lines.append(
             f"{len(apart):,} groups are kept apart and ranked every {config.validation.every:,} steps; what ranks them "
-            f"best (NDCG@{config.validation.cutoff}) is exported"
+            f"best (NDCG@{config.validation.cutoff}) {exported}"
         )
     share = tokens * config.batch_size / config.num_workers
     passes = 3 + config.gradient_checkpointing

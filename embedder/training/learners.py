@@ -149,6 +149,11 @@ def trainable_encoder(job: TrainingJob, device: str | None = None) -> TextEncode
     return encoder.train()
 
 
+def trained_weights(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights of a network that are trained."""
+    return {name: weight.detach().clone() for name, weight in network.named_parameters() if weight.requires_grad}
+
+
 def put_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
     """Give the trained weights of a network these values."""
     with torch.no_grad():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,10 +34,11 @@ from embedder.training.distributed import (
 from embedder.training.finite import first_damaged, not_finite
 from embedder.training.gradient import TokenLimits, accumulate_gradient
 from embedder.training.job import StepMetrics, TrainingJob
-from embedder.training.learners import Learner, load_learner, put_weights
+from embedder.training.learners import Learner, load_learner, put_weights, trained_weights
 from embedder.training.schedule import SelfPaced, linear_rate
 from embedder.training.training_rows import Batch, TrainingRows
 from embedder.training.validation import EarlyStopping, HeldOut
+from embedder.training.weight_guard import between, choose
 
 PROBED_ROWS = 8
 """Rows that a network reads before it is exported."""
@@ -150,27 +152,54 @@ class Trainer:
     def export(self) -> None:
         """Write how the training ended, and then the network: the best where there is a validation, else the last.
 
+        With a guard, one between the base and the best. All workers must call it.
+
         Raises:
             NotFiniteError: its weights, or the outputs that it gives with them, are not finite.
         """
         weights = self._best if self._held_out else self._engine.weights()
         self._refuse_damaged(weights)
         self._pool.shutdown(cancel_futures=True)
-        if rank() > 0:
-            return
         # Loaded anew, because the trained one may be spread over workers that have left already.
-        learner = load_learner(self.job, device="cpu")
-        put_weights(learner.network, weights)
+        learner = load_learner(self.job, device="cpu") if rank() == 0 else None
+        base = trained_weights(learner.network) if learner else {}
+        guard = self._guard(base, weights)
+        if learner is None:
+            return
+        put_weights(learner.network, self._between(base, weights, guard["share"]) if guard else weights)
         self._probe(learner)
         outcome = {
             "steps": self.next_step,
             "validation": self._stopping.state() if self._held_out else None,
+            "guard": guard,
             "reward_temperatures": {task: self.job.tasks[task].reward_temperature for task in sorted(self._data.sizes)},
         }
         # The folder of the network comes last, because its presence says that the training has ended.
         write_json(outcome, self.job.outcome)
         with appearing(self.job.exported) as folder:
             learner.export(folder, plain_task_of(self._plan.tasks, self.job.config.export_task))
+
+    def _guard(self, base: dict[str, Tensor], trained: dict[str, Tensor]) -> dict[str, Any] | None:
+        """The chosen `share` of the way from the base to the trained weights, and what was `measured` at each.
+
+        null without a guard. The weights are those of the first worker, and all workers call it and choose alike.
+        """
+        settings, history = self.job.config.guard, self._stopping.history
+        if settings is None or self._held_out is None:
+            return None
+        measured = [{"share": 0.0, "tasks": history[0]["tasks"], "mean": history[0]["mean"]}]
+        # Where no step did better than the base there is no way to go.
+        for share in sorted(set(settings.shares)) if self._stopping.best else ():
+            if share == 1:
+                tasks = history[self._stopping.best]["tasks"]
+            else:
+                self._engine.put(self._between(base, trained, share))
+                tasks = self._held_out.measure(self._engine, self._memory, self.next_step)
+            measured.append({"share": share, "tasks": tasks, "mean": sum(tasks.values()) / len(tasks)})
+        return {"share": choose(measured, settings.tolerance)["share"], "measured": measured}
+
+    def _between(self, base: dict[str, Tensor], trained: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        return between(base, trained, share, self.job.config.lora is not None)
 
     def _stopped_by(self, loss_B: Tensor, number: int, tasks: Counter[str]) -> NotFiniteError:
         """The error of a step whose numbers are not finite; all workers must ask for it."""

@@ -43,8 +43,8 @@ class Groups(NamedTuple):
     positive_BM: Tensor
     """True for known positives."""
     identity_BK: Tensor
-    """Identities, as in `Columns`, of the own candidates and of what else is no negative of the query; NO_IDENTITY
-    fills up."""
+    """Identities, as in `Columns`, of the own candidates and of what else is no negative of the query, its answers
+    among them; NO_IDENTITY fills up."""
 
     def select(self, rows: Tensor) -> Groups:
         return Groups(*(value[rows] for value in self))
@@ -53,8 +53,8 @@ class Groups(NamedTuple):
 class Columns(NamedTuple):
     """What is known of the candidates of the global batch, in the order of the gathered vectors."""
 
-    identity_N2: Tensor
-    """Hashes of a candidate's text and of its id, by which equal candidates are found over workers."""
+    identity_N3: Tensor
+    """Hashes of a candidate's text, its id and its answer, by which equal candidates are found over workers."""
     valid_N: Tensor
     """False for padding."""
 
@@ -120,13 +120,14 @@ class Objective:
 
 def gather_groups(batch: Batch, device: torch.device) -> tuple[Groups, Columns]:
     """What is known of this worker's groups, and of the candidates of all workers in the order of `gather`."""
-    valid_BM, identity_BM2, known_BP = (
-        value.to(device) for value in (batch.valid_BM, batch.identity_BM2, batch.known_BP)
+    valid_BM, identity_BM3, known_BP = (
+        value.to(device) for value in (batch.valid_BM, batch.identity_BM3, batch.known_BP)
     )
     # Gathered as bytes, because NCCL knows no booleans.
-    columns = Columns(gather(identity_BM2.flatten(0, 1)), gather(valid_BM.flatten().to(torch.uint8)).bool())
+    columns = Columns(gather(identity_BM3.flatten(0, 1)), gather(valid_BM.flatten().to(torch.uint8)).bool())
     own_BM = torch.arange(valid_BM.numel(), device=device).view(valid_BM.shape) + rank() * valid_BM.numel()
-    identity_BK = torch.cat([identity_BM2.flatten(1), known_BP], dim=1)
+    # Without the answers of the own candidates, because most of them are wrong for the query.
+    identity_BK = torch.cat([identity_BM3[..., :2].flatten(1), known_BP], dim=1)
     groups = Groups(own_BM, valid_BM, batch.reward_BM.to(device), batch.positive_BM.to(device), identity_BK)
     return groups, columns
 
@@ -140,21 +141,21 @@ def batch_scores(
     """
     is_own_BN = torch.zeros(len(query_BD), len(candidate_ND), dtype=torch.bool, device=query_BD.device)
     is_own_BN.scatter_(1, groups.own_BM, True)
-    foreign_BN = columns.valid_N & ~is_own_BN & ~_known(groups.identity_BK, columns.identity_N2) & in_batch
+    foreign_BN = columns.valid_N & ~is_own_BN & ~_known(groups.identity_BK, columns.identity_N3) & in_batch
     score_BN = query_BD @ candidate_ND.T / temperature
     return Scores(score_BN, groups.own_BM, groups.valid_BM, groups.reward_BM, groups.positive_BM, foreign_BN)
 
 
-def _known(identity_BK: Tensor, identity_N2: Tensor) -> Tensor:
-    """Tell whether a column's text or id is among a query's identities, shape (B, N); takes memory of that order."""
+def _known(identity_BK: Tensor, identity_N3: Tensor) -> Tensor:
+    """Tell whether a column's text, id or answer is among a query's identities; takes memory of the order of (B, N)."""
     # Comparing all pairs would take B x K x N; numbering the distinct identities takes B x N.
-    identity_U, number_N2 = identity_N2.unique(return_inverse=True)
+    identity_U, number_N3 = identity_N3.unique(return_inverse=True)
     number_BK = torch.searchsorted(identity_U, identity_BK).clamp(max=len(identity_U) - 1)
     # What stands in no column is counted in one column more than there are, which nobody reads.
     number_BK = number_BK.where(identity_U[number_BK] == identity_BK, len(identity_U))
     known_BU = torch.zeros(len(identity_BK), len(identity_U) + 1, dtype=torch.bool, device=identity_BK.device)
     known_BU.scatter_(1, number_BK, True)
-    return known_BU[:, number_N2[:, 0]] | known_BU[:, number_N2[:, 1]]
+    return known_BU[:, number_N3].any(-1)
 
 
 def task_losses(scores: Scores, task: TaskSpec) -> Tensor:

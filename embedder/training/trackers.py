@@ -6,7 +6,7 @@ Their packages are imported when one is opened: two of them are nobody's duty to
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,6 +42,16 @@ def values_of(metrics: StepMetrics) -> dict[str, float]:
     if metrics.validation:
         values["train/ndcg"] = mean(metrics.validation.values())
     return values
+
+
+def values_at_end(outcome: Mapping[str, Any]) -> dict[str, float]:
+    """What a tracker is told of a training that has ended: what its guard chose, if it has one."""
+    guard = outcome["guard"]
+    if guard is None:
+        return {}
+    chosen = next(entry for entry in guard["measured"] if entry["share"] == guard["share"])
+    values = {f"guard/ndcg/{task}": value for task, value in chosen["tasks"].items()}
+    return {"guard/share": guard["share"], **values}
 
 
 class _TensorBoard:

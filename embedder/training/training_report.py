@@ -60,6 +60,7 @@ def summarise(
             for task, size in sorted(sizes.items())
         },
         "validation": validation,
+        "guard": outcome["guard"] if config.guard is not None else None,
         "left_out": dict(sorted(left_out.items())),
         "settings": config.model_dump(mode="json"),
     }
@@ -121,10 +122,13 @@ def report_lines(numbers: Mapping[str, Any]) -> list[str]:
     if validation := numbers["validation"]:
         history, settings = validation["history"], numbers["settings"]
         first, best, last = history[0], history[validation["best"]], history[-1]
+        exported = "" if numbers["guard"] else " (exported)"
         lines.append(
             f"NDCG@{validation['cutoff']} on held-out queries: {first['mean']:.4f} before, best {best['mean']:.4f} "
-            f"after {best['steps']:,} steps (exported), {last['mean']:.4f} after {last['steps']:,}"
+            f"after {best['steps']:,} steps{exported}, {last['mean']:.4f} after {last['steps']:,}"
         )
+        if guard := numbers["guard"]:
+            lines.append(guard_line(guard))
         if not best["steps"]:
             lines.append("no step did better than the encoder it began with, which is what was exported")
         if validation["stopped_early"]:
@@ -133,6 +137,15 @@ def report_lines(numbers: Mapping[str, Any]) -> list[str]:
                 "measurements brought no new best"
             )
     return lines
+
+
+def guard_line(guard: Mapping[str, Any]) -> str:
+    """What the guard chose, and what each share of the way would have given."""
+    tried = ", ".join(f"{entry['share']:.0%} {entry['mean']:.4f}" for entry in guard["measured"])
+    return (
+        f"guard: exported are the weights at {guard['share']:.0%} of the way from the base to the best; mean NDCG by "
+        f"share: {tried}"
+    )
 
 
 def draw_training(numbers: Mapping[str, Any], colors: PlotColors) -> bytes:

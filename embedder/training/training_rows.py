@@ -16,6 +16,7 @@ from torch import Tensor
 
 from embedder.config.cutting import PromptedText
 from embedder.config.tasks import TaskSpec
+from embedder.data.worked_examples import KnownAnswers, spaced
 from embedder.errors import DataError
 from embedder.hashing import content_id
 from embedder.labelling.rewards import is_flat, median_spread
@@ -40,13 +41,15 @@ TRAINING_ROW = pa.schema(
         ("rewards", pa.list_(pa.float32())),
         ("text_hashes", pa.list_(pa.int64())),
         ("id_hashes", pa.list_(pa.int64())),
+        ("answer_hashes", pa.list_(pa.int64())),
         ("known_hashes", pa.list_(pa.int64())),
     ]
 )
 """`name`: dataset and id of the query; `relevance`: 1 known positive, 0 not known to be one; `rewards` may be null
-where the task's loss needs none; `text_hashes`, `id_hashes`: hashes of the candidates' texts and ids; `known_hashes`:
-those of known positives of the query that are no candidates of the group, and of the query itself where it is a worked
-example of the corpus."""
+where the task's loss needs none; `text_hashes`, `id_hashes`, `answer_hashes`: hashes of the candidates' texts, ids, and
+the answers that they give as worked examples (the text's again where there is none); `known_hashes`: those of known
+positives of the query that are no candidates of the group, of the query itself where it is a worked example of the
+corpus, and of its answers where others are."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class Batch:
     positive_BM: Tensor
     """True for known positives."""
     valid_BM: Tensor
-    identity_BM2: Tensor
-    """Hashes of each candidate's text and id, by which equal candidates are found over workers."""
+    identity_BM3: Tensor
+    """Hashes of each candidate's text, id and answer, by which equal candidates are found over workers."""
     known_BP: Tensor
     """Hashes of what else is no negative of a query; NO_IDENTITY fills up."""
 
@@ -78,12 +81,18 @@ class Batch:
 
 
 def training_row(
-    group: dict[str, Any], task: TaskSpec, known: frozenset[int] = frozenset(), examples: Sequence[str] = ()
+    group: dict[str, Any],
+    task: TaskSpec,
+    known: frozenset[int] = frozenset(),
+    examples: Sequence[str] = (),
+    answers: KnownAnswers | None = None,
 ) -> dict[str, Any] | str:
     """The training row of a labelled group, or why it cannot be trained on.
 
     `known`: hashes of the texts and ids of all known positives of the query, wherever they were seen. `examples`: ids
-    of passages that are the query itself as a worked example, which are no negatives of it.
+    of passages that are the query itself as a worked example, which are no negatives of it. `answers`: those of the
+    dataset's queries where its passages are worked examples: an example that gives the query's own answer is no
+    negative of it.
     """
     texts, rewards = group["candidate_texts"], group["rewards"]
     if not texts:
@@ -103,9 +112,18 @@ def training_row(
     elif task.skip_flat and is_flat(rewards):
         return "all rewards are equal"
     own = {_hash("id", group["dataset"], passage_id) for passage_id in examples}
+    answer_hashes = text_hashes
+    if answers is not None:
+        given = [answers.ending(text) for text in texts]
+        answer_hashes = [
+            text_hash if answer is None else _hash("answer", answer)
+            for answer, text_hash in zip(given, text_hashes, strict=True)
+        ]
+        own.update(_hash("answer", spaced(answer)) for answer in group["answers"])
     known_hashes = sorted({*known, *own}.difference(text_hashes, id_hashes))
     name = f"{group['dataset']}/{group['query_id']}"
-    values = (group["task"], name, group["query"], texts, relevance, rewards, text_hashes, id_hashes, known_hashes)
+    hashes = (text_hashes, id_hashes, answer_hashes, known_hashes)
+    values = (group["task"], name, group["query"], texts, relevance, rewards, *hashes)
     return dict(zip(TRAINING_ROW.names, values, strict=True))
 
 
@@ -134,6 +152,15 @@ def known_positives(
     return {query: frozenset(hashes) for query, hashes in found.items()}
 
 
+def known_answers(groups: Iterable[dict[str, Any]], tasks: Mapping[str, TaskSpec]) -> dict[str, KnownAnswers]:
+    """The answers of all queries of each dataset whose passages are worked examples (`queries_are_examples`)."""
+    found: dict[str, set[str]] = {}
+    for group in groups:
+        if tasks[group["task"]].queries_are_examples:
+            found.setdefault(group["dataset"], set()).update(group["answers"])
+    return {dataset: KnownAnswers(answers) for dataset, answers in found.items()}
+
+
 def _hash(*parts: str) -> int:
     """60 bits of a content hash, which fit a signed integer of 64 bits and are never negative."""
     return int(content_id(*parts)[:15], 16)
@@ -154,9 +181,11 @@ def write_training_rows(
     kept: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
     known = known_positives(groups, positive_ids)
+    answers = known_answers(groups, tasks)
     for group in groups:
         own = (example_ids or {}).get((group["dataset"], group["query_id"]), ())
-        row = training_row(group, tasks[group["task"]], known[group["task"], group["query"]], own)
+        positives, others = known[group["task"], group["query"]], answers.get(group["dataset"])
+        row = training_row(group, tasks[group["task"]], positives, own, others)
         if isinstance(row, str):
             left_out[f"{group['task']}: {row}"] += 1
         else:
@@ -210,7 +239,8 @@ class TrainingRows:
         taken = self._table.take(self._positions(parts)).to_pylist()
         size = self.group_size
         known = [row["known_hashes"] for row in taken]
-        hashes = [_padded([row[side] for row in taken], size, NO_IDENTITY) for side in ("text_hashes", "id_hashes")]
+        kinds = ("text_hashes", "id_hashes", "answer_hashes")
+        hashes = [_padded([row[kind] for row in taken], size, NO_IDENTITY) for kind in kinds]
         return Batch(
             tasks=[row["task"] for row in taken],
             queries=[row["query"] for row in taken],
@@ -218,7 +248,7 @@ class TrainingRows:
             reward_BM=_padded([row["rewards"] or [] for row in taken], size, 0.0),
             positive_BM=_padded([row["relevance"] for row in taken], size, 0).bool(),
             valid_BM=_padded([[1] * len(row["candidates"]) for row in taken], size, 0).bool(),
-            identity_BM2=torch.stack(hashes, dim=-1),
+            identity_BM3=torch.stack(hashes, dim=-1),
             known_BP=_padded(known, max(map(len, known), default=0), NO_IDENTITY),
         )
 

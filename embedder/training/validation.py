@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from embedder.errors import NotFiniteError
 from embedder.training.batch_plan import BatchPart
@@ -40,7 +42,9 @@ class HeldOut:
             NotFiniteError: after so many steps a score is not finite, on whichever worker.
         """
         batch = self._batch
-        score_BM = self._learner.scores(embed(network, self._rows, memory), batch).cpu()
+        # Nothing is dropped here, so that a state has one measure.
+        with evaluating(self._learner.network):
+            score_BM = self._learner.scores(embed(network, self._rows, memory), batch).cpu()
         totals = {task: [0.0, 0.0] for task in self._names}
         for i, task in enumerate([] if self._is_spare else batch.tasks):
             values = (
@@ -60,6 +64,17 @@ class HeldOut:
             )
         pairs = zip(self._names, summed[::2], summed[1::2], strict=True)
         return {task: total / groups for task, total, groups in pairs if groups}
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for a while."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
 
 
 @dataclass

@@ -49,7 +49,7 @@ MAX_FAILURES = 3
 MEASURED_GROUPS = 1000
 """Held-out groups a task on which the agreement is measured: enough for a standard error of about a percent."""
 TRAINED_ON = [
-    *("task", "dataset", "query_id", "query", "candidate_ids", "candidate_texts", "relevance"),
+    *("task", "dataset", "query_id", "query", "answers", "candidate_ids", "candidate_texts", "relevance"),
     *("row_id", "rewards", "reward", "label_fingerprint", "error"),
 ]
 """Columns of the LLM's rows that the reranker needs; the others may be far larger."""

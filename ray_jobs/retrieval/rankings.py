@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from embedder.config.language import WordsConfig
 from embedder.config.paths import Paths
-from embedder.data.records import PASSAGE, VECTOR, Split, parquet_files, read_tables
+from embedder.data.records import PASSAGE, VECTOR, Split, each_table, parquet_files, read_tables
+from embedder.data.row_ids import RowIds
 from embedder.mining.ranking import LexicalIndex, Ranking, merge, search_block
 from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, passage_texts, queries, query_table
 from ray_jobs.retrieval.vectors import VectorStore, vector_matrix
@@ -89,6 +92,33 @@ def search_blocks(block: pa.Table, reference: ray.ObjectRef, depth: int) -> pa.T
             scores = [[score for _, score in ranking] for ranking in rankings]
             rows.append({"dataset": dataset, "ids": best, "scores": scores})
     return pa.Table.from_pylist(rows, schema=PARTIAL)
+
+
+def dense_scores(
+    paths: Paths, store: VectorStore, split: Split, dataset: str, wanted: Mapping[str, Collection[str]]
+) -> dict[str, dict[str, float]]:
+    """By query id: the dense score of each passage that `wanted` names for it, whatever its rank.
+
+    One block of vectors is in memory at a time.
+    """
+    table = query_table(paths, split, dataset)
+    query_ids = table["query_id"].to_pylist()
+    query_QD = store.read(dataset, "query", store.keys(table, "query"))
+    askers: dict[str, list[int]] = {}
+    for row, query_id in enumerate(query_ids):
+        for passage_id in wanted.get(query_id, ()):
+            askers.setdefault(passage_id, []).append(row)
+    passages = each_table(corpus_files(paths, dataset), PASSAGE, ["task", "id", "text"])
+    asked_for = (part.filter(pc.is_in(part["id"], pa.array(askers, pa.string()))) for part in passages)
+    keys = RowIds(store.keys(part, "passage") for part in asked_for)
+    scores: dict[str, dict[str, float]] = {query_id: {} for query_id in query_ids}
+    for block in store.ledger(dataset, "passage").stream(keys):
+        vectors = vector_matrix(block) if block.num_rows else ()
+        for passage_id, vector_D in zip(block["id"].to_pylist(), vectors, strict=True):
+            rows = askers[passage_id]
+            for row, score in zip(rows, (query_QD[rows] @ vector_D).tolist(), strict=True):
+                scores[query_ids[row]][passage_id] = score
+    return scores
 
 
 @ray.remote(num_cpus=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from contextlib import suppress
 
@@ -11,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from embedder.errors import DataError, NotFiniteError
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
-from embedder.training.trackers import open_trackers, values_of
+from embedder.training.trackers import open_trackers, values_at_end, values_of
 from ray_jobs.cluster.metrics import track_progress
 
 POLL_S = 1.0
@@ -102,3 +103,8 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
             train(job, report)
         except NotFiniteError as error:
             job.stopped.write_text(str(error), encoding="utf-8")
+            return
+        outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
+        if values := values_at_end(outcome):
+            for tracker in trackers:
+                tracker.log(values, outcome["steps"])

@@ -21,16 +21,29 @@ TOOL = Objective(BUILTIN_TASKS, temperature=0.1)
 def batch(groups: list[list[str]], known: dict[int, str] | None = None, tasks: list[str] | None = None) -> Batch:
     """Groups of texts, the first one a known positive; "" pads.
 
-    A text may be `id=text`; without an id it has one of its own. `known`: a further known positive of a query, `id=`.
+    A text may be `id=text`, or `text>answer`; without an id it has one of its own. `known`: a further known positive of
+    a query, `id=`, or its answer, `>answer`.
     """
-    given = [[text.rpartition("=") for text in group] for group in groups]
+    answers = {text: text.partition(">")[2] for group in groups for text in group}
+    given = [[text.partition(">")[0].rpartition("=") for text in group] for group in groups]
     names = sorted({part for group in given for one in group for part in one})
     number = {name: position for position, name in enumerate(names)}
+    answer_number = {answer: 5000 + position for position, answer in enumerate(sorted(set(answers.values()) - {""}))}
     hashes = [
-        [[number[text], 1000 + number[name] if name else 2000 + 10 * b + m] for m, (name, _, text) in enumerate(group)]
+        [
+            [
+                number[text],
+                1000 + number[name] if name else 2000 + 10 * b + m,
+                answer_number.get(answers[whole], number[text]),
+            ]
+            for m, ((name, _, text), whole) in enumerate(zip(group, groups[b], strict=True))
+        ]
         for b, group in enumerate(given)
     ]
-    known_ids = {b: 1000 + number[name.removesuffix("=")] for b, name in (known or {}).items()}
+    known_ids = {
+        b: answer_number[name[1:]] if name[0] == ">" else 1000 + number[name.removesuffix("=")]
+        for b, name in (known or {}).items()
+    }
     return Batch(
         tasks=tasks or ["tool"] * len(groups),
         queries=[f"query {i}" for i in range(len(groups))],
@@ -38,7 +51,7 @@ def batch(groups: list[list[str]], known: dict[int, str] | None = None, tasks: l
         reward_BM=torch.zeros(len(groups), len(groups[0])),
         positive_BM=torch.tensor([[m == 0 for m in range(len(group))] for group in groups]),
         valid_BM=torch.tensor([[bool(text) for text in group] for group in groups]),
-        identity_BM2=torch.tensor(hashes),
+        identity_BM3=torch.tensor(hashes),
         known_BP=torch.tensor([[known_ids.get(b, NO_IDENTITY)] for b in range(len(groups))]),
     )
 
@@ -70,6 +83,15 @@ def test_negatives_are_not_equal_in_id_to_an_own_candidate():
 def test_negatives_are_no_known_positives_outside_the_group():
     assert foreign([["a", "b"], ["p=c", "d"], ["p=e", "f"]], known={0: "p="})[0] == [0, 0, 0, 1, 0, 1]
     assert foreign([["a", "b"], ["p=c", "d"], ["p=e", "f"]])[0] == [0, 0, 1, 1, 1, 1]
+
+
+def test_negatives_are_no_examples_that_give_the_querys_answer():
+    groups = [["a>yes", "b>no"], ["c>yes", "d>no"], ["e>no", "f"]]
+    assert foreign(groups, known={0: ">yes", 1: ">no"})[:2] == [[0, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 1]]
+
+
+def test_negatives_may_give_the_answer_of_an_own_candidate_that_is_not_the_querys():
+    assert foreign([["a>yes", "b>no"], ["c>yes", "d>no"]]) == [[0, 0, 1, 1], [1, 1, 0, 0]]
 
 
 def test_negatives_are_no_padding():

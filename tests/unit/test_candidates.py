@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from embedder.config.mine import MineConfig
 from embedder.data.records import GROUP
-from embedder.mining.candidates import is_duplicate, make_group, normalise, word_overlap
+from embedder.mining import candidates
+from embedder.mining.candidates import highest_score, is_duplicate, normalise, word_overlap
 from tests.unit.judges import quick
 
 PASSAGES = {f"p{i}": f"word{i} thing{i}" for i in range(40)}
@@ -27,6 +28,11 @@ def query(positives=(), query_id="q", examples=()) -> dict[str, object]:
 
 def ranking(numbers):
     return [(f"p{i}", 1.0 - rank / 100) for rank, i in enumerate(numbers)]
+
+
+def make_group(asked, rankings, passages, config, scores=None):
+    """The group where all passages are equally far from the query, unless their dense scores are given."""
+    return candidates.make_group(asked, rankings, passages, config, scores or dict.fromkeys(passages, 0.0))
 
 
 def ids(mined):
@@ -129,7 +135,32 @@ def test_make_group_counts_what_it_kept_out():
     rankings = {"lexical": ranking(range(5)), "dense": ranking(range(5))}
     mined = make_group(query(["p0"], examples=["p4"]), rankings, passages, MineConfig(group_size=8, window=(0, 9)))
     assert len(ids(mined)) == 2
-    assert mined[1] == {"known": 2, "duplicates": 2}
+    assert mined[1] == {"known": 2, "near_positives": 0, "duplicates": 2}
+
+
+SCORES = {"p0": 0.8, "p1": 0.5, "p2": 0.77, "p3": 0.76, "p4": 0.9, "p5": 0.75}
+"""The best positive is p0, so that 0.76 is the most that a negative may have at a share of 0.95."""
+
+
+@pytest.mark.parametrize(
+    ("share", "left", "count"), [(0.95, {"p3", "p5"}, 2), (1.0, {"p2", "p3", "p5"}, 1), (None, {*SCORES}, 0)]
+)
+def test_make_group_leaves_out_and_counts_what_scores_above_a_share_of_the_best_positive(share, left, count):
+    rankings = {"lexical": ranking(range(6)), "dense": ranking(range(6))}
+    config = MineConfig(window=(0, 9), lexical_share=1.0, positive_share=share)
+    group, kept_out = make_group(query(["p1", "p0"]), rankings, PASSAGES, config, SCORES)
+    assert set(group["candidate_ids"]) == {"p0", "p1", *left}
+    assert kept_out["near_positives"] == count  # once, though each stands in both rankings
+
+
+def test_make_group_of_a_query_without_a_positive_keeps_what_scores_highest():
+    mined = make_group(query(), {"lexical": [], "dense": ranking(range(6))}, PASSAGES, MineConfig(), SCORES)
+    assert set(ids(mined)) == {*SCORES} and mined[1]["near_positives"] == 0
+
+
+def test_highest_score_is_a_share_of_that_of_the_best_positive():
+    assert highest_score(["p1", "p0"], SCORES, 0.5) == 0.4
+    assert highest_score(["p1"], SCORES, None) == highest_score([], SCORES, 0.5) == float("inf")
 
 
 def test_make_group_takes_a_passage_of_the_querys_own_id_as_any_other():

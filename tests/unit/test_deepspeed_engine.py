@@ -33,6 +33,9 @@ DROPPED["dropout, chunks"] = {"dropout": 0.2, "chunk_tokens": 256}
 """Chunks of the size of the batches, so that the same texts are dropped from together."""
 MIXED = {"batches": "mixed", "matryoshka_dimensions": [8]}
 """Queries of all tasks in a batch, and a prefix of the vectors trained with them."""
+GUARD = {"validation": {"queries": 1, "every": 3}, "guard": {}, "learning_rate": 3e-4}
+GUARDED = {f"stage {stage}, guarded": {"zero_stage": stage, **GUARD, **TWO} for stage in (0, 2, 3)}
+GUARDED["lora, guarded"] = {**GUARD, **LORA, **TWO, "zero_stage": 3, "learning_rate": 1e-2}
 STOPPED = {f"stopped at stage {stage}": {"zero_stage": stage, **TWO} for stage in (0, 1, 2, 3)}
 
 
@@ -53,9 +56,10 @@ def trained(tmp_path_factory, loud_encoder):
     """The folder in which every run of this file was made: by this process, by two others, and by this one again."""
     folder = tmp_path_factory.mktemp("trainings")
     first = [Run("alone"), Run("lora alone", LORA), Run("alone, stopped", stop=3)]
+    first += [Run("guarded alone", GUARD), Run("lora guarded alone", {**GUARDED["lora, guarded"], "num_workers": 1})]
     first += [Run("long", {"steps": 24}), Run("lora long", {**LORA, "steps": 24, "learning_rate": 1e-2})]
     follow([*first, Run("mixed alone", MIXED), Run("mixed, stopped", MIXED, stop=3)], folder, loud_encoder)
-    settings = {"plain": {}} | SAME | ROUGH | ADAPTED | DROPPED
+    settings = {"plain": {}} | SAME | ROUGH | ADAPTED | DROPPED | GUARDED
     runs = [Run(name, {**chosen, **TWO}) for name, chosen in settings.items()]
     runs += [Run(name, chosen, stop=3) for name, chosen in STOPPED.items()]
     runs += [Run(f"{name}, on at stage 2", {**TWO, "zero_stage": 2}, like=name) for name in STOPPED]
@@ -188,4 +192,15 @@ def test_training_exports_the_encoder_that_was_trained(trained, loud_encoder):
     assert last_step(trained / "plain" / "checkpoints") == 6
     outcome = json.loads((trained / "plain" / "outcome.json").read_text())
     alphas = outcome.pop("reward_temperatures")
-    assert outcome == {"steps": 6, "validation": None} and alphas.keys() == {"qa", "chat", "tool"}
+    assert outcome == {"steps": 6, "validation": None, "guard": None} and alphas.keys() == {"qa", "chat", "tool"}
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_guard_measures_and_chooses_alike_on_any_number_of_workers(trained, loud_encoder, name):
+    alone = "lora guarded alone" if name.startswith("lora") else "guarded alone"
+    found, expected = (json.loads((trained / run / "outcome.json").read_text())["guard"] for run in (name, alone))
+    assert found["share"] == expected["share"]
+    for one, other in zip(found["measured"], expected["measured"], strict=True):
+        assert one["share"] == other["share"] and one["tasks"] == pytest.approx(other["tasks"])
+    assert len({one["mean"] for one in expected["measured"]}) > 2
+    assert distance(trained, loud_encoder, name, alone) < 1e-4

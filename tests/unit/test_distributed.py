@@ -29,6 +29,7 @@ def groups():
                 "dataset": "set",
                 "query_id": f"{task} {number}",
                 "query": f"where is the {words[number % 10]} of {task} {number // 2}?",
+                "answers": [words[number % 10]],
                 "candidate_ids": [f"{number + i}" for i in range(count)],
                 "candidate_texts": texts,
                 "relevance": [1] + [0] * (count - 1),

@@ -49,6 +49,7 @@ def test_encode_without_an_instruction_takes_the_text_alone(encoder, read, side)
 def test_encode_reads_in_serving_what_training_reads(encoder, tmp_path, task):
     group = {"task": task, "dataset": "set", "query_id": "0", "query": "the fox", "candidate_ids": ["a", "b"]}
     group |= {"candidate_texts": ["the dog", "a list"], "relevance": [1, 0], "rewards": [2.0, 0.0], "error": None}
+    group["answers"] = ["a list"]
     write_training_rows([group], BUILTIN_TASKS, tmp_path / "rows.arrow", {})
     batch = TrainingRows(tmp_path / "rows.arrow").batch([BatchPart(task, [0])])
     trained = encoder(encoder.tokenize(batch.prompted(BUILTIN_TASKS))).detach().numpy()

@@ -29,8 +29,9 @@ def training():
     name = EVIL.replace("\ud800", "").replace("\x00", "")
     steps = [StepMetrics(0, {name: 1.0}, 1.0, 1e-5, {name: 1.0}, 0.5, 1)]
     history = [{"steps": 0, "tasks": {name: 0.5}, "mean": 0.5}]
-    config = TrainConfig(steps=1, batch_size=4, validation={"share": 0.1})
-    outcome = {"steps": 1, "validation": {"history": history, "best": 0}}
+    config = TrainConfig(steps=1, batch_size=4, validation={"share": 0.1}, guard={})
+    measured = [{"share": 0.0, "tasks": {name: 0.5}, "mean": 0.5}]
+    outcome = {"steps": 1, "validation": {"history": history, "best": 0}, "guard": {"share": 0.0, "measured": measured}}
     return training_report.page(training_report.summarise(steps, {name: 3}, {EVIL: 1}, outcome, config), EVIL)
 
 

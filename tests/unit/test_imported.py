@@ -61,7 +61,7 @@ def read_group(folder, task="qa", **fields):
     prepared = read(folder, [scored(**fields)], task)
     (query,) = prepared.queries["train"]
     texts = {passage_id: row["text"] for passage_id, row in prepared.passages.items()}
-    mined, _ = make_group(query, {}, texts, MineConfig(group_size=2))
+    mined, _ = make_group(query, {}, texts, MineConfig(group_size=2), {})
     scores = query["teacher_scores"]
     return mined, scores and dict(zip(query["pool_ids"], scores, strict=True))
 
@@ -239,7 +239,9 @@ def test_damaged_compressed_source_is_refused(tmp_path, harm):
 def write_groups(config: RunConfig, dataset="d") -> None:
     """Groups of a dataset as `mine` makes them, in row groups of few rows."""
     passages = passage_texts(config.paths, dataset)
-    groups = [make_group(query, {}, passages, config.mine)[0] for query in queries(config.paths, "train", dataset)]
+    far = dict.fromkeys(passages, 0.0)
+    asked = queries(config.paths, "train", dataset)
+    groups = [make_group(query, {}, passages, config.mine, far)[0] for query in asked]
     write_table(groups, GROUP, config.paths.candidates / f"{dataset}.parquet")
 
 

@@ -45,7 +45,7 @@ def planted(number, task="qa", size=4):
     wanted = draw.choice(names)
     rewards = [3.0 if name == wanted else 0.0 for name in names]
     fields = {"query": f"{wanted} {number}", "candidate_texts": [f"the {name}" for name in names], "rewards": rewards}
-    fields |= {"dataset": "set", "query_id": f"{number}", "candidate_ids": names}
+    fields |= {"dataset": "set", "query_id": f"{number}", "candidate_ids": names, "answers": [wanted]}
     return {"task": task, "row_id": f"{task}{number}", "relevance": [0] * size, "error": None, **fields}
 
 

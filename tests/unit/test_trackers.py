@@ -13,7 +13,7 @@ from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
 from embedder.training import trackers
 from embedder.training.job import StepMetrics, TrainingJob
-from embedder.training.trackers import check_trackers, open_trackers, values_of
+from embedder.training.trackers import check_trackers, open_trackers, values_at_end, values_of
 
 METRICS = StepMetrics(3, {"qa": 1.5}, 1.5, 1e-5, {"qa": 1.2}, 0.5, 2, {"qa": 0.6, "tool": 0.8})
 
@@ -28,6 +28,15 @@ def test_trackers_are_told_losses_factors_and_measurements():
     found = values_of(METRICS)
     assert found == {**expected, "ndcg/qa": 0.6, "ndcg/tool": 0.8, "train/ndcg": pytest.approx(0.7)}
     assert not any(other.startswith(f"{name}/") for name in found for other in found)
+
+
+def test_trackers_are_told_what_the_guard_chose():
+    measured = [{"share": 0.0, "tasks": {"qa": 0.5}, "mean": 0.5}, {"share": 0.25, "tasks": {"qa": 0.6}, "mean": 0.6}]
+    assert values_at_end({"guard": {"share": 0.25, "measured": measured}}) == {
+        "guard/share": 0.25,
+        "guard/ndcg/qa": 0.6,
+    }
+    assert values_at_end({"guard": None}) == {}
 
 
 @pytest.mark.parametrize("setting", ["mlflow", "wandb"])

@@ -22,10 +22,8 @@ def no_ray(monkeypatch, one_thread):
 
 
 def test_train_job_leaves_model_card_report_and_event_files_and_is_continued_with_replay(tmp_path, tiny_encoder_folder):
-    validation = {"queries": 2, "every": 2}
-    path = write_run(
-        tmp_path / "old", tiny_encoder_folder, {"qa", "chat"}, "old: ", tensorboard=True, validation=validation
-    )
+    settings = {"tensorboard": True, "validation": {"queries": 2, "every": 2}, "guard": {}}
+    path = write_run(tmp_path / "old", tiny_encoder_folder, {"qa", "chat"}, "old: ", **settings)
     config = load_run(path)
     report = train.run(config)
     assert report.rows == 4 and report.lines[-1] == f"report: {config.paths.reports / 'training.html'}"
@@ -35,7 +33,11 @@ def test_train_job_leaves_model_card_report_and_event_files_and_is_continued_wit
     numbers = json.loads((config.paths.reports / "training.json").read_text(encoding="utf-8"))
     assert numbers["tasks"]["qa"]["reward_temperature"] == pytest.approx((2 / 3) ** 0.5)
     assert numbers["steps"] == 4 and len(numbers["validation"]["history"]) == 3
-    assert len(list(config.paths.training.glob("*/tensorboard/events*"))) == 1
+    assert numbers["guard"] == report.details["outcome"]["guard"]
+    assert sum(line.startswith("guard: exported are the weights") for line in report.lines) == 1
+    assert "Guard (`train.guard`)" in card
+    (events,) = config.paths.training.glob("*/tensorboard/events*")
+    assert b"guard/share" in events.read_bytes()
     vectors = SentenceTransformer(str(config.paths.model), device="cpu").encode(["a fox"], prompt_name="qa_query")
     assert vectors.shape == (1, 32)
 

@@ -12,7 +12,7 @@ from embedder.config.run import RunConfig
 from embedder.config.train import TrainConfig
 from embedder.training.job import StepMetrics
 from embedder.training.model_card import model_card
-from embedder.training.training_report import MOST_POINTS, summarise, thinned, write_report
+from embedder.training.training_report import MOST_POINTS, report_lines, summarise, thinned, write_report
 
 PNG = b"\x89PNG"
 
@@ -30,9 +30,20 @@ def history(*means):
     return [{"steps": 5 * i, "tasks": {"qa": mean, "tool": mean}, "mean": mean} for i, mean in enumerate(means)]
 
 
-def numbers(means=(0.5, 0.7, 0.6), made=None):
-    config = TrainConfig(steps=20, batch_size=4, validation={"share": 0.1} if means else None)
-    outcome = {"steps": 20, "validation": None}
+GUARD = {
+    "share": 0.5,
+    "measured": [
+        {"share": 0.0, "tasks": {"qa": 0.5, "tool": 0.5}, "mean": 0.5},
+        {"share": 0.5, "tasks": {"qa": 0.66, "tool": 0.6}, "mean": 0.63},
+        {"share": 1.0, "tasks": {"qa": 0.95, "tool": 0.45}, "mean": 0.7},
+    ],
+}
+
+
+def numbers(means=(0.5, 0.7, 0.6), made=None, guard=None):
+    validation = {"share": 0.1} if means else None
+    config = TrainConfig(steps=20, batch_size=4, validation=validation, guard=None if guard is None else {})
+    outcome = {"steps": 20, "validation": None, "guard": guard}
     if means:
         outcome["validation"] = {"history": history(*means), "best": max(range(len(means)), key=means.__getitem__)}
     made = steps() if made is None else made
@@ -74,6 +85,19 @@ def test_training_page_says_what_was_exported(tmp_path, means, said):
     assert said in write_report(numbers(means), tmp_path, "run").read_text(encoding="utf-8")
 
 
+def test_training_report_says_what_the_guard_chose(tmp_path):
+    found = numbers(guard=GUARD)
+    path = write_report(found, tmp_path, "run")
+    text = path.read_text(encoding="utf-8")
+    assert "Exported: the weights at 50.0% of the way" in text and "50.0%, exported" in text
+    assert "0.6600" in text and "Exported: the encoder after" not in text
+    assert json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))["guard"] == GUARD
+    (line,) = [line for line in report_lines(found) if line.startswith("guard: ")]
+    assert "at 50% of the way" in line and line.endswith("0% 0.5000, 50% 0.6300, 100% 0.7000")
+    assert not any("(exported)" in line for line in report_lines(found))
+    assert "Guard" not in write_report(numbers(), tmp_path, "run").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_draw_training_of_a_step_or_two(tmp_path, count):
     write_report(numbers((), steps(count)), tmp_path, "run")
@@ -100,6 +124,19 @@ def test_model_card_names_prompts_data_settings_and_metrics_and_leaves_the_licen
         assert part in card
     assert ("| mean | 0.5000 | 0.7000 |" in card) == bool(means)
     assert card == model_card(RunConfig.model_validate(raw), found)
+
+
+def test_model_card_has_the_measures_of_what_the_guard_chose():
+    raw = {
+        "paths": {"work": "runs/mine"},
+        "encoder": {"model": "owner/base", "pooling": "cls"},
+        "train": {"steps": 20, "validation": {"share": 0.1}, "guard": {}},
+    }
+    found = numbers(guard=GUARD)
+    found["tasks"].pop("<b>&")
+    card = model_card(RunConfig.model_validate(raw), found)
+    assert "these weights are at 50.0% of the way" in card
+    assert "| qa | 0.5000 | 0.6600 |" in card and "| mean | 0.5000 | 0.6300 |" in card
 
 
 def test_model_card_is_not_part_of_the_model_fingerprint(tiny_encoder_folder, tmp_path):

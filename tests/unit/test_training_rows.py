@@ -137,13 +137,15 @@ def test_batch_of_mixed_tasks_holds_the_rows_of_its_parts_in_order(written):
 
 def test_identities_of_equal_texts_are_equal_and_of_others_are_not(written):
     batch = written[0].batch([BatchPart("qa", [1, 0, 1])])
-    assert batch.identity_BM2.dtype == torch.long
-    keys = [tuple(both) for both in batch.identity_BM2[batch.valid_BM].tolist()]
+    assert batch.identity_BM3.dtype == torch.long
+    keys = [tuple(both) for both in batch.identity_BM3[batch.valid_BM].tolist()]
     texts = ["d", "e", "a", "b", "c", "d", "e"]
     assert len(set(zip(texts, keys, strict=True))) == len(set(keys)) == 5
     assert len({key for both in keys for key in both}) == 10
-    assert batch.identity_BM2[0].tolist() == batch.identity_BM2[2].tolist()
-    assert (batch.identity_BM2[~batch.valid_BM] == NO_IDENTITY).all()
+    assert batch.identity_BM3[0].tolist() == batch.identity_BM3[2].tolist()
+    assert (batch.identity_BM3[~batch.valid_BM] == NO_IDENTITY).all()
+    # A passage that is no worked example gives no answer: its text stands there again.
+    assert (batch.identity_BM3[..., 0] == batch.identity_BM3[..., 2]).all()
 
 
 def keys_of(text: str, dataset: str = "set") -> tuple[int, int]:
@@ -181,6 +183,23 @@ def test_training_row_takes_the_query_itself_as_a_worked_example_for_no_negative
     plain = training_row(group("icl"), BUILTIN_TASKS["icl"])
     with_own = training_row(group("icl"), BUILTIN_TASKS["icl"], examples=["own"])
     assert (plain["known_hashes"], with_own["known_hashes"]) == ([], [ids["own"]])
+
+
+def example_group(number, answer, *texts):
+    return {**group("icl", number, texts=texts, relevance=[0] * len(texts)), "answers": [answer]}
+
+
+def test_training_row_of_worked_examples_knows_the_examples_that_give_the_querys_answer(tmp_path):
+    first = example_group(0, "play music", "a jazz song play music", "rain weather", "a song music")
+    second = example_group(1, "weather", "snow weather", "a tune play music")
+    write_training_rows([first, second], BUILTIN_TASKS, tmp_path / "rows.arrow", {})
+    batch = TrainingRows(tmp_path / "rows.arrow").batch([BatchPart("icl", [0, 1])])
+    (music, weather, other), (second_weather, second_music, _) = batch.identity_BM3[..., 2].tolist()
+    assert music == second_music and weather == second_weather
+    # No query has the answer `music` alone, so that this example gives none.
+    assert other == batch.identity_BM3[0, 2, 0]
+    known = [set(row) - {NO_IDENTITY} for row in batch.known_BP.tolist()]
+    assert known == [{music}, {weather}]
 
 
 def test_known_positives_of_a_run_are_read_from_its_training_queries(tmp_path):

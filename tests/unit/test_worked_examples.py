@@ -7,6 +7,7 @@ import pytest
 from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import read_source
+from embedder.data.worked_examples import KnownAnswers
 from tests.conftest import DATA
 from tests.unit.test_dataset import lines, read_layout
 
@@ -79,3 +80,24 @@ def test_link_examples_of_real_data_links_every_training_row_to_its_own_and_no_t
     assert all(row["example_ids"] == [row["query_id"]] for row in got.queries["train"])
     assert not any(row["example_ids"] for row in got.queries["test"])
     assert all(passage["answer"] for passage in got.passages.values())
+
+
+@pytest.mark.parametrize(
+    ("example", "answer"),
+    [
+        ("Is the sky blue? yes", "yes"),
+        ("Play some jazz.\nplay  music", "play music"),
+        ("What is it? music", "music"),
+        ("Is the sky blue? eyes", None),
+        ("yes", None),
+        ("yes, the sky", None),
+        ("", None),
+        ("Un cafe\u0301? caf\u00e9", "caf\u00e9"),
+    ],
+)
+def test_known_answers_find_the_longest_that_an_example_ends_with(example, answer):
+    assert KnownAnswers(["yes", "music", "play  music", "cafe\u0301", " "]).ending(example) == answer
+
+
+def test_known_answers_of_no_query_end_nothing():
+    assert KnownAnswers([]).ending("Is the sky blue? yes") is None
