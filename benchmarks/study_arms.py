@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, Literal
 
@@ -32,10 +32,10 @@ class Arm:
     `labels`: known positives alone, by the contrastive loss; of a worked example those with the query's own answer."""
     reward: Literal["rank", "likelihood"] | None = None
     """Kind of reward, made anew from the stored scores; null: the one that was labelled."""
-    train: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of `train` that differ."""
-    longer: int = 1
-    """The training has so many times the steps."""
+    steps: float = 1.0
+    """The training has so many times the steps of the run file."""
+    batch: float = 1.0
+    """A batch has so many times the queries of the run file."""
     trainings: int = TRAININGS
     split: Split = "test"
     """`test`: judged on test queries, of data sets it never saw. `dev`: compared with `full` on the dev queries of the
@@ -59,11 +59,15 @@ class Arm:
         if not train.task_weights:
             raise ConfigError("train.task_weights is empty; name the share of each task, which must not differ by arm")
         taught = {task: weight for task, weight in train.task_weights.items() if task in tasks}
-        steps = round(self.longer * train.steps * sum(taught.values()) / sum(train.task_weights.values()))
-        validation = self.validation(train, training)
-        changes = {"steps": steps, "task_weights": taught, "seed": training.number, **self.train}
-        changes["validation"] = validation and validation.model_dump()
-        return TrainConfig.model_validate({**train.model_dump(), **changes})
+        share = sum(taught.values()) / sum(train.task_weights.values())
+        changes = {
+            "steps": max(1, round(self.steps * train.steps * share)),
+            "batch_size": round(self.batch * train.batch_size),
+            "task_weights": taught,
+            "seed": training.number,
+            "validation": self.validation(train, training),
+        }
+        return train.model_copy(update=changes)
 
     def validation(self, train: TrainConfig, training: Training) -> ValidationConfig | None:
         """The validation split, which each training draws anew."""
@@ -100,8 +104,8 @@ ARMS = (
     FULL,
     SHUFFLED,
     LABELS,
-    Arm("longer", "twice the steps", longer=2, trainings=FEW, split="dev"),
-    Arm("small", "batches of 16, four times the steps", train={"batch_size": 16}, longer=4, trainings=FEW, split="dev"),
+    Arm("longer", "twice the steps", steps=2, trainings=FEW, split="dev"),
+    Arm("large", "batches twice as large, half the steps", batch=2, steps=0.5, trainings=FEW, split="dev"),
     Arm("rank", "rank rewards in every task", reward="rank", trainings=FEW, split="dev"),
     Arm("likelihood", "likelihood rewards in every task", reward="likelihood", trainings=FEW, split="dev"),
 )

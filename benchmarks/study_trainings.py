@@ -84,7 +84,7 @@ class Study:
                 Measured(
                     name=entry.name,
                     study=self.identity,
-                    arm=entry.arm and entry.arm.record(),
+                    arm=entry.record,
                     values=values,
                     tasks={one.measured.name: one.measured.task for sets in self.sets.values() for one in sets},
                     origins=self._origins() if entry.name == BASE else {},
@@ -115,7 +115,7 @@ class Study:
 
     def _check(self, entry: Entry) -> None:
         found = self.results.read(entry.name)
-        if found.study != self.identity or found.arm != (entry.arm and entry.arm.record()):
+        if found.study != self.identity or found.arm != entry.record:
             raise DataError(
                 f"{self.results.path(entry.name)}: of other data, labels or settings than these; remove it to train "
                 "anew, or give another --results"
@@ -138,7 +138,7 @@ class Study:
         if entry.arm is None or entry.training is None:
             return Trained(self.config.encoder.model, self.config.base_tasks, {})
         tasks = entry.arm.specs(self.config.tasks)
-        name = content_id(self.identity, entry.arm.record(), entry.training.number)[:12]
+        name = content_id(self.identity, entry.record, entry.training.number)[:12]
         job = TrainingJob(self.config.encoder, tasks, self.settings, self.folder / f"{entry.name}-{name}")
         groups = entry.arm.groups(self.groups, entry.training, self.answers)
         kept, apart = split_groups(groups, entry.arm.validation(self.settings, entry.training))

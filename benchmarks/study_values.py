@@ -48,6 +48,11 @@ class Entry:
             return self.untrained
         return name_of(self.arm.name, self.training.number)
 
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What sets its arm apart; None where nothing is trained."""
+        return None if self.arm is None else self.arm.record()
+
 
 def name_of(arm: str, number: int) -> str:
     """The name of a training's file."""

@@ -100,8 +100,8 @@ def test_a_task_has_as_many_steps_in_every_arm_whatever_the_others_have():
     alone = LABELS.settings(train, Training(3), ["tool"])
     assert (alone.steps, alone.task_weights) == (60, {"tool": 2})
     assert arm("longer").settings(train, Training(0), ["qa", "tool"]).steps == 180
-    small = arm("small").settings(train, Training(0), ["qa", "tool"])
-    assert (small.steps, small.batch_size) == (360, 16)
+    large = arm("large").settings(train, Training(0), ["qa", "tool"])
+    assert (large.steps, large.batch_size) == (45, 32)
     with pytest.raises(ConfigError, match="task_weights is empty"):
         FULL.settings(TrainConfig(steps=9, num_workers=1), Training(0), ["qa"])
 
