@@ -106,7 +106,6 @@ ARMS = (
     LABELS,
     Arm("longer", "twice the steps", steps=2, trainings=FEW, split="dev"),
     Arm("large", "batches twice as large, half the steps", batch=2, steps=0.5, trainings=FEW, split="dev"),
-    Arm("rank", "rank rewards in every task", reward="rank", trainings=FEW, split="dev"),
     Arm("likelihood", "likelihood rewards in every task", reward="likelihood", trainings=FEW, split="dev"),
 )
 

@@ -34,6 +34,8 @@ from ray_jobs.training.groups import labelled_groups
 
 DEPTH = 20
 """Passages of a ranking that are kept."""
+SEEN = 4
+"""So many trainings of the method are also measured on the test queries of what they learned from, two a direction."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,10 @@ class Study:
         of_seen = {split: [one for one in sets if one.measured.name in seen] for split, sets in self.sets.items()}
         if entry.arm.split == "dev":
             return {"dev": of_seen["dev"]}
-        if entry.arm is not FULL:
-            return {"test": [one for one in self.sets["test"] if one.measured.name not in seen]}
-        # The method itself is also judged on what it learned from, and on dev where other arms are compared with it.
+        unseen = [one for one in self.sets["test"] if one.measured.name not in seen]
+        if entry.arm is not FULL or entry.training.number >= SEEN:
+            return {"test": unseen}
+        # Some trainings of the method are also judged on what they learned from, and on dev beside the other arms.
         return {"test": self.sets["test"], "dev": of_seen["dev"] if entry.training.number < FEW else []}
 
     def _trained(self, entry: Entry) -> Trained:
