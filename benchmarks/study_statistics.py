@@ -9,8 +9,8 @@ deviations are added:
 - units are drawn with replacement within each data set, the same ones for all its trainings, which all met the same
   queries. Of few units a resample spreads too little, so its deviation is multiplied by sqrt(U / chi-square(U - 1)),
   which gives the tails of Student's t.
-- trainings are too few to be drawn with replacement: an interval from six of them would be three tenths too narrow. Their
-  part is drawn from Student's t with the spread that they show, and as many degrees of freedom.
+- trainings are too few to be drawn with replacement: an interval from six of them would be three tenths too narrow.
+  Their part is drawn from Student's t with the spread that they show, and as many degrees of freedom.
 
 Interval: the 2.5 and 97.5 percentiles; p: twice the share of draws on the far side of 0.
 """

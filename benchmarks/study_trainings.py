@@ -63,6 +63,7 @@ class Study:
             "test": read_sets(config, "test"),
             "dev": read_sets(config, "dev"),
         }
+        self.taught = self._taught()
         self.identity = self._identity()
 
     def run(self, entry: Entry) -> None:
@@ -103,17 +104,23 @@ class Study:
         # Answers that are written cost more than likelihoods, and tell less by the few queries there are.
         return self.config.evaluate.model_copy(update={"generate_answers": False})
 
-    def _identity(self) -> str:
+    def _taught(self) -> str:
+        """Hash of all that a training depends on besides its arm and number."""
         labels = [(group["row_id"], group["label_fingerprint"]) for group in self.groups]
+        # Defaults left out, a setting that is added later leaves valid what was trained without it.
+        settings = [one.model_dump(mode="json", exclude_defaults=True) for one in (self.config.encoder, self.settings)]
+        tasks = {name: spec.model_dump(mode="json", exclude_defaults=True) for name, spec in self.config.tasks.items()}
+        return content_id(labels, settings, tasks)
+
+    def _identity(self) -> str:
+        """Hash of all that values depend on besides the retriever."""
         queries = [(split, one.measured.rows) for split, sets in self.sets.items() for one in sets]
         passages = [(one.measured.name, one.texts) for one in self.sets["test"]]
-        # Defaults left out, a setting that is added later leaves valid what was trained without it.
-        settings = [
+        asked = [
             one and one.model_dump(mode="json", exclude_defaults=True)
-            for one in (self.config.encoder, self.config.llm, self.settings, self.config.evaluate)
+            for one in (self.config.llm, self.config.evaluate)
         ]
-        tasks = {name: spec.model_dump(mode="json", exclude_defaults=True) for name, spec in self.config.tasks.items()}
-        return content_id(labels, queries, passages, settings, tasks)[:16]
+        return content_id(self.taught, queries, passages, asked)[:16]
 
     def _check(self, entry: Entry) -> None:
         found = self.results.read(entry.name)
@@ -141,7 +148,7 @@ class Study:
         if entry.arm is None or entry.training is None:
             return Trained(self.config.encoder.model, self.config.base_tasks, {})
         tasks = entry.arm.specs(self.config.tasks)
-        name = content_id(self.identity, entry.record, entry.training.number)[:12]
+        name = content_id(self.taught, entry.record, entry.training.number)[:12]
         job = TrainingJob(self.config.encoder, tasks, self.settings, self.folder / f"{entry.name}-{name}")
         groups = entry.arm.groups(self.groups, entry.training, self.answers)
         kept, apart = split_groups(groups, entry.arm.validation(self.settings, entry.training))
