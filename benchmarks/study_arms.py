@@ -1,91 +1,117 @@
-"""The arms of the study: each trains the same encoder on the same labels, and changes one part of the method."""
+"""The arms of the study: ways to teach the same encoder from the same labelled groups, each for the same steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from random import Random
 from typing import Any, Literal
 
+from benchmarks.study_protocol import TRAININGS, Training
 from embedder.config.tasks import TaskSpec
-from embedder.config.train import TrainConfig
+from embedder.config.train import TrainConfig, ValidationConfig
+from embedder.data.records import Split
 from embedder.errors import ConfigError
-from embedder.labelling.rewards import group_rewards, is_flat
+from embedder.hashing import row_seed
+from embedder.labelling.rewards import group_rewards
+
+Group = dict[str, Any]
+Answers = Mapping[str, Mapping[str, str | None]]
+"""Dataset -> passage id -> answer of the worked example that it is."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train; the defaults are the method as in the paper."""
+    """One way to teach; the defaults are the method as it is shipped."""
 
     name: str
-    part: str
-    """What it varies."""
-    reward: Literal["rank", "likelihood", "labels"] = "rank"
-    """Of the tasks that the LLM rewards; labels: their known positives alone, by the contrastive loss. There is no arm
-    `lift`: what it takes off the likelihood is one number a query, which no softmax and no order notices."""
-    loss: Literal["graded", "kl", "best"] = "graded"
-    """Of the same tasks; best: contrastive, with the candidate of the greatest reward as positive."""
-    batches: Literal["one_task", "mixed"] = "one_task"
-    self_paced: Literal["off", "lossy_faster", "lossy_slower"] = "lossy_faster"
-    instructions: bool = True
-    task: str | None = None
-    """The only task that is trained; null: all."""
-    by_labels: tuple[str, ...] = ()
-    """Tasks that learn from their known positives alone, whatever the others do."""
+    says: str
+    """What it is, for the page."""
+    teacher: Literal["rewards", "shuffled", "labels"] = "rewards"
+    """`shuffled`: the rewards permuted within each group, so that the LLM says nothing and all else is equal.
+    `labels`: known positives alone, by the contrastive loss; of a worked example those with the query's own answer."""
+    reward: Literal["rank", "likelihood"] | None = None
+    """Kind of reward, made anew from the stored scores; null: the one that was labelled."""
+    steps: float = 1.0
+    """The training has so many times the steps of the run file."""
+    batch: float = 1.0
+    """A batch has so many times the queries of the run file."""
+    trainings: int = TRAININGS
+    split: Split = "test"
+    """`test`: judged on test queries, of data sets it never saw. `dev`: compared with `full` on the dev queries of the
+    data sets that it learns from, to choose and not to claim."""
 
     def specs(self, tasks: Mapping[str, TaskSpec]) -> dict[str, TaskSpec]:
-        """The tasks with this arm's losses and instructions."""
-        found = {}
-        for name, spec in tasks.items():
-            if spec.reward != "none":
-                alone = self.reward == "labels" or self.loss == "best" or name in self.by_labels
-                loss = "contrastive" if alone else self.loss
-                spec = spec.model_copy(update={"loss": loss})
-            found[name] = spec if self.instructions else spec.without_instructions()
-        return found
+        """The tasks with this arm's losses."""
+        by_label = {"loss": "contrastive"} if self.teacher == "labels" else {}
+        return {name: spec.model_copy(update=by_label) for name, spec in tasks.items()}
 
-    def groups(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The labelled groups (records.LABELLED) it learns from, with its rewards and its positives."""
-        return [self._group(group) for group in groups if self.task in (None, group["task"])]
+    def groups(self, groups: Sequence[Group], training: Training, answers: Answers) -> list[Group]:
+        """The labelled groups (records.LABELLED) that a training learns from, as this arm teaches them."""
+        return [self._group(group, answers) for group in groups if group["dataset"] in training.learned]
 
-    def settings(self, train: TrainConfig, seed: int) -> TrainConfig:
-        """The training; that of one task has as many steps as the task gets in that of all."""
-        paced = train.self_paced.model_copy(update={"direction": self.self_paced})
-        changes: dict[str, object] = {"batches": self.batches, "self_paced": paced, "seed": seed}
-        if self.task is not None:
-            share = train.task_weights[self.task] / sum(train.task_weights.values())
-            changes |= {"steps": max(1, round(train.steps * share)), "task_weights": {self.task: 1.0}}
+    def settings(self, train: TrainConfig, training: Training, tasks: Sequence[str]) -> TrainConfig:
+        """The training of the tasks that have groups; a task has as many steps in every arm, whatever the others have.
+
+        Raises:
+            ConfigError: the run file leaves the shares of the tasks to the numbers of groups, which differ by arm.
+        """
+        if not train.task_weights:
+            raise ConfigError("train.task_weights is empty; name the share of each task, which must not differ by arm")
+        taught = {task: weight for task, weight in train.task_weights.items() if task in tasks}
+        share = sum(taught.values()) / sum(train.task_weights.values())
+        changes = {
+            "steps": max(1, round(self.steps * train.steps * share)),
+            "batch_size": round(self.batch * train.batch_size),
+            "task_weights": taught,
+            "seed": training.number,
+            "validation": self.validation(train, training),
+        }
         return train.model_copy(update=changes)
 
-    def _group(self, group: dict[str, Any]) -> dict[str, Any]:
-        if group["scores"] is None or group["error"] is not None or self.reward == "labels":
+    def validation(self, train: TrainConfig, training: Training) -> ValidationConfig | None:
+        """The validation split, which each training draws anew."""
+        return train.validation and train.validation.model_copy(update={"seed": training.number})
+
+    def record(self) -> dict[str, Any]:
+        """What decides its trainings, for the file of values."""
+        return {key: value for key, value in asdict(self).items() if key not in {"says", "trainings"}}
+
+    def _group(self, group: Group, answers: Answers) -> Group:
+        if self.teacher == "labels":
+            own = answers.get(group["dataset"], {})
+            if any(own.values()):
+                wanted = group["answers"][:1]
+                return {**group, "relevance": [int([own.get(each)] == wanted) for each in group["candidate_ids"]]}
             return group
-        rewards = group_rewards(self.reward, group["base_scores"], group["scores"])
-        if self.loss != "best":
-            return {**group, "rewards": rewards}
-        best = [int(reward == max(rewards) and not is_flat(rewards)) for reward in rewards]
-        return {**group, "rewards": rewards, "relevance": best}
+        if group["rewards"] is None:
+            return group
+        rewards = list(group["rewards"])
+        if self.reward is not None:
+            rewards = group_rewards(self.reward, group["base_scores"], group["scores"])
+        if self.teacher == "shuffled":
+            # By the row alone, so that every training is misled by the same rewards.
+            Random(row_seed(0, "shuffled", group["row_id"])).shuffle(rewards)
+        return {**group, "rewards": rewards}
 
 
-FULL = Arm("full", "reference")
-RECIPE = Arm("recipe", "choice", by_labels=("qa",))
-"""What the grid supports: rewards where labels say least, and labels where they say all."""
+FULL = Arm("full", "the method: the LLM's rewards where a task has them, known positives elsewhere")
+SHUFFLED = Arm("shuffled", "the same, the rewards permuted within each group", teacher="shuffled")
+LABELS = Arm("labels", "known positives alone", teacher="labels")
+FEW = 2
+"""Trainings of an arm that is only compared on dev: one a direction."""
 ARMS = (
     FULL,
-    Arm("likelihood", "reward", reward="likelihood"),
-    Arm("labels", "reward", reward="labels"),
-    Arm("kl", "loss", loss="kl"),
-    Arm("best", "loss", loss="best"),
-    Arm("mixed", "batches", batches="mixed"),
-    Arm("unpaced", "self-paced rate", self_paced="off"),
-    Arm("inverse", "self-paced rate", self_paced="lossy_slower"),
-    Arm("bare", "instructions", instructions=False),
-    *(Arm(f"only-{task}", "one task", task=task) for task in ("qa", "tool", "chat", "convsearch", "icl", "lrlm")),
-    RECIPE,
+    SHUFFLED,
+    LABELS,
+    Arm("longer", "twice the steps", steps=2, trainings=FEW, split="dev"),
+    Arm("large", "batches twice as large, half the steps", batch=2, steps=0.5, trainings=FEW, split="dev"),
+    Arm("likelihood", "likelihood rewards in every task", reward="likelihood", trainings=FEW, split="dev"),
 )
 
 
 def arms_of(names: Sequence[str]) -> list[Arm]:
-    """The arms of these names, all for none; the reference is always among them.
+    """The arms of these names, all for none; the method itself is always among them.
 
     Raises:
         ConfigError: an arm is not known.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.study_tables import BEGIN, END
 from embedder.demo.build import build
 from tests.unit.study_run import write_study_run
 from tests.unit.tiny_folders import bert_folder
@@ -130,41 +131,53 @@ def study(tmp_path_factory, tiny_encoder_folder, tiny_llama_folder) -> Path:
 
 def test_benchmark_study_trains_goes_on_and_reports(capsys, tmp_path, study):
     main = importlib.import_module("benchmarks.study").main
-    options = ["--config", str(study), "--seeds", "2", "--arm", "labels", "--arm", "only-qa"]
+    options = ["--config", str(study), "--results", str(tmp_path), "--arm", "shuffled", "--arm", "likelihood"]
+    options += ["--trainings", "1"]
     assert main([*options, "--report"]) == 2
-    assert "not there yet" in capsys.readouterr().out
+    assert "base.json: not there yet" in capsys.readouterr().out
     assert main(options) == 0
-    kept = {path: path.stat().st_mtime_ns for path in study.parent.glob("work/study/*.json")}
-    assert len(kept) == 1 + 2 * 3
+    kept = {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("study/*.json")}
+    assert set(kept) == {"base", "bm25", "recency", "full-00", "shuffled-00", "likelihood-00"}
+    assert not any(text in path.read_text() for path in tmp_path.glob("study/*.json") for text in ("fox", "Paris"))
     assert main(options) == 0
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("study/*.json")} == kept
+    values = tmp_path / "study" / "full-00.json"
+    before = json.loads(values.read_text(encoding="utf-8"))
+    (model,) = study.parent.glob("work/study/full-00-*/model")
+    made = model.stat().st_mtime_ns
+    values.unlink()
+    assert main(options) == 0
+    again = json.loads(values.read_text(encoding="utf-8"))
+    assert again["values"] == before["values"] and model.stat().st_mtime_ns == made, "measured again, not trained"
+    page = tmp_path / "STUDY.md"
+    assert main([*options, "--report"]) == 2
+    assert "STUDY.md: has no lines" in capsys.readouterr().out
+    page.write_text(f"# Study\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
+    assert main([*options, "--report"]) == 0
+    shown = page.read_text(encoding="utf-8")
+    assert shown.startswith("# Study") and shown.endswith("after\n") and "old" not in shown
+    assert "### Data that no training saw, by task" in shown and "likelihood rewards in every task" in shown
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
+    claim = found["unseen"]["qa"]
+    assert claim["datasets"] == ["pubmedqa"] and claim["low"] <= claim["gain"] <= claim["high"]
+    assert {row["datasets"][0] for row in found["tables"]["trained on"]} == {"nq"}
+    assert found["trainings"]["full"] == 1 and found["tasks_gaining_unseen"] in (0, 1)
+
+
+def test_benchmark_study_refuses_values_of_other_settings(capsys, tmp_path, study):
+    main = importlib.import_module("benchmarks.study").main
+    options = ["--config", str(study), "--results", str(tmp_path), "--arm", "full", "--trainings", "0"]
+    assert main(options) == 0
     capsys.readouterr()
-    found, shown = figures(capsys, tmp_path, "study", *options, "--report")
-    assert "### Reward" in shown and "### One task" in shown and "| labels |" in shown
-    grid = found["grid"]
-    assert set(grid["qa nDCG@10"]) == {"base", "full", "labels", "only-qa"}
-    assert len(grid["qa nDCG@10"]["full"]["seeds"]) == 2
-    gain, loss = grid["qa log-likelihood"]["full"]["against_base"], grid["qa log-likelihood"]["base"]["against_full"]
-    assert gain["value"] == pytest.approx(-loss["value"])
-
-
-def test_benchmark_study_measures_the_chosen_arm_on_the_test_split(capsys, tmp_path, study):
-    options = ["--config", str(study), "--seeds", "1", "--split", "test", "--arm", "labels"]
-    assert importlib.import_module("benchmarks.study").main(options) == 0
-    (tmp_path / "figures.json").write_text('{"grid": {"of": "dev"}}', encoding="utf-8")
-    found, shown = figures(capsys, tmp_path, "study", *options, "--report")
-    cells = found["test"]["cells"]
-    assert found["grid"] == {"of": "dev"} and set(cells["qa nDCG@10"]) == {"base", "labels"}
-    assert found["qa_em_gain"] == cells["qa exact match"]["labels"]["against_base"]["value"]
-    change = cells["qa nDCG@10"]["labels"]["against_base"]
-    assert found["tasks_better"] == int(change["value"] > 0) and found["tasks_significant"] == int(change["low"] > 0)
-    assert "| labels |" in shown
+    assert main([*options, "--set", "train.steps=4"]) == 2
+    assert "base.json: of other data, labels or settings than these; remove it" in capsys.readouterr().out
 
 
 def test_benchmark_study_ceiling_prints_a_line_a_measure(capsys, study):
     assert importlib.import_module("benchmarks.study_ceiling").main(["--config", str(study), "--passages", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "qa exact match" in shown and "qa log-likelihood" in shown and "best of the base's" in shown
+    assert "qa, nq, log-likelihood (2 queries)" in shown and "best of the base's" in shown
 
 
 @pytest.mark.slow
