@@ -69,14 +69,18 @@ def topic_passages() -> dict[str, Row]:
     return passages
 
 
-def documentation_rows(rows: list[Row], passages: list[Row], skipped: Counter[str], name: str) -> dict[str, list[Row]]:
-    """Queries over the documentation with their gold passages; no passage is gold in both splits."""
+def gold_passages(row: Row, passages: list[Row]) -> list[Row]:
+    """The passages that hold the evidence of a row; some paragraphs stand under several topics."""
+    return [passage for passage in passages if row["evidence"] in passage["text"]]
+
+
+def documentation_rows(
+    rows: list[Row], passages: list[Row], tested: set[str], skipped: Counter[str], name: str
+) -> dict[str, list[Row]]:
+    """Queries over the documentation with their gold passages; `tested` are those of all test rows."""
     splits: dict[str, list[Row]] = {"train": [], "test": []}
-    # Some paragraphs stand under several topics.
-    found = {row["id"]: [passage for passage in passages if row["evidence"] in passage["text"]] for row in rows}
-    tested = {passage["id"] for row in rows if row["split"] == "test" for passage in found[row["id"]]}
     for row in rows:
-        gold = found[row["id"]]
+        gold = gold_passages(row, passages)
         # Another Python may have joined two paragraphs into one passage: then the test row stays.
         if not gold or (row["split"] == "train" and any(passage["id"] in tested for passage in gold)):
             skipped[name] += 1
@@ -183,12 +187,16 @@ def build(out: Path) -> Counter[str]:
     """Write all datasets; returns how many hand-written rows were skipped, by task."""
     skipped: Counter[str] = Counter()
     passages = list(topic_passages().values())
-    write(out / "qa" / "python-docs", passages, documentation_rows(load("questions"), passages, skipped, "qa"))
-    conversations = documentation_rows(load("conversations"), passages, skipped, "convsearch")
-    named = {passage_id for rows in conversations.values() for row in rows for passage_id in row["pos_ids"]}
+    questions, conversations = load("questions"), load("conversations")
+    tests = [row for row in questions + conversations if row["split"] == "test"]
+    # Of both tasks, because one encoder learns both.
+    tested = {passage["id"] for row in tests for passage in gold_passages(row, passages)}
+    write(out / "qa" / "python-docs", passages, documentation_rows(questions, passages, tested, skipped, "qa"))
+    talks = documentation_rows(conversations, passages, tested, skipped, "convsearch")
+    named = {passage_id for rows in talks.values() for row in rows for passage_id in row["pos_ids"]}
     topics_named = {passage["title"] for passage in passages if passage["id"] in named}
     nearby = [passage for passage in passages if passage["title"] in topics_named]
-    write(out / "convsearch" / "python-talk", nearby, conversations)
+    write(out / "convsearch" / "python-talk", nearby, talks)
     corpus, splits = tool_rows(skipped)
     write(out / "tool" / "stdlib", corpus, splits)
     write(out / "chat" / "assistant", None, chat_rows())
