@@ -146,6 +146,11 @@ class Paths(Section):
         return self._mounted_round / "model"
 
     @property
+    def control(self) -> Path:
+        """The encoder that was trained on shuffled rewards, as such a folder."""
+        return self._mounted_round / "control"
+
+    @property
     def done(self) -> Path:
         """A mark for each stage that `pipeline` has done."""
         return self._mounted_round / "done"
@@ -154,6 +159,11 @@ class Paths(Section):
     def indexes(self) -> Path:
         """Versions of the index, their aliases, and what was written to them: what `serve` deploys."""
         return self.mounted / "indexes"
+
+    @property
+    def summary(self) -> Path:
+        """What `evaluate` found, a few numbers a task, for programs."""
+        return self.mounted / "summary.json"
 
     @property
     def reports(self) -> AnyPath:

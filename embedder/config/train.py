@@ -173,6 +173,10 @@ class TrainConfig(Section):
     """Keep the state of the optimiser in the memory of the CPU. Needs `zero_stage` 1, 2 or 3."""
     validation: ValidationConfig | None = None
     """Keep a split apart and export the encoder that ranks it best. null: the encoder of the last step is exported."""
+    control: bool = False
+    """Train a second encoder, the control, in the same way but with the rewards of each group shuffled, and write it to
+    `control/`. What it gains needs no LLM; what the trained encoder gains beyond it is the LLM's share, which
+    `evaluate` tells where `control` is among its retrievers. Costs as much as the training."""
     export_task: str | None = Field(default=None, min_length=1)
     """Task whose instructions stand in the model's folder as the prompts `query` and `document`, which
     `encode_query` and `encode_document` of sentence-transformers take. null: the first of the trained tasks, in the
