@@ -60,6 +60,9 @@ inside an installed Python package (embedder.models.locate)."""
 EncodingDtype = Literal["float32", "bfloat16", "int8"]
 """Number formats in which an encoder makes vectors."""
 
+SUMMARY = "summary.json"
+"""The file of a run that says what its training gained."""
+
 Pooling = Literal["cls", "mean", "last"]
 """Token states of a model that become the vector."""
 
@@ -163,7 +166,7 @@ class Paths(Section):
     @property
     def summary(self) -> Path:
         """What `evaluate` found, a few numbers a task, for programs."""
-        return self.mounted / "summary.json"
+        return self.mounted / SUMMARY
 
     @property
     def reports(self) -> AnyPath:
