@@ -16,8 +16,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import aiohttp
 import numpy as np
+import uvloop
+
+from benchmarks.http_connections import Connections
 
 CLOSE = 1e-4
 """By how much a component of a vector may differ from the expected one."""
@@ -148,8 +150,8 @@ def run(spec: Spec) -> Load:
 
 
 class _Asking:
-    def __init__(self, spec: Spec, session: aiohttp.ClientSession) -> None:
-        self._spec, self._session = spec, session
+    def __init__(self, spec: Spec, connections: Connections) -> None:
+        self._spec, self._connections = spec, connections
         self._bodies = [json.dumps(ask.body).encode() for ask in spec.asks]
         self._counts: Counter[str] = Counter()
         self.load = Load()
@@ -197,11 +199,11 @@ class _Asking:
         began = time.perf_counter()
         wait = 0.0
         try:
-            async with self._session.post(self._spec.url + ask.path, data=self._bodies[place]) as response:
-                content, status = await response.read(), str(response.status)
-                wait = float(response.headers.get("retry-after-ms", 0)) / 1000
-                wait = wait or float(response.headers.get("Retry-After", 0))
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            answer = await self._connections.post(ask.path, self._bodies[place], self._spec.timeout_s)
+            content, status = answer.content, str(answer.status)
+            wait = float(answer.headers.get(b"retry-after-ms", 0)) / 1000
+            wait = wait or float(answer.headers.get(b"retry-after", 0))
+        except (OSError, asyncio.TimeoutError) as error:
             content, status = repr(error).encode(), "lost"
         ended = time.perf_counter()
         is_outside = ended < self._began or (began > self._end and self._spec.requests is None)
@@ -246,15 +248,14 @@ async def _all(spec: Spec) -> Load:
     headers = {"Content-Type": "application/json"}
     if spec.key:
         headers["Authorization"] = f"Bearer {spec.key}"
-    timeout = aiohttp.ClientTimeout(total=spec.timeout_s)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
-        asking = _Asking(spec, session)
-        if spec.rate is not None:
-            await asking.open(spec.rate)
-        else:
-            await asyncio.gather(*(asking.closed(number) for number in range(spec.clients)))
-        return asking.end()
+    connections = Connections(spec.url, headers)
+    asking = _Asking(spec, connections)
+    if spec.rate is not None:
+        await asking.open(spec.rate)
+    else:
+        await asyncio.gather(*(asking.closed(number) for number in range(spec.clients)))
+    connections.close()
+    return asking.end()
 
 
 def main() -> None:
@@ -262,7 +263,7 @@ def main() -> None:
     given = json.load(sys.stdin)
     spec = Spec(**{**given, "asks": [Ask(**ask) for ask in given["asks"]]})
     began, busy = time.perf_counter(), time.process_time()
-    load = asyncio.run(_all(spec))
+    load = uvloop.run(_all(spec))
     load.cores = (time.process_time() - busy) / (time.perf_counter() - began)
     json.dump(asdict(load), sys.stdout)
 
