@@ -1,4 +1,5 @@
 # make demo   everything on the built-in default, then one question a task to the running service
+# make demo-check   the demo's pipeline with three seeds, and what the training gained in each
 # make test   lint, types and all tests but the slow ones
 # make slow   the slow tests: long kill rounds, a real LLM against float64
 # make check  lint and types alone
@@ -17,7 +18,7 @@ DEVICE  := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 TORCH   := torch==2.13.0$(if $(filter cpuLinux,$(DEVICE)$(shell uname -s)),+cpu)
 STAMP   := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: demo test slow check audit install clean
+.PHONY: demo demo-check test slow check audit install clean
 
 install: $(STAMP)
 
@@ -35,6 +36,16 @@ demo: $(STAMP)
 	$(BIN)/python -m embedder.demo.build --out .cache/demo
 	$(BIN)/python -m ray_jobs.pipeline --config configs/demo.yaml
 	$(BIN)/python -m serve.ask --config configs/demo.yaml
+
+# A seed decides the negatives, the outputs that the LLM samples, and the order of the batches; the queries stay.
+SEEDS   := 0 1 2
+demo-check: $(STAMP)
+	$(BIN)/python -m embedder.demo.build --out .cache/demo
+	for seed in $(SEEDS); do \
+		$(BIN)/python -m ray_jobs.pipeline --config configs/demo.yaml --set paths.work=runs/demo-check/$$seed \
+			--set mine.seed=$$seed --set label.seed=$$seed --set train.seed=$$seed || exit 1; \
+	done
+	$(BIN)/python -m embedder.demo.seeds $(SEEDS:%=runs/demo-check/%)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

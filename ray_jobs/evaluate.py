@@ -10,6 +10,7 @@ writes  vectors/ENCODER/DATASET.SIDE/*.parquet  committed blocks
         evaluation/SPLIT/results.json           all numbers and examples of the report
         evaluation/SPLIT/values.parquet         measurements.VALUES, every value of every query
         evaluation/SPLIT/comparison.png
+        summary.json                                    what the training gained in each task, a few numbers
 
 Each dataset gets the evaluation of its task (`evaluate.evaluations` changes that): docs/evaluation.md. The LLM is asked
 about `evaluate.llm_queries` queries of each dataset; without that, rankings alone are compared, and no LLM is needed.
@@ -30,6 +31,7 @@ from embedder.labelling.prompts import check_chat
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
+from embedder.storage.json_file import write_json
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import datasets, passage_texts
 
@@ -114,6 +116,7 @@ def run(config: RunConfig) -> StageReport:
     from embedder.evaluation.comparison import summarise
     from embedder.evaluation.evaluation_report import results_table, write_report
     from embedder.evaluation.examples import won_and_lost
+    from embedder.evaluation.gains import gains
     from embedder.evaluation.measurements import VALUES, read_datasets, value_rows
     from ray_jobs.retrieval.judges import ask_llm
     from ray_jobs.retrieval.retrievers import all_rankings, by_dataset
@@ -133,6 +136,7 @@ def run(config: RunConfig) -> StageReport:
     folder = config.paths.mounted / "evaluation" / config.evaluate.split
     write_table(value_rows(measured), VALUES, folder / "values.parquet")
     page = write_report(results, folder, config.paths.mounted.name)
+    write_json(gains(results), config.paths.summary)
     console().print(results_table(results))
     count = sum(len(values.rows) for values in measured)
     report = StageReport("evaluate", count, "queries", details={"results": str(folder / "results.json")})

@@ -32,6 +32,7 @@ from ray_jobs import evaluate, index, label, mine, prepare, train
 from ray_jobs.cluster.session import Job, main, run_stage
 from ray_jobs.cluster.tables import count_rows
 from ray_jobs.labelling.teachers import needed_llm
+from ray_jobs.retrieval.encoders import check_control
 from ray_jobs.training.groups import earlier_paths
 
 EACH_ROUND = (mine.JOB, label.JOB, train.JOB)
@@ -115,8 +116,9 @@ def check_later_stages(config: RunConfig, first_rows: Mapping[str, FirstRows]) -
     if config.index.model is not None:
         locate_model(config.index.model)
     if of_split:
+        check_control(config)
         # The encoder that is trained is not there yet.
-        kept = [retriever for retriever in config.evaluate.retrievers if retriever.kind != "trained"]
+        kept = [retriever for retriever in config.evaluate.retrievers if retriever.kind not in {"trained", "control"}]
         settings = config.evaluate.model_copy(update={"retrievers": kept})
         evaluate.check_settings(config.model_copy(update={"evaluate": settings}), set(sources))
         evaluate.check_asked(config, of_split)
@@ -206,6 +208,10 @@ def run(config: RunConfig) -> StageReport:
             contents.forget()
         mark_done(stage, step.config, contents)
     out.print(stage_table(_reports(config)))
+    # Not above: the names of the measures bring libraries that take seconds to load.
+    from embedder.evaluation.gains import kept_table
+
+    out.print(*kept_table(config.paths.summary))
     count = len(steps(config)) - len(notes)
     report = StageReport("pipeline", count, "stages", time.monotonic() - began)
     report.lines = [f"{count - skipped} of {count} stages run, {skipped} were done before", *notes]

@@ -5,6 +5,7 @@
 reads   candidates/*.parquet, labelled/blocks/*.parquet   records.GROUP, records.LABELLED; of replayed runs too
 writes  training/RUN/                                     rows, checkpoints, metrics.jsonl (a line a step)
         model/                                            the trained encoder as a Hugging Face folder, with a card
+        control/                                          the same from shuffled rewards, with train.control
         reports/training.html, .json, .png                the curves
 
 RUN is named by a hash of data and settings: running the command again resumes from the last checkpoint, and a
@@ -14,6 +15,7 @@ finished run only writes its model again. Ray Train starts the workers, DeepSpee
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL
@@ -37,7 +39,7 @@ def check(config: RunConfig) -> Work:
     check_trackers(settings)
     check_base_model(config.encoder)
     taken = training_groups(config)
-    if training_job(config, taken).exported.is_dir():
+    if all(job.exported.is_dir() for job in training_jobs(config, taken)):
         return Work("train", [*taken.notes, "trained before; only the card and the report are made again"], 0.0)
     kept, apart = split_groups(taken.groups, settings.validation)
     # Here and not above, because torch comes with it: what can be refused without torch has been by now.
@@ -45,7 +47,11 @@ def check(config: RunConfig) -> Work:
     from embedder.training.estimate import work_of
 
     check_encoder(config.encoder)
-    return work_of(config, kept, apart, taken.notes)
+    work = work_of(config, kept, apart, taken.notes)
+    if not settings.control:
+        return work
+    line = "then the same once more, with the rewards of each group shuffled (train.control)"
+    return replace(work, lines=[*work.lines, line], flops=2 * work.flops, tokens=2 * work.tokens)
 
 
 def run(config: RunConfig) -> StageReport:
@@ -78,6 +84,9 @@ def run(config: RunConfig) -> StageReport:
     llm = config.llm and config.llm.model
     lineage = {"training_run": job.folder.name, "base_encoder": config.encoder.model, "llm": llm}
     install_model(job.exported, config.paths.model, lineage)
+    if settings.control:
+        control = train_control(config, taken)
+        install_model(control.exported, config.paths.control, {**lineage, "training_run": control.folder.name})
     page = write_report(numbers, config.paths.reports, config.paths.work.name)
     report = StageReport("train", len(steps), "steps", details={"rows": dict(sizes), "left_out": dict(left_out)})
     report.details["outcome"] = outcome
@@ -92,6 +101,30 @@ def run(config: RunConfig) -> StageReport:
     return report
 
 
+def train_control(config: RunConfig, taken: TrainingGroups) -> TrainingJob:
+    """Train, or resume, the same on shuffled rewards."""
+    from embedder.training.control import shuffle_rewards
+    from embedder.training.training_rows import write_training_rows
+    from ray_jobs.training.worker import run_workers
+
+    *_, job = training_jobs(config, taken)
+    if not job.exported.is_dir():
+        kept, apart = split_groups(taken.groups, config.needed_train.validation)
+        # The validation too, because it decides which weights are exported.
+        for groups, path in ((kept, job.rows), (apart, job.held_out)):
+            shuffled = shuffle_rewards(groups, config.needed_train.seed)
+            write_training_rows(shuffled, config.tasks, path, taken.positives, taken.examples)
+        run_workers(job, "train, control")
+    return job
+
+
+def training_jobs(config: RunConfig, taken: TrainingGroups) -> list[TrainingJob]:
+    """The training, and that of the control where there is one."""
+    job = training_job(config, taken)
+    control = replace(job, folder=job.folder.with_name(f"{job.folder.name}-control"))
+    return [job, control] if config.needed_train.control else [job]
+
+
 def training_job(config: RunConfig, taken: TrainingGroups) -> TrainingJob:
     """The training of these groups, in a folder that is named by all its result depends on."""
     return TrainingJob(
@@ -102,8 +135,8 @@ def training_job(config: RunConfig, taken: TrainingGroups) -> TrainingJob:
 def run_name(config: RunConfig, taken: TrainingGroups) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
     # Of the replay only the groups it chose count, which stand in `taken`: another share may choose the same.
-    # The task of the plain prompts is chosen after the training, in the folder alone.
-    settings = config.needed_train.model_dump(mode="json", exclude=NEUTRAL | {"replay", "export_task"})
+    # The task of the plain prompts is chosen after the training, in the folder alone; the control is another training.
+    settings = config.needed_train.model_dump(mode="json", exclude=NEUTRAL | {"replay", "export_task", "control"})
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
     return content_id(FORMAT, encoder_fingerprint(config.encoder), settings, tasks, taken.identity)[:16]
 

@@ -2,7 +2,7 @@
 
     python -m serve.ask --config configs/demo.yaml
 
-Prints the hits, marks known positives, and closes with the table of all stages.
+Prints the hits, marks known positives, and closes with the table of all stages and that of what the training gained.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import DataError
+from embedder.evaluation.gains import kept_table
 from embedder.run.ray_token import prepare_own_ray
 from embedder.run.stage_report import StageReport, read_reports, stage_table
 from serve.client import Client
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         ray.shutdown()
     StageReport("serve", count, "queries asked", time.monotonic() - began).write(config.paths.reports)
-    out.print(stage_table(read_reports(config.paths.reports)))
+    out.print(stage_table(read_reports(config.paths.reports)), *kept_table(config.paths.summary))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ RETRIEVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 class BuiltinRetriever(Section):
     """A retriever that needs no settings; in the run file its kind alone stands for it."""
 
-    kind: Literal["none", "random", "recency", "bm25", "base", "trained"]
+    kind: Literal["none", "random", "recency", "bm25", "base", "trained", "control"]
     """`none`: the LLM without passages. `random`: a seeded order. `recency`: the latest of a history, where there is
-    one. `bm25`: lexical. `base`: the encoder of `encoder`. `trained`: the encoder that `train` wrote."""
+    one. `bm25`: lexical. `base`: the encoder of `encoder`. `trained`: the encoder that `train` wrote. `control`: the
+    one that it trained on shuffled rewards (`train.control`)."""
 
     @property
     def name(self) -> str:

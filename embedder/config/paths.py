@@ -60,6 +60,9 @@ inside an installed Python package (embedder.models.locate)."""
 EncodingDtype = Literal["float32", "bfloat16", "int8"]
 """Number formats in which an encoder makes vectors."""
 
+SUMMARY = "summary.json"
+"""The file of a run that says what its training gained."""
+
 Pooling = Literal["cls", "mean", "last"]
 """Token states of a model that become the vector."""
 
@@ -146,6 +149,11 @@ class Paths(Section):
         return self._mounted_round / "model"
 
     @property
+    def control(self) -> Path:
+        """The encoder that was trained on shuffled rewards, as such a folder."""
+        return self._mounted_round / "control"
+
+    @property
     def done(self) -> Path:
         """A mark for each stage that `pipeline` has done."""
         return self._mounted_round / "done"
@@ -154,6 +162,11 @@ class Paths(Section):
     def indexes(self) -> Path:
         """Versions of the index, their aliases, and what was written to them: what `serve` deploys."""
         return self.mounted / "indexes"
+
+    @property
+    def summary(self) -> Path:
+        """What `evaluate` found, a few numbers a task, for programs."""
+        return self.mounted / SUMMARY
 
     @property
     def reports(self) -> AnyPath:

@@ -187,6 +187,10 @@ class TrainConfig(Section):
     guard: GuardConfig | None = None
     """Export weights between the base's and the trained ones (the best of `validation`, which it needs): those of the
     best mean NDCG among those with which no task is ranked worse than by the base. null: off."""
+    control: bool = False
+    """Train a second encoder, the control, in the same way but with the rewards of each group shuffled, and write it to
+    `control/`. What it gains needs no LLM; what the trained encoder gains beyond it is the LLM's share, which
+    `evaluate` tells where `control` is among its retrievers. Costs as much as the training."""
     export_task: str | None = Field(default=None, min_length=1)
     """Task whose instructions stand in the model's folder as the prompts `query` and `document`, which
     `encode_query` and `encode_document` of sentence-transformers take. null: the first of the trained tasks, in the

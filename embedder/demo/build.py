@@ -3,14 +3,14 @@
     python -m embedder.demo.build --out .cache/demo
 
 Documentation topics, docstrings and source files come from the running interpreter; the questions, conversations,
-dialogues, requests and examples beside this file were written by hand. A row whose gold passage this Python does not
-have is skipped and counted. The output has the layout that `prepare` reads.
+dialogues, requests and examples beside this file were written by hand, and each names its split. The test rows are
+frozen. A row whose gold passage this Python does not have is skipped and counted. The output has the layout that
+`prepare` reads.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import inspect
 import json
@@ -27,12 +27,17 @@ HERE = Path(__file__).parent
 PASSAGE_WORDS = 110
 """Paragraphs of a topic are joined up to this length."""
 DOCSTRING_WORDS = 60
-TEST_SHARE = 0.3
-SOURCES = (
-    *("bisect", "cmd", "contextlib", "fnmatch", "heapq", "netrc"),
-    *("sched", "shlex", "stat", "textwrap", "timeit", "trace"),
-)
-"""Standard-library modules whose source text is the long-text task."""
+SOURCES: dict[str, tuple[str, ...]] = {
+    "train": (
+        *("base64", "bisect", "cmd", "codeop", "contextlib", "getopt", "heapq", "hmac", "netrc", "pprint"),
+        *("reprlib", "sched", "shelve", "stat", "string", "textwrap", "timeit", "weakref", "zipapp"),
+    ),
+    "test": (
+        *("calendar", "colorsys", "copy", "filecmp", "fileinput", "fnmatch", "getpass", "glob", "graphlib"),
+        *("linecache", "queue", "shlex", "tabnanny", "trace", "wave"),
+    ),
+}
+"""Standard-library modules whose source text is the long-text task, by split."""
 
 Row = dict[str, Any]
 
@@ -40,12 +45,6 @@ Row = dict[str, Any]
 def load(name: str) -> list[Row]:
     """The hand-written rows of one file."""
     return [json.loads(line) for line in (HERE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def split_of(*key: str) -> str:
-    """The split of a row, decided by a hash of its key so that it stays there."""
-    is_test = int(hashlib.sha256("|".join(key).encode()).hexdigest()[:8], 16) / 16**8 < TEST_SHARE
-    return "test" if is_test else "train"
 
 
 def squeeze(text: str) -> str:
@@ -70,22 +69,27 @@ def topic_passages() -> dict[str, Row]:
     return passages
 
 
-def documentation_rows(rows: list[Row], passages: list[Row], skipped: Counter[str], name: str) -> dict[str, list[Row]]:
-    """Queries over the documentation, split by gold passage so that no test passage is trained on."""
+def gold_passages(row: Row, passages: list[Row]) -> list[Row]:
+    """The passages that hold the evidence of a row; some paragraphs stand under several topics."""
+    return [passage for passage in passages if row["evidence"] in passage["text"]]
+
+
+def documentation_rows(
+    rows: list[Row], passages: list[Row], tested: set[str], skipped: Counter[str], name: str
+) -> dict[str, list[Row]]:
+    """Queries over the documentation with their gold passages; `tested` are those of all test rows."""
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     for row in rows:
-        # Some paragraphs stand under several topics.
-        gold = [passage for passage in passages if row["evidence"] in passage["text"]]
-        if not gold:
+        gold = gold_passages(row, passages)
+        # Another Python may have joined two paragraphs into one passage: then the test row stays.
+        if not gold or (row["split"] == "train" and any(passage["id"] in tested for passage in gold)):
             skipped[name] += 1
             continue
         query = row.get("question") or "\n".join([*row["context"], row["utterance"]])
         answers = row.get("answers") or [row["answer"]]
         ids, texts = [passage["id"] for passage in gold], [passage["text"] for passage in gold]
-        # By passage and not by query, because two queries of one passage must fall on the same side.
-        splits[split_of(name, ids[0])].append(
-            {"query_id": row["id"], "query": query, "answers": answers, "pos_ids": ids, "pos": texts}
-        )
+        fields = {"query_id": row["id"], "query": query, "answers": answers, "pos_ids": ids, "pos": texts}
+        splits[row["split"]].append(fields)
     return splits
 
 
@@ -122,7 +126,7 @@ def tool_rows(skipped: Counter[str]) -> tuple[list[Row], dict[str, list[Row]]]:
             skipped["tool"] += 1
             continue
         gold = {"pos_ids": [row["function"]], "pos": [text], "answers": [row["function"]]}
-        splits[split_of("tool", row["id"])].append({"query_id": row["id"], "query": row["request"], **gold})
+        splits[row["split"]].append({"query_id": row["id"], "query": row["request"], **gold})
     return corpus, splits
 
 
@@ -139,7 +143,7 @@ def chat_rows() -> dict[str, list[Row]]:
     for row in load("dialogues"):
         history = [f"Speaker 1: {turn['user']}\nSpeaker 2: {turn['assistant']}" for turn in row["history"]]
         fields = {"query": row["query"], "answers": [row["reply"]], "history": history, "gold_history": row["gold"]}
-        splits[split_of("chat", row["id"])].append({"query_id": row["id"], **fields})
+        splits[row["split"]].append({"query_id": row["id"], **fields})
     return splits
 
 
@@ -149,23 +153,24 @@ def example_sets() -> dict[str, tuple[list[Row], dict[str, list[Row]]]]:
     for row in load("examples"):
         corpus, splits = sets.setdefault(row["set"], ([], {"train": [], "test": []}))
         query = f"{row['input']} {row['question']}"
-        split, gold = split_of("icl", row["id"]), {"answers": [row["label"]], "pos_ids": [], "pos": []}
-        splits[split].append({"query_id": row["id"], "query": query, **gold})
-        if split == "train":
+        gold = {"answers": [row["label"]], "pos_ids": [], "pos": []}
+        splits[row["split"]].append({"query_id": row["id"], "query": query, **gold})
+        if row["split"] == "train":
             corpus.append({"id": row["id"], "text": f"{query} {row['label']}"})
     return sets
 
 
 def source_rows(skipped: Counter[str]) -> dict[str, list[Row]]:
-    """Source files of the standard library as long texts; every fourth is test."""
+    """Source files of the standard library as long texts."""
     splits: dict[str, list[Row]] = {"train": [], "test": []}
-    for number, name in enumerate(SOURCES):
-        path = Path(sysconfig.get_path("stdlib")) / f"{name}.py"
-        if not path.is_file():
-            skipped["lrlm"] += 1
-            continue
-        row = {"query_id": f"py-{name}", "title": path.name, "text": path.read_text(encoding="utf-8")}
-        splits["test" if number % 4 == 3 else "train"].append(row)
+    for split, names in SOURCES.items():
+        for name in names:
+            path = Path(sysconfig.get_path("stdlib")) / f"{name}.py"
+            if not path.is_file():
+                skipped["lrlm"] += 1
+                continue
+            row = {"query_id": f"py-{name}", "title": path.name, "text": path.read_text(encoding="utf-8")}
+            splits[split].append(row)
     return splits
 
 
@@ -182,12 +187,16 @@ def build(out: Path) -> Counter[str]:
     """Write all datasets; returns how many hand-written rows were skipped, by task."""
     skipped: Counter[str] = Counter()
     passages = list(topic_passages().values())
-    write(out / "qa" / "python-docs", passages, documentation_rows(load("questions"), passages, skipped, "qa"))
-    conversations = documentation_rows(load("conversations"), passages, skipped, "convsearch")
-    named = {passage_id for rows in conversations.values() for row in rows for passage_id in row["pos_ids"]}
+    questions, conversations = load("questions"), load("conversations")
+    tests = [row for row in questions + conversations if row["split"] == "test"]
+    # Of both tasks, because one encoder learns both.
+    tested = {passage["id"] for row in tests for passage in gold_passages(row, passages)}
+    write(out / "qa" / "python-docs", passages, documentation_rows(questions, passages, tested, skipped, "qa"))
+    talks = documentation_rows(conversations, passages, tested, skipped, "convsearch")
+    named = {passage_id for rows in talks.values() for row in rows for passage_id in row["pos_ids"]}
     topics_named = {passage["title"] for passage in passages if passage["id"] in named}
     nearby = [passage for passage in passages if passage["title"] in topics_named]
-    write(out / "convsearch" / "python-talk", nearby, conversations)
+    write(out / "convsearch" / "python-talk", nearby, talks)
     corpus, splits = tool_rows(skipped)
     write(out / "tool" / "stdlib", corpus, splits)
     write(out / "chat" / "assistant", None, chat_rows())

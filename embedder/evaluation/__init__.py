@@ -11,6 +11,7 @@ replies.py            where the LLM's replies are kept, and what they depend on
 measurements.py       reads datasets, asks about them and collects the values of every query
 statistics.py         bootstrap intervals and the randomisation test
 comparison.py         the numbers of a report
+gains.py              summary.json and the closing table: what the training gained in each task
 examples.py           queries won and lost
 evaluation_report.py  results.json, report.html, comparison.png and the table of the console
 local.py              compares encoders in one process, without Ray

@@ -178,6 +178,11 @@ class Evaluation:
     has_history: bool = False
     """True: candidates are in order of time, so that recency is a retriever."""
 
+    @property
+    def judged_by(self) -> str:
+        """The measure that says whether a training has bettered the rankings: NDCG, or else the first headline."""
+        return next((name for name in self.rankings if name.startswith("nDCG")), self.headline[0])
+
 
 def weigh_tokens(question: Question, reply: Reply) -> dict[str, Value]:
     """Perplexity of the first output: its mean negative log-likelihood, weighted by its tokens."""

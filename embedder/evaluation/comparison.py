@@ -11,10 +11,12 @@ import numpy as np
 from embedder.config.evaluate import EvaluateConfig
 from embedder.evaluation.evaluations import EVALUATIONS, measure_of
 from embedder.evaluation.measurements import DatasetValues
-from embedder.evaluation.statistics import Drawn, Table, average, difference, draw, estimate
+from embedder.evaluation.statistics import Drawn, Table, average, difference, distance, draw, estimate
 from embedder.hashing import content_id
 
 INTERVAL = "95 % bootstrap percentiles; queries of one document or conversation are drawn together"
+TRAINED, CONTROL = "trained", "control"
+"""What the trained encoder gains beyond the control, which learned from shuffled rewards, is the LLM's share."""
 TEST = (
     "two-sided paired randomisation test, values swapped by query, document or conversation; not corrected for the "
     "number of tests"
@@ -91,7 +93,11 @@ class _Measured:
             base = self.names.index(baseline)
             others = [(i, name) for i, name in enumerate(self.names) if i != base]
             differences = {name: asdict(difference(self.drawn, i, base)) for i, name in others}
-        return {"kind": self.kind, **self.counts, "retrievers": values, "differences": differences}
+        entry = {"kind": self.kind, **self.counts, "retrievers": values, "differences": differences}
+        if {TRAINED, CONTROL} <= set(self.names):
+            trained, control = self.names.index(TRAINED), self.names.index(CONTROL)
+            entry["llm_share"] = asdict(distance(self.drawn, trained, control))
+        return entry
 
 
 def _measured(dataset: DatasetValues, name: str, names: list[str], settings: EvaluateConfig) -> _Measured | None:

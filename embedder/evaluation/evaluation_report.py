@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+from rich import box
 from rich.table import Table
 
 from embedder.evaluation.comparison import headline_entries
@@ -20,6 +21,8 @@ from embedder.storage.json_file import write_json
 from embedder.storage.object_store import replacing
 
 PANELS_A_ROW = 3
+SHOWN_RETRIEVERS = 3
+"""More than so many do not fit the console's table."""
 
 Measured = tuple[str, Mapping[str, Any]]
 """A measure's name and its entry in the results."""
@@ -68,13 +71,16 @@ def headline_first(dataset: Mapping[str, Any]) -> list[Measured]:
 def results_table(results: Mapping[str, Any]) -> Table:
     """The measures of each dataset's evaluation, the one that stands for it first; the report has the others too.
 
-    The difference is that of the retriever compared, or of the last one, to the baseline.
+    The difference is that of the retriever compared, or of the last one, to the baseline. Of more than three retrievers
+    only these two are shown, so that the table fits a log file.
     """
     names, baseline = results["retrievers"], results["baseline"]
     last = "trained" if "trained" in names and baseline != "trained" else names[-1]
-    table = Table("dataset", "measure", "n", *names, f"{last} - {baseline} [95 %]", "p")
-    for column in table.columns:
-        column.no_wrap = True
+    if len(names) > SHOWN_RETRIEVERS:
+        names = list(dict.fromkeys([baseline, last]))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in ("dataset", "measure", "n", *names, f"{last} - {baseline} [95 %]", "p"):
+        table.add_column(column, overflow="fold")
     for name, dataset in results["datasets"].items():
         own = [measure for measure in dataset["own"] if measure in dataset["measures"]]
         for measure in sorted(own, key=lambda measure: measure != dataset["headline"]):

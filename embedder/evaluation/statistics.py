@@ -100,16 +100,21 @@ def estimate(drawn: Drawn, retriever: int) -> Estimate:
     return Estimate(float(drawn.point_N[retriever]), float(low), float(high))
 
 
+def distance(drawn: Drawn, retriever: int, other: int) -> Estimate:
+    """A retriever less any other one, with the 95 % interval."""
+    low, high = np.quantile(drawn.resampled_RN[:, retriever] - drawn.resampled_RN[:, other], [0.025, 0.975])
+    return Estimate(float(drawn.point_N[retriever] - drawn.point_N[other]), float(low), float(high))
+
+
 def difference(drawn: Drawn, retriever: int, baseline: int) -> Difference:
     """A retriever less the baseline, with the 95 % interval and the p-value."""
-    resampled_R = drawn.resampled_RN[:, retriever] - drawn.resampled_RN[:, baseline]
-    low, high = np.quantile(resampled_R, [0.025, 0.975])
-    value = float(drawn.point_N[retriever] - drawn.point_N[baseline])
+    found = distance(drawn, retriever, baseline)
+    value = found.value
     swapped_R = np.abs(drawn.swapped_RN[:, retriever])
     # Rounding must not make a swap that changes nothing look nearer than it is.
     as_far = int((swapped_R >= abs(value) - 1e-12 * max(1.0, abs(value))).sum())
     # One more in both counts, because the values as they are belong to the swaps: p is never 0.
-    return Difference(value, float(low), float(high), (as_far + 1) / (len(swapped_R) + 1))
+    return Difference(value, found.low, found.high, (as_far + 1) / (len(swapped_R) + 1))
 
 
 def _measure(measure: Measure, sums: Floats) -> Floats:

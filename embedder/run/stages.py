@@ -48,6 +48,10 @@ def _model(section: LlmConfig | RerankerConfig | None) -> str | None:
     return section.model if section else None
 
 
+def _control(config: RunConfig) -> list[Path]:
+    return [config.paths.control] if config.train and config.train.control else []
+
+
 def _sources(config: RunConfig) -> list[AnyPath]:
     sources = config.prepare.sources if config.prepare else []
     return [local_copy(path) for source in sources for path in (source.path, source.corpus) if path is not None]
@@ -100,7 +104,7 @@ STAGES = {
             reads=lambda config: [
                 path for paths in _trained_on(config) for path in (paths.queries, paths.candidates, paths.labelled)
             ],
-            writes=lambda config: [config.paths.model],
+            writes=lambda config: [config.paths.model, *_control(config)],
             models=lambda config: [config.encoder.model],
         ),
         Stage(
@@ -114,8 +118,11 @@ STAGES = {
             "evaluate",
             ("evaluate", "words", "encoder", "llm", "label", "tasks"),
             reads=lambda config: [config.paths.corpus, config.paths.queries],
-            writes=lambda config: [config.paths.mounted / "evaluation"],
-            models=lambda config: [config.encoder.model, str(config.paths.model), _model(config.llm)],
+            writes=lambda config: [config.paths.mounted / "evaluation", config.paths.summary],
+            models=lambda config: [
+                *(config.encoder.model, str(config.paths.model), _model(config.llm)),
+                *map(str, _control(config)),
+            ],
         ),
     )
 }

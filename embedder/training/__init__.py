@@ -9,6 +9,7 @@ loop              the training loop: step, measure, save, export
 finite            numbers that are not finite, which end a training
 learners          what the loop trains: the encoder, or the cross-encoder of the teacher `reranker`
 cross_encoder     query and candidate in one text, to one score
+control           groups whose rewards say nothing, for a second training
 objective         from the vectors of a batch to a loss for each query
 losses            the losses as pure functions of scores
 gradient          the gradient of a batch of any size (GradCache)

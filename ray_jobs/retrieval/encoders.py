@@ -14,7 +14,7 @@ from embedder.models.st_folder import folder_encoder
 def retriever_encoder(
     config: RunConfig, retriever: BuiltinRetriever | FolderRetriever
 ) -> tuple[EncoderConfig, dict[str, TaskSpec]]:
-    """The encoder behind `base`, `trained` or a folder, and the tasks with the instructions it is given.
+    """The encoder behind `base`, `trained`, `control` or a folder, and the tasks with the instructions it is given.
 
     Raises:
         ModelError, ConfigError: it is missing, or its pooling is not known.
@@ -23,11 +23,25 @@ def retriever_encoder(
         return folder_encoder(retriever, config.encoder, config.tasks)
     if retriever.kind == "base":
         return config.encoder, config.base_tasks
-    if not config.paths.model.is_dir():
+    folder = config.paths.control if retriever.kind == "control" else config.paths.model
+    if not folder.is_dir():
         raise ConfigError(
-            f"{config.paths.model}: no trained encoder; run train, or leave it out of evaluate.retrievers"
+            f"{folder}: no trained encoder; run train, or leave {retriever.kind} out of evaluate.retrievers"
         )
-    return config.encoder.model_copy(update={"model": str(config.paths.model)}), config.tasks
+    return config.encoder.model_copy(update={"model": str(folder)}), config.tasks
+
+
+def check_control(config: RunConfig) -> None:
+    """Refuse to measure a control that this run does not train.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    is_trained = config.train is not None and config.train.control
+    if not is_trained and any(retriever.kind == "control" for retriever in config.evaluate.retrievers):
+        raise ConfigError(
+            "evaluate.retrievers names control, but train.control is false; set it to true, or leave control out"
+        )
 
 
 def check_retrievers(config: RunConfig) -> list[str]:
@@ -39,13 +53,14 @@ def check_retrievers(config: RunConfig) -> list[str]:
     # Here, because torch comes with it: what can be refused without torch has been by now.
     from embedder.models.encoder import check_encoder
 
+    check_control(config)
     lines = []
     for retriever in config.evaluate.retrievers:
         where = ""
         if isinstance(retriever, EndpointRetriever):
             api_key(retriever)
             where = f" ({retriever.url}, {retriever.model})"
-        elif retriever.kind in {"base", "trained", "folder"}:
+        elif retriever.kind in {"base", "trained", "control", "folder"}:
             encoder, _ = retriever_encoder(config, retriever)
             check_encoder(encoder)
             where = f" ({locate_model(encoder.model)})"

@@ -46,7 +46,7 @@ def all_rankings(config: RunConfig) -> tuple[Rankings, list[str]]:
     rankings: Rankings = {}
     lines: list[str] = []
     for retriever in settings.retrievers:
-        if isinstance(retriever, BuiltinRetriever) and retriever.kind not in {"base", "trained"}:
+        if isinstance(retriever, BuiltinRetriever) and retriever.kind not in {"base", "trained", "control"}:
             rankings[retriever.name] = _without_encoder(config, retriever, lexical, depth)
         else:
             store = _filled_store(config, retriever)

@@ -129,6 +129,8 @@ def test_evaluate_compares_all_retrievers(cluster: Cluster, run_file: Path) -> N
     folder = config.paths.work / "evaluation" / "test"
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert set(results["tasks"]) == {"qa", "convsearch", "tool", "chat", "icl", "lrlm"}
+    summary = json.loads(config.paths.summary.read_text(encoding="utf-8"))
+    assert summary["tasks"].keys() == results["tasks"].keys()
     measures = {name: values["measures"] for name, values in results["datasets"].items()}
     assert set(measures["stdlib"]["nDCG@5"]["retrievers"]) == {"random", "bm25", "base", "trained"}
     answered = measures["python-docs"]["exact match"]

@@ -78,6 +78,15 @@ def test_results_table_shows_the_headline_first(found):
     assert "exact match" in lines[0] and "0.500" in lines[0] and "1.000" in lines[0]
 
 
+def test_results_table_of_many_retrievers_fits_a_log_file(found):
+    assert len(found["retrievers"]) > 3
+    out = io.StringIO()
+    Console(width=100, file=out).print(results_table(found))
+    lines = out.getvalue().splitlines()
+    assert lines[0].split()[:5] == ["dataset", "measure", "n", "base", "trained"]
+    assert max(len(line.rstrip()) for line in lines) <= 100 and "…" not in out.getvalue()
+
+
 def pixels(written):
     return image.imread(io.BytesIO(written))
 

@@ -201,3 +201,19 @@ def test_lineage_leads_from_an_encoder_back_to_labels_llm_data_and_the_encoder_b
     assert second["labels"]["llm"]["fingerprint"] == Contents().of_model(config.llm.model)
     assert second["sources"][0]["content"] == Contents().of(config.prepare.sources[0].path)
     assert second["settings"]["train"]["steps"] == 4
+
+
+def test_training_with_a_control_is_done_only_where_both_encoders_are(run_path):
+    config, alone = load_run(run_path, ["train.control=true"]), load_run(run_path)
+    write(config.paths.queries / "train" / "nq.parquet", "queries")
+    write(config.paths.candidates / "nq.parquet", "groups")
+    write(config.paths.labelled / "blocks" / "a.parquet", "labels")
+    write(config.paths.model / "weights", "trained")
+    mark_done(STAGES["train"], config, Contents())
+    assert not is_done(STAGES["train"], config, Contents())
+    write(config.paths.control / "weights", "control")
+    mark_done(STAGES["train"], config, Contents())
+    assert is_done(STAGES["train"], config, Contents())
+    assert not is_done(STAGES["train"], alone, Contents())
+    write(config.paths.control / "weights", "another")
+    assert not is_done(STAGES["train"], config, Contents())

@@ -58,3 +58,21 @@ def test_train_job_finished_writes_its_card_and_report_again_without_a_step(tmp_
     train.run(config)
     assert (config.paths.model / "README.md").read_text(encoding="utf-8") == card
     assert sorted(path.read_bytes() for path in config.paths.training.glob("*/metrics.jsonl")) == before
+
+
+def test_train_job_with_a_control_writes_a_second_encoder_once(tmp_path, tiny_encoder_folder):
+    path = write_run(tmp_path / "run", tiny_encoder_folder, {"qa"}, learning_rate=1e-3)
+    alone = load_run(path)
+    train.run(alone)
+    trained = (alone.paths.model / "model.safetensors").read_bytes()
+    config = load_run(path, ["train.control=true"])
+    assert config.paths.control.is_dir() is False
+    train.run(config)
+    control = (config.paths.control / "model.safetensors").read_bytes()
+    assert (config.paths.model / "model.safetensors").read_bytes() == trained != control
+    assert SentenceTransformer(str(config.paths.control), device="cpu").prompts["qa_query"]
+    steps = [file.read_text(encoding="utf-8") for file in sorted(config.paths.training.glob("*/metrics.jsonl"))]
+    assert [text.count("\n") for text in steps] == [4, 4]
+    assert train.check(config).lines[-1].startswith("trained before")
+    train.run(config)
+    assert steps == [file.read_text(encoding="utf-8") for file in sorted(config.paths.training.glob("*/metrics.jsonl"))]
