@@ -21,8 +21,9 @@ class MineConfig(Section):
     """A passage whose words overlap those of a known positive by this share (Jaccard) is left out as its duplicate."""
     positive_share: float | None = Field(default=0.95, gt=0, le=1)
     """A passage whose dense score is above this share of that of the query's best known positive is left out, because
-    it may be a positive that nobody has marked (arXiv 2407.15831). null: none is left out for its score. Queries
-    without a known positive, whose candidates the LLM alone judges, keep all."""
+    it may be a positive that nobody has marked (arXiv 2407.15831); where too few others are left to fill the group,
+    the farthest of these are taken. null: none is left out for its score. Queries without a known positive, whose
+    candidates the LLM alone judges, keep all."""
     seed: int = 0
     """Seed of the draw."""
 

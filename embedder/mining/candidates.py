@@ -33,10 +33,10 @@ def make_group(
 
     Known positives come first, at most group_size - 1 of them. The rest is drawn from ranks `window` of the lexical
     and the dense ranking. A query without positives (its rewards decide) takes half of its candidates from the head of
-    the rankings and draws the others. Never drawn: positives, the query itself as a worked example, what is so near
-    the query that it may be a positive that nobody has marked (`positive_share`), and texts that repeat a positive or
-    an earlier candidate. A query that brings scores takes the candidates that these are for, all
-    and in their order.
+    the rankings and draws the others. Never drawn: positives, the query itself as a worked example, and texts that
+    repeat a positive or an earlier candidate. What is so near the query that it may be a positive that nobody has
+    marked (`positive_share`) is drawn where all else is not enough, the farthest first. A query that brings scores
+    takes the candidates that these are for, all and in their order.
     """
     kept_out = Counter(known=0, near_positives=0, duplicates=0)
     if query["teacher_scores"] is not None:
@@ -50,14 +50,14 @@ def make_group(
     taken = {passage_id: normalise(passages[passage_id]) for passage_id in query["positive_ids"]}
     highest = highest_score(query["positive_ids"], dense_scores, config.positive_share)
     chosen = list(positives)
-    for passage_id in dict.fromkeys(_draw_order(rankings, bool(positives), config, random, draw)):
+    drawn = dict.fromkeys(_draw_order(rankings, bool(positives), config, random, draw))
+    near = {passage_id for passage_id in drawn if highest < math.inf and dense_scores[passage_id] > highest} - known
+    far = [passage_id for passage_id in drawn if passage_id not in near]
+    for passage_id in [*far, *sorted(near, key=lambda passage_id: (dense_scores[passage_id], passage_id))]:
         if len(chosen) == config.group_size:
             break
         if passage_id in known:
             kept_out["known"] += 1
-            continue
-        if highest < math.inf and dense_scores[passage_id] > highest:
-            kept_out["near_positives"] += 1
             continue
         text = normalise(passages[passage_id])
         if is_duplicate(text, list(taken.values()), config.duplicate_overlap):
@@ -65,6 +65,7 @@ def make_group(
             continue
         taken[passage_id] = text
         chosen.append(passage_id)
+    kept_out["near_positives"] = len(near.difference(chosen))
     return _group(query, chosen, positives, passages), kept_out
 
 

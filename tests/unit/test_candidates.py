@@ -147,10 +147,18 @@ SCORES = {"p0": 0.8, "p1": 0.5, "p2": 0.77, "p3": 0.76, "p4": 0.9, "p5": 0.75}
 )
 def test_make_group_leaves_out_and_counts_what_scores_above_a_share_of_the_best_positive(share, left, count):
     rankings = {"lexical": ranking(range(6)), "dense": ranking(range(6))}
-    config = MineConfig(window=(0, 9), lexical_share=1.0, positive_share=share)
+    size = len({"p0", "p1", *left})
+    config = MineConfig(window=(0, 9), lexical_share=1.0, positive_share=share, group_size=size)
     group, kept_out = make_group(query(["p1", "p0"]), rankings, PASSAGES, config, SCORES)
     assert set(group["candidate_ids"]) == {"p0", "p1", *left}
     assert kept_out["near_positives"] == count  # once, though each stands in both rankings
+
+
+def test_make_group_takes_what_is_near_where_nothing_else_is_left_the_farthest_first():
+    rankings = {"lexical": ranking(range(6)), "dense": ranking(range(6))}
+    config = MineConfig(window=(0, 9), positive_share=0.95, group_size=5)
+    group, kept_out = make_group(query(["p1", "p0"]), rankings, PASSAGES, config, SCORES)
+    assert set(group["candidate_ids"]) == {"p0", "p1", "p3", "p5", "p2"} and kept_out["near_positives"] == 1
 
 
 def test_make_group_of_a_query_without_a_positive_keeps_what_scores_highest():

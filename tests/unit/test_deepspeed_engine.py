@@ -35,7 +35,7 @@ MIXED = {"batches": "mixed", "matryoshka_dimensions": [8]}
 """Queries of all tasks in a batch, and a prefix of the vectors trained with them."""
 GUARD = {"validation": {"queries": 1, "every": 3}, "guard": {}, "learning_rate": 3e-4}
 GUARDED = {f"stage {stage}, guarded": {"zero_stage": stage, **GUARD, **TWO} for stage in (0, 2, 3)}
-GUARDED["lora, guarded"] = {**GUARD, **LORA, **TWO, "zero_stage": 3, "learning_rate": 1e-2}
+GUARDED["lora, guarded"] = {**GUARD, **LORA, **TWO, "zero_stage": 3, "learning_rate": 3e-3}
 STOPPED = {f"stopped at stage {stage}": {"zero_stage": stage, **TWO} for stage in (0, 1, 2, 3)}
 
 

@@ -172,7 +172,7 @@ def test_compaction_that_fails_leaves_one_segment_and_the_next_one_takes_in_all(
     monkeypatch.setattr(living_module, "write_compacted", write)
     index.upsert(documents_of("a"), VECTORS[:1])
     for _ in range(3):
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(OSError, match="No space"):
             index.compact()
     assert len(list((tmp_path / "state" / "log").iterdir())) == 2
     index.upsert(documents_of("b"), VECTORS[1:2])

@@ -271,5 +271,6 @@ class LayoutReader(SourceReader):
         return ids
 
 
-def _stripped(texts: Iterable[str]) -> set[str]:
-    return {text.strip() for text in texts}
+def _stripped(texts: Iterable[object]) -> set[str]:
+    # Numbers are taken for texts.
+    return {str(text).strip() for text in texts}
