@@ -1,7 +1,7 @@
 """Connections of a load generator, which must cost the machine little: what it takes, the service beside it lacks.
 
-A request by aiohttp takes several times the processor time of one by these, which at ten times the load that a service
-bears is more than a core.
+At 1,650 requests a second to a server that answers at once these took 0.18 of a core, aiohttp 0.37 (2 cores of an AMD
+EPYC, one run of 5 s each).
 """
 
 from __future__ import annotations
