@@ -16,8 +16,7 @@ from serve.backend import DEADLINE
 from serve.http_errors import ApiError, answer
 from serve.middleware.incoming import is_route, needs_encoder, unusable_body
 from serve.middleware.limited_body import LimitedBody
-from serve.middleware.load_shedding import num_bytes
-from serve.middleware.request_head import head_refusal, keep_plain_id, needless_body, site_refusal
+from serve.middleware.request_head import head_refusal, keep_plain_id, needless_body, num_bytes, site_refusal
 from serve.service import Service
 
 logger = logging.getLogger("ray.serve")

@@ -10,7 +10,7 @@ from starlette.types import Message, Receive
 
 from serve.backend import time_left
 from serve.http_errors import ApiError
-from serve.middleware.request_head import CLOSING, LONGEST_LENGTH
+from serve.middleware.request_head import CLOSING, num_bytes
 
 
 class LimitedBody:
@@ -19,9 +19,7 @@ class LimitedBody:
     def __init__(self, receive: Receive, headers: Headers, most: int) -> None:
         self._receive, self._most = receive, most
         self._received, self._is_whole = 0, False
-        length = headers.get("content-length", "0")
-        # By its digits first: Python refuses to read a number of thousands of them.
-        self._is_declared_too_large = length.isdecimal() and (len(length) > LONGEST_LENGTH or int(length) > most)
+        self._is_declared_too_large = num_bytes(headers) > most
         self._has_no_length = "transfer-encoding" in headers
 
     @property

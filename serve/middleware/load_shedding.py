@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.deployments.admission import Clock, Room
 from serve.http_errors import ApiError, answer, overloaded
 from serve.middleware.incoming import needs_encoder, route_path
-from serve.middleware.request_head import CLOSING, REQUEST_ID, HeadLimits
+from serve.middleware.request_head import CLOSING, REQUEST_ID, HeadLimits, num_bytes
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middleware"}
 """Environment of an ingress replica, and of Ray itself, by which Ray finds the middleware."""
@@ -155,13 +155,6 @@ def _refusal(path: str, headers: Headers) -> ApiError | None:
     if OVERLOAD.gate is None:
         return OVERLOAD.door.refusal() if passes_door(path) else None
     return OVERLOAD.gate.refusal(num_bytes(headers)) if needs_encoder(path) else None
-
-
-def num_bytes(headers: Headers) -> int:
-    """Bytes of a body, as far as they are told; 0 where they are not."""
-    length = headers.get("content-length", "0")
-    # By its first digits: Python refuses to read a number of thousands of them.
-    return int(length[:18]) if length.isdecimal() else 0
 
 
 def middleware() -> list[Middleware]:

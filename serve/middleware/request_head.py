@@ -27,6 +27,8 @@ MOST_HEAD_BYTES = 32 * 2**10
 """Bytes of path, query and headers together."""
 LONGEST_LENGTH = 18
 """Digits of a Content-Length; a longer one is beyond any limit."""
+BEYOND = 10**LONGEST_LENGTH - 1
+"""Bytes, of a body that is."""
 WITH_BODY = {"POST", "PUT", "PATCH"}
 WITHOUT_BODY = {"GET", "HEAD", "OPTIONS", "DELETE"}
 """Of a method that is in neither set the application says that no route knows it."""
@@ -51,14 +53,17 @@ def head_refusal(scope: Scope) -> ApiError | None:
 
 def needless_body(scope: Scope, most: int = 0) -> ApiError | None:
     """Why a body that no route reads is refused, if it may have more than `most` bytes."""
-    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-    is_chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
-    # Without leading zeros, and by the number of digits first: Python refuses to read one of thousands of them.
-    digits = [value.lstrip(b"0") or b"0" for value in lengths]
-    is_long = is_chunked or any(len(value) > LONGEST_LENGTH or int(value) > most for value in digits)
-    if scope["method"] in WITHOUT_BODY and is_long:
+    headers = Headers(scope=scope)
+    if scope["method"] in WITHOUT_BODY and ("transfer-encoding" in headers or num_bytes(headers) > most):
         return ApiError(400, f"a {scope['method']} request has no body here; leave the body out")
     return None
+
+
+def num_bytes(headers: Headers) -> int:
+    """Bytes of a body, as far as they are told; 0 where they are not, and BEYOND where they have too many digits."""
+    lengths = [value for value in headers.getlist("content-length") if value.isdecimal()]
+    # By their digits first: Python refuses to read a number of thousands of them.
+    return max((int(value) if len(value) <= LONGEST_LENGTH else BEYOND for value in lengths), default=0)
 
 
 def keep_plain_id(scope: Scope) -> None:

@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.http_errors import ApiError, overloaded
 from serve.middleware import load_shedding
-from serve.middleware.load_shedding import Door, Overload, Refusing, middleware, num_bytes
+from serve.middleware.load_shedding import Door, Overload, Refusing, middleware
+from serve.middleware.request_head import num_bytes
 from tests.event_loop import settle
 from tests.unit.test_admission import Clock
 
