@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from random import Random
 from typing import Any, Literal
 
 from benchmarks.study_protocol import TRAININGS, Training
@@ -12,8 +11,8 @@ from embedder.config.tasks import TaskSpec
 from embedder.config.train import TrainConfig, ValidationConfig
 from embedder.data.records import Split
 from embedder.errors import ConfigError
-from embedder.hashing import row_seed
 from embedder.labelling.rewards import group_rewards
+from embedder.training.control import shuffle_rewards
 
 Group = dict[str, Any]
 Answers = Mapping[str, Mapping[str, str | None]]
@@ -48,7 +47,9 @@ class Arm:
 
     def groups(self, groups: Sequence[Group], training: Training, answers: Answers) -> list[Group]:
         """The labelled groups (records.LABELLED) that a training learns from, as this arm teaches them."""
-        return [self._group(group, answers) for group in groups if group["dataset"] in training.learned]
+        taught = [self._group(group, answers) for group in groups if group["dataset"] in training.learned]
+        # By the row alone, so that every training is misled by the same rewards.
+        return shuffle_rewards(taught, 0) if self.teacher == "shuffled" else taught
 
     def settings(self, train: TrainConfig, training: Training, tasks: Sequence[str]) -> TrainConfig:
         """The training of the tasks that have groups; a task has as many steps in every arm, whatever the others have.
@@ -84,15 +85,9 @@ class Arm:
                 wanted = group["answers"][:1]
                 return {**group, "relevance": [int([own.get(each)] == wanted) for each in group["candidate_ids"]]}
             return group
-        if group["rewards"] is None:
+        if group["rewards"] is None or self.reward is None:
             return group
-        rewards = list(group["rewards"])
-        if self.reward is not None:
-            rewards = group_rewards(self.reward, group["base_scores"], group["scores"])
-        if self.teacher == "shuffled":
-            # By the row alone, so that every training is misled by the same rewards.
-            Random(row_seed(0, "shuffled", group["row_id"])).shuffle(rewards)
-        return {**group, "rewards": rewards}
+        return {**group, "rewards": group_rewards(self.reward, group["base_scores"], group["scores"])}
 
 
 FULL = Arm("full", "the method: the LLM's rewards where a task has them, known positives elsewhere")

@@ -19,10 +19,9 @@ from embedder.console import console, progress
 from embedder.data.records import Split, passage_column
 from embedder.errors import DataError
 from embedder.evaluation.judge import LlmJudge
-from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, rank, read_sets
-from embedder.evaluation.retrieval import own_examples, recency_rankings, without_itself
+from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, rank, rank_without_encoder, read_sets
 from embedder.hashing import content_id
-from embedder.mining.ranking import LexicalIndex, Ranking
+from embedder.mining.ranking import Ranking
 from embedder.models.onnx import load_inference_encoder
 from embedder.storage.durable import locked
 from embedder.training.job import StepMetrics, TrainingJob, append_metrics
@@ -190,11 +189,12 @@ class Study:
         self, entry: Entry, trained: Trained, sets: Sequence[EvaluationSet]
     ) -> dict[str, Mapping[str, Ranking]]:
         """The rankings of each data set that this retriever can rank."""
+        words = self.config.words
         if entry.name == "recency":
             ordered = [one for one in sets if one.measured.evaluation.has_history]
-            return {one.measured.name: recency_rankings(one.measured.rows, DEPTH) for one in ordered}
+            return {one.measured.name: rank_without_encoder("recency", one, DEPTH, 0, words) for one in ordered}
         if entry.name == "bm25":
-            return {one.measured.name: _by_words(one, self.config.words.stop_words) for one in sets}
+            return {one.measured.name: rank_without_encoder("bm25", one, DEPTH, 0, words) for one in sets}
         encoder = load_inference_encoder(self.config.encoder.model_copy(update={"model": trained.model}))
         return {one.measured.name: rank(encoder, trained.tasks[one.measured.task], one, DEPTH) for one in sets}
 
@@ -218,12 +218,3 @@ def _train(name: str, job: TrainingJob) -> None:
 
         train(job, report)
     shutil.rmtree(job.checkpoints, ignore_errors=True)
-
-
-def _by_words(one: EvaluationSet, stop_words: str | None) -> dict[str, Ranking]:
-    """BM25 over the passages of a set."""
-    rows, own = one.measured.rows, own_examples(one.measured.rows)
-    depth = DEPTH + max(map(len, own.values()), default=0)
-    index = LexicalIndex(list(one.texts), list(one.texts.values()), stop_words)
-    rankings = index.search([row["query"] for row in rows], [row["pool_ids"] for row in rows], depth)
-    return without_itself({row["query_id"]: ranking for row, ranking in zip(rows, rankings, strict=True)}, DEPTH, own)

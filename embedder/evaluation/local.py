@@ -36,7 +36,7 @@ from embedder.storage.object_store import AnyPath
 
 BASE = "base"
 WithoutEncoder = Literal["none", "random", "recency", "bm25"]
-"""The retrievers of `evaluate` that need no model."""
+"""The retrievers of `evaluate` that need no model; `none` ranks nothing."""
 WITHOUT_ENCODER: tuple[WithoutEncoder, ...] = get_args(WithoutEncoder)
 
 
@@ -127,23 +127,29 @@ def measure_without_encoder(
     `none` ranks nothing, and `recency` only where queries bring a history.
     """
     for dataset in sets:
-        measured, rows = dataset.measured, dataset.measured.rows
-        own = own_examples(rows)
-        depth = settings.depth + max(map(len, own.values()), default=0)
         if kind == "none":
-            measured.rankings[kind] = {}  # asked about without passages, but not measured as a ranking
-            continue
-        if kind == "recency" and not measured.evaluation.has_history:
-            continue
-        if kind == "recency":
-            rankings = recency_rankings(rows, depth)
-        elif kind == "random":
-            rankings = random_rankings(rows, list(dataset.texts), depth, settings.seed)
-        else:
-            index = LexicalIndex(list(dataset.texts), list(dataset.texts.values()), words.stop_words)
-            found = index.search([row["query"] for row in rows], [row["pool_ids"] for row in rows], depth)
-            rankings = {row["query_id"]: ranking for row, ranking in zip(rows, found, strict=True)}
-        measured.enter_rankings({kind: without_itself(rankings, settings.depth, own)}, settings.cutoffs)
+            dataset.measured.rankings[kind] = {}  # asked about without passages, but not measured as a ranking
+        elif kind != "recency" or dataset.measured.evaluation.has_history:
+            rankings = rank_without_encoder(kind, dataset, settings.depth, settings.seed, words)
+            dataset.measured.enter_rankings({kind: rankings}, settings.cutoffs)
+
+
+def rank_without_encoder(
+    kind: Literal["random", "recency", "bm25"], dataset: EvaluationSet, depth: int, seed: int, words: WordsConfig
+) -> dict[str, Ranking]:
+    """The `depth` first passages of each query as one of the retrievers that need no model orders them."""
+    rows = dataset.measured.rows
+    own = own_examples(rows)
+    deeper = depth + max(map(len, own.values()), default=0)
+    if kind == "recency":
+        rankings = recency_rankings(rows, deeper)
+    elif kind == "random":
+        rankings = random_rankings(rows, list(dataset.texts), deeper, seed)
+    else:
+        index = LexicalIndex(list(dataset.texts), list(dataset.texts.values()), words.stop_words)
+        found = index.search([row["query"] for row in rows], [row["pool_ids"] for row in rows], deeper)
+        rankings = {row["query_id"]: ranking for row, ranking in zip(rows, found, strict=True)}
+    return without_itself(rankings, depth, own)
 
 
 def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateConfig, folder: AnyPath) -> int:
