@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from embedder.config.evaluate import QUERIES_REMEDY
+from embedder.config.evaluate import QUERIES_REMEDY, TAUGHT
 from embedder.config.run import RunConfig
 from embedder.console import console
 from embedder.data.first_rows import FirstRows
@@ -118,7 +118,7 @@ def check_later_stages(config: RunConfig, first_rows: Mapping[str, FirstRows]) -
     if of_split:
         check_control(config)
         # The encoder that is trained is not there yet.
-        kept = [retriever for retriever in config.evaluate.retrievers if retriever.kind not in {"trained", "control"}]
+        kept = [retriever for retriever in config.evaluate.retrievers if retriever.kind not in TAUGHT]
         settings = config.evaluate.model_copy(update={"retrievers": kept})
         evaluate.check_settings(config.model_copy(update={"evaluate": settings}), set(sources))
         evaluate.check_asked(config, of_split)

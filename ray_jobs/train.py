@@ -15,7 +15,9 @@ finished run only writes its model again. Ray Train starts the workers, DeepSpee
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL
@@ -32,6 +34,8 @@ from embedder.training.trackers import check_trackers
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.training.groups import TrainingGroups, training_groups
 
+Groups = list[dict[str, Any]]
+
 
 def check(config: RunConfig) -> Work:
     """Labels exist for every candidate group, the settings fit together, and the plan has a task to train."""
@@ -39,7 +43,8 @@ def check(config: RunConfig) -> Work:
     check_trackers(settings)
     check_base_model(config.encoder)
     taken = training_groups(config)
-    if all(job.exported.is_dir() for job in training_jobs(config, taken)):
+    job = training_job(config, taken)
+    if all(each.exported.is_dir() for each in ([job, control_of(job)] if settings.control else [job])):
         return Work("train", [*taken.notes, "trained before; only the card and the report are made again"], 0.0)
     kept, apart = split_groups(taken.groups, settings.validation)
     # Here and not above, because torch comes with it: what can be refused without torch has been by now.
@@ -58,21 +63,17 @@ def run(config: RunConfig) -> StageReport:
     """Train or resume; write model, card and report; the summary tells the rows left out, losses and validation."""
     from embedder.models.encoder_export import choose_plain_task
     from embedder.run.lineage import install_model
+    from embedder.training.control import shuffle_rewards
     from embedder.training.job import MetricsReader
     from embedder.training.model_card import model_card
     from embedder.training.training_report import report_lines, summarise, write_report
-    from embedder.training.training_rows import write_training_rows
-    from ray_jobs.training.worker import run_workers
 
     settings = config.needed_train
     taken = training_groups(config)
     job = training_job(config, taken)
     kept, apart = split_groups(taken.groups, settings.validation)
-    sizes, left_out = write_training_rows(kept, config.tasks, job.rows, taken.positives, taken.examples)
-    write_training_rows(apart, config.tasks, job.held_out, taken.positives, taken.examples)
     trained_before = job.exported.is_dir()
-    if not trained_before:
-        run_workers(job, "train")
+    sizes, left_out = train_on(config, taken, job, (kept, apart), "train")
     steps = MetricsReader(job.metrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
     numbers = summarise(steps, sizes, left_out, outcome, settings)
@@ -85,7 +86,10 @@ def run(config: RunConfig) -> StageReport:
     lineage = {"training_run": job.folder.name, "base_encoder": config.encoder.model, "llm": llm}
     install_model(job.exported, config.paths.model, lineage)
     if settings.control:
-        control = train_control(config, taken)
+        control = control_of(job)
+        # The validation too, because it decides which weights are exported.
+        shuffled = shuffle_rewards(kept, settings.seed), shuffle_rewards(apart, settings.seed)
+        train_on(config, taken, control, shuffled, "train, control")
         install_model(control.exported, config.paths.control, {**lineage, "training_run": control.folder.name})
     page = write_report(numbers, config.paths.reports, config.paths.work.name)
     report = StageReport("train", len(steps), "steps", details={"rows": dict(sizes), "left_out": dict(left_out)})
@@ -101,28 +105,24 @@ def run(config: RunConfig) -> StageReport:
     return report
 
 
-def train_control(config: RunConfig, taken: TrainingGroups) -> TrainingJob:
-    """Train, or resume, the same on shuffled rewards."""
-    from embedder.training.control import shuffle_rewards
+def train_on(
+    config: RunConfig, taken: TrainingGroups, job: TrainingJob, split: tuple[Groups, Groups], label: str
+) -> tuple[Counter[str], Counter[str]]:
+    """Train, or resume, on the groups of a split that are learned from; returns what `write_training_rows` does."""
     from embedder.training.training_rows import write_training_rows
     from ray_jobs.training.worker import run_workers
 
-    *_, job = training_jobs(config, taken)
+    kept, apart = split
+    counts = write_training_rows(kept, config.tasks, job.rows, taken.positives, taken.examples)
+    write_training_rows(apart, config.tasks, job.held_out, taken.positives, taken.examples)
     if not job.exported.is_dir():
-        kept, apart = split_groups(taken.groups, config.needed_train.validation)
-        # The validation too, because it decides which weights are exported.
-        for groups, path in ((kept, job.rows), (apart, job.held_out)):
-            shuffled = shuffle_rewards(groups, config.needed_train.seed)
-            write_training_rows(shuffled, config.tasks, path, taken.positives, taken.examples)
-        run_workers(job, "train, control")
-    return job
+        run_workers(job, label)
+    return counts
 
 
-def training_jobs(config: RunConfig, taken: TrainingGroups) -> list[TrainingJob]:
-    """The training, and that of the control where there is one."""
-    job = training_job(config, taken)
-    control = replace(job, folder=job.folder.with_name(f"{job.folder.name}-control"))
-    return [job, control] if config.needed_train.control else [job]
+def control_of(job: TrainingJob) -> TrainingJob:
+    """The training of the control, beside the training."""
+    return replace(job, folder=job.folder.with_name(f"{job.folder.name}-control"))
 
 
 def training_job(config: RunConfig, taken: TrainingGroups) -> TrainingJob:

@@ -24,6 +24,12 @@ QUERIES_REMEDY = (
 RETRIEVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
+TAUGHT = frozenset({"trained", "control"})
+"""Kinds of retrievers that `train` makes."""
+WITH_ENCODER = TAUGHT | {"base", "folder"}
+"""Kinds of retrievers that are an encoder of ours."""
+
+
 class BuiltinRetriever(Section):
     """A retriever that needs no settings; in the run file its kind alone stands for it."""
 

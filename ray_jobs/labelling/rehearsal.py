@@ -6,12 +6,11 @@ import time
 from typing import Any
 
 from embedder.config.run import LlmConfig, RunConfig
-from embedder.labelling.corpus_outputs import read_output_pools
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.units import unit_tokens
 from embedder.models.causal_lm import load_lm
-from ray_jobs.cluster.tables import shot_pools
 from ray_jobs.labelling.block_plan import Survey, read_row_group
+from ray_jobs.labelling.provenance import label_pools
 
 
 def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[str]:
@@ -25,7 +24,7 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
     if not ahead:
         return ["nothing is left for the LLM"]
     lm = load_lm(llm, config.paths.cache)
-    labeller = RewardLabeller(lm, llm, settings, config.tasks, shot_pools(config), read_output_pools(config))
+    labeller = RewardLabeller(lm, llm, settings, config.tasks, *label_pools(config))
     lines, seconds, whole, flops = [], 0.0, 0.0, 0.0
     for task, groups in sorted(_samples(config, work).items()):
         # The first call of a kind is slow: memory is fetched, kernels are chosen.

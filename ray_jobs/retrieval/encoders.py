@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embedder.config.evaluate import BuiltinRetriever, EndpointRetriever, FolderRetriever
+from embedder.config.evaluate import WITH_ENCODER, BuiltinRetriever, EndpointRetriever, FolderRetriever
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
@@ -60,7 +60,7 @@ def check_retrievers(config: RunConfig) -> list[str]:
         if isinstance(retriever, EndpointRetriever):
             api_key(retriever)
             where = f" ({retriever.url}, {retriever.model})"
-        elif retriever.kind in {"base", "trained", "control", "folder"}:
+        elif retriever.kind in WITH_ENCODER:
             encoder, _ = retriever_encoder(config, retriever)
             check_encoder(encoder)
             where = f" ({locate_model(encoder.model)})"

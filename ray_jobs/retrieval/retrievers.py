@@ -8,7 +8,7 @@ from functools import partial
 
 import ray
 
-from embedder.config.evaluate import BuiltinRetriever, EndpointRetriever, FolderRetriever
+from embedder.config.evaluate import WITH_ENCODER, BuiltinRetriever, EndpointRetriever, FolderRetriever
 from embedder.config.run import RunConfig
 from embedder.console import console, progress
 from embedder.evaluation.endpoint import EmbeddingEndpoint
@@ -46,7 +46,7 @@ def all_rankings(config: RunConfig) -> tuple[Rankings, list[str]]:
     rankings: Rankings = {}
     lines: list[str] = []
     for retriever in settings.retrievers:
-        if isinstance(retriever, BuiltinRetriever) and retriever.kind not in {"base", "trained", "control"}:
+        if isinstance(retriever, BuiltinRetriever) and retriever.kind not in WITH_ENCODER:
             rankings[retriever.name] = _without_encoder(config, retriever, lexical, depth)
         else:
             store = _filled_store(config, retriever)
