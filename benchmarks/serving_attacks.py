@@ -34,6 +34,8 @@ HONEST_SHARE = 0.5
 """Of that, the rate at which honest requests come: a service that is full already could keep nobody quick."""
 MOST_WAITING = 500
 """Honest requests under way at most."""
+REQUESTS = 8 * (os.cpu_count() or 1)
+"""That the front gives the service at once: what docs/serving.md says of a service on processors."""
 QUIET_S = 20.0
 LOOK_EVERY_S = 2.0
 """Between two looks at memory."""
@@ -67,7 +69,10 @@ def honest(system: System, texts: list[str]) -> list[Ask]:
 
 def attacked(ours: Ours, texts: list[str], seconds: float, way: str, attacks: list[str]) -> Found:
     """The same with some attacks and in one way."""
-    with ours(way=way, max_ingress_replicas=1) as direct, front(direct.port, direct.port + 9) as process:
+    with (
+        ours(way=way, max_ingress_replicas=1) as direct,
+        front(direct.port, direct.port + 9, FRONT_REQUESTS=REQUESTS) as process,
+    ):
         system = replace(direct, port=direct.port + 9)
         asks = honest(system, texts)
         run(system.spec(asks, CLIENTS, 3.0))

@@ -18,7 +18,7 @@ from tests.serving import publish, run_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 KEY = "key-" + "k" * 32
-SECONDS = 30.0
+SECONDS = 15.0
 
 
 @pytest.mark.parametrize("way", list(WAYS))

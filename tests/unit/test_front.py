@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import threading
@@ -186,6 +187,39 @@ def test_front_bounds_the_connections_of_an_address(fronted):
     assert ended["closed"] >= 30 and ended["open"] <= 100, ended
     with fronted.client() as client:
         assert client.get("/live").status_code == 200
+
+
+def test_front_serves_first_who_has_asked_little():
+    """Brother of fault 8.5: one address that sent requests without end kept all others waiting in the service."""
+    seen, waits = [], threading.Event()
+
+    async def one_at_a_time(scope, receive, send):
+        if scope["path"] == "/slow":
+            seen.append(dict(scope["headers"])[b"x-forwarded-for"].decode())
+            waits.set()
+            await asyncio.sleep(0.05)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    service_port, port, flooding = free_port(), free_port(), []
+    flooder = Target(port, source="127.0.2.2")
+    with answering(one_at_a_time, service_port, log_level="critical"), front(service_port, port, FRONT_REQUESTS=1):
+        try:
+            with flooder.connect() as many:
+                many.sendall(flooder.head("GET", "/") * 500)
+                many.settimeout(0.5)
+                answered = b""
+                while answered.count(b"HTTP/1.1 200") < 500:
+                    answered += many.recv(MIB)
+            for _ in range(20):
+                flooding.append(flooder.connect())
+                flooding[-1].sendall(flooder.head("GET", "/slow"))
+            assert waits.wait(5)
+            assert httpx.get(f"http://127.0.0.1:{port}/slow", timeout=20).status_code == 200
+        finally:
+            for connection in flooding:
+                connection.close()
+    assert "127.0.0.1" in seen[:8], seen
 
 
 def test_front_without_a_service_says_503_in_the_services_shape(fronted):
