@@ -27,14 +27,13 @@ import transformers
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.labelling_limit import product_rates
-from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each
+from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each, write_figures
 from benchmarks.real_data import find_data, read_rows
 from benchmarks.training_limit import linear_weights
 from embedder.config.run import EncoderConfig
 from embedder.models.encoder import encode_prompted, load_encoder
 from embedder.models.locate import locate_model
 from embedder.models.onnx import load_inference_encoder
-from embedder.storage.json_file import write_json
 
 Found = dict[str, Any]
 LEAST_TOKENS = 20
@@ -230,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  other processes kept {found[name]['foreign_cores']:.2f} cores busy", flush=True)
         found |= headlines(found)
         if given.json is not None:
-            write_json(found, given.json)
+            write_figures(found, given.json)
     return 0
 
 

@@ -22,9 +22,8 @@ import transformers
 
 from benchmarks.labelling_parts import PARTS, Bench, Found
 from benchmarks.labelling_random import Shape, measure
-from benchmarks.labelling_rounds import ForeignLoad, machine
+from benchmarks.labelling_rounds import ForeignLoad, machine, write_figures
 from benchmarks.real_data import find_data
-from embedder.storage.json_file import write_json
 
 HEADLINES = {
     "rank_vs_naive_cap32": ("cap32", "rank_vs_naive"),
@@ -70,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 def write(found: Found, file: Path | None) -> None:
     """Keep what was found so far, if a file was named."""
     if file is not None:
-        write_json(found, file)
+        write_figures(found, file)
 
 
 def headlines(found: Found) -> Found:

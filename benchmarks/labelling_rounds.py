@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -10,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+
+from embedder.storage.json_file import write_json
 
 Times = dict[str, float]
 """Seconds by the name of a way."""
@@ -71,6 +75,19 @@ def busy_seconds() -> float:
         return float("nan")
     user, nice, system, _idle, _waiting, interrupt, soft, stolen = map(int, counts[:8])
     return (user + nice + system + interrupt + soft + stolen) / CLOCK_TICKS
+
+
+def write_figures(found: dict[str, Any], path: Path) -> None:
+    """Write the figures of a benchmark; NaN, which stands for what is not known, becomes null."""
+    write_json(_known(found), path)
+
+
+def _known(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _known(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def machine() -> dict[str, str | int]:

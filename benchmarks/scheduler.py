@@ -19,10 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from benchmarks.labelling_rounds import machine
+from benchmarks.labelling_rounds import machine, write_figures
 from embedder.config.load import load_run
 from embedder.data.records import GROUP
-from embedder.storage.json_file import write_json
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.block_plan import survey
 from tests.cluster.label_actors import PEAK, RewardedBlocks, peak_memory
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
                 found["runs"][-1] |= without_ray_data(run_file)
             show(found["runs"][-1])
             if given.json is not None:
-                write_json(found, given.json)
+                write_figures(found, given.json)
     finally:
         ray.shutdown()
     return 0

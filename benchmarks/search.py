@@ -28,7 +28,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.labelling_rounds import ForeignLoad, machine
+from benchmarks.labelling_rounds import ForeignLoad, machine, write_figures
 from benchmarks.real_data import find_data
 from benchmarks.search_vectors import Real, payload, real_vectors, repeated
 from embedder.config.index import BuildSettings, SearchParameters
@@ -39,7 +39,6 @@ from embedder.index.faiss_index import DEFAULTS, REFINED, empty_vectors, open_fl
 from embedder.index.filters import Condition, Filter, Range, equals
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
-from embedder.storage.json_file import write_json
 
 K = 10
 TASK = "qa"
@@ -92,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     found["foreign_cores"] = load.cores()
     found |= headlines(found["by_index"])
     if given.json is not None:
-        write_json(found, given.json)
+        write_figures(found, given.json)
     return 0
 
 

@@ -31,13 +31,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 
 from benchmarks import serving_attacks, serving_faults, serving_kills, serving_overload, serving_scale
-from benchmarks.labelling_rounds import ForeignLoad, machine
+from benchmarks.labelling_rounds import ForeignLoad, machine, write_figures
 from benchmarks.serving_index import Texts, prepare, write_run
 from benchmarks.serving_load import Ask, Load, run
 from benchmarks.serving_systems import WAYS, System, infinity, served_by_ray
 from embedder.config.run import EncoderConfig
 from embedder.models.encoder import encode_prompted, load_encoder
-from embedder.storage.json_file import write_json
 
 Found = dict[str, Any]
 CLIENTS = (1, 8, 32, 64)
@@ -211,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  all processes but this one kept {part['busy_cores']:.2f} cores busy, those served from among them")
         found |= headlines(found)
         if given.json is not None:
-            write_json(found, given.json)
+            write_figures(found, given.json)
     for name, value in headlines(found).items():
         print(f"{name}: {value}")
     return 0

@@ -19,12 +19,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import transformers
 
-from benchmarks.labelling_rounds import ForeignLoad, machine
+from benchmarks.labelling_rounds import ForeignLoad, machine, write_figures
 from benchmarks.real_data import find_data
 from benchmarks.training_groups import Workbench
 from benchmarks.training_parts import PARTS, Found
 from embedder.config.run import EncoderConfig
-from embedder.storage.json_file import write_json
 
 USUAL = [name for name in PARTS if name != "memory"]
 """What a run without --part makes; `memory` takes minutes of its own."""
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  other processes kept {found[name]['foreign_cores']:.2f} cores busy", flush=True)
             found |= {"foreign_cores": load.cores(), "seconds": time.perf_counter() - began, **headlines(found)}
             if given.json is not None:
-                write_json(found, given.json)
+                write_figures(found, given.json)
     print(f"\nwhole run {found['seconds']:.0f} s, other processes kept {found['foreign_cores']:.2f} cores busy")
     return 0
 

@@ -33,6 +33,9 @@ MOST_PIECES = 64
 """Pieces that one call takes at most."""
 SMALL_BYTES = 8 * SMALL_TOKENS
 """Of the body of such a request, before it is read."""
+BEGIN_MARGIN = 0.9
+"""Share of the time left that a waiting request may take by the estimate, or it is not begun: more than `MARGIN`, by
+which it was let in, and less than all, because queries that come meanwhile go first."""
 CALL_CHARACTERS = 8
 """Of a call, for each token of the encoder's batch: about two batches."""
 
@@ -160,7 +163,7 @@ class _Lane:
         for request in self.waiting:
             if request.done.done():
                 continue
-            is_late = work > 0 and now + (work + request.work) / rate > request.deadline
+            is_late = work > 0 and (work + request.work) / rate > BEGIN_MARGIN * (request.deadline - now)
             if is_late and not request.num_sent:
                 lacks = self.room.lacks(request.work, self._limits.timeout_s, work)
                 request.done.set_exception(overloaded(self.room.come_back(lacks, request.work)))

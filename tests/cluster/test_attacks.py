@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks.hostile_requests import WIRE
 from benchmarks.serving_attacks import attacked
-from benchmarks.serving_systems import WAYS, System, served_by_ray
+from benchmarks.serving_systems import System, served_by_ray
 from tests.cluster.conftest import free_port
 from tests.cluster.served import MODEL
 from tests.serving import publish, run_config
@@ -21,7 +21,8 @@ KEY = "key-" + "k" * 32
 SECONDS = 15.0
 
 
-@pytest.mark.parametrize("way", list(WAYS))
+# `haproxy` alone differs from `haproxy-fast` in threads of the ingress, and the benchmark attacks all three.
+@pytest.mark.parametrize("way", ["proxy", "haproxy-fast"])
 def test_attacks_on_the_wire_leave_proxy_and_ingress_as_they_were(tmp_path: Path, way: str) -> None:
     """Faults 8.4 and 8.5: a body of 600 MiB took as much of proxy and ingress, a header of 100 MiB stopped both."""
     publish(tmp_path / "work", MODEL, "v1", shards=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from benchmarks import labelling, labelling_rounds, serving, training
 from benchmarks.labelling_groups import Group
 from benchmarks.labelling_limit import necessary_flops
 from benchmarks.labelling_random import Shape, measure
-from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each
+from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each, write_figures
 from benchmarks.serving_load import Ask, Load, Spec, holds, run
 from embedder.labelling.compute_cost import ModelSize
 from embedder.labelling.prefix_tree import PackedPrompt
@@ -131,3 +132,14 @@ def test_load_holds_the_ids_in_their_order_or_the_vector():
     ask = Ask("/v1/embeddings", {}, vector=[0.6, 0.8])
     assert holds(ask, b'{"data": [{"embedding": [0.6, 0.80001]}]}')
     assert not holds(ask, b'{"data": [{"embedding": [0.8, 0.6]}]}')
+
+
+def test_figures_that_are_not_known_become_null(tmp_path):
+    """A part whose servers say nothing of their forward passes lost the figures of all parts."""
+    write_figures(
+        {"short": {"bare": {"forward_share": float("nan"), "rps": 2.5}}, "all": [float("nan"), 1]}, tmp_path / "f"
+    )
+    assert json.loads((tmp_path / "f").read_text()) == {
+        "short": {"bare": {"forward_share": None, "rps": 2.5}},
+        "all": [None, 1],
+    }
