@@ -36,6 +36,7 @@ from benchmarks.serving_index import Texts, prepare, write_run
 from benchmarks.serving_load import Ask, Load, run
 from benchmarks.serving_systems import WAYS, System, infinity, served_by_ray
 from embedder.config.run import EncoderConfig
+from embedder.hashing import content_id
 from embedder.models.encoder import encode_prompted, load_encoder
 
 Found = dict[str, Any]
@@ -82,7 +83,7 @@ class Bench:
 
     def run_file(self, **serve: object) -> Path:
         """One encoder with so many threads; further settings as shipped."""
-        name = "-".join(["run", *(f"{key}={value}" for key, value in serve.items())]) + ".yaml"
+        name = f"run-{content_id(sorted(serve.items()))[:12]}.yaml"
         settings = {"min_replicas": 1, "max_replicas": 1, "cpus_per_replica": self.threads, **serve}
         return write_run(self.work, self.model, settings, name)
 
