@@ -87,9 +87,9 @@ class Bench:
         settings = {"min_replicas": 1, "max_replicas": 1, "cpus_per_replica": self.threads, **serve}
         return write_run(self.work, self.model, settings, name)
 
-    def ours(self, *, way: str | None = None, **serve: object) -> AbstractContextManager[System]:
-        """Our service with some settings."""
-        return served_by_ray("ours", str(self.run_file(**serve)), PORT, self.key, cpus=8, way=way or self.way)
+    def ours(self, *, way: str | None = None, key: str = "", **serve: object) -> AbstractContextManager[System]:
+        """Our service with some settings; `key` where they name keys of their own."""
+        return served_by_ray("ours", str(self.run_file(**serve)), PORT, key or self.key, cpus=8, way=way or self.way)
 
 
 def embeddings_part(length: str, bench: Bench) -> Found:

@@ -101,7 +101,7 @@ def fuzz_part(ours: Ours) -> Found:
         keys: dict[str, str] = {role: secrets.token_hex(16) for role in ROLES}
         path = Path(folder) / "keys"
         path.write_text("".join(f"{role} {key}\n" for role, key in keys.items()), encoding="utf-8")
-        with ours(api_keys_file=str(path)) as system:
+        with ours(api_keys_file=str(path), key=keys["admin"]) as system:
             found = {role: fuzz(system.url, role, key, 30) for role, key in {**keys, "none": ""}.items()}
     return {
         "fuzz_5xx": sum(each["server_errors"] for each in found.values()),
