@@ -228,8 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
             found[name]["foreign_cores"] = beside.cores()
             print(f"  other processes kept {found[name]['foreign_cores']:.2f} cores busy", flush=True)
         found |= headlines(found)
-        if given.json is not None:
-            write_figures(found, given.json)
+        write_figures(found, given.json)
     return 0
 
 

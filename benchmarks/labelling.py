@@ -60,16 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
             found[name] = PARTS[name](bench) | {"foreign_cores": beside.cores()}
             print(f"  other processes kept {found[name]['foreign_cores']:.2f} cores busy", flush=True)
             found |= {"foreign_cores": load.cores(), "seconds": time.perf_counter() - began, **headlines(found)}
-            write(found, given.json)
+            write_figures(found, given.json)
         print(f"\nwhole run {found['seconds']:.0f} s, other processes kept {found['foreign_cores']:.2f} cores busy")
-    write(found, given.json)
+    write_figures(found, given.json)
     return 0
-
-
-def write(found: Found, file: Path | None) -> None:
-    """Keep what was found so far, if a file was named."""
-    if file is not None:
-        write_figures(found, file)
 
 
 def headlines(found: Found) -> Found:

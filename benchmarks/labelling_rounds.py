@@ -77,9 +77,10 @@ def busy_seconds() -> float:
     return (user + nice + system + interrupt + soft + stolen) / CLOCK_TICKS
 
 
-def write_figures(found: dict[str, Any], path: Path) -> None:
-    """Write the figures of a benchmark; NaN, which stands for what is not known, becomes null."""
-    write_json(_known(found), path)
+def write_figures(found: dict[str, Any], file: Path | None) -> None:
+    """Keep what was found so far, if a file was named; NaN, which stands for what is not known, becomes null."""
+    if file is not None:
+        write_json(_known(found), file)
 
 
 def _known(value: object) -> object:

@@ -49,8 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
                 run_file = write_run(Path(folder), rows, given.model, given.encoder)
                 found["runs"][-1] |= without_ray_data(run_file)
             show(found["runs"][-1])
-            if given.json is not None:
-                write_figures(found, given.json)
+            write_figures(found, given.json)
     finally:
         ray.shutdown()
     return 0

@@ -90,8 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
             shutil.rmtree(folder)
     found["foreign_cores"] = load.cores()
     found |= headlines(found["by_index"])
-    if given.json is not None:
-        write_figures(found, given.json)
+    write_figures(found, given.json)
     return 0
 
 

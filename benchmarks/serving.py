@@ -210,8 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
         found[name] = {**(found.get(name) or {}), **part} if given.system else part
         print(f"  all processes but this one kept {part['busy_cores']:.2f} cores busy, those served from among them")
         found |= headlines(found)
-        if given.json is not None:
-            write_figures(found, given.json)
+        write_figures(found, given.json)
     for name, value in headlines(found).items():
         print(f"{name}: {value}")
     return 0

@@ -48,8 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             found[name] = PARTS[name](bench, given.rounds) | {"foreign_cores": beside.cores()}
             print(f"  other processes kept {found[name]['foreign_cores']:.2f} cores busy", flush=True)
             found |= {"foreign_cores": load.cores(), "seconds": time.perf_counter() - began, **headlines(found)}
-            if given.json is not None:
-                write_figures(found, given.json)
+            write_figures(found, given.json)
     print(f"\nwhole run {found['seconds']:.0f} s, other processes kept {found['foreign_cores']:.2f} cores busy")
     return 0
 
