@@ -16,6 +16,9 @@ SMALL_TOKENS = 1024
 """Of a small request at most: estimated on its way, and counted in the encoder."""
 MARGIN = 0.8
 """Share of the time left that the work may take by the estimate: the rest is for its error."""
+BEGIN_MARGIN = 0.9
+"""The same for what waits, or it is not begun: more, since it was let in by the other one, and less than all, because
+queries that come meanwhile go first."""
 MEMORY_S = 5.0
 """Busy seconds after which a measurement counts for a third."""
 MOST_RETRY_S = 30.0
@@ -82,8 +85,8 @@ class Room:
         # By sums of floats a little may be left over, which must not count as work.
         self.ahead = 0.0 if self.ahead - work < 1e-6 else self.ahead - work
 
-    def lacks(self, work: float, seconds: float, ahead: float | None = None) -> float:
-        """Seconds until so much more could be done within `seconds`; 0 if it can be now.
+    def lacks(self, work: float, seconds: float, ahead: float | None = None, margin: float = MARGIN) -> float:
+        """Seconds until so much more could be done within a share (`margin`) of `seconds`; 0 if it can be now.
 
         `ahead` is what is ahead of a request that waits already; by default what is ahead of the next one. Where that
         is nothing it is let in, however much it is: it would never be quicker later.
@@ -91,7 +94,7 @@ class Room:
         rate, ahead = self.throughput.rate, self.ahead if ahead is None else ahead
         if rate is None or not ahead:
             return 0.0
-        return max(0.0, (ahead + work) / rate - MARGIN * seconds)
+        return max(0.0, (ahead + work) / rate - margin * seconds)
 
     def come_back(self, lacks: float, work: float = 0.0) -> float:
         """After how many seconds a client that is refused should try again: each is given a turn of its own.

@@ -20,7 +20,7 @@ import numpy as np
 
 from embedder.config.cutting import PromptedText
 from serve.backend import DEADLINE, Encoded, Piece, time_left
-from serve.deployments.admission import SMALL_TOKENS, Clock, Room, TokenEstimate
+from serve.deployments.admission import BEGIN_MARGIN, SMALL_TOKENS, Clock, Room, TokenEstimate
 from serve.http_errors import ApiError, overloaded
 
 Outcome = Encoded | ApiError
@@ -33,9 +33,6 @@ MOST_PIECES = 64
 """Pieces that one call takes at most."""
 SMALL_BYTES = 8 * SMALL_TOKENS
 """Of the body of such a request, before it is read."""
-BEGIN_MARGIN = 0.9
-"""Share of the time left that a waiting request may take by the estimate, or it is not begun: more than `MARGIN`, by
-which it was let in, and less than all, because queries that come meanwhile go first."""
 CALL_CHARACTERS = 8
 """Of a call, for each token of the encoder's batch: about two batches."""
 
@@ -156,14 +153,12 @@ class _Lane:
 
         The encoders may have become slower since they were let in: another ingress uses them too, or one has died.
         """
-        rate = self.room.throughput.rate
-        if rate is None:
-            return
-        work = self.room.ahead - sum(request.work for request in self.waiting)
+        # Not below nothing, because sums of floats err a little.
+        work = max(0.0, self.room.ahead - sum(request.work for request in self.waiting))
         for request in self.waiting:
             if request.done.done():
                 continue
-            is_late = work > 0 and (work + request.work) / rate > BEGIN_MARGIN * (request.deadline - now)
+            is_late = self.room.lacks(request.work, request.deadline - now, work, BEGIN_MARGIN) > 0
             if is_late and not request.num_sent:
                 lacks = self.room.lacks(request.work, self._limits.timeout_s, work)
                 request.done.set_exception(overloaded(self.room.come_back(lacks, request.work)))
