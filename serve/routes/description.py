@@ -37,11 +37,7 @@ def _as_json(api: FastAPI, prefix: str) -> bytes:
 
 @lru_cache(maxsize=2)
 def _as_page(api: FastAPI, prefix: str) -> str:
-    return as_page(api.openapi(), escape(prefix))
-
-
-def as_page(described: dict[str, Any], prefix: str) -> str:
-    """A description as a page."""
+    described, prefix = api.openapi(), escape(prefix)
     schemas = described["components"]["schemas"]
     operations = [
         (method.upper(), path, operation)
