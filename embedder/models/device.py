@@ -1,4 +1,4 @@
-"""The device a model runs on: which one it is, memory that a CPU process keeps, and the fastest matrix product there is.
+"""The device a model runs on: which one, memory that a CPU process keeps, and the fastest matrix product there is.
 
 A device is given and never found: whoever starts a process says how many GPUs it has, and the models are told which.
 The rate of the fastest product is the measure of what a model reaches on its device.
