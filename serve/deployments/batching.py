@@ -26,9 +26,9 @@ Observe = Callable[[int, int, float], None]
 
 LARGE_PER_SMALL = 1 / 3
 """Tokens of large requests for each token of small ones, at least: small ones alone must not starve them."""
-URGENT_S = 10.0
-"""Seconds before its deadline from which a large request gets as much as the small ones: it was let in, so it is to end
-in time, also where more small ones came than there were then."""
+URGENT_PER_SMALL, URGENT_S = 2.0, 10.0
+"""The same of one whose deadline is so many seconds away: it was let in, so it is to end in time, also where more small
+ones came than there were then."""
 
 FAILURES = (RuntimeError, IndexError, ValueError, TypeError, MemoryError)
 """What a forward pass raises on rows it cannot take, and where memory is short (torch's own is a RuntimeError)."""
@@ -136,7 +136,7 @@ class TokenBatcher:
             return _rows(self._large, self._step, now, at_least=1)
         if self._large:
             # By tokens and not a part of each batch: queries come in twos and threes, and each would wait for the part.
-            share = 1.0 if self._large[0].deadline - now < URGENT_S else LARGE_PER_SMALL
+            share = URGENT_PER_SMALL if self._large[0].deadline - now < URGENT_S else LARGE_PER_SMALL
             self._earned += share * _tokens(batch)
             large = _rows(self._large, int(self._earned), now, at_least=0)
             self._earned -= _tokens(large)
