@@ -99,13 +99,15 @@ class History(NamedTuple):
 NO_HISTORY = History(0, WRITES.empty_table())
 
 
-def write_collection(
+def write_collection(  # noqa: PLR0913  (what it is made of, and where its cells are trained)
     folder: Path,
     payload: pa.Table,
     flat: faiss.IndexFlat,
     identity: CollectionIdentity,
     settings: BuildSettings,
     history: History = NO_HISTORY,
+    *,
+    on_gpu: bool = False,
 ) -> CollectionInfo:
     """Build and write a collection into an existing folder; needs memory for this collection alone.
 
@@ -124,7 +126,7 @@ def write_collection(
     _check_names(payload)
     payload = payload.cast(PAYLOAD).combine_chunks()
     factory = choose_factory(settings.factory, payload.num_rows, identity.dimension)
-    approximate = build_approximate(flat, factory)
+    approximate = build_approximate(flat, factory, on_gpu=on_gpu)
     save_flat(flat, folder / "vectors.faiss")
     if approximate is not None:
         save_approximate(approximate, folder / "approximate.faiss")

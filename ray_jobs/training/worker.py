@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import suppress
+from typing import Any
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from embedder.errors import DataError, NotFiniteError
+from embedder.run.gpu_shares import gpu_cpus
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
 from embedder.training.trackers import open_trackers, values_at_end, values_of
+from ray_jobs.cluster.machines import machines, try_gpu
 from ray_jobs.cluster.metrics import track_progress
 
 POLL_S = 1.0
@@ -23,12 +26,14 @@ def run_workers(job: TrainingJob, label: str) -> None:
     """Run the workers to the end of the training, and show the steps they have made behind `label`.
 
     Raises:
+        DeviceError: a worker is to have a GPU that cannot be used.
         NotFiniteError: the training's numbers ceased to be finite.
         DataError: the workers ended without a model.
     """
     job.stopped.unlink(missing_ok=True)
     settings = job.config
     gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
+    resources, environment = worker_resources(gpus)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -36,12 +41,13 @@ def run_workers(job: TrainingJob, label: str) -> None:
         scaling_config=ScalingConfig(
             num_workers=most if least is None else (least, most),
             use_gpu=bool(gpus),
-            resources_per_worker={"GPU": gpus, "CPU": 1} if gpus else {"CPU": 1},
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=job.folder.name,
             storage_path=str(job.folder.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env=environment,
         ),
     )
     reader = MetricsReader(job.metrics)
@@ -74,6 +80,22 @@ def run_workers(job: TrainingJob, label: str) -> None:
         raise NotFiniteError(job.stopped.read_text(encoding="utf-8"))
     if not job.exported.is_dir():
         raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
+
+
+def worker_resources(gpus: float) -> tuple[dict[str, float], dict[str, Any]]:
+    """What Ray gives each worker, and the runtime environment it runs in; a GPU is tried first.
+
+    Raises:
+        DeviceError: it cannot be used.
+    """
+    nodes = machines()
+    if gpus:
+        # Before the workers are started, because Ray joins them by NCCL first, which fails with a traceback each time.
+        try_gpu(gpus)
+        return {"GPU": gpus, "CPU": gpu_cpus(gpus, nodes)}, {}
+    # Ray makes the first GPU that a worker sees its own, also where it has asked for none, and CUDA takes memory there.
+    hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if any(node.get("GPU") for node in nodes) else {}
+    return {"CPU": 1}, hidden
 
 
 def train_worker(settings: dict[str, TrainingJob]) -> None:
