@@ -59,7 +59,7 @@ class LabelBlocks(GroupBlocks):
         lm = load_lm(config.needed_llm, config.paths.cache)
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, *ray.get(pools))
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
-        note_device(config.paths, device_kind(lm.device, lm.model.dtype))
+        note_device(config.paths, f"{device_kind(lm.device, lm.model.dtype)}, {self.labeller.backend.scorer}")
 
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return self.labeller.label(groups, self.fingerprint)
