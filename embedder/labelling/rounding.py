@@ -36,8 +36,8 @@ class Rounding:
         """What the report says of it."""
         return (
             f"bfloat16 beside float32, on {self.groups:,} groups: {self.differing:,} of {self.rewards:,} rank rewards "
-            f"differ ({self.differing / self.rewards:.1%}), the most by {self.most_ranks:g}; the best candidate differs in "
-            f"{self.best_differs:,} groups, log-likelihoods by {self.mean_nats:.2g} nats on average"
+            f"differ ({self.differing / self.rewards:.1%}), the most by {self.most_ranks:g}; the best candidate differs "
+            f"in {self.best_differs:,} groups, log-likelihoods by {self.mean_nats:.2g} nats on average"
         )
 
 
