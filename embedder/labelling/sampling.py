@@ -1,6 +1,10 @@
 """Seeded outputs of the LLM for many prompts at once.
 
-Each prompt draws from a random stream of its own, so its outputs do not depend on which prompts share its batch.
+Each prompt draws from a random stream of its own, so in float32 its outputs do not depend on which prompts share its
+batch. In bfloat16 they depend on the shape of the batch: how many prompts it has and to which length they are padded
+decides by which kernels sums are rounded, and a rounding may change which token a random number falls on. The same
+prompts in the same order give the same outputs on one kind of device.
+
 B prompts, N samples of each, S steps, L tokens of the longest prompt, V vocabulary.
 """
 
@@ -17,6 +21,12 @@ from transformers import DynamicCache
 
 from embedder.models.causal_lm import CausalLm, halving_on_memory_error
 from embedder.models.encoder import length_batches
+
+
+SeededPrompt = tuple[list[int], int]
+"""Token ids of a prompt, and the seed of its samples."""
+SampledTokens = list[list[int]]
+"""Token ids of each sample of a prompt."""
 
 
 @dataclass(frozen=True)
