@@ -18,7 +18,8 @@ from embedder.labelling.backends import choose_backend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling
-from embedder.models.causal_lm import CausalLm, apart_on_memory_error
+from embedder.models.causal_lm import CausalLm
+from embedder.models.memory import apart_on_memory_error
 
 
 @dataclass(frozen=True)

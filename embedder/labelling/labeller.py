@@ -17,7 +17,8 @@ from embedder.labelling.corpus_outputs import OutputPools, choose_outputs
 from embedder.labelling.prompts import Prefix, PromptBuilder, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.rewards import distinct_samples, task_rewards
 from embedder.labelling.sampling import Sampling
-from embedder.models.causal_lm import CausalLm, apart_on_memory_error
+from embedder.models.causal_lm import CausalLm
+from embedder.models.memory import apart_on_memory_error
 
 Group = dict[str, Any]
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from embedder.models.causal_lm import CausalLm, halving_on_memory_error
+from embedder.models.causal_lm import CausalLm
 from embedder.models.encoder import length_batches
+from embedder.models.memory import halving_on_memory_error
 
 
 SeededPrompt = tuple[list[int], int]

@@ -15,7 +15,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from embedder.labelling.compute_cost import ModelWork, model_size
 from embedder.labelling.prefix_tree import PackedPrompt, check_prompts
 from embedder.labelling.sampling import Sampling, draw, uniform_numbers
-from embedder.models.causal_lm import CausalLm, one_memory_error
+from embedder.models.causal_lm import CausalLm
+from embedder.models.memory import one_memory_error
 
 
 class SequentialBackend:

@@ -19,7 +19,8 @@ from embedder.labelling.compute_cost import ModelWork, model_size
 from embedder.labelling.prefix_tree import PackedPrompt, build_tree, check_prompts, predictions, tree_batches
 from embedder.labelling.sampling import Sampling, sample_outputs
 from embedder.labelling.tree_attention import plan_attention
-from embedder.models.causal_lm import CausalLm, halving_on_memory_error
+from embedder.models.causal_lm import CausalLm
+from embedder.models.memory import halving_on_memory_error
 from embedder.models.onednn import PackedLinear, pack_weight, packed_linear
 
 Item = TypeVar("Item")

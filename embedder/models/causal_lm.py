@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from gguf import GGUFReader
@@ -25,60 +22,10 @@ from embedder.models.onednn import has_onednn, pack_linear_layers
 from embedder.models.plain_tokenizer import PlainTokenizers, plain_tokenizers
 from embedder.storage.durable import appearing
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Greatest difference of logits that are taken for equal, as a share of their spread."""
 PROBE_IDS = [[5, 6, 7, 8, 9], [5, 6, 7, 10, 11]]
 """Two rows that differ in their last words only."""
-NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Words of a failed allocation for which torch raises a plain RuntimeError: on a CPU, and in cuBLAS."""
-
-
-@contextmanager
-def one_memory_error() -> Iterator[None]:
-    """Raise `torch.OutOfMemoryError` for every kind of failed allocation."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or not any(mark in str(error) for mark in NO_MEMORY):
-            raise
-        raise torch.OutOfMemoryError(str(error)) from error
-
-
-def halving_on_memory_error(function: Callable[[list[Item]], list[Result]], batch: list[Item]) -> list[Result]:
-    """A result an item; a batch that does not fit into memory is cut in two, down to one item.
-
-    Raises:
-        torch.OutOfMemoryError: a single item does not fit.
-    """
-    try:
-        with one_memory_error():
-            return function(batch)
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    # Outside `except`, because until its end the error's traceback keeps the tensors of the failed batch alive. The
-    # cache is emptied because its free blocks are cut to the sizes of the larger batch.
-    torch.cuda.empty_cache()
-    half = len(batch) // 2
-    return halving_on_memory_error(function, batch[:half]) + halving_on_memory_error(function, batch[half:])
-
-
-def apart_on_memory_error(function: Callable[[list[Item]], None], items: list[Item]) -> Iterator[tuple[Item, str]]:
-    """Work on all items together, or one by one if that exhausts the memory; yield those that do so alone, and why."""
-    try:
-        function(items)
-        return
-    except torch.OutOfMemoryError as error:
-        reason = f"out of memory: {str(error).partition(chr(10))[0]}"
-    # Outside of the `except`, because the error's traceback holds the tensors that fill the memory.
-    if len(items) == 1:
-        yield items[0], reason
-    else:
-        for item in items:
-            yield from apart_on_memory_error(function, [item])
 
 
 @dataclass(frozen=True)
