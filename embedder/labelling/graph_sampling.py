@@ -14,27 +14,24 @@ longest prompt, C = S x N columns of samples, K = L + C, G heads of keys, D widt
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from embedder.labelling.sampling import SampledTokens, SeededPrompt, Sampling, draw, uniform_numbers
-from embedder.labelling.tree_attention import ATTENTION
 from embedder.models.causal_lm import CausalLm
 from embedder.models.memory import BatchLimit
 
 LOG = logging.getLogger(__name__)
 
-COLUMNS, STEPS = 64, 8
-"""Prompts and steps are padded to multiples of these: few shapes, and keys whose number suits the attention kernels."""
+ROWS, COLUMNS, STEPS = 8, 64, 8
+"""Batches are filled up to a multiple of these: few shapes, and keys whose number suits the attention kernels."""
 MOST_GRAPHS = 32
 """Shapes that are kept; the one that was not used for longest gives way."""
 
@@ -58,11 +55,16 @@ class Shape:
 
 def padded_shape(lengths: Sequence[int], sampling: Sampling) -> Shape:
     """The shape in which prompts of these lengths are sampled."""
-    # Powers of two and one and a half times these: a batch is filled up by half at most, and by less where it is large.
-    power = 1 << (len(lengths) - 1).bit_length()
-    rows = power * 3 // 4 if power >= 4 and len(lengths) <= power * 3 // 4 else power
-    columns, steps = (-(-most // unit) * unit for most, unit in ((max(lengths), COLUMNS), (sampling.max_tokens, STEPS)))
-    return Shape(rows, columns, replace(sampling, max_tokens=steps, end_ids=frozenset(), stop_ids=frozenset()))
+    # Fewer than `ROWS` prompts take the next power of two.
+    rows = _multiple(len(lengths), min(ROWS, 1 << (len(lengths) - 1).bit_length()))
+    steps = _multiple(sampling.max_tokens, STEPS)
+    kernels = replace(sampling, max_tokens=steps, end_ids=frozenset(), stop_ids=frozenset())
+    return Shape(rows, _multiple(max(lengths), COLUMNS), kernels)
+
+
+def _multiple(number: int, of: int) -> int:
+    """The least multiple that is not smaller."""
+    return -(-number // of) * of
 
 
 class FixedLayer(CacheLayerMixin):
@@ -139,17 +141,18 @@ class BufferedBatch:
         for is_one_V, ids in ((self.is_end_V, sampling.end_ids), (self.is_stop_V, sampling.stop_ids)):
             # A tokenizer may know tokens for which the model has no logit.
             known = torch.tensor([token for token in sorted(ids) if token < len(is_one_V)], dtype=torch.long)
-            is_one_V.zero_().index_fill_(0, known.to(device), value=True)
+            is_one_V.zero_()[known.to(device)] = True
         self.step_1.zero_()
         self._draw(logits_B1V[rows].expand(-1, shape.sampling.num_samples, -1))
 
     def _read(self, prompts: list[SeededPrompt]) -> tuple[Tensor, Tensor]:
         """Write the prompts into the buffers; returns the logits after each and which columns hold its tokens."""
         length, device = self.shape.length, self.lm.device
-        token_ids = [torch.tensor(prefix) for prefix, _ in prompts]
-        # One row more, which is as long as the buffers and then taken away.
-        filled = [*token_ids, torch.zeros(length, dtype=torch.long)]
-        padded_BL = pad_sequence(filled, batch_first=True, padding_value=-1, padding_side="left")[:-1].to(device)
+        # Padded on the left, so that the last token of every prompt is in the last column.
+        padded_BL = torch.full((len(prompts), length), -1)
+        for row_L, (prefix, _) in zip(padded_BL, prompts, strict=True):
+            row_L[length - len(prefix) :] = torch.tensor(prefix)
+        padded_BL = padded_BL.to(device)
         visible_BL = padded_BL >= 0
         # Padding sees itself, because a row that sees nothing has no numbers to go on with.
         causal_LL = torch.ones((length, length), dtype=torch.bool, device=device).tril()
@@ -168,7 +171,7 @@ class BufferedBatch:
         return out.logits, visible_BL
 
     def advance(self) -> None:
-        """Read the tokens drawn last and draw the next ones. The host decides nothing here, so a graph can repeat it."""
+        """Read the tokens drawn last and draw the next ones; Python decides nothing here, so a graph can repeat it."""
         count = self.shape.sampling.num_samples
         self.columns_N.copy_(self.first_columns_N + count * self.step_1)
         seen_NC = self.is_own_NC & (self.step_C <= self.step_1)
@@ -238,15 +241,16 @@ class GraphSampler:
     anew.
     """
 
-    def __init__(self, lm: CausalLm, record: Callable[[Step], Step]) -> None:
-        """`record` turns a step into one that repeats it, by a graph on a GPU."""
-        self.lm, self.record = lm, record
+    def __init__(self, lm: CausalLm, recorder: Callable[[], Callable[[Step], Step]]) -> None:
+        """`recorder()` is what turns steps into ones that repeat them: by graphs on a GPU, which share their memory."""
+        self.lm, self.recorder = lm, recorder
         self.limit = BatchLimit("sampling")
         self._one_token, self._vocabulary = read_one_token(lm)
         self._buffers: list[KeysValues] = []
         self._room = 0
         """Columns of keys that the buffers hold, of all rows together."""
         self._batches: dict[Shape, tuple[BufferedBatch, Step]] = {}
+        self._record = recorder()
 
     def size(self, prompts: list[SeededPrompt], sampling: Sampling) -> int:
         """Columns of keys that a batch takes."""
@@ -257,8 +261,7 @@ class GraphSampler:
     def decode(self, prompts: list[SeededPrompt], sampling: Sampling) -> list[SampledTokens]:
         """Samples of prompts, each with its seed."""
         try:
-            with plain_attention(self.lm):
-                return self._decode(prompts, sampling)
+            return self._decode(prompts, sampling)
         except RuntimeError:
             # Where memory was short, the buffers are the first to give way.
             self.release()
@@ -283,7 +286,7 @@ class GraphSampler:
         if len(self._batches) >= MOST_GRAPHS:
             del self._batches[next(iter(self._batches))]
         batch = BufferedBatch(self.lm, shape, self._layers(shape), self._vocabulary)
-        self._batches[shape] = batch, self.record(batch.advance)
+        self._batches[shape] = batch, self._record(batch.advance)
         return self._batches[shape]
 
     def _layers(self, shape: Shape) -> list[KeysValues]:
@@ -309,6 +312,8 @@ class GraphSampler:
         """Give up buffers and graphs; they are made again when they are needed."""
         self._batches.clear()
         self._buffers, self._room = [], 0
+        # A new one, because torch takes no more graphs into memory that the last one has left.
+        self._record = self.recorder()
 
     def make_room(self) -> None:
         """Give them up where they leave less of the GPU's memory than they take, because scoring needs room too."""
@@ -323,29 +328,16 @@ def read_one_token(lm: CausalLm) -> tuple[list[KeysValues], int]:
     """Keys and values of one token in each layer, (1, G, 1, D), and the number of logits."""
     cache = DynamicCache()
     ids = torch.zeros((1, 1), dtype=torch.long, device=lm.device)
-    with plain_attention(lm):
-        out = lm.model(input_ids=ids, past_key_values=cache, use_cache=True)
+    out = lm.model(input_ids=ids, past_key_values=cache, use_cache=True)
     return [(layer.keys, layer.values) for layer in cache.layers], int(out.logits.shape[-1])
-
-
-@contextmanager
-def plain_attention(lm: CausalLm) -> Iterator[None]:
-    """Let the LLM take tensors as masks and run its layers as they are written, whatever it scores with."""
-    before = lm.model.config._attn_implementation
-    lm.model.set_attn_implementation(ATTENTION)
-    try:
-        # Compiled layers would be compiled once more for the cache, which takes longer than it saves.
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        lm.model.set_attn_implementation(before)
 
 
 def graph_sampler(lm: CausalLm) -> GraphSampler | None:
     """A sampler by CUDA graphs; None where the LLM is on a CPU or on several GPUs, which no graph spans."""
-    if lm.device.type != "cuda" or len({parameter.device for parameter in lm.model.parameters()}) > 1:
+    devices = {parameter.device for parameter in lm.model.parameters()}
+    if lm.device.type != "cuda" or len(devices) > 1 or lm.model.tp_size is not None:
         return None
-    return GraphSampler(lm, partial(record_cuda_graph, torch.cuda.graph_pool_handle()))
+    return GraphSampler(lm, lambda: partial(record_cuda_graph, torch.cuda.graph_pool_handle()))
 
 
 def record_cuda_graph(pool: Any, step: Step) -> Step:  # noqa: ANN401  (torch gives the type no public name)
@@ -353,25 +345,20 @@ def record_cuda_graph(pool: Any, step: Step) -> Step:  # noqa: ANN401  (torch gi
 
     Graphs may share it because none runs beside another, and all that outlives a step lies in buffers made before.
     """
-    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        # Kernels are loaded and workspaces made in a first run, which cannot be recorded.
-        step()
-        if (reason := why_it_waits(step)) is not None:
-            LOG.warning("sampling runs without a CUDA graph, which is slower: the LLM waits for the GPU (%s)", reason)
-    main.wait_stream(side)
-    if reason is not None:
+    step()  # once as it is, because kernels are loaded and workspaces made in a first run
+    if (reason := why_it_waits(step)) is not None:
+        LOG.warning("sampling runs without a CUDA graph, which is slower: the LLM waits for the GPU (%s)", reason)
         return step
     graph = torch.cuda.CUDAGraph()
-    # Only calls of this thread may spoil the recording.
+    # Calls of other threads are no part of the recording and must not spoil it.
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         step()
     return graph.replay
 
 
 def why_it_waits(step: Step) -> str | None:
-    """What makes the host wait for the GPU in a step, as that of some mixtures of experts does; None: nothing."""
+    """What makes the host wait for the GPU in a step, as in some mixtures of experts; None: nothing does."""
+    # Asked before a recording, because one that fails leaves torch's memory of graphs in disorder.
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:

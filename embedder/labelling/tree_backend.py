@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedder.labelling.compute_cost import ModelWork, model_size
+from embedder.labelling.graph_sampling import graph_sampler
 from embedder.labelling.prefix_tree import PackedPrompt, build_tree, check_prompts, predictions, tree_batches
 from embedder.labelling.sampling import Sampling, sample_outputs
 from embedder.labelling.tree_attention import plan_attention
@@ -47,6 +48,8 @@ class TreeBackend:
         threads = torch.get_num_threads() if lm.device.type == "cpu" else 1
         self.lanes = max(1, min(threads, batch_tokens // LANE_TOKENS))
         self._counting = Lock()
+        self.sampler = graph_sampler(lm)
+        """None on a CPU."""
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
@@ -75,7 +78,10 @@ class TreeBackend:
 
     def sample(self, prefixes: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[list[int]]]:
         """Token ids of `num_samples` outputs a prefix, drawn with the seed of the prefix, many prefixes at once."""
-        return sample_outputs(self.lm, prefixes, seeds, sampling, self.batch_tokens)
+        drawn = sample_outputs(self.lm, prefixes, seeds, sampling, self.batch_tokens, self.sampler)
+        if self.sampler is not None:
+            self.sampler.make_room()
+        return drawn
 
     @torch.inference_mode()
     def _score_tree(self, prompts: list[PackedPrompt]) -> list[list[float]]:
