@@ -59,10 +59,16 @@ class LabelBlocks(GroupBlocks):
         lm = load_lm(config.needed_llm, config.paths.cache)
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, *ray.get(pools))
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
-        note_device(config.paths, device_kind(lm.device, lm.model.dtype))
+        self.noted = ""
 
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self.labeller.label(groups, self.fingerprint)
+        labelled = self.labeller.label(groups, self.fingerprint)
+        lm, way = self.labeller.lm, self.labeller.backend.way
+        kind = f"{device_kind(lm.device, lm.model.dtype)}, {way}"
+        if kind != self.noted:  # at first, and when memory was short
+            note_device(self.config.paths, kind)
+            self.noted = kind
+        return labelled
 
     def compute(self, block: Block) -> list[dict[str, Any]]:
         rows = self.read_block(block)
