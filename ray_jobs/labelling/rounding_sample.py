@@ -59,7 +59,7 @@ def score_exactly(config: RunConfig, pools: LabelPools, sample: Sequence[dict[st
             return TOO_LARGE
     try:
         with one_memory_error():
-            lm = load_lm(llm, config.paths.cache, device)
+            lm = load_lm(llm, config.paths.cache, device.type)
             labeller = RewardLabeller(lm, llm, config.label, config.tasks, *pools)
             return compare_rounding(sample, labeller.rescore(sample), config.tasks)
     except torch.OutOfMemoryError:
