@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from embedder.config.run import CHUNKED, FLEX, TreeScorer
 from embedder.labelling import tree_flex
 from embedder.labelling.compute_cost import ModelWork, model_size
+from embedder.labelling.graph_sampling import graph_sampler
 from embedder.labelling.prefix_tree import (
     PackedPrompt,
     PrefixTree,
@@ -65,6 +66,9 @@ class TreeBackend:
         threads = torch.get_num_threads() if lm.device.type == "cpu" else 1
         self.lanes = max(1, min(threads, batch_tokens // LANE_TOKENS))
         self._counting = Lock()
+        # Before the layers are compiled, which it runs as they are written.
+        self.sampler = graph_sampler(lm)
+        """None on a CPU."""
         if scorer == FLEX:
             tree_flex.compile_layers(lm.model)
 
@@ -104,10 +108,13 @@ class TreeBackend:
 
     def sample(self, prefixes: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[list[int]]]:
         """Token ids of `num_samples` outputs a prefix, drawn with the seed of the prefix, many prefixes at once."""
-        # The layers are compiled for trees; for the cache of sampling, which grows, they would be again and again.
+        # The layers are compiled for trees; for the cache of sampling they would be once more.
         plain = torch.compiler.set_stance("force_eager") if self.scorer == FLEX else nullcontext()
         with plain:
-            return sample_outputs(self.lm, prefixes, seeds, sampling, self.batch_tokens)
+            drawn = sample_outputs(self.lm, prefixes, seeds, sampling, self.batch_tokens, self.sampler)
+        if self.sampler is not None:
+            self.sampler.make_room()
+        return drawn
 
     @torch.inference_mode()
     def _score_tree(self, prompts: list[PackedPrompt]) -> list[list[float]]:
