@@ -54,7 +54,7 @@ class LabelConfig(Section):
     on the number of threads."""
     gpus_per_actor: float = Field(default=0, ge=0)
     """GPUs of each actor. 0 labels on the CPU; 0.5 puts two actors on a GPU; 2 or more with `llm.device_map: auto`
-    spreads the LLM over them."""
+    divide the LLM between them."""
     seed: int = 0
     """Seed of the sampling and of the choice of worked examples."""
 

@@ -71,7 +71,7 @@ class LlmConfig(Section):
     """Tokens of a batch; halved when memory runs out. On a CPU more than 2,048 is slower; a GPU wants 16,384 to
     65,536."""
     device_map: Literal["single", "auto"] = "single"
-    """`auto` spreads the layers over all GPUs of an actor, for an LLM that is larger than one of them."""
+    """`auto` divides each layer over all GPUs of an actor, for an LLM that is larger than one of them."""
 
 
 class RunConfig(Section):
@@ -183,6 +183,14 @@ class RunConfig(Section):
         """Refuse sections that are right each by itself and wrong together."""
         if self.label.teacher == "reranker" and self.reranker is None:
             raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
+        for name, gpus in (("label", self.label.gpus_per_actor), ("evaluate", self.evaluate.gpus_per_actor)):
+            if gpus > 1 and gpus % 1:
+                raise ValueError(f"{name}.gpus_per_actor is {gpus:g}; give a whole number, or a share of one GPU")
+            if gpus > 1 and self.llm and self.llm.device_map == "single":
+                raise ValueError(
+                    f"{name}.gpus_per_actor is {gpus:g}, but with llm.device_map 'single' an actor uses one GPU; set "
+                    f"llm.device_map: auto to divide the LLM over them, or raise {name}.num_actors"
+                )
         seen: set[str] = set()
         for source in self.prepare.sources if self.prepare else []:
             if source.task not in self.tasks:

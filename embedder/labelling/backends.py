@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedConfig
 from embedder.config.run import LlmConfig
 from embedder.errors import ConfigError
 from embedder.labelling.compute_cost import ModelWork
+from embedder.labelling.divided_backend import DividedBackend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
@@ -32,8 +34,9 @@ class LlmBackend(Protocol):
     """Scores and samples with one LLM."""
 
     lm: CausalLm
-    work: ModelWork
-    """What scoring took so far; sampling is not counted."""
+    @property
+    def work(self) -> ModelWork:
+        """What scoring took so far; sampling is not counted."""
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
@@ -59,7 +62,12 @@ def choose_backend(lm: CausalLm, config: LlmConfig, max_output_tokens: int) -> L
             f"llm.max_prefix_tokens {config.max_prefix_tokens} and outputs of {max_output_tokens} tokens need "
             f"{longest} positions, but llm.model {config.model!r} has {known}; lower llm.max_prefix_tokens"
         )
-    return try_tree(lm, config.batch_tokens, longest) or SequentialBackend(lm)
+    choose = partial(_tree_or_sequential, batch_tokens=config.batch_tokens, longest=longest)
+    return choose(lm) if lm.followers is None else DividedBackend(lm, lm.followers, choose)
+
+
+def _tree_or_sequential(lm: CausalLm, batch_tokens: int, longest: int) -> TreeBackend | SequentialBackend:
+    return try_tree(lm, batch_tokens, longest) or SequentialBackend(lm)
 
 
 def try_tree(lm: CausalLm, batch_tokens: int, longest: int) -> TreeBackend | None:

@@ -44,7 +44,8 @@ class TreeBackend:
         self.batch_tokens = batch_tokens
         self.head = OutputHead(lm.model.get_output_embeddings())
         self.work = ModelWork(model_size(lm.model))
-        threads = torch.get_num_threads() if lm.device.type == "cpu" else 1
+        # The processes of a divided LLM wait for each other in one order, which threads would mix up.
+        threads = torch.get_num_threads() if lm.device.type == "cpu" and lm.followers is None else 1
         self.lanes = max(1, min(threads, batch_tokens // LANE_TOKENS))
         self._counting = Lock()
 
@@ -89,8 +90,7 @@ class TreeBackend:
             use_cache=False,
         ).last_hidden_state[0]
         asked = predictions(tree)
-        # With `device_map: auto` layers lie on several devices, so states go to that of the output layer.
-        state_PD = state_TD[torch.tensor(asked.tokens, device=state_TD.device)].to(self.head.weight.device)
+        state_PD = state_TD[torch.tensor(asked.tokens, device=state_TD.device)]
         edge_E = torch.tensor(asked.edges, device=state_PD.device)
         target_E = torch.tensor(asked.edge_tokens, device=state_PD.device)
         likelihood_E = self.head.logits(state_PD[edge_E], target_E) - self.head.log_normalisers(state_PD)[edge_E]

@@ -309,9 +309,11 @@ def load_network(
     config: PreTrainedConfig,
     *,
     dtype: torch.dtype = torch.float32,
-    device_map: str | None = None,
+    **where: Any,  # noqa: ANN401
 ) -> PreTrainedModel:
     """The weights of a model folder in its architecture, in evaluation mode; `config` is from `check_loadable`.
+
+    `where` is a `device_map` or a `distributed_config`, as `from_pretrained` takes them.
 
     Raises:
         ModelError: the weights cannot be read, or do not fit.
@@ -324,9 +326,9 @@ def load_network(
             trust_remote_code=False,
             use_safetensors=True,
             dtype=dtype,
-            device_map=device_map,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **where,
         )
     _judge(kind, model, told, folder)
     loaded: PreTrainedModel = model.eval()
