@@ -68,7 +68,8 @@ def compare_encoders(
             pooling = None if read_folder(model).pooling else config.encoder.pooling
             folder = FolderRetriever(name=retriever.name, model=model, pooling=pooling)
             encoder, tasks = folder_encoder(folder, config.encoder, config.tasks)
-        measure_encoder(retriever.name, load_inference_encoder(encoder), tasks, sets, settings)
+        loaded = load_inference_encoder(encoder, resolve_device(config.encoder.gpus_per_actor))
+        measure_encoder(retriever.name, loaded, tasks, sets, settings)
     if settings.asks:
         ask_llm(sets, llm_judge(config, settings), settings, config.paths.mounted / "evaluation")
     return [dataset.measured for dataset in sets]
