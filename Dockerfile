@@ -30,7 +30,11 @@ COPY --chown=1000:100 serve serve
 COPY --chown=1000:100 configs configs
 # Versions are pinned in pyproject.toml.
 RUN python -m pip install --no-cache-dir -e ".[${DEVICE}]"
+# Without either the LLM scores at half the speed (docs/labelling.md): Triton comes with torch, gcc with the base image.
+RUN if [ "${DEVICE}" = gpu ]; then gcc --version && python -c "import triton"; fi
 
+# Kernels that were compiled are kept where the image may write.
+ENV TRITON_CACHE_DIR=/tmp/triton
 # A Ray that is started in the image without a token refuses to.
 ENV RAY_AUTH_MODE=token
 # Ray's proxies refuse early under overload (docs/serving.md, "The door in the proxy").

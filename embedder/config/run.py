@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,13 @@ S = TypeVar("S", bound=Section)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Pattern of a task's name; files are named after it."""
+
+FLEX: Final = "flex"
+CHUNKED: Final = "chunked tree"
+SEQUENTIAL: Final = "one sequence at a time"
+TreeScorer = Literal["flex", "chunked tree"]
+Scorer = Literal["flex", "chunked tree", "one sequence at a time"]
+"""Ways in which the LLM scores outputs. The first two read what prompts have in common once."""
 
 
 class EncoderConfig(Section):
@@ -72,6 +79,10 @@ class LlmConfig(Section):
     65,536."""
     device_map: Literal["single", "auto"] = "single"
     """`auto` divides each layer over all GPUs of an actor, for an LLM that is larger than one of them."""
+    scorer: Literal["auto", "flex", "chunked tree", "one sequence at a time"] = "auto"
+    """How the LLM scores outputs. `auto`: by `flex` attention in bfloat16 on a GPU with a compiler, else as a `chunked
+    tree`; `one sequence at a time` where the LLM has windows shorter than the prompts, or on a CPU fails the trial at the
+    start. On a GPU, and for a scorer that is named, a trial that fails is an error. Scorers differ in last digits."""
 
 
 class RunConfig(Section):

@@ -10,12 +10,14 @@ divided_backend.py     an LLM that several GPUs share: what one process is asked
 tree_backend.py        the fast way: each shared prefix is computed once
 sequential_backend.py  the slow way, right for every causal language model
 prefix_tree.py         prompts that begin alike, as one tree of tokens
-tree_attention.py      attention over such a tree
+tree_attention.py      attention over such a tree, in chunks
+tree_flex.py           the same as an interval test, by flex attention
 sampling.py            seeded outputs of the LLM, drawn for many prompts at once
 corpus_outputs.py      outputs of other queries, among which one is ranked
 compute_cost.py        tokens and operations that an LLM had to compute
 rewards.py             the rank reward and others, from log-likelihoods alone; their temperature
 export.py              writes labels as the reference's files
+rounding.py            what bfloat16 changes of rank rewards
 label_statistics.py    counts how much signal the labels carry
 label_report.py        the page and the pictures of these counts
 """

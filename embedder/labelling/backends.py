@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedConfig
 
-from embedder.config.run import LlmConfig
-from embedder.errors import ConfigError
+from embedder.config.run import CHUNKED, FLEX, SEQUENTIAL, LlmConfig, Scorer, TreeScorer
+from embedder.errors import ConfigError, ModelError
 from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.divided_backend import DividedBackend
 from embedder.labelling.prefix_tree import PackedPrompt
@@ -19,6 +19,7 @@ from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
 from embedder.labelling.tree_attention import ATTENTION
 from embedder.labelling.tree_backend import TreeBackend
+from embedder.labelling.tree_flex import lacking_compiler
 from embedder.models.causal_lm import CausalLm
 
 LOG = logging.getLogger(__name__)
@@ -34,9 +35,14 @@ class LlmBackend(Protocol):
     """Scores and samples with one LLM."""
 
     lm: CausalLm
+
     @property
     def work(self) -> ModelWork:
         """What scoring took so far; sampling is not counted."""
+
+    @property
+    def scorer(self) -> Scorer:
+        """How outputs are scored, on which the last digits depend."""
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
@@ -50,10 +56,11 @@ class LlmBackend(Protocol):
 
 
 def choose_backend(lm: CausalLm, config: LlmConfig, max_output_tokens: int) -> LlmBackend:
-    """The fastest backend that is right for an LLM and prompts of this length.
+    """The backend that the run file names, or the fastest one that is right for an LLM and prompts of this length.
 
     Raises:
         ConfigError: the LLM has too few positions for the prompts.
+        ModelError: a scorer that is named, or the one for a GPU, is not right for the LLM.
     """
     longest = config.max_prefix_tokens + max_output_tokens
     known = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
@@ -62,45 +69,76 @@ def choose_backend(lm: CausalLm, config: LlmConfig, max_output_tokens: int) -> L
             f"llm.max_prefix_tokens {config.max_prefix_tokens} and outputs of {max_output_tokens} tokens need "
             f"{longest} positions, but llm.model {config.model!r} has {known}; lower llm.max_prefix_tokens"
         )
-    choose = partial(_tree_or_sequential, batch_tokens=config.batch_tokens, longest=longest)
-    return choose(lm) if lm.followers is None else DividedBackend(lm, lm.followers, choose)
+    choose = partial(_chosen, config=config, longest=longest)
+    backend = choose(lm) if lm.followers is None else DividedBackend(lm, lm.followers, choose)
+    LOG.info("outputs are scored by: %s", backend.scorer)
+    return backend
 
 
-def _tree_or_sequential(lm: CausalLm, batch_tokens: int, longest: int) -> TreeBackend | SequentialBackend:
-    return try_tree(lm, batch_tokens, longest) or SequentialBackend(lm)
-
-
-def try_tree(lm: CausalLm, batch_tokens: int, longest: int) -> TreeBackend | None:
-    """The tree backend if it is right for this LLM and `longest` tokens; else None, and the log says why.
-
-    No name of a model tells whether its attention can be replaced, whether it scales its logits or whether it sees
-    only a window. So a few short prompts are scored in both ways; if they disagree, the tree is not used.
-    """
+def _chosen(lm: CausalLm, config: LlmConfig, longest: int) -> TreeBackend | SequentialBackend:
+    named = config.scorer != "auto"
+    scorer = best_scorer(lm) if config.scorer == "auto" else config.scorer
+    if scorer == SEQUENTIAL:
+        return SequentialBackend(lm)
     reach = full_attention_length(lm.model.config.get_text_config())
     # A window longer than the trial's prompts would pass the trial, so it is looked up first.
     if reach is not None and reach < longest:
-        LOG.warning("the LLM treats texts of more than %d tokens otherwise: outputs are scored one by one", reach)
-        return None
+        reason = f"the LLM treats texts of more than {reach} tokens otherwise"
+    else:
+        tried = try_tree(lm, config.batch_tokens, scorer)
+        if isinstance(tried, TreeBackend):
+            return tried
+        reason = tried
+        # Ten times slower would be no fall-back for a GPU but a bill: what fails there is told.
+        named = named or lm.device.type == "cuda"
+    if named:
+        raise ModelError(
+            f"llm.model {config.model!r} cannot be scored by {scorer!r} on {lm.device.type}: {reason}; set llm.scorer "
+            f"to {SEQUENTIAL!r}, which is about ten times slower" + (f", or to {CHUNKED!r}" if scorer == FLEX else "")
+        )
+    LOG.warning("%s: outputs are scored one by one", reason)
+    return SequentialBackend(lm)
+
+
+def best_scorer(lm: CausalLm) -> TreeScorer:
+    """The fastest way to read trees on the LLM's device."""
+    # Half precision alone has fast kernels there.
+    if lm.device.type != "cuda" or lm.model.dtype == torch.float32:
+        return CHUNKED
+    if lacking := lacking_compiler():
+        LOG.warning("%s is missing, so that outputs are scored by %r, about half as fast", lacking, CHUNKED)
+        return CHUNKED
+    return FLEX
+
+
+def try_tree(lm: CausalLm, batch_tokens: int, scorer: TreeScorer) -> TreeBackend | str:
+    """The tree backend if it is right for this LLM; else why it is not.
+
+    No name of a model tells whether its attention can be replaced or whether it scales its logits. So a few short
+    prompts are scored in both ways; if they disagree, the tree is not used.
+    """
+    # A row of several blocks, or else the trial would say little of how blocks are passed over.
+    trial = [*TRIAL, *LONG_TRIAL] if scorer == FLEX else TRIAL
     # The expected scores must come from the model's own attention, so before it is replaced.
-    expected = SequentialBackend(lm).score(TRIAL)
+    expected = SequentialBackend(lm).score(trial)
     before = lm.model.config._attn_implementation
     try:
         lm.model.set_attn_implementation(ATTENTION)
-        tree = TreeBackend(lm, batch_tokens)
-        apart = _mean_difference(tree.score(TRIAL), expected)
+        tree = TreeBackend(lm, batch_tokens, scorer)
+        apart = _mean_difference(tree.score(trial), expected)
         tree.sample([prompt.prefix for prompt in TRIAL], [0, 1], Sampling(2, 3, 1.0, 50))
     except torch.OutOfMemoryError:
         raise  # a RuntimeError, but one that says nothing about the model
     except (ValueError, TypeError, AttributeError, LookupError, AssertionError, RuntimeError) as error:
-        LOG.warning("the LLM's attention cannot share prefixes (%s): outputs are scored one by one", error)
+        reason = f"the LLM's attention cannot share prefixes ({str(error).partition(chr(10))[0]})"
     else:
         # The comparison is false for NaN, so a model whose scores are no numbers fails the trial.
         if apart <= TOLERANCE.get(lm.model.dtype, 0.2):
             tree.work = ModelWork(tree.work.size)  # the trial is no work that counts
             return tree
-        LOG.warning("with shared prefixes scores differ by %.3g nats: outputs are scored one by one", apart)
+        reason = f"with shared prefixes scores differ by {apart:.3g} nats"
     lm.model.set_attn_implementation(before)
-    return None
+    return reason
 
 
 def full_attention_length(config: PreTrainedConfig) -> int | None:
@@ -123,6 +161,8 @@ TRIAL = [
     PackedPrompt([5, 6, 7, 20, 21], [[22, 12, 9, 10, 5, 18], [23, 24, 25, 26, 8, 13, 7]]),
 ]
 """Two prompts that begin alike, with outputs that do too; any vocabulary has these token ids."""
+LONG_TRIAL = [PackedPrompt([5, 6, 7, first, *range(26, 6, -1)], [[first, 12, 9], [8, first, 25]]) for first in range(9, 25)]
+"""Sixteen prompts that fill several blocks of a row."""
 
 
 def _mean_difference(first: list[list[float]], second: list[list[float]]) -> float:

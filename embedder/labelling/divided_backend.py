@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from embedder.config.run import Scorer
 from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
@@ -21,6 +22,11 @@ class DividedBackend:
     def __init__(self, lm: CausalLm, followers: Followers, choose: Callable[[CausalLm], OwnBackend]) -> None:
         self.lm, self._followers = lm, followers
         self._number, self.worker = followers.begin(choose, lm)
+
+    @property
+    def scorer(self) -> Scorer:
+        """How outputs are scored."""
+        return self.worker.scorer
 
     @property
     def work(self) -> ModelWork:

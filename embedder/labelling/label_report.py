@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +17,7 @@ from embedder.labelling.label_statistics import (
     TaskStatistics,
     bins_a_bar,
 )
+from embedder.labelling.rounding import Rounding, rounding_numbers
 from embedder.reporting.html import printable, render
 from embedder.reporting.plots import PlotColors, light_and_dark, png, style_axes
 from embedder.storage.json_file import write_json
@@ -31,7 +32,14 @@ REWARD_UNITS = {
 """Axis labels by kind of reward; others are on the scale of their teacher."""
 
 
-def write_report(tasks: Mapping[str, TaskStatistics], cost: LabelCost | None, folder: AnyPath, run: str) -> AnyPath:
+def write_report(
+    tasks: Mapping[str, TaskStatistics],
+    cost: LabelCost | None,
+    folder: AnyPath,
+    run: str,
+    devices: Sequence[str] = (),
+    rounding: Rounding | str | None = None,
+) -> AnyPath:
     """Write `labelling.json` and `labelling.html` into a folder, each as a whole.
 
     Args:
@@ -39,24 +47,35 @@ def write_report(tasks: Mapping[str, TaskStatistics], cost: LabelCost | None, fo
         cost: Cost of this run; None where nothing was labelled by it.
         folder: Made where it is missing.
         run: Name in the heading.
+        devices: Kinds of device, number format and scorer that made the log-likelihoods.
+        rounding: What bfloat16 changed of the rewards, or why that is not known; None where nothing was measured.
 
     Returns:
         The path of the page.
     """
     # A task's name comes from a table that others may have written: with a lone surrogate it would be no UTF-8.
     numbers = {printable(name): task.numbers() for name, task in sorted(tasks.items())}
-    write_json({"cost": cost.numbers() if cost else None, "tasks": numbers}, folder / "labelling.json")
+    made = {"cost": cost.numbers() if cost else None, "devices": list(devices), "rounding": rounding_numbers(rounding)}
+    write_json({**made, "tasks": numbers}, folder / "labelling.json")
     path = folder / "labelling.html"
     with replacing(path) as file:
-        file.write(page(tasks, cost, run).encode())
+        file.write(page(tasks, cost, run, devices, rounding).encode())
     return path
 
 
-def page(tasks: Mapping[str, TaskStatistics], cost: LabelCost | None, run: str) -> str:
+def page(
+    tasks: Mapping[str, TaskStatistics],
+    cost: LabelCost | None,
+    run: str,
+    devices: Sequence[str] = (),
+    rounding: Rounding | str | None = None,
+) -> str:
     """The report as one HTML page; all texts are escaped and the page loads nothing."""
     tasks = dict(sorted(tasks.items()))
     pictures = {name: light_and_dark(draw_task, task) for name, task in tasks.items() if task.counts["rewarded"]}
-    return render("labelling.html", run=run, cost=cost, tasks=tasks, pictures=pictures)
+    changed = rounding.line() if isinstance(rounding, Rounding) else rounding
+    made = {"cost": cost, "devices": devices, "rounding": changed}
+    return render("labelling.html", run=run, **made, tasks=tasks, pictures=pictures)
 
 
 def draw_task(task: TaskStatistics, colors: PlotColors) -> bytes:

@@ -69,6 +69,16 @@ class RewardLabeller:
                     group.row["error"] = reason
         return labelled
 
+    def rescore(self, rows: Sequence[Group]) -> list[list[list[float]]]:
+        """The log-likelihoods of scored groups anew: of the outputs without a candidate, then with each."""
+        prompts = []
+        for row in rows:
+            builder = self._builder(row["task"])
+            prefixes = self._prefixes(builder, self.tasks[row["task"]], row)
+            prompts.append([builder.pack(prefix, row["query"], row["outputs"]) for prefix in prefixes])
+        scores = iter(self.backend.score([prompt for packed in prompts for prompt in packed]))
+        return [[next(scores) for _ in packed] for packed in prompts]
+
     def _builder(self, task: str) -> PromptBuilder:
         # Kept, because it finds out only once how the LLM's tokenizer divides the template.
         if task not in self._builders:
@@ -82,10 +92,7 @@ class RewardLabeller:
             row["error"] = "the desired output has no token"
         if row["error"] is not None:
             return None
-        pool = self.shot_pools.get(row["dataset"], [])
-        shots = choose_shots(pool, row["query"], spec.shots, self.label_config.seed)
-        choices: list[list[str]] = [[], *([text] for text in row["candidate_texts"])]
-        prefixes = [builder.prefix(row["query"], passages, shots) for passages in choices]
+        prefixes = self._prefixes(builder, spec, row)
         if prefixes[0].query_cut or not prefixes[0].ids:
             row["error"] = f"the query has no token, or needs more than the {builder.max_prefix_tokens} of a prefix"
             return None
@@ -95,6 +102,13 @@ class RewardLabeller:
             return None
         row["truncated"] = sum(prefix.passage_cut for prefix in prefixes)
         return _Prompted(row, prefixes)
+
+    def _prefixes(self, builder: PromptBuilder, spec: TaskSpec, row: Group) -> list[Prefix]:
+        """What the LLM reads before an output: without a candidate first, then with each."""
+        pool = self.shot_pools.get(row["dataset"], [])
+        shots = choose_shots(pool, row["query"], spec.shots, self.label_config.seed)
+        choices: list[list[str]] = [[], *([text] for text in row["candidate_texts"])]
+        return [builder.prefix(row["query"], passages, shots) for passages in choices]
 
     def _outputs(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> list[list[str]]:
         """For each group the desired output, and for rank rewards its distinct rivals: sampled ones, then others'."""

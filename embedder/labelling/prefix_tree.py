@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK_NODES = 64
-"""Tokens that attend together: enough for a matrix product, few enough that not most of it is masked."""
+"""Tokens that attend together on a CPU: enough for a matrix product, few enough that not most of it is masked."""
 LEAST_BATCH = 256
 """Tokens below which a batch is not cut only to give every lane one."""
 
@@ -71,12 +71,12 @@ class OutputTrie:
     paths: list[list[int]]
     """The edges of each output."""
 
-    def chunks(self) -> list[tuple[int, int]]:
-        """Ranges of nodes that do not see each other: whole branches, together about `CHUNK_NODES` long."""
+    def chunks(self, size: int = CHUNK_NODES) -> list[tuple[int, int]]:
+        """Ranges of nodes that do not see each other: whole branches, together about `size` long."""
         # A branch from the root is never cut, because all of its nodes see its first one.
         cuts, node = [0], 0
         while node < len(self.subtree_ends):
-            if self.subtree_ends[node] - cuts[-1] > CHUNK_NODES and node > cuts[-1]:
+            if self.subtree_ends[node] - cuts[-1] > size and node > cuts[-1]:
                 cuts.append(node)
             node = self.subtree_ends[node]
         return list(zip(cuts, [*cuts[1:], len(self.tokens)], strict=True)) if self.tokens else []
@@ -161,9 +161,11 @@ class PrefixTree:
     """For each prompt the trie of its outputs."""
     trie_starts: list[int]
     """For each prompt the index of its trie's first token."""
+    chunk_nodes: int = CHUNK_NODES
+    """Tokens of a span: so many of a prefix, about so many of a trie."""
 
 
-def build_tree(prompts: Sequence[PackedPrompt]) -> PrefixTree:
+def build_tree(prompts: Sequence[PackedPrompt], chunk_nodes: int = CHUNK_NODES) -> PrefixTree:
     """The tree of some prompts; prompts with the same outputs share the description of their trie."""
     # Sharing it is what lets the attention share the masks: a query's candidates are scored with the same outputs.
     known: dict[tuple[tuple[int, ...], ...], OutputTrie] = {}
@@ -171,7 +173,7 @@ def build_tree(prompts: Sequence[PackedPrompt]) -> PrefixTree:
     for prompt in prompts:
         key = tuple(map(tuple, prompt.outputs))
         tries.append(known[key] if key in known else known.setdefault(key, build_output_trie(prompt.outputs)))
-    tree = PrefixTree([], [], [], [0] * len(prompts), tries, [0] * len(prompts))
+    tree = PrefixTree([], [], [], [0] * len(prompts), tries, [0] * len(prompts), chunk_nodes)
     owners = sorted(range(len(prompts)), key=lambda i: prompts[i].prefix)
     _grow_prefixes([prompts[i].prefix for i in owners], owners, tree)
     return tree
@@ -194,9 +196,9 @@ def _grow_prefixes(prefixes: list[list[int]], owners: list[int], tree: PrefixTre
             tree.tokens.extend(prefix[depth:shared])
             tree.positions.extend(range(depth, shared))
             stop = start + shared - depth
-            for first in range(start, stop, CHUNK_NODES):
+            for first in range(start, stop, tree.chunk_nodes):
                 sees = join_ranges([*above, (start, first)]) if first > start else above
-                tree.spans.append(Span(first, min(first + CHUNK_NODES, stop), sees))
+                tree.spans.append(Span(first, min(first + tree.chunk_nodes, stop), sees))
             above = join_ranges([*above, (start, stop)])
         going_on: dict[int, list[int]] = {}
         for i in members:
@@ -217,7 +219,8 @@ def _attach_outputs(owner: int, depth: int, above: list[tuple[int, int]], tree: 
     tree.tokens.extend(trie.tokens)
     # Outputs side by side all begin at the position after the prefix, as if each stood there alone.
     tree.positions.extend(depth + below for below in trie.depths)
-    tree.spans.extend(Span(start + first, start + last, above, trie, (first, last)) for first, last in trie.chunks())
+    chunks = trie.chunks(tree.chunk_nodes)
+    tree.spans.extend(Span(start + first, start + last, above, trie, (first, last)) for first, last in chunks)
 
 
 @dataclass(frozen=True)
@@ -274,9 +277,7 @@ def tree_batches(prompts: Sequence[PackedPrompt], batch_tokens: int, lanes: int 
     Depends on the prompts alone, not on their order.
     """
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i].prefix, prompts[i].outputs))
-    ranked = [prompts[i] for i in order]
-    whole = [len(prompt.prefix) + sum(len(output) - 1 for output in prompt.outputs) for prompt in ranked]
-    shared = [common_length(before.prefix, after.prefix) for before, after in pairwise(ranked)]
+    whole, shared = _whole_and_shared([prompts[i] for i in order])
     fewest = len(_batch_starts(whole, shared, batch_tokens))
     wanted = min(-(-fewest // lanes) * lanes, max(fewest, (sum(whole) - sum(shared)) // LEAST_BATCH))
     # The least limit that gives so many batches makes them of one size: the largest is as small as it can be.
@@ -284,6 +285,18 @@ def tree_batches(prompts: Sequence[PackedPrompt], batch_tokens: int, lanes: int 
     limit = limits[bisect_left(limits, True, key=lambda each: len(_batch_starts(whole, shared, each)) <= wanted)]
     starts = _batch_starts(whole, shared, limit)
     return [order[start:stop] for start, stop in pairwise([*starts, len(order)])]
+
+
+def tree_tokens(prompts: Sequence[PackedPrompt]) -> int:
+    """Tokens that `tree_batches` counts for the tree of some prompts; outputs that begin alike make it smaller."""
+    whole, shared = _whole_and_shared(sorted(prompts, key=lambda prompt: (prompt.prefix, prompt.outputs)))
+    return sum(whole) - sum(shared)
+
+
+def _whole_and_shared(ranked: Sequence[PackedPrompt]) -> tuple[list[int], list[int]]:
+    """The tokens of each of sorted prompts, and those of each but the first that are also in the one before."""
+    whole = [len(prompt.prefix) + sum(len(output) - 1 for output in prompt.outputs) for prompt in ranked]
+    return whole, [common_length(before.prefix, after.prefix) for before, after in pairwise(ranked)]
 
 
 def _batch_starts(whole: list[int], shared: list[int], limit: int) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from embedder.config.run import SEQUENTIAL, Scorer
 from embedder.labelling.compute_cost import ModelWork, model_size
 from embedder.labelling.prefix_tree import PackedPrompt, check_prompts
 from embedder.labelling.sampling import Sampling, draw, uniform_numbers
@@ -21,6 +22,8 @@ from embedder.models.memory import one_memory_error
 
 class SequentialBackend:
     """Scores one output at a time, and samples for one prefix at a time, with the model's own attention and cache."""
+
+    scorer: Scorer = SEQUENTIAL
 
     def __init__(self, lm: CausalLm) -> None:
         self.lm = lm

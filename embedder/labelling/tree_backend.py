@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from threading import Lock
 from typing import TypeVar
@@ -15,12 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedder.config.run import CHUNKED, FLEX, TreeScorer
+from embedder.labelling import tree_flex
 from embedder.labelling.compute_cost import ModelWork, model_size
-from embedder.labelling.prefix_tree import PackedPrompt, build_tree, check_prompts, predictions, tree_batches
+from embedder.labelling.prefix_tree import (
+    PackedPrompt,
+    PrefixTree,
+    build_tree,
+    check_prompts,
+    predictions,
+    tree_batches,
+    tree_tokens,
+)
 from embedder.labelling.sampling import Sampling, sample_outputs
-from embedder.labelling.tree_attention import plan_attention
+from embedder.labelling.tree_attention import ChunkLayout, cuda_layout, plan_attention
+from embedder.labelling.tree_flex import sent
 from embedder.models.causal_lm import CausalLm
-from embedder.models.memory import halving_on_memory_error
+from embedder.models.memory import BatchLimit, halving_on_memory_error
 from embedder.models.onednn import PackedLinear, pack_weight, packed_linear
 
 Item = TypeVar("Item")
@@ -39,21 +51,29 @@ class TreeBackend:
     tree would wait for each other some thousand times a second.
     """
 
-    def __init__(self, lm: CausalLm, batch_tokens: int) -> None:
+    def __init__(
+        self, lm: CausalLm, batch_tokens: int, scorer: TreeScorer = CHUNKED, layout: ChunkLayout | None = None
+    ) -> None:
+        """`layout` is that of the chunked form; by default the one for the LLM's device."""
         self.lm = lm
         self.batch_tokens = batch_tokens
+        self.scorer = scorer
+        self.layout = layout or chunk_layout(lm)
         self.head = OutputHead(lm.model.get_output_embeddings())
         self.work = ModelWork(model_size(lm.model))
+        self.limit = BatchLimit("scoring")
         # The processes of a divided LLM wait for each other in one order, which threads would mix up.
         threads = torch.get_num_threads() if lm.device.type == "cpu" and lm.followers is None else 1
         self.lanes = max(1, min(threads, batch_tokens // LANE_TOKENS))
         self._counting = Lock()
+        if scorer == FLEX:
+            tree_flex.compile_layers(lm.model)
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
 
         Depends on the set of prompts alone, not on their order. A tree that runs out of memory is halved until it
-        holds one prompt.
+        holds one prompt, and later trees are no larger than what fitted.
 
         Raises:
             ValueError: a prefix or output has no token.
@@ -64,8 +84,11 @@ class TreeBackend:
         distinct = dict(zip(keys, prompts, strict=True))
         distinct_keys, distinct_prompts = list(distinct), list(distinct.values())
         # The lanes are at work at the same time, so they share the tokens that memory allows.
-        batches = tree_batches(distinct_prompts, self.batch_tokens // self.lanes, self.lanes)
-        score_batch = partial(halving_on_memory_error, self._score_tree)
+        most = self.batch_tokens // self.lanes
+        if self.limit.most is not None:
+            most = min(most, self.limit.most)
+        batches = tree_batches(distinct_prompts, most, self.lanes)
+        score_batch = partial(halving_on_memory_error, self._score_tree, limit=self.limit, size=tree_tokens)
         scored = in_lanes(score_batch, [[distinct_prompts[i] for i in batch] for batch in batches], self.lanes)
         scores = {
             distinct_keys[i]: row
@@ -76,23 +99,19 @@ class TreeBackend:
 
     def sample(self, prefixes: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[list[int]]]:
         """Token ids of `num_samples` outputs a prefix, drawn with the seed of the prefix, many prefixes at once."""
-        return sample_outputs(self.lm, prefixes, seeds, sampling, self.batch_tokens)
+        # The layers are compiled for trees; for the cache of sampling, which grows, they would be again and again.
+        plain = torch.compiler.set_stance("force_eager") if self.scorer == FLEX else nullcontext()
+        with plain:
+            return sample_outputs(self.lm, prefixes, seeds, sampling, self.batch_tokens)
 
     @torch.inference_mode()
     def _score_tree(self, prompts: list[PackedPrompt]) -> list[list[float]]:
-        tree, device = build_tree(prompts), self.lm.device
-        state_TD = self.lm.model.base_model(
-            input_ids=torch.tensor([tree.tokens], device=device),
-            position_ids=torch.tensor([tree.positions], device=device),
-            # A mask of four dimensions is passed on as it is; otherwise the model builds a causal one of T x T.
-            attention_mask=torch.zeros((1, 1, 1, 1), device=device),
-            tree_plan=plan_attention(tree, self.lm.model.dtype, device),
-            use_cache=False,
-        ).last_hidden_state[0]
+        tree = build_tree(prompts, self.layout.nodes)
+        state_TD = self._read(tree)
         asked = predictions(tree)
-        state_PD = state_TD[torch.tensor(asked.tokens, device=state_TD.device)]
-        edge_E = torch.tensor(asked.edges, device=state_PD.device)
-        target_E = torch.tensor(asked.edge_tokens, device=state_PD.device)
+        device = state_TD.device
+        state_PD = state_TD[sent(asked.tokens, device)]
+        edge_E, target_E = sent(asked.edges, device), sent(asked.edge_tokens, device)
         likelihood_E = self.head.logits(state_PD[edge_E], target_E) - self.head.log_normalisers(state_PD)[edge_E]
         with self._counting:  # `+=` of two lanes could lose one of the sums
             # A token at position p sees p tokens before it and itself.
@@ -102,6 +121,30 @@ class TreeBackend:
             [float(values[path[first:]].mean()) for path, first in zip(paths, prompt.first_scored, strict=True)]
             for paths, prompt in zip(asked.paths, prompts, strict=True)
         ]
+
+    def _read(self, tree: PrefixTree) -> Tensor:
+        """The last hidden state of each token of a tree, (T, D)."""
+        model, device = self.lm.model, self.lm.device
+        if self.scorer == FLEX:
+            return tree_flex.read_tree(model, tree, device)
+        states: Tensor = model.base_model(
+            input_ids=sent([tree.tokens], device),
+            position_ids=sent([tree.positions], device),
+            # A mask of four dimensions is passed on as it is; otherwise the model builds a causal one of T x T.
+            attention_mask=torch.zeros((1, 1, 1, 1), device=device),
+            tree_plan=plan_attention(tree, model.dtype, device, self.layout),
+            use_cache=False,
+        ).last_hidden_state
+        return states[0]
+
+
+def chunk_layout(lm: CausalLm) -> ChunkLayout:
+    """How the chunked form suits the device of an LLM."""
+    if lm.device.type != "cuda":
+        return ChunkLayout()
+    config = lm.model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    return cuda_layout(heads // (getattr(config, "num_key_value_heads", None) or heads))
 
 
 class OutputHead:
@@ -116,7 +159,9 @@ class OutputHead:
         # Packed weights cannot be sliced, so each slice of the plain weight is packed by itself.
         self._slices = [pack_weight(part) if packs else part for part in weight.split(VOCABULARY_SLICE)]
         self._biases = [None] * len(self._slices) if bias is None else list(bias.split(VOCABULARY_SLICE))
-        self._linear = packed_linear if packs else F.linear
+        # On a CPU this product is not to be had.
+        wide = weight.device.type == "cuda" and weight.dtype in {torch.bfloat16, torch.float16}
+        self._linear = packed_linear if packs else wide_linear if wide else F.linear
 
     def log_normalisers(self, state_PD: Tensor) -> Tensor:
         """log of the sum of exponentials over the vocabulary, (P,) in float64."""
@@ -132,6 +177,12 @@ class OutputHead:
         # The slices' logits are not kept, so those of the targets are computed again: E products of two vectors.
         products_E = (state_ED.float() * self.weight[token_E].float()).sum(-1).double()
         return products_E if self.bias is None else products_E + self.bias[token_E].double()
+
+
+def wide_linear(state: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer whose results are not rounded to the narrow format of its inputs, but float32."""
+    product = torch.mm(state, weight.t(), out_dtype=torch.float32)
+    return product if bias is None else product + bias
 
 
 def in_lanes(function: Callable[[Item], Result], items: Sequence[Item], lanes: int) -> list[Result]:

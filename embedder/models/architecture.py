@@ -15,8 +15,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from embedder.errors import ModelError
 from embedder.models.loader import one_model_error, read_config
-from embedder.models.locate import CONFIG, quantisation
-from embedder.models.weight_files import read_object
+from embedder.models.locate import folder_quantisation
 
 SHARED_PACKED = {"fp8"}
 """Ways of quantisation whose layers transformers can divide."""
@@ -39,7 +38,7 @@ def check_division(folder: Path, gpus: int) -> None:
     Raises:
         ModelError: its weights are packed, transformers has no plan for it, or its heads cannot be shared evenly.
     """
-    method, config = quantisation(read_object(folder / CONFIG)), read_config(folder)
+    method, config = folder_quantisation(folder), read_config(folder)
     if method not in {None, *SHARED_PACKED}:
         raise ModelError(
             f"model folder {folder}: its weights are quantised by {method}, and such an LLM is for one GPU; set "

@@ -221,6 +221,11 @@ def quantisation(config: dict[str, Any]) -> str | None:
     return str(settings.get("quant_method") or old)
 
 
+def folder_quantisation(folder: Path) -> str | None:
+    """How the weights of a model folder are quantised; None: they are not, or in a GGUF file, which is expanded."""
+    return None if gguf_file(folder) is not None else quantisation(read_object(folder / CONFIG))
+
+
 def gguf_file(folder: Path) -> Path | None:
     """The folder's GGUF file if that is the only form its weights have."""
     files = sorted(folder.glob("*.gguf"))
@@ -233,7 +238,7 @@ def check_runnable(folder: Path, gpus: float) -> None:
     Raises:
         ModelError: the folder holds such weights, and no GPU was asked for.
     """
-    method = None if gguf_file(folder) is not None else quantisation(read_object(folder / CONFIG))
+    method = folder_quantisation(folder)
     if method in FOR_GPUS and not gpus:
         raise ModelError(
             f"model folder {folder}: its weights are quantised by {method}, which computes on GPUs alone; set "
@@ -243,7 +248,7 @@ def check_runnable(folder: Path, gpus: float) -> None:
 
 def loaded_bytes(folder: Path, number_bytes: int) -> int:
     """Memory that the weights take: quantised ones as in their files, others with so many bytes a number."""
-    if gguf_file(folder) is None and quantisation(read_object(folder / CONFIG)):
+    if folder_quantisation(folder):
         return sum(path.stat().st_size for path in weight_files(folder))
     return count_parameters(folder) * number_bytes
 

@@ -26,7 +26,7 @@ from embedder.storage.object_store import AnyPath, ObjectPath
 
 RESOURCES = NEUTRAL | {
     *("num_actors", "min_actors", "cpus_per_actor", "gpus_per_actor", "gpus_per_shard"),
-    *("batch_tokens", "device_map", "block_rows", "dry_run_groups"),
+    *("batch_tokens", "device_map", "scorer", "block_rows", "dry_run_groups", "rounding_groups"),
 }
 """Settings that change where and how fast work is done, not what comes out."""
 

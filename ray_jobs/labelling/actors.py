@@ -60,7 +60,7 @@ class LabelBlocks(GroupBlocks):
         lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(gpus), gpus)
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, *ray.get(pools))
         self.peak_flops = lm.gpus * matmul_rate(lm.device, lm.model.dtype)
-        note_device(config.paths, lm.device_kind)
+        note_device(config.paths, f"{lm.device_kind}, {self.labeller.backend.scorer}")
 
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return self.labeller.label(groups, self.fingerprint)

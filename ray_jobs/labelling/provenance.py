@@ -20,7 +20,7 @@ from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.tables import shot_pools
 
 DEVICES = "devices"
-"""Folder beside it with a file for each kind of device that has labelled."""
+"""Folder beside it with a file for each kind of device, number format and scorer that has labelled."""
 RECOMPUTING = "being recomputed"
 """Stands for every task's reward while blocks hold old and new rewards."""
 
@@ -32,8 +32,8 @@ class LabelProvenance:
     fingerprint: str
     rewards: dict[str, str]
     devices: tuple[str, ...] = field(default=(), compare=False)
-    """Kinds of device and number format that made the log-likelihoods. They change last digits alone, so labels of
-    several kinds may stand together; that they do is told."""
+    """Kinds of device, number format and scorer that made the log-likelihoods. They change last digits alone, so labels
+    of several kinds may stand together; that they do is told."""
 
 
 class LabelPools(NamedTuple):

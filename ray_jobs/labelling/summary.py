@@ -13,6 +13,7 @@ from embedder.errors import LabelError
 from embedder.labelling.export import write_reference
 from embedder.labelling.label_report import write_report
 from embedder.labelling.label_statistics import LabelCost, TaskStatistics
+from embedder.labelling.rounding import Rounding, rounding_numbers
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.tables import labelled_ledger
 from ray_jobs.labelling.provenance import read_devices
@@ -29,7 +30,7 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     """
     expected = labels.expected
     repeats = labels.before == len(expected)
-    cost = _earlier_cost(config.paths) if repeats else labels.cost
+    cost, rounding = _earlier(config.paths) if repeats else (labels.cost, labels.rounding)
     tasks: dict[str, TaskStatistics] = {}
     rows, errors, first = 0, 0, ""
     for row in _rows(config, expected):
@@ -41,7 +42,8 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
             errors, first = errors + 1, first or f"{row['query_id']!r}: {row['error']}"
     if rows != len(expected):
         raise LabelError(f"{config.paths.labelled}: {rows:,} of {len(expected):,} groups; run the job again")
-    page = write_report(tasks, cost, config.paths.reports, config.paths.work.name)
+    devices = read_devices(config.paths)
+    page = write_report(tasks, cost, config.paths.reports, config.paths.work.name, devices, rounding)
     summary = {task: measured.shares() for task, measured in sorted(tasks.items())}
     report = StageReport("label", rows, "groups", details={"tasks": summary, "labelled_before": labels.before})
     report.repeats = repeats
@@ -52,12 +54,8 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
         f"{repeated:,} repeated in blocks and counted once",
         *(_task_line(task, values) for task, values in summary.items()),
     ]
-    devices = read_devices(config.paths)
-    report.details["devices"] = devices
-    if len(devices) > 1:
-        report.lines.append(
-            f"labelled on {len(devices)} kinds of device, whose last digits differ: {'; '.join(devices)}"
-        )
+    report.details |= {"devices": devices, "rounding": rounding_numbers(rounding)}
+    report.lines += _source_lines(devices, rounding)
     if cost is not None and cost.pairs:
         share = cost.peak_share
         report.lines.append(
@@ -80,6 +78,16 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     return report
 
 
+def _source_lines(devices: list[str], rounding: Rounding | str | None) -> list[str]:
+    """What made the log-likelihoods, and what bfloat16 changed of the rewards."""
+    lines = [f"scored on {each}" for each in devices]
+    if len(devices) > 1:
+        lines = [f"scored in {len(devices)} ways, whose last digits differ: {'; '.join(devices)}"]
+    if rounding is not None:
+        lines.append(rounding if isinstance(rounding, str) else rounding.line())
+    return lines
+
+
 def _no_statistics(config: RunConfig, task: str) -> TaskStatistics:
     """The statistics of a task before its first row."""
     spec = config.tasks.get(task)
@@ -88,11 +96,13 @@ def _no_statistics(config: RunConfig, task: str) -> TaskStatistics:
     return TaskStatistics(config.label.seed, spec.reward_margin, spec.reward_sum == "sum")
 
 
-def _earlier_cost(paths: Paths) -> LabelCost | None:
-    """What the labelling cost of which the report tells, so that a run with nothing to label does not erase it."""
+def _earlier(paths: Paths) -> tuple[LabelCost | None, Rounding | str | None]:
+    """Cost and rounding of which the report tells, so that a run with nothing to label does not erase them."""
     path = paths.reports / "label.json"
-    numbers = json.loads(path.read_text(encoding="utf-8"))["details"].get("cost") if path.is_file() else None
-    return LabelCost.of(numbers) if numbers else None
+    details = json.loads(path.read_text(encoding="utf-8"))["details"] if path.is_file() else {}
+    cost, rounding = details.get("cost"), details.get("rounding")
+    measured = Rounding(**rounding) if isinstance(rounding, dict) else rounding
+    return LabelCost.of(cost) if cost else None, measured
 
 
 def _rows(config: RunConfig, expected: RowIds) -> Iterator[dict[str, Any]]:

@@ -38,6 +38,7 @@ from ray_jobs.labelling.provenance import (
 
 if TYPE_CHECKING:
     from embedder.labelling.label_statistics import LabelCost
+    from embedder.labelling.rounding import Rounding
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Labels:
     lines: list[str]
     """Facts for the user."""
     cost: LabelCost | None = None
+    rounding: Rounding | str | None = None
+    """What bfloat16 changed of the LLM's rewards, or why that is not known; None: nothing was measured."""
 
 
 class Teacher(ABC):
@@ -157,13 +160,17 @@ class LlmTeacher(Teacher):
         write_provenance(config.paths, provenance)
         work = self.survey()
         _commit_plain(config, llm_ledger(config.paths), work, provenance.fingerprint)
-        cost = None
+        cost, rounding = None, None
         if work.blocks.num_rows and config.llm is not None:
             from ray_jobs.labelling.actors import label_with_llm
+            from ray_jobs.labelling.rounding_sample import measure_rounding
 
-            cost = label_with_llm(config, work, label_pools(config), provenance.fingerprint)
+            pools = label_pools(config)
+            cost = label_with_llm(config, work, pools, provenance.fingerprint)
             write_provenance(config.paths, provenance)
-        return Labels(work.expected, work.before, [], cost)
+            if config.llm.dtype == "bfloat16" and config.label.rounding_groups:
+                rounding = measure_rounding(config, pools)
+        return Labels(work.expected, work.before, [], cost, rounding)
 
 
 def _commit_plain(config: RunConfig, ledger: Ledger, work: Survey, fingerprint: str) -> None:
@@ -208,7 +215,7 @@ class RerankerTeacher(LlmTeacher):
         work = score_with_reranker(self.config, ledger, fingerprint)
         _commit_plain(self.config, ledger, work, llm_fingerprint)
         write_provenance(self.config.paths, self.provenance)
-        return Labels(work.expected, by_llm.before, reranker_lines(model), by_llm.cost)
+        return Labels(work.expected, by_llm.before, reranker_lines(model), by_llm.cost, by_llm.rounding)
 
 
 class RecomputingTeacher(Teacher):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import GPTNeoXConfig, LlamaConfig
 
-from embedder.config.run import LlmConfig
-from embedder.errors import ConfigError
-from embedder.labelling.backends import TRIAL, choose_backend, full_attention_length
+from embedder.config.run import CHUNKED, FLEX, SEQUENTIAL, LlmConfig
+from embedder.errors import ConfigError, ModelError
+from embedder.labelling import backends
+from embedder.labelling.backends import TRIAL, best_scorer, choose_backend, full_attention_length
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
-from embedder.labelling.tree_attention import ATTENTION
-from embedder.labelling.tree_backend import TreeBackend
+from embedder.labelling.tree_attention import ATTENTION, ChunkLayout, cuda_layout
+from embedder.labelling.tree_backend import TreeBackend, chunk_layout
 from embedder.models.causal_lm import load_lm
 from tests.unit.judges import exact_model, farthest, plain_scores, random_prompts
 from tests.unit.tiny_llms import FAMILIES, GROUPED, SEQUENTIAL, SHARING, WIDE, family_config, save_tiny
@@ -188,3 +191,59 @@ def test_choose_backend_more_tokens_than_the_llm_has_positions_are_refused(tiny_
 )
 def test_full_attention_length_how_far_a_model_sees_all_tokens(config, reach):
     assert full_attention_length(config) == reach
+
+
+@pytest.mark.parametrize("scorer", [CHUNKED, SEQUENTIAL])
+def test_choose_backend_takes_the_scorer_that_is_named(tiny_llm, tmp_path, scorer):
+    named = tiny_llm.model_copy(update={"scorer": scorer})
+    assert choose_backend(fresh(tiny_llm, tmp_path), named, 10).scorer == scorer
+    assert choose_backend(fresh(tiny_llm, tmp_path), tiny_llm, 10).scorer == CHUNKED
+
+
+def test_choose_backend_a_named_scorer_that_is_wrong_is_an_error_of_one_line(load, tmp_path):
+    lm = load("cohere, scaled logits")[0].lm
+    config = LlmConfig(model="cohere", max_prefix_tokens=50, scorer=CHUNKED)
+    with pytest.raises(ModelError) as raised:
+        choose_backend(lm, config, 10)
+    assert re.fullmatch(
+        r"llm.model 'cohere' cannot be scored by 'chunked tree' on cpu: with shared prefixes scores differ by .* nats; "
+        r"set llm.scorer to 'one sequence at a time', which is about ten times slower",
+        str(raised.value),
+    )
+    assert choose_backend(lm, config.model_copy(update={"scorer": "auto"}), 10).scorer == SEQUENTIAL
+    window = load("mistral, short window")[0].lm
+    with pytest.raises(ModelError, match="more than 8 tokens otherwise"):
+        choose_backend(window, config, 10)
+
+
+def on_cuda(lm, dtype=torch.bfloat16, placed=None):
+    """An LLM that says that it is on a GPU, of which nothing more can be asked here."""
+    model = SimpleNamespace(config=lm.model.config, dtype=dtype, hf_device_map=placed)
+    return SimpleNamespace(model=model, device=torch.device("cuda"))
+
+
+def test_choose_backend_a_trial_that_fails_on_a_gpu_is_an_error_and_no_slow_run(load, monkeypatch):
+    monkeypatch.setattr(backends, "lacking_compiler", lambda: None)
+    monkeypatch.setattr(backends, "try_tree", lambda *_: "pretended")
+    config = LlmConfig(model="qwen", max_prefix_tokens=50)
+    with pytest.raises(ModelError, match="'flex' on cuda: pretended; set llm.scorer to .*, or to 'chunked tree'"):
+        choose_backend(on_cuda(load("qwen2")[0].lm), config, 10)
+
+
+def test_best_scorer_is_flex_for_half_precision_on_one_gpu_with_a_compiler(load, monkeypatch, caplog):
+    lm = load("qwen2")[0].lm
+    monkeypatch.setattr(backends, "lacking_compiler", lambda: None)
+    assert best_scorer(lm) == CHUNKED
+    assert best_scorer(on_cuda(lm)) == best_scorer(on_cuda(lm, placed={"": 0})) == FLEX
+    assert best_scorer(on_cuda(lm, dtype=torch.float32)) == CHUNKED
+    assert best_scorer(on_cuda(lm, placed={"model.layers.0": 0, "model.layers.1": 1})) == CHUNKED
+    monkeypatch.setattr(backends, "lacking_compiler", lambda: "Triton")
+    assert best_scorer(on_cuda(lm)) == CHUNKED
+    assert "Triton is missing" in caplog.text
+
+
+def test_chunk_layout_for_cuda_knows_how_many_heads_share_keys(load):
+    lm = load("qwen2")[0].lm
+    assert chunk_layout(lm) == ChunkLayout()
+    assert chunk_layout(on_cuda(lm)) == cuda_layout(2)
+    assert chunk_layout(on_cuda(load("gpt_neox")[0].lm)) == cuda_layout(1)

@@ -6,6 +6,7 @@ import random
 
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 
 from embedder.config.load import load_run
@@ -14,7 +15,8 @@ from ray_jobs.cluster.blocks import BlockCost
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling import actors
 from ray_jobs.labelling.block_plan import survey
-from ray_jobs.labelling.provenance import LabelPools
+from ray_jobs.labelling.provenance import LabelPools, read_devices
+from ray_jobs.labelling.rounding_sample import score_exactly
 
 NO_POOLS = LabelPools({}, {})
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "runs", "Paris", "capital"]
@@ -136,3 +138,35 @@ def test_label_estimate_after_the_first_block_is_near_what_is_then_done(config, 
     for name in ("tokens", "flops"):
         assert getattr(first, name) / share == pytest.approx(getattr(whole, name), rel=0.3), name
     assert whole.expected == pytest.approx(expected) and whole.pairs == sum(task.pairs for task in work.tasks.values())
+
+
+def test_label_blocks_note_what_scored_them(config):
+    write(config, groups_of("qa", 4))
+    label(config)
+    assert read_devices(config.paths) == ["cpu, float32, chunked tree"]
+
+
+def test_score_exactly_tells_what_bfloat16_changed_and_nothing_of_float32(config):
+    """The labels are scored once more from what their rows hold: in float32 to the same numbers."""
+    write(config, groups_of("qa", 6))
+    label(config)
+    sample = list(rows_of(config).values())
+    same = score_exactly(config, NO_POOLS, sample)
+    assert (same.groups, same.rewards, same.differing) == (6, 24, 0) and same.mean_nats < 1e-5
+    half = config.model_copy(update={"llm": config.llm.model_copy(update={"dtype": "bfloat16"})})
+    half = half.model_copy(update={"paths": config.paths.model_copy(update={"work": config.paths.work / "half"})})
+    write(half, groups_of("qa", 6))
+    label(half)
+    found = score_exactly(half, NO_POOLS, list(rows_of(half).values()))
+    assert (found.groups, found.rewards) == (6, 24) and 1e-4 < found.mean_nats < 0.2
+    assert read_devices(half.paths) == ["cpu, bfloat16, chunked tree"]
+
+
+def test_score_exactly_of_an_llm_that_is_too_large_says_so(config, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("pretended")
+
+    write(config, groups_of("qa", 1))
+    label(config)
+    monkeypatch.setattr("ray_jobs.labelling.rounding_sample.load_lm", fail)
+    assert "more memory than there is" in score_exactly(config, NO_POOLS, list(rows_of(config).values()))

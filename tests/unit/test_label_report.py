@@ -9,6 +9,7 @@ import pytest
 from matplotlib import image
 
 from embedder.labelling.label_report import draw_task, page, write_report
+from embedder.labelling.rounding import Rounding
 from embedder.reporting.plots import DARK, LIGHT
 from tests.unit.labelled_rows import COST, EVIL, GROUPS, counted, evil_rows, statistics_of, unlabelled
 from tests.unit.parsed_page import Page
@@ -25,7 +26,12 @@ def test_label_page_of_a_task_without_rewards_counts_its_groups():
 
 def test_label_report_of_no_rows_is_empty(tmp_path):
     write_report({}, None, tmp_path, "run")
-    assert json.loads((tmp_path / "labelling.json").read_text()) == {"cost": None, "tasks": {}}
+    assert json.loads((tmp_path / "labelling.json").read_text()) == {
+        "cost": None,
+        "devices": [],
+        "rounding": None,
+        "tasks": {},
+    }
     assert "no labelled groups" in Page.of((tmp_path / "labelling.html").read_text()).text
 
 
@@ -38,6 +44,16 @@ def test_label_page_has_a_section_a_task_that_its_contents_lead_to():
         assert shown in parsed.text
     assert all(shown in parsed.text for shown in ("flat by rank", "by likelihood", "by gain"))
     assert parsed.tags.count("img") == parsed.tags.count("picture") == 2
+
+
+def test_label_report_tells_what_scored_and_what_bfloat16_changed(tmp_path):
+    devices, rounding = ["cuda, bfloat16, flex", "cpu, bfloat16, chunked tree"], Rounding(24, 192, 21, 1.0, 0, 0.023)
+    path = write_report(counted(GROUPS), COST, tmp_path, "run", devices, rounding)
+    shown = Page.of(path.read_text(encoding="utf-8")).text
+    assert "; ".join(devices) in shown and "21 of 192 rank rewards differ (10.9%)" in shown
+    numbers = json.loads((tmp_path / "labelling.json").read_text())
+    assert (numbers["devices"], numbers["rounding"]["differing"]) == (devices, 21)
+    assert "not measured" in Page.of(page({}, None, "run", devices, "not measured")).text
 
 
 def test_label_report_has_tasks_in_order_whatever_comes_first(tmp_path):

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from embedder.labelling.prefix_tree import PackedPrompt, build_tree
-from embedder.labelling.tree_attention import plan_attention, tree_attention
+from embedder.labelling.tree_attention import ChunkLayout, cuda_layout, plan_attention, tree_attention
 from tests.unit.judges import many_prompts, quick
 from tests.unit.test_prefix_tree import seen_tokens
 
@@ -108,3 +109,43 @@ def test_plan_attention_chunks_of_one_length_may_differ_in_shape():
     tree = build_tree([PackedPrompt([1, 2], outputs)])
     assert [span.stop - span.start for span in tree.spans] == [2, 60, 60]
     assert torch.equal(planned_mask(tree), brute_mask(tree))
+
+
+@pytest.fixture
+def heads_side_by_side(monkeypatch):
+    """Attention results as the memory-efficient kernel of CUDA lays them out: the heads of a token side by side."""
+    plain = functional.scaled_dot_product_attention
+
+    def laid_out(*given, **named):
+        return plain(*given, **named).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", laid_out)
+
+
+def test_tree_attention_of_shared_keys_takes_any_layout_of_the_kernel(heads_side_by_side):
+    torch.manual_seed(0)
+    query, mask = torch.randn(2, 6, 3, 8), torch.zeros(2, 1, 3, 5)
+    key, value = (torch.randn(2, 2, 5, 8) for _ in range(2))
+    module = nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 3
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask)
+    assert torch.allclose(tree_attention(module, query, key, value, mask)[0], expected, atol=1e-6)
+
+
+@quick
+@given(many_prompts(), st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.sampled_from([5, 1024]))
+def test_tree_attention_in_the_layout_for_cuda_equals_one_softmax_under_a_dense_mask(prompts, heads, nodes):
+    shared = heads[0] // heads[1]
+    layout = ChunkLayout(nodes, cuda_layout(shared).align, shared)
+    tree = build_tree(prompts, nodes)
+    torch.manual_seed(len(tree.tokens))
+    query = torch.randn(1, heads[0], len(tree.tokens), 8)
+    key, value = (torch.randn(1, heads[1], len(tree.tokens), 8) for _ in range(2))
+    plan = plan_attention(tree, torch.float32, torch.device("cpu"), layout)
+    found, _ = tree_attention(nn.Module(), query, key, value, None, tree_plan=plan)
+    key, value = (tensor.double().repeat_interleave(shared, dim=1) for tensor in (key, value))
+    scores = query.double() @ key.transpose(2, 3) * 8**-0.5
+    expected = scores.masked_fill(~brute_mask(tree), float("-inf")).softmax(-1) @ value
+    assert torch.allclose(found.double(), expected.transpose(1, 2), atol=1e-5)
+    masks = [span.mask for span in plan if span.mask is not None]
+    assert all(mask.stride(0) % 8 == 0 and mask.stride(1) == 1 for mask in masks)

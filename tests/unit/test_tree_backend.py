@@ -25,10 +25,11 @@ from embedder.labelling.prefix_tree import (
     build_tree,
     predictions,
     tree_batches,
+    tree_tokens,
 )
 from embedder.labelling.prompts import prompt_builder
-from embedder.labelling.tree_attention import ATTENTION
-from embedder.labelling.tree_backend import OutputHead, TreeBackend
+from embedder.labelling.tree_attention import ATTENTION, cuda_layout
+from embedder.labelling.tree_backend import OutputHead, TreeBackend, wide_linear
 from embedder.models.causal_lm import load_lm, prepare_lm
 from embedder.models.locate import locate_model
 from embedder.models.onednn import PackedLinear
@@ -130,6 +131,16 @@ def test_tree_backend_a_trie_of_several_chunks_and_one_longer_than_a_chunk_are_s
     assert farthest(TreeBackend(lm, 1024).score(prompts), plain_scores(exact, prompts)) < 1e-4
 
 
+def test_tree_backend_in_the_layout_for_cuda_scores_are_the_same(lm, exact):
+    """Chunks that hold whole tries and prefixes, aligned masks, and heads that share keys as longer rows."""
+    config = lm.model.config
+    shared = config.num_attention_heads // getattr(config, "num_key_value_heads", config.num_attention_heads)
+    prompts = random_prompts(30, seed=8)
+    backend = TreeBackend(lm, 100_000, layout=cuda_layout(shared))
+    assert backend.layout != TreeBackend(lm, 100_000).layout
+    assert farthest(backend.score(prompts), plain_scores(exact, prompts)) < 1e-4
+
+
 def test_tree_backend_no_prompts_have_no_scores(lm):
     assert TreeBackend(lm, 1024).score([]) == []
 
@@ -174,6 +185,17 @@ def test_output_head_the_output_layer_in_slices_is_a_whole_softmax(monkeypatch, 
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+.mark.parametrize("bias", [False, True])
+def test_wide_linear_is_a_linear_layer_in_float32(monkeypatch, bias):
+    """On a CPU torch has no such product, so a plain one in float32 stands for it."""
+    monkeypatch.setattr(torch, "mm", lambda left, right, out_dtype: left.to(out_dtype) @ right.to(out_dtype))
+    torch.manual_seed(0)
+    linear, state = nn.Linear(8, 100, bias=bias, dtype=torch.bfloat16), torch.randn(6, 8, dtype=torch.bfloat16)
+    found = wide_linear(state, linear.weight, linear.bias)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, linear.float()(state.float()), atol=1e-5)
+
+
 def test_output_head_an_output_layer_that_is_no_matrix_is_refused():
     head = nn.Module()
     head.weight, head.bias = [1.0], None
@@ -199,6 +221,27 @@ def test_tree_backend_a_tree_that_does_not_fit_is_halved_until_it_does(lm, monke
     longest = 3
     with pytest.raises(torch.OutOfMemoryError):
         TreeBackend(lm, 100_000).score(prompts)
+
+
+def test_tree_backend_the_size_that_fitted_is_kept(lm, monkeypatch):
+    prompts = random_prompts(40, seed=7)
+    whole = tree_tokens(prompts)
+    forward, sizes = lm.model.base_model.forward, []
+
+    def small_memory(input_ids, **further):
+        sizes.append(input_ids.shape[1])
+        if input_ids.shape[1] > 0.6 * whole:
+            raise torch.OutOfMemoryError("pretended")
+        return forward(input_ids=input_ids, **further)
+
+    monkeypatch.setattr(lm.model.base_model, "forward", small_memory)
+    backend = TreeBackend(lm, 100_000)
+    backend.lanes = 1
+    first = backend.score(prompts)
+    assert max(sizes) > 0.6 * whole and backend.limit.most == whole // 2
+    sizes.clear()
+    assert farthest(backend.score(prompts), first) < 1e-5
+    assert max(sizes) <= backend.limit.most
 
 
 @pytest.mark.slow
