@@ -13,6 +13,7 @@ prefix_tree.py         prompts that begin alike, as one tree of tokens
 tree_attention.py      attention over such a tree, in chunks
 tree_flex.py           the same as an interval test, by flex attention
 sampling.py            seeded outputs of the LLM, drawn for many prompts at once
+graph_sampling.py      the same on a GPU, each step repeated by a CUDA graph
 corpus_outputs.py      outputs of other queries, among which one is ranked
 compute_cost.py        tokens and operations that an LLM had to compute
 rewards.py             the rank reward and others, from log-likelihoods alone; their temperature

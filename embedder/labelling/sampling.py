@@ -1,6 +1,10 @@
 """Seeded outputs of the LLM for many prompts at once.
 
-Each prompt draws from a random stream of its own, so its outputs do not depend on which prompts share its batch.
+Each prompt draws from a random stream of its own, so in float32 its outputs do not depend on which prompts share its
+batch. In bfloat16 they depend on the shape of the batch: how many prompts it has and to which length they are padded
+decides by which kernels sums are rounded, and a rounding may change which token a random number falls on. The same
+prompts in the same order give the same outputs on one kind of device.
+
 B prompts, N samples of each, S steps, L tokens of the longest prompt, V vocabulary.
 """
 
@@ -8,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +23,12 @@ from transformers import DynamicCache
 
 from embedder.models.causal_lm import CausalLm
 from embedder.models.encoder import length_batches
-from embedder.models.memory import halving_on_memory_error
+from embedder.models.memory import BatchLimit, halving_on_memory_error
+
+SeededPrompt = tuple[list[int], int]
+"""Token ids of a prompt, and the seed of its samples."""
+SampledTokens = list[list[int]]
+"""Token ids of each sample of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +46,48 @@ class Sampling:
     """Tokens that end an output and do belong to it: what stands before a stop text in them is part of the output."""
 
 
+class Decoder(Protocol):
+    """Another way to sample a batch than step by step in memory that grows."""
+
+    limit: BatchLimit
+    """The batches that memory has room for."""
+
+    def size(self, prompts: list[SeededPrompt], sampling: Sampling) -> int:
+        """What a batch takes, in the unit of the limit."""
+
+    def decode(self, prompts: list[SeededPrompt], sampling: Sampling) -> list[SampledTokens]:
+        """Samples of prompts, each with its seed."""
+
+
 def sample_outputs(
-    lm: CausalLm, prefixes: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling, batch_tokens: int
-) -> list[list[list[int]]]:
+    lm: CausalLm,
+    prefixes: Sequence[list[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    batch_tokens: int,
+    decoder: Decoder | None = None,
+) -> list[SampledTokens]:
     """Token ids of `num_samples` outputs a prefix.
 
     A batch holds at most `batch_tokens` prompt tokens, or as many sampled ones; out of memory halves it.
     """
-    outputs: list[list[list[int]]] = [[] for _ in prefixes]
+    outputs: list[SampledTokens] = [[] for _ in prefixes]
     # Sampled tokens fill the cache as prompt tokens do, so a batch of short prompts is limited by its samples.
     lengths = [max(len(prefix), sampling.num_samples * sampling.max_tokens) for prefix in prefixes]
     for indices in length_batches(lengths, batch_tokens):
         batch = [(prefixes[i], seeds[i]) for i in indices]
-        drawn = halving_on_memory_error(lambda part: _decode(lm, part, sampling), batch)
+        if decoder is None:
+            drawn = halving_on_memory_error(lambda part: _decode(lm, part, sampling), batch)
+        else:
+            decode, size = partial(decoder.decode, sampling=sampling), partial(decoder.size, sampling=sampling)
+            drawn = halving_on_memory_error(decode, batch, decoder.limit, size)
         for index, tokens in zip(indices, drawn, strict=True):
             outputs[index] = tokens
     return outputs
 
 
 @torch.inference_mode()
-def _decode(lm: CausalLm, prompts: list[tuple[list[int], int]], sampling: Sampling) -> list[list[list[int]]]:
+def _decode(lm: CausalLm, prompts: list[SeededPrompt], sampling: Sampling) -> list[SampledTokens]:
     """Samples of prompts, each with its seed.
 
     Each prompt is read once; then its N samples go on as N tokens of its row, which see the prompt and themselves. So
@@ -110,7 +143,7 @@ def _decode(lm: CausalLm, prompts: list[tuple[list[int], int]], sampling: Sampli
             use_cache=True,
         )
         logits_BNV = out.logits
-    drawn: list[list[list[int]]] = tokens_SBN.permute(1, 2, 0).tolist()
+    drawn: list[SampledTokens] = tokens_SBN.permute(1, 2, 0).tolist()
     return [[[token for token in sample if token >= 0] for sample in samples] for samples in drawn]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from embedder.config.run import CHUNKED, FLEX, TreeScorer
 from embedder.labelling import tree_flex
 from embedder.labelling.compute_cost import ModelWork, model_size
+from embedder.labelling.graph_sampling import graph_sampler
 from embedder.labelling.prefix_tree import (
     PackedPrompt,
     PrefixTree,
@@ -68,6 +69,8 @@ class TreeBackend:
         self._counting = Lock()
         if scorer == FLEX:
             tree_flex.compile_layers(lm.model)
+        self.sampler = graph_sampler(lm)
+        """None on a CPU."""
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
@@ -102,7 +105,10 @@ class TreeBackend:
         # The layers are compiled for trees; for the cache of sampling, which grows, they would be again and again.
         plain = torch.compiler.set_stance("force_eager") if self.scorer == FLEX else nullcontext()
         with plain:
-            return sample_outputs(self.lm, prefixes, seeds, sampling, self.batch_tokens)
+            drawn = sample_outputs(self.lm, prefixes, seeds, sampling, self.batch_tokens, self.sampler)
+        if self.sampler is not None:
+            self.sampler.make_room()
+        return drawn
 
     @torch.inference_mode()
     def _score_tree(self, prompts: list[PackedPrompt]) -> list[list[float]]:

@@ -126,7 +126,7 @@ def plan_row_group(path: AnyPath, rows: GroupRows, config: RunConfig, selected: 
     if selected is not None:
         inside = selected.contains(rows.ids)
         chosen = [i for i in chosen if inside[i] or tasks[rows.groups[i]["task"]].reward == "none"]
-    units = plan_units([rows.groups[position] for position in chosen], config.label.unit_groups)
+    units = plan_units([rows.groups[position] for position in chosen], config.label.groups_per_unit)
     return [[chosen[i] for i in unit] for unit in units]
 
 

@@ -27,11 +27,11 @@ TOO_LARGE = "what bfloat16 changes was not measured: the LLM in float32 needs mo
 def measure_rounding(config: RunConfig, pools: LabelPools) -> Rounding | str | None:
     """How far a sample of the labels is from float32; why that is not known; None where no label has ranks."""
     settings = config.label
-    if folder_quantisation(locate_model(config.needed_llm.model)):
-        return QUANTISED
     sample = draw_sample(_labels(config), settings.rounding_groups, settings.seed)
     if not sample:
         return None
+    if folder_quantisation(locate_model(config.needed_llm.model)):
+        return QUANTISED
     task = ray.remote(score_exactly).options(num_gpus=gpus(config), num_cpus=settings.cpus_per_actor, max_retries=0)
     try:
         found: Rounding | str | None = ray.get(task.remote(config, pools, sample))

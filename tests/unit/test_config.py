@@ -56,6 +56,18 @@ def test_a_minimal_run_file_gets_the_defaults(tmp_path):
     assert config.paths.model == Path("run").absolute() / "model"
 
 
+@pytest.mark.parametrize(
+    ("settings", "groups"),
+    [
+        pytest.param([], 8, id="CPU"),
+        pytest.param(["label.gpus_per_actor=0.5"], 32, id="GPU"),
+        pytest.param(["label.gpus_per_actor=1", "label.unit_groups=8"], 8, id="as given"),
+    ],
+)
+def test_label_config_units_are_larger_on_gpus(tmp_path, settings, groups):
+    assert load(tmp_path, MINIMAL, *settings).label.groups_per_unit == groups
+
+
 def test_nothing_changes_after_loading(tmp_path):
     config = load(tmp_path, MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
