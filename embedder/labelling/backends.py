@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedConfig
 
-from embedder.config.run import CHUNKED, FLEX, SEQUENTIAL, LlmConfig, Scorer, TreeScorer
+from embedder.config.run import CHUNKED, FLEX, SEQUENTIAL, LlmConfig, TreeScorer
 from embedder.errors import ConfigError, ModelError
 from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.divided_backend import DividedBackend
@@ -41,8 +41,8 @@ class LlmBackend(Protocol):
         """What scoring took so far; sampling is not counted."""
 
     @property
-    def scorer(self) -> Scorer:
-        """How outputs are scored, on which the last digits depend."""
+    def way(self) -> str:
+        """How outputs are scored, on which the last digits depend: by what, and in batches of what size at most."""
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
@@ -71,7 +71,7 @@ def choose_backend(lm: CausalLm, config: LlmConfig, max_output_tokens: int) -> L
         )
     choose = partial(_chosen, config=config, longest=longest)
     backend = choose(lm) if lm.followers is None else DividedBackend(lm, lm.followers, choose)
-    LOG.info("outputs are scored by: %s", backend.scorer)
+    LOG.info("outputs are scored by: %s", backend.way)
     return backend
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from embedder.config.run import Scorer
 from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
@@ -24,9 +23,9 @@ class DividedBackend:
         self._number, self.worker = followers.begin(choose, lm)
 
     @property
-    def scorer(self) -> Scorer:
+    def way(self) -> str:
         """How outputs are scored."""
-        return self.worker.scorer
+        return self.worker.way
 
     @property
     def work(self) -> ModelWork:

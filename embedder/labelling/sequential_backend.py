@@ -24,6 +24,7 @@ class SequentialBackend:
     """Scores one output at a time, and samples for one prefix at a time, with the model's own attention and cache."""
 
     scorer: Scorer = SEQUENTIAL
+    way: str = SEQUENTIAL
 
     def __init__(self, lm: CausalLm) -> None:
         self.lm = lm

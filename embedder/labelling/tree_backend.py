@@ -72,6 +72,12 @@ class TreeBackend:
         self.sampler = graph_sampler(lm)
         """None on a CPU."""
 
+    @property
+    def way(self) -> str:
+        """How outputs are scored, on which the last digits depend."""
+        most = self.limit.most
+        return self.scorer if most is None else f"{self.scorer}, at most {most:,} tokens at once"
+
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
 

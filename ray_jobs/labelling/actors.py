@@ -60,10 +60,15 @@ class LabelBlocks(GroupBlocks):
         lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(gpus), gpus)
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, *ray.get(pools))
         self.peak_flops = lm.gpus * matmul_rate(lm.device, lm.model.dtype)
-        note_device(config.paths, f"{lm.device_kind}, {self.labeller.backend.scorer}")
+        self.noted = ""
 
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self.labeller.label(groups, self.fingerprint)
+        labelled = self.labeller.label(groups, self.fingerprint)
+        kind = f"{self.labeller.lm.device_kind}, {self.labeller.backend.way}"
+        if kind != self.noted:  # at first, and when memory was short
+            note_device(self.config.paths, kind)
+            self.noted = kind
+        return labelled
 
     def compute(self, block: Block) -> list[dict[str, Any]]:
         rows = self.read_block(block)

@@ -47,7 +47,7 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
     lines.append(
         f"at this rate about {whole:,.0f} tokens and {flops / 1e12:,.2g} TFLOP in all; {hours:,.2f} hours of one actor "
         f"like this machine ({lm.device.type}), {hours / settings.num_actors:,.2f} with {settings.num_actors} actors; "
-        f"{hours * settings.gpus_per_actor:,.2f} GPU-hours; outputs are scored by: {labeller.backend.scorer}"
+        f"{hours * settings.gpus_per_actor:,.2f} GPU-hours; outputs are scored by: {labeller.backend.way}"
     )
     return lines
 
