@@ -190,10 +190,8 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def parts_fit(self) -> RunConfig:
-        """Refuse sections that are right each by itself and wrong together."""
-        if self.label.teacher == "reranker" and self.reranker is None:
-            raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
+    def gpus_fit(self) -> RunConfig:
+        """Refuse GPUs that an actor of the LLM would leave idle."""
         for name, gpus in (("label", self.label.gpus_per_actor), ("evaluate", self.evaluate.gpus_per_actor)):
             if gpus > 1 and gpus % 1:
                 raise ValueError(f"{name}.gpus_per_actor is {gpus:g}; give a whole number, or a share of one GPU")
@@ -202,6 +200,13 @@ class RunConfig(Section):
                     f"{name}.gpus_per_actor is {gpus:g}, but with llm.device_map 'single' an actor uses one GPU; set "
                     f"llm.device_map: auto to divide the LLM over them, or raise {name}.num_actors"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def parts_fit(self) -> RunConfig:
+        """Refuse sections that are right each by itself and wrong together."""
+        if self.label.teacher == "reranker" and self.reranker is None:
+            raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
         seen: set[str] = set()
         for source in self.prepare.sources if self.prepare else []:
             if source.task not in self.tasks:

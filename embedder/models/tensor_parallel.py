@@ -190,7 +190,7 @@ def share_logits(output_layer: nn.Module) -> None:
     output_layer.register_forward_hook(_from_rank_0)
 
 
-def _from_rank_0(module: nn.Module, given: Any, logits: Tensor) -> Tensor:  # noqa: ANN401, ARG001
+def _from_rank_0(module: nn.Module, given: Any, logits: Tensor) -> Tensor:  # noqa: ANN401
     shared = logits.contiguous()
     dist.broadcast(shared, src=0)
     return shared

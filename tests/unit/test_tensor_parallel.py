@@ -129,7 +129,7 @@ class Process:
 leader = os.getppid() if __name__ == "__mp_main__" else os.getpid()
 if __name__ == "__main__":
     followers = Followers(2, load)
-    worker = followers.begin(identity, 0)
+    worker, _ = followers.begin(identity, 0)
     followers.call(worker, "number")
     followers.call(worker, "die")
     os._exit(0)
