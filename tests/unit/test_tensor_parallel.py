@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -174,3 +175,12 @@ def test_check_llm_refuses_to_divide_what_cannot_be_divided(tmp_path, name, gpus
 
 def test_check_division_takes_the_number_of_gpus_that_share_the_heads(tmp_path):
     check_division(save_tiny(SHARING["mistral"], tmp_path), 2)
+
+
+def test_check_division_refuses_packed_weights(tmp_path):
+    folder = save_tiny(SHARING["mistral"], tmp_path)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelError, match="quantised by fp8, and such an LLM is for one GPU; set gpus_per_actor to 1"):
+        check_division(folder, 2)
