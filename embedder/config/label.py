@@ -50,8 +50,8 @@ class LabelConfig(Section):
     """Groups of each task that `--dry-run` labels on this machine to estimate the time. 0 estimates from sizes
     alone."""
     rounding_groups: int = Field(default=24, ge=0)
-    """Groups that are scored once more in float32 after a run in bfloat16, to tell how many rank rewards that changes. 0:
-    none."""
+    """Groups that are scored once more in float32 after a run in bfloat16, to tell how many rank rewards it changes.
+    0: none."""
     num_actors: int = Field(default=2, ge=1)
     """Greatest number of actors; each holds a copy of the LLM."""
     min_actors: int | None = Field(default=None, ge=1)

@@ -81,8 +81,8 @@ class LlmConfig(Section):
     """`auto` divides each layer over all GPUs of an actor, for an LLM that is larger than one of them."""
     scorer: Literal["auto", "flex", "chunked tree", "one sequence at a time"] = "auto"
     """How the LLM scores outputs. `auto`: by `flex` attention in bfloat16 on a GPU with a compiler, else as a `chunked
-    tree`; `one sequence at a time` where the LLM has windows shorter than the prompts, or on a CPU fails the trial at the
-    start. On a GPU, and for a scorer that is named, a trial that fails is an error. Scorers differ in last digits."""
+    tree`; `one sequence at a time` where the LLM has windows shorter than the prompts, or on a CPU fails the trial at
+    the start. On a GPU, and for a scorer that is named, a trial that fails is an error. Last digits differ."""
 
 
 class RunConfig(Section):

@@ -161,7 +161,9 @@ TRIAL = [
     PackedPrompt([5, 6, 7, 20, 21], [[22, 12, 9, 10, 5, 18], [23, 24, 25, 26, 8, 13, 7]]),
 ]
 """Two prompts that begin alike, with outputs that do too; any vocabulary has these token ids."""
-LONG_TRIAL = [PackedPrompt([5, 6, 7, first, *range(26, 6, -1)], [[first, 12, 9], [8, first, 25]]) for first in range(9, 25)]
+LONG_TRIAL = [
+    PackedPrompt([5, 6, 7, first, *range(26, 6, -1)], [[first, 12, 9], [8, first, 25]]) for first in range(9, 25)
+]
 """Sixteen prompts that fill several blocks of a row."""
 
 

@@ -33,11 +33,11 @@ class Rounding:
     """Mean difference of two log-likelihoods, without its sign."""
 
     def line(self) -> str:
-        """What the report says of it."""
+        """One line for the report."""
         return (
             f"bfloat16 beside float32, on {self.groups:,} groups: {self.differing:,} of {self.rewards:,} rank rewards "
-            f"differ ({self.differing / self.rewards:.1%}), the most by {self.most_ranks:g}; the best candidate differs in "
-            f"{self.best_differs:,} groups, log-likelihoods by {self.mean_nats:.2g} nats on average"
+            f"differ ({self.differing / self.rewards:.1%}), the most by {self.most_ranks:g}; the best candidate "
+            f"differs in {self.best_differs:,} groups, log-likelihoods by {self.mean_nats:.2g} nats on average"
         )
 
 

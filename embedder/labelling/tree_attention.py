@@ -109,9 +109,10 @@ def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' re
     """Outputs (1, T, H, D) of queries (1, H, T, D) over keys and values (1, G, T, D)."""
     if isinstance(attention_mask, BlockMask):
         # It has soft caps, sinks and biases, so nothing is refused here.
-        return flex_attention_forward(
+        out, sums = flex_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **further
         )
+        return out, sums
     plain = all(further.get(name) is None for name in UNSUPPORTED)
     # Steps of sampling: a few queries over a long cache, which the attention of transformers would copy for every head.
     if tree_plan is None and plain and attention_mask is not None and key.shape[1] < query.shape[1] and not dropout:

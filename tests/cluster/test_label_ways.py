@@ -204,6 +204,18 @@ def test_imported_teacher_takes_an_export_and_exports_the_same(
     assert "holds labels" in refused(driver.call(again))
 
 
+def test_label_in_bfloat16_tells_what_that_changed_and_what_scored(
+    driver: Driver, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
+) -> None:
+    path, half = write_run(tmp_path, tiny_llama_folder, tiny_encoder_folder), ["--set", "llm.dtype=bfloat16"]
+    told, again = succeeded(driver.call(path, *half)), succeeded(driver.call(path, *half))
+    for output in (told, again):
+        assert "scored on cpu, bfloat16, chunked tree" in output
+        assert f"bfloat16 beside float32, on {QA} groups: " in output and f"of {4 * QA} rank rewards differ" in output
+    noted = json.loads((tmp_path / "work" / "labelled" / "provenance.json").read_text())
+    assert noted["devices"] == ["cpu, bfloat16, chunked tree"]
+
+
 def test_label_dry_run_times_a_sample_and_takes_no_cluster(
     tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:

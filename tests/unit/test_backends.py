@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, LlamaConfig
 
-from embedder.config.run import CHUNKED, FLEX, SEQUENTIAL, LlmConfig
+from embedder.config.run import CHUNKED, FLEX, LlmConfig
+from embedder.config.run import SEQUENTIAL as ONE_BY_ONE
 from embedder.errors import ConfigError, ModelError
 from embedder.labelling import backends
 from embedder.labelling.backends import TRIAL, best_scorer, choose_backend, full_attention_length
@@ -193,7 +194,7 @@ def test_full_attention_length_how_far_a_model_sees_all_tokens(config, reach):
     assert full_attention_length(config) == reach
 
 
-@pytest.mark.parametrize("scorer", [CHUNKED, SEQUENTIAL])
+@pytest.mark.parametrize("scorer", [CHUNKED, ONE_BY_ONE])
 def test_choose_backend_takes_the_scorer_that_is_named(tiny_llm, tmp_path, scorer):
     named = tiny_llm.model_copy(update={"scorer": scorer})
     assert choose_backend(fresh(tiny_llm, tmp_path), named, 10).scorer == scorer
@@ -210,7 +211,7 @@ def test_choose_backend_a_named_scorer_that_is_wrong_is_an_error_of_one_line(loa
         r"set llm.scorer to 'one sequence at a time', which is about ten times slower",
         str(raised.value),
     )
-    assert choose_backend(lm, config.model_copy(update={"scorer": "auto"}), 10).scorer == SEQUENTIAL
+    assert choose_backend(lm, config.model_copy(update={"scorer": "auto"}), 10).scorer == ONE_BY_ONE
     window = load("mistral, short window")[0].lm
     with pytest.raises(ModelError, match="more than 8 tokens otherwise"):
         choose_backend(window, config, 10)
@@ -226,7 +227,7 @@ def test_choose_backend_a_trial_that_fails_on_a_gpu_is_an_error_and_no_slow_run(
     monkeypatch.setattr(backends, "lacking_compiler", lambda: None)
     monkeypatch.setattr(backends, "try_tree", lambda *_: "pretended")
     config = LlmConfig(model="qwen", max_prefix_tokens=50)
-    with pytest.raises(ModelError, match="'flex' on cuda: pretended; set llm.scorer to .*, or to 'chunked tree'"):
+    with pytest.raises(ModelError, match=r"'flex' on cuda: pretended; set llm.scorer to .*, or to 'chunked tree'"):
         choose_backend(on_cuda(load("qwen2")[0].lm), config, 10)
 
 

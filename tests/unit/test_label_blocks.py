@@ -166,7 +166,7 @@ def test_score_exactly_of_an_llm_that_is_too_large_says_so(config, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("pretended")
 
-    write(config, groups_of("qa", 1))
+    write(config, groups_of("qa", 2))
     label(config)
     monkeypatch.setattr("ray_jobs.labelling.rounding_sample.load_lm", fail)
     assert "more memory than there is" in score_exactly(config, NO_POOLS, list(rows_of(config).values()))

@@ -185,7 +185,7 @@ def test_output_head_the_output_layer_in_slices_is_a_whole_softmax(monkeypatch, 
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
 def test_wide_linear_is_a_linear_layer_in_float32(monkeypatch, bias):
     """On a CPU torch has no such product, so a plain one in float32 stands for it."""
     monkeypatch.setattr(torch, "mm", lambda left, right, out_dtype: left.to(out_dtype) @ right.to(out_dtype))
