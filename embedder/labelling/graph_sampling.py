@@ -24,9 +24,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from embedder.labelling.sampling import SampledTokens, SeededPrompt, Sampling, draw, uniform_numbers
+from embedder.labelling.sampling import SampledTokens, Sampling, SeededPrompt, draw, uniform_numbers
 from embedder.models.causal_lm import CausalLm
-from embedder.models.memory import BatchLimit
+from embedder.models.memory import BatchLimit, free_bytes
 
 LOG = logging.getLogger(__name__)
 
@@ -318,7 +318,7 @@ class GraphSampler:
     def make_room(self) -> None:
         """Give them up where they leave less of the GPU's memory than they take, because scoring needs room too."""
         held = sum(buffer.nbytes for layer in self._buffers for buffer in layer)
-        if held > free_memory(self.lm.device):
+        if held > free_bytes(self.lm.device):
             self.release()
             torch.cuda.empty_cache()
 
@@ -370,11 +370,3 @@ def why_it_waits(step: Step) -> str | None:
     finally:
         torch.cuda.set_sync_debug_mode(before)
     return None
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes of a GPU that this process can still take, its share of the GPU kept."""
-    free, whole = torch.cuda.mem_get_info(device)
-    taken = torch.cuda.memory_allocated(device)
-    share = int(torch.cuda.get_per_process_memory_fraction(device) * whole)
-    return min(free + torch.cuda.memory_reserved(device) - taken, share - taken)

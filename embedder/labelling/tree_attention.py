@@ -118,13 +118,14 @@ def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' re
     if tree_plan is None and plain and attention_mask is not None and key.shape[1] < query.shape[1] and not dropout:
         repeated = attention_mask.repeat(1, 1, query.shape[1] // key.shape[1], 1)
         return _grouped_attention(query, key, value, repeated, scaling), None
+    # Before all else, because transformers' own attention passes over sinks in silence.
+    if not plain:
+        raise NotImplementedError(f"{type(module).__name__} has attention with one of {', '.join(UNSUPPORTED)}")
     if tree_plan is None:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **further
         )
         return out, None
-    if not plain:
-        raise NotImplementedError(f"{type(module).__name__} has attention with one of {', '.join(UNSUPPORTED)}")
     # One product for all spans would need a mask of T x T, of which nearly all is hidden.
     parts = [_span_attention(span, query, key, value, scaling) for span in tree_plan]
     return torch.cat(parts, dim=1), None

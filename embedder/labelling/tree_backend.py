@@ -67,10 +67,11 @@ class TreeBackend:
         threads = torch.get_num_threads() if lm.device.type == "cpu" and lm.followers is None else 1
         self.lanes = max(1, min(threads, batch_tokens // LANE_TOKENS))
         self._counting = Lock()
-        if scorer == FLEX:
-            tree_flex.compile_layers(lm.model)
+        # Before the layers are compiled, which it runs as they are written.
         self.sampler = graph_sampler(lm)
         """None on a CPU."""
+        if scorer == FLEX:
+            tree_flex.compile_layers(lm.model)
 
     @property
     def way(self) -> str:
@@ -108,7 +109,7 @@ class TreeBackend:
 
     def sample(self, prefixes: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[list[int]]]:
         """Token ids of `num_samples` outputs a prefix, drawn with the seed of the prefix, many prefixes at once."""
-        # The layers are compiled for trees; for the cache of sampling, which grows, they would be again and again.
+        # The layers are compiled for trees; for the cache of sampling they would be once more.
         plain = torch.compiler.set_stance("force_eager") if self.scorer == FLEX else nullcontext()
         with plain:
             drawn = sample_outputs(self.lm, prefixes, seeds, sampling, self.batch_tokens, self.sampler)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging as transformers_logging
 
 from embedder.config.run import LlmConfig
-from embedder.errors import DeviceError, ModelError
+from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.architecture import check_division, division
 from embedder.models.device import device_kind, keep_freed_memory
@@ -152,18 +152,13 @@ def load_lm(config: LlmConfig, cache: Path, device: torch.device | str, gpus: fl
 
     Raises:
         ModelError: the folder is missing, lacks weights, or holds no causal language model, or it cannot be divided.
-        DeviceError: there are fewer GPUs to divide it over, or one of them fails.
+        DeviceError: one of the GPUs that are to share it fails.
     """
     folder = prepare_lm(config, cache)
     load = partial(_load_part, config, folder, torch.device(device))
     if config.device_map == "single" or gpus <= 1:
         return load(None)
     check_division(folder, int(gpus))
-    if torch.device(device).type == "cuda" and torch.cuda.device_count() < gpus:
-        raise DeviceError(
-            f"{gpus:g} GPUs are to share llm.model, but this process sees {torch.cuda.device_count()}; lower "
-            "gpus_per_actor, or take a machine with more GPUs"
-        )
     followers = Followers(int(gpus), load)
     return replace(load(followers.rank), followers=followers)
 

@@ -312,7 +312,7 @@ def load_network(
     dtype: torch.dtype = torch.float32,
     **where: Any,  # noqa: ANN401
 ) -> PreTrainedModel:
-    """The weights of a model folder in its architecture, in evaluation mode; `config` is from `check_loadable`.
+    """The weights of a folder in the architecture of its `config`, in evaluation mode.
 
     `where` is a `device_map` or a `distributed_config`, as `from_pretrained` takes them.
 

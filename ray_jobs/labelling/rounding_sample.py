@@ -57,7 +57,7 @@ def score_exactly(config: RunConfig, pools: LabelPools, sample: Sequence[dict[st
     device = resolve_device(gpus(config))
     if device.type == "cuda":
         # All weights would be read before it shows that they do not fit.
-        free = sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
+        free = sum(torch.cuda.mem_get_info(number)[0] for number in range(int(gpus(config))))
         if 4 * count_parameters(locate_model(llm.model)) > free:
             return TOO_LARGE
     try:
