@@ -312,9 +312,7 @@ def load_network(
     dtype: torch.dtype = torch.float32,
     **where: Any,  # noqa: ANN401
 ) -> PreTrainedModel:
-    """The weights of a folder in the architecture of its `config`, in evaluation mode.
-
-    `where` is a `device_map` or a `distributed_config`, as `from_pretrained` takes them.
+    """The weights of a folder, to be evaluated, by a `device_map` or a `distributed_config` as in `from_pretrained`.
 
     Raises:
         ModelError: the weights cannot be read, or do not fit.
