@@ -48,10 +48,9 @@ def resolve_device(gpus: float) -> torch.device:
             f"a GPU was asked for ({gpus:g}), but this process cannot use one ({str(error).partition(chr(10))[0]}; "
             f"{cuda_versions()}); repair the driver, install a torch for it, or set the number of GPUs to 0 for the CPU"
         ) from error
-    if torch.cuda.device_count() < gpus:
+    if (there := torch.cuda.device_count()) < gpus:
         raise DeviceError(
-            f"{gpus:g} GPUs were asked for, but this process has {torch.cuda.device_count()}; ask for fewer, or take a "
-            "machine with more"
+            f"{gpus:g} GPUs were asked for, but this process has {there}; ask for fewer, or take a machine with more"
         )
     prepare_cuda(gpus)
     return torch.device("cuda", torch.cuda.current_device())
