@@ -28,7 +28,7 @@ from embedder.console import console
 from embedder.data.records import write_table
 from embedder.errors import ConfigError
 from embedder.labelling.prompts import check_chat
-from embedder.models.locate import count_parameters, locate_model
+from embedder.models.locate import locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
 from embedder.storage.json_file import write_json
@@ -63,12 +63,13 @@ def check(config: RunConfig) -> Work:
     if total:
         if config.llm is None:
             raise ConfigError(NO_LLM)
-        parameters = count_parameters(locate_model(config.llm.model))
+        from embedder.labelling.compute_cost import memory_line, multiplied_weights
         from embedder.models.causal_lm import check_llm
 
-        check_llm(config.llm)
-        lines += check_chat(config.llm, templates)
-        flops = forward_flops(parameters, total * len(retrievers) * tokens_of(QUESTION_CHARACTERS))
+        check_llm(config.llm, config.evaluate.gpus_per_actor)
+        lines += [*check_chat(config.llm, templates), memory_line(config.llm, config.evaluate.gpus_per_actor)]
+        weights = multiplied_weights(locate_model(config.llm.model))
+        flops = forward_flops(weights, total * len(retrievers) * tokens_of(QUESTION_CHARACTERS))
     return Work("evaluate", [*lines, *retrievers], flops)
 
 

@@ -61,7 +61,7 @@ class LabelConfig(Section):
     of a CPU are bit-identical for one value only, because batches depend on the number of threads."""
     gpus_per_actor: float = Field(default=0, ge=0)
     """GPUs of each actor. 0 labels on the CPU; 0.5 puts two actors on a GPU; 2 or more with `llm.device_map: auto`
-    spreads the LLM over them."""
+    divide the LLM between them."""
     seed: int = 0
     """Seed of the sampling and of the choice of worked examples."""
 

@@ -78,7 +78,7 @@ class LlmConfig(Section):
     """Tokens of a batch; halved when memory runs out. On a CPU more than 2,048 is slower; a GPU wants 16,384 to
     65,536."""
     device_map: Literal["single", "auto"] = "single"
-    """`auto` spreads the layers over all GPUs of an actor, for an LLM that is larger than one of them."""
+    """`auto` divides each layer over all GPUs of an actor, for an LLM that is larger than one of them."""
     scorer: Literal["auto", "flex", "chunked tree", "one sequence at a time"] = "auto"
     """How the LLM scores outputs. `auto`: by `flex` attention in bfloat16 on a GPU with a compiler, else as a `chunked
     tree`; `one sequence at a time` where the LLM has windows shorter than the prompts, or on a CPU fails the trial at
@@ -187,6 +187,19 @@ class RunConfig(Section):
                 )
             if spec.reward != "none" and spec.template is None:
                 raise ValueError(f"tasks.{name}.reward is {spec.reward!r} but it has no template")
+        return self
+
+    @model_validator(mode="after")
+    def gpus_fit(self) -> RunConfig:
+        """Refuse GPUs that an actor of the LLM would leave idle."""
+        for name, gpus in (("label", self.label.gpus_per_actor), ("evaluate", self.evaluate.gpus_per_actor)):
+            if gpus > 1 and gpus % 1:
+                raise ValueError(f"{name}.gpus_per_actor is {gpus:g}; give a whole number, or a share of one GPU")
+            if gpus > 1 and self.llm and self.llm.device_map == "single":
+                raise ValueError(
+                    f"{name}.gpus_per_actor is {gpus:g}, but with llm.device_map 'single' an actor uses one GPU; set "
+                    f"llm.device_map: auto to divide the LLM over them, or raise {name}.num_actors"
+                )
         return self
 
     @model_validator(mode="after")

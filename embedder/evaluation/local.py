@@ -180,5 +180,6 @@ def llm_judge(config: RunConfig, settings: EvaluateConfig) -> LlmJudge:
     Raises:
         ConfigError: the run names no LLM.
     """
-    lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(settings.gpus_per_actor))
+    gpus = settings.gpus_per_actor
+    lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(gpus), gpus)
     return LlmJudge(lm, config.needed_llm, config.tasks, settings, read_shot_pools(config))

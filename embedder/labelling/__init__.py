@@ -6,6 +6,7 @@ prompts.py             the token ids that the LLM reads for a query and a candid
 prompt_layout.py       the slots of a prompt in which data stands, and the fixed tokens between them
 chat_template.py       a message in the LLM's own chat template
 backends.py            chooses how an LLM is read: as trees, or one sequence at a time
+divided_backend.py     an LLM that several GPUs share: what one process is asked, all of them do
 tree_backend.py        the fast way: each shared prefix is computed once
 sequential_backend.py  the slow way, right for every causal language model
 prefix_tree.py         prompts that begin alike, as one tree of tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedConfig
 from embedder.config.run import CHUNKED, FLEX, SEQUENTIAL, LlmConfig, TreeScorer
 from embedder.errors import ConfigError, ModelError
 from embedder.labelling.compute_cost import ModelWork
+from embedder.labelling.divided_backend import DividedBackend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
@@ -33,8 +35,10 @@ class LlmBackend(Protocol):
     """Scores and samples with one LLM."""
 
     lm: CausalLm
-    work: ModelWork
-    """What scoring took so far; sampling is not counted."""
+
+    @property
+    def work(self) -> ModelWork:
+        """What scoring took so far; sampling is not counted."""
 
     @property
     def way(self) -> str:
@@ -65,12 +69,13 @@ def choose_backend(lm: CausalLm, config: LlmConfig, max_output_tokens: int) -> L
             f"llm.max_prefix_tokens {config.max_prefix_tokens} and outputs of {max_output_tokens} tokens need "
             f"{longest} positions, but llm.model {config.model!r} has {known}; lower llm.max_prefix_tokens"
         )
-    backend = _chosen(lm, config, longest)
+    choose = partial(_chosen, config=config, longest=longest)
+    backend = choose(lm) if lm.followers is None else DividedBackend(lm, lm.followers, choose)
     LOG.info("outputs are scored by: %s", backend.way)
     return backend
 
 
-def _chosen(lm: CausalLm, config: LlmConfig, longest: int) -> LlmBackend:
+def _chosen(lm: CausalLm, config: LlmConfig, longest: int) -> TreeBackend | SequentialBackend:
     named = config.scorer != "auto"
     scorer = best_scorer(lm) if config.scorer == "auto" else config.scorer
     if scorer == SEQUENTIAL:
@@ -97,9 +102,8 @@ def _chosen(lm: CausalLm, config: LlmConfig, longest: int) -> LlmBackend:
 
 def best_scorer(lm: CausalLm) -> TreeScorer:
     """The fastest way to read trees on the LLM's device."""
-    placed = set((getattr(lm.model, "hf_device_map", None) or {}).values())
-    # Half precision alone has fast kernels there. The mask of flex attention lies on one device only.
-    if lm.device.type != "cuda" or lm.model.dtype == torch.float32 or len(placed) > 1:
+    # Half precision alone has fast kernels there.
+    if lm.device.type != "cuda" or lm.model.dtype == torch.float32:
         return CHUNKED
     if lacking := lacking_compiler():
         LOG.warning("%s is missing, so that outputs are scored by %r, about half as fast", lacking, CHUNKED)

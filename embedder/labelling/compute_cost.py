@@ -1,14 +1,21 @@
-"""Counts what an LLM had to compute, and how many operations that takes at least."""
+"""Counts what an LLM had to compute, or will have to, and how many operations that takes at least."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from embedder.config.run import LlmConfig
+from embedder.models.architecture import architecture
+from embedder.models.loader import one_model_error, read_config
+from embedder.models.locate import count_parameters, gguf_file, loaded_bytes, locate_model
 from embedder.models.onednn import PackedLinear
+
+NUMBER_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,9 @@ class ModelWork:
 
 def model_size(model: PreTrainedModel) -> ModelSize:
     """The sizes of a transformer; a mixture of experts counts only those that a token goes through."""
+    # Packed weights are of other shapes, and a divided model holds a part of each.
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "_tp_size", None) is not None:
+        model = architecture(model.config)
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     chosen = getattr(config, "num_experts_per_tok", None)
@@ -74,3 +84,23 @@ def _weights(module: nn.Module | None, chosen: int | None) -> int:
     # Experts hold their weights as one parameter (experts, in, out), because transformers multiplies them in groups.
     stacked = [weight for weight in module.parameters(recurse=False) if weight.dim() == 3]
     return sum(weight[0].numel() * min(chosen or len(weight), len(weight)) for weight in stacked)
+
+
+def multiplied_weights(folder: Path) -> int:
+    """Weights that an LLM multiplies with each token, however they are stored; of a GGUF file by its bytes.
+
+    Raises:
+        ModelError: the configuration makes no model.
+    """
+    if gguf_file(folder) is not None:
+        return count_parameters(folder)
+    with one_model_error(folder):
+        size = model_size(architecture(read_config(folder)))
+    return size.layers + size.head
+
+
+def memory_line(llm: LlmConfig, gpus: float) -> str:
+    """The memory that the LLM's weights take, for the user of a dry run."""
+    whole = loaded_bytes(locate_model(llm.model), NUMBER_BYTES[llm.dtype]) / 1e9
+    shared = f" on {gpus:g} GPUs together, {whole / gpus:,.2g} GB on each" if gpus > 1 else ""
+    return f"the LLM's weights take about {whole:,.2g} GB{shared}"

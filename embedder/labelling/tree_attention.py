@@ -135,8 +135,7 @@ def _span_attention(span: TreeSpan, query: Tensor, key: Tensor, value: Tensor, s
     """Outputs (1, Q, H, D) of the queries of a span."""
     own = query[:, :, span.start : span.stop]
     keys, values = (_gather(tensor, span.keys) for tensor in (key, value))
-    # With `device_map: auto` a layer may lie on another device than the plan.
-    mask = None if span.mask is None else span.mask.to(query.device)
+    mask = span.mask
     if mask is not None and len(mask) > own.shape[2]:
         return _grouped_attention(own, keys, values, mask, scaling)
     return F.scaled_dot_product_attention(

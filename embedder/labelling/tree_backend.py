@@ -63,7 +63,8 @@ class TreeBackend:
         self.head = OutputHead(lm.model.get_output_embeddings())
         self.work = ModelWork(model_size(lm.model))
         self.limit = BatchLimit("scoring")
-        threads = torch.get_num_threads() if lm.device.type == "cpu" else 1
+        # The processes of a divided LLM wait for each other in one order, which threads would mix up.
+        threads = torch.get_num_threads() if lm.device.type == "cpu" and lm.followers is None else 1
         self.lanes = max(1, min(threads, batch_tokens // LANE_TOKENS))
         self._counting = Lock()
         # Before the layers are compiled, which it runs as they are written.
@@ -121,10 +122,9 @@ class TreeBackend:
         tree = build_tree(prompts, self.layout.nodes)
         state_TD = self._read(tree)
         asked = predictions(tree)
-        # With `device_map: auto` layers lie on several devices, so states go to that of the output layer.
-        state_PD = state_TD[sent(asked.tokens, state_TD.device)].to(self.head.weight.device)
-        edge_E = sent(asked.edges, state_PD.device)
-        target_E = sent(asked.edge_tokens, state_PD.device)
+        device = state_TD.device
+        state_PD = state_TD[sent(asked.tokens, device)]
+        edge_E, target_E = sent(asked.edges, device), sent(asked.edge_tokens, device)
         likelihood_E = self.head.logits(state_PD[edge_E], target_E) - self.head.log_normalisers(state_PD)[edge_E]
         with self._counting:  # `+=` of two lanes could lose one of the sums
             # A token at position p sees p tokens before it and itself.

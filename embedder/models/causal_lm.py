@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -15,11 +15,13 @@ from transformers.utils import logging as transformers_logging
 from embedder.config.run import LlmConfig
 from embedder.errors import ModelError
 from embedder.hashing import file_sha256
-from embedder.models.device import keep_freed_memory
+from embedder.models.architecture import check_division, division
+from embedder.models.device import device_kind, keep_freed_memory
 from embedder.models.loader import LLM, check_loadable, load_network, load_tokenizer, one_model_error
-from embedder.models.locate import gguf_file, locate_model
+from embedder.models.locate import check_runnable, gguf_file, locate_model
 from embedder.models.onednn import has_onednn, pack_linear_layers
 from embedder.models.plain_tokenizer import PlainTokenizers, plain_tokenizers
+from embedder.models.tensor_parallel import Followers, Rank, share_logits, share_memory_limit, use_own_parts
 from embedder.storage.durable import appearing
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -34,10 +36,22 @@ class CausalLm:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    followers: Followers | None = None
+    """The processes that hold its other parts, where it is divided over several GPUs."""
+
+    @property
+    def gpus(self) -> int:
+        """The devices that compute it."""
+        return self.followers.rank.size if self.followers else 1
+
+    @property
+    def device_kind(self) -> str:
+        """What its last digits depend on: the kind of device and number format, and over how many it is divided."""
+        kind = device_kind(self.device, self.model.dtype)
+        return kind if self.followers is None else f"{self.gpus} x {kind}"
 
     @property
     def device(self) -> torch.device:
-        # With `device_map: auto` layers are on several devices; inputs belong where the embedding table is.
         return torch.device(next(self.model.parameters()).device)
 
     def tokens(self, text: str) -> list[int]:
@@ -111,34 +125,58 @@ def _convert_gguf(packed: Path, folder: Path) -> None:
     load_tokenizer(packed.parent).save_pretrained(folder)
 
 
-def check_llm(config: LlmConfig) -> None:
-    """Refuse an LLM that could not be loaded, as far as that is known without reading weights.
+def check_llm(config: LlmConfig, gpus: float = 0) -> None:
+    """Refuse an LLM that could not be loaded to so many GPUs, as far as that is known without reading weights.
 
     Raises:
-        ModelError: the folder is missing or lacks something, or holds no causal language model.
+        ModelError: the folder is missing or lacks something, holds no causal language model, or one that these GPUs
+            cannot run or share.
     """
     folder = locate_model(config.model)
     packed = gguf_file(folder)
+    check_runnable(folder, gpus)
     if packed is None:
         check_loadable(LLM, folder)
+        if gpus > 1:
+            check_division(folder, int(gpus))
         return
     # The library finds every tensor in the file; which model they make is known when it has been converted.
     with one_model_error(folder):
         GGUFReader(packed)
 
 
-def load_lm(config: LlmConfig, cache: Path, device: torch.device | str) -> CausalLm:
+def load_lm(config: LlmConfig, cache: Path, device: torch.device | str, gpus: float = 1) -> CausalLm:
     """Load the LLM on a device; on a CPU its linear layers are packed for oneDNN.
 
+    With `device_map: auto` and several GPUs it is divided over them, each with a process that ends with this one.
+
     Raises:
-        ModelError: the folder is missing, lacks weights, or holds no causal language model.
+        ModelError: the folder is missing, lacks weights, or holds no causal language model, or it cannot be divided.
+        DeviceError: one of the GPUs that are to share it fails.
     """
     folder = prepare_lm(config, cache)
+    load = partial(_load_part, config, folder, torch.device(device))
+    if config.device_map == "single" or gpus <= 1:
+        return load(None)
+    check_division(folder, int(gpus))
+    followers = Followers(int(gpus), load)
+    return replace(load(followers.rank), followers=followers)
+
+
+def _load_part(config: LlmConfig, folder: Path, device: torch.device, rank: Rank | None) -> CausalLm:
+    """Load the part of a rank on a device of that kind, or the whole LLM."""
+    kind = device.type
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-    kind = torch.device(device).type
-    spread = "auto" if config.device_map == "auto" and kind == "cuda" else str(device)
     described, tokenizer = check_loadable(LLM, folder)
-    model = load_network(LLM, folder, described, dtype=dtype, device_map=spread)
+    if rank is None:
+        model = load_network(LLM, folder, described, dtype=dtype, device_map=str(device))
+    else:
+        rank.join(kind)
+        shares = division(described, rank.size)
+        model = load_network(LLM, folder, described, dtype=dtype, distributed_config=shares)
+        use_own_parts(model)
+        share_logits(model.get_output_embeddings())
+        share_memory_limit(rank.device(kind))
     _refuse_damaged(model, folder)
     # Some encoders, BERT among them, have a causal class as well and load without complaint.
     if reads_ahead(model):
@@ -147,7 +185,8 @@ def load_lm(config: LlmConfig, cache: Path, device: torch.device | str) -> Causa
         )
     if kind == "cpu":
         keep_freed_memory()
-    if kind == "cpu" and has_onednn():
+    # A part of a layer is no `nn.Linear` by itself: its inputs and results are shared with other processes.
+    if kind == "cpu" and rank is None and has_onednn():
         # The output layer keeps its plain weight because it may be the embedding table too.
         pack_linear_layers(model, keep=model.get_output_embeddings())
     return CausalLm(model, tokenizer)
@@ -174,4 +213,4 @@ def reads_ahead(model: PreTrainedModel) -> bool:
     device = next(model.parameters()).device
     ids = torch.tensor(PROBE_IDS, device=device)
     first, second = model(input_ids=ids).logits[:, :3].float()
-    return bool((first - second).abs().mean() > ROUNDING[model.dtype] * first.std())
+    return bool((first - second).abs().mean() > ROUNDING.get(model.dtype, 0.05) * first.std())

@@ -35,7 +35,7 @@ def resolve_device(gpus: float) -> torch.device:
     """The device of a process to which its caller gave so many GPUs, or so large a share of one.
 
     Raises:
-        DeviceError: it was given a GPU that torch cannot use.
+        DeviceError: it was given a GPU that torch cannot use, or has fewer of them.
     """
     if not gpus:
         return CPU
@@ -48,6 +48,10 @@ def resolve_device(gpus: float) -> torch.device:
             f"a GPU was asked for ({gpus:g}), but this process cannot use one ({str(error).partition(chr(10))[0]}; "
             f"{cuda_versions()}); repair the driver, install a torch for it, or set the number of GPUs to 0 for the CPU"
         ) from error
+    if (there := torch.cuda.device_count()) < gpus:
+        raise DeviceError(
+            f"{gpus:g} GPUs were asked for, but this process has {there}; ask for fewer, or take a machine with more"
+        )
     prepare_cuda(gpus)
     return torch.device("cuda", torch.cuda.current_device())
 

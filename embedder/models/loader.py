@@ -310,9 +310,9 @@ def load_network(
     config: PreTrainedConfig,
     *,
     dtype: torch.dtype = torch.float32,
-    device_map: str | None = None,
+    **where: Any,  # noqa: ANN401
 ) -> PreTrainedModel:
-    """The weights of a model folder in its architecture, in evaluation mode; `config` is from `check_loadable`.
+    """The weights of a folder, to be evaluated, by a `device_map` or a `distributed_config` as in `from_pretrained`.
 
     Raises:
         ModelError: the weights cannot be read, or do not fit.
@@ -325,9 +325,9 @@ def load_network(
             trust_remote_code=False,
             use_safetensors=True,
             dtype=dtype,
-            device_map=device_map,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **where,
         )
     _judge(kind, model, told, folder)
     loaded: PreTrainedModel = model.eval()

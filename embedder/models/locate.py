@@ -25,24 +25,25 @@ SMALL = 1024
 """Bytes: a Git LFS pointer is smaller."""
 NOT_FETCHED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.gguf")
 """Forms of weights that are not loaded from the hub."""
-QUANTISED_BY = {
-    "aqlm": "aqlm",
-    "auto-round": "auto-round",
-    "awq": "gptqmodel",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed-tensors",
-    "eetq": "kernels",
-    "fbgemm_fp8": "fbgemm-gpu",
-    "fp8": "",
-    "gptq": "gptqmodel",
-    "hqq": "hqq",
-    "mxfp4": "kernels",
-    "nvfp4": "kernels",
-    "quanto": "optimum",
-    "torchao": "torchao",
-    "vptq": "vptq",
+QUANTISED_BY: dict[str, tuple[str, ...]] = {
+    "aqlm": ("aqlm",),
+    "auto-round": ("auto-round",),
+    "awq": ("gptqmodel",),
+    "bitsandbytes": ("bitsandbytes",),
+    "compressed-tensors": ("compressed-tensors",),
+    "eetq": ("kernels",),
+    "fbgemm_fp8": ("fbgemm-gpu",),
+    "fp8": (),
+    "gptq": ("gptqmodel", "optimum"),
+    "hqq": ("hqq",),
+    "mxfp4": ("kernels",),
+    "quanto": ("optimum",),
+    "torchao": ("torchao",),
+    "vptq": ("vptq",),
 }
-"""Ways of quantisation and the package that each needs beside transformers, if any."""
+"""Ways of quantisation and the packages that each needs beside transformers."""
+FOR_GPUS = {"eetq", "fbgemm_fp8", "vptq"}
+"""Those of which transformers computes nothing on a CPU."""
 
 
 def locate_model(reference: str) -> Path:
@@ -201,11 +202,11 @@ def check_config(folder: Path) -> None:
             f"model folder {folder}: its weights are quantised by {method!r}, which is not known here; take the model "
             "in full precision"
         )
-    package = QUANTISED_BY[method]
-    if package and importlib.util.find_spec(package.replace("-", "_")) is None:
+    missing = [name for name in QUANTISED_BY[method] if importlib.util.find_spec(name.replace("-", "_")) is None]
+    if missing:
         raise ModelError(
-            f"model folder {folder}: its weights are quantised by {method}, which needs the package {package}; install "
-            "it, or take the model in full precision"
+            f"model folder {folder}: its weights are quantised by {method}, which needs the package "
+            f"{' and '.join(missing)}; install it, or take the model in full precision"
         )
 
 
@@ -220,13 +221,42 @@ def quantisation(config: dict[str, Any]) -> str | None:
     return str(settings.get("quant_method") or old)
 
 
+def folder_quantisation(folder: Path) -> str | None:
+    """How the weights of a model folder are quantised; None: they are not, or in a GGUF file, which is expanded."""
+    return None if gguf_file(folder) is not None else quantisation(read_object(folder / CONFIG))
+
+
 def gguf_file(folder: Path) -> Path | None:
     """The folder's GGUF file if that is the only form its weights have."""
     files = sorted(folder.glob("*.gguf"))
     return files[0] if len(files) == 1 and not list(folder.glob("*.safetensors")) else None
 
 
+def check_runnable(folder: Path, gpus: float) -> None:
+    """Refuse quantised weights that only a GPU can multiply where there is none.
+
+    Raises:
+        ModelError: the folder holds such weights, and no GPU was asked for.
+    """
+    method = folder_quantisation(folder)
+    if method in FOR_GPUS and not gpus:
+        raise ModelError(
+            f"model folder {folder}: its weights are quantised by {method}, which computes on GPUs alone; set "
+            "gpus_per_actor, or take the model in full precision"
+        )
+
+
+def loaded_bytes(folder: Path, number_bytes: int) -> int:
+    """Memory that the weights take: quantised ones as in their files, others with so many bytes a number."""
+    if folder_quantisation(folder):
+        return sum(path.stat().st_size for path in weight_files(folder))
+    return count_parameters(folder) * number_bytes
+
+
 def count_parameters(folder: Path) -> int:
-    """Number of weights, read from the safetensors headers; a GGUF file counts its bytes at 4.5 bits a weight."""
+    """Number of stored numbers, read from the safetensors headers; a GGUF file counts its bytes at 4.5 bits a weight.
+
+    These are the weights of a model in full precision; quantised ones are fewer numbers, and their scales are more.
+    """
     packed = gguf_file(folder)
     return int(packed.stat().st_size * 8 / 4.5) if packed is not None else count_weights(folder)

@@ -14,7 +14,7 @@ from embedder.data.ledger import Ledger
 from embedder.labelling.label_statistics import LabelCost, share_of_peak
 from embedder.labelling.labeller import RewardLabeller
 from embedder.models.causal_lm import load_lm, prepare_lm
-from embedder.models.device import device_kind, matmul_rate, resolve_device
+from embedder.models.device import matmul_rate, resolve_device
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.block_plan import GroupRows, Survey, read_row_group
@@ -56,15 +56,15 @@ class LabelBlocks(GroupBlocks):
 
     def __init__(self, config: RunConfig, pools: ray.ObjectRef, fingerprint: str) -> None:
         super().__init__(config, llm_ledger(config.paths), fingerprint)
-        lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(config.label.gpus_per_actor))
+        gpus = config.label.gpus_per_actor
+        lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(gpus), gpus)
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, *ray.get(pools))
-        self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
+        self.peak_flops = lm.gpus * matmul_rate(lm.device, lm.model.dtype)
         self.noted = ""
 
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         labelled = self.labeller.label(groups, self.fingerprint)
-        lm, way = self.labeller.lm, self.labeller.backend.way
-        kind = f"{device_kind(lm.device, lm.model.dtype)}, {way}"
+        kind = f"{self.labeller.lm.device_kind}, {self.labeller.backend.way}"
         if kind != self.noted:  # at first, and when memory was short
             note_device(self.config.paths, kind)
             self.noted = kind

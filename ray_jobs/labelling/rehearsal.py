@@ -28,7 +28,7 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
         return ["nothing is left for the LLM"]
     # Where this machine has no GPU, the LLM is tried on its CPU, and the last line says so.
     gpus = settings.gpus_per_actor if torch.cuda.is_available() else 0
-    lm = load_lm(llm, config.paths.cache, resolve_device(gpus))
+    lm = load_lm(llm, config.paths.cache, resolve_device(gpus), gpus)
     labeller = RewardLabeller(lm, llm, settings, config.tasks, *label_pools(config))
     lines, seconds, whole, flops = [], 0.0, 0.0, 0.0
     for task, groups in sorted(_samples(config, work).items()):

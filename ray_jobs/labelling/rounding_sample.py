@@ -15,11 +15,12 @@ from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.rounding import Rounding, Row, compare_rounding, draw_sample
 from embedder.models.causal_lm import load_lm
 from embedder.models.device import resolve_device
-from embedder.models.locate import count_parameters, locate_model
+from embedder.models.locate import count_parameters, folder_quantisation, locate_model
 from embedder.models.memory import one_memory_error
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.provenance import LabelPools
 
+QUANTISED = "what bfloat16 changes was not measured: the weights of the LLM are quantised"
 TOO_LARGE = "what bfloat16 changes was not measured: the LLM in float32 needs more memory than there is"
 
 
@@ -29,6 +30,8 @@ def measure_rounding(config: RunConfig, pools: LabelPools) -> Rounding | str | N
     sample = draw_sample(_labels(config), settings.rounding_groups, settings.seed)
     if not sample:
         return None
+    if folder_quantisation(locate_model(config.needed_llm.model)):
+        return QUANTISED
     task = ray.remote(score_exactly).options(num_gpus=gpus(config), num_cpus=settings.cpus_per_actor, max_retries=0)
     try:
         found: Rounding | str | None = ray.get(task.remote(config, pools, sample))
@@ -54,12 +57,12 @@ def score_exactly(config: RunConfig, pools: LabelPools, sample: Sequence[dict[st
     device = resolve_device(gpus(config))
     if device.type == "cuda":
         # All weights would be read before it shows that they do not fit.
-        free = sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
+        free = sum(torch.cuda.mem_get_info(number)[0] for number in range(int(gpus(config))))
         if 4 * count_parameters(locate_model(llm.model)) > free:
             return TOO_LARGE
     try:
         with one_memory_error():
-            lm = load_lm(llm, config.paths.cache, device.type)
+            lm = load_lm(llm, config.paths.cache, device, gpus(config))
             labeller = RewardLabeller(lm, llm, config.label, config.tasks, *pools)
             return compare_rounding(sample, labeller.rescore(sample), config.tasks)
     except torch.OutOfMemoryError:

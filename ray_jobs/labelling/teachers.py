@@ -20,7 +20,7 @@ from embedder.errors import ConfigError, LabelError
 from embedder.hashing import content_id
 from embedder.labelling.prompts import check_chat
 from embedder.labelling.rewards import task_rewards
-from embedder.models.locate import count_parameters, locate_model
+from embedder.models.locate import locate_model
 from embedder.run.cost import CHARACTERS_A_TOKEN, Work, characters_a_token, forward_flops
 from embedder.run.lineage import LINEAGE
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger
@@ -131,7 +131,7 @@ class LlmTeacher(Teacher):
             # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
             from embedder.models.causal_lm import check_llm
 
-            check_llm(llm)
+            check_llm(llm, self.config.label.gpus_per_actor)
         rewarded = {task: self.config.tasks[task] for task in work.tasks if self.config.tasks[task].reward != "none"}
         lines += check_chat(llm, {task: spec.template for task, spec in rewarded.items()})
         if llm is None or not work.blocks.num_rows:
@@ -142,7 +142,10 @@ class LlmTeacher(Teacher):
         # The survey takes the rule of thumb, which is right in proportion; here the tokenizer itself is asked.
         scale = CHARACTERS_A_TOKEN / characters_a_token(model, texts)
         tokens = scale * sum(ahead.tokens for ahead in work.tasks.values())
-        return Work("label", lines, forward_flops(count_parameters(model), tokens), tokens)
+        from embedder.labelling.compute_cost import memory_line, multiplied_weights
+
+        lines.append(memory_line(llm, self.config.label.gpus_per_actor))
+        return Work("label", lines, forward_flops(multiplied_weights(model), tokens), tokens)
 
     def rehearse(self) -> list[str]:
         if self.config.llm is None or not self.config.label.dry_run_groups:

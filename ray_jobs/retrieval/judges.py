@@ -30,7 +30,8 @@ class JudgeBlocks(BlockActor):
     """Asks the LLM blocks of questions."""
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef) -> None:
-        lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(config.evaluate.gpus_per_actor))
+        gpus = config.evaluate.gpus_per_actor
+        lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(gpus), gpus)
         self.judge = LlmJudge(lm, config.needed_llm, config.tasks, config.evaluate, ray.get(shot_pools))
         self.ledger = reply_ledger(config)
 

@@ -123,6 +123,11 @@ REFUSED = {
         "train: {steps: 3, gpus_per_worker: 2}",
         "train: gpus_per_worker is 2, but a worker trains on one",
     ),
+    "an LLM for one of two GPUs": (
+        "llm: {model: owner/llm}\nlabel: {gpus_per_actor: 2}",
+        "label.gpus_per_actor is 2, but with llm.device_map 'single' an actor uses one GPU; set llm.device_map: auto",
+    ),
+    "half a GPU too much": ("evaluate: {gpus_per_actor: 1.5}", "evaluate.gpus_per_actor is 1.5; give a whole number"),
     "replay of nothing": ("train: {steps: 3, replay: {runs: [], share: 0.2}}", "train.replay.runs: "),
     "replay of everything": ("train: {steps: 3, replay: {runs: [{work: a}], share: 1}}", "train.replay.share: "),
     "negative weight": ("train: {steps: 3, task_weights: {qa: -1}}", "train.task_weights.qa: "),

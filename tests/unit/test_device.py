@@ -67,6 +67,7 @@ class FakeCuda:
         cuda, ones = torch.cuda, torch.ones
         monkeypatch.setattr(torch, "ones", lambda *shape, device="cpu": ones(*shape))
         monkeypatch.setattr(cuda, "current_device", lambda: 1)
+        monkeypatch.setattr(cuda, "device_count", lambda: 2)
         monkeypatch.setattr(cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=80 * 2**30))
         monkeypatch.setattr(cuda, "set_per_process_memory_fraction", lambda share: setattr(self, "fraction", share))
         monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda on: setattr(self, "cudnn", on))
@@ -91,6 +92,12 @@ def test_resolve_device_gives_the_card_that_is_current_and_keeps_cudnn_from_atte
 def test_resolve_device_bounds_the_memory_of_a_share_and_leaves_some_to_cuda_itself(card, share, bytes_left):
     resolve_device(share)
     assert card.fraction * 80 == pytest.approx(bytes_left)
+
+
+def test_resolve_device_refuses_more_gpus_than_the_process_has(card):
+    assert resolve_device(2).index == 1
+    with pytest.raises(DeviceError, match="3 GPUs were asked for, but this process has 2; ask for fewer"):
+        resolve_device(3)
 
 
 def test_resolve_device_refuses_a_gpu_that_cannot_be_used_in_one_line_with_the_versions(monkeypatch):

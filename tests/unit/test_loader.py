@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from embedder.errors import EmbedderError, ModelError
 from embedder.models.causal_lm import check_llm, load_lm
 from embedder.models.encoder import check_encoder, encode_prompted, load_encoder
 from embedder.models.encoder_export import export_encoder
-from embedder.models.locate import count_parameters, locate_model
+from embedder.models.locate import check_runnable, count_parameters, locate_model
 from embedder.training.cross_encoder import check_cross_encoder, load_cross_encoder
 from tests.unit.tiny_folders import (
     BERT_SPECIAL,
@@ -252,6 +253,43 @@ def test_loader_refuses_quantised_weights_without_their_library(kind, folder, me
     """Case 25-quantised-llm."""
     change(folder, "config.json", quantization_config=QUANTISED[method])
     refused(kind, folder, f"quantised by '?{method}.*(needs the package|not known here).*full precision")
+
+
+@pytest.mark.parametrize("method", ["eetq", "fbgemm_fp8", "vptq"])
+def test_check_runnable_refuses_weights_that_only_a_gpu_multiplies(tiny_llama_folder, tmp_path, method):
+    folder = shutil.copytree(tiny_llama_folder, tmp_path / "model")
+    change(folder, "config.json", quantization_config={"quant_method": method})
+    with pytest.raises(ModelError, match=f"quantised by {method}, which computes on GPUs alone; set gpus_per_actor"):
+        check_runnable(folder, 0)
+    check_runnable(folder, 0.5)
+
+
+def in_8_bits(folder: Path) -> dict[str, torch.Tensor]:
+    """Turn the layers of a Llama folder into FP8 with a scale each; returns the weights as they then are."""
+    stored, whole = load_file(folder / WEIGHTS), {}
+    for name, value in list(stored.items()):
+        whole[name] = value
+        if "_proj" in name:
+            scale = value.abs().max() / 448
+            stored[name] = (value / scale).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale_inv"] = scale.reshape(1, 1)
+            whole[name] = stored[name].float() * scale
+    save_file(stored, folder / WEIGHTS, {"format": "pt"})
+    settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    change(folder, "config.json", quantization_config=settings)
+    return whole
+
+
+def test_load_lm_an_fp8_folder_is_the_llm_of_its_rounded_weights(tiny_llama_folder, tmp_path):
+    folder, plain = (shutil.copytree(tiny_llama_folder, tmp_path / name) for name in ("fp8", "plain"))
+    save_file(in_8_bits(folder), plain / WEIGHTS, {"format": "pt"})
+    check_llm(llm_config(folder))
+    lm, same = (load_lm(llm_config(each), tmp_path / "cache", "cpu").model for each in (folder, plain))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        # Expanded to bfloat16, which rounds each weight once more.
+        apart = (lm(input_ids=ids).logits.float() - same(input_ids=ids).logits).abs().max()
+        assert apart < 0.1 * same(input_ids=ids).logits.std()
 
 
 def test_loader_refuses_quantised_weights_of_an_encoder_whatever_is_installed(models_of_kind, tmp_path):
