@@ -37,8 +37,8 @@ BLOCK_ROWS = 256
 """Texts of a block on a CPU."""
 GPU_BLOCK_ROWS = 4096
 """Texts of a block on a GPU, which is to have long work, and one fetch of many vectors."""
-CALLS_AT_ONCE = 3
-"""Blocks that an actor with a GPU has in hand: one is tokenised, one is computed, one is committed."""
+CALLS_AT_ONCE = 4
+"""Blocks that an actor with a GPU has in hand: one is tokenised, one is ready, one is computed, one is committed."""
 COMPILE_FROM = 200_000
 """Texts of an actor from which compiling its model pays. It takes seconds, and a GPU encodes thousands of texts in one.
 """
