@@ -17,7 +17,15 @@ from embedder.data.records import PASSAGE, VECTOR, write_table
 from embedder.models.encoder import encode_batches, encode_prompted, load_encoder
 from ray_jobs.cluster.blocks import BlockCost, actor_pool
 from ray_jobs.retrieval import vectors
-from ray_jobs.retrieval.vectors import BLOCK_ROWS, CALLS_AT_ONCE, GPU_BLOCK_ROWS, EncodeBlocks, open_store, vector_table, vector_matrix
+from ray_jobs.retrieval.vectors import (
+    BLOCK_ROWS,
+    CALLS_AT_ONCE,
+    GPU_BLOCK_ROWS,
+    EncodeBlocks,
+    open_store,
+    vector_matrix,
+    vector_table,
+)
 
 
 @pytest.fixture
