@@ -156,17 +156,24 @@ def _with_limits(costs: pa.Table, limits: Sequence[BatchLimit]) -> pa.Table:
 
 
 def actor_pool(
-    num_actors: int, gpus_per_actor: float, cpus_per_actor: float = 1, min_actors: int | None = None
+    num_actors: int,
+    gpus_per_actor: float,
+    cpus_per_actor: float = 1,
+    min_actors: int | None = None,
+    calls: int = 1,
 ) -> dict[str, Any]:
     """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits.
 
-    An actor with a GPU has as many CPUs as `gpu_cpus` says, if these are more.
+    An actor with a GPU has as many CPUs as `gpu_cpus` says, if these are more. `calls`: blocks that an actor has in
+    hand at once, each in a thread of its own, where its class allows that.
     """
     resources: dict[str, Any] = {"num_cpus": cpus_per_actor}
     if gpus_per_actor:
         beside = gpu_cpus(gpus_per_actor, machines())
         resources = {"num_cpus": max(cpus_per_actor, beside), "num_gpus": gpus_per_actor}
-    return {"compute": ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors), **resources}
+    several = {"max_concurrent_calls_per_actor": calls, "enable_true_multi_threading": True} if calls > 1 else {}
+    strategy = ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors, **several)
+    return {"compute": strategy, **resources}
 
 
 def cut_blocks(blocks: pa.Table, num_actors: int, total: int | None = None) -> list[pa.Table]:
@@ -218,6 +225,8 @@ def run_blocks(
     costs = ray.data.from_arrow_refs(references).map_batches(
         PoolActor, fn_constructor_args=(actor, arguments), batch_size=1, batch_format="pyarrow", **pool
     )
+    # A block in a thread of its own has its own busy seconds.
+    threads = pool["compute"].max_size * (pool["compute"].max_concurrent_calls_per_actor or 1)
     began = time.monotonic()
     limits: dict[tuple[str, str], int] = {}
     with track_progress(label, total) as counter:
@@ -233,7 +242,7 @@ def run_blocks(
                 spent += cost
                 share = spent.expected / expected if expected else 1.0
                 told = note(spent, max(time.monotonic() - began, 1e-9), share)
-                counter.advance(cost.rows, told, seconds_left(spent, share, pool["compute"].max_size))
+                counter.advance(cost.rows, told, seconds_left(spent, share, threads))
     for (work, unit), most in sorted(limits.items()):
         console().print(f"{label}: memory was short, so batches of {work} were cut to {most:,} {unit}", markup=False)
     return spent
