@@ -46,6 +46,14 @@ def one_memory_error() -> Iterator[None]:
         raise torch.OutOfMemoryError(str(error)) from error
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that this process may still take, what it holds in reserve included."""
+    free, whole = torch.cuda.mem_get_info(device)
+    taken, held = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * whole) - taken
+    return min(free + held - taken, allowed)
+
+
 class BatchLimit:
     """The largest batch of one kind of work that memory has room for, as far as this process has learnt it."""
 

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from embedder.config.tasks import TaskSpec
-from embedder.errors import ConfigError
-from embedder.models.encoder import TextEncoder, TokenRow, load_encoder
+from embedder.errors import ConfigError, DeviceError
+from embedder.models.compiled import compile_layers, compiler_lacks
+from embedder.models.encoder import SIGHT, TextEncoder, TokenRow, load_encoder
 from embedder.models.encoder_export import export_encoder
 from embedder.models.onednn import has_onednn, train_linear_layers
+from embedder.models.transfer import upload
 from embedder.training.cross_encoder import CrossEncoder, bare_query, export_cross_encoder, load_cross_encoder
 from embedder.training.job import TrainingJob
 from embedder.training.lora import add_adapters, merge_adapters
@@ -26,6 +28,10 @@ from embedder.training.losses import group_kl
 from embedder.training.objective import Objective
 from embedder.training.ranking_quality import gains_of, ndcg, pair_agreement
 from embedder.training.training_rows import Batch
+
+
+LEAST_COSINE = 0.99
+"""Of the vectors of compiled layers to those of the plain ones."""
 
 
 class Learner(Protocol):
@@ -96,8 +102,8 @@ class CrossEncoderLearner:
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         alphas = [[self.tasks[task].alpha] for task in batch.tasks]
-        temperature_B1 = torch.tensor(alphas, device=outputs.device)
-        reward_BM, valid_BM = batch.reward_BM.to(outputs.device), batch.valid_BM.to(outputs.device)
+        known = (torch.tensor(alphas), batch.reward_BM, batch.valid_BM)
+        temperature_B1, reward_BM, valid_BM = (upload(values, outputs.device) for values in known)
         return group_kl(self.scores(outputs, batch), reward_BM / temperature_B1, valid_BM)
 
     def scores(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -146,7 +152,25 @@ def trainable_encoder(job: TrainingJob, device: str | None = None) -> TextEncode
         add_adapters(encoder, config.lora)
     if has_onednn():
         train_linear_layers(encoder.backbone)
+    # The network that is loaded for the export is on the CPU.
+    if config.compile_layers and encoder.device.type == "cuda":
+        _compile(encoder)
     return encoder.train()
+
+
+def _compile(encoder: TextEncoder) -> None:
+    """Compile the layers, unless they then give other vectors.
+
+    Raises:
+        DeviceError: there is no compiler.
+    """
+    lacking = compiler_lacks()
+    if lacking is not None:
+        raise DeviceError(f"train.compile_layers: there is no {lacking} on a worker's machine; install it, or leave it out")
+    rows = encoder.tokenize(SIGHT)
+    with torch.no_grad():
+        wanted_ND = encoder(rows)
+        compile_layers(encoder.backbone, lambda: bool(((encoder(rows) * wanted_ND).sum(1) >= LEAST_COSINE).all()))
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from embedder.errors import DataError, NotFiniteError
+from embedder.training.distributed import group_backend
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
 from embedder.training.trackers import open_trackers, values_at_end, values_of
 from ray_jobs.cluster.metrics import track_progress
@@ -32,7 +33,7 @@ def run_workers(job: TrainingJob, label: str) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend=group_backend(gpus)),
         scaling_config=ScalingConfig(
             num_workers=most if least is None else (least, most),
             use_gpu=bool(gpus),

@@ -9,7 +9,7 @@ from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.train import ValidationConfig
 from embedder.errors import ConfigError
 from embedder.models.encoder import load_encoder
-from embedder.training.gradient import TokenLimits
+from embedder.training.token_batches import TokenLimits
 from embedder.training.learners import EncoderLearner
 from embedder.training.objective import Objective
 from embedder.training.ranking_quality import gains_of, ndcg
