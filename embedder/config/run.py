@@ -46,9 +46,11 @@ class EncoderConfig(Section):
     max_tokens: int = Field(default=256, ge=8)
     """Tokens of a text; longer texts are cut at the end."""
     batch_tokens: int = Field(default=2048, ge=64)
-    """Padded tokens of a batch. On a CPU 2,048 fills the caches; a GPU wants 16,384 and more."""
+    """Padded tokens of a batch; halved when memory runs out. On a CPU 2,048 fills the caches; a GPU wants 32,768 to
+    131,072."""
     dtype: EncodingDtype = "float32"
-    """Number format of encoding; training has its own (`train.precision`). `bfloat16` is for GPUs. `int8` is for CPUs:
+    """Number format of encoding; training has its own (`train.precision`). `bfloat16` is for GPUs from the A100 and the
+    GeForce 30 series on, and holds the weights in it too. `int8` is for CPUs:
     about twice as fast; each vector moves a little, also with the other texts of its batch. A mean cosine of at least
     0.99 to the exact vectors is checked at load."""
     num_actors: int = Field(default=2, ge=1)

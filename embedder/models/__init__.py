@@ -6,7 +6,9 @@ fingerprint     identity of a model folder, of an encoder and of labels
 loader          loads configuration, tokenizer and weights of every kind of model, or refuses them
 encoder         texts to unit vectors; loading of an encoder
 encoder_export  an encoder as a folder that other tools read; the task of its plain prompts
-onnx          an encoder on the CPU through ONNX Runtime
+onnx          an encoder for vectors only: on the CPU through ONNX Runtime
+gpu_encoder   an encoder for vectors only on a GPU: number format, masks, compiled layers
+compiled      layers of a network compiled by torch
 onednn        linear layers through oneDNN, packed or trained
 causal_lm     the LLM that gives the feedback
 memory        batches that do not fit into memory: halved, or item by item; what fitted

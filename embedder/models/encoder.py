@@ -9,6 +9,8 @@ B texts, L tokens of the longest, D width of the vector.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from tokenizers.processors import Sequence, TemplateProcessing
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from embedder.config.cutting import PromptedText
@@ -31,6 +32,7 @@ from embedder.models.loader import (
     usable_positions,
 )
 from embedder.models.locate import locate_model
+from embedder.models.memory import BatchLimit, halving_on_memory_error
 from embedder.models.st_folder import check_base_model
 
 TokenRow = list[int]
@@ -39,6 +41,23 @@ SIGHT = ("The fox", "The fox sleeps below the old bridge.")
 """Two texts that begin alike: a token that sees nothing behind it has one state in both."""
 SAME = 1e-6
 """Components of unit vectors that differ by less are equal."""
+ALIGNED = 8
+"""Rows on a GPU are filled up to a multiple of this: attention there copies a mask whose rows are of other lengths."""
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """The token rows of one forward pass, filled up to one length, in the memory of the host."""
+
+    indices: list[int]
+    """Where each row stands among all that are embedded."""
+    ids_BL: Tensor
+    mask_BL: Tensor
+
+    def part(self, rows: list[int]) -> PaddedRows:
+        """Some of the rows, which follow one another."""
+        own = slice(rows[0], rows[-1] + 1)
+        return PaddedRows(self.indices[own], self.ids_BL[own], self.mask_BL[own])
 
 
 class TextEncoder(nn.Module):
@@ -51,6 +70,10 @@ class TextEncoder(nn.Module):
         self.config = config
         self.in_bfloat16 = False
         """Matrix products are taken in bfloat16, with the weights left as they are."""
+        self.masks_keys = False
+        """The model is given a mask with one entry for each key, (B, 1, 1, L), which it hands on to attention."""
+        self.memory = BatchLimit("encoding", "padded tokens")
+        """What fits into memory where no gradient is kept, as far as it is known."""
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +93,9 @@ class TextEncoder(nn.Module):
         if not texts:
             return [], []
         whole = [str(text) for text in texts]
-        made = self.tokenizer(whole, truncation=True, max_length=longest, padding=False)
+        # Masks and types would be two more lists of Python numbers for each text, and nobody reads them.
+        unread = {"return_attention_mask": False, "return_token_type_ids": False}
+        made = self.tokenizer(whole, truncation=True, max_length=longest, padding=False, **unread)
         rows = [list(ids) for ids in made["input_ids"]]
         # The library keeps what it cut off; where a tokenizer has no fast form, all texts are read a second time.
         if self.tokenizer.is_fast:
@@ -93,40 +118,68 @@ class TextEncoder(nn.Module):
         kept = min(kept, self.config.max_tokens // 2)
         return whole[:kept] + whole[kept - self.config.max_tokens :]
 
-    def forward(self, rows: list[TokenRow]) -> Tensor:
-        """Unit vectors (B, D) in the order of the rows.
+    def forward(self, rows: list[TokenRow] | PaddedRows) -> Tensor:
+        """Unit vectors (B, D) in the order of the rows: those of one forward pass, or some that are padded here.
 
         Rows are sorted by length and padded in batches of at most `batch_tokens`, which on CPU costs half the time
         of one padded batch; the result does not depend on it.
         """
+        if isinstance(rows, PaddedRows):
+            return self.embed(rows)
         batches = length_batches([len(row) for row in rows], self.config.batch_tokens)
         return embed_batches(self._embed_padded, rows, batches)
 
     def _embed_padded(self, rows: list[TokenRow]) -> Tensor:
+        return self.embed(self.padded(rows, list(range(len(rows)))))
+
+    def batches(self, rows: list[TokenRow]) -> Iterator[PaddedRows]:
+        """The forward passes that `forward` makes of these rows, each filled up when it is asked for."""
+        for indices in length_batches([len(row) for row in rows], self.config.batch_tokens):
+            yield self.padded([rows[i] for i in indices], indices)
+
+    def padded(self, rows: list[TokenRow], indices: list[int]) -> PaddedRows:
+        """Rows side by side; for a GPU in memory that it copies from while the host goes on."""
+        length_B = np.array([len(row) for row in rows])
+        longest, on_gpu = int(length_B.max()), self.device.type == "cuda"
+        if on_gpu:
+            longest = aligned_length(longest, self.config.max_tokens)
+        mask_BL = np.arange(longest) < length_B[:, None]
         # A tokenizer without a padding token gets id 0, which is as good as any because the mask hides it.
-        padding = self.tokenizer.pad_token_id or 0
-        # The type is given, because of a text without tokens torch would make an empty tensor of floats.
-        texts = [torch.tensor(row, dtype=torch.long) for row in rows]
-        ids_BL = pad_sequence(texts, batch_first=True, padding_value=padding).to(self.device)
-        mask_BL = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True).to(self.device)
+        ids_BL = np.full(mask_BL.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids_BL[mask_BL] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(length_B.sum()))
+        ids, mask = torch.from_numpy(ids_BL), torch.from_numpy(mask_BL.astype(np.int64))
+        return PaddedRows(indices, ids.pin_memory(), mask.pin_memory()) if on_gpu else PaddedRows(indices, ids, mask)
+
+    def embed(self, batch: PaddedRows) -> Tensor:
+        """Unit vectors (B, D) of one forward pass, in the order of its rows."""
+        # Nothing here reads a result, so that a GPU is given its next work while it computes.
+        ids_BL, mask_BL = (part.to(self.device, non_blocking=True) for part in (batch.ids_BL, batch.mask_BL))
+        # Of the mask (B, L) transformers asks the GPU whether anything is masked, and waits for the answer.
+        given = mask_BL[:, None, None].bool() if self.masks_keys else mask_BL
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
-            state_BLD = self.backbone(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-        # In float32, because a mean over hundreds of tokens and a norm lose their last digits in bfloat16.
-        return F.normalize(pool(state_BLD.float(), mask_BL, self.config.pooling), dim=-1)
+            state_BLD = self.backbone(input_ids=ids_BL, attention_mask=given).last_hidden_state
+        return F.normalize(pool(state_BLD, mask_BL, self.config.pooling), dim=-1)
+
+
+def aligned_length(longest: int, most: int) -> int:
+    """Tokens of a row on a GPU, of which the longest text of its batch has so many and no text has more than `most`."""
+    # Not beyond that, because the model may have no position there.
+    return max(longest, min(-(-longest // ALIGNED) * ALIGNED, most))
 
 
 def pool(state_BLD: Tensor, mask_BL: Tensor, pooling: str) -> Tensor:
-    """One state a text, shape (B, D)."""
+    """One state a text, shape (B, D), in float32 whatever the states are in."""
+    # A mean over hundreds of tokens and a norm lose their last digits in bfloat16.
     match pooling:
         case "cls":
             # Position 0 holds it because `complete_tokenizer` pads on the right; `last` counts on that too.
-            return state_BLD[:, 0]
+            return state_BLD[:, 0].float()
         case "mean":
-            weight_BL1 = mask_BL.unsqueeze(-1).to(state_BLD.dtype)
-            return (state_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1e-9)
+            weight_BL1 = mask_BL.unsqueeze(-1).float()
+            return (state_BLD.float() * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1e-9)
         case "last":
             last_B = mask_BL.sum(1) - 1
-            return state_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
+            return state_BLD[torch.arange(len(last_B), device=last_B.device), last_B].float()
         case _:
             raise ValueError(f"pooling is {pooling!r}; use cls, mean or last")
 
@@ -173,8 +226,39 @@ def encode_tokens(encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
     """Unit vectors (len(rows), D) of token ids with instruction and special tokens: a server counts tokens first."""
     if not rows:
         return np.zeros((0, encoder.dimension), dtype=np.float32)
+    return encode_batches(encoder, encoder.batches(rows))
+
+
+def encode_batches(encoder: TextEncoder, batches: Iterable[PaddedRows]) -> np.ndarray:
+    """Unit vectors (rows, D) of the rows of some forward passes, in the order of their indices.
+
+    A pass that does not fit into memory is halved, and so are later ones of its size.
+
+    Raises:
+        torch.OutOfMemoryError: a single row does not fit.
+    """
+    parts: list[Tensor] = []
+    order: list[int] = []
     with torch.inference_mode():
-        return np.asarray(encoder(rows).float().cpu())
+        for batch in batches:
+            parts += _embed_fitting(encoder, batch)
+            order += batch.indices
+        # Once, because each fetch waits until the GPU has nothing left to do.
+        found = torch.cat(parts).cpu().numpy()
+    vectors = np.empty_like(found)
+    vectors[order] = found
+    return vectors
+
+
+def _embed_fitting(encoder: TextEncoder, batch: PaddedRows) -> list[Tensor]:
+    """The vectors of one forward pass, in as few parts as fit into memory."""
+    longest = batch.ids_BL.shape[1]
+    return halving_on_memory_error(
+        lambda rows: [encoder.embed(batch.part(rows))],
+        list(range(len(batch.indices))),
+        encoder.memory,
+        lambda rows: len(rows) * longest,
+    )
 
 
 def load_encoder(config: EncoderConfig, device: str | None = None, dropout: float = 0.0) -> TextEncoder:

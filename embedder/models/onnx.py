@@ -1,4 +1,4 @@
-"""An encoder for vectors only: on a GPU as it is, on a CPU through ONNX Runtime.
+"""An encoder for vectors only: on a GPU by PyTorch (`gpu_encoder`), on a CPU through ONNX Runtime.
 
 ONNX Runtime takes half to nine tenths of PyTorch's time for the same float32 layers (benchmarks/embedding.py). The
 model is exported at each load and compared with PyTorch before it is used: an export can be wrong and run well.
@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from embedder.config.run import EncoderConfig
 from embedder.errors import ModelError
 from embedder.models.encoder import TextEncoder, encode_tokens, load_encoder
+from embedder.models.gpu_encoder import prepare_on_gpu
 from embedder.models.onednn import has_onednn, pack_linear_layers
 
 logger = logging.getLogger(__name__)
@@ -96,25 +97,28 @@ class _LastState(nn.Module):
         return state_BLD
 
 
-def load_inference_encoder(config: EncoderConfig, device: str | None = None) -> TextEncoder:
+def load_inference_encoder(
+    config: EncoderConfig, device: torch.device | str | None = None, compiled: bool = False
+) -> TextEncoder:
     """Load an encoder for vectors only, on the number of threads that PyTorch has.
 
     A model on the CPU that cannot be exported, or whose export gives other vectors, runs in PyTorch with its linear
-    layers packed for oneDNN, and a warning says so.
+    layers packed for oneDNN, and a warning says so. `compiled`: on a GPU its layers are compiled, for much work.
 
     Raises:
         ModelError: the folder is missing or has no weights; or 8 bits are asked for and the device, the model or its
             vectors do not allow it.
+        DeviceError: the GPU cannot compute in the number format.
     """
     encoder = load_encoder(config, device)
-    in_8_bits = config.dtype == "int8"
-    if in_8_bits and encoder.device.type != "cpu":
-        raise ModelError("dtype int8 is for CPUs, and this process encodes on a GPU; take bfloat16 or float32")
-    encoder.in_bfloat16 = config.dtype == "bfloat16"
-    if encoder.in_bfloat16 or encoder.device.type != "cpu":
+    rows = encoder.tokenize(PROBES)
+    if encoder.device.type != "cpu":
+        prepare_on_gpu(encoder, rows, compiled)
         return encoder
-    backbone, rows = encoder.backbone, encoder.tokenize(list(PROBES))
-    wanted_ND = _probed(encoder, rows)
+    in_8_bits, encoder.in_bfloat16 = config.dtype == "int8", config.dtype == "bfloat16"
+    if encoder.in_bfloat16:
+        return encoder
+    backbone, wanted_ND = encoder.backbone, _probed(encoder, rows)
     try:
         model = exported(backbone)
         encoder.backbone = OnnxBackbone(quantized(model) if in_8_bits else model, backbone.config)

@@ -116,11 +116,20 @@ class BlockActor(ABC):
 
 
 def actor_pool(
-    num_actors: int, gpus_per_actor: float, cpus_per_actor: float = 1, min_actors: int | None = None
+    num_actors: int,
+    gpus_per_actor: float,
+    cpus_per_actor: float = 1,
+    min_actors: int | None = None,
+    calls: int = 1,
 ) -> dict[str, Any]:
-    """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits."""
+    """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits.
+
+    `calls`: blocks that an actor has in hand at once, each in a thread of its own, where its class allows that.
+    """
     resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": cpus_per_actor}
-    return {"compute": ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors), **resources}
+    several = {"max_concurrent_calls_per_actor": calls, "enable_true_multi_threading": True} if calls > 1 else {}
+    strategy = ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors, **several)
+    return {"compute": strategy, **resources}
 
 
 def cut_blocks(blocks: pa.Table, num_actors: int, total: int | None = None) -> list[pa.Table]:
@@ -171,6 +180,8 @@ def run_blocks(
     costs = ray.data.from_arrow_refs(references).map_batches(
         actor, fn_constructor_args=arguments, batch_size=1, batch_format="pyarrow", **pool
     )
+    # A block in a thread of its own has its own busy seconds.
+    threads = pool["compute"].max_size * (pool["compute"].max_concurrent_calls_per_actor or 1)
     began = time.monotonic()
     with track_progress(label, total) as counter:
         for batch in costs.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -182,5 +193,5 @@ def run_blocks(
                 spent += cost
                 share = spent.expected / expected if expected else 1.0
                 told = note(spent, max(time.monotonic() - began, 1e-9), share)
-                counter.advance(cost.rows, told, seconds_left(spent, share, pool["compute"].max_size))
+                counter.advance(cost.rows, told, seconds_left(spent, share, threads))
     return spent

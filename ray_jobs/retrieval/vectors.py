@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,8 @@ from embedder.data.records import ID_TEXT, PASSAGE, SIDE_WORDS, VECTOR, Split, e
 from embedder.data.row_ids import RowIds
 from embedder.errors import NotFiniteError
 from embedder.hashing import content_id
-from embedder.models.encoder import TextEncoder, encode_tokens
+from embedder.models.device import resolve_device
+from embedder.models.encoder import TextEncoder, encode_batches
 from embedder.models.fingerprint import vectors_name
 from embedder.models.onnx import load_inference_encoder
 from embedder.run.cost import tokens_of
@@ -31,7 +33,14 @@ from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, r
 from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_table, vectors_folder
 
 BLOCK_ROWS = 256
-"""Texts of a block."""
+"""Texts of a block on a CPU."""
+GPU_BLOCK_ROWS = 4096
+"""Texts of a block on a GPU, which is to have long work, and one fetch of many vectors."""
+CALLS_AT_ONCE = 3
+"""Blocks that an actor with a GPU has in hand: one is tokenised, one is computed, one is committed."""
+COMPILE_FROM = 200_000
+"""Texts of an actor from which compiling its model pays. It takes seconds, and a GPU encodes thousands of texts in one.
+"""
 
 BLOCK = pa.schema(
     [
@@ -112,11 +121,12 @@ def tables_by_side(paths: Paths, dataset: str, splits: Sequence[Split]) -> dict[
 
 
 class EncodeBlocks(BlockActor):
-    """Encodes blocks of texts."""
+    """Encodes blocks of texts; on a GPU several at once, so that it need not wait for the tokenizer or for the disk."""
 
-    def __init__(self, config: EncoderConfig, store: VectorStore) -> None:
-        self.encoder: TextEncoder = load_inference_encoder(config)
+    def __init__(self, config: EncoderConfig, store: VectorStore, gpus: float = 0, compiled: bool = False) -> None:
+        self.encoder: TextEncoder = load_inference_encoder(config, resolve_device(gpus), compiled)
         self.store = store
+        self._tokenizing, self._computing = Lock(), Lock()
 
     def ledger_of(self, block: Block) -> Ledger:
         return self.store.ledger(block["dataset"], block["side"])
@@ -126,8 +136,14 @@ class EncodeBlocks(BlockActor):
 
     def compute(self, block: Block) -> pa.Table:
         prompted = [PromptedText(block["instruction"], text, block["keeps_end"]) for text in block["texts"]]
-        rows, is_cut = self.encoder.tokenize_and_tell(prompted)
-        return vector_table(block, encode_tokens(self.encoder, rows), is_cut)
+        # A tokenizer keeps in itself how it cuts, which a second call at the same time would change.
+        with self._tokenizing:
+            rows, is_cut = self.encoder.tokenize_and_tell(prompted)
+            batches = list(self.encoder.batches(rows))
+        # Two at a time would take the memory of two and be no faster.
+        with self._computing:
+            vectors = encode_batches(self.encoder, batches)
+        return vector_table(block, vectors, is_cut)
 
 
 def vector_table(block: Block, vectors: np.ndarray, is_cut: Sequence[bool | None]) -> pa.Table:
@@ -144,7 +160,9 @@ def vector_table(block: Block, vectors: np.ndarray, is_cut: Sequence[bool | None
             f"that of {first!r}; the model's weights are damaged, or its numbers too large for this text: take another "
             "encoder, or leave the text out"
         )
-    column = pa.array(list(vectors), pa.list_(pa.float32()))
+    ends = np.arange(block["rows"] + 1, dtype=np.int32) * vectors.shape[1]
+    flat = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
+    column = pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))
     owner = [block["dataset"]] * block["rows"]
     return pa.table([owner, block["row_ids"], block["ids"], pa.array(is_cut, pa.bool_()), column], schema=VECTOR)
 
@@ -171,12 +189,18 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
 
     The actors are those of the run's own encoder.
     """
-    paths, actors = config.paths, config.encoder.num_actors
+    paths, actors, gpus = config.paths, config.encoder.num_actors, config.encoder.gpus_per_actor
+    block_rows = GPU_BLOCK_ROWS if gpus else BLOCK_ROWS
     # Counts the passages there are, because the texts ahead are known only when the last file has been read.
-    blocks = sum(count_rows(corpus_files(paths, dataset)) for dataset in datasets(paths)) // BLOCK_ROWS
-    parts = (part for table in missing_blocks(paths, store, splits) for part in cut_blocks(table, actors, blocks))
-    pool = actor_pool(actors, config.encoder.gpus_per_actor)
-    return run_blocks(parts, EncodeBlocks, (encoder, store), pool, "encode").rows
+    texts = sum(count_rows(corpus_files(paths, dataset)) for dataset in datasets(paths))
+    parts = (
+        part
+        for table in missing_blocks(paths, store, splits, block_rows)
+        for part in cut_blocks(table, actors, texts // block_rows)
+    )
+    pool = actor_pool(actors, gpus, calls=CALLS_AT_ONCE if gpus else 1)
+    compiled = bool(gpus) and texts >= COMPILE_FROM * actors
+    return run_blocks(parts, EncodeBlocks, (encoder, store, gpus, compiled), pool, "encode").rows
 
 
 def _blocks(

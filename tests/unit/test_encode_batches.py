@@ -1,0 +1,162 @@
+"""Encoding as a GPU does it, on a CPU: padded batches, short memory, weights in bfloat16, compiled layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertModel, ModernBertConfig, ModernBertModel
+
+from embedder.models.compiled import compile_layers
+from embedder.models.encoder import (
+    TextEncoder,
+    aligned_length,
+    encode_batches,
+    encode_prompted,
+    encode_tokens,
+    load_encoder,
+)
+from embedder.models.gpu_encoder import hold_in_bfloat16, reads_key_masks
+from embedder.models.onnx import PROBES
+from tests.unit.test_encoders import BACKBONES, DECODERS, MASKED, WIDE, config, save
+
+TEXTS = ["The quick brown fox", "Paris", "", "A list holds items in order. " * 5, "é 日本", "the old bridge", "Paris"]
+
+
+@pytest.fixture
+def encoder(tiny_encoder):
+    return load_encoder(tiny_encoder, device="cpu")
+
+
+def test_padded_rows_worked_by_hand(encoder):
+    padding = encoder.tokenizer.pad_token_id
+    batch = encoder.padded([[5, 6], [7], [8, 9, 10]], [4, 0, 2])
+    assert batch.ids_BL.tolist() == [[5, 6, padding], [7, padding, padding], [8, 9, 10]]
+    assert batch.mask_BL.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+    assert batch.ids_BL.dtype == batch.mask_BL.dtype == torch.int64
+    part = batch.part([1, 2])
+    assert (part.indices, part.ids_BL.tolist()) == ([0, 2], [[7, padding, padding], [8, 9, 10]])
+
+
+def test_padded_rows_of_a_text_without_tokens_are_padding_alone(encoder):
+    assert encoder.padded([[], [7]], [0, 1]).mask_BL.tolist() == [[0], [1]]
+    assert encoder.padded([[]], [0]).ids_BL.shape == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("longest", "most", "length"), [(1, 256, 8), (8, 256, 8), (98, 256, 104), (97, 100, 100), (100, 100, 100), (9, 8, 9)]
+)
+def test_aligned_length_is_a_multiple_of_eight_within_what_the_model_reads(longest, most, length):
+    assert aligned_length(longest, most) == length
+
+
+def test_encode_tokens_gives_the_bits_of_a_forward_pass(encoder):
+    rows = encoder.tokenize(TEXTS)
+    with torch.inference_mode():
+        wanted = encoder(rows).numpy()
+    assert encode_tokens(encoder, rows).tobytes() == wanted.tobytes()
+
+
+def test_encode_batches_of_longer_padding_gives_the_same_vectors(encoder):
+    """A GPU fills rows up to a multiple of eight tokens."""
+    rows = encoder.tokenize(TEXTS)
+    batch = encoder.padded([*rows, [2] * 64], list(range(len(TEXTS) + 1)))
+    np.testing.assert_allclose(encode_batches(encoder, [batch])[:-1], encode_tokens(encoder, rows), atol=1e-5)
+
+
+class ShortOfMemory(TextEncoder):
+    """An encoder on a device with room for so many padded tokens."""
+
+    room = 0
+    refused: list[int]
+
+    def embed(self, batch):
+        if batch.ids_BL.numel() > self.room:
+            self.refused.append(batch.ids_BL.numel())
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().embed(batch)
+
+
+def short_of_memory(encoder, room):
+    short = ShortOfMemory(encoder.backbone, encoder.tokenizer, encoder.config)
+    short.room, short.refused = room, []
+    return short
+
+
+def test_encode_tokens_halves_what_does_not_fit_and_remembers_it(encoder, caplog):
+    rows = [[5, 6, 7, 8]] * 16
+    short = short_of_memory(encoder, 20)
+    found = encode_tokens(short, rows)
+    np.testing.assert_allclose(found, encode_tokens(encoder, rows), atol=1e-5)
+    assert short.refused == [64, 32]
+    assert "encoding: 64 padded tokens at once do not fit into memory" in caplog.text
+    assert encode_tokens(short, rows).tobytes() == found.tobytes() and short.refused == [64, 32]
+
+
+def test_encode_tokens_fails_where_one_text_does_not_fit(encoder):
+    with pytest.raises(torch.OutOfMemoryError):
+        encode_tokens(short_of_memory(encoder, 3), [[5, 6, 7, 8], [9]])
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_bfloat16_weights_keep_the_vectors_of_every_family(tmp_path, name):
+    folder = save(tmp_path, name, begins=True, ends=name not in DECODERS)
+    encoder = load_encoder(config(folder, "last" if name in DECODERS else "mean"), device="cpu")
+    wanted = encode_prompted(encoder, TEXTS)
+    hold_in_bfloat16(encoder.backbone)
+    assert {weight.dtype for weight in encoder.backbone.parameters()} == {torch.bfloat16}
+    frequencies = [buffer for path, buffer in encoder.backbone.named_buffers() if path.endswith("inv_freq")]
+    assert all(buffer.dtype == torch.float32 for buffer in frequencies)
+    found = encode_prompted(encoder, TEXTS)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert (found * wanted).sum(1).min() > 0.999
+
+
+def test_compile_layers_compiles_each_layer_and_keeps_the_vectors(encoder):
+    wanted = encode_prompted(encoder, TEXTS)
+    calls = []
+    with torch.compiler.set_stance("force_eager"):
+        assert compile_layers(encoder.backbone, lambda: bool(calls.append(1) or len(encode_prompted(encoder, TEXTS))))
+        assert isinstance(encoder.backbone, BertModel) and calls
+        assert all(layer._compiled_call_impl is not None for layer in encoder.backbone.encoder.layer)
+        assert encode_prompted(encoder, TEXTS).tobytes() == wanted.tobytes()
+
+
+def other_results(encoder):
+    return False
+
+
+def fails_to_compile(encoder):
+    raise torch._dynamo.exc.InternalTorchDynamoError("no kernel\nfor this layer")
+
+
+@pytest.mark.parametrize(
+    ("trial", "reason"), [(other_results, "its results are others"), (fails_to_compile, "no kernel")]
+)
+def test_compile_layers_leaves_a_network_as_it_was_where_that_goes_wrong(encoder, caplog, trial, reason):
+    wanted = encode_prompted(encoder, TEXTS)
+    assert not compile_layers(encoder.backbone, lambda: trial(encoder))
+    assert f"BertModel runs uncompiled, which is slower: {reason}" in caplog.text
+    assert encode_prompted(encoder, TEXTS).tobytes() == wanted.tobytes()
+
+
+def key_masked(folder, pooling, rows=None):
+    encoder = load_encoder(config(folder, pooling), device="cpu")
+    return encoder, reads_key_masks(encoder, rows or encoder.tokenize(PROBES))
+
+
+@pytest.mark.parametrize(("name", "reads"), [("roberta", True), ("modernbert", True), *((d, False) for d in DECODERS)])
+def test_key_masks_are_read_where_each_token_sees_the_whole_text(tmp_path, name, reads):
+    pooling = "last" if name in DECODERS else "mean"
+    encoder, found = key_masked(save(tmp_path, name, begins=True, ends=name not in DECODERS), pooling)
+    assert found == reads and not encoder.masks_keys
+    wanted = encode_prompted(encoder, TEXTS)
+    encoder.masks_keys = found
+    np.testing.assert_allclose(encode_prompted(encoder, TEXTS), wanted, atol=1e-5)
+
+
+def test_key_masks_are_not_read_where_layers_have_a_window(tmp_path, monkeypatch):
+    windowed = ModernBertConfig(**WIDE, **MASKED, local_attention=8, global_attn_every_n_layers=2)
+    monkeypatch.setitem(BACKBONES, "windowed", lambda: ModernBertModel(windowed))
+    assert not key_masked(save(tmp_path, "windowed", begins=True, ends=True), "mean", [[5, 6, 7], [8]])[1]
