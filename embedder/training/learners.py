@@ -19,6 +19,7 @@ from embedder.errors import ConfigError, DeviceError
 from embedder.models.compiled import compile_layers, compiler_lacks
 from embedder.models.encoder import SIGHT, TextEncoder, TokenRow, load_encoder
 from embedder.models.encoder_export import export_encoder
+from embedder.models.gpu_encoder import SAME_LAYERS, reads_key_masks
 from embedder.models.onednn import has_onednn, train_linear_layers
 from embedder.models.transfer import upload
 from embedder.training.cross_encoder import CrossEncoder, bare_query, export_cross_encoder, load_cross_encoder
@@ -28,10 +29,6 @@ from embedder.training.losses import group_kl
 from embedder.training.objective import Objective
 from embedder.training.ranking_quality import gains_of, ndcg, pair_agreement
 from embedder.training.training_rows import Batch
-
-
-LEAST_COSINE = 0.99
-"""Of the vectors of compiled layers to those of the plain ones."""
 
 
 class Learner(Protocol):
@@ -139,6 +136,11 @@ def trainable_encoder(job: TrainingJob, device: str | None = None) -> TextEncode
     """
     config = job.config
     encoder = load_encoder(job.encoder, device=device, dropout=config.dropout)
+    on_gpu = encoder.device.type == "cuda"
+    if on_gpu:
+        check_precision(config.precision)
+        # Before the number format, because in bfloat16 a wrong mask could pass for rounding.
+        encoder.masks_keys = reads_key_masks(encoder, encoder.tokenize(SIGHT))
     encoder.in_bfloat16 = config.precision == "bfloat16"
     pooler = getattr(encoder.backbone, "pooler", None)
     if isinstance(pooler, nn.Module):
@@ -150,15 +152,27 @@ def trainable_encoder(job: TrainingJob, device: str | None = None) -> TextEncode
         encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora is not None:
         add_adapters(encoder, config.lora)
-    if has_onednn():
+    if not on_gpu and has_onednn():
         train_linear_layers(encoder.backbone)
     # The network that is loaded for the export is on the CPU.
-    if config.compile_layers and encoder.device.type == "cuda":
-        _compile(encoder)
+    if on_gpu and config.compile_layers:
+        compile_for_training(encoder)
     return encoder.train()
 
 
-def _compile(encoder: TextEncoder) -> None:
+def check_precision(precision: str) -> None:
+    """Refuse a number format that the GPU would only imitate.
+
+    Raises:
+        DeviceError: it has no bfloat16.
+    """
+    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise DeviceError(
+            f"train.precision is 'bfloat16', which {torch.cuda.get_device_name()} does not have; take float32"
+        )
+
+
+def compile_for_training(encoder: TextEncoder) -> None:
     """Compile the layers, unless they then give other vectors.
 
     Raises:
@@ -166,11 +180,14 @@ def _compile(encoder: TextEncoder) -> None:
     """
     lacking = compiler_lacks()
     if lacking is not None:
-        raise DeviceError(f"train.compile_layers: there is no {lacking} on a worker's machine; install it, or leave it out")
+        raise DeviceError(
+            f"train.compile_layers: there is no {lacking} on the machine of a worker; install it, or leave it out"
+        )
     rows = encoder.tokenize(SIGHT)
+    # Not in inference mode, in which other layers would be compiled than those that learn.
     with torch.no_grad():
         wanted_ND = encoder(rows)
-        compile_layers(encoder.backbone, lambda: bool(((encoder(rows) * wanted_ND).sum(1) >= LEAST_COSINE).all()))
+        compile_layers(encoder.backbone, lambda: bool(((encoder(rows) * wanted_ND).sum(1) >= SAME_LAYERS).all()))
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
