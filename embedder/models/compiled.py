@@ -11,19 +11,19 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
-from torch.utils._triton import has_triton
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 logger = logging.getLogger(__name__)
 
 
-def compiler_lacks() -> str | None:
-    """What compiling for a GPU needs and this machine has not; None: nothing."""
-    if not has_triton():
+def lacking_compiler() -> str | None:
+    """What is missing here of that which compiles kernels for a GPU; None: nothing."""
+    if find_spec("triton") is None:
         return "Triton"
     # Triton compiles a small C program for each kernel, which includes Python's header.
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
@@ -32,23 +32,30 @@ def compiler_lacks() -> str | None:
     return None if header.is_file() else f"{header} (python3-dev)"
 
 
-def compile_layers(network: nn.Module, is_right: Callable[[], bool]) -> bool:
-    """Compile the layers of a network for batches of any shape; it stays as it is, and False, where that goes wrong.
-
-    Args:
-        network: Of transformers, which derives all its layers from one class.
-        is_right: Runs the network, and tells whether it gives what it gave before.
-    """
-    layers = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for layer in layers:
-        # For any number and length of rows at once: every new shape would be compiled anew otherwise.
+def compile_layers(network: nn.Module) -> None:
+    """Have each layer of a network of transformers compiled when it is first called."""
+    for layer in _layers(network):
+        # For any number and length of rows at once: each new shape would be compiled for anew otherwise.
         layer.compile(dynamic=True)
+
+
+def compile_tried(network: nn.Module, is_right: Callable[[], bool]) -> bool:
+    """Compile the layers of a network; it stays as it was, and False, where that goes wrong.
+
+    `is_right` runs the network, and tells whether it gives what it gave before.
+    """
+    compile_layers(network)
     try:
-        reason = "its results are others" if not is_right() else None
+        reason = None if is_right() else "its results are others"
     except TorchDynamoException as error:
         reason = str(error).partition("\n")[0]
     if reason is not None:
-        for layer in layers:
+        for layer in _layers(network):
             layer._compiled_call_impl = None
         logger.warning("%s runs uncompiled, which is slower: %.300s", type(network).__name__, reason)
     return reason is None
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    # The base class of the layers of all models of transformers.
+    return [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from embedder.errors import DeviceError, ModelError
-from embedder.models.compiled import compile_layers, compiler_lacks
+from embedder.models.compiled import compile_tried, lacking_compiler
 from embedder.models.encoder import TextEncoder, TokenRow, encode_batches, encode_tokens
 
 logger = logging.getLogger(__name__)
@@ -39,12 +39,12 @@ def prepare_on_gpu(encoder: TextEncoder, rows: list[TokenRow], compiled: bool) -
         hold_in_bfloat16(encoder.backbone)
     if not compiled:
         return
-    lacking = compiler_lacks()
+    lacking = lacking_compiler()
     if lacking is not None:
         logger.warning("%s runs uncompiled, which is slower: there is no %s", encoder.config.model, lacking)
         return
     wanted_ND = encode_tokens(encoder, rows)
-    compile_layers(
+    compile_tried(
         encoder.backbone, lambda: float((encode_tokens(encoder, rows) * wanted_ND).sum(1).mean()) >= SAME_LAYERS
     )
 

@@ -98,7 +98,7 @@ class _LastState(nn.Module):
 
 
 def load_inference_encoder(
-    config: EncoderConfig, device: torch.device | str | None = None, compiled: bool = False
+    config: EncoderConfig, device: torch.device | str, compiled: bool = False
 ) -> TextEncoder:
     """Load an encoder for vectors only, on the number of threads that PyTorch has.
 

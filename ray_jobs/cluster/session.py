@@ -21,6 +21,7 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.run.cost import Work
+from embedder.run.gpu_shares import check_gpus, stage_shares
 from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.stage_report import StageReport
 from embedder.run.workspace import workplace
@@ -87,6 +88,8 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     out = console()
     out.rule(f"{job.stage}")
     print_work(work)
+    for line in gpu_lines(job.stage, config):
+        out.print(f"{job.stage}: {line}", markup=False)
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
     with ResourceUsage() as usage:
         report = job.run(config)
@@ -102,6 +105,19 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     rate = report.rows / seconds if seconds else 0.0
     out.print(f"{job.stage}: {report.rows:,} {report.unit} in {seconds:,.1f} s ({rate:,.1f}/s)", markup=False)
     return report
+
+
+def gpu_lines(stage: str, config: RunConfig) -> list[str]:
+    """What `check_gpus` says of the GPUs that a stage leaves unused or waits for.
+
+    Raises:
+        DeviceError: it asks for GPUs that this machine does not have.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # To a Ray that this process has started nothing joins; of another one nobody tells whether it can grow.
+    return check_gpus(stage_shares(stage, config), nodes, can_grow=not _is_own_ray())
 
 
 def print_work(work: Work, measured: Sequence[str] = ()) -> None:
@@ -136,7 +152,7 @@ def connect(settings: ClusterConfig) -> None:
     from ray.data import DataContext
 
     given, allowed = os.environ.get("RAY_ADDRESS", ""), settings.allow_no_authentication
-    if given in {"", "local"} and not ray.is_initialized():
+    if _is_own_ray() and not ray.is_initialized():
         prepare_own_ray(ray.util.get_node_ip_address(), allowed)
         ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
     else:
@@ -151,6 +167,13 @@ def connect(settings: ClusterConfig) -> None:
     context.use_datasource_v2 = False
     for noisy in ("ray.train", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It warns of actors with CPUs and GPUs; ours need both, because with a GPU alone they would have one thread.
+    logging.getLogger("ray.data._internal.execution.operators.map_operator").setLevel(logging.ERROR)
+
+
+def _is_own_ray() -> bool:
+    """Tell whether the Ray of this process is one that it starts, or has started, on this machine."""
+    return os.environ.get("RAY_ADDRESS", "") in {"", "local"}
 
 
 def _head_address(given: str) -> str:

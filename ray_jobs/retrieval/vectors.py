@@ -27,6 +27,7 @@ from embedder.hashing import content_id
 from embedder.models.device import resolve_device
 from embedder.models.encoder import TextEncoder, encode_batches
 from embedder.models.fingerprint import vectors_name
+from embedder.models.memory import BatchLimit
 from embedder.models.onnx import load_inference_encoder
 from embedder.run.cost import tokens_of
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
@@ -123,13 +124,16 @@ def tables_by_side(paths: Paths, dataset: str, splits: Sequence[Split]) -> dict[
 class EncodeBlocks(BlockActor):
     """Encodes blocks of texts; on a GPU several at once, so that it need not wait for the tokenizer or for the disk."""
 
-    def __init__(self, config: EncoderConfig, store: VectorStore, gpus: float = 0, compiled: bool = False) -> None:
+    def __init__(self, config: EncoderConfig, store: VectorStore, gpus: float, compiled: bool = False) -> None:
         self.encoder: TextEncoder = load_inference_encoder(config, resolve_device(gpus), compiled)
         self.store = store
         self._tokenizing, self._computing = Lock(), Lock()
 
     def ledger_of(self, block: Block) -> Ledger:
         return self.store.ledger(block["dataset"], block["side"])
+
+    def limits(self) -> Sequence[BatchLimit]:
+        return [self.encoder.memory]
 
     def row_ids(self, block: Block) -> list[str]:
         return list(block["row_ids"])

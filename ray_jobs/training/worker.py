@@ -7,10 +7,11 @@ import threading
 from contextlib import suppress
 
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from embedder.errors import DataError, NotFiniteError
+from embedder.errors import DataError, DeviceError, EmbedderError, NotFiniteError
+from embedder.run.gpu_shares import gpu_cpus
 from embedder.training.distributed import group_backend
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
 from embedder.training.trackers import open_trackers, values_at_end, values_of
@@ -24,12 +25,16 @@ def run_workers(job: TrainingJob, label: str) -> None:
     """Run the workers to the end of the training, and show the steps they have made behind `label`.
 
     Raises:
-        NotFiniteError: the training's numbers ceased to be finite.
+        EmbedderError: a worker's GPU cannot be used, or the training's numbers ceased to be finite.
         DataError: the workers ended without a model.
     """
     job.stopped.unlink(missing_ok=True)
     settings = job.config
     gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    resources = {"GPU": gpus, "CPU": gpu_cpus(gpus, nodes)} if gpus else {"CPU": 1}
+    # Ray gives a worker without a GPU the first that it sees, which takes half a GB of it; so it sees none.
+    hidden = {} if gpus or not any(node.get("GPU") for node in nodes) else {"CUDA_VISIBLE_DEVICES": ""}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -37,12 +42,13 @@ def run_workers(job: TrainingJob, label: str) -> None:
         scaling_config=ScalingConfig(
             num_workers=most if least is None else (least, most),
             use_gpu=bool(gpus),
-            resources_per_worker={"GPU": gpus, "CPU": 1} if gpus else {"CPU": 1},
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=job.folder.name,
             storage_path=str(job.folder.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env={"env_vars": hidden} if hidden else None,
         ),
     )
     reader = MetricsReader(job.metrics)
@@ -68,11 +74,14 @@ def run_workers(job: TrainingJob, label: str) -> None:
         watcher.start()
         try:
             trainer.fit()
+        except TrainingFailedError:
+            if not job.stopped.is_file():
+                raise
         finally:
             finished.set()
             watcher.join()
     if job.stopped.is_file():
-        raise NotFiniteError(job.stopped.read_text(encoding="utf-8"))
+        raise EmbedderError(job.stopped.read_text(encoding="utf-8"))
     if not job.exported.is_dir():
         raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
 
@@ -81,14 +90,25 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
     Numbers that are not finite end it without an error, because Ray would make the same steps again `max_failures`
-    times; the driver is told by a file.
+    times; the driver is told by a file. So it is of a GPU that cannot be used, except that the other workers, if there
+    are any, must not wait for this one.
 
     Checkpoints are the loop's own, on storage that every worker sees. Ray 2.60 lists those it is handed in one file
     that it writes in place: a driver killed at that moment leaves a run that Ray refuses to start again.
     """
-    from embedder.training.loop import train  # not above: the driver names this function and needs no DeepSpeed
+    # Not above, because the driver names this function and needs neither torch nor DeepSpeed.
+    from embedder.models.device import resolve_device
 
     job = settings["job"]
+    try:
+        resolve_device(job.config.gpus_per_worker)
+    except DeviceError as error:
+        job.stopped.write_text(str(error), encoding="utf-8")
+        if ray.train.get_context().get_world_size() > 1:
+            raise
+        return
+    from embedder.training.loop import train
+
     if ray.train.get_context().get_world_rank():
         with suppress(NotFiniteError):
             train(job, lambda metrics: None)

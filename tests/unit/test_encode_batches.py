@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import BertModel, ModernBertConfig, ModernBertModel
 
-from embedder.models.compiled import compile_layers
+from embedder.models.compiled import compile_tried
 from embedder.models.encoder import (
     TextEncoder,
     aligned_length,
@@ -113,11 +113,11 @@ def test_bfloat16_weights_keep_the_vectors_of_every_family(tmp_path, name):
     assert (found * wanted).sum(1).min() > 0.999
 
 
-def test_compile_layers_compiles_each_layer_and_keeps_the_vectors(encoder):
+def test_compile_tried_compiles_each_layer_and_keeps_the_vectors(encoder):
     wanted = encode_prompted(encoder, TEXTS)
     calls = []
     with torch.compiler.set_stance("force_eager"):
-        assert compile_layers(encoder.backbone, lambda: bool(calls.append(1) or len(encode_prompted(encoder, TEXTS))))
+        assert compile_tried(encoder.backbone, lambda: bool(calls.append(1) or len(encode_prompted(encoder, TEXTS))))
         assert isinstance(encoder.backbone, BertModel) and calls
         assert all(layer._compiled_call_impl is not None for layer in encoder.backbone.encoder.layer)
         assert encode_prompted(encoder, TEXTS).tobytes() == wanted.tobytes()
@@ -134,9 +134,9 @@ def fails_to_compile(encoder):
 @pytest.mark.parametrize(
     ("trial", "reason"), [(other_results, "its results are others"), (fails_to_compile, "no kernel")]
 )
-def test_compile_layers_leaves_a_network_as_it_was_where_that_goes_wrong(encoder, caplog, trial, reason):
+def test_compile_tried_leaves_a_network_as_it_was_where_that_goes_wrong(encoder, caplog, trial, reason):
     wanted = encode_prompted(encoder, TEXTS)
-    assert not compile_layers(encoder.backbone, lambda: trial(encoder))
+    assert not compile_tried(encoder.backbone, lambda: trial(encoder))
     assert f"BertModel runs uncompiled, which is slower: {reason}" in caplog.text
     assert encode_prompted(encoder, TEXTS).tobytes() == wanted.tobytes()
 

@@ -45,7 +45,7 @@ def block(names: list[str]) -> dict[str, object]:
 
 
 def test_encode_blocks_tokenises_the_next_block_while_one_is_computed(config, monkeypatch):
-    actor = EncodeBlocks(config.encoder, open_store(config, config.encoder))
+    actor = EncodeBlocks(config.encoder, open_store(config, config.encoder), 0)
     plain, tokenise, second = vectors.encode_batches, actor.encoder.tokenize_and_tell, Event()
 
     def tokenise_and_note(texts):
@@ -73,7 +73,7 @@ def test_encode_blocks_tokenises_the_next_block_while_one_is_computed(config, mo
 
 def test_encode_blocks_in_several_threads_commits_each_block(config):
     store = open_store(config, config.encoder)
-    actor = EncodeBlocks(config.encoder, store)
+    actor = EncodeBlocks(config.encoder, store, 0)
     blocks = [block([str(10 * number + i) for i in range(number + 1)]) for number in range(12)]
     batches = [pa.Table.from_pylist([{**each, "tokens": 1.0}], vectors.BLOCK) for each in blocks]
     with ThreadPoolExecutor(4) as pool:
@@ -93,6 +93,8 @@ def test_fill_store_cuts_larger_blocks_for_actors_with_a_gpu(config, monkeypatch
         sent.append(([each["rows"] for part in parts for each in part.to_pylist()], arguments[2:], pool))
         return BlockCost()
 
+    machine = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}
+    monkeypatch.setattr("ray_jobs.cluster.blocks.ray.nodes", lambda: [machine])
     monkeypatch.setattr(vectors, "run_blocks", note)
     encoder = config.encoder.model_copy(update={"gpus_per_actor": gpus})
     given = config.model_copy(update={"encoder": encoder})
