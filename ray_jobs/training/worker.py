@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import suppress
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from embedder.errors import DataError, DeviceError, EmbedderError, NotFiniteError
+from embedder.errors import ConfigError, DataError, DeviceError, EmbedderError, NotFiniteError
 from embedder.run.gpu_shares import gpu_cpus
 from embedder.training.distributed import group_backend
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
@@ -90,28 +89,36 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
     Numbers that are not finite end it without an error, because Ray would make the same steps again `max_failures`
-    times; the driver is told by a file. So it is of a GPU that cannot be used, except that the other workers, if there
-    are any, must not wait for this one.
+    times; the driver is told by a file. So it is of a GPU that cannot be used or is too small for a single text, except
+    that the other workers, if there are any, must not wait for this one.
 
     Checkpoints are the loop's own, on storage that every worker sees. Ray 2.60 lists those it is handed in one file
     that it writes in place: a driver killed at that moment leaves a run that Ray refuses to start again.
     """
-    # Not above, because the driver names this function and needs neither torch nor DeepSpeed.
+    job, context = settings["job"], ray.train.get_context()
+    is_first = not context.get_world_rank()
+    try:
+        _train(job, is_first)
+    except NotFiniteError as error:
+        # All workers end so; one tells of it.
+        if is_first:
+            job.stopped.write_text(str(error), encoding="utf-8")
+    except (ConfigError, DeviceError) as error:
+        job.stopped.write_text(str(error), encoding="utf-8")
+        if context.get_world_size() > 1:
+            raise
+
+
+def _train(job: TrainingJob, is_first: bool) -> None:
+    """Make one worker's part; the first one keeps the metrics and tells the trackers."""
+    # Not above, because the driver names this file and needs no DeepSpeed.
     from embedder.models.device import resolve_device
 
-    job = settings["job"]
-    try:
-        resolve_device(job.config.gpus_per_worker)
-    except DeviceError as error:
-        job.stopped.write_text(str(error), encoding="utf-8")
-        if ray.train.get_context().get_world_size() > 1:
-            raise
-        return
+    resolve_device(job.config.gpus_per_worker)
     from embedder.training.loop import train
 
-    if ray.train.get_context().get_world_rank():
-        with suppress(NotFiniteError):
-            train(job, lambda metrics: None)
+    if not is_first:
+        train(job, lambda metrics: None)
         return
     with open_trackers(job) as trackers:
 
@@ -120,11 +127,7 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
             for tracker in trackers:
                 tracker.log(values_of(metrics), metrics.step + 1)
 
-        try:
-            train(job, report)
-        except NotFiniteError as error:
-            job.stopped.write_text(str(error), encoding="utf-8")
-            return
+        train(job, report)
         outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
         if values := values_at_end(outcome):
             for tracker in trackers:
