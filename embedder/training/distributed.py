@@ -15,7 +15,10 @@ from torch import Tensor
 
 def join_workers(device: torch.device) -> None:
     """Make a process that belongs to no group the only worker of one, which DeepSpeed needs."""
-    # A launcher sets it; DeepSpeed takes the number of the device from it, and refuses to start without.
+    # DeepSpeed refuses to start without this, and computes on the GPU of this number. A launcher numbers the workers of
+    # a machine, which is another number where some share a GPU.
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)
     os.environ.setdefault("LOCAL_RANK", "0")
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"

@@ -66,7 +66,7 @@ def token_batches(network: TextEncoder | CrossEncoder, rows: list[TokenRow], lim
     place_U = np.empty_like(order)
     place_U[order] = np.arange(len(order))
     place_K = upload(torch.from_numpy(place_U[number]), network.device)
-    return TokenBatches(rows, passes, place_K, sum(rows.ids_BL.numel() for rows in passes), limits)
+    return TokenBatches(rows, passes, place_K, sum(one.ids_BL.numel() for one in passes), limits)
 
 
 def distinct_rows(rows: list[TokenRow]) -> tuple[list[TokenRow], list[int]]:

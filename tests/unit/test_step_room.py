@@ -18,7 +18,7 @@ from tests.unit.tiny_folders import bert_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BASE = ModelShape(width=768, layers=12, inner=3072)
-ROOM = 150
+ROOM = 80
 """Tokens of a pass beyond which the failing engine finds no memory; a step of the tests has more."""
 
 
@@ -73,7 +73,7 @@ def test_step_room_halves_repeats_and_trains_as_with_memory_enough(tmp_path, mod
     # Once for the size of a step and once for its half; later steps begin with what fitted.
     assert memory.failures == 2
     most = int(job.short_memory.read_text(encoding="utf-8"))
-    assert 64 < most <= ROOM
+    assert ROOM / 2 < most <= ROOM
     outcome = job.outcome.read_text(encoding="utf-8")
     assert f"training: memory was short, so batches were cut to {most} tokens" in outcome
 
