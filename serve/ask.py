@@ -20,7 +20,6 @@ from embedder.console import console, exit_on_error
 from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import DataError
 from embedder.evaluation.gains import kept_table
-from embedder.run.gpu_shares import check_gpus, stage_shares
 from embedder.run.ray_token import prepare_own_ray
 from embedder.run.stage_report import StageReport, read_reports, stage_table
 from serve.client import Client
@@ -77,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from ray import serve
 
         from serve.app import build_run
+        from serve.replica_gpus import check_replica_gpus
 
         application = build_run(config)
         prepare_own_ray(ray.util.get_node_ip_address(), config.cluster.allow_no_authentication)
@@ -85,9 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), log_to_driver=False)
     try:
         with exit_on_error():
-            nodes = [node["Resources"] for node in ray.nodes()]
-            for line in check_gpus(stage_shares("serve", config), nodes, can_grow=False):
-                out.print(line, markup=False)
+            check_replica_gpus(config, out, can_grow=False)
         serve.run(application)
         out.print(f"ready after {time.monotonic() - began:.1f} s on {URL}", markup=False)
         count = ask(config, out)

@@ -20,7 +20,6 @@ from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
-from embedder.run.gpu_shares import check_gpus, stage_shares
 from serve.taken import refuse_taken_name, refuse_taken_port
 
 if TYPE_CHECKING:
@@ -58,12 +57,14 @@ def _connect(host: str, port: int, name: str, prefix: str, config: RunConfig, ou
 
     Raises:
         ConfigError: Serve listens elsewhere, or the name or the route is taken.
-        DeviceError: the encoder's replicas ask for GPUs that this machine does not have.
+        DeviceError: the encoder's replicas ask for GPUs that this machine does not have, or that cannot be used.
     """
     import ray
     from ray import serve
     from ray._private.services import canonicalize_bootstrap_address
     from ray.serve.context import _get_global_client
+
+    from serve.replica_gpus import check_replica_gpus
 
     is_own_ray = not ray.is_initialized() and canonicalize_bootstrap_address(os.environ.get("RAY_ADDRESS")) is None
     if not ray.is_initialized():
@@ -71,10 +72,8 @@ def _connect(host: str, port: int, name: str, prefix: str, config: RunConfig, ou
         ray.init(namespace="serve", log_to_driver=False)
     # Anew, because Ray's own handler at SIGTERM would end this process at once.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     # A Ray that was there before may be a cluster that grows.
-    for line in check_gpus(stage_shares("serve", config), nodes, can_grow=not is_own_ray):
-        out.print(line, markup=False)
+    check_replica_gpus(config, out, can_grow=not is_own_ray)
     running = _get_global_client(raise_if_no_controller_running=False)
     if running is not None:
         known = running.http_config

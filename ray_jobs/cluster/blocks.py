@@ -23,6 +23,7 @@ from embedder.data.ledger import Ledger
 from embedder.console import console
 from embedder.errors import EmbedderError, NotFiniteError
 from embedder.run.gpu_shares import gpu_cpus
+from ray_jobs.cluster.machines import machines
 from ray_jobs.cluster.metrics import track_progress
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def actor_pool(
     """
     resources: dict[str, Any] = {"num_cpus": cpus_per_actor}
     if gpus_per_actor:
-        beside = gpu_cpus(gpus_per_actor, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        beside = gpu_cpus(gpus_per_actor, machines())
         resources = {"num_cpus": max(cpus_per_actor, beside), "num_gpus": gpus_per_actor}
     several = {"max_concurrent_calls_per_actor": calls, "enable_true_multi_threading": True} if calls > 1 else {}
     strategy = ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors, **several)

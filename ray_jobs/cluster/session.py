@@ -21,7 +21,6 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.run.cost import Work
-from embedder.run.gpu_shares import check_gpus, stage_shares
 from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.stage_report import StageReport
 from embedder.run.workspace import workplace
@@ -82,6 +81,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
 
 def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
+    from ray_jobs.cluster.machines import gpu_lines
     from ray_jobs.cluster.metrics import ResourceUsage
 
     connect(config.cluster)
@@ -105,19 +105,6 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     rate = report.rows / seconds if seconds else 0.0
     out.print(f"{job.stage}: {report.rows:,} {report.unit} in {seconds:,.1f} s ({rate:,.1f}/s)", markup=False)
     return report
-
-
-def gpu_lines(stage: str, config: RunConfig) -> list[str]:
-    """What `check_gpus` says of the GPUs that a stage leaves unused or waits for.
-
-    Raises:
-        DeviceError: it asks for GPUs that this machine does not have.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # To a Ray that this process has started nothing joins; of another one nobody tells whether it can grow.
-    return check_gpus(stage_shares(stage, config), nodes, can_grow=not _is_own_ray())
 
 
 def print_work(work: Work, measured: Sequence[str] = ()) -> None:
@@ -151,8 +138,10 @@ def connect(settings: ClusterConfig) -> None:
     import ray
     from ray.data import DataContext
 
+    from ray_jobs.cluster.machines import is_own_ray
+
     given, allowed = os.environ.get("RAY_ADDRESS", ""), settings.allow_no_authentication
-    if _is_own_ray() and not ray.is_initialized():
+    if is_own_ray() and not ray.is_initialized():
         prepare_own_ray(ray.util.get_node_ip_address(), allowed)
         ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
     else:
@@ -169,11 +158,6 @@ def connect(settings: ClusterConfig) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # It warns of actors with CPUs and GPUs; ours need both, because with a GPU alone they would have one thread.
     logging.getLogger("ray.data._internal.execution.operators.map_operator").setLevel(logging.ERROR)
-
-
-def _is_own_ray() -> bool:
-    """Tell whether the Ray of this process is one that it starts, or has started, on this machine."""
-    return os.environ.get("RAY_ADDRESS", "") in {"", "local"}
 
 
 def _head_address(given: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,14 +25,13 @@ from embedder.data.records import ID_TEXT, PASSAGE, SIDE_WORDS, VECTOR, Split, e
 from embedder.data.row_ids import RowIds
 from embedder.errors import NotFiniteError
 from embedder.hashing import content_id
-from embedder.models.device import resolve_device
-from embedder.models.encoder import TextEncoder, encode_batches
 from embedder.models.fingerprint import vectors_name
-from embedder.models.memory import BatchLimit
-from embedder.models.onnx import load_inference_encoder
 from embedder.run.cost import tokens_of
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_table, vectors_folder
+
+if TYPE_CHECKING:
+    from embedder.models.memory import BatchLimit
 
 BLOCK_ROWS = 256
 """Texts of a block on a CPU."""
@@ -125,7 +125,12 @@ class EncodeBlocks(BlockActor):
     """Encodes blocks of texts; on a GPU several at once, so that it need not wait for the tokenizer or for the disk."""
 
     def __init__(self, config: EncoderConfig, store: VectorStore, gpus: float, compiled: bool = False) -> None:
-        self.encoder: TextEncoder = load_inference_encoder(config, resolve_device(gpus), compiled)
+        # Here, because torch comes with them: what only reads vectors, such as a search or the building of a shard, does
+        # without.
+        from embedder.models.device import resolve_device
+        from embedder.models.onnx import load_inference_encoder
+
+        self.encoder = load_inference_encoder(config, resolve_device(gpus), compiled)
         self.store = store
         self._tokenizing, self._computing = Lock(), Lock()
 
@@ -139,6 +144,8 @@ class EncodeBlocks(BlockActor):
         return list(block["row_ids"])
 
     def compute(self, block: Block) -> pa.Table:
+        from embedder.models.encoder import encode_batches  # not above, as in `__init__`
+
         prompted = [PromptedText(block["instruction"], text, block["keeps_end"]) for text in block["texts"]]
         # A tokenizer keeps in itself how it cuts, which a second call at the same time would change.
         with self._tokenizing:

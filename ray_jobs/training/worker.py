@@ -14,6 +14,7 @@ from embedder.run.gpu_shares import gpu_cpus
 from embedder.training.distributed import group_backend
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
 from embedder.training.trackers import open_trackers, values_at_end, values_of
+from ray_jobs.cluster.machines import machines, try_gpu
 from ray_jobs.cluster.metrics import track_progress
 
 POLL_S = 1.0
@@ -24,13 +25,17 @@ def run_workers(job: TrainingJob, label: str) -> None:
     """Run the workers to the end of the training, and show the steps they have made behind `label`.
 
     Raises:
-        EmbedderError: a worker's GPU cannot be used, or the training's numbers ceased to be finite.
+        DeviceError: a worker is to have a GPU that cannot be used.
+        EmbedderError: a worker ended with one, such as numbers that ceased to be finite.
         DataError: the workers ended without a model.
     """
     job.stopped.unlink(missing_ok=True)
     settings = job.config
     gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus:
+        # Before the workers are started, because Ray joins them by NCCL first, which fails with a traceback each time.
+        try_gpu(gpus)
+    nodes = machines()
     resources = {"GPU": gpus, "CPU": gpu_cpus(gpus, nodes)} if gpus else {"CPU": 1}
     # Ray gives a worker without a GPU the first that it sees, which takes half a GB of it; so it sees none.
     hidden = {} if gpus or not any(node.get("GPU") for node in nodes) else {"CUDA_VISIBLE_DEVICES": ""}
@@ -47,7 +52,7 @@ def run_workers(job: TrainingJob, label: str) -> None:
             name=job.folder.name,
             storage_path=str(job.folder.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env={"env_vars": hidden} if hidden else None,
+            worker_runtime_env={"env_vars": hidden} if hidden else {},
         ),
     )
     reader = MetricsReader(job.metrics)
@@ -89,8 +94,8 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
     Numbers that are not finite end it without an error, because Ray would make the same steps again `max_failures`
-    times; the driver is told by a file. So it is of a GPU that cannot be used or is too small for a single text, except
-    that the other workers, if there are any, must not wait for this one.
+    times; the driver is told by a file. So it is of settings that a worker finds to be impossible, except that the other
+    workers, if there are any, must not wait for this one.
 
     Checkpoints are the loop's own, on storage that every worker sees. Ray 2.60 lists those it is handed in one file
     that it writes in place: a driver killed at that moment leaves a run that Ray refuses to start again.
@@ -111,11 +116,7 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
 
 def _train(job: TrainingJob, is_first: bool) -> None:
     """Make one worker's part; the first one keeps the metrics and tells the trackers."""
-    # Not above, because the driver names this file and needs no DeepSpeed.
-    from embedder.models.device import resolve_device
-
-    resolve_device(job.config.gpus_per_worker)
-    from embedder.training.loop import train
+    from embedder.training.loop import train  # not above: the driver names this file and needs no DeepSpeed
 
     if not is_first:
         train(job, lambda metrics: None)

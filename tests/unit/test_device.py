@@ -104,13 +104,13 @@ def test_resolve_device_refuses_a_gpu_that_cannot_be_used_in_one_line_with_the_v
     with pytest.raises(DeviceError) as caught:
         resolve_device(0.5)
     text = str(caught.value)
-    assert text.startswith("0.5 GPUs were asked for, but this process cannot use one (CUDA driver version is insuffic")
+    assert text.startswith("a GPU was asked for (0.5), but this process cannot use one (CUDA driver version is insuff")
     assert torch.__version__ in text and "CUDA_VISIBLE_DEVICES='3'" in text and "\n" not in text
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
 def test_resolve_device_refuses_a_gpu_with_a_torch_without_cuda():
-    with pytest.raises(DeviceError, match=r"1 GPUs .* \(Torch not compiled with CUDA enabled; .* built without CUDA"):
+    with pytest.raises(DeviceError, match=r"a GPU .* \(Torch not compiled with CUDA enabled; .* built without CUDA"):
         resolve_device(1)
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import BertModel, ModernBertConfig, ModernBertModel
 
+from embedder.errors import DeviceError, ModelError
+from embedder.models import compiled
 from embedder.models.compiled import compile_tried
 from embedder.models.encoder import (
     TextEncoder,
@@ -16,7 +18,7 @@ from embedder.models.encoder import (
     encode_tokens,
     load_encoder,
 )
-from embedder.models.gpu_encoder import hold_in_bfloat16, reads_key_masks
+from embedder.models.gpu_encoder import hold_in_bfloat16, prepare_on_gpu, reads_key_masks
 from embedder.models.onnx import PROBES
 from tests.unit.test_encoders import BACKBONES, DECODERS, MASKED, WIDE, config, save
 
@@ -160,3 +162,61 @@ def test_key_masks_are_not_read_where_layers_have_a_window(tmp_path, monkeypatch
     windowed = ModernBertConfig(**WIDE, **MASKED, local_attention=8, global_attn_every_n_layers=2)
     monkeypatch.setitem(BACKBONES, "windowed", lambda: ModernBertModel(windowed))
     assert not key_masked(save(tmp_path, "windowed", begins=True, ends=True), "mean", [[5, 6, 7], [8]])[1]
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """A GPU that has bfloat16, and a machine with all that compiling needs."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    monkeypatch.setattr("embedder.models.gpu_encoder.lacking_compiler", lambda: None)
+
+
+def prepared(tiny_encoder, dtype, compile_it=True):
+    encoder = load_encoder(tiny_encoder.model_copy(update={"dtype": dtype}), device="cpu")
+    with torch.compiler.set_stance("force_eager"):
+        prepare_on_gpu(encoder, encoder.tokenize(PROBES), compile_it)
+    return encoder
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize("compile_it", [True, False])
+def test_prepare_on_gpu_keeps_the_vectors_in_each_format(tiny_encoder, fake_gpu, dtype, stored, compile_it):
+    encoder = prepared(tiny_encoder, dtype, compile_it)
+    assert encoder.backbone.dtype == stored and encoder.masks_keys and not encoder.in_bfloat16
+    layers = encoder.backbone.encoder.layer
+    assert [layer._compiled_call_impl is not None for layer in layers] == [compile_it] * len(layers)
+    with torch.compiler.set_stance("force_eager"):
+        found = encode_prompted(encoder, TEXTS)
+    wanted = encode_prompted(load_encoder(tiny_encoder, device="cpu"), TEXTS)
+    least = 1 - 1e-5 if dtype == "float32" else 0.999
+    assert found.dtype == np.float32 and (found * wanted).sum(1).min() > least
+
+
+def test_prepare_on_gpu_refuses_a_format_that_the_gpu_has_not(tiny_encoder, fake_gpu, monkeypatch):
+    with pytest.raises(ModelError, match="int8 is for CPUs"):
+        prepared(tiny_encoder, "int8")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with pytest.raises(DeviceError, match="dtype bfloat16: Tesla V100 has none; take float32"):
+        prepared(tiny_encoder, "bfloat16")
+
+
+def test_prepare_on_gpu_says_what_compiling_lacks(tiny_encoder, fake_gpu, monkeypatch, caplog):
+    monkeypatch.setattr("embedder.models.gpu_encoder.lacking_compiler", lambda: "Triton")
+    encoder = prepared(tiny_encoder, "float32")
+    assert encoder.backbone.encoder.layer[0]._compiled_call_impl is None
+    assert "runs uncompiled, which is slower: there is no Triton" in caplog.text
+
+
+def test_lacking_compiler_names_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+    assert compiled.lacking_compiler() == "Triton"
+    monkeypatch.setattr(compiled, "find_spec", lambda name: name)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    assert compiled.lacking_compiler() == "a C compiler (gcc)"
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(compiled.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert compiled.lacking_compiler() == f"{tmp_path}/Python.h (python3-dev)"
+    (tmp_path / "Python.h").touch()
+    assert compiled.lacking_compiler() is None

@@ -14,7 +14,7 @@ import yaml
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.data.records import PASSAGE, VECTOR, write_table
-from embedder.models.encoder import encode_prompted, load_encoder
+from embedder.models.encoder import encode_batches, encode_prompted, load_encoder
 from ray_jobs.cluster.blocks import BlockCost, actor_pool
 from ray_jobs.retrieval import vectors
 from ray_jobs.retrieval.vectors import BLOCK_ROWS, GPU_BLOCK_ROWS, EncodeBlocks, open_store, vector_table, vector_matrix
@@ -46,7 +46,7 @@ def block(names: list[str]) -> dict[str, object]:
 
 def test_encode_blocks_tokenises_the_next_block_while_one_is_computed(config, monkeypatch):
     actor = EncodeBlocks(config.encoder, open_store(config, config.encoder), 0)
-    plain, tokenise, second = vectors.encode_batches, actor.encoder.tokenize_and_tell, Event()
+    plain, tokenise, second = encode_batches, actor.encoder.tokenize_and_tell, Event()
 
     def tokenise_and_note(texts):
         made = tokenise(texts)
@@ -60,7 +60,7 @@ def test_encode_blocks_tokenises_the_next_block_while_one_is_computed(config, mo
         return plain(encoder, batches)
 
     monkeypatch.setattr(actor.encoder, "tokenize_and_tell", tokenise_and_note)
-    monkeypatch.setattr(vectors, "encode_batches", wait_for_the_second)
+    monkeypatch.setattr("embedder.models.encoder.encode_batches", wait_for_the_second)
     blocks = [block(["1", "2", "3"]), block(["4", "5"])]
     with ThreadPoolExecutor(2) as pool:
         tables = list(pool.map(actor.compute, blocks))
