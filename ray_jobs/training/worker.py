@@ -17,6 +17,8 @@ from embedder.training.trackers import open_trackers, values_at_end, values_of
 from ray_jobs.cluster.machines import machines, try_gpu
 from ray_jobs.cluster.metrics import track_progress
 
+STOPPING = {kind.__name__: kind for kind in (NotFiniteError, ConfigError, DeviceError)}
+"""Errors with which a worker ends for good."""
 POLL_S = 1.0
 """How often the driver looks for new steps."""
 
@@ -25,8 +27,9 @@ def run_workers(job: TrainingJob, label: str) -> None:
     """Run the workers to the end of the training, and show the steps they have made behind `label`.
 
     Raises:
-        DeviceError: a worker is to have a GPU that cannot be used.
-        EmbedderError: a worker ended with one, such as numbers that ceased to be finite.
+        DeviceError: a worker is to have a GPU that cannot be used, or that lacks what the settings want of it.
+        NotFiniteError: the training's numbers ceased to be finite.
+        ConfigError: a worker cannot train as the settings want, or has no memory for a single text.
         DataError: the workers ended without a model.
     """
     job.stopped.unlink(missing_ok=True)
@@ -85,7 +88,8 @@ def run_workers(job: TrainingJob, label: str) -> None:
             finished.set()
             watcher.join()
     if job.stopped.is_file():
-        raise EmbedderError(job.stopped.read_text(encoding="utf-8"))
+        name, _, told = job.stopped.read_text(encoding="utf-8").partition(": ")
+        raise STOPPING[name](told)
     if not job.exported.is_dir():
         raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
 
@@ -107,11 +111,15 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
     except NotFiniteError as error:
         # All workers end so; one tells of it.
         if is_first:
-            job.stopped.write_text(str(error), encoding="utf-8")
+            _tell(job, error)
     except (ConfigError, DeviceError) as error:
-        job.stopped.write_text(str(error), encoding="utf-8")
+        _tell(job, error)
         if context.get_world_size() > 1:
             raise
+
+
+def _tell(job: TrainingJob, error: EmbedderError) -> None:
+    job.stopped.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
 
 
 def _train(job: TrainingJob, is_first: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.train import TrainConfig
-from embedder.errors import NotFiniteError
+from embedder.errors import ConfigError, NotFiniteError
 from embedder.labelling.label_statistics import LabelCost, share_of_peak
 from embedder.models.encoder import load_encoder
 from embedder.storage.json_file import write_json
@@ -172,6 +172,16 @@ def test_worker_does_not_try_again_and_the_driver_tells_why(tmp_path, model, mon
     with pytest.raises(NotFiniteError, match="the loss is not finite"):
         worker.run_workers(job, "train")
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_worker_tells_the_driver_of_settings_that_are_impossible(tmp_path, model, monkeypatch, workers):
+    job = make_training(tmp_path, model, matryoshka_dimensions=[999])
+    context = SimpleNamespace(get_world_rank=lambda: workers - 1, get_world_size=lambda: workers)
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: context)
+    with pytest.raises(ConfigError) if workers > 1 else nullcontext():
+        worker.train_worker({"job": job})
+    assert job.stopped.read_text(encoding="utf-8").startswith("ConfigError: train.matryoshka_dimensions is [999], but")
 
 
 def test_vectors_that_are_no_numbers_are_refused_with_the_text_they_are_of():
