@@ -154,8 +154,8 @@ def work_of(
     most = known_chunk_tokens(config)
     if most is None:
         lines.append(
-            f"about {share:,.0f} tokens a worker and step; should the GPU's free memory not hold their activations, they "
-            "are encoded twice, in chunks that it holds (train.chunk_tokens)"
+            f"about {share:,.0f} tokens a worker and step, which are encoded twice, in chunks, should the GPU's free "
+            "memory not hold their activations (train.chunk_tokens)"
         )
     elif share > most:
         passes += 1

@@ -55,7 +55,8 @@ def accumulate_gradient(
     vectors.requires_grad_()
     loss_B = losses_of(vectors[batches.place_K])
     (slopes,) = torch.autograd.grad((loss_B * weight_B).mean(), vectors)
-    for number, (rows, slope) in enumerate(zip(passes, slopes.split([len(rows.indices) for rows in passes]), strict=True)):
+    sizes = [len(rows.indices) for rows in passes]
+    for number, (rows, slope) in enumerate(zip(passes, slopes.split(sizes), strict=True)):
         _seed(dropout_seed, number)
         network.backward((network(rows) * slope).sum())
     return loss_B.detach()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError, DeviceError
-from embedder.models.compiled import compile_layers, compiler_lacks
+from embedder.models.compiled import compile_tried, lacking_compiler
 from embedder.models.encoder import SIGHT, TextEncoder, TokenRow, load_encoder
 from embedder.models.encoder_export import export_encoder
 from embedder.models.gpu_encoder import SAME_LAYERS, reads_key_masks
@@ -178,7 +178,7 @@ def compile_for_training(encoder: TextEncoder) -> None:
     Raises:
         DeviceError: there is no compiler.
     """
-    lacking = compiler_lacks()
+    lacking = lacking_compiler()
     if lacking is not None:
         raise DeviceError(
             f"train.compile_layers: there is no {lacking} on the machine of a worker; install it, or leave it out"
@@ -187,7 +187,7 @@ def compile_for_training(encoder: TextEncoder) -> None:
     # Not in inference mode, in which other layers would be compiled than those that learn.
     with torch.no_grad():
         wanted_ND = encoder(rows)
-        compile_layers(encoder.backbone, lambda: bool(((encoder(rows) * wanted_ND).sum(1) >= SAME_LAYERS).all()))
+        compile_tried(encoder.backbone, lambda: bool(((encoder(rows) * wanted_ND).sum(1) >= SAME_LAYERS).all()))
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:

@@ -52,8 +52,9 @@ PreparedStep = tuple[Counter[str], Batch, TokenBatches]
 def train(job: TrainingJob, report: Callable[[StepMetrics], None]) -> None:
     """Train to the end, from the last checkpoint if there is one, and export; `report` is called after each step.
 
-    Where there are several workers their process group must exist, of a backend as `group_backend` says. The result does not depend on their number: the
-    global batch of a step is a function of (data, seed, step), and every gather keeps its gradient.
+    Where there are several workers their process group must exist, of a backend as `group_backend` says. The result
+    does not depend on their number: the global batch of a step is a function of (data, seed, step), and every gather
+    keeps its gradient.
     """
     trainer = Trainer(job)
     while not trainer.finished:
@@ -97,7 +98,8 @@ class Trainer:
             self._measure()
         # A new thread would take the machine's first GPU for its own, whichever this worker was given.
         own_gpu = network.device.type == "cuda"
-        self._pool = ThreadPoolExecutor(1, initializer=partial(torch.cuda.set_device, network.device) if own_gpu else None)
+        begin = partial(torch.cuda.set_device, network.device) if own_gpu else None
+        self._pool = ThreadPoolExecutor(1, initializer=begin)
         self._ahead = self._prepare_next()
 
     @property
@@ -136,7 +138,7 @@ class Trainer:
         # Here alone does the host wait for a GPU, until it has the gradient: the next step's pace follows from the
         # losses. The weights are changed meanwhile.
         norm = self._engine.update(rate)
-        own: Counter[str] = Counter()
+        own = dict.fromkeys(tasks, 0.0)
         for task, loss in zip(batch.tasks, read_losses(), strict=True):
             own[task] += loss
         summed = sum_over_workers([own[task] for task in tasks])
@@ -178,7 +180,7 @@ class Trainer:
             return
         put_weights(learner.network, self._between(base, weights, guard["share"]) if guard else weights)
         self._probe(learner)
-        outcome = {
+        outcome: dict[str, Any] = {
             "steps": self.next_step,
             "validation": self._stopping.state() if self._held_out else None,
             "guard": guard,

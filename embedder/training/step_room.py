@@ -76,7 +76,8 @@ class StepRoom:
 
     def told(self) -> str | None:
         """A line for the report, if memory was short."""
-        return self._learnt.told()
+        most = self._learnt.most
+        return None if most is None else f"memory was short, so steps were cut to {most:,} tokens at once"
 
 
 def planned_tokens(job: TrainingJob, engine: TrainingEngine) -> int:

@@ -34,30 +34,10 @@ def run_workers(job: TrainingJob, label: str) -> None:
     """
     job.stopped.unlink(missing_ok=True)
     settings = job.config
-    gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
-    if gpus:
+    if settings.gpus_per_worker:
         # Before the workers are started, because Ray joins them by NCCL first, which fails with a traceback each time.
-        try_gpu(gpus)
-    nodes = machines()
-    resources = {"GPU": gpus, "CPU": gpu_cpus(gpus, nodes)} if gpus else {"CPU": 1}
-    # Ray gives a worker without a GPU the first that it sees, which takes half a GB of it; so it sees none.
-    hidden = {} if gpus or not any(node.get("GPU") for node in nodes) else {"CUDA_VISIBLE_DEVICES": ""}
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend=group_backend(gpus)),
-        scaling_config=ScalingConfig(
-            num_workers=most if least is None else (least, most),
-            use_gpu=bool(gpus),
-            resources_per_worker=resources,
-        ),
-        run_config=RunConfig(
-            name=job.folder.name,
-            storage_path=str(job.folder.parent),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env={"env_vars": hidden} if hidden else {},
-        ),
-    )
+        try_gpu(settings.gpus_per_worker)
+    trainer = _trainer(job)
     reader = MetricsReader(job.metrics)
     finished = threading.Event()
     with track_progress(f"{label}: steps", settings.steps) as counter:
@@ -94,12 +74,38 @@ def run_workers(job: TrainingJob, label: str) -> None:
         raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
 
 
+def _trainer(job: TrainingJob) -> TorchTrainer:
+    """What starts the workers."""
+    settings = job.config
+    gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
+    nodes = machines()
+    resources = {"GPU": gpus, "CPU": gpu_cpus(gpus, nodes)} if gpus else {"CPU": 1}
+    # Ray gives a worker without a GPU the first that it sees, which takes half a GB of it; so it sees none.
+    hidden = {} if gpus or not any(node.get("GPU") for node in nodes) else {"CUDA_VISIBLE_DEVICES": ""}
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend=group_backend(gpus)),
+        scaling_config=ScalingConfig(
+            num_workers=most if least is None else (least, most),
+            use_gpu=bool(gpus),
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=job.folder.name,
+            storage_path=str(job.folder.parent),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env={"env_vars": hidden} if hidden else {},
+        ),
+    )
+
+
 def train_worker(settings: dict[str, TrainingJob]) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
     Numbers that are not finite end it without an error, because Ray would make the same steps again `max_failures`
-    times; the driver is told by a file. So it is of settings that a worker finds to be impossible, except that the other
-    workers, if there are any, must not wait for this one.
+    times; the driver is told by a file. So it is of settings that a worker finds to be impossible, except that the
+    other workers, if there are any, must not wait for this one.
 
     Checkpoints are the loop's own, on storage that every worker sees. Ray 2.60 lists those it is handed in one file
     that it writes in place: a driver killed at that moment leaves a run that Ray refuses to start again.

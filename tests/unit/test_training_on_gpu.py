@@ -52,7 +52,7 @@ def test_training_with_a_mask_by_key_and_thrifty_passes_has_the_curve_of_a_cpu(t
 def test_training_compiles_each_layer_and_has_the_curve_of_plain_ones(tmp_path, model, monkeypatch):
     (tmp_path / "plain").mkdir()
     expected = losses(Trainer(make_training(tmp_path / "plain", model)))
-    monkeypatch.setattr(learners, "compiler_lacks", lambda: None)
+    monkeypatch.setattr(learners, "lacking_compiler", lambda: None)
     trainer = Trainer(make_training(tmp_path, model))
     with torch.compiler.set_stance("force_eager"):
         compile_for_training(trainer._learner.network)
@@ -62,7 +62,7 @@ def test_training_compiles_each_layer_and_has_the_curve_of_plain_ones(tmp_path, 
 
 
 def test_compile_for_training_without_a_compiler_names_the_setting(model, tiny_encoder, monkeypatch):
-    monkeypatch.setattr(learners, "compiler_lacks", lambda: "Triton")
+    monkeypatch.setattr(learners, "lacking_compiler", lambda: "Triton")
     with pytest.raises(DeviceError, match=r"train\.compile_layers: there is no Triton on the machine of a worker"):
         compile_for_training(load_encoder(tiny_encoder, device="cpu"))
 
@@ -71,5 +71,5 @@ def test_check_precision_refuses_a_format_that_a_gpu_imitates(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     check_precision("float32")
-    with pytest.raises(DeviceError, match=r"train\.precision is 'bfloat16', which Tesla T4 does not have; take float32"):
+    with pytest.raises(DeviceError, match=r"train\.precision is 'bfloat16', which Tesla T4 does not have"):
         check_precision("bfloat16")
