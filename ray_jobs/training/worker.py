@@ -35,24 +35,7 @@ def run_workers(job: TrainingJob, label: str) -> None:
     """
     job.stopped.unlink(missing_ok=True)
     settings = job.config
-    gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
-    resources, environment = worker_resources(gpus)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend=group_backend(gpus)),
-        scaling_config=ScalingConfig(
-            num_workers=most if least is None else (least, most),
-            use_gpu=bool(gpus),
-            resources_per_worker=resources,
-        ),
-        run_config=RunConfig(
-            name=job.folder.name,
-            storage_path=str(job.folder.parent),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env=environment,
-        ),
-    )
+    trainer = torch_trainer(job)
     reader = MetricsReader(job.metrics)
     finished = threading.Event()
     with track_progress(f"{label}: steps", settings.steps) as counter:
@@ -87,6 +70,29 @@ def run_workers(job: TrainingJob, label: str) -> None:
         raise STOPPING[name](told)
     if not job.exported.is_dir():
         raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
+
+
+def torch_trainer(job: TrainingJob) -> TorchTrainer:
+    """What starts the workers; their GPU is tried first."""
+    settings = job.config
+    gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
+    resources, environment = worker_resources(gpus)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend=group_backend(gpus)),
+        scaling_config=ScalingConfig(
+            num_workers=most if least is None else (least, most),
+            use_gpu=bool(gpus),
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=job.folder.name,
+            storage_path=str(job.folder.parent),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env=environment,
+        ),
+    )
 
 
 def worker_resources(gpus: float) -> tuple[dict[str, float], dict[str, Any]]:

@@ -166,6 +166,7 @@ def test_worker_does_not_try_again_and_the_driver_tells_why(tmp_path, model, mon
     def counting(label, total):
         yield SimpleNamespace(skip=lambda rows: None, advance=lambda *rows: None, count=0)
 
+    monkeypatch.setattr(worker, "machines", list)
     monkeypatch.setattr(worker, "TorchTrainer", OneWorker)
     monkeypatch.setattr(worker, "track_progress", counting)
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
