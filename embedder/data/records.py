@@ -118,9 +118,13 @@ def unrewarded(group: dict[str, Any], reward: str, fingerprint: str) -> dict[str
 def write_table(rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema, path: AnyPath) -> None:
     """Write rows as one Parquet file, which appears as a whole."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
+    # Hardly a number of a vector stands there twice: a dictionary of them takes most of the time, and more room.
+    coded = [name for name in schema.names if name != "vector"] if schema == VECTOR else True
     # Written beside the file and put in its place when complete, so that a kill leaves the old file or the new one.
     with replacing(path) as file:
-        pq.write_table(table.cast(schema), file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        pq.write_table(
+            table.cast(schema), file, compression="zstd", use_dictionary=coded, row_group_size=ROW_GROUP_ROWS
+        )
 
 
 def parquet_files(folder: SomePath) -> list[SomePath]:

@@ -1,4 +1,4 @@
-"""An encoder on a GPU: its number format, its masks and its layers. What could go wrong is compared before it is used."""
+"""An encoder on a GPU: number format, masks and layers. What could go wrong is compared before it is used."""
 
 from __future__ import annotations
 

@@ -164,8 +164,8 @@ def actor_pool(
 ) -> dict[str, Any]:
     """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits.
 
-    An actor with a GPU has as many CPUs as `gpu_cpus` says, if these are more. `calls`: blocks that an actor has in hand
-    at once, each in a thread of its own, where its class allows that.
+    An actor with a GPU has as many CPUs as `gpu_cpus` says, if these are more. `calls`: blocks that an actor has in
+    hand at once, each in a thread of its own, where its class allows that.
     """
     resources: dict[str, Any] = {"num_cpus": cpus_per_actor}
     if gpus_per_actor:

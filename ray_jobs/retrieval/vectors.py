@@ -37,8 +37,8 @@ BLOCK_ROWS = 256
 """Texts of a block on a CPU."""
 GPU_BLOCK_ROWS = 4096
 """Texts of a block on a GPU, which is to have long work, and one fetch of many vectors."""
-CALLS_AT_ONCE = 3
-"""Blocks that an actor with a GPU has in hand: one is tokenised, one is computed, one is committed."""
+CALLS_AT_ONCE = 4
+"""Blocks that an actor with a GPU has in hand: one is tokenised, one is ready, one is computed, one is committed."""
 COMPILE_FROM = 200_000
 """Texts of an actor from which compiling its model pays. It takes seconds, and a GPU encodes thousands of texts in one.
 """
@@ -125,7 +125,8 @@ class EncodeBlocks(BlockActor):
     """Encodes blocks of texts; on a GPU several at once, so that it need not wait for the tokenizer or for the disk."""
 
     def __init__(self, config: EncoderConfig, store: VectorStore, gpus: float, compiled: bool = False) -> None:
-        # Here, because torch comes with them: what only reads vectors, such as a search, does without.
+        # Here, because torch comes with them: what only reads vectors, such as a search or the building of a shard,
+        # does without.
         from embedder.models.device import resolve_device
         from embedder.models.onnx import load_inference_encoder
 

@@ -17,7 +17,15 @@ from embedder.data.records import PASSAGE, VECTOR, write_table
 from embedder.models.encoder import encode_batches, encode_prompted, load_encoder
 from ray_jobs.cluster.blocks import BlockCost, actor_pool
 from ray_jobs.retrieval import vectors
-from ray_jobs.retrieval.vectors import BLOCK_ROWS, GPU_BLOCK_ROWS, EncodeBlocks, open_store, vector_table, vector_matrix
+from ray_jobs.retrieval.vectors import (
+    BLOCK_ROWS,
+    CALLS_AT_ONCE,
+    GPU_BLOCK_ROWS,
+    EncodeBlocks,
+    open_store,
+    vector_matrix,
+    vector_table,
+)
 
 
 @pytest.fixture
@@ -85,7 +93,7 @@ def test_encode_blocks_in_several_threads_commits_each_block(config):
         np.testing.assert_allclose(store.read("nq", "passage", each["row_ids"]), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize(("gpus", "rows", "calls"), [(0, BLOCK_ROWS, None), (0.5, GPU_BLOCK_ROWS, 3)])
+@pytest.mark.parametrize(("gpus", "rows", "calls"), [(0, BLOCK_ROWS, None), (0.5, GPU_BLOCK_ROWS, CALLS_AT_ONCE)])
 def test_fill_store_cuts_larger_blocks_for_actors_with_a_gpu(config, monkeypatch, gpus, rows, calls):
     sent = []
 
