@@ -11,7 +11,7 @@ from torch import nn
 
 from embedder.config.tasks import TaskSpec
 from embedder.models.encoder import TextEncoder
-from embedder.training.gradient import distinct_rows
+from embedder.training.token_batches import distinct_rows
 from embedder.training.training_rows import Batch
 
 PARTS = {

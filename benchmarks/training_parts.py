@@ -19,11 +19,12 @@ from benchmarks.training_limit import necessary_flops, time_shares
 from benchmarks.training_rivals import PaddedLoop, peer_columns, peer_loss, peer_model, train_peer
 from benchmarks.training_workers import peak_memory, steps_on_workers
 from embedder.training.deepspeed_engine import TrainingEngine
-from embedder.training.gradient import TokenLimits, accumulate_gradient
+from embedder.training.gradient import accumulate_gradient
 from embedder.training.job import TrainingJob
 from embedder.training.learners import trainable_encoder
 from embedder.training.loop import Trainer
 from embedder.training.objective import Objective
+from embedder.training.token_batches import TokenLimits, token_batches
 from embedder.training.training_rows import Batch
 
 Found = dict[str, Any]
@@ -69,11 +70,11 @@ def our_gradient(job: TrainingJob, batch: Batch) -> tuple[float, Gradients]:
     """Loss and gradient as the trainer takes them."""
     encoder = trainable_encoder(job, "cpu")
     engine = TrainingEngine(encoder, job.config)
-    rows = encoder.tokenize(batch.prompted(job.tasks))
+    limits = TokenLimits(job.encoder.batch_tokens, job.config.chunk_tokens)
+    batches = token_batches(encoder, encoder.tokenize(batch.prompted(job.tasks)), limits)
     objective = Objective.of(job.tasks, job.config)
-    memory = TokenLimits(job.encoder.batch_tokens, job.config.chunk_tokens)
     weight_B = torch.ones(len(batch.tasks))
-    loss_B = accumulate_gradient(engine, rows, lambda vectors: objective.batch_losses(vectors, batch), weight_B, memory)
+    loss_B = accumulate_gradient(engine, batches, lambda vectors: objective.batch_losses(vectors, batch), weight_B)
     weights = encoder.named_parameters()
     return float(loss_B.mean()), {name: weight.grad.clone() for name, weight in weights if weight.grad is not None}
 

@@ -96,6 +96,8 @@ def run(config: RunConfig) -> StageReport:
     report.details["outcome"] = outcome
     report.repeats = trained_before
     report.lines += taken.notes + report_lines(numbers)
+    if told := outcome.get("memory"):
+        report.lines.append(told)
     report.lines += [f"left out {count:,} groups of {reason}" for reason, count in sorted(left_out.items())]
     report.lines.append(
         f"{config.paths.model}: encode_query and encode_document of sentence-transformers serve task {plain_task}; "

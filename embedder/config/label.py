@@ -131,5 +131,5 @@ class RerankerConfig(Section):
         """Refuse a batch that the workers cannot share evenly, and GPUs that they cannot use."""
         if self.batch_size % self.num_workers:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")
-        check_worker_gpus(self.gpus_per_worker, self.num_workers)
+        check_worker_gpus(self.gpus_per_worker)
         return self

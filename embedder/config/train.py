@@ -111,25 +111,24 @@ class ReplayConfig(Section):
 
 NEUTRAL = {
     *("save_every", "max_failures", "num_workers", "min_workers", "gpus_per_worker"),
-    *("zero_stage", "offload_optimizer", "chunk_tokens", "gradient_checkpointing"),
+    *("zero_stage", "offload_optimizer", "chunk_tokens", "gradient_checkpointing", "compile_layers"),
     *("tensorboard", "mlflow", "wandb"),
 }
 """Settings that change nothing of the result but rounding; a training can be resumed with other values of them."""
 
 
-def check_worker_gpus(gpus: float, workers: int) -> None:
-    """Refuse GPUs that a training worker would leave idle, and two workers on one.
+CPU_CHUNK_TOKENS = 65_536
+"""`chunk_tokens` of a CPU where nothing else is said."""
+
+
+def check_worker_gpus(gpus: float) -> None:
+    """Refuse GPUs that a training worker would leave idle.
 
     Raises:
-        ValueError: the share of a worker is neither 0, nor 1, nor less than 1 for a single worker.
+        ValueError: a worker gets more than one.
     """
     if gpus > 1:
         raise ValueError(f"gpus_per_worker is {gpus:g}, but a worker trains on one; raise num_workers instead")
-    if 0 < gpus < 1 < workers:
-        raise ValueError(
-            f"gpus_per_worker is {gpus:g} with {workers} workers, but NCCL refuses two workers on one GPU; give each a "
-            "whole one"
-        )
 
 
 class TrainConfig(Section):
@@ -170,12 +169,17 @@ class TrainConfig(Section):
     self_paced: SelfPacedConfig = SelfPacedConfig()
     """Learning rate by task."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the matrix products. Weights, gradients and optimiser stay in float32."""
+    """Number format of the matrix products; `bfloat16` is four to five times as fast on a GPU that has it (Ampere and
+    later). Weights, gradients, optimiser and losses stay in float32."""
     lora: LoraConfig | None = None
     """Train low-rank additions in place of the weights. null: all weights are trained."""
-    chunk_tokens: int | None = Field(default=65_536, ge=64)
+    chunk_tokens: int | None = Field(default=None, ge=64)
     """Padded tokens of a worker whose activations are kept at once, so that any `batch_size` fits the memory. A larger
-    batch is encoded twice, chunk by chunk, with the same gradient and about a third more time. null: never."""
+    batch is encoded twice, chunk by chunk, with the same gradient and about a third more time. null: on a GPU as many
+    as its free memory holds, on the CPU 65,536."""
+    compile_layers: bool = False
+    """Compile the layers by torch.compile, which makes one kernel of several operations between two matrix products.
+    For GPUs, `zero_stage` 0 to 2; the workers need Triton and a C compiler, and the first steps take longer."""
     gradient_checkpointing: bool = False
     """Compute the activations of each layer again in the backward pass, in place of keeping them."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -212,7 +216,8 @@ class TrainConfig(Section):
     """Least number of workers. With fewer nodes free than `num_workers` needs, the training goes on with as few as
     this, and with more once there are more. null: wait for all."""
     gpus_per_worker: float = Field(default=0, ge=0)
-    """GPUs of each worker. 0: the CPU; more than 1 is refused, because a worker trains on one."""
+    """GPUs of each worker. 0: the CPU. Below 1: several workers share a GPU, by way of the host's memory, which is for
+    trying out and not for speed. More than 1 is refused, because a worker trains on one."""
     save_every: int = Field(default=100, ge=1)
     """Steps between two checkpoints. A kill costs at most this many steps."""
     max_failures: int = Field(default=3, ge=0)
@@ -243,7 +248,17 @@ class TrainConfig(Section):
                     f"batch_size {self.batch_size} is not a multiple of {named} {count}; {lcm(*self.worker_counts)} "
                     "and its multiples are"
                 )
-        check_worker_gpus(self.gpus_per_worker, self.num_workers)
+        check_worker_gpus(self.gpus_per_worker)
+        return self
+
+    @model_validator(mode="after")
+    def compiler_has_its_device(self) -> TrainConfig:
+        """Refuse to compile layers for a CPU, and layers whose weights ZeRO fetches one by one."""
+        if self.compile_layers and (not self.gpus_per_worker or self.zero_stage == 3):
+            raise ValueError(
+                f"compile_layers needs a GPU a worker and zero_stage 0, 1 or 2, but gpus_per_worker is "
+                f"{self.gpus_per_worker:g} and zero_stage {self.zero_stage}; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -17,4 +17,5 @@ memory        batches that do not fit into memory: halved, or item by item; what
 plain_tokenizer  tokenizers for which data is text, without control tokens
 device        the device a process was given; memory that a CPU process keeps; the fastest matrix product of a device
 st_folder     sentence-transformers folders
+transfer      copies to and from a GPU that the host does not wait for
 """

@@ -12,6 +12,8 @@ cross_encoder     query and candidate in one text, to one score
 control           groups whose rewards say nothing, for a second training
 objective         from the vectors of a batch to a loss for each query
 losses            the losses as pure functions of scores
+token_batches     the rows of a step, padded in batches
+step_room         how many tokens of a step fit into memory at once
 gradient          the gradient of a batch of any size (GradCache)
 schedule          learning rates by step and by task
 deepspeed_engine  forward, backward and update, with DeepSpeed

@@ -10,6 +10,7 @@ One list of numbers, because the loop sorts rows by length and finds equal ones 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,9 +21,22 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from embedder.config.cutting import PromptedText, prompted_text
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
-from embedder.models.encoder import TokenRow, embed_batches, length_batches
+from embedder.models.encoder import PaddedRows, TokenRow, embed_batches, length_batches
 from embedder.models.loader import CROSS_ENCODER, check_loadable, load_network, one_model_error, usable_positions
 from embedder.models.locate import locate_model
+
+
+@dataclass(frozen=True)
+class PaddedPairs(PaddedRows):
+    """The pairs of one forward pass."""
+
+    query_B: Tensor
+    """How many tokens of each are of the query's segment."""
+
+    def part(self, rows: list[int]) -> PaddedPairs:
+        """Some of the pairs, which follow one another."""
+        some = super().part(rows)
+        return PaddedPairs(some.indices, some.ids_BL, some.mask_BL, self.query_B[rows[0] : rows[-1] + 1])
 
 
 class CrossEncoder(nn.Module):
@@ -72,21 +86,31 @@ class CrossEncoder(nn.Module):
                 cut.append(text[: offsets[self._query_tokens - 1][1]])
         return cut
 
-    def forward(self, rows: list[TokenRow]) -> Tensor:
-        """Scores (B,) in the order of the rows; padded by length in batches of at most `batch_tokens`."""
+    def forward(self, rows: list[TokenRow] | PaddedPairs) -> Tensor:
+        """Scores (B,) in the order of the rows: those of one forward pass, or some that are padded by length."""
+        if isinstance(rows, PaddedPairs):
+            return self.embed(rows)
         batches = length_batches([len(row) for row in rows], self.batch_tokens)
-        return embed_batches(self._score_padded, rows, batches)
+        return embed_batches(lambda some: self.embed(self.padded(some, list(range(len(some))))), rows, batches)
 
-    def _score_padded(self, rows: list[TokenRow]) -> Tensor:
-        texts = [torch.tensor(row[1:]) for row in rows]
-        length_B = torch.tensor([len(text) for text in texts])
-        query_B = torch.tensor([row[0] for row in rows])
-        inputs = {"input_ids": pad_sequence(texts, batch_first=True, padding_value=self.network.config.pad_token_id)}
-        position_L = torch.arange(inputs["input_ids"].shape[1])
-        inputs["attention_mask"] = (position_L < length_B[:, None]).long()
+    def padded(self, rows: list[TokenRow], indices: list[int]) -> PaddedPairs:
+        """Pairs side by side; for a GPU in memory that it copies from while the host goes on."""
+        texts, query_B = [torch.tensor(row[1:]) for row in rows], torch.tensor([row[0] for row in rows])
+        ids_BL = pad_sequence(texts, batch_first=True, padding_value=self.network.config.pad_token_id)
+        mask_BL = (torch.arange(ids_BL.shape[1]) < torch.tensor([[len(text)] for text in texts])).long()
+        if self.device.type == "cuda":
+            ids_BL, mask_BL, query_B = ids_BL.pin_memory(), mask_BL.pin_memory(), query_B.pin_memory()
+        return PaddedPairs(indices, ids_BL, mask_BL, query_B)
+
+    def embed(self, batch: PaddedPairs) -> Tensor:
+        """Scores (B,) of one forward pass, in the order of its pairs."""
+        ids_BL, mask_BL = (values.to(self.device, non_blocking=True) for values in (batch.ids_BL, batch.mask_BL))
+        inputs = {"input_ids": ids_BL, "attention_mask": mask_BL}
         if self._has_segments:
-            inputs["token_type_ids"] = ((position_L >= query_B[:, None]) & (position_L < length_B[:, None])).long()
-        logits_B1: Tensor = self.network(**{name: value.to(self.device) for name, value in inputs.items()}).logits
+            query_B1 = batch.query_B.to(self.device, non_blocking=True)[:, None]
+            position_L = torch.arange(ids_BL.shape[1], device=self.device)
+            inputs["token_type_ids"] = (position_L >= query_B1).long() * mask_BL
+        logits_B1: Tensor = self.network(**inputs).logits
         return logits_B1[:, 0].float()
 
     def score(self, pairs: Sequence[tuple[str | PromptedText, str]]) -> list[float]:

@@ -6,6 +6,7 @@ depends on neither the number of workers nor the ZeRO stage.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,11 +19,12 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
     safe_set_local_optimizer_state,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from embedder.config.train import TrainConfig
-from embedder.models.encoder import TextEncoder, TokenRow
+from embedder.models.encoder import PaddedRows, TextEncoder
+from embedder.models.transfer import begin_reading
 from embedder.training.cross_encoder import CrossEncoder
 from embedder.training.distributed import join_workers, rank, share_first, world_size
 
@@ -44,16 +46,21 @@ class TrainingEngine:
             # The shared-memory all-reduce is compiled at first use, which needs a C++ compiler; gloo does without.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._trained = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+        self.size = sum(weight.numel() for _, weight in self._trained)
+        """How many weights are trained; at stage 3 those that this worker holds would be fewer from here on."""
         decayed = [weight for _, weight in self._trained if weight.ndim > 1]
         spared = [weight for _, weight in self._trained if weight.ndim <= 1]
+        # One kernel for all weights of a GPU, in place of some for each step of the formula.
+        self._fused = network.device.type == "cuda" and not config.offload_optimizer
         self._adam = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}],
             lr=config.learning_rate,
+            fused=self._fused or None,
         )
         self.network = network
         self._stage = config.zero_stage
         self._engine, *_ = deepspeed.initialize(model=network, optimizer=self._adam, config=_settings(config))
-        self._norm: Tensor | float = 0.0
+        self._read_norm: Callable[[], list[float]] = list
         if self._stage == 0:
             # Replaced, because at this stage DeepSpeed takes the norm and keeps it to itself.
             self._engine.clip_fp32_gradients = self._clip
@@ -68,7 +75,13 @@ class TrainingEngine:
         """Whether a forward or backward pass waits for those of the other workers."""
         return self._stage >= 2 and world_size() > 1
 
-    def __call__(self, rows: list[TokenRow]) -> Tensor:
+    @property
+    def can_repeat(self) -> bool:
+        """Whether a step whose gradient was broken off can be begun anew, by `forget`."""
+        # Else parts of the gradient are in DeepSpeed's buffers already, or other workers wait for this one's.
+        return self._stage == 0 and world_size() == 1
+
+    def __call__(self, rows: PaddedRows) -> Tensor:
         """The network's outputs: unit vectors (B, D) or scores (B,) of the rows."""
         outputs: Tensor = self._engine(rows)
         return outputs
@@ -77,11 +90,15 @@ class TrainingEngine:
         """Add a loss's gradient; the mean over workers is taken at the update."""
         self._engine.backward(loss)
 
-    def update(self, learning_rate: float) -> Tensor | float:
+    def forget(self) -> None:
+        """Drop the gradient of a step that was broken off."""
+        self._engine.zero_grad()
+
+    def update(self, learning_rate: float) -> float:
         """Clip the gradient, change the weights and forget it; returns its norm before it was clipped.
 
-        The norm is that of the mean over all workers, the same on each, and may still be on the device. Where it is not
-        finite, the weights are worth nothing any more, or DeepSpeed has left the step out.
+        The norm is that of the mean over all workers, the same on each. Where it is not finite, the weights are worth
+        nothing any more, or DeepSpeed has left the step out. A GPU may still be changing the weights.
         """
         # Set by hand, because DeepSpeed's schedules count its own steps and know no paces of tasks.
         for group in self._engine.optimizer.param_groups:
@@ -89,12 +106,16 @@ class TrainingEngine:
         self._engine.step()
         if self._stage:
             # Infinite where a gradient was not finite, whatever it was: then DeepSpeed does not step.
-            norm: Tensor | float = self._engine.get_global_grad_norm()
-            return norm
-        return self._norm
+            return float(self._engine.get_global_grad_norm())
+        (norm,) = self._read_norm()
+        return norm
 
     def _clip(self) -> None:
-        self._norm = clip_grad_norm_(self.network.parameters(), self._engine.gradient_clipping())
+        weights, most = self.network.parameters(), self._engine.gradient_clipping()
+        # DeepSpeed's own makes a GPU's host wait, and launches kernels for each weight.
+        clip = nn.utils.clip_grad_norm_ if self.device.type == "cuda" else clip_grad_norm_
+        # Read from here on and not after the update, which then goes on while the host has the norm.
+        self._read_norm = begin_reading(clip(weights, most).reshape(1))
 
     def weights(self) -> dict[str, Tensor]:
         """The trained weights on the first worker, empty on the others; all workers must call it."""
@@ -142,7 +163,8 @@ class TrainingEngine:
         for flat in self._flat_weights():
             # With the step beside the moments: Adam's correction for its first steps must not begin anew at a resume.
             zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
-            self._adam.state[flat] = {"step": torch.tensor(float(updates)), **zeros}
+            count = torch.tensor(float(updates), device=flat.device if self._fused else "cpu")
+            self._adam.state[flat] = {"step": count, **zeros}
         if self._stage in (1, 2):
             # DeepSpeed links its views of the state once, at the first update; the state is another one now.
             self._engine.optimizer._hp_optimizer_states_linked = False
@@ -179,6 +201,8 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
         # Else DeepSpeed scales each loss by a fixed number of passes a step, and ours has as many as chunks.
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.gradient_clip,
+        # Else it waits for the GPU at each forward pass, to measure a speed that nobody reads.
+        "timers": {"throughput": {"enabled": False}},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         # Its own Adam on the CPU is compiled at first use, which needs a C++ compiler; torch's does as well.

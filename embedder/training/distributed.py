@@ -1,4 +1,8 @@
-"""Gathering over workers with gradient; with one process everything is the identity."""
+"""Gathering over workers with gradient; with one process everything is the identity.
+
+Tensors are gathered where they are. Numbers of the host go from host to host, so that nobody waits for a GPU: the
+process group needs a backend for the CPU too (`group_backend`).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,22 @@ from torch import Tensor
 
 def join_workers(device: torch.device) -> None:
     """Make a process that belongs to no group the only worker of one, which DeepSpeed needs."""
-    # A launcher sets it; DeepSpeed takes the number of the device from it, and refuses to start without.
+    # DeepSpeed refuses to start without this, and computes on the GPU of this number. A launcher numbers the workers of
+    # a machine, which is another number where some share a GPU.
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)
     os.environ.setdefault("LOCAL_RANK", "0")
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+
+
+def group_backend(gpus_per_worker: float) -> str:
+    """The backend of the process group of several workers, each with so many GPUs or such a share of one."""
+    if not gpus_per_worker:
+        return "gloo"
+    # NCCL refuses two workers on one GPU. Through gloo, by way of the host, they work as on several, only slower.
+    return "cpu:gloo,cuda:gloo" if gpus_per_worker < 1 else "cpu:gloo,cuda:nccl"
 
 
 def world_size() -> int:
@@ -60,17 +75,17 @@ def share_first(value: Tensor) -> None:
         dist.broadcast(value, 0)
 
 
-def greatest_over_workers(values: list[int], device: torch.device) -> list[int]:
+def greatest_over_workers(values: list[int]) -> list[int]:
     """The greatest of each value over the workers."""
-    greatest = torch.tensor(values, device=device)
+    greatest = torch.tensor(values)
     if world_size() > 1:
         dist.all_reduce(greatest, dist.ReduceOp.MAX)
     return [int(value) for value in greatest.tolist()]
 
 
-def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
-    """The sum of each value over the workers, in double precision; waits for the device."""
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+def sum_over_workers(values: list[float]) -> list[float]:
+    """The sum of each value over the workers, in double precision."""
+    total = torch.tensor(values, dtype=torch.float64)
     if world_size() > 1:
         dist.all_reduce(total)
     return [float(value) for value in total.tolist()]

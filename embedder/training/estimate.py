@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
-from embedder.config.train import TrainConfig
+from embedder.config.train import CPU_CHUNK_TOKENS, TrainConfig
 from embedder.models.loader import read_config
 from embedder.models.locate import count_parameters, locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
@@ -21,6 +21,14 @@ BYTES = 4
 """A float32 number takes so many."""
 BFLOAT16_SHARE = 0.7
 """Of the activations of float32 that are left in bfloat16: 0.69 in a BERT of 6 layers; norms stay in float32."""
+USED_SHARE = 0.75
+"""Of a GPU's free memory that activations are planned for. By the rule of `activation_bytes` a token of BERT-base takes
+0.42 MB in bfloat16 and 0.60 in float32; 0.42 and 0.74 were measured, with weights, gradient and optimiser (H100 80GB,
+commit 58ef2b1)."""
+BUCKET_BYTES = 2e9
+"""Of the buffer in which DeepSpeed's ZeRO gathers gradients, by its default."""
+LEAST_TOKENS = 64
+"""The smallest `chunk_tokens`."""
 INNER = ("intermediate_size", "d_ff", "n_inner", "hidden_dim")
 """What model families call the width inside of a layer; for all else transformers knows one name."""
 
@@ -69,7 +77,8 @@ def memory_of(
     """The memory of a worker whose share of a batch has so many tokens."""
     trained = parameters if config.lora is None else lora_parameters(shape, config.lora.rank)
     workers, stage = config.num_workers, config.zero_stage
-    kept = tokens if config.chunk_tokens is None else min(tokens, max(config.chunk_tokens, batch_tokens))
+    most = known_chunk_tokens(config)
+    kept = tokens if most is None else min(tokens, max(most, batch_tokens))
     master = 0 if stage == 0 else trained  # DeepSpeed's own copy of what it updates
     return MemoryEstimate(
         weights=BYTES * parameters / (workers if stage == 3 else 1),
@@ -77,6 +86,25 @@ def memory_of(
         optimizer=BYTES * (2 * trained + master) / (workers if stage else 1),
         activations=activation_bytes(shape, config, kept, batch_tokens),
     )
+
+
+def known_chunk_tokens(config: TrainConfig) -> int | None:
+    """`chunk_tokens`, or what stands for null on a CPU; None where a GPU's free memory will decide."""
+    return config.chunk_tokens or (None if config.gpus_per_worker else CPU_CHUNK_TOKENS)
+
+
+def tokens_that_fit(free: float, trained: int, shape: ModelShape, config: TrainConfig, batch_tokens: int) -> int:
+    """Padded tokens whose activations fit into so many free bytes, beside what an update of the weights needs.
+
+    `free` is counted when weights and optimiser are there already; `trained`: how many weights get a gradient.
+    """
+    room = USED_SHARE * (free - BYTES * trained - (BUCKET_BYTES if config.zero_stage else 0))
+    first = activation_bytes(shape, config, batch_tokens, batch_tokens)
+    if room <= first:
+        return max(LEAST_TOKENS, int(batch_tokens * room / first))
+    # Recomputed activations of a layer are needed for one pass at a time, so that further ones take less.
+    each = activation_bytes(shape, config, batch_tokens + 1, batch_tokens) - first
+    return batch_tokens + int((room - first) / each)
 
 
 def lora_parameters(shape: ModelShape, rank: int) -> int:
@@ -123,11 +151,15 @@ def work_of(
         )
     share = tokens * config.batch_size / config.num_workers
     passes = 3 + config.gradient_checkpointing
-    if config.chunk_tokens is not None and share > config.chunk_tokens:
-        passes += 1
+    most = known_chunk_tokens(config)
+    if most is None:
         lines.append(
-            f"about {share:,.0f} tokens a worker and step, which are encoded twice in chunks of {config.chunk_tokens:,}"
+            f"about {share:,.0f} tokens a worker and step, which are encoded twice, in chunks, should the GPU's free "
+            "memory not hold their activations (train.chunk_tokens)"
         )
+    elif share > most:
+        passes += 1
+        lines.append(f"about {share:,.0f} tokens a worker and step, which are encoded twice in chunks of {most:,}")
     model = locate_model(encoder.model)
     parameters, shape = count_parameters(model), ModelShape.of(model)
     prefix_widths(config.matryoshka_dimensions, shape.width)

@@ -1,124 +1,93 @@
 """The gradient of a step, however large its batch.
 
 A batch whose activations fit into memory is encoded in one graph. A larger one is encoded twice (GradCache, Gao et al.
-2021): once without a graph, for the loss and its gradient by each vector; then in chunks, each with a graph of its own
-that takes that gradient further to the weights and is forgotten. The gradient is the same.
+2021): once without a graph, for the loss and its gradient by each vector; then pass by pass, each with a graph of its
+own that takes that gradient further to the weights and is forgotten. The gradient is the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from embedder.models.encoder import TokenRow, embed_batches, length_batches
+from embedder.models.encoder import PaddedRows
 from embedder.training.distributed import greatest_over_workers
+from embedder.training.token_batches import TokenBatches
 
 
 class Network(Protocol):
     """What reads rows and takes gradients: a `TrainingEngine`, or in a test a bare encoder."""
 
     @property
-    def device(self) -> torch.device:
-        """The device that the outputs are on."""
-
-    @property
     def lockstep(self) -> bool:
         """True where all workers must encode and go back equally often."""
 
-    def __call__(self, rows: list[TokenRow]) -> Tensor:
+    def __call__(self, rows: PaddedRows) -> Tensor:
         """The output of each row, with its graph: a unit vector, or a score."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss to that of the step."""
 
 
-@dataclass(frozen=True)
-class TokenLimits:
-    """How much is encoded at a time."""
-
-    batch_tokens: int
-    """Padded tokens of a forward pass."""
-    chunk_tokens: int | None
-    """Padded tokens whose activations may be kept at once; null: those of any batch."""
-
-
 def accumulate_gradient(
     network: Network,
-    rows: list[TokenRow],
+    batches: TokenBatches,
     losses_of: Callable[[Tensor], Tensor],
     weight_B: Tensor,
-    memory: TokenLimits,
     dropout_seed: int | None = None,
 ) -> Tensor:
-    """Add the gradient of the weighted mean of `losses_of(vectors of the rows)`; returns the losses without weights.
+    """Add the gradient of the weighted mean of `losses_of(outputs of the rows)`; returns the losses without weights.
 
     Equal rows are encoded once, and the gradient of all their uses flows through that one. With dropout, a seed makes
-    a chunk's second pass drop what its first one dropped. The losses (B,) have no graph and are still on the device:
-    reading them before the update would make a GPU wait for the host.
+    the second time drop what the first one dropped. The losses (B,) have no graph and are still on the device.
     """
-    distinct, position = distinct_rows(rows)
-    batches, padded = _batches(network, distinct, memory)
-    if memory.chunk_tokens is None or padded <= memory.chunk_tokens:
-        loss_B = losses_of(_embed(network, distinct, batches, dropout_seed)[position])
+    passes, at_once = _agreed(network, batches)
+    if at_once:
+        loss_B = losses_of(_embed(network, passes, dropout_seed)[batches.place_K])
         network.backward((loss_B * weight_B).mean())
         return loss_B.detach()
     with torch.no_grad():
-        vectors = _embed(network, distinct, batches, dropout_seed)
+        vectors = _embed(network, passes, dropout_seed)
     # From here on the vectors are leaves, so that the loss's gradient ends at them and no activation is kept.
     vectors.requires_grad_()
-    loss_B = losses_of(vectors[position])
-    (slope_UD,) = torch.autograd.grad((loss_B * weight_B).mean(), vectors)
-    for number, batch in enumerate(batches):
+    loss_B = losses_of(vectors[batches.place_K])
+    (slopes,) = torch.autograd.grad((loss_B * weight_B).mean(), vectors)
+    sizes = [len(rows.indices) for rows in passes]
+    for number, (rows, slope) in enumerate(zip(passes, slopes.split(sizes), strict=True)):
         _seed(dropout_seed, number)
-        network.backward((network([distinct[i] for i in batch]) * slope_UD[batch]).sum())
-        slope_UD[batch] = 0  # a row that lockstep repeats counts once
+        network.backward((network(rows) * slope).sum())
     return loss_B.detach()
 
 
-def embed(network: Network, rows: list[TokenRow], memory: TokenLimits) -> Tensor:
-    """Vectors of the rows, without a graph; all workers must call it."""
-    distinct, number = distinct_rows(rows)
+def embed(network: Network, batches: TokenBatches) -> Tensor:
+    """Outputs of the rows, without a graph; all workers must call it."""
     with torch.no_grad():
-        return _embed(network, distinct, _batches(network, distinct, memory)[0], None)[number]
+        return _embed(network, _agreed(network, batches)[0], None)[batches.place_K]
 
 
-def distinct_rows(rows: list[TokenRow]) -> tuple[list[TokenRow], list[int]]:
-    """Each different row once, in the order of first appearance, and the number of each row among them."""
-    first: dict[tuple[int, ...], int] = {}
-    number = [first.setdefault(tuple(row), len(first)) for row in rows]
-    return [list(row) for row in first], number
+def _agreed(network: Network, batches: TokenBatches) -> tuple[list[PaddedRows], bool]:
+    """The passes, and whether they are encoded at once; in lockstep as many, and as the worker with most says."""
+    passes = batches.passes
+    if not network.lockstep:
+        return passes, batches.at_once
+    # Sharded weights are gathered in every pass: a worker that made one pass fewer would leave the others waiting. A
+    # row that is read again, whose output nobody uses, gets no gradient.
+    count, in_chunks = greatest_over_workers([len(passes), int(not batches.at_once)])
+    return passes + [passes[0].part([0])] * (count - len(passes)), not in_chunks
 
 
-def _batches(network: Network, rows: list[TokenRow], memory: TokenLimits) -> tuple[list[list[int]], int]:
-    """The forward passes as indices of rows, and their padded tokens.
-
-    In lockstep both are those of the worker with most: the others repeat a row, whose second vector nobody uses.
-    """
-    limit = min(memory.batch_tokens, memory.chunk_tokens or memory.batch_tokens)
-    batches = list(length_batches([len(row) for row in rows], limit))
-    padded = sum(len(batch) * len(rows[batch[-1]]) for batch in batches)
-    if network.lockstep:
-        # Sharded weights are gathered in every pass: a worker that made one pass fewer would leave the others waiting.
-        count, padded = greatest_over_workers([len(batches), padded], network.device)
-        batches += [[0]] * (count - len(batches))
-    return batches, padded
+def _embed(network: Network, passes: list[PaddedRows], dropout_seed: int | None) -> Tensor:
+    outputs = []
+    for number, rows in enumerate(passes):
+        _seed(dropout_seed, number)
+        outputs.append(network(rows))
+    return torch.cat(outputs)
 
 
-def _embed(network: Network, rows: list[TokenRow], batches: list[list[int]], dropout_seed: int | None) -> Tensor:
-    numbers = iter(range(len(batches)))
-
-    def embed_one(batch: list[TokenRow]) -> Tensor:
-        _seed(dropout_seed, next(numbers))
-        return network(batch)
-
-    return embed_batches(embed_one, rows, batches)
-
-
-def _seed(dropout_seed: int | None, batch: int) -> None:
+def _seed(dropout_seed: int | None, number: int) -> None:
     if dropout_seed is not None:
-        # By batch and not once a step, because a chunk's second pass follows other draws than its first one did.
-        torch.manual_seed(dropout_seed + batch)
+        # By pass and not once a step, because the second time follows other draws than the first one did.
+        torch.manual_seed(dropout_seed + number)

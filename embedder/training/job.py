@@ -64,6 +64,11 @@ class TrainingJob:
         return self.folder / "stopped.txt"
 
     @property
+    def short_memory(self) -> Path:
+        """The number of tokens to try at once, because memory was short for more; absent else."""
+        return self.folder / "short_memory.txt"
+
+    @property
     def exported(self) -> Path:
         """The trained encoder; this folder appears last."""
         return self.folder / "model"

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from embedder.config.tasks import TaskSpec
-from embedder.errors import ConfigError
-from embedder.models.encoder import TextEncoder, TokenRow, load_encoder
+from embedder.errors import ConfigError, DeviceError
+from embedder.models.compiled import compile_tried, lacking_compiler
+from embedder.models.encoder import SIGHT, TextEncoder, TokenRow, load_encoder
 from embedder.models.encoder_export import export_encoder
+from embedder.models.gpu_encoder import SAME_LAYERS, reads_key_masks
 from embedder.models.onednn import has_onednn, train_linear_layers
+from embedder.models.transfer import upload
 from embedder.training.cross_encoder import CrossEncoder, bare_query, export_cross_encoder, load_cross_encoder
 from embedder.training.job import TrainingJob
 from embedder.training.lora import add_adapters, merge_adapters
@@ -96,8 +99,8 @@ class CrossEncoderLearner:
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         alphas = [[self.tasks[task].alpha] for task in batch.tasks]
-        temperature_B1 = torch.tensor(alphas, device=outputs.device)
-        reward_BM, valid_BM = batch.reward_BM.to(outputs.device), batch.valid_BM.to(outputs.device)
+        known = (torch.tensor(alphas), batch.reward_BM, batch.valid_BM)
+        temperature_B1, reward_BM, valid_BM = (upload(values, outputs.device) for values in known)
         return group_kl(self.scores(outputs, batch), reward_BM / temperature_B1, valid_BM)
 
     def scores(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -133,6 +136,11 @@ def trainable_encoder(job: TrainingJob, device: torch.device | str) -> TextEncod
     """
     config = job.config
     encoder = load_encoder(job.encoder, device=device, dropout=config.dropout)
+    on_gpu = encoder.device.type == "cuda"
+    if on_gpu:
+        check_precision(config.precision)
+        # Before the number format, because in bfloat16 a wrong mask could pass for rounding.
+        encoder.masks_keys = reads_key_masks(encoder, encoder.tokenize(SIGHT))
     encoder.in_bfloat16 = config.precision == "bfloat16"
     pooler = getattr(encoder.backbone, "pooler", None)
     if isinstance(pooler, nn.Module):
@@ -144,9 +152,42 @@ def trainable_encoder(job: TrainingJob, device: torch.device | str) -> TextEncod
         encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora is not None:
         add_adapters(encoder, config.lora)
-    if has_onednn():
+    if not on_gpu and has_onednn():
         train_linear_layers(encoder.backbone)
+    # The network that is loaded for the export is on the CPU.
+    if on_gpu and config.compile_layers:
+        compile_for_training(encoder)
     return encoder.train()
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a number format that the GPU would only imitate.
+
+    Raises:
+        DeviceError: it has no bfloat16.
+    """
+    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise DeviceError(
+            f"train.precision is 'bfloat16', which {torch.cuda.get_device_name()} does not have; take float32"
+        )
+
+
+def compile_for_training(encoder: TextEncoder) -> None:
+    """Compile the layers, unless they then give other vectors.
+
+    Raises:
+        DeviceError: there is no compiler.
+    """
+    lacking = lacking_compiler()
+    if lacking is not None:
+        raise DeviceError(
+            f"train.compile_layers: there is no {lacking} on the machine of a worker; install it, or leave it out"
+        )
+    rows = encoder.tokenize(SIGHT)
+    # Not in inference mode, in which other layers would be compiled than those that learn.
+    with torch.no_grad():
+        wanted_ND = encoder(rows)
+        compile_tried(encoder.backbone, lambda: bool(((encoder(rows) * wanted_ND).sum(1) >= SAME_LAYERS).all()))
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:

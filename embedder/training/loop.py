@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor
 from embedder.errors import ConfigError, NotFiniteError
 from embedder.hashing import row_seed
 from embedder.models.device import keep_freed_memory, resolve_device
-from embedder.models.encoder import TokenRow
 from embedder.models.st_folder import plain_task_of
+from embedder.models.transfer import begin_reading, upload
 from embedder.storage.durable import appearing
 from embedder.storage.json_file import write_json
 from embedder.training.batch_plan import BatchPlan, share_of_batch
@@ -32,25 +33,28 @@ from embedder.training.distributed import (
     world_size,
 )
 from embedder.training.finite import first_damaged, not_finite
-from embedder.training.gradient import TokenLimits, accumulate_gradient
+from embedder.training.gradient import accumulate_gradient
 from embedder.training.job import StepMetrics, TrainingJob
 from embedder.training.learners import Learner, load_learner, put_weights, trained_weights
 from embedder.training.schedule import SelfPaced, linear_rate
+from embedder.training.step_room import StepRoom
+from embedder.training.token_batches import TokenBatches, TokenLimits, token_batches
 from embedder.training.training_rows import Batch, TrainingRows
 from embedder.training.validation import EarlyStopping, HeldOut
 from embedder.training.weight_guard import between, choose
 
 PROBED_ROWS = 8
 """Rows that a network reads before it is exported."""
-PreparedStep = tuple[Counter[str], Batch, list[TokenRow]]
-"""The queries of a step's global batch by task; this worker's share of it; the same tokenised."""
+PreparedStep = tuple[Counter[str], Batch, TokenBatches]
+"""The queries of a step's global batch by task; this worker's share of it; the same tokenised and padded."""
 
 
 def train(job: TrainingJob, report: Callable[[StepMetrics], None]) -> None:
     """Train to the end, from the last checkpoint if there is one, and export; `report` is called after each step.
 
-    The process group must exist where there are several workers. The result does not depend on their number: the
-    global batch of a step is a function of (data, seed, step), and every gather keeps its gradient.
+    Where there are several workers their process group must exist, of a backend as `group_backend` says. The result
+    does not depend on their number: the global batch of a step is a function of (data, seed, step), and every gather
+    keeps its gradient.
     """
     trainer = Trainer(job)
     while not trainer.finished:
@@ -75,12 +79,12 @@ class Trainer:
         if network.device.type == "cpu":
             keep_freed_memory()
         join_workers(network.device)
-        checkpoint = self._find_checkpoint(network.device)
+        checkpoint = self._find_checkpoint()
         if checkpoint is not None:
             # Before DeepSpeed takes the weights over, because it may spread them over the workers.
             put_weights(network, checkpoint.weights)
         self._engine = TrainingEngine(network, config)
-        self._memory = TokenLimits(job.encoder.batch_tokens, config.chunk_tokens)
+        self._room = StepRoom(job, self._engine)
         self._plan = BatchPlan(self._data.sizes, config)
         self._held_out = HeldOut(job.held_out, self._learner) if config.validation else None
         start = checkpoint or Checkpoint()
@@ -92,7 +96,10 @@ class Trainer:
             self._engine.restore_moments(checkpoint.moments, checkpoint.next_step)
         else:
             self._measure()
-        self._pool = ThreadPoolExecutor(1)
+        # A new thread would take the machine's first GPU for its own, whichever this worker was given.
+        own_gpu = network.device.type == "cuda"
+        begin = partial(torch.cuda.set_device, network.device) if own_gpu else None
+        self._pool = ThreadPoolExecutor(1, initializer=begin)
         self._ahead = self._prepare_next()
 
     @property
@@ -110,28 +117,33 @@ class Trainer:
             raise RuntimeError("the training is finished")
         # The next step is prepared while this one is computed; no worker waits for another in it, because the plan
         # tells each its own share.
-        tasks, batch, rows = self._ahead.result()
+        tasks, batch, batches = self._ahead.result()
         self.next_step += 1
         self._ahead = self._prepare_next()
         paces, pace = {task: self._paced.factor(task) for task in tasks}, self._paced.pace(tasks)
         # Weights tell the tasks of a mixed batch apart; one weight for a whole batch would hardly be felt by Adam, so
         # there the rate changes in its place (see SelfPaced.pace).
-        weight_B = torch.tensor([pace.weights[task] for task in batch.tasks], device=self._engine.device)
-
-        def losses_of(outputs: Tensor) -> Tensor:
-            return self._learner.losses(outputs, batch)
-
+        weight_B = upload(torch.tensor([pace.weights[task] for task in batch.tasks]), self._engine.device)
         seed = row_seed(config.seed, number, rank()) if config.drops else None
-        loss_B = accumulate_gradient(self._engine, rows, losses_of, weight_B, self._memory, seed)
+
+        def gradient(limits: TokenLimits) -> Tensor:
+            fitted = batches if batches.limits == limits else token_batches(self._learner.network, batches.rows, limits)
+            return accumulate_gradient(
+                self._engine, fitted, lambda outputs: self._learner.losses(outputs, batch), weight_B, seed
+            )
+
+        loss_B = self._room.fitting(gradient, batches.padded)
+        read_losses = begin_reading(loss_B)
         rate = config.learning_rate * linear_rate(number, config.steps, config.warmup_share) * pace.rate
+        # Here alone does the host wait for a GPU, until it has the gradient: the next step's pace follows from the
+        # losses. The weights are changed meanwhile.
         norm = self._engine.update(rate)
-        # Only now are the losses read, because the host waits here for all that the device was told to compute.
-        own: Counter[str] = Counter()
-        for task, loss in zip(batch.tasks, loss_B.tolist(), strict=True):
+        own = dict.fromkeys(tasks, 0.0)
+        for task, loss in zip(batch.tasks, read_losses(), strict=True):
             own[task] += loss
-        summed = sum_over_workers([own[task] for task in tasks], self._engine.device)
-        # All workers know the same sums and norm, so they stop alike; the norm costs no further wait by now.
-        if not all(map(isfinite, (*summed, float(norm)))):
+        summed = sum_over_workers([own[task] for task in tasks])
+        # All workers know the same sums and norm, so they stop alike.
+        if not all(map(isfinite, (*summed, norm))):
             raise self._stopped_by(loss_B, number, tasks)
         losses = {task: total / tasks[task] for task, total in zip(tasks, summed, strict=True)}
         for task, loss in losses.items():
@@ -168,12 +180,14 @@ class Trainer:
             return
         put_weights(learner.network, self._between(base, weights, guard["share"]) if guard else weights)
         self._probe(learner)
-        outcome = {
+        outcome: dict[str, Any] = {
             "steps": self.next_step,
             "validation": self._stopping.state() if self._held_out else None,
             "guard": guard,
             "reward_temperatures": {task: self.job.tasks[task].reward_temperature for task in sorted(self._data.sizes)},
         }
+        if told := self._room.told():
+            outcome["memory"] = told
         # The folder of the network comes last, because its presence says that the training has ended.
         write_json(outcome, self.job.outcome)
         with appearing(self.job.exported) as folder:
@@ -194,7 +208,7 @@ class Trainer:
                 tasks = history[self._stopping.best]["tasks"]
             else:
                 self._engine.put(self._between(base, trained, share))
-                tasks = self._held_out.measure(self._engine, self._memory, self.next_step)
+                tasks = self._ranked(self._held_out)
             measured.append({"share": share, "tasks": tasks, "mean": sum(tasks.values()) / len(tasks)})
         return {"share": choose(measured, settings.tolerance)["share"], "measured": measured}
 
@@ -217,7 +231,7 @@ class Trainer:
             NotFiniteError: on all workers alike.
         """
         damaged = first_damaged(tensors)
-        if greatest_over_workers([int(damaged is not None)], self._engine.device) == [1]:
+        if greatest_over_workers([int(damaged is not None)]) == [1]:
             raise self._after_last_step(f"a weight ({damaged or 'of worker 0'})")
 
     def _probe(self, learner: Learner) -> None:
@@ -237,26 +251,32 @@ class Trainer:
         parts = self._plan.batch(max(0, self.next_step - 1))
         return not_finite(what, self.next_step - 1, [part.task for part in parts], self._data.names(parts))
 
-    def _find_checkpoint(self, device: torch.device) -> Checkpoint | None:
+    def _find_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint, which the first worker looks for."""
         # One worker looks, because it discards damaged ones, which the others might be reading.
         newest = last_step(self.job.checkpoints) if rank() == 0 else None
-        (step,) = greatest_over_workers([-1 if newest is None else newest], device)
+        (step,) = greatest_over_workers([-1 if newest is None else newest])
         return None if step < 0 else read_checkpoint(self.job.checkpoints, step)
 
     def _prepare_next(self) -> Future[PreparedStep] | None:
-        """Read and tokenise the next step while this one is computed."""
+        """Read, tokenise and pad the next step while this one is computed."""
         return None if self.finished else self._pool.submit(self._prepare, self.next_step)
 
     def _prepare(self, step: int) -> PreparedStep:
         parts = self._plan.batch(step)
         tasks = Counter({part.task: len(part.rows) for part in parts})
         batch = self._data.batch(share_of_batch(parts, rank(), world_size()))
-        return tasks, batch, self._learner.rows(batch)
+        return tasks, batch, token_batches(self._learner.network, self._learner.rows(batch), self._room.limits)
 
     def _measurement_is_due(self) -> bool:
         settings, steps = self.job.config.validation, self.job.config.steps
         return settings is not None and (self.next_step % settings.every == 0 or self.next_step == steps)
+
+    def _ranked(self, held_out: HeldOut) -> dict[str, float]:
+        """What the weights of now measure on the split; all workers must call it."""
+        return self._room.fitting(
+            lambda limits: held_out.measure(self._engine, limits, self.next_step), self.job.encoder.batch_tokens
+        )
 
     def _measure(self) -> dict[str, float]:
         """Rank the validation split, and keep the weights if they never did better.
@@ -266,7 +286,7 @@ class Trainer:
         """
         if self._held_out is None:
             return {}
-        tasks = self._held_out.measure(self._engine, self._memory, self.next_step)
+        tasks = self._ranked(self._held_out)
         if not tasks:
             raise ConfigError(
                 "train.validation: in every group of the split all candidates are worth the same, so that any ranking "

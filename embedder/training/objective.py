@@ -19,6 +19,7 @@ from torch import Tensor
 from embedder.config.tasks import TaskSpec
 from embedder.config.train import TrainConfig
 from embedder.errors import ConfigError
+from embedder.models.transfer import upload
 from embedder.training.distributed import gather, rank
 from embedder.training.losses import (
     Scores,
@@ -101,10 +102,13 @@ class Objective:
         """
         widths = prefix_widths(self.dimensions, query_BD.shape[1])
         total_B = torch.zeros(len(query_BD), dtype=query_BD.dtype, device=query_BD.device)
+        rows_of = {
+            name: upload(torch.tensor([i for i, task in enumerate(task_of) if task == name]), query_BD.device)
+            for name in dict.fromkeys(task_of)
+        }
         for width in widths:
             query_Bd, candidate_Nd = _prefix(query_BD, width), _prefix(candidate_ND, width)
-            for name in dict.fromkeys(task_of):
-                rows = torch.tensor([i for i, task in enumerate(task_of) if task == name], device=query_BD.device)
+            for name, rows in rows_of.items():
                 task = self.tasks[name]
                 scores = batch_scores(
                     query_Bd[rows],
@@ -120,16 +124,14 @@ class Objective:
 
 def gather_groups(batch: Batch, device: torch.device) -> tuple[Groups, Columns]:
     """What is known of this worker's groups, and of the candidates of all workers in the order of `gather`."""
-    valid_BM, identity_BM3, known_BP = (
-        value.to(device) for value in (batch.valid_BM, batch.identity_BM3, batch.known_BP)
-    )
+    values = (batch.valid_BM, batch.identity_BM3, batch.known_BP, batch.reward_BM, batch.positive_BM)
+    valid_BM, identity_BM3, known_BP, reward_BM, positive_BM = (upload(value, device) for value in values)
     # Gathered as bytes, because NCCL knows no booleans.
     columns = Columns(gather(identity_BM3.flatten(0, 1)), gather(valid_BM.flatten().to(torch.uint8)).bool())
     own_BM = torch.arange(valid_BM.numel(), device=device).view(valid_BM.shape) + rank() * valid_BM.numel()
     # Without the answers of the own candidates, because most of them are wrong for the query.
     identity_BK = torch.cat([identity_BM3[..., :2].flatten(1), known_BP], dim=1)
-    groups = Groups(own_BM, valid_BM, batch.reward_BM.to(device), batch.positive_BM.to(device), identity_BK)
-    return groups, columns
+    return Groups(own_BM, valid_BM, reward_BM, positive_BM, identity_BK), columns
 
 
 def batch_scores(
@@ -148,14 +150,16 @@ def batch_scores(
 
 def _known(identity_BK: Tensor, identity_N3: Tensor) -> Tensor:
     """Tell whether a column's text, id or answer is among a query's identities; takes memory of the order of (B, N)."""
-    # Comparing all pairs would take B x K x N; numbering the distinct identities takes B x N.
-    identity_U, number_N3 = identity_N3.unique(return_inverse=True)
-    number_BK = torch.searchsorted(identity_U, identity_BK).clamp(max=len(identity_U) - 1)
+    # Comparing all pairs would take B x K x N. An identity's number is the place of its first equal in the sorted row;
+    # `unique` would number them as well, but how many there are is a result that the host would wait for.
+    sorted_S = identity_N3.flatten().sort().values
+    number_N3, number_BK = (torch.searchsorted(sorted_S, values) for values in (identity_N3, identity_BK))
+    number_BK = number_BK.clamp(max=len(sorted_S) - 1)
     # What stands in no column is counted in one column more than there are, which nobody reads.
-    number_BK = number_BK.where(identity_U[number_BK] == identity_BK, len(identity_U))
-    known_BU = torch.zeros(len(identity_BK), len(identity_U) + 1, dtype=torch.bool, device=identity_BK.device)
-    known_BU.scatter_(1, number_BK, True)
-    return known_BU[:, number_N3].any(-1)
+    number_BK = number_BK.where(sorted_S[number_BK] == identity_BK, len(sorted_S))
+    known_BS = torch.zeros(len(identity_BK), len(sorted_S) + 1, dtype=torch.bool, device=identity_BK.device)
+    known_BS.scatter_(1, number_BK, True)
+    return known_BS[:, number_N3].any(-1)
 
 
 def task_losses(scores: Scores, task: TaskSpec) -> Tensor:

@@ -14,8 +14,9 @@ from torch import nn
 from embedder.errors import NotFiniteError
 from embedder.training.batch_plan import BatchPart
 from embedder.training.distributed import rank, sum_over_workers, world_size
-from embedder.training.gradient import Network, TokenLimits, embed
+from embedder.training.gradient import Network, embed
 from embedder.training.learners import Learner
+from embedder.training.token_batches import TokenLimits, token_batches
 from embedder.training.training_rows import TrainingRows
 
 
@@ -44,7 +45,8 @@ class HeldOut:
         batch = self._batch
         # Nothing is dropped here, so that a state has one measure.
         with evaluating(self._learner.network):
-            score_BM = self._learner.scores(embed(network, self._rows, memory), batch).cpu()
+            batches = token_batches(self._learner.network, self._rows, memory)
+            score_BM = self._learner.scores(embed(network, batches), batch).cpu()
         totals = {task: [0.0, 0.0] for task in self._names}
         for i, task in enumerate([] if self._is_spare else batch.tasks):
             values = (
@@ -55,7 +57,7 @@ class HeldOut:
                 totals[task][0] += quality
                 totals[task][1] += 1
         bad = float((batch.valid_BM & ~torch.isfinite(score_BM)).sum())
-        *summed, bad = sum_over_workers([*(value for pair in totals.values() for value in pair), bad], network.device)
+        *summed, bad = sum_over_workers([*(value for pair in totals.values() for value in pair), bad])
         if bad:
             # A ranking by NaN would be taken for a measurement, and the weights for the best.
             raise NotFiniteError(

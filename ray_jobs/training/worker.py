@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import suppress
 from typing import Any
 
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from embedder.errors import DataError, NotFiniteError
+from embedder.errors import ConfigError, DataError, DeviceError, EmbedderError, NotFiniteError
 from embedder.run.gpu_shares import gpu_cpus
+from embedder.training.distributed import group_backend
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
 from embedder.training.trackers import open_trackers, values_at_end, values_of
 from ray_jobs.cluster.machines import machines, try_gpu
 from ray_jobs.cluster.metrics import track_progress
 
+STOPPING = {kind.__name__: kind for kind in (NotFiniteError, ConfigError, DeviceError)}
+"""Errors with which a worker ends for good."""
 POLL_S = 1.0
 """How often the driver looks for new steps."""
 
@@ -26,30 +28,14 @@ def run_workers(job: TrainingJob, label: str) -> None:
     """Run the workers to the end of the training, and show the steps they have made behind `label`.
 
     Raises:
-        DeviceError: a worker is to have a GPU that cannot be used.
+        DeviceError: a worker is to have a GPU that cannot be used, or that lacks what the settings want of it.
         NotFiniteError: the training's numbers ceased to be finite.
+        ConfigError: a worker cannot train as the settings want, or has no memory for a single text.
         DataError: the workers ended without a model.
     """
     job.stopped.unlink(missing_ok=True)
     settings = job.config
-    gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
-    resources, environment = worker_resources(gpus)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=most if least is None else (least, most),
-            use_gpu=bool(gpus),
-            resources_per_worker=resources,
-        ),
-        run_config=RunConfig(
-            name=job.folder.name,
-            storage_path=str(job.folder.parent),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env=environment,
-        ),
-    )
+    trainer = torch_trainer(job)
     reader = MetricsReader(job.metrics)
     finished = threading.Event()
     with track_progress(f"{label}: steps", settings.steps) as counter:
@@ -73,13 +59,40 @@ def run_workers(job: TrainingJob, label: str) -> None:
         watcher.start()
         try:
             trainer.fit()
+        except TrainingFailedError:
+            if not job.stopped.is_file():
+                raise
         finally:
             finished.set()
             watcher.join()
     if job.stopped.is_file():
-        raise NotFiniteError(job.stopped.read_text(encoding="utf-8"))
+        name, _, told = job.stopped.read_text(encoding="utf-8").partition(": ")
+        raise STOPPING[name](told)
     if not job.exported.is_dir():
         raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
+
+
+def torch_trainer(job: TrainingJob) -> TorchTrainer:
+    """What starts the workers; their GPU is tried first."""
+    settings = job.config
+    gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
+    resources, environment = worker_resources(gpus)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend=group_backend(gpus)),
+        scaling_config=ScalingConfig(
+            num_workers=most if least is None else (least, most),
+            use_gpu=bool(gpus),
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=job.folder.name,
+            storage_path=str(job.folder.parent),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env=environment,
+        ),
+    )
 
 
 def worker_resources(gpus: float) -> tuple[dict[str, float], dict[str, Any]]:
@@ -102,17 +115,36 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
     Numbers that are not finite end it without an error, because Ray would make the same steps again `max_failures`
-    times; the driver is told by a file.
+    times; the driver is told by a file. So it is of settings that a worker finds to be impossible, except that the
+    other workers, if there are any, must not wait for this one.
 
     Checkpoints are the loop's own, on storage that every worker sees. Ray 2.60 lists those it is handed in one file
     that it writes in place: a driver killed at that moment leaves a run that Ray refuses to start again.
     """
-    from embedder.training.loop import train  # not above: the driver names this function and needs no DeepSpeed
+    job, context = settings["job"], ray.train.get_context()
+    is_first = not context.get_world_rank()
+    try:
+        _train(job, is_first)
+    except NotFiniteError as error:
+        # All workers end so; one tells of it.
+        if is_first:
+            _tell(job, error)
+    except (ConfigError, DeviceError) as error:
+        _tell(job, error)
+        if context.get_world_size() > 1:
+            raise
 
-    job = settings["job"]
-    if ray.train.get_context().get_world_rank():
-        with suppress(NotFiniteError):
-            train(job, lambda metrics: None)
+
+def _tell(job: TrainingJob, error: EmbedderError) -> None:
+    job.stopped.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+
+
+def _train(job: TrainingJob, is_first: bool) -> None:
+    """Make one worker's part; the first one keeps the metrics and tells the trackers."""
+    from embedder.training.loop import train  # not above: the driver names this file and needs no DeepSpeed
+
+    if not is_first:
+        train(job, lambda metrics: None)
         return
     with open_trackers(job) as trackers:
 
@@ -121,11 +153,7 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
             for tracker in trackers:
                 tracker.log(values_of(metrics), metrics.step + 1)
 
-        try:
-            train(job, report)
-        except NotFiniteError as error:
-            job.stopped.write_text(str(error), encoding="utf-8")
-            return
+        train(job, report)
         outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
         if values := values_at_end(outcome):
             for tracker in trackers:

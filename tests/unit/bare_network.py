@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from embedder.models.encoder import TextEncoder, TokenRow
+from embedder.models.encoder import PaddedRows, TextEncoder
 
 
 class BareNetwork:
@@ -18,13 +18,12 @@ class BareNetwork:
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
-        self.device = encoder.device
         self.encoded = self.backwards = self.most_bytes = 0
         self._kept: dict[int, int] = {}
 
-    def __call__(self, rows: list[TokenRow]) -> Tensor:
+    def __call__(self, rows: PaddedRows) -> Tensor:
         """Vectors of the rows."""
-        self.encoded += len(rows)
+        self.encoded += len(rows.indices)
         return self.encoder(rows)
 
     def backward(self, loss: Tensor) -> None:

@@ -61,7 +61,7 @@ def outcomes(encoder_config: EncoderConfig, data: Path, rank: int, workers: int)
             loss.backward()
             gradients = [weight.grad.flatten() for weight in encoder.parameters() if weight.grad is not None]
             label = f"{step}: {' '.join(part.task for part in parts)}"
-            (total,) = sum_over_workers([loss.item()], loss.device)
+            (total,) = sum_over_workers([loss.item()])
             found[label] = Outcome(batch.queries, total / workers, torch.cat(gradients))
     return found
 

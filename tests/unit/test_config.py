@@ -115,9 +115,13 @@ REFUSED = {
         "train: {steps: 3, batch_size: 9, num_workers: 2}",
         "train: batch_size 9 is not a multiple of num_workers 2",
     ),
-    "two workers on a GPU": (
-        "train: {steps: 3, gpus_per_worker: 0.5}",
-        "train: gpus_per_worker is 0.5 with 2 workers, but NCCL refuses",
+    "layers compiled for a CPU": (
+        "train: {steps: 3, compile_layers: true}",
+        "train: compile_layers needs a GPU a worker and zero_stage 0, 1 or 2, but gpus_per_worker is 0",
+    ),
+    "layers compiled that ZeRO takes apart": (
+        "train: {steps: 3, compile_layers: true, gpus_per_worker: 1, zero_stage: 3}",
+        "gpus_per_worker is 1 and zero_stage 3; leave it out",
     ),
     "GPUs that stay idle": (
         "train: {steps: 3, gpus_per_worker: 2}",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.multiprocessing import spawn
 
-from embedder.training.distributed import gather, rank, sum_over_workers, world_size
+from embedder.training.distributed import gather, group_backend, rank, sum_over_workers, world_size
 from embedder.training.training_rows import write_training_rows
 from tests.unit.batch_ranks import BATCH_SIZE, PLANS, SIZES, STEPS, TASKS, Outcome, read_outcomes, work
 
@@ -14,7 +14,11 @@ from tests.unit.batch_ranks import BATCH_SIZE, PLANS, SIZES, STEPS, TASKS, Outco
 def test_gather_in_one_process_is_the_identity():
     value = torch.tensor([1.0, 2.0], requires_grad=True)
     assert gather(value) is value
-    assert (world_size(), rank(), sum_over_workers([3.0], value.device)) == (1, 0, [3.0])
+    assert (world_size(), rank(), sum_over_workers([3.0])) == (1, 0, [3.0])
+
+
+def test_group_backend_joins_hosts_by_gloo_and_gpus_by_nccl_unless_they_are_shared():
+    assert [group_backend(gpus) for gpus in (0, 1, 0.5)] == ["gloo", "cpu:gloo,cuda:nccl", "cpu:gloo,cuda:gloo"]
 
 
 def groups():

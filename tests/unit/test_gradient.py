@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from embedder.models.encoder import load_encoder
-from embedder.training.gradient import TokenLimits, accumulate_gradient, distinct_rows, embed
+from embedder.training.gradient import accumulate_gradient, embed
+from embedder.training.token_batches import TokenLimits, token_batches
 from tests.unit.bare_network import BareNetwork
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "into", "a", "forest"]
@@ -26,14 +27,10 @@ def gradient(encoder, memory, *, seed=None):
     """The loss and the gradient of all weights as one vector."""
     network = BareNetwork(encoder)
     encoder.zero_grad()
-    loss = accumulate_gradient(network, encoder.tokenize(TEXTS), contrast, ONE, memory, seed)
+    batches = token_batches(encoder, encoder.tokenize(TEXTS), memory)
+    loss = accumulate_gradient(network, batches, contrast, ONE, seed)
     parts = [weight.grad.flatten() for weight in encoder.parameters() if weight.grad is not None]
     return float(loss), torch.cat(parts), network
-
-
-def test_distinct_rows_come_in_the_order_of_their_first():
-    assert distinct_rows([[3, 4], [5], [3, 4], [], [5]]) == ([[3, 4], [5], []], [0, 1, 0, 2, 1])
-    assert distinct_rows([]) == ([], [])
 
 
 @pytest.mark.parametrize("tokens", [64, 100, 200])
@@ -52,7 +49,8 @@ def test_gradient_is_that_of_the_weighted_mean_and_the_losses_come_back_unweight
     encoder = load_encoder(tiny_encoder, device="cpu")
     memory, rows = TokenLimits(batch_tokens=64, chunk_tokens=tokens), encoder.tokenize(TEXTS)
     weights = torch.arange(len(TEXTS)) / 7
-    losses = accumulate_gradient(BareNetwork(encoder), rows, lambda vectors: vectors[:, 0], weights, memory)
+    batches = token_batches(encoder, rows, memory)
+    losses = accumulate_gradient(BareNetwork(encoder), batches, lambda vectors: vectors[:, 0], weights)
     found = torch.cat([weight.grad.flatten() for weight in encoder.parameters() if weight.grad is not None])
     vectors = encoder(rows)
     assert not losses.requires_grad and torch.allclose(losses, vectors[:, 0], atol=1e-6)
@@ -97,9 +95,9 @@ def test_gradient_keeps_the_activations_of_one_chunk_at_a_time(tiny_encoder):
 
     def kept(memory, texts):
         network = BareNetwork(encoder)
-        rows = encoder.tokenize(texts)
+        batches = token_batches(encoder, encoder.tokenize(texts), memory)
         with network.counting_bytes():
-            accumulate_gradient(network, rows, lambda vectors: (vectors @ vectors[0]).sum(), ONE, memory)
+            accumulate_gradient(network, batches, lambda vectors: (vectors @ vectors[0]).sum(), ONE)
         return network.most_bytes
 
     many = [f"{text} {i}" for i in range(10) for text in TEXTS]
@@ -112,6 +110,6 @@ def test_gradient_keeps_the_activations_of_one_chunk_at_a_time(tiny_encoder):
 def test_embed_gives_the_vectors_of_the_encoder_without_a_graph(tiny_encoder):
     encoder = load_encoder(tiny_encoder, device="cpu")
     rows = encoder.tokenize(TEXTS)
-    found = embed(BareNetwork(encoder), rows, ONE_GRAPH)
+    found = embed(BareNetwork(encoder), token_batches(encoder, rows, ONE_GRAPH))
     assert not found.requires_grad
     assert torch.allclose(found, encoder(rows), atol=1e-6)

@@ -56,7 +56,7 @@ def test_the_manual_links_every_section():
 def test_a_key_a_type_a_default_and_a_description_make_a_row():
     assert "| `work` | path or URI | *required* | Folder of everything" in TEXT
     assert "| `cache` | path | `.cache` | " in TEXT
-    assert "| `chunk_tokens` | integer ≥ 64 or null | `65536` | " in TEXT
+    assert "| `chunk_tokens` | integer ≥ 64 or null | `null` | " in TEXT
     assert "| `bounds` | [number, number] | `[0.5, 2.0]` | " in TEXT
     assert "| `self_paced` | section | defaults below | " in TEXT
     assert "| `retrievers` | list of sections | `[none, random, recency, bm25, base, trained]` | " in TEXT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.train import TrainConfig
-from embedder.errors import NotFiniteError
+from embedder.errors import ConfigError, NotFiniteError
 from embedder.labelling.label_statistics import LabelCost, share_of_peak
 from embedder.models.encoder import load_encoder
 from embedder.storage.json_file import write_json
@@ -110,11 +110,11 @@ def test_training_engine_tells_a_gradient_that_is_not_finite(model, stage):
     network = load_encoder(EncoderConfig(model=str(model), pooling="mean", max_tokens=40), device="cpu")
     network.backbone.pooler.requires_grad_(False)
     engine = TrainingEngine(network, TrainConfig(steps=1, num_workers=1, zero_stage=stage))
-    rows = network.tokenize(["the fox", "a dog"])
+    rows = network.padded(network.tokenize(["the fox", "a dog"]), [0, 1])
     engine.backward(engine(rows)[:, 0].sum())
-    assert 0 < float(engine.update(1e-4)) < 1e6
+    assert 0 < engine.update(1e-4) < 1e6
     engine.backward((engine(rows) * torch.tensor(float("inf"))).sum())
-    assert not np.isfinite(float(engine.update(1e-4)))
+    assert not np.isfinite(engine.update(1e-4))
 
 
 def test_training_stops_at_a_gradient_that_is_not_finite(tmp_path, model, monkeypatch):
@@ -127,7 +127,7 @@ def test_training_stops_at_a_gradient_that_is_not_finite(tmp_path, model, monkey
 def test_training_refuses_to_measure_an_encoder_that_gives_no_numbers(tmp_path, model, monkeypatch):
     job = make_training(tmp_path, model, validation={"queries": 2})
     write_training_rows(labelled(2), BUILTIN_TASKS, job.held_out, {})
-    monkeypatch.setattr(TrainingEngine, "__call__", lambda self, rows: torch.full((len(rows), 32), torch.nan))
+    monkeypatch.setattr(TrainingEngine, "__call__", lambda self, rows: torch.full((len(rows.indices), 32), torch.nan))
     with pytest.raises(NotFiniteError, match=r"8 scores of held-out candidates are not finite after 0 steps"):
         train(job, lambda metrics: None)
 
@@ -166,12 +166,23 @@ def test_worker_does_not_try_again_and_the_driver_tells_why(tmp_path, model, mon
     def counting(label, total):
         yield SimpleNamespace(skip=lambda rows: None, advance=lambda *rows: None, count=0)
 
+    monkeypatch.setattr(worker, "machines", list)
     monkeypatch.setattr(worker, "TorchTrainer", OneWorker)
     monkeypatch.setattr(worker, "track_progress", counting)
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
     with pytest.raises(NotFiniteError, match="the loss is not finite"):
         worker.run_workers(job, "train")
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_worker_tells_the_driver_of_settings_that_are_impossible(tmp_path, model, monkeypatch, workers):
+    job = make_training(tmp_path, model, matryoshka_dimensions=[999])
+    context = SimpleNamespace(get_world_rank=lambda: workers - 1, get_world_size=lambda: workers)
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: context)
+    with pytest.raises(ConfigError) if workers > 1 else nullcontext():
+        worker.train_worker({"job": job})
+    assert job.stopped.read_text(encoding="utf-8").startswith("ConfigError: train.matryoshka_dimensions is [999], but")
 
 
 def test_vectors_that_are_no_numbers_are_refused_with_the_text_they_are_of():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.config.train import TrainConfig
@@ -135,3 +136,34 @@ def test_objective_of_a_prefix_makes_it_tell_candidates_apart():
 def test_objective_has_the_settings_of_the_run_file():
     config = TrainConfig(steps=1, temperature=0.05, matryoshka_dimensions=[64, 32])
     assert Objective.of(TASKS, config) == Objective(TASKS, 0.05, [64, 32])
+
+
+WAITING = {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select", "bincount"}
+"""Operations whose result, or its size, a GPU's host would have to wait for."""
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations at which the host would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        # A mask as an index is turned into the places where it is true.
+        masks = name == "index" and any(value is not None and value.dtype == torch.bool for value in args[1])
+        if name in WAITING or masks:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_objective_lets_no_host_wait_for_a_gpu():
+    query, candidate, groups, columns = made(2)
+    with Waits() as waits:
+        value = Objective(TASKS, 0.2, [3]).losses(query, candidate, ["qa", "chat", "tool", "alone"], groups, columns)
+        value.sum().backward()
+    assert waits.names == []
+    with Waits() as waits:
+        float(value.sum()), query[query[:, 0] > 0], columns.identity_N3.unique()
+    assert waits.names == ["_local_scalar_dense", "index", "_unique2"]

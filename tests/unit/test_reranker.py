@@ -20,10 +20,10 @@ from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import LABELLED, group_id
 from embedder.errors import ConfigError, DataError, ModelError
 from embedder.training.cross_encoder import export_cross_encoder, load_cross_encoder
-from embedder.training.gradient import TokenLimits
 from embedder.training.learners import CrossEncoderLearner
 from embedder.training.losses import group_kl
 from embedder.training.ranking_quality import pair_agreement
+from embedder.training.token_batches import TokenLimits
 from embedder.training.training_rows import TrainingRows
 from embedder.training.validation import HeldOut
 from ray_jobs.labelling import reranker

@@ -14,10 +14,10 @@ from embedder.config.train import TrainConfig
 from embedder.errors import NotFiniteError
 from embedder.models.encoder import encode, load_encoder
 from embedder.training.checkpoint import last_step, read_checkpoint
-from embedder.training.gradient import TokenLimits
 from embedder.training.learners import EncoderLearner, load_learner
 from embedder.training.loop import train
 from embedder.training.objective import Objective
+from embedder.training.token_batches import TokenLimits
 from embedder.training.training_rows import write_training_rows
 from embedder.training.validation import HeldOut
 from embedder.training.weight_guard import between, choose
