@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from embedder.index.exact import Ranked, Vectors
 from embedder.mining.ranking import Ranking, search_block
@@ -99,6 +98,8 @@ class DeviceSearch:
     @torch.inference_mode()
     def add(self, vector_PD: Tensor, number_P: Tensor) -> None:
         """Take in passages (float32) with their numbers (int64); from pinned memory they are copied beside the work."""
+        if not len(vector_PD):
+            return
         for vectors, numbers in zip(vector_PD.split(BLOCK_ROWS), number_P.split(BLOCK_ROWS), strict=True):
             block = _Block(vectors.to(self.device, non_blocking=True), numbers.to(self.device, non_blocking=True))
             for part in self._parts:
@@ -153,8 +154,9 @@ class _QueryPart:
         """Pairs of all queries and some tiles of a block, given by their first rows, with their exact scores."""
         first, last = tiles[0], min(tiles[-1] + TILE_ROWS, len(block.vector_PD))
         product_QP = _half_product(self.half_QD, block.half_PD[first:last])
-        # Groups are smaller where there are few passages, so that several are left for each result.
-        group = max(1, min(GROUP, (last - first) // (4 * self.depth)))
+        # Groups are smaller where there are few passages, so that several are left for each result. A power of two,
+        # because it divides a block; the last passages of a corpus are filled up.
+        group = min(GROUP, 2 ** (max(1, (last - first) // (4 * self.depth)).bit_length() - 1))
         if (last - first) % group:
             product_QP = F.pad(product_QP, (0, group - (last - first) % group), value=-torch.inf)
         # Products of neighbours are in different groups, because the GPU then takes the greatest of each group fastest.
@@ -216,6 +218,9 @@ def pair_scorer(device: torch.device, width: int) -> PairScorer:
     """
     if device.type == "cpu":
         return score_pairs_in_parts
+    # Here, because the compiler takes a second to import, and only a GPU needs it.
+    from torch._dynamo.exc import TorchDynamoException
+
     compiled = torch.compile(pair_scores, dynamic=True)
     vectors, rows = torch.ones((2, width), device=device), torch.zeros(PAIRS_AT_ONCE, dtype=torch.int64, device=device)
     try:
