@@ -73,7 +73,7 @@ def _texts(path: Path, field: str) -> list[str]:
 def _encoded(texts: list[str], cache: Path) -> Vectors:
     path = cache / f"minilm-{content_id(ENCODER.model_dump(mode='json'), texts)}.npy"
     if not path.is_file():
-        encoder = load_encoder(ENCODER)
+        encoder = load_encoder(ENCODER, "cpu")
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
         for first in range(0, len(order), ENCODED_AT_ONCE):

@@ -103,7 +103,7 @@ def prepare(work: Path, model: str, texts: Texts) -> str:
         assert isinstance(located, Path), f"{model}: no folder"
         config = EncoderConfig(model=str(located), pooling="mean", max_tokens=MAX_TOKENS, instructions=False)
         titled = [f"{row.get('title') or ''} {row['text']}".strip() for row in texts.passages]
-        vector_PD = encode_prompted(load_inference_encoder(config), titled)
+        vector_PD = encode_prompted(load_inference_encoder(config, "cpu"), titled)
         write_version(catalog, "v1", located, texts.passages, vector_PD)
         half = PASSAGES // 2
         write_version(catalog, "v2", located, texts.passages[:half], vector_PD[:half])

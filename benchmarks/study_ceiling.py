@@ -20,6 +20,7 @@ from embedder.evaluation.base import Measure, Value
 from embedder.evaluation.evaluations import measure_of
 from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, rank, read_sets
 from embedder.mining.ranking import Ranking
+from embedder.models.device import resolve_device
 from embedder.models.onnx import load_inference_encoder
 
 MEASURES = {"qa": ("log-likelihood",), "chat": ("perplexity",), "lrlm": ("perplexity",)}
@@ -53,7 +54,7 @@ def single(rankings: dict[str, Ranking], place: int) -> dict[str, Ranking]:
 
 def _ask(config: RunConfig, sets: Sequence[EvaluationSet], passages: int) -> None:
     """Let the LLM read every passage that is compared, one at a time."""
-    encoder = load_inference_encoder(config.encoder)
+    encoder = load_inference_encoder(config.encoder, resolve_device(config.encoder.gpus_per_actor))
     for one in sets:
         found = rank(encoder, config.base_tasks[one.measured.task], one, passages)
         positives = {row["query_id"]: [(each, 1.0) for each in row["positive_ids"][:1]] for row in one.measured.rows}

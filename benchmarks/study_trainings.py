@@ -22,6 +22,7 @@ from embedder.evaluation.judge import LlmJudge
 from embedder.evaluation.local import EvaluationSet, ask_llm, llm_judge, rank, rank_without_encoder, read_sets
 from embedder.hashing import content_id
 from embedder.mining.ranking import Ranking
+from embedder.models.device import resolve_device
 from embedder.models.onnx import load_inference_encoder
 from embedder.storage.durable import locked
 from embedder.training.job import StepMetrics, TrainingJob, append_metrics
@@ -195,7 +196,8 @@ class Study:
             return {one.measured.name: rank_without_encoder("recency", one, DEPTH, 0, words) for one in ordered}
         if entry.name == "bm25":
             return {one.measured.name: rank_without_encoder("bm25", one, DEPTH, 0, words) for one in sets}
-        encoder = load_inference_encoder(self.config.encoder.model_copy(update={"model": trained.model}))
+        given = self.config.encoder.model_copy(update={"model": trained.model})
+        encoder = load_inference_encoder(given, resolve_device(given.gpus_per_actor))
         return {one.measured.name: rank(encoder, trained.tasks[one.measured.task], one, DEPTH) for one in sets}
 
     def _origins(self) -> dict[str, dict[str, str]]:

@@ -87,7 +87,8 @@ def run(config: RunConfig) -> StageReport:
         collections={},
         files={},
     )
-    manifest = build_shards(config.paths, config.build_settings, store, manifest, staged)
+    gpus = config.index.gpus_per_shard
+    manifest = build_shards(config.paths, config.build_settings, store, manifest, staged, gpus)
     # Weights in safetensors alone: a pickle could run code where the bundle is served. And no key that lies there.
     model = staged / MODEL
     shutil.rmtree(model, ignore_errors=True)

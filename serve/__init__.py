@@ -6,6 +6,7 @@ app             binds the deployments of a run's index
 api             all routes, errors and the OpenAPI description as one application
 service         what the routes do, apart from HTTP and from Ray
 backend         the calls that the service makes to encoder and index
+replica_gpus    the GPUs of the replicas, tried before anything is deployed
 new_key         makes a key and its line in the file of keys
 http_errors     errors in the shape of the API that was asked
 client          a typed client

@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from ray import serve
 
         from serve.app import build_run
+        from serve.replica_gpus import check_replica_gpus
 
         application = build_run(config)
         prepare_own_ray(ray.util.get_node_ip_address(), config.cluster.allow_no_authentication)
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.monotonic()
     ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), log_to_driver=False)
     try:
+        with exit_on_error():
+            check_replica_gpus(config, out, can_grow=False)
         serve.run(application)
         out.print(f"ready after {time.monotonic() - began:.1f} s on {URL}", markup=False)
         count = ask(config, out)

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from embedder.errors import BundleError, EmbedderError, StorageError
+from embedder.errors import BundleError, DeviceError, EmbedderError, ModelError, StorageError
 from serve.schemas.state_schemas import ErrorDetail, ErrorResponse, TeiError
 
 logger = logging.getLogger("ray.serve")
@@ -177,4 +177,8 @@ def _refusal(error: EmbedderError) -> ApiError:
     if isinstance(error, BundleError):
         logger.error("%s", error)
         return ApiError(503, "the index is damaged; see the logs of the service")
+    if isinstance(error, (ModelError, DeviceError)):
+        # Such as a second version's model, for which there was no memory: no fault of the request.
+        logger.error("%s", error)
+        return ApiError(503, "the model cannot be loaded now; try again, and see the logs of the service")
     return ApiError(400, str(error))

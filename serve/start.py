@@ -9,6 +9,7 @@ name or route that is taken is refused.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -47,25 +48,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from serve.app import build_checked
 
         application = build_checked(config)
-        is_own_serve = _connect(options.host, options.port, options.name, prefix, config.serve.timeout_s)
+        is_own_serve = _connect(options.host, options.port, options.name, prefix, config, out)
     _serve(application, options.name, prefix, config, out, is_own_serve=is_own_serve)
 
 
-def _connect(host: str, port: int, name: str, prefix: str, timeout_s: float) -> bool:
+def _connect(host: str, port: int, name: str, prefix: str, config: RunConfig, out: Console) -> bool:
     """Connect to Ray and start Serve; returns whether Serve was not running before.
 
     Raises:
         ConfigError: Serve listens elsewhere, or the name or the route is taken.
+        DeviceError: the encoder's replicas ask for GPUs that this machine does not have, or that cannot be used.
     """
     import ray
     from ray import serve
+    from ray._private.services import canonicalize_bootstrap_address
     from ray.serve.context import _get_global_client
 
+    from serve.replica_gpus import check_replica_gpus
+
+    is_own_ray = not ray.is_initialized() and canonicalize_bootstrap_address(os.environ.get("RAY_ADDRESS")) is None
     if not ray.is_initialized():
         # The logs of the replicas stay in Ray's files: they have a line for each request.
         ray.init(namespace="serve", log_to_driver=False)
     # Anew, because Ray's own handler at SIGTERM would end this process at once.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A Ray that was there before may be a cluster that grows.
+    check_replica_gpus(config, out, can_grow=not is_own_ray)
     running = _get_global_client(raise_if_no_controller_running=False)
     if running is not None:
         known = running.http_config
@@ -75,7 +83,7 @@ def _connect(host: str, port: int, name: str, prefix: str, timeout_s: float) -> 
         applications = running.get_serve_details()["applications"]
         refuse_taken_name({app: details["route_prefix"] for app, details in applications.items()}, name, prefix)
     # Ray's deadline is later than ours, which answers in our own shape.
-    serve.start(http_options={"host": host, "port": port, "request_timeout_s": 2 * timeout_s})
+    serve.start(http_options={"host": host, "port": port, "request_timeout_s": 2 * config.serve.timeout_s})
     return running is None
 
 

@@ -55,7 +55,7 @@ def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_toke
     shutil.copytree(model, folder / "model", copy_function=os.link)
     rows = documents()
     config = EncoderConfig(model=str(model), pooling="mean", max_tokens=max_tokens)
-    encoder = load_inference_encoder(config)
+    encoder = load_inference_encoder(config, "cpu")
     fingerprint = model_fingerprint(folder / "model", {"pooling": "mean", "max_tokens": max_tokens})
     for task in TASKS:
         vectors = encode(encoder, [row.text for row in rows], BUILTIN_TASKS[task], "passage")

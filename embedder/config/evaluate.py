@@ -144,7 +144,7 @@ class EvaluateConfig(Section):
     num_actors: int = Field(default=2, ge=1)
     """Actors that hold the LLM. Those that encode are settings of `encoder`."""
     cpus_per_actor: float = Field(default=1, gt=0)
-    """CPUs, and threads, of an actor without a GPU."""
+    """CPUs, and threads, of an actor; one with a GPU gets its share of the machine's, up to 4, if that is more."""
     gpus_per_actor: float = Field(default=0, ge=0)
     """GPUs of each actor that holds the LLM. 0: the CPU. The encoder's are `encoder.gpus_per_actor`."""
     resamples: int = Field(default=10_000, ge=100)

@@ -60,6 +60,9 @@ class IndexConfig(Section):
     num_shards: int = Field(default=1, ge=1)
     """Shards of the index. Each holds a slice of every task's passages and is served by a deployment of its own; more
     shards divide memory and time."""
+    gpus_per_shard: float = Field(default=0, ge=0)
+    """GPUs of each task that builds a shard: the cells of a large one are trained there, which needs faiss-gpu. 0: the
+    CPU."""
     alias: str = Field(default="live", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
     """Alias that names the version from now on: requests that name no index are answered by the alias of the run
     file."""

@@ -30,6 +30,7 @@ from embedder.labelling.prompts import read_shot_pools
 from embedder.mining.device_search import search_on_device
 from embedder.mining.ranking import LexicalIndex, Ranking, search_block
 from embedder.models.causal_lm import load_lm
+from embedder.models.device import resolve_device
 from embedder.models.encoder import TextEncoder, encode
 from embedder.models.onnx import load_inference_encoder
 from embedder.models.st_folder import folder_encoder, read_folder
@@ -68,7 +69,8 @@ def compare_encoders(
             pooling = None if read_folder(model).pooling else config.encoder.pooling
             folder = FolderRetriever(name=retriever.name, model=model, pooling=pooling)
             encoder, tasks = folder_encoder(folder, config.encoder, config.tasks)
-        measure_encoder(retriever.name, load_inference_encoder(encoder), tasks, sets, settings)
+        loaded = load_inference_encoder(encoder, resolve_device(config.encoder.gpus_per_actor))
+        measure_encoder(retriever.name, loaded, tasks, sets, settings)
     if settings.asks:
         ask_llm(sets, llm_judge(config, settings), settings, config.paths.mounted / "evaluation")
     return [dataset.measured for dataset in sets]
@@ -183,5 +185,5 @@ def llm_judge(config: RunConfig, settings: EvaluateConfig) -> LlmJudge:
     Raises:
         ConfigError: the run names no LLM.
     """
-    lm = load_lm(config.needed_llm, config.paths.cache)
+    lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(settings.gpus_per_actor))
     return LlmJudge(lm, config.needed_llm, config.tasks, settings, read_shot_pools(config))

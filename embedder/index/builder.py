@@ -31,9 +31,14 @@ class CollectionPart:
 
 
 def build_collection(
-    folder: Path, parts: Sequence[CollectionPart], identity: CollectionIdentity, settings: BuildSettings
+    folder: Path,
+    parts: Sequence[CollectionPart],
+    identity: CollectionIdentity,
+    settings: BuildSettings,
+    *,
+    on_gpu: bool = False,
 ) -> CollectionInfo:
-    """Write the collection of some passages; the blocks are read one after another.
+    """Write the collection of some passages; the blocks are read one after another. `on_gpu`: cells are trained there.
 
     Raises:
         ConfigError: FAISS cannot build the factory string.
@@ -49,7 +54,7 @@ def build_collection(
     for part in parts:
         _fill(vectors, row_of[first : first + len(part.keys)], part)
         first += len(part.keys)
-    return write_collection(folder, payload.take(pa.array(order)), flat, identity, settings)
+    return write_collection(folder, payload.take(pa.array(order)), flat, identity, settings, on_gpu=on_gpu)
 
 
 def _fill(vectors: np.ndarray, rows: np.ndarray, part: CollectionPart) -> None:

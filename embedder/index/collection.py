@@ -106,6 +106,8 @@ def write_collection(
     identity: CollectionIdentity,
     settings: BuildSettings,
     history: History = NO_HISTORY,
+    *,
+    on_gpu: bool = False,
 ) -> CollectionInfo:
     """Build and write a collection into an existing folder; needs memory for this collection alone.
 
@@ -124,7 +126,7 @@ def write_collection(
     _check_names(payload)
     payload = payload.cast(PAYLOAD).combine_chunks()
     factory = choose_factory(settings.factory, payload.num_rows, identity.dimension)
-    approximate = build_approximate(flat, factory)
+    approximate = build_approximate(flat, factory, on_gpu=on_gpu)
     save_flat(flat, folder / "vectors.faiss")
     if approximate is not None:
         save_approximate(approximate, folder / "approximate.faiss")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.config.index import SearchParameters
-from embedder.errors import BundleError, ConfigError
+from embedder.errors import BundleError, ConfigError, DeviceError
 from embedder.index.exact import Vectors
 from embedder.index.manifest import REMEDY
 
@@ -72,10 +72,24 @@ def vectors_of(flat: faiss.IndexFlat) -> Vectors:
     return view
 
 
-def build_approximate(flat: faiss.IndexFlat, factory: str) -> faiss.Index | None:
+def check_faiss_gpu() -> None:
+    """Refuse to build on a GPU with a FAISS that cannot.
+
+    Raises:
+        DeviceError: it is built for CPUs, or finds no GPU.
+    """
+    if not faiss.get_num_gpus():
+        raise DeviceError(
+            f"index.gpus_per_shard asks for a GPU, but FAISS {faiss.__version__} finds none: install faiss-gpu for the "
+            "driver's CUDA in place of faiss-cpu, or set it to 0"
+        )
+
+
+def build_approximate(flat: faiss.IndexFlat, factory: str, *, on_gpu: bool = False) -> faiss.Index | None:
     """The index of a factory string over the vectors of a flat one, trained and filled.
 
-    None for `Flat` itself, and where there are too few vectors to train on: these are searched exactly.
+    None for `Flat` itself, and where there are too few vectors to train on: these are searched exactly. `on_gpu`: the
+    process was given GPUs, and its cells are trained there.
 
     Raises:
         ConfigError: FAISS does not know the factory string, or cannot train it.
@@ -89,7 +103,7 @@ def build_approximate(flat: faiss.IndexFlat, factory: str) -> faiss.Index | None
         if not index.is_trained:
             if flat.ntotal < _least_rows(index):
                 return None
-            _train(index, vectors)
+            _train(index, vectors, on_gpu=on_gpu)
         for first in range(0, len(vectors), ROWS_AT_ONCE):
             index.add(vectors[first : first + ROWS_AT_ONCE])
     except RuntimeError as error:
@@ -105,8 +119,8 @@ def _least_rows(index: faiss.Index) -> int:
     return int(LEAST_PER_CENTROID * max(cells, LEAST_CENTROIDS))
 
 
-def _train(index: faiss.Index, vectors: Vectors) -> None:
-    """Train on a seeded sample; k-means runs on the GPUs, if there are any."""
+def _train(index: faiss.Index, vectors: Vectors, *, on_gpu: bool) -> None:
+    """Train on a seeded sample."""
     sample = vectors
     if len(vectors) > TRAINING_ROWS:
         rows = np.random.default_rng(0).choice(len(vectors), TRAINING_ROWS, replace=False)
@@ -115,7 +129,8 @@ def _train(index: faiss.Index, vectors: Vectors) -> None:
     if inverted is not None:
         # A quarter of FAISS's own 256, and so a quarter of the time of k-means.
         inverted.cp.max_points_per_centroid = 64
-        if faiss.get_num_gpus():
+        if on_gpu:
+            # On all that the process sees, which are those it was given.
             inverted.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(inverted.d))
     index.train(sample)
 

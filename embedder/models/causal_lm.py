@@ -127,16 +127,16 @@ def check_llm(config: LlmConfig) -> None:
         GGUFReader(packed)
 
 
-def load_lm(config: LlmConfig, cache: Path, device: str | None = None) -> CausalLm:
-    """Load the LLM, on the GPU if there is one; on a CPU its linear layers are packed for oneDNN.
+def load_lm(config: LlmConfig, cache: Path, device: torch.device | str) -> CausalLm:
+    """Load the LLM on a device; on a CPU its linear layers are packed for oneDNN.
 
     Raises:
         ModelError: the folder is missing, lacks weights, or holds no causal language model.
     """
     folder = prepare_lm(config, cache)
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    spread = "auto" if config.device_map == "auto" and kind == "cuda" else kind
+    kind = torch.device(device).type
+    spread = "auto" if config.device_map == "auto" and kind == "cuda" else str(device)
     described, tokenizer = check_loadable(LLM, folder)
     model = load_network(LLM, folder, described, dtype=dtype, device_map=spread)
     _refuse_damaged(model, folder)

@@ -45,7 +45,7 @@ def resolve_device(gpus: float) -> torch.device:
     # An AssertionError where torch was built without CUDA; the last one of a GPU that fails as CUDA begins.
     except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
         raise DeviceError(
-            f"{gpus:g} GPUs were asked for, but this process cannot use one ({str(error).partition(chr(10))[0]}; "
+            f"a GPU was asked for ({gpus:g}), but this process cannot use one ({str(error).partition(chr(10))[0]}; "
             f"{cuda_versions()}); repair the driver, install a torch for it, or set the number of GPUs to 0 for the CPU"
         ) from error
     prepare_cuda(gpus)

@@ -177,8 +177,8 @@ def encode_tokens(encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
         return np.asarray(encoder(rows).float().cpu())
 
 
-def load_encoder(config: EncoderConfig, device: str | None = None, dropout: float = 0.0) -> TextEncoder:
-    """Load an encoder in evaluation mode, on the GPU if there is one.
+def load_encoder(config: EncoderConfig, device: torch.device | str, dropout: float = 0.0) -> TextEncoder:
+    """Load an encoder in evaluation mode on a device.
 
     Raises:
         ConfigError: it pools in another way than `config` says, by the files of its folder.
@@ -196,7 +196,8 @@ def load_encoder(config: EncoderConfig, device: str | None = None, dropout: floa
     set_dropout(backbone, dropout)
     encoder = TextEncoder(backbone, tokenizer, config).eval()
     _check_sight(encoder)
-    return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with one_model_error(folder):
+        return encoder.to(device)
 
 
 def check_encoder(config: EncoderConfig) -> None:

@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from embedder.errors import EmbedderError, ModelError
 from embedder.models.locate import CONFIG, gguf_file, quantisation
+from embedder.models.memory import is_memory_error
 from embedder.models.weight_files import StoredTensor, read_object, stored_shapes
 
 TWO_HALVES = {"t5", "mt5", "umt5"}
@@ -100,14 +101,14 @@ def one_model_error(folder: Path) -> Iterator[None]:
         yield
     except EmbedderError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ModelError(
-            f"model folder {folder}: does not fit into memory ({str(error).partition(chr(10))[0]}); take a smaller "
-            "model, or a device with more memory"
-        ) from error
     # Exception itself, because tokenizers raises no other kind, and what torch, safetensors and transformers make of
     # a damaged file is a KeyError, an AttributeError, a ZeroDivisionError, a MemoryError and more.
     except Exception as error:
+        if is_memory_error(error):
+            raise ModelError(
+                f"model folder {folder}: does not fit into memory ({str(error).partition(chr(10))[0]}); take a smaller "
+                "model, or a device with more memory"
+            ) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0][:300] if lines else "no reason given"
         if "custom code" in reason or "trust_remote_code" in str(error):

@@ -25,6 +25,8 @@ NO_MEMORY = (
 )
 """Words of a failed allocation, in small letters, for which a plain RuntimeError is raised: on a CPU, by the CUDA
 driver, cuBLAS (which cannot begin without memory), cuDNN, Triton and ONNX Runtime."""
+TRIED_AGAIN = 100
+"""Batches that fit before a larger one is tried once more."""
 
 
 def is_memory_error(error: BaseException) -> bool:
@@ -50,10 +52,11 @@ class BatchLimit:
     """The largest batch of one kind of work that memory has room for, as far as this process has learnt it."""
 
     def __init__(self, work: str, unit: str = "tokens") -> None:
-        """`work` names it in the log and the report, such as "encoding"."""
+        """`work` names it in the log and in what a job prints, such as "encoding"."""
         self.work, self.unit = work, unit
         self.most: int | None = None
         """None: every batch has fitted so far."""
+        self._fitted = 0
 
     def exceeded(self, size: int) -> bool:
         """Tell whether a batch of that size would fail, as one before it did."""
@@ -63,13 +66,17 @@ class BatchLimit:
         """Half of that size is tried at most from now on, because a batch of it has failed."""
         half = max(1, size // 2)
         self.most = half if self.most is None else min(self.most, half)
+        self._fitted = 0
         logger.warning("%s: %d %s at once do not fit into memory; %d are tried", self.work, size, self.unit, self.most)
 
-    def told(self) -> str | None:
-        """A line for the report, if a batch did not fit."""
-        if self.most is None:
-            return None
-        return f"{self.work}: memory was short, so batches were cut to {self.most:,} {self.unit}"
+    def fitted(self, size: int) -> None:
+        """A batch of that size was computed: after many that nearly reach the limit, twice as much is tried."""
+        if self.most is None or 2 * size <= self.most:
+            return
+        self._fitted += 1
+        # What took the memory may have ended since; a service would else stay slow for as long as it runs.
+        if self._fitted == TRIED_AGAIN:
+            self.most, self._fitted = 2 * self.most, 0
 
 
 def halving_on_memory_error(
@@ -91,7 +98,10 @@ def halving_on_memory_error(
     if len(batch) == 1 or limit is None or not limit.exceeded(taken):
         try:
             with one_memory_error():
-                return function(batch)
+                results = function(batch)
+            if limit is not None:
+                limit.fitted(taken)
+            return results
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise

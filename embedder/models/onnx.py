@@ -96,7 +96,7 @@ class _LastState(nn.Module):
         return state_BLD
 
 
-def load_inference_encoder(config: EncoderConfig, device: str | None = None) -> TextEncoder:
+def load_inference_encoder(config: EncoderConfig, device: torch.device | str) -> TextEncoder:
     """Load an encoder for vectors only, on the number of threads that PyTorch has.
 
     A model on the CPU that cannot be exported, or whose export gives other vectors, runs in PyTorch with its linear

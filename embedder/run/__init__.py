@@ -5,6 +5,7 @@ lineage.py       where a trained encoder comes from
 workspace.py     the folder in which a job works, for a run in an object store too
 masked_logs.py   what jobs, workers and replicas log, without a credential in it
 ray_token.py     who may read Ray's token; a Ray that asks for none is refused
+gpu_shares.py    the GPUs that a stage asks for: missing, or unused
 cost.py          the work ahead, from sizes alone
 too_long.py      how many prepared texts are too long for the encoder
 prompt_room.py   whether the LLM's prompt holds the recent text of long documents and a candidate

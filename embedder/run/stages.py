@@ -25,7 +25,7 @@ from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath, ObjectPath
 
 RESOURCES = NEUTRAL | {
-    *("num_actors", "min_actors", "cpus_per_actor", "gpus_per_actor"),
+    *("num_actors", "min_actors", "cpus_per_actor", "gpus_per_actor", "gpus_per_shard"),
     *("batch_tokens", "device_map", "block_rows", "dry_run_groups"),
 }
 """Settings that change where and how fast work is done, not what comes out."""

@@ -21,7 +21,7 @@ from embedder.config.cutting import PromptedText, prompted_text
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
 from embedder.models.encoder import TokenRow, embed_batches, length_batches
-from embedder.models.loader import CROSS_ENCODER, check_loadable, load_network, usable_positions
+from embedder.models.loader import CROSS_ENCODER, check_loadable, load_network, one_model_error, usable_positions
 from embedder.models.locate import locate_model
 
 
@@ -119,8 +119,8 @@ def bare_query(task: TaskSpec, query: str) -> PromptedText:
     return prompted_text("", query, task.query_cut)
 
 
-def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: str | None = None) -> CrossEncoder:
-    """Load a cross-encoder, on the GPU if there is one; an encoder without a head gets one from torch's random state.
+def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: torch.device | str) -> CrossEncoder:
+    """Load a cross-encoder on a device; an encoder without a head gets one from torch's random state.
 
     It stays in evaluation mode even while it is trained: without dropout the result depends neither on the number of
     workers nor on where a run was resumed.
@@ -139,7 +139,8 @@ def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: s
     network = load_network(CROSS_ENCODER, folder, config)
     network.config.pad_token_id = tokenizer.pad_token_id
     encoder = CrossEncoder(network, tokenizer, max_tokens, batch_tokens).eval()
-    return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with one_model_error(folder):
+        return encoder.to(device)
 
 
 def export_cross_encoder(encoder: CrossEncoder, folder: Path) -> None:

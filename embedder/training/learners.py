@@ -110,8 +110,8 @@ class CrossEncoderLearner:
         export_cross_encoder(self.network, folder)
 
 
-def load_learner(job: TrainingJob, device: str | None = None) -> Learner:
-    """What a job trains, with the weights it starts from, on the GPU if there is one.
+def load_learner(job: TrainingJob, device: torch.device | str) -> Learner:
+    """What a job trains, with the weights it starts from, on a device.
 
     Raises:
         ConfigError: it cannot be trained as the run file wants.
@@ -125,7 +125,7 @@ def load_learner(job: TrainingJob, device: str | None = None) -> Learner:
     return EncoderLearner(trainable_encoder(job, device), Objective.of(job.tasks, job.config), cutoff)
 
 
-def trainable_encoder(job: TrainingJob, device: str | None = None) -> TextEncoder:
+def trainable_encoder(job: TrainingJob, device: torch.device | str) -> TextEncoder:
     """The encoder to train: with adapters if they are wanted, and without gradient where nothing would reach.
 
     Raises:

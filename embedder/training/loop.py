@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embedder.errors import ConfigError, NotFiniteError
 from embedder.hashing import row_seed
-from embedder.models.device import keep_freed_memory
+from embedder.models.device import keep_freed_memory, resolve_device
 from embedder.models.encoder import TokenRow
 from embedder.models.st_folder import plain_task_of
 from embedder.storage.durable import appearing
@@ -70,7 +70,7 @@ class Trainer:
         job = replace(job, tasks=self._data.with_temperatures(job.tasks))
         self.job, config = job, job.config
         torch.manual_seed(config.seed)
-        self._learner = load_learner(job)
+        self._learner = load_learner(job, resolve_device(config.gpus_per_worker))
         network = self._learner.network
         if network.device.type == "cpu":
             keep_freed_memory()

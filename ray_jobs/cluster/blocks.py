@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from operator import add, sub
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,8 +20,14 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from embedder.data.ledger import Ledger
-from embedder.errors import NotFiniteError
+from embedder.console import console
+from embedder.errors import EmbedderError, NotFiniteError
+from embedder.run.gpu_shares import gpu_cpus
+from ray_jobs.cluster.machines import machines
 from ray_jobs.cluster.metrics import track_progress
+
+if TYPE_CHECKING:
+    from embedder.models.memory import BatchLimit
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +67,12 @@ COST = pa.Table.from_pylist([asdict(BlockCost())]).schema.append(pa.field("failu
 """
 
 
+LIMITS = pa.list_(pa.struct([("work", pa.string()), ("unit", pa.string()), ("most", pa.int64())]))
+"""The sizes to which an actor cut its batches, because memory was short."""
+
+
 class BlockActor(ABC):
-    """Ray Data actor; the constructor of a subclass loads the model.
+    """Makes and commits blocks; the constructor of a subclass loads the model.
 
     Subclasses stand in modules of their own, apart from the commands: what `python -m` runs is called `__main__`, and
     Ray would send a class of that module by value, with all it refers to.
@@ -85,6 +95,10 @@ class BlockActor(ABC):
     @abstractmethod
     def compute(self, block: Block) -> list[dict[str, Any]] | pa.Table:
         """The rows of the block, as its ledger holds them."""
+
+    def limits(self) -> Sequence[BatchLimit]:
+        """What it has learnt of the batches that memory has room for."""
+        return ()
 
     def computed(self) -> BlockCost:
         """Pairs, tokens and operations of all blocks so far."""
@@ -115,11 +129,43 @@ class BlockActor(ABC):
         return cost
 
 
+class PoolActor:
+    """The Ray Data actor around a BlockActor, which hands on as data why that could not be made."""
+
+    def __init__(self, actor: type[BlockActor], arguments: tuple[object, ...]) -> None:
+        self.actor: BlockActor | None = None
+        try:
+            self.actor = actor(*arguments)
+        except EmbedderError as error:
+            # As data, as `_told` does. A GPU that cannot be used and a model that does not fit end the job with one
+            # line; Ray would start the actor again and again.
+            self.failure = str(error)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self.actor is None:
+            failed = asdict(BlockCost()) | {"failure": self.failure}
+            return _with_limits(pa.Table.from_pylist([failed] * batch.num_rows, COST), ())
+        return _with_limits(self.actor(batch), self.actor.limits())
+
+
+def _with_limits(costs: pa.Table, limits: Sequence[BatchLimit]) -> pa.Table:
+    lowered = [
+        {"work": limit.work, "unit": limit.unit, "most": limit.most} for limit in limits if limit.most is not None
+    ]
+    return costs.append_column("limits", pa.array([lowered] * costs.num_rows, LIMITS))
+
+
 def actor_pool(
     num_actors: int, gpus_per_actor: float, cpus_per_actor: float = 1, min_actors: int | None = None
 ) -> dict[str, Any]:
-    """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits."""
-    resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": cpus_per_actor}
+    """The `map_batches` arguments of a pool of model actors, which grows from `min_actors` while work waits.
+
+    An actor with a GPU has as many CPUs as `gpu_cpus` says, if these are more.
+    """
+    resources: dict[str, Any] = {"num_cpus": cpus_per_actor}
+    if gpus_per_actor:
+        beside = gpu_cpus(gpus_per_actor, machines())
+        resources = {"num_cpus": max(cpus_per_actor, beside), "num_gpus": gpus_per_actor}
     return {"compute": ActorPoolStrategy(min_size=min_actors or num_actors, max_size=num_actors), **resources}
 
 
@@ -157,7 +203,8 @@ def run_blocks(
         The cost of all blocks together.
 
     Raises:
-        NotFiniteError: a block was not committed, because numbers of it are NaN or infinite.
+        EmbedderError: an actor could not be made, because its GPU cannot be used or its model not be loaded; or a block
+            was not committed, because numbers of it are NaN or infinite.
     """
     total, expected, references = 0, 0.0, []
     for part in parts:
@@ -169,18 +216,24 @@ def run_blocks(
         return spent
     # A batch is one block, so that an actor that dies takes no other with it, and costs arrive as blocks are committed.
     costs = ray.data.from_arrow_refs(references).map_batches(
-        actor, fn_constructor_args=arguments, batch_size=1, batch_format="pyarrow", **pool
+        PoolActor, fn_constructor_args=(actor, arguments), batch_size=1, batch_format="pyarrow", **pool
     )
     began = time.monotonic()
+    limits: dict[tuple[str, str], int] = {}
     with track_progress(label, total) as counter:
         for batch in costs.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in batch.to_pylist():
                 failure = row.pop("failure")
                 if failure is not None:
-                    raise NotFiniteError(failure)
+                    raise EmbedderError(failure)
+                for limit in row.pop("limits"):
+                    key = limit["work"], limit["unit"]
+                    limits[key] = min(limit["most"], limits.get(key, limit["most"]))
                 cost = BlockCost(**row)
                 spent += cost
                 share = spent.expected / expected if expected else 1.0
                 told = note(spent, max(time.monotonic() - began, 1e-9), share)
                 counter.advance(cost.rows, told, seconds_left(spent, share, pool["compute"].max_size))
+    for (work, unit), most in sorted(limits.items()):
+        console().print(f"{label}: memory was short, so batches of {work} were cut to {most:,} {unit}", markup=False)
     return spent

@@ -81,12 +81,15 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
 
 def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
+    from ray_jobs.cluster.machines import gpu_lines
     from ray_jobs.cluster.metrics import ResourceUsage
 
     connect(config.cluster)
     out = console()
     out.rule(f"{job.stage}")
     print_work(work)
+    for line in gpu_lines(job.stage, config):
+        out.print(f"{job.stage}: {line}", markup=False)
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
     with ResourceUsage() as usage:
         report = job.run(config)
@@ -135,8 +138,10 @@ def connect(settings: ClusterConfig) -> None:
     import ray
     from ray.data import DataContext
 
+    from ray_jobs.cluster.machines import is_own_ray
+
     given, allowed = os.environ.get("RAY_ADDRESS", ""), settings.allow_no_authentication
-    if given in {"", "local"} and not ray.is_initialized():
+    if is_own_ray() and not ray.is_initialized():
         prepare_own_ray(ray.util.get_node_ip_address(), allowed)
         ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
     else:
@@ -151,6 +156,8 @@ def connect(settings: ClusterConfig) -> None:
     context.use_datasource_v2 = False
     for noisy in ("ray.train", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It warns of actors with CPUs and GPUs; ours need both, because with a GPU alone they would have one thread.
+    logging.getLogger("ray.data._internal.execution.operators.map_operator").setLevel(logging.ERROR)
 
 
 def _head_address(given: str) -> str:

@@ -14,7 +14,7 @@ from embedder.data.ledger import Ledger
 from embedder.labelling.label_statistics import LabelCost, share_of_peak
 from embedder.labelling.labeller import RewardLabeller
 from embedder.models.causal_lm import load_lm, prepare_lm
-from embedder.models.device import device_kind, matmul_rate
+from embedder.models.device import device_kind, matmul_rate, resolve_device
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.block_plan import GroupRows, Survey, read_row_group
@@ -56,7 +56,7 @@ class LabelBlocks(GroupBlocks):
 
     def __init__(self, config: RunConfig, pools: ray.ObjectRef, fingerprint: str) -> None:
         super().__init__(config, llm_ledger(config.paths), fingerprint)
-        lm = load_lm(config.needed_llm, config.paths.cache)
+        lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(config.label.gpus_per_actor))
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, *ray.get(pools))
         self.peak_flops = matmul_rate(lm.device, lm.model.dtype)
         note_device(config.paths, device_kind(lm.device, lm.model.dtype))

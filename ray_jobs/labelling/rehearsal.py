@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
+
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.units import unit_tokens
 from embedder.models.causal_lm import load_lm
+from embedder.models.device import resolve_device
 from ray_jobs.labelling.block_plan import Survey, read_row_group
 from ray_jobs.labelling.provenance import label_pools
 
@@ -23,7 +26,9 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
     ahead = {task: rest for task, rest in work.tasks.items() if rest.pairs}
     if not ahead:
         return ["nothing is left for the LLM"]
-    lm = load_lm(llm, config.paths.cache)
+    # Where this machine has no GPU, the LLM is tried on its CPU, and the last line says so.
+    gpus = settings.gpus_per_actor if torch.cuda.is_available() else 0
+    lm = load_lm(llm, config.paths.cache, resolve_device(gpus))
     labeller = RewardLabeller(lm, llm, settings, config.tasks, *label_pools(config))
     lines, seconds, whole, flops = [], 0.0, 0.0, 0.0
     for task, groups in sorted(_samples(config, work).items()):

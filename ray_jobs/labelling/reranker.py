@@ -28,7 +28,7 @@ from embedder.data.ledger import Ledger
 from embedder.data.records import unrewarded
 from embedder.errors import DataError
 from embedder.hashing import content_id
-from embedder.models.device import device_kind
+from embedder.models.device import device_kind, resolve_device
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
 from embedder.run.lineage import install_model, read_lineage
@@ -204,7 +204,9 @@ class ScoreBlocks(GroupBlocks):
 
     def __init__(self, config: RunConfig, ledger: Ledger, fingerprint: str, model: Path) -> None:
         super().__init__(config, ledger, fingerprint)
-        self.encoder = load_cross_encoder(str(model), config.needed_reranker.max_tokens, config.encoder.batch_tokens)
+        settings = config.needed_reranker
+        device = resolve_device(settings.gpus_per_worker)
+        self.encoder = load_cross_encoder(str(model), settings.max_tokens, config.encoder.batch_tokens, device)
         self.tasks = taught_tasks(config.tasks, model)
         note_device(config.paths, device_kind(self.encoder.device, torch.float32))
 

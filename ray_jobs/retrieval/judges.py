@@ -18,6 +18,7 @@ from embedder.evaluation.questions import Row, plan_units
 from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.labelling.prompts import ShotPools
 from embedder.models.causal_lm import load_lm, prepare_lm
+from embedder.models.device import resolve_device
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import passage_texts, shot_pools
 
@@ -29,7 +30,7 @@ class JudgeBlocks(BlockActor):
     """Asks the LLM blocks of questions."""
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef) -> None:
-        lm = load_lm(config.needed_llm, config.paths.cache)
+        lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(config.evaluate.gpus_per_actor))
         self.judge = LlmJudge(lm, config.needed_llm, config.tasks, config.evaluate, ray.get(shot_pools))
         self.ledger = reply_ledger(config)
 

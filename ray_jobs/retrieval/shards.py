@@ -20,6 +20,7 @@ from embedder.index.builder import CollectionPart, build_collection
 from embedder.index.bundle import Manifest, shard_folder, shard_of
 from embedder.index.collection import CollectionInfo
 from embedder.index.documents import PAYLOAD
+from embedder.index.faiss_index import check_faiss_gpu
 from embedder.index.probe import TEXTS
 from embedder.storage.durable import appearing, remove_unfinished
 from ray_jobs.cluster.metrics import track_progress
@@ -75,13 +76,16 @@ def probe_texts(paths: Paths, store: VectorStore, max_tokens: int) -> tuple[list
 
 
 def build_shards(
-    paths: Paths, settings: BuildSettings, store: VectorStore, manifest: Manifest, staged: Path
+    paths: Paths, settings: BuildSettings, store: VectorStore, manifest: Manifest, staged: Path, gpus: float = 0
 ) -> Manifest:
-    """Build what is not built yet of a version; returns its manifest with the shards' files and passages by task."""
+    """Build what is not built yet of a version; returns its manifest with the shards' files and passages by task.
+
+    Each task has so many GPUs.
+    """
     remove_unfinished(staged / "shards")
-    build = ray.remote(num_cpus=1)(build_shard)
+    build = ray.remote(num_cpus=1, num_gpus=gpus)(build_shard)
     pending = [
-        build.remote(paths, settings, store, manifest, shard, shard_folder(staged, shard))
+        build.remote(paths, settings, store, manifest, shard, shard_folder(staged, shard), on_gpu=bool(gpus))
         for shard in range(manifest.num_shards)
     ]
     files: dict[str, str] = {}
@@ -96,16 +100,26 @@ def build_shards(
 
 
 def build_shard(
-    paths: Paths, settings: BuildSettings, store: VectorStore, manifest: Manifest, shard: int, folder: Path
+    paths: Paths,
+    settings: BuildSettings,
+    store: VectorStore,
+    manifest: Manifest,
+    shard: int,
+    folder: Path,
+    *,
+    on_gpu: bool = False,
 ) -> dict[str, CollectionInfo]:
     """Build one shard: of every task, the passages whose id hashes to it. Returns what was built by task."""
+    if on_gpu:
+        check_faiss_gpu()
     if not folder.is_dir():
         parts = shard_parts(paths, store, manifest.num_shards, shard)
         # The folder appears as a whole when all its collections are built: what is there need not be looked into.
         with appearing(folder) as staged:
             for task in sorted(store.tasks):
                 (staged / task).mkdir()
-                build_collection(staged / task, parts[task], manifest.collection_identity(task, shard), settings)
+                identity = manifest.collection_identity(task, shard)
+                build_collection(staged / task, parts[task], identity, settings, on_gpu=on_gpu)
     return {task: CollectionInfo.read(folder / task) for task in sorted(store.tasks)}
 
 

@@ -23,6 +23,7 @@ from embedder.data.records import ID_TEXT, PASSAGE, SIDE_WORDS, VECTOR, Split, e
 from embedder.data.row_ids import RowIds
 from embedder.errors import NotFiniteError
 from embedder.hashing import content_id
+from embedder.models.device import resolve_device
 from embedder.models.encoder import TextEncoder, encode_tokens
 from embedder.models.fingerprint import vectors_name
 from embedder.models.onnx import load_inference_encoder
@@ -114,8 +115,8 @@ def tables_by_side(paths: Paths, dataset: str, splits: Sequence[Split]) -> dict[
 class EncodeBlocks(BlockActor):
     """Encodes blocks of texts."""
 
-    def __init__(self, config: EncoderConfig, store: VectorStore) -> None:
-        self.encoder: TextEncoder = load_inference_encoder(config)
+    def __init__(self, config: EncoderConfig, store: VectorStore, gpus: float) -> None:
+        self.encoder: TextEncoder = load_inference_encoder(config, resolve_device(gpus))
         self.store = store
 
     def ledger_of(self, block: Block) -> Ledger:
@@ -175,8 +176,8 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
     # Counts the passages there are, because the texts ahead are known only when the last file has been read.
     blocks = sum(count_rows(corpus_files(paths, dataset)) for dataset in datasets(paths)) // BLOCK_ROWS
     parts = (part for table in missing_blocks(paths, store, splits) for part in cut_blocks(table, actors, blocks))
-    pool = actor_pool(actors, config.encoder.gpus_per_actor)
-    return run_blocks(parts, EncodeBlocks, (encoder, store), pool, "encode").rows
+    gpus = config.encoder.gpus_per_actor
+    return run_blocks(parts, EncodeBlocks, (encoder, store, gpus), actor_pool(actors, gpus), "encode").rows
 
 
 def _blocks(

@@ -11,8 +11,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from embedder.errors import DataError, NotFiniteError
+from embedder.run.gpu_shares import gpu_cpus
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
 from embedder.training.trackers import open_trackers, values_at_end, values_of
+from ray_jobs.cluster.machines import machines, try_gpu
 from ray_jobs.cluster.metrics import track_progress
 
 POLL_S = 1.0
@@ -23,12 +25,20 @@ def run_workers(job: TrainingJob, label: str) -> None:
     """Run the workers to the end of the training, and show the steps they have made behind `label`.
 
     Raises:
+        DeviceError: a worker is to have a GPU that cannot be used.
         NotFiniteError: the training's numbers ceased to be finite.
         DataError: the workers ended without a model.
     """
     job.stopped.unlink(missing_ok=True)
     settings = job.config
     gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
+    if gpus:
+        # Before the workers are started, because Ray joins them by NCCL first, which fails with a traceback each time.
+        try_gpu(gpus)
+    nodes = machines()
+    resources = {"GPU": gpus, "CPU": gpu_cpus(gpus, nodes)} if gpus else {"CPU": 1}
+    # Ray gives a worker without a GPU the first that it sees, which takes half a GB of it; so it sees none.
+    hidden = {} if gpus or not any(node.get("GPU") for node in nodes) else {"CUDA_VISIBLE_DEVICES": ""}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -36,12 +46,13 @@ def run_workers(job: TrainingJob, label: str) -> None:
         scaling_config=ScalingConfig(
             num_workers=most if least is None else (least, most),
             use_gpu=bool(gpus),
-            resources_per_worker={"GPU": gpus, "CPU": 1} if gpus else {"CPU": 1},
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=job.folder.name,
             storage_path=str(job.folder.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env={"env_vars": hidden} if hidden else {},
         ),
     )
     reader = MetricsReader(job.metrics)

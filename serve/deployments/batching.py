@@ -13,11 +13,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from embedder.models.encoder import TokenRow
+from embedder.models.memory import BatchLimit, is_memory_error
 from serve.deployments.admission import SMALL_TOKENS
 
 Run = Callable[[list[TokenRow]], np.ndarray]
@@ -32,12 +35,22 @@ FAILURES = (RuntimeError, IndexError, ValueError, TypeError, MemoryError)
 """What a forward pass raises on rows it cannot take, and where memory is short (torch's own is a RuntimeError)."""
 
 
+class Cause(Enum):
+    """What a failure is due to."""
+
+    ROW = "row"
+    """The model does not take the row."""
+    MODEL = "model"
+    """The model took the row, and gave a vector that is none."""
+    MEMORY = "memory"
+    """There was no memory for the row; later there may be."""
+
+
 class Failure(NamedTuple):
     """Why a row has no vector."""
 
     reason: str
-    is_of_the_model: bool
-    """The model took the row, and gave a vector that is none."""
+    cause: Cause
 
 
 class NotEncodable(Exception):
@@ -80,6 +93,7 @@ class TokenBatcher:
         """`budget`: tokens of a batch; `step`: of one of large requests alone, for which a small one may wait."""
         self._run, self._budget, self._step = run, budget, step
         self._executor, self._observe = executor, observe
+        self._limit = BatchLimit("a service's encoder")
         self._small: deque[_Job] = deque()
         self._large: deque[_Job] = deque()
         self._earned = 0.0
@@ -119,7 +133,7 @@ class TokenBatcher:
                 now = time.perf_counter()
                 waits = [now - job.since for job, i in batch if i == job.order[0]]
                 self._observe(len(rows), sum(map(len, rows)), max(waits, default=0.0))
-                outcomes = await loop.run_in_executor(self._executor, run_apart, self._run, rows)
+                outcomes = await loop.run_in_executor(self._executor, run_apart, self._run, rows, self._limit)
                 for (job, i), outcome in zip(batch, outcomes, strict=True):
                     job.settle(i, outcome)
         finally:
@@ -128,10 +142,12 @@ class TokenBatcher:
     def _take(self) -> list[tuple[_Job, int]]:
         """The rows of the next batch: small requests first, and of large ones as much as they have earned meanwhile."""
         now = time.monotonic()
-        batch = _rows(self._small, self._budget, now, at_least=1)
+        # What memory had no room for is not tried again.
+        most = self._limit.most or self._budget
+        batch = _rows(self._small, min(self._budget, most), now, at_least=1)
         if not batch:
             self._earned = 0.0
-            return _rows(self._large, self._step, now, at_least=1)
+            return _rows(self._large, min(self._step, most), now, at_least=1)
         if self._large:
             # By tokens and not a part of each batch: queries come in twos and threes, and each would wait for the part.
             self._earned += LARGE_PER_SMALL * _tokens(batch)
@@ -165,15 +181,28 @@ def _rows(jobs: deque[_Job], budget: int, now: float, *, at_least: int) -> list[
     return batch
 
 
-def run_apart(run: Run, rows: Sequence[TokenRow]) -> list[np.ndarray | Failure]:
-    """For each row its vector, or why it has none. Where a batch fails, its halves are tried, down to single rows."""
+def run_apart(run: Run, rows: Sequence[TokenRow], limit: BatchLimit) -> list[np.ndarray | Failure]:
+    """For each row its vector, or why it has none. Where a batch fails, its halves are tried, down to single rows.
+
+    `limit` learns how many tokens memory has no room for.
+    """
+    bad = Failure("its vector is not finite", Cause.MODEL)
     try:
         vectors = run(list(rows))
     except FAILURES as error:
-        if len(rows) == 1:
-            return [Failure(f"the model failed on it ({type(error).__name__})", is_of_the_model=False)]
-        # By halves: one poisoned row of n costs about 2 log n passes, row by row all n.
-        middle = len(rows) // 2
-        return run_apart(run, rows[:middle]) + run_apart(run, rows[middle:])
-    bad = Failure("its vector is not finite", is_of_the_model=True)
-    return [vector if np.isfinite(vector).all() else bad for vector in vectors]
+        failure = Failure(f"the model failed on it ({type(error).__name__})", Cause.ROW)
+        if is_memory_error(error):
+            failure = Failure("there was no memory for it", Cause.MEMORY)
+    else:
+        limit.fitted(sum(map(len, rows)))
+        return [vector if np.isfinite(vector).all() else bad for vector in vectors]
+    if failure.cause is Cause.MEMORY:
+        # Outside `except`, because until its end the error's traceback keeps the tensors of the batch alive.
+        torch.cuda.empty_cache()
+    if len(rows) == 1:
+        return [failure]
+    if failure.cause is Cause.MEMORY:
+        limit.lower(sum(map(len, rows)))
+    # By halves: one poisoned row of n costs about 2 log n passes, row by row all n.
+    middle = len(rows) // 2
+    return run_apart(run, rows[:middle], limit) + run_apart(run, rows[middle:], limit)

@@ -20,10 +20,11 @@ from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError
 from embedder.index.bundle import MODEL, bundle_encoder, verify
 from embedder.index.probe import check_probe
+from embedder.models.device import resolve_device
 from embedder.models.encoder import TextEncoder, TokenRow, encode_prompted, encode_tokens
 from embedder.models.onnx import load_inference_encoder
 from serve.backend import Encoded, Piece, check_format
-from serve.deployments.batching import NotEncodable, TokenBatcher
+from serve.deployments.batching import Cause, NotEncodable, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
 from serve.http_errors import ApiError, timed_out
@@ -57,7 +58,9 @@ class EncoderReplica:
 
         Raises:
             BundleError: it is missing or altered.
+            DeviceError: it was given a GPU that cannot be used.
         """
+        self._device = resolve_device(settings.gpus_per_replica)
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._source, self._settings = source, settings
         self._metrics = EncoderMetrics()
@@ -113,8 +116,10 @@ class EncoderReplica:
                 await self._try(model)
             except RuntimeError as failure:
                 raise ApiError(503, "an encoder is failing; try again") from failure
+            if error.failure.cause is Cause.MEMORY:
+                return ApiError(503, "an encoder is short of memory; try again", code="memory")
             self._metrics.poisoned.inc()
-            status, reason = 500 if error.failure.is_of_the_model else 400, error.failure.reason
+            status, reason = 500 if error.failure.cause is Cause.MODEL else 400, error.failure.reason
             return ApiError(status, f"text {first + error.row}: {reason}", param="input", code="not_encodable")
 
     async def prepare(self, version: str) -> None:
@@ -179,11 +184,11 @@ class EncoderReplica:
             if model is None:
                 config = bundle_encoder(folder, manifest, dtype)
                 budget = together = step = self._settings.batch_tokens
-                if not self._settings.gpus_per_replica:
+                if self._device.type == "cpu":
                     together = min(budget, THREAD_TOKENS * torch.get_num_threads())
                     # Eight short texts: a CPU is no faster with more, and a query may have to wait for them.
                     step = together // 3
-                encoder = load_inference_encoder(config.model_copy(update={"batch_tokens": together}))
+                encoder = load_inference_encoder(config.model_copy(update={"batch_tokens": together}), self._device)
                 run = partial(self._compute, encoder)
                 model = _Model(encoder, TokenBatcher(run, budget, step, self._computing, self._metrics.batch))
                 self._shared[manifest.encoder_fingerprint, dtype] = model

@@ -66,7 +66,7 @@ def test_overload_is_refused_in_openais_shape_and_counted(
 
 def ask_too_much(system: System) -> int:
     """Ask more than there is room for; returns how many requests were refused, all of them as they must be."""
-    encoder = load_inference_encoder(run_config(Path(), MODEL).encoder)
+    encoder = load_inference_encoder(run_config(Path(), MODEL).encoder, "cpu")
     wanted = encode_prompted(encoder, [TEXT])[0]
     answers: list[httpx.Response] = []
 

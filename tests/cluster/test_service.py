@@ -54,7 +54,7 @@ def running(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def vectors() -> np.ndarray:
     """What the texts' vectors must be."""
-    return encode_prompted(load_encoder(run_config(Path("unused"), MODEL).encoder), TEXTS)
+    return encode_prompted(load_encoder(run_config(Path("unused"), MODEL).encoder, "cpu"), TEXTS)
 
 
 def near(given: object, wanted: np.ndarray) -> bool:

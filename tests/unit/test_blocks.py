@@ -8,7 +8,18 @@ import pyarrow as pa
 import pytest
 
 from embedder.data.ledger import Ledger
-from ray_jobs.cluster.blocks import COST, PARTS_AN_ACTOR, Block, BlockActor, BlockCost, cut_blocks, seconds_left
+from embedder.errors import DeviceError
+from embedder.models.memory import BatchLimit
+from ray_jobs.cluster.blocks import (
+    COST,
+    PARTS_AN_ACTOR,
+    Block,
+    BlockActor,
+    BlockCost,
+    PoolActor,
+    cut_blocks,
+    seconds_left,
+)
 
 
 class Doubling(BlockActor):
@@ -50,6 +61,33 @@ def test_block_actor_does_not_compute_a_committed_block_again(actor):
     actor(block)
     (cost,) = (BlockCost(**row) for row in actor(block).drop_columns(["failure"]).to_pylist())
     assert cost == BlockCost(rows=3) and actor.computed_numbers == 3
+
+
+class Unmade(Doubling):
+    """Finds no GPU."""
+
+    def __init__(self) -> None:
+        raise DeviceError("1 GPUs were asked for, but this process cannot use one")
+
+
+def test_pool_actor_hands_on_why_it_could_not_be_made():
+    told = PoolActor(Unmade, ())(pa.table({"numbers": [[1], [2]], "rows": [1, 1]}))
+    assert told["failure"].to_pylist() == ["1 GPUs were asked for, but this process cannot use one"] * 2
+    assert told["limits"].to_pylist() == [[], []]
+
+
+def test_pool_actor_tells_the_costs_of_its_actor_and_the_batches_that_it_cut(tmp_path):
+    class Short(Doubling):
+        def limits(self) -> list[BatchLimit]:
+            limits = [BatchLimit("doubling", "numbers"), BatchLimit("halving")]
+            limits[0].lower(8)
+            return limits
+
+    schema = pa.schema([("row_id", pa.string()), ("double", pa.int64())])
+    told = PoolActor(Short, (Ledger(tmp_path, schema, "row_id"),))(pa.table({"numbers": [[1, 2]], "rows": [2]}))
+    assert told["failure"].to_pylist() == [None] and told["rows"].to_pylist() == [2]
+    assert told["limits"].to_pylist() == [[{"work": "doubling", "unit": "numbers", "most": 4}]]
+    assert told.drop_columns(["limits"]).schema == COST
 
 
 def test_block_costs_add_up():

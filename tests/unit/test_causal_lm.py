@@ -82,7 +82,7 @@ def test_check_llm_refuses_a_gguf_file_that_was_cut_off(tmp_path):
 
 def test_load_lm_refuses_a_missing_folder(tmp_path):
     with pytest.raises(ModelError, match="no such folder"):
-        load_lm(LlmConfig(model=str(tmp_path / "gone")), tmp_path)
+        load_lm(LlmConfig(model=str(tmp_path / "gone")), tmp_path, "cpu")
 
 
 def refusal(model, folder):

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 
-from embedder.errors import BundleError, ConfigError, StorageError
+from embedder.errors import BundleError, ConfigError, DeviceError, ModelError, StorageError
 from serve.http_errors import ApiError, install_handlers
 from serve.schemas.search_schemas import SearchRequest
 from serve.schemas.state_schemas import ErrorResponse, TeiError
@@ -27,6 +27,8 @@ RAISED = {
     "full": (StorageError("/secret/path: the disk is full"), 507, "server_error"),
     "unreadable": (OSError(116, "Stale file handle", "/secret/path"), 503, "server_error"),
     "damaged": (BundleError("/secret/path: SHA-256 differs"), 503, "server_error"),
+    "no memory": (ModelError("/secret/path: does not fit into memory"), 503, "server_error"),
+    "no gpu": (DeviceError("/secret/path: cannot use a GPU"), 503, "server_error"),
 }
 
 

@@ -153,9 +153,9 @@ def test_cross_encoder_exported_gives_the_same_scores_here_and_in_sentence_trans
 
 def test_cross_encoder_of_a_model_that_cannot_serve_is_refused(tiny_encoder_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"max_tokens is 129, but .* reads 128"):
-        load_cross_encoder(str(tiny_encoder_folder), max_tokens=129, batch_tokens=128)
+        load_cross_encoder(str(tiny_encoder_folder), max_tokens=129, batch_tokens=128, device="cpu")
     with pytest.raises(ModelError, match="no such folder"):
-        load_cross_encoder(str(tmp_path / "none"), max_tokens=32, batch_tokens=128)
+        load_cross_encoder(str(tmp_path / "none"), max_tokens=32, batch_tokens=128, device="cpu")
 
 
 def test_reranker_rows_leave_out_groups_without_signal_and_do_not_depend_on_their_order(tiny_encoder_folder, tmp_path):

@@ -138,6 +138,32 @@ def test_models_are_loaded_without_code_of_their_own():
     refuse(wrong)
 
 
+def test_devices_are_given():
+    """No model is loaded without a device that the caller names, and nobody looks for a GPU of his own."""
+    loads = [
+        (path, node, names, len(node.args.defaults))
+        for path in FILES
+        for node in definitions(path)
+        if isinstance(node, ast.FunctionDef) and "device" in (names := [each.arg for each in node.args.args])
+    ]
+    assert {"load_lm", "load_encoder", "load_inference_encoder", "load_cross_encoder"} <= {
+        node.name for _, node, *_ in loads
+    }
+    wrong = [
+        f"{path}:{node.lineno} {node.name} may be called without a device"
+        for path, node, names, defaults in loads
+        if names.index("device") >= len(names) - defaults
+    ]
+    # The rehearsal of `label --dry-run` takes the CPU of a machine that has no GPU, and says so.
+    found = re.compile(r"cuda\.is_available\(|get_num_gpus|cuda\.device_count\(")
+    allowed = {"ray_jobs/labelling/rehearsal.py": 1, "embedder/index/faiss_index.py": 1}
+    for path in FILES:
+        count = len(found.findall(text_of(path)))
+        if count > allowed.get(str(path), 0):
+            wrong.append(f"{path} looks for a GPU, {count} times")
+    refuse(wrong)
+
+
 def test_files_and_functions_are_short_and_documented():
     wrong = []
     for path in FILES:

@@ -75,7 +75,7 @@ def test_openapi_description_that_is_committed_is_what_is_served(client):
 @pytest.mark.parametrize("task", TASKS)
 def test_embeddings_equal_offline_vectors(client, work, task, input_type, side):
     bundle = Catalog(work / "indexes").bundle("v1")
-    encoder = load_encoder(bundle_encoder(bundle, read_manifest(bundle)))
+    encoder = load_encoder(bundle_encoder(bundle, read_manifest(bundle)), "cpu")
     answer = post(client, "/v1/embeddings", model="work", input=TEXTS, task=task, input_type=input_type)
     assert [entry["index"] for entry in answer["data"]] == list(range(len(TEXTS)))
     vectors = unit([entry["embedding"] for entry in answer["data"]])

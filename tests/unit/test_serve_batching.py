@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.deployments.batching import NotEncodable, TokenBatcher, run_apart
+from embedder.models.memory import BatchLimit
+from serve.deployments.batching import Cause, NotEncodable, TokenBatcher, run_apart
 from tests.event_loop import settle
 from tests.waiting import wait_until
 
@@ -27,13 +29,15 @@ class Model:
     """Says what it was given; fails on a batch with poison in it; waits while it is held."""
 
     def __init__(self):
-        self.begun, self.batches, self.free = 0, [], threading.Event()
+        self.begun, self.batches, self.free, self.no_memory = 0, [], threading.Event(), False
         self.free.set()
 
     def __call__(self, rows):
         self.begun += 1
         self.free.wait(60)
         self.batches.append(rows)
+        if self.no_memory:
+            raise torch.OutOfMemoryError("pretended")
         if any(POISON in row for row in rows):
             raise IndexError("index out of range in self")
         return np.stack([vector_of(row) for row in rows])
@@ -125,7 +129,7 @@ def test_batcher_lets_poison_fail_alone():
     (good, bad, other), _ = run(scenario, 2000)
     assert np.array_equal(good, [vector_of([1])]) and np.array_equal(other, [vector_of([3])])
     assert isinstance(bad, NotEncodable) and bad.row == 1 and "IndexError" in bad.failure.reason
-    assert not bad.failure.is_of_the_model
+    assert bad.failure.cause is Cause.ROW
 
 
 def test_batcher_does_not_compute_what_nobody_waits_for():
@@ -159,14 +163,50 @@ def test_batcher_goes_on_after_it_was_idle():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_batch_with_a_vector_that_is_not_finite_fails_there_alone(value):
-    outcomes = run_apart(lambda rows: np.array([[1.0], [value]], dtype=np.float32), [[1], [2]])
-    assert np.array_equal(outcomes[0], [1.0]) and outcomes[1] == ("its vector is not finite", True)
+    model, limit = lambda rows: np.array([[1.0], [value]], dtype=np.float32), BatchLimit("encoding")
+    outcomes = run_apart(model, [[1], [2]], limit)
+    assert np.array_equal(outcomes[0], [1.0]) and outcomes[1] == ("its vector is not finite", Cause.MODEL)
 
 
-def test_batch_too_large_for_the_memory_is_halved():
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")]
+)
+def test_batch_too_large_for_the_memory_is_halved_and_the_size_is_remembered(error):
     def small(rows):
         if len(rows) > 2:
-            raise MemoryError
+            raise error
         return np.stack([vector_of(row) for row in rows])
 
-    assert np.array_equal(run_apart(small, [[i] for i in range(7)]), [vector_of([i]) for i in range(7)])
+    limit = BatchLimit("encoding")
+    assert np.array_equal(run_apart(small, [[i] for i in range(7)], limit), [vector_of([i]) for i in range(7)])
+    assert limit.most == 1
+
+
+def test_batcher_takes_no_batch_again_that_memory_has_no_room_for():
+    sizes = []
+
+    def small(rows):
+        sizes.append(len(rows))
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("pretended")
+        return np.stack([vector_of(row) for row in rows])
+
+    async def scenario():
+        with ThreadPoolExecutor(1) as executor:
+            batcher = TokenBatcher(small, 8, 8, executor, lambda *told: None)
+            for _ in range(2):
+                await batcher.submit([[i] for i in range(8)])
+
+    asyncio.run(scenario())
+    assert sizes == [8, 4, 4, 4, 4]
+
+
+def test_batcher_a_text_without_memory_for_it_is_told_apart_from_a_poisoned_one():
+    async def scenario(batcher, model):
+        model.no_memory = True
+        with pytest.raises(NotEncodable) as caught:
+            await batcher.submit([[1]])
+        return caught.value.failure
+
+    failure, _ = run(scenario)
+    assert failure.cause is Cause.MEMORY

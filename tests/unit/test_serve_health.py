@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from serve.api import make_api
@@ -65,6 +66,22 @@ def test_health_of_a_broken_model_has_its_replica_replaced_and_says_503(service,
         assert answer.status_code == 503
         service._answers.clear()
         assert client.get("/health").status_code == client.get("/ready").status_code == 503
+
+
+def test_embeddings_of_a_text_without_memory_for_it_are_to_be_asked_for_again(service, client):
+    (model,) = service.backend.encoder._models.loaded()
+    compute = model.batcher._run
+
+    def full(rows: list[list[int]]) -> np.ndarray:
+        if any(len(row) > 20 for row in rows):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return compute(rows)
+
+    model.batcher._run = full
+    answer = client.post("/v1/embeddings", json={"model": "work", "input": ["short", "long " * 40]})
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["code"] == "memory"
+    assert client.post("/v1/embeddings", json={"model": "work", "input": "short"}).status_code == 200
 
 
 def test_health_check_of_a_model_that_hangs_does_not_answer(service):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -159,3 +163,15 @@ def test_passage_words_take_time_in_proportion_to_the_text(unit):
     query_words(text)
     # Half a second; what is quadratic takes many minutes.
     assert time.process_time() - began < 10
+
+
+def test_bm25_keeps_jax_off_the_gpu_where_it_is_installed(tmp_path):
+    """bm25s computes with JAX as it is imported, and JAX by itself takes three quarters of a GPU."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("import os\nprint(os.environ['JAX_PLATFORMS'])\n")
+    (tmp_path / "jax" / "lax.py").write_text("def top_k(scores, k):\n    print('computed')\n    return scores, scores\n")
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    command = [sys.executable, "-c", "import embedder.mining.ranking"]
+    done = subprocess.run(command, env={**environment, "PYTHONPATH": paths}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["cpu", "computed"]
