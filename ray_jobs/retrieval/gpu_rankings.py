@@ -29,7 +29,9 @@ from embedder.mining.device_search import BLOCK_ROWS, DeviceSearch, merge_ranked
 from embedder.mining.ranking import Ranking
 from embedder.models.device import resolve_device
 from embedder.models.memory import one_memory_error
+from embedder.run.gpu_shares import gpu_cpus
 from embedder.storage.object_store import AnyPath
+from ray_jobs.cluster.machines import machines
 from ray_jobs.cluster.tables import corpus_files, datasets, query_table
 from ray_jobs.retrieval.vectors import VectorStore, vector_matrix
 
@@ -73,10 +75,11 @@ def gpu_rankings(
     if not num_tasks:
         return rankings
     # A task a GPU for all datasets, because each task is a new process, which imports torch and starts CUDA.
-    search = ray.remote(num_gpus=encoder.gpus_per_actor, num_cpus=1)(search_share)
+    gpus = encoder.gpus_per_actor
+    search = ray.remote(num_gpus=gpus, num_cpus=gpu_cpus(gpus, machines()))(search_share)
     reference = ray.put(asked)
     shares = [{name: own[n::num_tasks] for name, own in files.items()} for n in range(num_tasks)]
-    found = ray.get([search.remote(reference, share, depth, encoder.gpus_per_actor) for share in shares])
+    found = ray.get([search.remote(reference, share, depth, gpus) for share in shares])
     for name, (query_ids, ids) in free.items():
         best = named(merge_ranked([part[name] for part in found], depth), ids)
         rankings[name] |= dict(zip(query_ids, best, strict=True))
