@@ -11,6 +11,7 @@ from embedder.config.run import EncoderConfig, RunConfig
 from embedder.data.records import PASSAGE, QUERY, VECTOR, parquet_files, write_table
 from embedder.mining.device_search import merge_ranked
 from embedder.mining.ranking import best
+from ray_jobs.cluster.tables import query_table
 from ray_jobs.retrieval import gpu_rankings
 from ray_jobs.retrieval.gpu_rankings import ahead, load_asked, named, search_share
 from ray_jobs.retrieval.vectors import VectorStore
@@ -63,7 +64,7 @@ def _commit(store, side, rows, vectors):
 def test_gpu_rankings_of_shares_are_the_best_by_score_and_id(stored, shares, monkeypatch):
     config, store, names, vectors, queries = stored
     monkeypatch.setattr(gpu_rankings, "STAGED_ROWS", 50)
-    table = gpu_rankings.query_table(config.paths, "train", "nq")
+    table = query_table(config.paths, "train", "nq")
     asked, ids = load_asked(config.paths, store, "nq", table)
     files = parquet_files(store.ledger("nq", "passage").folder)
     assert len(files) == 10
