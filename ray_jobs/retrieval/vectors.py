@@ -23,10 +23,7 @@ from embedder.data.records import ID_TEXT, PASSAGE, SIDE_WORDS, VECTOR, Split, e
 from embedder.data.row_ids import RowIds
 from embedder.errors import NotFiniteError
 from embedder.hashing import content_id
-from embedder.models.device import resolve_device
-from embedder.models.encoder import TextEncoder, encode_tokens
 from embedder.models.fingerprint import vectors_name
-from embedder.models.onnx import load_inference_encoder
 from embedder.run.cost import tokens_of
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_table, vectors_folder
@@ -116,7 +113,12 @@ class EncodeBlocks(BlockActor):
     """Encodes blocks of texts."""
 
     def __init__(self, config: EncoderConfig, store: VectorStore, gpus: float) -> None:
-        self.encoder: TextEncoder = load_inference_encoder(config, resolve_device(gpus))
+        # Here, because torch comes with them: what only reads vectors, such as a search or the building of a shard, does
+        # without.
+        from embedder.models.device import resolve_device
+        from embedder.models.onnx import load_inference_encoder
+
+        self.encoder = load_inference_encoder(config, resolve_device(gpus))
         self.store = store
 
     def ledger_of(self, block: Block) -> Ledger:
@@ -126,6 +128,8 @@ class EncodeBlocks(BlockActor):
         return list(block["row_ids"])
 
     def compute(self, block: Block) -> pa.Table:
+        from embedder.models.encoder import encode_tokens  # not above, as in `__init__`
+
         prompted = [PromptedText(block["instruction"], text, block["keeps_end"]) for text in block["texts"]]
         rows, is_cut = self.encoder.tokenize_and_tell(prompted)
         return vector_table(block, encode_tokens(self.encoder, rows), is_cut)

@@ -57,6 +57,20 @@ def test_a_refused_run_file_imports_neither_torch_nor_ray(tmp_path, command):
     assert printed.endswith("exit 2, imported []\n")
 
 
+LIGHT = """
+import sys
+import ray_jobs.retrieval.rankings, ray_jobs.retrieval.shards, ray_jobs.prepare, ray_jobs.labelling.block_plan
+import serve.deployments.ingress, serve.deployments.shard_replica
+print(sorted({"torch", "transformers", "onnxruntime", "deepspeed"} & set(sys.modules)))
+"""
+"""Processes that hold no model: tasks that search, that build shards and that prepare; ingress and shards."""
+
+
+def test_processes_without_a_model_import_no_torch():
+    done = subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 FIRST_PROBLEM = {
     "prepare": "the run file has no `prepare` section",
     "mine": "no prepared ",

@@ -64,7 +64,7 @@ def test_vector_store_counts_exactly_what_was_cut_also_when_nothing_is_encoded_a
         return type("Cost", (), {"rows": sum(cost["rows"] for cost in costs)})
 
     monkeypatch.setattr(vectors, "run_blocks", run_here)
-    monkeypatch.setattr(vectors, "load_inference_encoder", load_encoder)
+    monkeypatch.setattr("embedder.models.onnx.load_inference_encoder", load_encoder)
     store = open_store(config, config.encoder)
     for encoded in (8, 0):
         assert vectors.fill_store(config, store, config.encoder, ["train", "test"]) == encoded
