@@ -19,7 +19,6 @@ from embedder.data.records import PASSAGE, VECTOR, Split, each_table, parquet_fi
 from embedder.data.row_ids import RowIds
 from embedder.mining.ranking import LexicalIndex, Ranking, best, merge, search_block
 from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, passage_texts, queries, query_table
-from ray_jobs.retrieval.gpu_rankings import gpu_rankings
 from ray_jobs.retrieval.vectors import VectorStore, vector_matrix
 
 SEARCH_ROWS = 16_384
@@ -67,6 +66,9 @@ def dense_rankings(config: RunConfig, store: VectorStore, split: Split, depth: i
     paths = config.paths
     if not config.encoder.gpus_per_actor:
         return cpu_rankings(paths, store, split, depth)
+    # Here, because torch comes with it, which searches on CPUs and by words do without.
+    from ray_jobs.retrieval.gpu_rankings import gpu_rankings
+
     found = gpu_rankings(paths, store, split, depth, config.encoder)
     for dataset in datasets(paths):
         if pools := {row["query_id"]: row["pool_ids"] for row in queries(paths, split, dataset) if row["pool_ids"]}:
