@@ -17,7 +17,6 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from embedder.index.exact import Ranked, Vectors
@@ -263,9 +262,7 @@ def merge_ranked(parts: Sequence[Ranked], depth: int) -> Ranked:
     repeated_QK[:, 1:] = number_QK[:, 1:] == number_QK[:, :-1]
     score_QK[repeated_QK], number_QK[repeated_QK] = -np.inf, -1
     order_QK = np.lexsort((number_QK, -score_QK))[:, :depth]
-    return Ranked(
-        np.take_along_axis(score_QK, order_QK, axis=1), np.take_along_axis(number_QK, order_QK, axis=1)
-    )
+    return Ranked(np.take_along_axis(score_QK, order_QK, axis=1), np.take_along_axis(number_QK, order_QK, axis=1))
 
 
 def with_ids(ranked: Ranked, ids: Mapping[int, str]) -> list[Ranking]:
