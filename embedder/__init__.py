@@ -12,8 +12,8 @@ Each package says in its own docstring what is in its files.
 
 import os
 
-# Before anything imports bm25s, which imports JAX where that is installed and computes at once: by itself JAX then takes
-# three quarters of a GPU.
+# Before anything imports bm25s, which imports JAX where that is installed and computes at once: by itself JAX then
+# takes three quarters of a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 __version__ = "0.1.0"

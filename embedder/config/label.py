@@ -50,8 +50,8 @@ class LabelConfig(Section):
     min_actors: int | None = Field(default=None, ge=1)
     """Number of actors from which the pool grows while work waits. null: `num_actors` from the start."""
     cpus_per_actor: float = Field(default=1, gt=0)
-    """CPUs, and threads, of an actor; one with a GPU gets its share of the machine's, up to 4, if that is more. Labels of
-    a CPU are bit-identical for one value only, because batches depend on the number of threads."""
+    """CPUs, and threads, of an actor; one with a GPU gets its share of the machine's, up to 4, if that is more. Labels
+    of a CPU are bit-identical for one value only, because batches depend on the number of threads."""
     gpus_per_actor: float = Field(default=0, ge=0)
     """GPUs of each actor. 0 labels on the CPU; 0.5 puts two actors on a GPU; 2 or more with `llm.device_map: auto`
     spreads the LLM over them."""

@@ -99,7 +99,7 @@ class History(NamedTuple):
 NO_HISTORY = History(0, WRITES.empty_table())
 
 
-def write_collection(
+def write_collection(  # noqa: PLR0913  (what it is made of, and where its cells are trained)
     folder: Path,
     payload: pa.Table,
     flat: faiss.IndexFlat,

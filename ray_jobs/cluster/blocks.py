@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
-from embedder.data.ledger import Ledger
 from embedder.console import console
+from embedder.data.ledger import Ledger
 from embedder.errors import EmbedderError, NotFiniteError
 from embedder.run.gpu_shares import gpu_cpus
 from ray_jobs.cluster.machines import machines

@@ -99,7 +99,7 @@ def build_shards(
     return manifest.model_copy(update={"files": files, "collections": collections})
 
 
-def build_shard(
+def build_shard(  # noqa: PLR0913  (the arguments of a task, which travel apart)
     paths: Paths,
     settings: BuildSettings,
     store: VectorStore,

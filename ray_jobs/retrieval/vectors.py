@@ -113,8 +113,7 @@ class EncodeBlocks(BlockActor):
     """Encodes blocks of texts."""
 
     def __init__(self, config: EncoderConfig, store: VectorStore, gpus: float) -> None:
-        # Here, because torch comes with them: what only reads vectors, such as a search or the building of a shard, does
-        # without.
+        # Here, because torch comes with them: what only reads vectors, such as a search, does without.
         from embedder.models.device import resolve_device
         from embedder.models.onnx import load_inference_encoder
 

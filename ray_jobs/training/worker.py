@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import suppress
+from typing import Any
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -32,13 +33,7 @@ def run_workers(job: TrainingJob, label: str) -> None:
     job.stopped.unlink(missing_ok=True)
     settings = job.config
     gpus, least, most = settings.gpus_per_worker, settings.min_workers, settings.num_workers
-    if gpus:
-        # Before the workers are started, because Ray joins them by NCCL first, which fails with a traceback each time.
-        try_gpu(gpus)
-    nodes = machines()
-    resources = {"GPU": gpus, "CPU": gpu_cpus(gpus, nodes)} if gpus else {"CPU": 1}
-    # Ray gives a worker without a GPU the first that it sees, which takes half a GB of it; so it sees none.
-    hidden = {} if gpus or not any(node.get("GPU") for node in nodes) else {"CUDA_VISIBLE_DEVICES": ""}
+    resources, environment = worker_resources(gpus)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -52,7 +47,7 @@ def run_workers(job: TrainingJob, label: str) -> None:
             name=job.folder.name,
             storage_path=str(job.folder.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env={"env_vars": hidden} if hidden else {},
+            worker_runtime_env=environment,
         ),
     )
     reader = MetricsReader(job.metrics)
@@ -85,6 +80,22 @@ def run_workers(job: TrainingJob, label: str) -> None:
         raise NotFiniteError(job.stopped.read_text(encoding="utf-8"))
     if not job.exported.is_dir():
         raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
+
+
+def worker_resources(gpus: float) -> tuple[dict[str, float], dict[str, Any]]:
+    """What Ray gives each worker, and the runtime environment it runs in; a GPU is tried first.
+
+    Raises:
+        DeviceError: it cannot be used.
+    """
+    nodes = machines()
+    if gpus:
+        # Before the workers are started, because Ray joins them by NCCL first, which fails with a traceback each time.
+        try_gpu(gpus)
+        return {"GPU": gpus, "CPU": gpu_cpus(gpus, nodes)}, {}
+    # Ray makes the first GPU that a worker sees its own, also where it has asked for none, and CUDA takes memory there.
+    hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if any(node.get("GPU") for node in nodes) else {}
+    return {"CPU": 1}, hidden
 
 
 def train_worker(settings: dict[str, TrainingJob]) -> None:

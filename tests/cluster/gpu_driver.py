@@ -1,6 +1,6 @@
 """A driver with actors on GPUs that Ray believes in; prints as JSON what they were given, and how a broken one ends.
 
-    python -m tests.cluster.gpu_driver FOLDER ENCODER
+python -m tests.cluster.gpu_driver FOLDER ENCODER
 """
 
 from __future__ import annotations

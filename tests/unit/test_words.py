@@ -169,7 +169,9 @@ def test_bm25_keeps_jax_off_the_gpu_where_it_is_installed(tmp_path):
     """bm25s computes with JAX as it is imported, and JAX by itself takes three quarters of a GPU."""
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").write_text("import os\nprint(os.environ['JAX_PLATFORMS'])\n")
-    (tmp_path / "jax" / "lax.py").write_text("def top_k(scores, k):\n    print('computed')\n    return scores, scores\n")
+    (tmp_path / "jax" / "lax.py").write_text(
+        "def top_k(scores, k):\n    print('computed')\n    return scores, scores\n"
+    )
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     command = [sys.executable, "-c", "import embedder.mining.ranking"]
