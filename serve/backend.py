@@ -21,7 +21,7 @@ from serve.schemas.state_schemas import DeploymentState
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
-CALL_FORMAT = 1
+CALL_FORMAT = 2
 """Number of what the calls from ingress to replicas carry and bring back: another one for other arguments or types."""
 
 DEADLINE: ContextVar[float] = ContextVar("deadline")
@@ -82,6 +82,8 @@ class Piece:
     """Position of the first one in the request."""
     seconds: float = float("inf")
     """Until nobody waits for them any more: clocks of two machines differ, so that no time of day travels."""
+    is_small: bool = True
+    """The request goes before large ones."""
 
 
 class Backend(Protocol):

@@ -30,6 +30,8 @@ from embedder.words import passage_words, query_words, tokenized
 K1, B = 1.5, 0.75
 MAX_QUERY_WORDS = 1024
 """Distinct words of a query that are looked for; those that come first count."""
+MAX_QUERY_CHARACTERS = 16_384
+"""Characters of a query in which they are looked for, since splitting takes time for each."""
 MAX_REQUEST_WORDS = 16_384
 """Distinct words of all queries of a request together."""
 
@@ -61,7 +63,9 @@ def words_of(queries: Sequence[str], stop_words: str | None, deadline: float = N
     left = MAX_REQUEST_WORDS
     for query in queries:
         _in_time(deadline)
-        words.append(dict(islice(Counter(query_words(query, stop_words)).items(), MAX_QUERY_WORDS)))
+        words.append(
+            dict(islice(Counter(query_words(query[:MAX_QUERY_CHARACTERS], stop_words)).items(), MAX_QUERY_WORDS))
+        )
         left -= len(words[-1])
         if left < 0:
             raise DataError(f"queries of more than {MAX_REQUEST_WORDS} distinct words together; send fewer at a time")

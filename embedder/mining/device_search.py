@@ -230,7 +230,7 @@ def pair_scorer(device: torch.device, width: int) -> PairScorer:
 
     # Fewer than two are sizes that would be compiled for once more.
     def score(query_QD: Tensor, passage_PD: Tensor, query_N: Tensor, row_N: Tensor) -> Tensor:
-        function = compiled if len(query_N) > 1 else pair_scores
+        function: PairScorer = compiled if len(query_N) > 1 else pair_scores
         return function(query_QD, passage_PD, query_N, row_N)
 
     return score

@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence, Sized
 Clock = Callable[[], float]
 
 SMALL_TOKENS = 1024
-"""Of a small request at most: estimated on its way, and counted in the encoder."""
+"""Estimated, of a small request of one text at most."""
+SMALL_TOKENS_TOGETHER = 256
+"""The same of several texts: each query that comes meanwhile waits for all of them, and 1,024 tokens took a third of a
+second on one processor thread."""
 MARGIN = 0.8
 """Share of the time left that the work may take by the estimate: the rest is for its error."""
 BEGIN_MARGIN = 0.9

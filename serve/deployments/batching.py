@@ -21,7 +21,6 @@ import torch
 
 from embedder.models.encoder import TokenRow
 from embedder.models.memory import BatchLimit, is_memory_error
-from serve.deployments.admission import SMALL_TOKENS
 
 Run = Callable[[list[TokenRow]], np.ndarray]
 """Token rows to vectors (N, D)."""
@@ -30,6 +29,9 @@ Observe = Callable[[int, int, float], None]
 
 LARGE_PER_SMALL = 1 / 3
 """Tokens of large requests for each token of small ones, at least: small ones alone must not starve them."""
+URGENT_PER_SMALL, URGENT_S = 2.0, 10.0
+"""The same of one whose deadline is so many seconds away: it was let in, so it is to end in time, also where more small
+ones came than there were then."""
 
 FAILURES = (RuntimeError, IndexError, ValueError, TypeError, MemoryError)
 """What a forward pass raises on rows it cannot take, and where memory is short (torch's own is a RuntimeError)."""
@@ -100,7 +102,7 @@ class TokenBatcher:
         """Tokens of large requests that are due beside small ones."""
         self._running: asyncio.Task[None] | None = None
 
-    async def submit(self, rows: list[TokenRow], deadline: float = math.inf) -> np.ndarray:
+    async def submit(self, rows: list[TokenRow], deadline: float = math.inf, *, is_small: bool = True) -> np.ndarray:
         """The vectors (N, D) of one request. One that is cancelled is dropped before its next rows are computed.
 
         Raises:
@@ -113,7 +115,7 @@ class TokenBatcher:
             asyncio.get_running_loop().create_future(),
             sorted(range(len(rows)), key=lambda i: len(rows[i])),
         )
-        (self._small if sum(map(len, rows)) <= SMALL_TOKENS else self._large).append(job)
+        (self._small if is_small else self._large).append(job)
         if self._running is None:
             # Kept, because the event loop holds tasks weakly and one that nobody refers to may vanish.
             self._running = asyncio.create_task(self._work())
@@ -150,7 +152,8 @@ class TokenBatcher:
             return _rows(self._large, min(self._step, most), now, at_least=1)
         if self._large:
             # By tokens and not a part of each batch: queries come in twos and threes, and each would wait for the part.
-            self._earned += LARGE_PER_SMALL * _tokens(batch)
+            share = URGENT_PER_SMALL if self._large[0].deadline - now < URGENT_S else LARGE_PER_SMALL
+            self._earned += share * _tokens(batch)
             large = _rows(self._large, int(self._earned), now, at_least=0)
             self._earned -= _tokens(large)
             batch += large

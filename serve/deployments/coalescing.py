@@ -20,7 +20,7 @@ import numpy as np
 
 from embedder.config.cutting import PromptedText
 from serve.backend import DEADLINE, Encoded, Piece, time_left
-from serve.deployments.admission import BEGIN_MARGIN, SMALL_TOKENS, Clock, Room, TokenEstimate
+from serve.deployments.admission import BEGIN_MARGIN, SMALL_TOKENS, SMALL_TOKENS_TOGETHER, Clock, Room, TokenEstimate
 from serve.http_errors import ApiError, overloaded
 
 Outcome = Encoded | ApiError
@@ -32,7 +32,7 @@ LANES = 2
 MOST_PIECES = 64
 """Pieces that one call takes at most."""
 SMALL_BYTES = 8 * SMALL_TOKENS
-"""Of the body of such a request, before it is read."""
+"""Of the body of a small request at most, before it is read."""
 CALL_CHARACTERS = 8
 """Of a call, for each token of the encoder's batch: about two batches."""
 
@@ -59,6 +59,7 @@ class _Request:
     texts: list[PromptedText]
     truncate: bool
     deadline: float
+    is_small: bool
     work: float
     """Estimated tokens of all texts."""
     done: asyncio.Future[Encoded]
@@ -189,12 +190,13 @@ class Coalescer:
             TimeoutError: its deadline has passed.
         """
         work = self._estimate.of(texts)
-        lane = self._small if work <= SMALL_TOKENS else self._large
+        is_small = work <= (SMALL_TOKENS if len(texts) == 1 else SMALL_TOKENS_TOGETHER)
+        lane = self._small if is_small else self._large
         left = time_left(self._clock())
         if refused := lane.refusal(work, left):
             raise refused
         done: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
-        lane.enter(_Request(version, texts, truncate, DEADLINE.get(), work, done))
+        lane.enter(_Request(version, texts, truncate, DEADLINE.get(), is_small, work, done))
         self._send_on(lane)
         try:
             return await asyncio.wait_for(done, left)
@@ -246,7 +248,7 @@ class Coalescer:
         # request leaves by its own deadline in `encode`.
         DEADLINE.set(max(request.deadline for request, _ in group))
         now, first = self._clock(), group[0][0]
-        pieces = [Piece(piece.texts, piece.first, request.deadline - now) for request, piece in group]
+        pieces = [Piece(piece.texts, piece.first, request.deadline - now, request.is_small) for request, piece in group]
         return await self._send(first.version, pieces, first.truncate)
 
 

@@ -95,18 +95,17 @@ class EncoderReplica:
         tokens = sum(len(row) for rows in made if not isinstance(rows, ApiError) for row in rows)
         self._metrics.tokenized(time.perf_counter() - began, tokens, model.batcher.waiting)
         calls = [
-            self._vectors(model, rows, piece.first, arrived + piece.seconds)
-            for piece, rows in zip(pieces, made, strict=True)
+            self._vectors(model, rows, piece, arrived + piece.seconds) for piece, rows in zip(pieces, made, strict=True)
         ]
         return list(await asyncio.gather(*calls))
 
     async def _vectors(
-        self, model: _Model, rows: list[TokenRow] | ApiError, first: int, deadline: float
+        self, model: _Model, rows: list[TokenRow] | ApiError, piece: Piece, deadline: float
     ) -> Encoded | ApiError:
         if isinstance(rows, ApiError):
             return rows
         try:
-            vector_ND = await model.batcher.submit(rows, deadline)
+            vector_ND = await model.batcher.submit(rows, deadline, is_small=piece.is_small)
             return Encoded(vector_ND, [len(row) for row in rows], model.encoder.config.max_tokens)
         except TimeoutError:
             return timed_out()
@@ -120,7 +119,7 @@ class EncoderReplica:
                 return ApiError(503, "an encoder is short of memory; try again", code="memory")
             self._metrics.poisoned.inc()
             status, reason = 500 if error.failure.cause is Cause.MODEL else 400, error.failure.reason
-            return ApiError(status, f"text {first + error.row}: {reason}", param="input", code="not_encodable")
+            return ApiError(status, f"text {piece.first + error.row}: {reason}", param="input", code="not_encodable")
 
     async def prepare(self, version: str) -> None:
         """Load the model of a version, and try it.

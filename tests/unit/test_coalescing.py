@@ -327,7 +327,7 @@ def test_lane_sheds_what_comes_too_late_though_a_request_behind_it_has_ended():
         lane = _Lane(LIMITS, clock)
 
         def entered(work, deadline):
-            lane.enter(request := _Request("v1", ["x"], True, deadline, work, loop.create_future()))
+            lane.enter(request := _Request("v1", ["x"], True, deadline, True, work, loop.create_future()))
             return request
 
         entered(100.0, 150.0)

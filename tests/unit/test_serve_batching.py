@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedder.models.memory import BatchLimit
-from serve.deployments.batching import Cause, NotEncodable, TokenBatcher, run_apart
+from serve.deployments.batching import URGENT_S, Cause, NotEncodable, TokenBatcher, run_apart
 from tests.event_loop import settle
 from tests.waiting import wait_until
 
@@ -54,12 +55,15 @@ def run(scenario, budget=10, step=None):
     return asyncio.run(main()), model
 
 
-async def held(batcher, model, *requests, deadline=math.inf):
+async def held(batcher, model, *requests, deadline=math.inf, small_tokens=10):
     """Submit requests so that all of them wait when the first batch begins."""
     model.free.clear()
     first = asyncio.create_task(batcher.submit([[0]]))
     await asyncio.to_thread(wait_until, lambda: model.begun == 1)
-    tasks = [asyncio.create_task(batcher.submit(rows, deadline)) for rows in requests]
+    tasks = [
+        asyncio.create_task(batcher.submit(rows, deadline, is_small=sum(map(len, rows)) <= small_tokens))
+        for rows in requests
+    ]
     await settle()
     model.free.set()
     await first
@@ -73,7 +77,7 @@ async def held(batcher, model, *requests, deadline=math.inf):
 )
 def test_batcher_gives_every_request_its_own_vectors_in_its_order(requests, budget):
     async def scenario(batcher, model):
-        return await asyncio.gather(*await held(batcher, model, *requests))
+        return await asyncio.gather(*await held(batcher, model, *requests, small_tokens=10**9))
 
     answers, model = run(scenario, budget)
     for rows, vectors in zip(requests, answers, strict=True):
@@ -82,9 +86,7 @@ def test_batcher_gives_every_request_its_own_vectors_in_its_order(requests, budg
     assert sum(map(len, model.batches)) == 1 + sum(map(len, requests))
 
 
-def test_batcher_takes_small_requests_first_and_a_share_of_large_ones(monkeypatch):
-    monkeypatch.setattr("serve.deployments.batching.SMALL_TOKENS", 10)
-
+def test_batcher_takes_small_requests_first_and_a_share_of_large_ones():
     async def scenario(batcher, model):
         tasks = await held(batcher, model, [[1] * 5] * 8, *[[[2] * 5] * 2] * 4)
         await asyncio.gather(*tasks[1:])
@@ -97,11 +99,19 @@ def test_batcher_takes_small_requests_first_and_a_share_of_large_ones(monkeypatc
     assert model.batches[1:] == [small, small + large, small, small + large, large * 2, large * 2, large * 2]
 
 
-def test_batcher_ends_the_oldest_of_large_requests_first_and_computes_rows_by_length(monkeypatch):
-    monkeypatch.setattr("serve.deployments.batching.SMALL_TOKENS", 0)
-
+@pytest.mark.parametrize(("left_s", "large_rows"), [(URGENT_S + 60, 0), (URGENT_S / 2, 4)])
+def test_batcher_gives_a_large_request_near_its_deadline_more_than_small_ones(left_s, large_rows):
     async def scenario(batcher, model):
-        tasks = await held(batcher, model, [[1] * 3, [1], [1] * 2], [[2]] * 4)
+        deadline = time.monotonic() + left_s
+        await asyncio.gather(*await held(batcher, model, [[1] * 5] * 4, [[2] * 5] * 2, deadline=deadline))
+
+    _, model = run(scenario, budget=10)
+    assert model.batches[1] == [[2] * 5] * 2 + [[1] * 5] * large_rows
+
+
+def test_batcher_ends_the_oldest_of_large_requests_first_and_computes_rows_by_length():
+    async def scenario(batcher, model):
+        tasks = await held(batcher, model, [[1] * 3, [1], [1] * 2], [[2]] * 4, small_tokens=0)
         assert np.array_equal(await tasks[0], [vector_of(row) for row in ([1] * 3, [1], [1] * 2)])
         assert not tasks[1].done()
         await tasks[1]
