@@ -193,7 +193,8 @@ class _QueryPart:
 
 def _lengths(vectors: Tensor) -> Tensor:
     """Euclidean length of each row, in float32."""
-    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32)
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32)
+    return lengths
 
 
 def _lowered(score_Q: Tensor, slack_Q: Tensor) -> Tensor:

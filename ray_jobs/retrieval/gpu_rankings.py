@@ -45,7 +45,7 @@ FILES_AHEAD = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class GpuQueries:
     """What the passages of one dataset are searched for, and which of them count."""
 
     query_QD: Vectors
@@ -60,7 +60,7 @@ def gpu_rankings(
 ) -> dict[str, dict[str, Ranking]]:
     """By dataset and query id: the `depth` best passages, exact, ties by id; none for a query that brings a pool."""
     rankings: dict[str, dict[str, Ranking]] = {}
-    asked: dict[str, Asked] = {}
+    asked: dict[str, GpuQueries] = {}
     free: dict[str, tuple[list[str], pa.Array]] = {}
     for name in datasets(paths):
         table = query_table(paths, split, name)
@@ -86,7 +86,7 @@ def gpu_rankings(
     return rankings
 
 
-def load_asked(paths: Paths, store: VectorStore, dataset: str, queries: pa.Table) -> tuple[Asked, pa.Array]:
+def load_asked(paths: Paths, store: VectorStore, dataset: str, queries: pa.Table) -> tuple[GpuQueries, pa.Array]:
     """What a dataset's passages are searched for, and their ids in order."""
     parts: list[pa.ChunkedArray] = []
     keys: list[list[str]] = []
@@ -102,11 +102,11 @@ def load_asked(paths: Paths, store: VectorStore, dataset: str, queries: pa.Table
     numbers = np.empty(len(known), dtype=np.int64)
     numbers[np.concatenate([known.positions(part) for part in keys])] = place
     vectors = store.read(dataset, "query", store.keys(queries, "query"))
-    return Asked(vectors, known, numbers), ids.take(order)
+    return GpuQueries(vectors, known, numbers), ids.take(order)
 
 
 def search_share(
-    asked: dict[str, Asked], files: dict[str, list[AnyPath]], depth: int, gpus: float
+    asked: dict[str, GpuQueries], files: dict[str, list[AnyPath]], depth: int, gpus: float
 ) -> dict[str, Ranked]:
     """Ray task: the best passages of some files by dataset, for each of its queries.
 
@@ -131,7 +131,7 @@ def search_share(
     return found
 
 
-def staged(files: Sequence[AnyPath], asked: Asked, pin: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def staged(files: Sequence[AnyPath], asked: GpuQueries, pin: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Vectors and numbers of the current passages of some files, each once, in memory that a GPU can copy from."""
     seen = np.zeros(len(asked.keys), dtype=bool)
     waiting: list[tuple[Vectors, NDArray[np.int64]]] = []
