@@ -18,7 +18,7 @@ Node = Mapping[str, float]
 
 @dataclass(frozen=True)
 class GpuShare:
-    """What each process of a kind is given."""
+    """Processes of one kind, and the GPUs or the share of one that each is given."""
 
     setting: str
     gpus: float

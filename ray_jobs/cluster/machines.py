@@ -11,7 +11,7 @@ from embedder.run.gpu_shares import Node, check_gpus, stage_shares
 
 
 def machines() -> list[Node]:
-    """What each living machine of the cluster has."""
+    """CPUs, GPUs and more of each living machine of the cluster, by the names of Ray."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 

@@ -38,7 +38,7 @@ FAILURES = (RuntimeError, IndexError, ValueError, TypeError, MemoryError)
 
 
 class Cause(Enum):
-    """What a failure is due to."""
+    """A failure is due to one of these three."""
 
     ROW = "row"
     """The model does not take the row."""
