@@ -65,7 +65,7 @@ def run(config: RunConfig) -> StageReport:
     depth = config.mine.window[1] + 1
     # Started before the dense ones are waited for, so that both run at once.
     lexical = {name: lexical_rankings.remote(config.paths, config.words, "train", name, depth) for name in names}
-    dense = dense_rankings(config.paths, store, "train", depth)
+    dense = dense_rankings(config, store, "train", depth)
     _remove_stale(config.paths, set(names))
     with track_progress("mine: datasets", len(names)) as counter:
         for name in names:

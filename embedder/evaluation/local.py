@@ -27,6 +27,7 @@ from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.evaluation.retrieval import own_examples, random_rankings, recency_rankings, without_itself
 from embedder.hashing import row_seed
 from embedder.labelling.prompts import read_shot_pools
+from embedder.mining.device_search import search_on_device
 from embedder.mining.ranking import LexicalIndex, Ranking, search_block
 from embedder.models.causal_lm import load_lm
 from embedder.models.device import resolve_device
@@ -101,7 +102,11 @@ def rank(encoder: TextEncoder, spec: TaskSpec, dataset: EvaluationSet, depth: in
     query_QD = encode(encoder, [row["query"] for row in rows], spec, "query")
     own = own_examples(rows)
     # So many passages more, because a query may find itself, which does not count.
-    rankings = search_block(query_QD, pools, ids, passage_PD, depth + max(map(len, own.values()), default=0))
+    deeper = depth + max(map(len, own.values()), default=0)
+    if encoder.device.type == "cpu":
+        rankings = search_block(query_QD, pools, ids, passage_PD, deeper)
+    else:
+        rankings = search_on_device(query_QD, pools, ids, passage_PD, deeper, encoder.device)
     return without_itself({row["query_id"]: ranking for row, ranking in zip(rows, rankings, strict=True)}, depth, own)
 
 

@@ -1,4 +1,6 @@
-"""Rankings of a dataset's passages for its queries: dense over vector blocks sharded by Ray Data, and lexical."""
+"""Rankings of a dataset's passages for its queries: dense on the encoder's GPUs, or else over vector blocks sharded by
+Ray Data; and lexical.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ import ray
 
 from embedder.config.language import WordsConfig
 from embedder.config.paths import Paths
+from embedder.config.run import RunConfig
 from embedder.data.records import PASSAGE, VECTOR, Split, each_table, parquet_files, read_tables
 from embedder.data.row_ids import RowIds
-from embedder.mining.ranking import LexicalIndex, Ranking, merge, search_block
+from embedder.mining.ranking import LexicalIndex, Ranking, best, merge, search_block
 from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, passage_texts, queries, query_table
 from ray_jobs.retrieval.vectors import VectorStore, vector_matrix
 
@@ -55,8 +58,27 @@ def load_queries(paths: Paths, store: VectorStore, split: Split) -> dict[str, Da
     return loaded
 
 
-def dense_rankings(paths: Paths, store: VectorStore, split: Split, depth: int) -> dict[str, dict[str, Ranking]]:
-    """By dataset and query id: the `depth` best passages by the vectors of one encoder, exact, ties by id."""
+def dense_rankings(config: RunConfig, store: VectorStore, split: Split, depth: int) -> dict[str, dict[str, Ranking]]:
+    """By dataset and query id: the `depth` best passages by the vectors of one encoder, exact, ties by id.
+
+    Computed where the run's encoder computes.
+    """
+    paths = config.paths
+    if not config.encoder.gpus_per_actor:
+        return cpu_rankings(paths, store, split, depth)
+    # Here, because torch comes with it, which searches on CPUs and by words do without.
+    from ray_jobs.retrieval.gpu_rankings import gpu_rankings
+
+    found = gpu_rankings(paths, store, split, depth, config.encoder)
+    for dataset in datasets(paths):
+        if pools := {row["query_id"]: row["pool_ids"] for row in queries(paths, split, dataset) if row["pool_ids"]}:
+            scores = dense_scores(paths, store, split, dataset, pools)
+            found[dataset] |= {query_id: best(list(scores[query_id].items()), depth) for query_id in pools}
+    return found
+
+
+def cpu_rankings(paths: Paths, store: VectorStore, split: Split, depth: int) -> dict[str, dict[str, Ranking]]:
+    """The same on CPUs."""
     loaded = load_queries(paths, store, split)
     blocks = [path for dataset in loaded for path in parquet_files(store.ledger(dataset, "passage").folder)]
     # Ray reads any column type, so the types are looked at before it does.
@@ -88,9 +110,9 @@ def search_blocks(block: pa.Table, reference: ray.ObjectRef, depth: int) -> pa.T
         if kept.num_rows:
             ids = kept["id"].to_pylist()
             rankings = search_block(asked.query_QD, asked.pools, ids, vector_matrix(kept), depth)
-            best = [[passage_id for passage_id, _ in ranking] for ranking in rankings]
+            found = [[passage_id for passage_id, _ in ranking] for ranking in rankings]
             scores = [[score for _, score in ranking] for ranking in rankings]
-            rows.append({"dataset": dataset, "ids": best, "scores": scores})
+            rows.append({"dataset": dataset, "ids": found, "scores": scores})
     return pa.Table.from_pylist(rows, schema=PARTIAL)
 
 

@@ -50,7 +50,7 @@ def all_rankings(config: RunConfig) -> tuple[Rankings, list[str]]:
             rankings[retriever.name] = _without_encoder(config, retriever, lexical, depth)
         else:
             store = _filled_store(config, retriever)
-            rankings[retriever.name] = dense_rankings(config.paths, store, settings.split, depth)
+            rankings[retriever.name] = dense_rankings(config, store, settings.split, depth)
             lines += [f"{retriever.name}: {line}" for line in store.cut_lines(config.paths, [settings.split])]
     found = {
         retriever: {

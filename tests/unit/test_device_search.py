@@ -1,0 +1,139 @@
+"""Exact search in half precision, as it runs on a GPU, against float64; here it runs on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedder.mining import device_search
+from embedder.mining.device_search import DeviceSearch, merge_ranked, search_on_device
+from embedder.mining.ranking import search_block
+from embedder.models.device import CPU
+from embedder.models.memory import BatchLimit
+from tests.unit.index_cases import unit
+from tests.unit.judges import quick
+from tests.unit.test_exact import judged, rows_of
+
+
+def searched(queries, passages, depth, order=None, block=None):
+    """The result of one search, to which the passages come in some order."""
+    search = DeviceSearch(queries, depth, CPU)
+    order = np.arange(len(passages)) if order is None else order
+    for part in np.array_split(order, max(1, len(order) // (block or len(order) or 1))):
+        search.add(torch.from_numpy(passages[part]), torch.from_numpy(part))
+    return search.ranked()
+
+
+def small_blocks(patch):
+    """Several parts of queries, blocks and tiles for a few vectors."""
+    patch.setattr(device_search, "BLOCK_ROWS", 256)
+    patch.setattr(device_search, "TILE_ROWS", 32)
+    patch.setattr(device_search, "PRODUCTS", 256 * 7)
+    patch.setattr(device_search, "PAIRS_AT_ONCE", 100)
+
+
+@quick
+@given(
+    seed=st.integers(0, 10**6),
+    passages=st.integers(0, 2000),
+    queries=st.integers(1, 20),
+    depth=st.integers(1, 60),
+    width=st.sampled_from([2, 8, 100]),
+    copies=st.integers(1, 200),
+)
+def test_device_search_gives_the_best_rows_of_float64_with_ties_by_number(
+    seed, passages, queries, depth, width, copies
+):
+    random = np.random.default_rng(seed)
+    distinct = unit(random, passages // copies + 1, width)
+    rows = distinct[random.integers(0, len(distinct), passages)]
+    asked = unit(random, queries, width)
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch)
+        ranked = searched(asked, rows, depth, random.permutation(passages), block=300)
+    assert rows_of(ranked) == judged(asked, rows, depth, np.ones(passages, dtype=bool))
+    found = [[score for score in scores if score > -np.inf] for scores in ranked.score_QK.tolist()]
+    exact = (asked.astype(np.float64) @ rows.astype(np.float64).T).astype(np.float32)
+    assert found == [[exact[query, row] for row in rows] for query, rows in enumerate(rows_of(ranked))]
+
+
+def test_device_search_tells_passages_apart_that_half_precision_cannot():
+    random = np.random.default_rng(0)
+    # All products of a query are one number in float16, and those of a passage and its copy in float32 too.
+    rows = unit(random, 1, 64) + random.normal(scale=1e-6, size=(1500, 64)).astype(np.float32)
+    rows = np.concatenate([rows, rows[:500]])
+    queries = unit(random, 9, 64)
+    half = device_search._half_product(torch.from_numpy(queries).half(), torch.from_numpy(rows).half())
+    assert max(len(products.unique()) for products in half) <= 3
+    assert rows_of(searched(queries, rows, 40)) == judged(queries, rows, 40, np.ones(2000, dtype=bool))
+
+
+def test_device_search_scores_few_pairs_again(monkeypatch):
+    random = np.random.default_rng(1)
+    queries, rows = unit(random, 30, 128), unit(random, 20_000, 128)
+    scored = []
+    pair_scores = device_search.pair_scores
+    monkeypatch.setattr(
+        device_search, "pair_scores", lambda *given: scored.append(len(given[2])) or pair_scores(*given)
+    )
+    monkeypatch.setattr(device_search, "BLOCK_ROWS", 2048)
+    searched(queries, rows, 20)
+    # 20 are among the best of each block, and of the second block on ever fewer.
+    assert sum(scored) < 30 * 20 * 8
+    assert scored[-1] < 30 * 20
+
+
+def test_device_search_halves_a_block_that_does_not_fit_and_remembers(monkeypatch):
+    random = np.random.default_rng(2)
+    queries, rows = unit(random, 7, 16), unit(random, 1024, 16)
+    whole = searched(queries, rows, 5)
+    small_blocks(monkeypatch)
+    limit = BatchLimit("dense search")
+    monkeypatch.setattr(device_search, "LIMIT", limit)
+    product, failed = device_search._half_product, []
+
+    def short(half_QD, half_PD):
+        if len(half_PD) > 64:
+            failed.append(len(half_PD))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return product(half_QD, half_PD)
+
+    monkeypatch.setattr(device_search, "_half_product", short)
+    halved = searched(queries, rows, 5)
+    assert (halved.row_QK == whole.row_QK).all()
+    assert (halved.score_QK == whole.score_QK).all()
+    assert failed == [256, 128]
+    assert limit.most == 7 * 64
+
+
+def test_device_search_merges_shares_and_counts_what_stands_in_two_once():
+    random = np.random.default_rng(3)
+    queries, rows = unit(random, 4, 8), unit(random, 90, 8)
+    rows[60:] = rows[:30]
+    numbers = random.permutation(90)
+    # Of each share the last passages are in the next one too.
+    shares = [numbers[0:35], numbers[30:65], numbers[60:90], numbers[:0]]
+    merged = merge_ranked([searched(queries, rows, 12, share) for share in shares], 12)
+    assert rows_of(merged) == judged(queries, rows, 12, np.ones(90, dtype=bool))
+    few = merge_ranked([searched(queries, rows, 12, share) for share in (numbers[:3], numbers[1:5])], 12)
+    assert [sorted(row) for row in rows_of(few)] == [sorted(numbers[:5].tolist())] * 4
+
+
+def test_search_on_device_finds_what_the_search_on_the_cpu_finds():
+    random = np.random.default_rng(4)
+    queries, rows = unit(random, 12, 32), unit(random, 400, 32)
+    rows[200:] = rows[:200]
+    ids = [f"p{number}" for number in random.permutation(400)]
+    pools = [None if row % 3 else set(random.choice(ids, 30, replace=False).tolist()) for row in range(12)]
+    pools[3] = set()
+    expected = search_block(queries, pools, ids, rows, 15)
+    found = search_on_device(queries, pools, ids, rows, 15, CPU)
+    assert [[name for name, _ in ranking] for ranking in found] == [
+        [name for name, _ in ranking] for ranking in expected
+    ]
+    assert [score for ranking in found for _, score in ranking] == pytest.approx(
+        [score for ranking in expected for _, score in ranking], abs=1e-6
+    )
