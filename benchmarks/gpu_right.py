@@ -1,0 +1,81 @@
+"""Whether the device computes what a CPU computes in float64: scores, samples and vectors."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from benchmarks.gpu_bench import Bench, backend_of, format_name, random_bert, random_llama
+from benchmarks.gpu_inputs import prompts_of, read_passages, read_units
+from benchmarks.labelling_baselines import exact_scores
+from embedder.labelling.prefix_tree import PackedPrompt
+from embedder.labelling.sampling import Sampling
+from embedder.labelling.sequential_backend import SequentialBackend
+from embedder.models.encoder import encode_prompted, load_encoder
+
+SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
+VOCABULARY = 2048
+KEY_HEADS = {"8b": 2, "7b": 4}
+"""Heads of keys of the small models. The one whose heads share them comes first, because it fell back in silence."""
+MOST_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+"""Nats a token by which a score may be off; plain scoring in bfloat16 is off by as much."""
+LEAST_COSINE = {torch.float32: 1 - 1e-5, torch.bfloat16: 0.99}
+SAMPLING = Sampling(num_samples=4, max_tokens=8, temperature=1.0, top_k=50)
+
+
+def right(bench: Bench) -> None:
+    """The LLM with shared and with own keys, in both formats, then the encoder; fails if something is not right."""
+    prompts = prompts_of(read_units(bench.inputs, VOCABULARY, 1)[0])[: bench.size(9, 3)]
+    for name in KEY_HEADS:
+        for dtype in (torch.float32, torch.bfloat16):
+            llm_rows(bench, name, dtype, prompts)
+    vector_rows(bench, read_passages(bench.inputs, bench.size(256, 8)))
+    if bench.figures.wrong:
+        raise SystemExit(f"not right: {'; '.join(bench.figures.wrong)}")
+
+
+def llm_rows(bench: Bench, name: str, dtype: torch.dtype, prompts: list[PackedPrompt]) -> None:
+    """How far the chosen scorer and plain scoring are from float64, and whether samples are those of plain sampling."""
+    heads = KEY_HEADS[name]
+    lm = random_llama(bench, name, dtype, **SMALL, num_key_value_heads=heads, vocab_size=VOCABULARY)
+    exact = exact_scores(copy.deepcopy(lm.model).to("cpu", torch.float64), prompts)
+    prefixes, seeds = [prompt.prefix for prompt in prompts[:4]], list(range(len(prompts[:4])))
+    # Before a backend is chosen, which may replace the model's attention.
+    plain = SequentialBackend(lm)
+    plain_off, plain_samples = off_by(plain.score(prompts), exact), plain.sample(prefixes, seeds, SAMPLING)
+    backend = backend_of(bench, lm)
+    scores = backend.score(prompts)
+    off, repeats = off_by(scores, exact), backend.score(prompts) == scores
+    kind = f"{SMALL['num_attention_heads']} heads, {heads} of keys, {format_name(dtype)}"
+    bench.figures.check(
+        f"scores, {kind}",
+        is_right=off <= MOST_NATS[dtype] and repeats and not isinstance(backend, SequentialBackend),
+        told=f"{type(backend).__name__}, {off:.1e} nats off float64 at most, one by one {plain_off:.1e}; "
+        f"{'repeats bit for bit' if repeats else 'does not repeat'}",
+    )
+    if dtype == torch.float32:
+        together = backend.sample(prefixes, seeds, SAMPLING)
+        alone = [backend.sample([prefix], [seed], SAMPLING)[0] for prefix, seed in zip(prefixes, seeds, strict=True)]
+        same = {"each prompt alone": together == alone, "plain sampling": together == plain_samples}
+        told = ", ".join(f"{'as' if is_same else 'NOT as'} {of}" for of, is_same in same.items())
+        bench.figures.check(f"samples, {kind}", is_right=all(same.values()), told=told)
+
+
+def vector_rows(bench: Bench, texts: list[str]) -> None:
+    """Vectors on the device in both formats, beside those of the CPU in float32."""
+    config = random_bert(bench)
+    expected = encode_prompted(load_encoder(config, "cpu"), texts)
+    encoder = load_encoder(config, str(bench.device))
+    for dtype in (torch.float32, torch.bfloat16):
+        encoder.backbone.to(dtype)
+        cosine = float((encode_prompted(encoder, texts) * expected).sum(1).min())
+        fits = cosine >= LEAST_COSINE[dtype]
+        told = f"least cosine to float32 on the CPU {cosine:.6f}"
+        bench.figures.check(f"vectors, {format_name(dtype)}", is_right=fits, told=told)
+
+
+def off_by(scores: list[list[float]], exact: list[list[float]]) -> float:
+    """The greatest distance of a score."""
+    pairs = zip(sum(scores, []), sum(exact, []), strict=True)
+    return max(abs(one - other) for one, other in pairs)
