@@ -5,6 +5,7 @@ EmbedderError            carries one line for the user; a job that ends with one
 ├── DataError            a file or row is not what its format says
 │   └── LabelError       a labelling step lost, added or doubled rows
 ├── ModelError           a model folder is missing or incomplete
+├── DeviceError          a GPU was asked for and cannot be used
 ├── NotFiniteError       a loss, gradient, weight or vector is NaN or infinite
 ├── BundleError          model, index and payload do not belong together
 └── StorageError         files cannot be written: the disk is full, read-only or failing
@@ -31,6 +32,10 @@ class LabelError(DataError):
 
 class ModelError(EmbedderError):
     """A model folder is missing or incomplete."""
+
+
+class DeviceError(EmbedderError):
+    """A GPU was asked for and cannot be used; nothing has been computed."""
 
 
 class BundleError(EmbedderError):

@@ -9,8 +9,8 @@ encoder_export  an encoder as a folder that other tools read; the task of its pl
 onnx          an encoder on the CPU through ONNX Runtime
 onednn        linear layers through oneDNN, packed or trained
 causal_lm     the LLM that gives the feedback
-memory        batches that do not fit into memory: halved, or item by item
+memory        batches that do not fit into memory: halved, or item by item; what fitted
 plain_tokenizer  tokenizers for which data is text, without control tokens
-device        memory that a CPU process keeps; the fastest matrix product of a device
+device        the device a process was given; memory that a CPU process keeps; the fastest matrix product of a device
 st_folder     sentence-transformers folders
 """

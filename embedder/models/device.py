@@ -1,20 +1,27 @@
-"""The device a model runs on: memory that a CPU process keeps, and the fastest matrix product there is.
+"""The device a model runs on: which one, memory that a CPU process keeps, and the fastest matrix product there is.
 
-The rate of that product is the measure of what a model reaches on its device.
+A device is given and never found: whoever starts a process says how many GPUs it has, and the models are told which.
+The rate of the fastest product is the measure of what a model reaches on its device.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from embedder.errors import DeviceError
 from embedder.models.onednn import has_onednn, pack_weight, packed_linear
 
+CPU = torch.device("cpu")
+CONTEXT_BYTES = 2**30
+"""Memory of a GPU left to what torch does not count of a process: CUDA itself and its kernels."""
 SIZE = {"cpu": 1536, "cuda": 8192}
 """Side of the square matrices: large enough for the device's best rate."""
 SECONDS = 0.3
@@ -22,6 +29,49 @@ LARGEST_KEPT = 32 * 2**20
 """Bytes: the largest that glibc lets come from memory it keeps; larger blocks go back to the system when freed."""
 MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2
 """Numbers of the settings in glibc's malloc.h."""
+
+
+def resolve_device(gpus: float) -> torch.device:
+    """The device of a process to which its caller gave so many GPUs, or so large a share of one.
+
+    Raises:
+        DeviceError: it was given a GPU that torch cannot use.
+    """
+    if not gpus:
+        return CPU
+    try:
+        # A product too, because a GPU that torch has no kernels for can be found and asked for memory.
+        torch.ones(1, device="cuda").sum().item()
+    # An AssertionError where torch was built without CUDA; the last one of a GPU that fails as CUDA begins.
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
+        raise DeviceError(
+            f"{gpus:g} GPUs were asked for, but this process cannot use one ({str(error).partition(chr(10))[0]}; "
+            f"{cuda_versions()}); repair the driver, install a torch for it, or set the number of GPUs to 0 for the CPU"
+        ) from error
+    prepare_cuda(gpus)
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def prepare_cuda(gpus: float) -> None:
+    """Settings of a process that has a GPU or, below 1, a share of one."""
+    # cuDNN's attention takes about 50 ms for each new shape, and batches of texts are of ever new shapes.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if gpus < 1:
+        # Or else the first of the processes that share a GPU would take what the others need.
+        whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(gpus - CONTEXT_BYTES / whole, gpus / 2))
+
+
+def cuda_versions() -> str:
+    """The versions of torch, of its CUDA and of the driver, as far as there are any."""
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    try:
+        driver = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
+    except OSError:
+        driver = "no NVIDIA driver on this machine"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = "" if visible is None else f", CUDA_VISIBLE_DEVICES={visible!r}"
+    return f"torch {torch.__version__} {built}, {driver}{shown}"
 
 
 def keep_freed_memory() -> None:
