@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig
 
-from benchmarks.gpu_inputs import TOKENIZER
-from embedder.config.run import EncoderConfig, LlmConfig
+from benchmarks.gpu_inputs import LONGEST_PREFIX, TOKENIZER
+from embedder.config.run import CHUNKED, FLEX, EncoderConfig, LlmConfig, TreeScorer
 from embedder.labelling.backends import LlmBackend, choose_backend
 from embedder.models.causal_lm import CausalLm
 from embedder.storage.json_file import write_json
@@ -31,7 +32,7 @@ WIDE = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 TOY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 2048}
 TOY_GROUPS = {"7b": 4, "8b": 2}
 """Heads of keys and values of the toys."""
-LONGEST_PREFIX, LONGEST_OUTPUT = 2048, 64
+LONGEST_OUTPUT = 64
 KERNELS = {
     "attention": ("flash", "fmha", "attention", "triton_tem", "flex"),
     "products": ("gemm", "gemv", "cutlass", "cublas", "nvjet", "xmma", "aten::mm", "aten::addmm", "aten::bmm"),
@@ -75,10 +76,16 @@ class Bench:
     device: torch.device
     toy: bool
     """Sizes for a CPU; what is then measured says nothing, and shows that all of it runs."""
+    ends: float = math.inf
+    """When the part has to be done, by `time.monotonic`."""
 
     def size(self, real: int, toy: int) -> int:
         """The one or the other."""
         return toy if self.toy else real
+
+    def seconds_left(self) -> float | None:
+        """Until the part has to be done; null: it has as long as it takes."""
+        return None if math.isinf(self.ends) else max(1.0, self.ends - time.monotonic())
 
     @property
     def batch_tokens(self) -> int:
@@ -176,24 +183,36 @@ def random_llama(bench: Bench, name: str, dtype: torch.dtype = torch.bfloat16, *
     return CausalLm(model.eval(), None)  # type: ignore[arg-type]
 
 
-def backend_of(bench: Bench, lm: CausalLm) -> LlmBackend:
-    """What the labeller would score and sample with."""
-    dtype = "bfloat16" if lm.model.dtype == torch.bfloat16 else "float32"
+def backend_of(bench: Bench, lm: CausalLm, scorer: Literal["auto"] | TreeScorer = "auto") -> LlmBackend:
+    """What the labeller scores and samples with, by its own choice or by name."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16" if lm.model.dtype == torch.bfloat16 else "float32"
     config = LlmConfig(
-        model="random weights", dtype=dtype, max_prefix_tokens=LONGEST_PREFIX, batch_tokens=bench.batch_tokens
+        model="random weights",
+        dtype=dtype,
+        max_prefix_tokens=LONGEST_PREFIX,
+        batch_tokens=bench.batch_tokens,
+        scorer=scorer,
     )
     return choose_backend(lm, config, LONGEST_OUTPUT)
+
+
+def other_scorer(bench: Bench, chosen: LlmBackend) -> TreeScorer | None:
+    """The way to read trees that was not chosen: the fall-back of a GPU without a compiler; flex in a toy."""
+    if chosen.scorer == FLEX:
+        return CHUNKED
+    return FLEX if bench.toy else None
 
 
 def random_bert(bench: Bench) -> EncoderConfig:
     """A BERT-base with random weights and a real tokenizer, as a folder."""
     folder = bench.scratch / "bert"
-    shape: Mapping[str, Any] = {"initializer_range": 0.06}
+    shape: dict[str, Any] = {"initializer_range": 0.06}
     if bench.toy:
-        shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, **shape}
-    torch.manual_seed(0)
-    model = AutoModel.from_config(BertConfig(**shape), dtype=torch.float32, trust_remote_code=False)
-    model.save_pretrained(folder)
-    for path in (bench.inputs / TOKENIZER).iterdir():
-        shutil.copy(path, folder / path.name)
-    return EncoderConfig(model=str(folder), pooling="cls", batch_tokens=bench.batch_tokens, instructions=True)
+        shape |= {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    if not folder.is_dir():
+        torch.manual_seed(0)
+        model = AutoModel.from_config(BertConfig(**shape), dtype=torch.float32, trust_remote_code=False)
+        model.save_pretrained(folder)
+        for path in (bench.inputs / TOKENIZER).iterdir():
+            shutil.copy(path, folder / path.name)
+    return EncoderConfig(model=str(folder), pooling="cls", batch_tokens=bench.batch_tokens)

@@ -40,7 +40,7 @@ FILES = (UNITS, PASSAGES, ROWS, TOKENIZER, LLM_TOKENIZER)
 """All that a folder of inputs holds."""
 CANDIDATES = 8
 UNIT_GROUPS = 32
-LONGEST_PREFIX = 2048
+LONGEST_PREFIX = 1536
 TRAINED_GROUPS = 64 * 8
 """Rows of eight steps of 64."""
 

@@ -67,9 +67,11 @@ def ours(bench: Bench, name: str, changed: dict[str, Any]) -> float:
         f"{name}: {speed:,.0f} samples/s, {bench.gigabytes():.0f} GB, steps {[round(each, 3) for each in times]} s",
         **{f"{name.replace(' ', '_')}_samples_s": speed},
     )
-    if not changed:
-        profiled(bench, "training", trainer.step)
-    trainer._pool.shutdown(cancel_futures=True)
+    # To the last step, after which no thread prepares another.
+    if changed:
+        trainer.step()
+    else:
+        profiled(bench, "a training step", trainer.step)
     del trainer
     bench.forget()
     return speed
