@@ -16,8 +16,10 @@ from embedder.training.job import TrainingJob
 from embedder.training.loop import Trainer
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "single-gpu.yaml"
+COMPILED = "layers compiled"
 WAYS: dict[str, dict[str, Any]] = {
     "as shipped": {},
+    COMPILED: {"compile_layers": True},
     "float32": {"precision": "float32"},
     "ZeRO 3": {"zero_stage": 3},
 }
@@ -30,18 +32,17 @@ LOADERS = 4
 
 def training(bench: Bench) -> None:
     """Steps of 64 queries with 8 candidates each, by our trainer in some ways and by the rival's."""
-    speeds = {name: ours(bench, name, changed) for name, changed in WAYS.items()}
-    bench.figures.row(f"best of ours: {best(speeds)}", train_samples_s=speeds["as shipped"])
+    # On a CPU the setting is refused.
+    ways = [name for name in WAYS if name != COMPILED or bench.device.type == "cuda"]
+    speeds = {name: ours(bench, name, WAYS[name]) for name in ways}
+    best = max(speeds, key=lambda name: speeds[name])
     rival = theirs(bench)
     bench.figures.row(
-        f"ours as shipped to sentence-transformers' trainer in bfloat16: {speeds['as shipped'] / rival:.2f}",
-        train_vs_sentence_transformers=speeds["as shipped"] / rival,
+        f"the fastest of ours, {best}, to sentence-transformers' trainer in bfloat16: {speeds[best] / rival:.2f}",
+        train_way=best,
+        train_samples_s=speeds[best],
+        train_vs_sentence_transformers=speeds[best] / rival,
     )
-
-
-def best(speeds: dict[str, float]) -> str:
-    """The name of the fastest way."""
-    return max(speeds, key=lambda name: speeds[name])
 
 
 def job_of(bench: Bench, name: str, changed: dict[str, Any]) -> TrainingJob:
