@@ -17,7 +17,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig
 
-from benchmarks.gpu_inputs import LONGEST_PREFIX, TOKENIZER
+from benchmarks.gpu_inputs import LONGEST_PREFIX, TOKENIZER, Unit, read_units
 from embedder.config.run import CHUNKED, FLEX, EncoderConfig, LlmConfig, TreeScorer
 from embedder.labelling.backends import LlmBackend, choose_backend
 from embedder.models.causal_lm import CausalLm
@@ -83,6 +83,10 @@ class Bench:
         """The one or the other."""
         return toy if self.toy else real
 
+    def units(self, vocabulary: int, groups: int) -> list[Unit]:
+        """The units, of so many groups at most."""
+        return read_units(self.inputs, vocabulary, groups, self.size(LONGEST_PREFIX, 48))
+
     def seconds_left(self) -> float | None:
         """Until the part has to be done; null: it has as long as it takes."""
         return None if math.isinf(self.ends) else max(1.0, self.ends - time.monotonic())
@@ -144,16 +148,16 @@ def format_name(dtype: torch.dtype) -> str:
 def profiled(bench: Bench, name: str, function: Callable[[], object]) -> None:
     """A row on where the device's time goes: its kernels, the share of the time in which it works, and on what."""
     on_gpu = bench.device.type == "cuda"
-    activity, kind = (
-        (ProfilerActivity.CUDA, DeviceType.CUDA) if on_gpu else (ProfilerActivity.CPU, DeviceType.CPU)
-    )
+    activity, kind = (ProfilerActivity.CUDA, DeviceType.CUDA) if on_gpu else (ProfilerActivity.CPU, DeviceType.CPU)
     with torch.profiler.profile(activities=[activity]) as profile:
         took = bench.seconds(function)
     spent: dict[str, float] = dict.fromkeys((*KERNELS, OTHERS), 0.0)
     count = 0
     for event in profile.key_averages():
         if event.device_type == kind:
-            spent[kernel_kind(event.key)] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+            spent[kernel_kind(event.key)] += (
+                event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            ) / 1e6
             count += event.count
     busy = sum(spent.values())
     shares = {part: seconds / busy if busy else 0.0 for part, seconds in spent.items()}

@@ -101,11 +101,15 @@ class _Recorded:
         return self._score(prompts)
 
 
-def read_units(folder: Path, vocabulary: int, groups: int) -> list[Unit]:
-    """The units, cut to so many groups; token ids are folded into a vocabulary that the data was not tokenised for."""
+def read_units(folder: Path, vocabulary: int, groups: int, most_tokens: int = LONGEST_PREFIX) -> list[Unit]:
+    """The units, cut to so many groups; token ids are folded into a vocabulary that the data was not tokenised for.
+
+    Of a prefix with more than `most_tokens` the beginning and the end are kept, which are shared and its own.
+    """
 
     def folded(ids: Sequence[int]) -> tuple[int, ...]:
-        return tuple(3 + token % (vocabulary - 3) for token in ids)
+        kept = ids if len(ids) <= most_tokens else [*ids[: most_tokens // 2], *ids[-(most_tokens // 2) :]]
+        return tuple(3 + token % (vocabulary - 3) for token in kept)
 
     return [
         [

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from benchmarks.gpu_bench import LONGEST_OUTPUT, Bench, backend_of, other_scorer, profiled, random_llama
-from benchmarks.gpu_inputs import CANDIDATES, UNIT_GROUPS, Unit, prompts_of, read_units
+from benchmarks.gpu_inputs import CANDIDATES, UNIT_GROUPS, Unit, prompts_of
 from embedder.labelling.backends import LlmBackend
 from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.sampling import Sampling
@@ -24,7 +24,7 @@ SAMPLES, STEPS = 10, 16
 def scoring(name: str, bench: Bench) -> None:
     """Pairs a second of one LLM, by the scorer that the labeller chooses and by the other one."""
     lm = random_llama(bench, name)
-    units = read_units(bench.inputs, lm.model.config.vocab_size, bench.size(UNIT_GROUPS, 2))
+    units = bench.units(lm.model.config.vocab_size, bench.size(UNIT_GROUPS, 2))
     began = time.perf_counter()
     backend = backend_of(bench, lm)
     backend.score(prompts_of(units[0]))
@@ -58,8 +58,8 @@ def score_row(bench: Bench, backend: LlmBackend, unit: Unit) -> tuple[float, flo
     share = flops / took / bench.peak_flops
     again = bench.seconds(partial(backend.score, prompts))
     bench.figures.row(
-        f"{backend.scorer}: {tokens / took:,.0f} tokens/s, {pairs / took:,.1f} pairs/s ({pairs / again:,.1f} the second "
-        f"time), {share:.1%} of the measured peak, {flops / took / NOMINAL_FLOPS:.1%} of the nominal",
+        f"{backend.scorer}: {tokens / took:,.0f} tokens/s, {pairs / took:,.1f} pairs/s ({pairs / again:,.1f} the "
+        f"second time), {share:.1%} of the measured peak, {flops / took / NOMINAL_FLOPS:.1%} of the nominal",
         **{f"pairs_s, {backend.scorer}": pairs / took},
     )
     return pairs / took, share
@@ -69,7 +69,7 @@ def sampling(bench: Bench) -> None:
     """Tokens a second for few and for many prompts: the first call, which may capture a graph, and those after it."""
     lm = random_llama(bench, "7b")
     backend = backend_of(bench, lm)
-    units = read_units(bench.inputs, lm.model.config.vocab_size, UNIT_GROUPS)
+    units = bench.units(lm.model.config.vocab_size, UNIT_GROUPS)
     prefixes = [group["prefixes"][0] for unit in units for group in unit]
     for count in (8, 32, 128) if not bench.toy else (2, 3):
         chosen = (prefixes * (1 + count // len(prefixes)))[:count]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from benchmarks.gpu_bench import Bench, backend_of, random_bert, random_llama
-from benchmarks.gpu_inputs import UNIT_GROUPS, prompts_of, read_passages, read_units
+from benchmarks.gpu_inputs import UNIT_GROUPS, prompts_of, read_passages
 from benchmarks.gpu_labelling import PROFILED_LAYERS
 from benchmarks.gpu_training import job_of
 from embedder.models.encoder import encode_prompted, load_encoder
@@ -25,7 +25,7 @@ def memory(bench: Bench) -> None:
     """Each kind of work with room enough, with little memory, and with little once more."""
     lm = random_llama(bench, "7b", num_hidden_layers=bench.size(PROFILED_LAYERS, 2))
     backend = backend_of(bench, lm)
-    unit = read_units(bench.inputs, lm.model.config.vocab_size, bench.size(UNIT_GROUPS, 1))[0]
+    unit = bench.units(lm.model.config.vocab_size, bench.size(UNIT_GROUPS, 1))[0]
     in_short_memory(bench, "labelling", partial(backend.score, prompts_of(unit)))
     del backend, lm
     bench.forget()

@@ -55,7 +55,9 @@ def open_bench(inputs: Path, scratch: Path, *, toy: bool = False, seconds: float
     figures = Figures(scratch / "figures.json")
     if not has_gpu:
         torch.compiler.set_stance("force_eager")
-    return Bench(inputs, scratch, figures, resolve_device(float(has_gpu)), toy or not has_gpu, time.monotonic() + seconds)
+    return Bench(
+        inputs, scratch, figures, resolve_device(float(has_gpu)), toy or not has_gpu, time.monotonic() + seconds
+    )
 
 
 def card(device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import copy
 import torch
 
 from benchmarks.gpu_bench import Bench, backend_of, format_name, other_scorer, random_bert, random_llama
-from benchmarks.gpu_inputs import prompts_of, read_passages, read_units
+from benchmarks.gpu_inputs import prompts_of, read_passages
 from benchmarks.labelling_baselines import exact_scores
 from embedder.config.run import SEQUENTIAL
 from embedder.labelling.backends import LlmBackend
@@ -31,7 +31,7 @@ SAMPLING = Sampling(num_samples=4, max_tokens=8, temperature=1.0, top_k=50)
 
 def right(bench: Bench) -> None:
     """The LLM with shared and with own keys, in both formats, then the encoder; fails if something is not right."""
-    prompts = prompts_of(read_units(bench.inputs, VOCABULARY, 1)[0])[: bench.size(9, 3)]
+    prompts = prompts_of(bench.units(VOCABULARY, 1)[0])[: bench.size(9, 3)]
     for name, dtype in CASES:
         llm_rows(bench, name, dtype, prompts)
     vector_rows(bench, read_passages(bench.inputs, bench.size(256, 8)))
@@ -88,5 +88,5 @@ def vector_rows(bench: Bench, texts: list[str]) -> None:
 
 def off_by(scores: list[list[float]], exact: list[list[float]]) -> float:
     """The greatest distance of a score."""
-    pairs = zip(sum(scores, []), sum(exact, []), strict=True)
-    return max(abs(one - other) for one, other in pairs)
+    rows = zip(scores, exact, strict=True)
+    return max(abs(one - other) for row, true in rows for one, other in zip(row, true, strict=True))
