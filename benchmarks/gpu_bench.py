@@ -155,9 +155,8 @@ def profiled(bench: Bench, name: str, function: Callable[[], object]) -> None:
     count = 0
     for event in profile.key_averages():
         if event.device_type == kind:
-            spent[kernel_kind(event.key)] += (
-                event.self_device_time_total if on_gpu else event.self_cpu_time_total
-            ) / 1e6
+            microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            spent[kernel_kind(event.key)] += microseconds / 1e6
             count += event.count
     busy = sum(spent.values())
     shares = {part: seconds / busy if busy else 0.0 for part, seconds in spent.items()}

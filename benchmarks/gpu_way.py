@@ -48,8 +48,8 @@ def way(bench: Bench) -> None:
     stages_s, served_s = took.values()
     outside_s = stages_s - sum(report.seconds for report in reports if report.stage != "serve")
     bench.figures.row(
-        f"all stages {stages_s:.1f} s, of which {outside_s:.1f} s of start, imports and checks; the service, started and "
-        f"asked, {served_s:.1f} s",
+        f"all stages {stages_s:.1f} s, of which {outside_s:.1f} s of start, imports and checks; the service, started "
+        f"and asked, {served_s:.1f} s",
         stages_s=stages_s,
         outside_s=outside_s,
         served_s=served_s,

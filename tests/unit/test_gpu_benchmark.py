@@ -86,11 +86,9 @@ def test_gpu_benchmark_goes_on_after_a_part_that_fails(capfd, tmp_path, inputs):
 
 
 def test_gpu_benchmark_ends_a_part_that_stands_still(capsys, tmp_path):
-    standing = "import time; print('  a row', flush=True); time.sleep(99)"
+    words = [sys.executable, "-c", "import time; print('  a row', flush=True); time.sleep(99)"]
     with (tmp_path / "table.txt").open("wb") as table:
-        process = subprocess.Popen(
-            [sys.executable, "-c", standing], stdin=subprocess.PIPE, stdout=table, start_new_session=True
-        )
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=table, start_new_session=True)
     (tmp_path / "figures.json").write_text('{"row": 1}', encoding="utf-8")
     turn = gpu.Turn("right", tmp_path, process)
     began = time.monotonic()
