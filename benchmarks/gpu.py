@@ -51,6 +51,7 @@ CARD = ("device", "driver", "cores", "python", "versions")
 """What every part tells of the machine."""
 TOLD_LINES = 12
 """Of the errors of a part that failed."""
+PART_COMMAND = [sys.executable, "-m", "benchmarks.gpu_part"]
 GRACE_S = 5.0
 """Seconds that a part has to end in once it is told to."""
 
@@ -112,7 +113,7 @@ def _show(written: bytes) -> None:
 def start(name: str, inputs: Path, folder: Path, *, toy: bool) -> Turn:
     """Start the process of a part, which imports what it needs and waits."""
     folder.mkdir(parents=True)
-    words = [sys.executable, "-m", "benchmarks.gpu_part", name, str(inputs.absolute()), str(folder), *["toy"] * toy]
+    words = [*PART_COMMAND, name, str(inputs.absolute()), str(folder), *["toy"] * toy]
     with (folder / "table.txt").open("wb") as table, (folder / "errors.txt").open("wb") as errors:
         process = subprocess.Popen(
             words, cwd=ROOT, stdin=subprocess.PIPE, stdout=table, stderr=errors, start_new_session=True

@@ -85,7 +85,7 @@ class Bench:
 
     def units(self, vocabulary: int, groups: int) -> list[Unit]:
         """The units, of so many groups at most."""
-        return read_units(self.inputs, vocabulary, groups, self.size(LONGEST_PREFIX, 48))
+        return read_units(self.inputs, vocabulary, groups, self.size(LONGEST_PREFIX, 192))
 
     def seconds_left(self) -> float | None:
         """Until the part has to be done; null: it has as long as it takes."""

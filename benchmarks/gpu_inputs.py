@@ -104,11 +104,12 @@ class _Recorded:
 def read_units(folder: Path, vocabulary: int, groups: int, most_tokens: int = LONGEST_PREFIX) -> list[Unit]:
     """The units, cut to so many groups; token ids are folded into a vocabulary that the data was not tokenised for.
 
-    Of a prefix with more than `most_tokens` the beginning and the end are kept, which are shared and its own.
+    Of a prefix with more than `most_tokens` a beginning is kept, which is shared, and an end, in which the candidate is.
     """
 
     def folded(ids: Sequence[int]) -> tuple[int, ...]:
-        kept = ids if len(ids) <= most_tokens else [*ids[: most_tokens // 2], *ids[-(most_tokens // 2) :]]
+        first = most_tokens // 6
+        kept = ids if len(ids) <= most_tokens else [*ids[:first], *ids[first - most_tokens :]]
         return tuple(3 + token % (vocabulary - 3) for token in kept)
 
     return [

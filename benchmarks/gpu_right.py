@@ -42,7 +42,8 @@ def right(bench: Bench) -> None:
 def llm_rows(bench: Bench, name: str, dtype: torch.dtype, prompts: list[PackedPrompt]) -> None:
     """How far the chosen scorer and plain scoring are from float64, and whether samples are those of plain sampling."""
     heads = KEY_HEADS[name]
-    lm = random_llama(bench, name, dtype, **SMALL, num_key_value_heads=heads, vocab_size=VOCABULARY)
+    shape = {"num_key_value_heads": heads, "vocab_size": VOCABULARY} | ({} if bench.toy else SMALL)
+    lm = random_llama(bench, name, dtype, **shape)
     exact = exact_scores(copy.deepcopy(lm.model).to("cpu", torch.float64), prompts)
     prefixes, seeds = [prompt.prefix for prompt in prompts[:4]], list(range(len(prompts[:4])))
     # Before a backend is chosen, which may replace the model's attention.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -71,15 +70,22 @@ def test_gpu_part_runs_at_toy_size(capsys, tmp_path, inputs, uncompiled, one_thr
     assert "WRONG" not in capsys.readouterr().out
 
 
-def test_gpu_benchmark_goes_on_after_a_part_that_fails(capfd, tmp_path, inputs):
-    broken = shutil.copytree(inputs, tmp_path / "inputs")
-    (broken / gpu_inputs.UNITS).write_bytes(b"no gzip file")
+def test_gpu_benchmark_goes_on_after_a_part_that_fails(capfd, tmp_path, inputs, monkeypatch):
+    start = gpu.start
+
+    def start_or_break(name: str, *given: Path, toy: bool) -> gpu.Turn:
+        with monkeypatch.context() as changed:
+            if name == "right":
+                changed.setattr(gpu, "PART_COMMAND", [sys.executable, "-c", "raise ValueError('broken')"])
+            return start(name, *given, toy=toy)
+
+    monkeypatch.setattr(gpu, "start", start_or_break)
     file = tmp_path / "gpu.json"
-    options = ["--inputs", str(broken), "--json", str(file), "--part", "right", "--part", "ceilings"]
+    options = ["--inputs", str(inputs), "--json", str(file), "--part", "right", "--part", "ceilings"]
     assert gpu.main([*options, "--commit", "abc"]) == 1
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["commit"] == "abc" and found["device"].startswith("none") and "torch" in found["versions"]
-    assert "BadGzipFile" in found["parts"]["right"]["error"]
+    assert "ValueError: broken" in found["parts"]["right"]["error"]
     assert found["parts"]["ceilings"]["error"] is None and found["parts"]["ceilings"]["bfloat16_tflops"] > 0
     shown = capfd.readouterr().out
     assert shown.index("FAILED") < shown.index("products in bfloat16")
