@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig
 
@@ -148,13 +147,13 @@ def format_name(dtype: torch.dtype) -> str:
 def profiled(bench: Bench, name: str, function: Callable[[], object]) -> None:
     """A row on where the device's time goes: its kernels, the share of the time in which it works, and on what."""
     on_gpu = bench.device.type == "cuda"
-    activity, kind = (ProfilerActivity.CUDA, DeviceType.CUDA) if on_gpu else (ProfilerActivity.CPU, DeviceType.CPU)
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as profile:
         took = bench.seconds(function)
     spent: dict[str, float] = dict.fromkeys((*KERNELS, OTHERS), 0.0)
     count = 0
     for event in profile.key_averages():
-        if event.device_type == kind:
+        if event.device_type.name == activity.name:
             microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             spent[kernel_kind(event.key)] += microseconds / 1e6
             count += event.count
@@ -183,7 +182,7 @@ def random_llama(bench: Bench, name: str, dtype: torch.dtype = torch.bfloat16, *
     torch.manual_seed(0)
     with torch.device(bench.device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    return CausalLm(model.eval(), None)  # type: ignore[arg-type]
+    return CausalLm(model.eval(), None)
 
 
 def backend_of(bench: Bench, lm: CausalLm, scorer: Literal["auto"] | TreeScorer = "auto") -> LlmBackend:

@@ -68,7 +68,7 @@ def written_corpus(bench: Bench, name: str, texts: list[str]) -> Paths:
 def ours(bench: Bench, config: EncoderConfig, paths: Paths, *, compiled: bool = False) -> tuple[VectorStore, float]:
     """What the actor has committed, and how many texts a second it took from Parquet to there."""
     name = f"{config.dtype}{'-compiled' if compiled else ''}"
-    store = VectorStore(paths.work / f"vectors-{name}", {"qa": BUILTIN_TASKS["qa"]})
+    store = VectorStore(paths.mounted / f"vectors-{name}", {"qa": BUILTIN_TASKS["qa"]})
     actor = EncodeBlocks(config, store, float(bench.device.type == "cuda"), compiled)
     encode_all(actor, paths, store)
     shutil.rmtree(store.folder)  # that was to warm up

@@ -104,7 +104,7 @@ class _Recorded:
 def read_units(folder: Path, vocabulary: int, groups: int, most_tokens: int = LONGEST_PREFIX) -> list[Unit]:
     """The units, cut to so many groups; token ids are folded into a vocabulary that the data was not tokenised for.
 
-    Of a prefix with more than `most_tokens` a beginning is kept, which is shared, and an end, in which the candidate is.
+    Of a prefix with more than `most_tokens` a beginning is kept, which others share, and an end with the candidate.
     """
 
     def folded(ids: Sequence[int]) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ import torch
 from benchmarks.gpu_bench import LONGEST_OUTPUT, Bench, backend_of, other_scorer, profiled, random_llama
 from benchmarks.gpu_inputs import CANDIDATES, UNIT_GROUPS, Unit, prompts_of
 from embedder.labelling.backends import LlmBackend
-from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.sampling import Sampling
 
 NOMINAL_FLOPS = 989e12
@@ -24,7 +23,7 @@ SAMPLES, STEPS = 10, 16
 def scoring(name: str, bench: Bench) -> None:
     """Pairs a second of one LLM, by the scorer that the labeller chooses and by the other one."""
     lm = random_llama(bench, name)
-    units = bench.units(lm.model.config.vocab_size, bench.size(UNIT_GROUPS, 2))
+    units = bench.units(lm.model.config.vocab_size, bench.size(UNIT_GROUPS, 1))
     began = time.perf_counter()
     backend = backend_of(bench, lm)
     backend.score(prompts_of(units[0]))
@@ -52,9 +51,9 @@ def score_row(bench: Bench, backend: LlmBackend, unit: Unit) -> tuple[float, flo
     The unit is seen for the first time, as every unit of a labelling is.
     """
     prompts, pairs = prompts_of(unit), CANDIDATES * len(unit)
-    backend.work = ModelWork(backend.work.size)
+    tokens, flops = -backend.work.tokens, -backend.work.flops
     took = bench.seconds(partial(backend.score, prompts))
-    tokens, flops = backend.work.tokens, backend.work.flops
+    tokens, flops = tokens + backend.work.tokens, flops + backend.work.flops
     share = flops / took / bench.peak_flops
     again = bench.seconds(partial(backend.score, prompts))
     bench.figures.row(
