@@ -65,11 +65,11 @@ class PaddedLoop:
         self._adam.zero_grad()
 
 
-def peer_model(job: TrainingJob) -> SentenceTransformer:
+def peer_model(job: TrainingJob, device: str = "cpu") -> SentenceTransformer:
     """The same encoder as sentence-transformers loads it, without dropout."""
     backbone = Transformer(str(locate_model(job.encoder.model)), max_seq_length=job.encoder.max_tokens)
-    pooling = Pooling(backbone.get_embedding_dimension(), "mean")
-    model = SentenceTransformer(modules=[backbone, pooling, Normalize()], device="cpu")
+    pooling = Pooling(backbone.get_embedding_dimension(), job.encoder.pooling)
+    model = SentenceTransformer(modules=[backbone, pooling, Normalize()], device=device)
     set_dropout(model, 0.0)
     return model
 
@@ -107,6 +107,8 @@ class _Turns(TrainerCallback):
         self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ANN401
+        if not args.use_cpu:
+            torch.cuda.synchronize()  # a GPU has only been told what to do
         self._turn(state.global_step - 1, time.perf_counter() - self._began)
         self._began = time.perf_counter()
 
@@ -123,14 +125,23 @@ def no_process_group() -> Iterator[None]:
         yield
 
 
-def train_peer(job: TrainingJob, batches: Sequence[Batch], turn: Callable[[int, float], None]) -> None:
-    """Make the steps with sentence-transformers' trainer; `turn(step, seconds)` is called after each."""
-    model = peer_model(job)
+def train_peer(
+    job: TrainingJob,
+    batches: Sequence[Batch],
+    turn: Callable[[int, float], None],
+    device: str = "cpu",
+    loaders: int = 0,
+) -> None:
+    """Make the steps with sentence-transformers' trainer; `turn(step, seconds)` is called after each.
+
+    `loaders`: processes that read and tokenise ahead; 0: it does so itself between two steps.
+    """
+    model = peer_model(job, device)
     with tempfile.TemporaryDirectory() as folder:
         with no_process_group():
             trainer = SentenceTransformerTrainer(
                 model=model,
-                args=peer_settings(job.config, folder),
+                args=peer_settings(job.config, folder, device, loaders),
                 train_dataset=Dataset.from_dict(peer_columns(job, batches)),
                 loss=peer_loss(model, job, batches[0].tasks[0]),
                 callbacks=[_Turns(turn)],
@@ -140,7 +151,9 @@ def train_peer(job: TrainingJob, batches: Sequence[Batch], turn: Callable[[int, 
         trainer.train()
 
 
-def peer_settings(config: TrainConfig, folder: str) -> SentenceTransformerTrainingArguments:
+def peer_settings(
+    config: TrainConfig, folder: str, device: str = "cpu", loaders: int = 0
+) -> SentenceTransformerTrainingArguments:
     """Its settings: those of ours, one process, nothing written."""
     return SentenceTransformerTrainingArguments(
         output_dir=folder,
@@ -151,7 +164,9 @@ def peer_settings(config: TrainConfig, folder: str) -> SentenceTransformerTraini
         warmup_steps=config.warmup_share,
         max_grad_norm=config.gradient_clip,
         batch_sampler=_in_order,
-        use_cpu=True,
+        use_cpu=device == "cpu",
+        bf16=config.precision == "bfloat16",
+        dataloader_num_workers=loaders,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
