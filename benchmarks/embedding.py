@@ -180,7 +180,7 @@ def ray_part(bench: Bench) -> Found:
             began = time.time()
             timed = ray.data.from_arrow(cut_blocks(table, ACTORS)).map_batches(
                 TimedBlocks,
-                fn_constructor_args=(bench.config, VectorStore(Path(folder), {})),
+                fn_constructor_args=(bench.config, VectorStore(Path(folder), {}), 0.0),
                 batch_size=1,
                 batch_format="pyarrow",
                 **actor_pool(ACTORS, 0),
