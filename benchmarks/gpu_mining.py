@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from embedder.mining.device_search import DeviceSearch
 from torch import Tensor
 
 from benchmarks.gpu_bench import Bench, profiled
 from embedder.config.mine import MineConfig
 from embedder.index.exact import Ranked
+from embedder.mining.device_search import DeviceSearch
 
 WIDTH = 768
 SUBJECTS = 4096
