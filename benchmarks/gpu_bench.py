@@ -17,8 +17,9 @@ from torch.profiler import ProfilerActivity
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig
 
 from benchmarks.gpu_inputs import LONGEST_PREFIX, TOKENIZER, Unit, read_units
-from embedder.config.run import CHUNKED, FLEX, EncoderConfig, LlmConfig, TreeScorer
+from embedder.config.run import CHUNKED, FLEX, SEQUENTIAL, EncoderConfig, LlmConfig, Scorer, TreeScorer
 from embedder.labelling.backends import LlmBackend, choose_backend
+from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import CausalLm
 from embedder.storage.json_file import write_json
 
@@ -198,9 +199,14 @@ def backend_of(bench: Bench, lm: CausalLm, scorer: Literal["auto"] | TreeScorer 
     return choose_backend(lm, config, LONGEST_OUTPUT)
 
 
+def scorer_of(backend: LlmBackend) -> Scorer:
+    """How a backend scores."""
+    return backend.scorer if isinstance(backend, TreeBackend) else SEQUENTIAL
+
+
 def other_scorer(bench: Bench, chosen: LlmBackend) -> TreeScorer | None:
     """The way to read trees that was not chosen: the fall-back of a GPU without a compiler; flex in a toy."""
-    if chosen.scorer == FLEX:
+    if scorer_of(chosen) == FLEX:
         return CHUNKED
     return FLEX if bench.toy else None
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu_bench import LONGEST_OUTPUT, Bench, backend_of, other_scorer, profiled, random_llama
+from benchmarks.gpu_bench import LONGEST_OUTPUT, Bench, backend_of, other_scorer, profiled, random_llama, scorer_of
 from benchmarks.gpu_inputs import CANDIDATES, UNIT_GROUPS, Unit, prompts_of
 from embedder.labelling.backends import LlmBackend
 from embedder.labelling.sampling import Sampling
@@ -29,9 +29,9 @@ def scoring(name: str, bench: Bench) -> None:
     backend.score(prompts_of(units[0]))
     bench.sync()
     warm_up = time.perf_counter() - began
-    bench.figures.row(f"{backend.scorer}: {warm_up:.0f} s to be tried, compiled and warm", warm_up_s=warm_up)
+    bench.figures.row(f"{scorer_of(backend)}: {warm_up:.0f} s to be tried, compiled and warm", warm_up_s=warm_up)
     pairs, share = score_row(bench, backend, units[-1])
-    quoted = {f"label_{name}_pairs_s": pairs, f"label_{name}_share": share, "scorer": backend.scorer}
+    quoted = {f"label_{name}_pairs_s": pairs, f"label_{name}_share": share, "scorer": scorer_of(backend)}
     bench.figures.row(f"peak memory {bench.gigabytes():.1f} GB", **quoted)
     if other := other_scorer(bench, backend):
         # What was compiled for the one scorer is not for the other.
@@ -57,9 +57,9 @@ def score_row(bench: Bench, backend: LlmBackend, unit: Unit) -> tuple[float, flo
     share = flops / took / bench.peak_flops
     again = bench.seconds(partial(backend.score, prompts))
     bench.figures.row(
-        f"{backend.scorer}: {tokens / took:,.0f} tokens/s, {pairs / took:,.1f} pairs/s ({pairs / again:,.1f} the "
+        f"{scorer_of(backend)}: {tokens / took:,.0f} tokens/s, {pairs / took:,.1f} pairs/s ({pairs / again:,.1f} the "
         f"second time), {share:.1%} of the measured peak, {flops / took / NOMINAL_FLOPS:.1%} of the nominal",
-        **{f"pairs_s, {backend.scorer}": pairs / took},
+        **{f"pairs_s, {scorer_of(backend)}": pairs / took},
     )
     return pairs / took, share
 

@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from benchmarks.gpu_bench import Bench, backend_of, format_name, other_scorer, random_bert, random_llama
+from benchmarks.gpu_bench import Bench, backend_of, format_name, other_scorer, random_bert, random_llama, scorer_of
 from benchmarks.gpu_inputs import prompts_of, read_passages
 from benchmarks.labelling_baselines import exact_scores
 from embedder.config.run import SEQUENTIAL
@@ -71,9 +71,9 @@ def scores_row(
     """How far a scorer is from float64, and whether it repeats bit for bit."""
     scores = backend.score(prompts)
     off, repeats = off_by(scores, exact), backend.score(prompts) == scores
-    fits = off <= MOST_NATS[backend.lm.model.dtype] and repeats and backend.scorer != SEQUENTIAL
+    fits = off <= MOST_NATS[backend.lm.model.dtype] and repeats and scorer_of(backend) != SEQUENTIAL
     told = f"{off:.1e} nats, {'repeats bit for bit' if repeats else 'does not repeat'}"
-    bench.figures.check(f"scores, {kind}, {backend.scorer}", is_right=fits, told=told)
+    bench.figures.check(f"scores, {kind}, {scorer_of(backend)}", is_right=fits, told=told)
 
 
 def vector_rows(bench: Bench, texts: list[str]) -> None:
