@@ -19,8 +19,8 @@ from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
 from embedder.labelling.tree_attention import ATTENTION
 from embedder.labelling.tree_backend import TreeBackend
-from embedder.labelling.tree_flex import lacking_compiler
 from embedder.models.causal_lm import CausalLm
+from embedder.models.compiled import lacking_compiler
 
 LOG = logging.getLogger(__name__)
 

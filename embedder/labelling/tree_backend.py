@@ -31,10 +31,11 @@ from embedder.labelling.prefix_tree import (
 )
 from embedder.labelling.sampling import Sampling, sample_outputs
 from embedder.labelling.tree_attention import ChunkLayout, cuda_layout, plan_attention
-from embedder.labelling.tree_flex import sent
 from embedder.models.causal_lm import CausalLm
+from embedder.models.compiled import compile_layers
 from embedder.models.memory import BatchLimit, halving_on_memory_error
 from embedder.models.onednn import PackedLinear, pack_weight, packed_linear
+from embedder.models.transfer import sent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -71,7 +72,7 @@ class TreeBackend:
         self.sampler = graph_sampler(lm)
         """None on a CPU."""
         if scorer == FLEX:
-            tree_flex.compile_layers(lm.model)
+            compile_layers(lm.model.base_model)
 
     @property
     def way(self) -> str:

@@ -6,10 +6,7 @@ below k. T tokens of the row, padded to whole blocks; N blocks of `BLOCK` tokens
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -17,32 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from embedder.labelling.prefix_tree import PrefixTree
+from embedder.models.transfer import sent
 
 BLOCK = 128
 """Tokens of a block, of which the kernel passes over those that are hidden."""
 LEAST_BLOCKS = 2
 """A row of one block would be compiled for once more, since a dimension of 1 is a constant to the compiler."""
-
-
-def lacking_compiler() -> str | None:
-    """What is missing of that which compiles flex attention for a GPU; None: nothing."""
-    if find_spec("triton") is None:
-        return "Triton"
-    # As Triton looks for it, which compiles the launchers of its kernels.
-    if not os.environ.get("CC") and shutil.which("gcc") is None and shutil.which("clang") is None:
-        return "a C compiler (gcc)"
-    return None
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """Compile the layers of a decoder, so that norms, rotations and activations become a few kernels."""
-    for module in model.base_model.modules():
-        # The base class of the layers of transformers' models. Lengths are dynamic, since each tree has another one.
-        if isinstance(module, GradientCheckpointingLayer):
-            module.compile(dynamic=True)
 
 
 def read_tree(model: PreTrainedModel, tree: PrefixTree, device: torch.device) -> Tensor:
@@ -95,9 +74,3 @@ def _block_lists(seen_NN: NDArray[np.bool_], device: torch.device) -> tuple[Tens
     """How many blocks of keys each block of queries sees, (1, 1, N), and which, these first, (1, 1, N, N)."""
     order_NN = np.argsort(~seen_NN, axis=1, kind="stable").astype(np.int32)
     return sent(seen_NN.sum(1, dtype=np.int32)[None, None], device), sent(order_NN[None, None], device)
-
-
-def sent(values: object, device: torch.device) -> Tensor:
-    """Numbers on a device, without waiting until a GPU has them."""
-    made = torch.as_tensor(values)
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)

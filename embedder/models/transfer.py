@@ -16,6 +16,11 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
+def sent(values: object, device: torch.device) -> Tensor:
+    """The same of numbers that are no tensor yet."""
+    return upload(torch.as_tensor(values), device)
+
+
 def begin_reading(values: Tensor) -> Callable[[], list[float]]:
     """Begin to copy a row of numbers to the host; the call that it returns waits for that copy alone.
 

@@ -10,15 +10,15 @@ from hypothesis import given
 from transformers import Gemma2Config
 
 from embedder.config.run import FLEX, LlmConfig
-from embedder.labelling import tree_flex
 from embedder.labelling.backends import choose_backend
 from embedder.labelling.prefix_tree import build_tree
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
 from embedder.labelling.tree_attention import ATTENTION
 from embedder.labelling.tree_backend import TreeBackend
-from embedder.labelling.tree_flex import BLOCK, interval_mask, lacking_compiler, read_tree, subtree_ends
+from embedder.labelling.tree_flex import BLOCK, interval_mask, read_tree, subtree_ends
 from embedder.models.causal_lm import load_lm
+from embedder.models.compiled import compile_layers
 from tests.unit.judges import exact_model, farthest, many_prompts, plain_scores, quick, random_prompts
 from tests.unit.test_tree_attention import brute_mask
 from tests.unit.tiny_llms import GROUPED, SHARING, save_tiny
@@ -121,7 +121,7 @@ def test_compile_layers_compiles_once_for_trees_of_all_lengths(tmp_path):
 
     torch._dynamo.reset()
     lm.model.set_attn_implementation(ATTENTION)
-    tree_flex.compile_layers(lm.model)
+    compile_layers(lm.model.base_model)
     sizes, compiled = [], []
     with torch.compiler.set_stance("default", force_backend=count), torch.inference_mode():
         for prompts in (3, 30, 90, 60):
@@ -132,15 +132,3 @@ def test_compile_layers_compiles_once_for_trees_of_all_lengths(tmp_path):
     torch._dynamo.reset()
     assert sizes[0] < 2 * BLOCK < sizes[1] < sizes[3] < sizes[2]
     assert compiled[0] == compiled[-1] > 0
-
-
-def test_lacking_compiler_names_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(tree_flex, "find_spec", lambda name: None)
-    assert lacking_compiler() == "Triton"
-    monkeypatch.setattr(tree_flex, "find_spec", lambda name: name)
-    assert lacking_compiler() == "a C compiler (gcc)"
-    compiler = tmp_path / "gcc"
-    compiler.touch(mode=0o755)
-    assert lacking_compiler() is None
