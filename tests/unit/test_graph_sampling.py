@@ -228,6 +228,14 @@ def test_graph_sampler_ends_the_model_has_no_logits_for_are_passed_over(lm):
     assert sample_outputs(lm, PREFIXES, SEEDS, ending, 9999, sampler_of(lm)) == expected
 
 
+def test_graph_sampler_ends_are_those_of_the_batch(lm):
+    sampler = sampler_of(lm, recorded)
+    for sampling in (ENDING, replace(SAMPLING, max_tokens=ENDING.max_tokens)):
+        expected = sample_outputs(lm, PREFIXES, SEEDS, sampling, 9999)
+        assert sample_outputs(lm, PREFIXES, SEEDS, sampling, 9999, sampler) == expected
+    assert len(sampler._batches) == 1
+
+
 @pytest.mark.parametrize("max_tokens", [1, 2, 8])
 def test_graph_sampler_outputs_of_one_token_and_of_a_whole_buffer(lm, max_tokens):
     sampling = replace(SAMPLING, max_tokens=max_tokens)
