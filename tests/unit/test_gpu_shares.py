@@ -25,7 +25,9 @@ def shares(stage, **sections):
 def test_stage_shares_are_those_of_the_processes_that_hold_a_model():
     assert shares("prepare") == {}
     assert shares("mine") == shares("index") == shares("evaluate") == {"encoder.gpus_per_actor": 1.0}
-    asking = shares("evaluate", evaluate={"llm_queries": 5, "gpus_per_actor": 2})
+    asking = shares(
+        "evaluate", evaluate={"llm_queries": 5, "gpus_per_actor": 2}, llm={"model": "/llm", "device_map": "auto"}
+    )
     assert asking == {"encoder.gpus_per_actor": 1.0, "evaluate.gpus_per_actor": 2.0}
     assert shares("train") == {"train.gpus_per_worker": 0.0}
     assert shares("serve", serve={"gpus_per_replica": 0.5}) == {"serve.gpus_per_replica": 0.5}
