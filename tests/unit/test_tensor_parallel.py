@@ -126,7 +126,7 @@ def identity(lm):
 
 class Process:
     def number(self):
-        print(os.getpid(), flush=True)
+        os.write(1, b"%d\\n" % os.getpid())  # One call, because two processes write.
     def die(self):
         if {death!r} == "follower" and os.getpid() != leader:
             os._exit(3)
