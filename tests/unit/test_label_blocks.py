@@ -8,15 +8,19 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from embedder.config.load import load_run
+from embedder.config.run import CHUNKED
 from embedder.data.records import GROUP, group_id, write_table
+from embedder.labelling.labeller import RewardLabeller
 from ray_jobs.cluster.blocks import BlockCost
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling import actors
 from ray_jobs.labelling.block_plan import survey
 from ray_jobs.labelling.provenance import LabelPools, read_devices
 from ray_jobs.labelling.rounding_sample import score_exactly
+from tests.unit.tiny_llms import SEQUENTIAL, save_tiny
 
 NO_POOLS = LabelPools({}, {})
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "runs", "Paris", "capital"]
@@ -163,10 +167,27 @@ def test_score_exactly_tells_what_bfloat16_changed_and_nothing_of_float32(config
 
 
 def test_score_exactly_of_an_llm_that_is_too_large_says_so(config, monkeypatch):
-    def fail(*_):
-        raise torch.OutOfMemoryError("pretended")
-
     write(config, groups_of("qa", 2))
     label(config)
-    monkeypatch.setattr("ray_jobs.labelling.rounding_sample.load_lm", fail)
-    assert "more memory than there is" in score_exactly(config, NO_POOLS, list(rows_of(config).values()))
+    sample = list(rows_of(config).values())
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("pretended")
+
+    monkeypatch.setattr(RewardLabeller, "rescore", fail)
+    assert "needs more memory than there is" in score_exactly(config, NO_POOLS, sample)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    assert "was not measured: model folder" in (told := score_exactly(config, NO_POOLS, sample))
+    assert "does not fit into memory (pretended)" in told
+
+
+def test_score_exactly_keeps_the_scorer_that_the_user_had_to_name(config, tmp_path):
+    """With another one the trial of this LLM fails, which on a GPU is an error."""
+    folder = save_tiny(SEQUENTIAL["cohere, scaled logits"], tmp_path)
+    changes = {"model": str(folder), "scorer": CHUNKED, "dtype": "bfloat16"}
+    chunked = config.model_copy(update={"llm": config.llm.model_copy(update=changes)})
+    write(config, groups_of("qa", 2))
+    label(config)
+    sample = list(rows_of(config).values())
+    told = score_exactly(chunked, NO_POOLS, sample)
+    assert told.startswith("what bfloat16 changes was not measured: llm.model") and "by 'chunked tree' on cpu" in told
