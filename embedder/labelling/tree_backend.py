@@ -85,7 +85,7 @@ class TreeBackend:
 
     @property
     def limits(self) -> list[BatchLimit]:
-        """Of scoring and, on a GPU, of sampling."""
+        """The limits of scoring and, on a GPU, of sampling."""
         return [self.limit] if self.sampler is None else [self.limit, self.sampler.limit]
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn, TypeVar
@@ -73,7 +74,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a follower says of a call."""
+    """The answer of a follower to a call."""
 
     failure: str | None
     taken: threading.Event = field(default_factory=threading.Event)
@@ -99,7 +100,7 @@ class Followers:
         self._over = False
         # Spawned, because CUDA cannot be used in a fork of a process that uses it.
         context = multiprocessing.get_context("spawn")
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._processes: list[BaseProcess] = []
         for number in range(1, size):
             ours, theirs = context.Pipe()
             rank = replace(self.rank, number=number)

@@ -107,29 +107,25 @@ LAYERS = 10
 
 def test_compile_layers_compiles_once_for_all_layers_and_trees_of_all_lengths(tmp_path):
     """A new test function for each batch, and lengths of two blocks and more, are no reason to compile again."""
+    deep = MistralConfig(**{**GROUPED, "num_hidden_layers": LAYERS}, sliding_window=None)
+    lm, _, _ = loaded(deep, tmp_path)
+    graphs = []
 
-    def graphs_of(layers):
-        deep = MistralConfig(**{**GROUPED, "num_hidden_layers": layers}, sliding_window=None)
-        lm, _, _ = loaded(deep, tmp_path / str(layers))
-        graphs = []
+    def count(module, inputs):
+        graphs.append(module)
+        return module.forward
 
-        def count(module, inputs):
-            graphs.append(module)
-            return module.forward
-
-        torch._dynamo.reset()
-        lm.model.set_attn_implementation(ATTENTION)
-        compile_layers(lm.model.base_model)
-        sizes, compiled = [], []
-        with torch.compiler.set_stance("default", force_backend=count), torch.inference_mode():
-            for prompts in (3, 30, 90, 60):
-                tree = build_tree(random_prompts(prompts, seed=prompts))
-                sizes.append(len(tree.tokens))
-                assert read_tree(lm.model, tree, CPU).shape == (len(tree.tokens), 32)
-                compiled.append(len(graphs))
-        torch._dynamo.reset()
-        assert sizes[0] < 2 * BLOCK < sizes[1] < sizes[3] < sizes[2]
-        return compiled
-
-    few, many = graphs_of(2), graphs_of(LAYERS)
-    assert few == many and many[0] == many[-1] > 0
+    torch._dynamo.reset()
+    lm.model.set_attn_implementation(ATTENTION)
+    compile_layers(lm.model.base_model)
+    sizes, compiled = [], []
+    with torch.compiler.set_stance("default", force_backend=count), torch.inference_mode():
+        for prompts in (3, 30, 45, 38):
+            tree = build_tree(random_prompts(prompts, seed=prompts))
+            sizes.append(len(tree.tokens))
+            assert read_tree(lm.model, tree, CPU).shape == (len(tree.tokens), 32)
+            compiled.append(len(graphs))
+    torch._dynamo.reset()
+    assert sizes[0] < 2 * BLOCK < sizes[1] < sizes[3] < sizes[2]
+    # Of the first layer alone: the others are run by its graph.
+    assert compiled == [1, 1, 1, 1]
