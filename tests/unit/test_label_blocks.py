@@ -152,7 +152,6 @@ def test_label_blocks_note_what_scored_them(config):
 
 
 def test_label_blocks_tell_the_batches_that_memory_cut(config):
-    write(config, groups_of("qa", 1))
     actor = actors.LabelBlocks(config, NO_POOLS, "print")
     actor.labeller.backend.limit.lower(512)
     assert [(limit.work, limit.most) for limit in actor.limits()] == [("scoring", 256)]
