@@ -300,7 +300,8 @@ def test_graph_sampler_is_for_an_llm_on_one_gpu(monkeypatch, devices, parts, mad
 def test_buffered_batch_steps_read_nothing_from_the_memory_of_the_host(name):
     """On a GPU they would wait for such a copy. Tensors without contents stand for those of a GPU here."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(SHARING[name]).eval()
+        # The product of experts on a GPU is one of bfloat16.
+        model = AutoModelForCausalLM.from_config(SHARING[name]).bfloat16().eval()
     model.set_attn_implementation(ATTENTION)
     lm = SimpleNamespace(model=model, device=torch.device("meta"))
     ones, vocabulary = read_one_token(lm)
