@@ -58,9 +58,9 @@ class EncoderConfig(Section):
     131,072."""
     dtype: EncodingDtype = "float32"
     """Number format of encoding; training has its own (`train.precision`). `bfloat16` is for GPUs from the A100 and the
-    GeForce 30 series on, and holds the weights in it too. `int8` is for CPUs:
-    about twice as fast; each vector moves a little, also with the other texts of its batch. A mean cosine of at least
-    0.99 to the exact vectors is checked at load."""
+    GeForce 30 series on, and holds the weights in it too. `int8` is for CPUs: about twice as fast; each vector moves a
+    little, also with the other texts of its batch. A mean cosine of at least 0.99 to the exact vectors is checked at
+    load."""
     num_actors: int = Field(default=2, ge=1)
     """Actors that encode side by side, in every job that encodes: `mine`, `index` and `evaluate`."""
     gpus_per_actor: float = Field(default=0, ge=0)
@@ -84,8 +84,9 @@ class LlmConfig(Section):
     """`auto` divides each layer over all GPUs of an actor, for an LLM that is larger than one of them."""
     scorer: Literal["auto", "flex", "chunked tree", "one sequence at a time"] = "auto"
     """How the LLM scores outputs. `auto`: by `flex` attention in bfloat16 on a GPU with a compiler, else as a `chunked
-    tree`; `one sequence at a time` where the LLM has windows shorter than the prompts, or on a CPU fails the trial at
-    the start. On a GPU, and for a scorer that is named, a trial that fails is an error. Last digits differ."""
+    tree`; `one sequence at a time` where the LLM has windows shorter than the prompts, or attention with soft caps,
+    sinks or biases, or on a CPU fails the trial at the start. On a GPU, and for a scorer that is named, a trial that
+    fails is an error. Last digits differ."""
 
 
 class RunConfig(Section):

@@ -13,14 +13,16 @@ from transformers import PreTrainedConfig
 from embedder.config.run import CHUNKED, FLEX, SEQUENTIAL, LlmConfig, TreeScorer
 from embedder.errors import ConfigError, ModelError
 from embedder.labelling.compute_cost import ModelWork
-from embedder.labelling.divided_backend import DividedBackend
+from embedder.labelling.divided_backend import DividedBackend, OwnBackend
+from embedder.labelling.graph_sampling import read_one_token
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
-from embedder.labelling.tree_attention import ATTENTION
+from embedder.labelling.tree_attention import ATTENTION, FurtherTerms
 from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import CausalLm
-from embedder.models.compiled import lacking_compiler
+from embedder.models.compiled import compiler_errors, lacking_compiler
+from embedder.models.memory import BatchLimit, is_memory_error
 
 LOG = logging.getLogger(__name__)
 
@@ -41,8 +43,12 @@ class LlmBackend(Protocol):
         """What scoring took so far; sampling is not counted."""
 
     @property
-    def way(self) -> str:
+    def how(self) -> str:
         """How outputs are scored, on which the last digits depend: by what, and in batches of what size at most."""
+
+    @property
+    def limits(self) -> Sequence[BatchLimit]:
+        """What it has learnt of the batches that memory has room for."""
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
@@ -71,32 +77,36 @@ def choose_backend(lm: CausalLm, config: LlmConfig, max_output_tokens: int) -> L
         )
     choose = partial(_chosen, config=config, longest=longest)
     backend = choose(lm) if lm.followers is None else DividedBackend(lm, lm.followers, choose)
-    LOG.info("outputs are scored by: %s", backend.way)
+    LOG.info("outputs are scored by: %s", backend.how)
     return backend
 
 
-def _chosen(lm: CausalLm, config: LlmConfig, longest: int) -> TreeBackend | SequentialBackend:
-    named = config.scorer != "auto"
+def _chosen(lm: CausalLm, config: LlmConfig, longest: int) -> OwnBackend:
+    must = config.scorer != "auto"
     scorer = best_scorer(lm) if config.scorer == "auto" else config.scorer
     if scorer == SEQUENTIAL:
         return SequentialBackend(lm)
+    remedy = f"set llm.scorer to {SEQUENTIAL!r}, which is about ten times slower"
     reach = full_attention_length(lm.model.config.get_text_config())
     # A window longer than the trial's prompts would pass the trial, so it is looked up first.
     if reach is not None and reach < longest:
         reason = f"the LLM treats texts of more than {reach} tokens otherwise"
     else:
-        tried = try_tree(lm, config.batch_tokens, scorer)
-        if isinstance(tried, TreeBackend):
-            return tried
-        reason = tried
-        # Ten times slower would be no fall-back for a GPU but a bill: what fails there is told.
-        named = named or lm.device.type == "cuda"
-    if named:
+        try:
+            backend, reason = try_tree(lm, config.batch_tokens, scorer)
+        except FurtherTerms as error:
+            reason = str(error)
+        else:
+            if backend is not None:
+                return backend
+            # Ten times slower would be no fall-back for a GPU but a bill: what fails there is told.
+            must = must or lm.device.type == "cuda"
+            remedy += f", or to {CHUNKED!r}" if scorer == FLEX else ""
+    if must:
         raise ModelError(
-            f"llm.model {config.model!r} cannot be scored by {scorer!r} on {lm.device.type}: {reason}; set llm.scorer "
-            f"to {SEQUENTIAL!r}, which is about ten times slower" + (f", or to {CHUNKED!r}" if scorer == FLEX else "")
+            f"llm.model {config.model!r} cannot be scored by {scorer!r} on {lm.device.type}: {reason}; {remedy}"
         )
-    LOG.warning("%s: outputs are scored one by one", reason)
+    LOG.warning("%s: outputs are scored one by one, about ten times slower", reason)
     return SequentialBackend(lm)
 
 
@@ -111,11 +121,14 @@ def best_scorer(lm: CausalLm) -> TreeScorer:
     return FLEX
 
 
-def try_tree(lm: CausalLm, batch_tokens: int, scorer: TreeScorer) -> TreeBackend | str:
-    """The tree backend if it is right for this LLM; else why it is not.
+def try_tree(lm: CausalLm, batch_tokens: int, scorer: TreeScorer) -> tuple[TreeBackend | None, str]:
+    """The tree backend if it is right for this LLM; else None, and why it is not.
 
     No name of a model tells whether its attention can be replaced or whether it scales its logits. So a few short
     prompts are scored in both ways; if they disagree, the tree is not used.
+
+    Raises:
+        FurtherTerms: the LLM's attention has some, so that no tree is right for it.
     """
     # A row of several blocks, or else the trial would say little of how blocks are passed over.
     trial = [*TRIAL, *LONG_TRIAL] if scorer == FLEX else TRIAL
@@ -124,21 +137,26 @@ def try_tree(lm: CausalLm, batch_tokens: int, scorer: TreeScorer) -> TreeBackend
     before = lm.model.config._attn_implementation
     try:
         lm.model.set_attn_implementation(ATTENTION)
+        # Further terms are refused here, before the layers are compiled, which those of a refused LLM must not be.
+        read_one_token(lm)
         tree = TreeBackend(lm, batch_tokens, scorer)
         apart = _mean_difference(tree.score(trial), expected)
         tree.sample([prompt.prefix for prompt in TRIAL], [0, 1], Sampling(2, 3, 1.0, 50))
-    except torch.OutOfMemoryError:
-        raise  # a RuntimeError, but one that says nothing about the model
-    except (ValueError, TypeError, AttributeError, LookupError, AssertionError, RuntimeError) as error:
+    except FurtherTerms:
+        lm.model.set_attn_implementation(before)
+        raise
+    except compiler_errors() as error:
+        if is_memory_error(error):
+            raise  # it says nothing about the model
         reason = f"the LLM's attention cannot share prefixes ({str(error).partition(chr(10))[0]})"
     else:
         # The comparison is false for NaN, so a model whose scores are no numbers fails the trial.
         if apart <= TOLERANCE.get(lm.model.dtype, 0.2):
             tree.work = ModelWork(tree.work.size)  # the trial is no work that counts
-            return tree
+            return tree, ""
         reason = f"with shared prefixes scores differ by {apart:.3g} nats"
     lm.model.set_attn_implementation(before)
-    return reason
+    return None, reason
 
 
 def full_attention_length(config: PreTrainedConfig) -> int | None:

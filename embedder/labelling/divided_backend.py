@@ -10,6 +10,7 @@ from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
 from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import CausalLm
+from embedder.models.memory import BatchLimit
 from embedder.models.tensor_parallel import Followers
 
 OwnBackend = TreeBackend | SequentialBackend
@@ -23,9 +24,14 @@ class DividedBackend:
         self._number, self.worker = followers.begin(choose, lm)
 
     @property
-    def way(self) -> str:
+    def how(self) -> str:
         """How outputs are scored."""
-        return self.worker.way
+        return self.worker.how
+
+    @property
+    def limits(self) -> Sequence[BatchLimit]:
+        """The limits of rank 0, which are those of all."""
+        return self.worker.limits
 
     @property
     def work(self) -> ModelWork:

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from embedder.labelling.sampling import SampledTokens, Sampling, SeededPrompt, draw, uniform_numbers
+from embedder.labelling.sampling import SampledTokens, Sampling, SeededPrompt, draw, left_padded, uniform_numbers
 from embedder.models.causal_lm import CausalLm
 from embedder.models.memory import BatchLimit, free_bytes
 
@@ -148,20 +148,15 @@ class BufferedBatch:
     def _read(self, prompts: list[SeededPrompt]) -> tuple[Tensor, Tensor]:
         """Write the prompts into the buffers; returns the logits after each and which columns hold its tokens."""
         length, device = self.shape.length, self.lm.device
-        # Padded on the left, so that the last token of every prompt is in the last column.
-        padded_BL = torch.full((len(prompts), length), -1)
-        for row_L, (prefix, _) in zip(padded_BL, prompts, strict=True):
-            row_L[length - len(prefix) :] = torch.tensor(prefix)
-        padded_BL = padded_BL.to(device)
-        visible_BL = padded_BL >= 0
+        ids_BL, visible_BL, position_BL = left_padded([prefix for prefix, _ in prompts], length, device)
         # Padding sees itself, because a row that sees nothing has no numbers to go on with.
         causal_LL = torch.ones((length, length), dtype=torch.bool, device=device).tril()
         seen_BLL = causal_LL & visible_BL.unsqueeze(1) | torch.eye(length, dtype=torch.bool, device=device)
         columns_L, rows = torch.arange(length, device=device), len(prompts)
         out = self.lm.model(
-            input_ids=padded_BL.clamp(min=0),
+            input_ids=ids_BL,
             attention_mask=additive(seen_BLL, self.mask_R1NK.dtype).unsqueeze(1),
-            position_ids=(visible_BL.long().cumsum(1) - 1).clamp(min=0),
+            position_ids=position_BL,
             past_key_values=Cache(
                 layers=[FixedLayer(k[:rows, :, :length], v[:rows, :, :length], columns_L) for k, v in self.layers]
             ),
@@ -225,8 +220,8 @@ class EndWatch:
             self._events[self.steps].record()
         self.steps += 1
 
-    def all_ended(self) -> bool:
-        """Tell whether no sample went on after the last step but one."""
+    def had_ended(self) -> bool:
+        """Tell whether no sample went on after the last step but one; the last one may be running still."""
         if self.steps < 2:
             return False
         if self._events:
@@ -272,7 +267,7 @@ class GraphSampler:
         watch = EndWatch(self.lm.device, sampling.max_tokens)
         batch.start(prompts, sampling)
         watch.note(batch.alive_1)
-        while watch.steps < sampling.max_tokens and not watch.all_ended():
+        while watch.steps < sampling.max_tokens and not watch.had_ended():
             advance()
             watch.note(batch.alive_1)
         drawn: list[SampledTokens] = batch.tokens_SRN[: watch.steps, : len(prompts)].permute(1, 2, 0).tolist()

@@ -18,7 +18,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from embedder.models.causal_lm import CausalLm
@@ -99,23 +98,18 @@ def _decode(lm: CausalLm, prompts: list[SeededPrompt], sampling: Sampling) -> li
     end_ids, stop_ids = (
         torch.tensor(sorted(ids), dtype=torch.long, device=lm.device) for ids in (sampling.end_ids, sampling.stop_ids)
     )
-    # Padded on the left, so that the last token of every prompt is in the last column.
-    token_ids = [torch.tensor(prefix) for prefix in prefixes]
-    padded_BL = pad_sequence(token_ids, batch_first=True, padding_value=-1, padding_side="left").to(lm.device)
-    ids_BL, mask_BL = padded_BL.clamp(min=0), (padded_BL >= 0).long()
-    # Positions count from the first token of the prompt, because the padding is no part of the text.
-    position_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
+    ids_BL, visible_BL, position_BL = left_padded(prefixes, max(map(len, prefixes)), lm.device)
     # A cache of the model's own choice may keep a window only, which the N samples side by side would overrun.
     cache = DynamicCache()
     out = lm.model(
         input_ids=ids_BL,
-        attention_mask=mask_BL,
+        attention_mask=visible_BL.long(),
         position_ids=position_BL,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     )
-    position_B1, visible_BL = position_BL[:, -1:], mask_BL.bool()
+    position_B1 = position_BL[:, -1:]
     logits_BNV = out.logits.expand(-1, count, -1)
     rows = torch.arange(len(prefixes), device=lm.device)
     tokens_SBN = torch.full((sampling.max_tokens, len(prefixes), count), -1, device=lm.device)
@@ -145,6 +139,18 @@ def _decode(lm: CausalLm, prompts: list[SeededPrompt], sampling: Sampling) -> li
         logits_BNV = out.logits
     drawn: list[SampledTokens] = tokens_SBN.permute(1, 2, 0).tolist()
     return [[[token for token in sample if token >= 0] for sample in samples] for samples in drawn]
+
+
+def left_padded(prefixes: Sequence[list[int]], length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts in rows of one length: token ids, which of them are no padding, and positions, (B, L) each."""
+    # Padded on the left, so that the last token of every prompt is in the last column.
+    padded_BL = torch.full((len(prefixes), length), -1)
+    for row_L, prefix in zip(padded_BL, prefixes, strict=True):
+        row_L[length - len(prefix) :] = torch.tensor(prefix)
+    padded_BL = padded_BL.to(device)
+    visible_BL = padded_BL >= 0
+    # Positions count from the first token of the prompt, because the padding is no part of the text.
+    return padded_BL.clamp(min=0), visible_BL, (visible_BL.long().cumsum(1) - 1).clamp(min=0)
 
 
 def branch_mask(visible_BL: Tensor, count: int, steps: int) -> Tensor:

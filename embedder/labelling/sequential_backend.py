@@ -17,14 +17,15 @@ from embedder.labelling.compute_cost import ModelWork, model_size
 from embedder.labelling.prefix_tree import PackedPrompt, check_prompts
 from embedder.labelling.sampling import Sampling, draw, uniform_numbers
 from embedder.models.causal_lm import CausalLm
-from embedder.models.memory import one_memory_error
+from embedder.models.memory import BatchLimit, one_memory_error
 
 
 class SequentialBackend:
     """Scores one output at a time, and samples for one prefix at a time, with the model's own attention and cache."""
 
     scorer: Scorer = SEQUENTIAL
-    way: str = SEQUENTIAL
+    how: str = SEQUENTIAL
+    limits: Sequence[BatchLimit] = ()
 
     def __init__(self, lm: CausalLm) -> None:
         self.lm = lm

@@ -1,7 +1,8 @@
 """Attention over the flat row of a prefix tree, for every model that takes its attention from transformers' registry.
 
 With a `BlockMask` (tree_flex.py) it is flex attention; with a plan the spans of the tree attend one after another, the
-chunked form; with neither it is the model's usual attention, as sampling needs it.
+chunked form; with neither it is the model's usual attention, as sampling needs it. What sampling cannot compute is
+refused in all of them.
 
 H heads, G heads of keys and values (H is a multiple of G), T tokens of the row, D width of a head.
 """
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -26,7 +27,11 @@ ATTENTION = "prefix_tree"
 """What `set_attn_implementation` is called with."""
 
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")
-"""Further terms of some models' attention, which the chunked form does not compute."""
+"""Further terms of some models' attention: caps of the scores, sinks, biases."""
+
+
+class FurtherTerms(NotImplementedError):
+    """The attention of the LLM has terms that are not computed here, however its prompts are read."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,12 @@ class ChunkLayout:
     """Heads whose queries become one longer row under a mask, because they share keys; 1: each has a row of its own."""
 
 
-def cuda_layout(shared: int) -> ChunkLayout:
-    """The layout for CUDA and a model in which so many heads share keys."""
+def chunk_layout(device: str, config: PreTrainedConfig) -> ChunkLayout:
+    """The layout for an LLM on a kind of device."""
+    if device != "cuda":
+        return ChunkLayout()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    shared = heads // (getattr(config, "num_key_value_heads", None) or heads)
     # Larger chunks are fewer kernels to launch. Rows of masks that are no multiple of 8 are copied by the kernel at
     # each call. No fused kernel takes a mask together with keys that heads share.
     return ChunkLayout(1024, 8, shared)
@@ -106,21 +115,23 @@ def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' re
     tree_plan: list[TreeSpan] | None = None,
     **further: Any,  # noqa: ANN401
 ) -> tuple[Tensor, Tensor | None]:
-    """Outputs (1, T, H, D) of queries (1, H, T, D) over keys and values (1, G, T, D)."""
+    """Outputs (1, T, H, D) of queries (1, H, T, D) over keys and values (1, G, T, D).
+
+    Raises:
+        FurtherTerms: the model asks for some.
+    """
+    # Before all else, because transformers' own attention passes over sinks in silence.
+    if terms := [name for name in UNSUPPORTED if further.get(name) is not None]:
+        raise FurtherTerms(f"{type(module).__name__} has a term that trees of prompts lack ({', '.join(terms)})")
     if isinstance(attention_mask, BlockMask):
-        # It has soft caps, sinks and biases, so nothing is refused here.
         out, sums = flex_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **further
         )
         return out, sums
-    plain = all(further.get(name) is None for name in UNSUPPORTED)
     # Steps of sampling: a few queries over a long cache, which the attention of transformers would copy for every head.
-    if tree_plan is None and plain and attention_mask is not None and key.shape[1] < query.shape[1] and not dropout:
+    if tree_plan is None and attention_mask is not None and key.shape[1] < query.shape[1] and not dropout:
         repeated = attention_mask.repeat(1, 1, query.shape[1] // key.shape[1], 1)
         return _grouped_attention(query, key, value, repeated, scaling), None
-    # Before all else, because transformers' own attention passes over sinks in silence.
-    if not plain:
-        raise NotImplementedError(f"{type(module).__name__} has attention with one of {', '.join(UNSUPPORTED)}")
     if tree_plan is None:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **further

@@ -30,10 +30,10 @@ from embedder.labelling.prefix_tree import (
     tree_tokens,
 )
 from embedder.labelling.sampling import Sampling, sample_outputs
-from embedder.labelling.tree_attention import ChunkLayout, cuda_layout, plan_attention
+from embedder.labelling.tree_attention import ChunkLayout, chunk_layout, plan_attention
 from embedder.models.causal_lm import CausalLm
 from embedder.models.compiled import compile_layers
-from embedder.models.memory import BatchLimit, halving_on_memory_error
+from embedder.models.memory import BatchLimit, halving_on_memory_error, is_memory_error
 from embedder.models.onednn import PackedLinear, pack_weight, packed_linear
 from embedder.models.transfer import sent
 
@@ -60,12 +60,13 @@ class TreeBackend:
         self.lm = lm
         self.batch_tokens = batch_tokens
         self.scorer = scorer
-        self.layout = layout or chunk_layout(lm)
+        self.layout = layout or chunk_layout(lm.device.type, lm.model.config.get_text_config())
         self.head = OutputHead(lm.model.get_output_embeddings())
         self.work = ModelWork(model_size(lm.model))
         self.limit = BatchLimit("scoring")
-        # The processes of a divided LLM wait for each other in one order, which threads would mix up.
-        threads = torch.get_num_threads() if lm.device.type == "cpu" and lm.followers is None else 1
+        # The processes of a divided LLM wait for each other in one order, which threads would mix up. Each of them can
+        # tell by its model that it is one.
+        threads = torch.get_num_threads() if lm.device.type == "cpu" and lm.model.tp_size is None else 1
         self.lanes = max(1, min(threads, batch_tokens // LANE_TOKENS))
         self._counting = Lock()
         # Before the layers are compiled, which it runs as they are written.
@@ -75,10 +76,17 @@ class TreeBackend:
             compile_layers(lm.model.base_model)
 
     @property
-    def way(self) -> str:
+    def how(self) -> str:
         """How outputs are scored, on which the last digits depend."""
         most = self.limit.most
-        return self.scorer if most is None else f"{self.scorer}, at most {most:,} tokens at once"
+        # A limit that has grown again to what a batch may have cuts none.
+        cuts = most is not None and most < self.batch_tokens // self.lanes
+        return f"{self.scorer}, at most {most:,} tokens at once" if cuts else self.scorer
+
+    @property
+    def limits(self) -> list[BatchLimit]:
+        """The limits of scoring and, on a GPU, of sampling."""
+        return [self.limit] if self.sampler is None else [self.limit, self.sampler.limit]
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
@@ -118,8 +126,17 @@ class TreeBackend:
             self.sampler.make_room()
         return drawn
 
-    @torch.inference_mode()
     def _score_tree(self, prompts: list[PackedPrompt]) -> list[list[float]]:
+        try:
+            return self._tree_scores(prompts)
+        except (RuntimeError, MemoryError) as error:
+            # Or else batches would be halved for ever, for the sake of memory that sampling keeps and does not use.
+            if self.sampler is not None and is_memory_error(error):
+                self.sampler.release()
+            raise
+
+    @torch.inference_mode()
+    def _tree_scores(self, prompts: list[PackedPrompt]) -> list[list[float]]:
         tree = build_tree(prompts, self.layout.nodes)
         state_TD = self._read(tree)
         asked = predictions(tree)
@@ -150,15 +167,6 @@ class TreeBackend:
             use_cache=False,
         ).last_hidden_state
         return states[0]
-
-
-def chunk_layout(lm: CausalLm) -> ChunkLayout:
-    """How the chunked form suits the device of an LLM."""
-    if lm.device.type != "cuda":
-        return ChunkLayout()
-    config = lm.model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None) or 1
-    return cuda_layout(heads // (getattr(config, "num_key_value_heads", None) or heads))
 
 
 class OutputHead:

@@ -16,7 +16,7 @@ from embedder.config.run import LlmConfig
 from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.architecture import check_division, division
-from embedder.models.device import device_kind, keep_freed_memory
+from embedder.models.device import check_format, device_kind, keep_freed_memory
 from embedder.models.loader import LLM, check_loadable, load_network, load_tokenizer, one_model_error
 from embedder.models.locate import check_runnable, gguf_file, locate_model
 from embedder.models.onednn import has_onednn, pack_linear_layers
@@ -152,21 +152,22 @@ def load_lm(config: LlmConfig, cache: Path, device: torch.device | str, gpus: fl
 
     Raises:
         ModelError: the folder is missing, lacks weights, or holds no causal language model, or it cannot be divided.
-        DeviceError: one of the GPUs that are to share it fails.
+        DeviceError: one of the GPUs that are to share it fails, or has no bfloat16, and that is asked for.
     """
     folder = prepare_lm(config, cache)
     load = partial(_load_part, config, folder, torch.device(device))
     if config.device_map == "single" or gpus <= 1:
         return load(None)
     check_division(folder, int(gpus))
-    followers = Followers(int(gpus), load)
-    return replace(load(followers.rank), followers=followers)
+    followers = Followers(int(gpus))
+    return replace(followers.load(load), followers=followers)
 
 
 def _load_part(config: LlmConfig, folder: Path, device: torch.device, rank: Rank | None) -> CausalLm:
     """Load the part of a rank on a device of that kind, or the whole LLM."""
     kind = device.type
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
+    check_format(device, dtype, "llm.dtype")
     described, tokenizer = check_loadable(LLM, folder)
     if rank is None:
         model = load_network(LLM, folder, described, dtype=dtype, device_map=str(device))

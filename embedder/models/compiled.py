@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from embedder.models.memory import is_memory_error
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,18 @@ def lacking_compiler() -> str | None:
     return None if header.is_file() else f"{header} (python3-dev)"
 
 
+def compiler_errors() -> tuple[type[Exception], ...]:
+    """What the first calls of compiled layers may raise.
+
+    torch's own errors are RuntimeErrors, but what goes wrong where a kernel is first launched (by the C compiler, for a
+    library, with too large a kernel) comes as it is.
+    """
+    found = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ImportError, OSError)
+    # By name, because there is no Triton for CPUs.
+    triton = (import_module("triton.errors").TritonError,) if find_spec("triton") else ()
+    return (*found, subprocess.SubprocessError, *triton)
+
+
 def compile_layers(network: nn.Module) -> None:
     """Have each layer of a network of transformers compiled when it is first called."""
     for layer in _layers(network):
@@ -42,12 +57,15 @@ def compile_layers(network: nn.Module) -> None:
 def compile_tried(network: nn.Module, is_right: Callable[[], bool]) -> bool:
     """Compile the layers of a network; it stays as it was, and False, where that goes wrong.
 
-    `is_right` runs the network, and tells whether it gives what it gave before.
+    `is_right` runs the network, and tells whether it gives what it gave before. Short memory says nothing of the
+    compiler, and is raised.
     """
     compile_layers(network)
     try:
         reason = None if is_right() else "its results are others"
-    except TorchDynamoException as error:
+    except compiler_errors() as error:
+        if is_memory_error(error):
+            raise
         reason = str(error).partition("\n")[0]
     if reason is not None:
         for layer in _layers(network):

@@ -32,7 +32,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2
 
 
 def resolve_device(gpus: float) -> torch.device:
-    """The device of a process to which its caller gave so many GPUs, or so large a share of one.
+    """The device of a process that was given so many GPUs, or a share of one.
 
     Raises:
         DeviceError: it was given a GPU that torch cannot use, or has fewer of them.
@@ -78,6 +78,18 @@ def cuda_versions() -> str:
     return f"torch {torch.__version__} {built}, {driver}{shown}"
 
 
+def check_format(device: torch.device, dtype: torch.dtype, setting: str) -> None:
+    """Refuse bfloat16 on a GPU that would compute it in float32, a piece at a time.
+
+    Raises:
+        DeviceError: it is such a GPU.
+    """
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise DeviceError(f"{setting} is bfloat16, and {torch.cuda.get_device_name()} has none; set it to float32")
+
+
 def keep_freed_memory() -> None:
     """Where malloc is glibc's, have it keep freed blocks of up to 32 MiB instead of returning them to the system.
 
@@ -102,9 +114,17 @@ def device_kind(device: torch.device, dtype: torch.dtype) -> str:
     return f"{device.type}{name}, {str(dtype).removeprefix('torch.')}"
 
 
-@torch.inference_mode()
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of the fastest matrix product at hand, over about 0.3 s."""
+    rate = _square_rate(device, dtype)
+    # The matrices are freed by now. Kept for later, their memory would be missing in this one of the processes that
+    # share an LLM, all of which must run short of it at the same time.
+    torch.cuda.empty_cache()
+    return rate
+
+
+@torch.inference_mode()
+def _square_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = SIZE.get(device.type, 4096)
     left = torch.randn((size, size), device=device, dtype=dtype)
     # The product that a loaded LLM uses there, or else the share of the peak that it reaches could exceed 1.

@@ -6,16 +6,21 @@ the same calls at the same time. The process of the caller is rank 0, and hands 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,10 +30,15 @@ from torch.distributed.tensor import DTensor
 from embedder.errors import DeviceError, EmbedderError
 from embedder.models.device import CONTEXT_BYTES, prepare_cuda
 
+LOG = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 LONGEST_WAIT = timedelta(minutes=10)
 """How long a process waits for another, which may be compiling or reading weights, until it ends with an error."""
+PATIENCE_S = 120.0
+"""Seconds that rank 0 has to notice the failure of a follower; where it has not, it hangs in a library and is ended."""
+ENDED = "its process has ended"
 
 
 @dataclass(frozen=True)
@@ -62,28 +72,63 @@ class Rank:
         )
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """The answer of a follower to a call."""
+
+    failure: str | None
+    taken: threading.Event = field(default_factory=threading.Event)
+    """Set when rank 0 has read it."""
+
+
 class Followers:
     """The processes of the other GPUs, as rank 0 sees them.
 
-    `begin` makes a worker in every process, and `call` calls a method of it in every process. They end with rank 0.
+    `load` gives each process its LLM, `begin` makes a worker in every process, and `call` calls a method of it in every
+    process. They end with rank 0. A failure that rank 0 cannot notice, because it waits for a dead process inside NCCL,
+    ends rank 0 too, with a line in its log.
     """
 
-    def __init__(self, size: int, load: Callable[[Rank], Any]) -> None:
-        """`load` gives the LLM of a rank; it is called in each follower, and rank 0 does the same by itself."""
-        self.rank = Rank(0, size, Path(tempfile.mkdtemp(prefix="embedder-ranks-")) / "meeting")
+    def __init__(self, size: int) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="embedder-ranks-"))
+        self.rank = Rank(0, size, folder / "meeting")
+        # At the end of this process; where it is killed, by a follower.
+        self._remove_meeting = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._pipes: list[Connection] = []
+        self._answered: list[SimpleQueue[_Answer]] = []
         self._workers: list[Any] = []
+        self._over = False
         # Spawned, because CUDA cannot be used in a fork of a process that uses it.
         context = multiprocessing.get_context("spawn")
+        self._processes: list[BaseProcess] = []
         for number in range(1, size):
             ours, theirs = context.Pipe()
             rank = replace(self.rank, number=number)
-            context.Process(target=_follow, args=(rank, load, theirs), daemon=True).start()
+            process = context.Process(target=_follow, args=(rank, theirs), daemon=True)
+            process.start()
             # Or else the pipe would stay open after the end of the follower, whose answer would be awaited for ever.
             theirs.close()
+            self._processes.append(process)
             self._pipes.append(ours)
-        # Before rank 0 waits for them to join, because of one that could not start that would take LONGEST_WAIT.
+            self._answered.append(SimpleQueue())
+            threading.Thread(target=self._listen, args=(number,), daemon=True).start()
+        # Before rank 0 waits for them to join, because of one that could not start that would take PATIENCE_S.
         self._refuse_failures()
+
+    def load(self, load: Callable[[Rank], Result]) -> Result:
+        """The LLM of rank 0, after every process has loaded its own; if one fails, none is left."""
+        try:
+            self._send(("load", load))
+            lm = load(self.rank)
+            self._refuse_failures()
+        except Exception as error:
+            ended = [number for number, process in enumerate(self._processes, start=1) if not process.is_alive()]
+            # At once, because the others may wait for what this one will not do.
+            self.end()
+            if ended:
+                raise self._failure(ended[0], ENDED) from error
+            raise
+        return lm
 
     def begin(self, make: Callable[[Any], Result], lm: Any) -> tuple[int, Result]:  # noqa: ANN401
         """Make a worker of its LLM in every process; returns the worker's number, and that of rank 0."""
@@ -96,37 +141,40 @@ class Followers:
         return self._together(lambda: getattr(self._workers[number], method)(*args), ("call", number, method, args))
 
     def end(self) -> None:
-        """Let the followers end, so that this process may lead others."""
-        for pipe in self._pipes:
-            pipe.close()
-        self._pipes = []
-        dist.destroy_process_group()
+        """End the followers, which may be waiting for each other."""
+        self._over = True
+        for process in self._processes:
+            process.terminate()
+            process.join()
+        self._remove_meeting()
 
     def _together(self, own: Callable[[], Result], message: tuple[Any, ...]) -> Result:
-        for number, pipe in enumerate(self._pipes, start=1):
-            try:
-                pipe.send(message)
-            except OSError as error:
-                raise self._failure(number, "its process has ended") from error
+        self._send(message)
         try:
             result = own()
-        except Exception:
+        except Exception as error:
             # What fails here fails in all of them, memory included; their answers are taken, or they would be
             # mistaken for those to the next call.
-            self._answers()
+            answers = self._answers()
+            if ENDED in answers:
+                raise self._failure(answers.index(ENDED) + 1, ENDED) from error
             raise
         self._refuse_failures()
         return result
 
+    def _send(self, message: tuple[Any, ...]) -> None:
+        for number, pipe in enumerate(self._pipes, start=1):
+            try:
+                pipe.send(message)
+            except OSError as error:
+                raise self._failure(number, ENDED) from error
+
     def _answers(self) -> list[str | None]:
         """Why a follower failed, or None, for each of them."""
-        answers: list[str | None] = []
-        for pipe in self._pipes:
-            try:
-                answers.append(pipe.recv())
-            except (EOFError, OSError):
-                answers.append("its process has ended")
-        return answers
+        answers = [answered.get() for answered in self._answered]
+        for answer in answers:
+            answer.taken.set()
+        return [answer.failure for answer in answers]
 
     def _refuse_failures(self) -> None:
         for number, reason in enumerate(self._answers(), start=1):
@@ -139,19 +187,37 @@ class Followers:
             "start goes on where this one ended"
         )
 
+    def _listen(self, number: int) -> None:
+        """Take the answers of a follower, and end this process where it does not come to read that one failed."""
+        failure: str | None = None
+        while failure != ENDED:
+            try:
+                failure = self._pipes[number - 1].recv()
+            except (EOFError, OSError):
+                failure = ENDED
+            answer = _Answer(failure)
+            self._answered[number - 1].put(answer)
+            if failure is not None and not answer.taken.wait(PATIENCE_S) and not self._over:
+                LOG.error("%s", self._failure(number, failure))
+                # At once, because the main thread waits for that process inside a library, where nothing is raised.
+                _end_at_once(self.rank.meeting.parent, 1)
 
-def _follow(rank: Rank, load: Callable[[Rank], Any], pipe: Connection) -> None:
+
+def _follow(rank: Rank, pipe: Connection) -> None:
     """Do what rank 0 does until it ends."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(rank.meeting.parent,), daemon=True).start()
     pipe.send(None)
-    lm, workers = load(rank), []
+    lm: Any = None
+    workers: list[Any] = []
     while True:
         try:
             step, *given = pipe.recv()
         except EOFError:
             return
         try:
-            if step == "begin":
+            if step == "load":
+                lm = given[0](rank)
+            elif step == "begin":
                 workers.append(given[0](lm))
             else:
                 number, method, args = given
@@ -164,13 +230,18 @@ def _follow(rank: Rank, load: Callable[[Rank], Any], pipe: Connection) -> None:
         pipe.send(failure)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(meeting: Path) -> None:
     """End this process with that of rank 0, however that ends: Ray kills it without a word."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
     # At once, because the main thread may be waiting for rank 0 inside a library.
-    os._exit(0)
+    _end_at_once(meeting, 0)
+
+
+def _end_at_once(meeting: Path, status: int) -> NoReturn:
+    shutil.rmtree(meeting, ignore_errors=True)
+    os._exit(status)
 
 
 def use_own_parts(model: nn.Module) -> None:

@@ -75,11 +75,12 @@ def check_gpus(shares: Sequence[GpuShare], nodes: Iterable[Node], *, can_grow: b
         return [f"{found}; waiting for one to join the cluster"]
     without = [share.setting for share in shares if not share.gpus]
     if total and without:
-        return [f"{_gpus(total)} here, and what has none computes on CPUs: {', '.join(without)} gives it one"]
+        settings = " or ".join(without)
+        return [f"{_gpus(total)} here, but processes without one compute on CPUs; to give them one, set {settings}"]
     used = max((share.gpus * share.processes for share in shares), default=total)
-    fewest = next((share.number for share in shares if share.number), None)
-    if fewest is not None and used < math.floor(total):
-        return [f"{total - used:g} of {_gpus(total)} stay unused; a greater {fewest} uses them"]
+    number_setting = next((share.number for share in shares if share.number), None)
+    if number_setting is not None and used < math.floor(total):
+        return [f"{total - used:g} of {_gpus(total)} stay unused; a greater {number_setting} uses them"]
     return []
 
 

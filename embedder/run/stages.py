@@ -28,7 +28,11 @@ RESOURCES = NEUTRAL | {
     *("num_actors", "min_actors", "cpus_per_actor", "gpus_per_actor", "gpus_per_shard"),
     *("batch_tokens", "device_map", "scorer", "block_rows", "dry_run_groups", "rounding_groups"),
 }
-"""Settings that change where and how fast work is done, not what comes out."""
+"""Settings that change where and how fast work is done, and of what comes out the last digits at most.
+
+`gpus_per_actor` chooses units of 8 or 32 groups where `unit_groups` is not set. Labels of other units are rounded
+otherwise, as those of another device are: finished ones stay.
+"""
 
 
 @dataclass(frozen=True)

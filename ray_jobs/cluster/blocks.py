@@ -21,7 +21,7 @@ from ray.data import ActorPoolStrategy
 
 from embedder.console import console
 from embedder.data.ledger import Ledger
-from embedder.errors import EmbedderError, NotFiniteError
+from embedder.errors import EmbedderError
 from embedder.run.gpu_shares import gpu_cpus
 from ray_jobs.cluster.machines import machines
 from ray_jobs.cluster.metrics import track_progress
@@ -110,7 +110,7 @@ class BlockActor(ABC):
     def _told(self, block: Block) -> dict[str, Any]:
         try:
             return asdict(self._commit(block))
-        except NotFiniteError as error:
+        except EmbedderError as error:
             # As data, because of an exception Ray Data hands on the traceback alone, and the user needs the one line.
             return asdict(BlockCost()) | {"failure": str(error)}
 
@@ -140,6 +140,14 @@ class PoolActor:
             # As data, as `_told` does. A GPU that cannot be used and a model that does not fit end the job with one
             # line; Ray would start the actor again and again.
             self.failure = str(error)
+        except (RuntimeError, MemoryError) as error:
+            # Here, because torch comes with it, which the driver does without.
+            from embedder.models.memory import is_memory_error
+
+            if not is_memory_error(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            self.failure = f"{actor.__name__}: memory is short ({reason}); take a smaller model, or fewer actors a GPU"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self.actor is None:
@@ -211,7 +219,7 @@ def run_blocks(
 
     Raises:
         EmbedderError: an actor could not be made, because its GPU cannot be used or its model not be loaded; or a block
-            was not committed, because numbers of it are NaN or infinite.
+            was not committed, because numbers of it are NaN or infinite, a GPU failed, or a file could not be written.
     """
     total, expected, references = 0, 0.0, []
     for part in parts:

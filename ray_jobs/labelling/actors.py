@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from embedder.labelling.label_statistics import LabelCost, share_of_peak
 from embedder.labelling.labeller import RewardLabeller
 from embedder.models.causal_lm import load_lm, prepare_lm
 from embedder.models.device import matmul_rate, resolve_device
+from embedder.models.memory import BatchLimit
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.block_plan import GroupRows, Survey, read_row_group
@@ -62,9 +64,12 @@ class LabelBlocks(GroupBlocks):
         self.peak_flops = lm.gpus * matmul_rate(lm.device, lm.model.dtype)
         self.noted = ""
 
+    def limits(self) -> Sequence[BatchLimit]:
+        return self.labeller.backend.limits
+
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         labelled = self.labeller.label(groups, self.fingerprint)
-        kind = f"{self.labeller.lm.device_kind}, {self.labeller.backend.way}"
+        kind = f"{self.labeller.lm.device_kind}, {self.labeller.backend.how}"
         if kind != self.noted:  # at first, and when memory was short
             note_device(self.config.paths, kind)
             self.noted = kind

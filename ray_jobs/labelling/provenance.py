@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
 from embedder.config.paths import Paths
-from embedder.config.run import RunConfig
+from embedder.config.run import RunConfig, Scorer
 from embedder.errors import ConfigError
 from embedder.hashing import content_id
 from embedder.labelling.corpus_outputs import OutputPools, read_output_pools
@@ -20,7 +20,8 @@ from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.tables import shot_pools
 
 DEVICES = "devices"
-"""Folder beside it with a file for each kind of device, number format and scorer that has labelled."""
+"""Folder beside it with a file for each kind of device, number format, scorer and size of batches that has labelled."""
+SCORERS = get_args(Scorer)
 RECOMPUTING = "being recomputed"
 """Stands for every task's reward while blocks hold old and new rewards."""
 
@@ -32,8 +33,8 @@ class LabelProvenance:
     fingerprint: str
     rewards: dict[str, str]
     devices: tuple[str, ...] = field(default=(), compare=False)
-    """Kinds of device, number format and scorer that made the log-likelihoods. They change last digits alone, so labels
-    of several kinds may stand together; that they do is told."""
+    """Kinds of device, number format, scorer and size of batches that made the log-likelihoods. They change last digits
+    alone, so labels of several kinds may stand together; that they do is told."""
 
 
 class LabelPools(NamedTuple):
@@ -70,17 +71,20 @@ def read_provenance(paths: Paths) -> LabelProvenance | None:
 
 
 def note_device(paths: Paths, kind: str) -> None:
-    """Note the kind of device of an actor, before it commits its first label."""
+    """Note device and number format of an actor and, of an LLM's, how it scores, before it commits a label."""
     # A file a kind, because many actors note theirs at once, and a killed run must not lose it.
     write_json({"device": kind}, paths.labelled / DEVICES / f"{content_id(kind)[:16]}.json")
 
 
 def read_devices(paths: Paths) -> list[str]:
-    """The kinds of device that have labelled so far."""
+    """What has labelled so far: kinds of device and number format, and how an LLM scored."""
     files = cast("Iterable[AnyPath]", (paths.labelled / DEVICES).glob("*.json"))
     # A name that begins with a dot is that of an unfinished file.
     noted = [path.read_text(encoding="utf-8") for path in files if not path.name.startswith(".")]
-    return sorted(json.loads(text)["device"] for text in noted)
+    kinds = sorted(json.loads(text)["device"] for text in noted)
+    # Folders begun before the scorer was noted have the same device without it too.
+    scored = [kind for kind in kinds if any(f", {scorer}" in kind for scorer in SCORERS)]
+    return [kind for kind in kinds if kind in scored or not any(each.startswith(f"{kind}, ") for each in scored)]
 
 
 def check_provenance(config: RunConfig, wanted: LabelProvenance) -> None:

@@ -26,8 +26,11 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
     ahead = {task: rest for task, rest in work.tasks.items() if rest.pairs}
     if not ahead:
         return ["nothing is left for the LLM"]
+    there = torch.cuda.device_count()
+    if 0 < there < settings.gpus_per_actor:
+        return [f"nothing is tried here: label.gpus_per_actor is {settings.gpus_per_actor:g}, and GPUs here: {there}"]
     # Where this machine has no GPU, the LLM is tried on its CPU, and the last line says so.
-    gpus = settings.gpus_per_actor if torch.cuda.is_available() else 0
+    gpus = settings.gpus_per_actor if there else 0
     lm = load_lm(llm, config.paths.cache, resolve_device(gpus), gpus)
     labeller = RewardLabeller(lm, llm, settings, config.tasks, *label_pools(config))
     lines, seconds, whole, flops = [], 0.0, 0.0, 0.0
@@ -47,7 +50,7 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
     lines.append(
         f"at this rate about {whole:,.0f} tokens and {flops / 1e12:,.2g} TFLOP in all; {hours:,.2f} hours of one actor "
         f"like this machine ({lm.device.type}), {hours / settings.num_actors:,.2f} with {settings.num_actors} actors; "
-        f"{hours * settings.gpus_per_actor:,.2f} GPU-hours; outputs are scored by: {labeller.backend.way}"
+        f"{hours * settings.gpus_per_actor:,.2f} GPU-hours; outputs are scored by: {labeller.backend.how}"
     )
     return lines
 

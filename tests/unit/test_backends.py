@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,11 +20,11 @@ from embedder.labelling.backends import TRIAL, best_scorer, choose_backend, full
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
-from embedder.labelling.tree_attention import ATTENTION, ChunkLayout, cuda_layout
-from embedder.labelling.tree_backend import TreeBackend, chunk_layout
+from embedder.labelling.tree_attention import ATTENTION, ChunkLayout, FurtherTerms, chunk_layout
+from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import load_lm
 from tests.unit.judges import exact_model, farthest, plain_scores, random_prompts
-from tests.unit.tiny_llms import FAMILIES, GROUPED, SEQUENTIAL, SHARING, WIDE, family_config, save_tiny
+from tests.unit.tiny_llms import CAPPED, FAMILIES, GROUPED, SEQUENTIAL, SHARING, WIDE, family_config, save_tiny
 
 SAMPLING = Sampling(num_samples=3, max_tokens=6, temperature=1.0, top_k=50)
 
@@ -142,7 +143,10 @@ def test_choose_backend_a_tree_that_is_wrong_is_not_used_and_the_log_says_so(tin
     assert lm.model.config._attn_implementation == before
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError, IndexError, AssertionError, NotImplementedError])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError, RuntimeError, IndexError, AssertionError, NotImplementedError, OSError, subprocess.SubprocessError],
+)
 @pytest.mark.parametrize("part", ["plan_attention", "sample_outputs"])
 def test_choose_backend_a_model_that_fails_on_trees_is_read_sequentially(tiny_llm, tmp_path, monkeypatch, error, part):
     def fail(*_):
@@ -217,6 +221,22 @@ def test_choose_backend_a_named_scorer_that_is_wrong_is_an_error_of_one_line(loa
         choose_backend(window, config, 10)
 
 
+@pytest.mark.parametrize("scorer", [CHUNKED, FLEX])
+def test_choose_backend_a_named_scorer_for_attention_with_further_terms_is_refused_without_wrong_advice(
+    tmp_path, scorer
+):
+    """The chunked form is no way out for what both forms lack; and no layer stays compiled."""
+    lm = load_lm(LlmConfig(model=str(save_tiny(CAPPED, tmp_path))), tmp_path / "cache", device="cpu")
+    before = lm.model.config._attn_implementation
+    config = LlmConfig(model="gemma", max_prefix_tokens=50, scorer=scorer)
+    with pytest.raises(
+        ModelError, match=r"lack \(softcap\); set llm.scorer to [^,]*, which is about ten times slower$"
+    ):
+        choose_backend(lm, config, 10)
+    assert lm.model.config._attn_implementation == before
+    assert all(layer._compiled_call_impl is None for layer in lm.model.base_model.layers)
+
+
 def on_cuda(lm, dtype=torch.bfloat16):
     """An LLM that says that it is on a GPU, of which nothing more can be asked here."""
     model = SimpleNamespace(config=lm.model.config, dtype=dtype)
@@ -225,10 +245,22 @@ def on_cuda(lm, dtype=torch.bfloat16):
 
 def test_choose_backend_a_trial_that_fails_on_a_gpu_is_an_error_and_no_slow_run(load, monkeypatch):
     monkeypatch.setattr(backends, "lacking_compiler", lambda: None)
-    monkeypatch.setattr(backends, "try_tree", lambda *_: "pretended")
+    monkeypatch.setattr(backends, "try_tree", lambda *_: (None, "pretended"))
     config = LlmConfig(model="qwen", max_prefix_tokens=50)
     with pytest.raises(ModelError, match=r"'flex' on cuda: pretended; set llm.scorer to .*, or to 'chunked tree'"):
         choose_backend(on_cuda(load("qwen2")[0].lm), config, 10)
+
+
+def test_choose_backend_attention_with_further_terms_is_read_one_by_one_on_a_gpu_too(load, monkeypatch, caplog):
+    def refuse(*_):
+        raise FurtherTerms("Gemma2Attention has a term")
+
+    monkeypatch.setattr(backends, "lacking_compiler", lambda: None)
+    monkeypatch.setattr(backends, "try_tree", refuse)
+    monkeypatch.setattr(backends, "SequentialBackend", lambda lm: SimpleNamespace(lm=lm, how=ONE_BY_ONE))
+    config = LlmConfig(model="gemma", max_prefix_tokens=50)
+    assert choose_backend(on_cuda(load("qwen2")[0].lm), config, 10).how == ONE_BY_ONE
+    assert "Gemma2Attention has a term: outputs are scored one by one" in caplog.text
 
 
 def test_best_scorer_is_flex_for_half_precision_on_a_gpu_with_a_compiler(load, monkeypatch, caplog):
@@ -242,8 +274,7 @@ def test_best_scorer_is_flex_for_half_precision_on_a_gpu_with_a_compiler(load, m
     assert "Triton is missing" in caplog.text
 
 
-def test_chunk_layout_for_cuda_knows_how_many_heads_share_keys(load):
-    lm = load("qwen2")[0].lm
-    assert chunk_layout(lm) == ChunkLayout()
-    assert chunk_layout(on_cuda(lm)) == cuda_layout(2)
-    assert chunk_layout(on_cuda(load("gpt_neox")[0].lm)) == cuda_layout(1)
+def test_chunk_layout_for_cuda_knows_how_many_heads_share_keys():
+    assert chunk_layout("cpu", SHARING["qwen2"]) == ChunkLayout()
+    assert chunk_layout("cuda", SHARING["qwen2"]) == ChunkLayout(1024, 8, shared=2)
+    assert chunk_layout("cuda", SHARING["gpt_neox"]) == ChunkLayout(1024, 8, shared=1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
 from embedder.data.ledger import Ledger
 from embedder.errors import DeviceError
@@ -74,6 +75,30 @@ def test_pool_actor_hands_on_why_it_could_not_be_made():
     told = PoolActor(Unmade, ())(pa.table({"numbers": [[1], [2]], "rows": [1, 1]}))
     assert told["failure"].to_pylist() == ["1 GPUs were asked for, but this process cannot use one"] * 2
     assert told["limits"].to_pylist() == [[], []]
+
+
+class Large(Doubling):
+    """Has no room."""
+
+    def __init__(self, error: Exception) -> None:
+        raise error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory\nmore")])
+def test_pool_actor_that_does_not_fit_into_memory_is_told_and_not_started_again(error):
+    told = PoolActor(Large, (error,))(pa.table({"numbers": [[1]], "rows": [1]}))
+    assert told["failure"].to_pylist()[0].startswith("Large: memory is short (")
+    with pytest.raises(RuntimeError, match="pretended"):
+        PoolActor(Large, (RuntimeError("pretended"),))
+
+
+def test_block_actor_hands_on_every_error_that_is_meant_for_the_user(actor, monkeypatch):
+    def fail(block):
+        raise DeviceError("GPU 1 of the 2 that share the LLM failed")
+
+    monkeypatch.setattr(actor, "compute", fail)
+    told = actor(pa.table({"numbers": [[1]], "rows": [1]}))
+    assert told["failure"].to_pylist() == ["GPU 1 of the 2 that share the LLM failed"]
 
 
 def test_pool_actor_tells_the_costs_of_its_actor_and_the_batches_that_it_cut(tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from embedder.errors import DeviceError
 from embedder.models import device as module
-from embedder.models.device import resolve_device
+from embedder.models.device import check_format, resolve_device
 
 FAULTS = """
 import resource
@@ -117,6 +117,21 @@ def test_resolve_device_refuses_a_gpu_that_cannot_be_used_in_one_line_with_the_v
     text = str(caught.value)
     assert text.startswith("a GPU was asked for (0.5), but this process cannot use one (CUDA driver version is insuff")
     assert torch.__version__ in text and "CUDA_VISIBLE_DEVICES='3'" in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "has"), [("cpu", "bfloat16", False), ("cuda", "float32", False), ("cuda", "bfloat16", True)]
+)
+def test_check_format_takes_what_the_device_computes(monkeypatch, kind, dtype, has):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    check_format(torch.device(kind), getattr(torch, dtype), "llm.dtype")
+
+
+def test_check_format_refuses_bfloat16_on_a_gpu_without_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(DeviceError, match=r"^llm\.dtype is bfloat16, and Tesla T4 has none; set it to float32$"):
+        check_format(torch.device("cuda"), torch.bfloat16, "llm.dtype")
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")

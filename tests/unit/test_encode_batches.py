@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -134,14 +136,31 @@ def fails_to_compile(encoder):
     raise torch._dynamo.exc.InternalTorchDynamoError("no kernel\nfor this layer")
 
 
+def fails_at_first_launch(encoder):
+    raise subprocess.CalledProcessError(1, ["gcc"])
+
+
 @pytest.mark.parametrize(
-    ("trial", "reason"), [(other_results, "its results are others"), (fails_to_compile, "no kernel")]
+    ("trial", "reason"),
+    [
+        (other_results, "its results are others"),
+        (fails_to_compile, "no kernel"),
+        (fails_at_first_launch, "Command '['gcc']' returned"),
+    ],
 )
 def test_compile_tried_leaves_a_network_as_it_was_where_that_goes_wrong(encoder, caplog, trial, reason):
     wanted = encode_prompted(encoder, TEXTS)
     assert not compile_tried(encoder.backbone, lambda: trial(encoder))
     assert f"BertModel runs uncompiled, which is slower: {reason}" in caplog.text
     assert encode_prompted(encoder, TEXTS).tobytes() == wanted.tobytes()
+
+
+def test_compile_tried_short_memory_says_nothing_of_the_compiler(encoder):
+    def fail():
+        raise torch.OutOfMemoryError("pretended")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        compile_tried(encoder.backbone, fail)
 
 
 def key_masked(folder, pooling):

@@ -53,7 +53,10 @@ def test_check_gpus_refuses_what_no_machine_has_where_none_can_join():
 def test_check_gpus_says_which_setting_gives_a_gpu_to_what_has_none():
     encoding, asking = GpuShare("encoder.gpus_per_actor", 0.0, 2, "encoder.num_actors"), GpuShare("evaluate.x", 0.0)
     (line,) = check_gpus([encoding, asking], [CPUS, {"CPU": 8.0, "GPU": 1.0}], can_grow=True)
-    assert line == "1 GPU here, and what has none computes on CPUs: encoder.gpus_per_actor, evaluate.x gives it one"
+    assert line == (
+        "1 GPU here, but processes without one compute on CPUs; "
+        "to give them one, set encoder.gpus_per_actor or evaluate.x"
+    )
     assert check_gpus([encoding, asking], [CPUS], can_grow=False) == []
     assert check_gpus([], [FOUR], can_grow=False) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,17 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from transformers import AutoModelForCausalLM
 
 from embedder.config.run import LlmConfig
 from embedder.labelling import graph_sampling
 from embedder.labelling.graph_sampling import (
     COLUMNS,
-    MOST_GRAPHS,
     ROWS,
     STEPS,
+    BufferedBatch,
     GraphSampler,
     graph_sampler,
     padded_shape,
+    read_one_token,
     record_cuda_graph,
     why_it_waits,
 )
@@ -197,7 +200,6 @@ def test_graph_sampler_the_shape_unused_for_longest_gives_way(lm, monkeypatch):
     for count in (4, 3, 4, 2):
         sample_outputs(lm, PREFIXES[:count], SEEDS[:count], SAMPLING, 9999, sampler)
     assert [shape.rows for shape in sampler._batches] == [4, 2]
-    assert MOST_GRAPHS > 2
 
 
 def test_graph_sampler_stops_one_step_after_all_samples_have_ended(lm):
@@ -280,8 +282,38 @@ def test_graph_sampler_an_error_leaves_no_buffers(lm):
     assert (sampler._buffers, sampler._batches, sampler._room) == ([], {}, 0)
 
 
-def test_graph_sampler_is_for_gpus(lm):
-    assert graph_sampler(lm) is None
+@pytest.mark.parametrize(
+    ("devices", "parts", "made"),
+    [(["cpu"], None, False), (["cuda:0"], None, True), (["cuda:0", "cuda:1"], None, False), (["cuda:0"], 2, False)],
+)
+def test_graph_sampler_is_for_an_llm_on_one_gpu(monkeypatch, devices, parts, made):
+    """The second lies on two GPUs, one layer after another; the last is a part of one that is divided."""
+    weights = [SimpleNamespace(device=torch.device(device)) for device in devices]
+    model = SimpleNamespace(parameters=lambda: weights, tp_size=parts)
+    monkeypatch.setattr(graph_sampling, "GraphSampler", lambda lm, recorder: lm)
+    lm = SimpleNamespace(model=model, device=weights[0].device)
+    assert graph_sampler(lm) is (lm if made else None)
+
+
+@pytest.mark.parametrize("name", SHARING)
+@torch.inference_mode()
+def test_buffered_batch_steps_read_nothing_from_the_memory_of_the_host(name):
+    """On a GPU they would wait for such a copy. Tensors without contents stand for those of a GPU here."""
+    with torch.device("meta"):
+        # The product of experts on a GPU is one of bfloat16.
+        model = AutoModelForCausalLM.from_config(SHARING[name]).bfloat16().eval()
+    model.set_attn_implementation(ATTENTION)
+    lm = SimpleNamespace(model=model, device=torch.device("meta"))
+    ones, vocabulary = read_one_token(lm)
+    shape = padded_shape([31] * 6, SAMPLING)
+    layers = [
+        tuple(one.new_zeros(shape.rows, one.shape[1], shape.columns, one.shape[3]) for one in each) for each in ones
+    ]
+    batch, recording = BufferedBatch(lm, shape, layers, vocabulary), Recording()
+    with recording:
+        batch.advance()
+    read = [each for _, *given, _ in recording.calls for each in tree_leaves(given) if isinstance(each, torch.Tensor)]
+    assert len(read) > 100 and {each.device.type for each in read} == {"meta"}
 
 
 @pytest.mark.parametrize(("free", "kept"), [(10**9, True), (1, False)])

@@ -8,15 +8,20 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from embedder.config.load import load_run
+from embedder.config.run import CHUNKED
 from embedder.data.records import GROUP, group_id, write_table
+from embedder.labelling.labeller import RewardLabeller
 from ray_jobs.cluster.blocks import BlockCost
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling import actors
 from ray_jobs.labelling.block_plan import survey
-from ray_jobs.labelling.provenance import LabelPools, read_devices
+from ray_jobs.labelling.provenance import LabelPools, note_device, read_devices
+from ray_jobs.labelling.rehearsal import rehearse_labelling
 from ray_jobs.labelling.rounding_sample import score_exactly
+from tests.unit.tiny_llms import SEQUENTIAL, save_tiny
 
 NO_POOLS = LabelPools({}, {})
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "runs", "Paris", "capital"]
@@ -146,6 +151,22 @@ def test_label_blocks_note_what_scored_them(config):
     assert read_devices(config.paths) == ["cpu, float32, chunked tree"]
 
 
+def test_label_blocks_tell_the_batches_that_memory_cut(config):
+    actor = actors.LabelBlocks(config, NO_POOLS, "print")
+    actor.labeller.backend.limit.lower(512)
+    assert [(limit.work, limit.most) for limit in actor.limits()] == [("scoring", 256)]
+
+
+def test_read_devices_folders_begun_before_the_scorer_was_noted_name_a_device_once(config):
+    for kind in ("cpu, float32", "cpu, float32, chunked tree", "2 x cpu, float32", "cpu, bfloat16, flex", "cpu, int8"):
+        note_device(config.paths, kind)
+    note_device(config.paths, "cpu, bfloat16, flex, at most 1,024 tokens at once")
+    assert read_devices(config.paths) == [
+        *("2 x cpu, float32", "cpu, bfloat16, flex", "cpu, bfloat16, flex, at most 1,024 tokens at once"),
+        *("cpu, float32, chunked tree", "cpu, int8"),
+    ]
+
+
 def test_score_exactly_tells_what_bfloat16_changed_and_nothing_of_float32(config):
     """The labels are scored once more from what their rows hold: in float32 to the same numbers."""
     write(config, groups_of("qa", 6))
@@ -163,10 +184,36 @@ def test_score_exactly_tells_what_bfloat16_changed_and_nothing_of_float32(config
 
 
 def test_score_exactly_of_an_llm_that_is_too_large_says_so(config, monkeypatch):
-    def fail(*_):
-        raise torch.OutOfMemoryError("pretended")
-
     write(config, groups_of("qa", 2))
     label(config)
-    monkeypatch.setattr("ray_jobs.labelling.rounding_sample.load_lm", fail)
-    assert "more memory than there is" in score_exactly(config, NO_POOLS, list(rows_of(config).values()))
+    sample = list(rows_of(config).values())
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("pretended")
+
+    monkeypatch.setattr(RewardLabeller, "rescore", fail)
+    assert "needs more memory than there is" in score_exactly(config, NO_POOLS, sample)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    assert "was not measured: model folder" in (told := score_exactly(config, NO_POOLS, sample))
+    assert "does not fit into memory (pretended)" in told
+
+
+def test_score_exactly_keeps_the_scorer_that_the_user_had_to_name(config, tmp_path):
+    """With another one the trial of this LLM fails, which on a GPU is an error."""
+    folder = save_tiny(SEQUENTIAL["cohere, scaled logits"], tmp_path)
+    changes = {"model": str(folder), "scorer": CHUNKED, "max_prefix_tokens": 300}
+    chunked = config.model_copy(update={"llm": config.llm.model_copy(update=changes)})
+    write(config, groups_of("qa", 2))
+    label(config)
+    sample = list(rows_of(config).values())
+    told = score_exactly(chunked, NO_POOLS, sample)
+    assert told.startswith("what bfloat16 changes was not measured: llm.model") and "by 'chunked tree' on cpu" in told
+
+
+def test_rehearse_labelling_on_a_machine_with_too_few_gpus_says_so(config, monkeypatch):
+    write(config, groups_of("qa", 2))
+    work = survey(config, llm_ledger(config.paths), 4)
+    large = config.model_copy(update={"label": config.label.model_copy(update={"gpus_per_actor": 4})})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    told = rehearse_labelling(large, config.llm, work)
+    assert told == ["nothing is tried here: label.gpus_per_actor is 4, and GPUs here: 1"]

@@ -16,13 +16,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from embedder.config.run import LlmConfig
+from embedder.config.run import FLEX, LlmConfig
 from embedder.errors import DeviceError, ModelError
 from embedder.labelling.backends import choose_backend
 from embedder.labelling.compute_cost import model_size
 from embedder.labelling.divided_backend import DividedBackend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
+from embedder.labelling.tree_attention import ATTENTION
 from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.architecture import architecture, check_division
 from embedder.models.causal_lm import check_llm, load_lm
@@ -43,6 +44,8 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Iterator[Pair]:
+    if torch.cuda.is_available():
+        pytest.skip("transformers would divide the LLM over the GPUs of this machine")
     # A test of training that ran here before may have left its group of one, and a process has only one group. Ended
     # by DeepSpeed, which else goes on using it.
     if dist.is_initialized():
@@ -52,6 +55,7 @@ def pair(tmp_path_factory) -> Iterator[Pair]:
     divided = choose_backend(load_lm(config, folder / "cache", "cpu", gpus=2), config, 10)
     yield Pair(divided, choose_backend(load_lm(config, folder / "cache", "cpu"), config, 10), folder)
     divided.lm.followers.end()
+    dist.destroy_process_group()
 
 
 def test_divided_backend_scores_equal_float64_sequences(pair):
@@ -102,6 +106,62 @@ def test_divided_backend_memory_that_is_short_in_all_processes_halves_the_same_b
     assert worker.failed > 0
 
 
+def test_tree_backend_of_each_process_works_in_one_order(pair):
+    """Lanes are threads; of processes in which they took turns otherwise, sums would be of different trees."""
+    followers, threads = pair.divided.lm.followers, torch.get_num_threads()
+    number, _ = followers.begin(Lanes, pair.divided.lm)
+    assert followers.call(number, "most") == 1
+    torch.set_num_threads(threads)
+
+
+class Lanes:
+    """The lanes of a backend in a process with several threads."""
+
+    def __init__(self, lm) -> None:
+        torch.set_num_threads(4)
+        self.lanes = TreeBackend(lm, 4096).lanes
+
+    def most(self) -> int:
+        """Of all processes."""
+        most = torch.tensor(self.lanes)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
+
+
+def test_divided_backend_by_flex_with_compiled_layers_scores_equal_float64_sequences(pair):
+    """The layers are traced with all that they share, and run by torch as they are: kernels are for GPUs."""
+    followers = pair.divided.lm.followers
+    number, worker = followers.begin(CompiledFlex, pair.divided.lm)
+    prompts = random_prompts(40, seed=3)
+    scores = followers.call(number, "score", prompts)
+    followers.call(number, "leave")
+    assert worker.graphs > 0
+    assert farthest(scores, plain_scores(exact_model(pair.folder), prompts)) < 1e-4
+
+
+class CompiledFlex:
+    """A backend by flex attention whose layers are traced."""
+
+    def __init__(self, lm) -> None:
+        self.lm, self.graphs = lm, 0
+        lm.model.set_attn_implementation(ATTENTION)
+        self.backend = TreeBackend(lm, 400, FLEX)
+
+    def score(self, prompts):
+        with torch.compiler.set_stance("default", force_backend=self.count):
+            return self.backend.score(prompts)
+
+    def count(self, module, inputs):
+        self.graphs += 1
+        return module.forward
+
+    def leave(self) -> None:
+        """Let the layers be as they were."""
+        torch._dynamo.reset()
+        for layer in self.lm.model.base_model.layers:
+            layer._compiled_call_impl = None
+
+
 class ScarceMemory(TreeBackend):
     """A backend in which trees of more than two prompts do not fit into memory."""
 
@@ -117,10 +177,20 @@ class ScarceMemory(TreeBackend):
 
 
 LEADER = """
-import os, sys
+import os, sys, threading
+from embedder.errors import ModelError
+from embedder.models import tensor_parallel
 from embedder.models.tensor_parallel import Followers
 
+tensor_parallel.PATIENCE_S = 2.0
+
 def load(rank):
+    if {death!r} == "at load, follower" and rank.number:
+        raise ModelError("a weight is missing")
+    if {death!r} == "at load, all":
+        raise ModelError("a weight is missing")
+    if {death!r} == "at load, follower" and not rank.number:
+        threading.Event().wait()
     return os.getpid()
 
 def identity(lm):
@@ -130,12 +200,15 @@ class Process:
     def number(self):
         os.write(1, b"%d\\n" % os.getpid())  # One call, because two processes write.
     def die(self):
-        if {death!r} == "follower" and os.getpid() != leader:
+        if {death!r} in ("follower", "follower awaited") and os.getpid() != leader:
             os._exit(3)
+        if {death!r} == "follower awaited":
+            threading.Event().wait()  # As NCCL does, which does not notice.
 
 leader = os.getppid() if __name__ == "__mp_main__" else os.getpid()
 if __name__ == "__main__":
-    followers = Followers(2, load)
+    followers = Followers(2)
+    followers.load(load)
     worker, _ = followers.begin(identity, 0)
     followers.call(worker, "number")
     followers.call(worker, "die")
@@ -147,8 +220,11 @@ def led(folder: Path, death: str) -> subprocess.CompletedProcess[str]:
     script = folder / "leader.py"
     script.write_text(textwrap.dedent(LEADER).format(death=death), encoding="utf-8")
     path = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    path["TMPDIR"] = str(folder)
     # Its output is read to its end, which comes when leader and follower have both ended.
-    return subprocess.run([sys.executable, script], env=path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, script], env=path, capture_output=True, text=True, timeout=300, check=False)
+    assert list(folder.glob("embedder-ranks-*")) == []
+    return done
 
 
 def test_followers_end_with_a_leader_that_ends_without_a_word(tmp_path):
@@ -160,6 +236,24 @@ def test_followers_end_with_a_leader_that_ends_without_a_word(tmp_path):
 def test_followers_one_that_dies_is_named(tmp_path):
     done = led(tmp_path, "follower")
     assert f"{DeviceError.__name__}: GPU 1 of the 2 that share the LLM failed (its process has ended)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("death", "reason"),
+    [
+        ("follower awaited", "its process has ended"),
+        ("at load, follower", "ModelError: a weight is missing"),
+    ],
+)
+def test_followers_the_failure_of_one_ends_a_leader_that_waits_for_it_in_a_library(tmp_path, death, reason):
+    done = led(tmp_path, death)
+    assert done.returncode == 1
+    assert f"GPU 1 of the 2 that share the LLM failed ({reason})" in done.stderr
+
+
+def test_followers_a_failure_of_all_at_load_is_that_of_the_leader_and_leaves_no_process(tmp_path):
+    done = led(tmp_path, "at load, all")
+    assert "ModelError: a weight is missing" in done.stderr and "GPU 1 of" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from embedder.labelling.prefix_tree import PackedPrompt, build_tree
-from embedder.labelling.tree_attention import ChunkLayout, cuda_layout, plan_attention, tree_attention
+from embedder.labelling.tree_attention import ChunkLayout, FurtherTerms, plan_attention, tree_attention
+from embedder.labelling.tree_flex import BLOCK, interval_mask
 from tests.unit.judges import many_prompts, quick
 from tests.unit.test_prefix_tree import seen_tokens
 
@@ -88,8 +89,11 @@ def test_tree_attention_with_a_further_term_is_refused(term):
     tensors = [torch.zeros(1, 1, 1, 8) for _ in range(3)]
     plan = plan_attention(build_tree([PackedPrompt([1], [[2]])]), torch.float32, torch.device("cpu"))
     assert tree_attention(nn.Module(), *tensors, None, tree_plan=plan, **{term: None})[0].shape == (1, 1, 1, 8)
-    with pytest.raises(NotImplementedError, match=term):
-        tree_attention(nn.Module(), *tensors, None, tree_plan=plan, **{term: 1.0})
+    mask = interval_mask([BLOCK] * BLOCK, torch.device("cpu"))
+    for further in ({"tree_plan": plan}, {}):
+        for given_mask in (None, mask):
+            with pytest.raises(FurtherTerms, match=term):
+                tree_attention(nn.Module(), *tensors, given_mask, **further, **{term: 1.0})
 
 
 def test_plan_attention_equal_tries_behind_prefixes_of_one_length_share_a_mask():
@@ -136,7 +140,7 @@ def test_tree_attention_of_shared_keys_takes_any_layout_of_the_kernel(heads_side
 @given(many_prompts(), st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.sampled_from([5, 1024]))
 def test_tree_attention_in_the_layout_for_cuda_equals_one_softmax_under_a_dense_mask(prompts, heads, nodes):
     shared = heads[0] // heads[1]
-    layout = ChunkLayout(nodes, cuda_layout(shared).align, shared)
+    layout = ChunkLayout(nodes, 8, shared)
     tree = build_tree(prompts, nodes)
     torch.manual_seed(len(tree.tokens))
     query = torch.randn(1, heads[0], len(tree.tokens), 8)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from embedder.config.prepare import Source
-from embedder.config.run import LlmConfig
+from embedder.config.run import CHUNKED, LlmConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import read_source
 from embedder.errors import ModelError
 from embedder.labelling import tree_backend
 from embedder.labelling.backends import choose_backend
+from embedder.labelling.graph_sampling import GraphSampler
 from embedder.labelling.prefix_tree import (
     CHUNK_NODES,
     PackedPrompt,
@@ -28,7 +29,8 @@ from embedder.labelling.prefix_tree import (
     tree_tokens,
 )
 from embedder.labelling.prompts import prompt_builder
-from embedder.labelling.tree_attention import ATTENTION, cuda_layout
+from embedder.labelling.sampling import Sampling, sample_outputs
+from embedder.labelling.tree_attention import ATTENTION, ChunkLayout
 from embedder.labelling.tree_backend import OutputHead, TreeBackend, wide_linear
 from embedder.models.causal_lm import load_lm, prepare_lm
 from embedder.models.locate import locate_model
@@ -136,7 +138,7 @@ def test_tree_backend_in_the_layout_for_cuda_scores_are_the_same(lm, exact):
     config = lm.model.config
     shared = config.num_attention_heads // getattr(config, "num_key_value_heads", config.num_attention_heads)
     prompts = random_prompts(30, seed=8)
-    backend = TreeBackend(lm, 100_000, layout=cuda_layout(shared))
+    backend = TreeBackend(lm, 100_000, layout=ChunkLayout(1024, 8, shared))
     assert backend.layout != TreeBackend(lm, 100_000).layout
     assert farthest(backend.score(prompts), plain_scores(exact, prompts)) < 1e-4
 
@@ -242,6 +244,35 @@ def test_tree_backend_the_size_that_fitted_is_kept(lm, monkeypatch):
     sizes.clear()
     assert farthest(backend.score(prompts), first) < 1e-5
     assert max(sizes) <= backend.limit.most
+
+
+def test_tree_backend_names_the_size_of_batches_only_where_memory_cuts_them(lm):
+    backend = TreeBackend(lm, 512)
+    backend.lanes = 1
+    hows = [backend.how]
+    backend.limit.lower(512)
+    hows.append(backend.how)
+    backend.limit.most = 512  # as after many batches that fitted
+    assert [*hows, backend.how] == [CHUNKED, f"{CHUNKED}, at most 256 tokens at once", CHUNKED]
+
+
+def test_tree_backend_short_memory_takes_that_of_sampling_first(lm, monkeypatch):
+    """What sampling keeps is given up, and the halves of a batch then fit."""
+    prompts, backend = random_prompts(7, seed=5), TreeBackend(lm, 100_000)
+    expected = backend.score(prompts)
+    backend.sampler = GraphSampler(lm, lambda: lambda step: step)
+    sample_outputs(lm, [[5, 6]], [1], Sampling(2, 3, 1.0, 50), 999, backend.sampler)
+    assert backend.sampler._buffers
+    forward, sampler = lm.model.base_model.forward, backend.sampler
+
+    def small_memory(**given):
+        if sampler._buffers:
+            raise torch.OutOfMemoryError("pretended")
+        return forward(**given)
+
+    monkeypatch.setattr(lm.model.base_model, "forward", small_memory)
+    assert farthest(backend.score(prompts), expected) < 1e-5
+    assert not sampler._buffers and backend.limits == [backend.limit, sampler.limit]
 
 
 @pytest.mark.slow

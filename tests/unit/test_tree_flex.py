@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import given
-from transformers import Gemma2Config
+from transformers import MistralConfig
 
 from embedder.config.run import FLEX, LlmConfig
 from embedder.labelling.backends import choose_backend
@@ -24,8 +24,6 @@ from tests.unit.test_tree_attention import brute_mask
 from tests.unit.tiny_llms import GROUPED, SHARING, save_tiny
 
 CPU = torch.device("cpu")
-CAPPED = Gemma2Config(**GROUPED, head_dim=8, attn_logit_softcapping=5.0, final_logit_softcapping=None)
-"""Its attention has a term that the chunked form does not compute."""
 
 
 @pytest.fixture(autouse=True)
@@ -94,13 +92,6 @@ def test_choose_backend_by_flex_scores_equal_float64_sequences(name, tmp_path):
     assert backend.sample(prefixes, [1, 2, 3], sampling) == SequentialBackend(lm).sample(prefixes, [1, 2, 3], sampling)
 
 
-def test_tree_backend_by_flex_scores_capped_attention(tmp_path):
-    lm, _, folder = loaded(CAPPED, tmp_path)
-    lm.model.set_attn_implementation(ATTENTION)
-    prompts = random_prompts(12, seed=4)
-    assert farthest(TreeBackend(lm, 400, FLEX).score(prompts), plain_scores(exact_model(folder), prompts)) < 1e-4
-
-
 def test_tree_backend_by_flex_counts_the_work_of_real_tokens(tmp_path):
     lm, llm, _ = loaded(SHARING["mistral"], tmp_path)
     flex, prompts = choose_backend(lm, llm, 10), random_prompts(12, seed=5)
@@ -110,9 +101,14 @@ def test_tree_backend_by_flex_counts_the_work_of_real_tokens(tmp_path):
     assert flex.work == chunked.work and flex.work.tokens > 0
 
 
-def test_compile_layers_compiles_once_for_trees_of_all_lengths(tmp_path):
+LAYERS = 10
+"""More than the eight graphs that torch makes of one piece of code, before it runs what is left uncompiled."""
+
+
+def test_compile_layers_compiles_once_for_all_layers_and_trees_of_all_lengths(tmp_path):
     """A new test function for each batch, and lengths of two blocks and more, are no reason to compile again."""
-    lm, _, _ = loaded(SHARING["mistral"], tmp_path)
+    deep = MistralConfig(**{**GROUPED, "num_hidden_layers": LAYERS}, sliding_window=None)
+    lm, _, _ = loaded(deep, tmp_path)
     graphs = []
 
     def count(module, inputs):
@@ -124,11 +120,12 @@ def test_compile_layers_compiles_once_for_trees_of_all_lengths(tmp_path):
     compile_layers(lm.model.base_model)
     sizes, compiled = [], []
     with torch.compiler.set_stance("default", force_backend=count), torch.inference_mode():
-        for prompts in (3, 30, 90, 60):
+        for prompts in (3, 30, 45, 38):
             tree = build_tree(random_prompts(prompts, seed=prompts))
             sizes.append(len(tree.tokens))
             assert read_tree(lm.model, tree, CPU).shape == (len(tree.tokens), 32)
             compiled.append(len(graphs))
     torch._dynamo.reset()
     assert sizes[0] < 2 * BLOCK < sizes[1] < sizes[3] < sizes[2]
-    assert compiled[0] == compiled[-1] > 0
+    # Of the first layer alone: the others are run by its graph.
+    assert compiled == [1, 1, 1, 1]

@@ -77,6 +77,9 @@ SEQUENTIAL: dict[str, PreTrainedConfig] = {
 }
 """They must be scored one sequence at a time."""
 
+CAPPED = Gemma2Config(**GROUPED, head_dim=8, attn_logit_softcapping=5.0, final_logit_softcapping=None)
+"""Its attention has a term that trees of prompts lack, and its logits have none."""
+
 MORE = {**GROUPED, "head_dim": 8, "num_hidden_layers": 4}
 ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_experts": 4}
 LOCAL = {"num_local_experts": 4}
