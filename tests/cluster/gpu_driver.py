@@ -21,6 +21,7 @@ from embedder.errors import DeviceError, EmbedderError
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, run_blocks
 from ray_jobs.cluster.machines import try_gpu
 from ray_jobs.cluster.session import connect
+from ray_jobs.retrieval.shards import check_shard_gpus
 from ray_jobs.retrieval.vectors import EncodeBlocks, VectorStore
 from tests.waiting import wait_until
 
@@ -58,10 +59,11 @@ def main(folder: Path, encoder: str) -> None:
         run_blocks(blocks(1), EncodeBlocks, (config, VectorStore(folder, {}), 1.0), actor_pool(1, 1.0), "encode")
     except EmbedderError as error:
         told["pool"] = str(error)
-    try:
-        try_gpu(1.0)
-    except DeviceError as error:
-        told["tried"] = str(getattr(error, "cause", error))
+    for name, attempt in (("tried", try_gpu), ("faiss", check_shard_gpus)):
+        try:
+            attempt(1.0)
+        except DeviceError as error:
+            told[name] = str(getattr(error, "cause", error))
     sys.stdout.write(json.dumps(told) + "\n")
 
 

@@ -54,4 +54,5 @@ def test_actors_on_gpus_see_their_own_have_cpus_beside_and_end_in_one_line_where
     for message in (told["pool"], told["tried"]):
         assert message.startswith("a GPU was asked for (1), but this process cannot use one (")
         assert torch.__version__ in message and "\n" not in message
+    assert told["faiss"].startswith("index.gpus_per_shard asks for a GPU, but FAISS ")
     assert "Specifying both" not in done.stdout + done.stderr
