@@ -43,10 +43,15 @@ def prepare_on_gpu(encoder: TextEncoder, rows: list[TokenRow], compiled: bool) -
     if lacking is not None:
         logger.warning("%s runs uncompiled, which is slower: there is no %s", encoder.config.model, lacking)
         return
-    wanted_ND = encode_tokens(encoder, rows)
-    compile_tried(
-        encoder.backbone, lambda: float((encode_tokens(encoder, rows) * wanted_ND).sum(1).mean()) >= SAME_LAYERS
-    )
+    # A single row too, because other code is compiled for it.
+    tried = (rows, rows[:1])
+    wanted = [encode_tokens(encoder, some) for some in tried]
+
+    def is_right() -> bool:
+        pairs = [(encode_tokens(encoder, some), wanted_ND) for some, wanted_ND in zip(tried, wanted, strict=True)]
+        return all(float((found_ND * wanted_ND).sum(1).mean()) >= SAME_LAYERS for found_ND, wanted_ND in pairs)
+
+    compile_tried(encoder.backbone, is_right)
 
 
 def reads_key_masks(encoder: RowReader, rows: list[TokenRow]) -> bool:

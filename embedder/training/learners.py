@@ -181,13 +181,15 @@ def compile_for_training(encoder: TextEncoder, *, drops: bool = False, compiler:
         wanted_ND = encoder.eval()(rows)
 
     def is_right() -> bool:
-        learning_ND = encoder.train()(rows)
-        # There and back, because the way back is compiled when it is first gone.
-        learning_ND.sum().backward()
-        encoder.eval()
-        with torch.no_grad():
-            found = [encoder(rows)] if drops else [encoder(rows), learning_ND]
-            return all(bool(((each_ND * wanted_ND).sum(1) >= SAME_LAYERS).all()) for each_ND in found)
+        found = list[Tensor]()
+        # A single row too, and in all ways that a training reads rows, because other code is compiled for each.
+        for some in (rows, rows[:1]):
+            learning_ND = encoder.train()(some)
+            learning_ND.sum().backward()
+            with torch.no_grad():
+                chunked_ND, measured_ND = encoder(some), encoder.eval()(some)
+            found += [measured_ND] if drops else [measured_ND, chunked_ND, learning_ND.detach()]
+        return all(bool(((each_ND * wanted_ND[: len(each_ND)]).sum(1) >= SAME_LAYERS).all()) for each_ND in found)
 
     try:
         compile_tried(encoder.backbone, is_right, compiler)
