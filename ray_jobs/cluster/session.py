@@ -154,6 +154,8 @@ def connect(settings: ClusterConfig) -> None:
     context.enable_progress_bars = False
     # Its second way of reading Parquet asks actors for the footers, and fails when the node of one dies.
     context.use_datasource_v2 = False
+    # Never: it is half an hour by default, and a block of labels, or GPUs that are yet to come, may take longer.
+    context.execution_no_progress_timeout_s = -1
     for noisy in ("ray.train", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # It warns of actors with CPUs and GPUs; ours need both, because with a GPU alone they would have one thread.

@@ -64,6 +64,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         **os.environ,
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # So soon that a job which left it as it is would end while its actors load a model.
+        "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "2",
     }
     port, dashboard = free_port(), free_port()
     command = ["ray", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={CPUS}"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
@@ -42,9 +43,10 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Iterator[Pair]:
-    # A test of training that ran here before may have left its group of one, and a process has only one group.
+    # A test of training that ran here before may have left its group of one, and a process has only one group. Ended
+    # by DeepSpeed, which else goes on using it.
     if dist.is_initialized():
-        dist.destroy_process_group()
+        deepspeed.comm.destroy_process_group()
     folder = save_tiny(SHARING["mistral"], tmp_path_factory.mktemp("llm"))
     config = LlmConfig(model=str(folder), max_prefix_tokens=50, batch_tokens=64, device_map="auto")
     divided = choose_backend(load_lm(config, folder / "cache", "cpu", gpus=2), config, 10)
