@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import time
@@ -21,6 +22,7 @@ from embedder.config.run import CHUNKED, FLEX, SEQUENTIAL, EncoderConfig, LlmCon
 from embedder.labelling.backends import LlmBackend, choose_backend
 from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import CausalLm
+from embedder.models.device import matmul_rate
 from embedder.storage.json_file import write_json
 
 LLAMAS: dict[str, dict[str, int]] = {
@@ -93,13 +95,13 @@ class Bench:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of a batch of the LLM, and of the encoder."""
+        """Tokens of a batch of the LLM, and of the encoder that is trained."""
         return self.size(32_768, 2048)
 
     @cached_property
     def peak_flops(self) -> float:
         """Operations a second of the fastest product in bfloat16, of which shares are taken."""
-        return product_rate(self, torch.bfloat16)
+        return matmul_rate(self.device, torch.bfloat16)
 
     def sync(self) -> None:
         """Wait for the device, which has only been told what to do when a call returns."""
@@ -120,6 +122,8 @@ class Bench:
     def forget(self) -> None:
         """Give freed memory of the device back, and forget compiled code."""
         torch.compiler.reset()
+        # A trainer is in a cycle with the threads and hooks that it made.
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -130,14 +134,6 @@ class Bench:
         peak = torch.cuda.max_memory_allocated(self.device) / 1e9
         torch.cuda.reset_peak_memory_stats(self.device)
         return float(peak)
-
-
-def product_rate(bench: Bench, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product, on random numbers: zeros would be faster."""
-    size = bench.size(8192, 128)
-    left, right = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
-    torch.mm(left, right)
-    return 10 * 2.0 * size**3 / bench.seconds(lambda: [torch.mm(left, right) for _ in range(10)], 3)
 
 
 def format_name(dtype: torch.dtype) -> str:

@@ -10,7 +10,8 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_bench import Bench, format_name, product_rate
+from benchmarks.gpu_bench import Bench, format_name
+from embedder.models.device import matmul_rate
 
 CHOICES = {0: "math", 1: "flash", 2: "efficient", 3: "cuDNN", 4: "overrideable"}
 """Kernels of `scaled_dot_product_attention` by the numbers of torch's SDPBackend."""
@@ -22,9 +23,9 @@ DEAR_SHAPE = 0.005
 
 def ceilings(bench: Bench) -> None:
     """Rates of products and copies, then attention by kernel, with what it costs when a shape is new."""
-    rates = {"bfloat16": bench.peak_flops, "float32": product_rate(bench, torch.float32)}
+    rates = {"bfloat16": bench.peak_flops, "float32": matmul_rate(bench.device, torch.float32)}
     with _tf32():
-        rates["TF32"] = product_rate(bench, torch.float32)
+        rates["TF32"] = matmul_rate(bench.device, torch.float32)
     for name, rate in rates.items():
         bench.figures.row(f"products in {name}: {rate / 1e12:.0f} TFLOP/s", **{f"{name}_tflops": rate / 1e12})
     copied = copy_rate(bench)

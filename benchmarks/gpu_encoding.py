@@ -27,6 +27,8 @@ from ray_jobs.retrieval.vectors import (
 )
 
 DATASET = "nq"
+BATCH_TOKENS = 131_072
+"""As docs/tuning.md recommends."""
 FILE_ROWS = 20_000
 """Passages of a file, as `prepare` writes them."""
 LEAST_COSINE = 0.98
@@ -39,7 +41,7 @@ def encoding(bench: Bench) -> None:
     """Texts a second of the actor that encodes, in both formats, and of sentence-transformers at its best."""
     texts = read_passages(bench.inputs, bench.size(32_768, 24))
     few, many = written_corpus(bench, "few", texts[: bench.size(2048, 12)]), written_corpus(bench, "many", texts)
-    config = random_bert(bench)
+    config = random_bert(bench).model_copy(update={"batch_tokens": bench.size(BATCH_TOKENS, 2048)})
     exact, _ = ours(bench, config, few)
     quick = config.model_copy(update={"dtype": "bfloat16"})
     ours(bench, quick, many)

@@ -72,7 +72,8 @@ def written_run(bench: Bench) -> Path:
         "prepare": {"sources": sources},
         "mine": {"group_size": 4, "window": [1, 30]},
         "label": {"num_samples": 4, "num_actors": 2, "gpus_per_actor": gpus / 2, "block_rows": 16},
-        "train": {"steps": 8, "batch_size": 8, "num_workers": 1, "gpus_per_worker": gpus},
+        # Two workers on one card stand in for two cards.
+        "train": {"steps": 8, "batch_size": 8, "num_workers": 2, "gpus_per_worker": gpus / 2},
         "evaluate": {"llm_queries": {"qa": 8, "chat": 8}, "num_actors": 1, "gpus_per_actor": gpus / 2},
         "serve": {"gpus_per_replica": gpus / 2, "max_replicas": 1},
     }

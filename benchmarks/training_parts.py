@@ -19,6 +19,7 @@ from benchmarks.training_limit import necessary_flops, time_shares
 from benchmarks.training_rivals import PaddedLoop, peer_columns, peer_loss, peer_model, train_peer
 from benchmarks.training_workers import peak_memory, steps_on_workers
 from embedder.training.deepspeed_engine import TrainingEngine
+from embedder.training.estimate import known_chunk_tokens
 from embedder.training.gradient import accumulate_gradient
 from embedder.training.job import TrainingJob
 from embedder.training.learners import trainable_encoder
@@ -70,7 +71,7 @@ def our_gradient(job: TrainingJob, batch: Batch) -> tuple[float, Gradients]:
     """Loss and gradient as the trainer takes them."""
     encoder = trainable_encoder(job, "cpu")
     engine = TrainingEngine(encoder, job.config)
-    limits = TokenLimits(job.encoder.batch_tokens, job.config.chunk_tokens)
+    limits = TokenLimits(job.encoder.batch_tokens, known_chunk_tokens(job.config))
     batches = token_batches(encoder, encoder.tokenize(batch.prompted(job.tasks)), limits)
     objective = Objective.of(job.tasks, job.config)
     weight_B = torch.ones(len(batch.tasks))

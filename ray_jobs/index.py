@@ -65,10 +65,18 @@ def run(config: RunConfig) -> StageReport:
     from embedder.index.manifest import hash_files
     from embedder.index.probe import PROBE, write_probe
     from embedder.models.fingerprint import encoder_fingerprint
-    from ray_jobs.retrieval.shards import build_shards, probe_texts, shards_fingerprint, vector_dimension
+    from ray_jobs.retrieval.shards import (
+        build_shards,
+        check_shard_gpus,
+        probe_texts,
+        shards_fingerprint,
+        vector_dimension,
+    )
     from ray_jobs.retrieval.vectors import fill_store, open_store
 
-    encoder = bundle_model(config)
+    encoder, gpus = bundle_model(config), config.index.gpus_per_shard
+    # Before any text is encoded, which may take hours.
+    check_shard_gpus(gpus)
     store = open_store(config, encoder)
     encoded = fill_store(config, store, encoder, [])
     cut_lines = store.cut_lines(config.paths, [])
@@ -87,7 +95,6 @@ def run(config: RunConfig) -> StageReport:
         collections={},
         files={},
     )
-    gpus = config.index.gpus_per_shard
     manifest = build_shards(config.paths, config.build_settings, store, manifest, staged, gpus)
     # Weights in safetensors alone: a pickle could run code where the bundle is served. And no key that lies there.
     model = staged / MODEL

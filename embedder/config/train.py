@@ -169,7 +169,7 @@ class TrainConfig(Section):
     self_paced: SelfPacedConfig = SelfPacedConfig()
     """Learning rate by task."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the matrix products; `bfloat16` is four to five times as fast on a GPU that has it (Ampere and
+    """Number format of the matrix products; `bfloat16` is four times as fast on a GPU that has it (Ampere and
     later). Weights, gradients, optimiser and losses stay in float32."""
     lora: LoraConfig | None = None
     """Train low-rank additions in place of the weights. null: all weights are trained."""

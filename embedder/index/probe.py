@@ -43,7 +43,7 @@ def write_probe(texts: list[str], vector_ND: np.ndarray, bundle: Path) -> None:
 def check_probe(
     bundle: Path, manifest: Manifest, dtype: EncodingDtype, encode: Callable[[list[str]], np.ndarray]
 ) -> None:
-    """Refuse to serve an index by an encoder whose number format moves its vectors too far.
+    """Refuse to serve an index by an encoder whose number format, or form of it, moves its vectors too far.
 
     Args:
         encode: Gives the unit vectors of texts by the encoder as it is loaded in `dtype`.
@@ -51,10 +51,14 @@ def check_probe(
     Raises:
         BundleError: the probe is missing or damaged, or a vector is farther than `LEAST_COSINE` from that of the index.
     """
+    # The same format has two forms: a GPU and a CPU compute differently in bfloat16.
+    remedy = "make and serve it on GPUs, or both on CPUs"
+    if dtype != manifest.dtype:
+        remedy = f"set serve.dtype to null, or encoder.dtype to {dtype} and run `python -m ray_jobs.index`"
     if PROBE not in manifest.files:
         raise BundleError(
-            f"{bundle}: serve.dtype is {dtype}, its vectors are {manifest.dtype}, and it has no {PROBE} to compare "
-            "them by; build it again, or set serve.dtype to null"
+            f"{bundle}: it is served in {dtype}, its vectors are {manifest.dtype}, and it has no {PROBE} to compare "
+            "them by; build it again"
         )
     manifest.check_files(bundle, only=PROBE)
     try:
@@ -67,6 +71,5 @@ def check_probe(
     if not cosine_N.min() >= LEAST_COSINE:
         raise BundleError(
             f"{bundle}: in {dtype} the least cosine of {len(probe.texts)} texts to its vectors, which are "
-            f"{manifest.dtype}, is {cosine_N.min():.4f}, and {LEAST_COSINE} is asked; set serve.dtype to null, or "
-            f"encoder.dtype to {dtype} and run `python -m ray_jobs.index`"
+            f"{manifest.dtype}, is {cosine_N.min():.4f}, and {LEAST_COSINE} is asked; {remedy}"
         )

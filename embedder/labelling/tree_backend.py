@@ -35,7 +35,7 @@ from embedder.models.causal_lm import CausalLm
 from embedder.models.compiled import compile_layers
 from embedder.models.memory import BatchLimit, halving_on_memory_error, is_memory_error
 from embedder.models.onednn import PackedLinear, pack_weight, packed_linear
-from embedder.models.transfer import sent
+from embedder.models.transfer import upload_numbers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -141,8 +141,8 @@ class TreeBackend:
         state_TD = self._read(tree)
         asked = predictions(tree)
         device = state_TD.device
-        state_PD = state_TD[sent(asked.tokens, device)]
-        edge_E, target_E = sent(asked.edges, device), sent(asked.edge_tokens, device)
+        state_PD = state_TD[upload_numbers(asked.tokens, device)]
+        edge_E, target_E = upload_numbers(asked.edges, device), upload_numbers(asked.edge_tokens, device)
         likelihood_E = self.head.logits(state_PD[edge_E], target_E) - self.head.log_normalisers(state_PD)[edge_E]
         with self._counting:  # `+=` of two lanes could lose one of the sums
             # A token at position p sees p tokens before it and itself.
@@ -159,8 +159,8 @@ class TreeBackend:
         if self.scorer == FLEX:
             return tree_flex.read_tree(model, tree, device)
         states: Tensor = model.base_model(
-            input_ids=sent([tree.tokens], device),
-            position_ids=sent([tree.positions], device),
+            input_ids=upload_numbers([tree.tokens], device),
+            position_ids=upload_numbers([tree.positions], device),
             # A mask of four dimensions is passed on as it is; otherwise the model builds a causal one of T x T.
             attention_mask=torch.zeros((1, 1, 1, 1), device=device),
             tree_plan=plan_attention(tree, model.dtype, device, self.layout),

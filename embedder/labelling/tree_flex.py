@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
 from embedder.labelling.prefix_tree import PrefixTree
-from embedder.models.transfer import sent
+from embedder.models.transfer import upload_numbers
 
 BLOCK = 128
 """Tokens of a block, of which the kernel passes over those that are hidden."""
@@ -31,8 +31,8 @@ def read_tree(model: PreTrainedModel, tree: PrefixTree, device: torch.device) ->
     fill = [0] * (max(-(-length // BLOCK), LEAST_BLOCKS) * BLOCK - length)
     positions = [*tree.positions, *fill]
     states: Tensor = model.base_model(
-        input_ids=sent([[*tree.tokens, *fill]], device),
-        position_ids=sent([positions], device),
+        input_ids=upload_numbers([[*tree.tokens, *fill]], device),
+        position_ids=upload_numbers([positions], device),
         # A mask of four dimensions, which that of a row of blocks has, is passed on to the layers as it is.
         attention_mask=interval_mask(subtree_ends(positions), device),
         use_cache=False,
@@ -59,7 +59,7 @@ def interval_mask(ends: Sequence[int], device: torch.device) -> BlockMask:
     full_NN = before_NN & (first_N[:, None] + BLOCK <= ends_NB.min(1)[None, :])
     partial_NN = before_NN & (first_N[:, None] < ends_NB.max(1)[None, :]) & ~full_NN
     np.fill_diagonal(partial_NN, True)
-    ends_T = sent(ends_NB.reshape(-1), device)
+    ends_T = upload_numbers(ends_NB.reshape(-1), device)
     return BlockMask.from_kv_blocks(
         *_block_lists(partial_NN, device),
         *_block_lists(full_NN, device),
@@ -73,4 +73,6 @@ def interval_mask(ends: Sequence[int], device: torch.device) -> BlockMask:
 def _block_lists(seen_NN: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, Tensor]:
     """How many blocks of keys each block of queries sees, (1, 1, N), and which, these first, (1, 1, N, N)."""
     order_NN = np.argsort(~seen_NN, axis=1, kind="stable").astype(np.int32)
-    return sent(seen_NN.sum(1, dtype=np.int32)[None, None], device), sent(order_NN[None, None], device)
+    return upload_numbers(seen_NN.sum(1, dtype=np.int32)[None, None], device), upload_numbers(
+        order_NN[None, None], device
+    )

@@ -2,7 +2,8 @@
 
 A product of many queries and passages in half precision finds candidates. From the vectors themselves it is known how
 far such a product can be off, so that no pair of the best is missed. The candidates are scored again, pair by pair in
-float64, and the scores rounded to float32: a score depends on its two vectors alone, and equal vectors tie exactly.
+float64, and the scores rounded to float32: a score depends on its two vectors alone, but for one rounding of float32 by
+which compiled code, other code and that for a single pair may differ.
 
 Q queries, P passages of a block, D width, W groups of G products each, N pairs, K results.
 """
@@ -13,6 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +98,7 @@ class DeviceSearch:
 
     @torch.inference_mode()
     def add(self, vector_PD: Tensor, number_P: Tensor) -> None:
-        """Take in passages (float32) with their numbers (int64); from pinned memory they are copied beside the work."""
+        """Take in passages (float32) with their numbers (int64). Copies come before the work."""
         if not len(vector_PD):
             return
         for vectors, numbers in zip(vector_PD.split(BLOCK_ROWS), number_P.split(BLOCK_ROWS), strict=True):
@@ -219,19 +221,34 @@ def pair_scorer(device: torch.device, width: int) -> PairScorer:
     if device.type == "cpu":
         return score_pairs_in_parts
     # Here, because the compiler takes a second to import, and only a GPU needs it.
+    from embedder.models.compiled import INDUCTOR, lacking_compiler
+
+    lacking = lacking_compiler()
+    if lacking is not None:
+        logger.warning("dense search scores pairs uncompiled, which is slower: there is no %s", lacking)
+        return score_pairs_in_parts
+    return compiled_scorer(device, width, INDUCTOR)
+
+
+@torch.inference_mode()
+def compiled_scorer(device: torch.device, width: int, compiler: str | Callable[..., Any]) -> PairScorer:
+    """What scores pairs by compiled code, tried on a few; by other code where that goes wrong."""
     from torch._dynamo.exc import TorchDynamoException
 
-    compiled = torch.compile(pair_scores, dynamic=True)
-    vectors, rows = torch.ones((2, width), device=device), torch.zeros(PAIRS_AT_ONCE, dtype=torch.int64, device=device)
+    compiled = torch.compile(pair_scores, dynamic=True, backend=compiler)
+    # All of different lengths, or else what is compiled holds for equal ones alone, and is compiled anew in the search.
+    query_QD, passage_PD = (torch.ones((count, width), device=device) for count in (2, 3))
+    query_N, row_N = (torch.zeros(PAIRS_AT_ONCE, dtype=torch.int64, device=device) for _ in range(2))
     try:
-        compiled(vectors, vectors, rows, rows)
+        compiled(query_QD, passage_PD, query_N, row_N)
     except TorchDynamoException as error:
         logger.warning("dense search scores pairs uncompiled, which is slower: %.300s", str(error).partition("\n")[0])
         return score_pairs_in_parts
 
     # Fewer than two are sizes that would be compiled for once more.
     def score(query_QD: Tensor, passage_PD: Tensor, query_N: Tensor, row_N: Tensor) -> Tensor:
-        function: PairScorer = compiled if len(query_N) > 1 else pair_scores
+        is_single = min(len(query_QD), len(passage_PD), len(query_N)) < 2
+        function: PairScorer = score_pairs_in_parts if is_single else compiled
         return function(query_QD, passage_PD, query_N, row_N)
 
     return score

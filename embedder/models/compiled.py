@@ -23,6 +23,9 @@ from embedder.models.memory import is_memory_error
 
 logger = logging.getLogger(__name__)
 
+INDUCTOR = "inductor"
+"""The compiler of torch that makes kernels. Tests take one that needs no compiler of C."""
+
 
 def lacking_compiler() -> str | None:
     """What is missing here of that which compiles kernels for a GPU; None: nothing."""
@@ -47,20 +50,20 @@ def compiler_errors() -> tuple[type[Exception], ...]:
     return (*found, subprocess.SubprocessError, *triton)
 
 
-def compile_layers(network: nn.Module) -> None:
+def compile_layers(network: nn.Module, compiler: str = INDUCTOR) -> None:
     """Have each layer of a network of transformers compiled when it is first called."""
     for layer in _layers(network):
         # For any number and length of rows at once: each new shape would be compiled for anew otherwise.
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, backend=compiler)
 
 
-def compile_tried(network: nn.Module, is_right: Callable[[], bool]) -> bool:
+def compile_tried(network: nn.Module, is_right: Callable[[], bool], compiler: str = INDUCTOR) -> bool:
     """Compile the layers of a network; it stays as it was, and False, where that goes wrong.
 
     `is_right` runs the network, and tells whether it gives what it gave before. Short memory says nothing of the
     compiler, and is raised.
     """
-    compile_layers(network)
+    compile_layers(network, compiler)
     try:
         reason = None if is_right() else "its results are others"
     except compiler_errors() as error:

@@ -56,6 +56,16 @@ def resolve_device(gpus: float) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def check_bfloat16(setting: str) -> None:
+    """Refuse bfloat16, for which a setting asks, on a GPU that would only imitate it.
+
+    Raises:
+        DeviceError: it has no bfloat16.
+    """
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise DeviceError(f"{setting} is bfloat16, which {torch.cuda.get_device_name()} does not have; take float32")
+
+
 def prepare_cuda(gpus: float) -> None:
     """Settings of a process that has a GPU or, below 1, a share of one."""
     # cuDNN's attention takes about 50 ms for each new shape, and batches of texts are of ever new shapes.

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from tokenizers.processors import Sequence, TemplateProcessing
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,16 +26,11 @@ from embedder.config.cutting import PromptedText
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.errors import ModelError
-from embedder.models.loader import (
-    ENCODER,
-    check_loadable,
-    load_network,
-    one_model_error,
-    usable_positions,
-)
+from embedder.models.loader import ENCODER, check_loadable, load_network, one_model_error, usable_positions
 from embedder.models.locate import locate_model
 from embedder.models.memory import BatchLimit, halving_on_memory_error
 from embedder.models.st_folder import check_base_model
+from embedder.models.transfer import pinned, upload
 
 TokenRow = list[int]
 
@@ -53,11 +50,33 @@ class PaddedRows:
     """Where each row stands among all that are embedded."""
     ids_BL: Tensor
     mask_BL: Tensor
+    query_B: Tensor | None = None
+    """For a cross-encoder that tells them apart: how many tokens of each pair are of the query's segment."""
 
     def part(self, rows: list[int]) -> PaddedRows:
         """Some of the rows, which follow one another."""
         own = slice(rows[0], rows[-1] + 1)
-        return PaddedRows(self.indices[own], self.ids_BL[own], self.mask_BL[own])
+        query_B = None if self.query_B is None else self.query_B[own]
+        return PaddedRows(self.indices[own], self.ids_BL[own], self.mask_BL[own], query_B)
+
+
+class RowReader(Protocol):
+    """What reads padded rows on a device: the encoder, and the cross-encoder."""
+
+    masks_keys: bool
+    """The model is given a mask with one entry for each key, (B, 1, 1, L), which it hands on to attention."""
+    memory: BatchLimit
+    """What fits into memory where no gradient is kept, as far as it is known."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a row at most."""
+
+    def padded(self, rows: list[TokenRow], indices: list[int]) -> PaddedRows:
+        """Rows side by side; for a GPU in memory that it copies from while the host goes on."""
+
+    def embed(self, batch: PaddedRows) -> Tensor:
+        """What one forward pass gives, in the order of its rows."""
 
 
 class TextEncoder(nn.Module):
@@ -71,13 +90,15 @@ class TextEncoder(nn.Module):
         self.in_bfloat16 = False
         """Matrix products are taken in bfloat16, with the weights left as they are."""
         self.masks_keys = False
-        """The model is given a mask with one entry for each key, (B, 1, 1, L), which it hands on to attention."""
         self.memory = BatchLimit("encoding", "padded tokens")
-        """What fits into memory where no gradient is kept, as far as it is known."""
 
     @property
     def device(self) -> torch.device:
         return torch.device(self.backbone.device)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.config.max_tokens
 
     @property
     def dimension(self) -> int:
@@ -137,34 +158,40 @@ class TextEncoder(nn.Module):
         for indices in length_batches([len(row) for row in rows], self.config.batch_tokens):
             yield self.padded([rows[i] for i in indices], indices)
 
+    def row_lengths(self, rows: list[TokenRow]) -> NDArray[np.int64]:
+        """Tokens that each row takes where it is the longest of its pass."""
+        length_B = np.array([len(row) for row in rows], dtype=np.int64)
+        return aligned_lengths(length_B, self.max_tokens) if self.device.type == "cuda" else length_B
+
     def padded(self, rows: list[TokenRow], indices: list[int]) -> PaddedRows:
-        """Rows side by side; for a GPU in memory that it copies from while the host goes on."""
         length_B = np.array([len(row) for row in rows])
-        longest, on_gpu = int(length_B.max()), self.device.type == "cuda"
-        if on_gpu:
-            longest = aligned_length(longest, self.config.max_tokens)
-        mask_BL = np.arange(longest) < length_B[:, None]
+        mask_BL = np.arange(self.row_lengths(rows).max()) < length_B[:, None]
         # A tokenizer without a padding token gets id 0, which is as good as any because the mask hides it.
         ids_BL = np.full(mask_BL.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
         ids_BL[mask_BL] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(length_B.sum()))
         ids, mask = torch.from_numpy(ids_BL), torch.from_numpy(mask_BL.astype(np.int64))
-        return PaddedRows(indices, ids.pin_memory(), mask.pin_memory()) if on_gpu else PaddedRows(indices, ids, mask)
+        return PaddedRows(indices, pinned(ids, self.device), pinned(mask, self.device))
 
     def embed(self, batch: PaddedRows) -> Tensor:
         """Unit vectors (B, D) of one forward pass, in the order of its rows."""
         # Nothing here reads a result, so that a GPU is given its next work while it computes.
-        ids_BL, mask_BL = (part.to(self.device, non_blocking=True) for part in (batch.ids_BL, batch.mask_BL))
-        # Of the mask (B, L) transformers asks the GPU whether anything is masked, and waits for the answer.
-        given = mask_BL[:, None, None].bool() if self.masks_keys else mask_BL
+        ids_BL, mask_BL = upload(batch.ids_BL, self.device), upload(batch.mask_BL, self.device)
+        given = key_mask(mask_BL) if self.masks_keys else mask_BL
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             state_BLD = self.backbone(input_ids=ids_BL, attention_mask=given).last_hidden_state
         return F.normalize(pool(state_BLD, mask_BL, self.config.pooling), dim=-1)
 
 
-def aligned_length(longest: int, most: int) -> int:
-    """Tokens of a row on a GPU, of which the longest text of its batch has so many and no text has more than `most`."""
+def aligned_lengths(length_B: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Tokens of rows on a GPU, of which the longest text of the batch has so many and no text has more than `most`."""
     # Not beyond that, because the model may have no position there.
-    return max(longest, min(-(-longest // ALIGNED) * ALIGNED, most))
+    return np.maximum(length_B, np.minimum(-(-length_B // ALIGNED) * ALIGNED, most))
+
+
+def key_mask(mask_BL: Tensor) -> Tensor:
+    """The mask (B, L) with one entry for each key, (B, 1, 1, L)."""
+    # Of the mask (B, L) transformers asks the GPU whether anything is masked, and waits for the answer.
+    return mask_BL[:, None, None].bool()
 
 
 def pool(state_BLD: Tensor, mask_BL: Tensor, pooling: str) -> Tensor:
@@ -229,8 +256,8 @@ def encode_tokens(encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
     return encode_batches(encoder, encoder.batches(rows))
 
 
-def encode_batches(encoder: TextEncoder, batches: Iterable[PaddedRows]) -> np.ndarray:
-    """Unit vectors (rows, D) of the rows of some forward passes, in the order of their indices.
+def encode_batches(encoder: RowReader, batches: Iterable[PaddedRows]) -> np.ndarray:
+    """Unit vectors (rows, D) or scores (rows) of some forward passes, in the order of their indices.
 
     A pass that does not fit into memory is halved, and so are later ones of its size.
 
@@ -250,7 +277,7 @@ def encode_batches(encoder: TextEncoder, batches: Iterable[PaddedRows]) -> np.nd
     return vectors
 
 
-def _embed_fitting(encoder: TextEncoder, batch: PaddedRows) -> list[Tensor]:
+def _embed_fitting(encoder: RowReader, batch: PaddedRows) -> list[Tensor]:
     """The vectors of one forward pass, in as few parts as fit into memory."""
     longest = batch.ids_BL.shape[1]
     return halving_on_memory_error(

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from embedder.errors import DeviceError, ModelError
+from embedder.errors import ModelError
 from embedder.models.compiled import compile_tried, lacking_compiler
-from embedder.models.encoder import TextEncoder, TokenRow, encode_batches, encode_tokens
+from embedder.models.device import check_bfloat16
+from embedder.models.encoder import RowReader, TextEncoder, TokenRow, encode_batches, encode_tokens
 
 logger = logging.getLogger(__name__)
 
 SAME_MASK = 1e-4
-"""Largest difference of a component of a unit vector, in float32, by two forms of one mask."""
+"""Largest difference of a component of a unit vector, or of a score, in float32, by two forms of one mask."""
 SAME_LAYERS = 0.99
 """Least mean cosine of the vectors of compiled layers to those of plain ones."""
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
@@ -34,8 +35,7 @@ def prepare_on_gpu(encoder: TextEncoder, rows: list[TokenRow], compiled: bool) -
     # In float32, because in bfloat16 a wrong mask could pass for rounding.
     encoder.masks_keys = reads_key_masks(encoder, rows)
     if encoder.config.dtype == "bfloat16":
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise DeviceError(f"dtype bfloat16: {torch.cuda.get_device_name()} has none; take float32")
+        check_bfloat16("the encoder's dtype")
         hold_in_bfloat16(encoder.backbone)
     if not compiled:
         return
@@ -43,19 +43,25 @@ def prepare_on_gpu(encoder: TextEncoder, rows: list[TokenRow], compiled: bool) -
     if lacking is not None:
         logger.warning("%s runs uncompiled, which is slower: there is no %s", encoder.config.model, lacking)
         return
-    wanted_ND = encode_tokens(encoder, rows)
-    compile_tried(
-        encoder.backbone, lambda: float((encode_tokens(encoder, rows) * wanted_ND).sum(1).mean()) >= SAME_LAYERS
-    )
+    # A single row too, because other code is compiled for it.
+    tried = (rows, rows[:1])
+    wanted = [encode_tokens(encoder, some) for some in tried]
+
+    def is_right() -> bool:
+        pairs = [(encode_tokens(encoder, some), wanted_ND) for some, wanted_ND in zip(tried, wanted, strict=True)]
+        return all(float((found_ND * wanted_ND).sum(1).mean()) >= SAME_LAYERS for found_ND, wanted_ND in pairs)
+
+    compile_tried(encoder.backbone, is_right)
 
 
-def reads_key_masks(encoder: TextEncoder, rows: list[TokenRow]) -> bool:
-    """Tell whether a mask that has one entry for each key, (B, 1, 1, L), gives the vectors of the mask (B, L).
+def reads_key_masks(encoder: RowReader, rows: list[TokenRow]) -> bool:
+    """Tell whether a mask that has one entry for each key, (B, 1, 1, L), gives what the mask (B, L) gives.
 
     It does not where tokens see a part of the text alone: in decoders, and where layers have a window.
     """
-    # With a row as long as there are any, so that no window is wider than it; in one batch, so that rows are padded.
-    most = encoder.config.max_tokens
+    # One row is as long as any can be, so that no window reaches over all of it. All are in one batch, so that the
+    # others are padded.
+    most = encoder.max_tokens
     tried = [*rows, (rows[-1] * most)[:most]]
     batch = encoder.padded(tried, list(range(len(tried))))
     wanted_ND = encode_batches(encoder, [batch])

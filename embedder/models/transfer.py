@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 
+def pinned(values: Tensor, device: torch.device) -> Tensor:
+    """The values in memory that a GPU copies from while the host goes on; as they are where there is no such GPU."""
+    # A copy from other memory makes the host wait for all that was queued before it.
+    return values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values
+
+
 def upload(values: Tensor, device: torch.device) -> Tensor:
     """The values on a device; a GPU copies them when it comes to it, and the host goes on."""
-    if device.type != "cuda" or values.device.type == "cuda":
-        return values.to(device)
-    # Pinned, because a copy from other memory makes the host wait for all that was queued before it.
-    return values.pin_memory().to(device, non_blocking=True)
+    return pinned(values, device).to(device, non_blocking=device.type == "cuda")
 
 
-def sent(values: object, device: torch.device) -> Tensor:
+def upload_numbers(values: object, device: torch.device) -> Tensor:
     """The same of numbers that are no tensor yet."""
     return upload(torch.as_tensor(values), device)
 

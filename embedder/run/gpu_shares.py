@@ -39,6 +39,9 @@ def stage_shares(stage: str, config: RunConfig) -> list[GpuShare]:
             "evaluate.gpus_per_actor", evaluate.gpus_per_actor, evaluate.num_actors, "evaluate.num_actors"
         )
         shares["evaluate"].append(asking)
+    if config.index.gpus_per_shard:
+        # Nothing is said of those without, because few shards have cells to train.
+        shares["index"].append(GpuShare("index.gpus_per_shard", config.index.gpus_per_shard))
     if label.teacher != "imported" and not label.recompute:
         shares["label"] = [GpuShare("label.gpus_per_actor", label.gpus_per_actor, label.num_actors, "label.num_actors")]
     if label.teacher == "reranker" and ranker is not None:

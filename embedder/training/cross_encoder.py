@@ -10,33 +10,32 @@ One list of numbers, because the loop sorts rows by length and finds equal ones 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from embedder.config.cutting import PromptedText, prompted_text
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
-from embedder.models.encoder import PaddedRows, TokenRow, embed_batches, length_batches
+from embedder.models.encoder import (
+    SIGHT,
+    PaddedRows,
+    TokenRow,
+    aligned_lengths,
+    embed_batches,
+    encode_batches,
+    key_mask,
+    length_batches,
+)
+from embedder.models.gpu_encoder import reads_key_masks
 from embedder.models.loader import CROSS_ENCODER, check_loadable, load_network, one_model_error, usable_positions
 from embedder.models.locate import locate_model
-
-
-@dataclass(frozen=True)
-class PaddedPairs(PaddedRows):
-    """The pairs of one forward pass."""
-
-    query_B: Tensor
-    """How many tokens of each are of the query's segment."""
-
-    def part(self, rows: list[int]) -> PaddedPairs:
-        """Some of the pairs, which follow one another."""
-        some = super().part(rows)
-        return PaddedPairs(some.indices, some.ids_BL, some.mask_BL, self.query_B[rows[0] : rows[-1] + 1])
+from embedder.models.memory import BatchLimit
+from embedder.models.transfer import pinned, upload
 
 
 class CrossEncoder(nn.Module):
@@ -48,7 +47,10 @@ class CrossEncoder(nn.Module):
         super().__init__()
         self.network: PreTrainedModel = network
         self.tokenizer = tokenizer
-        self.max_tokens, self.batch_tokens = max_tokens, batch_tokens
+        self.max_tokens: int = max_tokens
+        self.batch_tokens = batch_tokens
+        self.masks_keys = False
+        self.memory = BatchLimit("scoring by the reranker", "padded tokens")
         self._query_tokens = (max_tokens - tokenizer.num_special_tokens_to_add(pair=True)) // 2
         named = "token_type_ids" in tokenizer.model_input_names
         self._has_segments = named and getattr(network.config, "type_vocab_size", 0) > 1
@@ -86,39 +88,50 @@ class CrossEncoder(nn.Module):
                 cut.append(text[: offsets[self._query_tokens - 1][1]])
         return cut
 
-    def forward(self, rows: list[TokenRow] | PaddedPairs) -> Tensor:
+    def forward(self, rows: list[TokenRow] | PaddedRows) -> Tensor:
         """Scores (B,) in the order of the rows: those of one forward pass, or some that are padded by length."""
-        if isinstance(rows, PaddedPairs):
+        if isinstance(rows, PaddedRows):
             return self.embed(rows)
         batches = length_batches([len(row) for row in rows], self.batch_tokens)
         return embed_batches(lambda some: self.embed(self.padded(some, list(range(len(some))))), rows, batches)
 
-    def padded(self, rows: list[TokenRow], indices: list[int]) -> PaddedPairs:
-        """Pairs side by side; for a GPU in memory that it copies from while the host goes on."""
-        texts, query_B = [torch.tensor(row[1:]) for row in rows], torch.tensor([row[0] for row in rows])
-        ids_BL = pad_sequence(texts, batch_first=True, padding_value=self.network.config.pad_token_id)
-        mask_BL = (torch.arange(ids_BL.shape[1]) < torch.tensor([[len(text)] for text in texts])).long()
-        if self.device.type == "cuda":
-            ids_BL, mask_BL, query_B = ids_BL.pin_memory(), mask_BL.pin_memory(), query_B.pin_memory()
-        return PaddedPairs(indices, ids_BL, mask_BL, query_B)
+    def row_lengths(self, rows: list[TokenRow]) -> NDArray[np.int64]:
+        """Tokens that each row takes where it is the longest of its pass, and one more for the number before them."""
+        length_B = np.array([len(row) - 1 for row in rows], dtype=np.int64)
+        return 1 + (aligned_lengths(length_B, self.max_tokens) if self.device.type == "cuda" else length_B)
 
-    def embed(self, batch: PaddedPairs) -> Tensor:
+    def padded(self, rows: list[TokenRow], indices: list[int]) -> PaddedRows:
+        length_B = torch.tensor([len(row) - 1 for row in rows])
+        mask_BL = torch.arange(int(self.row_lengths(rows).max()) - 1) < length_B[:, None]
+        ids_BL = torch.full(mask_BL.shape, self.network.config.pad_token_id)
+        ids_BL[mask_BL] = torch.tensor([token for row in rows for token in row[1:]], dtype=ids_BL.dtype)
+        query_B = pinned(torch.tensor([row[0] for row in rows]), self.device) if self._has_segments else None
+        return PaddedRows(indices, pinned(ids_BL, self.device), pinned(mask_BL.long(), self.device), query_B)
+
+    def embed(self, batch: PaddedRows) -> Tensor:
         """Scores (B,) of one forward pass, in the order of its pairs."""
-        ids_BL, mask_BL = (values.to(self.device, non_blocking=True) for values in (batch.ids_BL, batch.mask_BL))
-        inputs = {"input_ids": ids_BL, "attention_mask": mask_BL}
-        if self._has_segments:
-            query_B1 = batch.query_B.to(self.device, non_blocking=True)[:, None]
+        ids_BL, mask_BL = upload(batch.ids_BL, self.device), upload(batch.mask_BL, self.device)
+        inputs = {"input_ids": ids_BL, "attention_mask": key_mask(mask_BL) if self.masks_keys else mask_BL}
+        if batch.query_B is not None:
+            query_B1 = upload(batch.query_B, self.device)[:, None]
             position_L = torch.arange(ids_BL.shape[1], device=self.device)
             inputs["token_type_ids"] = (position_L >= query_B1).long() * mask_BL
         logits_B1: Tensor = self.network(**inputs).logits
         return logits_B1[:, 0].float()
 
     def score(self, pairs: Sequence[tuple[str | PromptedText, str]]) -> list[float]:
-        """The score of each pair, without gradient."""
+        """The score of each pair, without gradient.
+
+        Raises:
+            torch.OutOfMemoryError: a single pair does not fit.
+        """
         if not pairs:
             return []
-        with torch.inference_mode():
-            scores: list[float] = self(self.tokenize(pairs)).tolist()
+        rows = self.tokenize(pairs)
+        batches = length_batches([len(row) for row in rows], self.batch_tokens)
+        scores: list[float] = encode_batches(
+            self, (self.padded([rows[i] for i in batch], batch) for batch in batches)
+        ).tolist()
         return scores
 
 
@@ -164,7 +177,10 @@ def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: t
     network.config.pad_token_id = tokenizer.pad_token_id
     encoder = CrossEncoder(network, tokenizer, max_tokens, batch_tokens).eval()
     with one_model_error(folder):
-        return encoder.to(device)
+        encoder.to(device)
+    if encoder.device.type == "cuda":
+        encoder.masks_keys = reads_key_masks(encoder, encoder.tokenize([SIGHT]))
+    return encoder
 
 
 def export_cross_encoder(encoder: CrossEncoder, folder: Path) -> None:

@@ -44,7 +44,7 @@ def accumulate_gradient(
     Equal rows are encoded once, and the gradient of all their uses flows through that one. With dropout, a seed makes
     the second time drop what the first one dropped. The losses (B,) have no graph and are still on the device.
     """
-    passes, at_once = _agreed(network, batches)
+    passes, at_once = agreed_passes(network, batches)
     if at_once:
         loss_B = losses_of(_embed(network, passes, dropout_seed)[batches.place_K])
         network.backward((loss_B * weight_B).mean())
@@ -65,10 +65,10 @@ def accumulate_gradient(
 def embed(network: Network, batches: TokenBatches) -> Tensor:
     """Outputs of the rows, without a graph; all workers must call it."""
     with torch.no_grad():
-        return _embed(network, _agreed(network, batches)[0], None)[batches.place_K]
+        return _embed(network, agreed_passes(network, batches)[0], None)[batches.place_K]
 
 
-def _agreed(network: Network, batches: TokenBatches) -> tuple[list[PaddedRows], bool]:
+def agreed_passes(network: Network, batches: TokenBatches) -> tuple[list[PaddedRows], bool]:
     """The passes, and whether they are encoded at once; in lockstep as many, and as the worker with most says."""
     passes = batches.passes
     if not network.lockstep:

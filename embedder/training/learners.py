@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError, DeviceError
-from embedder.models.compiled import compile_tried, lacking_compiler
+from embedder.models.compiled import INDUCTOR, compile_tried, lacking_compiler
+from embedder.models.device import check_bfloat16
 from embedder.models.encoder import SIGHT, TextEncoder, TokenRow, load_encoder
 from embedder.models.encoder_export import export_encoder
 from embedder.models.gpu_encoder import SAME_LAYERS, reads_key_masks
@@ -138,7 +139,8 @@ def trainable_encoder(job: TrainingJob, device: torch.device | str) -> TextEncod
     encoder = load_encoder(job.encoder, device=device, dropout=config.dropout)
     on_gpu = encoder.device.type == "cuda"
     if on_gpu:
-        check_precision(config.precision)
+        if config.precision == "bfloat16":
+            check_bfloat16("train.precision")
         # Before the number format, because in bfloat16 a wrong mask could pass for rounding.
         encoder.masks_keys = reads_key_masks(encoder, encoder.tokenize(SIGHT))
     encoder.in_bfloat16 = config.precision == "bfloat16"
@@ -156,24 +158,14 @@ def trainable_encoder(job: TrainingJob, device: torch.device | str) -> TextEncod
         train_linear_layers(encoder.backbone)
     # The network that is loaded for the export is on the CPU.
     if on_gpu and config.compile_layers:
-        compile_for_training(encoder)
+        compile_for_training(encoder, drops=config.drops)
     return encoder.train()
 
 
-def check_precision(precision: str) -> None:
-    """Refuse a number format that the GPU would only imitate.
+def compile_for_training(encoder: TextEncoder, *, drops: bool = False, compiler: str = INDUCTOR) -> None:
+    """Compile the layers, unless that fails or they then give other vectors; it is left in evaluation mode.
 
-    Raises:
-        DeviceError: it has no bfloat16.
-    """
-    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise DeviceError(
-            f"train.precision is 'bfloat16', which {torch.cuda.get_device_name()} does not have; take float32"
-        )
-
-
-def compile_for_training(encoder: TextEncoder) -> None:
-    """Compile the layers, unless they then give other vectors.
+    `drops`: there is dropout somewhere.
 
     Raises:
         DeviceError: there is no compiler.
@@ -184,10 +176,26 @@ def compile_for_training(encoder: TextEncoder) -> None:
             f"train.compile_layers: there is no {lacking} on the machine of a worker; install it, or leave it out"
         )
     rows = encoder.tokenize(SIGHT)
-    # Not in inference mode, in which other layers would be compiled than those that learn.
+    # Not in inference mode, in which other layers would be compiled than those that are trained and measured.
     with torch.no_grad():
-        wanted_ND = encoder(rows)
-        compile_tried(encoder.backbone, lambda: bool(((encoder(rows) * wanted_ND).sum(1) >= SAME_LAYERS).all()))
+        wanted_ND = encoder.eval()(rows)
+
+    def is_right() -> bool:
+        found = list[Tensor]()
+        # A single row too, and in all ways that a training reads rows, because other code is compiled for each.
+        for some in (rows, rows[:1]):
+            learning_ND = encoder.train()(some)
+            learning_ND.sum().backward()
+            with torch.no_grad():
+                chunked_ND, measured_ND = encoder(some), encoder.eval()(some)
+            found += [measured_ND] if drops else [measured_ND, chunked_ND, learning_ND.detach()]
+        return all(bool(((each_ND * wanted_ND[: len(each_ND)]).sum(1) >= SAME_LAYERS).all()) for each_ND in found)
+
+    try:
+        compile_tried(encoder.backbone, is_right, compiler)
+    finally:
+        encoder.eval()
+        encoder.zero_grad()
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:

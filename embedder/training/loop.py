@@ -132,7 +132,7 @@ class Trainer:
                 self._engine, fitted, lambda outputs: self._learner.losses(outputs, batch), weight_B, seed
             )
 
-        loss_B = self._room.fitting(gradient, batches.padded)
+        loss_B = self._room.run_fitting(gradient, batches.padded)
         read_losses = begin_reading(loss_B)
         rate = config.learning_rate * linear_rate(number, config.steps, config.warmup_share) * pace.rate
         # Here alone does the host wait for a GPU, until it has the gradient: the next step's pace follows from the
@@ -274,7 +274,7 @@ class Trainer:
 
     def _ranked(self, held_out: HeldOut) -> dict[str, float]:
         """What the weights of now measure on the split; all workers must call it."""
-        return self._room.fitting(
+        return self._room.run_fitting(
             lambda limits: held_out.measure(self._engine, limits, self.next_step), self.job.encoder.batch_tokens
         )
 

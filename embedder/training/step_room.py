@@ -36,7 +36,7 @@ class StepRoom:
         (negative,) = greatest_over_workers([-chunk])
         self.limits = TokenLimits(job.encoder.batch_tokens, -negative)
 
-    def fitting(self, work: Callable[[TokenLimits], Result], tokens: int) -> Result:
+    def run_fitting(self, work: Callable[[TokenLimits], Result], tokens: int) -> Result:
         """What `work` returns; where memory is short, it is begun anew with half of the tokens at once.
 
         `tokens`: how many it takes without limits. What did not fit is remembered, also by the workers of a resumed

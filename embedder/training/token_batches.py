@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedder.models.encoder import ALIGNED, PaddedRows, TextEncoder, TokenRow, length_batches
+from embedder.models.encoder import PaddedRows, TextEncoder, TokenRow, length_batches
 from embedder.models.transfer import upload
 from embedder.training.cross_encoder import CrossEncoder
 
@@ -56,9 +56,9 @@ class TokenBatches:
 def token_batches(network: TextEncoder | CrossEncoder, rows: list[TokenRow], limits: TokenLimits) -> TokenBatches:
     """Cut rows into passes within the limits; touches no weight, so that it may run beside a step."""
     distinct, number = distinct_rows(rows)
-    lengths, most = np.array([len(row) for row in distinct]), limits.pass_tokens
+    lengths, most = network.row_lengths(distinct), limits.pass_tokens
     if network.device.type == "cuda":
-        batches = thrifty_batches(-(-lengths // ALIGNED) * ALIGNED, most, PASS_TOKENS)
+        batches = thrifty_batches(lengths, most, PASS_TOKENS)
     else:
         batches = list(length_batches(lengths.tolist(), most))
     passes = [network.padded([distinct[i] for i in batch], batch) for batch in batches]
@@ -66,7 +66,8 @@ def token_batches(network: TextEncoder | CrossEncoder, rows: list[TokenRow], lim
     place_U = np.empty_like(order)
     place_U[order] = np.arange(len(order))
     place_K = upload(torch.from_numpy(place_U[number]), network.device)
-    return TokenBatches(rows, passes, place_K, sum(one.ids_BL.numel() for one in passes), limits)
+    padded = sum(len(batch) * int(lengths[batch[-1]]) for batch in batches)
+    return TokenBatches(rows, passes, place_K, padded, limits)
 
 
 def distinct_rows(rows: list[TokenRow]) -> tuple[list[TokenRow], list[int]]:

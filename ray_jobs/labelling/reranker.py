@@ -31,6 +31,7 @@ from embedder.hashing import content_id
 from embedder.models.device import device_kind, resolve_device
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
+from embedder.models.memory import BatchLimit
 from embedder.run.lineage import install_model, read_lineage
 from embedder.training.cross_encoder import CrossEncoder, bare_query, load_cross_encoder
 from embedder.training.job import FORMAT, TrainingJob
@@ -209,6 +210,9 @@ class ScoreBlocks(GroupBlocks):
         self.encoder = load_cross_encoder(str(model), settings.max_tokens, config.encoder.batch_tokens, device)
         self.tasks = taught_tasks(config.tasks, model)
         note_device(config.paths, device_kind(self.encoder.device, torch.float32))
+
+    def limits(self) -> Sequence[BatchLimit]:
+        return [self.encoder.memory]
 
     def label(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return label_groups(self.encoder, groups, self.tasks, self.fingerprint)

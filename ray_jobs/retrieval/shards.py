@@ -75,6 +75,16 @@ def probe_texts(paths: Paths, store: VectorStore, max_tokens: int) -> tuple[list
     return texts[:TEXTS], np.concatenate(vectors)[:TEXTS]
 
 
+def check_shard_gpus(gpus: float) -> None:
+    """Try FAISS on a GPU of the cluster, in a process of its own, where a shard is to have so many.
+
+    Raises:
+        DeviceError: it finds none.
+    """
+    if gpus:
+        ray.get(ray.remote(num_gpus=gpus, num_cpus=0)(check_faiss_gpu).remote())
+
+
 def build_shards(
     paths: Paths, settings: BuildSettings, store: VectorStore, manifest: Manifest, staged: Path, gpus: float = 0
 ) -> Manifest:

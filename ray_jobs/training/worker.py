@@ -101,14 +101,13 @@ def worker_resources(gpus: float) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         DeviceError: it cannot be used.
     """
-    nodes = machines()
     if gpus:
         # Before the workers are started, because Ray joins them by NCCL first, which fails with a traceback each time.
         try_gpu(gpus)
-        return {"GPU": gpus, "CPU": gpu_cpus(gpus, nodes)}, {}
+        return {"GPU": gpus, "CPU": gpu_cpus(gpus, machines())}, {}
     # Ray makes the first GPU that a worker sees its own, also where it has asked for none, and CUDA takes memory there.
-    hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if any(node.get("GPU") for node in nodes) else {}
-    return {"CPU": 1}, hidden
+    # Always, because a machine may have GPUs that it does not report to Ray.
+    return {"CPU": 1}, {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 
 
 def train_worker(settings: dict[str, TrainingJob]) -> None:

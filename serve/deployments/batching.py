@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from embedder.models.encoder import TokenRow
-from embedder.models.memory import BatchLimit, is_memory_error
+from embedder.models.memory import is_memory_error
 
 Run = Callable[[list[TokenRow]], np.ndarray]
 """Token rows to vectors (N, D)."""
@@ -105,7 +105,6 @@ class TokenBatcher:
         """
         self._run, self._budget, self._step = run, budget, step
         self._executor, self._observe, self._behind = executor, observe, behind
-        self._limit = BatchLimit("a service's encoder")
         self._small: deque[_Job] = deque()
         self._large: deque[_Job] = deque()
         self._earned = 0.0
@@ -151,7 +150,7 @@ class TokenBatcher:
                 now = time.perf_counter()
                 waits = [now - job.since for job, i in batch if i == job.order[0]]
                 self._observe(len(rows), sum(map(len, rows)), max(waits, default=0.0))
-                outcomes = await loop.run_in_executor(executor, run_apart, self._run, rows, self._limit)
+                outcomes = await loop.run_in_executor(executor, run_apart, self._run, rows)
                 for (job, i), outcome in zip(batch, outcomes, strict=True):
                     job.settle(i, outcome)
         finally:
@@ -159,16 +158,12 @@ class TokenBatcher:
 
     def _take_large(self) -> Batch:
         """The rows of the next batch of large requests alone."""
-        return _rows(self._large, self._most(self._step), time.monotonic(), at_least=1)
-
-    def _most(self, tokens: int) -> int:
-        """So many tokens, or as many as memory had room for: more are not tried again."""
-        return min(tokens, self._limit.most or tokens)
+        return _rows(self._large, self._step, time.monotonic(), at_least=1)
 
     def _take(self) -> Batch:
         """The rows of the next batch: small requests first, and of large ones as much as they have earned meanwhile."""
         now = time.monotonic()
-        batch = _rows(self._small, self._most(self._budget), now, at_least=1)
+        batch = _rows(self._small, self._budget, now, at_least=1)
         if not batch:
             self._earned = 0.0
             return self._take_large() if self._behind is None else []
@@ -206,10 +201,10 @@ def _rows(jobs: deque[_Job], budget: int, now: float, *, at_least: int) -> Batch
     return batch
 
 
-def run_apart(run: Run, rows: Sequence[TokenRow], limit: BatchLimit) -> list[np.ndarray | Failure]:
+def run_apart(run: Run, rows: Sequence[TokenRow]) -> list[np.ndarray | Failure]:
     """For each row its vector, or why it has none. Where a batch fails, its halves are tried, down to single rows.
 
-    `limit` learns how many tokens memory has no room for.
+    So it is too where memory is short for one row alone: `run` itself halves what is too much together.
     """
     bad = Failure("its vector is not finite", Cause.MODEL)
     try:
@@ -219,15 +214,12 @@ def run_apart(run: Run, rows: Sequence[TokenRow], limit: BatchLimit) -> list[np.
         if is_memory_error(error):
             failure = Failure("there was no memory for it", Cause.MEMORY)
     else:
-        limit.fitted(sum(map(len, rows)))
         return [vector if np.isfinite(vector).all() else bad for vector in vectors]
     if failure.cause is Cause.MEMORY:
         # Outside `except`, because until its end the error's traceback keeps the tensors of the batch alive.
         torch.cuda.empty_cache()
     if len(rows) == 1:
         return [failure]
-    if failure.cause is Cause.MEMORY:
-        limit.lower(sum(map(len, rows)))
     # By halves: one poisoned row of n costs about 2 log n passes, row by row all n.
     middle = len(rows) // 2
-    return run_apart(run, rows[:middle], limit) + run_apart(run, rows[middle:], limit)
+    return run_apart(run, rows[:middle]) + run_apart(run, rows[middle:])

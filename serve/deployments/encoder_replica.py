@@ -177,7 +177,7 @@ class EncoderReplica:
         """The model of a version; versions with the same model share it.
 
         Raises:
-            BundleError: it is missing or damaged, or `serve.dtype` moves its vectors too far from those of the index.
+            BundleError: it is missing or damaged, or its vectors are too far from those of the index.
         """
         folder = self._source.bundle(version)
         manifest = verify(folder, only=f"{MODEL}/")
@@ -198,8 +198,9 @@ class EncoderReplica:
                 run = partial(self._compute, encoder)
                 model = _Model(encoder, TokenBatcher(run, budget, step, self._computing, self._metrics.batch, behind))
                 self._shared[manifest.encoder_fingerprint, dtype] = model
-            # For each version anew, because two indexes of one model may have been made in different formats.
-            if dtype != manifest.dtype:
+            # For each version anew, because two indexes of one model may have been made in different formats. Always in
+            # bfloat16, in which a GPU has weights and products, a CPU products alone.
+            if dtype != manifest.dtype or dtype == "bfloat16":
                 check_probe(folder, manifest, dtype, partial(encode_prompted, model.encoder))
             return model
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from embedder.run.gpu_shares import gpu_cpus
+from ray_jobs.retrieval.vectors import CALLS_AT_ONCE
 from tests.cluster.conftest import ROOT, Cluster, free_port
 
 pytestmark = pytest.mark.ray
@@ -54,4 +55,6 @@ def test_actors_on_gpus_see_their_own_have_cpus_beside_and_end_in_one_line_where
     for message in (told["pool"], told["tried"]):
         assert message.startswith("a GPU was asked for (1), but this process cannot use one (")
         assert torch.__version__ in message and "\n" not in message
+    assert told["met"] == CALLS_AT_ONCE
+    assert told["faiss"].startswith("index.gpus_per_shard asks for a GPU, but FAISS ")
     assert "Specifying both" not in done.stdout + done.stderr

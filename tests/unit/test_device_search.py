@@ -7,10 +7,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from embedder.mining import device_search
-from embedder.mining.device_search import DeviceSearch, merge_ranked, search_on_device
+from embedder.mining.device_search import (
+    DeviceSearch,
+    compiled_scorer,
+    merge_ranked,
+    pair_scorer,
+    pair_scores,
+    score_pairs_in_parts,
+    search_on_device,
+)
 from embedder.mining.ranking import search_block
+from embedder.models import compiled
 from embedder.models.device import CPU
 from embedder.models.memory import BatchLimit
 from tests.unit.index_cases import unit
@@ -33,6 +43,40 @@ def small_blocks(patch):
     patch.setattr(device_search, "TILE_ROWS", 32)
     patch.setattr(device_search, "PRODUCTS", 256 * 7)
     patch.setattr(device_search, "PAIRS_AT_ONCE", 100)
+
+
+def test_compiled_scorer_compiles_in_its_trial_alone_whatever_is_scored_later():
+    compiler = CompileCounter()
+    score, draw = compiled_scorer(CPU, 24, compiler), np.random.default_rng(0)
+    assert compiler.frame_count == 1
+    with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
+        for queries, passages, pairs in [
+            (3, 3, 3),
+            (7, 40, 500),
+            (40, 7, 20_000),
+            (1, 9, 5),
+            (9, 1, 5),
+            (4, 4, 1),
+            (2, 2, 0),
+        ]:
+            query_QD, passage_PD = (torch.from_numpy(unit(draw, count, 24)) for count in (queries, passages))
+            rows = [torch.from_numpy(draw.integers(0, count, pairs)) for count in (queries, passages)]
+            assert torch.equal(score(query_QD, passage_PD, *rows), pair_scores(query_QD, passage_PD, *rows))
+    assert compiler.frame_count == 1
+
+
+def test_compiled_scorer_that_fails_its_trial_leaves_it_to_parts(caplog):
+    def broken(module, inputs):
+        raise RuntimeError("no kernel")
+
+    assert compiled_scorer(CPU, 24, broken) is score_pairs_in_parts
+    assert "dense search scores pairs uncompiled, which is slower" in caplog.text
+
+
+def test_pair_scorer_of_a_gpu_without_a_compiler_says_what_is_missing(monkeypatch, caplog):
+    monkeypatch.setattr(compiled, "lacking_compiler", lambda: "Triton")
+    assert pair_scorer(torch.device("cuda"), 24) is score_pairs_in_parts
+    assert "slower: there is no Triton" in caplog.text
 
 
 @quick

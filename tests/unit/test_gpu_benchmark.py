@@ -63,7 +63,7 @@ def test_gpu_parts_find_every_figure_to_quote():
 
 @pytest.mark.parametrize("part", [name for name in KEYS if name != "way"])
 def test_gpu_part_runs_at_toy_size(capsys, tmp_path, inputs, uncompiled, one_thread, part):
-    bench = open_bench(inputs, tmp_path / part)
+    bench = open_bench(inputs, tmp_path / part, toy=True)
     function_of(part)(bench)
     kept = json.loads((tmp_path / part / "figures.json").read_text(encoding="utf-8"))
     assert kept.keys() >= KEYS[part] and not bench.figures.wrong
@@ -126,6 +126,6 @@ def test_gpu_kernels_are_told_apart_by_name():
 @pytest.mark.slow
 @pytest.mark.ray
 def test_gpu_part_goes_the_whole_way_under_ray(tmp_path, inputs, uncompiled):
-    bench = open_bench(inputs, tmp_path / "way", seconds=400)
+    bench = open_bench(inputs, tmp_path / "way", toy=True, seconds=400)
     function_of("way")(bench)
     assert bench.figures.values.keys() >= KEYS["way"] and bench.figures.values["evaluate_s"] > 0

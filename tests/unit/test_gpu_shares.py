@@ -25,6 +25,8 @@ def shares(stage, **sections):
 def test_stage_shares_are_those_of_the_processes_that_hold_a_model():
     assert shares("prepare") == {}
     assert shares("mine") == shares("index") == shares("evaluate") == {"encoder.gpus_per_actor": 1.0}
+    building = shares("index", index={"gpus_per_shard": 2})
+    assert building == {"encoder.gpus_per_actor": 1.0, "index.gpus_per_shard": 2.0}
     asking = shares(
         "evaluate", evaluate={"llm_queries": 5, "gpus_per_actor": 2}, llm={"model": "/llm", "device_map": "auto"}
     )

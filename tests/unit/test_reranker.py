@@ -19,7 +19,9 @@ from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import LABELLED, group_id
 from embedder.errors import ConfigError, DataError, ModelError
-from embedder.training.cross_encoder import export_cross_encoder, load_cross_encoder
+from embedder.models.encoder import SIGHT
+from embedder.models.gpu_encoder import reads_key_masks
+from embedder.training.cross_encoder import CrossEncoder, export_cross_encoder, load_cross_encoder
 from embedder.training.learners import CrossEncoderLearner
 from embedder.training.losses import group_kl
 from embedder.training.ranking_quality import pair_agreement
@@ -137,6 +139,52 @@ def test_cross_encoder_tells_query_and_candidate_apart_where_model_and_tokenizer
     assert told["token_type_ids"][0].tolist() == [0] * row[0] + [1] * (len(row) - 1 - row[0])
     assert other.score(PAIRS[:1]) == pytest.approx(encoder.network(**told).logits[0].tolist(), abs=1e-5)
     assert other.score(PAIRS[:1]) != pytest.approx(encoder.score(PAIRS[:1]), abs=1e-6)
+
+
+class ShortOfMemory(CrossEncoder):
+    """A cross-encoder with room for so many padded tokens."""
+
+    def embed(self, batch):
+        if batch.ids_BL.numel() > self.room:
+            self.refused.append(batch.ids_BL.numel())
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().embed(batch)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_cross_encoder_halves_what_does_not_fit_and_remembers_it(encoder, segments):
+    if segments:
+        encoder.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    whole, short = (kind(encoder.network, encoder.tokenizer, 32, 256) for kind in (CrossEncoder, ShortOfMemory))
+    short.room, short.refused = 40, []
+    found, failed = short.score(PAIRS), len(short.refused)
+    assert found == pytest.approx(whole.score(PAIRS), abs=1e-5) and failed
+    assert short.score(PAIRS) == pytest.approx(found, abs=1e-5) and len(short.refused) == failed
+    assert short.memory.most is not None and whole.memory.most is None
+    short.room = 8
+    with pytest.raises(torch.OutOfMemoryError):
+        short.score(PAIRS)
+
+
+class OnGpu(CrossEncoder):
+    """A cross-encoder that is said to be on a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_cross_encoder_plans_its_passes_by_the_tokens_that_they_have(encoder):
+    rows = [[0, *range(count)] for count in (3, 8, 9, 31)]
+    assert encoder.row_lengths(rows).tolist() == [4, 9, 10, 32]
+    assert encoder.padded(rows, [0, 1, 2, 3]).ids_BL.shape == (4, 31)
+    on_gpu = OnGpu(encoder.network, encoder.tokenizer, 30, 128)
+    assert on_gpu.row_lengths(rows).tolist() == [9, 9, 17, 32]
+
+
+def test_cross_encoder_gives_the_same_scores_with_a_mask_by_key(encoder):
+    expected, rows = encoder.score(PAIRS), encoder.tokenize([SIGHT])
+    assert reads_key_masks(encoder, rows) and not encoder.masks_keys
+    encoder.masks_keys = True
+    assert encoder.score(PAIRS) == pytest.approx(expected, abs=1e-5)
 
 
 def test_cross_encoder_exported_gives_the_same_scores_here_and_in_sentence_transformers(encoder, tmp_path):

@@ -435,3 +435,11 @@ def test_service_in_another_number_format_than_its_index_is_tried_on_the_probe(t
             local_service(config)
     else:
         assert local_service(config).backend.encoder._models.loaded()[0].encoder.in_bfloat16
+        # An index in bfloat16 may be of a GPU, which computes in another form of it.
+        write_probe(
+            texts, np.roll(encode_prompted(load_encoder(bundle_encoder(bundle, manifest), "cpu"), texts), 1), bundle
+        )
+        files = {**manifest.files, PROBE: file_sha256(bundle / PROBE)}
+        manifest.model_copy(update={"files": files, "dtype": "bfloat16"}).write(bundle)
+        with pytest.raises(BundleError, match=r"bfloat16, is .* make and serve it on GPUs, or both on CPUs"):
+            local_service(config)

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.models.memory import BatchLimit
 from serve.deployments.batching import URGENT_S, Cause, NotEncodable, TokenBatcher, run_apart
 from tests.event_loop import settle
 from tests.waiting import wait_until
@@ -209,42 +208,37 @@ def test_batcher_goes_on_after_it_was_idle():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_batch_with_a_vector_that_is_not_finite_fails_there_alone(value):
-    model, limit = lambda rows: np.array([[1.0], [value]], dtype=np.float32), BatchLimit("encoding")
-    outcomes = run_apart(model, [[1], [2]], limit)
+    outcomes = run_apart(lambda rows: np.array([[1.0], [value]], dtype=np.float32), [[1], [2]])
     assert np.array_equal(outcomes[0], [1.0]) and outcomes[1] == ("its vector is not finite", Cause.MODEL)
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")]
 )
-def test_batch_too_large_for_the_memory_is_halved_and_the_size_is_remembered(error):
-    def small(rows):
-        if len(rows) > 2:
-            raise error
-        return np.stack([vector_of(row) for row in rows])
-
-    limit = BatchLimit("encoding")
-    assert np.array_equal(run_apart(small, [[i] for i in range(7)], limit), [vector_of([i]) for i in range(7)])
-    assert limit.most == 1
-
-
-def test_batcher_takes_no_batch_again_that_memory_has_no_room_for():
+def test_row_without_memory_for_it_fails_alone_and_later_batches_are_as_large_as_before(error):
     sizes = []
 
     def small(rows):
         sizes.append(len(rows))
-        if len(rows) > 4:
-            raise torch.OutOfMemoryError("pretended")
+        if any(len(row) > 2 for row in rows):
+            raise error
         return np.stack([vector_of(row) for row in rows])
 
     async def scenario():
         with ThreadPoolExecutor(1) as executor:
-            batcher = TokenBatcher(small, 8, 8, executor, lambda *told: None)
-            for _ in range(2):
-                await batcher.submit([[i] for i in range(8)])
+            batcher = TokenBatcher(small, 16, 16, executor, lambda *told: None)
+            rows = [[1], [2], [3], [4, 4, 4, 4]]
+            outcomes = run_apart(small, rows)
+            with pytest.raises(NotEncodable) as caught:
+                await batcher.submit(rows)
+            sizes.clear()
+            await batcher.submit([[i] for i in range(8)])
+            return outcomes, caught.value
 
-    asyncio.run(scenario())
-    assert sizes == [8, 4, 4, 4, 4]
+    (*vectors, failure), told = asyncio.run(scenario())
+    assert np.array_equal(vectors, [vector_of([i]) for i in (1, 2, 3)])
+    assert (failure.cause, told.failure.cause, told.row) == (Cause.MEMORY, Cause.MEMORY, 3)
+    assert sizes == [8]
 
 
 def test_batcher_a_text_without_memory_for_it_is_told_apart_from_a_poisoned_one():

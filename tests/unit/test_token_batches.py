@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.models.encoder import load_encoder
+from embedder.training.cross_encoder import load_cross_encoder
 from embedder.training.token_batches import TokenLimits, distinct_rows, thrifty_batches, token_batches
 from tests.unit.judges import quick
 
@@ -41,6 +42,13 @@ def test_token_batches_are_encoded_at_once_up_to_the_limit(tiny_encoder):
     least = sum(map(len, distinct_rows(rows)[0])) - 1
     at_once = [token_batches(encoder, rows, TokenLimits(256, most)).at_once for most in (None, padded, least)]
     assert at_once == [True, True, False]
+
+
+def test_token_batches_of_a_cross_encoder_count_the_number_before_each_row(tiny_encoder_folder):
+    """A step is encoded at once or in chunks by the same sum as ever."""
+    encoder = load_cross_encoder(str(tiny_encoder_folder), max_tokens=32, batch_tokens=128, device="cpu")
+    batches = token_batches(encoder, [[0, 5, 6], [0, 7], [0, 5, 6]], TokenLimits(256, None))
+    assert batches.passes[0].ids_BL.shape == (2, 2) and batches.padded == 2 * 3
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from embedder.errors import DeviceError
+from embedder.models.device import check_bfloat16
 from embedder.models.encoder import load_encoder
 from embedder.models.transfer import begin_reading, upload
 from embedder.training import learners, token_batches
-from embedder.training.learners import check_precision, compile_for_training
+from embedder.training.learners import compile_for_training
 from embedder.training.loop import Trainer
+from ray_jobs.training.worker import worker_resources
 from tests.unit.test_not_finite import make_training
 from tests.unit.tiny_folders import bert_folder
 
@@ -54,11 +56,36 @@ def test_training_compiles_each_layer_and_has_the_curve_of_plain_ones(tmp_path, 
     expected = losses(Trainer(make_training(tmp_path / "plain", model)))
     monkeypatch.setattr(learners, "lacking_compiler", lambda: None)
     trainer = Trainer(make_training(tmp_path, model))
-    with torch.compiler.set_stance("force_eager"):
-        compile_for_training(trainer._learner.network)
-        layers = trainer._learner.network.backbone.encoder.layer
-        assert all(layer._compiled_call_impl is not None for layer in layers)
+    network = trainer._learner.network
+    network.masks_keys = True
+    compile_for_training(network, compiler="aot_eager")
+    assert not network.training and all(weight.grad is None for weight in network.parameters())
+    assert all(layer._compiled_call_impl is not None for layer in network.backbone.encoder.layer)
+    network.train()
+    with torch.compiler.set_stance("fail_on_recompile"):
         assert losses(trainer) == pytest.approx(expected, abs=2e-5)
+
+
+class Refused(torch.autograd.Function):
+    """Cannot be gone back through."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        raise torch._dynamo.exc.InternalTorchDynamoError("no kernel for the way back")
+
+
+def test_compile_for_training_tries_the_way_back_too(tiny_encoder, monkeypatch, caplog):
+    monkeypatch.setattr(learners, "lacking_compiler", lambda: None)
+    encoder = load_encoder(tiny_encoder, device="cpu")
+    embed = encoder.embed
+    monkeypatch.setattr(encoder, "embed", lambda batch: Refused.apply(embed(batch)))
+    compile_for_training(encoder, compiler="aot_eager")
+    assert "BertModel runs uncompiled, which is slower: no kernel for the way back" in caplog.text
+    assert all(layer._compiled_call_impl is None for layer in encoder.backbone.encoder.layer)
 
 
 def test_compile_for_training_without_a_compiler_names_the_setting(model, tiny_encoder, monkeypatch):
@@ -67,9 +94,12 @@ def test_compile_for_training_without_a_compiler_names_the_setting(model, tiny_e
         compile_for_training(load_encoder(tiny_encoder, device="cpu"))
 
 
-def test_check_precision_refuses_a_format_that_a_gpu_imitates(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+def test_worker_without_gpus_sees_none_whatever_ray_knows_of_the_machine():
+    assert worker_resources(0) == ({"CPU": 1}, {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}})
+
+
+def test_check_bfloat16_refuses_a_gpu_that_imitates_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    check_precision("float32")
-    with pytest.raises(DeviceError, match=r"train\.precision is 'bfloat16', which Tesla T4 does not have"):
-        check_precision("bfloat16")
+    with pytest.raises(DeviceError, match=r"train\.precision is bfloat16, which Tesla T4 does not have; take float32"):
+        check_bfloat16("train.precision")
