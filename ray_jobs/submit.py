@@ -50,6 +50,8 @@ class Submission:
     entrypoint: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     """Files that are not uploaded because they look like credentials."""
+    outside: tuple[str, ...] = ()
+    """The run file where it lies outside of what is uploaded, so that every node must see it."""
 
     def command(self, wait: bool) -> list[str]:
         """The whole command, word by word."""
@@ -82,7 +84,7 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str]) -> Submiss
     """
     config = load_run(run_file, overrides)
     refuse_secrets(run_file, overrides)
-    here = Path.cwd()
+    here = Path.cwd().resolve()
     if not (here / "ray_jobs").is_dir():
         raise ConfigError(f"{here}: no ray_jobs/ here; start this in the root of the repository, which is uploaded")
     files, left_out = without_credentials(here, uploaded_files(here, config.submit.excludes), config)
@@ -93,7 +95,7 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str]) -> Submiss
             f"{here}: {size / 2**20:,.0f} MiB would be uploaded, more than {LARGEST_UPLOAD / 2**20:.0f}; the largest "
             f"file is {largest}; add what the job does not need to submit.excludes"
         )
-    path = run_file.absolute()
+    path = run_file.resolve()
     if path.is_relative_to(here) and path not in files:
         raise ConfigError(f"--config {run_file}: is not uploaded (submit.excludes, .gitignore); keep it elsewhere")
     shown = path.relative_to(here) if path.is_relative_to(here) else path
@@ -102,7 +104,7 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str]) -> Submiss
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", config.paths.work.name)
     submission_id = f"{name}-{stage}-{content_id(stage, config.model_dump(mode='json'))[:8]}"
     words = ("python", "-m", f"ray_jobs.{stage}", "--config", str(shown), *sets)
-    return Submission(config, submission_id, words, left_out)
+    return Submission(config, submission_id, words, left_out, () if path.is_relative_to(here) else (str(path),))
 
 
 def refuse_secrets(run_file: Path, overrides: list[str]) -> None:
@@ -232,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out.print(f"# {line}", markup=False)
     if submission.left_out:
         out.print(f"# not uploaded, since these look like credentials: {', '.join(submission.left_out)}", markup=False)
-    out.print(f"# every node must see {', '.join(shared_paths(submission.config))}", markup=False)
+    seen = [*shared_paths(submission.config), *submission.outside]
+    out.print(f"# every node must see {', '.join(seen)}", markup=False)
     if options.run:
         # The command `ray` of this environment, which need not be on the PATH.
         binaries = Path(sys.executable).parent

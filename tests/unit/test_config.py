@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.config.load import load_run
+from embedder.config.load import load_run, own_settings
 from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.unknown_keys import RENAMED_KEYS, RENAMED_VALUES, locate_key
@@ -46,7 +46,7 @@ def test_every_run_file_of_the_repository_loads(path):
 
 def test_the_resolved_run_file_that_a_dry_run_prints_loads_to_the_same_settings():
     config = load_run(ROOT / "configs" / "demo.yaml")
-    printed = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True))
+    printed = yaml.safe_load(yaml.safe_dump(own_settings(config), allow_unicode=True))
     assert RunConfig.model_validate(printed) == config
 
 
