@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -20,31 +21,42 @@ SHOW_CURSOR = "\x1b[?25h"
 def end_at_interrupt(line: str = GOES_ON) -> None:
     """From now on Ctrl-C prints `line` and ends this process within CLOSING_S; call it in the main thread.
 
-    Whatever has been written until then stays, since a file is whole or not there.
+    Whatever has been written until then stays, since a file is whole or not there. A second Ctrl-C does not wait.
     """
-
-    def end(_number: int, _frame: FrameType | None) -> NoReturn:
-        # A second one does not wait.
-        signal.signal(signal.SIGINT, lambda *_: leave())
-        print_line(f"{line}\n")
-        # In a thread, because what is being closed, a Ray of our own for instance, can take half a minute.
-        ending = threading.Timer(CLOSING_S, leave)
-        ending.daemon = True
-        ending.start()
-        # No KeyboardInterrupt, which libraries catch, and which ends in a traceback.
-        raise SystemExit(STATUS)
-
-    signal.signal(signal.SIGINT, end)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    # By Python's own handler a signal waits until the main thread returns from C, which may be a call to an object
+    # store of minutes; the number of the signal is in this pipe at once.
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, _leave_what_is_at_work)
+    threading.Thread(target=_watch, args=(reading, line), daemon=True).start()
 
 
-def leave() -> NoReturn:
-    """End this process at once; the processes of a Ray that it has started end with it."""
+def interrupt_as_usual() -> None:
+    """From now on Ctrl-C is a KeyboardInterrupt again, for a command that has an end of its own."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave_what_is_at_work(_number: int, _frame: FrameType | None) -> NoReturn:
+    # No KeyboardInterrupt, which libraries catch, and which ends in a traceback.
+    raise SystemExit(STATUS)
+
+
+def _watch(reading: int, line: str) -> None:
+    """Wait for the interrupt, and end the process where the main thread has not done so in time."""
+    while os.read(reading, 1)[0] != signal.SIGINT:
+        pass
+    _print(f"\n{line}\n" if sys.stderr.isatty() else f"{line}\n")
+    # What is being closed, a Ray of our own for instance, can take half a minute.
+    select.select([reading], [], [], CLOSING_S)
     if sys.stderr.isatty():
         # A bar that is being drawn has hidden it.
-        print_line(SHOW_CURSOR)
+        _print(SHOW_CURSOR)
+    # The processes of a Ray that this one has started end with it.
     os._exit(STATUS)
 
 
-def print_line(text: str) -> None:
+def _print(text: str) -> None:
     """Write to standard error past Python's buffers, which may be locked by what was interrupted."""
-    os.write(2, (f"\n{text}" if sys.stderr.isatty() and text != SHOW_CURSOR else text).encode())
+    os.write(2, text.encode())

@@ -20,6 +20,7 @@ from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
+from embedder.interrupt import interrupt_as_usual
 from serve.taken import refuse_missing_version, refuse_taken_name, refuse_taken_port
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _serve(
     try:
         serve.run(application, name=name, route_prefix=prefix)
         # From now on there are requests to be answered before the end.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupt_as_usual()
         out.print(f"{name} is ready at {prefix}; stop it by Ctrl-C or SIGTERM", markup=False)
         while True:
             signal.pause()

@@ -10,8 +10,6 @@ import json
 
 from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
-from embedder.index.bundle import read_manifest
-from embedder.index.catalog import Catalog
 from embedder.storage.object_store import ObjectPath
 
 LOOK_S = 0.5
@@ -53,6 +51,10 @@ def refuse_missing_version(config: RunConfig) -> None:
     """
     if isinstance(config.paths.work, ObjectPath) and config.serve.bundle is None:
         return  # its mirror is not fetched yet
+    # FAISS comes with it, which a port that is taken need not wait for.
+    from embedder.index.bundle import read_manifest
+    from embedder.index.catalog import Catalog
+
     folder = config.serve.bundle
     if folder is None:
         catalog = Catalog(config.paths.indexes)

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from embedder.cli import machine
 from embedder.config.load import load_run
+from embedder.config.prepare import Source
 from embedder.config.run import RunConfig
-from embedder.data.first_rows import read_first_rows
+from embedder.data.first_rows import FirstRows, read_first_rows
 from embedder.errors import DeviceError, EmbedderError
 from embedder.models.locate import is_hub_name, loaded_bytes, locate_model
 from embedder.run.gpu_shares import check_gpus, stage_shares
@@ -68,7 +69,11 @@ def look_around(run_file: Path, overrides: list[str], *, asks_cluster: bool) -> 
         config = load_run(run_file, overrides)
     except EmbedderError as error:
         return [*found, Finding(WORST, "run file", str(error))]
-    found += [Finding("ok", "run file", str(run_file)), *_storage(config), *_sources(config), *_models(config)]
+    found += [Finding("ok", "run file", str(run_file)), *_storage(config)]
+    for source in config.prepare.sources if config.prepare else []:
+        found += _source(source, config)
+    for name, (model, weight_bytes) in models_of(config).items():
+        found += _model(name, model, weight_bytes)
     address = os.environ.get("RAY_ADDRESS", "")
     if address in {"", "local"}:
         return [*found, *_gpus(config), *_memory(config), Finding("ok", "Ray", "one of its own, on this machine alone")]
@@ -132,13 +137,12 @@ def _machine() -> Iterator[Finding]:
 
 def _storage(config: RunConfig) -> Iterator[Finding]:
     """Whether the run can be written, and how much room there is."""
-    for name, place in (("paths.work", config.paths.work), ("paths.cache", config.paths.cache)):
-        if isinstance(place, ObjectPath):
-            yield from _tried(
-                name, lambda place=place: list(place.glob("*"))[:1], lambda _, place=place: f"{place} answers"
-            )
-        else:
-            yield _folder(name, place)
+    work = config.paths.work
+    if isinstance(work, ObjectPath):
+        yield from _tried("paths.work", lambda: list(work.glob("*"))[:1], lambda _: f"{work} answers")
+    else:
+        yield _folder("paths.work", work)
+    yield _folder("paths.cache", config.paths.cache)
 
 
 def _folder(name: str, folder: Path) -> Finding:
@@ -153,15 +157,14 @@ def _folder(name: str, folder: Path) -> Finding:
     return Finding("ok", name, f"{folder}: {_size(free)} free")
 
 
-def _sources(config: RunConfig) -> Iterator[Finding]:
-    """The first rows of each source."""
-    for source in config.prepare.sources if config.prepare else []:
-        task = config.tasks[source.task]
-        yield from _tried(
-            f"source {source.dataset}",
-            lambda source=source, task=task: read_first_rows(source, task),
-            lambda rows: "; ".join(rows.notes) or f"its first rows can be used ({', '.join(sorted(rows.splits))})",
-        )
+def _source(source: Source, config: RunConfig) -> Iterator[Finding]:
+    """The first rows of a source."""
+
+    def told(rows: FirstRows) -> str:
+        return "; ".join(rows.notes) or f"its first rows can be used ({', '.join(sorted(rows.splits))})"
+
+    task = config.tasks[source.task]
+    yield from _tried(f"source {source.dataset}", lambda: read_first_rows(source, task), told)
 
 
 def models_of(config: RunConfig) -> dict[str, tuple[str, int]]:
@@ -176,18 +179,17 @@ def models_of(config: RunConfig) -> dict[str, tuple[str, int]]:
     return models
 
 
-def _models(config: RunConfig) -> Iterator[Finding]:
-    """Whether models are there and whole, by their files."""
-    for name, (model, size) in models_of(config).items():
-        if is_hub_name(model) or "://" in model:
-            # Not looked into, since that would fetch it.
-            yield Finding("note", name, f"{model} is fetched when it is first used, if it is not in the cache yet")
-            continue
-        yield from _tried(
-            name,
-            lambda model=model, size=size: loaded_bytes(locate_model(model), size),
-            lambda found, model=model: f"{model}, {_size(found)} of weights",
-        )
+def _model(name: str, model: str, weight_bytes: int) -> Iterator[Finding]:
+    """Whether a model is there and whole, by its files."""
+    if is_hub_name(model) or "://" in model:
+        # Not looked into, since that would fetch it.
+        yield Finding("note", name, f"{model} is fetched when it is first used, if it is not in the cache yet")
+        return
+
+    def size_of() -> int:
+        return loaded_bytes(locate_model(model), weight_bytes)
+
+    yield from _tried(name, size_of, lambda size: f"{model}, {_size(size)} of weights")
 
 
 def _gpus(config: RunConfig) -> Iterator[Finding]:
