@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
-from embedder.config.prepare import Source
 from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.documents.kinds import document_files
 from embedder.data.fields import Row, RowError
 from embedder.data.json_lines import parse_object, read_text_lines
 from embedder.errors import DataError
 
 Format = Literal["layout", "beir", "reference", "documents"]
 DOCUMENTS: Final = "documents"
-DOCUMENT_ENDINGS = (
-    *(".txt", ".md", ".markdown", ".rst", ".html", ".htm", ".xhtml", ".pdf", ".csv", ".tsv", ".parquet", ".jsonl"),
-    *(".ndjson", ".json", ".yaml", ".yml", ".py", ".js", ".ts", ".java", ".go", ".rs", ".c", ".h", ".cpp", ".hpp"),
-    *(".cs", ".rb", ".php", ".sh", ".sql"),
-)
-"""Endings of files, one of which is enough for a folder of documents; which files are read is the reader's to say."""
-MOST_FILES = 10_000
-"""Files of a folder that are looked at."""
 LOOKED_AT = 200
 """Rows of a file."""
 MOST_FOLDERS = 1_000
@@ -71,18 +64,13 @@ def look_below(path: Path, task: str | None) -> list[FoundData]:
         return [look_at(path, task)]
     below = (each for pattern in ("*", "*/*") for each in sorted(path.glob(pattern)) if path.is_dir())
     found = [look_at(each, task) for each in islice(below, MOST_FOLDERS) if each.is_dir() and _format(each) is not None]
-    if not found and DOCUMENTS in get_args(Source.model_fields["format"].annotation) and _has_documents(path):
+    if not found and next(document_files(path, None, Counter()), None) is not None:
         found = [
             FoundData(path, DOCUMENTS, _name(path), task or "qa", "documents without questions", 0, False, False, False)
         ]
     if not found:
         raise DataError(f"{path}: holds {_contents(path)}; {NEEDED}")
     return found
-
-
-def _has_documents(path: Path) -> bool:
-    files = [path] if path.is_file() else (each for each in islice(path.rglob("*"), MOST_FILES) if each.is_file())
-    return any(file.suffix.lower() in DOCUMENT_ENDINGS for file in files)
 
 
 def _name(path: Path) -> str:
@@ -129,7 +117,7 @@ def _format(path: Path) -> Format | None:
 
 NEEDED = (
     "give a folder with corpus.jsonl and train.jsonl (docs/data.md), a BEIR folder (corpus.jsonl, queries.jsonl, "
-    "qrels/), or a JSON Lines file of rows with query and answers or pos"
+    "qrels/), a JSON Lines file of rows with query and answers or pos, or documents (docs/documents.md)"
 )
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
 
 from embedder.cli.new_run import Wishes, write_new_run
 from embedder.config.load import load_run
-from embedder.config.prepare import Source
 from embedder.errors import ConfigError, DataError, ModelError
 from tests.unit.tiny_folders import write_jsonl
 
@@ -102,9 +100,6 @@ def test_init_gives_everything_gpus(tmp_path, init):
     assert (config.encoder.dtype, config.llm.dtype, config.train.precision) == ("bfloat16",) * 3
 
 
-@pytest.mark.skipif(
-    "documents" not in get_args(Source.model_fields["format"].annotation), reason="there is no reader of documents"
-)
 def test_init_makes_a_run_without_training_of_documents_alone(tmp_path, init):
     (tmp_path / "pages" / "guide").mkdir(parents=True)
     (tmp_path / "pages" / "guide" / "first.md").write_text(
