@@ -47,9 +47,13 @@ class FoundData:
     @property
     def line(self) -> str:
         """What was found, for the user."""
+        return f"{self.path}: format {self.format}, task {self.task} ({self.why}){self.size}"
+
+    @property
+    def size(self) -> str:
+        """How much there is to learn from and to measure, as the end of a line; empty for documents alone."""
         test = "with test queries" if self.has_test else "without test queries"
-        rows = f"about {self.train_rows:,} training rows, {test}"
-        return f"{self.path}: format {self.format}, task {self.task} ({self.why}), {rows}"
+        return f", about {self.train_rows:,} training rows, {test}" if self.train_rows or self.has_test else ""
 
 
 def look_below(path: Path, task: str | None) -> list[FoundData]:

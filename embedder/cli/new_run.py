@@ -64,9 +64,9 @@ class NewRun:
     def lines(self) -> list[str]:
         """What was found and chosen, and what to do next."""
         chosen = self.choices
-        teacher = chosen.llm if chosen.asks_llm else "the right passages of the rows" if chosen.learns else ""
+        teacher = chosen.llm if chosen.asks_llm else "the right passages of the rows"
         lines = [found.line for found in chosen.found]
-        lines.append(f"encoder {chosen.encoder} ({chosen.pooling})" + (f", taught by {teacher}" if teacher else ""))
+        lines.append(f"encoder {chosen.encoder} ({chosen.pooling})" + (f", taught by {teacher}" if chosen.learns else " as it is"))
         lines += self.notes
         option = "" if self.path == Path("run.yaml") else f" --config {self.path}"
         return [

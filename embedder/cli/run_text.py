@@ -116,7 +116,7 @@ def _sources(choices: Choices) -> str:
         ]
         fields += [f"format: {found.format}"] if found.format != "layout" else []
         fields += [f"dev_queries: {MEASURED}"] if _measures_dev(choices) and found.train_rows else []
-        lines.append(f"    - {{{', '.join(fields)}}}   # {found.why}; about {found.train_rows:,} training rows")
+        lines.append(f"    - {{{', '.join(fields)}}}   # {found.why}{found.size}")
     return "\n".join(lines) + "\n"
 
 
