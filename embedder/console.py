@@ -121,7 +121,7 @@ def show_table(out: Console, table: Table) -> None:
         out.print(table)
         return
     for line in table_lines(table):
-        out.print(line, markup=False)
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def table_lines(table: Table) -> list[str]:

@@ -28,8 +28,15 @@ def end_at_interrupt(line: str = GOES_ON) -> None:
     # By Python's own handler a signal waits until the main thread returns from C, which may be a call to an object
     # store of minutes; the number of the signal is in this pipe at once.
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    signal.signal(signal.SIGINT, _leave_what_is_at_work)
-    threading.Thread(target=_watch, args=(reading, line), daemon=True).start()
+    told = threading.Event()
+
+    def leave_what_is_at_work(_number: int, _frame: FrameType | None) -> NoReturn:
+        told.wait(CLOSING_S)
+        # No KeyboardInterrupt, which libraries catch, and which ends in a traceback.
+        raise SystemExit(STATUS)
+
+    signal.signal(signal.SIGINT, leave_what_is_at_work)
+    threading.Thread(target=_watch, args=(reading, line, told), daemon=True).start()
 
 
 def interrupt_as_usual() -> None:
@@ -38,16 +45,12 @@ def interrupt_as_usual() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _leave_what_is_at_work(_number: int, _frame: FrameType | None) -> NoReturn:
-    # No KeyboardInterrupt, which libraries catch, and which ends in a traceback.
-    raise SystemExit(STATUS)
-
-
-def _watch(reading: int, line: str) -> None:
+def _watch(reading: int, line: str, told: threading.Event) -> None:
     """Wait for the interrupt, and end the process where the main thread has not done so in time."""
     while os.read(reading, 1)[0] != signal.SIGINT:
         pass
     _print(f"\n{line}\n" if sys.stderr.isatty() else f"{line}\n")
+    told.set()
     # What is being closed, a Ray of our own for instance, can take half a minute.
     select.select([reading], [], [], CLOSING_S)
     if sys.stderr.isatty():

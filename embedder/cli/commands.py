@@ -183,10 +183,10 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Search the index of a service that runs. A key is taken from LLM_EMBEDDER_KEY."""
-    from embedder.cli.question import Question, answer_lines, ask_service
+    from embedder.cli.question import SearchWish, answer_lines, ask_service
 
     with exit_on_error(to_stderr=True):
-        answer = ask_service(url, Question(query, task, count, mode, index_name))
+        answer = ask_service(url, SearchWish(query, task, count, mode, index_name))
     show(answer, as_json, answer_lines(answer))
 
 

@@ -46,7 +46,7 @@ class FoundData:
 
     @property
     def line(self) -> str:
-        """What was found, for the user."""
+        """Tell the user what was found."""
         return f"{self.path}: format {self.format}, task {self.task} ({self.why}){self.size}"
 
     @property

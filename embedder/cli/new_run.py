@@ -15,7 +15,6 @@ from embedder.cli.machine import gpus, is_installed
 from embedder.cli.run_text import Choices, run_text
 from embedder.config.load import load_run
 from embedder.config.paths import Pooling
-from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.unknown_keys import nearest
 from embedder.data.first_rows import read_first_rows
@@ -34,7 +33,7 @@ DECODERS = ("ForCausalLM", "LMHeadModel")
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user has said; None where nothing."""
+    """The wishes of the user; None where nothing was said."""
 
     data: tuple[Path, ...]
     out: Path
@@ -106,9 +105,7 @@ def write_new_run(wishes: Wishes) -> NewRun:
     if wishes.task not in (None, *BUILTIN_TASKS):
         raise ConfigError(f"--task {wishes.task}: no task{nearest(str(wishes.task), BUILTIN_TASKS)}")
     choices, notes = choose(wishes)
-    config = _checked(run_text(choices), wishes.out)
-    for source in config.needed_prepare.sources:
-        notes += read_first_rows(source, config.tasks[source.task]).notes
+    notes += _write_checked(run_text(choices), wishes.out)
     return NewRun(wishes.out, choices, notes)
 
 
@@ -188,11 +185,12 @@ def encoder_facts(model: str) -> tuple[Pooling, bool]:
     return facts.pooling or guessed, any(facts.prompts.values())
 
 
-def _checked(text: str, out: Path) -> RunConfig:
-    """Put the run file in its place, once it can be read.
+def _write_checked(text: str, out: Path) -> list[str]:
+    """Put the run file in its place, once it and the first rows of its data can be read; returns what these tell.
 
     Raises:
         ConfigError: what was given makes no run.
+        DataError: none of the first rows can be used.
         StorageError: the file cannot be written.
     """
     draft = out.with_name(f".{out.name}.draft")
@@ -200,7 +198,9 @@ def _checked(text: str, out: Path) -> RunConfig:
         write_durably(draft, text.encode())
         try:
             config = load_run(draft)
+            sources = config.needed_prepare.sources
+            notes = [note for each in sources for note in read_first_rows(each, config.tasks[each.task]).notes]
             os.replace(draft, out)
         finally:
             draft.unlink(missing_ok=True)
-    return config
+    return notes

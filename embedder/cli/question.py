@@ -20,7 +20,7 @@ SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
-class Question:
+class SearchWish:
     """A query and how it is to be answered."""
 
     query: str
@@ -32,7 +32,7 @@ class Question:
     """None: the alias that the service answers by default."""
 
 
-def ask_service(url: str, question: Question) -> dict[str, Any]:
+def ask_service(url: str, question: SearchWish) -> dict[str, Any]:
     """The service's answer of POST /v1/search.
 
     Raises:

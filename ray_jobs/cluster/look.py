@@ -109,7 +109,7 @@ def _node(address: str, reference: object, config: RunConfig) -> Iterator[Findin
 
 
 def tell(marks: dict[str, str], paths: Sequence[str]) -> dict[str, Any]:
-    """What a node sees; runs there."""
+    """Tell what a node sees; it runs there."""
     cache = Path(marks["paths.cache"]).parent
     there = next(each for each in (cache, *cache.parents) if each.exists())
     return {

@@ -93,4 +93,4 @@ def test_a_module_that_is_started_ends_at_an_interrupt_from_its_first_import_on(
         ).stdout.strip()
         for each in (script, script.replace("'-m'", "'job'"))
     ]
-    assert found == ["_leave_what_is_at_work", "default_int_handler"]
+    assert found == ["leave_what_is_at_work", "default_int_handler"]

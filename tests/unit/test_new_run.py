@@ -120,12 +120,15 @@ def test_init_leaves_a_run_file_that_is_there(tmp_path, init):
 
 def test_init_tells_what_is_wrong_before_it_writes(tmp_path, init):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.odt").touch()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "sea.png").touch()
+    (tmp_path / "notes.txt").touch()
     corpus(tmp_path / "handbook", train=QUESTION)
     for data, wishes, kind, told in [
         ("none", {}, DataError, "no such folder or file"),
         ("empty", {}, DataError, "holds nothing; give a folder with corpus.jsonl"),
-        ("notes.odt", {}, DataError, "a file of the kind .odt"),
+        ("photos", {}, DataError, r"holds sea\.png; give a folder"),
+        ("notes.txt", {}, DataError, "all of the first 1 rows .* would be rejected; first line 0: empty"),
         ("handbook", {"task": "convsaerch"}, ConfigError, "did you mean convsearch?"),
         ("handbook", {"llm": str(tmp_path / "none")}, ModelError, "no such folder"),
     ]:

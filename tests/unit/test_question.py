@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from embedder.cli.question import KEY, Question, answer_lines, ask_service
+from embedder.cli.question import KEY, SearchWish, answer_lines, ask_service
 from embedder.errors import ConfigError
 
 HIT = {"id": "p1", "dataset": "d", "score": 0.5, "text": "a  text\nof two lines", "title": None, "metadata": None}
@@ -67,8 +67,8 @@ def service() -> Iterator[Service]:
     server.server_close()
 
 
-def question(**given) -> Question:
-    return Question(**{"query": "who?", "task": None, "k": 3, "mode": "dense", "index": None, **given})
+def question(**given) -> SearchWish:
+    return SearchWish(**{"query": "who?", "task": None, "k": 3, "mode": "dense", "index": None, **given})
 
 
 def test_ask_searches_the_only_task_with_documents_and_sends_the_key(service, monkeypatch):

@@ -41,7 +41,7 @@ def states(run_file, **compares):
 def test_status_of_a_new_run_names_every_stage_of_every_round_and_the_next_command(run_file):
     found = read_status(run_file, [], compares=True)
     rounds = ["mine", "label", "train", "mine, round 2", "label, round 2", "train, round 2"]
-    assert found.missing == ["prepare", *rounds, "index", "evaluate"]
+    assert found.missing == ["prepare", *rounds, "index, round 2", "evaluate, round 2"]
     assert found.lines()[-1].endswith(f"next: llm-embedder pipeline --config {run_file}")
 
 
