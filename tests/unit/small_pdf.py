@@ -26,7 +26,9 @@ def pdf_of_streams(
         b"<< /Type /Catalog /Pages 2 0 R /Outlines 4 0 R >>",
         b"<< /Type /Pages /Kids [%s] /Count %d >>" % (kids, count),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-        b"<< /Type /Outlines /First %d 0 R /Last %d 0 R >>" % (marks, marks + len(outline) - 1) if outline else b"<< >>",
+        b"<< /Type /Outlines /First %d 0 R /Last %d 0 R >>" % (marks, marks + len(outline) - 1)
+        if outline
+        else b"<< >>",
     ]
     for i, stream in enumerate(streams):
         resources = b"/Resources << /Font << /F 3 0 R >> >> /MediaBox [0 0 600 850]"

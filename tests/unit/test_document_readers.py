@@ -67,7 +67,9 @@ def test_rst_sections_rank_signs_by_their_first_appearance(tmp_path):
 
 
 def test_python_sections_are_functions_and_classes_with_their_decorators(tmp_path):
-    text = '"""Doc."""\nimport os\n\n@cache\ndef first():\n    return 1\n\nX = 1\n\nclass Box:\n    def inner(self): ...\n'
+    text = (
+        '"""Doc."""\nimport os\n\n@cache\ndef first():\n    return 1\n\nX = 1\n\nclass Box:\n    def inner(self): ...\n'
+    )
     found = outlined(sections(tmp_path, "m.py", text, "python"))
     assert found == [
         ("m.py", '"""Doc."""\nimport os'),
@@ -169,7 +171,9 @@ def test_table_rows_are_the_same_from_every_kind_of_table(tmp_path, kind):
 
 def test_table_rows_without_a_text_column_are_their_columns(tmp_path):
     found = sections(tmp_path, "t.csv", "name,colour\nbox,red\n", "csv")
-    assert [(each.text, each.metadata) for each in found] == [("name: box\ncolour: red", {"name": "box", "colour": "red"})]
+    assert [(each.text, each.metadata) for each in found] == [
+        ("name: box\ncolour: red", {"name": "box", "colour": "red"})
+    ]
     chosen = sections(tmp_path, "t.csv", "name,colour\nbox,red\n", "csv", Columns(("colour",), "name", "name"))
     assert [(each.text, each.headings, each.row_id) for each in chosen] == [("red", ("box",), "box")]
 

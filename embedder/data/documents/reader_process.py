@@ -37,7 +37,7 @@ class ReaderProcess:
 
     def __init__(self, columns: Columns, encoding: str, seconds: float = SECONDS, memory: int = MEMORY_BYTES) -> None:
         self._options = {"columns": asdict(columns), "encoding": encoding}
-        self._seconds, self._memory = seconds, memory
+        self.seconds, self._memory = seconds, memory
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = bytearray()
 
@@ -89,8 +89,8 @@ class ReaderProcess:
             searched = len(self._buffer)
             if searched > MAX_ANSWER:
                 raise UnreadableError(f"a part of more than {MAX_ANSWER:,} bytes")
-            if not select.select([output], [], [], self._seconds)[0]:
-                raise UnreadableError(f"no further part within {self._seconds:g} s; divide it, or leave it out")
+            if not select.select([output], [], [], self.seconds)[0]:
+                raise UnreadableError(f"no further part within {self.seconds:g} s; divide it, or leave it out")
             piece = os.read(output, PIECE)
             if not piece:
                 status = self._process.wait()
