@@ -86,10 +86,16 @@ class DocumentReader(LayoutReader):
         return sum(path.stat().st_size for path in paths)
 
     def read_passages(self, prepared: Prepared) -> None:
-        """Fill `prepared.passages` with the chunks of all files."""
+        """Fill `prepared.passages` with the chunks of all files.
+
+        Raises:
+            DataError: no file gives a chunk.
+        """
         for row in self.each_passage(prepared):
             if prepared.passages.setdefault(row["id"], row) is not row:
                 prepared.merged += 1
+        if not prepared.passages and prepared.most_rows is None:
+            raise DataError(f"{self._where} gives no text; add files that can be read{prepared.first_reason()}")
 
     def each_passage(self, prepared: Prepared) -> Iterator[Row]:
         """The chunks of all files, one file after the other; faults, counts and notes go to `prepared`."""
