@@ -13,7 +13,7 @@ import pytest
 from embedder.data.documents.kinds import DocumentFile, document_files
 from embedder.data.documents.reader_process import ReaderProcess
 from embedder.data.documents.section import UnreadableError
-from embedder.data.documents.table_rows import Columns
+from embedder.data.documents.table_rows import TableColumns
 
 MEMORY = 2 * 2**30
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
@@ -29,7 +29,7 @@ def parquet_bomb(path):
 def read(folder, seconds=300.0):
     """Sections of each file, or why it is set aside."""
     told = {}
-    with ReaderProcess(Columns(), "utf-8", seconds, MEMORY) as reader:
+    with ReaderProcess(TableColumns(), "utf-8", seconds, MEMORY) as reader:
         for file in document_files(folder, None, Counter()):
             try:
                 told[file.name] = list(reader.sections(file))
@@ -54,7 +54,7 @@ def test_reader_process_survives_files_that_ask_for_too_much_memory(tmp_path):
 def test_reader_process_that_hangs_is_replaced(tmp_path):
     os.mkfifo(tmp_path / "a.txt")
     (tmp_path / "b.txt").write_text("The last one.")
-    with ReaderProcess(Columns(), "utf-8", seconds=1) as reader:
+    with ReaderProcess(TableColumns(), "utf-8", seconds=1) as reader:
         # A pipe that nobody writes to; the list of files would not have named it.
         with pytest.raises(UnreadableError, match="no further part within 1 s"):
             list(reader.sections(DocumentFile(tmp_path / "a.txt", "a.txt", "code")))
@@ -76,7 +76,7 @@ def test_reader_process_goes_on_where_nobody_wants_the_rest(tmp_path):
     (tmp_path / "a.csv").write_text("text\n" + "".join(f"row {i}\n" for i in range(5_000)))
     (tmp_path / "b.txt").write_text("The last one.")
     files = list(document_files(tmp_path, None, Counter()))
-    with ReaderProcess(Columns(), "utf-8") as reader:
+    with ReaderProcess(TableColumns(), "utf-8") as reader:
         for section in reader.sections(files[0]):
             assert section.text == "row 0"
             break
@@ -87,5 +87,5 @@ def test_reader_process_sets_a_file_that_has_gone_aside(tmp_path):
     (tmp_path / "a.txt").write_text("Here.")
     file = next(document_files(tmp_path, None, Counter()))
     (tmp_path / "a.txt").unlink()
-    with ReaderProcess(Columns(), "utf-8") as reader, pytest.raises(UnreadableError, match="FileNotFoundError"):
+    with ReaderProcess(TableColumns(), "utf-8") as reader, pytest.raises(UnreadableError, match="FileNotFoundError"):
         list(reader.sections(file))

@@ -15,7 +15,7 @@ from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import open_source, read_source
 from embedder.data.documents.chunks import Chunker
-from embedder.data.documents.section import Section
+from embedder.data.documents.section import DocumentPart
 from embedder.data.first_rows import read_first_rows
 from embedder.data.formats.document_source import holding_ids
 from embedder.data.hub_dataset import source_copy
@@ -89,7 +89,7 @@ TEXTS = {
 @pytest.mark.parametrize("markdown", [True, False])
 def test_chunker_keeps_all_text_and_no_chunk_exceeds_the_encoder(tmp_path, text, markdown):
     headings = ("Title", "A heading of some words " * 9, "Last")
-    chunks = list(Chunker(source(tmp_path), QA).chunks(Section(headings, text), markdown))
+    chunks = list(Chunker(source(tmp_path), QA).chunks(DocumentPart(headings, text), markdown))
     tokenizer = Tokenizer.from_file(str(locate_model(MODEL) / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -106,7 +106,7 @@ def test_chunker_keeps_all_text_and_no_chunk_exceeds_the_encoder(tmp_path, text,
 
 def test_chunker_repeats_the_end_of_the_chunk_before(tmp_path):
     sentences = [f"Sentence number {i} is here." for i in range(40)]
-    section = Section(("T",), " ".join(sentences), pages=((0, 1), (500, 2)))
+    section = DocumentPart(("T",), " ".join(sentences), pages=((0, 1), (500, 2)))
     overlapping = list(Chunker(source(tmp_path, chunk_overlap=16), QA).chunks(section, False))
     assert all(after.text.split(".")[0] in before.text for before, after in pairwise(overlapping))
     assert [each.page for each in overlapping] == sorted(each.page for each in overlapping)

@@ -15,8 +15,8 @@ from embedder.config.tasks import TaskSpec
 from embedder.data.documents.chunks import Chunk, Chunker
 from embedder.data.documents.kinds import DocumentFile, document_files
 from embedder.data.documents.reader_process import ReaderProcess
-from embedder.data.documents.section import Section, UnreadableError
-from embedder.data.documents.table_rows import Columns
+from embedder.data.documents.section import DocumentPart, UnreadableError
+from embedder.data.documents.table_rows import TableColumns
 from embedder.data.fields import Row, RowError, as_id, shown
 from embedder.data.formats.layout import LayoutReader
 from embedder.data.metadata import metadata_json
@@ -104,7 +104,7 @@ class DocumentReader(LayoutReader):
         kinds: Counter[str] = Counter()
         chunks, begin, faults = 0, prepared.rows_in, len(prepared.rejected)
         source = self.source
-        columns = Columns(
+        columns = TableColumns(
             None if source.text_columns is None else tuple(source.text_columns), source.title_column, source.id_column
         )
         with ReaderProcess(columns, source.encoding) as reader:
@@ -148,7 +148,7 @@ class DocumentReader(LayoutReader):
         except UnreadableError as error:
             _set_aside(prepared, file, 0, str(error), "")
 
-    def _chunk_row(self, file: DocumentFile, section: Section, chunk: Chunk, position: int, *, alone: bool) -> Row:
+    def _chunk_row(self, file: DocumentFile, section: DocumentPart, chunk: Chunk, position: int, *, alone: bool) -> Row:
         """A chunk as a passage, with its place to filter by: file, heading, page and position."""
         text = titled(chunk.title, chunk.text)
         named = section.row_id or file.name
