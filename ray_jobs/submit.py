@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from embedder.config.load import load_run, raw_run, run_file_parser
+from embedder.config.prepare import HubRevision
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.credentials import credential_in_file, find_credential, is_secret_file, masked
@@ -162,7 +163,9 @@ def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -
         if resolved and "://" not in resolved and is_path and _is_relative(written or ""):
             sets.append(f"{key}={Path(resolved).absolute()}")
     sources = [dict(source) for source in (raw.get("prepare") or {}).get("sources", [])]
-    relative = [(source, key) for source in sources for key in ("path", "corpus") if _is_relative(source.get(key))]
+    relative = [
+        (source, key) for source in sources for key in ("path", "corpus", "queries") if _is_relative(source.get(key))
+    ]
     for source, key in relative:
         source[key] = str(Path(source[key]).absolute())
     if relative:
@@ -176,7 +179,9 @@ def _is_relative(path: str | None) -> bool:
 
 def shared_paths(config: RunConfig) -> list[str]:
     """Paths that every node must see."""
-    sources = [source.path for source in config.prepare.sources] if config.prepare else []
+    # Each node fetches a data set of the hub for itself.
+    given = config.prepare.sources if config.prepare else []
+    sources = [source.path for source in given if not isinstance(source.path, HubRevision)]
     return sorted({str(path) for path in (config.paths.work, config.paths.cache, *sources)})
 
 

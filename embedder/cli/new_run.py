@@ -65,7 +65,10 @@ class NewRun:
         chosen = self.choices
         teacher = chosen.llm if chosen.asks_llm else "the right passages of the rows"
         lines = [found.line for found in chosen.found]
-        lines.append(f"encoder {chosen.encoder} ({chosen.pooling})" + (f", taught by {teacher}" if chosen.learns else " as it is"))
+        lines.append(
+            f"encoder {chosen.encoder} ({chosen.pooling})"
+            + (f", taught by {teacher}" if chosen.learns else " as it is")
+        )
         lines += self.notes
         option = "" if self.path == Path("run.yaml") else f" --config {self.path}"
         return [

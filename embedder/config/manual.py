@@ -37,7 +37,15 @@ A key that is not listed here is refused. A setting without a default is marked 
 |---|---|
 """
 HEAD = "| key | type | default | description |\n|---|---|---|---|\n"
-WORDS = {int: "integer", float: "number", bool: "boolean", str: "text", Path: "path", ObjectPath: "URI", HubRevision: "`hf://` URI"}
+WORDS = {
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    str: "text",
+    Path: "path",
+    ObjectPath: "URI",
+    HubRevision: "`hf://` URI",
+}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

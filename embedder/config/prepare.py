@@ -52,9 +52,7 @@ def _printed(path: AnyPath | HubRevision) -> str:
     return str(path) if isinstance(path, HubRevision) else printed_path(path)
 
 
-SourcePath = Annotated[
-    AnyPath | HubRevision, PlainValidator(_source_path), PlainSerializer(_printed, when_used="json")
-]
+SourcePath = Annotated[AnyPath | HubRevision, PlainValidator(_source_path), PlainSerializer(_printed, when_used="json")]
 """A local path, the URI of an object store, or a data set of the hub."""
 
 

@@ -54,7 +54,9 @@ def make_parser(job: Job) -> argparse.ArgumentParser:
     """The three options that every job takes."""
     parser = run_file_parser(f"ray_jobs.{job.stage}", job.manual)
     parser.add_argument(
-        "--dry-run", action="store_true", help="check, print the settings that are not the defaults and the work ahead, stop"
+        "--dry-run",
+        action="store_true",
+        help="check, print the settings that are not the defaults and the work ahead, stop",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Writes small PDF files by hand: lines of text on pages, an outline, a password, a stream as it is given."""
+"""Writes small PDF files by hand: lines of text on pages, an outline, a password."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ def small_pdf(pages: Sequence[Sequence[str]], outline: Sequence[tuple[str, int]]
     return pdf_of_streams(streams, outline, locked)
 
 
-def pdf_of_streams(
-    streams: Sequence[bytes], outline: Sequence[tuple[str, int]] = (), locked: bool = False, packed: bool = False
-) -> bytes:
-    """A page for each stream of drawing commands; `packed`: they are compressed already."""
+def pdf_of_streams(streams: Sequence[bytes], outline: Sequence[tuple[str, int]] = (), locked: bool = False) -> bytes:
+    """A page for each stream of drawing commands."""
     first, count = 5, len(streams)
     kids = b" ".join(b"%d 0 R" % (first + 2 * i) for i in range(count))
     marks = first + 2 * count
@@ -26,12 +24,14 @@ def pdf_of_streams(
         b"<< /Type /Catalog /Pages 2 0 R /Outlines 4 0 R >>",
         b"<< /Type /Pages /Kids [%s] /Count %d >>" % (kids, count),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-        b"<< /Type /Outlines /First %d 0 R /Last %d 0 R >>" % (marks, marks + len(outline) - 1) if outline else b"<< >>",
+        b"<< /Type /Outlines /First %d 0 R /Last %d 0 R >>" % (marks, marks + len(outline) - 1)
+        if outline
+        else b"<< >>",
     ]
     for i, stream in enumerate(streams):
         resources = b"/Resources << /Font << /F 3 0 R >> >> /MediaBox [0 0 600 850]"
         objects.append(b"<< /Type /Page /Parent 2 0 R %s /Contents %d 0 R >>" % (resources, first + 2 * i + 1))
-        body = stream if packed else zlib.compress(stream)
+        body = zlib.compress(stream)
         head = b"<< /Filter /FlateDecode /Length %d >>" % len(body)
         objects.append(head + b"\nstream\n" + body + b"\nendstream")
     for i, (title, page) in enumerate(outline):

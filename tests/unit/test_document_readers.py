@@ -11,14 +11,14 @@ import pytest
 
 from embedder.data.documents.reader_process import read_sections
 from embedder.data.documents.section import UnreadableError
-from embedder.data.documents.table_rows import Columns
+from embedder.data.documents.table_rows import TableColumns
 from tests.unit.small_pdf import pdf_of_streams, small_pdf
 
 
 def sections(tmp_path, name, content, kind, columns=None, encoding="utf-8"):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(read_sections(path, name, kind, columns or Columns(), encoding))
+    return list(read_sections(path, name, kind, columns or TableColumns(), encoding))
 
 
 def outlined(found):
@@ -67,7 +67,9 @@ def test_rst_sections_rank_signs_by_their_first_appearance(tmp_path):
 
 
 def test_python_sections_are_functions_and_classes_with_their_decorators(tmp_path):
-    text = '"""Doc."""\nimport os\n\n@cache\ndef first():\n    return 1\n\nX = 1\n\nclass Box:\n    def inner(self): ...\n'
+    text = (
+        '"""Doc."""\nimport os\n\n@cache\ndef first():\n    return 1\n\nX = 1\n\nclass Box:\n    def inner(self): ...\n'
+    )
     found = outlined(sections(tmp_path, "m.py", text, "python"))
     assert found == [
         ("m.py", '"""Doc."""\nimport os'),
@@ -169,8 +171,10 @@ def test_table_rows_are_the_same_from_every_kind_of_table(tmp_path, kind):
 
 def test_table_rows_without_a_text_column_are_their_columns(tmp_path):
     found = sections(tmp_path, "t.csv", "name,colour\nbox,red\n", "csv")
-    assert [(each.text, each.metadata) for each in found] == [("name: box\ncolour: red", {"name": "box", "colour": "red"})]
-    chosen = sections(tmp_path, "t.csv", "name,colour\nbox,red\n", "csv", Columns(("colour",), "name", "name"))
+    assert [(each.text, each.metadata) for each in found] == [
+        ("name: box\ncolour: red", {"name": "box", "colour": "red"})
+    ]
+    chosen = sections(tmp_path, "t.csv", "name,colour\nbox,red\n", "csv", TableColumns(("colour",), "name", "name"))
     assert [(each.text, each.headings, each.row_id) for each in chosen] == [("red", ("box",), "box")]
 
 
@@ -184,7 +188,7 @@ def test_table_rows_that_are_wrong_are_set_aside_one_by_one(tmp_path):
     ]
     lines = sections(tmp_path, "t.jsonl", '{"text": "a"}\n{\n[1]\n{"text": "b", "text": "c"}\n', "json_lines")
     assert [each.fault is None for each in lines] == [True, False, False, False]
-    missing = sections(tmp_path, "t.csv", "id,text\n1,a\n", "csv", Columns(("body",)))
+    missing = sections(tmp_path, "t.csv", "id,text\n1,a\n", "csv", TableColumns(("body",)))
     assert missing[0].fault == "no column 'body'; there are ['id', 'text']"
 
 

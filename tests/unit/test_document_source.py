@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 
 import pytest
 from pydantic import ValidationError
@@ -14,11 +15,12 @@ from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import open_source, read_source
 from embedder.data.documents.chunks import Chunker
-from embedder.data.documents.section import Section
+from embedder.data.documents.section import DocumentPart
 from embedder.data.first_rows import read_first_rows
+from embedder.data.formats.document_source import holding_ids
 from embedder.data.hub_dataset import source_copy
 from embedder.data.ledger import Ledger
-from embedder.data.records import VECTOR, parquet_files, read_tables, PASSAGE
+from embedder.data.records import PASSAGE, VECTOR, parquet_files, read_tables
 from embedder.errors import ConfigError, DataError
 from embedder.models.locate import locate_model
 from ray_jobs.prepare import prepare_dataset
@@ -75,11 +77,11 @@ def test_document_source_gives_chunks_that_know_their_place(tmp_path):
 
 WORDS = "The quick brown fox jumps over the lazy dog again and again. "
 TEXTS = {
-    "sentences": WORDS * 60,
-    "letters": "abc" * 3000,
-    "characters": "好" * 2000,
-    "lines": "x = 1\n" * 500,
-    "signs": "é!?\u200d👩‍👧 " * 300,
+    "sentences": "".join(f"Sentence number {i} is here. " for i in range(90)),
+    "letters": "abc" * 2000,
+    "characters": "".join(chr(0x4E00 + i) for i in range(400)),
+    "lines": "".join(f"x{i} = {i}\n" for i in range(120)),
+    "signs": "".join(f"é{i}!?\u200d👩‍👧 " for i in range(60)),
 }
 
 
@@ -87,15 +89,16 @@ TEXTS = {
 @pytest.mark.parametrize("markdown", [True, False])
 def test_chunker_keeps_all_text_and_no_chunk_exceeds_the_encoder(tmp_path, text, markdown):
     headings = ("Title", "A heading of some words " * 9, "Last")
-    chunks = list(Chunker(source(tmp_path), QA).chunks(Section(headings, text), markdown))
+    chunks = list(Chunker(source(tmp_path), QA).chunks(DocumentPart(headings, text), markdown))
     tokenizer = Tokenizer.from_file(str(locate_model(MODEL) / "tokenizer.json"))
     tokenizer.no_truncation()
+    tokenizer.no_padding()
     longest = max(len(tokenizer.encode(f"{QA.passage_instruction}{each.title} {each.text}").ids) for each in chunks)
     assert longest <= 64
     at = 0
     for chunk in chunks:
         begin = text.find(chunk.text, max(0, at - len(chunk.text)))
-        assert 0 <= begin and not text[at:begin].strip()
+        assert begin >= 0 and not text[at:begin].strip()
         at = begin + len(chunk.text)
     assert not text[at:].strip()
     assert chunks[0].title == "Last"
@@ -103,9 +106,9 @@ def test_chunker_keeps_all_text_and_no_chunk_exceeds_the_encoder(tmp_path, text,
 
 def test_chunker_repeats_the_end_of_the_chunk_before(tmp_path):
     sentences = [f"Sentence number {i} is here." for i in range(40)]
-    section = Section(("T",), " ".join(sentences), pages=((0, 1), (500, 2)))
+    section = DocumentPart(("T",), " ".join(sentences), pages=((0, 1), (500, 2)))
     overlapping = list(Chunker(source(tmp_path, chunk_overlap=16), QA).chunks(section, False))
-    assert all(after.text.split(".")[0] in before.text for before, after in zip(overlapping, overlapping[1:]))
+    assert all(after.text.split(".")[0] in before.text for before, after in pairwise(overlapping))
     assert [each.page for each in overlapping] == sorted(each.page for each in overlapping)
     assert {each.page for each in overlapping} == {1, 2}
     apart = list(Chunker(source(tmp_path, chunk_overlap=0), QA).chunks(section, False))
@@ -118,10 +121,18 @@ def test_chunker_refuses_chunks_without_room(tmp_path):
 
 
 def test_document_source_sets_files_aside_and_goes_on(tmp_path):
-    write(tmp_path, a__md=GUIDE, b__txt=b"a\0b", c__pdf=b"%PDF-", d__png=b"x", e__txt="", f__csv="text\nhello\na,b\n")
-    os.symlink("/etc/hostname", tmp_path / "g.txt")
-    os.mkfifo(tmp_path / "h.txt")
-    settings = PrepareConfig(sources=[source(tmp_path)], max_rejected_share=0.9)
+    docs = write(
+        tmp_path / "docs",
+        a__md=GUIDE,
+        b__txt=b"a\0b",
+        c__pdf=b"%PDF-",
+        d__png=b"x",
+        e__txt="",
+        f__csv="text\nhello\na,b\n",
+    )
+    os.symlink("/etc/hostname", docs / "g.txt")
+    os.mkfifo(docs / "h.txt")
+    settings = PrepareConfig(sources=[source(docs)], max_rejected_share=0.9)
     counts = prepare_dataset(settings.sources[0], QA, settings, tmp_path / "work")
     assert (counts["rows_in"], counts["passages"], counts["rejected"]) == (10, 4, 6)
     rejected = json.loads((tmp_path / "work/prepared/rejected/d.json").read_text())
@@ -137,13 +148,13 @@ def test_document_source_sets_files_aside_and_goes_on(tmp_path):
     assert "1 files of other kinds left out: 1 .png" in notes
     assert "5 files cannot be read, or not to their end; first rejected" in notes
     with pytest.raises(DataError, match="6 of 10 rows rejected"):
-        prepare_dataset(source(tmp_path), QA, PrepareConfig(sources=[source(tmp_path)]), tmp_path / "work")
+        prepare_dataset(source(docs), QA, PrepareConfig(sources=[source(docs)]), tmp_path / "work")
 
 
 def test_document_source_reads_the_files_that_are_named(tmp_path):
     write(tmp_path, a__md=GUIDE, b__txt="Plain.", c__log="Logged.")
     assert {place["file"] for place in places(prepared(tmp_path, files=["*.log", "b*"])).values()} == {"b.txt", "c.log"}
-    with pytest.raises(DataError, match=r"holds no file of a kind that is read, but 1 \.log, 1 \.md, 1 \.txt; name"):
+    with pytest.raises(DataError, match=r"holds no file of a kind that is read, but 1 \.md, 1 \.txt, 1 \.log; name"):
         open_source(source(tmp_path, files=["*.rst"]), QA)
 
 
@@ -156,11 +167,21 @@ def test_document_source_takes_questions_that_quote_their_chunk(tmp_path):
     ]
     write(tmp_path / "asked", train__jsonl="\n".join(map(json.dumps, rows)))
     read = prepared(tmp_path / "docs", queries=tmp_path / "asked")
-    positives = {row["query"]: [read.passages[key]["text"] for key in row["positive_ids"]] for row in read.queries["train"]}
+    positives = {
+        row["query"]: [read.passages[key]["text"] for key in row["positive_ids"]] for row in read.queries["train"]
+    }
     assert positives == {"what to take": ["Guide > Install Take the red box."], "no passage known": []}
     assert [row.reason for row in read.rejected] == [
         "no chunk of the documents holds the text 'a yellow button'; quote a shorter part of one"
     ]
+    # The first rows are read with a part of the documents, which may be without the text.
+    assert read_first_rows(source(tmp_path / "docs", queries=tmp_path / "asked"), QA).learns
+
+
+def test_quotes_are_found_in_every_passage_that_holds_them():
+    passages = [("a", "one two three four five six"), ("b", "two three four five six seven"), ("c", "x")]
+    quotes = ["twothreefourfivesix", "two", "x", "threefourfivesixSEVEN", ""]
+    assert holding_ids(quotes, passages) == {"twothreefourfivesix": ["a", "b"], "two": ["a", "b"], "x": ["a", "b", "c"]}
 
 
 def test_document_source_of_a_changed_file_encodes_its_changed_chunks_alone(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import TaskSpec
-from embedder.data.documents.section import Section
+from embedder.data.documents.section import DocumentPart
 from embedder.errors import ConfigError
 from embedder.models.locate import locate_model
 
@@ -70,7 +70,7 @@ class Chunker:
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def chunks(self, section: Section, markdown: bool) -> Iterator[Chunk]:
+    def chunks(self, section: DocumentPart, markdown: bool) -> Iterator[Chunk]:
         """The chunks of a section in their order; neighbours have up to `chunk_overlap` tokens in common."""
         title = self._title(section.headings)
         room = self._room - (self._count(title) + 1 if title else 0)

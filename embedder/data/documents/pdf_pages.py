@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pypdfium2
 
-from embedder.data.documents.section import Section, UnreadableError
+from embedder.data.documents.section import DocumentPart, UnreadableError
 
 MAX_PAGES = 20_000
 MAX_CHARACTERS = 64 * 2**20
@@ -19,7 +19,7 @@ PASSWORD_NEEDED = 4
 """What PDFium calls FPDF_ERR_PASSWORD."""
 
 
-def pdf_sections(path: Path, name: str) -> Iterator[Section]:
+def pdf_sections(path: Path, name: str) -> Iterator[DocumentPart]:
     """The parts of a PDF by the entries of its outline, with the pages on which they stand.
 
     Raises:
@@ -39,7 +39,7 @@ def pdf_sections(path: Path, name: str) -> Iterator[Section]:
         document.close()
 
 
-def _sections(document: pypdfium2.PdfDocument, name: str) -> Iterator[Section]:
+def _sections(document: pypdfium2.PdfDocument, name: str) -> Iterator[DocumentPart]:
     outline = _outline(document)
     headings: tuple[str, ...] = (name,)
     text, pages, found, characters = "", [], False, 0
@@ -56,11 +56,11 @@ def _sections(document: pypdfium2.PdfDocument, name: str) -> Iterator[Section]:
             at = _line_of(path[-1], page)
             cut = len(text) - len(page) - 1 + max(at, 0)
             if text[:cut].strip():
-                yield Section(headings, text[:cut], tuple(each for each in pages if each[0] < cut or not cut))
+                yield DocumentPart(headings, text[:cut], tuple(each for each in pages if each[0] < cut or not cut))
             headings, text = path, text[cut:]
             page, pages = text[:-1], [(0, number + 1)]
     if text.strip():
-        yield Section(headings, text, tuple(pages))
+        yield DocumentPart(headings, text, tuple(pages))
     if not found:
         raise UnreadableError("no text: its pages are pictures, such as scans; read them by OCR first")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from markdown_it import MarkdownIt
 
-from embedder.data.documents.section import Outline, Section
+from embedder.data.documents.section import DocumentPart, Outline
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)\n", re.DOTALL)
 TITLE_LINE = re.compile(r"^title:\s*[\"']?(.+?)[\"']?\s*$", re.MULTILINE)
@@ -19,12 +19,12 @@ LONG_CLASS = 60
 """Lines of a class whose functions get headings of their own."""
 
 
-def text_sections(text: str, name: str) -> Iterator[Section]:
+def text_sections(text: str, name: str) -> Iterator[DocumentPart]:
     """A text without headings that one could know: its name stands for them."""
-    yield Section((name,), text.strip("\n"))
+    yield DocumentPart((name,), text.strip("\n"))
 
 
-def markdown_sections(text: str, name: str) -> Iterator[Section]:
+def markdown_sections(text: str, name: str) -> Iterator[DocumentPart]:
     """The parts of a Markdown text, as it stands there; its front matter is left out, apart from a title."""
     front = FRONT_MATTER.match(text)
     if front:
@@ -40,7 +40,7 @@ def markdown_sections(text: str, name: str) -> Iterator[Section]:
     yield from _cut(text.split("\n"), headings, name)
 
 
-def rst_sections(text: str, name: str) -> Iterator[Section]:
+def rst_sections(text: str, name: str) -> Iterator[DocumentPart]:
     """The parts of a text in reStructuredText; signs under headings rank by their first appearance, as it says."""
     lines = text.split("\n")
     ranks: dict[tuple[str, bool], int] = {}
@@ -57,7 +57,7 @@ def rst_sections(text: str, name: str) -> Iterator[Section]:
     yield from _cut(lines, headings, name)
 
 
-def python_sections(text: str, name: str) -> Iterator[Section]:
+def python_sections(text: str, name: str) -> Iterator[DocumentPart]:
     """Python source by its classes and functions; text that does not parse is one part."""
     try:
         tree = ast.parse(text)
@@ -70,7 +70,7 @@ def python_sections(text: str, name: str) -> Iterator[Section]:
     cuts = sorted(starts)
     for begin, end in zip(cuts, [*cuts[1:], len(lines)], strict=True):
         if part := "\n".join(lines[begin:end]).strip("\n"):
-            yield Section(starts[begin], part)
+            yield DocumentPart(starts[begin], part)
 
 
 def _mark(body: list[ast.stmt], above: tuple[str, ...], starts: dict[int, tuple[str, ...]]) -> None:
@@ -88,7 +88,7 @@ def _mark(body: list[ast.stmt], above: tuple[str, ...], starts: dict[int, tuple[
         starts.setdefault(end, above)
 
 
-def _cut(lines: list[str], headings: dict[int, tuple[int, int, str]], name: str) -> Iterator[Section]:
+def _cut(lines: list[str], headings: dict[int, tuple[int, int, str]], name: str) -> Iterator[DocumentPart]:
     """Lines under headings; of each its first line, the line after it, its level and its text."""
     outline, i = Outline(name), 0
     while i < len(lines):

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from embedder.data.documents.kinds import DocumentFile, Kind
-from embedder.data.documents.section import Section, UnreadableError, read_bytes, read_text
-from embedder.data.documents.table_rows import Columns
+from embedder.data.documents.section import DocumentPart, UnreadableError, read_bytes, read_text
+from embedder.data.documents.table_rows import TableColumns
 from embedder.data.fields import RowError
 from embedder.errors import DataError
 
@@ -35,9 +35,11 @@ PIECE = 2**20
 class ReaderProcess:
     """The process that reads; it starts with the first file."""
 
-    def __init__(self, columns: Columns, encoding: str, seconds: float = SECONDS, memory: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self, columns: TableColumns, encoding: str, seconds: float = SECONDS, memory: int = MEMORY_BYTES
+    ) -> None:
         self._options = {"columns": asdict(columns), "encoding": encoding}
-        self._seconds, self._memory = seconds, memory
+        self.seconds, self._memory = seconds, memory
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = bytearray()
 
@@ -47,7 +49,7 @@ class ReaderProcess:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def sections(self, file: DocumentFile) -> Iterator[Section]:
+    def sections(self, file: DocumentFile) -> Iterator[DocumentPart]:
         """The sections of one file.
 
         Raises:
@@ -89,8 +91,8 @@ class ReaderProcess:
             searched = len(self._buffer)
             if searched > MAX_ANSWER:
                 raise UnreadableError(f"a part of more than {MAX_ANSWER:,} bytes")
-            if not select.select([output], [], [], self._seconds)[0]:
-                raise UnreadableError(f"no further part within {self._seconds:g} s; divide it, or leave it out")
+            if not select.select([output], [], [], self.seconds)[0]:
+                raise UnreadableError(f"no further part within {self.seconds:g} s; divide it, or leave it out")
             piece = os.read(output, PIECE)
             if not piece:
                 status = self._process.wait()
@@ -116,12 +118,12 @@ class ReaderProcess:
         return pipe
 
 
-def _section(fields: dict[str, Any]) -> Section:
+def _section(fields: dict[str, Any]) -> DocumentPart:
     pages = tuple((begin, page) for begin, page in fields.pop("pages"))
-    return Section(tuple(fields.pop("headings")), pages=pages, **fields)
+    return DocumentPart(tuple(fields.pop("headings")), pages=pages, **fields)
 
 
-def read_sections(path: Path, name: str, kind: Kind, columns: Columns, encoding: str) -> Iterator[Section]:
+def read_sections(path: Path, name: str, kind: Kind, columns: TableColumns, encoding: str) -> Iterator[DocumentPart]:
     """The sections of a file of one kind; `name` stands for its title.
 
     Raises:
@@ -161,7 +163,7 @@ def read_sections(path: Path, name: str, kind: Kind, columns: Columns, encoding:
 
 def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     columns = request["columns"]
-    columns = Columns(columns["text"] and tuple(columns["text"]), columns["title"], columns["id"])
+    columns = TableColumns(columns["text"] and tuple(columns["text"]), columns["title"], columns["id"])
     try:
         sections = read_sections(Path(request["path"]), request["name"], request["kind"], columns, request["encoding"])
         for section in sections:

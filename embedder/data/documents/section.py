@@ -22,7 +22,7 @@ class UnreadableError(Exception):
 
 
 @dataclass(frozen=True)
-class Section:
+class DocumentPart:
     """A part of a document that has one heading path."""
 
     headings: tuple[str, ...]
@@ -53,7 +53,7 @@ class Outline:
         """Add a line to the text under the last heading."""
         self._lines.append(line)
 
-    def heading(self, level: int, title: str) -> Iterator[Section]:
+    def heading(self, level: int, title: str) -> Iterator[DocumentPart]:
         """Open a heading; gives what stood under the one before."""
         title = " ".join(title.split())
         if not title or len(title) > MAX_HEADING:
@@ -64,11 +64,11 @@ class Outline:
             self._open.pop()
         self._open.append((level, title))
 
-    def end(self) -> Iterator[Section]:
+    def end(self) -> Iterator[DocumentPart]:
         """Give what stood under the last heading."""
         yield from self._section(deeper=False)
 
-    def _section(self, *, deeper: bool) -> Iterator[Section]:
+    def _section(self, *, deeper: bool) -> Iterator[DocumentPart]:
         text = EMPTY_LINES.sub("\n\n", "\n".join(self._lines)).strip("\n")
         self._lines.clear()
         headings = tuple(title for _, title in self._open)
@@ -76,7 +76,7 @@ class Outline:
         if not text.strip() and headings and not deeper:
             text = headings[-1]
         if text.strip():
-            yield Section(headings or (self._title,), text)
+            yield DocumentPart(headings or (self._title,), text)
 
 
 def read_text(path: Path, encoding: str) -> str:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedder.data.documents.section import Section, UnreadableError
+from embedder.data.documents.section import DocumentPart, UnreadableError
 from embedder.data.fields import ALIASES, Row, RowError, is_blank, optional_id, shown
 from embedder.data.json_lines import MAX_LINE_BYTES, parse_object, read_text_lines
 from embedder.data.metadata import DATASET_FIELD, LARGEST_INTEGER
 
 TEXT_COLUMNS = ("text", "contents", "content", *ALIASES["text"])
-"""Columns that are taken for the text of a row, the first one that is there."""
+"""TableColumns that are taken for the text of a row, the first one that is there."""
 ID_COLUMNS = ("id", *ALIASES["id"])
 DELIMITERS = ",;\t|"
 MAX_COLUMNS = 1_000
@@ -28,18 +28,18 @@ BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What the columns of a table are."""
+class TableColumns:
+    """Names the columns of a table that are text, title and id."""
 
     text: tuple[str, ...] | None = None
-    """Columns of the text, in this order; None: the first of `TEXT_COLUMNS`, or else all of them."""
+    """TableColumns of the text, in this order; None: the first of `TEXT_COLUMNS`, or else all of them."""
     title: str | None = None
     """Column of the title; None: `title`, where there is one."""
     id: str | None = None
     """Column of the id; None: the first of `ID_COLUMNS` that is there."""
 
 
-def csv_sections(path: Path, columns: Columns, encoding: str) -> Iterator[Section]:
+def csv_sections(path: Path, columns: TableColumns, encoding: str) -> Iterator[DocumentPart]:
     """The rows of a CSV file with a heading; what parts its columns is found in the heading."""
     csv.field_size_limit(MAX_LINE_BYTES)
     opened = gzip.open if path.suffix == ".gz" else open
@@ -72,14 +72,14 @@ def _check_names(names: list[str]) -> None:
         raise UnreadableError(f"the heading {shown(names)} names a column twice, or not at all; CSV needs a heading")
 
 
-def _csv_section(names: list[str], values: list[str], columns: Columns, number: int) -> Section:
+def _csv_section(names: list[str], values: list[str], columns: TableColumns, number: int) -> DocumentPart:
     if len(values) != len(names):
         text = ", ".join(values)[:MAX_VALUE]
-        return Section((), text, fault=f"{len(values)} columns, but the heading has {len(names)}", line=number)
+        return DocumentPart((), text, fault=f"{len(values)} columns, but the heading has {len(names)}", line=number)
     return row_section(dict(zip(names, values, strict=True)), columns, number)
 
 
-def json_line_sections(path: Path, columns: Columns) -> Iterator[Section]:
+def json_line_sections(path: Path, columns: TableColumns) -> Iterator[DocumentPart]:
     """The rows of a JSON Lines file."""
     for line in read_text_lines(path):
         try:
@@ -87,12 +87,12 @@ def json_line_sections(path: Path, columns: Columns) -> Iterator[Section]:
                 raise RowError(line.fault)
             row = parse_object(line.text)
         except RowError as error:
-            yield Section((), line.text[:MAX_VALUE], fault=str(error), line=line.number)
+            yield DocumentPart((), line.text[:MAX_VALUE], fault=str(error), line=line.number)
             continue
         yield row_section(row, columns, line.number)
 
 
-def parquet_sections(path: Path, columns: Columns) -> Iterator[Section]:
+def parquet_sections(path: Path, columns: TableColumns) -> Iterator[DocumentPart]:
     """The rows of a Parquet file."""
     # Here, because only these files need it, and other readers start in a fifth of the time.
     import pyarrow as pa
@@ -112,16 +112,16 @@ def parquet_sections(path: Path, columns: Columns) -> Iterator[Section]:
         raise UnreadableError(f"no readable Parquet file ({str(error).splitlines()[0]:.200})") from error
 
 
-def object_sections(rows: Iterable[object], columns: Columns) -> Iterator[Section]:
+def object_sections(rows: Iterable[object], columns: TableColumns) -> Iterator[DocumentPart]:
     """Objects of a JSON list as rows."""
     for number, row in enumerate(rows, 1):
         if isinstance(row, dict):
             yield row_section(row, columns, number)
         else:
-            yield Section((), shown(row), fault=f"a {type(row).__name__}, not an object", line=number)
+            yield DocumentPart((), shown(row), fault=f"a {type(row).__name__}, not an object", line=number)
 
 
-def row_section(row: Row, columns: Columns, number: int) -> Section:
+def row_section(row: Row, columns: TableColumns, number: int) -> DocumentPart:
     """One row as a section, or why it is set aside."""
     try:
         texts = _text_columns(row, columns)
@@ -135,12 +135,12 @@ def row_section(row: Row, columns: Columns, number: int) -> Section:
         used = {id_column, title_column, *(texts or ())}
         kept = _metadata({name: value for name, value in row.items() if name not in used})
     except RowError as error:
-        return Section((), shown(row), fault=str(error), line=number)
+        return DocumentPart((), shown(row), fault=str(error), line=number)
     headings = (" ".join(title.split()),) if title.strip() else ()
-    return Section(headings, text, row_id=row_id, metadata=kept, line=number)
+    return DocumentPart(headings, text, row_id=row_id, metadata=kept, line=number)
 
 
-def _text_columns(row: Row, columns: Columns) -> tuple[str, ...] | None:
+def _text_columns(row: Row, columns: TableColumns) -> tuple[str, ...] | None:
     """The columns of the text; None: all."""
     if columns.text is not None:
         missing = [name for name in columns.text if name not in row]

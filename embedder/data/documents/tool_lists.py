@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from embedder.data.documents.section import Section, UnreadableError
-from embedder.data.documents.table_rows import Columns, object_sections
+from embedder.data.documents.section import DocumentPart, UnreadableError
+from embedder.data.documents.table_rows import TableColumns, object_sections
 from embedder.data.fields import RowError, shown
 from embedder.data.json_lines import parse_json
 
@@ -24,7 +24,7 @@ MAX_REFERENCES = 8
 """References that follow each other; they may go round in a circle."""
 
 
-def json_sections(text: str, columns: Columns) -> Iterator[Section] | None:
+def json_sections(text: str, columns: TableColumns) -> Iterator[DocumentPart] | None:
     """The tools or rows of a JSON file; None where it is neither and is read as text.
 
     Raises:
@@ -46,7 +46,7 @@ def json_sections(text: str, columns: Columns) -> Iterator[Section] | None:
     return None
 
 
-def yaml_sections(text: str) -> Iterator[Section] | None:
+def yaml_sections(text: str) -> Iterator[DocumentPart] | None:
     """The tools of an OpenAPI description in YAML; None where it is none.
 
     Raises:
@@ -63,7 +63,7 @@ def yaml_sections(text: str) -> Iterator[Section] | None:
     return openapi_sections(value)
 
 
-def openapi_sections(api: dict[str, Any]) -> Iterator[Section]:
+def openapi_sections(api: dict[str, Any]) -> Iterator[DocumentPart]:
     """Each operation of an OpenAPI 2 or 3 description."""
     for path, item in api["paths"].items():
         shared = _list(_dict(item).get("parameters"))
@@ -119,17 +119,17 @@ def _tools(value: object) -> list[dict[str, Any]]:
     return tools
 
 
-def tool_section(tool: dict[str, Any]) -> Section:
+def tool_section(tool: dict[str, Any]) -> DocumentPart:
     """One tool with its parameters."""
     schema = _dict(tool.get("inputSchema") or tool.get("input_schema") or tool.get("parameters"))
     lines = [_words(tool.get("title")), _words(tool.get("description")), *_fields(schema, schema)]
     return _tool(tool["name"], lines, {})
 
 
-def _tool(name: str, lines: list[str], fields: dict[str, Any]) -> Section:
+def _tool(name: str, lines: list[str], fields: dict[str, Any]) -> DocumentPart:
     name = " ".join(name.split())[:300]
     text = "\n".join(line for line in lines if line)[:MAX_TOOL]
-    return Section((name,), text or name, metadata={**fields, "tool": name})
+    return DocumentPart((name,), text or name, metadata={**fields, "tool": name})
 
 
 def _resolved(value: object, api: dict[str, Any]) -> dict[str, Any]:

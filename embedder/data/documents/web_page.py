@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from embedder.data.documents.section import Outline, Section, UnreadableError, decoded
+from embedder.data.documents.section import DocumentPart, Outline, UnreadableError, decoded
 
 CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
 LEFT_OUT = (
@@ -31,7 +31,7 @@ ANCHOR = re.compile(r"\s*[#¶§]\s*$")
 SPACES = re.compile(r"[ \t\n\r\f\v\u00a0]+")
 
 
-def page_sections(raw: bytes, name: str, encoding: str) -> Iterator[Section]:
+def page_sections(raw: bytes, name: str, encoding: str) -> Iterator[DocumentPart]:
     """The parts of a page by its headings, in their order.
 
     Raises:
@@ -69,7 +69,7 @@ class _Page:
         self._preformatted = 0
         """Elements around the place that keep their white space."""
 
-    def sections(self, root: LexborNode) -> Iterator[Section]:
+    def sections(self, root: LexborNode) -> Iterator[DocumentPart]:
         """The parts below an element."""
         above: list[LexborNode] = []
         node: LexborNode | None = root

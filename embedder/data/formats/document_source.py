@@ -7,7 +7,7 @@ that a file that has changed gives new ids and vectors to those chunks alone tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from embedder.config.prepare import Source
@@ -15,19 +15,21 @@ from embedder.config.tasks import TaskSpec
 from embedder.data.documents.chunks import Chunk, Chunker
 from embedder.data.documents.kinds import DocumentFile, document_files
 from embedder.data.documents.reader_process import ReaderProcess
-from embedder.data.documents.section import Section, UnreadableError
-from embedder.data.documents.table_rows import Columns
+from embedder.data.documents.section import DocumentPart, UnreadableError
+from embedder.data.documents.table_rows import TableColumns
 from embedder.data.fields import Row, RowError, as_id, shown
 from embedder.data.formats.layout import LayoutReader
 from embedder.data.metadata import metadata_json
 from embedder.data.records import Split
-from embedder.data.rows import Prepared, passage_row, titled
+from embedder.data.rows import Prepared, passage_row, read_lines, titled
 from embedder.errors import DataError
 from embedder.hashing import content_id
 from embedder.storage.fetched import local_copy
 
 HASH_DIGITS = 12
 """Digits of a text's hash in the id of a chunk: enough to tell those of one file apart."""
+BEGINNING = 16
+"""Characters by which a quote is found; few passages hold those of a quote by chance."""
 MAX_FIELD = 1_024
 """Characters of a value to filter by."""
 
@@ -49,8 +51,8 @@ class DocumentReader(LayoutReader):
                 "(format: layout), or take another task, such as qa"
             )
         super().__init__(source, task)
-        self._texts: dict[str, str] | None = None
-        """Ids of the passages with their texts without white space, made when a row first quotes one."""
+        self._holding: dict[str, list[str]] = {}
+        """Ids of the chunks that hold each text that a row quotes."""
 
     def _split_files(self, split: Split) -> list[Path]:
         return [] if self._queries_folder is None else [self._queries_folder / f"{split}.jsonl"]
@@ -84,10 +86,16 @@ class DocumentReader(LayoutReader):
         return sum(path.stat().st_size for path in paths)
 
     def read_passages(self, prepared: Prepared) -> None:
-        """Fill `prepared.passages` with the chunks of all files."""
+        """Fill `prepared.passages` with the chunks of all files.
+
+        Raises:
+            DataError: no file gives a chunk.
+        """
         for row in self.each_passage(prepared):
             if prepared.passages.setdefault(row["id"], row) is not row:
                 prepared.merged += 1
+        if not prepared.passages and prepared.most_rows is None:
+            raise DataError(f"{self._where} gives no text; add files that can be read{prepared.first_reason()}")
 
     def each_passage(self, prepared: Prepared) -> Iterator[Row]:
         """The chunks of all files, one file after the other; faults, counts and notes go to `prepared`."""
@@ -96,7 +104,7 @@ class DocumentReader(LayoutReader):
         kinds: Counter[str] = Counter()
         chunks, begin, faults = 0, prepared.rows_in, len(prepared.rejected)
         source = self.source
-        columns = Columns(
+        columns = TableColumns(
             None if source.text_columns is None else tuple(source.text_columns), source.title_column, source.id_column
         )
         with ReaderProcess(columns, source.encoding) as reader:
@@ -140,7 +148,7 @@ class DocumentReader(LayoutReader):
         except UnreadableError as error:
             _set_aside(prepared, file, 0, str(error), "")
 
-    def _chunk_row(self, file: DocumentFile, section: Section, chunk: Chunk, position: int, *, alone: bool) -> Row:
+    def _chunk_row(self, file: DocumentFile, section: DocumentPart, chunk: Chunk, position: int, *, alone: bool) -> Row:
         """A chunk as a passage, with its place to filter by: file, heading, page and position."""
         text = titled(chunk.title, chunk.text)
         named = section.row_id or file.name
@@ -154,22 +162,56 @@ class DocumentReader(LayoutReader):
         metadata = metadata_json({**section.metadata, **place})
         return passage_row(self.source, as_id(passage_id, "id"), text, chunk.title or None, metadata)
 
+    def read_queries(self, prepared: Prepared) -> dict[Split, list[list[Row]]]:
+        """The same, with the texts that rows quote sought in all chunks at once."""
+        quotes: set[str] = set()
+        aside = Prepared(most_rows=prepared.most_rows)
+        for path in self.splits.values():
+            for _, row in read_lines(path, aside):
+                named = [row.get(side) for side in ("pos", "neg")]
+                texts = (text for side in named if isinstance(side, list) for text in side if isinstance(text, str))
+                quotes.update(map(_unspaced, texts))
+        self._holding = holding_ids(quotes, ((row["id"], row["text"]) for row in prepared.passages.values()))
+        return super().read_queries(prepared)
+
     def _find(self, texts: list[str], prepared: Prepared) -> list[str]:
         """Ids of the chunks that hold a quoted text; white space counts as nothing.
 
         Raises:
             RowError: none does.
         """
-        if self._texts is None:
-            self._texts = {key: "".join(row["text"].split()) for key, row in prepared.passages.items()}
         found: list[str] = []
         for text in texts:
-            quote = "".join(text.split())
-            holding = [key for key, whole in self._texts.items() if quote in whole]
-            if not holding:
+            holding = self._holding.get(_unspaced(text), [])
+            if not holding and prepared.most_rows is None:
                 raise RowError(f"no chunk of the documents holds the text {shown(text)}; quote a shorter part of one")
-            found += holding
+            # Of documents of which only the beginning was read any text may stand further down.
+            found += holding or self._add_passages([text], prepared)
         return found
+
+
+def holding_ids(quotes: Iterable[str], passages: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The ids of the passages that hold each quote, all without white space; time does not grow with the quotes."""
+    by_beginning: dict[str, list[str]] = {}
+    for quote in set(quotes) - {""}:
+        by_beginning.setdefault(quote[:BEGINNING], []).append(quote)
+    lengths = sorted({len(beginning) for beginning in by_beginning})
+    found: dict[str, list[str]] = {}
+    for passage_id, text in passages if lengths else ():
+        whole = _unspaced(text)
+        held: dict[str, None] = {}
+        for length in lengths:
+            for at in range(len(whole) - length + 1):
+                for quote in by_beginning.get(whole[at : at + length], ()):
+                    if whole.startswith(quote, at):
+                        held[quote] = None
+        for quote in held:
+            found.setdefault(quote, []).append(passage_id)
+    return found
+
+
+def _unspaced(text: str) -> str:
+    return "".join(text.split())
 
 
 def _set_aside(prepared: Prepared, file: DocumentFile, line: int, reason: str, text: str) -> None:
