@@ -87,7 +87,7 @@ def _encoder(choices: Choices) -> str:
     return f"""encoder:
   model: {quoted(choices.encoder)}   # where training starts: a folder, a hub name, or package:NAME/FOLDER
   pooling: {choices.pooling}   # as the model was trained: cls, mean or last
-  instructions: {str(choices.has_instructions).lower()}   # true: it was trained with them; learned: it is to learn them; false: none
+  instructions: {str(choices.has_instructions).lower()}   # true: trained with them; learned: to be taught; false: none
   max_tokens: 256   # longer texts are cut; `prepare` tells how many are{on_gpu}
 """
 
