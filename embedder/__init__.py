@@ -4,6 +4,7 @@ answer_text  when two answers are the same
 console      what commands print to: progress, and the one line that an error ends with
 credentials  what looks like a credential, and is neither uploaded, printed nor kept
 errors       every error that is raised on purpose
+interrupt    Ctrl-C: one line, status 130, gone in a few seconds
 hashing      ids, seeds and file hashes that depend on content alone
 words        the words of a text, for everything that matches words
 

@@ -10,10 +10,15 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from embedder.credentials import masked
 from embedder.errors import EmbedderError
+
+MOST_COLUMNS = 10_000
+"""Columns in which every table fits: what one wants is measured within them."""
 
 
 class Counter:
@@ -83,10 +88,11 @@ def progress(
 
 
 @contextmanager
-def exit_on_error(*further: type[Exception]) -> Iterator[None]:
+def exit_on_error(*further: type[Exception], to_stderr: bool = False) -> Iterator[None]:
     """Print an error that the user can fix as one line and exit with status 2; `further` are errors to treat alike.
 
-    No credential can be read in it, nor in the traceback of any other error.
+    No credential can be read in it, nor in the traceback of any other error. `to_stderr`: for a command whose standard
+    output a machine reads.
     """
     sys.excepthook = _print_traceback
     errors: tuple[type[Exception], ...] = (EmbedderError, *further)
@@ -95,7 +101,7 @@ def exit_on_error(*further: type[Exception]) -> Iterator[None]:
     except errors as error:
         # An error of a Ray task is an instance of its own class and of Ray's at once, and its text is the remote
         # traceback. Ray keeps the error itself in `cause`; read by name, because this package imports no Ray.
-        console().print(masked(f"error: {getattr(error, 'cause', error)}"), markup=False)
+        console(to_stderr).print(masked(f"error: {getattr(error, 'cause', error)}"), markup=False)
         sys.exit(2)
 
 
@@ -103,8 +109,30 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
     sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
 
 
-def console() -> Console:
-    """Where jobs print; plain lines of at least 110 columns when the output is a file."""
-    # Without a terminal rich assumes 80 columns, at which tables of results would wrap.
-    out = Console(highlight=False, soft_wrap=True)
-    return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=110)
+def console(to_stderr: bool = False) -> Console:
+    """Where commands print: a terminal, or lines of any length when the output is a file."""
+    return Console(highlight=False, soft_wrap=True, stderr=to_stderr)
+
+
+def show_table(out: Console, table: Table) -> None:
+    """Print a table on a terminal that is wide enough; else a line for each of its rows, which any log keeps whole."""
+    width = Measurement.get(out, out.options.update(max_width=MOST_COLUMNS), table).maximum
+    if out.is_terminal and width <= out.width:
+        out.print(table)
+        return
+    for line in table_lines(table):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def table_lines(table: Table) -> list[str]:
+    """The rows of a table as lines: the first cell, then each cell that is not empty behind the name of its column."""
+    names = [str(column.header) for column in table.columns]
+    lines, first = [str(table.title)] if table.title else [], ""
+    for row in zip(*(map(str, column.cells) for column in table.columns), strict=True):
+        # A row without a first cell belongs to the one above.
+        first = row[0].strip() or first
+        cells = [
+            f"{name} {cell.strip()}".strip() for name, cell in zip(names[1:], row[1:], strict=True) if cell.strip()
+        ]
+        lines.append(f"{first}: {', '.join(cells)}" if cells else first)
+    return lines + ([str(table.caption)] if table.caption else [])

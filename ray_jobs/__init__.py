@@ -13,7 +13,13 @@ A command is its manual, what it checks and what it does in order. Modules that 
 the work begins, because `--help` and a refused run file should not wait for them.
 """
 
+import sys
+
+from embedder.interrupt import end_at_interrupt
 from embedder.run.masked_logs import mask_logs
 
 # Here, because every worker of a cluster that runs code of this package imports it before it does anything.
 mask_logs()
+# `python -m` is about to run a command of this package: from the first moment, since imports take seconds.
+if sys.argv[0] == "-m":
+    end_at_interrupt()

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from embedder.config.prepare import Source
 from embedder.config.run import RunConfig
 from embedder.config.tasks import PromptTemplate
-from embedder.console import console
+from embedder.console import console, show_table
 from embedder.data.records import write_table
 from embedder.errors import ConfigError
 from embedder.labelling.prompts import check_chat
@@ -138,7 +138,7 @@ def run(config: RunConfig) -> StageReport:
     write_table(value_rows(measured), VALUES, folder / "values.parquet")
     page = write_report(results, folder, config.paths.mounted.name)
     write_json(gains(results), config.paths.summary)
-    console().print(results_table(results))
+    show_table(console(), results_table(results))
     count = sum(len(values.rows) for values in measured)
     report = StageReport("evaluate", count, "queries", details={"results": str(folder / "results.json")})
     failed = [f"{values.name} {query}: {why}" for values in measured for query, why in values.errors.items()]

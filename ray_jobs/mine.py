@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
-from embedder.data.records import GROUP, parquet_files, write_table
+from embedder.data.records import GROUP, count_rows, parquet_files, write_table
 from embedder.errors import DataError
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.tables import count_rows, datasets, encoding_work, passage_texts, queries
+from ray_jobs.cluster.tables import datasets, encoding_work, passage_texts, queries
 
 if TYPE_CHECKING:
     from embedder.mining.ranking import Ranking

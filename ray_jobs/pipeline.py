@@ -6,7 +6,8 @@
 A stage whose settings, inputs and output are as it left them is skipped (embedder.run.stages); one that was cut off
 resumes as the job of its own name does. With `pipeline.rounds` above 1 each further round mines, labels and trains with
 the encoder of the round before, in `rounds/NN/`, so that nothing of an earlier round is overwritten; index and evaluate
-take the encoder of the last round. The only file that imports jobs.
+take the encoder of the last round. A run file without a section `train` and with `index.model` is prepared and indexed
+alone. The only file that imports jobs.
 """
 
 from __future__ import annotations
@@ -17,26 +18,25 @@ from dataclasses import dataclass, replace
 
 from embedder.config.evaluate import QUERIES_REMEDY, TAUGHT
 from embedder.config.run import RunConfig
-from embedder.console import console
+from embedder.console import console, show_table
 from embedder.data.first_rows import FirstRows
-from embedder.data.records import parquet_files
+from embedder.data.records import count_rows, parquet_files
 from embedder.errors import ConfigError
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import check_base_model
 from embedder.run.cost import Work
 from embedder.run.lineage import write_lineage
+from embedder.run.rounds import is_untrained, planned_stages, stage_title
 from embedder.run.stage_report import StageReport, read_reports, stage_table
 from embedder.run.stages import STAGES, Contents, is_done, mark_done
 from embedder.training.trackers import check_trackers
 from ray_jobs import evaluate, index, label, mine, prepare, train
 from ray_jobs.cluster.session import Job, main, run_stage
-from ray_jobs.cluster.tables import count_rows
 from ray_jobs.labelling.teachers import needed_llm
 from ray_jobs.retrieval.encoders import check_control
 from ray_jobs.training.groups import earlier_paths
 
-EACH_ROUND = (mine.JOB, label.JOB, train.JOB)
-AT_THE_END = (index.JOB, evaluate.JOB)
+JOBS = {job.stage: job for job in (prepare.JOB, mine.JOB, label.JOB, train.JOB, index.JOB, evaluate.JOB)}
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,12 @@ class Step:
     @property
     def title(self) -> str:
         """The stage, and the round where it is not the first."""
-        number = self.config.paths.round
-        return self.job.stage if number == 1 else f"{self.job.stage}, round {number}"
-
-
-def round_config(config: RunConfig, number: int) -> RunConfig:
-    """The settings of mine, label and train in a round; each starts from the encoder of the one before."""
-    if number == 1:
-        return config
-    trained = round_config(config, number - 1).paths.model
-    learned = bool(config.encoder.instructions)
-    encoder = config.encoder.model_copy(update={"model": str(trained), "instructions": learned})
-    return config.model_copy(update={"paths": config.paths.model_copy(update={"round": number}), "encoder": encoder})
+        return stage_title(self.job.stage, self.config)
 
 
 def steps(config: RunConfig) -> list[Step]:
-    """All stages of all rounds in order. At the end the run's own encoder is the base of the comparison."""
-    rounds = config.pipeline.rounds
-    repeated = [Step(job, round_config(config, number)) for number in range(1, rounds + 1) for job in EACH_ROUND]
-    last = config.model_copy(update={"paths": config.paths.model_copy(update={"round": rounds})})
-    return [Step(prepare.JOB, config), *repeated, *(Step(job, last) for job in AT_THE_END)]
+    """All stages of all rounds in order."""
+    return [Step(JOBS[stage], settings) for stage, settings in planned_stages(config)]
 
 
 def check(config: RunConfig) -> Work:
@@ -80,12 +66,17 @@ def check(config: RunConfig) -> Work:
     """
     if config.paths.round != 1:
         raise ConfigError(f"paths.round is {config.paths.round}; leave it out, pipeline.rounds says how many there are")
-    _ = config.needed_train
+    if not is_untrained(config):
+        _ = config.needed_train
     first_rows = prepare.read_sources(config)
     work = prepare.work_of_sources(config, first_rows)
-    check_later_stages(config, first_rows)
+    if not is_untrained(config):
+        check_later_stages(config, first_rows)
     planned, lines = steps(config), list(work.lines)
-    if not any(config.evaluate.split in rows.splits for rows in first_rows.values()):
+    if config.index.model is not None:
+        locate_model(config.index.model)
+    has_split = any(config.evaluate.split in rows.splits for rows in first_rows.values())
+    if planned[-1].job is evaluate.JOB and not has_split:
         lines.append(f"{planned.pop().title}: left out, {no_queries(config)}")
     done = done_before(planned)
     lines += [f"{step.title}: done before" for step in done]
@@ -114,8 +105,6 @@ def check_later_stages(config: RunConfig, first_rows: Mapping[str, FirstRows]) -
             "source whose rows bring scores, or let the LLM label (label.teacher: llm)"
         )
     check_training(config, {source.task for source in learned if first_rows[source.dataset].learns})
-    if config.index.model is not None:
-        locate_model(config.index.model)
     if of_split:
         check_control(config)
         # The encoder that is trained is not there yet.
@@ -208,11 +197,12 @@ def run(config: RunConfig) -> StageReport:
             write_lineage(step.config, contents)
             contents.forget()
         mark_done(stage, step.config, contents)
-    out.print(stage_table(_reports(config)))
+    show_table(out, stage_table(_reports(config)))
     # Not above: the names of the measures bring libraries that take seconds to load.
     from embedder.evaluation.gains import kept_table
 
-    out.print(*kept_table(config.paths.summary))
+    for table in kept_table(config.paths.summary):
+        show_table(out, table)
     count = len(steps(config)) - len(notes)
     report = StageReport("pipeline", count, "stages", time.monotonic() - began)
     report.lines = [f"{count - skipped} of {count} stages run, {skipped} were done before", *notes]

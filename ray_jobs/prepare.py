@@ -3,7 +3,7 @@
     python -m ray_jobs.prepare --config configs/demo.yaml
     ray job submit --working-dir . -- python -m ray_jobs.prepare --config /shared/run.yaml
 
-reads   prepare.sources                         folders of the data layout, of BEIR or the reference
+reads   prepare.sources                         folders of the data layout, of BEIR or the reference, documents
 writes  prepared/corpus/DATASET/*.parquet       records.PASSAGE
         prepared/queries/SPLIT/DATASET.parquet  records.QUERY
         prepared/rejected/DATASET.json          rows set aside: file, line, reason, row
@@ -177,7 +177,9 @@ def _check_counts(source: Source, prepared: Prepared, allowed: float) -> None:
     # A large corpus would hide that a small file was lost as a whole.
     for file in prepared.lost_files:
         raise DataError(f"{source.dataset}: no row of {file} can be used{prepared.first_reason(file)}")
-    if not any(prepared.queries.values()) and 0 not in source.query_limits.values():
+    # Documents alone are enough to index and search.
+    no_queries = source.format == "documents" and source.queries is None
+    if not no_queries and not any(prepared.queries.values()) and 0 not in source.query_limits.values():
         raise DataError(f"{source.dataset}: no query in {source.path}; give rows with a query, or judgements above 0")
 
 

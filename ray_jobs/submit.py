@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from embedder.config.load import load_run, raw_run, run_file_parser
+from embedder.config.prepare import HubRevision
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.credentials import credential_in_file, find_credential, is_secret_file, masked
@@ -50,6 +51,8 @@ class Submission:
     entrypoint: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     """Files that are not uploaded because they look like credentials."""
+    outside: tuple[str, ...] = ()
+    """The run file where it lies outside of what is uploaded, so that every node must see it."""
 
     def command(self, wait: bool) -> list[str]:
         """The whole command, word by word."""
@@ -82,7 +85,7 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str]) -> Submiss
     """
     config = load_run(run_file, overrides)
     refuse_secrets(run_file, overrides)
-    here = Path.cwd()
+    here = Path.cwd().resolve()
     if not (here / "ray_jobs").is_dir():
         raise ConfigError(f"{here}: no ray_jobs/ here; start this in the root of the repository, which is uploaded")
     files, left_out = without_credentials(here, uploaded_files(here, config.submit.excludes), config)
@@ -93,7 +96,7 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str]) -> Submiss
             f"{here}: {size / 2**20:,.0f} MiB would be uploaded, more than {LARGEST_UPLOAD / 2**20:.0f}; the largest "
             f"file is {largest}; add what the job does not need to submit.excludes"
         )
-    path = run_file.absolute()
+    path = run_file.resolve()
     if path.is_relative_to(here) and path not in files:
         raise ConfigError(f"--config {run_file}: is not uploaded (submit.excludes, .gitignore); keep it elsewhere")
     shown = path.relative_to(here) if path.is_relative_to(here) else path
@@ -102,7 +105,7 @@ def plan_submission(stage: str, run_file: Path, overrides: list[str]) -> Submiss
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", config.paths.work.name)
     submission_id = f"{name}-{stage}-{content_id(stage, config.model_dump(mode='json'))[:8]}"
     words = ("python", "-m", f"ray_jobs.{stage}", "--config", str(shown), *sets)
-    return Submission(config, submission_id, words, left_out)
+    return Submission(config, submission_id, words, left_out, () if path.is_relative_to(here) else (str(path),))
 
 
 def refuse_secrets(run_file: Path, overrides: list[str]) -> None:
@@ -160,7 +163,9 @@ def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -
         if resolved and "://" not in resolved and is_path and _is_relative(written or ""):
             sets.append(f"{key}={Path(resolved).absolute()}")
     sources = [dict(source) for source in (raw.get("prepare") or {}).get("sources", [])]
-    relative = [(source, key) for source in sources for key in ("path", "corpus") if _is_relative(source.get(key))]
+    relative = [
+        (source, key) for source in sources for key in ("path", "corpus", "queries") if _is_relative(source.get(key))
+    ]
     for source, key in relative:
         source[key] = str(Path(source[key]).absolute())
     if relative:
@@ -174,7 +179,9 @@ def _is_relative(path: str | None) -> bool:
 
 def shared_paths(config: RunConfig) -> list[str]:
     """Paths that every node must see."""
-    sources = [source.path for source in config.prepare.sources] if config.prepare else []
+    # Each node fetches a data set of the hub for itself.
+    given = config.prepare.sources if config.prepare else []
+    sources = [source.path for source in given if not isinstance(source.path, HubRevision)]
     return sorted({str(path) for path in (config.paths.work, config.paths.cache, *sources)})
 
 
@@ -232,7 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out.print(f"# {line}", markup=False)
     if submission.left_out:
         out.print(f"# not uploaded, since these look like credentials: {', '.join(submission.left_out)}", markup=False)
-    out.print(f"# every node must see {', '.join(shared_paths(submission.config))}", markup=False)
+    seen = [*shared_paths(submission.config), *submission.outside]
+    out.print(f"# every node must see {', '.join(seen)}", markup=False)
     if options.run:
         # The command `ray` of this environment, which need not be on the PATH.
         binaries = Path(sys.executable).parent

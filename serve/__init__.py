@@ -1,7 +1,7 @@
 """The service: an autoscaled encoder and index shards behind one HTTP interface.
 
 start           starts the service here, and stops it when what was asked is answered
-taken           refusals of a start on a port, name or route that is taken
+taken           refusals of a start: a port, name or route that is taken, no index
 app             binds the deployments of a run's index
 api             all routes, errors and the OpenAPI description as one application
 service         what the routes do, apart from HTTP and from Ray
@@ -20,3 +20,11 @@ schemas/        requests and answers on the wire
 deployments/    the Ray Serve deployments
 versions/       versions of the index, and writes replayed from one to the next
 """
+
+import sys
+
+from embedder.interrupt import end_at_interrupt
+
+# `python -m` is about to run a command of this package: from the first moment, since imports take seconds.
+if sys.argv[0] == "-m":
+    end_at_interrupt("interrupted; run the same command again")

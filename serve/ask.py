@@ -16,10 +16,9 @@ from rich.console import Console
 
 from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
-from embedder.console import console, exit_on_error
+from embedder.console import console, exit_on_error, show_table
 from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import DataError
-from embedder.evaluation.gains import kept_table
 from embedder.run.ray_token import prepare_own_ray
 from embedder.run.stage_report import StageReport, read_reports, stage_table
 from serve.client import Client
@@ -92,7 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         ray.shutdown()
     StageReport("serve", count, "queries asked", time.monotonic() - began).write(config.paths.reports)
-    out.print(stage_table(read_reports(config.paths.reports)), *kept_table(config.paths.summary))
+    # Not above: the names of the measures bring libraries that take seconds to load.
+    from embedder.evaluation.gains import kept_table
+
+    for table in (stage_table(read_reports(config.paths.reports)), *kept_table(config.paths.summary)):
+        show_table(out, table)
 
 
 if __name__ == "__main__":

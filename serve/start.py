@@ -20,7 +20,8 @@ from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
-from serve.taken import refuse_taken_name, refuse_taken_port
+from embedder.interrupt import interrupt_as_usual
+from serve.taken import refuse_missing_version, refuse_taken_name, refuse_taken_port
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # First of all, and before Ray is imported, so that it takes no second.
         refuse_taken_port(options.host, options.port, options.name, prefix)
         config = load_run(options.config, options.set)
+        refuse_missing_version(config)
         from serve.app import build_checked
 
         application = build_checked(config)
@@ -96,6 +98,8 @@ def _serve(
 
     try:
         serve.run(application, name=name, route_prefix=prefix)
+        # From now on there are requests to be answered before the end.
+        interrupt_as_usual()
         out.print(f"{name} is ready at {prefix}; stop it by Ctrl-C or SIGTERM", markup=False)
         while True:
             signal.pause()

@@ -1,11 +1,16 @@
-"""Refusals of a start on a port, name or route that is taken: Ray would replace a running service without a word."""
+"""Refusals of a start before Ray is imported, which takes seconds: what is taken, and a version that is not there.
+
+Ray would replace a running service of the same name or route without a word.
+"""
 
 from __future__ import annotations
 
 import http.client
 import json
 
+from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
+from embedder.storage.object_store import ObjectPath
 
 LOOK_S = 0.5
 """For asking whoever listens; it is on this machine."""
@@ -35,6 +40,26 @@ def refuse_taken_port(host: str, port: int, name: str, route_prefix: str) -> Non
     if not isinstance(applications, dict):
         raise ConfigError(f"port {port} of {host} is taken by another program; choose another one by --port")
     refuse_taken_name({str(running): str(route) for route, running in applications.items()}, name, route_prefix)
+
+
+def refuse_missing_version(config: RunConfig) -> None:
+    """Refuse a run without an index to serve; the files of the version are hashed later.
+
+    Raises:
+        ConfigError: the run has no version that its alias names.
+        BundleError: the version is damaged, or of another version of this program.
+    """
+    if isinstance(config.paths.work, ObjectPath) and config.serve.bundle is None:
+        return  # its mirror is not fetched yet
+    # FAISS comes with it, which a port that is taken need not wait for.
+    from embedder.index.bundle import read_manifest
+    from embedder.index.catalog import Catalog
+
+    folder = config.serve.bundle
+    if folder is None:
+        catalog = Catalog(config.paths.indexes)
+        folder = catalog.bundle(catalog.resolve(config.index.alias))
+    read_manifest(folder)
 
 
 def refuse_taken_name(applications: dict[str, str | None], name: str, route_prefix: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from embedder.config.run import RunConfig
-from embedder.config.unknown_keys import RENAMED_VALUES, describe_unknown_key, locate_key, new_key
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.config.unknown_keys import RENAMED_VALUES, describe_missing, describe_unknown_key, locate_key, new_key
 from embedder.credentials import find_credential, masked
 from embedder.errors import ConfigError
 
@@ -52,6 +54,20 @@ def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
                 "cards and dashboards would show; put it into the environment of the nodes, or into a file of theirs"
             )
     return config
+
+
+def own_settings(config: RunConfig) -> dict[str, Any]:
+    """A run file with the settings that are not the defaults, and with all that have none.
+
+    Of the tasks it holds the fields that differ from those of the built-in ones.
+    """
+    own = config.model_dump(mode="json", exclude_defaults=True)
+    tasks = {}
+    for name, fields in config.model_dump(mode="json")["tasks"].items():
+        known = BUILTIN_TASKS[name].model_dump(mode="json") if name in BUILTIN_TASKS else {}
+        tasks[name] = {key: value for key, value in fields.items() if key not in known or known[key] != value}
+    changed = {name: fields for name, fields in tasks.items() if fields}
+    return {key: value for key, value in own.items() if key != "tasks"} | ({"tasks": changed} if changed else {})
 
 
 def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
@@ -128,12 +144,23 @@ def _first_problem(error: ValidationError, path: str | Path, overrides: list[str
         text = describe_unknown_key(key, known)
     elif _new_value(first) is not None:
         text = f"{key}: {first['input']} is now {_new_value(first)}"
+    elif first["type"] == "missing":
+        text = describe_missing(key)
     else:
-        shown = "" if isinstance(first["input"], dict) else f" (value {first['input']!r})"
+        shown = "" if isinstance(first["input"], dict) else f" (value {first['input']!r}{_meant(first)})"
         text = f"{key or 'run file'}: {first['msg'].removeprefix('Value error, ')}{shown}"
     # A complaint about a whole section is of the values together, so no single override within it is at fault.
     is_of_section = first["type"] == "value_error"
     return masked(f"{_origin(key, path, overrides, above=not is_of_section)}: {text}{more}")
+
+
+def _meant(problem: ErrorDetails) -> str:
+    """The value that is nearest to one that is none of the known values."""
+    if problem["type"] != "literal_error":
+        return ""
+    expected = [part for part in str(problem.get("ctx", {}).get("expected", "")).split("'")[1::2] if part]
+    near = get_close_matches(str(problem["input"]), expected, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _urgency(problem: ErrorDetails) -> int:

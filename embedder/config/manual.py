@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from embedder.config.prepare import HubRevision
 from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.unknown_keys import MANUAL, alternatives, is_model
@@ -36,7 +37,15 @@ A key that is not listed here is refused. A setting without a default is marked 
 |---|---|
 """
 HEAD = "| key | type | default | description |\n|---|---|---|---|\n"
-WORDS = {int: "integer", float: "number", bool: "boolean", str: "text", Path: "path", ObjectPath: "URI"}
+WORDS = {
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    str: "text",
+    Path: "path",
+    ObjectPath: "URI",
+    HubRevision: "`hf://` URI",
+}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

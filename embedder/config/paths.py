@@ -22,7 +22,12 @@ def _local(path: Path) -> Path:
     return Path(os.path.expanduser(path)).absolute()
 
 
-def _anywhere(value: object) -> AnyPath:
+def any_path(value: object) -> AnyPath:
+    """A path as a run file gives it; an object store's by its URI.
+
+    Raises:
+        ValueError: it is no path.
+    """
     if isinstance(value, ObjectPath):
         return value
     if not isinstance(value, (str, Path)):
@@ -44,13 +49,14 @@ def _model(reference: str) -> str:
     return reference
 
 
-def _printed(path: AnyPath) -> str:
+def printed_path(path: AnyPath) -> str:
+    """A path as it is shown, without secrets."""
     return path.uri if isinstance(path, ObjectPath) else str(path)
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_local)]
 """A local path; a relative one is taken from the directory in which the job is started."""
-AnyAbsolutePath = Annotated[AnyPath, PlainValidator(_anywhere), PlainSerializer(_printed, when_used="json")]
+AnyAbsolutePath = Annotated[AnyPath, PlainValidator(any_path), PlainSerializer(printed_path, when_used="json")]
 """A local path, or a URI such as `s3://bucket/folder` or `gs://bucket/folder`, which is printed without its secrets."""
 
 ModelReference = Annotated[str, AfterValidator(_model)]

@@ -238,6 +238,22 @@ class RunConfig(Section):
             raise ValueError(f"train.export_task is {self.train.export_task!r}; known tasks are {sorted(self.tasks)}")
         return self
 
+    @model_validator(mode="after")
+    def documents_are_counted(self) -> RunConfig:
+        """Let sources of documents count in the encoder's tokens, where they do not name another measure."""
+        if self.prepare is None:
+            return self
+        usual = {"tokenizer": self.encoder.model, "chunk_tokens": self.encoder.max_tokens}
+        sources = [
+            source.model_copy(update={key: usual[key] for key in usual if getattr(source, key) is None})
+            if source.format == "documents"
+            else source
+            for source in self.prepare.sources
+        ]
+        # Nothing changes after loading, of which this is still a part.
+        object.__setattr__(self, "prepare", self.prepare.model_copy(update={"sources": sources}))
+        return self
+
 
 def _needed(section: S | None, name: str, key: str) -> S:
     if section is None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from embedder.config.run import RunConfig
 
 MANUAL = "docs/configuration.md"
+MOST_NAMED = 3
+"""Settings of one name that a message may list."""
 
 RENAMED_KEYS = {
     "tasks.*.key_instruction": "tasks.*.passage_instruction",
@@ -93,6 +95,44 @@ def describe_unknown_key(key: str, known: Sequence[str]) -> str:
     if renamed is not None:
         return f"{key} is now {renamed} ({MANUAL} has all settings)"
     parent, _, name = key.rpartition(".")
-    near = get_close_matches(name, known, n=1)
-    nearest = f"; did you mean {parent}{'.' if parent else ''}{near[0]}?" if near else ""
-    return f"{key} is not a setting{nearest} ({MANUAL} has all)"
+    near = [f"{parent}{'.' if parent else ''}{each}" for each in get_close_matches(name, known, n=1)]
+    near = near or keys_elsewhere(name)
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{key} is not a setting{meant} ({MANUAL} has all)"
+
+
+def keys_elsewhere(name: str) -> list[str]:
+    """The settings of that very name in the sections of a run file, where these are no more than a few."""
+    found = []
+    for section, field in RunConfig.model_fields.items():
+        models = [kind for kind in alternatives(field.annotation) if is_model(kind)]
+        found += [f"{section}.{name}" for model in models if name in model.model_fields]
+    return found if len(found) <= MOST_NAMED else []
+
+
+def nearest(value: str, known: Iterable[str]) -> str:
+    """The end of a message on a value that is none of the known ones: which it may be, or which there are."""
+    names = list(known)
+    near = get_close_matches(value, names, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}"
+
+
+def describe_missing(key: str) -> str:
+    """What to say of a setting that must be there: its section's other needs, or its values."""
+    kinds = [kind for kind in alternatives(annotation_of(key)) if kind is not type(None)]
+    models = [kind for kind in kinds if is_model(kind)]
+    needed = [name for model in models for name, field in model.model_fields.items() if field.is_required()]
+    values = [repr(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+    wanted = f"; it needs {' and '.join(needed)}" if needed else f"; give one of {', '.join(values)}" if values else ""
+    return f"{key} is missing{wanted} ({MANUAL} has all)"
+
+
+def annotation_of(key: str) -> object:
+    """The type of a setting, given its whole key."""
+    here: list[Any] = [RunConfig]
+    for part in key.split("."):
+        models = [kind for kind in here if is_model(kind)]
+        found = [_annotation(model, part) for model in models if part in model.model_fields]
+        items = [get_args(kind)[-1] for kind in here if get_origin(kind) in (list, dict)]
+        here = [each for kind in found or items for each in alternatives(kind)]
+    return Union[tuple(here)] if here else object  # noqa: UP007 - of kinds that are known at run time

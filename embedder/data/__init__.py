@@ -2,6 +2,8 @@
 
 dataset     one source to one dataset: its reader, the dev split, the limits
 first_rows  the first rows of a source, to refuse early what cannot succeed
+documents/  files of people, read into sections and cut into chunks
+hub_dataset  data sets of the Hugging Face hub as files of this machine
 formats/    a reader for each format of source files
 json_lines  files of lines, read as bytes; the JSON object of a line
 fields      fields of one source row, checked

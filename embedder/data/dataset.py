@@ -8,6 +8,7 @@ from embedder.config.prepare import Source
 from embedder.config.tasks import TaskSpec
 from embedder.data.fields import Row
 from embedder.data.formats.beir import BeirReader
+from embedder.data.formats.document_source import DocumentReader
 from embedder.data.formats.layout import LayoutReader
 from embedder.data.formats.reader import SPLITS, SourceReader
 from embedder.data.formats.reference import ReferenceReader
@@ -16,7 +17,12 @@ from embedder.data.worked_examples import link_examples
 from embedder.errors import DataError
 from embedder.hashing import row_seed
 
-READERS: dict[str, type[SourceReader]] = {"layout": LayoutReader, "reference": ReferenceReader, "beir": BeirReader}
+READERS: dict[str, type[SourceReader]] = {
+    "layout": LayoutReader,
+    "reference": ReferenceReader,
+    "beir": BeirReader,
+    "documents": DocumentReader,
+}
 DEV_SHARE = 0.2
 """Share of the documents, conversations and single queries from which a dev split is cut."""
 

@@ -134,6 +134,22 @@ def parquet_files(folder: SomePath) -> list[SomePath]:
     return sorted((path for path in files if not path.name.startswith(".")), key=lambda path: path.name)
 
 
+def count_rows(files: Sequence[AnyPath]) -> int:
+    """Rows of Parquet files, from their footers.
+
+    Raises:
+        DataError: one is unreadable.
+    """
+    total = 0
+    for path in files:
+        try:
+            with open_parquet(path) as file:
+                total += file.metadata.num_rows
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: not a readable Parquet file; run the job again that wrote it") from error
+    return total
+
+
 def open_parquet(path: AnyPath) -> pq.ParquetFile:
     """A Parquet file of plain columns to read in parts; of an object, what is read next is fetched together.
 

@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 
 from embedder.config.paths import SUMMARY
-from embedder.console import console, exit_on_error
+from embedder.console import console, exit_on_error, show_table
 from embedder.errors import DataError
 
 Summary = Mapping[str, Any]
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="`paths.work` of each run")
     runs = parser.parse_args(arguments).runs
     with exit_on_error():
-        console().print(seeds_table([run.name for run in runs], read_summaries(runs)))
+        show_table(console(), seeds_table([run.name for run in runs], read_summaries(runs)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
-from embedder.console import console, exit_on_error
+from embedder.console import console, exit_on_error, show_table
 from embedder.data.records import write_table
 from embedder.errors import ConfigError
 from embedder.storage.json_file import write_json
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         measured = compare_encoders(config, settings, options.encoders, options.queries)
     results = summarise(measured, settings)
-    console().print(results_table(results))
+    show_table(console(), results_table(results))
     if options.out is not None:
         write_json(results, options.out / "results.json")
         write_table(value_rows(measured), VALUES, options.out / "values.parquet")

@@ -20,6 +20,7 @@
     metadata_index   where each value of the metadata is
     results          search results, merged and fused
     search_options   what a search asks for besides its query
+    listing          the versions as a user sees them
     manifest         files with the hash of every other file
 
 `python -m embedder.index` looks after versions.

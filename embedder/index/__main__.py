@@ -85,21 +85,16 @@ def _run(options: argparse.Namespace) -> list[str]:
 
 
 def _listed(catalog: Catalog) -> list[str]:
-    """A line for each version, with the aliases that name it."""
-    aliases = catalog.aliases()
-    lines = []
-    for version in catalog.versions():
-        named = sorted(alias for alias, target in aliases.items() if target == version)
-        lines.append(f"{version}: {_size(catalog, version)}; served as {', '.join(named) or 'nothing'}")
+    from embedder.index.listing import list_versions
+
+    lines = [version.line for version in list_versions(catalog)]
     return lines or [f"{catalog.folder}: no versions; build one with `python -m ray_jobs.index`"]
 
 
 def _size(catalog: Catalog, version: str) -> str:
-    from embedder.index.bundle import read_manifest
+    from embedder.index.listing import list_version
 
-    manifest = read_manifest(catalog.bundle(version))
-    counts = ", ".join(f"{count:,} of {task}" for task, count in sorted(manifest.collections.items()) if count)
-    return f"{counts or 'no documents'} in {manifest.num_shards} shards, model {manifest.model_version}"
+    return list_version(catalog, version).size
 
 
 if __name__ == "__main__":

@@ -69,12 +69,17 @@ def model_folder(reference: str) -> Path:
     if reference.startswith(PACKAGE_SCHEME):
         return _package_folder(reference)
     folder = Path(reference).expanduser()
-    looks_like_hub_name = reference.count("/") == 1 and not reference.startswith((".", "/", "~"))
-    if not folder.exists() and looks_like_hub_name:
+    if is_hub_name(reference):
         return _hub_folder(reference)
     if not folder.is_dir():
         raise ModelError(f"model folder {folder}: no such folder; correct the path in the run file")
     return folder.absolute()
+
+
+def is_hub_name(reference: str) -> bool:
+    """Tell whether a model reference means one on the hub: `owner/name`, where there is no such folder."""
+    is_other = "://" in reference or reference.startswith((PACKAGE_SCHEME, ".", "/", "~"))
+    return not is_other and reference.count("/") == 1 and not Path(reference).exists()
 
 
 def _package_folder(reference: str) -> Path:

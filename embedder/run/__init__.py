@@ -1,5 +1,6 @@
 """A run: its folder, its stages, and what they cost.
 
+rounds.py        the stages of all rounds, in order
 stages.py        which stages are done, by the contents they read and wrote
 lineage.py       where a trained encoder comes from
 workspace.py     the folder in which a job works, for a run in an object store too

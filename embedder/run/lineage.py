@@ -12,10 +12,10 @@ from typing import Any
 
 from embedder import __version__
 from embedder.config.run import RunConfig
+from embedder.data.hub_dataset import source_copy
 from embedder.models.locate import locate_model
 from embedder.run.stages import Contents, effective
 from embedder.storage.durable import appearing
-from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
 
 LINEAGE = "lineage.json"
@@ -78,7 +78,7 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
                 "task": source.task,
                 "dataset": source.dataset,
                 "path": str(source.path),
-                "content": contents.of(local_copy(source.path)),
+                "content": contents.of(source_copy(source.path)),
             }
             for source in (config.prepare.sources if config.prepare else [])
         ],

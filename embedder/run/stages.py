@@ -17,6 +17,7 @@ from embedder.config.label import RerankerConfig
 from embedder.config.paths import Paths
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.config.train import NEUTRAL
+from embedder.data.hub_dataset import source_copy
 from embedder.hashing import content_id, file_sha256
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
@@ -58,7 +59,12 @@ def _control(config: RunConfig) -> list[Path]:
 
 def _sources(config: RunConfig) -> list[AnyPath]:
     sources = config.prepare.sources if config.prepare else []
-    return [local_copy(path) for source in sources for path in (source.path, source.corpus) if path is not None]
+    beside = (path for source in sources for path in (source.corpus, source.queries) if path is not None)
+    return [*(source_copy(source.path) for source in sources), *map(local_copy, beside)]
+
+
+def _tokenizers(config: RunConfig) -> list[str | None]:
+    return [source.tokenizer for source in config.prepare.sources] if config.prepare else []
 
 
 def _built(config: RunConfig) -> list[AnyPath]:
@@ -87,6 +93,7 @@ STAGES = {
             ("prepare", "tasks"),
             reads=_sources,
             writes=lambda config: [config.paths.corpus, config.paths.queries],
+            models=_tokenizers,
         ),
         Stage(
             "mine",

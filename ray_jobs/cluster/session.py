@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from embedder.config.cluster import ClusterConfig
-from embedder.config.load import load_run, run_file_parser
+from embedder.config.load import load_run, own_settings, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
@@ -54,7 +54,9 @@ def make_parser(job: Job) -> argparse.ArgumentParser:
     """The three options that every job takes."""
     parser = run_file_parser(f"ray_jobs.{job.stage}", job.manual)
     parser.add_argument(
-        "--dry-run", action="store_true", help="check, print the resolved run file and the work ahead, stop"
+        "--dry-run",
+        action="store_true",
+        help="check, print the settings that are not the defaults and the work ahead, stop",
     )
     return parser
 
@@ -72,8 +74,8 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
         with full_disk_told(disk), at_work as config:
             work = job.check(config)
             if options.dry_run:
-                shown = yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-                console().print(shown, markup=False)
+                shown = yaml.safe_dump(own_settings(given), sort_keys=False, allow_unicode=True)
+                console().print(f"# settings that are not the defaults (docs/configuration.md)\n{shown}", markup=False)
                 print_work(work, job.rehearse(config) if job.rehearse else [])
                 return
             run_stage(job, config, work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from embedder.data.records import (
     QUERY,
     VECTOR,
     Split,
+    count_rows,
     open_parquet,
     parquet_files,
     passage_column,
@@ -81,22 +82,6 @@ def _ids_by_query(paths: Paths, column: str) -> dict[tuple[str, str], list[str]]
 def passage_texts(paths: Paths, dataset: str) -> dict[str, str]:
     """Passages of one dataset by id, in the order they were written."""
     return passage_column(paths.corpus / dataset, "text")
-
-
-def count_rows(files: Sequence[AnyPath]) -> int:
-    """Rows of Parquet files, from their footers.
-
-    Raises:
-        DataError: one is unreadable.
-    """
-    total = 0
-    for path in files:
-        try:
-            with open_parquet(path) as file:
-                total += file.metadata.num_rows
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path}: not a readable Parquet file; run the job again that wrote it") from error
-    return total
 
 
 def candidate_files(paths: Paths) -> list[AnyPath]:

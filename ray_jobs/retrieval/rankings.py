@@ -15,10 +15,10 @@ import ray
 from embedder.config.language import WordsConfig
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
-from embedder.data.records import PASSAGE, VECTOR, Split, each_table, parquet_files, read_tables
+from embedder.data.records import PASSAGE, VECTOR, Split, count_rows, each_table, parquet_files, read_tables
 from embedder.data.row_ids import RowIds
 from embedder.mining.ranking import LexicalIndex, Ranking, best, merge, search_block
-from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, passage_texts, queries, query_table
+from ray_jobs.cluster.tables import corpus_files, datasets, passage_texts, queries, query_table
 from ray_jobs.retrieval.vectors import VectorStore, vector_matrix
 
 SEARCH_ROWS = 16_384

@@ -21,14 +21,14 @@ from embedder.config.paths import Paths
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.data.ledger import Ledger
-from embedder.data.records import ID_TEXT, PASSAGE, SIDE_WORDS, VECTOR, Split, each_table, parquet_files
+from embedder.data.records import ID_TEXT, PASSAGE, SIDE_WORDS, VECTOR, Split, count_rows, each_table, parquet_files
 from embedder.data.row_ids import RowIds
 from embedder.errors import NotFiniteError
 from embedder.hashing import content_id
 from embedder.models.fingerprint import vectors_name
 from embedder.run.cost import tokens_of
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
-from ray_jobs.cluster.tables import corpus_files, count_rows, datasets, query_table, vectors_folder
+from ray_jobs.cluster.tables import corpus_files, datasets, query_table, vectors_folder
 
 if TYPE_CHECKING:
     from embedder.models.memory import BatchLimit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray.train
@@ -58,7 +59,9 @@ def run_workers(job: TrainingJob, label: str) -> None:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
-            trainer.fit()
+            # In a thread, because in the main one Ray Train takes Ctrl-C for itself and then waits for its workers.
+            with ThreadPoolExecutor(1) as caller:
+                caller.submit(trainer.fit).result()
         except TrainingFailedError:
             if not job.stopped.is_file():
                 raise

@@ -18,8 +18,8 @@ from embedder.config.run import RunConfig
 from embedder.index.__main__ import main as versions
 from embedder.index.bundle import verify
 from embedder.run.lineage import read_lineage
+from embedder.run.rounds import round_config
 from embedder.run.stages import STAGES, Contents, mark_path
-from ray_jobs.pipeline import round_config
 from tests.cluster.commands import deployed_config, serve, wait_until_up
 from tests.cluster.conftest import ROOT, Cluster, free_port
 from tests.cluster.results import served_bundle

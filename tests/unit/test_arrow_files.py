@@ -15,7 +15,7 @@ import ray.data  # makes the extension type known that unpickles
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 from embedder.config.paths import Paths
-from embedder.data.records import GROUP, PASSAGE, QUERY, VECTOR, each_table, open_parquet, read_tables
+from embedder.data.records import GROUP, PASSAGE, QUERY, VECTOR, count_rows, each_table, open_parquet, read_tables
 from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, CollectionInfo
 from embedder.index.documents import PAYLOAD
@@ -23,7 +23,7 @@ from embedder.index.metadata_index import BATCHES, METADATA
 from embedder.index.writes import WRITES
 from embedder.storage.arrow_files import open_arrow, refuse_extension_types
 from embedder.training.training_rows import TRAINING_ROW, TrainingRows
-from ray_jobs.cluster.tables import candidate_groups, count_rows, query_table
+from ray_jobs.cluster.tables import candidate_groups, query_table
 from ray_jobs.labelling.block_plan import read_row_group, row_groups
 from ray_jobs.retrieval.shards import vector_dimension
 from ray_jobs.retrieval.vectors import VectorStore

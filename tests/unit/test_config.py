@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.config.load import load_run
+from embedder.config.load import load_run, own_settings
 from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.unknown_keys import RENAMED_KEYS, RENAMED_VALUES, locate_key
@@ -46,7 +47,7 @@ def test_every_run_file_of_the_repository_loads(path):
 
 def test_the_resolved_run_file_that_a_dry_run_prints_loads_to_the_same_settings():
     config = load_run(ROOT / "configs" / "demo.yaml")
-    printed = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True))
+    printed = yaml.safe_load(yaml.safe_dump(own_settings(config), allow_unicode=True))
     assert RunConfig.model_validate(printed) == config
 
 
@@ -74,7 +75,21 @@ def test_nothing_changes_after_loading(tmp_path):
         config.mine.seed = 3
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("paths: {work: run}", "encoder is missing; it needs model and pooling"),
+        ("paths: {work: run}\nencoder: {model: m}", "encoder.pooling is missing; give one of 'cls', 'mean', 'last'"),
+    ],
+)
+def test_a_setting_that_must_be_there_is_asked_for_with_what_it_needs(tmp_path, text, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load(tmp_path, text)
+
+
 REFUSED = {
+    "key of another section": ("mine: {retrievers: [bm25]}", "did you mean evaluate.retrievers?"),
+    "unknown value": ("evaluate: {split: tset}", "(value 'tset'; did you mean 'test'?)"),
     "unknown section": ("traim: {steps: 3}", "traim is not a setting; did you mean train?"),
     "unknown key": ("mine: {grup_size: 3}", "mine.grup_size is not a setting; did you mean mine.group_size?"),
     "unknown key of a source": (

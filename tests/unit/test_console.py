@@ -7,9 +7,10 @@ import io
 import pytest
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from embedder import console
-from embedder.console import Counter, progress
+from embedder.console import Counter, progress, show_table
 
 
 class Clock:
@@ -93,3 +94,29 @@ def test_progress_tells_its_observer_every_count():
         counter.advance(2)
         counter.advance(5)
     assert heard == [3, 5, 10]
+
+
+def table() -> Table:
+    made = Table("task", "measure", "n", title="gains", caption="better is more")
+    made.add_row("qa", "ndcg@10", "30")
+    made.add_row("", "perplexity [95 %]", "")
+    return made
+
+
+AS_LINES = ["gains", "qa: measure ndcg@10, n 30", "qa: measure perplexity [95 %]", "better is more"]
+
+
+@pytest.mark.parametrize(
+    ("console", "is_table"),
+    [
+        (Console(file=io.StringIO(), width=200), False),
+        (Console(file=io.StringIO(), force_terminal=True, width=20), False),
+        (Console(file=io.StringIO(), force_terminal=True, width=200), True),
+    ],
+    ids=["log", "narrow", "terminal"],
+)
+def test_table_becomes_lines_where_it_does_not_fit_or_there_is_no_terminal(console, is_table):
+    show_table(console, table())
+    printed = console.file.getvalue().splitlines()
+    assert (printed == AS_LINES) is not is_table
+    assert is_table is any("ndcg@10" in line and "30" in line and "measure" not in line for line in printed)

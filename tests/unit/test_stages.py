@@ -13,8 +13,9 @@ from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
 from embedder.index.catalog import Catalog
 from embedder.run.lineage import read_lineage, write_lineage
+from embedder.run.rounds import round_config
 from embedder.run.stages import STAGES, Contents, effective, is_done, mark_done
-from ray_jobs.pipeline import check, round_config, steps
+from ray_jobs.pipeline import check, steps
 from tests.unit.tiny_folders import write_jsonl
 
 ROUND = ["mine", "label", "train"]

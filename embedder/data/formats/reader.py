@@ -9,6 +9,7 @@ from typing import ClassVar
 from embedder.config.prepare import Source
 from embedder.config.tasks import TaskSpec
 from embedder.data.fields import Row, RowError, is_blank, optional_text, required_id, required_text
+from embedder.data.hub_dataset import source_copy
 from embedder.data.metadata import metadata_json
 from embedder.data.records import Split
 from embedder.data.rows import FieldNames, Prepared, passage_row, read_lines, titled
@@ -37,7 +38,7 @@ class SourceReader(ABC):
             DataError: the path is missing, no split is in it, or its corpus is missing or empty.
         """
         self.source, self.task = source, task
-        self.path = local_copy(source.path)
+        self.path = source_copy(source.path)
         self.splits = self._find_splits()
         """Rows of queries; for beir the relevance judgements."""
         self.corpus = self._find_corpus()
@@ -103,17 +104,31 @@ class SourceReader(ABC):
 
     def _find_splits(self) -> dict[Split, Path]:
         if not self.path.is_dir():
-            raise DataError(f"{self._where} {self.is_missing}; correct prepare.sources.path")
+            raise DataError(
+                f"{self._where} {self.is_missing}; correct prepare.sources.path, or set format: documents of the "
+                "source to read files as they are"
+            )
+        return self._splits_there(self._where)
+
+    def _splits_there(self, where: str) -> dict[Split, Path]:
+        """The split files that are there, at least one.
+
+        Raises:
+            DataError: there is none, or two of one split.
+        """
         splits: dict[Split, Path] = {}
         for split in SPLITS:
             files = [path for path in self._split_files(split) if path.is_file()]
             if len(files) > 1:
                 names = [path.name for path in files]
-                raise DataError(f"{self.path}: {names} may all be the {split} split; leave one of them in the folder")
+                raise DataError(f"{where}: {names} may all be the {split} split; leave one of them in the folder")
             if files:
                 splits[split] = files[0]
         if not splits:
-            raise DataError(f"{self._where} has neither {self.needs}")
+            raise DataError(
+                f"{where} has neither {self.needs}; give it one, or set format: documents of the source to read files "
+                "as they are (docs/documents.md)"
+            )
         return splits
 
     def _find_corpus(self) -> Path | None:

@@ -1,0 +1,183 @@
+"""What lies at a path of data: its format, its task, and how much of it there is, from the first rows of each file."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal
+
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.documents.kinds import document_files
+from embedder.data.fields import Row, RowError
+from embedder.data.json_lines import parse_object, read_text_lines
+from embedder.errors import DataError
+
+Format = Literal["layout", "beir", "reference", "documents"]
+DOCUMENTS: Final = "documents"
+LOOKED_AT = 200
+"""Rows of a file."""
+MOST_FOLDERS = 1_000
+"""Folders below the one that is given."""
+NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True)
+class FoundData:
+    """One source."""
+
+    path: Path
+    format: Format
+    dataset: str
+    """Its name in the run."""
+    task: str
+    why: str
+    """The fields that speak for the task."""
+    train_rows: int
+    """About so many."""
+    has_test: bool
+    has_answers: bool
+    """Training rows have answers, which a reward needs."""
+    has_positives: bool
+    """Training rows name passages that are right."""
+
+    @property
+    def line(self) -> str:
+        """Tell the user what was found."""
+        return f"{self.path}: format {self.format}, task {self.task} ({self.why}){self.size}"
+
+    @property
+    def size(self) -> str:
+        """How much there is to learn from and to measure, as the end of a line; empty for documents alone."""
+        test = "with test queries" if self.has_test else "without test queries"
+        return f", about {self.train_rows:,} training rows, {test}" if self.train_rows or self.has_test else ""
+
+
+def look_below(path: Path, task: str | None) -> list[FoundData]:
+    """What lies at a path, or in the folders below it; `task` is what the user says it is.
+
+    Raises:
+        DataError: it is nothing that can be read, with what is needed.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such folder or file; give the folder of your data")
+    if _format(path) is not None:
+        return [look_at(path, task)]
+    below = (each for pattern in ("*", "*/*") for each in sorted(path.glob(pattern)) if path.is_dir())
+    found = [look_at(each, task) for each in islice(below, MOST_FOLDERS) if each.is_dir() and _format(each) is not None]
+    if not found and next(document_files(path, None, Counter()), None) is not None:
+        found = [
+            FoundData(path, DOCUMENTS, _name(path), task or "qa", "documents without questions", 0, False, False, False)
+        ]
+    if not found:
+        raise DataError(f"{path}: holds {_contents(path)}; {NEEDED}")
+    return found
+
+
+def _name(path: Path) -> str:
+    return NAME.sub("-", path.stem).strip("-._") or "data"
+
+
+def look_at(path: Path, task: str | None) -> FoundData:
+    """Find out what lies at a path of a known format.
+
+    Raises:
+        DataError: it is of none.
+    """
+    kind = _format(path)
+    if kind is None:
+        raise DataError(f"{path}: holds {_contents(path)}; {NEEDED}")
+    train, has_test = _split_files(path, kind)
+    rows = list(islice(_rows(train), LOOKED_AT)) if train is not None and kind != "beir" else []
+    found, why = (task, "as you said") if task else _task_of(rows, path, kind)
+    return FoundData(
+        path=path,
+        format=kind,
+        dataset=_name(path),
+        task=found,
+        why=why,
+        train_rows=_about_rows(train) if train is not None else 0,
+        has_test=has_test,
+        has_answers=any(row.get("answers") or row.get("text") or row.get("choices") for row in rows),
+        has_positives=kind == "beir" or any(row.get(key) for row in rows for key in ("pos", "pos_ids", "pos_index")),
+    )
+
+
+def _format(path: Path) -> Format | None:
+    """The format of a folder or file; None for one that is no source by itself."""
+    if path.is_dir():
+        if (path / "queries.jsonl").is_file() and (path / "qrels").is_dir():
+            return "beir"
+        if any((path / f"{split}.jsonl").is_file() for split in ("train", "test")):
+            rows = list(islice(_rows(path / "train.jsonl"), 1)) if (path / "train.jsonl").is_file() else []
+            return "reference" if any("pos_index" in row or "teacher_scores" in row for row in rows) else "layout"
+    elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
+        return "reference"
+    return None
+
+
+NEEDED = (
+    "give a folder with corpus.jsonl and train.jsonl (docs/data.md), a BEIR folder (corpus.jsonl, queries.jsonl, "
+    "qrels/), a JSON Lines file of rows with query and answers or pos, or documents (docs/documents.md)"
+)
+
+
+def _contents(path: Path) -> str:
+    if path.is_file():
+        return f"a file of the kind {path.suffix or '(no ending)'}"
+    names = sorted(each.name + ("/" if each.is_dir() else "") for each in islice(path.iterdir(), 1000))
+    return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else "nothing"
+
+
+def _split_files(path: Path, kind: Format) -> tuple[Path | None, bool]:
+    """The file of training rows, and whether there is one to test on."""
+    if path.is_file():
+        return path, False
+    folder, ending = (path / "qrels", "tsv") if kind == "beir" else (path, "jsonl")
+    train, test = folder / f"train.{ending}", folder / f"test.{ending}"
+    return train if train.is_file() else None, test.is_file()
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """The objects of a file, without the lines that are none: the job `prepare` tells of those."""
+    for line in read_text_lines(path):
+        try:
+            yield parse_object(line.text)
+        except RowError:
+            continue
+
+
+def _task_of(rows: list[Row], path: Path, kind: Format) -> tuple[str, str]:
+    """The task that the fields of the rows speak for, and which these are."""
+    for folder in (path, path.parent):
+        if folder.name in BUILTIN_TASKS:
+            return folder.name, "its folder has the task's name"
+    named = {str(row["task"]) for row in rows if row.get("task")}
+    if len(named) == 1 and named <= BUILTIN_TASKS.keys():
+        return named.pop(), "rows name it"
+    fields = {key for row in rows for key, value in row.items() if value}
+    if "history" in fields:
+        return "chat", "rows have `history`"
+    if "text" in fields and "query" not in fields:
+        return "lrlm", "rows are whole texts"
+    if "options" in fields or (path / "labels.json").is_file():
+        corpus = path / "corpus.jsonl"
+        examples = corpus.is_file() and any(row.get("answer") for row in islice(_rows(corpus), LOOKED_AT))
+        return ("icl", "a choice of labels, and worked examples") if examples else ("qa", "a choice of options")
+    if "conversation_id" in fields:
+        return "convsearch", "rows have `conversation_id`"
+    if kind == "beir" or "answers" not in fields:
+        return "qa", "queries with right passages"
+    return "qa", "queries with answers"
+
+
+def _about_rows(path: Path) -> int:
+    """Rows of a file, counted in its beginning; a compressed one is not looked into."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(2**20)
+    lines = head.count(b"\n") + (not head.endswith(b"\n"))
+    return lines if size <= len(head) else round(lines * size / max(len(head), 1))

@@ -1,0 +1,152 @@
+"""The text of a run file, with a comment at each setting that a user is likely to change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from embedder.cli.found_data import FoundData
+from embedder.config.paths import Pooling
+from embedder.config.tasks import BUILTIN_TASKS
+
+PASSES = 3
+"""Times that the training rows are learned from."""
+FEWEST_STEPS, MOST_STEPS = 50, 1_000
+CPU_BATCH, GPU_BATCH = 16, 64
+ON_GPU = "\n  dtype: bfloat16\n  batch_tokens: 32768"
+MEASURED = 200
+"""Queries that are kept to be measured where the data has no test file."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """All that was asked or found."""
+
+    work: str
+    encoder: str
+    pooling: Pooling
+    has_instructions: bool
+    """The encoder was trained with instructions."""
+    llm: str | None
+    gpus: int
+    found: Sequence[FoundData]
+
+    @property
+    def learns(self) -> bool:
+        """Tell whether there is anything to learn from."""
+        return any(source.train_rows for source in self.found)
+
+    @property
+    def labels_alone(self) -> list[str]:
+        """Tasks that learn from right passages, because rows have no answers or there is no LLM."""
+        rewarded = [each for each in self.found if BUILTIN_TASKS[each.task].reward != "none" and each.train_rows]
+        return sorted({each.task for each in rewarded if self.llm is None or not each.has_answers})
+
+    @property
+    def asks_llm(self) -> bool:
+        """Tell whether a task is rewarded by the LLM."""
+        tasks = {each.task for each in self.found if each.train_rows}
+        return any(BUILTIN_TASKS[task].reward != "none" and task not in self.labels_alone for task in tasks)
+
+
+def run_text(choices: Choices) -> str:
+    """The run file as YAML."""
+    parts = [_head(choices), _encoder(choices)]
+    if choices.asks_llm:
+        parts.append(_llm(choices))
+    if choices.labels_alone:
+        parts.append(_labels_alone(choices))
+    parts.append(_sources(choices))
+    parts.append(_training(choices) if choices.learns else _untrained(choices))
+    return "\n".join(parts)
+
+
+def quoted(text: str) -> str:
+    """A text as YAML reads it, whatever is in it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _head(choices: Choices) -> str:
+    return f"""# Written by `llm-embedder init`. Every setting there is: docs/configuration.md.
+# Next: llm-embedder doctor, then llm-embedder pipeline, then llm-embedder serve.
+paths:
+  work: {quoted(choices.work)}   # all that the run writes; also s3://bucket/run
+  cache: .cache/models   # converted models, shared between runs
+"""
+
+
+def _encoder(choices: Choices) -> str:
+    actors = choices.gpus or 2
+    on_gpu = (
+        f"\n  dtype: bfloat16\n  batch_tokens: 32768\n  num_actors: {actors}\n  gpus_per_actor: 1"
+        if choices.gpus
+        else ""
+    )
+    return f"""encoder:
+  model: {quoted(choices.encoder)}   # where training starts: a folder, a hub name, or package:NAME/FOLDER
+  pooling: {choices.pooling}   # as the model was trained: cls, mean or last
+  instructions: {str(choices.has_instructions).lower()}   # true: trained with them; learned: to be taught; false: none
+  max_tokens: 256   # longer texts are cut; `prepare` tells how many are{on_gpu}
+"""
+
+
+def _llm(choices: Choices) -> str:
+    on_gpu = ON_GPU if choices.gpus else ""
+    label = f"label: {{num_actors: {choices.gpus}, gpus_per_actor: 1}}\n" if choices.gpus else ""
+    return f"""llm:
+  model: {quoted(str(choices.llm))}   # its feedback teaches: best the LLM that will read what is found{on_gpu}
+{label}"""
+
+
+def _labels_alone(choices: Choices) -> str:
+    lines = ["# Learned from the right passages of the rows alone, without an LLM.", "tasks:"]
+    lines += [f"  {task}: {{reward: none, loss: contrastive}}" for task in choices.labels_alone]
+    return "\n".join(lines) + "\n"
+
+
+def _sources(choices: Choices) -> str:
+    lines = ["prepare:", "  sources:"]
+    for found in choices.found:
+        fields = [
+            f"task: {found.task}",
+            f"dataset: {quoted(found.dataset)}",
+            f"path: {quoted(str(found.path.absolute()))}",
+        ]
+        fields += [f"format: {found.format}"] if found.format != "layout" else []
+        fields += [f"dev_queries: {MEASURED}"] if _measures_dev(choices) and found.train_rows else []
+        lines.append(f"    - {{{', '.join(fields)}}}   # {found.why}{found.size}")
+    return "\n".join(lines) + "\n"
+
+
+def _measures_dev(choices: Choices) -> bool:
+    """Tell whether a part of the training rows is kept to be measured, because no source has a test file."""
+    return choices.learns and not any(found.has_test for found in choices.found)
+
+
+def _training(choices: Choices) -> str:
+    rows = sum(found.train_rows for found in choices.found)
+    batch = GPU_BATCH if choices.gpus else CPU_BATCH
+    steps = min(MOST_STEPS, max(FEWEST_STEPS, ceil(PASSES * rows / batch)))
+    on_gpu = "\n  gpus_per_worker: 1\n  precision: bfloat16" if choices.gpus else ""
+    split = (
+        "\n  split: dev   # a part of the training rows, since there is no test file" if _measures_dev(choices) else ""
+    )
+    return f"""train:   # docs/tuning.md when the numbers should be better
+  steps: {steps}   # {PASSES} times over the rows, but {FEWEST_STEPS} at least and {MOST_STEPS:,} at most
+  batch_size: {batch}
+  learning_rate: {"1.0e-5" if choices.gpus else "3.0e-5"}
+  temperature: 0.05
+  num_workers: {choices.gpus or 1}{on_gpu}
+evaluate:   # docs/evaluation.md tells how the LLM is asked, too
+  retrievers: [bm25, base, trained]{split}
+"""
+
+
+def _untrained(choices: Choices) -> str:
+    return f"""# There are no queries to learn from, so the encoder is served as it is. To train it, put a train.jsonl
+# (docs/data.md) beside the documents and let `llm-embedder init` write another run file.
+index:
+  model: {quoted(choices.encoder)}
+"""

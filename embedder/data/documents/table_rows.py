@@ -1,0 +1,188 @@
+"""Tables: CSV, JSON Lines and Parquet, read a row at a time; each row is a section."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedder.data.documents.section import DocumentPart, UnreadableError
+from embedder.data.fields import ALIASES, Row, RowError, is_blank, optional_id, shown
+from embedder.data.json_lines import MAX_LINE_BYTES, parse_object, read_text_lines
+from embedder.data.metadata import DATASET_FIELD, LARGEST_INTEGER
+
+TEXT_COLUMNS = ("text", "contents", "content", *ALIASES["text"])
+"""TableColumns that are taken for the text of a row, the first one that is there."""
+ID_COLUMNS = ("id", *ALIASES["id"])
+DELIMITERS = ",;\t|"
+MAX_COLUMNS = 1_000
+MAX_FIELDS = 48
+"""Fields of a row that are kept to filter by; the places of a passage need some too."""
+MAX_VALUE = 1_024
+"""Characters of such a field."""
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Names the columns of a table that are text, title and id."""
+
+    text: tuple[str, ...] | None = None
+    """TableColumns of the text, in this order; None: the first of `TEXT_COLUMNS`, or else all of them."""
+    title: str | None = None
+    """Column of the title; None: `title`, where there is one."""
+    id: str | None = None
+    """Column of the id; None: the first of `ID_COLUMNS` that is there."""
+
+
+def csv_sections(path: Path, columns: TableColumns, encoding: str) -> Iterator[DocumentPart]:
+    """The rows of a CSV file with a heading; what parts its columns is found in the heading."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    opened = gzip.open if path.suffix == ".gz" else open
+    marked = "utf-8-sig" if encoding.lower().replace("_", "-") in {"utf-8", "utf8"} else encoding
+    try:
+        with opened(path, "rt", encoding=marked, newline="") as file:
+            heading = file.readline(MAX_LINE_BYTES)
+            if not heading.strip():
+                raise UnreadableError("empty")
+            delimiter = max(DELIMITERS, key=heading.count)
+            names = [name.strip() for name in next(csv.reader([heading], delimiter=delimiter))]
+            _check_names(names)
+            reader = csv.reader(file, delimiter=delimiter)
+            for number, values in enumerate(reader, 2):
+                if values:
+                    yield _csv_section(names, values, columns, number)
+    except UnicodeDecodeError as error:
+        raise UnreadableError(
+            f"not {encoding}: {error.reason} at {error.object[error.start]:#04x}; save the file as UTF-8, or name the "
+            "`encoding` of the source"
+        ) from error
+    except csv.Error as error:
+        raise UnreadableError(f"no readable CSV ({error})") from error
+
+
+def _check_names(names: list[str]) -> None:
+    if len(names) > MAX_COLUMNS:
+        raise UnreadableError(f"{len(names):,} columns; at most {MAX_COLUMNS:,} are read")
+    if len(set(names)) < len(names) or "" in names:
+        raise UnreadableError(f"the heading {shown(names)} names a column twice, or not at all; CSV needs a heading")
+
+
+def _csv_section(names: list[str], values: list[str], columns: TableColumns, number: int) -> DocumentPart:
+    if len(values) != len(names):
+        text = ", ".join(values)[:MAX_VALUE]
+        return DocumentPart((), text, fault=f"{len(values)} columns, but the heading has {len(names)}", line=number)
+    return row_section(dict(zip(names, values, strict=True)), columns, number)
+
+
+def json_line_sections(path: Path, columns: TableColumns) -> Iterator[DocumentPart]:
+    """The rows of a JSON Lines file."""
+    for line in read_text_lines(path):
+        try:
+            if line.fault:
+                raise RowError(line.fault)
+            row = parse_object(line.text)
+        except RowError as error:
+            yield DocumentPart((), line.text[:MAX_VALUE], fault=str(error), line=line.number)
+            continue
+        yield row_section(row, columns, line.number)
+
+
+def parquet_sections(path: Path, columns: TableColumns) -> Iterator[DocumentPart]:
+    """The rows of a Parquet file."""
+    # Here, because only these files need it, and other readers start in a fifth of the time.
+    import pyarrow as pa
+
+    from embedder.data.records import open_parquet
+
+    try:
+        with open_parquet(path) as file:
+            if len(file.schema_arrow.names) > MAX_COLUMNS:
+                raise UnreadableError(f"{len(file.schema_arrow.names):,} columns; at most {MAX_COLUMNS:,} are read")
+            number = 0
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield row_section(row, columns, number)
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableError(f"no readable Parquet file ({str(error).splitlines()[0]:.200})") from error
+
+
+def object_sections(rows: Iterable[object], columns: TableColumns) -> Iterator[DocumentPart]:
+    """Objects of a JSON list as rows."""
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, dict):
+            yield row_section(row, columns, number)
+        else:
+            yield DocumentPart((), shown(row), fault=f"a {type(row).__name__}, not an object", line=number)
+
+
+def row_section(row: Row, columns: TableColumns, number: int) -> DocumentPart:
+    """One row as a section, or why it is set aside."""
+    try:
+        texts = _text_columns(row, columns)
+        text = _text(row, texts)
+        if is_blank(text):
+            raise RowError(f"no text in {shown(list(texts or row))}")
+        id_column = columns.id or next((name for name in ID_COLUMNS if row.get(name) is not None), None)
+        row_id = optional_id(row, id_column) if id_column else None
+        title_column = columns.title or "title"
+        title = _written(row.get(title_column)) or ""
+        used = {id_column, title_column, *(texts or ())}
+        kept = _metadata({name: value for name, value in row.items() if name not in used})
+    except RowError as error:
+        return DocumentPart((), shown(row), fault=str(error), line=number)
+    headings = (" ".join(title.split()),) if title.strip() else ()
+    return DocumentPart(headings, text, row_id=row_id, metadata=kept, line=number)
+
+
+def _text_columns(row: Row, columns: TableColumns) -> tuple[str, ...] | None:
+    """The columns of the text; None: all."""
+    if columns.text is not None:
+        missing = [name for name in columns.text if name not in row]
+        if missing:
+            raise RowError(f"no column {missing[0]!r}; there are {shown(sorted(map(str, row)))}")
+        return columns.text
+    first = next((name for name in TEXT_COLUMNS if isinstance(row.get(name), str)), None)
+    return None if first is None else (first,)
+
+
+def _text(row: Row, names: tuple[str, ...] | None) -> str:
+    """The text of a row: one column as it is, several as lines with their names."""
+    if names is not None and len(names) == 1:
+        return _written(row[names[0]]) or ""
+    parts = {name: _written(row[name]) for name in (names or row)}
+    return "\n".join(f"{name}: {part}" for name, part in parts.items() if part)
+
+
+def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a row by which searches can filter."""
+    kept: dict[str, Any] = {}
+    for name, value in row.items():
+        if len(kept) == MAX_FIELDS:
+            break
+        if not 0 < len(name) <= 128 or name == DATASET_FIELD or isinstance(value, list | dict | bytes):
+            continue
+        kind = value if isinstance(value, bool | int | float) else _written(value)
+        if kind is None or (isinstance(kind, str) and not 0 < len(kind) <= MAX_VALUE):
+            continue
+        if isinstance(kind, int | float) and not (math.isfinite(kind) and abs(kind) <= LARGEST_INTEGER):
+            continue
+        kept[name] = kind
+    return kept
+
+
+def _written(value: object) -> str | None:
+    """A value of a row as a text; None where there is none or where it is no text."""
+    if value is None or isinstance(value, bytes) or (isinstance(value, float) and math.isnan(value)):
+        return None
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError("a text holds half of a character (a lone surrogate)") from error
+    return text.strip()

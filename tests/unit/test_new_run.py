@@ -1,0 +1,144 @@
+"""`llm-embedder init`: what it finds in data, and that the run file it writes says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embedder.cli.new_run import Wishes, write_new_run
+from embedder.config.load import load_run
+from embedder.errors import ConfigError, DataError, ModelError
+from tests.unit.tiny_folders import write_jsonl
+
+QUESTION = {"query": "who?", "answers": ["she"], "pos_ids": ["p"]}
+
+
+@pytest.fixture
+def init(tmp_path, tiny_encoder_folder, tiny_llama_folder):
+    """Writes a run file for data below `tmp_path`; returns it as it is read, and as it was written."""
+
+    def write(*data, **wishes):
+        out = tmp_path / "run.yaml"
+        given = {"task": None, "work": str(tmp_path / "work"), "encoder": str(tiny_encoder_folder)}
+        given |= {"llm": str(tiny_llama_folder), "gpus": 0, "asks": False, "replaces": True, "out": out} | wishes
+        written = write_new_run(Wishes(tuple(tmp_path / each for each in data), **given))
+        return load_run(out), written, out.read_text(encoding="utf-8")
+
+    return write
+
+
+def corpus(folder: Path, **rows) -> None:
+    write_jsonl(folder / "corpus.jsonl", [{"id": "p", "text": "a passage"}])
+    for split, row in rows.items():
+        write_jsonl(folder / f"{split}.jsonl", [row])
+
+
+def test_init_writes_a_run_with_comments_for_a_folder_of_questions(tmp_path, init):
+    corpus(tmp_path / "handbook", train=QUESTION, test=QUESTION)
+    config, written, text = init("handbook")
+    source = config.prepare.sources[0]
+    assert (source.task, source.dataset, source.format) == ("qa", "handbook", "layout")
+    assert (config.evaluate.split, config.tasks["qa"].reward) == ("test", "rank")
+    assert text.count("#") > 8 and "cls, mean or last" in text
+    assert written.record()["sources"][0]["train_rows"] == 1
+    assert written.lines()[-1].endswith(f"llm-embedder serve --config {written.path}")
+
+
+def test_init_keeps_training_rows_to_measure_where_there_is_no_test_file(tmp_path, init):
+    corpus(tmp_path / "handbook", train=QUESTION)
+    config, _, _ = init("handbook")
+    assert (config.evaluate.split, config.prepare.sources[0].dev_queries) == ("dev", 200)
+
+
+@pytest.mark.parametrize(
+    ("row", "task"),
+    [
+        ({"query": "q", "answers": ["a"], "history": ["b", "c"]}, "chat"),
+        ({"text": " ".join(f"word{i}" for i in range(2000))}, "lrlm"),
+        ({**QUESTION, "conversation_id": "c"}, "convsearch"),
+        ({**QUESTION, "task": "tool"}, "tool"),
+    ],
+)
+def test_init_takes_the_task_that_the_rows_speak_for(tmp_path, init, row, task):
+    corpus(tmp_path / "data", train=row)
+    assert init("data")[0].prepare.sources[0].task == task
+
+
+def test_init_makes_one_run_of_all_folders_below(tmp_path, init):
+    corpus(tmp_path / "all" / "tool" / "ours", train=QUESTION)
+    corpus(tmp_path / "all" / "handbook", train=QUESTION)
+    sources = init("all")[0].prepare.sources
+    assert [(source.task, source.dataset) for source in sources] == [("qa", "handbook"), ("tool", "ours")]
+
+
+def test_init_learns_from_right_passages_alone_where_there_are_no_answers_or_no_llm(tmp_path, init):
+    folder = tmp_path / "beir"
+    write_jsonl(folder / "corpus.jsonl", [{"_id": "p", "text": "a passage"}])
+    write_jsonl(folder / "queries.jsonl", [{"_id": "q", "text": "a query"}])
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\tp\t1\n", encoding="utf-8")
+    config, written, _ = init("beir")
+    assert (config.prepare.sources[0].format, config.tasks["qa"].loss, config.llm) == ("beir", "contrastive", None)
+    assert written.record()["llm"] is None
+    corpus(tmp_path / "handbook", train=QUESTION)
+    assert init("handbook", llm="none")[0].tasks["qa"].reward == "none"
+
+
+def test_init_refuses_rows_that_nothing_can_be_learned_from(tmp_path, init):
+    corpus(tmp_path / "handbook", train={"query": "who?", "answers": ["she"]})
+    with pytest.raises(ConfigError, match=r"name no right passage .* give --llm"):
+        init("handbook", llm="none")
+
+
+def test_init_gives_everything_gpus(tmp_path, init):
+    corpus(tmp_path / "handbook", train=QUESTION)
+    config, _, _ = init("handbook", gpus=2)
+    assert (config.encoder.gpus_per_actor, config.label.gpus_per_actor, config.train.gpus_per_worker) == (1, 1, 1)
+    assert (config.encoder.num_actors, config.label.num_actors, config.train.num_workers) == (2, 2, 2)
+    assert (config.encoder.dtype, config.llm.dtype, config.train.precision) == ("bfloat16",) * 3
+
+
+def test_init_makes_a_run_without_training_of_documents_alone(tmp_path, init):
+    (tmp_path / "pages" / "guide").mkdir(parents=True)
+    (tmp_path / "pages" / "guide" / "first.md").write_text(
+        "# Leave\n\nThere are thirty days of it.\n", encoding="utf-8"
+    )
+    config, written, _ = init("pages")
+    assert (config.prepare.sources[0].format, config.train) == ("documents", None)
+    assert config.index.model == config.encoder.model and written.record()["trains"] is False
+
+
+def test_init_leaves_a_run_file_that_is_there(tmp_path, init):
+    corpus(tmp_path / "handbook", train=QUESTION)
+    (tmp_path / "run.yaml").write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is there already; write another one by --out, or replace it by --force"):
+        init("handbook", replaces=False)
+    assert (tmp_path / "run.yaml").read_text(encoding="utf-8") == "mine"
+
+
+def test_init_tells_what_is_wrong_before_it_writes(tmp_path, init):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "sea.png").touch()
+    (tmp_path / "notes.txt").touch()
+    corpus(tmp_path / "handbook", train=QUESTION)
+    for data, wishes, kind, told in [
+        ("none", {}, DataError, "no such folder or file"),
+        ("empty", {}, DataError, "holds nothing; give a folder with corpus.jsonl"),
+        ("photos", {}, DataError, r"holds sea\.png; give a folder"),
+        ("notes.txt", {}, DataError, "all of the first 1 rows .* would be rejected; first line 0: empty"),
+        ("handbook", {"task": "convsaerch"}, ConfigError, "did you mean convsearch?"),
+        ("handbook", {"llm": str(tmp_path / "none")}, ModelError, "no such folder"),
+    ]:
+        with pytest.raises(kind, match=told):
+            init(data, **wishes)
+        assert not (tmp_path / "run.yaml").exists()
+
+
+def test_init_writes_paths_and_names_that_yaml_would_read_otherwise(tmp_path, init):
+    corpus(tmp_path / "a: #b {c}", train=QUESTION)
+    config, _, text = init("a: #b {c}")
+    assert config.prepare.sources[0].path == tmp_path / "a: #b {c}"
+    assert yaml.safe_load(text)["prepare"]["sources"][0]["dataset"] == "a-b-c"

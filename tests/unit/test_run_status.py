@@ -1,0 +1,81 @@
+"""`llm-embedder status` and `index list`: what a run has done, what is missing, what it cost."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from embedder.cli.run_status import index_versions, read_status
+from embedder.config.load import load_run
+from embedder.data.records import GROUP, write_table
+from embedder.errors import ConfigError
+from embedder.run.stage_report import StageReport
+from embedder.run.stages import STAGES, Contents, mark_done
+from tests.unit.tiny_folders import write_jsonl
+
+
+@pytest.fixture
+def run_file(tmp_path, tiny_encoder_folder):
+    """A run of two rounds whose source has training rows."""
+    write_jsonl(tmp_path / "data" / "corpus.jsonl", [{"id": "p", "text": "a passage"}])
+    write_jsonl(tmp_path / "data" / "train.jsonl", [{"query": "q", "answers": ["a"]}])
+    run = {
+        "paths": {"work": str(tmp_path / "work"), "cache": str(tmp_path / "cache")},
+        "encoder": {"model": str(tiny_encoder_folder), "pooling": "mean"},
+        "prepare": {"sources": [{"task": "qa", "dataset": "d", "path": str(tmp_path / "data")}]},
+        "train": {"steps": 40},
+        "pipeline": {"rounds": 2},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return path
+
+
+def states(run_file, **compares):
+    found = read_status(run_file, [], **{"compares": True, **compares})
+    return {stage["stage"]: stage["state"] for stage in found.record()["stages"]}
+
+
+def test_status_of_a_new_run_names_every_stage_of_every_round_and_the_next_command(run_file):
+    found = read_status(run_file, [], compares=True)
+    rounds = ["mine", "label", "train", "mine, round 2", "label, round 2", "train, round 2"]
+    assert found.missing == ["prepare", *rounds, "index, round 2", "evaluate, round 2"]
+    assert found.lines()[-1].endswith(f"next: llm-embedder pipeline --config {run_file}")
+
+
+def test_status_tells_what_is_done_what_changed_since_and_what_it_cost(run_file):
+    config = load_run(run_file)
+    for folder in (config.paths.corpus, config.paths.queries):
+        (folder / "file").parent.mkdir(parents=True)
+        (folder / "file").write_text("rows", encoding="utf-8")
+    used = {"resources": {"seconds": 9.0, "cpu_hours": 0.25, "gpu_hours": 0.5}}
+    StageReport("prepare", 7, "source rows", 9.0, details=used).write(config.paths.reports)
+    assert states(run_file)["prepare"] == "run by itself"
+    mark_done(STAGES["prepare"], config, Contents())
+    assert states(run_file)["prepare"] == "done"
+    found = read_status(run_file, [], compares=True)
+    assert found.lines()[0] == "cost so far: 9 s; actors held 0.25 CPU-hours and 0.5 GPU-hours"
+    assert json.loads(json.dumps(found.record()))["stages"][0]["report"]["rows"] == 7
+    (config.paths.corpus / "file").write_text("other rows", encoding="utf-8")
+    assert (
+        states(run_file)["prepare"] == "changed since" and "prepare" in read_status(run_file, [], compares=True).missing
+    )
+    assert states(run_file, compares=False)["prepare"] == "done"
+
+
+def test_status_tells_how_far_a_stage_came_that_was_cut_off(run_file):
+    config = load_run(run_file)
+    group = {**dict.fromkeys(GROUP.names), "task": "qa", "dataset": "d", "query_id": "q", "query": "q"}
+    write_table([group] * 5, GROUP, config.paths.candidates / "d.parquet")
+    write_table([group] * 2, GROUP, config.paths.labelled / "blocks" / "one.parquet")
+    write_jsonl(config.paths.training / "run" / "metrics.jsonl", [{"step": i} for i in range(12)])
+    notes = {each.stage: each.note for each in read_status(run_file, [], compares=True).stages}
+    assert notes["label"] == "2 of 5 groups labelled; cut off, and goes on"
+    assert notes["train"] == "12 of 40 steps; cut off, and goes on"
+
+
+def test_index_list_without_a_version_names_the_command_that_builds_one(run_file):
+    with pytest.raises(ConfigError, match="no versions; build one with `llm-embedder index --config"):
+        index_versions(run_file, [])
