@@ -5,5 +5,6 @@ durable        files that survive a kill and a power cut; locks between processe
 json_file      JSON files that appear as a whole
 object_store   paths in S3 and Google Cloud Storage
 mirror         a run in an object store and the folder that stands for it
+lease          who may write to a run: a protocol over numbered objects
 fetched        sources and model folders in an object store, as files of this machine
 """

@@ -1,0 +1,175 @@
+"""Jobs that wish for one lease, each with a clock of its own, on one true time that a seed drives.
+
+Each job is a thread of which one runs at a time. It gives way before and after everything that it asks of the store, so
+that any other may come between, and may sleep there for longer than anybody waits, or be killed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from threading import Semaphore, Thread
+
+from embedder.errors import DataError, LeaseError
+from embedder.storage.lease import RENEW_EVERY_S, Lease, newest
+
+LIFE_S = 240.0
+LONGEST_COMMIT_S = 7.0
+"""Shorter than what lies between the end of a holder's own time and that of a rival's watch, with clocks 5 % off."""
+SPEEDS = (0.95, 1.05)
+
+
+class Memory:
+    """Numbered objects in memory."""
+
+    def __init__(self) -> None:
+        self.objects: dict[int, bytes] = {}
+
+    def put_if_absent(self, number: int, content: bytes) -> bool:
+        if number in self.objects:
+            return False
+        self.objects[number] = content
+        return True
+
+    def numbers(self) -> list[int]:
+        return list(self.objects)
+
+    def read(self, number: int) -> bytes | None:
+        return self.objects.get(number)
+
+    def remove(self, number: int) -> None:
+        self.objects.pop(number, None)
+
+
+class Killed(BaseException):
+    """Ends a job wherever it is."""
+
+
+class JobThread:
+    """One job, and the store as it reaches it: slow, and failing before or after it did what it was asked."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name, self.seed = world, name, world.seed
+        self.go = Semaphore(0)
+        self.ahead, self.speed = self.seed.uniform(-1e6, 1e6), self.seed.uniform(*SPEEDS)
+        self.failing = self.seed.choice([0.0, 0.0, 0.05, 0.3])
+        self.thread = Thread(target=self._live, daemon=True)
+        self.thread.start()
+
+    def clock(self) -> float:
+        return self.ahead + self.speed * self.world.now
+
+    def sleep(self, seconds: float) -> None:
+        self.world.wait(self, seconds)
+
+    def _reach(self) -> None:
+        self.sleep(self.seed.uniform(20, 100) if self.seed.random() < 0.01 else self.seed.uniform(0, 0.4))
+        if self.seed.random() < 0.002:
+            raise Killed
+        if self.seed.random() < self.failing:
+            raise DataError("the store does not answer")
+
+    def put_if_absent(self, number: int, content: bytes) -> bool:
+        self._reach()
+        is_put = self.world.store.put_if_absent(number, content)
+        self._reach()
+        return is_put
+
+    def numbers(self) -> list[int]:
+        self._reach()
+        return self.world.store.numbers()
+
+    def read(self, number: int) -> bytes | None:
+        self._reach()
+        return self.world.store.read(number)
+
+    def remove(self, number: int) -> None:
+        self.world.store.remove(number)
+
+    def _live(self) -> None:
+        self.go.acquire()
+        try:
+            self._work()
+        except (Killed, LeaseError):
+            pass
+        finally:
+            self.world.ended(self)
+
+    def _work(self) -> None:
+        lease = Lease(self, self.name, self.name, self.clock)
+        while not lease.number:
+            self._try(lease.take)
+            self.sleep(self.seed.uniform(1, 4))
+        self.world.taken.append(lease.number)
+        renew_at, ends_at = self.world.now, self.world.now + self.seed.uniform(0, 150)
+        while self.world.now < ends_at:
+            if self._try(lease.check):
+                self.sleep(self.seed.uniform(0, LONGEST_COMMIT_S))
+                self._committed(lease.number)
+            if self.world.now >= renew_at and self._try(lease.renew):
+                renew_at = self.world.now + RENEW_EVERY_S
+            self.sleep(self.seed.uniform(0.1, 4))
+        self._try(lease.end)
+
+    def _try(self, act) -> bool:
+        try:
+            act()
+        except DataError:
+            return False
+        return True
+
+    def _committed(self, number: int) -> None:
+        """Nobody may have taken the lease before the commit was written."""
+        claim = newest(self.world.store)
+        if claim is None or claim.lease != number:
+            self.world.faults.append(f"{self.name} wrote under lease {number} at {self.world.now:.1f} s, now {claim}")
+
+
+class World:
+    """One history."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.store, self.now = random.Random(seed), Memory(), 0.0
+        self.taken: list[int] = []
+        """The numbers of leases, in the order in which their holders knew."""
+        self.faults: list[str] = []
+        self.is_over = False
+        self._back = Semaphore(0)
+        self._due: list[tuple[float, int, JobThread]] = []
+        self._count = self._places = 0
+
+    def wait(self, job: JobThread, seconds: float) -> None:
+        """Let others go on; called by the job that runs."""
+        self._plan(job, seconds)
+        self._back.release()
+        job.go.acquire()
+        if self.is_over:
+            raise Killed
+
+    def ended(self, job: JobThread) -> None:
+        if not self.is_over:
+            self._start(self.seed.uniform(0, 30))
+        self._back.release()
+
+    def run(self) -> World:
+        for _ in range(self.seed.randint(2, 4)):
+            self._start(self.seed.uniform(0, 60))
+        while self._due[0][0] < LIFE_S and not self.faults:
+            self.now, _, job = heapq.heappop(self._due)
+            self._resume(job)
+        self.is_over = True
+        while self._due:
+            self._resume(heapq.heappop(self._due)[2])
+        return self
+
+    def _start(self, after: float) -> None:
+        self._count += 1
+        self._plan(JobThread(self, f"job {self._count}"), after)
+
+    def _plan(self, job: JobThread, seconds: float) -> None:
+        self._places += 1
+        heapq.heappush(self._due, (self.now + seconds, self._places, job))
+
+    def _resume(self, job: JobThread) -> None:
+        job.go.release()
+        self._back.acquire()
