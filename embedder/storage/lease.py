@@ -6,7 +6,7 @@ moment it began to, takes itself for none until it has. So no two clocks need to
 run a fifth slower than the fastest.
 
 The number under which a lease was taken is the lease's own: renewals carry it, and so do writers of other processes,
-who show it before each commit (`Permit`). This file is the protocol alone; threads and waiting are in
+who show it before each commit (`check_holder`). This file is the protocol alone; threads and waiting are in
 embedder.run.holding.
 """
 
@@ -17,9 +17,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import inf
-from typing import Protocol
 
 from embedder.errors import DataError, LeaseError
+from embedder.storage.numbered import NumberedObjects
 
 RENEW_EVERY_S = 10.0
 """Between two renewals of a holder."""
@@ -31,22 +31,6 @@ KEPT = 8
 """Objects that a holder leaves behind it, for those who are reading them."""
 READS = 20
 """Of the newest object, which may be removed between a listing and its reading."""
-
-
-class NumberedObjects(Protocol):
-    """Objects with a number for a name, in a folder of whatever store."""
-
-    def put_if_absent(self, number: int, content: bytes) -> bool:
-        """Write an object as a whole; false if there is one of that number."""
-
-    def numbers(self) -> list[int]:
-        """The numbers that there are, in any order."""
-
-    def read(self, number: int) -> bytes | None:
-        """The content of an object, none if there is no such object."""
-
-    def remove(self, number: int) -> None:
-        """Remove an object, if it is there."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +55,14 @@ def newest(objects: NumberedObjects) -> Claim | None:
     """The claim that counts, none where nobody ever made one.
 
     Raises:
-        DataError: it is damaged, or the store does not answer.
+        DataError: it is damaged.
+        StorageError: the store does not answer.
     """
     for _ in range(READS):
-        number = max(objects.numbers(), default=0)
+        number = objects.latest()
         if not number:
             return None
-        content = objects.read(number)
+        content = objects.get(number)
         if content is not None:
             try:
                 return Claim(**json.loads(content))
@@ -89,23 +74,16 @@ def newest(objects: NumberedObjects) -> Claim | None:
     raise DataError("the lease of the run changes faster than it can be read; run it again")
 
 
-@dataclass(frozen=True)
-class Permit:
-    """What a process shows before it commits, which writes for the holder of a lease elsewhere."""
+def check_holder(objects: NumberedObjects, lease: int) -> None:
+    """Refuse a commit under a lease that has passed on to another holder, or has ended.
 
-    objects: NumberedObjects
-    lease: int
-
-    def check(self) -> None:
-        """Refuse a commit under a lease that has passed on to another holder, or has ended.
-
-        Raises:
-            LeaseError: it has.
-            DataError: the store does not answer.
-        """
-        claim = newest(self.objects)
-        if claim is None or claim.lease != self.lease or claim.ended:
-            raise LeaseError(_lost(self.lease, claim))
+    Raises:
+        LeaseError: it has.
+        DataError, StorageError: the lease cannot be read.
+    """
+    claim = newest(objects)
+    if claim is None or claim.lease != lease or claim.ended:
+        raise LeaseError(_lost(lease, claim))
 
 
 class Lease:
@@ -135,16 +113,11 @@ class Lease:
         # The thread that renews and the one that commits both come here.
         self._lock = threading.RLock()
 
-    @property
-    def permit(self) -> Permit:
-        """What writers in other processes show."""
-        return Permit(self._objects, self.number)
-
     def take(self) -> Claim | None:
         """Take the lease if it is free; else the claim that is in the way, to be asked again a little later.
 
         Raises:
-            DataError: the store does not answer.
+            DataError, StorageError: the lease cannot be read, or the store does not answer.
         """
         claim, now = newest(self._objects), self._clock()
         if claim is None or claim.ended or (claim.process and self._is_gone(claim.process)):
@@ -170,7 +143,7 @@ class Lease:
 
         Raises:
             LeaseError: another process holds the lease by now.
-            DataError: the store does not answer; to be tried again.
+            StorageError: the store does not answer; to be tried again.
         """
         with self._lock:
             number = self._last + 1
@@ -189,7 +162,7 @@ class Lease:
 
         Raises:
             LeaseError: another process holds it.
-            DataError: it must be renewed first, and the store does not answer.
+            StorageError: it must be renewed first, and the store does not answer.
         """
         with self._lock:
             while self._clock() >= self._valid_until:
@@ -205,14 +178,14 @@ class Lease:
         """Make a claim; tells whether it is the one that counts."""
         claim = Claim(number, lease, self._holder, self._who, self._process, ended)
         content = json.dumps(asdict(claim)).encode()
-        # Of a put whose answer was lost the second one fails, though the object is ours.
-        is_there = self._objects.put_if_absent(number, content) or self._objects.read(number) == content
+        # Of a put that was given up without an answer the next one fails, though the object is ours.
+        is_there = self._objects.put(number, content) or self._objects.get(number) == content
         return is_there and self._is_newest(number)
 
     def _is_newest(self, number: int) -> bool:
         # Asked for although the object is there: who slept since it knew of the last number may have written below it,
         # where old numbers have been removed.
-        return max(self._objects.numbers()) == number
+        return self._objects.latest() == number
 
 
 def _lost(lease: int, claim: Claim | None) -> str:

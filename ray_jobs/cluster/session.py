@@ -9,7 +9,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.run.cost import Work
+from embedder.run.holding import check_lease, holding
 from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.stage_report import StageReport
 from embedder.run.workspace import workplace
 from embedder.storage.durable import full_disk_told
+from embedder.storage.object_store import ObjectPath
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +67,26 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
     with exit_on_error():
         given = load_run(options.config, options.set)
         refuse_temporary_paths(given)
-        # A context, because the mirror of an object store must send what was written also when the job fails.
-        at_work = nullcontext(given) if job.streams_objects(given) else workplace(given, writes=not options.dry_run)
         # Of a run in an object store only what is on its way there is on a disk.
         disk = given.paths.work if isinstance(given.paths.work, Path) else given.paths.cache
-        with full_disk_told(disk), at_work as config:
+        with full_disk_told(disk), ExitStack() as stack:
+            is_mirrored = isinstance(given.paths.work, ObjectPath) and not job.streams_objects(given)
+            config = given
+            if is_mirrored:
+                if not options.dry_run:
+                    # Before the mirror, which says to the store that it is the one that sends.
+                    stack.enter_context(holding(given.paths.work, job.stage))
+                # It sends what was written also when the job fails.
+                config = stack.enter_context(workplace(given, writes=not options.dry_run))
             work = job.check(config)
             if options.dry_run:
                 shown = yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
                 console().print(shown, markup=False)
                 print_work(work, job.rehearse(config) if job.rehearse else [])
                 return
+            if not is_mirrored:
+                # Behind the check, so that a mistake is told at once and leaves no folder.
+                stack.enter_context(holding(given.paths.work, job.stage))
             run_stage(job, config, work)
 
 
@@ -93,6 +104,7 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
     with ResourceUsage() as usage:
         report = job.run(config)
+    check_lease()
     seconds = report.seconds = report.seconds or usage.seconds
     report.details["estimate"] = {"flops": work.flops, "gpu_hours": work.gpu_hours}
     report.details["resources"] = usage.record()

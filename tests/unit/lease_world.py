@@ -10,8 +10,10 @@ import heapq
 import random
 from threading import Semaphore, Thread
 
-from embedder.errors import DataError, LeaseError
+from embedder.errors import LeaseError, StorageError
 from embedder.storage.lease import RENEW_EVERY_S, Lease, newest
+from embedder.storage.numbered import NumberedObjects
+from embedder.storage.store import Entry, Store
 
 LIFE_S = 240.0
 LONGEST_COMMIT_S = 7.0
@@ -20,25 +22,30 @@ SPEEDS = (0.95, 1.05)
 
 
 class Memory:
-    """Numbered objects in memory."""
+    """A store in memory."""
 
     def __init__(self) -> None:
-        self.objects: dict[int, bytes] = {}
+        self.objects: dict[str, bytes] = {}
 
-    def put_if_absent(self, number: int, content: bytes) -> bool:
-        if number in self.objects:
+    def put_if_absent(self, name: str, content: bytes) -> bool:
+        if name in self.objects:
             return False
-        self.objects[number] = content
+        self.objects[name] = content
         return True
 
-    def numbers(self) -> list[int]:
-        return list(self.objects)
+    def get(self, name: str) -> bytes | None:
+        return self.objects.get(name)
 
-    def read(self, number: int) -> bytes | None:
-        return self.objects.get(number)
+    def entries(self, folder: str, after: str = "") -> list[Entry]:
+        names = (name.removeprefix(f"{folder}/") for name in self.objects)
+        return [Entry(name, 0.0) for name in sorted(names) if name > after]
 
-    def remove(self, number: int) -> None:
-        self.objects.pop(number, None)
+    def remove(self, name: str) -> None:
+        self.objects.pop(name, None)
+
+
+def numbered(store: Store) -> NumberedObjects:
+    return NumberedObjects(store, "holders", ".json")
 
 
 class Killed(BaseException):
@@ -67,24 +74,24 @@ class JobThread:
         if self.seed.random() < 0.002:
             raise Killed
         if self.seed.random() < self.failing:
-            raise DataError("the store does not answer")
+            raise StorageError("the store does not answer")
 
-    def put_if_absent(self, number: int, content: bytes) -> bool:
+    def put_if_absent(self, name: str, content: bytes) -> bool:
         self._reach()
-        is_put = self.world.store.put_if_absent(number, content)
+        is_put = self.world.store.put_if_absent(name, content)
         self._reach()
         return is_put
 
-    def numbers(self) -> list[int]:
+    def get(self, name: str) -> bytes | None:
         self._reach()
-        return self.world.store.numbers()
+        return self.world.store.get(name)
 
-    def read(self, number: int) -> bytes | None:
+    def entries(self, folder: str, after: str = "") -> list[Entry]:
         self._reach()
-        return self.world.store.read(number)
+        return self.world.store.entries(folder, after)
 
-    def remove(self, number: int) -> None:
-        self.world.store.remove(number)
+    def remove(self, name: str) -> None:
+        self.world.store.remove(name)
 
     def _live(self) -> None:
         self.go.acquire()
@@ -96,7 +103,7 @@ class JobThread:
             self.world.ended(self)
 
     def _work(self) -> None:
-        lease = Lease(self, self.name, self.name, self.clock)
+        lease = Lease(numbered(self), self.name, self.name, self.clock)
         while not lease.number:
             self._try(lease.take)
             self.sleep(self.seed.uniform(1, 4))
@@ -114,13 +121,13 @@ class JobThread:
     def _try(self, act) -> bool:
         try:
             act()
-        except DataError:
+        except StorageError:
             return False
         return True
 
     def _committed(self, number: int) -> None:
         """Nobody may have taken the lease before the commit was written."""
-        claim = newest(self.world.store)
+        claim = newest(numbered(self.world.store))
         if claim is None or claim.lease != number:
             self.world.faults.append(f"{self.name} wrote under lease {number} at {self.world.now:.1f} s, now {claim}")
 

@@ -8,8 +8,9 @@ import pytest
 
 from embedder.errors import DataError, LeaseError
 from embedder.storage import lease as protocol
-from embedder.storage.lease import KEPT, VALID_S, WATCH_S, Lease, newest
-from tests.unit.lease_world import Memory, World
+from embedder.storage.lease import KEPT, VALID_S, WATCH_S, Lease, check_holder, newest
+from embedder.storage.numbered import NumberedObjects
+from tests.unit.lease_world import Memory, World, numbered
 
 HISTORIES = 300
 
@@ -73,8 +74,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store() -> Memory:
-    return Memory()
+def store() -> NumberedObjects:
+    return numbered(Memory())
 
 
 def test_lease_of_a_killed_holder_passes_on_when_it_was_watched_for_long_enough(store, clock) -> None:
@@ -95,7 +96,7 @@ def test_lease_of_a_living_holder_does_not_pass_on(store, clock) -> None:
         clock.now += VALID_S / 2
         holder.renew()
         assert rival.take().lease == 1
-    assert len(store.objects) <= KEPT + 1
+    assert len(store.numbers()) <= KEPT
 
 
 def test_lease_is_free_at_once_when_it_was_ended_or_its_process_is_known_to_be_gone(store, clock) -> None:
@@ -112,18 +113,17 @@ def test_lease_is_free_at_once_when_it_was_ended_or_its_process_is_known_to_be_g
 def test_writers_that_lost_the_lease_are_refused(store, clock) -> None:
     holder, rival = Lease(store, "a", "label on one", clock), Lease(store, "b", "train on two", clock)
     holder.take()
-    permit = holder.permit
-    permit.check()
+    check_holder(store, holder.number)
     rival.take()
     clock.now += WATCH_S
     rival.take()
-    rival.permit.check()
-    for refused in (permit.check, holder.check, holder.renew):
+    check_holder(store, rival.number)
+    for refused in (lambda: check_holder(store, holder.number), holder.check, holder.renew):
         with pytest.raises(LeaseError, match="lease 1 of the run is lost, train on two holds lease 2"):
             refused()
     rival.end()
     with pytest.raises(LeaseError, match="nobody holds it"):
-        rival.permit.check()
+        check_holder(store, rival.number)
 
 
 def test_a_holder_that_slept_goes_on_where_nobody_took_the_lease(store, clock) -> None:
@@ -135,9 +135,9 @@ def test_a_holder_that_slept_goes_on_where_nobody_took_the_lease(store, clock) -
 
 
 def test_a_damaged_lease_is_one_line_that_names_it(store, clock) -> None:
-    store.objects[3] = b'{"number": 3'
+    store.put(3, b'{"number": 3')
     with pytest.raises(DataError, match="lease 3 of the run is damaged"):
         Lease(store, "a", "a", clock).take()
-    store.objects[3] = json.dumps({"number": 3, "other": 1}).encode()
-    with pytest.raises(DataError, match="lease 3 of the run is damaged"):
+    store.put(4, json.dumps({"number": 4, "other": 1}).encode())
+    with pytest.raises(DataError, match="lease 4 of the run is damaged"):
         newest(store)
