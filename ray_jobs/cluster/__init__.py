@@ -4,5 +4,6 @@ session.py  options, errors and reports of a command; the connection to Ray
 tables.py   the tables of a run that several jobs read
 blocks.py   blocks of work in a pool of actors, committed one by one
 machines.py the machines of the cluster and their GPUs
+node_checks.py asks every machine, also those that join, whether it can work on the run
 metrics.py  progress for Prometheus, and the resources that actors held
 """

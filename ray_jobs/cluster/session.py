@@ -9,7 +9,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.run.cost import Work
 from embedder.run.holding import check_lease, holding
-from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
+from embedder.run.preflight import local_lines, shared_folders, told
+from embedder.run.ray_token import is_own_ray, prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.stage_report import StageReport
+from embedder.run.stages import STAGES
 from embedder.run.workspace import workplace
 from embedder.storage.durable import full_disk_told
 from embedder.storage.object_store import ObjectPath
@@ -53,10 +55,13 @@ class Job:
 
 
 def make_parser(job: Job) -> argparse.ArgumentParser:
-    """The three options that every job takes."""
+    """The options that every job takes."""
     parser = run_file_parser(f"ray_jobs.{job.stage}", job.manual)
     parser.add_argument(
         "--dry-run", action="store_true", help="check, print the resolved run file and the work ahead, stop"
+    )
+    parser.add_argument(
+        "--preflight", action="store_true", help="check, ask every machine whether it can work on the run, stop"
     )
     return parser
 
@@ -71,18 +76,20 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
         disk = given.paths.work if isinstance(given.paths.work, Path) else given.paths.cache
         with full_disk_told(disk), ExitStack() as stack:
             is_mirrored = isinstance(given.paths.work, ObjectPath) and not job.streams_objects(given)
-            config = given
+            config, reads_only = given, options.dry_run or options.preflight
             if is_mirrored:
-                if not options.dry_run:
+                if not reads_only:
                     # Before the mirror, which says to the store that it is the one that sends.
                     stack.enter_context(holding(given.paths.work, job.stage))
                 # It sends what was written also when the job fails.
-                config = stack.enter_context(workplace(given, writes=not options.dry_run))
+                config = stack.enter_context(workplace(given, writes=not reads_only))
             work = job.check(config)
             if options.dry_run:
                 shown = yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
                 console().print(shown, markup=False)
                 print_work(work, job.rehearse(config) if job.rehearse else [])
+            if reads_only:
+                console().print(f"{job.stage}: {preflight(job.stage, config)}", markup=False)
                 return
             if not is_mirrored:
                 # Behind the check, so that a mistake is told at once and leaves no folder.
@@ -94,6 +101,7 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
     from ray_jobs.cluster.machines import gpu_lines
     from ray_jobs.cluster.metrics import ResourceUsage
+    from ray_jobs.cluster.node_checks import NodeChecks
 
     connect(config.cluster)
     out = console()
@@ -102,7 +110,9 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     for line in gpu_lines(job.stage, config):
         out.print(f"{job.stage}: {line}", markup=False)
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
-    with ResourceUsage() as usage:
+    # The stages of a pipeline ask by themselves.
+    checks = NodeChecks(job.stage, config) if job.stage in STAGES else nullcontext()
+    with checks, ResourceUsage() as usage:
         report = job.run(config)
     check_lease()
     seconds = report.seconds = report.seconds or usage.seconds
@@ -117,6 +127,23 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     rate = report.rows / seconds if seconds else 0.0
     out.print(f"{job.stage}: {report.rows:,} {report.unit} in {seconds:,.1f} s ({rate:,.1f}/s)", markup=False)
     return report
+
+
+def preflight(stage: str, config: RunConfig) -> str:
+    """Ask the machines of the cluster, or this one where none is named, and say that they can work on the run.
+
+    Raises:
+        ConfigError, StorageError: one of them cannot.
+    """
+    if is_own_ray():
+        if lines := local_lines(config):
+            raise ConfigError(lines[0])
+        return told(1, shared_folders(config))
+    from ray_jobs.cluster.node_checks import NodeChecks
+
+    connect(config.cluster)
+    with NodeChecks(stage, config) as checks:
+        return checks.told()
 
 
 def print_work(work: Work, measured: Sequence[str] = ()) -> None:
@@ -149,8 +176,6 @@ def connect(settings: ClusterConfig) -> None:
     """
     import ray
     from ray.data import DataContext
-
-    from ray_jobs.cluster.machines import is_own_ray
 
     given, allowed = os.environ.get("RAY_ADDRESS", ""), settings.allow_no_authentication
     if is_own_ray() and not ray.is_initialized():

@@ -53,9 +53,9 @@ def test_holding_refuses_a_second_job_and_lets_the_next_in_at_once_when_the_firs
 
     monkeypatch.setattr(module.time, "sleep", renewed)
     try:
-        with pytest.raises(LeaseError, match=rf"label on .* \(process {holder.pid}\) is at work there, lease 1"):
-            with holding(tmp_path, "train"):
-                pass
+        words = rf"label on .* \(process {holder.pid}\) is at work there, lease 1"
+        with pytest.raises(LeaseError, match=words), holding(tmp_path, "train"):
+            pass
         assert len(waited) == 1
     finally:
         holder.send_signal(signal.SIGKILL)
