@@ -7,17 +7,18 @@ does not count as done before every machine that it had was asked.
 from __future__ import annotations
 
 import _thread
+import logging
 import threading
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedder.config.run import RunConfig
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, StorageError
 from embedder.run.preflight import (
     Answer,
     Machine,
@@ -31,6 +32,8 @@ from embedder.run.preflight import (
     too_small,
 )
 from embedder.run.ray_token import is_own_ray
+
+logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
 ANSWER_S = 180.0
@@ -96,7 +99,10 @@ class NodeChecks:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_EVERY_S):
-            self._ask()
+            try:
+                self._ask()
+            except StorageError as error:
+                logger.warning("nodes that joined were not asked, tried again: %s", error)
             if self.lines:
                 if not self._ended.is_set():
                     _thread.interrupt_main()
@@ -109,34 +115,36 @@ class NodeChecks:
         asked: list[tuple[dict[str, Any], Any]] = []
         for node in new:
             if node["NodeID"] == here:
-                self._note(answer(self._questions, machine_of(node)))
+                self._note(node, answer(self._questions, machine_of(node)))
             elif any(node["Resources"].get(kind) for kind in BUSY):
                 where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 task = ray.remote(num_cpus=0, max_retries=0)(answer).options(scheduling_strategy=where)
                 asked.append((node, task.remote(self._questions, machine_of(node))))
         for node, reference in asked:
-            self._note(self._answer_of(node, reference))
-        self._known |= {node["NodeID"] for node in new}
+            if (found := self._answer_of(node, reference)) is not None:
+                self._note(node, found)
         if new and not self.lines:
             self.lines = too_small(self._questions.needs, self.answers)
 
-    def _note(self, found: Answer | None) -> None:
-        if found is not None:
-            self.answers.append(found)
-            self.lines += found.lines
+    def _note(self, node: dict[str, Any], found: Answer) -> None:
+        self._known.add(node["NodeID"])
+        self.answers.append(found)
+        self.lines += found.lines
 
     def _answer_of(self, node: dict[str, Any], reference: Any) -> Answer | None:  # noqa: ANN401
+        """What a node says; none if it is to be asked again."""
         machine = machine_of(node)
         try:
             found: Answer = ray.get(reference, timeout=ANSWER_S)
         except GetTimeoutError:
             late = f"{machine.name}: no answer within {ANSWER_S:.0f} s; see its logs, or take it out of the cluster"
             return Answer(machine, [late])
-        except RayError as error:
-            if not any(each["NodeID"] == node["NodeID"] and each["Alive"] for each in ray.nodes()):
-                return None  # it has gone again
-            reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+        except RayTaskError as error:
+            reason = str(error.cause).strip().splitlines()[-1]
             return Answer(machine, [f"{machine.name}: cannot run this project ({reason}); give all nodes one image"])
+        except RayError:
+            # It has gone, or its process was killed: asked again while it is there.
+            return None
         return replace(found, lines=found.lines or missed(self._questions, machine))
 
 

@@ -55,13 +55,10 @@ class Job:
 
 
 def make_parser(job: Job) -> argparse.ArgumentParser:
-    """The options that every job takes."""
+    """The three options that every job takes."""
     parser = run_file_parser(f"ray_jobs.{job.stage}", job.manual)
     parser.add_argument(
         "--dry-run", action="store_true", help="check, print the resolved run file and the work ahead, stop"
-    )
-    parser.add_argument(
-        "--preflight", action="store_true", help="check, ask every machine whether it can work on the run, stop"
     )
     return parser
 
@@ -76,20 +73,19 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
         disk = given.paths.work if isinstance(given.paths.work, Path) else given.paths.cache
         with full_disk_told(disk), ExitStack() as stack:
             is_mirrored = isinstance(given.paths.work, ObjectPath) and not job.streams_objects(given)
-            config, reads_only = given, options.dry_run or options.preflight
+            config = given
             if is_mirrored:
-                if not reads_only:
+                if not options.dry_run:
                     # Before the mirror, which says to the store that it is the one that sends.
                     stack.enter_context(holding(given.paths.work, job.stage))
                 # It sends what was written also when the job fails.
-                config = stack.enter_context(workplace(given, writes=not reads_only))
+                config = stack.enter_context(workplace(given, writes=not options.dry_run))
             work = job.check(config)
             if options.dry_run:
                 shown = yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
                 console().print(shown, markup=False)
                 print_work(work, job.rehearse(config) if job.rehearse else [])
-            if reads_only:
-                console().print(f"{job.stage}: {preflight(job.stage, config)}", markup=False)
+                console().print(f"{job.stage}: {check_nodes(job.stage, config)}", markup=False)
                 return
             if not is_mirrored:
                 # Behind the check, so that a mistake is told at once and leaves no folder.
@@ -129,7 +125,7 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     return report
 
 
-def preflight(stage: str, config: RunConfig) -> str:
+def check_nodes(stage: str, config: RunConfig) -> str:
     """Ask the machines of the cluster, or this one where none is named, and say that they can work on the run.
 
     Raises:

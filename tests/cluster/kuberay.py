@@ -2,8 +2,8 @@
 
 KubeRay publishes its schemas as files of a megabyte, on GitHub alone; names, types and choices below are those of its
 API reference for 1.7.0, written down here. What they embed of Kubernetes itself (pods, containers) is checked against
-the schemas Kubernetes publishes. Where KUBERAY_CRDS names a folder of KubeRay's own files (ray-operator/config/crd/bases
-of its repository) `check_by_definition` compares with these.
+the schemas Kubernetes publishes. Where KUBERAY_CRDS names a folder of KubeRay's own files (of its repository
+ray-operator/config/crd/bases) `check_by_definition` compares with these.
 """
 
 from __future__ import annotations
