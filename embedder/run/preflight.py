@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from embedder import __version__
 from embedder.config.run import RunConfig
-from embedder.errors import ConfigError, StorageError
+from embedder.errors import ConfigError, ModelError, StorageError
 from embedder.models.locate import count_parameters, locate_model
 from embedder.storage.connect import PROBES, open_store
 from embedder.storage.object_store import AnyPath, ObjectPath
@@ -215,17 +215,21 @@ def model_needs(stage: str, config: RunConfig) -> list[ModelNeed]:
     """The models whose weights processes of a stage hold, as far as they are there to be looked at."""
     encoder = config.encoder
     needed = {"encoder.model": (encoder.model, BYTES[encoder.dtype], encoder.gpus_per_actor)}
-    stages = {"mine": ["encoder.model"], "index": ["encoder.model"], "evaluate": ["encoder.model"], "train": []}
+    stages = {"mine": ["encoder.model"], "index": ["encoder.model"], "evaluate": ["encoder.model"]}
     if config.llm is not None:
         share = config.evaluate.gpus_per_actor if stage == "evaluate" else config.label.gpus_per_actor
         needed["llm.model"] = (config.llm.model, BYTES[config.llm.dtype], share)
         stages["label"] = ["llm.model"] if config.label.teacher != "imported" and not config.label.recompute else []
         if config.evaluate.asks:
             stages["evaluate"].append("llm.model")
-    return [
-        ModelNeed(setting, count_parameters(locate_model(needed[setting][0])) * needed[setting][1], needed[setting][2])
-        for setting in stages.get(stage, [])
-    ]
+    found = []
+    for setting in stages.get(stage, []):
+        model, number_bytes, gpus = needed[setting]
+        # One in an object store would be fetched for this question; one that is missing is for the stage to tell.
+        with suppress(ModelError):
+            if "://" not in model:
+                found.append(ModelNeed(setting, count_parameters(locate_model(model)) * number_bytes, gpus))
+    return found
 
 
 def model_folders(config: RunConfig) -> list[Path]:

@@ -156,6 +156,9 @@ def test_preflight_knows_the_weights_of_each_stage(run_of_models) -> None:
     (encoder,) = model_needs("mine", config)
     assert encoder.setting == "encoder.model" and encoder.bytes > 1000 and encoder.gpus == 0
     assert model_needs("prepare", config) == [] == model_needs("train", config)
+    for absent in ("/nowhere/model", "s3://bucket/model"):
+        other = config.model_copy(update={"encoder": config.encoder.model_copy(update={"model": absent})})
+        assert model_needs("index", other) == []
 
 
 def test_preflight_of_a_run_that_is_not_there_yet_asks_for_the_folder_above_it(run_of_models, tmp_path: Path) -> None:
