@@ -1,4 +1,5 @@
-# The image of the nodes of cluster.yaml, cluster-gcp.yaml and kubernetes/, and of any other place where this project runs in containers.
+# The image of the nodes of cluster.yaml, cluster-gcp.yaml and kubernetes/, and of any other place where this project
+# runs in containers.
 #
 #   docker buildx imagetools inspect rayproject/ray:2.60.0-py311-cpu      # prints the digest
 #   docker build -t llm-embedder:0.1.0-cpu --build-arg DIGEST=sha256:... .
