@@ -47,7 +47,7 @@ class ModelNeed:
 
 @dataclass(frozen=True)
 class Machine:
-    """What Ray says of one."""
+    """A machine, as Ray tells of it."""
 
     name: str
     gpus: float = 0.0
@@ -57,7 +57,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Questions:
-    """What every machine is asked."""
+    """The questions to every machine."""
 
     token: str
     shared: tuple[AnyPath, ...]
@@ -104,7 +104,7 @@ def own_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a machine said."""
+    """The answer of one machine."""
 
     machine: Machine
     lines: list[str]

@@ -35,7 +35,7 @@ READS = 20
 
 @dataclass(frozen=True)
 class Claim:
-    """What one object says."""
+    """One object, by which a process says that it holds the run."""
 
     number: int
     """Of the object."""

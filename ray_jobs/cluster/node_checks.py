@@ -94,7 +94,7 @@ class NodeChecks:
             raise ConfigError(f"{self.lines[0]}{further}")
 
     def told(self) -> str:
-        """What was found of the machines that were asked so far, none of which was refused."""
+        """Say how many machines were asked so far, none of which was refused."""
         return told(len(self.answers), self._questions.shared)
 
     def _watch(self) -> None:
@@ -132,7 +132,7 @@ class NodeChecks:
         self.lines += found.lines
 
     def _answer_of(self, node: dict[str, Any], reference: Any) -> Answer | None:  # noqa: ANN401
-        """What a node says; none if it is to be asked again."""
+        """Wait for the answer of a node; none if it is to be asked again."""
         machine = machine_of(node)
         try:
             found: Answer = ray.get(reference, timeout=ANSWER_S)
@@ -149,7 +149,7 @@ class NodeChecks:
 
 
 def machine_of(node: dict[str, Any]) -> Machine:
-    """What Ray says of a node."""
+    """Describe a node, as Ray tells of it."""
     resources = node["Resources"]
     # With a part of its id, because several nodes of a test are on one host.
     name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
