@@ -1,14 +1,15 @@
 """Jobs that wish for one lease, each with a clock of its own, on one true time that a seed drives.
 
-Each job is a thread of which one runs at a time. It gives way before and after everything that it asks of the store, so
-that any other may come between, and may sleep there for longer than anybody waits, or be killed.
+Each job is a greenlet, which runs until it gives way. It does so before and after everything that it asks of the store,
+so that any other may come between, and may sleep there for longer than anybody waits, or be killed.
 """
 
 from __future__ import annotations
 
 import heapq
 import random
-from threading import Semaphore, Thread
+
+from greenlet import getcurrent, greenlet
 
 from embedder.errors import LeaseError, StorageError
 from embedder.storage.lease import RENEW_EVERY_S, Lease, newest
@@ -52,16 +53,14 @@ class Killed(BaseException):
     """Ends a job wherever it is."""
 
 
-class JobThread:
+class SimulatedJob:
     """One job, and the store as it reaches it: slow, and failing before or after it did what it was asked."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name, self.seed = world, name, world.seed
-        self.go = Semaphore(0)
         self.ahead, self.speed = self.seed.uniform(-1e6, 1e6), self.seed.uniform(*SPEEDS)
         self.failing = self.seed.choice([0.0, 0.0, 0.05, 0.3])
-        self.thread = Thread(target=self._live, daemon=True)
-        self.thread.start()
+        self.life = greenlet(self._live, parent=world.main)
 
     def clock(self) -> float:
         return self.ahead + self.speed * self.world.now
@@ -94,13 +93,12 @@ class JobThread:
         self.world.store.remove(name)
 
     def _live(self) -> None:
-        self.go.acquire()
         try:
             self._work()
         except (Killed, LeaseError):
             pass
         finally:
-            self.world.ended(self)
+            self.world.ended()
 
     def _work(self) -> None:
         lease = Lease(numbered(self), self.name, self.name, self.clock)
@@ -141,42 +139,36 @@ class World:
         """The numbers of leases, in the order in which their holders knew."""
         self.faults: list[str] = []
         self.is_over = False
-        self._back = Semaphore(0)
-        self._due: list[tuple[float, int, JobThread]] = []
+        self.main = getcurrent()
+        self._due: list[tuple[float, int, SimulatedJob]] = []
         self._count = self._places = 0
 
-    def wait(self, job: JobThread, seconds: float) -> None:
+    def wait(self, job: SimulatedJob, seconds: float) -> None:
         """Let others go on; called by the job that runs."""
         self._plan(job, seconds)
-        self._back.release()
-        job.go.acquire()
+        self.main.switch()
         if self.is_over:
             raise Killed
 
-    def ended(self, job: JobThread) -> None:
+    def ended(self) -> None:
         if not self.is_over:
             self._start(self.seed.uniform(0, 30))
-        self._back.release()
 
     def run(self) -> World:
         for _ in range(self.seed.randint(2, 4)):
             self._start(self.seed.uniform(0, 60))
         while self._due[0][0] < LIFE_S and not self.faults:
             self.now, _, job = heapq.heappop(self._due)
-            self._resume(job)
+            job.life.switch()
         self.is_over = True
         while self._due:
-            self._resume(heapq.heappop(self._due)[2])
+            heapq.heappop(self._due)[2].life.switch()
         return self
 
     def _start(self, after: float) -> None:
         self._count += 1
-        self._plan(JobThread(self, f"job {self._count}"), after)
+        self._plan(SimulatedJob(self, f"job {self._count}"), after)
 
-    def _plan(self, job: JobThread, seconds: float) -> None:
+    def _plan(self, job: SimulatedJob, seconds: float) -> None:
         self._places += 1
         heapq.heappush(self._due, (self.now + seconds, self._places, job))
-
-    def _resume(self, job: JobThread) -> None:
-        job.go.release()
-        self._back.acquire()

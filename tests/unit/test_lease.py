@@ -12,7 +12,7 @@ from embedder.storage.lease import KEPT, VALID_S, WATCH_S, Lease, check_holder, 
 from embedder.storage.numbered import NumberedObjects
 from tests.unit.lease_world import Memory, World, numbered
 
-HISTORIES = 300
+HISTORIES = 500
 
 
 def first_fault(histories: int) -> str | None:
