@@ -59,7 +59,8 @@ def round_config(config: RunConfig, number: int) -> RunConfig:
     if number == 1:
         return config
     trained = round_config(config, number - 1).paths.model
-    encoder = config.encoder.model_copy(update={"model": str(trained), "instructions": True})
+    learned = bool(config.encoder.instructions)
+    encoder = config.encoder.model_copy(update={"model": str(trained), "instructions": learned})
     return config.model_copy(update={"paths": config.paths.model_copy(update={"round": number}), "encoder": encoder})
 
 

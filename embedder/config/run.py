@@ -46,10 +46,11 @@ class EncoderConfig(Section):
     package."""
     pooling: Pooling
     """Token states that become the vector: the first, their mean, or the last. As the model was trained."""
-    instructions: bool = True
-    """The encoder was trained with instructions. An encoder with `false` mines and is compared without any, because a
-    prefix that it does not know would handicap it and flatter the training. The trained encoder always gets the
-    instructions of the tasks."""
+    instructions: bool | Literal["learned"] = True
+    """The instruction of its task and side stands before each text. `true`: always; the model was trained so.
+    `learned`: the training teaches them to a model that knows none. It mines and is compared without any, because a
+    prefix that it does not know would handicap it and flatter the training. `false`: never. To teach them takes many
+    steps: after 36 the demo's encoder was worse with them than without (DECISIONS.md)."""
     max_tokens: int = Field(default=256, ge=8)
     """Tokens of a text; longer texts are cut at the end."""
     batch_tokens: int = Field(default=2048, ge=64)
@@ -155,15 +156,15 @@ class RunConfig(Section):
 
     @property
     def base_tasks(self) -> dict[str, TaskSpec]:
-        """The tasks for the base encoder: without instructions if it knows none."""
-        if self.encoder.instructions:
+        """The tasks for the base encoder: without instructions if it is still to learn them."""
+        if self.encoder.instructions is True:
             return self.tasks
         return {name: spec.without_instructions() for name, spec in self.tasks.items()}
 
     @model_validator(mode="before")
     @classmethod
     def complete_tasks(cls, raw: object) -> object:
-        """Lay the run file's `tasks` over the built-in ones, field by field."""
+        """Lay the run file's `tasks` over the built-in ones, field by field; no instructions where none are used."""
         if not isinstance(raw, dict) or not isinstance(raw.get("tasks", {}), dict):
             return raw
         # Before validation, because a part of a built-in task would not validate by itself.
@@ -172,6 +173,14 @@ class RunConfig(Section):
             if not isinstance(fields, dict):
                 raise ValueError(f"tasks.{name} is {fields!r}; give a mapping of the task's fields")
             tasks[name] = {**tasks.get(name, {}), **fields}
+        encoder = raw.get("encoder")
+        instructions = (
+            encoder.get("instructions") if isinstance(encoder, dict) else getattr(encoder, "instructions", None)
+        )
+        if instructions is False:
+            tasks = {
+                name: {**fields, "query_instruction": "", "passage_instruction": ""} for name, fields in tasks.items()
+            }
         return {**raw, "tasks": tasks}
 
     @model_validator(mode="after")
@@ -209,6 +218,11 @@ class RunConfig(Section):
         """Refuse sections that are right each by itself and wrong together."""
         if self.label.teacher == "reranker" and self.reranker is None:
             raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
+        if self.encoder.instructions == "learned" and self.train and self.train.guard:
+            raise ValueError(
+                "train.guard would compare with a base that reads instructions, which encoder.instructions 'learned' "
+                "says it does not know; leave the guard out, or set encoder.instructions to true or false"
+            )
         seen: set[str] = set()
         for source in self.prepare.sources if self.prepare else []:
             if source.task not in self.tasks:

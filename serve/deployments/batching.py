@@ -1,7 +1,7 @@
 """Texts of many requests in one forward pass: small requests first, then large ones by age, a poisoned text alone.
 
 No waiting for more: while a batch is computed, what arrives waits for the next one. Large requests always keep a
-share. Needs neither Ray nor the web.
+share, and may have a thread of their own. Needs neither Ray nor the web.
 """
 
 from __future__ import annotations
@@ -88,19 +88,30 @@ class _Job:
             self.done.set_result(np.stack([self.vectors[i] for i in range(len(self.rows))]))
 
 
-class TokenBatcher:
-    """Runs the rows of all requests through one model, one batch at a time."""
+Batch = list[tuple[_Job, int]]
+"""Requests, and for each the number of the row that is computed next."""
+Take = Callable[[], Batch]
 
-    def __init__(self, run: Run, budget: int, step: int, executor: Executor, observe: Observe) -> None:
-        """`budget`: tokens of a batch; `step`: of one of large requests alone, for which a small one may wait."""
+
+class TokenBatcher:
+    """Runs the rows of all requests through one model, one batch at a time in each thread."""
+
+    def __init__(
+        self, run: Run, budget: int, step: int, executor: Executor, observe: Observe, behind: Executor | None = None
+    ) -> None:
+        """`budget`: tokens of a batch; `step`: of one of large requests alone, for which a small one may wait.
+
+        `behind`: where large requests are computed beside small ones. None: by `executor`, while no small one waits.
+        """
         self._run, self._budget, self._step = run, budget, step
-        self._executor, self._observe = executor, observe
+        self._executor, self._observe, self._behind = executor, observe, behind
         self._limit = BatchLimit("a service's encoder")
         self._small: deque[_Job] = deque()
         self._large: deque[_Job] = deque()
         self._earned = 0.0
         """Tokens of large requests that are due beside small ones."""
-        self._running: asyncio.Task[None] | None = None
+        # Kept, because the event loop holds tasks weakly and one that nobody refers to may vanish.
+        self._running: dict[Executor, asyncio.Task[None]] = {}
 
     async def submit(self, rows: list[TokenRow], deadline: float = math.inf, *, is_small: bool = True) -> np.ndarray:
         """The vectors (N, D) of one request. One that is cancelled is dropped before its next rows are computed.
@@ -116,9 +127,10 @@ class TokenBatcher:
             sorted(range(len(rows)), key=lambda i: len(rows[i])),
         )
         (self._small if is_small else self._large).append(job)
-        if self._running is None:
-            # Kept, because the event loop holds tasks weakly and one that nobody refers to may vanish.
-            self._running = asyncio.create_task(self._work())
+        if is_small or self._behind is None:
+            self._start(self._executor, self._take)
+        else:
+            self._start(self._behind, self._take_large)
         return await job.done
 
     @property
@@ -127,29 +139,39 @@ class TokenBatcher:
         jobs = (*self._small, *self._large)
         return sum(len(job.rows) - job.taken for job in jobs if not job.done.done())
 
-    async def _work(self) -> None:
+    def _start(self, executor: Executor, take: Take) -> None:
+        if executor not in self._running:
+            self._running[executor] = asyncio.create_task(self._work(executor, take))
+
+    async def _work(self, executor: Executor, take: Take) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while batch := self._take():
+            while batch := take():
                 rows = [job.rows[i] for job, i in batch]
                 now = time.perf_counter()
                 waits = [now - job.since for job, i in batch if i == job.order[0]]
                 self._observe(len(rows), sum(map(len, rows)), max(waits, default=0.0))
-                outcomes = await loop.run_in_executor(self._executor, run_apart, self._run, rows, self._limit)
+                outcomes = await loop.run_in_executor(executor, run_apart, self._run, rows, self._limit)
                 for (job, i), outcome in zip(batch, outcomes, strict=True):
                     job.settle(i, outcome)
         finally:
-            self._running = None
+            del self._running[executor]
 
-    def _take(self) -> list[tuple[_Job, int]]:
+    def _take_large(self) -> Batch:
+        """The rows of the next batch of large requests alone."""
+        return _rows(self._large, self._most(self._step), time.monotonic(), at_least=1)
+
+    def _most(self, tokens: int) -> int:
+        """So many tokens, or as many as memory had room for: more are not tried again."""
+        return min(tokens, self._limit.most or tokens)
+
+    def _take(self) -> Batch:
         """The rows of the next batch: small requests first, and of large ones as much as they have earned meanwhile."""
         now = time.monotonic()
-        # What memory had no room for is not tried again.
-        most = self._limit.most or self._budget
-        batch = _rows(self._small, min(self._budget, most), now, at_least=1)
+        batch = _rows(self._small, self._most(self._budget), now, at_least=1)
         if not batch:
             self._earned = 0.0
-            return _rows(self._large, min(self._step, most), now, at_least=1)
+            return self._take_large() if self._behind is None else []
         if self._large:
             # By tokens and not a part of each batch: queries come in twos and threes, and each would wait for the part.
             share = URGENT_PER_SMALL if self._large[0].deadline - now < URGENT_S else LARGE_PER_SMALL
@@ -160,13 +182,13 @@ class TokenBatcher:
         return batch
 
 
-def _tokens(batch: list[tuple[_Job, int]]) -> int:
+def _tokens(batch: Batch) -> int:
     return sum(len(job.rows[i]) for job, i in batch)
 
 
-def _rows(jobs: deque[_Job], budget: int, now: float, *, at_least: int) -> list[tuple[_Job, int]]:
+def _rows(jobs: deque[_Job], budget: int, now: float, *, at_least: int) -> Batch:
     """The next rows of the jobs, those of the oldest one first: of equal ones some then end early, not all late."""
-    batch: list[tuple[_Job, int]] = []
+    batch: Batch = []
     while jobs:
         job = jobs[0]
         if now > job.deadline and not job.done.done():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,8 @@ THREAD_TOKENS = 512
 """Tokens, padding included, that a thread of a CPU computes together, of the shortest rows of a batch first: their
 intermediate results then stay in its cache."""
 
+LOWEST_PRIORITY = 19
+
 
 @dataclass(frozen=True, eq=False)
 class _Model:
@@ -50,7 +53,8 @@ class _Model:
 class EncoderReplica:
     """Encodes texts that have their instruction already.
 
-    Two threads beside the event loop: one makes tokens, while the other one computes.
+    Threads beside the event loop: one makes tokens, while another one computes. On a CPU a third one computes the large
+    requests, behind all others on the machine: with two cores a query would else share one with them.
     """
 
     def __init__(self, source: VersionSource, settings: ServeConfig, deployed: str) -> None:
@@ -68,6 +72,7 @@ class EncoderReplica:
         # slow each other down.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._behind = ThreadPoolExecutor(1, thread_name_prefix="large", initializer=_give_way)
         # Weak, so that the last version that is unloaded takes the model with it.
         self._shared: WeakValueDictionary[tuple[str, EncodingDtype], _Model] = WeakValueDictionary()
         self._load_lock = threading.Lock()
@@ -183,13 +188,15 @@ class EncoderReplica:
             if model is None:
                 config = bundle_encoder(folder, manifest, dtype)
                 budget = together = step = self._settings.batch_tokens
+                behind = None
                 if self._device.type == "cpu":
+                    behind = self._behind
                     together = min(budget, THREAD_TOKENS * torch.get_num_threads())
                     # Eight short texts: a CPU is no faster with more, and a query may have to wait for them.
                     step = together // 3
                 encoder = load_inference_encoder(config.model_copy(update={"batch_tokens": together}), self._device)
                 run = partial(self._compute, encoder)
-                model = _Model(encoder, TokenBatcher(run, budget, step, self._computing, self._metrics.batch))
+                model = _Model(encoder, TokenBatcher(run, budget, step, self._computing, self._metrics.batch, behind))
                 self._shared[manifest.encoder_fingerprint, dtype] = model
             # For each version anew, because two indexes of one model may have been made in different formats.
             if dtype != manifest.dtype:
@@ -201,3 +208,11 @@ class EncoderReplica:
         vectors = encode_tokens(encoder, rows)
         self._metrics.inference.observe(time.perf_counter() - began)
         return vectors
+
+
+def _give_way() -> None:
+    """Let the other threads of the machine, those of this process included, go before the calling one."""
+    if sys.platform.startswith("linux"):
+        # Linux alone has a priority for each thread. Not SCHED_IDLE: such a thread may get nothing while others work,
+        # and holds the interpreter's lock meanwhile.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

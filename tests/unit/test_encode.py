@@ -58,14 +58,14 @@ def test_encode_reads_in_serving_what_training_reads(encoder, tmp_path, task):
     assert np.allclose(trained, np.concatenate(served), atol=1e-6)
 
 
-@pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.parametrize(("setting", "knows", "learns"), [(True, True, True), ("learned", False, True), (False,) * 3])
 def test_encode_gives_instructions_only_to_an_encoder_that_knows_them(
-    tiny_encoder, tmp_path, tiny_encoder_folder, knows
+    tiny_encoder, tmp_path, tiny_encoder_folder, setting, knows, learns
 ):
-    base = tiny_encoder.model_copy(update={"instructions": knows})
+    base = tiny_encoder.model_copy(update={"instructions": setting})
     (tmp_path / "model").symlink_to(tiny_encoder_folder)
     config = RunConfig(paths={"work": str(tmp_path), "cache": str(tmp_path)}, encoder=base)
-    for encoder, told in ((base, knows), (base.model_copy(update={"model": str(tmp_path / "model")}), True)):
+    for encoder, told in ((base, knows), (base.model_copy(update={"model": str(tmp_path / "model")}), learns)):
         tasks = open_store(config, encoder).tasks
         for name, spec in BUILTIN_TASKS.items():
             found = (tasks[name].instruction("query"), tasks[name].instruction("passage"))

@@ -99,6 +99,42 @@ def test_batcher_takes_small_requests_first_and_a_share_of_large_ones():
     assert model.batches[1:] == [small, small + large, small, small + large, large * 2, large * 2, large * 2]
 
 
+def test_batcher_computes_large_requests_in_a_thread_of_their_own_beside_small_ones():
+    model = Model()
+    threads = {}
+
+    def compute(rows):
+        threads[len(rows)] = threading.current_thread().name
+        return model(rows) if len(rows) == 2 else np.stack([vector_of(row) for row in rows])
+
+    async def main():
+        with ThreadPoolExecutor(1, "small") as executor, ThreadPoolExecutor(1, "large") as behind:
+            batcher = TokenBatcher(compute, 10, 10, executor, lambda *_: None, behind)
+            model.free.clear()
+            large = asyncio.create_task(batcher.submit([[1] * 5] * 4, is_small=False))
+            await asyncio.to_thread(wait_until, lambda: model.begun == 1)
+            small = await batcher.submit([[2]])
+            assert not large.done()
+            model.free.set()
+            return small, await large
+
+    small, large = asyncio.run(main())
+    assert np.array_equal(small, [vector_of([2])]) and np.array_equal(large, [vector_of([1] * 5)] * 4)
+    assert threads == {1: "small_0", 2: "large_0"}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1), st.booleans())))
+def test_batcher_with_two_threads_gives_every_request_its_own_vectors(requests):
+    async def main():
+        with ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(1) as behind:
+            batcher = TokenBatcher(Model(), 10, 5, executor, lambda *_: None, behind)
+            return await asyncio.gather(*(batcher.submit(rows, is_small=is_small) for rows, is_small in requests))
+
+    for (rows, _), vectors in zip(requests, asyncio.run(main()), strict=True):
+        assert np.array_equal(vectors, [vector_of(row) for row in rows])
+
+
 @pytest.mark.parametrize(("left_s", "large_rows"), [(URGENT_S + 60, 0), (URGENT_S / 2, 4)])
 def test_batcher_gives_a_large_request_near_its_deadline_more_than_small_ones(left_s, large_rows):
     async def scenario(batcher, model):

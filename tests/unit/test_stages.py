@@ -151,13 +151,14 @@ def test_pipeline_of_one_round_has_the_stages_of_the_readme(run_path):
 
 
 def test_pipeline_rounds_start_from_the_encoder_before_and_overwrite_nothing(run_path):
-    config = load_run(run_path, ["pipeline.rounds=3"])
+    config = load_run(run_path, ["pipeline.rounds=3", "encoder.instructions=learned"])
     planned = steps(config)
     repeated = [f"{stage}, round {number}" for number in (2, 3) for stage in ROUND]
     assert [step.title for step in planned] == ["prepare", *ROUND, *repeated, "index, round 3", "evaluate, round 3"]
     third = round_config(config, 3)
     assert third.encoder.model == str(config.paths.work / "rounds" / "02" / "model")
-    assert third.encoder.instructions and not config.encoder.instructions
+    assert third.encoder.instructions is True and config.encoder.instructions == "learned"
+    assert not round_config(load_run(run_path), 2).encoder.instructions
     assert round_config(config, 2).encoder.model == str(config.paths.model)
     written = [
         {path for stage in ROUND for path in STAGES[stage].writes(round_config(config, number))} for number in (1, 2, 3)
