@@ -1,4 +1,5 @@
-# The image of Kubernetes nodes, and of any other place where this project runs in containers.
+# The image of the nodes of cluster.yaml, cluster-gcp.yaml and kubernetes/, and of any other place where this project
+# runs in containers.
 #
 #   docker buildx imagetools inspect rayproject/ray:2.60.0-py311-cpu      # prints the digest
 #   docker build -t llm-embedder:0.1.0-cpu --build-arg DIGEST=sha256:... .
@@ -28,8 +29,8 @@ COPY --chown=1000:100 embedder embedder
 COPY --chown=1000:100 ray_jobs ray_jobs
 COPY --chown=1000:100 serve serve
 COPY --chown=1000:100 configs configs
-# Versions are pinned in pyproject.toml.
-RUN python -m pip install --no-cache-dir -e ".[${DEVICE}]"
+# Versions are pinned in pyproject.toml; the clouds' libraries are for the head of cluster.yaml and cluster-gcp.yaml.
+RUN python -m pip install --no-cache-dir -e ".[${DEVICE},aws,gcp]"
 # Without either the LLM scores at half the speed (docs/labelling.md): Triton comes with torch, gcc with the base image.
 RUN if [ "${DEVICE}" = gpu ]; then gcc --version && python -c "import triton"; fi
 

@@ -8,6 +8,7 @@ EmbedderError            carries one line for the user; a job that ends with one
 ├── DeviceError          a GPU was asked for and cannot be used
 ├── NotFiniteError       a loss, gradient, weight or vector is NaN or infinite
 ├── BundleError          model, index and payload do not belong together
+├── LeaseError           another job works on the run, or has taken it over
 └── StorageError         files cannot be written: the disk is full, read-only or failing
 
 A message names what was found, where, and what to do.
@@ -49,6 +50,10 @@ class StorageError(EmbedderError):
     def reason(self) -> str:
         """The message without the path before it, which clients of a service need not know."""
         return str(self).rpartition(": ")[2]
+
+
+class LeaseError(EmbedderError):
+    """Another job works on the run, or has taken it over; this one writes nothing more there."""
 
 
 class NotFiniteError(EmbedderError):

@@ -23,6 +23,7 @@ from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.locate import locate_model
 from embedder.run.cost import Work
+from embedder.run.holding import check_lease
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import encoding_work
@@ -108,6 +109,7 @@ def run(config: RunConfig) -> StageReport:
     manifest.write(staged)
     # The alias moves when the version is whole, so that a service that looks now never reads half of one; what is left
     # in `building` is of no use any more. The mark comes last: with it the stage counts as done.
+    check_lease()
     catalog.publish(staged, manifest.index_version)
     shutil.rmtree(building, ignore_errors=True)
     catalog.point(config.index.alias, manifest.index_version)

@@ -25,6 +25,7 @@ from embedder.errors import ConfigError
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import check_base_model
 from embedder.run.cost import Work
+from embedder.run.holding import check_lease
 from embedder.run.lineage import write_lineage
 from embedder.run.rounds import is_untrained, planned_stages, stage_title
 from embedder.run.stage_report import StageReport, read_reports, stage_table
@@ -196,6 +197,7 @@ def run(config: RunConfig) -> StageReport:
             # Before the mark, which holds the hash of the model folder that the lineage is a part of.
             write_lineage(step.config, contents)
             contents.forget()
+        check_lease()
         mark_done(stage, step.config, contents)
     show_table(out, stage_table(_reports(config)))
     # Not above: the names of the measures bring libraries that take seconds to load.

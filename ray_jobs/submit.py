@@ -4,6 +4,8 @@
     python -m ray_jobs.submit --config run.yaml --run pipeline
 
 Uploads the current directory, the repository, without `submit.excludes` and without files that look like credentials.
+With --run a job of its own first asks every node whether it can work on the run (`ray_jobs.check_nodes`); what is wrong
+is told before anything else is submitted.
 Relative paths of the run file are taken from here and handed over as absolute ones; every node must see them. The id of
 a submission is made from the run and its settings: a second one of the same run is refused while the first is running,
 and gets a number once that has ended. The token of the cluster is taken from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
@@ -24,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from embedder.config.load import load_run, raw_run, run_file_parser
 from embedder.config.prepare import HubRevision
@@ -69,6 +72,12 @@ class Submission:
         if settings.labels:
             words += ["--entrypoint-label-selector", json.dumps(settings.labels)]
         return [*words, *([] if wait else ["--no-wait"]), "--", *self.entrypoint]
+
+    def preflight(self) -> Submission:
+        """The job that only asks every node of the cluster whether it can do this one."""
+        _, _, job, *options = self.entrypoint
+        words = ("python", "-m", "ray_jobs.check_nodes", *options, job.removeprefix("ray_jobs."))
+        return replace(self, submission_id=f"{self.submission_id}-preflight-{uuid4().hex[:6]}", entrypoint=words)
 
     def follow_ups(self) -> list[str]:
         """Commands that follow the job, tell its state and stop it."""
@@ -219,7 +228,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The options of this command."""
     parser = run_file_parser("ray_jobs.submit", __doc__)
     parser.add_argument("stage", choices=JOBS, help="the job to submit")
-    parser.add_argument("--run", action="store_true", help="submit it too")
+    parser.add_argument("--run", action="store_true", help="submit it too, behind a preflight of all nodes")
     parser.add_argument("--wait", action="store_true", help="stay until the job ends, and end as it does")
     return parser
 
@@ -242,10 +251,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seen = [*shared_paths(submission.config), *submission.outside]
     out.print(f"# every node must see {', '.join(seen)}", markup=False)
     if options.run:
-        # The command `ray` of this environment, which need not be on the PATH.
-        binaries = Path(sys.executable).parent
-        environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
-        sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+        refused = run_command(submission.preflight().command(wait=True))
+        if refused:
+            out.print("error: not submitted, because its preflight failed; the line above says why", markup=False)
+        sys.exit(refused or run_command(command))
+
+
+def run_command(command: Sequence[str]) -> int:
+    """Run a command of Ray and return its exit status."""
+    # The command `ray` of this environment, which need not be on the PATH.
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

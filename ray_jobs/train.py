@@ -25,6 +25,7 @@ from embedder.hashing import content_id
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.st_folder import check_base_model, plain_task_of
 from embedder.run.cost import Work
+from embedder.run.holding import check_lease
 from embedder.run.stage_report import StageReport
 from embedder.storage.object_store import replacing
 from embedder.training.batch_plan import task_shares
@@ -84,6 +85,7 @@ def run(config: RunConfig) -> StageReport:
         file.write(model_card(config, numbers).encode())
     llm = config.llm and config.llm.model
     lineage = {"training_run": job.folder.name, "base_encoder": config.encoder.model, "llm": llm}
+    check_lease()
     install_model(job.exported, config.paths.model, lineage)
     if settings.control:
         control = control_of(job)

@@ -66,7 +66,7 @@ def send(folder: Path, place: ObjectPath) -> None:
 @contextmanager
 def serve_objects(log: Path) -> Iterator[ObjectStore]:
     """Start the server on a free port, with an empty bucket."""
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    command = [sys.executable, "-m", "tests.moto_server", "-H", "127.0.0.1", "-p", "0"]
     with log.open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:

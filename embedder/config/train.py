@@ -221,7 +221,8 @@ class TrainConfig(Section):
     save_every: int = Field(default=100, ge=1)
     """Steps between two checkpoints. A kill costs at most this many steps."""
     max_failures: int = Field(default=3, ge=0)
-    """Failures of workers after which the job gives up. After each one it resumes from the last checkpoint."""
+    """Failures of workers without a new checkpoint between them after which the job gives up. After each one it resumes
+    from the last checkpoint; spot nodes may be lost as often as they like while it gets on."""
     seed: int = 0
     """Seed of the order of the batches."""
 

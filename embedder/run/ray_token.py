@@ -53,6 +53,11 @@ def refuse_shared_token() -> None:
         )
 
 
+def is_own_ray() -> bool:
+    """Tell whether the Ray of this process is one that it starts, or has started, on this machine."""
+    return os.environ.get("RAY_ADDRESS", "") in {"", "local"}
+
+
 def prepare_own_ray(node_address: str, allowed: bool) -> None:
     """Before this process starts a Ray of its own: make a token for it, unless there is one.
 

@@ -3,7 +3,13 @@
 arrow_files    Arrow files of known columns; columns that could run code are refused
 durable        files that survive a kill and a power cut; locks between processes
 json_file      JSON files that appear as a whole
+store          what a store of objects is: `put_if_absent`
+folder_store   a folder as a store
+bucket_store   S3, Google Cloud Storage and Azure as stores
+connect        the store at a path, tried before use
+numbered       numbered objects: the highest number counts
 object_store   paths in S3 and Google Cloud Storage
 mirror         a run in an object store and the folder that stands for it
+lease          who may write to a run: a protocol over numbered objects
 fetched        sources and model folders in an object store, as files of this machine
 """

@@ -34,7 +34,7 @@ from embedder.storage.durable import naming
 URI = re.compile(
     r"(?P<scheme>[^:/]+)://(?:(?P<user>[^@/?#]*)@)?(?P<bucket>[^@:/?#\s]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
 )
-SCHEMES = ("s3", "gs")
+SCHEMES = ("s3", "gs", "az")
 SHOWN_PARAMETERS = {"endpoint_override", "region", "scheme"}
 """Of a URI's query; the values of all others are masked."""
 LONGEST_NAME = 255
@@ -65,8 +65,8 @@ class ObjectPath:
         scheme = uri.partition("://")[0]
         if scheme not in SCHEMES:
             raise ValueError(
-                f"{scheme}:// is not supported; give s3://bucket/folder, gs://bucket/folder, or a folder that every "
-                "node mounts"
+                f"{scheme}:// is not supported; give s3://bucket/folder, gs://bucket/folder, az://container/folder, "
+                "or a folder that every node mounts"
             )
         if parts is None:
             raise ValueError(

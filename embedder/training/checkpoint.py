@@ -25,9 +25,8 @@ from embedder.errors import DataError
 from embedder.hashing import file_sha256
 from embedder.storage.durable import appearing, discard_folder, remove_unfinished
 from embedder.storage.json_file import write_json
-from embedder.training.job import FORMAT
+from embedder.training.job import CHECKPOINT, FORMAT
 
-PREFIX = "step-"
 KEPT = 2
 """Newest checkpoints that stay: should the last be damaged, the one before is taken."""
 STATE, MANIFEST = "state.json", "manifest.json"
@@ -52,7 +51,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint into the folder of checkpoints, and remove those no longer needed."""
     state = {name: getattr(checkpoint, name) for name in ("next_step", "self_paced", "validation")} | {"format": FORMAT}
     # What stands there already stays: a killed run's last worker may have written the same a moment before.
-    with appearing(folder / f"{PREFIX}{checkpoint.next_step:08d}") as staged:
+    with appearing(folder / f"{CHECKPOINT}{checkpoint.next_step:08d}") as staged:
         for name, file in TENSORS.items():
             save_file(getattr(checkpoint, name), staged / file)
         write_json(state, staged / STATE)
@@ -69,7 +68,7 @@ def last_step(folder: Path) -> int | None:
     for path in _newest_first(folder):
         problem = damage(path)
         if problem is None:
-            return int(path.name.removeprefix(PREFIX))
+            return int(path.name.removeprefix(CHECKPOINT))
         log.warning("%s: %s; going back to the checkpoint before", path, problem)
         discard_folder(path)
     return None
@@ -93,7 +92,7 @@ def read_checkpoint(folder: Path, next_step: int) -> Checkpoint:
     Raises:
         DataError: another version wrote it, whose steps train other batches.
     """
-    path = folder / f"{PREFIX}{next_step:08d}"
+    path = folder / f"{CHECKPOINT}{next_step:08d}"
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     if state.get("format") != FORMAT:
         raise DataError(
@@ -105,4 +104,4 @@ def read_checkpoint(folder: Path, next_step: int) -> Checkpoint:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{PREFIX}*"), reverse=True)
+    return sorted(folder.glob(f"{CHECKPOINT}*"), reverse=True)

@@ -18,6 +18,8 @@ from embedder.config.train import TrainConfig
 
 FORMAT = 3
 """Of checkpoints and of the batch plan; a training of another format is never gone on with."""
+CHECKPOINT = "step-"
+"""Before the number of the next step in the name of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class TrainingJob:
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def kept_step(self) -> int:
+        """The step at which the newest checkpoint goes on, so far as its name tells; 0: there is none."""
+        names = (path.name.removeprefix(CHECKPOINT) for path in self.checkpoints.glob(f"{CHECKPOINT}*"))
+        return max(map(int, names), default=0)
 
     @property
     def metrics(self) -> Path:

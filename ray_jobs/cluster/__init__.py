@@ -5,5 +5,6 @@ tables.py   the tables of a run that several jobs read
 blocks.py   blocks of work in a pool of actors, committed one by one
 machines.py the machines of the cluster and their GPUs
 look.py     looks at every node, for `llm-embedder doctor`
+node_checks.py asks every machine, also those that join, whether it can work on the run
 metrics.py  progress for Prometheus, and the resources that actors held
 """

@@ -23,6 +23,7 @@ from embedder.console import console
 from embedder.data.ledger import Ledger
 from embedder.errors import EmbedderError
 from embedder.run.gpu_shares import gpu_cpus
+from embedder.run.holding import Permit, own_permit
 from ray_jobs.cluster.machines import machines
 from ray_jobs.cluster.metrics import track_progress
 
@@ -83,6 +84,8 @@ class BlockActor(ABC):
 
     ledger: Ledger
     """Holds what it commits."""
+    permit: Permit | None = None
+    """Shown before each commit."""
 
     def ledger_of(self, block: Block) -> Ledger:
         """The ledger of a block, for actors with several."""
@@ -120,7 +123,10 @@ class BlockActor(ABC):
         if ledger.holds(self.row_ids(block)):
             return BlockCost(block["rows"])
         began, before = time.perf_counter(), self.computed()
-        ledger.commit(self.compute(block))
+        rows = self.compute(block)
+        if self.permit is not None:
+            self.permit.check()
+        ledger.commit(rows)
         seconds = time.perf_counter() - began
         expected = float(block["tokens"] if "tokens" in block else block["rows"])
         own = BlockCost(block["rows"], seconds=seconds, capacity=seconds * self.peak_flops, expected=expected)
@@ -132,10 +138,11 @@ class BlockActor(ABC):
 class PoolActor:
     """The Ray Data actor around a BlockActor, which hands on as data why that could not be made."""
 
-    def __init__(self, actor: type[BlockActor], arguments: tuple[object, ...]) -> None:
+    def __init__(self, actor: type[BlockActor], arguments: tuple[object, ...], permit: Permit | None = None) -> None:
         self.actor: BlockActor | None = None
         try:
             self.actor = actor(*arguments)
+            self.actor.permit = permit
         except EmbedderError as error:
             # As data, as `_told` does. A GPU that cannot be used and a model that does not fit end the job with one
             # line; Ray would start the actor again and again.
@@ -219,7 +226,8 @@ def run_blocks(
 
     Raises:
         EmbedderError: an actor could not be made, because its GPU cannot be used or its model not be loaded; or a block
-            was not committed, because numbers of it are NaN or infinite, a GPU failed, or a file could not be written.
+            was not committed, because numbers of it are NaN or infinite, a GPU failed, a file could not be written, or
+            the lease on the run is lost.
     """
     total, expected, references = 0, 0.0, []
     for part in parts:
@@ -231,7 +239,7 @@ def run_blocks(
         return spent
     # A batch is one block, so that an actor that dies takes no other with it, and costs arrive as blocks are committed.
     costs = ray.data.from_arrow_refs(references).map_batches(
-        PoolActor, fn_constructor_args=(actor, arguments), batch_size=1, batch_format="pyarrow", **pool
+        PoolActor, fn_constructor_args=(actor, arguments, own_permit()), batch_size=1, batch_format="pyarrow", **pool
     )
     # A block in a thread of its own has its own busy seconds.
     threads = pool["compute"].max_size * (pool["compute"].max_concurrent_calls_per_actor or 1)

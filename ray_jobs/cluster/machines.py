@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import ray
 
 from embedder.config.run import RunConfig
 from embedder.run.gpu_shares import Node, check_gpus, stage_shares
+from embedder.run.ray_token import is_own_ray
 
 
 def machines() -> list[Node]:
@@ -23,11 +22,6 @@ def gpu_lines(stage: str, config: RunConfig) -> list[str]:
     """
     # To a Ray that this process has started nothing joins; of another one nobody tells whether it can grow.
     return check_gpus(stage_shares(stage, config), machines(), can_grow=not is_own_ray())
-
-
-def is_own_ray() -> bool:
-    """Tell whether the Ray of this process is one that it starts, or has started, on this machine."""
-    return os.environ.get("RAY_ADDRESS", "") in {"", "local"}
 
 
 def try_gpu(gpus: float) -> None:

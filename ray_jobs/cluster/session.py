@@ -9,7 +9,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,14 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.run.cost import Work
-from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
+from embedder.run.holding import check_lease, holding
+from embedder.run.preflight import local_lines, shared_folders, told
+from embedder.run.ray_token import is_own_ray, prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.stage_report import StageReport
+from embedder.run.stages import STAGES
 from embedder.run.workspace import workplace
 from embedder.storage.durable import full_disk_told
+from embedder.storage.object_store import ObjectPath
 
 logger = logging.getLogger(__name__)
 
@@ -67,17 +71,27 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
     with exit_on_error():
         given = load_run(options.config, options.set)
         refuse_temporary_paths(given)
-        # A context, because the mirror of an object store must send what was written also when the job fails.
-        at_work = nullcontext(given) if job.streams_objects(given) else workplace(given, writes=not options.dry_run)
         # Of a run in an object store only what is on its way there is on a disk.
         disk = given.paths.work if isinstance(given.paths.work, Path) else given.paths.cache
-        with full_disk_told(disk), at_work as config:
+        with full_disk_told(disk), ExitStack() as stack:
+            is_mirrored = isinstance(given.paths.work, ObjectPath) and not job.streams_objects(given)
+            config = given
+            if is_mirrored:
+                if not options.dry_run:
+                    # Before the mirror, which says to the store that it is the one that sends.
+                    stack.enter_context(holding(given.paths.work, job.stage))
+                # It sends what was written also when the job fails.
+                config = stack.enter_context(workplace(given, writes=not options.dry_run))
             work = job.check(config)
             if options.dry_run:
                 shown = yaml.safe_dump(own_settings(given), sort_keys=False, allow_unicode=True)
                 console().print(f"# settings that are not the defaults (docs/configuration.md)\n{shown}", markup=False)
                 print_work(work, job.rehearse(config) if job.rehearse else [])
+                console().print(f"{job.stage}: {check_nodes(job.stage, config)}", markup=False)
                 return
+            if not is_mirrored:
+                # Behind the check, so that a mistake is told at once and leaves no folder.
+                stack.enter_context(holding(given.paths.work, job.stage))
             run_stage(job, config, work)
 
 
@@ -85,6 +99,7 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
     from ray_jobs.cluster.machines import gpu_lines
     from ray_jobs.cluster.metrics import ResourceUsage
+    from ray_jobs.cluster.node_checks import NodeChecks
 
     connect(config.cluster)
     out = console()
@@ -93,8 +108,11 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     for line in gpu_lines(job.stage, config):
         out.print(f"{job.stage}: {line}", markup=False)
     logger.info("stage begins", extra={"stage": job.stage, "work": str(config.paths.work)})
-    with ResourceUsage() as usage:
+    # The stages of a pipeline ask by themselves.
+    checks = NodeChecks(job.stage, config) if job.stage in STAGES else nullcontext()
+    with checks, ResourceUsage() as usage:
         report = job.run(config)
+    check_lease()
     seconds = report.seconds = report.seconds or usage.seconds
     report.details["estimate"] = {"flops": work.flops, "gpu_hours": work.gpu_hours}
     report.details["resources"] = usage.record()
@@ -107,6 +125,23 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     rate = report.rows / seconds if seconds else 0.0
     out.print(f"{job.stage}: {report.rows:,} {report.unit} in {seconds:,.1f} s ({rate:,.1f}/s)", markup=False)
     return report
+
+
+def check_nodes(stage: str, config: RunConfig) -> str:
+    """Ask the machines of the cluster, or this one where none is named, and say that they can work on the run.
+
+    Raises:
+        ConfigError, StorageError: one of them cannot.
+    """
+    if is_own_ray():
+        if lines := local_lines(config):
+            raise ConfigError(lines[0])
+        return told(1, shared_folders(config))
+    from ray_jobs.cluster.node_checks import NodeChecks
+
+    connect(config.cluster)
+    with NodeChecks(stage, config) as checks:
+        return checks.told()
 
 
 def print_work(work: Work, measured: Sequence[str] = ()) -> None:
@@ -139,8 +174,6 @@ def connect(settings: ClusterConfig) -> None:
     """
     import ray
     from ray.data import DataContext
-
-    from ray_jobs.cluster.machines import is_own_ray
 
     given, allowed = os.environ.get("RAY_ADDRESS", ""), settings.allow_no_authentication
     if is_own_ray() and not ray.is_initialized():

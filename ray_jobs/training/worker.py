@@ -11,6 +11,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from embedder.console import console
 from embedder.errors import ConfigError, DataError, DeviceError, EmbedderError, NotFiniteError
 from embedder.run.gpu_shares import gpu_cpus
 from embedder.training.distributed import group_backend
@@ -36,7 +37,6 @@ def run_workers(job: TrainingJob, label: str) -> None:
     """
     job.stopped.unlink(missing_ok=True)
     settings = job.config
-    trainer = torch_trainer(job)
     reader = MetricsReader(job.metrics)
     finished = threading.Event()
     with track_progress(f"{label}: steps", settings.steps) as counter:
@@ -61,7 +61,7 @@ def run_workers(job: TrainingJob, label: str) -> None:
         try:
             # In a thread, because in the main one Ray Train takes Ctrl-C for itself and then waits for its workers.
             with ThreadPoolExecutor(1) as caller:
-                caller.submit(trainer.fit).result()
+                caller.submit(fit, job).result()
         except TrainingFailedError:
             if not job.stopped.is_file():
                 raise
@@ -73,6 +73,29 @@ def run_workers(job: TrainingJob, label: str) -> None:
         raise STOPPING[name](told)
     if not job.exported.is_dir():
         raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
+
+
+def fit(job: TrainingJob) -> None:
+    """Train, and start anew when Ray has given up, as long as each time brings a new checkpoint.
+
+    So spot nodes may be taken away as often as they like; a training that fails again and again at one place ends.
+
+    Raises:
+        TrainingFailedError: `max_failures` failures and one more brought no new checkpoint.
+    """
+    while True:
+        kept = job.kept_step
+        try:
+            torch_trainer(job).fit()
+            return
+        except TrainingFailedError:
+            if job.stopped.is_file() or job.kept_step <= kept:
+                raise
+        console().print(
+            f"training {job.folder.name}: workers were lost more than {job.config.max_failures} times since step "
+            f"{kept:,}; goes on from step {job.kept_step:,}",
+            markup=False,
+        )
 
 
 def torch_trainer(job: TrainingJob) -> TorchTrainer:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
-from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import yaml
 from botocore.validate import ParamValidator
 from jsonschema import Draft7Validator
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
 
-from embedder.credentials import SECRET_FILES
+import embedder
 from tests.cluster.conftest import ROOT
 
 FILES = {"aws": "cluster.yaml", "gcp": "cluster-gcp.yaml"}
@@ -34,12 +38,6 @@ def text_of(cloud: str) -> str:
 
 def load(cloud: str) -> dict[str, Any]:
     return yaml.safe_load(text_of(cloud))
-
-
-def pins() -> dict[str, str]:
-    """Pinned versions of pyproject.toml, by package."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return dict(re.findall(r'"([A-Za-z0-9_-]+)(?:\[[^]]*\])?==([0-9.]+)"', text))
 
 
 @both
@@ -110,6 +108,8 @@ def test_cluster_file_has_bounded_node_types_by_role(cloud) -> None:
         spot = SPOT[cloud](node_type["node_config"])
         assert node_type["labels"] == {"market": "spot" if spot else "on-demand"} and name.endswith("_spot") == spot
         assert node_type.get("priority", 0) == (10 if spot else 0)
+        if name.endswith("_spot"):
+            assert node_type["resources"] == types[name.removesuffix("_spot")]["resources"]
         assert (
             node_type.get("docker", file["docker"])
             .get("worker_image", file["docker"]["image"])
@@ -121,40 +121,123 @@ def test_cluster_file_has_bounded_node_types_by_role(cloud) -> None:
 def test_cluster_files_of_both_clouds_have_the_same_roles_and_commands() -> None:
     aws, gcp = load("aws"), load("gcp")
     for file in (aws, gcp):
-        for key in ("provider", "head_setup_commands"):
-            file.pop(key)
+        mount = file["initialization_commands"].pop(1)
+        assert mount.startswith("mountpoint -q /shared || sudo mount ")
+        file.pop("provider")
         for node_type in file["available_node_types"].values():
             node_type.pop("node_config")
     assert aws == gcp
 
 
 @both
-def test_cluster_file_has_the_versions_of_the_project(cloud) -> None:
-    text, pinned = text_of(cloud), pins()
-    images = re.findall(r"rayproject/ray:([0-9.]+)-py311-[cg]pu", text)
-    assert len(images) == 2 and set(images) == {pinned["ray"]}
-    versions = dict(re.findall(r"(torch|boto3|google-api-python-client)==([0-9.]+)", text))
-    assert versions == {name: pinned[name] for name in versions} and len(versions) == 2
+def test_cluster_file_installs_nothing_and_pins_its_images_by_digest(cloud) -> None:
+    text = text_of(cloud)
+    assert "pip" not in text
+    images = re.findall(r"image: REGISTRY/llm-embedder:([0-9.]+)-[cg]pu@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    assert images == [embedder.__version__] * 2 and images == [embedder.__version__] * text.count("image: ")
 
 
 @both
-def test_cluster_file_pins_its_images_by_digest(cloud) -> None:
-    assert len(re.findall(r"image: rayproject/ray:\S+@sha256:[0-9a-f]{64}$", text_of(cloud), re.MULTILINE)) == 2
+def test_cluster_file_copies_the_token_alone(cloud) -> None:
+    assert load(cloud)["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
 
 
 @both
-def test_cluster_file_copies_what_nodes_need_and_no_credential(cloud) -> None:
+def test_cluster_file_ends_a_node_that_mounts_nothing_or_has_an_old_driver(cloud, tmp_path: Path) -> None:
+    """Its commands are run here with programs of the same names that answer as a node of each kind would."""
+    commands = load(cloud)["initialization_commands"]
+    assert boots(tmp_path / "mounted", commands, mounted=True)
+    assert boots(tmp_path / "mounts", commands, mounts=True)
+    assert not boots(tmp_path / "alone", commands)
+    assert boots(tmp_path / "gpu", commands, mounted=True, driver="580.95.05")
+    assert not boots(tmp_path / "old", commands, mounted=True, driver="550.54.15")
+
+
+def boots(
+    folder: Path, commands: list[str], *, mounted: bool = False, mounts: bool = False, driver: str | None = None
+) -> bool:
+    """Whether all commands succeed, as Ray wants of a node."""
+    folder.mkdir()
+    programs = {
+        "sudo": 'exec "$@"',
+        "mkdir": "exit 0",
+        "chown": "exit 0",
+        "mountpoint": f"exit {int(not mounted)}",
+        "mount": f"exit {int(not mounts)}",
+        "nvidia-smi": "exit 9" if driver is None else f"echo {driver}",
+    }
+    for name, line in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}:/usr/bin:/bin"}
+    return all(subprocess.run(["bash", "-c", line], env=environment, check=False).returncode == 0 for line in commands)
+
+
+@both
+def test_cluster_file_gives_workers_an_identity_of_their_own(cloud) -> None:
+    """Ray gives one to the head alone, and on AWS that one may do everything."""
     file = load(cloud)
-    sent = {target: source for target, source in file["file_mounts"].items() if target.startswith("/home/ray/llm-")}
-    needed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert {f"!{source}" for source in sent.values()} == {line for line in needed if line.startswith("!")}
-    patterns = file["rsync_exclude"]
-    # Ray sends its own key and token by the same way: a pattern that fits them would lock it out.
-    assert not any(
-        fnmatchcase(name, pattern) for name in ("auth_token", "ray_bootstrap_key.pem") for pattern in patterns
+    key = {"aws": "IamInstanceProfile", "gcp": "serviceAccounts"}[cloud]
+    identities = {name: node["node_config"].get(key) for name, node in file["available_node_types"].items()}
+    head = identities.pop(file["head_node_type"])
+    worker, *others = identities.values()
+    assert worker and all(other == worker for other in others) and worker != head
+    assert head is not None or cloud == "gcp"
+
+
+def test_cluster_file_of_google_deletes_a_preempted_machine() -> None:
+    types = load("gcp")["available_node_types"].values()
+    actions = [node["node_config"].get("scheduling", {}).get("instanceTerminationAction") for node in types]
+    assert actions == [None, None, "DELETE", None, "DELETE"]
+
+
+@cache
+def autoscaling_config(cloud: str) -> AutoscalingConfig:
+    return AutoscalingConfig(load(cloud), skip_content_hash=True)
+
+
+def started(cloud: str, count: int, shape: dict[str, float], failed: str = "", spot_cpus: int = 0) -> dict[str, int]:
+    """The nodes that Ray's own scheduler would start for so many requests; the type `failed` has run out."""
+    config = autoscaling_config(cloud)
+    types = copy.deepcopy(config.get_node_type_configs())
+    if spot_cpus:
+        types["cpu_spot"].resources = {**types["cpu_spot"].resources, "CPU": spot_cpus}
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=types,
+        max_num_nodes=config.get_max_num_worker_nodes(),
+        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(shape)] * count),
+        recoverable_resource_availabilities={failed: 0.0},
     )
-    assert set(SECRET_FILES) - set(patterns) == {"auth_token", "*.pem", ".config"}
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    inside = [Path(name) for name in tracked if name.split("/")[0] in sent.values()]
-    assert len(inside) > 100
-    assert not [name for name in inside if any(fnmatchcase(part, one) for part in name.parts for one in patterns)]
+    reply = ResourceDemandScheduler().schedule(request)
+    assert not reply.infeasible_resource_requests
+    return {launch.instance_type: launch.count for launch in reply.to_launch}
+
+
+GB = 1e9
+
+
+@both
+def test_cluster_file_starts_spot_for_work_without_a_gpu(cloud) -> None:
+    for shape, of_a_node in (({"CPU": 1}, 8), ({"CPU": 1, "memory": 4 * GB}, 8), ({"CPU": 4, "memory": 30 * GB}, 1)):
+        for count in (1, 2, 5, 8):
+            assert started(cloud, count, shape) == {"cpu_spot": -(-count // of_a_node)}, (count, shape)
+
+
+@both
+def test_cluster_file_starts_spot_for_work_with_a_gpu(cloud) -> None:
+    for shape, of_a_node in (({"CPU": 4, "GPU": 1}, 1), ({"CPU": 1, "GPU": 0.5}, 2), ({"GPU": 1, "memory": GB}, 1)):
+        for count in (1, 2, 8):
+            assert started(cloud, count, shape) == {"gpu_spot": -(-count // of_a_node)}, (count, shape)
+
+
+@both
+def test_cluster_file_starts_the_other_market_when_spot_has_run_out(cloud) -> None:
+    assert started(cloud, 4, {"CPU": 1}, failed="cpu_spot") == {"cpu": 1}
+    assert started(cloud, 2, {"CPU": 4, "GPU": 1}, failed="gpu_spot") == {"gpu": 2}
+    assert started(cloud, 10, {"CPU": 4, "GPU": 1}) == {"gpu_spot": 8, "gpu": 2}
+
+
+def test_scheduler_would_start_an_on_demand_machine_if_spot_machines_were_larger() -> None:
+    """The reason why both markets have machines of one size: Ray compares how full a node would be before priority."""
+    assert started("aws", 1, {"CPU": 1}, spot_cpus=16) == {"cpu": 1}

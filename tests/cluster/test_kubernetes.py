@@ -18,7 +18,7 @@ from embedder.config.load import load_run
 from embedder.errors import ConfigError
 from serve.app import build, build_run
 from tests.cluster.conftest import ROOT, Cluster
-from tests.cluster.kuberay import check_manifest
+from tests.cluster.kuberay import DEFINITIONS, check_by_definition, check_manifest
 from tests.serving import publish
 
 FOLDER = ROOT / "kubernetes"
@@ -54,6 +54,14 @@ def pods_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 @every
 def test_manifest_has_fields_and_types_of_kubernetes_and_kuberay(name, manifest) -> None:
     assert check_manifest(manifest) == []
+
+
+@pytest.mark.skipif(not DEFINITIONS, reason="KUBERAY_CRDS names no folder of KubeRay's definitions")
+@every_ray
+def test_manifest_is_taken_by_kuberays_own_definition(name, manifest) -> None:
+    wrong = copy.deepcopy(manifest)
+    wrong["spec"]["unknown"] = 1
+    assert check_by_definition(manifest) == [] != check_by_definition(wrong)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +119,7 @@ def test_manifests_hold_no_secret() -> None:
 
 def test_images_are_pinned_by_digest() -> None:
     images = re.findall(r"image: (\S+)", "".join(path.read_text("utf-8") for path in FOLDER.glob("*.yaml")))
-    assert len(images) == 9 and all(map(DIGEST.fullmatch, images))
+    assert len(images) == 11 and all(map(DIGEST.fullmatch, images))
 
 
 @every_ray
@@ -218,6 +226,70 @@ def test_disruption_budgets_and_network_policies_select_the_pods() -> None:
             # The label that opens the way to object stores is for users to set.
             wanted = selector["matchLabels"].items() - {("llm-embedder/egress", "https")}
             assert any(wanted <= each.items() for each in labels), manifest["metadata"]["name"]
+
+
+def test_disruption_budgets_let_every_node_drain() -> None:
+    """A budget that wants all pods that there may be would block the nodes of these for ever."""
+    fewest = {
+        group["template"]["metadata"]["labels"]["app.kubernetes.io/name"]: group["minReplicas"]
+        for _, manifest in RAY
+        for group in cluster_of(manifest)["workerGroupSpecs"]
+        if manifest["kind"] == "RayService"
+    } | {FRONT["metadata"]["name"]: FRONT["spec"]["replicas"]}
+    budgets = [manifest["spec"] for _, manifest in MANIFESTS if manifest["kind"] == "PodDisruptionBudget"]
+    assert len(budgets) == 2
+    for budget in budgets:
+        selected = budget["selector"]["matchLabels"]
+        assert selected.get("ray.io/node-type") != "head"
+        assert budget["minAvailable"] < fewest[selected["app.kubernetes.io/name"]]
+
+
+@every_ray
+def test_heads_are_moved_by_nobody_but_who_drains(name, manifest) -> None:
+    annotations = cluster_of(manifest)["headGroupSpec"]["template"]["metadata"]["annotations"]
+    assert annotations == {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
+
+
+@every_ray
+def test_pods_of_a_run_have_its_own_run_file_and_an_identity_for_stores(name, manifest) -> None:
+    accounts = {each["metadata"]["name"] for _, each in MANIFESTS if each["kind"] == "ServiceAccount"}
+    cluster, run = cluster_of(manifest), f"{manifest['metadata']['name']}-run"
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        role = "ray-head" if group is groups[0] else "ray-worker"
+        assert pod["serviceAccountName"] == role and role in accounts
+        (container,) = pod["containers"]
+        (mount,) = [each for each in container["volumeMounts"] if each["name"] == "run"]
+        assert mount == {"name": "run", "mountPath": "/etc/llm-embedder/run", "readOnly": True}
+        assert {"name": "run", "configMap": {"name": run}} in pod["volumes"]
+        assert "ephemeral-storage" in container["resources"]["requests"]
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    assert "/etc/llm-embedder/run/run.yaml" in text and "/shared/run.yaml" not in text
+    assert f"create configmap {run} --from-file=run.yaml" in text
+
+
+@every_ray
+def test_workers_of_jobs_are_brought_as_work_asks_for_them(name, manifest) -> None:
+    groups = {group["groupName"]: group for group in cluster_of(manifest)["workerGroupSpecs"]}
+    if manifest["kind"] == "RayService":
+        return
+    assert cluster_of(manifest)["enableInTreeAutoscaling"] and set(groups) == {"cpu", "gpu"}
+    assert all(group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"] for group in groups.values())
+    for kind, group in groups.items():
+        (container,) = group["template"]["spec"]["containers"]
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (kind == "gpu")
+        assert DIGEST.fullmatch(container["image"])[1] == kind
+
+
+def test_prometheus_reaches_the_metrics_and_nothing_else() -> None:
+    (policy,) = [each["spec"] for each in POLICIES if each["metadata"]["name"] == "metrics"]
+    assert policy["ingress"] == [
+        {"from": [{"namespaceSelector": {"matchLabels": {"llm-embedder/metrics": "true"}}}], "ports": [{"port": 8080}]}
+    ]
 
 
 def test_front_is_restricted_bounded_and_before_the_service() -> None:
