@@ -213,6 +213,8 @@ def _follow(rank: Rank, pipe: Connection) -> None:
         try:
             step, *given = pipe.recv()
         except EOFError:
+            # Rank 0 may have ended without a word, and this thread may be the first to see it.
+            shutil.rmtree(rank.meeting.parent, ignore_errors=True)
             return
         try:
             if step == "load":

@@ -208,7 +208,7 @@ def shared_folders(config: RunConfig) -> list[AnyPath]:
     work = config.paths.work
     if isinstance(work, ObjectPath):
         return [work]
-    return [next(folder for folder in (work, *work.parents) if folder.is_dir())]
+    return [next(folder for folder in (work, *work.parents) if folder.exists())]
 
 
 def model_needs(stage: str, config: RunConfig) -> list[ModelNeed]:

@@ -178,7 +178,7 @@ REFUSED = {
         "tasks: {qa: {loss: reference, reward_temperature: 0.5}}",
         "tasks.qa.loss is 'reference', which knows no temperature, but reward_temperature is 0.5",
     ),
-    "task without instruction": ("tasks: {mine: {query_instruction: x}}", "tasks.mine.passage_instruction: "),
+    "task without instruction": ("tasks: {mine: {query_instruction: x}}", "tasks.mine.passage_instruction is missing"),
     "task that is no mapping": ("tasks: {qa: 3}", "tasks.qa is 3"),
     "template that reaches into objects": (
         "tasks: {qa: {template: {context: x, input: '{query.__class__}'}}}",

@@ -53,9 +53,8 @@ def test_stage_table_shows_rates_and_the_total():
     assert "2.0" in lines["total"]
 
 
-def test_stage_table_in_a_file_is_plain_and_wide_enough(capsys):
+def test_stage_table_in_a_file_is_plain_and_breaks_no_line(capsys):
     out = console()
     assert not out.is_terminal
-    assert out.width == 110
     out.print("x" * 300, markup=False)
     assert capsys.readouterr().out == "x" * 300 + "\n"

@@ -52,6 +52,8 @@ def test_training_with_a_mask_by_key_and_thrifty_passes_has_the_curve_of_a_cpu(t
 
 
 def test_training_compiles_each_layer_and_has_the_curve_of_plain_ones(tmp_path, model, monkeypatch):
+    # What other tests here compiled would be compiled anew.
+    torch.compiler.reset()
     (tmp_path / "plain").mkdir()
     expected = losses(Trainer(make_training(tmp_path / "plain", model)))
     monkeypatch.setattr(learners, "lacking_compiler", lambda: None)
