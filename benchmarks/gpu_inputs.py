@@ -32,9 +32,9 @@ from embedder.labelling.prompts import shot_pool
 from embedder.labelling.units import plan_units
 from embedder.models.causal_lm import CausalLm, load_lm
 from embedder.models.locate import locate_model
-from embedder.training.training_rows import write_training_rows
+from embedder.training.row_files import write_training_rows
 
-UNITS, PASSAGES, ROWS = "units.json.gz", "passages.json.gz", "rows.arrow"
+UNITS, PASSAGES, ROWS = "units.json.gz", "passages.json.gz", "rows"
 TOKENIZER, LLM_TOKENIZER = "tokenizer", "llm-tokenizer"
 FILES = (UNITS, PASSAGES, ROWS, TOKENIZER, LLM_TOKENIZER)
 """All that a folder of inputs holds."""

@@ -51,8 +51,7 @@ def job_of(bench: Bench, name: str, changed: dict[str, Any]) -> TrainingJob:
     config = type(shipped.needed_train).model_validate({**kept, **sizes, **changed})
     encoder = shipped.encoder.model_copy(update={"model": random_bert(bench).model})
     job = TrainingJob(encoder, benchmark_tasks(), config, bench.scratch / name.replace(" ", "-"))
-    job.folder.mkdir()
-    shutil.copy(bench.inputs / ROWS, job.rows)
+    shutil.copytree(bench.inputs / ROWS, job.rows)
     return job
 
 

@@ -17,13 +17,14 @@ from typing import Any
 import pyarrow as pa
 
 from embedder.config.load import load_run
+from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.console import console
-from embedder.data.records import GROUP, LABELLED, TEXTS, group_id, parquet_files, read_tables, write_table
+from embedder.data.ledger import Ledger
+from embedder.data.records import GROUP, LABELLED, QUERY, TEXTS, group_id, parquet_files, read_tables, write_table
 from embedder.errors import DataError, EmbedderError
 from embedder.hashing import content_id
-from ray_jobs.cluster.tables import labelled_ledger, passage_texts, queries
-from ray_jobs.training.groups import labelled_groups
+from ray_jobs.cluster.tables import candidate_groups, labelled_ledger, passage_texts, queries
 
 Row = dict[str, Any]
 WITH_TEXT = ("query", "answers", "candidate_texts", "outputs")
@@ -94,6 +95,36 @@ def read_labels(config: RunConfig, folder: Path) -> dict[str, int]:
         for first in range(0, len(groups), BLOCK_ROWS):
             labelled_ledger(config).commit(groups[first : first + BLOCK_ROWS])
     return {name: len(groups) for name, groups in by_dataset.items()}
+
+
+def labelled_groups(paths: Paths, ledger: Ledger) -> list[Row]:
+    """The labels that a ledger holds of a run's current candidates.
+
+    Raises:
+        DataError: `label` has not run, or not for all of these candidates.
+    """
+    if not parquet_files(ledger.folder):
+        raise DataError(f"{ledger.folder}: no labels; run `python -m ray_jobs.label` first")
+    rows: list[Row] = ledger.read([group_id(group) for group in candidate_groups(paths).to_pylist()]).to_pylist()
+    return rows
+
+
+def positive_ids(paths: Paths) -> dict[tuple[str, str], list[str]]:
+    """Ids of the known positives of each training query, by (dataset, query_id)."""
+    return _ids_by_query(paths, "positive_ids")
+
+
+def example_ids(paths: Paths) -> dict[tuple[str, str], list[str]]:
+    """Ids of the passages that each training query itself is as a worked example, by (dataset, query_id)."""
+    return _ids_by_query(paths, "example_ids")
+
+
+def _ids_by_query(paths: Paths, column: str) -> dict[tuple[str, str], list[str]]:
+    ids: dict[tuple[str, str], list[str]] = {}
+    for path in parquet_files(paths.queries / "train"):
+        for row in read_tables([path], QUERY, ["dataset", "query_id", column]).to_pylist():
+            ids[row["dataset"], row["query_id"]] = row[column] or []
+    return ids
 
 
 def query_hash(row: Mapping[str, Any]) -> str:

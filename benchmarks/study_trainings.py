@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from benchmarks.study_arms import FEW, FULL
+from benchmarks.study_labels import example_ids, labelled_groups, positive_ids
 from benchmarks.study_values import BASE, MEASURES, Entry, Measured, Results, Values
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.run import RunConfig
@@ -27,10 +28,9 @@ from embedder.models.onnx import load_inference_encoder
 from embedder.storage.durable import locked
 from embedder.training.job import StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train
+from embedder.training.row_files import write_training_rows
 from embedder.training.split import split_groups
-from embedder.training.training_rows import write_training_rows
-from ray_jobs.cluster.tables import example_ids, labelled_ledger, positive_ids
-from ray_jobs.training.groups import labelled_groups
+from ray_jobs.cluster.tables import labelled_ledger
 
 DEPTH = 20
 """Passages of a ranking that are kept."""

@@ -14,7 +14,8 @@ from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.config.train import TrainConfig
 from embedder.training.batch_plan import BatchPlan
 from embedder.training.job import TrainingJob
-from embedder.training.training_rows import Batch, TrainingRows, write_training_rows
+from embedder.training.row_files import write_training_rows
+from embedder.training.training_rows import Batch, TrainingRows
 
 CANDIDATES = 8
 TEMPERATURE = 0.05

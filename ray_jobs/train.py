@@ -3,7 +3,8 @@
     python -m ray_jobs.train --config configs/demo.yaml
 
 reads   candidates/*.parquet, labelled/blocks/*.parquet   records.GROUP, records.LABELLED; of replayed runs too
-writes  training/RUN/                                     rows, checkpoints, metrics.jsonl (a line a step)
+writes  training_rows/KEY/                                rows to train on, as memory-mapped Arrow files
+        training/RUN/                                     checkpoints, metrics.jsonl (a line a step)
         model/                                            the trained encoder as a Hugging Face folder, with a card
         control/                                          the same from shuffled rewards, with train.control
         reports/training.html, .json, .png                the curves
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL
@@ -30,12 +31,11 @@ from embedder.run.stage_report import StageReport
 from embedder.storage.object_store import replacing
 from embedder.training.batch_plan import task_shares
 from embedder.training.job import FORMAT, TrainingJob
-from embedder.training.split import split_groups
 from embedder.training.trackers import check_trackers
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.training.groups import TrainingGroups, training_groups
-
-Groups = list[dict[str, Any]]
+from ray_jobs.training.calls import OnCluster
+from ray_jobs.training.data import DataSummary, build_data, built_data, data_folder, look_at
+from ray_jobs.training.groups import sources
 
 
 def check(config: RunConfig) -> Work:
@@ -43,17 +43,18 @@ def check(config: RunConfig) -> Work:
     settings = config.needed_train
     check_trackers(settings)
     check_base_model(config.encoder)
-    taken = training_groups(config)
-    job = training_job(config, taken)
+    found = sources(config)
+    folder = data_folder(config, found)
+    data = built_data(folder) or look_at(config, found)
+    job = training_job(config, data, folder)
     if all(each.exported.is_dir() for each in ([job, control_of(job)] if settings.control else [job])):
-        return Work("train", [*taken.notes, "trained before; only the card and the report are made again"], 0.0)
-    kept, apart = split_groups(taken.groups, settings.validation)
+        return Work("train", [*data.notes, "trained before; only the card and the report are made again"], 0.0)
     # Here and not above, because torch comes with it: what can be refused without torch has been by now.
     from embedder.models.encoder import check_encoder
     from embedder.training.estimate import work_of
 
     check_encoder(config.encoder)
-    work = work_of(config, kept, apart, taken.notes)
+    work = work_of(config, Counter(data.sizes), data.tokens, data.group_size, data.apart, data.notes)
     if not settings.control:
         return work
     line = "then the same once more, with the rewards of each group shuffled (train.control)"
@@ -64,17 +65,18 @@ def run(config: RunConfig) -> StageReport:
     """Train or resume; write model, card and report; the summary tells the rows left out, losses and validation."""
     from embedder.models.encoder_export import choose_plain_task
     from embedder.run.lineage import install_model
-    from embedder.training.control import shuffle_rewards
     from embedder.training.job import MetricsReader
     from embedder.training.model_card import model_card
     from embedder.training.training_report import report_lines, summarise, write_report
 
     settings = config.needed_train
-    taken = training_groups(config)
-    job = training_job(config, taken)
-    kept, apart = split_groups(taken.groups, settings.validation)
+    found = sources(config)
+    folder = data_folder(config, found)
+    data = built_data(folder) or build_data(config, found, folder, OnCluster())
+    job = training_job(config, data, folder)
     trained_before = job.exported.is_dir()
-    sizes, left_out = train_on(config, taken, job, (kept, apart), "train")
+    train_once(job, "train")
+    sizes, left_out = Counter(data.sizes), Counter(data.left_out)
     steps = MetricsReader(job.metrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
     numbers = summarise(steps, sizes, left_out, outcome, settings)
@@ -89,15 +91,13 @@ def run(config: RunConfig) -> StageReport:
     install_model(job.exported, config.paths.model, lineage)
     if settings.control:
         control = control_of(job)
-        # The validation too, because it decides which weights are exported.
-        shuffled = shuffle_rewards(kept, settings.seed), shuffle_rewards(apart, settings.seed)
-        train_on(config, taken, control, shuffled, "train, control")
+        train_once(control, "train, control")
         install_model(control.exported, config.paths.control, {**lineage, "training_run": control.folder.name})
     page = write_report(numbers, config.paths.reports, config.paths.work.name)
     report = StageReport("train", len(steps), "steps", details={"rows": dict(sizes), "left_out": dict(left_out)})
     report.details["outcome"] = outcome
     report.repeats = trained_before
-    report.lines += taken.notes + report_lines(numbers)
+    report.lines += data.notes + report_lines(numbers)
     if told := outcome.get("memory"):
         report.lines.append(told)
     report.lines += [f"left out {count:,} groups of {reason}" for reason, count in sorted(left_out.items())]
@@ -109,40 +109,34 @@ def run(config: RunConfig) -> StageReport:
     return report
 
 
-def train_on(
-    config: RunConfig, taken: TrainingGroups, job: TrainingJob, split: tuple[Groups, Groups], label: str
-) -> tuple[Counter[str], Counter[str]]:
-    """Train, or resume, on the groups of a split that are learned from; returns what `write_training_rows` does."""
-    from embedder.training.training_rows import write_training_rows
+def train_once(job: TrainingJob, label: str) -> None:
+    """Train, or resume, unless that was done."""
     from ray_jobs.training.worker import run_workers
 
-    kept, apart = split
-    counts = write_training_rows(kept, config.tasks, job.rows, taken.positives, taken.examples)
-    write_training_rows(apart, config.tasks, job.held_out, taken.positives, taken.examples)
     if not job.exported.is_dir():
+        job.folder.mkdir(parents=True, exist_ok=True)
         run_workers(job, label)
-    return counts
 
 
 def control_of(job: TrainingJob) -> TrainingJob:
-    """The training of the control, beside the training."""
-    return replace(job, folder=job.folder.with_name(f"{job.folder.name}-control"))
+    """The training of the control, beside the training; its validation is shuffled too, which chooses the weights."""
+    folder = job.folder.with_name(f"{job.folder.name}-control")
+    return replace(job, folder=folder, data=job.data and job.data / "control")
 
 
-def training_job(config: RunConfig, taken: TrainingGroups) -> TrainingJob:
-    """The training of these groups, in a folder that is named by all its result depends on."""
-    return TrainingJob(
-        config.encoder, config.tasks, config.needed_train, config.paths.training / run_name(config, taken)
-    )
+def training_job(config: RunConfig, data: DataSummary, folder: Path) -> TrainingJob:
+    """The training of these rows, in a folder that is named by all its result depends on."""
+    run_folder = config.paths.training / run_name(config, data)
+    return TrainingJob(config.encoder, config.tasks, config.needed_train, run_folder, data=folder)
 
 
-def run_name(config: RunConfig, taken: TrainingGroups) -> str:
+def run_name(config: RunConfig, data: DataSummary) -> str:
     """Identity of a training run: data, encoder, tasks, and the settings that change the result."""
-    # Of the replay only the groups it chose count, which stand in `taken`: another share may choose the same.
+    # Of the replay only the groups it chose count, which the identity has: another share may choose the same.
     # The task of the plain prompts is chosen after the training, in the folder alone; the control is another training.
     settings = config.needed_train.model_dump(mode="json", exclude=NEUTRAL | {"replay", "export_task", "control"})
     tasks = {name: spec.model_dump() for name, spec in config.tasks.items()}
-    return content_id(FORMAT, encoder_fingerprint(config.encoder), settings, tasks, taken.identity)[:16]
+    return content_id(FORMAT, encoder_fingerprint(config.encoder), settings, tasks, data.identity)[:16]
 
 
 JOB = Job("train", __doc__, check, run)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedder.data.records import each_table, parquet_files, read_tables, write_table
+from embedder.data.records import count_rows, each_table, parquet_files, read_tables, write_table
 from embedder.data.row_ids import RowIds
 from embedder.errors import LabelError
 from embedder.hashing import content_id
@@ -67,6 +67,46 @@ class Ledger:
         # The name is made of the ids, so that a block that is committed again (a retried actor) replaces itself.
         table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=self.schema)
         write_table(table, self.schema, self._path(table[self.key].to_pylist()))
+
+    def merge(self, rows: int) -> int:
+        """Put blocks of less than half so many rows together into blocks of about `rows`; returns the blocks merged.
+
+        To be called where nobody commits. A kill in between leaves rows in two blocks, which are read once, and the
+        next call drops the smaller one.
+        """
+        sizes = {path: count_rows([path]) for path in parquet_files(self.folder)}
+        small = [path for path, count in sizes.items() if count < rows / 2]
+        self._drop_merged(small, [path for path in sizes if path not in small])
+        merged = list[AnyPath]()
+        for path in [each for each in small if each.is_file()]:
+            merged.append(path)
+            if sum(sizes[each] for each in merged) >= rows:
+                self._merge(merged)
+                merged = []
+        self._merge(merged)
+        return len(small)
+
+    def _merge(self, files: list[AnyPath]) -> None:
+        if len(files) < 2:
+            return
+        table = read_tables(files, self.schema)
+        self.commit(table)
+        for path in files:
+            path.unlink()
+
+    def _drop_merged(self, small: list[AnyPath], large: list[AnyPath]) -> None:
+        """Remove small blocks whose rows all stand in large ones."""
+        if not small or not large:
+            return
+        known = RowIds(table[self.key].to_pylist() for table in each_table(small, self.schema, [self.key]))
+        seen = np.zeros(len(known), dtype=bool)
+        for table in each_table(large, self.schema, [self.key]):
+            positions = known.positions(table[self.key].to_pylist())
+            seen[positions[positions >= 0]] = True
+        for path in small:
+            ids = read_tables([path], self.schema, [self.key])[self.key].to_pylist()
+            if seen[known.positions(ids)].all():
+                path.unlink()
 
     def _path(self, ids: list[str]) -> AnyPath:
         return self.folder / f"{content_id(*ids)}.parquet"

@@ -117,13 +117,23 @@ def unrewarded(group: dict[str, Any], reward: str, fingerprint: str) -> dict[str
 
 def write_table(rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema, path: AnyPath) -> None:
     """Write rows as one Parquet file, which appears as a whole."""
-    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
+    table = (rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)).cast(schema)
     # Hardly a number of a vector stands there twice: a dictionary of them takes most of the time, and more room.
     coded = [name for name in schema.names if name != "vector"] if schema == VECTOR else True
+    encodings = {"vector.list.element": "BYTE_STREAM_SPLIT"} if schema == VECTOR else None
+    if schema == VECTOR and table.num_rows:
+        # In the file vectors have a width, so that other tools read them as such.
+        fixed = pa.field("vector", pa.list_(pa.float32(), len(table["vector"][0])))
+        table = table.set_column(schema.get_field_index("vector"), fixed, table["vector"].cast(fixed.type))
     # Written beside the file and put in its place when complete, so that a kill leaves the old file or the new one.
     with replacing(path) as file:
         pq.write_table(
-            table.cast(schema), file, compression="zstd", use_dictionary=coded, row_group_size=ROW_GROUP_ROWS
+            table,
+            file,
+            compression="zstd",
+            use_dictionary=coded,
+            column_encoding=encodings,
+            row_group_size=ROW_GROUP_ROWS,
         )
 
 

@@ -7,17 +7,20 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+Ids = Sequence[str] | NDArray[np.bytes_]
+"""Row ids as text, or packed."""
+
 
 class RowIds:
     """An immutable set of ids as `records.content_id` makes them (32 hexadecimal digits)."""
 
-    def __init__(self, parts: Iterable[Sequence[str]]) -> None:
-        """From lists of ids, each packed as it comes.
+    def __init__(self, parts: Iterable[Ids]) -> None:
+        """From lists of ids, each packed as it comes if it is not yet.
 
         Raises:
             ValueError: an id is not of 32 hexadecimal digits.
         """
-        packed = [_pack(part) for part in parts]
+        packed = [pack_ids(part) for part in parts]
         everything = np.concatenate(packed) if packed else np.empty(0, dtype="S16")
         self.total = len(everything)
         """Ids given, repetitions included."""
@@ -26,9 +29,9 @@ class RowIds:
     def __len__(self) -> int:
         return len(self._sorted)
 
-    def positions(self, ids: Sequence[str]) -> NDArray[np.int64]:
+    def positions(self, ids: Ids) -> NDArray[np.int64]:
         """Position of each id among the sorted ones, or -1."""
-        wanted = _pack(ids)
+        wanted = pack_ids(ids)
         positions = np.searchsorted(self._sorted, wanted)
         # An id beyond the last one is given the length, which is no position.
         inside = positions < len(self._sorted)
@@ -36,7 +39,7 @@ class RowIds:
         known[inside] = np.where(self._sorted[positions[inside]] == wanted[inside], positions[inside], -1)
         return known
 
-    def contains(self, ids: Sequence[str]) -> NDArray[np.bool_]:
+    def contains(self, ids: Ids) -> NDArray[np.bool_]:
         """Truth of each id being one of these."""
         return self.positions(ids) >= 0
 
@@ -47,12 +50,14 @@ class RowIds:
         return len(lacking), lacking[0].ljust(16, b"\0").hex() if len(lacking) else ""
 
 
-def _pack(ids: Sequence[str]) -> NDArray[np.bytes_]:
-    """16 bytes an id.
+def pack_ids(ids: Ids) -> NDArray[np.bytes_]:
+    """16 bytes an id; those that are packed stay as they are.
 
     Raises:
         ValueError: an id is not of 32 hexadecimal digits.
     """
+    if isinstance(ids, np.ndarray):
+        return ids
     wrong = next((row_id for row_id in ids if len(row_id) != 32), None)
     if wrong is not None:
         raise ValueError(f"{wrong!r} is no row id of 32 hexadecimal digits")

@@ -1,7 +1,10 @@
 """From rewards to a trained encoder.
 
 job               what a training is told and what it reports
-training_rows     labelled groups as rows, and batches of them
+group_survey      which labelled groups are taken, and in which order, from some bytes a group
+group_rows        a labelled group as a row to train on
+row_files         rows as memory-mapped files, and how they are numbered
+training_rows     batches of rows
 split             which groups are held out
 batch_plan        which rows of which tasks each step trains
 estimate          the work and memory of a training, before it starts

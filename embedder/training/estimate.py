@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from embedder.config.run import RunConfig
-from embedder.config.tasks import TaskSpec
 from embedder.config.train import CPU_CHUNK_TOKENS, TrainConfig
 from embedder.models.loader import read_config
 from embedder.models.locate import count_parameters, locate_model
-from embedder.run.cost import Work, forward_flops, tokens_of
+from embedder.run.cost import Work, forward_flops
 from embedder.training.batch_plan import BatchPlan
 from embedder.training.objective import prefix_widths
-from embedder.training.training_rows import training_row
 
 BYTES = 4
 """A float32 number takes so many."""
@@ -113,18 +111,17 @@ def lora_parameters(shape: ModelShape, rank: int) -> int:
 
 
 def work_of(
-    run: RunConfig, kept: Sequence[dict[str, Any]], apart: Sequence[dict[str, Any]], notes: Sequence[str]
+    run: RunConfig, sizes: Counter[str], tokens: float, candidates: int, apart: int, notes: Sequence[str]
 ) -> Work:
-    """The training on the groups that are kept, measured on those that are kept apart; `notes` come before its lines.
+    """The training on so many rows by task, of so many tokens each and up to so many candidates.
+
+    Measured on `apart` groups; `notes` come before its lines.
 
     Raises:
         ConfigError: there is nothing to train on, or a prefix is longer than the encoder's vectors.
     """
     encoder, tasks, config = run.encoder, run.tasks, run.needed_train
-    rows = [row for group in kept if isinstance(row := training_row(group, tasks[group["task"]]), dict)]
-    sizes = Counter(row["task"] for row in rows)
     plan = BatchPlan(sizes, config)
-    tokens = sum(_tokens(row, tasks[row["task"]], encoder.max_tokens) for row in rows) / len(rows)
     lines = [*notes]
     lines += [
         f"{task}: {sizes[task]:,} groups, trained {plan.rows_of(task) / sizes[task]:.1f} times, loss {tasks[task].loss}"
@@ -138,7 +135,6 @@ def work_of(
         for task, weight in config.task_weights.items()
         if weight and not sizes[task]
     ]
-    candidates = max(len(row["candidates"]) for row in rows)
     lines.append(
         f"{config.steps:,} steps of {config.batch_size:,} queries with up to {candidates} candidates on "
         f"{config.num_workers} workers; up to {config.batch_size * candidates - 1:,} negatives a query"
@@ -146,7 +142,7 @@ def work_of(
     if config.validation is not None:
         exported = "is exported" if config.guard is None else "is where train.guard goes from the base"
         lines.append(
-            f"{len(apart):,} groups are kept apart and ranked every {config.validation.every:,} steps; what ranks them "
+            f"{apart:,} groups are kept apart and ranked every {config.validation.every:,} steps; what ranks them "
             f"best (NDCG@{config.validation.cutoff}) {exported}"
         )
     share = tokens * config.batch_size / config.num_workers
@@ -168,9 +164,3 @@ def work_of(
     lines.append(f"about {sum(memory) / 2**30:.2f} GiB a worker ({parts})")
     trained = tokens * config.batch_size * config.steps
     return Work("train", lines, passes * forward_flops(parameters, trained), trained)
-
-
-def _tokens(row: Mapping[str, Any], task: TaskSpec, most: int) -> float:
-    """Estimated tokens of a group, each text with its instruction and cut."""
-    texts = [task.query_instruction + row["query"], *(task.passage_instruction + text for text in row["candidates"])]
-    return sum(min(most, tokens_of(len(text))) for text in texts)

@@ -35,15 +35,18 @@ class TrainingJob:
     """What is trained; `encoder` says where either starts, and `config` has only meaning for the other where its loss
     has: a cross-encoder knows no tau, no Matryoshka prefixes, adapters or bfloat16."""
 
+    data: Path | None = None
+    """Where its rows are; None: in its own folder."""
+
     @property
     def rows(self) -> Path:
-        """The Arrow file of `write_training_rows`."""
-        return self.folder / "rows.arrow"
+        """The rows to train on, a folder as `embedder.training.row_files` has it."""
+        return (self.data or self.folder) / "rows"
 
     @property
     def held_out(self) -> Path:
         """The same for the validation split."""
-        return self.folder / "validation.arrow"
+        return (self.data or self.folder) / "held_out"
 
     @property
     def checkpoints(self) -> Path:

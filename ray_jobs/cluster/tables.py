@@ -61,24 +61,6 @@ def queries(paths: Paths, split: Split, dataset: str) -> list[dict[str, Any]]:
     return rows
 
 
-def positive_ids(paths: Paths) -> dict[tuple[str, str], list[str]]:
-    """Ids of the known positives of each training query, by (dataset, query_id)."""
-    return _ids_by_query(paths, "positive_ids")
-
-
-def example_ids(paths: Paths) -> dict[tuple[str, str], list[str]]:
-    """Ids of the passages that each training query itself is as a worked example, by (dataset, query_id)."""
-    return _ids_by_query(paths, "example_ids")
-
-
-def _ids_by_query(paths: Paths, column: str) -> dict[tuple[str, str], list[str]]:
-    ids: dict[tuple[str, str], list[str]] = {}
-    for path in parquet_files(paths.queries / "train"):
-        for row in read_tables([path], QUERY, ["dataset", "query_id", column]).to_pylist():
-            ids[row["dataset"], row["query_id"]] = row[column] or []
-    return ids
-
-
 def passage_texts(paths: Paths, dataset: str) -> dict[str, str]:
     """Passages of one dataset by id, in the order they were written."""
     return passage_column(paths.corpus / dataset, "text")

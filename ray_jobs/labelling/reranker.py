@@ -35,8 +35,8 @@ from embedder.models.memory import BatchLimit
 from embedder.run.lineage import install_model, read_lineage
 from embedder.training.cross_encoder import CrossEncoder, bare_query, load_cross_encoder
 from embedder.training.job import FORMAT, TrainingJob
+from embedder.training.row_files import write_training_rows
 from embedder.training.split import split_groups
-from embedder.training.training_rows import write_training_rows
 from ray_jobs.cluster.blocks import Block, actor_pool, cut_blocks, run_blocks
 from ray_jobs.labelling.actors import GroupBlocks
 from ray_jobs.labelling.block_plan import Survey, survey

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from embedder.config.cutting import PromptedText
 from embedder.config.paths import Paths
@@ -28,13 +29,18 @@ from embedder.hashing import content_id
 from embedder.models.fingerprint import vectors_name
 from embedder.run.cost import tokens_of
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
+from ray_jobs.cluster.machines import memory_request
 from ray_jobs.cluster.tables import corpus_files, datasets, query_table, vectors_folder
 
 if TYPE_CHECKING:
     from embedder.models.memory import BatchLimit
 
 BLOCK_ROWS = 256
-"""Texts of a block on a CPU."""
+"""Texts of a block on a CPU: some seconds of work, which is what a killed actor loses."""
+MERGED_ROWS = 16_384
+"""Vectors of a file once all are made: 25 MB at 384 dimensions."""
+MERGE_BYTES = 500e6
+"""Memory of a task that merges files."""
 GPU_BLOCK_ROWS = 4096
 """Texts of a block on a GPU, which is to have long work, and one fetch of many vectors."""
 CALLS_AT_ONCE = 4
@@ -211,7 +217,13 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
     )
     pool = actor_pool(actors, gpus, calls=CALLS_AT_ONCE if gpus else 1)
     compiled = bool(gpus) and texts >= COMPILE_FROM * actors
-    return run_blocks(parts, EncodeBlocks, (encoder, store, gpus, compiled), pool, "encode").rows
+    encoded = run_blocks(parts, EncodeBlocks, (encoder, store, gpus, compiled), pool, "encode").rows
+    if encoded:
+        sides: list[Side] = ["query", "passage"]
+        merge = ray.remote(num_cpus=1, memory=memory_request(MERGE_BYTES, "merging vectors"))(Ledger.merge)
+        ledgers = [store.ledger(dataset, side) for dataset in datasets(paths) for side in sides]
+        ray.get([merge.remote(ledger, MERGED_ROWS) for ledger in ledgers])
+    return encoded
 
 
 def _blocks(

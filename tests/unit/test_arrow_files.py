@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import pickle
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ from embedder.index.documents import PAYLOAD
 from embedder.index.metadata_index import BATCHES, METADATA
 from embedder.index.writes import WRITES
 from embedder.storage.arrow_files import open_arrow, refuse_extension_types
-from embedder.training.training_rows import TRAINING_ROW, TrainingRows
+from embedder.storage.json_file import write_json
+from embedder.training.group_rows import TRAINING_ROW
+from embedder.training.row_files import RowFiles
+from embedder.training.training_rows import TrainingRows
 from ray_jobs.cluster.tables import candidate_groups, query_table
 from ray_jobs.labelling.block_plan import read_row_group, row_groups
 from ray_jobs.retrieval.shards import vector_dimension
@@ -131,9 +135,20 @@ def test_index_refuses_a_pickle_in_place_of_a_file(tmp_path: Path, marker: Path,
 
 def test_training_rows_refuse_a_file_with_a_pickle(tmp_path: Path, marker: Path) -> None:
     """Fault 8.15: the rows of a training had no check of their columns."""
-    write_arrow(planted(TRAINING_ROW, marker), tmp_path / "rows.arrow")
-    with pytest.raises(DataError, match=r"rows\.arrow: not readable .*extension type"):
-        TrainingRows(tmp_path / "rows.arrow")
+    write_arrow(planted(TRAINING_ROW, marker), tmp_path / "part-00000.arrow")
+    part = {"name": "part-00000.arrow", "rows": 1, "bytes": (tmp_path / "part-00000.arrow").stat().st_size}
+    write_json(asdict(RowFiles({"qa": 1}, 1, {"qa": 1.0}, 0.0, [part])), tmp_path / "rows.json")
+    np.save(tmp_path / "order.npy", np.zeros(1, dtype=np.int64))
+    with pytest.raises(DataError, match=r"not readable .*extension type"):
+        TrainingRows(tmp_path)
+    assert not marker.exists()
+
+
+def test_training_rows_refuse_an_order_with_a_pickle(tmp_path: Path, marker: Path) -> None:
+    write_json(asdict(RowFiles({"qa": 1}, 1, {"qa": 1.0}, 0.0, [])), tmp_path / "rows.json")
+    np.save(tmp_path / "order.npy", np.array([Payload(marker)], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="not readable"):
+        TrainingRows(tmp_path)
     assert not marker.exists()
 
 

@@ -11,7 +11,8 @@ from embedder.errors import ConfigError
 from embedder.training.control import shuffle_rewards
 from ray_jobs.retrieval.encoders import check_control
 from ray_jobs.train import run_name
-from ray_jobs.training.groups import training_groups
+from ray_jobs.training.data import look_at
+from ray_jobs.training.groups import sources
 from tests.unit.test_training_groups import write_run
 
 
@@ -39,7 +40,7 @@ def test_training_is_the_same_whether_or_not_it_has_a_control(tmp_path, tiny_enc
     for control in (False, True):
         train = config.needed_train.model_copy(update={"control": control})
         changed = config.model_copy(update={"train": train})
-        names.append(run_name(changed, training_groups(changed)))
+        names.append(run_name(changed, look_at(changed, sources(changed))))
     assert names[0] == names[1]
 
 

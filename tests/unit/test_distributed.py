@@ -7,7 +7,7 @@ import torch
 from torch.multiprocessing import spawn
 
 from embedder.training.distributed import gather, group_backend, rank, sum_over_workers, world_size
-from embedder.training.training_rows import write_training_rows
+from embedder.training.row_files import write_training_rows
 from tests.unit.batch_ranks import BATCH_SIZE, PLANS, SIZES, STEPS, TASKS, Outcome, read_outcomes, work
 
 

@@ -12,7 +12,8 @@ from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.models.encoder import encode, encode_prompted, load_encoder
 from embedder.training.batch_plan import BatchPart
-from embedder.training.training_rows import TrainingRows, write_training_rows
+from embedder.training.row_files import write_training_rows
+from embedder.training.training_rows import TrainingRows
 from ray_jobs.retrieval.vectors import open_store
 from tests.unit.judges import quick
 

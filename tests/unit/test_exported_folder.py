@@ -17,7 +17,7 @@ from embedder.models.encoder_export import choose_plain_task, export_encoder, ma
 from embedder.models.st_folder import plain_task_of, read_folder
 from embedder.training.job import TrainingJob
 from embedder.training.loop import train
-from embedder.training.training_rows import write_training_rows
+from embedder.training.row_files import write_training_rows
 from tests.unit.test_not_finite import labelled, make_training
 from tests.unit.tiny_folders import bert_folder, byte_level, llama_folder, wrapped
 

@@ -23,7 +23,7 @@ from embedder.errors import DataError
 from embedder.hashing import content_id
 from embedder.labelling.export import write_reference
 from embedder.mining.candidates import make_group
-from embedder.training.training_rows import training_row
+from embedder.training.group_rows import training_row
 from ray_jobs.cluster.tables import llm_ledger, passage_texts, queries
 from ray_jobs.labelling.imported import commit_imported, imported_fingerprint, imported_row
 from ray_jobs.prepare import prepare_dataset

@@ -25,7 +25,7 @@ from embedder.training.deepspeed_engine import TrainingEngine
 from embedder.training.finite import first_damaged
 from embedder.training.job import TrainingJob, append_metrics
 from embedder.training.loop import Trainer, train
-from embedder.training.training_rows import write_training_rows
+from embedder.training.row_files import write_training_rows
 from ray_jobs.retrieval.vectors import vector_table
 from ray_jobs.training import worker
 from tests.unit.test_reranker import make_job, planted

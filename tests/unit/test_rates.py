@@ -12,8 +12,9 @@ from embedder.config.train import SelfPacedConfig, TrainConfig
 from embedder.models.encoder import load_encoder
 from embedder.training.batch_plan import BatchPlan
 from embedder.training.objective import Objective
+from embedder.training.row_files import write_training_rows
 from embedder.training.schedule import SelfPaced
-from embedder.training.training_rows import TrainingRows, write_training_rows
+from embedder.training.training_rows import TrainingRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ["fox", "dog", "list", "city", "bridge", "set", "dict", "market", "forest", "order"]

@@ -26,13 +26,13 @@ from embedder.training.learners import CrossEncoderLearner
 from embedder.training.losses import group_kl
 from embedder.training.ranking_quality import pair_agreement
 from embedder.training.token_batches import TokenLimits
-from embedder.training.training_rows import TrainingRows
 from embedder.training.validation import HeldOut
 from ray_jobs.labelling import reranker
 from ray_jobs.labelling.reranker import label_groups, prepare_training, taught_tasks
 from ray_jobs.training import worker
 from tests.unit.bare_network import BareNetwork
 from tests.unit.reranker_ranks import losses_of, work
+from tests.unit.training_ranks import all_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["fox", "dog", "list", "city", "bridge", "set", "dict", "market"]
@@ -214,15 +214,12 @@ def test_reranker_rows_leave_out_groups_without_signal_and_do_not_depend_on_thei
         random.Random(turn).shuffle(rows)
         (tmp_path / str(turn)).mkdir()
         job, counts = make_job(tmp_path / str(turn), tiny_encoder_folder, rows)
-        files.append((job.rows.read_bytes(), job.held_out.read_bytes()))
+        files.append([path.read_bytes() for part in (job.rows, job.held_out) for path in sorted(part.iterdir())])
     assert files[0] == files[1]
     assert counts["left_out"] == {"qa: all rewards are equal": 1, "qa: no rewards: no output": 1}
     assert counts["groups"] + counts["held_out"] == {"qa": 40, "tool": 20}
     assert counts["held_out"]["qa"] > 0 < counts["held_out"]["tool"]
-    held_out, trained = (
-        {(row["task"], row["query"]) for row in TrainingRows(path)._table.to_pylist()}
-        for path in (job.held_out, job.rows)
-    )
+    held_out, trained = ({(row["task"], row["query"]) for row in all_rows(path)} for path in (job.held_out, job.rows))
     assert not held_out & trained
 
 
@@ -237,7 +234,7 @@ def test_reranker_agreement_is_that_of_the_scores_of_the_held_out_groups(encoder
     rows = [planted(i, "icl" if i % 3 else "qa", 3 + i % 2) for i in range(60)]
     job, counts = make_job(tmp_path, tiny_encoder_folder, rows)
     shares = {"qa": [], "icl": []}
-    for row in TrainingRows(job.held_out)._table.to_pylist():
+    for row in all_rows(job.held_out):
         scores = encoder.score([(row["query"], text) for text in row["candidates"]])
         shares[row["task"]].append(pair_agreement(scores, row["rewards"]))
     learner = CrossEncoderLearner(encoder, BUILTIN_TASKS)

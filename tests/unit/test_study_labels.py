@@ -7,11 +7,10 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.study_labels import main, write_labels
+from benchmarks.study_labels import labelled_groups, main, write_labels
 from embedder.config.load import load_run
 from embedder.data.records import QUERY, read_tables, write_table
 from ray_jobs.cluster.tables import candidate_groups, labelled_ledger
-from ray_jobs.training.groups import labelled_groups
 from tests.unit.study_run import WORDS, write_study_run
 
 

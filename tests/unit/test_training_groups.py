@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -12,10 +13,19 @@ from embedder.config.load import load_run
 from embedder.config.train import ReplayConfig
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, QUERY, group_id, write_table
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, LabelError
+from embedder.hashing import row_seed
+from embedder.training.control import shuffle_rewards
+from embedder.training.group_rows import id_hashes
+from embedder.training.group_survey import replayed
+from embedder.training.row_files import write_training_rows
+from embedder.training.split import split_groups
 from ray_jobs.train import check, run_name
-from ray_jobs.training.groups import replayed, training_groups
-from tests.unit.training_ranks import groups
+from ray_jobs.training import data
+from ray_jobs.training.calls import InProcess
+from ray_jobs.training.data import build_data, built_data, data_folder, look_at
+from ray_jobs.training.groups import sources
+from tests.unit.training_ranks import all_rows, groups
 
 REPLAY = {"share": 0.25}
 
@@ -52,31 +62,49 @@ def new(tmp_path, tiny_encoder_folder, share=0.25, **replay):
     return write_run(tmp_path / "new", tiny_encoder_folder, {"tool"}, replay={"runs": runs, "share": share, **replay})
 
 
+def built(path, *overrides):
+    """The rows of a run, built in this process, and what they come to."""
+    config = load_run(path, list(overrides))
+    found = sources(config)
+    folder = data_folder(config, found)
+    return folder, build_data(config, found, folder, InProcess())
+
+
+def rows_of(path):
+    """The training rows of a run."""
+    return all_rows(built(path)[0] / "rows")
+
+
 def test_replay_takes_the_share_of_all_and_of_every_task(tmp_path, tiny_encoder_folder, old):
-    taken = training_groups(load_run(new(tmp_path, tiny_encoder_folder, share=0.5)))
-    assert Counter(group["task"] for group in taken.groups) == {"tool": 8, "qa": 4, "chat": 4}
-    assert taken.notes == ["replays 8 of 16 groups of 1 earlier runs: chat 4, qa 4"]
+    _, data = built(new(tmp_path, tiny_encoder_folder, share=0.5))
+    assert data.sizes == {"tool": 8, "qa": 4, "chat": 4}
+    assert data.notes == ["replays 8 of 16 groups of 1 earlier runs: chat 4, qa 4"]
 
 
 def test_replay_takes_all_old_groups_where_they_are_fewer(tmp_path, tiny_encoder_folder, old):
-    taken = training_groups(load_run(new(tmp_path, tiny_encoder_folder, share=0.9)))
-    assert Counter(group["task"] for group in taken.groups) == {"tool": 8, "qa": 8, "chat": 8}
+    assert built(new(tmp_path, tiny_encoder_folder, share=0.9))[1].sizes == {"tool": 8, "qa": 8, "chat": 8}
 
 
 def test_replay_is_seeded_and_does_not_depend_on_the_order():
-    old = [{"task": task, "row_id": f"{task}-{i}"} for task in ("qa", "chat") for i in range(40)]
+    ids = np.array([f"{i:016d}".encode() for i in range(80)])
+    task = np.arange(80) % 2
     settings = ReplayConfig(runs=[{"work": "old"}], share=0.5)
-    first, again, other = (replayed(rows, 20, settings, seed) for rows, seed in ((old, 0), (old[::-1], 0), (old, 1)))
-    names = [sorted(group["row_id"] for group in rows) for rows in (first, again, other)]
-    assert len(names[0]) == 20
-    assert names[0] == names[1] != names[2]
-    assert Counter(group["task"] for group in first) == {"qa": 10, "chat": 10}
+
+    def names(order, seed):
+        keys = np.array([row_seed(seed, i.decode()) for i in ids[order]], dtype=np.uint64)
+        return ids[order][replayed(task[order], keys, ids[order], 20, settings)].tolist()
+
+    first, again, other = names(np.arange(80), 0), names(np.arange(80)[::-1], 0), names(np.arange(80), 1)
+    assert len(first) == 20 and first == again
+    assert set(first) != set(other)
+    assert Counter(int(name) % 2 for name in first) == {0: 10, 1: 10}
 
 
-def test_training_groups_take_a_group_of_both_runs_once_as_a_new_one(tmp_path, tiny_encoder_folder):
+def test_training_takes_a_group_of_both_runs_once_as_a_new_one(tmp_path, tiny_encoder_folder):
     write_run(tmp_path / "old", tiny_encoder_folder, {"tool"})
-    taken = training_groups(load_run(new(tmp_path, tiny_encoder_folder, share=0.5)))
-    assert len(taken.groups) == len({group["row_id"] for group in taken.groups}) == 8
+    rows = rows_of(new(tmp_path, tiny_encoder_folder, share=0.5))
+    assert len({row["query"] for row in rows}) == len(rows) == 8
+    assert not any("round" in row["name"] for row in rows)
 
 
 def test_replay_takes_equal_ids_of_two_runs_for_two_things(tmp_path, tiny_encoder_folder, old):
@@ -90,22 +118,25 @@ def test_replay_takes_equal_ids_of_two_runs_for_two_things(tmp_path, tiny_encode
                 QUERY,
                 tmp_path / run / "prepared" / "queries" / "train" / f"{task}.parquet",
             )
-    taken = training_groups(load_run(path))
-    for group in taken.groups:
-        query = (group["dataset"], group["query_id"])
-        if group["query_id"] == "0":
-            wanted = "is-new" if group["task"] == "tool" else "is-old"
-            assert (taken.positives[query], taken.examples[query]) == ([wanted], [f"own-{wanted}"])
-    assert len({group["dataset"] for group in taken.groups}) == 3
+    rows = rows_of(path)
+    seen = 0
+    for row in rows:
+        dataset, _, query = row["name"].rpartition("/")
+        if query == "0":
+            wanted = "is-new" if row["task"] == "tool" else "is-old"
+            assert set(id_hashes(dataset, [wanted, f"own-{wanted}"])) <= set(row["known_hashes"])
+            seen += 1
+    assert seen >= 1
+    assert len({row["name"].rpartition("/")[0] for row in rows}) == 3
 
 
 def test_replay_takes_the_labels_of_a_reranker_where_a_run_has_some(tmp_path, tiny_encoder_folder, old):
     config = load_run(old)
     rows = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id").read().to_pylist()
-    relabelled = [{**row, "rewards": [9.0] * len(row["candidate_ids"])} for row in rows]
+    relabelled = [{**row, "rewards": [9.0] + [8.0] * (len(row["candidate_ids"]) - 1)} for row in rows]
     Ledger(config.paths.labelled / "reranked", LABELLED, "row_id").commit(relabelled)
-    taken = training_groups(load_run(new(tmp_path, tiny_encoder_folder)))
-    assert {group["rewards"][0] for group in taken.groups if group["task"] != "tool"} == {9.0}
+    rewards = {row["rewards"][0] for row in rows_of(new(tmp_path, tiny_encoder_folder)) if row["task"] != "tool"}
+    assert rewards == {9.0}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +160,7 @@ def test_replay_of_an_unknown_task_is_refused(tmp_path, tiny_encoder_folder, old
     config = load_run(new(tmp_path, tiny_encoder_folder))
     fewer = {name: spec for name, spec in config.tasks.items() if name != "chat"}
     with pytest.raises(ConfigError, match=r"tasks \['chat'\], which this run file does not describe"):
-        training_groups(config.model_copy(update={"tasks": fewer}))
+        look_at(config.model_copy(update={"tasks": fewer}), sources(config))
 
 
 def test_train_dry_run_tells_of_the_replay_and_of_weights_without_groups(tmp_path, tiny_encoder_folder, old):
@@ -146,7 +177,7 @@ def test_run_name_depends_on_all_that_changes_a_training(tmp_path, tiny_encoder_
 
     def name(*overrides):
         config = load_run(path, list(overrides))
-        return run_name(config, training_groups(config))
+        return run_name(config, look_at(config, sources(config)))
 
     first = name()
     same = ["train.num_workers=2", "train.save_every=9", "train.tensorboard=true", "train.wandb=mine"]
@@ -156,3 +187,62 @@ def test_run_name_depends_on_all_that_changes_a_training(tmp_path, tiny_encoder_
     known = {"task": "tool", "dataset": "tool", "query_id": "0", "positive_ids": ["elsewhere"]}
     write_table([{**dict.fromkeys(QUERY.names), **known}], QUERY, tmp_path / "new/prepared/queries/train/tool.parquet")
     assert name() not in others | {first}
+
+
+def test_rows_that_are_built_in_chunks_are_those_of_one_list(tmp_path, tiny_encoder_folder, monkeypatch):
+    """Split, control, positives of other groups of a query, and a block that was committed twice."""
+    path = write_run(tmp_path / "run", tiny_encoder_folder, {"qa", "chat", "tool"}, control=True)
+    config = load_run(path, ["train.validation.queries=2", "train.validation.every=2"])
+    ledger = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
+    table = ledger.read()
+    for first in range(0, table.num_rows, 5):
+        ledger.commit(table.slice(first, 5))
+    monkeypatch.setattr(data, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(data, "PIECE_ROWS", 3)
+    found = sources(config)
+    folder = data_folder(config, found)
+    summary = build_data(config, found, folder, InProcess())
+    assert len(list((folder / "rows").glob("part-*"))) > 2
+    train, listed = config.needed_train, table.to_pylist()
+    kept, apart = split_groups(listed, train.validation)
+    for place, own in (("rows", kept), ("held_out", apart)):
+        for shuffled, where in ((own, folder), (shuffle_rewards(own, train.seed), folder / "control")):
+            sizes, left_out = write_training_rows(shuffled, config.tasks, tmp_path / "one", {})
+            assert all_rows(where / place) == all_rows(tmp_path / "one") != []
+            if place == "rows":
+                assert (summary.sizes, summary.left_out, summary.apart) == (sizes, left_out, len(apart))
+    assert built_data(folder) == summary == look_at(config, found)
+
+
+def test_rows_of_other_inputs_are_dropped_and_built_ones_found(tmp_path, tiny_encoder_folder):
+    path = write_run(tmp_path / "run", tiny_encoder_folder, {"qa"})
+    first, summary = built(path)
+    assert built_data(first) == summary
+    second, _ = built(path, "train.seed=1")
+    assert built_data(first) is None and built_data(second) is not None
+
+
+def test_train_of_groups_without_a_label_is_refused(tmp_path, tiny_encoder_folder):
+    path = write_run(tmp_path / "run", tiny_encoder_folder, {"qa"})
+    config = load_run(path)
+    more = {"task": "qa", "dataset": "qa", "query_id": "new", "query": "new", "answers": ["x"]}
+    more |= {"candidate_ids": ["a"], "candidate_texts": ["a"], "relevance": [1]}
+    write_table([more], GROUP, config.paths.candidates / "b.parquet")
+    with pytest.raises(LabelError, match=r"blocks: 1 of 9 rows missing, first [0-9a-f]{32}; run the job again"):
+        check(config)
+
+
+def test_check_of_very_many_groups_tells_what_the_first_ones_say(tmp_path, tiny_encoder_folder, monkeypatch):
+    path = write_run(tmp_path / "run", tiny_encoder_folder, {"qa"})
+    config = load_run(path)
+    ledger = Ledger(config.paths.labelled / "blocks", LABELLED, "row_id")
+    table = ledger.read()
+    for block in list((tmp_path / "run" / "labelled" / "blocks").iterdir()):
+        block.unlink()
+    ledger.commit(table.slice(0, 4))
+    ledger.commit(table.slice(4))
+    monkeypatch.setattr(data, "CHECKED_GROUPS", 4)
+    monkeypatch.setattr(data, "PIECE_ROWS", 1)
+    lines = check(config).lines
+    assert lines[0] == "counted on 4 of 8 groups; the rows are built before the training starts"
+    assert lines[1].startswith("qa: 8 groups")

@@ -7,19 +7,14 @@ import math
 import pytest
 import torch
 
-from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import QUERY, write_table
 from embedder.training.batch_plan import BatchPart
-from embedder.training.training_rows import (
-    NO_IDENTITY,
-    TrainingRows,
-    candidate_hashes,
-    known_positives,
-    training_row,
-    write_training_rows,
-)
-from ray_jobs.cluster.tables import example_ids, positive_ids
+from embedder.training.group_rows import candidate_hashes, id_hashes, known_positives, training_row
+from embedder.training.group_survey import listed_key
+from embedder.training.row_files import write_training_rows
+from embedder.training.training_rows import NO_IDENTITY, TrainingRows
+from ray_jobs.training.data import join_listed, listed_of
 
 REWARDS = (2.0, 0.0, -1.0)
 
@@ -181,7 +176,7 @@ def test_training_row_takes_the_query_itself_as_a_worked_example_for_no_negative
     """Its own example is declared by `example_ids`; an equal id alone says nothing, case 04-id-collision."""
     ids = {text: candidate_hashes({**group(texts=(text,)), "candidate_ids": [text]})[1][0] for text in ("0", "own")}
     plain = training_row(group("icl"), BUILTIN_TASKS["icl"])
-    with_own = training_row(group("icl"), BUILTIN_TASKS["icl"], examples=["own"])
+    with_own = training_row(group("icl"), BUILTIN_TASKS["icl"], examples=[ids["own"]])
     assert (plain["known_hashes"], with_own["known_hashes"]) == ([], [ids["own"]])
 
 
@@ -203,15 +198,13 @@ def test_training_row_of_worked_examples_knows_the_examples_that_give_the_querys
 
 
 def test_known_positives_of_a_run_are_read_from_its_training_queries(tmp_path):
-    config = RunConfig(
-        paths={"work": str(tmp_path), "cache": str(tmp_path)}, encoder={"model": "owner/name", "pooling": "mean"}
-    )
-    assert positive_ids(config.paths) == {}
-    for dataset, ids in (("one", ["p", "q"]), ("two", [])):
+    for dataset, ids in (("one", ["p", "q"]), ("two", None)):
         row = dict.fromkeys(QUERY.names) | {"dataset": dataset, "query_id": "0", "positive_ids": ids}
-        write_table([row], QUERY, config.paths.queries / "train" / f"{dataset}.parquet")
-    assert positive_ids(config.paths) == {("one", "0"): ["p", "q"], ("two", "0"): []}
-    assert example_ids(config.paths) == {("one", "0"): [], ("two", "0"): []}
+        write_table([row], QUERY, tmp_path / f"{dataset}.parquet")
+    found = join_listed(*(listed_of("old: ", tmp_path / f"{name}.parquet") for name in ("one", "two")))
+    keys = [listed_key(f"old: {name}", query) for name, query in (("two", "0"), ("one", "0"), ("one", "1"))]
+    assert found.positives.of(keys) == [[], sorted(id_hashes("old: one", ["p", "q"])), []]
+    assert found.examples.of(keys) == [[], [], []]
 
 
 def test_known_positives_of_another_group_of_the_query_are_positives_here_too():

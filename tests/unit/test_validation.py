@@ -12,9 +12,9 @@ from embedder.models.encoder import load_encoder
 from embedder.training.learners import EncoderLearner
 from embedder.training.objective import Objective
 from embedder.training.ranking_quality import gains_of, ndcg
+from embedder.training.row_files import write_training_rows
 from embedder.training.split import split_groups
 from embedder.training.token_batches import TokenLimits
-from embedder.training.training_rows import write_training_rows
 from embedder.training.validation import EarlyStopping, HeldOut
 from tests.unit.bare_network import BareNetwork
 from tests.unit.training_ranks import groups

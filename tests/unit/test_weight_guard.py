@@ -17,8 +17,8 @@ from embedder.training.checkpoint import last_step, read_checkpoint
 from embedder.training.learners import EncoderLearner, load_learner
 from embedder.training.loop import train
 from embedder.training.objective import Objective
+from embedder.training.row_files import write_training_rows
 from embedder.training.token_batches import TokenLimits
-from embedder.training.training_rows import write_training_rows
 from embedder.training.validation import HeldOut
 from embedder.training.weight_guard import between, choose
 from tests.unit.bare_network import BareNetwork

@@ -17,9 +17,11 @@ from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.train import TrainConfig
 from embedder.errors import NotFiniteError
+from embedder.training.batch_plan import BatchPart
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train
-from embedder.training.training_rows import write_training_rows
+from embedder.training.row_files import write_training_rows
+from embedder.training.training_rows import TrainingRows
 
 TASKS = ("qa", "chat", "tool")
 """One of each loss: graded, kl, contrastive."""
@@ -48,6 +50,12 @@ class Run:
         """What is trained."""
         settings = TrainConfig(**{**SETTINGS, **self.settings})
         return TrainingJob(self.encoder or encoder, BUILTIN_TASKS, settings, folder / self.name)
+
+
+def all_rows(folder: Path) -> list[dict[str, Any]]:
+    """The training rows of a folder, task by task."""
+    rows = TrainingRows(folder)
+    return rows.rows([BatchPart(task, list(range(size))) for task, size in rows.sizes.items()])
 
 
 def groups(count: int = 8) -> list[dict[str, Any]]:
