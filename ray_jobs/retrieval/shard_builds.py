@@ -30,6 +30,7 @@ from embedder.index.faiss_index import check_faiss_gpu
 from embedder.models.loader import read_config
 from embedder.models.locate import locate_model
 from embedder.storage.durable import appearing, remove_unfinished
+from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.machines import memory_request
 from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.tables import corpus_files, datasets
@@ -125,8 +126,8 @@ def divide_corpus(paths: Paths, store: VectorStore, num_shards: int, pieces: Pat
     divide = ray.remote(num_cpus=1, memory=memory_request(DIVIDE_BYTES, "dividing the corpus"))(divide_files)
     pending = []
     for dataset in datasets(paths):
-        sources = {"passages": corpus_files(paths, dataset)}
-        sources["vectors"] = parquet_files(store.ledger(dataset, "passage").folder)
+        vectors = parquet_files(store.ledger(dataset, "passage").folder)
+        sources: dict[str, Sequence[AnyPath]] = {"passages": corpus_files(paths, dataset), "vectors": vectors}
         for kind, files in sources.items():
             for first in range(0, len(files), FILES_A_TASK):
                 name = f"{first // FILES_A_TASK:05d}.parquet"
@@ -139,7 +140,7 @@ def divide_corpus(paths: Paths, store: VectorStore, num_shards: int, pieces: Pat
     (pieces / "divided").touch()
 
 
-def divide_files(files: Sequence[Path], kind: str, num_shards: int, pieces: Path, name: Path) -> None:
+def divide_files(files: Sequence[AnyPath], kind: str, num_shards: int, pieces: Path, name: Path) -> None:
     """Task: write the rows of some files, `passages` or `vectors`, by shard."""
     schema = PASSAGE if kind == "passages" else VECTOR
     parts: dict[int, list[pa.Table]] = defaultdict(list)

@@ -59,7 +59,7 @@ CHECKED_GROUPS = 20_000
 """Groups that `check` looks at where the rows are not built; of more it tells what these say."""
 TASK_BYTES = 500e6
 """Memory of a task that works on a chunk."""
-GROUP_BYTES = 250.0
+GROUP_BYTES = 400.0
 """Memory, a group, of the tasks that bring the chunks together."""
 COLUMNS = [*GROUP.names, "row_id", "rewards", "label_fingerprint", "error"]
 
