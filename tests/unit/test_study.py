@@ -115,7 +115,7 @@ KNOWN = {
 
 @pytest.fixture(scope="module")
 def known():
-    """The tables of a grid with known gains, of as many resamples as the report has, because p is never below two of them."""
+    """The tables of a grid with known gains, of as many resamples as the report has: p cannot be below two of them."""
     return tables(made_up(KNOWN), resamples=20_000)
 
 
