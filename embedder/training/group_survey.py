@@ -69,7 +69,7 @@ class GroupSurvey:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a selection comes to."""
+    """The size and identity of a selection."""
 
     identity: str
     """Hash of the groups, their labels, and which candidates are known to be right."""

@@ -40,7 +40,7 @@ MANIFEST = "rows.json"
 
 @dataclass(frozen=True)
 class RowFiles:
-    """What a folder of training rows holds."""
+    """The description of a folder of training rows."""
 
     sizes: dict[str, int]
     """Rows by task, sorted by name."""
@@ -118,7 +118,7 @@ class PartWriter:
             self._flush()
 
     def part(self) -> Part:
-        """What was written; after the end."""
+        """The part that was written; only after the end."""
         return Part(
             self._name,
             self._path.stat().st_size if self._path else 0,

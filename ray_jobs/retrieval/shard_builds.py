@@ -44,7 +44,7 @@ DIVIDE_BYTES = 1.5e9
 
 @dataclass(frozen=True)
 class ShardSize:
-    """What a shard is expected to hold."""
+    """The passages that a shard is expected to hold."""
 
     rows: int
     """Passages: an even share, and what chance may add to it."""
@@ -53,7 +53,7 @@ class ShardSize:
 
     @classmethod
     def of(cls, paths: Paths, num_shards: int) -> ShardSize:
-        """From the footers of the corpus."""
+        """Read it from the footers of the corpus."""
         rows = size = 0
         for dataset in datasets(paths):
             for path in corpus_files(paths, dataset):

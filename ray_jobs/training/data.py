@@ -48,7 +48,7 @@ from embedder.training.row_files import Part, PartWriter, RowFiles, describe, fi
 from embedder.training.split import query_key
 from ray_jobs.labelling.block_plan import read_row_group
 from ray_jobs.training.calls import Calls, InProcess
-from ray_jobs.training.groups import Source, refuse_unknown_tasks, replay_notes
+from ray_jobs.training.groups import LabelledRun, refuse_unknown_tasks, replay_notes
 
 DATA_FORMAT = 1
 CHUNK_ROWS = 8192
@@ -66,7 +66,7 @@ COLUMNS = [*GROUP.names, "row_id", "rewards", "label_fingerprint", "error"]
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What the rows of a training come to."""
+    """The numbers that a job is told of the rows of its training."""
 
     identity: str
     """Of the groups, as `Taken` has it."""
@@ -84,7 +84,7 @@ class DataSummary:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class LabelChunk:
     """Files of one source's labels that a task reads."""
 
     number: int
@@ -119,7 +119,7 @@ class Writing:
         return [place / name for place in places for name in ("rows", "held_out")]
 
 
-def data_folder(config: RunConfig, found: Sequence[Source]) -> Path:
+def data_folder(config: RunConfig, found: Sequence[LabelledRun]) -> Path:
     """Where the rows of these sources are, or will be."""
     files = [path for source in found for path in (*source.candidates, *source.blocks, *source.queries)]
     stamps = [[str(path), *_stamp(path)] for path in files]
@@ -139,14 +139,14 @@ def _stamp(path: AnyPath) -> tuple[int, int]:
 
 
 def built_data(folder: Path) -> DataSummary | None:
-    """What is there, if it was built."""
+    """The summary of rows that were built before, if they were."""
     try:
         return DataSummary(**json.loads((folder / "data.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
 
 
-def look_at(config: RunConfig, found: Sequence[Source]) -> DataSummary:
+def look_at(config: RunConfig, found: Sequence[LabelledRun]) -> DataSummary:
     """What the rows would come to, without writing them; of very many groups, as the first ones say.
 
     Raises:
@@ -159,13 +159,13 @@ def look_at(config: RunConfig, found: Sequence[Source]) -> DataSummary:
         return _counted(config, found, chunks, InProcess())
     if labels < groups:
         raise LabelError(f"{found[0].place}: {groups - labels:,} of {groups:,} groups have no label; run `label` again")
-    first, rows = list[Chunk](), 0
+    first, rows = list[LabelChunk](), 0
     for source in range(len(found)):
         own = [chunk for chunk in chunks if chunk.source == source]
         for chunk in own:
             if rows >= CHECKED_GROUPS * (source + 1) // len(found):
                 break
-            first.append(Chunk(len(first), source, chunk.prefix, chunk.files))
+            first.append(LabelChunk(len(first), source, chunk.prefix, chunk.files))
             rows += count_rows(chunk.files)
     seen = _counted(config, found, first, InProcess(), all_wanted=True)
     share = rows / labels
@@ -182,7 +182,7 @@ def look_at(config: RunConfig, found: Sequence[Source]) -> DataSummary:
     )
 
 
-def build_data(config: RunConfig, found: Sequence[Source], folder: Path, calls: Calls) -> DataSummary:
+def build_data(config: RunConfig, found: Sequence[LabelledRun], folder: Path, calls: Calls) -> DataSummary:
     """Write the rows, and drop those of other inputs.
 
     Raises:
@@ -201,8 +201,8 @@ def build_data(config: RunConfig, found: Sequence[Source], folder: Path, calls: 
 
 def _counted(
     config: RunConfig,
-    found: Sequence[Source],
-    chunks: Sequence[Chunk],
+    found: Sequence[LabelledRun],
+    chunks: Sequence[LabelChunk],
     calls: Calls,
     folder: Path | None = None,
     *,
@@ -236,23 +236,23 @@ def _counted(
     return DataSummary(taken.identity, rows.sizes, dict(left_out), taken.apart, rows.group_size, tokens, notes)
 
 
-def label_chunks(found: Sequence[Source], rows: int) -> list[Chunk]:
+def label_chunks(found: Sequence[LabelledRun], rows: int) -> list[LabelChunk]:
     """The labels of all sources in chunks of whole files, of about so many groups."""
-    chunks = list[Chunk]()
+    chunks = list[LabelChunk]()
     for number, source in enumerate(found):
         files, count = list[AnyPath](), 0
         for path in source.blocks:
             files.append(path)
             count += count_rows([path])
             if count >= rows:
-                chunks.append(Chunk(len(chunks), number, source.name, files))
+                chunks.append(LabelChunk(len(chunks), number, source.name, files))
                 files, count = [], 0
         if files:
-            chunks.append(Chunk(len(chunks), number, source.name, files))
+            chunks.append(LabelChunk(len(chunks), number, source.name, files))
     return chunks
 
 
-def _wanted(source: Source, calls: Calls, size: float) -> Any:  # noqa: ANN401 - a reference
+def _wanted(source: LabelledRun, calls: Calls, size: float) -> Any:  # noqa: ANN401 - a reference
     parts = []
     for path in source.candidates:
         with open_parquet(path) as file:
@@ -300,7 +300,7 @@ def _joined(
     return keys, np.concatenate([np.empty(0, dtype=np.int64), *(pair[1] for pair in pairs)])
 
 
-def survey_chunk(chunk: Chunk, listed: ListedIds, tasks: dict[str, TaskSpec], seeds: Seeds) -> GroupSurvey:
+def survey_chunk(chunk: LabelChunk, listed: ListedIds, tasks: dict[str, TaskSpec], seeds: Seeds) -> GroupSurvey:
     """Task: survey a chunk."""
     return survey_groups(chunk.source, chunk.pieces(), listed, tasks, seeds)
 
@@ -315,7 +315,7 @@ def taken_of(selection: Selection) -> Taken:
     return selection.taken
 
 
-def write_chunk(chunk: Chunk, selection: Selection, listed: ListedIds, writing: Writing) -> list[Part]:
+def write_chunk(chunk: LabelChunk, selection: Selection, listed: ListedIds, writing: Writing) -> list[Part]:
     """Task: write the taken groups of a chunk as parts, one for each folder of `Writing.folders`."""
     name, ranks = part_name(chunk.number), selection.ranks[chunk.number].tolist()
     folders = writing.folders(writing.folder) if writing.folder else [None] * 2 * len(writing.shuffles)

@@ -16,7 +16,7 @@ from ray_jobs.cluster.tables import candidate_files, labelled_ledger, llm_ledger
 
 
 @dataclass(frozen=True)
-class Source:
+class LabelledRun:
     """A run whose labelled groups are learned from."""
 
     name: str
@@ -31,7 +31,7 @@ class Source:
     """Where the labels are, for messages."""
 
 
-def sources(config: RunConfig) -> list[Source]:
+def sources(config: RunConfig) -> list[LabelledRun]:
     """The run itself, and then those it replays.
 
     Raises:
@@ -47,12 +47,12 @@ def sources(config: RunConfig) -> list[Source]:
     return found
 
 
-def _source(name: str, paths: Paths, labels: AnyPath) -> Source:
+def _source(name: str, paths: Paths, labels: AnyPath) -> LabelledRun:
     blocks = parquet_files(labels)
     if not blocks:
         raise DataError(f"{labels}: no labels; run `python -m ray_jobs.label` first")
     queries: list[AnyPath] = list(parquet_files(paths.queries / "train"))
-    return Source(name, candidate_files(paths), blocks, queries, str(labels))
+    return LabelledRun(name, candidate_files(paths), blocks, queries, str(labels))
 
 
 def earlier_paths(own: Paths, run: ReplayedRun) -> Paths:
@@ -69,7 +69,7 @@ def earlier_paths(own: Paths, run: ReplayedRun) -> Paths:
     return paths
 
 
-def replay_notes(taken: Taken, found: Sequence[Source]) -> list[str]:
+def replay_notes(taken: Taken, found: Sequence[LabelledRun]) -> list[str]:
     """A line on what is replayed, where something is."""
     if len(found) == 1:
         return []
