@@ -167,15 +167,18 @@ def look_at(config: RunConfig, found: Sequence[LabelledRun]) -> DataSummary:
                 break
             first.append(LabelChunk(len(first), source, chunk.prefix, chunk.files))
             rows += count_rows(chunk.files)
-    seen = _counted(config, found, first, InProcess(), all_wanted=True)
-    share = rows / labels
-    split = config.needed_train.validation
+    train = config.needed_train
+    fixed = train.validation.queries if train.validation else None
+    if fixed:
+        # So many queries may be more than are looked at.
+        config = config.model_copy(update={"train": train.model_copy(update={"validation": None})})
+    seen, share = _counted(config, found, first, InProcess(), all_wanted=True), rows / labels
     told = f"counted on {rows:,} of {labels:,} groups; the rows are built before the training starts"
     return DataSummary(
         seen.identity,
-        {task: round(count / share) for task, count in seen.sizes.items()},
+        {task: max(1, round(count / share) - (fixed or 0)) for task, count in seen.sizes.items()},
         {reason: round(count / share) for reason, count in seen.left_out.items()},
-        seen.apart if split and split.queries else round(seen.apart / share),
+        fixed * len(seen.sizes) if fixed else round(seen.apart / share),
         seen.group_size,
         seen.tokens,
         [*seen.notes, told],
@@ -212,9 +215,9 @@ def _counted(
     train, tasks = config.needed_train, config.tasks
     seeds = Seeds(train.validation.seed if train.validation else 0, train.seed)
     size = TASK_BYTES + GROUP_BYTES * sum(count_rows(source.candidates) for source in found)
-    parts = [
-        calls.start(listed_of, source.name, path, memory=TASK_BYTES) for source in found for path in source.queries
-    ]
+    # What the table of queries lists beside the candidates changes no count by much, and is as long as all groups.
+    queries = [] if all_wanted else [(source.name, path) for source in found for path in source.queries]
+    parts = [calls.start(listed_of, name, path, memory=TASK_BYTES) for name, path in queries]
     listed = calls.start(join_listed, *parts, memory=size)
     surveys = [calls.start(survey_chunk, chunk, listed, tasks, seeds, memory=TASK_BYTES) for chunk in chunks]
     wanted = [None if all_wanted else _wanted(source, calls, size) for source in found]

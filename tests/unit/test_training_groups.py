@@ -246,3 +246,6 @@ def test_check_of_very_many_groups_tells_what_the_first_ones_say(tmp_path, tiny_
     lines = check(config).lines
     assert lines[0] == "counted on 4 of 8 groups; the rows are built before the training starts"
     assert lines[1].startswith("qa: 8 groups")
+    split = ["train.validation.queries=5", "train.validation.every=2"]
+    lines = check(load_run(path, split)).lines
+    assert lines[1].startswith("qa: 3 groups") and any(line.startswith("5 groups are kept apart") for line in lines)
