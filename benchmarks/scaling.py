@@ -78,11 +78,14 @@ def gigabytes(run: Run) -> dict[str, float]:
     """Size of what is kept, before compression; four characters a token."""
     texts = run.candidates * run.passage_tokens * 4
     scores = (1 + run.candidates) * run.outputs * 8 + run.outputs * run.output_tokens * 4
+    # Beside its texts a candidate has three hashes, a reward and a mark.
+    rows = run.query_tokens * 4 + texts + run.candidates * (3 * 8 + 4 + 1)
     return {
         "passages": run.passages * run.passage_tokens * 4 / 1e9,
         "vectors, float32": run.passages * run.dimensions * 4 / 1e9,
         "candidates": run.groups * texts / 1e9,
         "labels": run.groups * (texts + scores) / 1e9,
+        "training rows": run.groups * rows / 1e9,
     }
 
 
