@@ -34,6 +34,10 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from embedder.config.run import EncoderConfig, LlmConfig
+from embedder.storage.connect import open_store
+from embedder.storage.object_store import ObjectPath
+from embedder.storage.store import Store
+from tests.azurite import azurite_command, serve_azure
 from tests.object_store import ObjectStore, serve_objects
 
 
@@ -158,3 +162,23 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
     """A server that speaks S3, on loopback."""
     with serve_objects(tmp_path_factory.mktemp("object-store") / "server.log") as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectPath]:
+    """A server that speaks Azure's protocol, on loopback."""
+    command = azurite_command()
+    if command is None:
+        pytest.skip("Azurite is not here: npm install --prefix .cache/azurite azurite@3.37.0")
+    with serve_azure(command, tmp_path_factory.mktemp("azure") / "server.log") as place:
+        yield place
+
+
+@pytest.fixture(params=["folder", "s3", "azure"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind."""
+    if request.param == "folder":
+        return open_store(tmp_path / "store")
+    if request.param == "s3":
+        return open_store(request.getfixturevalue("object_store").path(f"any/{tmp_path.name}"))
+    return open_store(request.getfixturevalue("azure") / tmp_path.name)

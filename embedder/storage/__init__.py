@@ -8,6 +8,11 @@ folder_store   a folder as a store
 bucket_store   S3, Google Cloud Storage and Azure as stores
 connect        the store at a path, tried before use
 numbered       numbered objects: the highest number counts
+position       for how long a process relies on a number, and a number is kept
+commit_log     a log of commits that any process appends to, its snapshots, and its cleaning
+writer         one process's appending, which gives way to others
+revisions      a document that any process replaces
+generations    which files stand for a log up to a number
 object_store   paths in S3 and Google Cloud Storage
 mirror         a run in an object store and the folder that stands for it
 lease          who may write to a run: a protocol over numbered objects

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import uuid4
 
 from embedder.errors import ConfigError
@@ -43,3 +44,16 @@ def check_conditions(store: Store) -> None:
             f"{store}: ignores the condition of a conditional write (If-None-Match), so that writers would overwrite "
             "each other; use a store that keeps it, as S3, Google Cloud Storage, Azure or a folder does"
         )
+
+
+def store_time(store: Store, make_mark: Callable[[int], bytes]) -> float:
+    """The time now by the store's own clock, in seconds since 1970, to compare with that of other objects.
+
+    Raises:
+        StorageError: it does not answer, or refuses.
+    """
+    name = make_mark(16).hex()
+    store.put_if_absent(f"{PROBES}/{name}", b"")
+    stored = {entry.name: entry.stored_s for entry in store.entries(PROBES)}
+    store.remove(f"{PROBES}/{name}")
+    return stored[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -54,14 +55,13 @@ class FolderStore:
     def entries(self, folder: str, after: str = "") -> list[Entry]:
         """The files of a folder, but for those that are being written."""
         path, found = self._folder / folder, []
-        with storage_failures(path):
-            try:
-                with os.scandir(path) as files:
-                    for file in files:
-                        if file.name > after and not file.name.startswith(UNFINISHED) and file.is_file():
-                            found.append(Entry(file.name, file.stat().st_mtime))
-            except FileNotFoundError:
-                pass
+        with storage_failures(path), suppress(FileNotFoundError), os.scandir(path) as files:
+            for file in files:
+                if file.name > after and not file.name.startswith(UNFINISHED) and file.is_file():
+                    # A file that is removed meanwhile is left out alone, and not all that follow it.
+                    with suppress(FileNotFoundError):
+                        # Not the time of the last write, which may be long before the link.
+                        found.append(Entry(file.name, file.stat().st_ctime))
         return sorted(found)
 
     def remove(self, name: str) -> None:

@@ -51,11 +51,15 @@ class NumberedObjects:
         signed = self._store.get(self.name(number))
         return None if signed is None else signed[:-MARK_BYTES]
 
+    def stored(self, after: int = 0) -> dict[int, float]:
+        """The numbers that are taken, ascending, and when each was stored by the store's clock."""
+        entries = self._store.entries(self._folder, self.name(after).rpartition("/")[2] if after else "")
+        found = [(self._name.fullmatch(entry.name), entry.stored_s) for entry in entries]
+        return {int(match[1]): stored_s for match, stored_s in found if match}
+
     def numbers(self, after: int = 0) -> list[int]:
         """The numbers that are taken, ascending."""
-        entries = self._store.entries(self._folder, self.name(after).rpartition("/")[2] if after else "")
-        found = [self._name.fullmatch(entry.name) for entry in entries]
-        return [int(match[1]) for match in found if match]
+        return list(self.stored(after))
 
     def latest(self) -> int:
         """The highest number that is taken; 0: none is."""

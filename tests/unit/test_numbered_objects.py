@@ -1,4 +1,4 @@
-"""Stores that keep a name's first content, and numbers that are given once: in a folder and behind S3's protocol."""
+"""Stores that keep a name's first content, and numbers that are given once: in a folder, S3 and Azure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from embedder.storage.numbered import NumberedObjects
 from tests.object_store import SECRET, proxy
 
 
-@pytest.fixture(params=["folder", "s3"])
-def store(request, tmp_path):
-    if request.param == "folder":
-        return open_store(tmp_path / "store")
-    return open_store(request.getfixturevalue("object_store").path(f"numbered/{tmp_path.name}"))
+@pytest.fixture
+def store(any_store):
+    return any_store
 
 
 def test_put_if_absent_keeps_what_was_put_first(store):

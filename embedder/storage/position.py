@@ -1,0 +1,33 @@
+"""How far a process knows a folder of numbered objects, and for how long it may rely on that without asking.
+
+Numbers are removed some day, and the store takes them again: a put that slept for a day succeeds where the number had
+another owner, whose object is gone. So nobody relies on a number for longer than `trusted_s`, and nobody removes one
+before what replaces it has been there for `kept_s`, which is far longer. Each time is measured by one clock: the first
+by that of the process, the second by that of the store. No two clocks need to agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long numbers are relied on, and kept."""
+
+    trusted_s: float = 60.0
+    """For so long a position is relied on; after that the store is asked again."""
+    kept_s: float = 24 * 3600.0
+    """For so long what has been replaced is kept; several times `trusted_s`, as clocks run differently."""
+
+
+RETENTION = Retention()
+
+
+class Position(NamedTuple):
+    """A number that was not replaced yet at some moment since `since`, so that the one after it was not removed."""
+
+    number: int
+    since: float
+    """By the clock of the process that holds it, taken before it asked the store."""
