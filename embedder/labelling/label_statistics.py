@@ -94,6 +94,8 @@ class LabelCost:
     peak_flops: float | None
     """Operations that the device of one actor can do in a second; None: not known."""
     actors: int
+    money: float = 0.0
+    """What a server asks for these tokens, by the prices of the run file."""
 
     @property
     def pairs_per_s(self) -> float:
@@ -113,7 +115,7 @@ class LabelCost:
     @classmethod
     def of(cls, numbers: Mapping[str, Any]) -> LabelCost:
         """The cost in what `numbers` returned."""
-        return cls(**{each.name: numbers[each.name] for each in fields(cls)})
+        return cls(**{each.name: numbers[each.name] for each in fields(cls) if each.name in numbers})
 
     def numbers(self) -> dict[str, float | None]:
         """All of it by name, the rates included."""

@@ -60,7 +60,12 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
         share = cost.peak_share
         report.lines.append(
             f"{cost.pairs:,} pairs, {cost.pairs_per_s:,.1f} pairs/s, {cost.tokens_per_s:,.0f} tokens/s, "
-            f"{'an unknown share' if share is None else f'{share:.0%}'} of the peak of {cost.actors} actors"
+            + (
+                f"money {cost.money:,.2f}"
+                if cost.money
+                else f"{'an unknown share' if share is None else f'{share:.0%}'} of"
+            )
+            + ("" if cost.money else f" the peak of {cost.actors} actors")
         )
         report.details["cost"] = cost.numbers()
     if config.label.export is not None:
