@@ -22,5 +22,6 @@ rewards.py             the rank reward and others, from log-likelihoods alone; t
 export.py              writes labels as the reference's files
 rounding.py            what bfloat16 changes of rank rewards
 label_statistics.py    counts how much signal the labels carry
+label_trust.py         do the rewards agree with people, with themselves, and with another seed
 label_report.py        the page and the pictures of these counts
 """

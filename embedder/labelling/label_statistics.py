@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from embedder.hashing import content_id
+from embedder.labelling.label_trust import LabelTrust
 from embedder.labelling.rewards import desired_rank, group_rewards, is_flat, is_saturated, summed
 from embedder.reporting.html import TEXT_CHARACTERS, printable
 
@@ -182,6 +183,8 @@ class TaskStatistics:
         """For each group with a known positive: how likely a blind choice of the best would hold one."""
         self.rewards: dict[str, tuple[Histogram, Histogram]] = {}
         """By kind (rank, likelihood; teacher: no log-likelihoods): rewards of other candidates, and of positives."""
+        self.trust = LabelTrust(seed)
+        """Whether the rewards agree with people and with themselves."""
         self._examples: dict[str, dict[str, Any]] = {}
 
     def add(self, row: Row) -> None:
@@ -199,6 +202,7 @@ class TaskStatistics:
             self.counts["truncated"] += row["truncated"]
             self.counts["cut_of"] += len(row["candidate_texts"])
         self._keep(row)
+        self.trust.add(row)
         if row["rewards"]:
             self._count_rewards(row)
         elif row["error"] is not None:
@@ -266,6 +270,11 @@ class TaskStatistics:
         return list(self._examples.values())
 
     @property
+    def disagreements(self) -> list[dict[str, Any]]:
+        """Groups to read in which LLM and labels disagree most."""
+        return [example(row, self.sums) for row in self.trust.disagreements]
+
+    @property
     def mean_samples(self) -> float | None:
         """Distinct sampled outputs a group, the desired output not among them; None without ranks."""
         return self.counts["samples"] / self.counts["ranked"] if self.counts["ranked"] else None
@@ -306,6 +315,7 @@ class TaskStatistics:
             "truncated_candidates": self.counts["truncated"] if "truncated" in shares else None,
             "mean_samples": self.mean_samples,
             "error_reasons": reasons,
+            "trust": self.trust.numbers(),
             "rank_without": _histogram_numbers([self.rank_without])[0],
             "rank_with": _histogram_numbers([self.rank_with])[0],
             "rewards": {

@@ -10,18 +10,25 @@ from typing import Any
 import torch
 
 from embedder.config.run import LlmConfig, RunConfig
+from embedder.labelling.label_report import write_report
+from embedder.labelling.label_statistics import TaskStatistics
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.units import unit_tokens
 from embedder.models.open_llm import open_llm
 from ray_jobs.labelling.block_plan import Survey, read_row_group
 from ray_jobs.labelling.provenance import label_pools
+from ray_jobs.labelling.summary import no_statistics, trust_lines
+
+SAMPLE = "sample"
+"""Folder below the reports for those of a sample."""
 
 
-def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[str]:
+def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey, count: int | None = None) -> list[str]:
     """Label a few groups of each task that has work ahead; lines on what that took, and on what the rest will take.
 
     The rest takes as much more than the sample as it has more estimated tokens, so that longer texts, and passages that
-    groups of a unit share, count.
+    groups of a unit share, count. With `count` so many groups of a task are labelled, once more with another seed, and
+    a report tells whether the rewards can be trusted.
     """
     settings = config.label
     ahead = {task: rest for task, rest in work.tasks.items() if rest.pairs}
@@ -35,13 +42,14 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
     lm = open_llm(llm, config.paths.cache, gpus)
     labeller = RewardLabeller(lm, llm, settings, config.tasks, *label_pools(config))
     lines: list[str] = []
+    rows: list[dict[str, Any]] = []
     whole = Spent()
-    for task, groups in sorted(_samples(config, work).items()):
+    for task, groups in sorted(_samples(config, work, count or settings.dry_run_groups).items()):
         if llm.endpoint is None:
             # The first call of a kind is slow: memory is fetched, kernels are chosen.
             labeller.label(groups[:1], "rehearsal")
         before = Spent.of(labeller)
-        labeller.label(groups, "rehearsal")
+        rows += labeller.label(groups, "rehearsal")
         spent = Spent.of(labeller) - before
         if spent.pairs:
             whole += spent * (ahead[task].tokens / unit_tokens(groups, config.tasks[task], settings.num_rivals, llm))
@@ -49,7 +57,25 @@ def rehearse_labelling(config: RunConfig, llm: LlmConfig, work: Survey) -> list[
                 f"{task}: {spent.pairs:.0f} pairs in {spent.seconds:.1f} s, {spent.pairs / spent.seconds:,.1f} "
                 f"pairs/s, {spent.tokens:,.0f} tokens"
             )
-    return [*lines, _whole_line(config, whole, labeller)]
+    lines.append(_whole_line(config, whole, labeller))
+    return lines if count is None else [*lines, *_report(config, llm, labeller, rows)]
+
+
+def _report(config: RunConfig, llm: LlmConfig, labeller: RewardLabeller, rows: list[dict[str, Any]]) -> list[str]:
+    """Lines on whether the rewards of a sample can be trusted; they and the groups stand in a report of their own."""
+    other = config.label.model_copy(update={"seed": config.label.seed + 1})
+    again = RewardLabeller(labeller.lm, llm, other, config.tasks, *label_pools(config)).label(rows, "rehearsal")
+    tasks: dict[str, TaskStatistics] = {}
+    for row, repeated in zip(rows, again, strict=True):
+        if row["task"] not in tasks:
+            tasks[row["task"]] = no_statistics(config, row["task"])
+        tasks[row["task"]].add(row)
+        tasks[row["task"]].trust.add_repeated(row, repeated)
+    kind = [f"{labeller.lm.device_kind}, {labeller.backend.how}"]
+    page = write_report(tasks, None, config.paths.reports / SAMPLE, config.paths.work.name, kind)
+    errors = [f"{row['query_id']!r}: {row['error']}" for row in rows if row["error"]]
+    told = [f"{len(errors)} of {len(rows)} groups could not be scored, first {errors[0]}"] if errors else []
+    return [*told, *trust_lines(tasks), f"report on {len(rows)} groups: {page}"]
 
 
 @dataclass(frozen=True)
@@ -93,9 +119,9 @@ def _whole_line(config: RunConfig, whole: Spent, labeller: RewardLabeller) -> st
     )
 
 
-def _samples(config: RunConfig, work: Survey) -> dict[str, list[dict[str, Any]]]:
-    """The first groups ahead of each task, at most `dry_run_groups` of each."""
-    wanted, full = config.label.dry_run_groups, set()
+def _samples(config: RunConfig, work: Survey, wanted: int) -> dict[str, list[dict[str, Any]]]:
+    """The first groups ahead of each task, at most `wanted` of each."""
+    full: set[str] = set()
     samples: dict[str, list[dict[str, Any]]] = {}
     for block in (block for batch in work.blocks.to_batches() for block in batch.to_pylist()):
         # A file holds one dataset, which has one task: what it has to give is taken from its first blocks.

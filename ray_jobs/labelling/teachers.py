@@ -70,9 +70,12 @@ class Teacher(ABC):
     def check(self) -> Work:
         """The work ahead; what it needs is there, and its labels would not mix with others."""
 
-    def rehearse(self) -> list[str]:
-        """Label a sample on this machine for the lines of a dry run; nothing where that takes no model."""
-        return []
+    def rehearse(self, count: int | None = None) -> list[str]:
+        """Label a sample on this machine for the lines of a dry run; nothing where that takes no model.
+
+        With `count`, so many groups of each task, of which a report tells whether they can be trusted.
+        """
+        return [] if count is None else [f"label.teacher {self.config.label.teacher!r} has nothing to try: no sample"]
 
     @abstractmethod
     def run(self) -> Labels:
@@ -177,12 +180,12 @@ class LlmTeacher(Teacher):
             f"about {tokens:,.0f} tokens{told}: a server reads the whole prompt for each output",
         ]
 
-    def rehearse(self) -> list[str]:
-        if self.config.llm is None or not self.config.label.dry_run_groups:
+    def rehearse(self, count: int | None = None) -> list[str]:
+        if self.config.llm is None or not (count or self.config.label.dry_run_groups):
             return []
         from ray_jobs.labelling.rehearsal import rehearse_labelling
 
-        return rehearse_labelling(self.config, self.config.llm, self.survey())
+        return rehearse_labelling(self.config, self.config.llm, self.survey(), count)
 
     def run(self) -> Labels:
         config, provenance = self.config, self.provenance
