@@ -65,7 +65,7 @@ class Agreement:
 
 @dataclass
 class WithinGroups:
-    """Correlation of two rewards of the same candidates within groups, pooled; differences between groups do not count."""
+    """Correlation of two rewards of the same candidates, each less its mean over the group; pooled over groups."""
 
     groups: int = 0
     _both: float = 0.0

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from embedder.config.load import load_run
 from embedder.config.run import CHUNKED
-from embedder.data.records import GROUP, group_id, write_table
+from embedder.data.records import GROUP, QUERY, QUERY_CORE, group_id, write_table
 from embedder.labelling.labeller import RewardLabeller
 from ray_jobs.cluster.blocks import BlockCost
 from ray_jobs.cluster.tables import llm_ledger
@@ -66,6 +66,12 @@ def write(config, groups):
     for task in {group["task"] for group in groups}:
         own = [group for group in groups if group["task"] == task]
         write_table(own, GROUP, config.paths.candidates / f"of-{task}.parquet")
+
+
+def write_queries(config, groups):
+    """The queries of groups as `prepare` leaves them."""
+    rows = [{**dict.fromkeys(QUERY.names), **{name: group[name] for name in QUERY_CORE.names}} for group in groups]
+    write_table(rows, QUERY, config.paths.queries / "train" / f"{groups[0]['dataset']}.parquet")
 
 
 def label(config, block_rows=4) -> list[BlockCost]:
@@ -212,7 +218,9 @@ def test_score_exactly_keeps_the_scorer_that_the_user_had_to_name(config, tmp_pa
 
 
 def test_rehearse_labelling_of_a_sample_reports_whether_rewards_can_be_trusted_and_commits_nothing(config):
-    write(config, groups_of("qa", 8))
+    groups = groups_of("qa", 8)
+    write(config, groups)
+    write_queries(config, groups)
     work = survey(config, llm_ledger(config.paths), 4)
     told = rehearse_labelling(config, config.llm, work, 6)
     assert told[0].startswith("qa: 24 pairs in ") and "at this rate about" in told[1]
