@@ -349,14 +349,15 @@ def test_label_by_a_server_gives_the_rewards_of_the_same_llm_here_and_goes_on_af
         # It fails in the middle, keeps its blocks, and goes on with the others.
         server.lasts = len(server.requests) + 60
         assert "status 500" in refused(driver.call(there, *gain))
-        before, asked = len(rows_of(there)), len(server.requests)
+        before = len(rows_of(there))
         assert 0 < before < QA + TOOL
         server.lasts = None
-        told = succeeded(driver.call(there, *gain))
-        assert len(server.requests) - asked <= 5 * (QA + TOOL - before) + 40 and "money" in told
         assert "another engine or LLM (engine 'vllm' -> 'sglang'" in refused(
             _with(server, "engine", "sglang", driver, there, gain)
         )
+        asked = len(server.requests)
+        told = succeeded(driver.call(there, *gain))
+        assert len(server.requests) - asked <= 5 * (QA + TOOL - before) + 40 and "money" in told
     expected = rows_of(here)
     for query, row in rows_of(there).items():
         assert row["error"] is None and (row["rewards"] is None) == (expected[query]["rewards"] is None)
