@@ -19,7 +19,7 @@ class ServerAddress(Section):
     key_file: AbsolutePath | None = None
     """File that holds the API key and nothing else. null: no key, or that of `key_variable`."""
     max_requests: int = Field(default=4, ge=1)
-    """Requests that are under way at most. It begins with 4, doubles while the server keeps up, and halves when it
+    """Requests that are under way at most. It begins with 4, doubles while the server keeps up, and takes fewer when it
     refuses or is silent."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that a request may take."""
@@ -49,8 +49,8 @@ class LlmEndpoint(ServerAddress):
     """An LLM on a server with OpenAI's `POST /completions`, which gives log-likelihoods of its prompt."""
 
     max_requests: int = Field(default=64, ge=1)
-    """Requests of an actor that are under way at most. It begins with 4, doubles while the server keeps up, and halves
-    when it refuses or is silent."""
+    """Requests of an actor that are under way at most. It begins with 4, doubles while the server keeps up, and takes
+    fewer when it refuses or is silent."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Seconds that a request may take."""
     prompt_price: float = Field(default=0.0, ge=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -106,11 +106,15 @@ class HttpBackend:
     def _all(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         futures = [self._threads.submit(work, item) for item in items]
         try:
-            return [future.result() for future in futures]
+            wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             # What is not begun when one has failed would cost money for nothing.
             for future in futures:
                 future.cancel()
+        failures = [error for future in futures if not future.cancelled() and (error := future.exception())]
+        if failures:
+            raise failures[0]
+        return [future.result() for future in futures]
 
     def _post(self, body: dict[str, Any], tokens: int) -> Any:  # noqa: ANN401
         """Ask for a completion, and count what it costs; `tokens` of the prompt, where the server does not count."""

@@ -9,6 +9,8 @@ FIRST_REQUESTS = 4
 FIRST_SLOW_DOWN, SLOW_DOWN = 0.5, 0.85
 """Share of the requests that go on after the server was overloaded: at first it may have been asked for twice of what
 it bears. With 0.5 always, a server that refuses would be used to three quarters on average."""
+GROWTH = 0.2
+"""Requests by which their number grows a round. With 1, a server that bears three would refuse every third request."""
 FREE_REPEATS, REPEATS_A_SUCCESS = 20, 0.2
 """A server may fail so often at first, and then for each request that it answered; beyond it is broken, not busy."""
 
@@ -16,7 +18,7 @@ FREE_REPEATS, REPEATS_A_SUCCESS = 20, 0.2
 class Pace:
     """The number of requests under way: additive increase, multiplicative decrease (Jacobson, 1988).
 
-    It doubles with each round of requests until the server is first overloaded, then grows by one a round.
+    It doubles with each round of requests until the server is first overloaded, then grows slowly.
     """
 
     def __init__(self, most: int) -> None:
@@ -51,7 +53,7 @@ class Pace:
         """The server kept up."""
         with self._changed:
             self._answered += 1
-            self.limit = min(self.most, self.limit + (1 / self.limit if self._is_slow else 1))
+            self.limit = min(self.most, self.limit + (GROWTH / self.limit if self._is_slow else 1))
             self._changed.notify_all()
 
     def overloaded(self, began: float) -> None:

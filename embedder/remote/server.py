@@ -22,7 +22,8 @@ from embedder.config.server import ServerAddress
 from embedder.errors import ConfigError, ModelError
 from embedder.remote.pace import Pace
 
-OVERLOADED = {408, 429, 503, 504}
+TOO_MANY = 429
+OVERLOADED = {408, TOO_MANY, 503, 504}
 """Statuses of a server that is asked too much."""
 PASSING = OVERLOADED | {409, 425, 500, 502}
 """Statuses that may change a little later, so that another try makes sense."""
@@ -47,6 +48,7 @@ class _Failure:
     problem: str
     asked_pause: float = 0.0
     is_overload: bool = True
+    is_fault: bool = True
 
 
 class Server:
@@ -95,7 +97,8 @@ class Server:
                 self.pace.overloaded(began)
             if attempt + 1 == attempts:
                 break
-            if not self.pace.may_repeat():
+            # A refusal for too many requests is no fault: the pace answers it.
+            if failure.is_fault and not self.pace.may_repeat():
                 raise ModelError(
                     f"{url}: too many requests fail, the last one with {failure.problem}; look at the server"
                 )
@@ -128,7 +131,8 @@ class Server:
             refused = RefusedError(f"{url} refuses: {problem}; correct {self.setting}")
             refused.status = response.status_code
             raise refused
-        return _Failure(problem, asked_pause(response.headers), response.status_code in OVERLOADED)
+        status = response.status_code
+        return _Failure(problem, asked_pause(response.headers), status in OVERLOADED, status != TOO_MANY)
 
     def _content(self, response: httpx.Response) -> bytes:
         content, began = bytearray(), time.monotonic()
