@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from embedder.config.endpoints import ServerAddress
 from embedder.config.paths import ModelReference, Pooling, Section
-from embedder.config.server import ServerAddress
 
 EvaluationName = Literal["qa", "choice", "chat", "lrlm", "icl", "tool", "convsearch"]
 """The evaluations. The built-in tasks have the one of their name; `choice` is multiple choice."""

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from embedder.config.cluster import ClusterConfig
+from embedder.config.endpoints import LlmEndpoint
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.index import BuildSettings, IndexConfig
 from embedder.config.label import LabelConfig, RerankerConfig
@@ -20,7 +21,6 @@ from embedder.config.paths import EncodingDtype, ModelReference, Paths, Pooling,
 from embedder.config.pipeline import PipelineConfig
 from embedder.config.prepare import PrepareConfig
 from embedder.config.serve import ServeConfig
-from embedder.config.server import LlmEndpoint
 from embedder.config.submit import SubmitConfig
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.config.train import TrainConfig

@@ -14,8 +14,8 @@ from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
+from embedder.config.endpoints import LlmEndpoint
 from embedder.config.run import LlmConfig
-from embedder.config.server import LlmEndpoint
 from embedder.errors import ConfigError, ModelError
 from embedder.labelling.completions import FORMS, AnswerError, CompletionForm, Likelihoods, first_choice
 from embedder.labelling.compute_cost import ModelSize, ModelWork

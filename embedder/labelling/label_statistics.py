@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from embedder.config.label import LabelConfig
+from embedder.config.tasks import TaskSpec
 from embedder.hashing import content_id
 from embedder.labelling.label_trust import LabelTrust
 from embedder.labelling.rewards import desired_rank, group_rewards, is_flat, is_saturated, summed
@@ -323,6 +325,13 @@ class TaskStatistics:
                 for kind, pair in sorted(self.rewards.items())
             },
         }
+
+
+def statistics_of(label: LabelConfig, spec: TaskSpec | None) -> TaskStatistics:
+    """The statistics of a task before its first row; blocks may hold labels of a task that the run file has dropped."""
+    if spec is None:
+        return TaskStatistics(label.seed)
+    return TaskStatistics(label.seed, spec.reward_margin, spec.reward_sum == "sum")
 
 
 def chance_of_positive(candidates: int, positives: int, chosen: int) -> float:

@@ -89,7 +89,7 @@ class WithinGroups:
 
 @dataclass
 class LabelTrust:
-    """What is known of one task's rewards."""
+    """Collects what speaks for and against the rewards of one task."""
 
     seed: int
     agreement: Agreement = field(default_factory=Agreement)
@@ -209,3 +209,12 @@ def _ranked_among(outputs: Sequence[int], base: Sequence[float], scores: Sequenc
     """Rank rewards of each candidate where these outputs alone are there; the desired one is the first."""
     known = [base[i] for i in outputs]
     return [rank_reward(known, [row[i] for i in outputs]) for row in scores]
+
+
+def trust_lines(tasks: Mapping[str, LabelTrust]) -> list[str]:
+    """Whether the rewards of each task can be trusted, and what to do where they cannot."""
+    lines = []
+    for task, trust in sorted(tasks.items()):
+        lines += [f"{task}: {line}" for line in [trust.line()] if line]
+        lines += [f"WARNING: {task}: {warning}" for warning in trust.warnings()]
+    return lines

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from embedder.config.endpoints import LlmEndpoint
 from embedder.config.run import LlmConfig
-from embedder.config.server import LlmEndpoint
 from embedder.errors import ModelError
 from embedder.models.llm import Llm
 from embedder.models.loader import load_tokenizer

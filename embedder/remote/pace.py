@@ -15,7 +15,7 @@ FREE_REPEATS, REPEATS_A_SUCCESS = 20, 0.2
 """A server may fail so often at first, and then for each request that it answered; beyond it is broken, not busy."""
 
 
-class Pace:
+class RequestPace:
     """The number of requests under way: additive increase, multiplicative decrease (Jacobson, 1988).
 
     It doubles with each round of requests until the server is first overloaded, then grows slowly.

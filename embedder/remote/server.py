@@ -18,9 +18,9 @@ from typing import Any
 
 import httpx
 
-from embedder.config.server import ServerAddress
+from embedder.config.endpoints import ServerAddress
 from embedder.errors import ConfigError, ModelError
-from embedder.remote.pace import Pace
+from embedder.remote.pace import RequestPace
 
 TOO_MANY = 429
 OVERLOADED = {408, TOO_MANY, 503, 504}
@@ -57,7 +57,7 @@ class Server:
     def __init__(self, address: ServerAddress, setting: str, transport: httpx.BaseTransport | None = None) -> None:
         """`setting`: the part of the run file that errors name."""
         self.address, self.setting = address, setting
-        self.pace = Pace(address.max_requests)
+        self.pace = RequestPace(address.max_requests)
         self._key = api_key(address, setting)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=address.max_requests, max_keepalive_connections=address.max_requests)

@@ -11,13 +11,13 @@ import torch
 
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.labelling.label_report import write_report
-from embedder.labelling.label_statistics import TaskStatistics
+from embedder.labelling.label_statistics import TaskStatistics, statistics_of
+from embedder.labelling.label_trust import trust_lines
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.units import unit_tokens
 from embedder.models.open_llm import open_llm
 from ray_jobs.labelling.block_plan import Survey, read_row_group
 from ray_jobs.labelling.provenance import label_pools
-from ray_jobs.labelling.summary import no_statistics, trust_lines
 
 SAMPLE = "sample"
 """Folder below the reports for those of a sample."""
@@ -68,19 +68,23 @@ def _report(config: RunConfig, llm: LlmConfig, labeller: RewardLabeller, rows: l
     tasks: dict[str, TaskStatistics] = {}
     for row, repeated in zip(rows, again, strict=True):
         if row["task"] not in tasks:
-            tasks[row["task"]] = no_statistics(config, row["task"])
+            tasks[row["task"]] = statistics_of(config.label, config.tasks.get(row["task"]))
         tasks[row["task"]].add(row)
         tasks[row["task"]].trust.add_repeated(row, repeated)
     kind = [f"{labeller.lm.device_kind}, {labeller.backend.how}"]
     page = write_report(tasks, None, config.paths.reports / SAMPLE, config.paths.work.name, kind)
     errors = [f"{row['query_id']!r}: {row['error']}" for row in rows if row["error"]]
     told = [f"{len(errors)} of {len(rows)} groups could not be scored, first {errors[0]}"] if errors else []
-    return [*told, *trust_lines(tasks), f"report on {len(rows)} groups: {page}"]
+    return [
+        *told,
+        *trust_lines({task: measured.trust for task, measured in tasks.items()}),
+        f"report on {len(rows)} groups: {page}",
+    ]
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What labelling took."""
+    """Time, work and money that labelling took."""
 
     seconds: float = 0.0
     pairs: float = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from embedder.config.paths import Paths
@@ -12,7 +12,8 @@ from embedder.data.row_ids import RowIds
 from embedder.errors import LabelError
 from embedder.labelling.export import write_reference
 from embedder.labelling.label_report import write_report
-from embedder.labelling.label_statistics import LabelCost, TaskStatistics
+from embedder.labelling.label_statistics import LabelCost, TaskStatistics, statistics_of
+from embedder.labelling.label_trust import trust_lines
 from embedder.labelling.rounding import Rounding, rounding_numbers
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.tables import labelled_ledger
@@ -35,7 +36,7 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     rows, errors, first = 0, 0, ""
     for row in _rows(config, expected):
         if row["task"] not in tasks:
-            tasks[row["task"]] = no_statistics(config, row["task"])
+            tasks[row["task"]] = statistics_of(config.label, config.tasks.get(row["task"]))
         tasks[row["task"]].add(row)
         rows += 1
         if row["error"]:
@@ -53,7 +54,7 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
         f"{len(expected):,} groups in = {rows:,} out; {labels.before:,} were labelled before this run; "
         f"{repeated:,} repeated in blocks and counted once",
         *(_task_line(task, values) for task, values in summary.items()),
-        *trust_lines(tasks),
+        *trust_lines({task: measured.trust for task, measured in tasks.items()}),
     ]
     report.details |= {"devices": devices, "rounding": rounding_numbers(rounding)}
     report.lines += _source_lines(devices, rounding)
@@ -94,14 +95,6 @@ def _source_lines(devices: list[str], rounding: Rounding | str | None) -> list[s
     return lines
 
 
-def no_statistics(config: RunConfig, task: str) -> TaskStatistics:
-    """The statistics of a task before its first row."""
-    spec = config.tasks.get(task)
-    if spec is None:  # blocks may hold labels of a task that the run file has dropped
-        return TaskStatistics(config.label.seed)
-    return TaskStatistics(config.label.seed, spec.reward_margin, spec.reward_sum == "sum")
-
-
 def _earlier(paths: Paths) -> tuple[LabelCost | None, Rounding | str | None]:
     """Cost and rounding of which the report tells, so that a run with nothing to label does not erase them."""
     path = paths.reports / "label.json"
@@ -114,15 +107,6 @@ def _earlier(paths: Paths) -> tuple[LabelCost | None, Rounding | str | None]:
 def _rows(config: RunConfig, expected: RowIds) -> Iterator[dict[str, Any]]:
     for table in labelled_ledger(config).stream(expected):
         yield from table.to_pylist()
-
-
-def trust_lines(tasks: Mapping[str, TaskStatistics]) -> list[str]:
-    """Whether the rewards of each task can be trusted, and what to do where they cannot."""
-    lines = []
-    for task, measured in sorted(tasks.items()):
-        lines += [f"{task}: {line}" for line in [measured.trust.line()] if line]
-        lines += [f"WARNING: {task}: {warning}" for warning in measured.trust.warnings()]
-    return lines
 
 
 def _task_line(task: str, values: dict[str, float]) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from embedder.config.endpoints import LlmEndpoint
 from embedder.config.run import LlmConfig, RunConfig
-from embedder.config.server import LlmEndpoint
 from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
 from embedder.data.records import LABELLED, each_table, parquet_files

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from embedder.config.endpoints import LlmEndpoint
 from embedder.config.label import LabelConfig
 from embedder.config.run import LlmConfig
-from embedder.config.server import LlmEndpoint
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import ConfigError, ModelError
 from embedder.labelling.http_backend import HttpBackend
@@ -80,7 +80,7 @@ def test_http_backend_scores_equal_those_of_the_llm_here(lm, tiny_llm, engine, h
 
 
 def test_http_backend_scores_begin_at_the_first_scored_token(lm, tiny_llm):
-    prompt = replace(prompts(lm)[1], first_scored=[2, 0])
+    prompt = replace(prompts(lm)[1], unscored=[2, 0])
     with backend_of(LlmServer(lm), tiny_llm) as backend:
         assert backend.score([prompt])[0] == pytest.approx(SequentialBackend(lm).score([prompt])[0], abs=1e-5)
 

@@ -69,5 +69,5 @@ class LlmEndpoint(ServerAddress):
         return self
 
     def money(self, prompt_tokens: float, output_tokens: float = 0.0) -> float:
-        """What so many tokens cost."""
+        """The price of so many tokens that are read, and written."""
         return (prompt_tokens * self.prompt_price + output_tokens * self.output_price) / 1e6
