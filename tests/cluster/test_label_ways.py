@@ -353,6 +353,8 @@ def test_label_by_a_server_gives_the_rewards_of_the_same_llm_here_and_goes_on_af
             driver.call(there, *gain, "--set", "llm.endpoint.max_money=0.01")
         )
         assert "gives no log-likelihoods" in refused(_with(server, "spoiled", "zeros", driver, there, gain))
+        told = succeeded(driver.call(there, *gain, "--dry-run"))
+        assert "prompt_logprobs of token ids" in told and "tokens in all, money" in told
         assert not (there.parent / "work" / "labelled").exists()
         # It fails in the middle, keeps its blocks, and goes on with the others.
         server.lasts = len(server.requests) + 60
