@@ -52,7 +52,7 @@ def streams_objects(config: RunConfig) -> bool:
     return config.label.teacher != "reranker"
 
 
-JOB = Job("label", __doc__, check, run, rehearse, sample, streams_objects)
+JOB = Job("label", __doc__, check, run, rehearse, streams_objects, sample)
 
 if __name__ == "__main__":
     main(JOB)

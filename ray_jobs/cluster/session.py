@@ -50,10 +50,10 @@ class Job:
 
     Does a sample of the work on this machine, or tells what is known without one.
     """
-    sample: Callable[[RunConfig, int], list[str]] | None = None
-    """For the lines of a dry run that does so much of the work of each task on this machine, and reports on it."""
     streams_objects: Callable[[RunConfig], bool] = lambda config: False
     """Whether it reads and writes an object store itself; else it works in a mirror of it (embedder.storage.mirror)."""
+    sample: Callable[[RunConfig, int], list[str]] | None = None
+    """For the lines of a dry run that does so much of the work of each task on this machine, and reports on it."""
 
 
 def make_parser(job: Job) -> argparse.ArgumentParser:

@@ -256,7 +256,7 @@ def test_label_dry_run_times_a_sample_and_asks_the_cluster_that_is_named(
     code, output = rehearse()
     assert code == 0, output
     assert f"qa: {QA} groups, {QA} still to label ({QA * 4} pairs" in output and "pairs/s" in output
-    assert "GPU-hours" in output and "hours of one actor like this machine (cpu)" in output
+    assert "GPU-hours" in output and "hours of one actor like this machine (cpu, float32)" in output
     assert output.count("TFLOP") == 1 and "of model work" not in output  # one estimate, the measured one
     code, output = rehearse(RAY_ADDRESS="127.0.0.1:1")
     assert code == 2 and "no Ray answers at" in output and "correct RAY_ADDRESS" in output
