@@ -57,7 +57,7 @@ class Job:
 
 
 def make_parser(job: Job) -> argparse.ArgumentParser:
-    """The three options that every job takes."""
+    """The three options that every job takes, and that for a sample where a job offers one."""
     parser = run_file_parser(f"ray_jobs.{job.stage}", job.manual)
     parser.add_argument(
         "--dry-run",
