@@ -14,6 +14,7 @@ from embedder.labelling.backends import LlmBackend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
+from embedder.models.causal_lm import CausalLm
 from embedder.models.encoder import encode_prompted, load_encoder
 from embedder.models.onnx import load_inference_encoder
 
@@ -69,6 +70,7 @@ def scores_row(
     bench: Bench, kind: str, backend: LlmBackend, prompts: list[PackedPrompt], exact: list[list[float]]
 ) -> None:
     """How far a scorer is from float64, and whether it repeats bit for bit."""
+    assert isinstance(backend.lm, CausalLm)
     scores = backend.score(prompts)
     off, repeats = off_by(scores, exact), backend.score(prompts) == scores
     fits = off <= MOST_NATS[backend.lm.model.dtype] and repeats and scorer_of(backend) != SEQUENTIAL

@@ -64,12 +64,17 @@ def check(config: RunConfig) -> Work:
         if config.llm is None:
             raise ConfigError(NO_LLM)
         from embedder.labelling.compute_cost import memory_line, multiplied_weights
-        from embedder.models.causal_lm import check_llm
+        from embedder.models.open_llm import check_open
 
-        check_llm(config.llm, config.evaluate.gpus_per_actor)
-        lines += [*check_chat(config.llm, templates), memory_line(config.llm, config.evaluate.gpus_per_actor)]
-        weights = multiplied_weights(locate_model(config.llm.model))
-        flops = forward_flops(weights, total * len(retrievers) * tokens_of(QUESTION_CHARACTERS))
+        check_open(config.llm, config.evaluate.gpus_per_actor)
+        lines += check_chat(config.llm, templates)
+        tokens, endpoint = total * len(retrievers) * tokens_of(QUESTION_CHARACTERS), config.llm.endpoint
+        if endpoint is not None:
+            told = f", money {endpoint.money(tokens):,.2f}" if endpoint.prompt_price else ""
+            lines.append(f"the LLM is {endpoint.model} on {endpoint.url}: about {tokens:,.0f} tokens{told}")
+        else:
+            lines.append(memory_line(config.llm, config.evaluate.gpus_per_actor))
+            flops = forward_flops(multiplied_weights(locate_model(config.llm.model)), tokens)
     return Work("evaluate", [*lines, *retrievers], flops)
 
 

@@ -6,7 +6,8 @@ reads   candidates/*.parquet                   records.GROUP
 writes  labelled/blocks/*.parquet              records.LABELLED, committed block by block
         labelled/reranked/*.parquet            the same from the teacher `reranker`
         labelled/provenance.json               what the labels depend on
-        reports/labelling.html, labelling.json how much signal they carry, with groups to read
+        reports/labelling.html, labelling.json how much signal they carry, and whether they can be trusted
+        reports/sample/labelling.*             the same of a sample (`--sample 50`), before the labelling is paid for
 
 The teacher (`label.teacher`) is the LLM, a cross-encoder trained on the LLM's rewards, or rewards made elsewhere that
 `prepare` kept. Groups of tasks without a reward (labels only) pass through. A group that cannot be scored keeps its
@@ -34,6 +35,11 @@ def rehearse(config: RunConfig) -> list[str]:
     return teacher_of(config).rehearse()
 
 
+def sample(config: RunConfig, count: int) -> list[str]:
+    """The same with so many groups of each task, and with a report on whether their rewards can be trusted."""
+    return teacher_of(config).rehearse(count)
+
+
 def run(config: RunConfig) -> StageReport:
     """Label what is not labelled; the summary counts rows and says how much signal the rewards carry."""
     from ray_jobs.labelling.summary import report_labels
@@ -46,7 +52,7 @@ def streams_objects(config: RunConfig) -> bool:
     return config.label.teacher != "reranker"
 
 
-JOB = Job("label", __doc__, check, run, rehearse, streams_objects)
+JOB = Job("label", __doc__, check, run, rehearse, streams_objects, sample)
 
 if __name__ == "__main__":
     main(JOB)

@@ -22,7 +22,7 @@ from embedder.console import console, show_table
 from embedder.data.first_rows import FirstRows
 from embedder.data.records import count_rows, parquet_files
 from embedder.errors import ConfigError
-from embedder.models.locate import locate_model
+from embedder.models.locate import locate_llm, locate_model
 from embedder.models.st_folder import check_base_model
 from embedder.run.cost import Work
 from embedder.run.holding import check_lease
@@ -97,7 +97,7 @@ def check_later_stages(config: RunConfig, first_rows: Mapping[str, FirstRows]) -
     learned = [source for name, source in sources.items() if "train" in first_rows[name].splits]
     llm = needed_llm(config, {source.task for source in learned})
     if llm is not None:
-        locate_model(llm.model)
+        locate_llm(llm)
     if config.label.teacher == "reranker":
         locate_model(config.needed_reranker.model)
     if config.label.teacher == "imported" and not any(source.teacher_scores for source in learned):

@@ -102,7 +102,23 @@ def add_job(stage: str, told: str) -> None:
 
 
 for _stage, _told in JOBS.items():
-    add_job(_stage, _told)
+    if _stage != "label":
+        add_job(_stage, _told)
+
+
+@APP.command("label", help=JOBS["label"])
+def label(
+    config: RunFile = RUN_FILE,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", metavar="N", help="Label N groups of each task here, and tell whether to trust them."),
+    ] = None,
+) -> None:
+    """The job `label`."""
+    flags = [*(["--dry-run"] if dry_run else []), *(["--sample", str(sample)] if sample is not None else [])]
+    run_module("ray_jobs.label", words_of(config, overrides, *flags))
 
 
 def run_module(module: str, words: list[str]) -> None:

@@ -170,8 +170,8 @@ def _source(source: Source, config: RunConfig) -> Iterator[Finding]:
 def models_of(config: RunConfig) -> dict[str, tuple[str, int]]:
     """Models that must be there before the run, by setting, with the bytes of a weight."""
     models = {"encoder.model": (config.encoder.model, BYTES[config.encoder.dtype])}
-    if config.llm is not None:
-        models["llm.model"] = (config.llm.model, BYTES[config.llm.dtype])
+    if config.llm is not None and config.llm.weights is not None:
+        models["llm.model"] = (config.llm.weights, BYTES[config.llm.dtype])
     if config.reranker is not None:
         models["reranker.model"] = (config.reranker.model, BYTES["float32"])
     if config.index.model is not None:

@@ -11,6 +11,7 @@ label          sections `label` and `reranker`: rewards
 train          section `train`
 index          section `index`, and how collections are built and searched
 evaluate       section `evaluate`: retrievers
+endpoints      addresses of servers that are asked: vectors, an LLM
 serve          section `serve`: the service
 pipeline       section `pipeline`: rounds
 cluster        section `cluster`: what is asked of Ray

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from embedder.config.endpoints import ServerAddress
 from embedder.config.paths import ModelReference, Pooling, Section
 
 EvaluationName = Literal["qa", "choice", "chat", "lrlm", "icl", "tool", "convsearch"]
@@ -65,19 +66,13 @@ class FolderRetriever(Section):
     there is one."""
 
 
-class EndpointRetriever(Section):
+class EndpointRetriever(ServerAddress):
     """Any server with OpenAI's `POST /embeddings`."""
 
     kind: Literal["endpoint"] = "endpoint"
     """Marks a retriever as a server."""
     name: str
     """Its name in the results."""
-    url: str = Field(pattern=r"^https?://[^\s?#]+$")
-    """Address of the server up to the version, such as `https://api.openai.com/v1`. May hold no user or key."""
-    model: str
-    """Name of the model on the server."""
-    key_variable: str | None = None
-    """Environment variable of the driver that holds the API key. null: no key is sent."""
     dimensions: int | None = Field(default=None, ge=1)
     """Length of the vectors that the server is asked for. null: its own length."""
     query_prompt: str = ""
@@ -90,21 +85,11 @@ class EndpointRetriever(Section):
     """Further fields of a request for passages, in the same form."""
     batch_texts: int = Field(default=64, ge=1)
     """Texts of a request."""
-    max_requests: int = Field(default=4, ge=1)
-    """Requests that are sent side by side."""
-    timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds that a request may take."""
-    attempts: int = Field(default=6, ge=1)
-    """Attempts of a request that fails for a while (429, 5xx, no connection), with growing pauses between them."""
 
-    @field_validator("url")
-    @classmethod
-    def no_secret_in_the_address(cls, value: str) -> str:
-        """Refuse a user or key in the address, which would stand in every resolved run file."""
-        # Refused here and not masked later, because a resolved run file is printed and sent to a cluster.
-        if "@" in value:
-            raise ValueError("url holds a user or key; put the key into an environment variable and name it")
-        return value.rstrip("/")
+    @property
+    def setting(self) -> str:
+        """Where the run file describes it, as errors name it."""
+        return f"evaluate.retrievers {self.name!r}"
 
 
 Retriever = Annotated[BuiltinRetriever | FolderRetriever | EndpointRetriever, Field(discriminator="kind")]

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from embedder.config.cluster import ClusterConfig
+from embedder.config.endpoints import LlmEndpoint
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.index import BuildSettings, IndexConfig
 from embedder.config.label import LabelConfig, RerankerConfig
@@ -71,7 +72,10 @@ class LlmConfig(Section):
     """The LLM whose feedback teaches the encoder."""
 
     model: ModelReference
-    """As `encoder.model`. A folder with a single GGUF file is converted once and kept in `paths.cache`."""
+    """As `encoder.model`. A folder with a single GGUF file is converted once and kept in `paths.cache`. With `endpoint`
+    the folder of its tokenizer alone."""
+    endpoint: LlmEndpoint | None = None
+    """The server that runs the LLM (docs/engines.md). null: it is loaded from `model`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and computation."""
     max_prefix_tokens: int = Field(default=1024, ge=16)
@@ -87,6 +91,23 @@ class LlmConfig(Section):
     tree`; `one sequence at a time` where the LLM has windows shorter than the prompts, or attention with soft caps,
     sinks or biases, or on a CPU fails the trial at the start. On a GPU, and for a scorer that is named, a trial that
     fails is an error. Last digits differ."""
+
+    @property
+    def weights(self) -> str | None:
+        """The model whose weights are loaded here; None where a server runs it."""
+        return None if self.endpoint else self.model
+
+    @model_validator(mode="after")
+    def a_server_decides_how_it_computes(self) -> LlmConfig:
+        """Refuse settings of a loaded LLM for one that a server runs, where nothing would read them."""
+        idle = sorted({"dtype", "batch_tokens", "device_map", "scorer"} & self.model_fields_set)
+        # `dtype: float32` and so on are what a resolved run file spells out.
+        named = [name for name in idle if getattr(self, name) != type(self).model_fields[name].default]
+        if self.endpoint and named:
+            raise ValueError(
+                f"{', '.join(named)} is for an LLM that is loaded here; the server of `endpoint` decides it"
+            )
+        return self
 
 
 class RunConfig(Section):

@@ -18,7 +18,7 @@ from embedder.labelling.backends import choose_backend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling
-from embedder.models.causal_lm import CausalLm
+from embedder.models.llm import Llm
 from embedder.models.memory import apart_on_memory_error
 
 
@@ -37,7 +37,7 @@ class LlmJudge:
 
     def __init__(
         self,
-        lm: CausalLm,
+        lm: Llm,
         llm: LlmConfig,
         tasks: Mapping[str, TaskSpec],
         settings: EvaluateConfig,
@@ -113,6 +113,7 @@ class LlmJudge:
                 temperature=1.0,
                 top_k=1,
                 end_ids=self.lm.end_ids,
+                stop=builder.template.stop,
                 stop_ids=self.lm.stop_ids(builder.template.stop),
             )
             # Seeds are needed but decide nothing: of one token to choose from every draw is the same.

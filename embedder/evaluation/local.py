@@ -29,10 +29,10 @@ from embedder.hashing import row_seed
 from embedder.labelling.prompts import read_shot_pools
 from embedder.mining.device_search import search_on_device
 from embedder.mining.ranking import LexicalIndex, Ranking, search_block
-from embedder.models.causal_lm import load_lm
 from embedder.models.device import resolve_device
 from embedder.models.encoder import TextEncoder, encode
 from embedder.models.onnx import load_inference_encoder
+from embedder.models.open_llm import open_llm
 from embedder.models.st_folder import folder_encoder, read_folder
 from embedder.storage.object_store import AnyPath
 
@@ -186,5 +186,5 @@ def llm_judge(config: RunConfig, settings: EvaluateConfig) -> LlmJudge:
         ConfigError: the run names no LLM.
     """
     gpus = settings.gpus_per_actor
-    lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(gpus), gpus)
+    lm = open_llm(config.needed_llm, config.paths.cache, gpus)
     return LlmJudge(lm, config.needed_llm, config.tasks, settings, read_shot_pools(config))

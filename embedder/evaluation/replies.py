@@ -12,8 +12,7 @@ from embedder.config.tasks import PROMPT_FORMAT, TaskSpec
 from embedder.data.ledger import Ledger
 from embedder.hashing import content_id
 from embedder.labelling.prompts import ShotPools
-from embedder.models.fingerprint import model_fingerprint
-from embedder.models.locate import locate_model
+from embedder.models.fingerprint import llm_fingerprint
 from embedder.storage.object_store import AnyPath
 
 Fingerprint = Callable[[str, str], str]
@@ -37,9 +36,7 @@ def judge_fingerprint(
     llm: LlmConfig, tasks: Mapping[str, TaskSpec], settings: EvaluateConfig, shot_pools: ShotPools
 ) -> Fingerprint:
     """The fingerprint of an LLM, the templates, the worked examples and the limits."""
-    # `batch_tokens` is left out: it changes the speed, and scores by rounding alone.
-    limits = {"dtype": llm.dtype, "max_prefix_tokens": llm.max_prefix_tokens}
-    model = model_fingerprint(locate_model(llm.model), limits)
+    model = llm_fingerprint(llm)
 
     def fingerprint(task: str, dataset: str) -> str:
         spec, pool = tasks[task], shot_pools.get(dataset, [])

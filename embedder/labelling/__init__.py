@@ -8,6 +8,8 @@ chat_template.py       a message in the LLM's own chat template
 backends.py            chooses how an LLM is read: as trees, or one sequence at a time
 divided_backend.py     an LLM that several GPUs share: what one process is asked, all of them do
 tree_backend.py        the fast way: each shared prefix is computed once
+http_backend.py        an LLM that a server runs
+completions.py         the forms in which servers take prompts and give log-likelihoods
 sequential_backend.py  the slow way, right for every causal language model
 prefix_tree.py         prompts that begin alike, as one tree of tokens
 tree_attention.py      attention over such a tree, in chunks
@@ -20,5 +22,6 @@ rewards.py             the rank reward and others, from log-likelihoods alone; t
 export.py              writes labels as the reference's files
 rounding.py            what bfloat16 changes of rank rewards
 label_statistics.py    counts how much signal the labels carry
+label_trust.py         do the rewards agree with people, with themselves, and with another seed
 label_report.py        the page and the pictures of these counts
 """

@@ -15,6 +15,7 @@ from embedder.errors import ConfigError, ModelError
 from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.divided_backend import DividedBackend, OwnBackend
 from embedder.labelling.graph_sampling import read_one_token
+from embedder.labelling.http_backend import HttpBackend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
@@ -22,7 +23,9 @@ from embedder.labelling.tree_attention import ATTENTION, FurtherTerms
 from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import CausalLm
 from embedder.models.compiled import compiler_errors, lacking_compiler
+from embedder.models.llm import Llm
 from embedder.models.memory import BatchLimit, is_memory_error
+from embedder.models.remote_llm import RemoteLlm
 
 LOG = logging.getLogger(__name__)
 
@@ -36,7 +39,9 @@ In bfloat16 either is off by up to 0.5 (SmolLM2), and one from the other by 0.05
 class LlmBackend(Protocol):
     """Scores and samples with one LLM."""
 
-    lm: CausalLm
+    @property
+    def lm(self) -> Llm:
+        """The LLM."""
 
     @property
     def work(self) -> ModelWork:
@@ -61,14 +66,18 @@ class LlmBackend(Protocol):
         """Token ids of `num_samples` outputs a prefix, drawn with the seed of the prefix."""
 
 
-def choose_backend(lm: CausalLm, config: LlmConfig, max_output_tokens: int) -> LlmBackend:
+def choose_backend(lm: Llm, config: LlmConfig, max_output_tokens: int) -> LlmBackend:
     """The backend that the run file names, or the fastest one that is right for an LLM and prompts of this length.
 
     Raises:
-        ConfigError: the LLM has too few positions for the prompts.
-        ModelError: a scorer that is named, or the one for a GPU, is not right for the LLM.
+        ConfigError: the LLM or its server has too few positions for the prompts.
+        ModelError: a scorer that is named, or the one for a GPU, is not right for the LLM; or a server gives no
+            log-likelihoods of prompts.
     """
     longest = config.max_prefix_tokens + max_output_tokens
+    if isinstance(lm, RemoteLlm):
+        return _told(HttpBackend(lm, longest))
+    assert isinstance(lm, CausalLm), lm
     known = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     if known and 0 < known < longest:
         raise ConfigError(
@@ -77,6 +86,10 @@ def choose_backend(lm: CausalLm, config: LlmConfig, max_output_tokens: int) -> L
         )
     choose = partial(_chosen, config=config, longest=longest)
     backend = choose(lm) if lm.followers is None else DividedBackend(lm, lm.followers, choose)
+    return _told(backend)
+
+
+def _told(backend: LlmBackend) -> LlmBackend:
     LOG.info("outputs are scored by: %s", backend.how)
     return backend
 

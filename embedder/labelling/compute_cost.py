@@ -41,6 +41,8 @@ class ModelWork:
     """Tokens through the output layer."""
     attended: int = 0
     """Pairs of a token and one it sees, itself included."""
+    money: float = 0.0
+    """What a server asks for it, by the prices of the run file."""
 
     def add(self, tokens: int, head_tokens: int, attended: int) -> None:
         """Count further work."""

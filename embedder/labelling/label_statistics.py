@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from embedder.config.label import LabelConfig
+from embedder.config.tasks import TaskSpec
 from embedder.hashing import content_id
+from embedder.labelling.label_trust import LabelTrust
 from embedder.labelling.rewards import desired_rank, group_rewards, is_flat, is_saturated, summed
 from embedder.reporting.html import TEXT_CHARACTERS, printable
 
@@ -94,6 +97,8 @@ class LabelCost:
     peak_flops: float | None
     """Operations that the device of one actor can do in a second; None: not known."""
     actors: int
+    money: float = 0.0
+    """What a server asks for these tokens, by the prices of the run file."""
 
     @property
     def pairs_per_s(self) -> float:
@@ -113,7 +118,7 @@ class LabelCost:
     @classmethod
     def of(cls, numbers: Mapping[str, Any]) -> LabelCost:
         """The cost in what `numbers` returned."""
-        return cls(**{each.name: numbers[each.name] for each in fields(cls)})
+        return cls(**{each.name: numbers[each.name] for each in fields(cls) if each.name in numbers})
 
     def numbers(self) -> dict[str, float | None]:
         """All of it by name, the rates included."""
@@ -180,6 +185,8 @@ class TaskStatistics:
         """For each group with a known positive: how likely a blind choice of the best would hold one."""
         self.rewards: dict[str, tuple[Histogram, Histogram]] = {}
         """By kind (rank, likelihood; teacher: no log-likelihoods): rewards of other candidates, and of positives."""
+        self.trust = LabelTrust(seed)
+        """Whether the rewards agree with people and with themselves."""
         self._examples: dict[str, dict[str, Any]] = {}
 
     def add(self, row: Row) -> None:
@@ -197,6 +204,7 @@ class TaskStatistics:
             self.counts["truncated"] += row["truncated"]
             self.counts["cut_of"] += len(row["candidate_texts"])
         self._keep(row)
+        self.trust.add(row)
         if row["rewards"]:
             self._count_rewards(row)
         elif row["error"] is not None:
@@ -264,6 +272,11 @@ class TaskStatistics:
         return list(self._examples.values())
 
     @property
+    def disagreements(self) -> list[dict[str, Any]]:
+        """Groups to read in which LLM and labels disagree most."""
+        return [example(row, self.sums) for row in self.trust.disagreements]
+
+    @property
     def mean_samples(self) -> float | None:
         """Distinct sampled outputs a group, the desired output not among them; None without ranks."""
         return self.counts["samples"] / self.counts["ranked"] if self.counts["ranked"] else None
@@ -304,6 +317,7 @@ class TaskStatistics:
             "truncated_candidates": self.counts["truncated"] if "truncated" in shares else None,
             "mean_samples": self.mean_samples,
             "error_reasons": reasons,
+            "trust": self.trust.numbers(),
             "rank_without": _histogram_numbers([self.rank_without])[0],
             "rank_with": _histogram_numbers([self.rank_with])[0],
             "rewards": {
@@ -311,6 +325,13 @@ class TaskStatistics:
                 for kind, pair in sorted(self.rewards.items())
             },
         }
+
+
+def statistics_of(label: LabelConfig, spec: TaskSpec | None) -> TaskStatistics:
+    """The statistics of a task before its first row; blocks may hold labels of a task that the run file has dropped."""
+    if spec is None:
+        return TaskStatistics(label.seed)
+    return TaskStatistics(label.seed, spec.reward_margin, spec.reward_sum == "sum")
 
 
 def chance_of_positive(candidates: int, positives: int, chosen: int) -> float:

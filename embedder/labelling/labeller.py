@@ -17,7 +17,7 @@ from embedder.labelling.corpus_outputs import OutputPools, choose_outputs
 from embedder.labelling.prompts import Prefix, PromptBuilder, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.rewards import distinct_samples, task_rewards
 from embedder.labelling.sampling import Sampling
-from embedder.models.causal_lm import CausalLm
+from embedder.models.llm import Llm
 from embedder.models.memory import apart_on_memory_error
 
 Group = dict[str, Any]
@@ -39,7 +39,7 @@ class RewardLabeller:
 
     def __init__(
         self,
-        lm: CausalLm,
+        lm: Llm,
         llm: LlmConfig,
         label: LabelConfig,
         tasks: dict[str, TaskSpec],
@@ -140,6 +140,7 @@ class RewardLabeller:
             top_k=config.top_k,
             top_p=config.top_p,
             end_ids=self.lm.end_ids,
+            stop=builder.template.stop,
             stop_ids=self.lm.stop_ids(builder.template.stop),
         )
         # By query and not by position, so that a label stays the same whatever stands around it.

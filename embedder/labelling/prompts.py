@@ -24,10 +24,10 @@ from embedder.labelling.prompt_layout import (
     marked_text,
     output_text,
 )
-from embedder.models.locate import locate_model
+from embedder.models.locate import locate_llm
 
 if TYPE_CHECKING:  # so that the checks of a job, which need shots alone, do not import torch
-    from embedder.models.causal_lm import CausalLm
+    from embedder.models.llm import Llm
 
 Shot = tuple[str, str]
 """A query and its answer."""
@@ -114,7 +114,7 @@ class PromptEnd:
 class PromptBuilder:
     """Builds the prefixes and outputs of one task for one LLM. Whatever data says, it is text in its own slot."""
 
-    lm: CausalLm
+    lm: Llm
     template: PromptTemplate
     max_output_tokens: int
     max_prefix_tokens: int
@@ -264,9 +264,7 @@ class PromptBuilder:
         return text if self.template.output == "{answer}" else text.strip()
 
 
-def prompt_builder(
-    lm: CausalLm, task: TaskSpec, config: LlmConfig, template: PromptTemplate | None = None
-) -> PromptBuilder:
+def prompt_builder(lm: Llm, task: TaskSpec, config: LlmConfig, template: PromptTemplate | None = None) -> PromptBuilder:
     """The builder of a task; `template` replaces the task's own (an evaluation has its own prompt).
 
     Raises:
@@ -293,7 +291,7 @@ def check_chat(llm: LlmConfig | None, templates: Mapping[str, PromptTemplate | N
     # Here, because transformers comes with it, and most run files have no chat template to try.
     from embedder.models.loader import load_tokenizer
 
-    tokenizer = load_tokenizer(locate_model(llm.model))
+    tokenizer = load_tokenizer(locate_llm(llm))
     for task, template in sorted(chats.items()):
         for shape in (PromptShape(0, passage=False), PromptShape(1, passage=True)):
             try:

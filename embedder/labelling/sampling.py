@@ -41,6 +41,8 @@ class Sampling:
     top_p: float = 1.0
     end_ids: frozenset[int] = frozenset()
     """Tokens that end an output and do not belong to it."""
+    stop: tuple[str, ...] = ()
+    """Texts before which an output ends; for a backend that knows no tokens."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end an output and do belong to it: what stands before a stop text in them is part of the output."""
 

@@ -14,6 +14,9 @@ from embedder.config.tasks import TaskSpec
 from embedder.data.records import group_id
 from embedder.run.cost import tokens_of
 
+SHOT_CHARACTERS = 150
+"""Characters that a worked example is taken to have; the longest has 300."""
+
 Unit = list[int]
 """Positions of the groups that are sampled and scored together."""
 
@@ -65,8 +68,11 @@ def unit_tokens(groups: Sequence[dict[str, Any]], task: TaskSpec, num_rivals: in
 
     A passage is read once for all groups that share it. A query and the outputs after it are read for each candidate,
     and once without. A rival output is taken to be as long as the desired one; its last token is only predicted.
-    Not counted are worked examples, which the groups share, and the sampling.
+    Not counted are worked examples, which the groups share, and the sampling. A server shares nothing: it reads the
+    whole prompt for each output, the worked examples too.
     """
+    if llm is not None and llm.endpoint is not None:
+        return sum(_tokens_apart(group, task, num_rivals, llm.max_prefix_tokens) for group in groups)
     most = llm.max_prefix_tokens if llm else float("inf")
     texts = {text for group in groups for text in group["candidate_texts"]}
     tokens = sum(min(most, tokens_of(len(text))) for text in texts)
@@ -77,3 +83,14 @@ def unit_tokens(groups: Sequence[dict[str, Any]], task: TaskSpec, num_rivals: in
         prompt = min(most, tokens_of(len(group["query"]) + wording)) + outputs * desired
         tokens += (len(group["candidate_texts"]) + 1) * prompt
     return tokens
+
+
+def _tokens_apart(group: dict[str, Any], task: TaskSpec, num_rivals: int, most: int) -> float:
+    """Estimated tokens of a group of which each output is read with its own prompt, and of its samples."""
+    outputs = 1 + (num_rivals if task.has_rivals else 0)
+    desired = min(task.max_output_tokens, tokens_of(len(group["answers"][0]))) if group["answers"] else 0
+    wording = len(task.template.input + task.template.context) if task.template else 0
+    beside = len(group["query"]) + wording + task.shots * SHOT_CHARACTERS
+    read = [min(most, tokens_of(beside + len(text))) + desired for text in ("", *group["candidate_texts"])]
+    sampled = min(most, tokens_of(beside)) + num_rivals * task.max_output_tokens if task.has_rivals else 0
+    return outputs * sum(read) + sampled

@@ -10,6 +10,9 @@ onnx          an encoder for vectors only: on the CPU through ONNX Runtime
 gpu_encoder   an encoder for vectors only on a GPU: number format, masks, compiled layers
 compiled      layers of a network compiled by torch
 onednn        linear layers through oneDNN, packed or trained
+llm           what prompts need to know of an LLM, wherever it runs
+open_llm      the LLM of a run file: loaded here, or on a server
+remote_llm    an LLM that a server runs
 causal_lm     the LLM that gives the feedback
 architecture  an LLM's layers by its configuration alone; whether GPUs can share it
 tensor_parallel  an LLM divided over several GPUs, a process each

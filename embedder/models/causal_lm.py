@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +16,11 @@ from embedder.config.run import LlmConfig
 from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.architecture import check_division, division
-from embedder.models.device import check_format, device_kind, keep_freed_memory
+from embedder.models.device import check_format, device_kind, keep_freed_memory, matmul_rate
+from embedder.models.llm import Llm
 from embedder.models.loader import LLM, check_loadable, load_network, load_tokenizer, one_model_error
 from embedder.models.locate import check_runnable, gguf_file, locate_model
 from embedder.models.onednn import has_onednn, pack_linear_layers
-from embedder.models.plain_tokenizer import PlainTokenizers, plain_tokenizers
 from embedder.models.tensor_parallel import Followers, Rank, share_logits, share_memory_limit, use_own_parts
 from embedder.storage.durable import appearing
 
@@ -31,7 +31,7 @@ PROBE_IDS = [[5, 6, 7, 8, 9], [5, 6, 7, 10, 11]]
 
 
 @dataclass(frozen=True)
-class CausalLm:
+class CausalLm(Llm):
     """A causal language model with its tokenizer, in evaluation mode."""
 
     model: PreTrainedModel
@@ -54,39 +54,14 @@ class CausalLm:
     def device(self) -> torch.device:
         return torch.device(next(self.model.parameters()).device)
 
-    def tokens(self, text: str) -> list[int]:
-        """Token ids without special tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    @property
+    def further_ends(self) -> object:
+        return getattr(self.model.generation_config, "eos_token_id", None)
 
     @property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens with which the model or the tokenizer ends a text."""
-        ends = [self.tokenizer.eos_token_id, getattr(self.model.generation_config, "eos_token_id", None)]
-        return frozenset(
-            int(end) for each in ends if each is not None for end in (each if isinstance(each, list) else [each])
-        )
-
-    def stop_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
-        """Every token with one of the texts in it, such as ".\\n" for a line's end."""
-        # By text and not by encoding the stop text, because a byte-pair vocabulary has many tokens that contain it.
-        texts = self._token_texts if stop else []
-        return frozenset(token for token, text in enumerate(texts) if any(mark in text for mark in stop))
-
-    @cached_property
-    def plain(self) -> PlainTokenizers:
-        """The tokenizers for data, in which no text is a control token."""
-        return plain_tokenizers(self.tokenizer)
-
-    @cached_property
-    def lead_ids(self) -> list[int]:
-        """What the tokenizer puts before every text: the beginning-of-text token of most models, or nothing."""
-        whole, plain = (list(self.tokenizer("a", add_special_tokens=flag)["input_ids"]) for flag in (True, False))
-        starts = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
-        return whole[: starts[0]] if starts else []
-
-    @cached_property
-    def _token_texts(self) -> list[str]:
-        return list(self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))]))
+    def peak_flops(self) -> float:
+        """Operations a second that its devices can do."""
+        return self.gpus * matmul_rate(self.device, self.model.dtype)
 
 
 def prepare_lm(config: LlmConfig, cache: Path) -> Path:

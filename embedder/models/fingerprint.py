@@ -11,7 +11,7 @@ from embedder.config.label import LabelConfig
 from embedder.config.run import EncoderConfig, LlmConfig
 from embedder.config.tasks import PROMPT_FORMAT, TaskSpec
 from embedder.hashing import content_id, file_sha256
-from embedder.models.locate import gguf_file, locate_model
+from embedder.models.locate import gguf_file, locate_llm, locate_model
 from embedder.models.weight_files import read_header, read_json, weight_files
 
 INERT_FOLDERS = {"onnx", "openvino", "coreml", "runs", "original"}
@@ -52,8 +52,7 @@ def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str
 
     The kind of reward is left out, since rewards are made from the stored log-likelihoods.
     """
-    limits = {"dtype": llm.dtype, "max_prefix_tokens": llm.max_prefix_tokens} if llm else {}
-    model = llm and model_fingerprint(locate_model(llm.model), limits)
+    model = llm and llm_fingerprint(llm)
     sampling: list[object] = [label.num_samples, label.temperature, label.top_k, label.top_p, label.seed]
     # Only where they are set, so that labels made before there were such settings stay what they are.
     if label.corpus_outputs or label.sample_length != "setting":
@@ -63,6 +62,22 @@ def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str
         for name, spec in tasks.items()
     }
     return content_id(model, sampling, PROMPT_FORMAT, prompts)[:16]
+
+
+def llm_fingerprint(llm: LlmConfig) -> str:
+    """Identity of an LLM with its number format and the length of its prompts; `batch_tokens` changes rounding alone.
+
+    Of one that a server runs its name there and its tokenizer count. What the server itself says is kept beside the
+    labels (ray_jobs.labelling.provenance), since it is not known without asking.
+    """
+    if llm.endpoint is None:
+        limits = {"dtype": llm.dtype, "max_prefix_tokens": llm.max_prefix_tokens}
+        return model_fingerprint(locate_model(llm.model), limits)
+    folder = locate_llm(llm)
+    packed = gguf_file(folder)
+    names = [packed] if packed is not None else list(_counted(folder))
+    files = [[path.relative_to(folder).as_posix(), _content(path)] for path in names]
+    return content_id("endpoint", llm.endpoint.model, llm.max_prefix_tokens, files)[:16]
 
 
 def model_fingerprint(folder: Path, settings: Mapping[str, object] | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedder.errors import ModelError
 from embedder.models.weight_files import (
@@ -18,6 +18,9 @@ from embedder.models.weight_files import (
 )
 from embedder.storage.fetched import local_copy
 from embedder.storage.object_store import ObjectPath
+
+if TYPE_CHECKING:
+    from embedder.config.run import LlmConfig
 
 PACKAGE_SCHEME = "package:"
 CONFIG = "config.json"
@@ -76,6 +79,30 @@ def model_folder(reference: str) -> Path:
     return folder.absolute()
 
 
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+"""What is fetched from the hub of a model that runs elsewhere."""
+
+
+def locate_llm(llm: LlmConfig) -> Path:
+    """The folder of an LLM; of one that a server runs, that of its tokenizer, which needs no weights.
+
+    Raises:
+        ModelError: it is missing, or holds no tokenizer; or as `locate_model`.
+    """
+    if llm.endpoint is None:
+        return locate_model(llm.model)
+    if is_hub_name(llm.model):
+        folder = _hub_folder(llm.model, TOKENIZER_FILES)
+    else:
+        folder = transformer_folder(model_folder(llm.model))
+    if gguf_file(folder) is None and not all((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
+        raise ModelError(
+            f"llm.model {llm.model!r}: no tokenizer.json and {CONFIG}, and no GGUF file; name the folder or the hub "
+            f"name of the tokenizer that the server's model {llm.endpoint.model!r} has"
+        )
+    return folder
+
+
 def is_hub_name(reference: str) -> bool:
     """Tell whether a model reference means one on the hub: `owner/name`, where there is no such folder."""
     is_other = "://" in reference or reference.startswith((PACKAGE_SCHEME, ".", "/", "~"))
@@ -99,7 +126,7 @@ def _package_folder(reference: str) -> Path:
 
 
 @cache
-def _hub_folder(name: str) -> Path:
+def _hub_folder(name: str, files: tuple[str, ...] | None = None) -> Path:
     """The snapshot of a hub model in the cache of huggingface_hub; what is missing is downloaded.
 
     A process asks once, so that the folder that was checked and hashed is the one that is loaded.
@@ -109,7 +136,9 @@ def _hub_folder(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(name, ignore_patterns=list(NOT_FETCHED)))
+        return Path(
+            snapshot_download(name, allow_patterns=list(files) if files else None, ignore_patterns=list(NOT_FETCHED))
+        )
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
         raise ModelError(
             f"model {name!r}: no such folder, and the hub is out of reach (HF_HUB_OFFLINE, or no network) with no copy "

@@ -69,7 +69,7 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
             "content": contents.of(config.paths.labelled),
             "provenance": json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else None,
             "teacher": config.label.teacher,
-            "llm": config.llm and {"model": config.llm.model, "fingerprint": contents.of_model(config.llm.model)},
+            "llm": config.llm and {"model": config.llm.model, "fingerprint": contents.of_model(config.llm.weights)},
         },
         "candidates": contents.of(config.paths.candidates),
         "prepared": {"corpus": contents.of(config.paths.corpus), "queries": contents.of(config.paths.queries)},

@@ -218,7 +218,7 @@ def model_needs(stage: str, config: RunConfig) -> list[ModelNeed]:
     stages = {"mine": ["encoder.model"], "index": ["encoder.model"], "evaluate": ["encoder.model"]}
     if config.llm is not None:
         share = config.evaluate.gpus_per_actor if stage == "evaluate" else config.label.gpus_per_actor
-        needed["llm.model"] = (config.llm.model, BYTES[config.llm.dtype], share)
+        needed["llm.model"] = (config.llm.weights or "", BYTES[config.llm.dtype], share)
         stages["label"] = ["llm.model"] if config.label.teacher != "imported" and not config.label.recompute else []
         if config.evaluate.asks:
             stages["evaluate"].append("llm.model")
@@ -227,7 +227,7 @@ def model_needs(stage: str, config: RunConfig) -> list[ModelNeed]:
         model, number_bytes, gpus = needed[setting]
         # One in an object store would be fetched for this question; one that is missing is for the stage to tell.
         with suppress(ModelError):
-            if "://" not in model:
+            if model and "://" not in model:
                 found.append(ModelNeed(setting, count_parameters(locate_model(model)) * number_bytes, gpus))
     return found
 

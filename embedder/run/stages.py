@@ -50,7 +50,7 @@ class Stage:
 
 
 def _model(section: LlmConfig | RerankerConfig | None) -> str | None:
-    return section.model if section else None
+    return (section.weights if isinstance(section, LlmConfig) else section.model) if section else None
 
 
 def _control(config: RunConfig) -> list[Path]:

@@ -55,6 +55,8 @@ class BlockCost:
     """Operations that their devices could have done in these seconds; 0: not known."""
     expected: float = 0.0
     """Work that the driver expected of what was computed: the `tokens` of its blocks, or else their rows."""
+    money: float = 0.0
+    """What a server asks for it."""
 
     def __add__(self, other: BlockCost) -> BlockCost:
         return BlockCost(*map(add, astuple(self), astuple(other)))

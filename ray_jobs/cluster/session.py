@@ -52,24 +52,43 @@ class Job:
     """
     streams_objects: Callable[[RunConfig], bool] = lambda config: False
     """Whether it reads and writes an object store itself; else it works in a mirror of it (embedder.storage.mirror)."""
+    sample: Callable[[RunConfig, int], list[str]] | None = None
+    """For the lines of a dry run that does so much of the work of each task on this machine, and reports on it."""
 
 
 def make_parser(job: Job) -> argparse.ArgumentParser:
-    """The three options that every job takes."""
+    """The three options that every job takes, and that for a sample where a job offers one."""
     parser = run_file_parser(f"ray_jobs.{job.stage}", job.manual)
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="check, print the settings that are not the defaults and the work ahead, stop",
     )
+    if job.sample:
+        parser.add_argument(
+            "--sample",
+            type=int,
+            metavar="N",
+            help="a dry run that does N groups of each task on this machine, and reports whether they can be trusted",
+        )
     return parser
+
+
+def _rehearsed(job: Job, config: RunConfig, count: int | None) -> list[str]:
+    """Lines of the dry run on work that it did; `count` where it is to do so much."""
+    if job.sample and count is not None:
+        return job.sample(config, count)
+    return job.rehearse(config) if job.rehearse else []
 
 
 def main(job: Job, arguments: Sequence[str] | None = None) -> None:
     """Run a job from the command line; exit status 2 and one line for an error the user can fix."""
     options = make_parser(job).parse_args(arguments)
     with exit_on_error():
-        given = load_run(options.config, options.set)
+        given, count = load_run(options.config, options.set), getattr(options, "sample", None)
+        is_dry = options.dry_run or count is not None
+        if count is not None and count < 1:
+            raise ConfigError(f"--sample {count}: give the number of groups, at least 1")
         refuse_temporary_paths(given)
         # Of a run in an object store only what is on its way there is on a disk.
         disk = given.paths.work if isinstance(given.paths.work, Path) else given.paths.cache
@@ -77,16 +96,16 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
             is_mirrored = isinstance(given.paths.work, ObjectPath) and not job.streams_objects(given)
             config = given
             if is_mirrored:
-                if not options.dry_run:
+                if not is_dry:
                     # Before the mirror, which says to the store that it is the one that sends.
                     stack.enter_context(holding(given.paths.work, job.stage))
                 # It sends what was written also when the job fails.
-                config = stack.enter_context(workplace(given, writes=not options.dry_run))
+                config = stack.enter_context(workplace(given, writes=not is_dry))
             work = job.check(config)
-            if options.dry_run:
+            if is_dry:
                 shown = yaml.safe_dump(own_settings(given), sort_keys=False, allow_unicode=True)
                 console().print(f"# settings that are not the defaults (docs/configuration.md)\n{shown}", markup=False)
-                print_work(work, job.rehearse(config) if job.rehearse else [])
+                print_work(work, _rehearsed(job, config, count))
                 console().print(f"{job.stage}: {check_nodes(job.stage, config)}", markup=False)
                 return
             if not is_mirrored:

@@ -14,9 +14,8 @@ from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
 from embedder.labelling.label_statistics import LabelCost, share_of_peak
 from embedder.labelling.labeller import RewardLabeller
-from embedder.models.causal_lm import load_lm, prepare_lm
-from embedder.models.device import matmul_rate, resolve_device
 from embedder.models.memory import BatchLimit
+from embedder.models.open_llm import open_llm, prepare_llm
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.block_plan import GroupRows, Survey, read_row_group
@@ -59,9 +58,9 @@ class LabelBlocks(GroupBlocks):
     def __init__(self, config: RunConfig, pools: ray.ObjectRef, fingerprint: str) -> None:
         super().__init__(config, llm_ledger(config.paths), fingerprint)
         gpus = config.label.gpus_per_actor
-        lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(gpus), gpus)
+        lm = open_llm(config.needed_llm, config.paths.cache, gpus)
         self.labeller = RewardLabeller(lm, config.needed_llm, config.label, config.tasks, *ray.get(pools))
-        self.peak_flops = lm.gpus * matmul_rate(lm.device, lm.model.dtype)
+        self.peak_flops = lm.peak_flops
         self.noted = ""
 
     def limits(self) -> Sequence[BatchLimit]:
@@ -82,14 +81,14 @@ class LabelBlocks(GroupBlocks):
 
     def computed(self) -> BlockCost:
         work = self.labeller.backend.work
-        return BlockCost(pairs=self.labeller.pairs, tokens=work.tokens, flops=work.flops)
+        return BlockCost(pairs=self.labeller.pairs, tokens=work.tokens, flops=work.flops, money=work.money)
 
 
 def label_with_llm(config: RunConfig, work: Survey, pools: LabelPools, fingerprint: str) -> LabelCost:
     """Let the pool of `label.num_actors` actors label the blocks ahead; returns what that cost."""
     settings = config.label
     # Once here, so that a GGUF file is not converted by every actor.
-    prepare_lm(config.needed_llm, config.paths.cache)
+    prepare_llm(config.needed_llm, config.paths.cache)
     began = time.monotonic()
     cost = run_blocks(
         cut_blocks(work.blocks, settings.num_actors),
@@ -101,7 +100,8 @@ def label_with_llm(config: RunConfig, work: Survey, pools: LabelPools, fingerpri
         _rates,
     )
     peak = cost.capacity / cost.seconds if cost.seconds else None
-    return LabelCost(time.monotonic() - began, cost.pairs, cost.tokens, cost.flops, peak, settings.num_actors)
+    seconds = time.monotonic() - began
+    return LabelCost(seconds, cost.pairs, cost.tokens, cost.flops, peak, settings.num_actors, cost.money)
 
 
 def _rates(cost: BlockCost, seconds: float, share: float) -> str:
@@ -109,4 +109,5 @@ def _rates(cost: BlockCost, seconds: float, share: float) -> str:
     of_peak = share_of_peak(cost.flops, cost.capacity)
     peak = "" if of_peak is None else f", {of_peak:.0%} of peak"
     whole = f"; about {cost.tokens / share:,.0f} tokens in all" if share else ""
-    return f"{cost.pairs / seconds:,.1f} pairs/s, {cost.tokens / seconds:,.0f} tokens/s{peak}{whole}"
+    money = f", money {cost.money:,.2f} so far" if cost.money else ""
+    return f"{cost.pairs / seconds:,.1f} pairs/s, {cost.tokens / seconds:,.0f} tokens/s{peak}{whole}{money}"

@@ -12,7 +12,8 @@ from embedder.data.row_ids import RowIds
 from embedder.errors import LabelError
 from embedder.labelling.export import write_reference
 from embedder.labelling.label_report import write_report
-from embedder.labelling.label_statistics import LabelCost, TaskStatistics
+from embedder.labelling.label_statistics import LabelCost, TaskStatistics, statistics_of
+from embedder.labelling.label_trust import trust_lines
 from embedder.labelling.rounding import Rounding, rounding_numbers
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.tables import labelled_ledger
@@ -35,7 +36,7 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     rows, errors, first = 0, 0, ""
     for row in _rows(config, expected):
         if row["task"] not in tasks:
-            tasks[row["task"]] = _no_statistics(config, row["task"])
+            tasks[row["task"]] = statistics_of(config.label, config.tasks.get(row["task"]))
         tasks[row["task"]].add(row)
         rows += 1
         if row["error"]:
@@ -53,6 +54,7 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
         f"{len(expected):,} groups in = {rows:,} out; {labels.before:,} were labelled before this run; "
         f"{repeated:,} repeated in blocks and counted once",
         *(_task_line(task, values) for task, values in summary.items()),
+        *trust_lines({task: measured.trust for task, measured in tasks.items()}),
     ]
     report.details |= {"devices": devices, "rounding": rounding_numbers(rounding)}
     report.lines += _source_lines(devices, rounding)
@@ -60,7 +62,12 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
         share = cost.peak_share
         report.lines.append(
             f"{cost.pairs:,} pairs, {cost.pairs_per_s:,.1f} pairs/s, {cost.tokens_per_s:,.0f} tokens/s, "
-            f"{'an unknown share' if share is None else f'{share:.0%}'} of the peak of {cost.actors} actors"
+            + (
+                f"money {cost.money:,.2f}"
+                if cost.money
+                else f"{'an unknown share' if share is None else f'{share:.0%}'} of"
+            )
+            + ("" if cost.money else f" the peak of {cost.actors} actors")
         )
         report.details["cost"] = cost.numbers()
     if config.label.export is not None:
@@ -86,14 +93,6 @@ def _source_lines(devices: list[str], rounding: Rounding | str | None) -> list[s
     if rounding is not None:
         lines.append(rounding if isinstance(rounding, str) else rounding.line())
     return lines
-
-
-def _no_statistics(config: RunConfig, task: str) -> TaskStatistics:
-    """The statistics of a task before its first row."""
-    spec = config.tasks.get(task)
-    if spec is None:  # blocks may hold labels of a task that the run file has dropped
-        return TaskStatistics(config.label.seed)
-    return TaskStatistics(config.label.seed, spec.reward_margin, spec.reward_sum == "sum")
 
 
 def _earlier(paths: Paths) -> tuple[LabelCost | None, Rounding | str | None]:

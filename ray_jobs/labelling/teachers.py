@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from embedder.config.endpoints import LlmEndpoint
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
@@ -20,7 +21,7 @@ from embedder.errors import ConfigError, LabelError
 from embedder.hashing import content_id
 from embedder.labelling.prompts import check_chat
 from embedder.labelling.rewards import task_rewards
-from embedder.models.locate import locate_model
+from embedder.models.locate import locate_llm
 from embedder.run.cost import CHARACTERS_A_TOKEN, Work, characters_a_token, forward_flops
 from embedder.run.lineage import LINEAGE
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger
@@ -29,14 +30,17 @@ from ray_jobs.labelling.imported import commit_imported, imported_fingerprint
 from ray_jobs.labelling.provenance import (
     LabelProvenance,
     check_provenance,
+    check_server,
     label_pools,
     label_provenance,
     mark_mixed,
+    note_server,
     read_provenance,
     write_provenance,
 )
 
 if TYPE_CHECKING:
+    from embedder.labelling.http_backend import ServerIdentity
     from embedder.labelling.label_statistics import LabelCost
     from embedder.labelling.rounding import Rounding
 
@@ -66,9 +70,12 @@ class Teacher(ABC):
     def check(self) -> Work:
         """The work ahead; what it needs is there, and its labels would not mix with others."""
 
-    def rehearse(self) -> list[str]:
-        """Label a sample on this machine for the lines of a dry run; nothing where that takes no model."""
-        return []
+    def rehearse(self, count: int | None = None) -> list[str]:
+        """Label a sample on this machine for the lines of a dry run; nothing where that takes no model.
+
+        With `count`, so many groups of each task, of which a report tells whether they can be trusted.
+        """
+        return [] if count is None else [f"label.teacher {self.config.label.teacher!r} has nothing to try: no sample"]
 
     @abstractmethod
     def run(self) -> Labels:
@@ -127,38 +134,66 @@ class LlmTeacher(Teacher):
             f"{self.config.tasks[task].reward_rule}"
             for task, ahead in sorted(work.tasks.items())
         ]
-        if llm is not None and any(ahead.pairs for ahead in work.tasks.values()):
+        asks = llm is not None and any(ahead.pairs for ahead in work.tasks.values())
+        if llm is not None and asks:
             # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
-            from embedder.models.causal_lm import check_llm
+            from embedder.models.open_llm import check_open
 
-            check_llm(llm, self.config.label.gpus_per_actor)
+            check_open(llm, self.config.label.gpus_per_actor)
         rewarded = {task: self.config.tasks[task] for task in work.tasks if self.config.tasks[task].reward != "none"}
         lines += check_chat(llm, {task: spec.template for task, spec in rewarded.items()})
-        if llm is None or not work.blocks.num_rows:
+        if llm is None or not asks:
             return Work("label", lines, 0.0)
-        model, block = locate_model(llm.model), work.blocks.slice(0, 1).to_pylist()[0]
+        folder, block = locate_llm(llm), work.blocks.slice(0, 1).to_pylist()[0]
         rows = read_row_group(self.config.paths.candidates / block["file"], block["row_group"])
         texts = [text for unit in block["units"] for i in unit for text in rows.groups[i]["candidate_texts"]]
         # The survey takes the rule of thumb, which is right in proportion; here the tokenizer itself is asked.
-        scale = CHARACTERS_A_TOKEN / characters_a_token(model, texts)
+        scale = CHARACTERS_A_TOKEN / characters_a_token(folder, texts)
         tokens = scale * sum(ahead.tokens for ahead in work.tasks.values())
+        if llm.endpoint is not None:
+            return Work("label", [*lines, *self._check_server(llm, llm.endpoint, tokens)], 0.0, tokens)
         from embedder.labelling.compute_cost import memory_line, multiplied_weights
 
         lines.append(memory_line(llm, self.config.label.gpus_per_actor))
-        return Work("label", lines, forward_flops(multiplied_weights(model), tokens), tokens)
+        return Work("label", lines, forward_flops(multiplied_weights(folder), tokens), tokens)
 
-    def rehearse(self) -> list[str]:
-        if self.config.llm is None or not self.config.label.dry_run_groups:
+    def _server(self, llm: LlmConfig, endpoint: LlmEndpoint) -> ServerIdentity:
+        # Here, because torch comes with it.
+        from embedder.labelling.http_backend import find_server
+
+        rewarded = [spec.max_output_tokens for spec in self.config.tasks.values() if spec.reward != "none"]
+        return find_server(llm, endpoint, llm.max_prefix_tokens + max(rewarded))
+
+    def _check_server(self, llm: LlmConfig, endpoint: LlmEndpoint, tokens: float) -> list[str]:
+        """Lines on the server, which gives what is needed for little money and is that of the labels there are."""
+        money = endpoint.money(tokens)
+        if endpoint.max_money is not None and money > endpoint.max_money:
+            raise ConfigError(
+                f"labelling would cost about {money:,.2f} ({tokens:,.0f} tokens), more than llm.endpoint.max_money "
+                f"{endpoint.max_money:,.2f}; label fewer groups, use an LLM of your own, or raise it"
+            )
+        server = self._server(llm, endpoint)
+        check_server(self.config.paths, server)
+        told = f", money {money:,.2f}" if endpoint.prompt_price else ""
+        return [
+            f"the LLM is {endpoint.model} on {endpoint.url} ({server.engine}), asked for {server.form}",
+            f"about {tokens:,.0f} tokens{told}: a server reads the whole prompt for each output",
+        ]
+
+    def rehearse(self, count: int | None = None) -> list[str]:
+        if self.config.llm is None or not (count or self.config.label.dry_run_groups):
             return []
         from ray_jobs.labelling.rehearsal import rehearse_labelling
 
-        return rehearse_labelling(self.config, self.config.llm, self.survey())
+        return rehearse_labelling(self.config, self.config.llm, self.survey(), count)
 
     def run(self) -> Labels:
         config, provenance = self.config, self.provenance
         # Before the first label: a run that is cut off must not leave labels of which nobody knows what made them.
         write_provenance(config.paths, provenance)
         work = self.survey()
+        if work.blocks.num_rows and config.llm is not None and config.llm.endpoint is not None:
+            note_server(config.paths, self._server(config.llm, config.llm.endpoint))
         _commit_plain(config, llm_ledger(config.paths), work, provenance.fingerprint)
         cost, rounding = None, None
         if work.blocks.num_rows and config.llm is not None:

@@ -6,9 +6,9 @@ from embedder.config.evaluate import WITH_ENCODER, BuiltinRetriever, EndpointRet
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError
-from embedder.evaluation.endpoint import api_key
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import folder_encoder
+from embedder.remote.server import api_key
 
 
 def retriever_encoder(
@@ -58,7 +58,7 @@ def check_retrievers(config: RunConfig) -> list[str]:
     for retriever in config.evaluate.retrievers:
         where = ""
         if isinstance(retriever, EndpointRetriever):
-            api_key(retriever)
+            api_key(retriever, retriever.setting)
             where = f" ({retriever.url}, {retriever.model})"
         elif retriever.kind in WITH_ENCODER:
             encoder, _ = retriever_encoder(config, retriever)

@@ -17,8 +17,7 @@ from embedder.evaluation.measurements import DatasetValues, ask_about, enter_all
 from embedder.evaluation.questions import Row, plan_units
 from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.labelling.prompts import ShotPools
-from embedder.models.causal_lm import load_lm, prepare_lm
-from embedder.models.device import resolve_device
+from embedder.models.open_llm import open_llm, prepare_llm
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import passage_texts, shot_pools
 
@@ -31,7 +30,7 @@ class JudgeBlocks(BlockActor):
 
     def __init__(self, config: RunConfig, shot_pools: ray.ObjectRef) -> None:
         gpus = config.evaluate.gpus_per_actor
-        lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(gpus), gpus)
+        lm = open_llm(config.needed_llm, config.paths.cache, gpus)
         self.judge = LlmJudge(lm, config.needed_llm, config.tasks, config.evaluate, ray.get(shot_pools))
         self.ledger = reply_ledger(config)
 
@@ -71,7 +70,7 @@ def _compute(config: RunConfig, units: list[list[Row]], pools: ShotPools) -> str
     """Let the actor pool answer units of questions; a line on what that took."""
     settings = config.evaluate
     # Once here, so that a GGUF file is not converted by every actor.
-    prepare_lm(config.needed_llm, config.paths.cache)
+    prepare_llm(config.needed_llm, config.paths.cache)
     blocks = pa.Table.from_pylist([{"questions": unit, "rows": len(unit)} for unit in units], schema=BLOCK)
     began = time.monotonic()
     cost = run_blocks(

@@ -13,15 +13,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from embedder.config.load import load_run
+from embedder.config.run import LlmConfig
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, group_id
 from embedder.labelling.labeller import MAX_CHARACTERS
+from embedder.models.causal_lm import load_lm
 from ray_jobs.labelling.block_plan import read_row_group, survey
-from tests.cluster.conftest import ROOT, Cluster
+from tests.cluster.conftest import ROOT, Cluster, free_port
 from tests.cluster.label_actors import BEGUN
 from tests.cluster.label_helpers import Driver, group, write_groups, write_run_file
+from tests.unit.llm_server import LlmServer
+from tests.web_server import answering
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 QA, TOOL = 10, 4
@@ -73,6 +78,25 @@ def rows_of(run_file: Path, folder: str = "blocks") -> dict[str, dict[str, Any]]
     """Labelled rows by query."""
     ledger = Ledger(run_file.parent / "work" / "labelled" / folder, LABELLED, "row_id")
     return {row["query_id"]: row for row in ledger.read().to_pylist()}
+
+
+def to_server(run_file: Path, url: str, **endpoint: object) -> Path:
+    """The same run with its LLM on a server."""
+    run = yaml.safe_load(run_file.read_text())
+    del run["llm"]["batch_tokens"]
+    run["llm"]["endpoint"] = {"url": f"{url}/v1", "model": "tiny", **endpoint}
+    run_file.write_text(yaml.safe_dump(run), encoding="utf-8")
+    return run_file
+
+
+def _with(server: LlmServer, name: str, value: str, driver: Driver, run_file: Path, gain: list[str]) -> tuple[int, str]:
+    """The outcome of a call while the server is another one."""
+    before = getattr(server, name)
+    setattr(server, name, value)
+    try:
+        return driver.call(run_file, *gain)
+    finally:
+        setattr(server, name, before)
 
 
 def units_begun(run_file: Path) -> int:
@@ -232,7 +256,7 @@ def test_label_dry_run_times_a_sample_and_asks_the_cluster_that_is_named(
     code, output = rehearse()
     assert code == 0, output
     assert f"qa: {QA} groups, {QA} still to label ({QA * 4} pairs" in output and "pairs/s" in output
-    assert "GPU-hours" in output and "hours of one actor like this machine (cpu)" in output
+    assert "GPU-hours" in output and "hours of one actor like this machine (cpu, float32)" in output
     assert output.count("TFLOP") == 1 and "of model work" not in output  # one estimate, the measured one
     code, output = rehearse(RAY_ADDRESS="127.0.0.1:1")
     assert code == 2 and "no Ray answers at" in output and "correct RAY_ADDRESS" in output
@@ -312,3 +336,39 @@ def test_reranker_teacher_labels_what_the_llm_was_not_asked(
     assert sum(row["reward"] == "rank" for row in by_llm.values()) == chosen and len(by_llm) == chosen + TOOL
     assert sum(row["reward"] == "reranker" and len(row["rewards"]) == 4 for row in by_reranker.values()) == QA
     assert {group_id(row) for row in by_reranker.values()} == {group_id(row) for row in rows_of(run_file).values()}
+
+
+def test_label_by_a_server_gives_the_rewards_of_the_same_llm_here_and_goes_on_after_a_failure(
+    driver: Driver, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
+) -> None:
+    lm = load_lm(LlmConfig(model=str(tiny_llama_folder)), tmp_path / "cache", device="cpu")
+    gain = ["--set", "tasks.qa.reward=gain"]
+    here = write_run(tmp_path / "here", tiny_llama_folder, tiny_encoder_folder)
+    succeeded(driver.call(here, *gain))
+    server = LlmServer(lm)
+    with answering(server.app(), free_port()) as url:
+        there = write_run(tmp_path / "there", tiny_llama_folder, tiny_encoder_folder)
+        to_server(there, url, prompt_price=1000, attempts=1, max_money=1000)
+        assert "more than llm.endpoint.max_money 0.01" in refused(
+            driver.call(there, *gain, "--set", "llm.endpoint.max_money=0.01")
+        )
+        assert "gives no log-likelihoods" in refused(_with(server, "spoiled", "zeros", driver, there, gain))
+        told = succeeded(driver.call(there, *gain, "--dry-run"))
+        assert "prompt_logprobs of token ids" in told and "tokens in all, money" in told
+        assert not (there.parent / "work" / "labelled").exists()
+        # It fails in the middle, keeps its blocks, and goes on with the others.
+        server.lasts = len(server.requests) + 60
+        assert "status 500" in refused(driver.call(there, *gain))
+        before = len(rows_of(there))
+        assert 0 < before < QA + TOOL
+        server.lasts = None
+        assert "another engine or LLM (engine 'vllm' -> 'sglang'" in refused(
+            _with(server, "engine", "sglang", driver, there, gain)
+        )
+        asked = len(server.requests)
+        told = succeeded(driver.call(there, *gain))
+        assert len(server.requests) - asked <= 5 * (QA + TOOL - before) + 40 and "money" in told
+    expected = rows_of(here)
+    for query, row in rows_of(there).items():
+        assert row["error"] is None and (row["rewards"] is None) == (expected[query]["rewards"] is None)
+        assert row["rewards"] is None or row["rewards"] == pytest.approx(expected[query]["rewards"], abs=1e-4)

@@ -11,8 +11,8 @@ import pytest
 
 from embedder.config.evaluate import EndpointRetriever
 from embedder.errors import ConfigError, ModelError
-from embedder.evaluation import endpoint as module
 from embedder.evaluation.endpoint import EmbeddingEndpoint
+from embedder.remote import pace as module
 
 KEY = "sk-secret-0123456789"
 
@@ -91,7 +91,7 @@ def test_endpoint_what_passes_is_tried_again_with_growing_pauses(slept, failure)
 
 def test_endpoint_a_server_that_asks_for_time_gets_it(slept):
     ask(Server(httpx.Response(429, headers={"retry-after": "20"}), httpx.Response(429, headers={"retry-after": "Mon"})))
-    assert 10 <= slept[0] <= 20 and slept[1] <= 2
+    assert 19.9 < slept[0] <= 22 and 0 < slept[-1] <= 22 and len(slept) <= 3
 
 
 def test_endpoint_attempts_are_counted(slept):

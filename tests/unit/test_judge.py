@@ -106,7 +106,7 @@ def test_judge_an_answer_ends_where_its_line_does(judge, monkeypatch):
     """The token that ends the line may begin with the answer's last letter."""
     (last,) = judge.lm.tokens("x")
     texts = judge.lm.tokenizer.batch_decode([[token] for token in range(600)])
-    monkeypatch.setitem(vars(judge.lm), "_token_texts", [*texts[:last], "x\n", *texts[last + 1 :]])
+    monkeypatch.setitem(vars(judge.lm), "token_texts", [*texts[:last], "x\n", *texts[last + 1 :]])
     given = []
     monkeypatch.setattr(judge.backend, "sample", lambda prefixes, seeds, how: given.append(how) or [[[last]]] * 3)
     assert [row["text"] for row in replies(judge, QUESTIONS[:3])] == ["x"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from embedder.config.load import load_run
 from embedder.config.run import CHUNKED
-from embedder.data.records import GROUP, group_id, write_table
+from embedder.data.records import GROUP, QUERY, QUERY_CORE, group_id, write_table
 from embedder.labelling.labeller import RewardLabeller
 from ray_jobs.cluster.blocks import BlockCost
 from ray_jobs.cluster.tables import llm_ledger
@@ -65,6 +66,12 @@ def write(config, groups):
     for task in {group["task"] for group in groups}:
         own = [group for group in groups if group["task"] == task]
         write_table(own, GROUP, config.paths.candidates / f"of-{task}.parquet")
+
+
+def write_queries(config, groups):
+    """The queries of groups as `prepare` leaves them."""
+    rows = [{**dict.fromkeys(QUERY.names), **{name: group[name] for name in QUERY_CORE.names}} for group in groups]
+    write_table(rows, QUERY, config.paths.queries / "train" / f"{groups[0]['dataset']}.parquet")
 
 
 def label(config, block_rows=4) -> list[BlockCost]:
@@ -208,6 +215,21 @@ def test_score_exactly_keeps_the_scorer_that_the_user_had_to_name(config, tmp_pa
     sample = list(rows_of(config).values())
     told = score_exactly(chunked, NO_POOLS, sample)
     assert told.startswith("what bfloat16 changes was not measured: llm.model") and "by 'chunked tree' on cpu" in told
+
+
+def test_rehearse_labelling_of_a_sample_reports_whether_rewards_can_be_trusted_and_commits_nothing(config):
+    groups = groups_of("qa", 8)
+    write(config, groups)
+    write_queries(config, groups)
+    work = survey(config, llm_ledger(config.paths), 4)
+    told = rehearse_labelling(config, config.llm, work, 6)
+    assert told[0].startswith("qa: 24 pairs in ") and "at this rate about" in told[1]
+    assert "a known positive above another candidate in" in told[2] and "correlation with another seed" in told[2]
+    page = config.paths.reports / "sample" / "labelling.html"
+    assert told[-1] == f"report on 6 groups: {page}" and "Can these rewards be trusted?" in page.read_text()
+    trust = json.loads(page.with_suffix(".json").read_text())["tasks"]["qa"]["trust"]
+    assert trust["groups_with_known_positives"] == 6 and -1 <= trust["stability"] <= 1
+    assert not rows_of(config)
 
 
 def test_rehearse_labelling_on_a_machine_with_too_few_gpus_says_so(config, monkeypatch):

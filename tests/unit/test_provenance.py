@@ -9,11 +9,14 @@ import torch
 
 from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
+from embedder.labelling.http_backend import ServerIdentity
 from embedder.models.device import device_kind
 from ray_jobs.labelling.provenance import (
     LabelProvenance,
     check_provenance,
+    check_server,
     note_device,
+    note_server,
     read_devices,
     read_provenance,
     write_provenance,
@@ -56,3 +59,24 @@ def test_provenance_of_labels_made_before_devices_were_noted_is_read(config):
     old = {"fingerprint": "print", "rewards": {"qa": "rank"}}
     (config.paths.labelled / "provenance.json").write_text(json.dumps(old), encoding="utf-8")
     assert read_provenance(config.paths) == LabelProvenance("print", {"qa": "rank"})
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (ServerIdentity("sglang", "echo of token ids", [-1.0, -2.0]), "engine 'vllm' -> 'sglang'"),
+        (ServerIdentity("vllm", "echo of token ids", [-1.5, -2.5]), r"differ by 0\.50 nats a token"),
+        (ServerIdentity("vllm", "echo of token ids", [-1.0]), "differ by inf"),
+        (ServerIdentity("vllm", "echo of texts", [-1.0, -2.0]), "form 'echo of token ids' -> 'echo of texts'"),
+    ],
+)
+def test_server_labels_of_another_engine_or_llm_are_refused(config, found, told):
+    known = ServerIdentity("vllm", "echo of token ids", [-1.0, -2.0])
+    check_server(config.paths, found)
+    note_server(config.paths, known)
+    check_server(config.paths, ServerIdentity("vllm", "echo of token ids", [-1.04, -1.98]))
+    with pytest.raises(ConfigError, match=told):
+        check_server(config.paths, found)
+    # The first one counts, so that labels do not wander from one to the next.
+    note_server(config.paths, found)
+    check_server(config.paths, known)

@@ -233,7 +233,9 @@ def test_jobs_take_the_same_three_options(stage):
     assert job.stage == stage
     parser = make_parser(job)
     options = {option for action in parser._actions for option in action.option_strings}
-    assert options == {"-h", "--help", "--config", "--set", "--dry-run"}
+    # A sample is a dry run, which only labelling has to offer.
+    assert options == {"-h", "--help", "--config", "--set", "--dry-run", *(["--sample"] if job.sample else [])}
+    assert bool(job.sample) == (stage == "label")
     assert all(action.option_strings for action in parser._actions)
     given = parser.parse_args(["--config", "run.yaml", "--set", "a.b=1", "--set", "c=2", "--dry-run"])
     assert (given.config, given.set, given.dry_run) == ("run.yaml", ["a.b=1", "c=2"], True)

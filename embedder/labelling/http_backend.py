@@ -1,0 +1,250 @@
+"""Scores and samples with an LLM that a server runs: a request an output, nothing shared.
+
+A server reads the whole prompt for each output, where the tree reads what prompts have in common once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any, TypeVar
+
+from embedder.config.endpoints import LlmEndpoint
+from embedder.config.run import LlmConfig
+from embedder.errors import ConfigError, ModelError
+from embedder.labelling.completions import FORMS, AnswerError, CompletionForm, Likelihoods, first_choice
+from embedder.labelling.compute_cost import ModelSize, ModelWork
+from embedder.labelling.prefix_tree import PackedPrompt, check_prompts
+from embedder.labelling.prompt_layout import encode
+from embedder.labelling.sampling import Sampling
+from embedder.models.memory import BatchLimit
+from embedder.models.remote_llm import RemoteLlm
+from embedder.remote.server import RefusedError
+
+LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PROBES = (
+    "The old bridge leads to the market. The market is open in the",
+    "Paris is the capital of France, and Rome is the capital of",
+)
+"""Known texts, for which the server is asked before it is trusted."""
+PROBE_SEEDS = 12
+"""Tokens that are drawn until one stands for itself behind a probe, as no part of a longer token."""
+ROUNDING = 0.25
+"""Nats by which a server's likelihood of a token may differ from that which it gave as it wrote it."""
+LARGEST_SEED = 2**31
+REMEDY = (
+    "take vLLM, SGLang, or llama-cpp-python's server with --logits_all true, or load the LLM here (llm.endpoint: null)"
+)
+
+
+@dataclass(frozen=True)
+class ServerIdentity:
+    """What labels of a server depend on and what no name tells: another LLM, or quantisation, behind the same name."""
+
+    engine: str
+    form: str
+    scores: list[float]
+    """Log-likelihoods (nats) of the tokens of the probes."""
+
+
+class HttpBackend:
+    """Asks a server, with as many requests at once as it bears."""
+
+    def __init__(self, lm: RemoteLlm, longest: int) -> None:
+        """`longest`: tokens of the longest prompt with its output.
+
+        Raises:
+            ConfigError: the server takes no prompts of this length.
+            ModelError: it gives no log-likelihoods that can be used; the message names the remedy.
+        """
+        self.lm = lm
+        self.work = ModelWork(ModelSize(0, 0, 0))
+        self.limits: Sequence[BatchLimit] = ()
+        self._lock = Lock()
+        self._threads = ThreadPoolExecutor(lm.endpoint.max_requests)
+        self._is_warned = False
+        _refuse_short(lm, longest)
+        self.form, scores = self._find_form()
+        self.identity = ServerIdentity(lm.engine, self.form.name, scores)
+
+    @property
+    def how(self) -> str:
+        """How outputs are scored."""
+        return self.form.name
+
+    def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
+        """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
+
+        It is NaN where the server divides a text into other tokens.
+
+        Raises:
+            ValueError: a prefix or output has no token.
+            ModelError: the server fails.
+        """
+        check_prompts(prompts)
+        asked = [
+            (prompt.prefix + output, len(output) - first)
+            for prompt in prompts
+            for output, first in zip(prompt.outputs, prompt.first_scored, strict=True)
+        ]
+        means = iter(self._all(self._mean, asked))
+        return [[next(means) for _ in prompt.outputs] for prompt in prompts]
+
+    def sample(self, prefixes: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[list[int]]]:
+        """Token ids of `num_samples` outputs a prefix, drawn with the seed of the prefix as far as the server does."""
+        return self._all(partial(self._drawn, sampling), list(zip(prefixes, seeds, strict=True)))
+
+    def _all(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        futures = [self._threads.submit(work, item) for item in items]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            # What is not begun when one has failed would cost money for nothing.
+            for future in futures:
+                future.cancel()
+        failures = [error for future in futures if not future.cancelled() and (error := future.exception())]
+        if failures:
+            raise failures[0]
+        return [future.result() for future in futures]
+
+    def _post(self, body: dict[str, Any], tokens: int) -> Any:  # noqa: ANN401
+        """Ask for a completion, and count what it costs; `tokens` of the prompt, where the server does not count."""
+        answer = self.lm.server.post("/completions", {"model": self.lm.endpoint.model, **body})
+        usage = answer.get("usage") if isinstance(answer, dict) else None
+        usage = usage if isinstance(usage, dict) else {}
+        read, written = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
+        read, written = (read if isinstance(read, int) else tokens), (written if isinstance(written, int) else 1)
+        with self._lock:
+            self.work.tokens += read + written
+            self.work.money += self.lm.endpoint.money(read, written)
+        return answer
+
+    def _likelihoods(self, form: CompletionForm, ids: list[int]) -> Likelihoods:
+        answer = self._post(form.scoring(self.lm, ids), len(ids))
+        return form.likelihoods(self.lm, answer, ids)
+
+    def _mean(self, asked: tuple[list[int], int]) -> float:
+        ids, scored = asked
+        try:
+            values = self._likelihoods(self.form, ids)[-scored:]
+        except AnswerError as error:
+            if not self._is_warned:
+                LOG.warning("%s gave %s; groups with such texts get no reward", self.lm.endpoint.url, error)
+                self._is_warned = True
+            return math.nan
+        return math.fsum(math.nan if value is None else value for value in values) / scored
+
+    def _drawn(self, sampling: Sampling, asked: tuple[list[int], int]) -> list[list[int]]:
+        prefix, seed = asked
+        drawn: list[list[int]] = []
+        # Not every server gives as many as it is asked for.
+        while len(drawn) < sampling.num_samples:
+            body = {
+                "prompt": self.form.prompt(self.lm, prefix),
+                "n": sampling.num_samples - len(drawn),
+                "max_tokens": sampling.max_tokens,
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+                "seed": (seed + len(drawn)) % LARGEST_SEED,
+                **({"stop": list(sampling.stop)} if sampling.stop else {}),
+            }
+            answer = self._post(body, len(prefix))
+            texts = _texts(answer)
+            if not texts:
+                raise ModelError(f"{self.lm.endpoint.url}/completions gave no text; is it an OpenAI-compatible server?")
+            drawn += [encode(self.lm.plain.inner, text).ids[: sampling.max_tokens] for text in texts]
+        return drawn[: sampling.num_samples]
+
+    def _find_form(self) -> tuple[CompletionForm, list[float]]:
+        """The first form in which the server gives likelihoods of our tokens, and those of the probes."""
+        refusals: dict[str, str] = {}
+        for form in FORMS:
+            if form.begins and (self.lm.lead_ids or not self.lm.tokenizer.bos_token):
+                continue
+            try:
+                scores = [
+                    score for text in PROBES for score in self._probe(form, self.lm.lead_ids + self.lm.tokens(text))
+                ]
+            except AnswerError as error:
+                refusals[form.name] = str(error)
+            except RefusedError as error:
+                if error.status in {401, 403, 404}:
+                    raise ModelError(f"{error}; likelihoods need POST /completions: {REMEDY}") from error
+                refusals[form.name] = f"status {error.status}"
+            else:
+                return form, scores
+        told = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+        raise ModelError(f"{self.lm.endpoint.url} gives no log-likelihoods of prompts ({told}); {REMEDY}")
+
+    def _probe(self, form: CompletionForm, ids: list[int]) -> list[float]:
+        """Likelihoods of a known text and of a token that the server wrote behind it.
+
+        Raises:
+            AnswerError: there are none, or the token's is not that with which it was written.
+        """
+        known = self._likelihoods(form, ids)
+        if any(value is None for value in known[len(self.lm.lead_ids) + 1 :]):
+            raise AnswerError("no log-likelihoods of some tokens")
+        token, told = self._written_token(form, ids)
+        again = self._likelihoods(form, [*ids, token])[-1]
+        if again is None or abs(again - told) > ROUNDING:
+            raise AnswerError(
+                f"the log-likelihood {again:.2f} for a token that it wrote with {told:.2f}"
+                if again is not None
+                else "no log-likelihood of the last token"
+            )
+        return [value for value in known if value is not None]
+
+    def _written_token(self, form: CompletionForm, ids: list[int]) -> tuple[int, float]:
+        """A token that the server writes behind a text, with its log-likelihood."""
+        bare = ids[len(self.lm.lead_ids) :]
+        text = str(self.lm.tokenizer.decode(bare))
+        for seed in range(PROBE_SEEDS):
+            asked = {"max_tokens": 1, "temperature": 1.0, "logprobs": 1, "seed": seed}
+            choice = first_choice(self._post({"prompt": form.prompt(self.lm, ids), **asked}, len(ids)))
+            told = choice.get("logprobs")
+            values, written = told.get("token_logprobs") if isinstance(told, dict) else None, str(choice.get("text"))
+            if not isinstance(values, list):
+                raise AnswerError("no log-likelihood of what it writes")
+            token = encode(self.lm.plain.inner, written).ids
+            # One that would join the word before it, or is a part of a letter, cannot be sent as text.
+            if values and len(token) == 1 and self.lm.tokens(text + written) == bare + token:
+                return token[0], float(values[0])
+        raise AnswerError("no token that can be read again")
+
+
+def _refuse_short(lm: RemoteLlm, longest: int) -> None:
+    if lm.most_tokens is not None and lm.most_tokens <= longest:
+        raise ConfigError(
+            f"llm.max_prefix_tokens with the outputs needs {longest + 1} tokens, but {lm.endpoint.url} takes "
+            f"{lm.most_tokens}; lower llm.max_prefix_tokens"
+        )
+
+
+def _texts(answer: Any) -> list[str]:  # noqa: ANN401
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    rows = choices if isinstance(choices, list) else []
+    return [row["text"] for row in rows if isinstance(row, dict) and isinstance(row.get("text"), str)]
+
+
+def find_server(llm: LlmConfig, endpoint: LlmEndpoint, longest: int) -> ServerIdentity:
+    """What the server of a run file is, by a few short requests.
+
+    Raises:
+        ConfigError, ModelError: it cannot be used, as for the backend.
+    """
+    lm = RemoteLlm.of(llm, endpoint)
+    try:
+        return HttpBackend(lm, longest).identity
+    finally:
+        lm.server.close()

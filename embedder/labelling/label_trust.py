@@ -1,0 +1,220 @@
+"""Whether rewards can be trusted: do they agree with people, with themselves, and with another seed?
+
+Collected row by row in bounded memory. Rows are those of `records.LABELLED`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedder.hashing import row_seed
+from embedder.labelling.rewards import rank_reward
+
+DISAGREEMENTS = 5
+"""Groups in which LLM and labels disagree most, that are kept to read."""
+ENOUGH_GROUPS = 20
+"""Fewer groups say nothing that a warning could rest on."""
+MOST_FLAT = 0.5
+LEAST_RELIABLE = 0.5
+LEAST_STABLE = 0.5
+CERTAIN = 1.96
+"""Standard errors of an interval of 95 %."""
+FEWEST_RIVALS = 4
+"""Of fewer rivals no half has two."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Agreement:
+    """How often a known positive has a higher reward than another candidate; one value a group, ties count half."""
+
+    groups: int = 0
+    _total: float = 0.0
+    _squares: float = 0.0
+
+    def add(self, rewards: Sequence[float], relevance: Sequence[int]) -> None:
+        """Count a group with both kinds of candidates; others say nothing."""
+        known = [reward for reward, is_known in zip(rewards, relevance, strict=True) if is_known]
+        others = [reward for reward, is_known in zip(rewards, relevance, strict=True) if not is_known]
+        if known and others:
+            wins = sum((one > other) + 0.5 * (one == other) for one in known for other in others)
+            share = wins / (len(known) * len(others))
+            self.groups += 1
+            self._total += share
+            self._squares += share**2
+
+    @property
+    def mean(self) -> float | None:
+        """0.5 is chance; None without groups."""
+        return round(self._total / self.groups, 6) if self.groups else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean, groups taken as independent; None for fewer than two."""
+        if self.groups < 2:
+            return None
+        mean = self._total / self.groups
+        spread = math.sqrt(max(0.0, self._squares / self.groups - mean**2) / (self.groups - 1))
+        return round(mean - CERTAIN * spread, 6), round(mean + CERTAIN * spread, 6)
+
+
+@dataclass
+class WithinGroups:
+    """Correlation of two rewards of the same candidates, each less its mean over the group; pooled over groups."""
+
+    groups: int = 0
+    _both: float = 0.0
+    _first: float = 0.0
+    _second: float = 0.0
+
+    def add(self, first: Sequence[float], second: Sequence[float]) -> None:
+        """Count a group."""
+        one, other = _centred(first), _centred(second)
+        self.groups += 1
+        self._both += math.fsum(a * b for a, b in zip(one, other, strict=True))
+        self._first += math.fsum(a * a for a in one)
+        self._second += math.fsum(b * b for b in other)
+
+    @property
+    def value(self) -> float | None:
+        """-1 to 1; None where one of the two never differs within a group."""
+        product = self._first * self._second
+        return round(self._both / math.sqrt(product), 6) if product > 0 else None
+
+
+@dataclass
+class LabelTrust:
+    """Collects what speaks for and against the rewards of one task."""
+
+    seed: int
+    agreement: Agreement = field(default_factory=Agreement)
+    shuffled: Agreement = field(default_factory=Agreement)
+    """The same for rewards that are shuffled within each group, which no LLM made: about 0.5, as far as chance goes."""
+    halves: WithinGroups = field(default_factory=WithinGroups)
+    """Ranks among one half of the rivals against those among the other."""
+    stability: WithinGroups = field(default_factory=WithinGroups)
+    """Rewards against those of another seed: other samples, other worked examples."""
+    rewarded: int = 0
+    flat: int = 0
+    _against: list[tuple[float, str, Row]] = field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        """Count a row; one without rewards says nothing."""
+        rewards = row["rewards"]
+        if not rewards:
+            return
+        self.rewarded += 1
+        self.flat += max(rewards) == min(rewards)
+        self.agreement.add(rewards, row["relevance"])
+        mixed = list(rewards)
+        random.Random(row_seed(self.seed, "shuffled", row["row_id"])).shuffle(mixed)
+        self.shuffled.add(mixed, row["relevance"])
+        base, scores = row["base_scores"], row["scores"]
+        if base is not None and len(base) > FEWEST_RIVALS:
+            first, second = ([0, *range(start, len(base), 2)] for start in (1, 2))
+            self.halves.add(*(_ranked_among(half, base, scores) for half in (first, second)))
+        self._keep(row)
+
+    def add_repeated(self, row: Row, again: Row) -> None:
+        """Count a row beside the same one that was labelled with another seed."""
+        if row["rewards"] and again["rewards"]:
+            self.stability.add(row["rewards"], again["rewards"])
+
+    def _keep(self, row: Row) -> None:
+        known = [reward for reward, positive in zip(row["rewards"], row["relevance"], strict=True) if positive]
+        if known and max(row["rewards"]) > max(known):
+            self._against.append((max(known) - max(row["rewards"]), str(row["row_id"]), row))
+            # The id decides between equals, so that the order of the rows does not.
+            self._against = sorted(self._against, key=lambda each: each[:2])[:DISAGREEMENTS]
+
+    @property
+    def disagreements(self) -> list[Row]:
+        """Groups of which another candidate has a higher reward than all known positives, the farthest first."""
+        return [row for _, _, row in self._against]
+
+    @property
+    def reliability(self) -> float | None:
+        """Of all rivals together, from their halves (Spearman and Brown, 1910); None where there are too few."""
+        half = self.halves.value
+        return None if half is None or half <= -1 else round(2 * half / (1 + half), 6)
+
+    def warnings(self) -> list[str]:
+        """What speaks against these rewards, each with what to do; none where too few groups were rewarded."""
+        if self.rewarded < ENOUGH_GROUPS:
+            return []
+        told = []
+        if self.flat > MOST_FLAT * self.rewarded:
+            told.append(
+                f"{self.flat} of {self.rewarded} groups are flat and teach nothing; take reward: gain, more rivals "
+                "(label.num_samples), or a stronger LLM"
+            )
+        interval = self.agreement.interval
+        if interval and self.agreement.groups >= ENOUGH_GROUPS and interval[0] <= 0.5:
+            told.append(
+                f"a known positive has a higher reward than another candidate in {self.agreement.mean:.0%} of pairs "
+                f"({interval[0]:.0%} to {interval[1]:.0%}), which chance gives too; read the groups below, then take "
+                "another template, more shots, a stronger LLM, or reward: none"
+            )
+        if self.reliability is not None and self.reliability < LEAST_RELIABLE:
+            told.append(
+                f"ranks among two halves of the rivals hardly agree (reliability {self.reliability:.2f}); raise "
+                "label.num_samples, or take reward: gain"
+            )
+        if self.stability.value is not None and self.stability.value < LEAST_STABLE:
+            told.append(
+                f"another seed gives other rewards (correlation {self.stability.value:.2f}); raise label.num_samples "
+                "or shots, or take reward: gain"
+            )
+        return told
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it by name, for JSON; what is not known is None."""
+        return {
+            "positive_above_other": self.agreement.mean,
+            "interval": list(self.agreement.interval) if self.agreement.interval else None,
+            "positive_above_other_shuffled": self.shuffled.mean,
+            "groups_with_known_positives": self.agreement.groups,
+            "reliability": self.reliability,
+            "stability": self.stability.value,
+            "warnings": self.warnings(),
+        }
+
+    def line(self) -> str:
+        """What is known in one line; empty without rewards."""
+        mean, interval = self.agreement.mean, self.agreement.interval
+        parts = []
+        if mean is not None and interval is not None:
+            parts.append(
+                f"a known positive above another candidate in {mean:.0%} of pairs ({interval[0]:.0%} to "
+                f"{interval[1]:.0%}; shuffled {self.shuffled.mean:.0%})"
+            )
+        if self.reliability is not None:
+            parts.append(f"split-half reliability {self.reliability:.2f}")
+        if self.stability.value is not None:
+            parts.append(f"correlation with another seed {self.stability.value:.2f}")
+        return "; ".join(parts)
+
+
+def _centred(values: Sequence[float]) -> list[float]:
+    mean = math.fsum(values) / len(values)
+    return [value - mean for value in values]
+
+
+def _ranked_among(outputs: Sequence[int], base: Sequence[float], scores: Sequence[Sequence[float]]) -> list[float]:
+    """Rank rewards of each candidate where these outputs alone are there; the desired one is the first."""
+    known = [base[i] for i in outputs]
+    return [rank_reward(known, [row[i] for i in outputs]) for row in scores]
+
+
+def trust_lines(tasks: Mapping[str, LabelTrust]) -> list[str]:
+    """Whether the rewards of each task can be trusted, and what to do where they cannot."""
+    lines = []
+    for task, trust in sorted(tasks.items()):
+        lines += [f"{task}: {line}" for line in [trust.line()] if line]
+        lines += [f"WARNING: {task}: {warning}" for warning in trust.warnings()]
+    return lines

@@ -1,0 +1,195 @@
+"""Asks one of OpenAI's interfaces, whoever serves it: JSON in, JSON out.
+
+What fails for a while is tried again. The key goes into the Authorization header and nowhere else; in messages of the
+server it is masked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from embedder.config.endpoints import ServerAddress
+from embedder.errors import ConfigError, ModelError
+from embedder.remote.pace import RequestPace
+
+TOO_MANY = 429
+OVERLOADED = {408, TOO_MANY, 503, 504}
+"""Statuses of a server that is asked too much."""
+PASSING = OVERLOADED | {409, 425, 500, 502}
+"""Statuses that may change a little later, so that another try makes sense."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+LONGEST_ASKED_S = 900.0
+"""A server that asks for a longer pause has no more to give today."""
+SHOWN_CHARACTERS = 200
+"""Characters shown of what a server says when it refuses."""
+LONGEST_KEY = 4096
+
+
+class RefusedError(ModelError):
+    """The server will not answer this request, however often it is asked."""
+
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a request has to be sent again."""
+
+    problem: str
+    asked_pause: float = 0.0
+    is_overload: bool = True
+    is_fault: bool = True
+
+
+class Server:
+    """A server; may be used by several threads."""
+
+    def __init__(self, address: ServerAddress, setting: str, transport: httpx.BaseTransport | None = None) -> None:
+        """`setting`: the part of the run file that errors name."""
+        self.address, self.setting = address, setting
+        self.pace = RequestPace(address.max_requests)
+        self._key = api_key(address, setting)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = httpx.Limits(max_connections=address.max_requests, max_keepalive_connections=address.max_requests)
+        # No redirect is followed: the key must not go to another host.
+        self._client = httpx.Client(headers=headers, timeout=address.timeout_s, limits=limits, transport=transport)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def get(self, path: str) -> Any:  # noqa: ANN401
+        """What the server says of a path; errors as of `post`."""
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """The server's answer to a body.
+
+        Raises:
+            RefusedError: the server refuses.
+            ModelError: it stays unreachable for `attempts` requests, fails too often, or answers with something else.
+        """
+        return self._ask("POST", path, body)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:  # noqa: ANN401
+        url, attempts, failure = f"{self.address.url}{path}", self.address.attempts, _Failure("")
+        for attempt in range(attempts):
+            began = self.pace.enter()
+            try:
+                answer = self._send(method, url, body)
+            finally:
+                self.pace.leave()
+            if not isinstance(answer, _Failure):
+                self.pace.answered()
+                return answer[0]
+            failure = answer
+            if failure.is_overload:
+                self.pace.overloaded(began)
+            if attempt + 1 == attempts:
+                break
+            # A refusal for too many requests is no fault: the pace answers it.
+            if failure.is_fault and not self.pace.may_repeat():
+                raise ModelError(
+                    f"{url}: too many requests fail, the last one with {failure.problem}; look at the server"
+                )
+            self._wait(url, failure, attempt)
+        raise ModelError(f"{url}: {attempts} requests failed, the last one with {failure.problem}; try again later")
+
+    def _wait(self, url: str, failure: _Failure, attempt: int) -> None:
+        # The pauses of several threads differ, so that they do not come back together.
+        if not failure.asked_pause:
+            time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0))
+            return
+        if failure.asked_pause > LONGEST_ASKED_S:
+            raise ModelError(
+                f"{url} asks to be left alone for {failure.asked_pause:,.0f} s ({failure.problem}); run the job again "
+                "then, it goes on where it ended"
+            )
+        self.pace.pause(failure.asked_pause * random.uniform(1.0, 1.1))
+
+    def _send(self, method: str, url: str, body: Mapping[str, Any] | None) -> tuple[Any] | _Failure:
+        try:
+            with self._client.stream(method, url, json=body) as response:
+                content = self._content(response)
+        except httpx.TransportError as error:
+            # A port where nobody listens is no overload: fewer requests would not help.
+            return _Failure(f"{type(error).__name__}: {error}", is_overload=not isinstance(error, httpx.ConnectError))
+        if response.status_code == httpx.codes.OK:
+            return (self._json(content),)
+        problem = f"status {response.status_code}: {self._shown(content)}"
+        if response.status_code not in PASSING:
+            refused = RefusedError(f"{url} refuses: {problem}; correct {self.setting}")
+            refused.status = response.status_code
+            raise refused
+        status = response.status_code
+        return _Failure(problem, asked_pause(response.headers), status in OVERLOADED, status != TOO_MANY)
+
+    def _content(self, response: httpx.Response) -> bytes:
+        content, began = bytearray(), time.monotonic()
+        for part in response.iter_bytes():
+            content += part
+            if len(content) > self.address.max_answer_bytes:
+                raise ModelError(
+                    f"{self.address.url} answered with more than {self.address.max_answer_bytes:,} bytes; raise "
+                    f"max_answer_bytes of {self.setting} if that is right"
+                )
+            if time.monotonic() - began > self.address.timeout_s:
+                # httpx counts from byte to byte, and a server that sends one now and then would never end.
+                raise httpx.ReadTimeout(f"no whole answer within {self.address.timeout_s:g} s")
+        return bytes(content)
+
+    def _json(self, content: bytes) -> Any:  # noqa: ANN401
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{self.address.url} answered with no JSON: {self._shown(content)}") from error
+
+    def _shown(self, content: bytes) -> str:
+        text = content.decode("utf-8", "replace")
+        return (text.replace(self._key, "***") if self._key else text)[:SHOWN_CHARACTERS]
+
+
+def api_key(address: ServerAddress, setting: str) -> str:
+    """The key in the environment variable or the file that is named; empty where none is.
+
+    Raises:
+        ConfigError: there is no key.
+    """
+    if address.key_variable is not None:
+        key = os.environ.get(address.key_variable, "").strip()
+        if not key:
+            raise ConfigError(f"{setting}: the environment variable {address.key_variable} holds no key; set it")
+        return key
+    if address.key_file is None:
+        return ""
+    try:
+        with address.key_file.open(encoding="utf-8") as file:
+            key = file.read(LONGEST_KEY + 1).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{setting}: key_file {address.key_file} cannot be read ({error}); correct it") from error
+    if not key or len(key) > LONGEST_KEY or len(key.split()) > 1:
+        raise ConfigError(f"{setting}: key_file {address.key_file} holds no key; it must hold the key and nothing else")
+    return key
+
+
+def asked_pause(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks to wait, by a number or a date; 0 where it asks for nothing that can be read."""
+    value = headers.get("retry-after", "").strip()
+    if value.replace(".", "", 1).isdigit():
+        return float(value)
+    try:
+        until = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
