@@ -50,7 +50,7 @@ class StoredPassages(MutableMapping[str, Row]):
         if self._execute("UPDATE passages SET row = ? WHERE id = ?", (text, key)).rowcount == 0:
             self._insert(key, text)
 
-    def setdefault(self, key: str, row: Row) -> Row:  # type: ignore[override]
+    def setdefault(self, key: str, row: Row) -> Row:
         """The row that is known by an id, or else this one, which then is."""
         known = self._execute("SELECT row FROM passages WHERE id = ?", (key,)).fetchone()
         if known is None:
