@@ -152,7 +152,7 @@ def measure_row(stage: str, config: RunConfig) -> dict[str, Any]:
     import ray
 
     from embedder.run.ray_token import prepare_own_ray
-    from ray_jobs.retrieval.groups import write_groups
+    from ray_jobs.retrieval.candidate_groups import write_groups
     from ray_jobs.retrieval.ranking_files import Search
     from ray_jobs.retrieval.vector_rankings import rank_by_vectors
     from ray_jobs.retrieval.vectors import VectorStore

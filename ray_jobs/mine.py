@@ -47,7 +47,7 @@ def check(config: RunConfig) -> Work:
 def run(config: RunConfig) -> StageReport:
     """Encode, rank and group; the summary counts groups and filtered passages."""
     from ray_jobs.cluster.metrics import track_progress
-    from ray_jobs.retrieval.groups import write_groups
+    from ray_jobs.retrieval.candidate_groups import write_groups
     from ray_jobs.retrieval.ranking_files import Search, remove_stale
     from ray_jobs.retrieval.vector_rankings import rank_by_vectors
     from ray_jobs.retrieval.vectors import fill_store, open_store

@@ -27,7 +27,7 @@ from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.evaluation.retrieval import own_examples, random_rankings, recency_rankings, without_itself
 from embedder.hashing import row_seed
 from embedder.labelling.prompts import read_shot_pools
-from embedder.mining.lexical import LexicalIndex
+from embedder.mining.bm25 import LexicalIndex
 from embedder.mining.passage_search import search_on_device
 from embedder.mining.ranking import Ranking
 from embedder.models.causal_lm import load_lm

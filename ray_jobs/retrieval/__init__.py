@@ -6,7 +6,7 @@ word_rankings.py    the lexical ones, by parts of the corpus
 vector_rankings.py  the dense ones, by shares of the vectors
 vector_share.py     what a task does with its share
 passages.py         a corpus in parts, and the texts of some passages
-groups.py           the groups of `mine`, made from rankings
+candidate_groups.py the groups of `mine`, made from rankings
 encoders.py         the encoders behind the retrievers of an evaluation
 retrievers.py       the rankings of each retriever of an evaluation
 measuring.py        what their rankings are worth

@@ -20,7 +20,7 @@ from embedder.evaluation.retrieval import (
     without_itself,
 )
 from embedder.mining.ranking import Ranking
-from ray_jobs.cluster.tasks import some_at_a_time
+from ray_jobs.cluster.task_tree import some_at_a_time
 from ray_jobs.retrieval.ranking_files import QueryRows, RankingFiles
 
 Heads = dict[str, Ranking]

@@ -12,7 +12,7 @@ import ray
 from embedder.config.paths import Paths
 from embedder.data.records import PASSAGE, each_table
 from ray_jobs.cluster.tables import corpus_files
-from ray_jobs.cluster.tasks import some_at_a_time
+from ray_jobs.cluster.task_tree import some_at_a_time
 
 PART_FILES = 4
 """Files of a part, which `prepare` writes with 20,000 passages each."""

@@ -24,7 +24,7 @@ from embedder.run.holding import Permit, own_permit
 from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.machines import machines
 from ray_jobs.cluster.tables import corpus_files
-from ray_jobs.cluster.tasks import in_tree, some_at_a_time
+from ray_jobs.cluster.task_tree import in_tree, some_at_a_time
 from ray_jobs.retrieval.passages import corpus_parts
 from ray_jobs.retrieval.ranking_files import QueryRows, RankingFiles, Search, ranking_files
 from ray_jobs.retrieval.vectors import VectorStore, vector_matrix

@@ -18,11 +18,11 @@ from embedder.config.language import WordsConfig
 from embedder.config.paths import Paths
 from embedder.console import Counter
 from embedder.data.records import PASSAGE, QUERY, each_table, read_rows
-from embedder.mining import lexical
-from embedder.mining.lexical import Postings, QueryNumbers, WordCounts
+from embedder.mining import bm25
+from embedder.mining.bm25 import Postings, QueryNumbers, WordCounts
 from embedder.mining.ranking import Found, merge_found
 from embedder.run.holding import Permit, own_permit
-from ray_jobs.cluster.tasks import in_tree, some_at_a_time
+from ray_jobs.cluster.task_tree import in_tree, some_at_a_time
 from ray_jobs.retrieval.passages import corpus_parts
 from ray_jobs.retrieval.ranking_files import QueryRows, RankingFiles, Search, ranking_files
 
@@ -75,7 +75,7 @@ def vocabulary_of(files: RankingFiles, stop_words: str | None) -> list[str]:
     words: set[str] = set()
     for rows in files.passes():
         queries = read_rows(rows.path, QUERY, rows.first, rows.last, ["query"])["query"].to_pylist()
-        words.update(lexical.query_vocabulary(queries, stop_words))
+        words.update(bm25.query_vocabulary(queries, stop_words))
     return sorted(words)
 
 
@@ -85,7 +85,7 @@ def count_part(files: list[Path], vocabulary: list[str]) -> tuple[Postings, Word
     ids = pa.chunked_array([table["id"].combine_chunks() for table in each_table(files, PASSAGE, ["id"])], pa.string())
     # Texts file by file: as Python's strings they take several times the room of the postings.
     texts = (text for table in each_table(files, PASSAGE, ["text"]) for text in table["text"].to_pylist())
-    return lexical.count_words(ids.combine_chunks(), texts, _numbered(vocabulary))
+    return bm25.count_words(ids.combine_chunks(), texts, _numbered(vocabulary))
 
 
 @ray.remote(num_cpus=1)
@@ -97,14 +97,14 @@ def add_counts(*counts: WordCounts) -> WordCounts:
 @ray.remote(num_cpus=1, memory=TASK_MEMORY)
 def weigh_part(postings: Postings, total: WordCounts) -> Postings:
     """Ray task: what each word of a part adds to a score."""
-    return lexical.weighed(postings, total)
+    return bm25.weighed(postings, total)
 
 
 @ray.remote(num_cpus=1)
 def ask_words(rows: QueryRows, stop_words: str | None, vocabulary: list[str]) -> AskedWords:
     """Ray task: the words of a pass of queries."""
     table = rows.read()
-    numbers = lexical.query_numbers(table["query"].to_pylist(), stop_words, _numbered(vocabulary))
+    numbers = bm25.query_numbers(table["query"].to_pylist(), stop_words, _numbered(vocabulary))
     return numbers, table["pool_ids"].to_pylist(), table["query_id"]
 
 
@@ -112,7 +112,7 @@ def ask_words(rows: QueryRows, stop_words: str | None, vocabulary: list[str]) ->
 def search_part(part: Postings, asked: AskedWords, depth: int) -> Found:
     """Ray task: the best passages of one part for a pass of queries."""
     numbers, pools, _ = asked
-    return lexical.search_words(part, numbers, pools, depth)
+    return bm25.search_words(part, numbers, pools, depth)
 
 
 @ray.remote(num_cpus=1, memory=TASK_MEMORY)

@@ -15,11 +15,11 @@ from embedder.config.paths import Paths
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.console import console, progress
 from embedder.data.records import GROUP, PASSAGE, QUERY, read_tables, write_table
+from embedder.mining.bm25 import LexicalIndex
 from embedder.mining.candidates import make_group
-from embedder.mining.lexical import LexicalIndex
 from embedder.mining.ranking import best
-from ray_jobs.cluster import tasks
-from ray_jobs.retrieval import groups, passages, ranking_files, vector_rankings, word_rankings
+from ray_jobs.cluster import task_tree
+from ray_jobs.retrieval import candidate_groups, passages, ranking_files, vector_rankings, word_rankings
 from ray_jobs.retrieval.ranking_files import QueryRows, RankingFiles, Search
 from ray_jobs.retrieval.vectors import VectorStore
 from tests.cluster.conftest import Cluster
@@ -80,12 +80,12 @@ class Run:
 def run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     ray.init(address=cluster.address, log_to_driver=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "FAN_IN", 2)
+        patch.setattr(task_tree, "FAN_IN", 2)
         for module in (word_rankings, vector_rankings):
             patch.setattr(module, "PASS_ROWS", 16)
         patch.setattr(passages, "PART_FILES", 1)
         patch.setattr(vector_rankings, "SHARE_ROWS", 60)
-        patch.setattr(groups, "PART_ROWS", 15)
+        patch.setattr(candidate_groups, "PART_ROWS", 15)
         yield Run(tmp_path_factory.mktemp("run"))
     ray.shutdown()
 
@@ -121,7 +121,7 @@ def test_groups_of_tasks_are_those_of_one_process(run: Run) -> None:
     words, vectors, _ = ranked(run)
     settings = MineConfig(group_size=4, window=(1, 11))
     with progress("group", QUERIES, console()) as counter:
-        counts = groups.write_groups(run.config.paths, settings, "nq", words, vectors, counter)
+        counts = candidate_groups.write_groups(run.config.paths, settings, "nq", words, vectors, counter)
     expected = []
     for row, (_, lexical), (_, dense), scores in zip(
         run.queries, run.by_words(), run.by_vectors(), run.scores(), strict=True

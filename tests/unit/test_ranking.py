@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.evaluation.answers import exact_match
-from embedder.mining.lexical import LexicalIndex
+from embedder.mining.bm25 import LexicalIndex
 from embedder.mining.passage_search import search_on_device
 from embedder.mining.ranking import Found, best, merge_found
 from embedder.models.device import CPU

@@ -11,7 +11,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.mining.lexical import count_words, query_numbers, query_vocabulary, search_words, weighed
+from embedder.mining.bm25 import count_words, query_numbers, query_vocabulary, search_words, weighed
 from embedder.mining.ranking import best, merge_found
 from embedder.words import query_words, tokenized
 from tests.unit.judges import quick

@@ -23,7 +23,7 @@ from embedder.data.records import GROUP, ROW_GROUP_ROWS, parquet_files, read_tab
 from embedder.mining.candidates import make_group
 from embedder.run.holding import Permit, own_permit
 from embedder.storage.object_store import replacing
-from ray_jobs.cluster.tasks import some_at_a_time
+from ray_jobs.cluster.task_tree import some_at_a_time
 from ray_jobs.retrieval.passages import corpus_parts, texts_of_part
 from ray_jobs.retrieval.ranking_files import QueryRows, RankingFiles, named_rankings
 
