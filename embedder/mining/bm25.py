@@ -12,16 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from embedder.index.lexical import K1, B, ranked
+from embedder.index.lexical import K1, B
 from embedder.mining.ranking import Found, Ranking
 from embedder.words import passage_words, query_words
 
+QUERIES_AT_ONCE = 32
+"""Queries whose scores are held at once, of 80,000 passages 20 MB."""
 QueryNumbers = list[int]
 """The words of a query as numbers, in their order; one that stands there twice is there twice."""
 
@@ -114,33 +118,41 @@ def search_words(
     postings: Postings, queries: Sequence[QueryNumbers], pools: Sequence[Sequence[str] | None], depth: int
 ) -> Found:
     """The `depth` best passages of a part for each query; a pool limits them to its ids, and keeps scores of 0."""
-    found = ranked(_each_score(postings, queries, pools), len(queries), depth)
-    for row, (numbers, pool) in enumerate(zip(queries, pools, strict=True)):
+    score_QK = np.full((len(queries), depth), -np.inf, dtype=np.float32)
+    row_QK = np.full(score_QK.shape, -1, dtype=np.int64)
+    for query, (places, scores) in enumerate(_each_score(postings, queries)):
+        pool = pools[query]
         if pool is not None:
             # A query's own passages are candidates even if they share no word with it; those of a corpus are not.
-            places = pc.index_in(pa.array(pool, pa.string()), postings.ids).drop_null().unique().to_numpy()
-            scores = _scores(postings, numbers)[places]
-            order = np.lexsort((places, -scores))[:depth]
-            found.score_QK[row, : len(order)], found.row_QK[row, : len(order)] = scores[order], places[order]
-    return Found(found.score_QK, found.row_QK, postings.ids).compact()
+            own = pc.index_in(pa.array(pool, pa.string()), postings.ids).drop_null().unique().to_numpy()
+            score_P = np.zeros(len(postings.ids), dtype=np.float32)
+            score_P[places] = scores
+            places, scores = own, score_P[own]
+        elif len(scores) > depth:
+            # A partition first, since most passages share some word; ties with the last one must stay in.
+            kept = scores >= np.partition(scores, len(scores) - depth)[len(scores) - depth]
+            places, scores = places[kept], scores[kept]
+        order = np.lexsort((places, -scores))[:depth]
+        score_QK[query, : len(order)], row_QK[query, : len(order)] = scores[order], places[order]
+    return Found(score_QK, row_QK, postings.ids).compact()
 
 
 def _each_score(
-    postings: Postings, queries: Sequence[QueryNumbers], pools: Sequence[Sequence[str] | None]
-) -> Iterator[NDArray[np.float32]]:
-    nothing = np.zeros(0, dtype=np.float32)
-    for numbers, pool in zip(queries, pools, strict=True):
-        yield nothing if pool is not None else _scores(postings, numbers)
-
-
-def _scores(postings: Postings, numbers: QueryNumbers) -> NDArray[np.float32]:
-    """The score of each passage for one query."""
-    scores = np.zeros(len(postings.length_P), dtype=np.float32)
-    # Word by word as the query has them, since sums of float32 depend on their order.
-    for number in numbers:
-        first, last = postings.first_W[number : number + 2]
-        scores[postings.passage_N[first:last]] += postings.value_N[first:last]
-    return scores
+    postings: Postings, queries: Sequence[QueryNumbers]
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """For each query the passages that share a word with it, in any order, and their scores."""
+    shape = (len(postings.first_W) - 1, len(postings.ids))
+    value_WP = csr_array((postings.value_N, postings.passage_N, postings.first_W.astype(np.int32)), shape=shape)
+    for first in range(0, len(queries), QUERIES_AT_ONCE):
+        own = queries[first : first + QUERIES_AT_ONCE]
+        words = np.array([number for numbers in own for number in numbers], dtype=np.int32)
+        ends = np.cumsum([0, *map(len, own)], dtype=np.int32)
+        # A word that stands twice in a query is there twice. The product adds up word by word, as the query has them,
+        # which is the order of bm25s; sums of float32 depend on it.
+        count_QW = csr_array((np.ones(len(words), dtype=np.float32), words, ends), shape=(len(own), shape[0]))
+        score_QP = count_QW @ value_WP
+        for begin, end in pairwise(score_QP.indptr.tolist()):
+            yield score_QP.indices[begin:end], score_QP.data[begin:end]
 
 
 class LexicalIndex:
