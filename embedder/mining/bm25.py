@@ -32,7 +32,7 @@ QueryNumbers = list[int]
 
 @dataclass(frozen=True)
 class WordCounts:
-    """What BM25 must know of all passages."""
+    """Counts that BM25 needs of all passages together."""
 
     num_passages: int
     num_words: int
