@@ -5,6 +5,7 @@
 
 reads   prepared/, model/                       records.PASSAGE, records.QUERY
 writes  vectors/ENCODER/DATASET.SIDE/*.parquet  committed blocks
+        rankings/SPLIT/DATASET/*/*.parquet      records.RANKING; a second run ranks only what is missing
         evaluation/judged/*.parquet             replies.JUDGED, what the LLM replied, committed unit by unit
         evaluation/SPLIT/report.html            tables with intervals, plots, examples won and lost
         evaluation/SPLIT/results.json           all numbers and examples of the report
@@ -20,6 +21,7 @@ Running the command again encodes and asks only what is missing.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from embedder.config.prepare import Source
 from embedder.config.run import RunConfig
@@ -33,7 +35,7 @@ from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
 from embedder.storage.json_file import write_json
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.tables import datasets, passage_texts
+from ray_jobs.cluster.tables import datasets
 
 QUESTION_CHARACTERS = 1200
 """Estimated, for the dry run."""
@@ -125,20 +127,20 @@ def run(config: RunConfig) -> StageReport:
     from embedder.evaluation.gains import gains
     from embedder.evaluation.measurements import VALUES, read_datasets, value_rows
     from ray_jobs.retrieval.judges import ask_llm
-    from ray_jobs.retrieval.retrievers import all_rankings, by_dataset
+    from ray_jobs.retrieval.passages import named_texts
+    from ray_jobs.retrieval.retrievers import all_rankings, enter_rankings
 
     measured = read_datasets(config, config.evaluate.split)
     rankings, cut_lines = all_rankings(config)
     for values in measured:
         if "none" in rankings:
             values.rankings["none"] = {}  # asked about without passages, but not measured as a ranking
-        ranked = by_dataset(rankings, values.name)
-        values.enter_rankings(ranked, config.evaluate.cutoffs)
+        enter_rankings(config, values, rankings)
     lines = ask_llm(config, measured) if config.evaluate.asks else []
     results = summarise(measured, config.evaluate)
     for values in measured:
-        texts = passage_texts(config.paths, values.name)
-        results["datasets"][values.name]["examples"] = won_and_lost(values, texts, config.evaluate)
+        texts_of = partial(named_texts, config.paths, values.name)
+        results["datasets"][values.name]["examples"] = won_and_lost(values, texts_of, config.evaluate)
     folder = config.paths.mounted / "evaluation" / config.evaluate.split
     write_table(value_rows(measured), VALUES, folder / "values.parquet")
     page = write_report(results, folder, config.paths.mounted.name)

@@ -4,29 +4,23 @@
 
 reads   prepared/corpus, prepared/queries/train      records.PASSAGE, records.QUERY
 writes  vectors/ENCODER/DATASET.SIDE/*.parquet       committed blocks; a second run encodes only what is missing
+        rankings/train/DATASET/*/*.parquet           records.RANKING; a second run ranks only what is missing
         candidates/DATASET.parquet                   records.GROUP
 
 Candidates come from the lexical ranking (BM25) and the dense one (the run's encoder), over the dataset's passages or
-over those a query brings along (chat history, earlier chunks).
+over those a query brings along (chat history, earlier chunks). All rows pass from task to task; the driver holds none.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING
-
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
-from embedder.data.records import GROUP, count_rows, parquet_files, write_table
+from embedder.data.records import count_rows, parquet_files
 from embedder.errors import DataError
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
-from ray_jobs.cluster.tables import datasets, encoding_work, passage_texts, queries
-
-if TYPE_CHECKING:
-    from embedder.mining.ranking import Ranking
-    from ray_jobs.retrieval.vectors import VectorStore
+from ray_jobs.cluster.tables import datasets, encoding_work
 
 
 def check(config: RunConfig) -> Work:
@@ -38,7 +32,8 @@ def check(config: RunConfig) -> Work:
         )
 
     def line(name: str) -> str:
-        count = len(queries(config.paths, "train", name))
+        path = config.paths.prepared_queries / "train" / f"{name}.parquet"
+        count = count_rows([path] if path.is_file() else [])
         return f", {count:,} train queries, groups of {config.mine.group_size}"
 
     work = encoding_work("mine", config.paths, config.encoder, line)
@@ -51,26 +46,30 @@ def check(config: RunConfig) -> Work:
 
 def run(config: RunConfig) -> StageReport:
     """Encode, rank and group; the summary counts groups and filtered passages."""
-    import ray
-
     from ray_jobs.cluster.metrics import track_progress
-    from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
+    from ray_jobs.retrieval.candidate_groups import write_groups
+    from ray_jobs.retrieval.ranking_files import Search, remove_stale
+    from ray_jobs.retrieval.vector_rankings import rank_by_vectors
     from ray_jobs.retrieval.vectors import fill_store, open_store
+    from ray_jobs.retrieval.word_rankings import rank_by_words
 
     store = open_store(config, config.encoder)
     encoded = fill_store(config, store, config.encoder, ["train"])
     names = datasets(config.paths)
     report = StageReport("mine", 0, "groups", details={"encoded": encoded})
     report.lines += store.cut_lines(config.paths, ["train"])
-    depth = config.mine.window[1] + 1
-    # Started before the dense ones are waited for, so that both run at once.
-    lexical = {name: lexical_rankings.remote(config.paths, config.words, "train", name, depth) for name in names}
-    dense = dense_rankings(config, store, "train", depth)
     _remove_stale(config.paths, set(names))
-    with track_progress("mine: datasets", len(names)) as counter:
+    rankings = []
+    asked = count_rows(parquet_files(config.paths.queries / "train"))
+    # Each query is ranked by words, ranked by vectors, and grouped.
+    with track_progress("mine", 3 * asked) as progress:
         for name in names:
-            counts = _mine_dataset(config, store, name, ray.get(lexical[name]), dense.get(name, {}))
-            counter.advance(1)
+            search = Search("train", name, config.mine.window[1] + 1)
+            words = rank_by_words(config.paths, config.words, search, progress)
+            near = words if config.mine.positive_share is not None else None
+            vectors = rank_by_vectors(config, store, search, progress, near)
+            rankings += [words, vectors]
+            counts = write_groups(config.paths, config.mine, name, words, vectors, progress)
             report.rows += counts["groups"]
             report.details[name] = dict(counts)
             report.lines.append(
@@ -79,6 +78,7 @@ def run(config: RunConfig) -> StageReport:
                 f"{counts['near_positives']:,} as near as a positive and {counts['duplicates']:,} as duplicates; "
                 f"{counts['short']:,} groups smaller than {config.mine.group_size}"
             )
+    remove_stale(config.paths, "train", rankings)
     return report
 
 
@@ -87,39 +87,6 @@ def _remove_stale(paths: Paths, kept: set[str]) -> None:
     for path in paths.candidates.glob("*.parquet"):
         if path.stem not in kept:
             path.unlink()
-
-
-def _mine_dataset(
-    config: RunConfig, store: VectorStore, name: str, lexical: dict[str, Ranking], dense: dict[str, Ranking]
-) -> Counter[str]:
-    """Write the groups of one dataset and count them."""
-    from embedder.mining.candidates import make_group
-    from ray_jobs.retrieval.rankings import dense_scores
-
-    passages = passage_texts(config.paths, name)
-    asked = queries(config.paths, "train", name)
-    # What a dense ranking holds has its score there; a positive, or what was found by words, may stand below its end.
-    wanted = {
-        query["query_id"]: {*query["positive_ids"], *dict(lexical[query["query_id"]])}
-        for query in asked
-        if config.mine.positive_share is not None and query["positive_ids"] and query["teacher_scores"] is None
-    }
-    scores = dense_scores(config.paths, store, "train", name, wanted) if wanted else {}
-    counts: Counter[str] = Counter()
-    groups = []
-    for query in asked:
-        query_id = query["query_id"]
-        rankings = {"lexical": lexical[query_id], "dense": dense[query_id]}
-        own_scores = {**dict(dense[query_id]), **scores.get(query_id, {})}
-        group, kept_out = make_group(query, rankings, passages, config.mine, own_scores)
-        groups.append(group)
-        counts["groups"] += 1
-        counts["candidates"] += len(group["candidate_ids"])
-        counts["positives"] += sum(group["relevance"])
-        counts.update(kept_out)
-        counts["short"] += len(group["candidate_ids"]) < config.mine.group_size
-    write_table(groups, GROUP, config.paths.candidates / f"{name}.parquet")
-    return counts
 
 
 JOB = Job("mine", __doc__, check, run)

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, replace
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from embedder.data.first_rows import FirstRows, read_first_rows
 from embedder.data.formats.reader import SPLITS
 from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.data.rows import Prepared
+from embedder.data.stored_passages import StoredPassages
 from embedder.errors import ConfigError, DataError
 from embedder.run.cost import Work
 from embedder.run.prompt_room import prompt_room_lines
@@ -130,19 +134,25 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
             or the counts do not add up.
     """
     rejected_file = work / "prepared" / "rejected" / f"{source.dataset}.json"
-    prepared = Prepared()
-    try:
-        read_source(source, task, settings.seed, prepared)
-    finally:
-        # Also of a source that is refused, so that it leaves the rows that tell why.
-        _write_rejected(prepared, rejected_file)
+    with closing(StoredPassages(work / "prepared" / "reading" / f"{source.dataset}.sqlite")) as passages:
+        prepared = Prepared(passages=passages)
+        try:
+            read_source(source, task, settings.seed, prepared)
+        finally:
+            # Also of a source that is refused, so that it leaves the rows that tell why.
+            _write_rejected(prepared, rejected_file)
+        return _write_dataset(source, settings, prepared, work)
+
+
+def _write_dataset(source: Source, settings: PrepareConfig, prepared: Prepared, work: Path) -> dict[str, Any]:
+    """Write what was read, if its counts hold, and return these."""
     _check_counts(source, prepared, settings.max_rejected_share)
     folder = work / "prepared" / "corpus" / source.dataset
     # Parts of a larger corpus of an earlier run must not stay among the new ones.
     shutil.rmtree(folder, ignore_errors=True)
-    passages = list(prepared.passages.values())
-    for part, first_row in enumerate(range(0, len(passages), PART_ROWS)):
-        write_table(passages[first_row : first_row + PART_ROWS], PASSAGE, folder / f"part-{part:05d}.parquet")
+    rows = iter(prepared.passages.values())
+    for part in range(ceil(len(prepared.passages) / PART_ROWS)):
+        write_table(list(islice(rows, PART_ROWS)), PASSAGE, folder / f"part-{part:05d}.parquet")
     for split in SPLITS:
         path = work / "prepared" / "queries" / split / f"{source.dataset}.parquet"
         if split in prepared.queries:
@@ -156,7 +166,7 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
         "merged": prepared.merged,
         "left_out": prepared.left_out,
         "rejected": len(prepared.rejected),
-        "passages": len(passages),
+        "passages": len(prepared.passages),
         **{split: len(prepared.queries.get(split, [])) for split in SPLITS},
         "notes": prepared.notes,
     }

@@ -135,6 +135,16 @@ class Paths(Section):
         return self.mounted / "vectors"
 
     @property
+    def prepared_queries(self) -> Path:
+        """`queries` as a folder of this machine, for jobs that read parts of its files."""
+        return self.mounted / "prepared" / "queries"
+
+    @property
+    def rankings(self) -> Path:
+        """Rankings by words and by vectors, `SPLIT/DATASET/KIND-IDENTITY/*.parquet`."""
+        return self._mounted_round / "rankings"
+
+    @property
     def candidates(self) -> AnyPath:
         """Groups (a query with its candidates), `DATASET.parquet`."""
         return self.of_round / "candidates"

@@ -8,6 +8,7 @@ formats/    a reader for each format of source files
 json_lines  files of lines, read as bytes; the JSON object of a line
 fields      fields of one source row, checked
 rows        source rows as they are counted; rejected rows
+stored_passages  the passages of a source while it is read, in a file
 worked_examples  which passages are a query itself, with its answer
 metadata    values that a passage may hold to be filtered by
 records     tables of passages, queries, groups and labels; Parquet files

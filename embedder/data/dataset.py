@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
+from itertools import islice
 from math import ceil
 
 from embedder.config.prepare import Source
@@ -118,12 +120,19 @@ def _keep_passages(source: Source, prepared: Prepared, seed: int, documents: int
     for rows in prepared.queries.values():
         for query in rows:
             needed.update(query["positive_ids"], query["pool_ids"] or [])
-    own = list(prepared.passages)[:documents]
-    spare = sorted((row_seed(seed, passage_id), passage_id) for passage_id in own if passage_id not in needed)
-    if source.passages is not None:
-        spare = spare[: max(0, source.passages - len(needed.intersection(own)))]
-    keep = needed.union(passage_id for _, passage_id in spare)
-    kept_own = sum(passage_id in keep for passage_id in own)
+    passages = prepared.passages
+    kept_own = documents
+    if source.passages is None:
+        # Passages that rows brought along come behind those of the corpus.
+        dropped = [passage_id for passage_id in islice(passages, documents, None) if passage_id not in needed]
+    else:
+        own_needed = sum(passage_id in needed for passage_id in islice(passages, documents))
+        spare = ((row_seed(seed, each), each) for each in islice(passages, documents) if each not in needed)
+        chosen = nsmallest(max(0, source.passages - own_needed), spare)
+        kept = needed.union(passage_id for _, passage_id in chosen)
+        dropped = [passage_id for passage_id in passages if passage_id not in kept]
+        kept_own = own_needed + len(chosen)
+    for passage_id in dropped:
+        del passages[passage_id]
     prepared.rows_out += kept_own
-    prepared.left_out += len(own) - kept_own
-    prepared.passages = {key: prepared.passages[key] for key in prepared.passages if key in keep}
+    prepared.left_out += documents - kept_own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Literal, TypeVar, cast
 
 import pyarrow as pa
@@ -66,6 +66,19 @@ each of `pool_ids`, which are then the query's group; null where there are none.
 choose from, null where there is no such list. `category`: its subject, or null. `origin`: the document or conversation
 it was cut from, null if it stands alone.
 """
+
+RANKING = pa.schema(
+    [
+        ("query_id", pa.string()),
+        *(
+            (name, kind)
+            for prefix in ("", "named_")
+            for name, kind in ((f"{prefix}ids", TEXTS), (f"{prefix}scores", pa.list_(pa.float32())))
+        ),
+    ]
+)
+"""The passages that one retriever found for a query, best first, ties by id. `named_ids`: passages whose scores were
+asked for whatever their rank, null where nothing was."""
 
 GROUP = pa.schema(
     [*QUERY_CORE, ("candidate_ids", TEXTS), ("candidate_texts", TEXTS), ("relevance", pa.list_(pa.int8()))]
@@ -184,6 +197,15 @@ def read_tables(files: Iterable[AnyPath], schema: pa.Schema, columns: list[str] 
     return pa.concat_tables(tables) if tables else _wanted(schema, columns).empty_table()
 
 
+def read_rows(path: AnyPath, schema: pa.Schema, first: int, last: int, columns: list[str] | None = None) -> pa.Table:
+    """The rows from `first` to before `last` of a file; only the row groups that hold them are read.
+
+    Raises:
+        DataError: the file is unreadable or its columns are not those of the schema.
+    """
+    return _read(path, _wanted(schema, columns), (first, last))
+
+
 def passage_column(folder: AnyPath, column: str) -> dict[str, Any]:
     """A column of one dataset's passages by their ids, in the order in which they were written."""
     table = read_tables(parquet_files(folder), PASSAGE, ["id", column])
@@ -210,14 +232,14 @@ def _wanted(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
     return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
-def _read(path: AnyPath, wanted: pa.Schema) -> pa.Table:
+def _read(path: AnyPath, wanted: pa.Schema, rows: tuple[int, int] | None = None) -> pa.Table:
     try:
         with open_parquet(path) as file:
             columns = file.schema_arrow.names
             lacking = set(wanted.names) - set(columns)
             if not lacking <= LATER_COLUMNS:
                 raise DataError(f"{path}: columns {columns}, expected {wanted.names}; run its job again")
-            table = file.read(columns=[name for name in wanted.names if name not in lacking])
+            table = _read_columns(file, [name for name in wanted.names if name not in lacking], rows)
             for name in lacking:
                 field = wanted.field(name)
                 table = table.append_column(field, pa.nulls(table.num_rows, field.type))
@@ -229,3 +251,15 @@ def _read(path: AnyPath, wanted: pa.Schema) -> pa.Table:
         raise DataError(
             f"{path}: not a readable Parquet file of {wanted.names} ({reason}); run its job again"
         ) from error
+
+
+def _read_columns(file: pq.ParquetFile, columns: list[str], rows: tuple[int, int] | None) -> pa.Table:
+    if rows is None:
+        return file.read(columns=columns)
+    first, last = rows
+    sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    begins = list(accumulate(sizes, initial=0))
+    held = [number for number, size in enumerate(sizes) if begins[number] < last and begins[number] + size > first]
+    if not held:
+        return file.schema_arrow.empty_table().select(columns)
+    return file.read_row_groups(held, columns=columns).slice(first - begins[held[0]], last - first)

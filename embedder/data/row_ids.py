@@ -26,6 +26,14 @@ class RowIds:
         """Ids given, repetitions included."""
         self._sorted = np.unique(everything)
 
+    @classmethod
+    def joined(cls, sets: Iterable[RowIds]) -> RowIds:
+        """The ids of several sets; `total` counts what was given to each of them."""
+        joined, parts = cls([]), list(sets)
+        joined.total = sum(part.total for part in parts)
+        joined._sorted = np.unique(np.concatenate([joined._sorted, *(part._sorted for part in parts)]))
+        return joined
+
     def __len__(self) -> int:
         return len(self._sorted)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,8 @@ class Prepared:
     """A dataset after reading: `rows_in` = queries and passages kept + `merged` + `left_out` + rejected."""
 
     queries: dict[Split, list[Row]] = field(default_factory=dict)
-    passages: dict[str, Row] = field(default_factory=dict)
+    passages: MutableMapping[str, Row] = field(default_factory=dict)
+    """By id; a dict, or a file where the corpus may be large (`StoredPassages`)."""
     rejected: list[Rejected] = field(default_factory=list)
     rows_in: int = 0
     rows_of: Counter[str] = field(default_factory=Counter, compare=False)

@@ -8,12 +8,12 @@ example of the query's id may have other words around both ("Input: ... Label: .
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, MutableMapping
 
 from embedder.data.fields import Row
 
 
-def link_examples(queries: Iterable[Row], passages: Mapping[str, Row]) -> None:
+def link_examples(queries: Iterable[Row], passages: MutableMapping[str, Row]) -> None:
     """Fill in `example_ids` of queries, and the `answer` of examples that have none."""
     by_text: dict[str, list[str]] = {}
     for passage_id, passage in passages.items():
@@ -28,7 +28,7 @@ def link_examples(queries: Iterable[Row], passages: Mapping[str, Row]) -> None:
         query["example_ids"] = found
         for passage_id in found:
             if passages[passage_id]["answer"] is None and query["answers"]:
-                passages[passage_id]["answer"] = query["answers"][0]
+                passages[passage_id] = {**passages[passage_id], "answer": query["answers"][0]}
 
 
 class KnownAnswers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from embedder.config.evaluate import EvaluateConfig
@@ -24,10 +24,12 @@ def compared(settings: EvaluateConfig) -> str | None:
     return "trained" if "trained" in others else next(reversed(others), None)
 
 
-def won_and_lost(dataset: DatasetValues, texts: Mapping[str, str], settings: EvaluateConfig) -> dict[str, Any]:
+def won_and_lost(
+    dataset: DatasetValues, texts_of: Callable[[set[str]], Mapping[str, str]], settings: EvaluateConfig
+) -> dict[str, Any]:
     """The queries with the greatest differences of the dataset's headline measure; a seed decides among equal ones.
 
-    `texts` are those of the dataset's passages by id.
+    `texts_of` gives at least those of the dataset's passages, by id, whose ids it is told.
     """
     name, headline, baseline = compared(settings), dataset.headline, settings.baseline
     examples: dict[str, Any] = {"retriever": name, "measure": headline, "won": [], "lost": []}
@@ -41,6 +43,8 @@ def won_and_lost(dataset: DatasetValues, texts: Mapping[str, str], settings: Eva
     won = [query for query in order if gains[query] > 0][: settings.examples]
     lost = [query for query in reversed(order) if gains[query] < 0][: settings.examples]
     rows = {row["query_id"]: row for row in dataset.rows}
+    shown = [_shown(dataset, side, query, settings) for query in [*won, *lost] for side in (baseline, name)]
+    texts = texts_of({passage_id for ids in shown for passage_id in ids})
     for kind, chosen in (("won", won), ("lost", lost)):
         for query in chosen:
             row = rows[query]
@@ -66,14 +70,19 @@ def _side(
         # Values are kept as nats a token, because only their mean over queries becomes a perplexity.
         value = math.exp(value)
     reply = dataset.replies.get((retriever, query_id))
-    count = settings.passages.get(dataset.evaluation.name, PASSAGES) if reply else PASSAGES
-    best = dataset.rankings.get(retriever, {}).get(query_id, [])[:count]
     relevant = dataset.relevant.get(query_id, {})
     return {
         "value": value,
         "reply": printable(reply.text) if reply and reply.text is not None else None,
         "passages": [
             {"id": id_, "text": printable(texts[id_], PASSAGE_CHARACTERS), "relevant": id_ in relevant}
-            for id_, _ in best
+            for id_ in _shown(dataset, retriever, query_id, settings)
         ],
     }
+
+
+def _shown(dataset: DatasetValues, retriever: str, query_id: str, settings: EvaluateConfig) -> list[str]:
+    """The ids of the passages that the LLM got, or of the first of the ranking if it got none."""
+    is_asked = (retriever, query_id) in dataset.replies
+    count = settings.passages.get(dataset.evaluation.name, PASSAGES) if is_asked else PASSAGES
+    return [passage_id for passage_id, _ in dataset.rankings.get(retriever, {}).get(query_id, [])[:count]]

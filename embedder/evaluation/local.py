@@ -27,8 +27,9 @@ from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.evaluation.retrieval import own_examples, random_rankings, recency_rankings, without_itself
 from embedder.hashing import row_seed
 from embedder.labelling.prompts import read_shot_pools
-from embedder.mining.device_search import search_on_device
-from embedder.mining.ranking import LexicalIndex, Ranking, search_block
+from embedder.mining.bm25 import LexicalIndex
+from embedder.mining.passage_search import search_on_device
+from embedder.mining.ranking import Ranking
 from embedder.models.device import resolve_device
 from embedder.models.encoder import TextEncoder, encode
 from embedder.models.onnx import load_inference_encoder
@@ -103,10 +104,7 @@ def rank(encoder: TextEncoder, spec: TaskSpec, dataset: EvaluationSet, depth: in
     own = own_examples(rows)
     # So many passages more, because a query may find itself, which does not count.
     deeper = depth + max(map(len, own.values()), default=0)
-    if encoder.device.type == "cpu":
-        rankings = search_block(query_QD, pools, ids, passage_PD, deeper)
-    else:
-        rankings = search_on_device(query_QD, pools, ids, passage_PD, deeper, encoder.device)
+    rankings = search_on_device(query_QD, pools, ids, passage_PD, deeper, encoder.device)
     return without_itself({row["query_id"]: ranking for row, ranking in zip(rows, rankings, strict=True)}, depth, own)
 
 
@@ -167,7 +165,7 @@ def ask_llm(sets: Sequence[EvaluationSet], judge: LlmJudge, settings: EvaluateCo
     """
     fingerprint = judge_fingerprint(judge.llm, judge.tasks, settings, judge.shot_pools)
     measured, texts = [dataset.measured for dataset in sets], {dataset.measured.name: dataset.texts for dataset in sets}
-    asked = ask_about(measured, texts.__getitem__, settings, fingerprint)
+    asked = ask_about(measured, lambda name, _: texts[name], settings, fingerprint)
     ledger = judged_ledger(folder)
     units = plan_units(asked.rows.values(), settings.unit_queries, ledger.done())
     total = sum(map(len, units))

@@ -19,7 +19,7 @@ from embedder.evaluation.base import Evaluation, Passage, Question, Reply, Value
 from embedder.evaluation.evaluations import evaluation_of
 from embedder.evaluation.questions import Asked, Row, chosen_queries
 from embedder.evaluation.replies import Fingerprint
-from embedder.evaluation.retrieval import measure, measure_names, relevant_passages
+from embedder.evaluation.retrieval import PerQuery, measure, measure_names, relevant_passages
 from embedder.mining.ranking import Ranking
 
 VALUES = pa.schema(
@@ -86,14 +86,16 @@ class DatasetValues:
 
     def enter_rankings(self, rankings: Mapping[str, Mapping[str, Ranking]], cutoffs: Sequence[int]) -> None:
         """Keep and measure rankings (retriever -> query id -> ranking)."""
-        self.rankings |= rankings
-        if not self.relevant:
-            return
         names = measure_names(self.evaluation, cutoffs)
         for retriever, ranked in rankings.items():
-            for name, by_query in measure(ranked, self.relevant, names).items():
-                for query_id, value in by_query.items():
-                    self._enter(name, retriever, query_id, (value, 1.0))
+            self.enter_measured(retriever, ranked, measure(ranked, self.relevant, names) if self.relevant else {})
+
+    def enter_measured(self, retriever: str, rankings: Mapping[str, Ranking], measured: PerQuery) -> None:
+        """Keep rankings, or the heads of them that are shown, and what they are worth."""
+        self.rankings[retriever] = rankings
+        for name, by_query in measured.items():
+            for query_id, value in by_query.items():
+                self._enter(name, retriever, query_id, (value, 1.0))
 
     def enter_replies(self, asked: Asked, replies: Mapping[str, Row]) -> None:
         """Judge the LLM's replies to this dataset's questions: rows of replies.JUDGED by id."""
@@ -133,20 +135,21 @@ def read_datasets(config: RunConfig, split: Split) -> list[DatasetValues]:
 
 def ask_about(
     datasets: Sequence[DatasetValues],
-    texts_of: Callable[[str], Mapping[str, str]],
+    texts_of: Callable[[str, set[str]], Mapping[str, str]],
     settings: EvaluateConfig,
     fingerprint: Fingerprint,
 ) -> Asked:
     """The questions about the chosen queries of all datasets with the passages of each retriever, equal ones once.
 
-    `texts_of` gives the passages of a dataset by id.
+    `texts_of` gives at least those passages of a dataset, by id, whose ids it is told.
     """
     asked = Asked()
     for dataset in datasets:
         chosen = chosen_queries(dataset.evaluation, dataset.rows, settings)
-        # The texts of one dataset at a time, and only where they are needed: a corpus may fill the memory.
-        texts = texts_of(dataset.name) if chosen else {}
         count = settings.passages.get(dataset.evaluation.name, 1)
+        found = (rankings.get(row["query_id"], [])[:count] for row in chosen for rankings in dataset.rankings.values())
+        # Of one dataset at a time, and none that no prompt shows: a corpus may fill the memory.
+        texts = texts_of(dataset.name, {passage_id for ranking in found for passage_id, _ in ranking})
         for row in chosen:
             query = {name: row[name] for name in ("query_id", "query", "answers", "options", "category")}
             positions = {passage_id: position for position, passage_id in enumerate(row["pool_ids"] or [])}

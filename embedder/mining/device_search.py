@@ -11,18 +11,16 @@ Q queries, P passages of a block, D width, W groups of G products each, N pairs,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from embedder.index.exact import Ranked, Vectors
-from embedder.mining.ranking import Ranking, search_block
 from embedder.models.memory import BatchLimit, halving_on_memory_error
 
 logger = logging.getLogger(__name__)
@@ -35,7 +33,9 @@ BLOCK_ROWS = 16_384
 TILE_ROWS = 1_024
 """A block is halved down to so many passages when memory runs out."""
 PRODUCTS = 2**29
-"""Products that are held at once, 1 GiB in half precision. Fewer would leave the GPU idle between two of them."""
+"""Products that a GPU holds at once, 1 GiB in half precision. Fewer would leave it idle between two of them."""
+CPU_PRODUCTS = 2**24
+"""The same on a CPU, where they are 100 MB: added up in float32 before they are rounded."""
 GROUP = 64
 """Products of which the greatest is looked at first: one in 64 numbers is left to compare, for one pass over all."""
 PAIRS_AT_ONCE = 2**14
@@ -88,7 +88,7 @@ class DeviceSearch:
             # Or else cuBLAS may round partial sums to half precision, which the bound does not count.
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         self.device, self.depth, self.num_queries = device, depth, len(query_QD)
-        height = max(1, PRODUCTS // BLOCK_ROWS)
+        height = max(1, (PRODUCTS if device.type == "cuda" else CPU_PRODUCTS) // BLOCK_ROWS)
         score_pairs = pair_scorer(device, query_QD.shape[1])
         self._parts = [
             # A copy, because an array from Ray's object store is not writable, as torch wants them.
@@ -268,45 +268,3 @@ def pair_scores(query_QD: Tensor, passage_PD: Tensor, query_N: Tensor, row_N: Te
 def _rank_within_query(query_N: Tensor) -> Tensor:
     """For sorted query numbers, the rank of each within its query, from 0."""
     return torch.arange(len(query_N), device=query_N.device) - torch.searchsorted(query_N, query_N)
-
-
-def merge_ranked(parts: Sequence[Ranked], depth: int) -> Ranked:
-    """The best of rankings of the same queries over different passages; one that stands in several counts once."""
-    score_QK = np.concatenate([part.score_QK for part in parts], axis=1)
-    number_QK = np.concatenate([part.row_QK for part in parts], axis=1)
-    order_QK = np.lexsort((-score_QK, number_QK))
-    score_QK, number_QK = (np.take_along_axis(each, order_QK, axis=1) for each in (score_QK, number_QK))
-    repeated_QK = np.zeros_like(number_QK, dtype=bool)
-    repeated_QK[:, 1:] = number_QK[:, 1:] == number_QK[:, :-1]
-    score_QK[repeated_QK], number_QK[repeated_QK] = -np.inf, -1
-    order_QK = np.lexsort((number_QK, -score_QK))[:, :depth]
-    return Ranked(np.take_along_axis(score_QK, order_QK, axis=1), np.take_along_axis(number_QK, order_QK, axis=1))
-
-
-def with_ids(ranked: Ranked, ids: Mapping[int, str]) -> list[Ranking]:
-    """The ranking of each query, with the id of each number."""
-    return [
-        [(ids[number], score) for number, score in zip(numbers, scores, strict=True) if number >= 0]
-        for numbers, scores in zip(ranked.row_QK.tolist(), ranked.score_QK.tolist(), strict=True)
-    ]
-
-
-def search_on_device(
-    query_QD: Vectors,
-    pools: Sequence[set[str] | None],
-    ids: Sequence[str],
-    passage_PD: Vectors,
-    depth: int,
-    device: torch.device,
-) -> list[Ranking]:
-    """The same as `ranking.search_block` for passages that fit into memory; queries with a pool stay on the CPU."""
-    ordered = sorted(ids)
-    numbers = {passage_id: number for number, passage_id in enumerate(ordered)}
-    free = [row for row, pool in enumerate(pools) if pool is None]
-    pooled = [row for row, pool in enumerate(pools) if pool is not None]
-    search = DeviceSearch(query_QD[free], depth, device)
-    search.add(torch.from_numpy(passage_PD), torch.tensor([numbers[passage_id] for passage_id in ids]))
-    found = with_ids(search.ranked(), dict(enumerate(ordered)))
-    of_pools = search_block(query_QD[pooled], [pools[row] for row in pooled], ids, passage_PD, depth)
-    rankings = dict(zip([*free, *pooled], [*found, *of_pools], strict=True))
-    return [rankings[row] for row in range(len(pools))]

@@ -1,81 +1,81 @@
-"""Ranks passages for queries: lexically by BM25, densely by exact inner products. Both are cut and merged alike.
+"""Rankings of passages for queries, as parts of a corpus give them, and how they become one.
 
-Q queries, P passages of a block, D width.
+Q queries, P passages of a block, D width, K results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import bm25s
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from embedder.words import query_words, tokenized
+from embedder.data.records import RANKING
 
 Ranking = list[tuple[str, float]]
 """Passage ids with scores, best first, ties by id."""
 
 
-class LexicalIndex:
-    """BM25 (Lucene's variant, k1 1.5, b 0.75) over the passages of one dataset."""
+@dataclass(frozen=True)
+class Found:
+    """The best passages of each query in a part of the corpus, best first, ties by id."""
 
-    def __init__(self, ids: Sequence[str], texts: Sequence[str], stop_words: str | None = None) -> None:
-        self.ids = list(ids)
-        self.stop_words = stop_words
-        self.positions = {passage_id: i for i, passage_id in enumerate(self.ids)}
-        tokens = tokenized(texts)
-        self._bm25 = bm25s.BM25()
-        self._vocabulary: dict[str, int] = {}
-        # bm25s cannot index passages without a single word.
-        if tokens.vocab:
-            self._bm25.index(tokens, show_progress=False)
-            self._vocabulary = self._bm25.vocab_dict
+    score_QK: NDArray[np.float32]
+    row_QK: NDArray[np.int64]
+    """Places in `ids`; -1 where a query has fewer results."""
+    ids: pa.Array
+    """Ascending."""
 
-    def search(self, queries: Sequence[str], pools: Sequence[list[str] | None], depth: int) -> list[Ranking]:
-        """The `depth` best passages of each query; a pool limits them to its ids, and keeps scores of 0."""
-        words = [query_words(query, self.stop_words) for query in queries]
-        return [self._rank(asked, pool, depth) for asked, pool in zip(words, pools, strict=True)]
+    def compact(self) -> Found:
+        """The same without ids that no query found."""
+        used, where = np.unique(self.row_QK, return_inverse=True)
+        offset = int(len(used) > 0 and used[0] == -1)
+        row_QK = where.reshape(self.row_QK.shape).astype(np.int64) - offset
+        return Found(self.score_QK, row_QK, self.ids.take(pa.array(used[offset:])))
 
-    def _rank(self, words: list[str], pool: list[str] | None, depth: int) -> Ranking:
-        # bm25s looks every word up, so it gets only those that the passages have.
-        known = [word for word in words if word in self._vocabulary]
-        scores = self._bm25.get_scores(known) if known else np.zeros(len(self.ids), dtype=np.float32)
-        # A query's own passages are candidates even if they share no word with it; those of a whole corpus are not.
-        if pool is not None:
-            return best([(passage_id, float(scores[self.positions[passage_id]])) for passage_id in pool], depth)
-        return best([(self.ids[i], float(scores[i])) for i in top_positions(scores, depth) if scores[i] > 0], depth)
+    def table(self, query_ids: pa.Array) -> pa.Table:
+        """Rows of RANKING without named passages."""
+        held = self.row_QK >= 0
+        ends = np.concatenate([[0], np.cumsum(held.sum(axis=1))]).astype(np.int32)
+        ids = pa.ListArray.from_arrays(pa.array(ends), self.ids.take(pa.array(self.row_QK[held])))
+        scores = pa.ListArray.from_arrays(pa.array(ends), pa.array(self.score_QK[held]))
+        nothing = [pa.nulls(len(query_ids), RANKING.field(name).type) for name in ("named_ids", "named_scores")]
+        return pa.table([query_ids, ids, scores, *nothing], schema=RANKING)
 
-
-def search_block(
-    query_QD: np.ndarray, pools: Sequence[set[str] | None], ids: Sequence[str], passage_PD: np.ndarray, depth: int
-) -> list[Ranking]:
-    """The `depth` best passages of one block for each query; a pool limits them to its ids."""
-    score_QP = query_QD @ passage_PD.T
-    positions = {passage_id: i for i, passage_id in enumerate(ids)}
-    rankings = []
-    for scores, pool in zip(score_QP, pools, strict=True):
-        if pool is None:
-            top = top_positions(scores, depth)
-        else:
-            top = [positions[passage_id] for passage_id in pool if passage_id in positions]
-        rankings.append(best([(ids[i], float(scores[i])) for i in top], depth))
-    return rankings
+    def rankings(self) -> list[Ranking]:
+        """The ranking of each query."""
+        names = self.ids.to_pylist()
+        return [
+            [(names[row], score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+            for rows, scores in zip(self.row_QK.tolist(), self.score_QK.tolist(), strict=True)
+        ]
 
 
-def merge(left: Ranking, right: Ranking, depth: int) -> Ranking:
-    """The `depth` best of the rankings of two blocks; a passage that stands in both counts once."""
-    return best(list({**dict(left), **dict(right)}.items()), depth)
-
-
-def top_positions(scores: np.ndarray, depth: int) -> list[int]:
-    """Positions of the `depth` highest scores, and of those equal to the last of them: the caller breaks the tie."""
-    if len(scores) <= depth:
-        return list(range(len(scores)))
-    last = np.partition(scores, len(scores) - depth)[len(scores) - depth]
-    return [int(i) for i in np.flatnonzero(scores >= last)]
+def merge_found(parts: Sequence[Found], depth: int) -> Found:
+    """The `depth` best of what parts of a corpus gave for the same queries; what stands in several counts once."""
+    chunks = [part.ids for part in parts]
+    distinct = pa.concat_arrays(chunks).unique()
+    # By bytes, which in UTF-8 is the order of Python's strings.
+    ids = distinct.take(pc.sort_indices(distinct))
+    rows = []
+    for part in parts:
+        place = pc.index_in(part.ids, ids).to_numpy(zero_copy_only=False).astype(np.int64)
+        # The last entry is for -1, which stays.
+        rows.append(np.append(place, -1)[part.row_QK])
+    row_QK, score_QK = np.concatenate(rows, axis=1), np.concatenate([part.score_QK for part in parts], axis=1)
+    order = np.lexsort((-score_QK, row_QK))
+    score_QK, row_QK = (np.take_along_axis(each, order, axis=1) for each in (score_QK, row_QK))
+    repeated = np.zeros_like(row_QK, dtype=bool)
+    repeated[:, 1:] = row_QK[:, 1:] == row_QK[:, :-1]
+    score_QK[repeated | (row_QK < 0)] = -np.inf
+    row_QK[repeated] = -1
+    order = np.lexsort((row_QK, -score_QK))[:, :depth]
+    return Found(np.take_along_axis(score_QK, order, axis=1), np.take_along_axis(row_QK, order, axis=1), ids).compact()
 
 
 def best(scored: Ranking, depth: int) -> Ranking:
     """Sort by score, highest first, ties by id, and keep `depth`."""
-    # By id, because blocks come in another order in each run, and the ranking must stay the same.
     return sorted(scored, key=lambda entry: (-entry[1], entry[0]))[:depth]

@@ -6,5 +6,6 @@ blocks.py   blocks of work in a pool of actors, committed one by one
 machines.py the machines of the cluster and their GPUs
 look.py     looks at every node, for `llm-embedder doctor`
 node_checks.py asks every machine, also those that join, whether it can work on the run
+task_tree.py many tasks, some at a time, and results joined as a tree
 metrics.py  progress for Prometheus, and the resources that actors held
 """

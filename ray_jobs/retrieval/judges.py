@@ -19,7 +19,8 @@ from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.labelling.prompts import ShotPools
 from embedder.models.open_llm import open_llm, prepare_llm
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
-from ray_jobs.cluster.tables import passage_texts, shot_pools
+from ray_jobs.cluster.tables import shot_pools
+from ray_jobs.retrieval.passages import named_texts
 
 BLOCK = pa.schema([("questions", pa.list_(pa.struct(list(ASKED)))), ("rows", pa.int64())])
 """Questions that are asked and committed together."""
@@ -53,7 +54,7 @@ def ask_llm(config: RunConfig, measured: list[DatasetValues]) -> list[str]:
     """Let the actor pool answer what no block holds yet, and judge all replies; lines on what that took."""
     settings, pools = config.evaluate, shot_pools(config)
     fingerprint = judge_fingerprint(config.needed_llm, config.tasks, settings, pools)
-    asked = ask_about(measured, partial(passage_texts, config.paths), settings, fingerprint)
+    asked = ask_about(measured, partial(named_texts, config.paths), settings, fingerprint)
     if not asked.rows:
         return []
     ledger = reply_ledger(config)

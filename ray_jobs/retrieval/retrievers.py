@@ -5,82 +5,88 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from typing import Any
 
-import ray
-
-from embedder.config.evaluate import WITH_ENCODER, BuiltinRetriever, EndpointRetriever, FolderRetriever
+from embedder.config.evaluate import BuiltinRetriever, EndpointRetriever, FolderRetriever
 from embedder.config.run import RunConfig
 from embedder.console import console, progress
 from embedder.evaluation.endpoint import EmbeddingEndpoint
 from embedder.evaluation.evaluations import evaluation_of
+from embedder.evaluation.measurements import DatasetValues
 from embedder.evaluation.retrieval import own_examples, random_rankings, recency_rankings, without_itself
 from embedder.hashing import content_id
 from embedder.mining.ranking import Ranking
 from embedder.models.fingerprint import vectors_name
 from embedder.models.st_folder import FolderFacts, with_prompts
 from ray_jobs.cluster.blocks import Block
+from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.tables import datasets, passage_texts, queries, vectors_folder
 from ray_jobs.retrieval.encoders import retriever_encoder
-from ray_jobs.retrieval.rankings import dense_rankings, lexical_rankings
+from ray_jobs.retrieval.measuring import measure_files
+from ray_jobs.retrieval.ranking_files import RankingFiles, Search, remove_stale
+from ray_jobs.retrieval.vector_rankings import rank_by_vectors
 from ray_jobs.retrieval.vectors import VectorStore, fill_store, missing_blocks, vector_table
+from ray_jobs.retrieval.word_rankings import rank_by_words
 
-Rankings = dict[str, dict[str, dict[str, Ranking]]]
-"""Retriever -> dataset -> query id -> ranking."""
+Rankings = dict[str, dict[str, RankingFiles | dict[str, Ranking]]]
+"""Retriever -> dataset -> the rankings of its queries: in files, or in memory where nothing was searched."""
 
 
 def all_rankings(config: RunConfig) -> tuple[Rankings, list[str]]:
-    """The rankings of every retriever, `evaluate.depth` long; none of `none`, and of recency where there is a history.
+    """The rankings of every retriever; none of `none`, and of recency where there is a history.
 
-    No query finds itself. Also a line for each encoder and dataset that tells how many texts were too long.
+    Those in files are `evaluate.depth` long and so much longer as a query may find itself. Also a line for each encoder
+    and dataset that tells how many texts were too long.
     """
     settings, names = config.evaluate, datasets(config.paths)
-    own = {name: own_examples(queries(config.paths, settings.split, name)) for name in names}
-    # So many more, because a query that is a passage too is taken out below.
-    depth = settings.depth + max((len(ids) for of_dataset in own.values() for ids in of_dataset.values()), default=0)
-    lexical: dict[str, ray.ObjectRef] = {}
-    if any(retriever.name == "bm25" for retriever in settings.retrievers):
-        # Started first, so that these tasks run beside the encoders.
-        lexical = {
-            name: lexical_rankings.remote(config.paths, config.words, settings.split, name, depth) for name in names
-        }
+    rows = {name: queries(config.paths, settings.split, name) for name in names}
+    own = (len(ids) for of_dataset in rows.values() for ids in own_examples(of_dataset).values())
+    depth = settings.depth + max(own, default=0)
+    searches = [Search(settings.split, name, depth) for name in names]
     rankings: Rankings = {}
     lines: list[str] = []
+    files: list[RankingFiles] = []
     for retriever in settings.retrievers:
-        if isinstance(retriever, BuiltinRetriever) and retriever.kind not in WITH_ENCODER:
-            rankings[retriever.name] = _without_encoder(config, retriever, lexical, depth)
-        else:
-            store = _filled_store(config, retriever)
-            rankings[retriever.name] = dense_rankings(config, store, settings.split, depth)
-            lines += [f"{retriever.name}: {line}" for line in store.cut_lines(config.paths, [settings.split])]
-    found = {
-        retriever: {
-            name: without_itself(of_dataset, settings.depth, own[name]) for name, of_dataset in of_retriever.items()
-        }
-        for retriever, of_retriever in rankings.items()
-    }
-    return found, lines
+        if isinstance(retriever, BuiltinRetriever) and retriever.kind in {"none", "random", "recency"}:
+            rankings[retriever.name] = _without_search(config, retriever, rows, depth)
+            continue
+        with track_progress(f"rank: {retriever.name}", sum(map(len, rows.values()))) as progress:
+            if isinstance(retriever, BuiltinRetriever) and retriever.kind == "bm25":
+                found = [rank_by_words(config.paths, config.words, search, progress) for search in searches]
+            else:
+                store = _filled_store(config, retriever)
+                found = [rank_by_vectors(config, store, search, progress) for search in searches]
+                lines += [f"{retriever.name}: {line}" for line in store.cut_lines(config.paths, [settings.split])]
+        files += found
+        rankings[retriever.name] = dict(zip(names, found, strict=True))
+    remove_stale(config.paths, settings.split, files)
+    return rankings, lines
 
 
-def by_dataset(rankings: Rankings, name: str) -> dict[str, dict[str, Ranking]]:
-    """The rankings of one dataset by retriever, of those that rank it."""
-    return {retriever: ranked[name] for retriever, ranked in rankings.items() if name in ranked}
+def enter_rankings(config: RunConfig, values: DatasetValues, rankings: Rankings) -> None:
+    """Measure the rankings of one dataset by all retrievers that rank it."""
+    own = own_examples(values.rows)
+    for retriever, by_dataset in rankings.items():
+        found = by_dataset.get(values.name)
+        if isinstance(found, RankingFiles):
+            measure_files(values, retriever, found, config.evaluate)
+        elif found is not None:
+            ranked = without_itself(found, config.evaluate.depth, own)
+            values.enter_rankings({retriever: ranked}, config.evaluate.cutoffs)
 
 
-def _without_encoder(
-    config: RunConfig, retriever: BuiltinRetriever, lexical: dict[str, ray.ObjectRef], depth: int
-) -> dict[str, dict[str, Ranking]]:
+def _without_search(
+    config: RunConfig, retriever: BuiltinRetriever, rows: dict[str, list[dict[str, Any]]], depth: int
+) -> dict[str, RankingFiles | dict[str, Ranking]]:
     settings = config.evaluate
-    rankings: dict[str, dict[str, Ranking]] = {}
-    for name in datasets(config.paths):
-        rows = queries(config.paths, settings.split, name)
+    rankings: dict[str, RankingFiles | dict[str, Ranking]] = {}
+    for name, asked in rows.items():
         match retriever.kind:
-            case "bm25":
-                rankings[name] = ray.get(lexical[name])
             case "random":
-                rankings[name] = random_rankings(rows, list(passage_texts(config.paths, name)), depth, settings.seed)
-            case "recency" if rows:
-                if evaluation_of(rows[0]["task"], name, rows, settings.evaluations).has_history:
-                    rankings[name] = recency_rankings(rows, settings.depth)
+                rankings[name] = random_rankings(asked, list(passage_texts(config.paths, name)), depth, settings.seed)
+            case "recency" if asked:
+                if evaluation_of(asked[0]["task"], name, asked, settings.evaluations).has_history:
+                    rankings[name] = recency_rankings(asked, settings.depth)
             case _:
                 pass
     return rankings

@@ -30,11 +30,11 @@ TRIES = 5
 """Kills of a test at most: of a stage of some seconds many come when it has ended."""
 OUTPUTS = {
     "prepare": ["prepared"],
-    "mine": ["vectors", "candidates"],
+    "mine": ["vectors", "rankings", "candidates"],
     "label": ["labelled"],
     "train": ["training", "model"],
     "index": ["vectors", "indexes"],
-    "evaluate": ["vectors", "evaluation"],
+    "evaluate": ["vectors", "rankings", "evaluation"],
 }
 """The folders below `paths.work` that a stage writes, in the order of the stages."""
 

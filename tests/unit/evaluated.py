@@ -64,7 +64,7 @@ def asked(one: DatasetValues, replies: Any) -> DatasetValues:
     for retriever, rankings in one.rankings.items():
         # Every retriever gets questions of its own, so that its replies can differ whatever it found.
         alone = replace(one, rankings={retriever: rankings})
-        part = ask_about([alone], lambda _: TEXTS, SETTINGS, partial(_called, retriever))
+        part = ask_about([alone], lambda *_: TEXTS, SETTINGS, partial(_called, retriever))
         questions.rows |= part.rows
         questions.ids |= part.ids
         for (_, _, query_id), row_id in part.ids.items():
@@ -103,5 +103,5 @@ def results(*datasets: DatasetValues) -> dict[str, Any]:
     """The results with the examples."""
     found = summarise(datasets, SETTINGS)
     for one in datasets:
-        found["datasets"][one.name]["examples"] = won_and_lost(one, TEXTS, SETTINGS)
+        found["datasets"][one.name]["examples"] = won_and_lost(one, lambda _: TEXTS, SETTINGS)
     return found

@@ -108,7 +108,7 @@ def test_summarise_nothing_measured_gives_no_numbers():
 
 
 def test_won_and_lost_queries_won_and_lost_stand_with_what_was_found():
-    examples = won_and_lost(tool(), TEXTS, SETTINGS)
+    examples = won_and_lost(tool(), lambda _: TEXTS, SETTINGS)
     assert (examples["retriever"], examples["measure"]) == ("trained", "nDCG@5")
     assert {one["query_id"] for one in examples["won"]} == {"q0", "q1"}
     assert [one["query_id"] for one in examples["lost"]] == ["q2"]
@@ -119,7 +119,7 @@ def test_won_and_lost_queries_won_and_lost_stand_with_what_was_found():
 
 
 def test_won_and_lost_a_perplexity_is_won_where_it_is_lower_and_shown_as_one():
-    examples = won_and_lost(chat(), TEXTS, SETTINGS)
+    examples = won_and_lost(chat(), lambda _: TEXTS, SETTINGS)
     assert len(examples["won"]) == 2 and examples["lost"] == []
     number = int(examples["won"][0]["query_id"][1:])
     sides = examples["won"][0]["retrievers"]
@@ -128,7 +128,7 @@ def test_won_and_lost_a_perplexity_is_won_where_it_is_lower_and_shown_as_one():
 
 
 def test_won_and_lost_what_the_llm_wrote_is_shown_without_control_characters():
-    examples = won_and_lost(qa(), TEXTS, SETTINGS)
+    examples = won_and_lost(qa(), lambda _: TEXTS, SETTINGS)
     assert {one["query_id"] for one in examples["won"]} == {"q0", "q2"}
     replies = {name: one["reply"] for name, one in examples["won"][0]["retrievers"].items()}
     assert replies["trained"].startswith("the answer") and "\x00" not in replies["base"]
@@ -146,11 +146,11 @@ def test_won_and_lost_what_the_llm_wrote_is_shown_without_control_characters():
 def test_compared_retriever_is_the_trained_or_the_last(names, expected):
     settings = SETTINGS.model_validate({"retrievers": names})
     assert compared(settings) == expected
-    assert won_and_lost(tool(), TEXTS, settings)["retriever"] == expected
+    assert won_and_lost(tool(), lambda _: TEXTS, settings)["retriever"] == expected
 
 
 def test_won_and_lost_no_examples_are_kept_where_none_are_wanted():
-    examples = won_and_lost(tool(), TEXTS, SETTINGS.model_copy(update={"examples": 0}))
+    examples = won_and_lost(tool(), lambda _: TEXTS, SETTINGS.model_copy(update={"examples": 0}))
     assert (examples["won"], examples["lost"]) == ([], [])
 
 

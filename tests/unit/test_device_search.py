@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -13,13 +14,11 @@ from embedder.mining import device_search
 from embedder.mining.device_search import (
     DeviceSearch,
     compiled_scorer,
-    merge_ranked,
     pair_scorer,
     pair_scores,
     score_pairs_in_parts,
-    search_on_device,
 )
-from embedder.mining.ranking import search_block
+from embedder.mining.ranking import Found, merge_found
 from embedder.models import compiled
 from embedder.models.device import CPU
 from embedder.models.memory import BatchLimit
@@ -41,7 +40,7 @@ def small_blocks(patch):
     """Several parts of queries, blocks and tiles for a few vectors."""
     patch.setattr(device_search, "BLOCK_ROWS", 256)
     patch.setattr(device_search, "TILE_ROWS", 32)
-    patch.setattr(device_search, "PRODUCTS", 256 * 7)
+    patch.setattr(device_search, "CPU_PRODUCTS", 256 * 7)
     patch.setattr(device_search, "PAIRS_AT_ONCE", 100)
 
 
@@ -160,24 +159,10 @@ def test_device_search_merges_shares_and_counts_what_stands_in_two_once():
     numbers = random.permutation(90)
     # Of each share the last passages are in the next one too.
     shares = [numbers[0:35], numbers[30:65], numbers[60:90], numbers[:0]]
-    merged = merge_ranked([searched(queries, rows, 12, share) for share in shares], 12)
-    assert rows_of(merged) == judged(queries, rows, 12, np.ones(90, dtype=bool))
-    few = merge_ranked([searched(queries, rows, 12, share) for share in (numbers[:3], numbers[1:5])], 12)
-    assert [sorted(row) for row in rows_of(few)] == [sorted(numbers[:5].tolist())] * 4
-
-
-def test_search_on_device_finds_what_the_search_on_the_cpu_finds():
-    random = np.random.default_rng(4)
-    queries, rows = unit(random, 12, 32), unit(random, 400, 32)
-    rows[200:] = rows[:200]
-    ids = [f"p{number}" for number in random.permutation(400)]
-    pools = [None if row % 3 else set(random.choice(ids, 30, replace=False).tolist()) for row in range(12)]
-    pools[3] = set()
-    expected = search_block(queries, pools, ids, rows, 15)
-    found = search_on_device(queries, pools, ids, rows, 15, CPU)
-    assert [[name for name, _ in ranking] for ranking in found] == [
-        [name for name, _ in ranking] for ranking in expected
-    ]
-    assert [score for ranking in found for _, score in ranking] == pytest.approx(
-        [score for ranking in expected for _, score in ranking], abs=1e-6
-    )
+    ids = pa.array([f"p{number:02}" for number in range(90)])
+    found = [searched(queries, rows, 12, share) for share in [*shares, numbers[:3], numbers[1:5]]]
+    parts = [Found(ranked.score_QK, ranked.row_QK, ids) for ranked in found]
+    places = [[int(name[1:]) for name, _ in ranking] for ranking in merge_found(parts[:4], 12).rankings()]
+    assert places == judged(queries, rows, 12, np.ones(90, dtype=bool))
+    few = merge_found(parts[4:], 12).rankings()
+    assert [sorted(int(name[1:]) for name, _ in ranking) for ranking in few] == [sorted(numbers[:5].tolist())] * 4

@@ -12,7 +12,7 @@ from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import PASSAGE, QUERY, parquet_files, read_tables
 from embedder.hashing import content_id
 from embedder.labelling.prompts import PromptBuilder
-from embedder.mining.ranking import LexicalIndex
+from embedder.mining.bm25 import LexicalIndex
 from embedder.models.causal_lm import load_lm
 from embedder.models.encoder import encode
 from ray_jobs.prepare import prepare_dataset

@@ -59,7 +59,7 @@ RANKINGS = {
 def asked_about(rows=ROWS[:2], count=2, rankings=RANKINGS, name="qa"):
     dataset = DatasetValues("d", name, EVALUATIONS[name], rows, rankings=rankings)
     limits = settings(llm_queries={name: 99}, passages={name: count})
-    return ask_about([dataset], lambda _: TEXTS, limits, lambda task, dataset: f"{task} {dataset}")
+    return ask_about([dataset], lambda *_: TEXTS, limits, lambda task, dataset: f"{task} {dataset}")
 
 
 def test_ask_about_retrievers_that_find_the_same_share_a_question():

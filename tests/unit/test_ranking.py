@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.evaluation.answers import exact_match
-from embedder.mining.ranking import LexicalIndex, best, merge, search_block
+from embedder.mining.bm25 import LexicalIndex
+from embedder.mining.passage_search import search_on_device
+from embedder.mining.ranking import Found, best, merge_found
+from embedder.models.device import CPU
 from tests.unit.cjk_texts import CHINESE, JAPANESE, cjk_set
+from tests.unit.index_cases import unit
 from tests.unit.judges import quick
 
 TEXTS = {
@@ -183,33 +188,51 @@ def exact(query: np.ndarray, ids: list[str], vectors: np.ndarray, depth: int) ->
 
 @quick
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 12), st.integers(1, 15), st.booleans())
-def test_dense_search_merged_blocks_equal_the_exact_search(seed, passages, block, depth, pooled):
+def test_dense_search_gives_the_exact_rankings(seed, passages, copies, depth, pooled):
     random = np.random.default_rng(seed)
-    vectors = random.standard_normal((passages, 4)).astype(np.float32)
-    queries = random.standard_normal((3, 4)).astype(np.float32)
+    distinct = unit(random, passages // copies + 1, 4)
+    vectors, queries = distinct[random.integers(0, len(distinct), passages)], unit(random, 3, 4)
     ids = [f"p{i}" for i in random.permutation(passages)]
     pool = set(random.choice(ids, passages // 2, replace=False).tolist()) if pooled else None
-    merged = [[], [], []]
-    for start in random.permutation(range(0, passages, block)):
-        found = search_block(queries, [pool] * 3, ids[start : start + block], vectors[start : start + block], depth)
-        merged = [merge(left, right, depth) for left, right in zip(merged, found, strict=True)]
+    found = search_on_device(queries, [pool] * 3, ids, vectors, depth, CPU)
     kept = [i for i, name in enumerate(ids) if pool is None or name in pool]
-    for query, ranking in zip(queries, merged, strict=True):
-        expected = exact(query, [ids[i] for i in kept], vectors[kept], depth)
-        assert [name for name, _ in ranking] == [name for name, _ in expected]
-        assert [score for _, score in ranking] == pytest.approx([score for _, score in expected], abs=1e-5)
+    scores = (queries.astype(np.float64) @ vectors[kept].astype(np.float64).T).astype(np.float32)
+    assert found == [best(list(zip([ids[i] for i in kept], row.tolist(), strict=True)), depth) for row in scores]
 
 
 def test_dense_search_every_query_has_its_own_pool():
-    found = search_block(np.eye(2), [{"b", "elsewhere"}, None], ["a", "b"], np.eye(2), 5)
+    unit_vectors = np.eye(2, dtype=np.float32)
+    found = search_on_device(unit_vectors, [{"b", "elsewhere"}, None], ["a", "b"], unit_vectors, 5, CPU)
     assert found == [[("b", 0.0)], [("b", 1.0), ("a", 0.0)]]
 
 
-def test_merge_equal_scores_of_two_blocks_are_ordered_by_id():
-    assert merge([("c", 1.0), ("a", 0.5)], [("b", 1.0)], 2) == [("b", 1.0), ("c", 1.0)]
+def one_query(*entries):
+    """What a part of the corpus gave for one query."""
+    ids = sorted(name for name, _ in entries)
+    rows = np.array([[ids.index(name) for name, _ in entries]], dtype=np.int64)
+    return Found(np.array([[score for _, score in entries]], dtype=np.float32), rows, pa.array(ids, pa.string()))
 
 
-def test_dense_search_ties_at_the_cut_go_by_id_too():
-    ids = [f"p{i:03}" for i in range(300)]
-    (found,) = search_block(np.ones((1, 4)), [None], ids[::-1], np.ones((300, 4)), 3)
-    assert [name for name, _ in found] == ids[:3]
+def test_merge_equal_scores_of_two_parts_are_ordered_by_id():
+    merged = merge_found([one_query(("c", 1.0), ("a", 0.5)), one_query(("b", 1.0))], 2)
+    assert merged.rankings() == [[("b", 1.0), ("c", 1.0)]]
+    assert merged.ids.to_pylist() == ["b", "c"]
+
+
+def test_merge_counts_what_stands_in_two_parts_once():
+    merged = merge_found([one_query(("c", 1.0), ("a", 0.5)), one_query(("a", 0.5)), one_query()], 3)
+    assert merged.rankings() == [[("c", 1.0), ("a", 0.5)]]
+
+
+def test_found_becomes_rows_of_ranking_in_the_order_of_the_queries():
+    found = Found(
+        np.array([[2.0, -np.inf], [3.0, 1.0]], dtype=np.float32),
+        np.array([[1, -1], [0, 1]], dtype=np.int64),
+        pa.array(["a", "b"]),
+    )
+    rows = found.table(pa.array(["q1", "q0"])).to_pylist()
+    nothing = {"named_ids": None, "named_scores": None}
+    assert rows == [
+        {"query_id": "q1", "ids": ["b"], "scores": [2.0], **nothing},
+        {"query_id": "q0", "ids": ["a", "b"], "scores": [3.0, 1.0], **nothing},
+    ]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.data.records import GROUP, LABELLED, group_id, parquet_files, read_tables, write_table
+from embedder.data.records import GROUP, LABELLED, group_id, parquet_files, read_rows, read_tables, write_table
 from embedder.errors import DataError
 from embedder.hashing import content_id, row_seed
 from embedder.storage.json_file import write_json
@@ -122,6 +122,21 @@ def test_read_tables_refuses_a_file_of_other_types_by_name(tmp_path):
     write_table([{"id": "a", "n": "many"}], other, tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet: "):
         read_tables([tmp_path / "rows.parquet"], SCHEMA)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 3), (1020, 1030), (1024, 2048), (2100, 2500), (3000, 3010)])
+def test_read_rows_gives_the_rows_asked_for_whatever_the_row_groups(tmp_path, first, last):
+    rows = [{"id": f"p{number}", "n": number} for number in range(2500)]
+    write_table(rows, SCHEMA, tmp_path / "rows.parquet")
+    found = read_rows(tmp_path / "rows.parquet", SCHEMA, first, last)
+    assert (found.schema, found.to_pylist()) == (SCHEMA, rows[first:last])
+    assert read_rows(tmp_path / "rows.parquet", SCHEMA, first, last, ["n"]) == found.select(["n"])
+
+
+def test_read_rows_names_a_file_that_is_not_readable(tmp_path):
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"rows\.parquet: not a readable Parquet file"):
+        read_rows(tmp_path / "rows.parquet", SCHEMA, 0, 1)
 
 
 def write_other_columns(path):

@@ -59,7 +59,8 @@ def test_a_refused_run_file_imports_neither_torch_nor_ray(tmp_path, command):
 
 LIGHT = """
 import sys
-import ray_jobs.retrieval.rankings, ray_jobs.retrieval.shards, ray_jobs.prepare, ray_jobs.labelling.block_plan
+import ray_jobs.retrieval.vector_rankings, ray_jobs.retrieval.retrievers, ray_jobs.retrieval.candidate_groups
+import ray_jobs.retrieval.shards, ray_jobs.prepare, ray_jobs.labelling.block_plan
 import serve.deployments.ingress, serve.deployments.shard_replica
 print(sorted({"torch", "transformers", "onnxruntime", "deepspeed"} & set(sys.modules)))
 """

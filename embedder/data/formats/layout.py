@@ -237,15 +237,16 @@ class LayoutReader(SourceReader):
         if self.corpus is None or not texts:
             return self._add_passages(texts, prepared)
         if self._corpus_texts is None:
+            # By hash, since the texts of a large corpus would fill the memory.
             self._corpus_texts = {}
             for passage_id, passage in prepared.passages.items():
                 title, text = passage["title"], passage["text"]
-                self._corpus_texts.setdefault(text, passage_id)
+                self._corpus_texts.setdefault(content_id(text), passage_id)
                 # Rows of other tools hold the text without its title.
                 if title is not None:
-                    self._corpus_texts.setdefault(text.removeprefix(f"{title} "), passage_id)
+                    self._corpus_texts.setdefault(content_id(text.removeprefix(f"{title} ")), passage_id)
         known, before = self._corpus_texts, len(prepared.passages)
-        found = [known[text] if text in known else self._add_passages([text], prepared)[0] for text in texts]
+        found = [known.get(content_id(text)) or self._add_passages([text], prepared)[0] for text in texts]
         self._counts["added"] += len(prepared.passages) - before
         return found
 
