@@ -11,11 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
 from embedder.cli import machine
+from embedder.cli.launch import PACKAGES
 from embedder.config.load import load_run
 from embedder.config.prepare import Source
 from embedder.config.run import RunConfig
@@ -102,8 +103,19 @@ def _software() -> Iterator[Finding]:
         yield Finding("note", "packages", ", ".join(other), "install the versions that are named if something fails")
     else:
         yield Finding("ok", "packages", "the versions that this one was made for")
+    yield from _shared_names()
     if not machine.is_installed("faiss"):
         yield Finding(WORST, "FAISS", "not installed", "pip install faiss-cpu, or faiss-gpu where there are GPUs")
+
+
+def _shared_names() -> Iterator[Finding]:
+    """Distributions with a package of our names: pip writes the files of both into one folder and says nothing."""
+    owners = packages_distributions()
+    for name in PACKAGES:
+        others = sorted(set(owners.get(name, [])) - {DISTRIBUTION})
+        if others:
+            found = f"{', '.join(others)} brings a package of this name, too, and overwrites files of {DISTRIBUTION}"
+            yield Finding(WORST, f"package {name}", found, "give each an environment of its own")
 
 
 def _version(package: str) -> str:
