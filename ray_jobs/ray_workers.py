@@ -17,12 +17,11 @@ R = TypeVar("R")
 class _Made:
     """An actor: what `make` made once, called with one part after another."""
 
-    def __init__(self, make: Callable[[float], Callable[[P], R]], gpus: float) -> None:
-        self._work: Callable[[Any], Any] = make(gpus)
+    def __init__(self, make: Callable[[float], Callable[[Any], Any]], gpus: float) -> None:
+        self._work = make(gpus)
 
-    def do(self, part: P) -> R:
-        result: R = self._work(part)
-        return result
+    def do(self, part: object) -> object:
+        return self._work(part)
 
 
 class RayWorkers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +13,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 from typing import Any, Literal
+
+from packaging.requirements import Requirement
 
 from embedder.cli import machine
 from embedder.cli.launch import PACKAGES
@@ -39,8 +40,6 @@ CLUSTER_S = 120.0
 """For starting Python, joining the cluster, and a task on every node."""
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 DISTRIBUTION = "llm-embedder"
-PIN = re.compile(r"([\w.-]+)(?:\[[^]]*\])?==([\w.]+)$")
-"""A package that is always needed, in one version."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,16 @@ def _software() -> Iterator[Finding]:
     """Python and the packages, against what this version was made for."""
     yield Finding("ok", "Python", f"{sys.version.split()[0]} at {sys.executable}")
     try:
-        pinned = [match.groups() for line in requires(DISTRIBUTION) or [] if (match := PIN.match(line))]
+        needed = [need for line in requires(DISTRIBUTION) or [] if not (need := Requirement(line)).marker]
     except PackageNotFoundError:
         yield Finding("note", "packages", f"{DISTRIBUTION} is not installed, only found", "pip install it")
         return
-    other = [f"{name} {there}, made for {wanted}" for name, wanted in pinned if (there := _version(name)) != wanted]
+    versions = {need.name: _version(need.name) for need in needed}
+    other = [
+        f"{need.name} {versions[need.name] or 'missing'}, made for {need.specifier}"
+        for need in needed
+        if versions[need.name] not in need.specifier
+    ]
     if other:
         yield Finding("note", "packages", ", ".join(other), "install the versions that are named if something fails")
     else:
@@ -119,11 +123,11 @@ def _shared_names() -> Iterator[Finding]:
 
 
 def _version(package: str) -> str:
-    """The version that is installed, without its build."""
+    """The version that is installed, without its build; empty where there is none."""
     try:
         return version(package).partition("+")[0]
     except PackageNotFoundError:
-        return "not installed"
+        return ""
 
 
 def _machine() -> Iterator[Finding]:
