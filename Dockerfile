@@ -24,13 +24,13 @@ RUN if [ "${DEVICE}" = gpu ]; \
     else python -m pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu; \
     fi
 
-COPY --chown=1000:100 pyproject.toml README.md LICENSE ./
+COPY --chown=1000:100 pyproject.toml requirements.lock README.md LICENSE ./
 COPY --chown=1000:100 embedder embedder
 COPY --chown=1000:100 ray_jobs ray_jobs
 COPY --chown=1000:100 serve serve
 COPY --chown=1000:100 configs configs
-# Versions are pinned in pyproject.toml; the clouds' libraries are for the head of cluster.yaml and cluster-gcp.yaml.
-RUN python -m pip install --no-cache-dir -e ".[${DEVICE},aws,gcp]"
+# The versions are those of the tests; the clouds' libraries are for the head of cluster.yaml and cluster-gcp.yaml.
+RUN python -m pip install --no-cache-dir --constraint requirements.lock -e ".[${DEVICE},aws,gcp]"
 # Without either the LLM scores at half the speed (docs/labelling.md): Triton comes with torch, gcc with the base image.
 RUN if [ "${DEVICE}" = gpu ]; then gcc --version && python -c "import triton"; fi
 

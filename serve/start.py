@@ -21,6 +21,7 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.interrupt import interrupt_as_usual
+from embedder.run.gpu_shares import refuse_without_driver, stage_shares
 from serve.taken import refuse_missing_version, refuse_taken_name, refuse_taken_port
 
 if TYPE_CHECKING:
@@ -47,11 +48,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse_taken_port(options.host, options.port, options.name, prefix)
         config = load_run(options.config, options.set)
         refuse_missing_version(config)
+        if _starts_ray():
+            # Before torch is imported and Ray started.
+            refuse_without_driver(stage_shares("serve", config))
         from serve.app import build_checked
 
         application = build_checked(config)
         is_own_serve = _connect(options.host, options.port, options.name, prefix, config, out)
     _serve(application, options.name, prefix, config, out, is_own_serve=is_own_serve)
+
+
+def _starts_ray() -> bool:
+    """Tell whether this process has to start a Ray: none is named, and none runs on this machine."""
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return not ray.is_initialized() and canonicalize_bootstrap_address(os.environ.get("RAY_ADDRESS")) is None
 
 
 def _connect(host: str, port: int, name: str, prefix: str, config: RunConfig, out: Console) -> bool:
@@ -63,12 +75,11 @@ def _connect(host: str, port: int, name: str, prefix: str, config: RunConfig, ou
     """
     import ray
     from ray import serve
-    from ray._private.services import canonicalize_bootstrap_address
     from ray.serve.context import _get_global_client
 
     from serve.replica_gpus import check_replica_gpus
 
-    is_own_ray = not ray.is_initialized() and canonicalize_bootstrap_address(os.environ.get("RAY_ADDRESS")) is None
+    is_own_ray = _starts_ray()
     if not ray.is_initialized():
         # The logs of the replicas stay in Ray's files: they have a line for each request.
         ray.init(namespace="serve", log_to_driver=False)

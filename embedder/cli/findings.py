@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.requirements import Requirement
+
 from embedder.cli import machine
+from embedder.cli.launch import PACKAGES
 from embedder.config.load import load_run
 from embedder.config.prepare import Source
 from embedder.config.run import RunConfig
@@ -38,8 +40,6 @@ CLUSTER_S = 120.0
 """For starting Python, joining the cluster, and a task on every node."""
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 DISTRIBUTION = "llm-embedder"
-PIN = re.compile(r"([\w.-]+)(?:\[[^]]*\])?==([\w.]+)$")
-"""A package that is always needed, in one version."""
 
 
 @dataclass(frozen=True)
@@ -93,25 +93,41 @@ def _software() -> Iterator[Finding]:
     """Python and the packages, against what this version was made for."""
     yield Finding("ok", "Python", f"{sys.version.split()[0]} at {sys.executable}")
     try:
-        pinned = [match.groups() for line in requires(DISTRIBUTION) or [] if (match := PIN.match(line))]
+        needed = [need for line in requires(DISTRIBUTION) or [] if not (need := Requirement(line)).marker]
     except PackageNotFoundError:
         yield Finding("note", "packages", f"{DISTRIBUTION} is not installed, only found", "pip install it")
         return
-    other = [f"{name} {there}, made for {wanted}" for name, wanted in pinned if (there := _version(name)) != wanted]
+    versions = {need.name: _version(need.name) for need in needed}
+    other = [
+        f"{need.name} {versions[need.name] or 'missing'}, made for {need.specifier}"
+        for need in needed
+        if versions[need.name] not in need.specifier
+    ]
     if other:
         yield Finding("note", "packages", ", ".join(other), "install the versions that are named if something fails")
     else:
         yield Finding("ok", "packages", "the versions that this one was made for")
+    yield from _shared_names()
     if not machine.is_installed("faiss"):
         yield Finding(WORST, "FAISS", "not installed", "pip install faiss-cpu, or faiss-gpu where there are GPUs")
 
 
+def _shared_names() -> Iterator[Finding]:
+    """Distributions with a package of our names: pip writes the files of both into one folder and says nothing."""
+    owners = packages_distributions()
+    for name in PACKAGES:
+        others = sorted(set(owners.get(name, [])) - {DISTRIBUTION})
+        if others:
+            found = f"{', '.join(others)} brings a package of this name, too, and overwrites files of {DISTRIBUTION}"
+            yield Finding(WORST, f"package {name}", found, "give each an environment of its own")
+
+
 def _version(package: str) -> str:
-    """The version that is installed, without its build."""
+    """The version that is installed, without its build; empty where there is none."""
     try:
         return version(package).partition("+")[0]
     except PackageNotFoundError:
-        return "not installed"
+        return ""
 
 
 def _machine() -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,9 +18,11 @@ def start(module: str, words: Sequence[str]) -> NoReturn:
     """Become `python -m MODULE WORDS`.
 
     Raises:
-        ConfigError: another package of that name lies in the current folder.
+        ConfigError: another package of that name lies in the current folder, or comes first on Python's path.
     """
     refuse_other_packages(Path.cwd())
+    for name in PACKAGES:
+        refuse_elsewhere(name)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", module, *words])
 
@@ -39,3 +42,18 @@ def refuse_other_packages(folder: Path) -> None:
                 raise ConfigError(
                     f"{path}: Python would take it for LLM-Embedder's package {name!r}; start this in another folder"
                 )
+
+
+def refuse_elsewhere(name: str) -> None:
+    """Refuse a package of ours that Python would take from another place than this one's.
+
+    Raises:
+        ConfigError: with that place.
+    """
+    spec, own = find_spec(name), Path(__file__).parents[2]
+    found = Path(spec.origin) if spec is not None and spec.origin else None
+    if found != own / name / "__init__.py":
+        raise ConfigError(
+            f"package {name!r} is taken from {found or 'nowhere'}, not from {own}; install LLM-Embedder into an "
+            "environment of its own, and look at PYTHONPATH"
+        )

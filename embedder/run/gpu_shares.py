@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from embedder.errors import DeviceError
 
 MOST_CPUS = 4
 """CPUs of a process with a GPU at most: they make tokens and copy while the GPU computes."""
+
+DRIVER = "libnvidia-ml.so.1"
+"""NVIDIA's library by which Ray counts GPUs; it comes with the driver."""
 
 Node = Mapping[str, float]
 """What a machine of the cluster has, by the names of Ray: `CPU`, `GPU`."""
@@ -85,6 +89,18 @@ def check_gpus(shares: Sequence[GpuShare], nodes: Iterable[Node], *, can_grow: b
     if number_setting is not None and used < math.floor(total):
         return [f"{total - used:g} of {_gpus(total)} stay unused; a greater {number_setting} uses them"]
     return []
+
+
+def refuse_without_driver(shares: Sequence[GpuShare]) -> None:
+    """Before this process starts a Ray of its own, which takes seconds: refuse GPUs on a machine without a driver.
+
+    Raises:
+        DeviceError: a process asks for a GPU, and this machine has no driver for one.
+    """
+    try:
+        ctypes.CDLL(DRIVER)
+    except OSError:
+        check_gpus(shares, [], can_grow=False)
 
 
 def gpu_cpus(gpus: float, nodes: Iterable[Node]) -> int:

@@ -26,6 +26,7 @@ checkpoint        checkpoints that are whole or not there
 validation        the held-out groups, the best weights, early stopping
 weight_guard      how far the exported weights go from the base's to the trained ones
 ranking_quality   how well scores rank a group
+followed          a training whose steps are kept and told to its trackers
 trackers          TensorBoard, MLflow, Weights & Biases
 model_card        README.md of the exported folder
 training_report   the report of a training

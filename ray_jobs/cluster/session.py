@@ -21,6 +21,7 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.run.cost import Work
+from embedder.run.gpu_shares import refuse_without_driver, stage_shares
 from embedder.run.holding import check_lease, holding
 from embedder.run.preflight import local_lines, shared_folders, told
 from embedder.run.ray_token import is_own_ray, prepare_own_ray, refuse_open_ray, refuse_shared_token
@@ -120,6 +121,8 @@ def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     from ray_jobs.cluster.metrics import ResourceUsage
     from ray_jobs.cluster.node_checks import NodeChecks
 
+    if is_own_ray():
+        refuse_without_driver(stage_shares(job.stage, config))
     connect(config.cluster)
     out = console()
     out.rule(f"{job.stage}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,8 +14,7 @@ from embedder.console import console
 from embedder.errors import ConfigError, DataError, DeviceError, EmbedderError, NotFiniteError
 from embedder.run.gpu_shares import gpu_cpus
 from embedder.training.distributed import group_backend
-from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics, live_note
-from embedder.training.trackers import open_trackers, values_at_end, values_of
+from embedder.training.job import MetricsReader, TrainingJob, live_note
 from ray_jobs.cluster.machines import machines, try_gpu
 from ray_jobs.cluster.metrics import track_progress
 
@@ -166,20 +164,11 @@ def _tell(job: TrainingJob, error: EmbedderError) -> None:
 
 def _train(job: TrainingJob, is_first: bool) -> None:
     """Make one worker's part; the first one keeps the metrics and tells the trackers."""
-    from embedder.training.loop import train  # not above: the driver names this file and needs no DeepSpeed
+    # Not above: the driver names this file and needs no DeepSpeed.
+    from embedder.training.followed import train_followed
+    from embedder.training.loop import train
 
-    if not is_first:
+    if is_first:
+        train_followed(job)
+    else:
         train(job, lambda metrics: None)
-        return
-    with open_trackers(job) as trackers:
-
-        def report(metrics: StepMetrics) -> None:
-            append_metrics(job.metrics, metrics)
-            for tracker in trackers:
-                tracker.log(values_of(metrics), metrics.step + 1)
-
-        train(job, report)
-        outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
-        if values := values_at_end(outcome):
-            for tracker in trackers:
-                tracker.log(values, outcome["steps"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from embedder.cli.launch import refuse_other_packages
+from embedder.cli.launch import PACKAGES, refuse_elsewhere, refuse_other_packages
 from embedder.errors import ConfigError
 from embedder.interrupt import GOES_ON, STATUS
 
@@ -47,6 +47,17 @@ def test_a_folder_with_another_package_of_our_name_is_refused(tmp_path):
     (tmp_path / "serve.py").touch()
     with pytest.raises(ConfigError, match=r"serve\.py: Python would take it for"):
         refuse_other_packages(tmp_path)
+
+
+def test_a_package_that_is_taken_from_elsewhere_is_refused(tmp_path, monkeypatch):
+    for name in PACKAGES:
+        refuse_elsewhere(name)
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "serve" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "serve", raising=False)
+    with pytest.raises(ConfigError, match=rf"package 'serve' is taken from {tmp_path}/serve/__init__\.py, not from"):
+        refuse_elsewhere("serve")
 
 
 WAITING = """

@@ -68,3 +68,13 @@ def test_doctor_counts_the_weights_of_all_actors_against_the_memory(look, monkey
 def test_doctor_refuses_a_run_file_that_cannot_be_read_and_does_without_one(look, tmp_path):
     assert "did you mean encoder.pooling?" in wrong(look("encoder.poolin=cls"))["run file"]
     assert look_around(tmp_path / "none.yaml", [], asks_cluster=False)[-1].level == "note"
+
+
+def test_doctor_names_a_distribution_that_brings_a_package_of_our_name(look, tmp_path, monkeypatch):
+    info = tmp_path / "site" / "other_server-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-server\nVersion: 1.0\n", encoding="utf-8")
+    (info / "top_level.txt").write_text("serve\n", encoding="utf-8")
+    assert "package serve" not in look()
+    monkeypatch.syspath_prepend(info.parent)
+    assert wrong(look())["package serve"].startswith("other-server brings a package of this name")

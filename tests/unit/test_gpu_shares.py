@@ -6,7 +6,7 @@ import pytest
 
 from embedder.config.run import RunConfig
 from embedder.errors import DeviceError
-from embedder.run.gpu_shares import GpuShare, check_gpus, gpu_cpus, stage_shares
+from embedder.run.gpu_shares import GpuShare, check_gpus, gpu_cpus, refuse_without_driver, stage_shares
 
 RUN = {
     "paths": {"work": "/work", "cache": "/cache"},
@@ -87,3 +87,15 @@ def test_check_gpus_says_how_many_stay_unused():
 )
 def test_gpu_cpus_are_the_share_of_the_machine_that_has_fewest(gpus, nodes, expected):
     assert gpu_cpus(gpus, nodes) == expected
+
+
+def test_gpus_without_a_driver_are_refused_before_ray_is_started(monkeypatch):
+    share = GpuShare("serve.gpus_per_replica", 1.0)
+    monkeypatch.setattr("embedder.run.gpu_shares.DRIVER", "libno-such-driver.so.1")
+    refuse_without_driver([])
+    refuse_without_driver([GpuShare("serve.gpus_per_replica", 0.0)])
+    with pytest.raises(DeviceError, match=r"serve\.gpus_per_replica is 1, but no machine here has 1 GPU"):
+        refuse_without_driver([share])
+    # A library that is there: how many GPUs it finds is for Ray to say.
+    monkeypatch.setattr("embedder.run.gpu_shares.DRIVER", None)
+    refuse_without_driver([share])
