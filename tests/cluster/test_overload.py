@@ -100,7 +100,9 @@ def test_ports_behind_haproxy_run_nothing_for_a_stranger_and_are_those_of_the_do
     with serving(tmp_path, "haproxy-fast") as system:
         ports = ports_of_this_ray(system.process.pid)
         assert what_strangers_can_do(ports, tmp_path) == []
-        told = documented_ports("Behind HAProxy (`RAY_SERVE_ENABLE_HA_PROXY=1`)")
+        told = documented_ports(
+            "Behind HAProxy (`RAY_SERVE_ENABLE_HA_PROXY=1`) that `serve/front/haproxy_door.sh` starts"
+        )
         assert {row for row in rows(ports) if row[0] in {"HAProxy", "proxy (HTTP)", "replica"}} == told
 
 

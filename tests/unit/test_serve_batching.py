@@ -49,7 +49,7 @@ def run(scenario, budget=10, step=None):
 
     async def main():
         with ThreadPoolExecutor(1) as executor:
-            return await scenario(TokenBatcher(model, budget, step or budget, executor, lambda *_: None), model)
+            return await scenario(TokenBatcher(model, budget, step or budget, [executor], lambda *_: None), model)
 
     return asyncio.run(main()), model
 
@@ -108,7 +108,7 @@ def test_batcher_computes_large_requests_in_a_thread_of_their_own_beside_small_o
 
     async def main():
         with ThreadPoolExecutor(1, "small") as executor, ThreadPoolExecutor(1, "large") as behind:
-            batcher = TokenBatcher(compute, 10, 10, executor, lambda *_: None, behind)
+            batcher = TokenBatcher(compute, 10, 10, [executor], lambda *_: None, [behind])
             model.free.clear()
             large = asyncio.create_task(batcher.submit([[1] * 5] * 4, is_small=False))
             await asyncio.to_thread(wait_until, lambda: model.begun == 1)
@@ -127,7 +127,7 @@ def test_batcher_computes_large_requests_in_a_thread_of_their_own_beside_small_o
 def test_batcher_with_two_threads_gives_every_request_its_own_vectors(requests):
     async def main():
         with ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(1) as behind:
-            batcher = TokenBatcher(Model(), 10, 5, executor, lambda *_: None, behind)
+            batcher = TokenBatcher(Model(), 10, 5, [executor], lambda *_: None, [behind])
             return await asyncio.gather(*(batcher.submit(rows, is_small=is_small) for rows, is_small in requests))
 
     for (rows, _), vectors in zip(requests, asyncio.run(main()), strict=True):
@@ -226,7 +226,7 @@ def test_row_without_memory_for_it_fails_alone_and_later_batches_are_as_large_as
 
     async def scenario():
         with ThreadPoolExecutor(1) as executor:
-            batcher = TokenBatcher(small, 16, 16, executor, lambda *told: None)
+            batcher = TokenBatcher(small, 16, 16, [executor], lambda *told: None)
             rows = [[1], [2], [3], [4, 4, 4, 4]]
             outcomes = run_apart(small, rows)
             with pytest.raises(NotEncodable) as caught:
