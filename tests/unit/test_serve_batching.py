@@ -122,6 +122,29 @@ def test_batcher_computes_large_requests_in_a_thread_of_their_own_beside_small_o
     assert threads == {1: "small_0", 2: "large_0"}
 
 
+def test_batcher_shares_what_waits_among_idle_threads_and_leaves_nothing_to_a_busy_one():
+    model = Model()
+
+    async def main():
+        with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+            batcher = TokenBatcher(model, 40, 40, [first, second], lambda *_: None)
+            both = [asyncio.create_task(batcher.submit([[i] * 5])) for i in range(8)]
+            await asyncio.gather(*both)
+            assert sorted(map(len, model.batches)) == [4, 4]
+            model.batches.clear()
+            model.free.clear()
+            held = asyncio.create_task(batcher.submit([[0]]))
+            await asyncio.to_thread(wait_until, lambda: model.begun == 3)
+            later = [asyncio.create_task(batcher.submit([[i] * 5])) for i in range(4)]
+            await settle()
+            model.free.set()
+            await asyncio.gather(held, *later)
+            # One thread is held up, so the other one takes all that waits.
+            assert sorted(map(len, model.batches)) == [1, 4]
+
+    asyncio.run(main())
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1), st.booleans())))
 def test_batcher_with_two_threads_gives_every_request_its_own_vectors(requests):
