@@ -59,8 +59,8 @@ class Asked:
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
         headers += [(b"content-length", str(len(sent)).encode()), (b"authorization", f"Bearer {self.key}".encode())]
         scope: Scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": path, "headers": headers}
-        scope |= {"raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http"}
-        scope |= {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "asgi": {"version": "3.0"}}
+        scope.update(raw_path=path.encode(), query_string=b"", root_path="", scheme="http", asgi={"version": "3.0"})
+        scope.update(client=("127.0.0.1", 1), server=("127.0.0.1", 80))
 
         async def receive() -> Message:
             return {"type": "http.request", "body": sent, "more_body": False}
@@ -127,8 +127,12 @@ def cost_alone(call: Callable[[], object], seconds: float) -> float:
 
 async def measure(asked: Asked, seconds: float) -> dict[str, dict[str, float]]:
     """Whole requests and less and less of them, one at a time and many at once."""
-    ways = {"search by HTTP": asked.search, "embeddings by HTTP": asked.embed}
-    ways |= {"  admission, tokens, forward": asked.encode, "  tokens, forward": asked.encode_unasked}
+    ways: dict[str, Callable[[int], Awaitable[object]]] = {
+        "search by HTTP": asked.search,
+        "embeddings by HTTP": asked.embed,
+        "  admission, tokens, forward": asked.encode,
+        "  tokens, forward": asked.encode_unasked,
+    }
     found = {}
     for name, way in ways.items():
         await cost(way, TOGETHER, seconds / 4)

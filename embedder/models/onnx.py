@@ -79,9 +79,9 @@ class OnnxBackbone(nn.Module):
         """
         given = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
         with self._lock:
-            is_lone = self._lone is not None and not self._num_running and len(input_ids) == 1
+            is_lone = not self._num_running and len(input_ids) == 1
             self._num_running += 1
-        session = self._lone if is_lone else self._session
+        session = self._lone if is_lone and self._lone is not None else self._session
         try:
             (state_BLD,) = session.run(None, given)
         except RUNNING as error:
