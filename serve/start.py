@@ -9,6 +9,7 @@ switches of `ray_switches`. A port, name or route that is taken is refused.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import tempfile
@@ -132,8 +133,12 @@ def _close(name: str, seconds: float, out: Console) -> None:
     from ray.serve import get_app_handle
     from ray.serve.exceptions import RayServeException
 
+    async def close() -> None:
+        # In an event loop, without which a handle cannot be used under Ray's switch for throughput.
+        await get_app_handle(name).broadcast("close").results_async(timeout_s=seconds)
+
     try:
-        get_app_handle(name).broadcast("close").results(timeout_s=seconds)
+        asyncio.run(close())
     except (RayError, RayServeException, TimeoutError) as error:
         out.print(f"not every request was answered ({type(error).__name__})", markup=False)
 
