@@ -43,6 +43,9 @@ THREAD_TOKENS = 512
 """Tokens, padding included, that a thread of a CPU computes together, of the shortest rows of a batch first: their
 intermediate results then stay in its cache."""
 
+BATCH_TOKENS = 256
+"""The same where several threads have a batch each: a batch then holds about twelve short texts, or one long one."""
+
 LOWEST_PRIORITY = 19
 
 
@@ -218,8 +221,9 @@ class EncoderReplica:
             together = min(budget, THREAD_TOKENS * torch.get_num_threads())
             # Eight short texts: a CPU is no faster with more, and a query may have to wait for them.
             step = together // 3
-            if self._threads > 1:
-                budget = together // 2
+        if self._threads > 1:
+            # A long text beside a short one is computed apart from it: the short one would be filled up to its length.
+            budget = together = min(budget, BATCH_TOKENS)
         lone_threads = self._threads if self._threads > 1 else 0
         encoder = load_inference_encoder(
             config.model_copy(update={"batch_tokens": together}), self._device, lone_threads=lone_threads
