@@ -25,7 +25,7 @@ HAPROXY = {
     # The small requests of a replica that dies are sent to another one: they change nothing, or have ids.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "3",
-    # A proxy that is not ready by then is killed, and the start fails: after 5 s by default, too soon on a busy machine.
+    # A proxy that is not ready by then is killed, and the start fails: by default after 5 s, too soon when busy.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 FILES = {

@@ -9,7 +9,6 @@ switches of `ray_switches`. A port, name or route that is taken is refused.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import tempfile
@@ -133,12 +132,11 @@ def _close(name: str, seconds: float, out: Console) -> None:
     from ray.serve import get_app_handle
     from ray.serve.exceptions import RayServeException
 
-    async def close() -> None:
-        # In an event loop, without which a handle cannot be used under Ray's switch for throughput.
-        await get_app_handle(name).broadcast("close").results_async(timeout_s=seconds)
-
     try:
-        asyncio.run(close())
+        handle = get_app_handle(name)
+        # Ray's switch for throughput would have it work in an event loop of this thread, where there is none.
+        handle._init(_run_router_in_separate_loop=True)
+        handle.broadcast("close").results(timeout_s=seconds)
     except (RayError, RayServeException, TimeoutError) as error:
         out.print(f"not every request was answered ({type(error).__name__})", markup=False)
 
