@@ -3,15 +3,17 @@
     python -m serve.start --config configs/demo.yaml
     python -m serve.start --config other.yaml --name other --route-prefix /other
 
-It joins the Ray that RAY_ADDRESS names or that runs on this machine; else it starts one, which ends with it. A port,
-name or route that is taken is refused.
+It joins the Ray that RAY_ADDRESS names or that runs on this machine; else it starts one, which ends with it, with the
+switches of `ray_switches`. A port, name or route that is taken is refused.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,6 +24,7 @@ from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.interrupt import interrupt_as_usual
 from embedder.run.gpu_shares import refuse_without_driver, stage_shares
+from serve.ray_switches import set_switches
 from serve.taken import refuse_missing_version, refuse_taken_name, refuse_taken_port
 
 if TYPE_CHECKING:
@@ -48,18 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse_taken_port(options.host, options.port, options.name, prefix)
         config = load_run(options.config, options.set)
         refuse_missing_version(config)
-        if _starts_ray():
-            # Before torch is imported and Ray started.
-            refuse_without_driver(stage_shares("serve", config))
-        from serve.app import build_checked
+        with tempfile.TemporaryDirectory(prefix="haproxy-", ignore_cleanup_errors=True) as folder:
+            if _starts_ray():
+                # Before torch is imported and Ray started.
+                refuse_without_driver(stage_shares("serve", config))
+                set_switches(os.environ, Path(folder))
+            from serve.app import build_checked
 
-        application = build_checked(config)
-        is_own_serve = _connect(options.host, options.port, options.name, prefix, config, out)
-    _serve(application, options.name, prefix, config, out, is_own_serve=is_own_serve)
+            application = build_checked(config)
+            is_own_serve = _connect(options.host, options.port, options.name, prefix, config, out)
+            _serve(application, options.name, prefix, config, out, is_own_serve=is_own_serve)
 
 
 def _starts_ray() -> bool:
-    """Tell whether this process has to start a Ray: none is named, and none runs on this machine."""
+    """Whether there is no Ray to join. Ray Serve is not imported: it reads its switches then."""
     import ray
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -131,7 +136,10 @@ def _close(name: str, seconds: float, out: Console) -> None:
     from ray.serve.exceptions import RayServeException
 
     try:
-        get_app_handle(name).broadcast("close").results(timeout_s=seconds)
+        handle = get_app_handle(name)
+        # Ray's switch for throughput would have it work in an event loop of this thread, where there is none.
+        handle._init(_run_router_in_separate_loop=True)
+        handle.broadcast("close").results(timeout_s=seconds)
     except (RayError, RayServeException, TimeoutError) as error:
         out.print(f"not every request was answered ({type(error).__name__})", markup=False)
 
