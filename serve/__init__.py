@@ -1,6 +1,7 @@
 """The service: an autoscaled encoder and index shards behind one HTTP interface.
 
 start           starts the service here, and stops it when what was asked is answered
+ray_switches    the switches of Ray Serve for a Ray that is started here
 taken           refusals of a start: a port, name or route that is taken, no index
 app             binds the deployments of a run's index
 api             all routes, errors and the OpenAPI description as one application

@@ -18,7 +18,7 @@ from embedder.labelling.backends import choose_backend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.sampling import Sampling
-from embedder.models.llm import Llm
+from embedder.models.llm import LanguageModel
 from embedder.models.memory import apart_on_memory_error
 
 
@@ -37,7 +37,7 @@ class LlmJudge:
 
     def __init__(
         self,
-        lm: Llm,
+        lm: LanguageModel,
         llm: LlmConfig,
         tasks: Mapping[str, TaskSpec],
         settings: EvaluateConfig,

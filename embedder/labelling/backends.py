@@ -23,7 +23,7 @@ from embedder.labelling.tree_attention import ATTENTION, FurtherTerms
 from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import CausalLm
 from embedder.models.compiled import compiler_errors, lacking_compiler
-from embedder.models.llm import Llm
+from embedder.models.llm import LanguageModel
 from embedder.models.memory import BatchLimit, is_memory_error
 from embedder.models.remote_llm import RemoteLlm
 
@@ -40,7 +40,7 @@ class LlmBackend(Protocol):
     """Scores and samples with one LLM."""
 
     @property
-    def lm(self) -> Llm:
+    def lm(self) -> LanguageModel:
         """The LLM."""
 
     @property
@@ -66,7 +66,7 @@ class LlmBackend(Protocol):
         """Token ids of `num_samples` outputs a prefix, drawn with the seed of the prefix."""
 
 
-def choose_backend(lm: Llm, config: LlmConfig, max_output_tokens: int) -> LlmBackend:
+def choose_backend(lm: LanguageModel, config: LlmConfig, max_output_tokens: int) -> LlmBackend:
     """The backend that the run file names, or the fastest one that is right for an LLM and prompts of this length.
 
     Raises:

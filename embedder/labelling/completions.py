@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedder.models.llm import Llm
+from embedder.models.llm import LanguageModel
 
 Likelihoods = list[float | None]
 """One a token in nats; None where there is none, as for the first."""
@@ -38,7 +38,7 @@ class CompletionForm:
         taken = "token ids" if self.takes_ids else "texts that are begun" if self.begins else "texts"
         return f"{'prompt_logprobs' if self.extends else 'echo'} of {taken}"
 
-    def prompt(self, lm: Llm, ids: Sequence[int]) -> str | list[int]:
+    def prompt(self, lm: LanguageModel, ids: Sequence[int]) -> str | list[int]:
         """Token ids as this server takes them."""
         if self.takes_ids:
             return list(ids)
@@ -47,13 +47,13 @@ class CompletionForm:
         text = str(lm.tokenizer.decode(bare, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         return str(lm.tokenizer.bos_token) + text if self.begins else text
 
-    def scoring(self, lm: Llm, ids: Sequence[int]) -> dict[str, Any]:
+    def scoring(self, lm: LanguageModel, ids: Sequence[int]) -> dict[str, Any]:
         """The request for the log-likelihoods of all tokens."""
         # One token is written, because some servers take 0 for "no limit". Temperature 1 changes no likelihood.
         asked: dict[str, Any] = {"prompt_logprobs": 1} if self.extends else {"echo": True, "logprobs": 1}
         return {"prompt": self.prompt(lm, ids), "max_tokens": 1, "temperature": 1.0, **asked}
 
-    def likelihoods(self, lm: Llm, answer: Any, ids: Sequence[int]) -> Likelihoods:  # noqa: ANN401
+    def likelihoods(self, lm: LanguageModel, answer: Any, ids: Sequence[int]) -> Likelihoods:  # noqa: ANN401
         """The log-likelihood of each token of the prompt.
 
         Raises:
@@ -117,7 +117,7 @@ def _of_ids(choice: dict[str, Any], ids: Sequence[int]) -> Likelihoods:
     return found
 
 
-def _of_echo(lm: Llm, choice: dict[str, Any], ids: Sequence[int]) -> Likelihoods:
+def _of_echo(lm: LanguageModel, choice: dict[str, Any], ids: Sequence[int]) -> Likelihoods:
     told = choice.get("logprobs")
     told = told if isinstance(told, dict) else {}
     tokens, values = told.get("tokens"), told.get("token_logprobs")
@@ -133,12 +133,12 @@ def _of_echo(lm: Llm, choice: dict[str, Any], ids: Sequence[int]) -> Likelihoods
     raise AnswerError(f"another tokenisation, of {len(tokens)} tokens for {len(ids)}")
 
 
-def _lead(lm: Llm, ids: Sequence[int]) -> list[int]:
+def _lead(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
     """The tokens that begin a text, if these ids do so."""
     return lm.lead_ids if list(ids[: len(lm.lead_ids)]) == lm.lead_ids else []
 
 
-def _same(lm: Llm, tokens: Sequence[Any], ids: Sequence[int]) -> bool:
+def _same(lm: LanguageModel, tokens: Sequence[Any], ids: Sequence[int]) -> bool:
     """Tell whether texts of tokens are those of the ids, as far as a part of a letter has a text."""
     for token, known in zip(tokens, ids, strict=True):
         here, there = (_plain(str(text)) for text in (token, lm.token_texts[known]))

@@ -17,7 +17,7 @@ from embedder.labelling.corpus_outputs import OutputPools, choose_outputs
 from embedder.labelling.prompts import Prefix, PromptBuilder, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.rewards import distinct_samples, task_rewards
 from embedder.labelling.sampling import Sampling
-from embedder.models.llm import Llm
+from embedder.models.llm import LanguageModel
 from embedder.models.memory import apart_on_memory_error
 
 Group = dict[str, Any]
@@ -39,7 +39,7 @@ class RewardLabeller:
 
     def __init__(
         self,
-        lm: Llm,
+        lm: LanguageModel,
         llm: LlmConfig,
         label: LabelConfig,
         tasks: dict[str, TaskSpec],

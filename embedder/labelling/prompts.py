@@ -27,7 +27,7 @@ from embedder.labelling.prompt_layout import (
 from embedder.models.locate import locate_llm
 
 if TYPE_CHECKING:  # so that the checks of a job, which need shots alone, do not import torch
-    from embedder.models.llm import Llm
+    from embedder.models.llm import LanguageModel
 
 Shot = tuple[str, str]
 """A query and its answer."""
@@ -114,7 +114,7 @@ class PromptEnd:
 class PromptBuilder:
     """Builds the prefixes and outputs of one task for one LLM. Whatever data says, it is text in its own slot."""
 
-    lm: Llm
+    lm: LanguageModel
     template: PromptTemplate
     max_output_tokens: int
     max_prefix_tokens: int
@@ -264,7 +264,9 @@ class PromptBuilder:
         return text if self.template.output == "{answer}" else text.strip()
 
 
-def prompt_builder(lm: Llm, task: TaskSpec, config: LlmConfig, template: PromptTemplate | None = None) -> PromptBuilder:
+def prompt_builder(
+    lm: LanguageModel, task: TaskSpec, config: LlmConfig, template: PromptTemplate | None = None
+) -> PromptBuilder:
     """The builder of a task; `template` replaces the task's own (an evaluation has its own prompt).
 
     Raises:

@@ -17,7 +17,7 @@ from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.architecture import check_division, division
 from embedder.models.device import check_format, device_kind, keep_freed_memory, matmul_rate
-from embedder.models.llm import Llm
+from embedder.models.llm import LanguageModel
 from embedder.models.loader import LLM, check_loadable, load_network, load_tokenizer, one_model_error
 from embedder.models.locate import check_runnable, gguf_file, locate_model
 from embedder.models.onednn import has_onednn, pack_linear_layers
@@ -31,7 +31,7 @@ PROBE_IDS = [[5, 6, 7, 8, 9], [5, 6, 7, 10, 11]]
 
 
 @dataclass(frozen=True)
-class CausalLm(Llm):
+class CausalLm(LanguageModel):
     """A causal language model with its tokenizer, in evaluation mode."""
 
     model: PreTrainedModel

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from embedder.models.plain_tokenizer import PlainTokenizers, plain_tokenizers
 
 
-class Llm(ABC):
+class LanguageModel(ABC):
     """An LLM with its tokenizer."""
 
     tokenizer: PreTrainedTokenizerBase

@@ -7,11 +7,11 @@ from pathlib import Path
 from embedder.config.run import LlmConfig
 from embedder.models.causal_lm import check_llm, load_lm, prepare_lm
 from embedder.models.device import resolve_device
-from embedder.models.llm import Llm
+from embedder.models.llm import LanguageModel
 from embedder.models.remote_llm import RemoteLlm
 
 
-def open_llm(config: LlmConfig, cache: Path, gpus: float) -> Llm:
+def open_llm(config: LlmConfig, cache: Path, gpus: float) -> LanguageModel:
     """The LLM for an actor with so many GPUs; a server needs none of them.
 
     Raises:

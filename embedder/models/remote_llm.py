@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from embedder.config.endpoints import LlmEndpoint
 from embedder.config.run import LlmConfig
 from embedder.errors import ModelError
-from embedder.models.llm import Llm
+from embedder.models.llm import LanguageModel
 from embedder.models.loader import load_tokenizer
 from embedder.models.locate import locate_llm
 from embedder.remote.server import RefusedError, Server
@@ -22,7 +22,7 @@ SETTING = "llm.endpoint"
 
 
 @dataclass(frozen=True)
-class RemoteLlm(Llm):
+class RemoteLlm(LanguageModel):
     """An LLM on a server with OpenAI's `POST /completions`."""
 
     tokenizer: PreTrainedTokenizerBase

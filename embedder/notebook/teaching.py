@@ -17,9 +17,9 @@ from embedder.notebook.workers import Workers
 from embedder.run.lineage import install_model
 from embedder.training.followed import train_followed
 from embedder.training.job import FORMAT, MetricsReader, TrainingJob
+from embedder.training.row_files import write_training_rows
 from embedder.training.split import split_groups
 from embedder.training.trackers import check_trackers
-from embedder.training.training_rows import write_training_rows
 
 OF_RUNS = ("control", "replay")
 """Settings of `train` that concern whole runs."""

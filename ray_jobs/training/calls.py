@@ -29,7 +29,7 @@ class Calls(Protocol):
         """Wait for results and show how many there are."""
 
 
-class InProcess:
+class InDriver:
     """Calls at once; for few rows, and where there is no cluster yet."""
 
     def start(self, function: Callable[..., Any], *arguments: Any, memory: float) -> Any:  # noqa: ANN401

@@ -47,7 +47,7 @@ from embedder.training.group_survey import (
 from embedder.training.row_files import Part, PartWriter, RowFiles, describe, finish_rows, part_name
 from embedder.training.split import query_key
 from ray_jobs.labelling.block_plan import read_row_group
-from ray_jobs.training.calls import Calls, InProcess
+from ray_jobs.training.calls import Calls, InDriver
 from ray_jobs.training.groups import LabelledRun, refuse_unknown_tasks, replay_notes
 
 DATA_FORMAT = 1
@@ -156,7 +156,7 @@ def look_at(config: RunConfig, found: Sequence[LabelledRun]) -> DataSummary:
     labels = count_rows([path for source in found for path in source.blocks])
     chunks = label_chunks(found, PIECE_ROWS)
     if groups <= CHECKED_GROUPS:
-        return _counted(config, found, chunks, InProcess())
+        return _counted(config, found, chunks, InDriver())
     if labels < groups:
         raise LabelError(f"{found[0].place}: {groups - labels:,} of {groups:,} groups have no label; run `label` again")
     first, rows = list[LabelChunk](), 0
@@ -172,7 +172,7 @@ def look_at(config: RunConfig, found: Sequence[LabelledRun]) -> DataSummary:
     if fixed:
         # So many queries may be more than are looked at.
         config = config.model_copy(update={"train": train.model_copy(update={"validation": None})})
-    seen, share = _counted(config, found, first, InProcess(), all_wanted=True), rows / labels
+    seen, share = _counted(config, found, first, InDriver(), all_wanted=True), rows / labels
     told = f"counted on {rows:,} of {labels:,} groups; the rows are built before the training starts"
     return DataSummary(
         seen.identity,

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from embedder.config.load import load_run
 from ray_jobs import train
 from ray_jobs.training import worker
-from ray_jobs.training.calls import InProcess
+from ray_jobs.training.calls import InDriver
 from tests.unit.test_training_groups import write_run
 
 
@@ -19,7 +19,7 @@ from tests.unit.test_training_groups import write_run
 def no_ray(monkeypatch, one_thread):
     """The first worker's part, in this process."""
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
-    monkeypatch.setattr(train, "OnCluster", InProcess)
+    monkeypatch.setattr(train, "OnCluster", InDriver)
     monkeypatch.setattr(worker, "run_workers", lambda job, label: worker.train_worker({"job": job}))
 
 

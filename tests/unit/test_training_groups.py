@@ -22,7 +22,7 @@ from embedder.training.row_files import write_training_rows
 from embedder.training.split import split_groups
 from ray_jobs.train import check, run_name
 from ray_jobs.training import data
-from ray_jobs.training.calls import InProcess
+from ray_jobs.training.calls import InDriver
 from ray_jobs.training.data import build_data, built_data, data_folder, look_at
 from ray_jobs.training.groups import sources
 from tests.unit.training_ranks import all_rows, groups
@@ -67,7 +67,7 @@ def built(path, *overrides):
     config = load_run(path, list(overrides))
     found = sources(config)
     folder = data_folder(config, found)
-    return folder, build_data(config, found, folder, InProcess())
+    return folder, build_data(config, found, folder, InDriver())
 
 
 def rows_of(path):
@@ -201,7 +201,7 @@ def test_rows_that_are_built_in_chunks_are_those_of_one_list(tmp_path, tiny_enco
     monkeypatch.setattr(data, "PIECE_ROWS", 3)
     found = sources(config)
     folder = data_folder(config, found)
-    summary = build_data(config, found, folder, InProcess())
+    summary = build_data(config, found, folder, InDriver())
     assert len(list((folder / "rows").glob("part-*"))) > 2
     train, listed = config.needed_train, table.to_pylist()
     kept, apart = split_groups(listed, train.validation)
