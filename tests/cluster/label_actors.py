@@ -61,6 +61,7 @@ class Idle:
     pairs: int = 0
     tokens: int = 0
     flops: float = 0.0
+    money: float = 0.0
     limits: Sequence[BatchLimit] = ()
 
     @property
