@@ -32,6 +32,7 @@ from embedder.errors import ConfigError, DataError
 from embedder.run.cost import Work
 from embedder.run.prompt_room import prompt_room_lines
 from embedder.run.stage_report import StageReport
+from embedder.run.written import forget_written
 from embedder.storage.json_file import write_json
 from ray_jobs.cluster.session import Job, main
 
@@ -86,6 +87,7 @@ def run(config: RunConfig) -> StageReport:
     from ray_jobs.cluster.metrics import track_progress
 
     settings = config.needed_prepare
+    forget_written(config.paths)
     task = ray.remote(num_cpus=1)(prepare_dataset)
     pending = {
         task.remote(source, config.tasks[source.task], settings, config.paths.mounted): source
@@ -145,7 +147,7 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, wor
         write_table(passages[first_row : first_row + PART_ROWS], PASSAGE, folder / f"part-{part:05d}.parquet")
     for split in SPLITS:
         path = work / "prepared" / "queries" / split / f"{source.dataset}.parquet"
-        if split in prepared.queries:
+        if prepared.queries.get(split):
             write_table(prepared.queries[split], QUERY, path)
         else:
             path.unlink(missing_ok=True)
