@@ -27,6 +27,7 @@ from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import corpus_files, encoding_work
+from ray_jobs.writing.asked_passages import asked_datasets, passages_with_kinds
 
 PROMPT_TOKENS = 300
 """Estimated tokens of the worked examples before a passage."""
@@ -35,10 +36,8 @@ SAMPLE_PASSAGES = 256
 
 def check(config: RunConfig) -> Work:
     """Some dataset has no training queries, questions can be written for its task, and encoder and LLM are there."""
-    from ray_jobs.writing.asked_passages import asked_datasets
-
     settings, llm = config.needed_questions, config.needed_llm
-    model, asked = locate_model(llm.model), asked_datasets(config)
+    asked, model = asked_datasets(config), locate_model(llm.model)
     counts = {each.name: each.asked(settings) * len(each.kinds) for each in asked}
     lines, tokens = [], 0.0
     for each in asked:
@@ -82,7 +81,6 @@ def run(config: RunConfig) -> StageReport:
     from embedder.models.causal_lm import prepare_lm
     from ray_jobs.retrieval.vectors import fill_store, open_store
     from ray_jobs.writing import question_files as files
-    from ray_jobs.writing.asked_passages import asked_datasets, passages_with_kinds
     from ray_jobs.writing.question_actors import (
         CheckBlocks,
         WriteBlocks,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from embedder.run.written import prepared_files
 from embedder.words import COUNTED_WORD
 from embedder.writing.question_kinds import KINDS, kinds_of, why_not_written
 from ray_jobs.cluster.tables import corpus_files, datasets
-from ray_jobs.retrieval.vectors import VectorStore, vector_matrix
+
+if TYPE_CHECKING:  # so that a check of the run file does not import Ray
+    from ray_jobs.retrieval.vectors import VectorStore
 
 POOL = 8
 """Passages, as a multiple of those that are asked about, among which these are chosen."""
@@ -140,6 +142,8 @@ def _measured_passages(paths: Paths, dataset: str) -> set[str]:
 
 def _vectors(config: RunConfig, store: VectorStore, dataset: AskedDataset, pool: list[dict[str, Any]]) -> np.ndarray:
     """The vectors of the pool (P, D), one block in memory at a time."""
+    from ray_jobs.retrieval.vectors import vector_matrix  # not above, as Ray comes with it
+
     position = {row["id"]: i for i, row in enumerate(pool)}
     wanted = []
     for table in each_table(corpus_files(config.paths, dataset.name), PASSAGE, ["task", "id", "text"]):

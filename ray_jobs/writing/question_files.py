@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
+from embedder.data.fields import Row
 from embedder.data.records import QUERY, Split, write_table
-from embedder.data.rows import Row
 from embedder.run.written import note_written, written_files
 from embedder.writing.verdicts import NEAR_DUPLICATE, OutputScores, near_duplicates, verdict
 from ray_jobs.writing.asked_passages import AskedDataset, is_kept_for_test

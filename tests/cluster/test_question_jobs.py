@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.bare_corpus import Size, compare
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.data.records import QUERY, parquet_files, read_tables
@@ -16,6 +17,7 @@ from embedder.run.written import prepared_files, written_files
 from ray_jobs.writing.question_actors import check_ledger, draft_ledger, questions_fingerprint
 from tests.cluster.conftest import Cluster
 from tests.cluster.results import served_bundle
+from tests.unit.tiny_folders import write_jsonl
 from tests.waiting import wait_until
 from tests.writing_llm import EXAMPLE, passage, save_writing_llm
 
@@ -105,3 +107,21 @@ def test_other_thresholds_need_no_llm_and_leave_no_old_question(cluster: Cluster
     assert [path.parent.name for path in written_files(config.paths)] == ["train"]
     without = cluster.submit("prepare", bare_run)
     assert without.returncode == 0 and not written(config, "train")
+
+
+def test_the_benchmark_compares_written_with_human_questions(
+    cluster: Cluster, bare_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = tmp_path / "data" / "qa" / "nq", yaml.safe_load(bare_run.read_text(encoding="utf-8"))
+    write_jsonl(data / "corpus.jsonl", [{"id": f"p{number}", "text": passage(number)} for number in range(PASSAGES)])
+    for split, numbers in (("train", range(20)), ("test", range(20, 26))):
+        rows = [{"query": f"what of number {i}?", "answers": ["red"], "pos_ids": [f"p{i}"]} for i in numbers]
+        write_jsonl(data / f"{split}.jsonl", rows)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    sections = {name: run[name] for name in ("encoder", "llm", "questions", "mine", "label", "train")}
+    size = Size(passages=PASSAGES, asked=12, test=6, steps=2, seeds=1)
+    found = compare(size, tmp_path / "data", tmp_path / "out", sections)
+    assert 0 < found["train_queries"] <= 12 and found["queries"] == 6
+    assert found["low"] <= found["difference"] <= found["high"]
+    assert found["difference"] == pytest.approx(found["written"] - found["human"])
