@@ -104,6 +104,7 @@ def run(config: RunConfig) -> StageReport:
     ahead = [row for reference in pending for row in ray.get(reference)]
     cost += run_llm(config, CheckBlocks, checked, ahead, "questions: check")
     report = StageReport("questions", 0, "questions", details={"encoded": encoded, "fingerprint": fingerprint})
+    report.repeats = not cost.rows
     by_dataset = {}
     for dataset in datasets:
         checks = checked.read(_ids(ahead, dataset.name))

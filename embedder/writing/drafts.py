@@ -14,7 +14,7 @@ OUTPUT_LABEL = "Answer:"
 MOST_WORDS = 48
 """Words of a question."""
 SUPPORT = 0.5
-"""Share of the output's words that the passages hold at least."""
+"""Share of the output's words, and of search words, that the passages hold at least."""
 LIKE_AN_EXAMPLE = 0.6
 """Overlap of words from which a question is taken for one of the worked examples."""
 POINTS_AT_TEXT = re.compile(
@@ -81,9 +81,15 @@ def _fault(
     if any(has_common_run(asked, passage.split(), settings.copied_words) for passage in held):
         return "copied from the passage"
     known = {word for passage in held for word in passage.split()}
-    if sum(word in known for word in said) < SUPPORT * len(said):
+    if _share_in(said, known) < SUPPORT:
         return "answer is not in the passage"
+    if kind == "keywords" and _share_in(asked, known) < SUPPORT:
+        return "search words are not of the passage"
     return ""
+
+
+def _share_in(words: Sequence[str], known: set[str]) -> float:
+    return sum(word in known for word in words) / max(1, len(words))
 
 
 def _in_a_row(words: Sequence[str], others: Sequence[str]) -> bool:

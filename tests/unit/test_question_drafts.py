@@ -61,6 +61,10 @@ def test_each_fault_is_named(text, told):
     assert fault(text) == told
 
 
+def test_search_words_are_of_the_passage():
+    assert fault("cheap flights rome lamp\nAnswer: 1931", "keywords") == "search words are not of the passage"
+
+
 @given(st.lists(st.sampled_from("abc"), max_size=8), st.lists(st.sampled_from("abc"), max_size=8), st.integers(1, 4))
 def test_a_common_run_is_one_of_both(words, others, length):
     runs = [words[i : i + length] for i in range(len(words) - length + 1)]
