@@ -67,6 +67,9 @@ class QuestionsConfig(Section):
     other_passages: int = Field(default=3, ge=0)
     """Other passages that BM25 finds for a question, those above its own first. The question is dropped if one of them
     makes the output as likely. 0: none is looked at."""
+    found_within: int = Field(default=20, ge=1, le=100)
+    """BM25 must find the passage among so many for the question; one that names nothing of its passage, such as "who
+    was the first of the two?", could be about any."""
     duplicate_overlap: float = Field(default=0.8, gt=0, le=1)
     """A question whose words overlap those of an earlier one by this share (Jaccard) is dropped."""
     test_share: float = Field(default=0.2, ge=0, lt=1)

@@ -10,6 +10,8 @@ from math import ceil
 from embedder.config.questions import QuestionsConfig
 from embedder.mining.candidates import normalise, word_overlap
 
+SEARCHED = 100
+"""Passages among which BM25 looks for a question's own."""
 NEAR_DUPLICATE = "like an earlier question"
 
 
@@ -27,6 +29,8 @@ class OutputScores:
     """With passages that a search for the question finds beside its own, those above its own first."""
     above: int
     """Number of `others` that the search puts above its own."""
+    rank: int | None
+    """Rank of the first of its own passages in the search, from 1; None: not among the first `SEARCHED`."""
 
     @property
     def gain(self) -> float:
@@ -41,6 +45,8 @@ def verdict(scores: OutputScores, settings: QuestionsConfig) -> str | None:
         return "the passage does not help"
     if len(scores.alone) > 1 and not scores.own - max(scores.alone) >= settings.min_second_gain:
         return "one passage is enough"
+    if scores.rank is None or scores.rank > settings.found_within:
+        return "a search does not find the passage"
     if not all(other < scores.own for other in scores.others[: scores.above]):
         return "answered by what a search finds first"
     if not all(other < scores.own for other in scores.others[scores.above :]):

@@ -63,8 +63,9 @@ class QuestionWriter:
     def check(self, rows: Sequence[Row]) -> list[Row]:
         """The best draft of each row with the scores that decide about it.
 
-        A row has `task`, `kind`, `texts`, and a list `drafts` of mappings with `query`, `output`, `other_texts`. The
-        best draft is the one whose output the passages make likelier by most; other passages are read for it alone.
+        A row has `task`, `kind`, `texts`, and a list `drafts` of mappings with `query`, `output`, `rank`,
+        `other_texts`. The best draft is, of those with a rank if there are any, the one whose output the passages make
+        likelier by most; other passages are read for it alone.
         """
         passages = [_choices(row["texts"]) for row in rows]
         first = self._score(
@@ -75,7 +76,7 @@ class QuestionWriter:
         for row, given in zip(rows, passages, strict=True):
             scored = [(draft, [next(first) for _ in range(1 + len(given))]) for draft in row["drafts"]]
             # A score that is no number is never the best one, unless there is no other.
-            best.append(max(scored, key=lambda pair: _gain(pair[1])))
+            best.append(max(scored, key=lambda pair: (pair[0]["rank"] is not None, _gain(pair[1]))))
         second = self._score(
             [(row, draft, [text]) for row, (draft, _) in zip(rows, best, strict=True) for text in draft["other_texts"]]
         )

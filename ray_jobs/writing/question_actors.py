@@ -20,6 +20,7 @@ from embedder.models.locate import locate_model
 from embedder.models.memory import BatchLimit
 from embedder.run.cost import tokens_of
 from embedder.writing.question_kinds import QUESTIONS_FORMAT, builtin_examples
+from embedder.writing.verdicts import SEARCHED
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.tables import passage_texts
 
@@ -42,6 +43,7 @@ CHECK = pa.schema(
         ("output", pa.string()),
         ("other_ids", TEXTS),
         ("above", pa.int32()),
+        ("rank", pa.int32()),
         ("bare", pa.float64()),
         ("own", pa.float64()),
         ("alone", pa.list_(pa.float64())),
@@ -161,7 +163,7 @@ def with_other_passages(config: RunConfig, dataset: str, drafts: list[dict[str, 
     for row in drafts:
         good = [draft for draft in row["drafts"] if not draft["fault"]]
         own = set(row["passage_ids"])
-        found = index.search([draft["query"] for draft in good], [None] * len(good), most + len(own))
+        found = index.search([draft["query"] for draft in good], [None] * len(good), SEARCHED)
         candidates = []
         for draft, ranking in zip(good, found, strict=True):
             ids = [passage_id for passage_id, _ in ranking]
@@ -174,6 +176,7 @@ def with_other_passages(config: RunConfig, dataset: str, drafts: list[dict[str, 
                     "other_ids": others,
                     "other_texts": [passages[passage_id] for passage_id in others],
                     "above": min(first, len(others)),
+                    "rank": first + 1 if first < len(ids) else None,
                 }
             )
         if candidates:

@@ -91,7 +91,7 @@ def judge(config: RunConfig, drafts: pa.Table, checks: pa.Table) -> Outcome:
 
 def scores_of(row: Row) -> OutputScores:
     """The scores of a checked row."""
-    return OutputScores(row["bare"], row["own"], row["alone"], row["others"], row["above"])
+    return OutputScores(row["bare"], row["own"], row["alone"], row["others"], row["above"], row["rank"])
 
 
 def shown(row: Row) -> Shown:

@@ -23,7 +23,7 @@ from tests.writing_llm import EXAMPLE, passage, save_writing_llm
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-PASSAGES = 40
+PASSAGES, ASKED = 60, 48
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def bare_run(tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
         "llm": {"model": str(save_writing_llm(folder / "llm")), "max_prefix_tokens": 640, "batch_tokens": 1024},
         "tasks": {"qa": {"reward": "none", "loss": "contrastive", "passage_instruction": "", "query_instruction": ""}},
         "prepare": {"sources": [source]},
-        "questions": {"passages": 30, "kinds": ["fact"], "examples": [EXAMPLE], "block_rows": 3, "test_share": 0.4},
+        "questions": {"passages": ASKED, "kinds": ["fact"], "examples": [EXAMPLE], "block_rows": 3, "test_share": 0.4},
         "mine": {"group_size": 3, "window": [1, 20]},
         "label": {"num_actors": 1},
         "train": {"steps": 2, "batch_size": 2, "learning_rate": 0.001, "temperature": 0.05},
@@ -48,7 +48,7 @@ def bare_run(tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
         "evaluate": {"resamples": 100},
     }
     # A tiny LLM knows nothing of the passages, so that a gain is chance.
-    run["questions"] |= {"min_gain": 0.0, "other_passages": 0, "num_samples": 3, "max_tokens": 48}
+    run["questions"] |= {"min_gain": 0.0, "other_passages": 1, "found_within": 100, "num_samples": 3, "max_tokens": 48}
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
     return path
@@ -72,14 +72,14 @@ def test_a_killed_job_of_questions_goes_on_where_it_was(cluster: Cluster, bare_r
     again = cluster.submit("questions", bare_run)
     assert again.returncode == 0, again.stdout + again.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert ledger.count_duplicates() == 0 and len(ledger.row_ids()) == 30
+    assert ledger.count_duplicates() == 0 and len(ledger.row_ids()) == ASKED
     train, test = written(config, "train"), written(config, "test")
     asked_of = [{passage_id for row in rows for passage_id in row["positive_ids"]} for rows in (train, test)]
     assert train and test and not asked_of[0] & asked_of[1]
     report = json.loads((config.paths.reports / "questions.json").read_text(encoding="utf-8"))
     details = report["details"]["texts"]
     assert details["kept"] == len(train) + len(test) == report["rows"]
-    assert details["asked"] == details["kept"] + sum(details["reasons"].values()) == 30
+    assert details["asked"] == details["kept"] + sum(details["reasons"].values()) == ASKED
     assert details["examples"]["kept"][0]["query"] in {row["query"] for row in train + test}
 
 

@@ -84,14 +84,16 @@ def test_near_duplicates_are_those_of_comparing_all_with_all(texts):
 @pytest.mark.parametrize(
     ("scores", "told"),
     [
-        (OutputScores(-3, -1, [-1], [-2, -2], 1), None),
-        (OutputScores(-3, -2.6, [-2.6], [], 0), "the passage does not help"),
-        (OutputScores(-3, float("nan"), [-1], [], 0), "the passage does not help"),
-        (OutputScores(-3, -1, [-2, -1.05], [], 0), "one passage is enough"),
-        (OutputScores(-3, -1, [-2, -1.2], [], 0), None),
-        (OutputScores(-3, -1, [-1], [-1, -2], 1), "answered by what a search finds first"),
-        (OutputScores(-3, -1, [-1], [-2, -1], 1), "answered by another passage"),
-        (OutputScores(-3, -1, [-1], [float("nan")], 0), "answered by another passage"),
+        (OutputScores(-3, -1, [-1], [-2, -2], 1, 1), None),
+        (OutputScores(-3, -2.6, [-2.6], [], 0, 1), "the passage does not help"),
+        (OutputScores(-3, float("nan"), [-1], [], 0, 1), "the passage does not help"),
+        (OutputScores(-3, -1, [-2, -1.05], [], 0, 1), "one passage is enough"),
+        (OutputScores(-3, -1, [-2, -1.2], [], 0, 1), None),
+        (OutputScores(-3, -1, [-1], [-2], 1, None), "a search does not find the passage"),
+        (OutputScores(-3, -1, [-1], [-2], 1, 21), "a search does not find the passage"),
+        (OutputScores(-3, -1, [-1], [-1, -2], 1, 1), "answered by what a search finds first"),
+        (OutputScores(-3, -1, [-1], [-2, -1], 1, 1), "answered by another passage"),
+        (OutputScores(-3, -1, [-1], [float("nan")], 0, 1), "answered by another passage"),
     ],
 )
 def test_the_scores_decide(scores, told):

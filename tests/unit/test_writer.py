@@ -31,6 +31,10 @@ def row(name, kind="fact", texts=("Paris is the capital of France.",)):
     return {"row_id": name, "task": "qa", "kind": kind, "texts": list(texts)}
 
 
+def best_of(drafts, gains):
+    return max(drafts, key=lambda draft: gains[draft["query"]])
+
+
 def test_drafts_do_not_depend_on_the_rows_beside_them(writer):
     rows = [row("a"), row("b"), row("c", "two_passages", ("The dog runs.", "The fox jumps.")), row("d", texts=[LONG])]
     together = writer.write(rows)
@@ -58,7 +62,7 @@ def test_a_passage_cannot_end_its_own_example(writer):
 def test_the_best_draft_is_the_one_whose_output_gains_most(writer):
     texts = ["The dog runs into the forest.", "The fox jumps."]
     drafts = [
-        {"query": f"where does {animal} go?", "output": output, "other_texts": [f"{animal} sleeps."]}
+        {"query": f"where does {animal} go?", "output": output, "rank": 1, "other_texts": [f"{animal} sleeps."]}
         for animal, output in (("the dog", "forest"), ("the fox", "jumps"), ("a list", "France"))
     ]
     (best,) = writer.check([{**row("a", "two_passages", texts), "drafts": drafts}])
@@ -67,6 +71,9 @@ def test_the_best_draft_is_the_one_whose_output_gains_most(writer):
         alone = writer.check([{**row("a", "two_passages", texts), "drafts": [draft]}])[0]
         gains[draft["query"]] = alone["own"] - alone["bare"]
     assert best["query"] == max(gains, key=gains.get)
+    lost = [{**draft, "rank": None if draft == best_of(drafts, gains) else 1} for draft in drafts]
+    (found,) = writer.check([{**row("a", "two_passages", texts), "drafts": lost}])
+    assert found["query"] == sorted(gains, key=gains.get)[-2]
     assert len(best["alone"]) == 2 and len(best["others"]) == 1
     builder = writer._scorer("qa")
     shots = [("What does a fox do?", "runs")]
