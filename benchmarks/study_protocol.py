@@ -1,7 +1,7 @@
 """Which data sets a training of the study learns from, and which it is judged on: fixed before any run.
 
-A training has a number, 0 to 11. Even numbers are direction A, odd ones B. Of a task with two data sets each direction
-trains on one and is judged on the other; of the worked examples (icl) each training leaves one data set out, every set
+A training has a number, 0 to 5. Even numbers are direction A, odd ones B. Of a task with two data sets each direction
+trains on one and is judged on the other; of the worked examples (icl) each training leaves one kind out, every kind
 twice. The number is also the seed of the order of the batches and of the validation split, so no two trainings of an
 arm are alike.
 """
@@ -19,8 +19,9 @@ LEARNED: dict[Direction, frozenset[str]] = {
     "B": frozenset({"pubmedqa", "topicalchat", "apibench", "code", "dstc11"}),
 }
 """The data sets that a direction trains on, the worked examples apart."""
-EXAMPLES = ("clinc150", "sentence_polarity", "snips", "snli", "strategyqa", "subjectivity")
-"""The data sets of worked examples: a training learns from all of them but one."""
+EXAMPLES = (("clinc150", "snips"), ("sentence_polarity", "subjectivity"), ("snli", "strategyqa"))
+"""The data sets of worked examples by kind: what is asked for, how a text sounds, what follows. A training learns from
+two kinds, so that what it is judged on is none of those that it knows."""
 TRAININGS = 2 * len(EXAMPLES)
 """Trainings of an arm whose gain is claimed."""
 
@@ -37,14 +38,15 @@ class Training:
         return "B" if self.number % 2 else "A"
 
     @property
-    def left_out(self) -> str:
-        """The data set of worked examples that it never sees."""
+    def left_out(self) -> tuple[str, str]:
+        """The data sets of worked examples that it never sees."""
         return EXAMPLES[self.number // 2 % len(EXAMPLES)]
 
     @property
     def learned(self) -> frozenset[str]:
         """All data sets that it trains on."""
-        return LEARNED[self.direction] | (frozenset(EXAMPLES) - {self.left_out})
+        examples = (name for kind in EXAMPLES if kind != self.left_out for name in kind)
+        return LEARNED[self.direction] | frozenset(examples)
 
     def seen(self, datasets: Iterable[str]) -> list[str]:
         """Those of a run's data sets that it trains on."""

@@ -62,20 +62,20 @@ class Questions:
     token: str
     shared: tuple[AnyPath, ...]
     """Folders in which all machines write and see each other's files."""
-    models: tuple[Path, ...]
-    """Folders that each machine reads under the same name."""
+    read: tuple[Path, ...]
+    """Files and folders that each machine reads under the same name."""
     versions: Mapping[str, str]
     needs: tuple[ModelNeed, ...] = ()
 
     @classmethod
-    def ask(cls, shared: Sequence[AnyPath], models: Sequence[Path] = (), needs: Sequence[ModelNeed] = ()) -> Questions:
+    def ask(cls, shared: Sequence[AnyPath], read: Sequence[Path] = (), needs: Sequence[ModelNeed] = ()) -> Questions:
         """Leave the driver's own file in each shared folder.
 
         Raises:
             ConfigError: a store ignores conditions.
             StorageError: a folder cannot be written, or the store does not answer.
         """
-        questions = cls(uuid4().hex, tuple(shared), tuple(models), own_versions(), tuple(needs))
+        questions = cls(uuid4().hex, tuple(shared), tuple(read), own_versions(), tuple(needs))
         for folder in shared:
             open_store(folder / FOLDER).put_if_absent(questions.name("driver"), questions.token.encode())
         return questions
@@ -117,9 +117,9 @@ def answer(questions: Questions, machine: Machine) -> Answer:
     """Look at the machine on which this runs."""
     lines = [line for folder in questions.shared for line in _storage(questions, machine, folder)]
     lines += [
-        f"{machine.name}: no {folder}; every node must see the models of the run under the same path"
-        for folder in questions.models
-        if not folder.is_dir()
+        f"{machine.name}: no {path}, which the run reads; every node must see it under the same path"
+        for path in questions.read
+        if not path.exists()
     ]
     for name, version in own_versions().items():
         wanted = questions.versions[name]
@@ -233,11 +233,15 @@ def model_needs(stage: str, config: RunConfig) -> list[ModelNeed]:
     return found
 
 
-def model_folders(config: RunConfig) -> list[Path]:
-    """The models of a run that lie in folders of the driver's machine."""
+def read_paths(stage: str, config: RunConfig) -> list[Path]:
+    """The models of a run, and the data that `prepare` reads, that lie on the driver's machine."""
     named = [section.model for section in (config.encoder, config.llm, config.reranker) if section is not None]
     # A relative one was made absolute where it was submitted; a name of the hub is no folder here.
-    return sorted({Path(model) for model in named if model.startswith("/") and Path(model).is_dir()})
+    models = {Path(model) for model in named if model.startswith("/") and Path(model).is_dir()}
+    sources = config.prepare.sources if stage == "prepare" and config.prepare else []
+    # One that is missing here too is for the stage to tell; a relative one is sent along with the job.
+    given = {source.path for source in sources if isinstance(source.path, Path)}
+    return sorted(models | {path for path in given if path.is_absolute() and path.exists()})
 
 
 def local_lines(config: RunConfig) -> list[str]:
@@ -246,7 +250,7 @@ def local_lines(config: RunConfig) -> list[str]:
     Raises:
         ConfigError, StorageError: as `Questions.ask`.
     """
-    questions = Questions.ask(shared_folders(config), model_folders(config))
+    questions = Questions.ask(shared_folders(config))
     try:
         return answer(questions, Machine("this machine")).lines
     finally:

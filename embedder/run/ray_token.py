@@ -105,6 +105,11 @@ def refuse_open_ray(address: str, allowed: bool) -> None:
         raise ConfigError(
             f"Ray at {address} asks for no token, so whoever reaches its ports can run code on it; {REMEDY}"
         )
+    if reason == "DEADLINE_EXCEEDED":
+        raise ConfigError(
+            f"no Ray answers at {address} within {PROBE_S:g} s; look whether its head is up (`ray status`), or correct "
+            "RAY_ADDRESS; without RAY_ADDRESS jobs and service start a Ray of their own"
+        )
     raise ConfigError(f"Ray at {address} does not tell whether it asks for a token ({reason}); {REMEDY}")
 
 

@@ -2,31 +2,25 @@
 
     RAY_ADDRESS=10.0.0.1:6379 python -m ray_jobs.cluster.look --config run.yaml
 
-A file that this process writes below `paths.work` and `paths.cache` must be seen by a task on each node.
+Each node is asked what the preflight of a stage asks it (ray_jobs.cluster.node_checks).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
-from embedder import __version__
 from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import exit_on_error
-from embedder.errors import DeviceError
+from embedder.errors import ConfigError, DeviceError
 from embedder.run.gpu_shares import check_gpus, stage_shares
+from embedder.run.preflight import model_needs, too_small
 from embedder.run.rounds import planned_stages
-from embedder.storage.durable import storage_failures
+from ray_jobs.cluster.node_checks import NodeChecks
 from ray_jobs.cluster.session import connect
-
-NODE_S = 60.0
-"""For a task on a node that has no worker yet."""
 
 Finding = dict[str, str]
 
@@ -49,76 +43,31 @@ def look(config: RunConfig) -> Iterator[Finding]:
     resources = [node["Resources"] for node in nodes]
     cpus, gpus = (sum(each.get(name, 0.0) for each in resources) for name in ("CPU", "GPU"))
     yield _finding("ok", "cluster", f"{len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs")
-    for stage in (*dict.fromkeys(stage for stage, _ in planned_stages(config)), "serve"):
+    stages = [*dict.fromkeys(stage for stage, _ in planned_stages(config)), "serve"]
+    for stage in stages:
         try:
             for line in check_gpus(stage_shares(stage, config), resources, can_grow=True):
                 yield _finding("note", f"GPUs of {stage}", line)
         except DeviceError as error:
             yield _finding("wrong", f"GPUs of {stage}", str(error))
-    yield from _nodes(config, nodes)
+    yield from _machines(config, stages)
 
 
-def _nodes(config: RunConfig, nodes: Sequence[dict[str, Any]]) -> Iterator[Finding]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    folders = {"paths.work": config.paths.work, "paths.cache": config.paths.cache}
-    marks = {name: place / f".doctor-{uuid4().hex}" for name, place in folders.items() if isinstance(place, Path)}
-    sources = [str(source.path) for source in (config.prepare.sources if config.prepare else [])]
-    models = [model for model in (config.encoder.model, config.llm and config.llm.model) if model]
-    paths = [path for path in (*sources, *models) if path.startswith(("/", "~"))]
-    try:
-        for name, mark in marks.items():
-            with storage_failures(folders[name]):  # type: ignore[arg-type]
-                mark.parent.mkdir(parents=True, exist_ok=True)
-                mark.write_text(name, encoding="ascii")
-        task = ray.remote(num_cpus=0)(tell)
-        asked = {
-            node["NodeManagerAddress"]: task.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote({name: str(mark) for name, mark in marks.items()}, paths)
-            for node in nodes
-        }
-        for address, reference in asked.items():
-            yield from _node(address, reference, config)
-    finally:
-        for mark in marks.values():
-            mark.unlink(missing_ok=True)
-
-
-def _node(address: str, reference: object, config: RunConfig) -> Iterator[Finding]:
-    import ray
-    from ray.exceptions import GetTimeoutError, RayError
-
-    what = f"node {address}"
-    try:
-        told = ray.get(reference, timeout=NODE_S)
-    except GetTimeoutError:
-        yield _finding("wrong", what, f"no answer within {NODE_S:g} s", "`ray status` tells what it is busy with")
-        return
-    except RayError as error:
-        yield _finding("wrong", what, " ".join(str(error).split())[-300:], "its packages must be those of the driver")
-        return
-    for name in told["unseen"]:
-        yield _finding("wrong", what, f"does not see {name}", "mount it there at the same path, or use an object store")
-    for path in told["missing"]:
-        yield _finding("wrong", what, f"has no {path}", "put it where every node sees it")
-    if told["version"] != __version__:
-        yield _finding("wrong", what, f"has version {told['version']}, here is {__version__}", "install the same one")
-    yield _finding("ok", what, f"{told['free'] / 1e9:,.1f} GB of disk free at paths.cache, Python {told['python']}")
-
-
-def tell(marks: dict[str, str], paths: Sequence[str]) -> dict[str, Any]:
-    """Tell what a node sees; it runs there."""
-    cache = Path(marks["paths.cache"]).parent
-    there = next(each for each in (cache, *cache.parents) if each.exists())
-    return {
-        "unseen": [name for name, mark in marks.items() if not Path(mark).is_file()],
-        "missing": [path for path in paths if not Path(path).expanduser().exists()],
-        "version": __version__,
-        "python": sys.version.split()[0],
-        "free": shutil.disk_usage(there).free,
-    }
+def _machines(config: RunConfig, stages: Iterable[str]) -> Iterator[Finding]:
+    """What the preflight of the stages says of each node."""
+    checks = NodeChecks("prepare", config)
+    # Its first line is the error; all of them are in the answers.
+    with suppress(ConfigError), checks:
+        pass
+    for each in checks.answers:
+        name = each.machine.name
+        yield from (_finding("wrong", name, line.removeprefix(f"{name}: ")) for line in each.lines)
+        if not each.lines:
+            yield _finding("ok", name, "sees the run's storage and may write there; versions as here")
+    for line in dict.fromkeys(
+        line for stage in stages for line in too_small(model_needs(stage, config), checks.answers)
+    ):
+        yield _finding("wrong", "models", line)
 
 
 def _finding(level: str, what: str, found: str, remedy: str = "") -> Finding:

@@ -25,8 +25,8 @@ from embedder.run.preflight import (
     Questions,
     answer,
     missed,
-    model_folders,
     model_needs,
+    read_paths,
     shared_folders,
     told,
     too_small,
@@ -62,7 +62,8 @@ class NodeChecks:
             StorageError: the driver cannot write, or the store does not answer.
         """
         config = self._config
-        self._questions = Questions.ask(shared_folders(config), model_folders(config), model_needs(self._stage, config))
+        reads, needs = read_paths(self._stage, config), model_needs(self._stage, config)
+        self._questions = Questions.ask(shared_folders(config), reads, needs)
         try:
             self._ask()
             self._refuse()

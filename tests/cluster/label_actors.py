@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ import ray
 from embedder.config.run import RunConfig
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.rewards import group_rewards
+from embedder.models.memory import BatchLimit
 from ray_jobs.cluster.tables import llm_ledger
 from ray_jobs.labelling.actors import GroupBlocks, LabelBlocks
 from ray_jobs.labelling.block_plan import GroupRows
@@ -59,6 +61,7 @@ class Idle:
     pairs: int = 0
     tokens: int = 0
     flops: float = 0.0
+    limits: Sequence[BatchLimit] = ()
 
     @property
     def backend(self) -> Idle:

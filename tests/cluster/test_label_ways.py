@@ -216,18 +216,26 @@ def test_label_in_bfloat16_tells_what_that_changed_and_what_scored(
     assert noted["devices"] == ["cpu, bfloat16, chunked tree"]
 
 
-def test_label_dry_run_times_a_sample_and_takes_no_cluster(
+def test_label_dry_run_times_a_sample_and_asks_the_cluster_that_is_named(
     tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     run_file = write_run(tmp_path, tiny_llama_folder, tiny_encoder_folder, gpus_per_actor=0.5)
     command = [sys.executable, "-m", "ray_jobs.label", "--config", str(run_file), "--dry-run"]
-    nowhere = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
-    job = subprocess.run(command, env=nowhere, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    output = " ".join(job.stdout.split())
-    assert job.returncode == 0, job.stdout + job.stderr
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+    def rehearse(**names: str) -> tuple[int, str]:
+        job = subprocess.run(
+            command, env=environment | names, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
+        return job.returncode, " ".join((job.stdout + job.stderr).split())
+
+    code, output = rehearse()
+    assert code == 0, output
     assert f"qa: {QA} groups, {QA} still to label ({QA * 4} pairs" in output and "pairs/s" in output
     assert "GPU-hours" in output and "hours of one actor like this machine (cpu)" in output
     assert output.count("TFLOP") == 1 and "of model work" not in output  # one estimate, the measured one
+    code, output = rehearse(RAY_ADDRESS="127.0.0.1:1")
+    assert code == 2 and "no Ray answers at" in output and "correct RAY_ADDRESS" in output
     assert not (tmp_path / "work" / "labelled").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def submit(cluster: Cluster, run: Path, *options: str) -> subprocess.CompletedPr
 def kill_driver(cluster: Cluster, config: RunConfig, mark: Path) -> str:
     """End the pipeline's driver by SIGKILL as soon as a mark is there; the id of the job."""
     client = JobSubmissionClient(cluster.dashboard)
-    (job,) = (job for job in client.list_jobs() if (job.submission_id or "").startswith("work-pipeline-"))
+    # Without its preflight, which is a job of its own.
+    (job,) = (job for job in client.list_jobs() if re.fullmatch(r"work-pipeline-\w+", job.submission_id or ""))
 
     def has_ended() -> bool:
         return bool(client.get_job_status(job.submission_id).is_terminal())

@@ -17,6 +17,7 @@ from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
 from ray_jobs.cluster import node_checks
+from ray_jobs.cluster.look import look
 from ray_jobs.cluster.node_checks import NodeChecks
 from tests.cluster.conftest import Cluster, free_port
 from tests.waiting import wait_until
@@ -96,6 +97,8 @@ def test_nodes_that_share_the_storage_pass_and_one_that_joins_without_it_ends_th
             wait_until(lambda: False, timeout_s=240)  # the work of a stage, which has no end here
         with pytest.raises(ConfigError, match=words), NodeChecks("prepare", config):
             pytest.fail("the work began")
+        found = [(each["level"], each["what"].split()[0]) for each in look(config)]
+        assert found == [("ok", "cluster"), ("ok", "node"), ("ok", "node"), ("wrong", "node")]
     finally:
         for node in (shares, alone):
             if node is not None:

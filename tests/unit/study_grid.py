@@ -16,7 +16,7 @@ TASKS = {
     "tool": ("metatool", "apibench"),
     "lrlm": ("books", "code", "peps"),
     "convsearch": ("dstc10", "dstc11", "mtrag"),
-    "icl": EXAMPLES,
+    "icl": tuple(name for kind in EXAMPLES for name in kind),
 }
 QUERIES = 40
 WITHOUT_LABELS = ("topicalchat", "books", "code", "peps")

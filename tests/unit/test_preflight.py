@@ -104,7 +104,7 @@ def test_preflight_compares_versions_and_models(tmp_path: Path) -> None:
     questions = Questions.ask([tmp_path], [tmp_path / "encoder"])
     other = replace(questions, versions={**questions.versions, "torch": "2.0.0"})
     lines = answer(other, NODE).lines
-    assert lines[0].startswith(f"node two: no {tmp_path / 'encoder'}; every node must see")
+    assert lines[0].startswith(f"node two: no {tmp_path / 'encoder'}, which the run reads; every")
     assert lines[1].startswith("node two: torch ") and "but the driver has 2.0.0" in lines[1] and len(lines) == 2
 
 

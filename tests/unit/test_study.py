@@ -42,13 +42,13 @@ def test_every_data_set_is_unseen_by_some_training_and_none_is_both_seen_and_uns
 def test_directions_share_no_pair_and_each_example_set_is_left_out_in_both():
     assert LEARNED["A"] & LEARNED["B"] == {"dstc11"}
     left_out = [(Training(number).left_out, Training(number).direction) for number in range(TRAININGS)]
-    assert sorted(left_out) == sorted((name, direction) for name in EXAMPLES for direction in "AB")
+    assert sorted(left_out) == sorted((kind, direction) for kind in EXAMPLES for direction in "AB")
 
 
 def test_grid_trains_every_arm_once_before_any_arm_again():
     names = [entry.name for entry in grid([FULL, SHUFFLED, arm("longer")], TRAININGS)]
     assert names[:8] == ["base", "bm25", "recency", "full-00", "shuffled-00", "longer-00", "full-01", "shuffled-01"]
-    assert len(names) == len(set(names)) == 3 + 12 + 12 + 2
+    assert len(names) == len(set(names)) == 3 + 6 + 6 + 2
     assert [entry.name for entry in grid([FULL], 1)] == ["base", "bm25", "recency", "full-00"]
 
 
@@ -72,7 +72,7 @@ def test_arm_shuffled_permutes_rewards_within_a_group_by_its_id():
 def test_arm_labels_takes_examples_with_the_querys_answer_for_positives():
     group = labelled(task="icl", dataset="snips", answers=["rain"])
     answers = {"snips": {"p0": "music", "p1": "rain"}}
-    (found,) = LABELS.groups([group], Training(0), answers)
+    (found,) = LABELS.groups([group], Training(2), answers)
     assert found["relevance"] == [0, 1]
     (other,) = LABELS.groups([labelled()], Training(0), {"nq": {"p0": None, "p1": None}})
     assert other["relevance"] == [1, 0]
@@ -81,7 +81,7 @@ def test_arm_labels_takes_examples_with_the_querys_answer_for_positives():
 
 def test_arms_learn_from_the_data_sets_of_their_training_alone():
     groups = [labelled(dataset=name) for name in ALL]
-    for number in (0, 1, 11):
+    for number in (0, 1, 5):
         found = {group["dataset"] for group in FULL.groups(groups, Training(number), {})}
         assert found == set(Training(number).learned)
 
@@ -109,14 +109,14 @@ def test_a_task_has_as_many_steps_in_every_arm_whatever_the_others_have():
 KNOWN = {
     **{("full", task): 0.05 for task in ("tool", "icl", "chat")},
     **{("shuffled", task): 0.05 for task in ("tool", "icl")},
-    ("full", "qa"): -0.05,
+    ("full", "qa"): -0.1,
 }
 
 
 @pytest.fixture(scope="module")
 def known():
-    """The tables of a grid with known gains, of fewer resamples than the report has."""
-    return tables(made_up(KNOWN), resamples=4000)
+    """The tables of a grid with known gains, of as many resamples as the report has: p cannot be below two of them."""
+    return tables(made_up(KNOWN), resamples=20_000)
 
 
 def test_summary_claims_the_gains_that_are_there_and_no_others(known):
@@ -125,7 +125,7 @@ def test_summary_claims_the_gains_that_are_there_and_no_others(known):
     assert told["gaining_beyond_shuffled"] == ["chat"] and told["tasks_gaining_beyond_shuffled"] == 1
     assert {"nq", "pubmedqa"} <= set(told["significantly_below"]) <= set(told["below_uncorrected"])
     assert told["datasets_significantly_below"] == len(told["significantly_below"])
-    assert told["trainings"]["full"] == 12 and set(told["unseen"]) == set(TASKS)
+    assert told["trainings"]["full"] == 6 and set(told["unseen"]) == set(TASKS)
 
 
 def test_summary_of_a_task_averages_over_the_data_sets_that_its_trainings_never_saw(known):

@@ -85,10 +85,10 @@ def simulated(random, strata, trainings, units, spread, *, arms=1):
 
 
 LAYOUTS = {
-    "two directions, trainings decide": (2, 6, 40, (0.02, 0.02, 0.05)),
-    "two directions, queries decide": (2, 6, 40, (0.002, 0.2, 0.1)),
+    "two directions, trainings decide": (2, 3, 40, (0.02, 0.02, 0.05)),
+    "two directions, queries decide": (2, 3, 40, (0.002, 0.2, 0.1)),
     "six left-out sets": (6, 2, 30, (0.02, 0.05, 0.1)),
-    "both directions on few documents": (1, 12, 8, (0.01, 0.05, 0.05)),
+    "both directions on few documents": (1, 6, 8, (0.01, 0.05, 0.05)),
 }
 
 
