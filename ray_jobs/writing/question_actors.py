@@ -65,7 +65,11 @@ def questions_fingerprint(config: RunConfig) -> str:
     ]
     templates = {name: spec.template and spec.template.model_dump() for name, spec in config.tasks.items()}
     model = model_fingerprint(locate_model(llm.model), limits)
-    return content_id(model, [dumped[name] for name in names], QUESTIONS_FORMAT, PROMPT_FORMAT, known, templates)[:16]
+    # By the columns too, because rows of a version that knew fewer could not be read.
+    columns = [DRAFT.names, CHECK.names]
+    return content_id(
+        columns, model, [dumped[name] for name in names], QUESTIONS_FORMAT, PROMPT_FORMAT, known, templates
+    )[:16]
 
 
 def draft_ledger(paths: Paths, fingerprint: str) -> Ledger:
