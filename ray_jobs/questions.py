@@ -97,7 +97,8 @@ def run(config: RunConfig) -> StageReport:
     encoded = fill_store(config, store, config.encoder, [])
     fingerprint = questions_fingerprint(config)
     drafted, checked = draft_ledger(config.paths, fingerprint), check_ledger(config.paths, fingerprint)
-    asked = [row for dataset in datasets for row in passages_with_kinds(config, store, dataset)]
+    chosen = {each.name: passages_with_kinds(config, store, each) for each in datasets}
+    asked = [row for rows, _ in chosen.values() for row in rows]
     cost = run_llm(config, WriteBlocks, drafted, asked, "questions: write")
     drafts = {each.name: drafted.read(_ids(asked, each.name)) for each in datasets}
     pending = [with_other_passages.remote(config, name, table.to_pylist()) for name, table in drafts.items()]
@@ -112,6 +113,8 @@ def run(config: RunConfig) -> StageReport:
         rows = by_dataset[dataset.name] = files.query_rows(outcome, dataset, config)
         report.rows += len(outcome.kept)
         report.lines += files.outcome_lines(dataset.name, outcome, rows)
+        if alone := chosen[dataset.name][1]:
+            report.lines.append(f"{dataset.name}: no second passage goes with {alone:,} passages")
         report.details[dataset.name] = _details(outcome)
         if not rows.get("train"):
             raise DataError(

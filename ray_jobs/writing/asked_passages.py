@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +81,12 @@ def is_kept_for_test(passage_id: str, dataset: AskedDataset, settings: Questions
     return dataset.has_test and share < settings.test_share
 
 
-def passages_with_kinds(config: RunConfig, store: VectorStore, dataset: AskedDataset) -> Iterator[dict[str, Any]]:
+def passages_with_kinds(
+    config: RunConfig, store: VectorStore, dataset: AskedDataset
+) -> tuple[list[dict[str, Any]], int]:
     """What the LLM is asked: rows with `row_id`, task, dataset, kind, and the ids and texts of the passages.
+
+    Also the number of passages with which no second one goes, so that they are not asked about for two.
 
     Raises:
         DataError: no passage is long enough.
@@ -99,6 +102,7 @@ def passages_with_kinds(config: RunConfig, store: VectorStore, dataset: AskedDat
     # Here, because FAISS comes with it, which a check of the run file need not wait for.
     from embedder.writing.spread import nearest_partner, spread_over_clusters
 
+    rows, alone = [], 0
     is_test_P = np.array([is_kept_for_test(row["id"], dataset, settings) for row in pool])
     for position in spread_over_clusters(vector_PD, settings.passages, settings.seed):
         for kind in dataset.kinds:
@@ -107,11 +111,14 @@ def passages_with_kinds(config: RunConfig, store: VectorStore, dataset: AskedDat
                 # From the same side, because a passage of test questions is no passage of training questions.
                 partner = nearest_partner(vector_PD, position, is_test_P == is_test_P[position])
                 if partner is None:
+                    alone += 1
                     continue
                 chosen.append(pool[partner])
             ids, texts = [row["id"] for row in chosen], [row["text"] for row in chosen]
             named = {"task": dataset.task, "dataset": dataset.name, "kind": kind}
-            yield {"row_id": content_id(*named.values(), ids, texts), **named, "passage_ids": ids, "texts": texts}
+            row_id = content_id(*named.values(), ids, texts)
+            rows.append({"row_id": row_id, **named, "passage_ids": ids, "texts": texts})
+    return rows, alone
 
 
 def _pool(config: RunConfig, dataset: AskedDataset) -> list[dict[str, Any]]:

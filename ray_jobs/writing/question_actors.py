@@ -185,6 +185,8 @@ def with_other_passages(config: RunConfig, dataset: str, drafts: list[dict[str, 
             )
         if candidates:
             asked = {name: row[name] for name in ASKED.names}
-            named = content_id(row["row_id"], [[each["query"], each["other_ids"]] for each in candidates])
+            named = content_id(
+                row["row_id"], [[each["query"], each["other_ids"], each["above"], each["rank"]] for each in candidates]
+            )
             rows.append({**asked, "draft_id": row["row_id"], "row_id": named, "drafts": candidates})
     return rows

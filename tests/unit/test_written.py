@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from embedder.config.questions import QuestionsConfig
 from embedder.config.run import RunConfig
-from embedder.data.records import QUERY, read_tables, write_table
-from embedder.data.rows import query_row
+from embedder.data.records import PASSAGE, QUERY, read_tables, write_table
+from embedder.data.rows import passage_row, query_row
 from embedder.errors import ConfigError
 from embedder.run.stages import STAGES, Contents, is_done, mark_done
 from embedder.run.written import forget_written, prepared_files, written_files
 from embedder.writing.spread import nearest_partner, spread_over_clusters
 from ray_jobs.pipeline import with_questions
 from ray_jobs.prepare import read_sources
+from ray_jobs.retrieval.vectors import open_store
+from ray_jobs.writing.asked_passages import AskedDataset, asked_datasets, is_kept_for_test, passages_with_kinds
 from ray_jobs.writing.question_files import write_queries
 
 
@@ -105,3 +110,47 @@ def test_a_partner_is_near_but_not_the_same_and_on_the_same_side():
     assert nearest_partner(vectors, 0, everything) == 2
     assert nearest_partner(vectors, 0, np.array([True, True, False, True])) == 3
     assert nearest_partner(vectors, 0, np.array([True, True, False, False])) is None
+
+
+def test_what_is_asked_leaves_out_measured_and_short_passages_and_pairs_those_of_one_side(bare, tmp_path):
+    config = bare(questions={"passages": 4, "kinds": ["fact", "two_passages"], "least_words": 3})
+    source = config.prepare.sources[0]
+    texts = {
+        "a": "one two three",
+        "b": "four five six",
+        "c": "seven eight nine",
+        "d": "ten eleven twelve",
+        "e": "short",
+    }
+    passages = [passage_row(source, name, text) for name, text in texts.items()]
+    write_table(passages, PASSAGE, config.paths.corpus / "texts" / "part-00000.parquet")
+    measured = {**question(config, 1), "positive_ids": ["d"]}
+    write_table([measured], QUERY, config.paths.queries / "test" / "texts.parquet")
+    store = open_store(config, config.encoder)
+    table = read_tables([config.paths.corpus / "texts" / "part-00000.parquet"], PASSAGE)
+    angles = {"a": 0.0, "b": 0.5, "c": 1.4, "d": 0.1, "e": 0.2}
+    rows = [
+        {"dataset": "texts", "row_id": key, "id": name, "is_cut": False, "vector": [np.cos(angle), np.sin(angle)]}
+        for key, (name, angle) in zip(store.keys(table, "passage"), angles.items(), strict=True)
+    ]
+    store.ledger("texts", "passage").commit(rows)
+    (dataset,) = asked_datasets(config)
+    assert (dataset.kinds, dataset.has_test) == (("fact", "two_passages"), False)
+    asked, alone = passages_with_kinds(config, store, dataset)
+    assert alone == 0 and sorted(row["passage_ids"] for row in asked) == [
+        ["a"],
+        ["a", "b"],
+        ["b"],
+        ["b", "a"],
+        ["c"],
+        ["c", "b"],
+    ]
+    assert all(row["texts"] == [texts[name] for name in row["passage_ids"]] for row in asked)
+
+
+def test_passages_for_test_queries_are_a_share_that_depends_on_the_seed_alone():
+    dataset = AskedDataset("texts", "qa", ("fact",), 1000, has_test=True)
+    settings = QuestionsConfig(test_share=0.3)
+    kept = {name for name in map(str, range(1000)) if is_kept_for_test(name, dataset, settings)}
+    assert 240 < len(kept) < 360
+    assert not any(is_kept_for_test(name, replace(dataset, has_test=False), settings) for name in kept)
