@@ -1,6 +1,7 @@
 """The commands: each file reads tables of a run, maps over a Ray cluster, writes tables and reports.
 
     prepare.py   source files into checked rows
+    questions.py questions that the LLM writes for passages of a corpus without any
     mine.py      candidates of each training query
     label.py     rewards of the candidates
     train.py     an encoder from the labelled groups

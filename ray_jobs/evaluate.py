@@ -44,8 +44,8 @@ NO_LLM = "evaluate.llm_queries needs an `llm` section in the run file; set it to
 
 def check(config: RunConfig) -> Work:
     """Prepared tables and all encoders exist; the LLM too where it is asked."""
+    from embedder.evaluation.asked import chosen_queries
     from embedder.evaluation.measurements import read_datasets
-    from embedder.evaluation.questions import chosen_queries
 
     names = set(datasets(config.paths))
     measured = read_datasets(config, config.evaluate.split)

@@ -1,4 +1,5 @@
-"""Run every stage after the other on one Ray: prepare, then mine, label and train in rounds, then index and evaluate.
+"""Run every stage after the other on one Ray: prepare, questions where the run file has such a section, then mine,
+label and train in rounds, then index and evaluate.
 
     python -m ray_jobs.pipeline --config configs/demo.yaml
     python -m ray_jobs.submit --config run.yaml pipeline
@@ -20,7 +21,7 @@ from embedder.config.evaluate import QUERIES_REMEDY, TAUGHT
 from embedder.config.run import RunConfig
 from embedder.console import console, show_table
 from embedder.data.first_rows import FirstRows
-from embedder.data.records import count_rows, parquet_files
+from embedder.data.records import Split, count_rows, parquet_files
 from embedder.errors import ConfigError
 from embedder.models.locate import locate_llm, locate_model
 from embedder.models.st_folder import check_base_model
@@ -31,13 +32,14 @@ from embedder.run.rounds import is_untrained, planned_stages, stage_title
 from embedder.run.stage_report import StageReport, read_reports, stage_table
 from embedder.run.stages import STAGES, Contents, is_done, mark_done
 from embedder.training.trackers import check_trackers
-from ray_jobs import evaluate, index, label, mine, prepare, train
+from embedder.writing.question_kinds import why_not_written
+from ray_jobs import evaluate, index, label, mine, prepare, questions, train
 from ray_jobs.cluster.session import Job, main, run_stage
 from ray_jobs.labelling.teachers import needed_llm
 from ray_jobs.retrieval.encoders import check_control
 from ray_jobs.training.groups import earlier_paths
 
-JOBS = {job.stage: job for job in (prepare.JOB, mine.JOB, label.JOB, train.JOB, index.JOB, evaluate.JOB)}
+JOBS = {job.stage: job for job in (prepare.JOB, questions.JOB, mine.JOB, label.JOB, train.JOB, index.JOB, evaluate.JOB)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def check(config: RunConfig) -> Work:
         raise ConfigError(f"paths.round is {config.paths.round}; leave it out, pipeline.rounds says how many there are")
     if not is_untrained(config):
         _ = config.needed_train
-    first_rows = prepare.read_sources(config)
+    first_rows = with_questions(config, prepare.read_sources(config))
     work = prepare.work_of_sources(config, first_rows)
     if not is_untrained(config):
         check_later_stages(config, first_rows)
@@ -84,6 +86,35 @@ def check(config: RunConfig) -> Work:
     lines += [f"{step.title}: to run" for step in planned[len(done) :][:1]]
     lines += [f"{step.title}: to run if what it reads changes" for step in planned[len(done) + 1 :]]
     return Work("pipeline", lines, work.flops)
+
+
+def with_questions(config: RunConfig, first_rows: dict[str, FirstRows]) -> dict[str, FirstRows]:
+    """The same with the splits that sources without training rows will have when `questions` has run.
+
+    Raises:
+        ConfigError: there is no such source, or no questions can be written for its task.
+    """
+    if config.questions is None:
+        return first_rows
+    locate_model(config.needed_llm.model)
+    found = dict(first_rows)
+    for source in config.needed_prepare.sources:
+        splits = first_rows[source.dataset].splits
+        if "train" in splits:
+            continue
+        if reason := why_not_written(source.task, config.tasks[source.task]):
+            raise ConfigError(
+                f"source {source.dataset}: no questions can be written for task {source.task!r}, since {reason}; give "
+                "it training rows"
+            )
+        added: set[Split] = {"train"} if splits or not config.questions.test_share else {"train", "test"}
+        found[source.dataset] = replace(first_rows[source.dataset], splits=splits | added, learns=True)
+    if found == first_rows:
+        raise ConfigError(
+            "prepare.sources: every source has training rows, so there is nothing to write questions for; leave the "
+            "section `questions` out"
+        )
+    return found
 
 
 def check_later_stages(config: RunConfig, first_rows: Mapping[str, FirstRows]) -> None:

@@ -36,6 +36,7 @@ from embedder.errors import ConfigError, DataError
 from embedder.run.cost import Work
 from embedder.run.prompt_room import prompt_room_lines
 from embedder.run.stage_report import StageReport
+from embedder.run.written import forget_written
 from embedder.storage.json_file import write_json
 from ray_jobs.cluster.session import Job, main
 
@@ -90,6 +91,7 @@ def run(config: RunConfig) -> StageReport:
     from ray_jobs.cluster.metrics import track_progress
 
     settings = config.needed_prepare
+    forget_written(config.paths)
     task = ray.remote(num_cpus=1)(prepare_dataset)
     pending = {
         task.remote(source, config.tasks[source.task], settings, config.paths.mounted): source
@@ -155,7 +157,7 @@ def _write_dataset(source: Source, settings: PrepareConfig, prepared: Prepared, 
         write_table(list(islice(rows, PART_ROWS)), PASSAGE, folder / f"part-{part:05d}.parquet")
     for split in SPLITS:
         path = work / "prepared" / "queries" / split / f"{source.dataset}.parquet"
-        if split in prepared.queries:
+        if prepared.queries.get(split):
             write_table(prepared.queries[split], QUERY, path)
         else:
             path.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ from embedder.errors import ConfigError
 from embedder.hashing import content_id
 from embedder.run.ray_token import refuse_shared_token
 
-JOBS = ("prepare", "mine", "label", "train", "index", "evaluate", "pipeline")
+JOBS = ("prepare", "questions", "mine", "label", "train", "index", "evaluate", "pipeline")
 LARGEST_UPLOAD = 100 * 2**20
 """Bytes; beyond it Ray may refuse the package."""
 PATH_KEYS = ("paths.work", "paths.cache", "label.export", "serve.bundle", "serve.api_keys_file", "serve.audit_file")

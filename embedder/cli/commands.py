@@ -20,6 +20,7 @@ STATUSES = """Exit status: 0 done; 1 a defect, with a traceback; 2 an error that
 and remedy; 130 interrupted by Ctrl-C, after which the same command goes on from what is done."""
 JOBS = {
     "prepare": "Read the sources into checked rows.",
+    "questions": "Let the LLM write questions for a corpus that has none.",
     "mine": "Find candidates of each training query.",
     "label": "Reward the candidates by the LLM.",
     "train": "Teach the encoder from the rewards.",
@@ -156,7 +157,7 @@ APP.add_typer(INDEX, name="index")
 @APP.command()
 def submit(
     stage: Annotated[
-        str, typer.Argument(help="Job to submit: prepare, mine, label, train, index, evaluate, pipeline.")
+        str, typer.Argument(help="Job to submit: prepare, questions, mine, label, train, index, evaluate, pipeline.")
     ],
     config: RunFile = RUN_FILE,
     overrides: Overrides = None,

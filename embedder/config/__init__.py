@@ -5,6 +5,7 @@ paths          section `paths`; types of paths and models; the base class of all
 tasks          section `tasks`: the built-in tasks and their prompt templates
 cutting        a text behind its instruction, and which part of it stays where both are too long
 prepare        section `prepare`: datasets
+questions      section `questions`: questions that the LLM writes
 language       section `words`: how queries fall into words
 mine           section `mine`: candidates
 label          sections `label` and `reranker`: rewards

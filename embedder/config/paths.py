@@ -130,6 +130,11 @@ class Paths(Section):
         return self.work / "prepared" / "queries"
 
     @property
+    def questions(self) -> Path:
+        """Questions of the LLM: drafts and checks in committed blocks, and which files of `queries` they became."""
+        return self.mounted / "questions"
+
+    @property
     def vectors(self) -> Path:
         """Passage vectors, `MODEL_FINGERPRINT/DATASET/*.parquet`."""
         return self.mounted / "vectors"

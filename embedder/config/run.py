@@ -20,6 +20,7 @@ from embedder.config.mine import MineConfig
 from embedder.config.paths import EncodingDtype, ModelReference, Paths, Pooling, Section
 from embedder.config.pipeline import PipelineConfig
 from embedder.config.prepare import PrepareConfig
+from embedder.config.questions import QuestionsConfig
 from embedder.config.serve import ServeConfig
 from embedder.config.submit import SubmitConfig
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
@@ -118,11 +119,13 @@ class RunConfig(Section):
     encoder: EncoderConfig
     """The encoder; all jobs but `prepare`."""
     llm: LlmConfig | None = None
-    """The LLM; `label` and `evaluate`. null: no LLM."""
+    """The LLM; `questions`, `label` and `evaluate`. null: no LLM."""
     tasks: dict[str, TaskSpec] = BUILTIN_TASKS
     """The tasks; all jobs. What is given is laid over the built-in tasks, field by field."""
     prepare: PrepareConfig | None = None
     """The datasets; `prepare`, which cannot do without."""
+    questions: QuestionsConfig | None = None
+    """Questions that the LLM writes; `questions`. null: none are written."""
     words: WordsConfig = WordsConfig()
     """Words of queries; `mine`, `evaluate` and `index`."""
     mine: MineConfig = MineConfig()
@@ -164,6 +167,11 @@ class RunConfig(Section):
     def needed_train(self) -> TrainConfig:
         """The section `train`; an error if there is none."""
         return _needed(self.train, "train", "train.steps")
+
+    @property
+    def needed_questions(self) -> QuestionsConfig:
+        """The section `questions`; an error if there is none."""
+        return _needed(self.questions, "questions", "questions.passages")
 
     @property
     def needed_reranker(self) -> RerankerConfig:
@@ -240,6 +248,8 @@ class RunConfig(Section):
         """Refuse sections that are right each by itself and wrong together."""
         if self.label.teacher == "reranker" and self.reranker is None:
             raise ValueError("label.teacher is 'reranker', but there is no `reranker` section; name its model there")
+        if self.questions is not None and self.llm is None:
+            raise ValueError("`questions` needs an LLM that writes them, but there is no `llm` section; name it there")
         if self.encoder.instructions == "learned" and self.train and self.train.guard:
             raise ValueError(
                 "train.guard would compare with a base that reads instructions, which encoder.instructions 'learned' "

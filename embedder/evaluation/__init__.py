@@ -5,7 +5,7 @@ evaluations.py        the seven evaluations, and which one a dataset gets
 retrieval.py          measures of rankings; rankings that need no model
 answers.py            measures of written answers
 endpoint.py           vectors from a server with OpenAI's API
-questions.py          which queries the LLM is asked about, and which of them together
+asked.py              which queries the LLM is asked about, and which of them together
 judge.py              asks the LLM
 replies.py            where the LLM's replies are kept, and what they depend on
 measurements.py       reads datasets, asks about them and collects the values of every query

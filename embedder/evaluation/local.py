@@ -20,9 +20,9 @@ from embedder.config.run import RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.console import console, progress
 from embedder.data.records import Split, passage_column
+from embedder.evaluation.asked import plan_units
 from embedder.evaluation.judge import LlmJudge
 from embedder.evaluation.measurements import DatasetValues, ask_about, enter_all_replies, read_datasets
-from embedder.evaluation.questions import plan_units
 from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.evaluation.retrieval import own_examples, random_rankings, recency_rankings, without_itself
 from embedder.hashing import row_seed

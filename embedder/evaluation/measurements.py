@@ -15,9 +15,9 @@ from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
 from embedder.data.records import QUERY, Split, parquet_files, passage_column, read_tables
 from embedder.errors import DataError
+from embedder.evaluation.asked import Asked, Row, chosen_queries
 from embedder.evaluation.base import Evaluation, Passage, Question, Reply, Value
 from embedder.evaluation.evaluations import evaluation_of
-from embedder.evaluation.questions import Asked, Row, chosen_queries
 from embedder.evaluation.replies import Fingerprint
 from embedder.evaluation.retrieval import PerQuery, measure, measure_names, relevant_passages
 from embedder.mining.ranking import Ranking

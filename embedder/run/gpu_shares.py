@@ -46,8 +46,10 @@ def stage_shares(stage: str, config: RunConfig) -> list[GpuShare]:
     if config.index.gpus_per_shard:
         # Nothing is said of those without, because few shards have cells to train.
         shares["index"].append(GpuShare("index.gpus_per_shard", config.index.gpus_per_shard))
+    writers = GpuShare("label.gpus_per_actor", label.gpus_per_actor, label.num_actors, "label.num_actors")
+    shares["questions"] = [encoders, writers]
     if label.teacher != "imported" and not label.recompute:
-        shares["label"] = [GpuShare("label.gpus_per_actor", label.gpus_per_actor, label.num_actors, "label.num_actors")]
+        shares["label"] = [writers]
     if label.teacher == "reranker" and ranker is not None:
         training = GpuShare("reranker.gpus_per_worker", ranker.gpus_per_worker, ranker.num_workers)
         shares["label"] = [*shares.get("label", []), training]

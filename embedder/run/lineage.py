@@ -58,7 +58,8 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
         "round": config.paths.round,
         "model": contents.of_model(str(config.paths.model)),
         "settings": {
-            name: effective(settings[name]) for name in ("encoder", "words", "mine", "label", "train", "tasks")
+            name: effective(settings[name])
+            for name in ("encoder", "questions", "words", "mine", "label", "train", "tasks")
         },
         "encoder": {
             "model": config.encoder.model,

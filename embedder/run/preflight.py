@@ -219,6 +219,7 @@ def model_needs(stage: str, config: RunConfig) -> list[ModelNeed]:
     if config.llm is not None:
         share = config.evaluate.gpus_per_actor if stage == "evaluate" else config.label.gpus_per_actor
         needed["llm.model"] = (config.llm.weights or "", BYTES[config.llm.dtype], share)
+        stages["questions"] = ["encoder.model", "llm.model"]
         stages["label"] = ["llm.model"] if config.label.teacher != "imported" and not config.label.recompute else []
         if config.evaluate.asks:
             stages["evaluate"].append("llm.model")

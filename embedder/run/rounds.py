@@ -28,7 +28,8 @@ def planned_stages(config: RunConfig) -> list[tuple[str, RunConfig]]:
     rounds = config.pipeline.rounds
     repeated = [(stage, round_config(config, number)) for number in range(1, rounds + 1) for stage in EACH_ROUND]
     last = config.model_copy(update={"paths": config.paths.model_copy(update={"round": rounds})})
-    return [("prepare", config), *repeated, *((stage, last) for stage in AT_THE_END)]
+    written = [("questions", config)] if config.questions is not None else []
+    return [("prepare", config), *written, *repeated, *((stage, last) for stage in AT_THE_END)]
 
 
 def is_untrained(config: RunConfig) -> bool:

@@ -11,7 +11,7 @@ from rich.table import Table
 from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath
 
-STAGES = ("prepare", "mine", "label", "train", "index", "evaluate", "serve")
+STAGES = ("prepare", "questions", "mine", "label", "train", "index", "evaluate", "serve")
 """All stages, in the order of the pipeline."""
 COST = ("estimate", "resources", "cost")
 """Names of the details that tell what a run cost."""

@@ -21,6 +21,7 @@ from embedder.data.hub_dataset import source_copy
 from embedder.hashing import content_id, file_sha256
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
+from embedder.run.written import WRITTEN, prepared_files, written_files
 from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath, ObjectPath
@@ -63,6 +64,13 @@ def _sources(config: RunConfig) -> list[AnyPath]:
     return [*(source_copy(source.path) for source in sources), *map(local_copy, beside)]
 
 
+def _prepared(config: RunConfig) -> list[AnyPath]:
+    """What `prepare` wrote; without a section `questions` also what that job wrote earlier, which is then too much."""
+    paths = config.paths
+    files = prepared_files(paths) + ([] if config.questions else written_files(paths))
+    return [paths.corpus, *files]
+
+
 def _tokenizers(config: RunConfig) -> list[str | None]:
     return [source.tokenizer for source in config.prepare.sources] if config.prepare else []
 
@@ -92,8 +100,15 @@ STAGES = {
             "prepare",
             ("prepare", "tasks"),
             reads=_sources,
-            writes=lambda config: [config.paths.corpus, config.paths.queries],
+            writes=_prepared,
             models=_tokenizers,
+        ),
+        Stage(
+            "questions",
+            ("questions", "llm", "encoder", "tasks", "words"),
+            reads=_prepared,
+            writes=lambda config: [config.paths.questions / WRITTEN, *written_files(config.paths)],
+            models=lambda config: [_model(config.llm), config.encoder.model],
         ),
         Stage(
             "mine",

@@ -11,10 +11,10 @@ import ray
 
 from embedder.config.run import RunConfig
 from embedder.data.ledger import Ledger
+from embedder.evaluation.asked import Row, plan_units
 from embedder.evaluation.base import ASKED
 from embedder.evaluation.judge import LlmJudge
 from embedder.evaluation.measurements import DatasetValues, ask_about, enter_all_replies
-from embedder.evaluation.questions import Row, plan_units
 from embedder.evaluation.replies import judge_fingerprint, judged_ledger
 from embedder.labelling.prompts import ShotPools
 from embedder.models.open_llm import open_llm, prepare_llm

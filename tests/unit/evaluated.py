@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from embedder.config.evaluate import EvaluateConfig
+from embedder.evaluation.asked import Asked
 from embedder.evaluation.comparison import summarise
 from embedder.evaluation.evaluations import EVALUATIONS
 from embedder.evaluation.examples import won_and_lost
 from embedder.evaluation.measurements import DatasetValues, ask_about
-from embedder.evaluation.questions import Asked
 
 SETTINGS = EvaluateConfig.model_validate(
     {"retrievers": ["none", "bm25", "base", "trained"], "llm_queries": 9, "resamples": 200, "examples": 2}

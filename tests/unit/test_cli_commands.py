@@ -26,7 +26,20 @@ def command(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str
 
 def test_help_names_every_command_and_imports_nothing_that_takes_time():
     told = command("--help").stdout
-    names = ("init", "doctor", "prepare", "mine", "label", "train", "index", "evaluate", "pipeline", "submit", "serve")
+    names = (
+        "init",
+        "doctor",
+        "prepare",
+        "questions",
+        "mine",
+        "label",
+        "train",
+        "index",
+        "evaluate",
+        "pipeline",
+        "submit",
+        "serve",
+    )
     assert all(f"\n  {name} " in told for name in (*names, "ask", "status"))
     assert "130 interrupted" in " ".join(told.split())
     imports = subprocess.run([sys.executable, "-c", f"import embedder.cli.commands; {HEAVY}"], cwd=ROOT, check=False)

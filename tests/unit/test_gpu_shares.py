@@ -31,6 +31,7 @@ def test_stage_shares_are_those_of_the_processes_that_hold_a_model():
         "evaluate", evaluate={"llm_queries": 5, "gpus_per_actor": 2}, llm={"model": "/llm", "device_map": "auto"}
     )
     assert asking == {"encoder.gpus_per_actor": 1.0, "evaluate.gpus_per_actor": 2.0}
+    assert shares("questions") == {"encoder.gpus_per_actor": 1.0, "label.gpus_per_actor": 0.0}
     assert shares("train") == {"train.gpus_per_worker": 0.0}
     assert shares("serve", serve={"gpus_per_replica": 0.5}) == {"serve.gpus_per_replica": 0.5}
 

@@ -100,13 +100,25 @@ def test_init_gives_everything_gpus(tmp_path, init):
     assert (config.encoder.dtype, config.llm.dtype, config.train.precision) == ("bfloat16",) * 3
 
 
-def test_init_makes_a_run_without_training_of_documents_alone(tmp_path, init):
-    (tmp_path / "pages" / "guide").mkdir(parents=True)
-    (tmp_path / "pages" / "guide" / "first.md").write_text(
-        "# Leave\n\nThere are thirty days of it.\n", encoding="utf-8"
-    )
-    config, written, _ = init("pages")
-    assert (config.prepare.sources[0].format, config.train) == ("documents", None)
+def documents(folder: Path) -> None:
+    (folder / "guide").mkdir(parents=True)
+    (folder / "guide" / "first.md").write_text("# Leave\n\nThere are thirty days of it.\n", encoding="utf-8")
+
+
+def test_init_lets_the_llm_write_questions_for_documents_alone(tmp_path, init):
+    documents(tmp_path / "pages")
+    config, written, text = init("pages")
+    assert (config.prepare.sources[0].format, config.index.model) == ("documents", None)
+    assert config.questions is not None and config.train is not None and "docs/questions.md" in text
+    assert (config.tasks["qa"].reward, config.evaluate.split) == ("none", "test")
+    assert written.record()["trains"] is True and written.record()["llm"] == config.llm.model
+    assert "taught by questions that" in written.lines()[1]
+
+
+def test_init_makes_a_run_without_training_of_documents_alone_where_there_is_no_llm(tmp_path, init):
+    documents(tmp_path / "pages")
+    config, written, _ = init("pages", llm="none")
+    assert (config.prepare.sources[0].format, config.train, config.questions) == ("documents", None, None)
     assert config.index.model == config.encoder.model and written.record()["trains"] is False
 
 

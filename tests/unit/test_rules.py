@@ -24,7 +24,7 @@ DOCS = sorted(
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"
 )
-JOBS = ("prepare", "mine", "label", "train", "index", "evaluate", "pipeline")
+JOBS = ("prepare", "questions", "mine", "label", "train", "index", "evaluate", "pipeline")
 
 UNSAFE = ("pickle", "dill", "cloudpickle", "joblib")
 FORBIDDEN = {

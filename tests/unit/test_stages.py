@@ -69,7 +69,12 @@ def test_stage_is_done_until_its_settings_change(run_path):
 
 
 def test_stages_that_search_by_words_depend_on_their_settings():
-    assert {name for name, stage in STAGES.items() if "words" in stage.sections} == {"mine", "index", "evaluate"}
+    assert {name for name, stage in STAGES.items() if "words" in stage.sections} == {
+        "questions",
+        "mine",
+        "index",
+        "evaluate",
+    }
 
 
 def test_stage_does_not_depend_on_machines_and_settings_of_other_stages(run_path):

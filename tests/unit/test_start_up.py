@@ -74,6 +74,7 @@ def test_processes_without_a_model_import_no_torch():
 
 FIRST_PROBLEM = {
     "prepare": "the run file has no `prepare` section",
+    "questions": "the run file has no `questions` section",
     "mine": "no prepared ",
     "label": "no prepared ",
     "train": "the run file has no `train` section",

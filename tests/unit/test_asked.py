@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.config.evaluate import EvaluateConfig
+from embedder.evaluation.asked import chosen_queries, plan_units
 from embedder.evaluation.evaluations import EVALUATIONS
 from embedder.evaluation.measurements import DatasetValues, ask_about
-from embedder.evaluation.questions import chosen_queries, plan_units
 from tests.unit.judges import quick
 
 
