@@ -10,7 +10,7 @@ connect        the store at a path, tried before use
 numbered       numbered objects: the highest number counts
 position       for how long a process relies on a number, and a number is kept
 commit_log     a log of commits that any process appends to, its snapshots, and its cleaning
-writer         one process's appending, which gives way to others
+log_writer     one process's appending, which gives way to others
 revisions      a document that any process replaces
 generations    which files stand for a log up to a number
 object_store   paths in S3 and Google Cloud Storage

@@ -14,7 +14,7 @@ from embedder.config.tasks import PROMPT_FORMAT
 from embedder.data.ledger import Ledger
 from embedder.data.records import TEXTS
 from embedder.hashing import content_id
-from embedder.mining.ranking import LexicalIndex
+from embedder.mining.bm25 import LexicalIndex
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
 from embedder.models.memory import BatchLimit

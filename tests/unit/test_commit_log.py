@@ -18,7 +18,7 @@ from embedder.storage.folder_store import FolderStore
 from embedder.storage.generations import Generation, Generations
 from embedder.storage.position import Position, Retention
 from embedder.storage.revisions import Revisions
-from embedder.storage.writer import Writer
+from embedder.storage.log_writer import Writer
 
 SHORT = Retention(trusted_s=10.0, kept_s=0.0)
 """For tests in which a folder's clock must not be waited for; no writer sleeps while it is cleaned."""
@@ -210,7 +210,7 @@ import random, sys, time
 from pathlib import Path
 from embedder.storage.commit_log import CommitLog
 from embedder.storage.folder_store import FolderStore
-from embedder.storage.writer import Writer
+from embedder.storage.log_writer import Writer
 log = CommitLog(FolderStore(Path(sys.argv[1])), "qa", time.monotonic)
 writer = Writer(log, log.snapshot()[0], time.monotonic, time.sleep, random.random)
 while True:
