@@ -10,10 +10,10 @@ from embedder.hashing import content_id
 from embedder.storage import connect
 from embedder.storage.commit_log import CommitLog
 from embedder.storage.generations import Generation, Generations
+from embedder.storage.log_writer import Writer
 from embedder.storage.position import Position
 from embedder.storage.revisions import Revisions
 from embedder.storage.store import Entry
-from embedder.storage.log_writer import Writer
 from tests.simulation.world import CATALOG, CURRENT, LOG, RETENTION, Fault, Killed, State, TrueStore, World, applied
 
 KEYS = "abcdef"

@@ -16,9 +16,9 @@ from embedder.storage.commit_log import COMMITS_AT_ONCE, CommitLog
 from embedder.storage.connect import store_time
 from embedder.storage.folder_store import FolderStore
 from embedder.storage.generations import Generation, Generations
+from embedder.storage.log_writer import Writer
 from embedder.storage.position import Position, Retention
 from embedder.storage.revisions import Revisions
-from embedder.storage.log_writer import Writer
 
 SHORT = Retention(trusted_s=10.0, kept_s=0.0)
 """For tests in which a folder's clock must not be waited for; no writer sleeps while it is cleaned."""
