@@ -14,6 +14,7 @@ on with the shards that are built. Other versions, and what was written to them,
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +55,11 @@ def check(config: RunConfig) -> Work:
     work = encoding_work("index", config.paths, encoder, lambda name: line)
     # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
     from embedder.models.encoder import check_encoder
+    from ray_jobs.retrieval.shard_builds import ShardSize, vector_width
 
     check_encoder(encoder)
-    return work
+    size = ShardSize.of(config.paths, config.index.num_shards)
+    return replace(work, lines=[*work.lines, size.line(vector_width(encoder), config.build_settings)])
 
 
 def run(config: RunConfig) -> StageReport:
@@ -66,18 +69,15 @@ def run(config: RunConfig) -> StageReport:
     from embedder.index.manifest import hash_files
     from embedder.index.probe import PROBE, write_probe
     from embedder.models.fingerprint import encoder_fingerprint
-    from ray_jobs.retrieval.shards import (
-        build_shards,
-        check_shard_gpus,
-        probe_texts,
-        shards_fingerprint,
-        vector_dimension,
-    )
+    from ray_jobs.retrieval.shard_builds import ShardSize, build_shards, vector_width
+    from ray_jobs.retrieval.shards import check_shard_gpus, probe_texts, shards_fingerprint, vector_dimension
     from ray_jobs.retrieval.vectors import fill_store, open_store
 
     encoder, gpus = bundle_model(config), config.index.gpus_per_shard
     # Before any text is encoded, which may take hours.
     check_shard_gpus(gpus)
+    size = ShardSize.of(config.paths, config.index.num_shards)
+    size.request(vector_width(encoder), config.build_settings)
     store = open_store(config, encoder)
     encoded = fill_store(config, store, encoder, [])
     cut_lines = store.cut_lines(config.paths, [])

@@ -1,6 +1,7 @@
 """The index: collections of vectors and payload, searched, written to, compacted, and swapped as versions.
 
     builder          a collection from committed vectors
+    build_memory     the memory that this takes
     bundle           model, shards and payload under one manifest: the unit that is deployed
     probe            whether vectors in another number format may meet those of a bundle
     catalog          versions side by side, and aliases that move between them

@@ -6,5 +6,6 @@ gpu_rankings.py  the dense ones on the encoder's GPUs
 encoders.py      the encoders behind the retrievers of an evaluation
 retrievers.py    the rankings of each retriever of an evaluation
 judges.py        the LLM in a pool of actors, asked about retrieved passages
-shards.py        the shards of an index version
+shards.py        what the shards of an index version are, and its probe
+shard_builds.py  the building of shards, each from pieces of its own
 """

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 
 from embedder.config.paths import Paths
 from embedder.config.run import EncoderConfig, RunConfig
-from embedder.data.records import PASSAGE, write_table
-from embedder.index.bundle import Manifest, instructions
+from embedder.data.records import PASSAGE, parquet_files, write_table
+from embedder.index.bundle import Manifest, instructions, shard_of
+from embedder.index.collection import Collection
 from embedder.index.probe import TEXTS
-from ray_jobs.retrieval.shards import build_shard, probe_texts, vector_dimension
+from ray_jobs.cluster.tables import corpus_files
+from ray_jobs.retrieval.shard_builds import ShardSize, build_shard, divide_files
+from ray_jobs.retrieval.shards import probe_texts, vector_dimension
 from ray_jobs.retrieval.vectors import VectorStore, missing_blocks, vector_table
 
 
-def test_build_shard_of_blocks_without_a_passage_of_it(tmp_path):
-    config = RunConfig(paths=Paths(work=tmp_path), encoder=EncoderConfig(model="none", pooling="mean"))
-    rows = [{"id": f"{i}", "dataset": "nq", "task": "qa", "text": f"text {i}"} for i in range(30)]
+def corpus_of(folder, count=30):
+    """A run of one dataset with vectors of blocks of one text, and what its shards belong to."""
+    config = RunConfig(paths=Paths(work=folder), encoder=EncoderConfig(model="none", pooling="mean"))
+    rows = [{"id": f"{i}", "dataset": "nq", "task": "qa", "text": f"text {i}"} for i in range(count)]
     write_table(rows, PASSAGE, config.paths.corpus / "nq" / "part-00000.parquet")
     store = VectorStore(config.paths.vectors / "encoder", config.tasks)
     # A block of one text belongs to one shard, so that each shard passes over blocks of which it needs nothing.
     for block in next(missing_blocks(config.paths, store, [], 1)).to_pylist():
-        store.ledger("nq", "passage").commit(vector_table(block, np.full((1, 4), 0.5, dtype=np.float32), [False]))
+        vector = np.asarray([[float(block["ids"][0]), 1, 1, 1]], dtype=np.float32)
+        store.ledger("nq", "passage").commit(vector_table(block, vector, [False]))
     manifest = Manifest(
         name="run",
         encoder_fingerprint="encoder",
@@ -32,11 +40,48 @@ def test_build_shard_of_blocks_without_a_passage_of_it(tmp_path):
         collections={},
         files={},
     )
+    return config, store, manifest
+
+
+def test_build_shard_of_blocks_without_a_passage_of_it(tmp_path):
+    config, store, manifest = corpus_of(tmp_path)
+    pieces = tmp_path / "pieces"
+    for kind, files in (
+        ("passages", corpus_files(config.paths, "nq")),
+        ("vectors", parquet_files(store.ledger("nq", "passage").folder)),
+    ):
+        for first in range(0, len(files), 20):
+            divide_files(files[first : first + 20], kind, 2, pieces, Path("nq", kind, f"{first}.parquet"))
+    # What a shard does not need it never opens: the whole corpus and all vectors are gone.
+    shutil.rmtree(store.folder)
     settings = config.build_settings
-    built = [build_shard(config.paths, settings, store, manifest, shard, tmp_path / f"{shard}") for shard in range(2)]
+    built = [
+        build_shard(config.paths, settings, store, manifest, shard, tmp_path / f"{shard}", pieces) for shard in range(2)
+    ]
     counts = [shard["qa"].rows for shard in built]
     assert sum(counts) == 30 and min(counts) > 0
     assert [shard["qa"].identity.shard for shard in built] == [0, 1]
+    for shard, info in enumerate(built):
+        found = Collection(tmp_path / f"{shard}" / "qa", info["qa"])
+        ids = found.payload["id"].to_pylist()
+        assert [shard_of(row_id, 2) for row_id in ids] == [shard] * len(ids)
+        assert found.vectors[:, 0].tolist() == [float(row_id) for row_id in ids]
+
+
+def test_build_shard_that_is_the_only_one_reads_the_corpus_itself(tmp_path):
+    config, store, manifest = corpus_of(tmp_path)
+    whole = manifest.model_copy(update={"num_shards": 1})
+    built = build_shard(config.paths, config.build_settings, store, whole, 0, tmp_path / "0", None)
+    assert built["qa"].rows == 30
+
+
+def test_size_of_a_shard_is_its_share_and_grows_with_the_width_of_vectors(tmp_path):
+    config, _, _ = corpus_of(tmp_path, 300)
+    whole, half = ShardSize.of(config.paths, 1), ShardSize.of(config.paths, 2)
+    assert whole.rows == 300 and 150 < half.rows < 210 and whole.text_bytes == half.text_bytes > 0
+    settings = config.build_settings
+    assert whole.bytes(768, settings) > whole.bytes(384, settings) > half.bytes(384, settings)
+    assert whole.line(384, settings).startswith("a shard of 300 passages takes 0.")
 
 
 def test_probe_texts_are_of_every_dataset_short_if_they_can_be_and_with_their_own_vectors(tmp_path):
