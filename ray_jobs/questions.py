@@ -21,7 +21,7 @@ from typing import Any
 
 from embedder.config.run import RunConfig
 from embedder.data.records import open_parquet
-from embedder.errors import DataError
+from embedder.errors import ConfigError, DataError
 from embedder.models.locate import locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
@@ -37,6 +37,11 @@ SAMPLE_PASSAGES = 256
 def check(config: RunConfig) -> Work:
     """Some dataset has no training queries, questions can be written for its task, and encoder and LLM are there."""
     settings, llm = config.needed_questions, config.needed_llm
+    if llm.endpoint is not None:
+        raise ConfigError(
+            "llm.endpoint: questions are written by an LLM whose weights are loaded here; name one in a run file of its "
+            "own for this job, or bring questions with the data"
+        )
     asked, model = asked_datasets(config), locate_model(llm.model)
     counts = {each.name: each.asked(settings) * len(each.kinds) for each in asked}
     lines, tokens = [], 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from embedder.errors import StorageError
-from embedder.storage import connect, writer
+from embedder.storage import connect, log_writer
 from embedder.storage.commit_log import CommitLog
 from embedder.storage.numbered import TRIES, NumberedObjects
 from embedder.storage.position import Position, Retention
@@ -72,7 +72,7 @@ def replace_without_asking(self: Revisions, known: Position, content: bytes) -> 
             [(NumberedObjects, "put", lambda self, number, content, _: put(self, number, content, bytes))],
             id="the 16 bytes",
         ),
-        pytest.param([(writer, "PAUSE", (0.0, 0.0))], id="the turn"),
+        pytest.param([(log_writer, "PAUSE", (0.0, 0.0))], id="the turn"),
         pytest.param([(CommitLog, "_confirmed", lambda self, position: position)], id="asking who was late"),
         pytest.param([(CommitLog, "_is_trusted", lambda self, position: True)], id="never using a number again"),
         pytest.param([(CommitLog, "end", end_by_listing_alone)], id="starting above the snapshot"),
