@@ -39,8 +39,8 @@ def check(config: RunConfig) -> Work:
     settings, llm = config.needed_questions, config.needed_llm
     if llm.endpoint is not None:
         raise ConfigError(
-            "llm.endpoint: questions are written by an LLM whose weights are loaded here; name one in a run file of its "
-            "own for this job, or bring questions with the data"
+            "llm.endpoint: questions are written by an LLM whose weights are loaded here; name one in a run file of "
+            "its own for this job, or bring questions with the data"
         )
     asked, model = asked_datasets(config), locate_model(llm.model)
     counts = {each.name: each.asked(settings) * len(each.kinds) for each in asked}

@@ -133,7 +133,8 @@ def choose(wishes: Wishes) -> tuple[Choices, list[str]]:
     if chosen is not None and not is_hub_name(chosen):
         locate_model(chosen)
     choices = Choices(work, encoder, pooling, has_instructions, chosen, count, tuple(found))
-    for each in found:
+    # Questions that the LLM writes come with their passage.
+    for each in () if choices.writes_questions else found:
         if each.task in choices.labels_alone and not each.has_positives:
             raise ConfigError(
                 f"{each.path}: its rows name no right passage (pos, pos_ids), so an LLM has to tell what helps; give "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from transformers import PreTrainedConfig
@@ -77,7 +77,7 @@ def choose_backend(lm: LanguageModel, config: LlmConfig, max_output_tokens: int)
     longest = config.max_prefix_tokens + max_output_tokens
     if isinstance(lm, RemoteLlm):
         return _told(HttpBackend(lm, longest))
-    assert isinstance(lm, CausalLm), lm
+    lm = cast(CausalLm, lm)  # the other of the two kinds
     known = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     if known and 0 < known < longest:
         raise ConfigError(

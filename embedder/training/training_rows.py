@@ -69,7 +69,8 @@ class TrainingRows:
         """
         try:
             self._files = RowFiles(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-            self._order = np.load(folder / ORDER, mmap_mode="r", allow_pickle=False)
+            # Never unpickles: an array of objects is refused.
+            self._order = np.lib.format.open_memmap(folder / ORDER, mode="r")
             self._parts = [_open_part(folder, **part) for part in self._files.parts]
         except (OSError, ValueError, TypeError, pa.ArrowException) as error:
             raise DataError(

@@ -220,10 +220,14 @@ def fill_store(config: RunConfig, store: VectorStore, encoder: EncoderConfig, sp
     encoded = run_blocks(parts, EncodeBlocks, (encoder, store, gpus, compiled), pool, "encode").rows
     if encoded:
         sides: list[Side] = ["query", "passage"]
-        merge = ray.remote(num_cpus=1, memory=memory_request(MERGE_BYTES, "merging vectors"))(Ledger.merge)
-        ledgers = [store.ledger(dataset, side) for dataset in datasets(paths) for side in sides]
-        ray.get([merge.remote(ledger, MERGED_ROWS) for ledger in ledgers])
+        _merge([store.ledger(dataset, side) for dataset in datasets(paths) for side in sides])
     return encoded
+
+
+def _merge(ledgers: Sequence[Ledger]) -> None:
+    """Join the small blocks of each, in tasks."""
+    merge = ray.remote(num_cpus=1, memory=memory_request(MERGE_BYTES, "merging vectors"))(Ledger.merge)
+    ray.get([merge.remote(ledger, MERGED_ROWS) for ledger in ledgers])
 
 
 def _blocks(

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import ray
-from ray.exceptions import RayTaskError
-
 from embedder.errors import EmbedderError
-from ray_jobs.cluster.machines import memory_request
-from ray_jobs.cluster.metrics import track_progress
 
 
 class Calls(Protocol):
@@ -46,20 +41,32 @@ class InDriver:
 
 
 class OnCluster:
-    """Starts a task of one CPU; results stay in Ray's object store until they are asked for."""
+    """Starts a task of one CPU; results stay in Ray's object store until they are asked for.
+
+    Ray is imported by its methods, since the help of a command and a refused run file do without it.
+    """
 
     def start(self, function: Callable[..., Any], *arguments: Any, memory: float) -> Any:  # noqa: ANN401
+        import ray
+
+        from ray_jobs.cluster.machines import memory_request
+
         asked = memory_request(memory, function.__name__)
         return ray.remote(num_cpus=1, memory=asked)(function).remote(*arguments)
 
     def share(self, value: Any) -> Any:  # noqa: ANN401
+        import ray
+
         return ray.put(value)
 
     def get(self, result: Any) -> Any:  # noqa: ANN401
+        import ray
+        from ray.exceptions import RayTaskError
+
         try:
             return ray.get(result)
         except RayTaskError as error:
-            cause = error
+            cause: Any = error
             while isinstance(cause, RayTaskError):
                 cause = cause.cause
             # Ray's own error has the traceback as its text, and the user needs the one line.
@@ -68,6 +75,10 @@ class OnCluster:
             raise
 
     def watch(self, label: str, results: Sequence[Any]) -> None:
+        import ray
+
+        from ray_jobs.cluster.metrics import track_progress
+
         with track_progress(label, len(results)) as counter:
             waiting = list(results)
             while waiting:

@@ -222,7 +222,7 @@ def test_judge_a_hand_made_file_of_multiple_choice_is_read_asked_and_judged(judg
     evaluation = evaluation_of("qa", "d", rows, {})
     one = DatasetValues("d", "qa", evaluation, rows, rankings={"base": {"m2": [("p0", 1.0)]}})
     settings = EvaluateConfig.model_validate({"llm_queries": 9})
-    asked = ask_about([one], lambda _: {"p0": FOX[1]}, settings, lambda *_: "llm")
+    asked = ask_about([one], lambda *_: {"p0": FOX[1]}, settings, lambda *_: "llm")
     one.enter_replies(asked, {row["row_id"]: row for row in judge.judge(list(asked.rows.values()))})
     heading = "The following are multiple choice questions (with answers)"
     texts = {

@@ -63,7 +63,12 @@ def test_vector_store_counts_exactly_what_was_cut_also_when_nothing_is_encoded_a
         costs = [cost for part in parts for cost in worker(part).to_pylist()]
         return type("Cost", (), {"rows": sum(cost["rows"] for cost in costs)})
 
+    def merge_here(ledgers):
+        for ledger in ledgers:
+            ledger.merge(vectors.MERGED_ROWS)
+
     monkeypatch.setattr(vectors, "run_blocks", run_here)
+    monkeypatch.setattr(vectors, "_merge", merge_here)
     monkeypatch.setattr("embedder.models.onnx.load_inference_encoder", load_encoder)
     store = open_store(config, config.encoder)
     for encoded in (8, 0):

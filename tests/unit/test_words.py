@@ -174,6 +174,6 @@ def test_bm25_keeps_jax_off_the_gpu_where_it_is_installed(tmp_path):
     )
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
-    command = [sys.executable, "-c", "import embedder.mining.ranking"]
+    command = [sys.executable, "-c", "import embedder.words"]
     done = subprocess.run(command, env={**environment, "PYTHONPATH": paths}, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["cpu", "computed"]
