@@ -8,6 +8,9 @@
     living           one collection that is written to while it is searched
     collection       one collection on disk, which never changes
     memtable         what was written since, in memory
+    state_folder     where what was written to a collection lies
+    reader           how far a process has read a collection
+    metadata_change  a change of documents' metadata
     log              the write-ahead log of a collection
     compaction       collection and memtable made one
     writes           what was written when, so that another version can replay it

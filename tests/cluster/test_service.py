@@ -22,15 +22,14 @@ from ray.util import get_node_ip_address
 
 from embedder.errors import BundleError
 from embedder.index.catalog import Catalog
-from embedder.index.documents import Document
 from embedder.models.encoder import encode_prompted, load_encoder
 from serve.access.keys import hashed_key
 from serve.app import build_run, deployed
 from serve.client import AsyncClient, Client, ServiceError
 from serve.openapi import described
 from serve.ports import NUMBERS, rows
+from serve.schemas.document_schemas import DeleteRequest, NamedDocument, UpsertRequest, WrittenDocument
 from serve.schemas.embedding_schemas import EmbeddingRequest
-from serve.schemas.index_schemas import DeleteRequest, NamedDocument, UpsertRequest
 from serve.schemas.rerank_schemas import RerankRequest
 from serve.schemas.search_schemas import RetrieveRequest, SearchRequest
 from tests.cluster.conftest import Cluster
@@ -275,7 +274,7 @@ def test_own_clients_work(running: Running, vectors: np.ndarray) -> None:
         assert "sorts a list" in client.retrieve("qa", RetrieveRequest(query="sort a list")).prompt
         assert len(client.rerank(RerankRequest(query="x", documents=["a", "b"])).results) == 2
         assert [one.name for one in client.indexes().data] == ["live"]
-        document = Document(id="own", text="x", metadata={"a": 1})
+        document = WrittenDocument(id="own", text="x", metadata={"a": 1})
         assert client.upsert("live", UpsertRequest(task="qa", documents=[document])).upserted == 1
         gone = DeleteRequest(task="qa", documents=[NamedDocument(id="own")])
         assert client.delete("live", gone).deleted == 1
