@@ -5,6 +5,7 @@
     probe            whether vectors in another number format may meet those of a bundle
     catalog          versions side by side, and aliases that move between them
     opened           all open shards of a version: search, writes, snapshots
+    export           documents and vectors of a task as Parquet
     living           one collection that is written to while it is searched
     collection       one collection on disk, which never changes
     memtable         what was written since, in memory

@@ -186,7 +186,9 @@ def _branch(part: object) -> str:
     """The branch of a part of a filter, so that an error speaks of the one that was meant."""
     if isinstance(part, dict):
         return next((branch for branch, names in BRANCHES.items() if part.keys() & names), "filter")
-    return {Condition: "condition", IsEmpty: "empty", HasId: "id"}.get(type(part), "filter")
+    if isinstance(part, Condition):
+        return "condition"
+    return "empty" if isinstance(part, IsEmpty) else "id" if isinstance(part, HasId) else "filter"
 
 
 Parts = Annotated[

@@ -163,9 +163,8 @@ class Memtable:
 
     def vector(self, name: DocumentName) -> Vectors:
         """The vector (D,) of the live document of that name, which must be there."""
-        if name in self._row_of:
-            return self._vectors[self._row_of[name]]
-        vector: Vectors = self.base.vectors[self.base.row_of(name)]
+        is_written = name in self._row_of
+        vector: Vectors = self._vectors[self._row_of[name]] if is_written else self.base.vectors[self.base.row_of(name)]
         return vector
 
     def write(self, name: DocumentName) -> Write | None:

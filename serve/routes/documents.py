@@ -37,6 +37,8 @@ from serve.schemas.document_schemas import (
 )
 
 router = APIRouter(route_class=BoundedRoute, tags=["documents"])
+PAGE = 100
+"""Documents of a page where no limit is named."""
 Alias = Annotated[str, Path(max_length=128)]
 
 
@@ -86,10 +88,11 @@ async def list_documents(name: Alias, request: ListRequest, service: Here) -> Li
     """A page of the documents, in the order of id and dataset; `cursor` leads to the next one."""
     version = await service.named(name, "name")
     most = service.settings.max_inputs
-    if request.limit > most:
-        raise ApiError(400, f"limit {request.limit}: at most {most}", param="limit")
+    limit = min(PAGE, most) if request.limit is None else request.limit
+    if limit > most:
+        raise ApiError(400, f"limit {limit}: at most {most}", param="limit")
     after = None if request.cursor is None else from_cursor(request.cursor)
-    found, last = await service.page(version, request.task, after, request.limit, request.filter, _shown(request))
+    found, last = await service.page(version, request.task, after, limit, request.filter, _shown(request))
     return ListResponse(
         documents=[document(one, request.with_payload) for one in found],
         cursor=None if last is None else to_cursor(last),

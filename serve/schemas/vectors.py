@@ -43,4 +43,4 @@ def unit_vectors(given: Sequence[Sequence[float]], width: int, param: str) -> np
     if not largest_N1.all():
         raise ApiError(400, f"{param}: a vector of zeros has no direction", param=param)
     vector_ND /= largest_N1
-    return (vector_ND / np.linalg.norm(vector_ND, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(vector_ND / np.linalg.norm(vector_ND, axis=1, keepdims=True), dtype=np.float32)
