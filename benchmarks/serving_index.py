@@ -36,7 +36,7 @@ PASSAGES = 1000
 
 
 class Texts:
-    """Seeded texts of two lengths."""
+    """Seeded texts: short, long and mixed."""
 
     def __init__(self, data: Path | None = None) -> None:
         """Read qa/nq.
@@ -58,6 +58,9 @@ class Texts:
         """About 20 tokens with those at the ends: a question, filled up to 15 words."""
         self.long = [" ".join(words[i * 185 : (i + 1) * 185]) for i in range(100)]
         """About 250 tokens."""
+        lengths = random.Random(1).choices(range(10, 190), k=300)
+        self.mixed = [" ".join(words[7 * i : 7 * i + length]) for i, length in enumerate(lengths)]
+        """16 to 256 tokens."""
 
 
 def write_version(catalog: Catalog, version: str, model: Path, rows: Sequence[Row], vector_PD: np.ndarray) -> None:

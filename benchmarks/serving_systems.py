@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.serving_load import Ask, Spec
 from embedder.models.locate import locate_model
 from serve.middleware import load_shedding
+from serve.ray_switches import ENABLED, HAPROXY
 
 READY_S = 240
 PATHS = {"infinity": "/embeddings", "infinity-onnx": "/embeddings"}
@@ -30,21 +31,10 @@ EXPORT = (
     "import sys; from optimum.onnxruntime import ORTModelForFeatureExtraction as Model; "
     "Model.from_pretrained(sys.argv[1], export=True).save_pretrained(sys.argv[2])"
 )
-HAPROXY = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parents[1] / "serve" / "front" / "haproxy_door.sh"),
-}
-WAYS = {
-    "proxy": load_shedding.ENVIRONMENT,
-    "haproxy": HAPROXY,
-    "haproxy-fast": {
-        **HAPROXY,
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1",
-    },
-}
-"""Switches of Ray Serve, each with our door before it (docs/serving.md): its own proxy, HAProxy, and HAProxy with the
-switch for throughput, but not that one of its parts which runs an encoder's own work in the event loop."""
+DEFAULT = "default"
+WAYS = {DEFAULT: HAPROXY, "proxy": {ENABLED: "0", **load_shedding.ENVIRONMENT}}
+"""Switches of Ray Serve, each with our door before it (docs/serving.md): as `serve.start` sets them, with HAProxy, and
+Ray's own proxy."""
 FORWARD = re.compile(r"^ray_embedder_inference_duration_seconds_sum(?:\{[^}]*\})? ([\d.e+-]+)", re.MULTILINE)
 
 
@@ -114,7 +104,7 @@ def served_by_ray(kind: str, what: str, port: int, key: str, cpus: int = 4, way:
     environment |= {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
     environment |= WAYS[way]
     command = [sys.executable, "-m", "benchmarks.serving_host", kind, what, str(port), str(cpus), str(metrics_port)]
-    name = kind if way == "proxy" else f"{kind}-{way}"
+    name = kind if way == DEFAULT or kind == "bare" else f"{kind}-{way}"
     log = Path(tempfile.gettempdir()) / f"benchmark-{name}.log"
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -152,6 +142,8 @@ def infinity(cache: Path, model: str, port: int, engine: str) -> Iterator[System
     ]
     command += ["--engine", engine, "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--no-bettertransformer", "--dtype", "float32", "--log-level", "error"]
+    # Its ONNX engine does not read how the model pools, and takes the first token unless it is told.
+    command += ["--pooling-method", "mean"]
     environment = {**os.environ, "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     log = cache / f"infinity-{engine}.log"

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -22,10 +24,12 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
+from embedder.cli.machine import cpus, free_memory
 from embedder.config.cluster import ClusterConfig
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.config.serve import ServeConfig
+from embedder.config.tasks import TaskSpec
 from embedder.console import console
 from embedder.credentials import masked
 from embedder.errors import ConfigError, EmbedderError
@@ -35,6 +39,7 @@ from embedder.run.workspace import workplace
 from serve.access.keys import read_keys
 from serve.deployments.coalescing import LANES, MOST_PIECES
 from serve.deployments.ingress import Ingress
+from serve.deployments.layout import Node, choose_layout
 from serve.deployments.shard_replica import ShardReplica
 from serve.middleware.load_shedding import ENVIRONMENT
 from serve.versions.served import VersionSource
@@ -43,6 +48,12 @@ SHARD_CPUS = 0.1
 INGRESS_CPUS = 0.1
 SLICE_REQUESTS = 8
 """Searches of a slice, waiting or running, above which another replica is started."""
+TOGETHER, INGRESS = "service", "ingress"
+"""Names of the deployment that answers HTTP, by layout."""
+PARTS_TOGETHER = 8
+"""Requests of a replica that does all which count as one call of an encoder: so many share a batch."""
+OWN_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""A replica that does all answers in Ray's own event loop: it computes in threads, and a request changes loops less."""
 INGRESS_REQUESTS = 100
 """Requests of an ingress above which another one is started; most of them only wait for the encoder or a shard."""
 OVERLOADED = BackpressureConfig(status_code=429, retry_after_s=1)
@@ -113,62 +124,120 @@ def build_run(config: RunConfig) -> Application:
     manifest = verify(bundle)
     if settings.api_keys_file is not None:
         read_keys(settings.api_keys_file)
-    # The replica of the encoder brings torch, which a run file or bundle that is refused need not wait for.
-    from serve.deployments.encoder_replica import EncoderReplica
+    layout = choose_layout(settings, bundle, _nodes())
+    console().print(str(layout), markup=False)
+    own = Bound(settings, source, config.tasks, bundle.name)
+    return own.together() if layout.is_together else own.apart(manifest.num_shards)
 
-    version = bundle.name
-    calls = settings.target_ongoing_requests * settings.max_replicas
-    encoder = serve.deployment(
-        EncoderReplica,
-        name="encoder",
-        # As many as all ingresses send: a call that waits for a replica is asked about again at intervals.
-        max_ongoing_requests=LANES * calls * settings.max_ingress_replicas,
-        max_queued_requests=settings.max_queued_requests,
-        ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
-        **_common(settings, settings.min_replicas, settings.max_replicas, settings.target_ongoing_requests),
-    ).bind(source, settings, version)
-    slices = [
-        serve.deployment(
-            ShardReplica,
-            name=f"shard-{number:05d}",
-            max_ongoing_requests=8 * SLICE_REQUESTS,
+
+@dataclass(frozen=True)
+class Bound:
+    """What all deployments of a service are bound with."""
+
+    settings: ServeConfig
+    source: VersionSource
+    tasks: Mapping[str, TaskSpec]
+    version: str
+    """The one that the service is deployed with."""
+
+    def together(self) -> Application:
+        """One deployment, whose replicas do all."""
+        settings = self.settings
+        return self._ingress(
+            TOGETHER,
+            None,
+            settings.max_replicas,
+            calls=PARTS_TOGETHER * settings.target_ongoing_requests,
+            target=PARTS_TOGETHER * settings.target_ongoing_requests,
+            actor={
+                "num_cpus": settings.cpus_per_replica,
+                "num_gpus": settings.gpus_per_replica,
+                "runtime_env": _ingress_environment(OWN_LOOP),
+            },
+        )
+
+    def apart(self, num_slices: int) -> Application:
+        """An ingress, the encoder, and a deployment for each slice of the index."""
+        # The replica of the encoder brings torch, which a run file or bundle that is refused need not wait for.
+        from serve.deployments.encoder_replica import EncoderReplica
+
+        settings = self.settings
+        calls = settings.target_ongoing_requests * settings.max_replicas
+        encoder = serve.deployment(
+            EncoderReplica,
+            name="encoder",
+            # As many as all ingresses send: a call that waits for a replica is asked about again at intervals.
+            max_ongoing_requests=LANES * calls * settings.max_ingress_replicas,
             max_queued_requests=settings.max_queued_requests,
-            ray_actor_options={"num_cpus": SHARD_CPUS},
-            **_common(settings, settings.min_replicas, settings.max_replicas, SLICE_REQUESTS),
-        ).bind(source, settings, version, number, manifest.num_shards)
-        for number in range(manifest.num_shards)
-    ]
-    most = LANES * settings.max_queued_requests + MOST_PIECES * calls
-    return serve.deployment(
-        Ingress,
-        name="ingress",
-        # More than the encoder takes, so that it is the ingress that says 429 and not the proxy that waits. Beyond
-        # that Ray says it, in plain text.
-        max_ongoing_requests=2 * most,
-        max_queued_requests=most,
-        ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": _ingress_environment()},
-        # As many as there are encoders at least, so that the death of one leaves another to answer.
-        **_common(
-            settings,
-            min(settings.min_replicas, settings.max_ingress_replicas),
+            ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
+            **_common(settings, settings.max_replicas, settings.target_ongoing_requests),
+        ).bind(self.source, settings, self.version)
+        slices = [
+            serve.deployment(
+                ShardReplica,
+                name=f"shard-{number:05d}",
+                max_ongoing_requests=8 * SLICE_REQUESTS,
+                max_queued_requests=settings.max_queued_requests,
+                ray_actor_options={"num_cpus": SHARD_CPUS},
+                **_common(settings, settings.max_replicas, SLICE_REQUESTS),
+            ).bind(self.source, settings, self.version, number, num_slices)
+            for number in range(num_slices)
+        ]
+        return self._ingress(
+            INGRESS,
+            (encoder, slices),
             settings.max_ingress_replicas,
-            INGRESS_REQUESTS,
-        ),
-    ).bind(settings, source, config.tasks, encoder, slices)
+            calls=calls,
+            target=INGRESS_REQUESTS,
+            actor={"num_cpus": INGRESS_CPUS, "runtime_env": _ingress_environment({})},
+        )
+
+    def _ingress(
+        self,
+        name: str,
+        parts: tuple[Application, list[Application]] | None,
+        most_replicas: int,
+        *,
+        calls: int,
+        target: int,
+        actor: dict[str, object],
+    ) -> Application:
+        """The deployment that answers HTTP, with so many calls to the encoder under way in each lane."""
+        settings = self.settings
+        most = LANES * settings.max_queued_requests + MOST_PIECES * calls
+        return serve.deployment(
+            Ingress,
+            name=name,
+            # More than the encoder takes, so that it is the ingress that says 429 and not the proxy that waits. Beyond
+            # that Ray says it, in plain text.
+            max_ongoing_requests=2 * most,
+            max_queued_requests=most,
+            ray_actor_options=actor,
+            # As many as there are encoders at least, so that the death of one leaves another to answer.
+            **_common(settings, most_replicas, target),
+        ).bind(settings, self.source, self.tasks, self.version, parts)
 
 
-def _ingress_environment() -> dict[str, object]:
+def _nodes() -> list[Node]:
+    """The machines on which replicas may run; this one, where Ray is not there yet."""
+    if not ray.is_initialized():
+        return [Node(cpus(), free_memory() or 0)]
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(one["CPU"], int(one.get("memory", 0))) for one in found if one.get("CPU")]
+
+
+def _ingress_environment(variables: Mapping[str, str]) -> dict[str, object]:
     """The environment of the job with ours added: Ray takes one that a deployment has in place of the job's."""
     job = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
-    return {**job, "env_vars": {**job.get("env_vars", {}), **ENVIRONMENT}}
+    return {**job, "env_vars": {**job.get("env_vars", {}), **ENVIRONMENT, **variables}}
 
 
-def _common(settings: ServeConfig, least: int, most: int, target: int) -> dict[str, object]:
+def _common(settings: ServeConfig, most: int, target: int) -> dict[str, object]:
     """The options that all deployments share: Ray's defaults leave a gap at updates and wait for ever."""
     return {
         "autoscaling_config": AutoscalingConfig(
-            min_replicas=least,
-            max_replicas=max(least, most),
+            min_replicas=min(settings.min_replicas, most),
+            max_replicas=most,
             target_ongoing_requests=target,
             upscale_delay_s=settings.upscale_delay_s,
             downscale_delay_s=settings.downscale_delay_s,

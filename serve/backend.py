@@ -96,7 +96,9 @@ class Piece:
 class Backend(Protocol):
     """The encoder and the slices of the index, wherever they run; all calls may be repeated without harm."""
 
-    num_slices: int
+    @property
+    def num_slices(self) -> int:
+        """Slices of the index."""
 
     def refusal(self, num_bytes: int) -> ApiError | None:
         """Why a request for vectors whose body has so many bytes would be refused, before it is read."""

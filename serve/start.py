@@ -3,15 +3,17 @@
     python -m serve.start --config configs/demo.yaml
     python -m serve.start --config other.yaml --name other --route-prefix /other
 
-It joins the Ray that RAY_ADDRESS names or that runs on this machine; else it starts one, which ends with it. A port,
-name or route that is taken is refused.
+It joins the Ray that RAY_ADDRESS names or that runs on this machine; else it starts one, which ends with it, with the
+switches of `ray_switches`. A port, name or route that is taken is refused.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,6 +23,7 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.interrupt import interrupt_as_usual
+from serve.ray_switches import set_switches
 from serve.taken import refuse_missing_version, refuse_taken_name, refuse_taken_port
 
 if TYPE_CHECKING:
@@ -47,11 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse_taken_port(options.host, options.port, options.name, prefix)
         config = load_run(options.config, options.set)
         refuse_missing_version(config)
-        from serve.app import build_checked
+        with tempfile.TemporaryDirectory(prefix="haproxy-", ignore_cleanup_errors=True) as folder:
+            if _starts_ray():
+                set_switches(os.environ, Path(folder))
+            from serve.app import build_checked
 
-        application = build_checked(config)
-        is_own_serve = _connect(options.host, options.port, options.name, prefix, config, out)
-    _serve(application, options.name, prefix, config, out, is_own_serve=is_own_serve)
+            application = build_checked(config)
+            is_own_serve = _connect(options.host, options.port, options.name, prefix, config, out)
+            _serve(application, options.name, prefix, config, out, is_own_serve=is_own_serve)
+
+
+def _starts_ray() -> bool:
+    """Whether there is no Ray to join. Ray Serve is not imported: it reads its switches then."""
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return not ray.is_initialized() and canonicalize_bootstrap_address(os.environ.get("RAY_ADDRESS")) is None
 
 
 def _connect(host: str, port: int, name: str, prefix: str, config: RunConfig, out: Console) -> bool:
@@ -63,12 +77,11 @@ def _connect(host: str, port: int, name: str, prefix: str, config: RunConfig, ou
     """
     import ray
     from ray import serve
-    from ray._private.services import canonicalize_bootstrap_address
     from ray.serve.context import _get_global_client
 
     from serve.replica_gpus import check_replica_gpus
 
-    is_own_ray = not ray.is_initialized() and canonicalize_bootstrap_address(os.environ.get("RAY_ADDRESS")) is None
+    is_own_ray = _starts_ray()
     if not ray.is_initialized():
         # The logs of the replicas stay in Ray's files: they have a line for each request.
         ray.init(namespace="serve", log_to_driver=False)
@@ -120,7 +133,10 @@ def _close(name: str, seconds: float, out: Console) -> None:
     from ray.serve.exceptions import RayServeException
 
     try:
-        get_app_handle(name).broadcast("close").results(timeout_s=seconds)
+        handle = get_app_handle(name)
+        # Ray's switch for throughput would have it work in an event loop of this thread, where there is none.
+        handle._init(_run_router_in_separate_loop=True)
+        handle.broadcast("close").results(timeout_s=seconds)
     except (RayError, RayServeException, TimeoutError) as error:
         out.print(f"not every request was answered ({type(error).__name__})", markup=False)
 

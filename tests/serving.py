@@ -20,8 +20,7 @@ from embedder.index.manifest import hash_files
 from embedder.models.encoder import encode
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.onnx import load_inference_encoder
-from serve.backend import CALL_FORMAT, Piece
-from serve.deployments.encoder_replica import EncoderReplica
+from serve.deployments.local_backend import InProcess
 from serve.deployments.shard_replica import ShardReplica
 from serve.http_errors import ApiError
 from serve.schemas.state_schemas import DeploymentState
@@ -117,35 +116,27 @@ def poisoned_model(model: Path, folder: Path) -> Path:
     return folder
 
 
-class LocalBackend:
-    """The replicas in this process."""
+class LocalBackend(InProcess):
+    """The backend of one process, as the service has it together, with slices and without the other replicas."""
 
     def __init__(self, source: VersionSource, config: RunConfig, version: str, num_slices: int = 2) -> None:
-        self.num_slices = num_slices
-        self.encoder = EncoderReplica(source, config.serve, version)
+        super().__init__(config.serve, source, version)
         self.parts = [ShardReplica(source, config.serve, version, one, num_slices) for one in range(num_slices)]
         self.encoded: list[list[str]] = []
         self.refused: ApiError | None = None
 
     def refusal(self, num_bytes):
-        return self.refused
+        return self.refused or super().refusal(num_bytes)
 
     async def encode(self, version, texts, truncate):
         self.encoded.append([str(text) for text in texts])
-        (outcome,) = await self.encoder.encode(version, [Piece(texts)], truncate, CALL_FORMAT)
-        if isinstance(outcome, ApiError):
-            raise outcome
-        return outcome
-
-    async def call(self, part, version, method, *arguments):
-        return await self.parts[part].call(version, method.__name__, *arguments, call_format=CALL_FORMAT)
+        return await super().encode(version, texts, truncate)
 
     async def prepare(self, version):
-        for one in (self.encoder, *self.parts):
-            await one.prepare(version)
+        await self.prepare_here(version)
 
     async def deployments(self):
-        return [DeploymentState(name="encoder", status="HEALTHY", replicas={"RUNNING": 1})]
+        return [DeploymentState(name="service", status="HEALTHY", replicas={"RUNNING": 1})]
 
     async def metrics(self):
         return "# TYPE ray_embedder_requests_total counter\nray_embedder_requests_total 0.0\n"

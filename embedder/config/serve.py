@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from embedder.config.paths import AbsolutePath, EncodingDtype, Section
@@ -82,13 +84,19 @@ class ServeConfig(Section):
     compact_after_rows: int = Field(default=1000, ge=1)
     """Writes to a collection after which its shard builds a new generation of it in the background."""
 
+    layout: Literal["auto", "together", "apart"] = "auto"
+    """`together`: each replica answers HTTP, encodes and searches by itself. `apart`: the ingress, the encoder and each
+    slice of the index are deployments of their own. `auto`: together on CPUs where all versions of model and index, in
+    all replicas that fit on a node, take at most half of its memory. The start of the service says which and why."""
     min_replicas: int = Field(default=1, ge=1)
-    """Least number of replicas of the encoder, of each shard, and, up to `max_ingress_replicas`, of the ingress."""
+    """Least number of replicas: together of the service, apart of the encoder, of each slice, and, up to
+    `max_ingress_replicas`, of the ingress."""
     max_replicas: int = Field(default=4, ge=1)
-    """Greatest number of replicas of the encoder, and of each shard."""
+    """Greatest number of replicas: together of the service, apart of the encoder and of each slice."""
     target_ongoing_requests: int = Field(default=2, ge=1)
-    """Calls of an encoder replica, waiting or running, above which another one is started. An ingress has as many calls
-    of small requests, and as many of large ones, under way for each of `max_replicas`."""
+    """Apart: calls of an encoder replica, waiting or running, above which another one is started; an ingress has as
+    many calls of small requests, and as many of large ones, under way for each of `max_replicas`. Together: eight times
+    as many requests of a replica, above which another one is started."""
     upscale_delay_s: float = Field(default=10.0, ge=0)
     """Seconds for which the load must stay high before replicas are added."""
     downscale_delay_s: float = Field(default=300.0, ge=0)
@@ -97,10 +105,10 @@ class ServeConfig(Section):
     """New replicas that an update may start before it stops old ones, in percent. 0 leaves a gap where there is a
     single replica."""
     max_ingress_replicas: int = Field(default=2, ge=1)
-    """Greatest number of replicas of the ingress, which answers HTTP."""
+    """Apart: greatest number of replicas of the ingress, which answers HTTP."""
     cpus_per_replica: float = Field(default=1.0, gt=0)
-    """CPUs, and threads, of an encoder replica; shards and ingress ask for little. One thread is best where ingress and
-    proxy share the cores: add replicas before threads."""
+    """CPUs of a replica that encodes; slices and ingress ask for little. Apart they are its threads too. Together it
+    computes as many batches at a time, two at least if the machine has two cores."""
     gpus_per_replica: float = Field(default=0, ge=0)
     """GPUs of an encoder replica. 0: the CPU."""
 

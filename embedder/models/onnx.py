@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -53,8 +54,11 @@ RUNNING: tuple[type[Exception], ...] = tuple(
 class OnnxBackbone(nn.Module):
     """Takes the place of an encoder's backbone."""
 
-    def __init__(self, model: bytes, config: PreTrainedConfig) -> None:
+    def __init__(self, model: bytes, config: PreTrainedConfig, lone_threads: int = 0) -> None:
         """Load an ONNX model, for as many threads as PyTorch has now.
+
+        `lone_threads`: those of a second session, which holds the weights once more and computes a single row while
+        nothing else is computed. 0: there is none.
 
         Raises:
             RuntimeError: ONNX Runtime cannot run it.
@@ -62,14 +66,10 @@ class OnnxBackbone(nn.Module):
         super().__init__()
         self.config = config
         self.device = torch.device("cpu")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        # Errors alone: ONNX Runtime would warn of harmless traits of a traced model at each load.
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except RUNNING as error:
-            raise RuntimeError(f"ONNX Runtime does not load it: {error}") from error
+        self._session = _session(model, torch.get_num_threads())
+        self._lone = _session(model, lone_threads, is_lone=True) if lone_threads else None
+        self._num_running = 0
+        self._lock = threading.Lock()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutput:
         """The last hidden state (B, L, D) of token ids (B, L).
@@ -78,11 +78,37 @@ class OnnxBackbone(nn.Module):
             RuntimeError: ONNX Runtime fails on them.
         """
         given = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        with self._lock:
+            is_lone = not self._num_running and len(input_ids) == 1
+            self._num_running += 1
+        session = self._lone if is_lone and self._lone is not None else self._session
         try:
-            (state_BLD,) = self._session.run(None, given)
+            (state_BLD,) = session.run(None, given)
         except RUNNING as error:
             raise RuntimeError(f"ONNX Runtime: {error}") from error
+        finally:
+            with self._lock:
+                self._num_running -= 1
         return BaseModelOutput(last_hidden_state=torch.from_numpy(state_BLD))
+
+
+def _session(model: bytes, threads: int, *, is_lone: bool = False) -> onnxruntime.InferenceSession:
+    """Load a model.
+
+    Raises:
+        RuntimeError: ONNX Runtime cannot run it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if is_lone:
+        # Its threads wait busily within a run, and not after it: other sessions need the processors then.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Errors alone: ONNX Runtime would warn of harmless traits of a traced model at each load.
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except RUNNING as error:
+        raise RuntimeError(f"ONNX Runtime does not load it: {error}") from error
 
 
 class _LastState(nn.Module):
@@ -97,11 +123,14 @@ class _LastState(nn.Module):
         return state_BLD
 
 
-def load_inference_encoder(config: EncoderConfig, device: torch.device | str, compiled: bool = False) -> TextEncoder:
+def load_inference_encoder(
+    config: EncoderConfig, device: torch.device | str, compiled: bool = False, lone_threads: int = 0
+) -> TextEncoder:
     """Load an encoder for vectors only, on the number of threads that PyTorch has.
 
     A model on the CPU that cannot be exported, or whose export gives other vectors, runs in PyTorch with its linear
     layers packed for oneDNN, and a warning says so. `compiled`: on a GPU its layers are compiled, for much work.
+    `lone_threads`: as `OnnxBackbone` has them.
 
     Raises:
         ModelError: the folder is missing or has no weights; or 8 bits are asked for and the device, the model or its
@@ -119,7 +148,7 @@ def load_inference_encoder(config: EncoderConfig, device: torch.device | str, co
     backbone, wanted_ND = encoder.backbone, _probed(encoder, rows)
     try:
         model = exported(backbone)
-        encoder.backbone = OnnxBackbone(quantized(model) if in_8_bits else model, backbone.config)
+        encoder.backbone = OnnxBackbone(quantized(model) if in_8_bits else model, backbone.config, lone_threads)
         _check(_probed(encoder, rows), wanted_ND, in_8_bits)
     except TRACING as error:
         if in_8_bits:

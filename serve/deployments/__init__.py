@@ -1,9 +1,11 @@
 """The Ray Serve deployments.
 
-ingress           the HTTP interface in replicas of its own
+layout            whether a replica does all by itself, or encoder and shards are deployments of their own
+ingress           the HTTP interface, before one of the two backends
+local_backend     encoder and index in the process of the ingress
+ray_backend       the ingress's calls to those of other processes: deadlines, repeats, overload
 encoder_replica   the models of the served versions
 shard_replica     a slice of the index shards
-ray_backend       the ingress's calls to the other two: deadlines, repeats, overload
 admission         how much work is ahead, how fast it is done, and when a refused client should come back
 coalescing        requests on their way to the encoders, in two lanes: small ones together, large ones in pieces
 batching          texts of many requests in one forward pass

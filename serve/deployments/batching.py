@@ -97,20 +97,28 @@ class TokenBatcher:
     """Runs the rows of all requests through one model, one batch at a time in each thread."""
 
     def __init__(
-        self, run: Run, budget: int, step: int, executor: Executor, observe: Observe, behind: Executor | None = None
+        self,
+        run: Run,
+        budget: int,
+        step: int,
+        executors: Sequence[Executor],
+        observe: Observe,
+        behind: Sequence[Executor] = (),
     ) -> None:
         """`budget`: tokens of a batch; `step`: of one of large requests alone, for which a small one may wait.
 
-        `behind`: where large requests are computed beside small ones. None: by `executor`, while no small one waits.
+        `executors` have a thread each. `behind`: those in which large requests are computed beside small ones. None:
+        in `executors`, while no small one waits.
         """
         self._run, self._budget, self._step = run, budget, step
-        self._executor, self._observe, self._behind = executor, observe, behind
+        self._executors, self._observe, self._behind = executors, observe, behind
         self._small: deque[_Job] = deque()
         self._large: deque[_Job] = deque()
         self._earned = 0.0
         """Tokens of large requests that are due beside small ones."""
         # Kept, because the event loop holds tasks weakly and one that nobody refers to may vanish.
         self._running: dict[Executor, asyncio.Task[None]] = {}
+        self._computing: set[Executor] = set()
 
     async def submit(self, rows: list[TokenRow], deadline: float = math.inf, *, is_small: bool = True) -> np.ndarray:
         """The vectors (N, D) of one request. One that is cancelled is dropped before its next rows are computed.
@@ -126,10 +134,10 @@ class TokenBatcher:
             sorted(range(len(rows)), key=lambda i: len(rows[i])),
         )
         (self._small if is_small else self._large).append(job)
-        if is_small or self._behind is None:
-            self._start(self._executor, self._take)
+        if is_small or not self._behind:
+            self._start(self._executors, self._take, len(rows))
         else:
-            self._start(self._behind, self._take_large)
+            self._start(self._behind, self._take_large, len(rows))
         return await job.done
 
     @property
@@ -138,8 +146,9 @@ class TokenBatcher:
         jobs = (*self._small, *self._large)
         return sum(len(job.rows) - job.taken for job in jobs if not job.done.done())
 
-    def _start(self, executor: Executor, take: Take) -> None:
-        if executor not in self._running:
+    def _start(self, executors: Sequence[Executor], take: Take, rows: int) -> None:
+        """Have as many executors as there are new rows begin, of those that have nothing to do."""
+        for executor in [one for one in executors if one not in self._running][:rows]:
             self._running[executor] = asyncio.create_task(self._work(executor, take))
 
     async def _work(self, executor: Executor, take: Take) -> None:
@@ -150,10 +159,13 @@ class TokenBatcher:
                 now = time.perf_counter()
                 waits = [now - job.since for job, i in batch if i == job.order[0]]
                 self._observe(len(rows), sum(map(len, rows)), max(waits, default=0.0))
+                self._computing.add(executor)
                 outcomes = await loop.run_in_executor(executor, run_apart, self._run, rows)
+                self._computing.discard(executor)
                 for (job, i), outcome in zip(batch, outcomes, strict=True):
                     job.settle(i, outcome)
         finally:
+            self._computing.discard(executor)
             del self._running[executor]
 
     def _take_large(self) -> Batch:
@@ -163,10 +175,10 @@ class TokenBatcher:
     def _take(self) -> Batch:
         """The rows of the next batch: small requests first, and of large ones as much as they have earned meanwhile."""
         now = time.monotonic()
-        batch = _rows(self._small, self._budget, now, at_least=1)
+        batch = _rows(self._small, self._fair_budget(), now, at_least=1)
         if not batch:
             self._earned = 0.0
-            return self._take_large() if self._behind is None else []
+            return [] if self._behind else self._take_large()
         if self._large:
             # By tokens and not a part of each batch: queries come in twos and threes, and each would wait for the part.
             share = URGENT_PER_SMALL if self._large[0].deadline - now < URGENT_S else LARGE_PER_SMALL
@@ -175,6 +187,14 @@ class TokenBatcher:
             self._earned -= _tokens(large)
             batch += large
         return batch
+
+    def _fair_budget(self) -> int:
+        """Tokens of the next batch: what waits is shared out among those who could compute it now."""
+        idle = sum(executor not in self._computing for executor in self._executors)
+        if idle < 2:
+            return self._budget
+        waiting = sum(len(job.rows[i]) for job in self._small if not job.done.done() for i in job.order[job.taken :])
+        return min(self._budget, -(-waiting // idle))
 
 
 def _tokens(batch: Batch) -> int:

@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 
 from embedder.config.cutting import PromptedText
+from embedder.config.serve import ServeConfig
 from serve.backend import DEADLINE, Encoded, Piece, time_left
 from serve.deployments.admission import BEGIN_MARGIN, SMALL_TOKENS, SMALL_TOKENS_TOGETHER, Clock, Room, TokenEstimate
 from serve.http_errors import ApiError, overloaded
@@ -51,6 +52,18 @@ class Limits:
     timeout_s: float
     characters: int
     """Of a call."""
+
+    @classmethod
+    def of(cls, settings: ServeConfig, calls: int, characters: int) -> Limits:
+        """Those of the settings, with calls of a lane and characters of a call as the encoders take them."""
+        return cls(
+            calls=calls,
+            requests=settings.max_queued_requests,
+            texts=settings.max_queued_texts,
+            request_tokens=settings.max_request_tokens,
+            timeout_s=settings.timeout_s,
+            characters=characters,
+        )
 
 
 @dataclass(eq=False)

@@ -16,7 +16,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from embedder.cli.machine import cpus
 from embedder.config.paths import EncodingDtype
+from embedder.config.run import EncoderConfig
 from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError
 from embedder.index.bundle import MODEL, bundle_encoder, verify
@@ -41,7 +43,15 @@ THREAD_TOKENS = 512
 """Tokens, padding included, that a thread of a CPU computes together, of the shortest rows of a batch first: their
 intermediate results then stay in its cache."""
 
+BATCH_TOKENS = 256
+"""The same where several threads have a batch each: a batch then holds about twelve short texts, or one long one."""
+
 LOWEST_PRIORITY = 19
+
+
+def threads_together(settings: ServeConfig) -> int:
+    """Threads that compute batches where a replica does all: two at least, if the machine has them."""
+    return 1 if settings.gpus_per_replica else min(cpus(), max(2, int(settings.cpus_per_replica)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,26 +63,31 @@ class _Model:
 class EncoderReplica:
     """Encodes texts that have their instruction already.
 
-    Threads beside the event loop: one makes tokens, while another one computes. On a CPU a third one computes the large
+    Threads beside the event loop: one makes tokens, while others compute. On a CPU as many more compute the large
     requests, behind all others on the machine: with two cores a query would else share one with them.
     """
 
-    def __init__(self, source: VersionSource, settings: ServeConfig, deployed: str) -> None:
+    def __init__(self, source: VersionSource, settings: ServeConfig, deployed: str, threads: int = 1) -> None:
         """Load the encoders of the versions that are served; `deployed` is what the service was deployed with.
+
+        `threads`: of a CPU, that each compute batches of their own. One has all the processors that Ray gives.
 
         Raises:
             BundleError: it is missing or altered.
             DeviceError: it was given a GPU that cannot be used.
         """
         self._device = resolve_device(settings.gpus_per_replica)
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self._threads = threads
+        # Two batches on one thread each take less time than one after the other on two.
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))) if threads == 1 else 1)
         self._source, self._settings = source, settings
         self._metrics = EncoderMetrics()
-        # One thread each: torch and the tokenizer use several cores by themselves, and two passes at once would only
-        # slow each other down.
+        # One thread, because a tokenizer may not be used by two at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokens")
-        self._computing = ThreadPoolExecutor(1, thread_name_prefix="forward")
-        self._behind = ThreadPoolExecutor(1, thread_name_prefix="large", initializer=_give_way)
+        self._computing = [ThreadPoolExecutor(1, thread_name_prefix="forward") for _ in range(threads)]
+        self._behind = [
+            ThreadPoolExecutor(1, thread_name_prefix="large", initializer=_give_way) for _ in range(threads)
+        ]
         # Weak, so that the last version that is unloaded takes the model with it.
         self._shared: WeakValueDictionary[tuple[str, EncodingDtype], _Model] = WeakValueDictionary()
         self._load_lock = threading.Lock()
@@ -125,6 +140,10 @@ class EncoderReplica:
             self._metrics.poisoned.inc()
             status, reason = 500 if error.failure.cause is Cause.MODEL else 400, error.failure.reason
             return ApiError(status, f"text {piece.first + error.row}: {reason}", param="input", code="not_encodable")
+
+    def models(self) -> list[TextEncoder]:
+        """Those that are loaded now."""
+        return [model.encoder for model in self._models.loaded()]
 
     async def prepare(self, version: str) -> None:
         """Load the model of a version, and try it.
@@ -186,23 +205,31 @@ class EncoderReplica:
             dtype = self._settings.dtype or manifest.dtype
             model = self._shared.get((manifest.encoder_fingerprint, dtype))
             if model is None:
-                config = bundle_encoder(folder, manifest, dtype)
-                budget = together = step = self._settings.batch_tokens
-                behind = None
-                if self._device.type == "cpu":
-                    behind = self._behind
-                    together = min(budget, THREAD_TOKENS * torch.get_num_threads())
-                    # Eight short texts: a CPU is no faster with more, and a query may have to wait for them.
-                    step = together // 3
-                encoder = load_inference_encoder(config.model_copy(update={"batch_tokens": together}), self._device)
-                run = partial(self._compute, encoder)
-                model = _Model(encoder, TokenBatcher(run, budget, step, self._computing, self._metrics.batch, behind))
+                model = self._new_model(bundle_encoder(folder, manifest, dtype))
                 self._shared[manifest.encoder_fingerprint, dtype] = model
             # For each version anew, because two indexes of one model may have been made in different formats. Always in
             # bfloat16, in which a GPU has weights and products, a CPU products alone.
             if dtype != manifest.dtype or dtype == "bfloat16":
                 check_probe(folder, manifest, dtype, partial(encode_prompted, model.encoder))
             return model
+
+    def _new_model(self, config: EncoderConfig) -> _Model:
+        budget = together = step = self._settings.batch_tokens
+        behind: list[ThreadPoolExecutor] = []
+        if self._device.type == "cpu":
+            behind = self._behind
+            together = min(budget, THREAD_TOKENS * torch.get_num_threads())
+            # Eight short texts: a CPU is no faster with more, and a query may have to wait for them.
+            step = together // 3
+        if self._threads > 1:
+            # A long text beside a short one is computed apart from it: the short one would be filled up to its length.
+            budget = together = min(budget, BATCH_TOKENS)
+        lone_threads = self._threads if self._threads > 1 else 0
+        encoder = load_inference_encoder(
+            config.model_copy(update={"batch_tokens": together}), self._device, lone_threads=lone_threads
+        )
+        run = partial(self._compute, encoder)
+        return _Model(encoder, TokenBatcher(run, budget, step, self._computing, self._metrics.batch, behind))
 
     def _compute(self, encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
         began = time.perf_counter()

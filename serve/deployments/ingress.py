@@ -1,11 +1,14 @@
-"""Deployment: the HTTP interface. Holds no model; checks every limit before a text reaches one."""
+"""Deployment: the HTTP interface, which checks every limit before a text reaches a model.
+
+Encoder and index are in its own process or in deployments of their own (`layout`); the routes do not know which.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from ray import serve
@@ -24,6 +27,9 @@ from serve.middleware.load_shedding import OVERLOAD
 from serve.service import Service
 from serve.versions.served import Served, VersionSource
 
+if TYPE_CHECKING:
+    from serve.deployments.local_backend import InProcess
+
 logger = logging.getLogger("ray.serve")
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -31,16 +37,16 @@ FOLLOW_EVERY_S = 1.0
 """Between two looks at the aliases, which others move too: another ingress, or the job `index`."""
 
 
-def check_bind(settings: ServeConfig, host: str, *, everywhere: bool) -> None:
+def check_bind(settings: ServeConfig, host: str) -> None:
     """Refuse to listen beyond loopback without keys.
 
     Raises:
         ConfigError: whoever reaches this machine could use the service.
     """
-    if settings.api_keys_file is not None or settings.insecure or (host in LOOPBACK and not everywhere):
+    if settings.api_keys_file is not None or settings.insecure or host in LOOPBACK:
         return
     raise ConfigError(
-        f"the service listens on {'all interfaces (HAProxy)' if everywhere else host} and asks for no key; set "
+        f"the service listens on {host} and asks for no key; set "
         "serve.api_keys_file, or listen on 127.0.0.1, or set serve.insecure where the network keeps strangers out"
     )
 
@@ -54,21 +60,40 @@ class Ingress:
         settings: ServeConfig,
         source: VersionSource,
         tasks: Mapping[str, TaskSpec],
-        encoder: DeploymentHandle,
-        slices: list[DeploymentHandle],
+        deployed: str,
+        parts: tuple[DeploymentHandle, list[DeploymentHandle]] | None,
     ) -> None:
         """Check keys and the address, and read what is served.
+
+        Args:
+            settings, source, tasks: what is served, and how.
+            deployed: the version that the service was deployed with.
+            parts: encoder and slices of the index. None: they are in this process.
 
         Raises:
             EmbedderError: there are no keys where there must be, or nothing to serve.
         """
-        check_bind(settings, _http_host(), everywhere=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1")
+        check_bind(settings, _http_host())
         self._metrics = IngressMetrics()
         served = Served(source, settings.max_versions)
-        self._backend = Deployments(settings, encoder, slices, self._metrics.retries.inc)
+        self._backend = self._make_backend(settings, source, deployed, parts)
         self.service = Service(settings, tasks, served, self._backend)
         OVERLOAD.gate = self._backend
         self._following: asyncio.Task[None] | None = None
+
+    def _make_backend(
+        self,
+        settings: ServeConfig,
+        source: VersionSource,
+        deployed: str,
+        parts: tuple[DeploymentHandle, list[DeploymentHandle]] | None,
+    ) -> Deployments | InProcess:
+        if parts is not None:
+            return Deployments(settings, *parts, self._metrics.retries.inc)
+        # Here, because it brings torch and FAISS, which an ingress of its own has no use for.
+        from serve.deployments.local_backend import InProcess
+
+        return InProcess(settings, source, deployed)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application; Ray calls this in the event loop that will answer requests."""
@@ -80,9 +105,18 @@ class Ingress:
         await self.service.traffic.close()
 
     async def check_health(self) -> None:
-        """The replica is replaced when it no longer follows the aliases, for whatever reason."""
+        """The replica is replaced when it no longer follows the aliases, for whatever reason, or a part of it fails."""
         if self._following is not None and self._following.done():
             await self._following
+        await self._backend.check_health()
+
+    async def prepare(self, version: str) -> None:
+        """Load a version in this process, where this is what serves it.
+
+        Raises:
+            BundleError: it is missing or damaged.
+        """
+        await self._backend.prepare_here(version)
 
     async def _follow_for_ever(self) -> None:
         noted: set[tuple[str, str, str]] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import serve
@@ -48,14 +48,8 @@ class Deployments:
     ) -> None:
         self._settings, self._encoder, self._parts, self._retried = settings, encoder, slices, retried
         self.num_slices = len(slices)
-        limits = Limits(
-            calls=settings.target_ongoing_requests * settings.max_replicas,
-            requests=settings.max_queued_requests,
-            texts=settings.max_queued_texts,
-            request_tokens=settings.max_request_tokens,
-            timeout_s=settings.timeout_s,
-            characters=CALL_CHARACTERS * settings.batch_tokens,
-        )
+        calls = settings.target_ongoing_requests * settings.max_replicas
+        limits = Limits.of(settings, calls, CALL_CHARACTERS * settings.batch_tokens)
         self._coalescer = Coalescer(self._encode, limits)
         self._waiting: set[asyncio.Future[Any]] = set()
         """The calls that are under way."""
@@ -90,20 +84,10 @@ class Deployments:
 
     async def prepare(self, version: str) -> None:
         """Have every replica load a version and try it; those that start later load it when they are asked."""
-        for attempt in range(self._settings.retries + 1):
-            await asyncio.sleep(DIED_PAUSE_S * attempt)
-            calls = [handle.broadcast("prepare", version) for handle in (self._encoder, *self._parts)]
-            try:
-                await asyncio.gather(*(call.results_async(timeout_s=PREPARE_S) for call in calls))
-            except DIED:
-                continue
-            except RayTaskError as error:
-                raise _cause(error) from error
-            return
-        raise ApiError(503, "replicas died while they loaded the version; try again")
+        await prepare_everywhere([self._encoder, *self._parts], version, self._settings.retries)
 
     async def deployments(self) -> list[DeploymentState]:
-        return await asyncio.to_thread(_deployments, serve.get_replica_context().app_name)
+        return await asyncio.to_thread(state_of_deployments, serve.get_replica_context().app_name)
 
     async def metrics(self) -> str:
         return await gathered(serve.get_replica_context().app_name)
@@ -125,6 +109,12 @@ class Deployments:
         self._is_abandoned = True
         for waiting in self._waiting:
             waiting.cancel()
+
+    async def prepare_here(self, version: str) -> None:
+        """Nothing: versions are loaded by the replicas of other deployments."""
+
+    async def check_health(self) -> None:
+        """Nothing: those deployments have health checks of their own."""
 
     async def _call(self, call: Callable[[], DeploymentResponse[Any]], *, patient: bool = False) -> Any:  # noqa: ANN401 - whatever the replica answers
         """Make a call that may be repeated; on the death of its replica it goes to another one.
@@ -181,7 +171,28 @@ class Deployments:
             raise ApiError(503, f"a part of the service failed ({type(error).__name__}); try again") from error
 
 
-def _deployments(application: str) -> list[DeploymentState]:
+async def prepare_everywhere(handles: Sequence[DeploymentHandle], version: str, retries: int) -> None:
+    """Have every replica of some deployments load a version and try it.
+
+    Raises:
+        ApiError: replicas died again and again.
+        BundleError: it is missing or damaged.
+    """
+    for attempt in range(retries + 1):
+        await asyncio.sleep(DIED_PAUSE_S * attempt)
+        calls = [handle.broadcast("prepare", version) for handle in handles]
+        try:
+            await asyncio.gather(*(call.results_async(timeout_s=PREPARE_S) for call in calls))
+        except DIED:
+            continue
+        except RayTaskError as error:
+            raise _cause(error) from error
+        return
+    raise ApiError(503, "replicas died while they loaded the version; try again")
+
+
+def state_of_deployments(application: str) -> list[DeploymentState]:
+    """The replicas of every deployment of an application, by state."""
     states = _application(application).deployments
     return [
         DeploymentState(

@@ -5,8 +5,10 @@
 #
 # Ray has no setting for rules of its own. It starts this script in place of the binary, at each reload too, and the
 # script adds rules to the configuration that Ray has written and becomes HAProxy. No Python here: starting one takes
-# longer than Ray waits.
+# longer than Ray waits. What Ray would show to everybody who reaches the machine, metrics and statistics, is on loopback,
+# unless LLM_EMBEDDER_HAPROXY_METRICS_HOST names another address (`*`: all).
 set -eu
+shown="${LLM_EMBEDDER_HAPROXY_METRICS_HOST:-127.0.0.1}"
 most="${LLM_EMBEDDER_PROXY_REQUESTS:-128}"
 real="${LLM_EMBEDDER_HAPROXY:-}"
 if [ -z "$real" ]; then
@@ -21,7 +23,9 @@ for argument in "$@"; do
         given="$argument"
         # Beside Ray's own, because each of its proxies has a folder for its files. Written in one step: the HAProxy
         # that runs may be reading the old one.
-        awk -v most="$most" '
+        awk -v most="$most" -v shown="$shown" '
+            /^(frontend|listen|backend) / { shows = $0 ~ /^(frontend prometheus|listen stats)/ }
+            shows && $1 == "bind" { sub(/bind [^ ]*:/, "bind " shown ":") }
             /^ *use_backend [^ ]+ if is_/ && !($2 in seen) {
                 seen[$2] = 1
                 full = "if is_" $2 " METH_POST needs_encoder { be_conn(" $2 ") ge " most " }"

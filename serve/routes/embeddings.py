@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 
 import numpy as np
+import orjson
 from fastapi import APIRouter, Response
 
 from embedder import __version__
@@ -13,22 +15,20 @@ from serve.http_errors import ApiError
 from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here, stamp
 from serve.schemas.embedding_schemas import (
-    Embedding,
     EmbeddingRequest,
     EmbeddingResponse,
     Model,
     ModelList,
     TeiInfo,
     TeiRequest,
-    Usage,
 )
 from serve.versions.served import Version
 
 router = APIRouter(route_class=BoundedRoute)
 
 
-@router.post("/v1/embeddings", tags=["embeddings"])
-async def embeddings(request: EmbeddingRequest, response: Response, service: Here) -> EmbeddingResponse:
+@router.post("/v1/embeddings", tags=["embeddings"], response_model=EmbeddingResponse)
+async def embeddings(request: EmbeddingRequest, service: Here) -> Response:
     """Vectors of texts, with the instruction of `task` and `input_type` where a task is named."""
     version = await service.model(request.model)
     check_width(version, request.dimensions)
@@ -36,13 +36,8 @@ async def embeddings(request: EmbeddingRequest, response: Response, service: Her
     side: Side = "query" if request.input_type == "query" else "passage"
     prompted = service.prompted(version, request.task, side, texts)
     encoded = await service.encode(version, prompted, request.truncate)
-    vectors = narrowed(encoded.vector_ND, request.dimensions)
-    tokens = sum(encoded.tokens)
-    stamp(response, version)
-    return EmbeddingResponse(
-        data=[wire(i, vector, request.encoding_format) for i, vector in enumerate(vectors)],
-        model=request.model,
-        usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
+    return json_answer(
+        version, openai_shape(narrowed(encoded.vector_ND, request.dimensions), request, sum(encoded.tokens))
     )
 
 
@@ -59,8 +54,8 @@ async def model(name: str, service: Here) -> Model:
     return Model(id=name, created=(await service.model(name)).created)
 
 
-@router.post("/embed", tags=["text-embeddings-inference"])
-async def embed(request: TeiRequest, response: Response, service: Here) -> list[list[float]]:
+@router.post("/embed", tags=["text-embeddings-inference"], response_model=list[list[float]])
+async def embed(request: TeiRequest, service: Here) -> Response:
     """Vectors of texts, with one of the exported model's prompts where it is named."""
     version = await service.named(None)
     check_width(version, request.dimensions)
@@ -72,9 +67,7 @@ async def embed(request: TeiRequest, response: Response, service: Here) -> list[
     known_side: Side = "query" if side == "query" else "passage"
     prompted = service.prompted(version, task or None, known_side, texts, "prompt_name")
     encoded = await service.encode(version, prompted, request.truncate is not False)
-    stamp(response, version)
-    vectors: list[list[float]] = narrowed(encoded.vector_ND, request.dimensions).tolist()
-    return vectors
+    return json_answer(version, narrowed(encoded.vector_ND, request.dimensions))
 
 
 @router.get("/info", tags=["text-embeddings-inference"])
@@ -121,8 +114,22 @@ def narrowed(vector_ND: np.ndarray, dimensions: int | None) -> np.ndarray:
     return np.asarray(prefix_Nd / np.maximum(length_N1, 1e-12), dtype=np.float32)
 
 
-def wire(index: int, vector: np.ndarray, encoding: str) -> Embedding:
-    """A vector as JSON numbers or as base64 of little-endian float32."""
-    if encoding == "base64":
-        return Embedding(index=index, embedding=base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii"))
-    return Embedding(index=index, embedding=vector.tolist())
+def openai_shape(vector_ND: np.ndarray, request: EmbeddingRequest, tokens: int) -> dict[str, object]:
+    """The answer in the shape of EmbeddingResponse."""
+    # Not by the model, which would make a Python number of each component and check it, at more than tokens cost.
+    vectors: Iterable[object] = vector_ND
+    if request.encoding_format == "base64":
+        vectors = (base64.b64encode(vector.tobytes()).decode("ascii") for vector in vector_ND.astype("<f4"))
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
+        "model": request.model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def json_answer(version: Version, content: object) -> Response:
+    """Vectors on the wire: float32 as the fewest digits that are read back as the same number."""
+    answer = Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+    stamp(answer, version)
+    return answer

@@ -37,15 +37,14 @@ class Running:
 
 
 @contextmanager
-def served(cluster: Cluster, work: Path) -> Iterator[Running]:
+def served(cluster: Cluster, work: Path, layout: str = "apart") -> Iterator[Running]:
     """Two versions of the index, of which the alias `live` names the first."""
     publish(work, MODEL, "v1", shards=2)
     publish(work, MODEL, "v2", alias=None, shards=3)
     keys = work / "keys"
     keys.write_text("".join(f"{role} {key}\n" for role, key in KEYS.items()), encoding="utf-8")
-    config = run_config(
-        work, MODEL, api_keys_file=str(keys), min_replicas=2, max_replicas=2, cpus_per_replica=0.5, timeout_s=60
-    )
+    replicas = {"layout": layout, "min_replicas": 2, "max_replicas": 2, "cpus_per_replica": 0.5}
+    config = run_config(work, MODEL, api_keys_file=str(keys), timeout_s=60, **replicas)
     port = free_port()
     ray.init(address=cluster.address, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 90})

@@ -21,8 +21,7 @@ KEY = "key-" + "k" * 32
 SECONDS = 15.0
 
 
-# `haproxy` alone differs from `haproxy-fast` in threads of the ingress, and the benchmark attacks all three.
-@pytest.mark.parametrize("way", ["proxy", "haproxy-fast"])
+@pytest.mark.parametrize("way", ["proxy", "default"])
 def test_attacks_on_the_wire_leave_proxy_and_ingress_as_they_were(tmp_path: Path, way: str) -> None:
     """Faults 8.4 and 8.5: a body of 600 MiB took as much of proxy and ingress, a header of 100 MiB stopped both."""
     publish(tmp_path / "work", MODEL, "v1", shards=1)

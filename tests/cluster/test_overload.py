@@ -49,8 +49,8 @@ def serving(tmp_path: Path, way: str, **limits: int) -> Iterator[System]:
     ("way", "inside", "name"),
     [
         # Behind HAProxy the ingress itself refuses unread, where the door lets more in than the ingress has room for.
-        ("haproxy-fast", 1000, 'embedder_rejected_total\\{.*status="429"'),
-        ("haproxy-fast", 8, None),
+        ("default", 1000, 'embedder_rejected_total\\{.*status="429"'),
+        ("default", 8, None),
         ("proxy", 8, "embedder_door_rejected_total"),
     ],
 )
@@ -97,10 +97,12 @@ def ask_too_much(system: System) -> int:
 
 
 def test_ports_behind_haproxy_run_nothing_for_a_stranger_and_are_those_of_the_docs(tmp_path: Path) -> None:
-    with serving(tmp_path, "haproxy-fast") as system:
+    with serving(tmp_path, "default") as system:
         ports = ports_of_this_ray(system.process.pid)
         assert what_strangers_can_do(ports, tmp_path) == []
-        told = documented_ports("Behind HAProxy (`RAY_SERVE_ENABLE_HA_PROXY=1`)")
+        told = documented_ports(
+            "Behind HAProxy (`RAY_SERVE_ENABLE_HA_PROXY=1`) that `serve/front/haproxy_door.sh` starts"
+        )
         assert {row for row in rows(ports) if row[0] in {"HAProxy", "proxy (HTTP)", "replica"}} == told
 
 

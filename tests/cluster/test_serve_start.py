@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import yaml
 
 from tests.cluster.commands import serve
 from tests.cluster.conftest import ROOT, Cluster, free_port
+from tests.cluster.strangers import ports_of_this_ray
 from tests.serving import publish
 from tests.waiting import wait_until
 
@@ -52,7 +55,14 @@ class Started:
 
 
 @pytest.fixture
-def started(cluster: Cluster, tmp_path: Path) -> Iterator[Started]:
+def started(cluster: Cluster, run_of_its_own: Path) -> Iterator[Started]:
+    """How to start that run on the session's Ray."""
+    yield Started(cluster, run_of_its_own, free_port())
+    serve(cluster, "shutdown", "-y")
+
+
+@pytest.fixture
+def run_of_its_own(tmp_path: Path) -> Path:
     """A run with an index and keys."""
     publish(tmp_path / "work", MODEL, "v1", shards=1)
     keys = tmp_path / "keys"
@@ -65,8 +75,7 @@ def started(cluster: Cluster, tmp_path: Path) -> Iterator[Started]:
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
-    yield Started(cluster, path, free_port())
-    serve(cluster, "shutdown", "-y")
+    return path
 
 
 def test_start_serves_beside_another_refuses_what_is_taken_and_answers_before_it_ends(started: Started) -> None:
@@ -90,6 +99,34 @@ def test_start_serves_beside_another_refuses_what_is_taken_and_answers_before_it
         for running in (first, second):
             if running is not None:
                 running.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Ray brings HAProxy for Linux")
+def test_start_with_a_ray_of_its_own_has_haproxy_before_replicas_that_do_all_on_loopback(run_of_its_own: Path) -> None:
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        # A folder of its own, or it would join a Ray that runs on this machine.
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        command = [sys.executable, "-m", "serve.start", "--config", str(run_of_its_own), "--port", str(port)]
+        running = subprocess.Popen(
+            command,
+            env=environment | {"RAY_TMPDIR": folder},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            _wait_until_up(running, f"http://127.0.0.1:{port}")
+            _check_roles(f"http://127.0.0.1:{port}")
+            ports = ports_of_this_ray(running.pid)
+            front = [one for one in ports if one.role == "HAProxy"]
+            assert len(front) == 3 and all(one.on == "loopback" for one in front), front
+            state = httpx.get(f"http://127.0.0.1:{port}/v1/state", headers=READ, timeout=60).json()["data"]
+            assert [one["name"] for one in state] == ["service"]
+            _check_ends_cleanly(running, f"http://127.0.0.1:{port}")
+        finally:
+            running.kill()
 
 
 def test_start_at_a_port_of_another_program_is_refused(started: Started) -> None:

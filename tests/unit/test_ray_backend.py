@@ -23,7 +23,7 @@ from embedder.errors import ConfigError
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
 from serve.backend import CALL_FORMAT, DEADLINE, LONG_CALLS, QUICK_CALLS, Piece
-from serve.deployments.ray_backend import Deployments, _deployments
+from serve.deployments.ray_backend import Deployments, state_of_deployments
 from serve.http_errors import ApiError
 from tests.event_loop import settle
 
@@ -202,5 +202,5 @@ def test_deployment_states_are_as_ray_gives_them(monkeypatch):
     monkeypatch.setattr(
         "serve.deployments.ray_backend.serve.status", lambda: ServeStatus(applications={"default": application})
     )
-    (state,) = _deployments("default")
+    (state,) = state_of_deployments("default")
     assert (state.name, state.status, state.replicas) == ("encoder", "HEALTHY", {"RUNNING": 2})

@@ -27,6 +27,7 @@ from serve.api import make_api
 from serve.http_errors import overloaded
 from serve.openapi import FILE, described
 from serve.routes.embeddings import narrowed
+from serve.schemas.embedding_schemas import EmbeddingResponse
 from tests.serving import TASKS, documents, local_service, publish, run_config, unit
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +91,9 @@ def test_embeddings_in_base64_are_bit_equal_to_float_and_tokens_are_counted(clie
     assert plain["usage"] == {"prompt_tokens": 4, "total_tokens": 4} and packed["model"] == "live"
     assert plain.keys() == {"object", "data", "model", "usage"}
     assert plain["data"][0].keys() == {"object", "index", "embedding"}
+    # They are written without the model that describes them.
+    assert EmbeddingResponse.model_validate(plain).model_dump() == plain
+    assert EmbeddingResponse.model_validate(packed).model_dump() == packed
 
 
 def test_answer_says_which_version_gave_it(client, work):

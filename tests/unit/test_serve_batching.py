@@ -49,7 +49,7 @@ def run(scenario, budget=10, step=None):
 
     async def main():
         with ThreadPoolExecutor(1) as executor:
-            return await scenario(TokenBatcher(model, budget, step or budget, executor, lambda *_: None), model)
+            return await scenario(TokenBatcher(model, budget, step or budget, [executor], lambda *_: None), model)
 
     return asyncio.run(main()), model
 
@@ -108,7 +108,7 @@ def test_batcher_computes_large_requests_in_a_thread_of_their_own_beside_small_o
 
     async def main():
         with ThreadPoolExecutor(1, "small") as executor, ThreadPoolExecutor(1, "large") as behind:
-            batcher = TokenBatcher(compute, 10, 10, executor, lambda *_: None, behind)
+            batcher = TokenBatcher(compute, 10, 10, [executor], lambda *_: None, [behind])
             model.free.clear()
             large = asyncio.create_task(batcher.submit([[1] * 5] * 4, is_small=False))
             await asyncio.to_thread(wait_until, lambda: model.begun == 1)
@@ -122,12 +122,35 @@ def test_batcher_computes_large_requests_in_a_thread_of_their_own_beside_small_o
     assert threads == {1: "small_0", 2: "large_0"}
 
 
+def test_batcher_shares_what_waits_among_idle_threads_and_leaves_nothing_to_a_busy_one():
+    model = Model()
+
+    async def main():
+        with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+            batcher = TokenBatcher(model, 40, 40, [first, second], lambda *_: None)
+            both = [asyncio.create_task(batcher.submit([[i] * 5])) for i in range(8)]
+            await asyncio.gather(*both)
+            assert sorted(map(len, model.batches)) == [4, 4]
+            model.batches.clear()
+            model.free.clear()
+            held = asyncio.create_task(batcher.submit([[0]]))
+            await asyncio.to_thread(wait_until, lambda: model.begun == 3)
+            later = [asyncio.create_task(batcher.submit([[i] * 5])) for i in range(4)]
+            await settle()
+            model.free.set()
+            await asyncio.gather(held, *later)
+            # One thread is held up, so the other one takes all that waits.
+            assert sorted(map(len, model.batches)) == [1, 4]
+
+    asyncio.run(main())
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1), st.booleans())))
 def test_batcher_with_two_threads_gives_every_request_its_own_vectors(requests):
     async def main():
         with ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(1) as behind:
-            batcher = TokenBatcher(Model(), 10, 5, executor, lambda *_: None, behind)
+            batcher = TokenBatcher(Model(), 10, 5, [executor], lambda *_: None, [behind])
             return await asyncio.gather(*(batcher.submit(rows, is_small=is_small) for rows, is_small in requests))
 
     for (rows, _), vectors in zip(requests, asyncio.run(main()), strict=True):
@@ -226,7 +249,7 @@ def test_row_without_memory_for_it_fails_alone_and_later_batches_are_as_large_as
 
     async def scenario():
         with ThreadPoolExecutor(1) as executor:
-            batcher = TokenBatcher(small, 16, 16, executor, lambda *told: None)
+            batcher = TokenBatcher(small, 16, 16, [executor], lambda *told: None)
             rows = [[1], [2], [3], [4, 4, 4, 4]]
             outcomes = run_apart(small, rows)
             with pytest.raises(NotEncodable) as caught:

@@ -324,21 +324,20 @@ def test_new_key_command_refuses_in_one_line_and_leaves_the_file(tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("host", "everywhere", "given", "is_refused"),
+    ("host", "given", "is_refused"),
     [
-        ("127.0.0.1", False, {}, False),
-        ("localhost", False, {}, False),
-        ("0.0.0.0", False, {}, True),
-        ("10.0.0.7", False, {}, True),
-        ("127.0.0.1", True, {}, True),
-        ("0.0.0.0", False, {"api_keys_file": "keys"}, False),
-        ("127.0.0.1", True, {"insecure": True}, False),
+        ("127.0.0.1", {}, False),
+        ("localhost", {}, False),
+        ("0.0.0.0", {}, True),
+        ("10.0.0.7", {}, True),
+        ("0.0.0.0", {"api_keys_file": "keys"}, False),
+        ("0.0.0.0", {"insecure": True}, False),
     ],
 )
-def test_ingress_beyond_loopback_needs_keys(host, everywhere, given, is_refused):
+def test_ingress_beyond_loopback_needs_keys(host, given, is_refused):
     settings = ServeConfig(**given)
     if is_refused:
         with pytest.raises(ConfigError, match=r"serve\.api_keys_file"):
-            check_bind(settings, host, everywhere=everywhere)
+            check_bind(settings, host)
     else:
-        check_bind(settings, host, everywhere=everywhere)
+        check_bind(settings, host)
