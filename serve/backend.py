@@ -122,4 +122,4 @@ class Backend(Protocol):
         """The replicas of every deployment, by state."""
 
     async def metrics(self) -> str:
-        """What the service counts, as Prometheus reads it."""
+        """The metrics of the service, as Prometheus reads them."""

@@ -305,7 +305,7 @@ class Service:
     async def _of_all(
         self, version: Version, method: Callable[[OpenIndex, Unpack[Ts]], R], *arguments: Unpack[Ts]
     ) -> list[R]:
-        """What every slice of a version answers."""
+        """Ask every slice of a version; returns the answers."""
         slices = version.slices(self.backend.num_slices)
         return await asyncio.gather(*(self.backend.call(part, version.name, method, *arguments) for part in slices))
 
@@ -376,7 +376,7 @@ class Service:
         return await self._fresh("deployments", self.backend.deployments)
 
     async def metrics(self) -> str:
-        """What the service counts, as Prometheus reads it, as it was within the last second."""
+        """The metrics of the service, as Prometheus reads them, of the last second."""
         return await self._fresh("metrics", self.backend.metrics)
 
     async def _fresh(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -142,7 +142,7 @@ class EncoderReplica:
             return ApiError(status, f"text {piece.first + error.row}: {reason}", param="input", code="not_encodable")
 
     def models(self) -> list[TextEncoder]:
-        """Those that are loaded now."""
+        """The encoders that are loaded in this process now."""
         return [model.encoder for model in self._models.loaded()]
 
     async def prepare(self, version: str) -> None:

@@ -130,7 +130,7 @@ class ChangeResponse(Versions):
 
 
 class Showing(Sent):
-    """What is shown of documents."""
+    """How much of each document an answer shows."""
 
     with_payload: bool = True
     """True: they have text, title and metadata too."""

@@ -61,7 +61,7 @@ class SearchFields(Sent):
 
     @property
     def shown(self) -> Shown:
-        """What is needed of the hits."""
+        """How much of the hits is fetched for the answer."""
         return EVERYTHING
 
     @property
