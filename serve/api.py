@@ -14,7 +14,7 @@ from serve.access.keys import needed_role
 from serve.http_errors import TEI_PATHS, install_handlers
 from serve.middleware.guard import Answered, Guard
 from serve.middleware.incoming import Incoming
-from serve.routes import description, documents, embeddings, health, indexes, page, rerank, search
+from serve.routes import description, document_routes, embeddings, health, indexes, page, rerank, search
 from serve.schemas.state_schemas import ErrorResponse, TeiError
 from serve.service import Service
 
@@ -67,7 +67,7 @@ def describe() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for routes in (embeddings, rerank, search, documents, indexes, health, page, description):
+    for routes in (embeddings, rerank, search, document_routes, indexes, health, page, description):
         api.include_router(routes.router)
     install_handlers(api)
     api.openapi = lambda: _openapi(api)  # type: ignore[method-assign] # as FastAPI's manual says

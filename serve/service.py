@@ -31,8 +31,8 @@ from serve.http_errors import ApiError
 from serve.middleware.incoming import Traffic
 from serve.schemas.document_schemas import WrittenDocument
 from serve.schemas.search_schemas import SearchFields, Timing
+from serve.schemas.sent_vectors import unit_vectors
 from serve.schemas.state_schemas import DeploymentState
-from serve.schemas.vectors import unit_vectors
 from serve.versions.served import Served, Version
 from serve.versions.write_replay import WriteReplayer
 

@@ -68,8 +68,8 @@ def _run(options: argparse.Namespace) -> list[str]:
         raise ConfigError(f"{options.indexes}: no such folder; give `indexes` of a run, which `ray_jobs.index` makes")
     # FAISS is imported here and not above, because help and a wrong folder must not wait for it.
     from embedder.index.catalog import Catalog
-    from embedder.index.export import export_documents
     from embedder.index.opened import OpenIndex
+    from embedder.index.parquet_export import export_documents
 
     catalog = Catalog(options.indexes)
     match options.action:

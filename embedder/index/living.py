@@ -26,6 +26,7 @@ from embedder.config.index import SearchParameters
 from embedder.data.metadata import written_down
 from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, CollectionIdentity, History
+from embedder.index.collection_reader import Reader, Reading
 from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName, Row, payload_table
 from embedder.index.exact import Vectors
@@ -36,7 +37,6 @@ from embedder.index.manifest import REMEDY
 from embedder.index.memtable import MemtableView
 from embedder.index.metadata_change import MetadataChange
 from embedder.index.metadata_index import fitting_rows
-from embedder.index.reader import Reader, Reading
 from embedder.index.results import EVERYTHING, SearchResults, Shown, fetched
 from embedder.index.state_folder import StateFolder
 from embedder.index.writes import Change

@@ -11,7 +11,7 @@ from serve.backend import time_left
 from serve.http_errors import ApiError
 from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here
-from serve.routes.documents import Alias
+from serve.routes.document_routes import Alias
 from serve.schemas.index_schemas import (
     CollectionState,
     IndexList,

@@ -16,7 +16,7 @@ from serve.access.scoped_service import ScopedService
 from serve.http_errors import ApiError
 from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here
-from serve.routes.documents import document
+from serve.routes.document_routes import document
 from serve.schemas.search_schemas import (
     BatchRequest,
     BatchResponse,

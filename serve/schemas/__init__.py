@@ -6,6 +6,6 @@ rerank_schemas     reranking, in Cohere's shape
 search_schemas     searches and retrieved prompts
 document_schemas   documents written, read, listed, changed, deleted
 index_schemas      aliases, versions, sizes
-vectors            vectors that clients send
+sent_vectors       vectors that clients send
 state_schemas      health, replicas, errors
 """

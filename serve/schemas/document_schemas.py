@@ -13,8 +13,8 @@ from embedder.index.documents import DatasetName, Document, DocumentId
 from embedder.index.filters import Filter
 from embedder.index.sent import Sent
 from serve.schemas.index_schemas import Versions
+from serve.schemas.sent_vectors import Vector
 from serve.schemas.strict import Name, Strict
-from serve.schemas.vectors import Vector
 
 MEANT_BY_OTHERS = {
     "ids": "documents",

@@ -16,8 +16,8 @@ from embedder.index.sent import Sent
 from serve.grouping import Grouping
 from serve.schemas.document_schemas import ShownDocument
 from serve.schemas.index_schemas import Versions
+from serve.schemas.sent_vectors import OneOrMoreVectors, as_vectors
 from serve.schemas.strict import Name, Strict, Text, TextOrTexts
-from serve.schemas.vectors import OneOrMoreVectors, as_vectors
 
 MAX_SEARCHES = 64
 """Searches of one request; the limit on its queries may be lower."""
