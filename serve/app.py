@@ -39,7 +39,7 @@ from embedder.run.workspace import workplace
 from serve.access.keys import read_keys
 from serve.deployments.coalescing import LANES, MOST_PIECES
 from serve.deployments.ingress import Ingress
-from serve.deployments.layout import Node, choose_layout
+from serve.deployments.replica_layout import Node, choose_layout
 from serve.deployments.shard_replica import ShardReplica
 from serve.middleware.load_shedding import ENVIRONMENT
 from serve.versions.served import VersionSource

@@ -1,6 +1,6 @@
 """The Ray Serve deployments.
 
-layout            whether a replica does all by itself, or encoder and shards are deployments of their own
+replica_layout    whether a replica does all by itself, or encoder and shards are deployments of their own
 ingress           the HTTP interface, before one of the two backends
 local_backend     encoder and index in the process of the ingress
 ray_backend       the ingress's calls to those of other processes: deadlines, repeats, overload

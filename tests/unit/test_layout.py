@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedder.config.serve import ServeConfig
-from serve.deployments.layout import Node, choose_layout, replica_bytes
+from serve.deployments.replica_layout import Node, choose_layout, replica_bytes
 
 MIB = 2**20
 
