@@ -6,7 +6,10 @@ taken           refusals of a start: a port, name or route that is taken, no ind
 app             binds the deployments of a run's index
 api             all routes, errors and the OpenAPI description as one application
 service         what the routes do, apart from HTTP and from Ray
+grouping        groups of hits, by the values of a field
+cursor          where the next page of a list begins
 backend         the calls that the service makes to encoder and index
+ray_switches    the switches of a Ray that `start` starts
 replica_gpus    the GPUs of the replicas, tried before anything is deployed
 new_key         makes a key and its line in the file of keys
 http_errors     errors in the shape of the API that was asked

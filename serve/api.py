@@ -14,7 +14,7 @@ from serve.access.keys import needed_role
 from serve.http_errors import TEI_PATHS, install_handlers
 from serve.middleware.guard import Answered, Guard
 from serve.middleware.incoming import Incoming
-from serve.routes import description, embeddings, health, indexes, page, rerank, search
+from serve.routes import description, document_routes, embeddings, health, indexes, page, rerank, search
 from serve.schemas.state_schemas import ErrorResponse, TeiError
 from serve.service import Service
 
@@ -67,7 +67,7 @@ def describe() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for routes in (embeddings, rerank, search, indexes, health, page, description):
+    for routes in (embeddings, rerank, search, document_routes, indexes, health, page, description):
         api.include_router(routes.router)
     install_handlers(api)
     api.openapi = lambda: _openapi(api)  # type: ignore[method-assign] # as FastAPI's manual says
@@ -104,7 +104,7 @@ def _describe_refusals(path: str, method: str, operation: dict[str, Any]) -> Non
         operation["description"] = f"{operation.get('description', '')} Role: {role}."
     if method in {"POST", "PUT"}:
         possible |= {408, 413, 415, 429}
-    if "{" in path or path in {"/v1/embeddings", "/v1/rerank", "/v1/search", "/embed", "/info"}:
+    if "{" in path or path in {"/v1/embeddings", "/v1/rerank", "/v1/search", "/v1/search/batch", "/embed", "/info"}:
         possible |= {404}
     if path.startswith("/v1/indexes/"):
         possible |= {409, 507}

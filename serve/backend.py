@@ -21,7 +21,7 @@ from serve.schemas.state_schemas import DeploymentState
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
-CALL_FORMAT = 2
+CALL_FORMAT = 3
 """Number of what the calls from ingress to replicas carry and bring back: another one for other arguments or types."""
 
 DEADLINE: ContextVar[float] = ContextVar("deadline")
@@ -43,11 +43,18 @@ def check_format(call_format: int) -> None:
         raise ApiError(503, "the service is being updated; try again")
 
 
-QUICK_CALLS: tuple[Callable[..., Any], ...] = (OpenIndex.rank, OpenIndex.stats)
+QUICK_CALLS: tuple[Callable[..., Any], ...] = (
+    OpenIndex.rank,
+    OpenIndex.documents,
+    OpenIndex.page,
+    OpenIndex.count,
+    OpenIndex.stats,
+)
 """Methods that take milliseconds: a call that hangs is made again."""
 LONG_CALLS: tuple[Callable[..., Any], ...] = (
     OpenIndex.upsert,
     OpenIndex.delete,
+    OpenIndex.change,
     OpenIndex.writes,
     OpenIndex.changes,
     OpenIndex.pending_changes,
@@ -104,7 +111,8 @@ class Backend(Protocol):
     ) -> R:
         """Call a method of INDEX_CALLS on the index of one slice.
 
-        It may be made again after the replica has died; `delete` then counts what was left.
+        It may be made again after the replica has died; `delete` and `change` then count what
+        was left.
         """
 
     async def prepare(self, version: str) -> None:
@@ -112,3 +120,6 @@ class Backend(Protocol):
 
     async def deployments(self) -> list[DeploymentState]:
         """The replicas of every deployment, by state."""
+
+    async def metrics(self) -> str:
+        """The metrics of the service, as Prometheus reads them."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -22,18 +23,32 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 from typing_extensions import Self
 
-from serve.schemas.embedding_schemas import EmbeddingRequest, EmbeddingResponse
-from serve.schemas.index_schemas import (
+from serve.schemas.document_schemas import (
+    ChangeRequest,
+    ChangeResponse,
+    CountRequest,
+    CountResponse,
     DeleteRequest,
     DeleteResponse,
-    IndexList,
-    PointRequest,
-    PointResponse,
+    GetRequest,
+    GetResponse,
+    ListRequest,
+    ListResponse,
+    ShownDocument,
     UpsertRequest,
     UpsertResponse,
 )
+from serve.schemas.embedding_schemas import EmbeddingRequest, EmbeddingResponse
+from serve.schemas.index_schemas import IndexList, PointRequest, PointResponse
 from serve.schemas.rerank_schemas import RerankRequest, RerankResponse
-from serve.schemas.search_schemas import RetrieveRequest, RetrieveResponse, SearchRequest, SearchResponse
+from serve.schemas.search_schemas import (
+    BatchRequest,
+    BatchResponse,
+    RetrieveRequest,
+    RetrieveResponse,
+    SearchRequest,
+    SearchResponse,
+)
 from serve.schemas.state_schemas import ErrorResponse
 
 R = TypeVar("R", bound=BaseModel)
@@ -107,12 +122,36 @@ def _indexes() -> Call[IndexList]:
     return Call("GET", "/v1/indexes", IndexList)
 
 
+def _search_batch(request: BatchRequest) -> Call[BatchResponse]:
+    return Call("POST", "/v1/search/batch", BatchResponse, request)
+
+
+def _documents(index: str, what: str, answer: type[R], request: BaseModel) -> Call[R]:
+    return Call("POST", f"/v1/indexes/{quote(index, safe='')}/documents{what}", answer, request)
+
+
 def _upsert(index: str, request: UpsertRequest) -> Call[UpsertResponse]:
-    return Call("POST", f"/v1/indexes/{quote(index, safe='')}/documents", UpsertResponse, request)
+    return _documents(index, "", UpsertResponse, request)
 
 
 def _delete(index: str, request: DeleteRequest) -> Call[DeleteResponse]:
-    return Call("POST", f"/v1/indexes/{quote(index, safe='')}/documents/delete", DeleteResponse, request)
+    return _documents(index, "/delete", DeleteResponse, request)
+
+
+def _change(index: str, request: ChangeRequest) -> Call[ChangeResponse]:
+    return _documents(index, "/metadata", ChangeResponse, request)
+
+
+def _get(index: str, request: GetRequest) -> Call[GetResponse]:
+    return _documents(index, "/get", GetResponse, request)
+
+
+def _count(index: str, request: CountRequest) -> Call[CountResponse]:
+    return _documents(index, "/count", CountResponse, request)
+
+
+def _list(index: str, request: ListRequest) -> Call[ListResponse]:
+    return _documents(index, "/list", ListResponse, request)
 
 
 def _point(index: str, version: str) -> Call[PointResponse]:
@@ -150,6 +189,10 @@ class Client:
         """Hits of one or more queries."""
         return self._send(_search(request))
 
+    def search_batch(self, request: BatchRequest) -> BatchResponse:
+        """Hits of several searches."""
+        return self._send(_search_batch(request))
+
     def retrieve(self, task: str, request: RetrieveRequest) -> RetrieveResponse:
         """A prompt for the LLM."""
         return self._send(_retrieve(task, request))
@@ -168,6 +211,31 @@ class Client:
     def delete(self, index: str, request: DeleteRequest) -> DeleteResponse:
         """Remove documents."""
         return self._send(_delete(index, request))
+
+    def change(self, index: str, request: ChangeRequest) -> ChangeResponse:
+        """Change the metadata of documents."""
+        return self._send(_change(index, request))
+
+    def get(self, index: str, request: GetRequest) -> GetResponse:
+        """Documents by id and dataset."""
+        return self._send(_get(index, request))
+
+    def count(self, index: str, request: CountRequest) -> CountResponse:
+        """How many documents there are, or fit a filter."""
+        return self._send(_count(index, request))
+
+    def list(self, index: str, request: ListRequest) -> ListResponse:
+        """A page of the documents."""
+        return self._send(_list(index, request))
+
+    def documents(self, index: str, request: ListRequest) -> Iterator[ShownDocument]:
+        """All documents from a page on, asked for page by page."""
+        while True:
+            page = self.list(index, request)
+            yield from page.documents
+            if page.cursor is None:
+                return
+            request = request.model_copy(update={"cursor": page.cursor})
 
     def point(self, index: str, version: str) -> PointResponse:
         """Let an alias serve a version."""
@@ -203,6 +271,10 @@ class AsyncClient:
         """Hits of one or more queries."""
         return await self._send(_search(request))
 
+    async def search_batch(self, request: BatchRequest) -> BatchResponse:
+        """Hits of several searches."""
+        return await self._send(_search_batch(request))
+
     async def retrieve(self, task: str, request: RetrieveRequest) -> RetrieveResponse:
         """A prompt for the LLM."""
         return await self._send(_retrieve(task, request))
@@ -221,6 +293,32 @@ class AsyncClient:
     async def delete(self, index: str, request: DeleteRequest) -> DeleteResponse:
         """Remove documents."""
         return await self._send(_delete(index, request))
+
+    async def change(self, index: str, request: ChangeRequest) -> ChangeResponse:
+        """Change the metadata of documents."""
+        return await self._send(_change(index, request))
+
+    async def get(self, index: str, request: GetRequest) -> GetResponse:
+        """Documents by id and dataset."""
+        return await self._send(_get(index, request))
+
+    async def count(self, index: str, request: CountRequest) -> CountResponse:
+        """How many documents there are, or fit a filter."""
+        return await self._send(_count(index, request))
+
+    async def list(self, index: str, request: ListRequest) -> ListResponse:
+        """A page of the documents."""
+        return await self._send(_list(index, request))
+
+    async def documents(self, index: str, request: ListRequest) -> AsyncIterator[ShownDocument]:
+        """All documents from a page on, asked for page by page."""
+        while True:
+            page = await self.list(index, request)
+            for document in page.documents:
+                yield document
+            if page.cursor is None:
+                return
+            request = request.model_copy(update={"cursor": page.cursor})
 
     async def point(self, index: str, version: str) -> PointResponse:
         """Let an alias serve a version."""

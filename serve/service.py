@@ -6,23 +6,32 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from typing_extensions import Unpack
 
 from embedder.config.cutting import PromptedText, prompted_text
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
-from embedder.index.documents import Document, DocumentName
+from embedder.index.documents import DocumentName
 from embedder.index.filters import Filter
 from embedder.index.living import CollectionStats
-from embedder.index.opened import OpenIndex, combine
-from embedder.index.results import Hit, Shown, too_large
+from embedder.index.metadata_change import MetadataChange
+from embedder.index.opened import OpenIndex, combine, first_by_name
+from embedder.index.results import Hit, SearchResults, Shown, StoredDocument, stored_documents, too_large
 from embedder.index.search_options import SearchOptions
 from serve.access.audit import AuditLog
 from serve.access.keys import Keys
-from serve.backend import Backend, time_left
+from serve.backend import Backend, R, Ts, time_left
+from serve.grouping import grouped
 from serve.http_errors import ApiError
 from serve.middleware.incoming import Traffic
+from serve.schemas.document_schemas import WrittenDocument
 from serve.schemas.search_schemas import SearchFields, Timing
+from serve.schemas.sent_vectors import unit_vectors
 from serve.schemas.state_schemas import DeploymentState
 from serve.versions.served import Served, Version
 from serve.versions.write_replay import WriteReplayer
@@ -31,6 +40,8 @@ FRESH_S = 1.0
 """How long an answer about health, replicas or aliases holds, so that asking for it costs nothing."""
 SHORTLY_S = 1.0
 """For going over to what the aliases name, where an answer need not wait for it."""
+NAMES_AT_ONCE = 2048
+"""Names of a page, where all that fit a filter are asked for."""
 SPARE = 4
 """How many times the bytes of an answer each ranking of a shard may have."""
 
@@ -53,7 +64,8 @@ class Service:
         self.audit = AuditLog(settings.audit_file)
         self._answers: dict[str, tuple[float, asyncio.Task[Any]]] = {}
         self._following = asyncio.Lock()
-        self._replayer = WriteReplayer(backend, served.source, settings.timeout_s, is_on=settings.replay_writes)
+        replays = settings.replay_writes and not settings.read_only
+        self._replayer = WriteReplayer(backend, served.source, settings.timeout_s, is_on=replays)
 
     def texts(self, given: str | list[str], name: str, most: int | None = None) -> list[str]:
         """The texts of a request, within the limits.
@@ -93,83 +105,231 @@ class Service:
         return prompted
 
     async def search(
-        self, version: Version, task: str, fields: SearchFields, texts: list[str]
+        self,
+        version: Version,
+        task: str,
+        fields: SearchFields,
+        texts: list[str],
+        vectors: Sequence[Sequence[float]] = (),
+        share: int = 1,
     ) -> tuple[list[list[Hit]], Timing]:
-        """The best documents of a task for each text, over all shards, and how long they took.
+        """The best documents of a task for each text, or each vector, over all shards, and how long they took.
+
+        Args:
+            share: how many searches share the bytes of an answer.
 
         Raises:
-            ApiError: k is too large, there is no such task, or no index for the mode.
+            ApiError: k is too large, there is no such task, no index for the mode, or a vector does not fit.
             DataError: the hits are too large, or the queries have too many words.
         """
         began = time.perf_counter()
-        if fields.k > self.settings.max_results:
-            raise ApiError(400, f"k {fields.k}: at most {self.settings.max_results}", param="k")
+        max_bytes = self.settings.max_answer_bytes // share
+        self._check_results(fields)
         prompted = self.prompted(version, task, "query", texts)
         version.check_documents(task)
-        options = SearchOptions(
-            k=fields.k,
-            mode=fields.mode,
-            filter=fields.filter,
-            parameters=fields.parameters,
-            # A shard sends k hits, or more where rankings are fused, of which the answer holds only a part.
-            shown=Shown(payload=fields.shows_payload, max_bytes=SPARE * self.settings.max_answer_bytes),
-        )
         query_QD = None
-        if fields.mode != "lexical":
+        if vectors:
+            query_QD = unit_vectors(vectors, version.manifest.dimension, "vector")
+        elif fields.mode != "lexical":
             query_QD = (await self.backend.encode(version.name, prompted, True)).vector_ND
         encoded = time.perf_counter()
-        timed = options.model_copy(update={"seconds": time_left()})
-        calls = [
-            self.backend.call(part, version.name, OpenIndex.rank, task, timed, query_QD, texts)
-            for part in version.slices(self.backend.num_slices)
-        ]
-        results = combine(await asyncio.gather(*calls), options)
-        if results.table.nbytes > self.settings.max_answer_bytes:
-            raise too_large()
-        hits = results.hits()
+
+        async def ranked(wanted: Filter | None, k: int) -> SearchResults:
+            # A shard sends k hits, or more where rankings are fused, of which the answer holds only a part.
+            shown = replace(fields.shown, max_bytes=SPARE * max_bytes)
+            options = SearchOptions(
+                k=k, mode=fields.mode, filter=wanted, parameters=fields.parameters, shown=shown, seconds=time_left()
+            )
+            results = combine(await self._of_all(version, OpenIndex.rank, task, options, query_QD, texts), options)
+            kept = results.part(fields.offset, fields.score_threshold)
+            if kept.table.nbytes > max_bytes:
+                raise too_large()
+            return kept
+
+        if fields.grouping is None:
+            hits = (await ranked(fields.filter, fields.k + fields.offset)).hits()
+        else:
+            hits = [await grouped(ranked, fields.grouping, fields.k, fields.filter)]
         ended = time.perf_counter()
         timing = Timing(encode=1000 * (encoded - began), search=1000 * (ended - encoded), total=1000 * (ended - began))
         return hits, timing
 
-    async def upsert(self, version: Version, task: str, documents: Sequence[Document]) -> None:
-        """Encode documents and write them; they are found when this returns.
+    def _check_results(self, fields: SearchFields) -> None:
+        """Refuse more results than a search may have.
+
+        Raises:
+            ApiError: it names what makes them so many.
+        """
+        most, size = self.settings.max_results, fields.grouping.size if fields.grouping else 1
+        if fields.k > most:
+            raise ApiError(400, f"k {fields.k}: at most {most}", param="k")
+        if fields.k * size > most:
+            raise ApiError(400, f"k {fields.k} times group_size {size}: at most {most}", param="group_size")
+        if fields.k + fields.offset > most:
+            raise ApiError(400, f"offset {fields.offset} and k {fields.k}: at most {most} together", param="offset")
+
+    async def documents(
+        self, version: Version, task: str, names: Sequence[DocumentName], wanted: Filter | None, shown: Shown
+    ) -> list[StoredDocument]:
+        """Those of the documents that are there and fit a filter, in the order of their names.
+
+        Raises:
+            ApiError: there is no such task.
+            DataError: they are too large together.
+        """
+        bounded = replace(shown, max_bytes=self.settings.max_answer_bytes)
+        tables = await self._of_named(version, OpenIndex.documents, task, names, wanted, bounded)
+        found = stored_documents(self._table(tables))
+        place = {name: i for i, name in enumerate(names)}
+        return sorted(found, key=lambda one: place[one.id, one.dataset])
+
+    async def count(self, version: Version, task: str, wanted: Filter | None) -> int:
+        """How many documents of a task fit a filter; None: all of them.
 
         Raises:
             ApiError: there is no such task.
         """
-        texts = self.prompted(version, task, "passage", [document.whole_text for document in documents])
-        vector_ND = (await self.backend.encode(version.name, texts, True)).vector_ND
+        version.check_documents(task)
+        return sum(await self._of_all(version, OpenIndex.count, task, wanted))
+
+    async def page(
+        self,
+        version: Version,
+        task: str,
+        after: DocumentName | None,
+        limit: int,
+        wanted: Filter | None,
+        shown: Shown,
+    ) -> list[StoredDocument]:
+        """The first documents of a task, by id and dataset, that come after a name and fit a filter.
+
+        Raises:
+            ApiError: there is no such task.
+            DataError: they are too large together.
+        """
+        version.check_documents(task)
+        bounded = replace(shown, max_bytes=self.settings.max_answer_bytes)
+        pages = await self._of_all(version, OpenIndex.page, task, after, limit, wanted, bounded)
+        return stored_documents(first_by_name([self._table(pages)], limit))
+
+    def _table(self, parts: Sequence[pa.Table]) -> pa.Table:
+        table = pa.concat_tables(parts)
+        if table.nbytes > self.settings.max_answer_bytes:
+            raise too_large()
+        return table
+
+    async def upsert(self, version: Version, task: str, documents: Sequence[WrittenDocument]) -> None:
+        """Encode those of the documents that come without a vector, and write all; they are found when this returns.
+
+        Raises:
+            ApiError: there is no such task, or a vector does not fit.
+        """
+        given = {i: one.vector for i, one in enumerate(documents) if one.vector is not None}
+        plain = [i for i in range(len(documents)) if i not in given]
+        vector_ND = np.empty((len(documents), version.manifest.dimension), dtype=np.float32)
+        vector_ND[list(given)] = unit_vectors(list(given.values()), version.manifest.dimension, "documents")
+        texts = self.prompted(version, task, "passage", [documents[i].whole_text for i in plain])
+        if texts:
+            vector_ND[plain] = (await self.backend.encode(version.name, texts, True)).vector_ND
+        rows = [one if one.vector is None else one.model_copy(update={"vector": None}) for one in documents]
         parts = version.by_slice([document.id for document in documents], self.backend.num_slices)
         calls = [
             self.backend.call(
-                part, version.name, OpenIndex.upsert, task, [documents[i] for i in positions], vector_ND[positions]
+                part, version.name, OpenIndex.upsert, task, [rows[i] for i in positions], vector_ND[positions]
             )
             for part, positions in parts.items()
         ]
         await asyncio.gather(*calls)
 
     async def delete(
-        self, version: Version, task: str, names: Sequence[DocumentName], within: Mapping[str, str] | None = None
+        self,
+        version: Version,
+        task: str,
+        names: Sequence[DocumentName],
+        within: Mapping[str, str] | None = None,
+        wanted: Filter | None = None,
     ) -> int:
-        """Remove documents, of those that belong to `within` if it is given; returns how many there were.
+        """Remove those of the documents that belong to `within` and fit a filter, if these are given.
+
+        Returns how many there were.
 
         Raises:
             ApiError: there is no such task.
         """
-        self.prompted(version, task, "passage", [])
-        parts = version.by_slice([document_id for document_id, _ in names], self.backend.num_slices)
-        calls = [
-            self.backend.call(part, version.name, OpenIndex.delete, task, [names[i] for i in positions], within)
-            for part, positions in parts.items()
-        ]
-        return sum(await asyncio.gather(*calls))
+        return sum(await self._of_named(version, OpenIndex.delete, task, names, within, wanted))
+
+    async def change(
+        self,
+        version: Version,
+        task: str,
+        names: Sequence[DocumentName],
+        change: MetadataChange,
+        within: Mapping[str, str] | None = None,
+        wanted: Filter | None = None,
+    ) -> int:
+        """Change the metadata of those of the documents that belong to `within` and fit a filter, if these are given.
+
+        Returns how many there were.
+
+        Raises:
+            ApiError: there is no such task.
+            DataError: a document would have too many fields; nothing of its shard was written.
+        """
+        return sum(await self._of_named(version, OpenIndex.change, task, names, change, within, wanted))
 
     async def stats(self, version: Version, wanted: Filter | None = None) -> dict[str, list[CollectionStats]]:
         """Sizes of the collections of all shards, by task; with a filter of the documents that fit it."""
-        slices = version.slices(self.backend.num_slices)
-        calls = [self.backend.call(part, version.name, OpenIndex.stats, wanted) for part in slices]
-        parts = await asyncio.gather(*calls)
+        parts = await self._of_all(version, OpenIndex.stats, wanted)
         return {task: [stats for part in parts for stats in part[task]] for task in version.manifest.collections}
+
+    async def names(self, version: Version, task: str, wanted: Filter | None) -> list[DocumentName]:
+        """The names of all documents of a task that fit a filter, of which one call is to change each.
+
+        Raises:
+            ApiError: there is no such task, or they are more than one call may change.
+        """
+        count, most = await self.count(version, task, wanted), self.settings.max_changed
+        if count > most:
+            raise ApiError(
+                400, f"filter: {count} documents fit; at most {most} a call (serve.max_changed)", param="filter"
+            )
+        names: list[DocumentName] = []
+        while True:
+            after, shown = names[-1] if names else None, Shown(payload=False)
+            pages = await self._of_all(version, OpenIndex.page, task, after, NAMES_AT_ONCE, wanted, shown)
+            page = first_by_name(pages, NAMES_AT_ONCE)
+            names += zip(page["id"].to_pylist(), page["dataset"].to_pylist(), strict=True)
+            if page.num_rows < NAMES_AT_ONCE:
+                return names
+
+    async def _of_all(
+        self, version: Version, method: Callable[[OpenIndex, Unpack[Ts]], R], *arguments: Unpack[Ts]
+    ) -> list[R]:
+        """Ask every slice of a version; returns the answers."""
+        slices = version.slices(self.backend.num_slices)
+        return await asyncio.gather(*(self.backend.call(part, version.name, method, *arguments) for part in slices))
+
+    async def _of_named(
+        self,
+        version: Version,
+        method: Callable[[OpenIndex, str, list[DocumentName], Unpack[Ts]], R],
+        task: str,
+        names: Sequence[DocumentName],
+        *arguments: Unpack[Ts],
+    ) -> list[R]:
+        """What the slices answer that hold some documents, each asked for its own of the names.
+
+        Raises:
+            ApiError: there is no such task.
+        """
+        version.check_documents(task)
+        parts = version.by_slice([document_id for document_id, _ in names], self.backend.num_slices)
+        return await asyncio.gather(
+            *(
+                self.backend.call(part, version.name, method, task, [names[i] for i in own], *arguments)
+                for part, own in parts.items()
+            )
+        )
 
     async def follow(self, seconds: float | None = None) -> None:
         """Go over to what the aliases name now; after so many seconds leave it to the next look.
@@ -184,7 +344,8 @@ class Service:
         # One at a time: the loop of the ingress and requests follow too, and two would load a version twice.
         async with self._following:
             await self.served.follow(self.backend.prepare, self._replayer.may_move)
-            self._replayer.look(self.served)
+            if not self.settings.read_only:
+                self._replayer.look(self.served)
 
     async def known(self, find: Callable[[], Version]) -> Version:
         """What `find` finds among the versions that are served, after a look at the aliases if it finds nothing.
@@ -213,6 +374,10 @@ class Service:
     async def deployments(self) -> list[DeploymentState]:
         """The replicas of every deployment, by state, as Ray said within the last second."""
         return await self._fresh("deployments", self.backend.deployments)
+
+    async def metrics(self) -> str:
+        """The metrics of the service, as Prometheus reads them, of the last second."""
+        return await self._fresh("metrics", self.backend.metrics)
 
     async def _fresh(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
         asked, known = self._answers.get(name, (0.0, None))

@@ -138,6 +138,9 @@ class LocalBackend(InProcess):
     async def deployments(self):
         return [DeploymentState(name="service", status="HEALTHY", replicas={"RUNNING": 1})]
 
+    async def metrics(self):
+        return "# TYPE ray_embedder_requests_total counter\nray_embedder_requests_total 0.0\n"
+
 
 def local_service(config: RunConfig) -> Service:
     """The service of a run, without Ray."""

@@ -27,6 +27,9 @@ class ServeConfig(Section):
     cors_origins: list[str] | None = None
     """Origins, such as `https://app.example`, whose pages may ask the service from a browser; `*` stands for all. null:
     all where keys are asked for, because a page can do nothing without one, and none where they are not."""
+    read_only: bool = False
+    """Refuse to write and delete documents and to move aliases, for every key. What others write to the same folder is
+    found, aliases that they move are followed, and nothing is compacted or replayed here."""
     insecure: bool = False
     """Listen beyond loopback without keys, in a network that keeps strangers out by itself."""
     host_names: list[str] = Field(default=[])
@@ -52,6 +55,9 @@ class ServeConfig(Section):
     """Tokens of all texts of a request together, as the model reads them."""
     max_results: int = Field(default=100, ge=1, le=1000)
     """Greatest k of a search."""
+    max_changed: int = Field(default=10_000, ge=1)
+    """Documents that fit the filter of one call which deletes them or changes their metadata. Where more fit, none is
+    touched."""
     max_answer_bytes: int = Field(default=16 * 2**20, ge=1024)
     """Bytes of the hits of a search: text, title, metadata and names. What exceeds it is refused before it is fetched,
     with `with_payload: false` as a way out."""

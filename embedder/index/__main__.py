@@ -3,6 +3,7 @@
     python -m embedder.index runs/demo/indexes                        list versions and aliases
     python -m embedder.index runs/demo/indexes snapshot NAME          all there is now as a version of its own
     python -m embedder.index runs/demo/indexes restore FOLDER NAME    a bundle from elsewhere, once it is verified
+    python -m embedder.index runs/demo/indexes export TASK FILE       all documents of a task with vectors, as Parquet
     python -m embedder.index runs/demo/indexes point ALIAS VERSION    let an alias name another version
     python -m embedder.index runs/demo/indexes remove VERSION         remove one that no alias names, with its writes
 
@@ -45,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     restore = actions.add_parser("restore", help="a bundle from elsewhere as a version")
     restore.add_argument("folder", type=Path)
     restore.add_argument("name")
+    export = actions.add_parser("export", help="all documents of a task with their vectors, as a Parquet file")
+    export.add_argument("task")
+    export.add_argument("file", type=Path)
+    export.add_argument("--of", default="live", help="version, or alias of one; default live")
     point = actions.add_parser("point", help="let an alias name a version")
     point.add_argument("alias")
     point.add_argument("version")
@@ -64,6 +69,7 @@ def _run(options: argparse.Namespace) -> list[str]:
     # FAISS is imported here and not above, because help and a wrong folder must not wait for it.
     from embedder.index.catalog import Catalog
     from embedder.index.opened import OpenIndex
+    from embedder.index.parquet_export import export_documents
 
     catalog = Catalog(options.indexes)
     match options.action:
@@ -71,6 +77,11 @@ def _run(options: argparse.Namespace) -> list[str]:
             version = catalog.resolve(options.of)
             OpenIndex.open(catalog.bundle(version), catalog.state(version)).snapshot(catalog, options.name)
             return [f"{catalog.bundle(options.name)}: a snapshot of {version}; {_size(catalog, options.name)}"]
+        case "export":
+            version = catalog.resolve(options.of)
+            index = OpenIndex.open(catalog.bundle(version), catalog.state(version))
+            rows = export_documents(index, options.task, options.file)
+            return [f"{options.file}: {rows:,} documents of {options.task} in {version}"]
         case "restore":
             catalog.restore(options.folder, options.name)
             return [f"{catalog.bundle(options.name)}: restored; {_size(catalog, options.name)}"]

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from embedder.config.index import BuildSettings, SearchParameters
 from embedder.errors import BundleError, DataError
 from embedder.hashing import file_sha256
-from embedder.index.documents import BY_NAME, PAYLOAD, DocumentName, Row, row_named
+from embedder.index.documents import BY_NAME, PAYLOAD, DocumentName, Row, first_after, row_named
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.faiss_index import (
     DEFAULTS,
@@ -208,6 +208,10 @@ class Collection:
     def row_of(self, name: DocumentName) -> int | None:
         """The row of a document, found by binary search; None: there is none of that name."""
         return row_named(self._ids, self.payload["dataset"], name)
+
+    def first_after(self, name: DocumentName) -> int:
+        """The first row that comes after a name, which need not be there."""
+        return first_after(self._ids, self.payload["dataset"], name)
 
     def row(self, position: int) -> Row:
         """The document of a row."""

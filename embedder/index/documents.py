@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from operator import methodcaller
 from typing import Annotated, NamedTuple
 
@@ -52,6 +52,12 @@ class Row(NamedTuple):
     def digest(self) -> str:
         """Hash of all fields but the name."""
         return content_id(self.text, self.title, self.metadata)
+
+
+def payload_table(rows: Sequence[Row]) -> pa.Table:
+    """Rows as a table of PAYLOAD."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(PAYLOAD)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, PAYLOAD, strict=True)], PAYLOAD)
 
 
 def _id_text(given: object) -> object:
@@ -103,6 +109,18 @@ def row_named(ids: pa.Array, datasets: pa.ChunkedArray, name: DocumentName) -> i
             return row
         row += 1
     return None
+
+
+def first_after(ids: pa.Array, datasets: pa.ChunkedArray, name: DocumentName) -> int:
+    """The first row that comes after a name, among rows in the order of id and dataset; their number if there is none.
+
+    The name need not be there.
+    """
+    document_id, dataset = name
+    row = bisect_left(ids, document_id, key=AS_PYTHON)
+    while row < len(ids) and ids[row].as_py() == document_id and datasets[row].as_py() <= dataset:
+        row += 1
+    return row
 
 
 def asked_values(field: str, value: Scalar) -> list[Scalar]:

@@ -1,10 +1,10 @@
-"""Filters on metadata, in the vocabulary of Qdrant: must, should and must_not of match and range conditions.
+"""Filters on metadata, in the vocabulary of Qdrant: must, should and must_not of conditions.
 
     {"must": [{"key": "language", "match": {"value": "en"}}, {"key": "year", "range": {"gte": 2020}}],
-     "must_not": [{"key": "tags", "match": {"any": ["draft", "old"]}}]}
+     "must_not": [{"key": "tags", "match": {"any": ["draft", "old"]}}, {"is_empty": {"key": "author"}}]}
 
-A condition is true for a document with at least one value of that field that fits; a document without the field fits no
-condition. Texts are compared by code point, so that ISO dates of one time zone can be compared too.
+A condition on a field is true for a document with at least one value of that field that fits; without the field it
+fits `is_empty` alone. Texts are compared by code point, so that ISO dates of one time zone can be compared too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from embedder.data.metadata import DATASET_FIELD, ID_FIELD, Kind, Number, Scalar, Text, kind_of
+from embedder.index.documents import DocumentId
 from embedder.index.sent import Sent
 
 MAX_DEPTH = 8
@@ -103,10 +104,13 @@ class Range(_Part):
         )
 
 
+Key = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+
 class Condition(_Part):
     """What one field must hold; `dataset` is a field too, and `id` is, beside one of that name in the metadata."""
 
-    key: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    key: Key
     match: Match | None = None
     range: Range | None = None
 
@@ -127,22 +131,73 @@ class Condition(_Part):
                 raise ValueError(f"{self.key} is a text; give a text to compare it with")
         return self
 
+    @property
+    def num_values(self) -> int:
+        return len(self.match.values) if self.match else 0
+
+
+class NamedField(_Part):
+    """A field of the metadata."""
+
+    key: Key
+
+
+class IsEmpty(_Part):
+    """A field without any value. Null, an empty list and no such field are the same here, and both names mean it."""
+
+    is_empty: NamedField | None = None
+    is_null: NamedField | None = None
+
+    @model_validator(mode="after")
+    def exactly_one(self) -> IsEmpty:
+        """Refuse none and both."""
+        if (self.is_empty is None) == (self.is_null is None):
+            raise ValueError("give exactly one of is_empty, is_null")
+        return self
+
+    @property
+    def key(self) -> str:
+        return next(field.key for field in (self.is_empty, self.is_null) if field is not None)
+
+    @property
+    def num_values(self) -> int:
+        return 0
+
+
+class HasId(_Part):
+    """The id of the document itself, in whatever dataset."""
+
+    has_id: Annotated[list[DocumentId], Field(max_length=MAX_VALUES, fail_fast=True)]
+
+    @property
+    def num_values(self) -> int:
+        return len(self.has_id)
+
 
 def _as_list(given: object) -> object:
     return [given] if isinstance(given, dict) else given
 
 
+BRANCHES = {"condition": {"key", "match", "range"}, "empty": {"is_empty", "is_null"}, "id": {"has_id"}}
+"""Fields by which a part of a filter is told."""
+
+
 def _branch(part: object) -> str:
     """The branch of a part of a filter, so that an error speaks of the one that was meant."""
     if isinstance(part, dict):
-        return "condition" if part.keys() & {"key", "match", "range"} else "filter"
-    return "condition" if isinstance(part, Condition) else "filter"
+        return next((branch for branch, names in BRANCHES.items() if part.keys() & names), "filter")
+    if isinstance(part, Condition):
+        return "condition"
+    return "empty" if isinstance(part, IsEmpty) else "id" if isinstance(part, HasId) else "filter"
 
 
 Parts = Annotated[
     list[
         Annotated[
-            Annotated[Condition, Tag("condition")] | Annotated["Filter", Tag("filter")],
+            Annotated[Condition, Tag("condition")]
+            | Annotated[IsEmpty, Tag("empty")]
+            | Annotated[HasId, Tag("id")]
+            | Annotated["Filter", Tag("filter")],
             Discriminator(_branch),
         ]
     ],
@@ -171,7 +226,7 @@ class Filter(_Part):
         return self
 
     @property
-    def parts(self) -> list[Condition | Filter]:
+    def parts(self) -> list[Part]:
         """All conditions and filters right within it."""
         return [*self.must, *self.should, *self.must_not]
 
@@ -187,11 +242,11 @@ class Filter(_Part):
 
     @property
     def num_values(self) -> int:
-        """Values of the match conditions at all depths."""
-        return sum(
-            part.num_values if isinstance(part, Filter) else len(part.match.values) if part.match else 0
-            for part in self.parts
-        )
+        """Values of the conditions at all depths."""
+        return sum(part.num_values for part in self.parts)
+
+
+Part = Condition | IsEmpty | HasId | Filter
 
 
 class FieldIndex(Protocol):
@@ -210,6 +265,9 @@ class FieldIndex(Protocol):
     def having(self, field: str) -> Rows:
         """Rows with any value of that field."""
 
+    def identified(self, document_id: str) -> Rows:
+        """Rows of the documents of that id."""
+
 
 def matching(wanted: Filter, fields: FieldIndex) -> Mask:
     """A mask of the rows that fit a filter."""
@@ -217,7 +275,7 @@ def matching(wanted: Filter, fields: FieldIndex) -> Mask:
     # One mask for all conditions of a kind: with a mask each, 256 of them would fill the memory of as many.
     marked = np.empty_like(mask)
 
-    def fitting_any(parts: Sequence[Condition | Filter]) -> Mask:
+    def fitting_any(parts: Sequence[Part]) -> Mask:
         marked[:] = False
         for part in parts:
             _mark(part, fields, marked)
@@ -246,10 +304,17 @@ def both(own: Filter | None, wanted: Filter | None) -> Filter | None:
     return wanted.model_copy(update={"must": [*own.must, *wanted.must]})
 
 
-def _mark(part: Condition | Filter, fields: FieldIndex, mask: Mask) -> None:
+def _mark(part: Part, fields: FieldIndex, mask: Mask) -> None:
     """Set the rows that fit a part of a filter, and leave the others as they are."""
     if isinstance(part, Filter):
         mask |= matching(part, fields)
+    elif isinstance(part, HasId):
+        for document_id in part.has_id:
+            mask[fields.identified(document_id)] = True
+    elif isinstance(part, IsEmpty):
+        fitting = np.ones_like(mask)
+        fitting[fields.having(part.key)] = False
+        mask |= fitting
     elif part.range is not None:
         mask[fields.between(part.key, part.range)] = True
     elif part.match is not None and part.match.except_ is not None:

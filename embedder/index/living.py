@@ -13,8 +13,6 @@ builds a generation in the background and then moves CURRENT. A reader keeps the
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -28,34 +26,24 @@ from embedder.config.index import SearchParameters
 from embedder.data.metadata import written_down
 from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, CollectionIdentity, History
+from embedder.index.collection_reader import Reader, Reading
 from embedder.index.compaction import write_compacted
-from embedder.index.documents import Document, DocumentName, Row
+from embedder.index.documents import Document, DocumentName, Row, payload_table
 from embedder.index.exact import Vectors
 from embedder.index.filters import Filter
 from embedder.index.lexical import NEVER, words_of
 from embedder.index.log import Log, deletions, operations
 from embedder.index.manifest import REMEDY
-from embedder.index.memtable import Memtable, MemtableView
-from embedder.index.results import EVERYTHING, SearchResults, Shown
+from embedder.index.memtable import MemtableView
+from embedder.index.metadata_change import MetadataChange
+from embedder.index.metadata_index import fitting_rows
+from embedder.index.results import EVERYTHING, SearchResults, Shown, fetched
+from embedder.index.state_folder import StateFolder
 from embedder.index.writes import Change
-from embedder.storage.durable import appearing, locked, remove_unfinished, write_durably
+from embedder.storage.durable import appearing, locked
 
-CURRENT = "CURRENT"
 MAX_FIELDS = 1024
 """Different fields of the metadata in a collection."""
-
-
-@dataclass
-class _Reading:
-    """How far one generation and its log have been read."""
-
-    generation: int
-    base: Collection
-    memtable: Memtable
-    segment: int
-    """Number of the log segment that is read; one below the generation while there is none."""
-    log: Log | None = None
-    position: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,12 +65,9 @@ class MutableCollection:
         Raises:
             BundleError: a file is missing or damaged, or belongs elsewhere.
         """
-        self.identity, self._bundled, self._state = identity, bundled, state
+        self.identity, self._files = identity, StateFolder(state)
         self._lock = threading.RLock()
-        self._reading = self._open()
-        self._is_recovered = self._recover()
-        with self._lock:
-            self._catch_up()
+        self._reader = Reader(bundled, self._files, identity)
 
     def search(
         self,
@@ -105,7 +90,7 @@ class MutableCollection:
                 "or are not finite"
             )
         # The lock is held for the view alone: filters and queries of many words take seconds, and writes would wait.
-        return self._view().fitting(wanted).nearest(query_QD, k, parameters, shown)
+        return self.view().fitting(wanted).nearest(query_QD, k, parameters, shown)
 
     def search_words(
         self,
@@ -122,7 +107,7 @@ class MutableCollection:
             DataError: the queries have too many words, or the hits hold more bytes than may be shown.
             TimeoutError: the deadline has passed; it is looked at before each query.
         """
-        view = self._view()
+        view = self.view()
         settings = view.base.info.settings
         if not settings.lexical:
             raise ValueError("this index was built without words; set index.lexical and build it again")
@@ -147,13 +132,66 @@ class MutableCollection:
             if rows:
                 self._append(self._batch(rows, np.asarray(vector_PD)[list(last.values())], [self._now()] * len(rows)))
 
-    def delete(self, names: Sequence[DocumentName], within: Mapping[str, str] | None = None) -> int:
-        """Remove documents, or those that belong to `within`; returns how many there were. They are found no longer."""
+    def delete(
+        self, names: Sequence[DocumentName], within: Mapping[str, str] | None = None, wanted: Filter | None = None
+    ) -> int:
+        """Remove those of the documents that belong to `within` and fit a filter, if these are given.
+
+        Returns how many there were. They are found no longer.
+        """
         with locked(self.write_lock), self._lock:
             self._catch_up()
-            present = [name for name in dict.fromkeys(names) if self._reading.memtable.holds(name, within)]
+            present = self._changeable(names, within, wanted)
             self._remove(present, [self._now()] * len(present))
         return len(present)
+
+    def change(
+        self,
+        names: Sequence[DocumentName],
+        change: MetadataChange,
+        within: Mapping[str, str] | None = None,
+        wanted: Filter | None = None,
+    ) -> int:
+        """Change the metadata of those of the documents that belong to `within` and fit a filter, if these are given.
+
+        Returns how many there were. Text and vector stay as they are.
+
+        Raises:
+            DataError: one would have too many fields; nothing was written.
+        """
+        with locked(self.write_lock), self._lock:
+            self._catch_up()
+            memtable = self._reading.memtable
+            present = self._changeable(names, within, wanted)
+            rows = [row for name in present if (row := memtable.row(name)) is not None]
+            changed = [(new, i) for i, row in enumerate(rows) if (new := change.applied(row)) != row]
+            if changed:
+                vectors = np.stack([memtable.vector(present[i]) for _, i in changed])
+                self._append(self._batch([row for row, _ in changed], vectors, [self._now()] * len(changed)))
+        return len(rows)
+
+    def documents(self, names: Sequence[DocumentName], wanted: Filter | None, shown: Shown) -> pa.Table:
+        """The documents of those names that fit a filter, as `results.fetched` gives them, in the order of the names.
+
+        Raises:
+            DataError: they hold more bytes than may be shown.
+        """
+        with self._lock:
+            self._catch_up()
+            memtable = self._reading.memtable
+            found = [(row, memtable.vector(name)) for name in names if (row := memtable.row(name)) is not None]
+        fits = fitting_rows(wanted, [row for row, _ in found])
+        kept = [one for one, is_kept in zip(found, fits, strict=True) if is_kept]
+        vectors = np.array([vector for _, vector in kept], np.float32).reshape(len(kept), self.identity.dimension)
+        return fetched(np.arange(len(kept)), payload_table([row for row, _ in kept]), shown, vectors)
+
+    def page(self, after: DocumentName | None, limit: int, wanted: Filter | None, shown: Shown) -> pa.Table:
+        """The first documents, by id and dataset, that come after a name and fit a filter, as `results.fetched` does.
+
+        Raises:
+            DataError: they hold more bytes than may be shown.
+        """
+        return self.view().fitting(wanted).page(after, limit, shown)
 
     def writes(self) -> pa.Table:
         """All writes so far, as `writes.WRITES` in the order of id and dataset."""
@@ -208,10 +246,10 @@ class MutableCollection:
 
         Returns whether there was anything to compact, and nobody else was at it.
         """
-        with locked(self._state / "compact.lock", wait=False) as alone:
+        with locked(self._files.compact_lock, wait=False) as alone:
             if not alone:
                 return False
-            remove_unfinished(self._state / "generations")
+            self._files.remove_unfinished()
             self.adopt()
             with locked(self.write_lock), self._lock:
                 self._catch_up()
@@ -222,16 +260,16 @@ class MutableCollection:
                 number = self._begin_segment(self._reading.log)
                 view, writes = self.freeze()
             # No lock is held from here on, because building may take minutes; searches and writes go on.
-            final = self._generation(number)
+            final = self._files.generation(number)
             # On the disk before CURRENT names it, so that a kill between the two leaves the old generation valid. What
             # a full disk cuts short is removed at once, because it takes the room that writes need.
             with appearing(final) as folder:
                 write_compacted(view, History(number, writes), folder)
             digest = Collection.load(final, self.identity, check=False).info.digest
-            write_durably(self._state / CURRENT, f"{number} {digest}\n".encode())
+            self._files.make_current(number, digest)
             self.adopt()
             # One generation back is kept, because other processes read it until they adopt this one.
-            self._remove_before(previous)
+            self._files.remove_before(previous)
             return True
 
     def _begin_segment(self, log: Log) -> int:
@@ -240,7 +278,7 @@ class MutableCollection:
             return self._reading.segment
         # A power cut must not take its end back: only the last segment is recovered.
         log.sync()
-        Log.create(self._segment(self._reading.segment + 1), self.identity)
+        Log.create(self._files.segment(self._reading.segment + 1), self.identity)
         return self._reading.segment + 1
 
     def adopt(self) -> bool:
@@ -249,38 +287,35 @@ class MutableCollection:
         Raises:
             BundleError: the new generation is damaged; the old one goes on being searched.
         """
-        generation, _ = self._read_current()
+        generation, _ = self._files.current()
         if generation == self._reading.generation:
             return False
         # Opened before the lock is taken, so that searches go on while the files are hashed.
-        reading = self._open()
+        reading = self._reader.open()
         with self._lock:
-            self._reading = reading
+            self._reader.current = reading
             self._catch_up()
         return True
 
     def freeze(self) -> tuple[MemtableView, pa.Table]:
         """What a snapshot writes: the memtable on top of its collection, and all writes, at one moment."""
         with self._lock:
-            return self._view(), self.writes()
+            return self.view(), self.writes()
 
     @property
     def write_lock(self) -> Path:
-        return self._state / "write.lock"
+        return self._files.write_lock
 
-    def _recover(self) -> bool:
-        """End what a kill cut short in the last segment; returns False where the disk is read-only or fails."""
-        segments = self._segments()
-        try:
-            if segments:
-                with locked(self.write_lock):
-                    Log(self._segment(max(segments)), self.identity).recover()
-        except OSError:
-            # Searches are served all the same. What would be taken in is read where it stands.
-            return False
-        return True
+    @property
+    def _reading(self) -> Reading:
+        return self._reader.current
 
-    def _view(self) -> MemtableView:
+    def _catch_up(self) -> None:
+        """Take in what has been written since, by any process; the thread lock is held."""
+        self._reader.catch_up()
+
+    def view(self) -> MemtableView:
+        """All there is at this moment."""
         with self._lock:
             self._catch_up()
             return self._reading.memtable.view()
@@ -306,6 +341,17 @@ class MutableCollection:
             raise DataError(f"metadata with {len(fields)} different fields; at most {MAX_FIELDS}; nothing was written")
         return operations(rows, vector_PD, written_ns)
 
+    def _changeable(
+        self, names: Sequence[DocumentName], within: Mapping[str, str] | None, wanted: Filter | None
+    ) -> list[DocumentName]:
+        """Those of the documents that are there, belong to `within` and fit a filter now; the locks are held."""
+        memtable = self._reading.memtable
+        present = [name for name in dict.fromkeys(names) if memtable.holds(name, within)]
+        if wanted is None:
+            return present
+        fits = fitting_rows(wanted, [row for name in present if (row := memtable.row(name)) is not None])
+        return [name for name, is_kept in zip(present, fits, strict=True) if is_kept]
+
     def _remove(self, names: Sequence[DocumentName], written_ns: Sequence[int]) -> None:
         """Log deletions; both locks are held."""
         if names:
@@ -314,81 +360,9 @@ class MutableCollection:
     def _append(self, batch: pa.RecordBatch) -> None:
         """Log a batch and take it in; both locks are held."""
         if self._reading.log is None:
-            Log.create(self._segment(self._reading.generation), self.identity)
+            Log.create(self._files.segment(self._reading.generation), self.identity)
             self._catch_up()
         if self._reading.log is None:
-            raise BundleError(f"{self._segment(self._reading.generation)}: was removed; {REMEDY}")
+            raise BundleError(f"{self._files.segment(self._reading.generation)}: was removed; {REMEDY}")
         self._reading.log.append(batch)
         self._catch_up()
-
-    def _catch_up(self) -> None:
-        """Take in what has been written since, by any process; the thread lock is held."""
-        while True:
-            reading = self._reading
-            following = self._segment(reading.segment + 1)
-            # Before the log is read: with a successor it grows no more. Asked afterwards, a write in between is lost.
-            has_successor = following.exists()
-            if reading.log is not None:
-                batches, reading.position = reading.log.read(reading.position)
-                for batch in batches:
-                    reading.memtable.apply(batch)
-            if has_successor:
-                reading.segment, reading.log = reading.segment + 1, Log(following, self.identity)
-                reading.position = reading.log.start
-                if not self._is_recovered:
-                    reading.log.peek()
-                continue
-            if reading.log is not None and reading.log.path.exists():
-                return
-            if self._read_current()[0] == reading.generation:
-                return
-            # Others have compacted twice since, and removed the log that was read here: all is opened anew.
-            self._reading = self._open()
-
-    def _open(self) -> _Reading:
-        """The current generation, with none of its log read yet."""
-        generation, digest = self._read_current()
-        try:
-            folder = self._generation(generation) if generation else self._bundled
-            base = Collection.load(folder, self.identity, check=generation > 0)
-            if generation and base.info.digest != digest:
-                raise BundleError(f"{folder}: not the generation that {self._state / CURRENT} names; {REMEDY}")
-            segments = self._segments()
-            # A compaction begins its segment before it moves CURRENT; the bundle itself has none until the first write.
-            for number in range(generation, max([generation or -1, *segments]) + 1):
-                if number not in segments:
-                    raise BundleError(f"{self._segment(number)}: missing; {REMEDY}")
-        except BundleError:
-            # A compaction may have removed the files while they were opened; then the new generation is to be read.
-            if self._read_current()[0] == generation:
-                raise
-            return self._open()
-        return _Reading(generation, base, Memtable(base), generation - 1)
-
-    def _read_current(self) -> tuple[int, str]:
-        path = self._state / CURRENT
-        try:
-            number, digest = path.read_text(encoding="ascii").split()
-            return int(number), digest
-        except FileNotFoundError:
-            return 0, ""
-        except ValueError as error:
-            raise BundleError(f"{path}: damaged ({error}); {REMEDY}") from error
-
-    def _segments(self) -> list[int]:
-        return [int(path.stem) for path in (self._state / "log").glob("*.log") if path.stem.isdecimal()]
-
-    def _segment(self, number: int) -> Path:
-        return self._state / "log" / f"{number}.log"
-
-    def _generation(self, number: int) -> Path:
-        return self._state / "generations" / str(number)
-
-    def _remove_before(self, number: int) -> None:
-        """Remove what is older than a generation that somebody may still be reading."""
-        for path in (self._state / "generations").iterdir():
-            if path.name.isdecimal() and int(path.name) < number:
-                shutil.rmtree(path, ignore_errors=True)
-        for segment in self._segments():
-            if segment < number:
-                os.unlink(self._segment(segment))

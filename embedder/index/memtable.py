@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from embedder.config.index import SearchParameters
 from embedder.index.collection import Collection
-from embedder.index.documents import PAYLOAD, DocumentName, Row, belongs
+from embedder.index.documents import BY_NAME, PAYLOAD, DocumentName, Row, belongs, payload_table
 from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter, Mask, matching
 from embedder.index.lexical import NEVER, MemtableWords, QueryWords, ranked
 from embedder.index.metadata_index import MemtableMetadata
-from embedder.index.results import SearchResults, Shown, merge, search_results
+from embedder.index.results import NAME, SearchResults, Shown, fetched, merge, search_results
 from embedder.index.writes import Change, Write
 
 
@@ -60,12 +63,12 @@ class MemtableView:
     def nearest(self, query_QD: Vectors, k: int, parameters: SearchParameters, shown: Shown) -> SearchResults:
         """The k nearest documents, by inner product."""
         base = self.base
-        parts = [search_results(base.rank(query_QD, k, parameters, self.stored), base.payload, shown)]
+        parts = [search_results(base.rank(query_QD, k, parameters, self.stored), base.payload, shown, base.vectors)]
         if self.num_live:
             written = _past_ties(
                 lambda most: exact_search(query_QD, self.vectors, most, self.live), k, len(self.vectors)
             )
-            parts.append(search_results(written, self, shown))
+            parts.append(search_results(written, self, shown, self.vectors))
         return merge(parts, k)
 
     def best_by_words(
@@ -77,18 +80,45 @@ class MemtableView:
             TimeoutError: the deadline has passed.
         """
         base = self.base
-        parts = [search_results(base.words.rank(queries, k, self.stored, deadline), base.payload, shown)]
+        best = base.words.rank(queries, k, self.stored, deadline)
+        parts = [search_results(best, base.payload, shown, base.vectors)]
         if self.num_live:
             scores = list(self.memtable.words.scores(queries, self.live, deadline))
             written = _past_ties(lambda most: ranked(scores, len(scores), most), k, len(self.vectors))
-            parts.append(search_results(written, self, shown))
+            parts.append(search_results(written, self, shown, self.vectors))
         return merge(parts, k)
+
+    def page(self, after: DocumentName | None, limit: int, shown: Shown) -> pa.Table:
+        """The first documents, by id and dataset, that come after a name, as `results.fetched` gives them."""
+        stored, written = self._stored_after(after, limit), self._written_after(after, limit)
+        names = pa.concat_tables([self.base.payload.select(NAME).take(pa.array(stored)), self._names(written)])
+        order = pc.sort_indices(names, sort_keys=BY_NAME).to_numpy()[:limit]
+        is_stored = order < len(stored)
+        parts = [
+            fetched(stored[order[is_stored]], self.base.payload, shown, self.base.vectors),
+            fetched(written[order[~is_stored] - len(stored)], self, shown, self.vectors),
+        ]
+        return pa.concat_tables(parts).sort_by(BY_NAME)
+
+    def _stored_after(self, after: DocumentName | None, limit: int) -> NDArray[np.int64]:
+        """Rows of the collection, which stand in that order."""
+        first = 0 if after is None else self.base.first_after(after)
+        if self.stored is None:
+            return np.arange(first, min(first + limit, self.base.info.rows))
+        return first + np.flatnonzero(self.stored[first:])[:limit]
+
+    def _written_after(self, after: DocumentName | None, limit: int) -> NDArray[np.int64]:
+        """Rows of the memtable."""
+        named = ((self.rows[row][:2], row) for row in np.flatnonzero(self.live).tolist())
+        first = nsmallest(limit, (one for one in named if after is None or one[0] > after))
+        return np.array([row for _, row in first], dtype=np.int64)
+
+    def _names(self, rows: NDArray[np.int64]) -> pa.Table:
+        return self.take(pa.array(rows)).select(NAME)
 
     def take(self, rows: pa.Array) -> pa.Table:
         """The payload of some rows."""
-        chosen = [self.rows[row] for row in rows.to_pylist()]
-        columns = zip(*chosen, strict=True) if chosen else [()] * len(PAYLOAD)
-        return pa.table([pa.array(column, field.type) for column, field in zip(columns, PAYLOAD, strict=True)], PAYLOAD)
+        return payload_table([self.rows[row] for row in rows.to_pylist()])
 
 
 class Memtable:
@@ -130,6 +160,12 @@ class Memtable:
             return self._rows[self._row_of[name]]
         stored = self._stored_row(name)
         return None if stored is None else self.base.row(stored)
+
+    def vector(self, name: DocumentName) -> Vectors:
+        """The vector (D,) of the live document of that name, which must be there."""
+        is_written = name in self._row_of
+        vector: Vectors = self._vectors[self._row_of[name]] if is_written else self.base.vectors[self.base.row_of(name)]
+        return vector
 
     def write(self, name: DocumentName) -> Write | None:
         """The last write of a document, if it was ever written or deleted."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import get_args
@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from embedder.data.metadata import ID_FIELD, Kind, Scalar, kind_of
 from embedder.errors import BundleError
-from embedder.index.documents import AS_PYTHON, asked_values, field_values
-from embedder.index.filters import Range, Rows
+from embedder.index.documents import AS_PYTHON, Row, asked_values, field_values
+from embedder.index.filters import Filter, Range, Rows, matching
 from embedder.index.manifest import REMEDY
 from embedder.storage.arrow_files import open_arrow
 
@@ -129,6 +129,9 @@ class StoredMetadata:
         """Rows with a value within the bounds."""
         return np.concatenate([NO_ROWS, *(values.between(bounds) for values in self._sorted(field, bounds.kind))])
 
+    def identified(self, document_id: str) -> Rows:
+        return self._ids.rows(*self._ids.extent(document_id))
+
     def having(self, field: str) -> Rows:
         kinds: tuple[Kind, ...] = get_args(Kind)
         return np.concatenate([NO_ROWS, *(values.rows() for kind in kinds for values in self._sorted(field, kind))])
@@ -140,10 +143,13 @@ class MemtableMetadata:
     def __init__(self) -> None:
         self.num_rows = 0
         self._rows: dict[tuple[str, Kind], dict[Scalar, list[int]]] = defaultdict(dict)
+        self._ids: dict[Scalar, list[int]] = {}
+        """Apart, since the metadata may have a field of that name too."""
 
     def add(self, document_id: str, dataset: str, metadata: str | None) -> None:
         """Take in the values of the next row."""
-        for field, value in [(ID_FIELD, document_id), *field_values(metadata, dataset)]:
+        self._ids.setdefault(document_id, []).append(self.num_rows)
+        for field, value in field_values(metadata, dataset):
             self._rows[field, kind_of(value)].setdefault(value, []).append(self.num_rows)
         self.num_rows += 1
 
@@ -155,21 +161,40 @@ class MemtableMetadata:
 
     @property
     def fields(self) -> set[str]:
-        return {field for field, _ in self._rows} - {ID_FIELD}
+        return {field for field, _ in self._rows}
+
+    def _values(self, field: str, kind: Kind) -> list[dict[Scalar, list[int]]]:
+        values = self._rows.get((field, kind))
+        return [*([values] if values else []), *([self._ids] if (field, kind) == (ID_FIELD, "text") else [])]
 
     def equal(self, field: str, value: Scalar) -> Rows:
         asked = asked_values(field, value)
-        return self._array(self._rows.get((field, kind_of(name)), {}).get(name, []) for name in asked)
+        return self._array(values.get(name, []) for name in asked for values in self._values(field, kind_of(name)))
 
     def between(self, field: str, bounds: Range) -> Rows:
         """Rows with a value within the bounds; looks at every distinct value of the field."""
-        values = self._rows.get((field, bounds.kind), {})
         # A list of the items first, here and below: a dictionary that grows cannot be walked through.
-        return self._array(rows for value, rows in list(values.items()) if bounds.holds(value))
+        items = [item for values in self._values(field, bounds.kind) for item in list(values.items())]
+        return self._array(rows for value, rows in items if bounds.holds(value))
+
+    def identified(self, document_id: str) -> Rows:
+        return self._array([self._ids.get(document_id, [])])
 
     def having(self, field: str) -> Rows:
-        fields = [values for (name, _), values in list(self._rows.items()) if name == field]
-        return self._array(rows for values in fields for rows in list(values.values()))
+        kinds: tuple[Kind, ...] = get_args(Kind)
+        found = [values for kind in kinds for values in self._values(field, kind)]
+        return self._array(rows for values in found for rows in list(values.values()))
 
     def _array(self, lists: Iterable[list[int]]) -> Rows:
         return np.array([row for rows in lists for row in rows if row < self.num_rows], dtype=np.int64)
+
+
+def fitting_rows(wanted: Filter | None, rows: Sequence[Row]) -> list[bool]:
+    """Whether each of some rows fits a filter; None fits all."""
+    if wanted is None:
+        return [True] * len(rows)
+    index = MemtableMetadata()
+    for row in rows:
+        index.add(row.id, row.dataset, row.metadata)
+    fits: list[bool] = matching(wanted, index).tolist()
+    return fits

@@ -20,12 +20,13 @@ from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_folder, 
 from embedder.index.catalog import Catalog
 from embedder.index.collection import History
 from embedder.index.compaction import write_compacted
-from embedder.index.documents import Document, DocumentName
+from embedder.index.documents import BY_NAME, Document, DocumentName
 from embedder.index.exact import Vectors
 from embedder.index.filters import Filter
 from embedder.index.lexical import NEVER
 from embedder.index.living import CollectionStats, MutableCollection
-from embedder.index.results import SearchResults, fuse, merge
+from embedder.index.metadata_change import MetadataChange
+from embedder.index.results import SearchResults, Shown, fuse, merge
 from embedder.index.search_options import SearchOptions
 from embedder.index.writes import WRITES, Change
 from embedder.storage.durable import locked, storage_failures, write_durably
@@ -121,19 +122,70 @@ class OpenIndex:
                 collection = self._collection(task, shard)
                 collection.upsert([documents[i] for i in positions], np.asarray(vector_PD)[positions])
 
-    def delete(self, task: str, names: Sequence[DocumentName], within: Mapping[str, str] | None = None) -> int:
-        """Remove documents, of those that belong to `within` if it is given; returns how many there were.
+    def delete(
+        self,
+        task: str,
+        names: Sequence[DocumentName],
+        within: Mapping[str, str] | None = None,
+        wanted: Filter | None = None,
+    ) -> int:
+        """Remove those of the documents that belong to `within` and fit a filter, if these are given.
+
+        Returns how many there were.
 
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
             StorageError: as for `upsert`.
         """
         with self._writing():
-            parts = self._by_shard(task, [document_id for document_id, _ in names])
-            return sum(
-                self._collection(task, shard).delete([names[i] for i in positions], within)
-                for shard, positions in parts.items()
-            )
+            return sum(part.delete(own, within, wanted) for part, own in self._named(task, names))
+
+    def change(
+        self,
+        task: str,
+        names: Sequence[DocumentName],
+        change: MetadataChange,
+        within: Mapping[str, str] | None = None,
+        wanted: Filter | None = None,
+    ) -> int:
+        """Change the metadata of those of the documents that belong to `within` and fit a filter, if these are given.
+
+        Returns how many there were.
+
+        Raises:
+            ConfigError: there is no such task, or a document's shard is not open here.
+            DataError: a document would have too many fields; nothing of that shard was written.
+            StorageError: as for `upsert`.
+        """
+        with self._writing():
+            return sum(part.change(own, change, within, wanted) for part, own in self._named(task, names))
+
+    def documents(self, task: str, names: Sequence[DocumentName], wanted: Filter | None, shown: Shown) -> pa.Table:
+        """The documents of those names that fit a filter, as `results.fetched` gives them.
+
+        Raises:
+            ConfigError: there is no such task, or a document's shard is not open here.
+            DataError: they hold more bytes than may be shown.
+        """
+        return pa.concat_tables([part.documents(own, wanted, shown) for part, own in self._named(task, names)])
+
+    def page(self, task: str, after: DocumentName | None, limit: int, wanted: Filter | None, shown: Shown) -> pa.Table:
+        """The first documents of these shards, by id and dataset, that come after a name and fit a filter.
+
+        Raises:
+            ConfigError: there is no such task.
+            DataError: they hold more bytes than may be shown.
+        """
+        parts = [shard.page(after, limit, wanted, shown) for shard in self._collections(task).values()]
+        return first_by_name(parts, limit)
+
+    def count(self, task: str, wanted: Filter | None) -> int:
+        """How many documents of these shards fit a filter; None: all.
+
+        Raises:
+            ConfigError: there is no such task.
+        """
+        return sum(shard.stats(wanted).documents for shard in self._collections(task).values())
 
     def writes(self, task: str) -> pa.Table:
         """All writes of these shards so far, as `writes.WRITES`.
@@ -150,12 +202,7 @@ class OpenIndex:
         Raises:
             ConfigError: there is no such task, or a document's shard is not open here.
         """
-        parts = self._by_shard(task, [document_id for document_id, _ in names])
-        return [
-            change
-            for shard, positions in parts.items()
-            for change in self._collection(task, shard).changes([names[i] for i in positions])
-        ]
+        return [change for part, own in self._named(task, names) for change in part.changes(own)]
 
     def pending_changes(self, task: str, changes: Sequence[Change]) -> list[int]:
         """Indices of the changes of another version that `apply_changes` would apply.
@@ -281,6 +328,13 @@ class OpenIndex:
             raise ConfigError(f"shard {shard} of task {task!r} is not open here; there are {sorted(collections)}")
         return collections[shard]
 
+    def _named(
+        self, task: str, names: Sequence[DocumentName]
+    ) -> Iterator[tuple[MutableCollection, list[DocumentName]]]:
+        """The shards of some documents, each with its own of the names."""
+        parts = self._by_shard(task, [document_id for document_id, _ in names])
+        return ((self._collection(task, shard), [names[i] for i in own]) for shard, own in parts.items())
+
     def _by_shard(self, task: str, ids: Sequence[str]) -> dict[int, list[int]]:
         """Indices of the ids by shard, in their order; every shard is open here."""
         positions: dict[int, list[int]] = {}
@@ -296,6 +350,11 @@ def combine(parts: Sequence[Rankings], options: SearchOptions) -> SearchResults:
     """The answer to one request from the rankings of all shards."""
     merged = [merge(shards, _depth(options)) for shards in zip(*parts, strict=True)]
     return merged[0] if len(merged) == 1 else fuse(merged, options.k)
+
+
+def first_by_name(parts: Sequence[pa.Table], limit: int) -> pa.Table:
+    """The first rows of some pages, by id and dataset."""
+    return pa.concat_tables(parts).sort_by(BY_NAME).slice(0, limit)
 
 
 def _depth(options: SearchOptions) -> int:

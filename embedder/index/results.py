@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from embedder.data.metadata import Scalar
 from embedder.errors import DataError
 from embedder.index.documents import PAYLOAD
-from embedder.index.exact import Ranked, rank_within_query
+from embedder.index.exact import Ranked, Vectors, rank_within_query
 
 NAME = ["id", "dataset"]
 RESULTS = pa.schema([("query", pa.int32()), ("score", pa.float32()), *PAYLOAD])
@@ -35,6 +36,7 @@ class Shown:
 
     payload: bool = True
     """Text, title and metadata too, beside the name."""
+    vectors: bool = False
     max_bytes: int | None = None
     """Bytes of one ranking of one collection."""
 
@@ -43,15 +45,25 @@ EVERYTHING = Shown()
 
 
 @dataclass(frozen=True)
-class Hit:
-    """One document that fits a query, with its score."""
+class StoredDocument:
+    """A document as the index holds it; without text and metadata where these were not asked for."""
 
     id: str
-    score: float
+    dataset: str
     text: str
     title: str | None
-    dataset: str
     metadata: dict[str, Any]
+    vector: list[float] | None = None
+    """If it was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit(StoredDocument):
+    """One document that fits a query, with its score."""
+
+    score: float
+    group: Scalar | None = None
+    """The value by which hits were grouped, if they were."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class SearchResults:
 
     num_queries: int
     table: pa.Table
-    """RESULTS."""
+    """RESULTS, and a column `vector` where vectors are shown."""
 
     def hits(self) -> list[list[Hit]]:
         """The same by query, as objects."""
@@ -70,6 +82,15 @@ class SearchResults:
             by_query[row.pop("query")].append(Hit(**row, metadata=metadata))
         return by_query
 
+    def part(self, offset: int, least_score: float | None) -> SearchResults:
+        """Each query's hits from a rank on (the first is 0), of at least that score."""
+        if not offset and least_score is None:
+            return self
+        kept = rank_within_query(self.table["query"].to_numpy()) >= offset
+        if least_score is not None:
+            kept &= self.table["score"].to_numpy() >= np.float32(least_score)
+        return SearchResults(self.num_queries, self.table.filter(pa.array(kept)))
+
 
 class Payload(Protocol):
     """Rows that can be shown: those of an Arrow table, or of the memtable."""
@@ -78,33 +99,44 @@ class Payload(Protocol):
         """The payload of some rows."""
 
 
-def search_results(ranked: Ranked, payload: Payload, shown: Shown = EVERYTHING) -> SearchResults:
-    """Ranked rows with what is shown of them.
+def search_results(
+    ranked: Ranked, payload: Payload, shown: Shown = EVERYTHING, vectors: Vectors | None = None
+) -> SearchResults:
+    """Ranked rows with what is shown of them; `vectors` are those of all rows.
 
     Raises:
         DataError: that holds too many bytes.
     """
     is_hit = ranked.row_QK >= 0
     query = np.repeat(np.arange(len(is_hit), dtype=np.int32), is_hit.sum(axis=1))
-    rows = _fetched(ranked.row_QK[is_hit], payload, shown)
+    rows = fetched(ranked.row_QK[is_hit], payload, shown, vectors)
     columns = [pa.array(query), pa.array(ranked.score_QK[is_hit]), *rows.columns]
-    return SearchResults(len(is_hit), pa.table(columns, schema=RESULTS))
+    return SearchResults(len(is_hit), pa.table(columns, schema=pa.schema([*list(RESULTS)[:2], *rows.schema])))
 
 
-def _fetched(rows: NDArray[np.int64], payload: Payload, shown: Shown) -> pa.Table:
-    """The payload of some rows; all but the names is empty where it is not shown."""
+def fetched(rows: NDArray[np.int64], payload: Payload, shown: Shown, vectors: Vectors | None = None) -> pa.Table:
+    """The payload of some rows, and their vectors if they are shown; all but the names is empty where it is not shown.
+
+    Raises:
+        DataError: that holds too many bytes.
+    """
     if isinstance(payload, pa.Table) and not shown.payload:
         payload = payload.select(NAME)
     parts, left = [PAYLOAD.empty_table()], shown.max_bytes
+    if shown.vectors and vectors is not None:
+        parts = [with_vectors(PAYLOAD.empty_table(), vectors[:0])]
     # Block by block: what is too much must not be in memory before it is refused.
     for first in range(0, len(rows), ROWS_AT_ONCE):
-        part = payload.take(pa.array(rows[first : first + ROWS_AT_ONCE]))
+        chosen = rows[first : first + ROWS_AT_ONCE]
+        part = payload.take(pa.array(chosen))
         if not shown.payload:
             columns = [
                 part[field.name] if field.name in NAME else pa.repeat(pa.scalar("", field.type), len(part))
                 for field in PAYLOAD
             ]
             part = pa.table(columns, PAYLOAD)
+        if shown.vectors and vectors is not None:
+            part = with_vectors(part, vectors[chosen])
         parts.append(part)
         if left is not None:
             left -= part.nbytes
@@ -113,10 +145,22 @@ def _fetched(rows: NDArray[np.int64], payload: Payload, shown: Shown) -> pa.Tabl
     return pa.concat_tables(parts)
 
 
+def with_vectors(table: pa.Table, vector_RD: Vectors) -> pa.Table:
+    """A table with the vector of each row beside it."""
+    flat = pa.array(np.ascontiguousarray(vector_RD).reshape(-1))
+    return table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vector_RD.shape[1]))
+
+
+def stored_documents(table: pa.Table) -> list[StoredDocument]:
+    """The rows that `fetched` gives, as objects."""
+    return [StoredDocument(**{**row, "metadata": json.loads(row["metadata"] or "{}")}) for row in table.to_pylist()]
+
+
 def too_large() -> DataError:
     """The refusal of an answer of too many bytes."""
     return DataError(
-        "the answer exceeds serve.max_answer_bytes; send fewer queries, a smaller k, or with_payload: false"
+        "the answer exceeds serve.max_answer_bytes; ask for less: fewer queries, a smaller k or limit, no vectors, or "
+        "with_payload: false"
     )
 
 
@@ -136,7 +180,7 @@ def fuse(parts: Sequence[SearchResults], k: int) -> SearchResults:
         reciprocal = (1 / (FUSION_CONSTANT + 1 + rank)).astype(np.float32)
         tables.append(part.table.set_column(1, RESULTS.field("score"), pa.array(reciprocal)))
     table = pa.concat_tables(tables).combine_chunks()
-    names = ["query", "id", "dataset"]
+    names = ["query", *NAME]
     row = pa.array(np.arange(table.num_rows))
     sums = (
         pa.table([*table.select([*names, "score"]).columns, row], [*names, "score", "row"])

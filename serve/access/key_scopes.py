@@ -10,17 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from embedder.data.metadata import DATASET_FIELD, MAX_FIELDS_EACH
 from embedder.index.documents import MAX_DATASET, Document, DocumentName, owned_dataset
 from embedder.index.filters import Condition, Filter, Match, both
-from embedder.index.results import Hit
+from embedder.index.metadata_change import MetadataChange
+from embedder.index.results import StoredDocument
 from serve.http_errors import ApiError
 
 WORD = re.compile(r"[\w.:@/+-]{1,64}")
 """Fields and values of `where`: nothing that `owner` is joined with, so that no two scopes have one owner."""
 MAX_OWNER = 128
 """Characters of all of `where`; what is left of a dataset's 256 is for its name."""
+
+D = TypeVar("D", bound=StoredDocument)
+W = TypeVar("W", bound=Document)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class KeyScope:
         """A request's filter and the scope's: both must hold."""
         return both(self.filter, wanted)
 
-    def stored(self, documents: Sequence[Document]) -> list[Document]:
+    def stored(self, documents: Sequence[W]) -> list[W]:
         """Documents as they are written: with the fields of the scope, under a dataset of its owner.
 
         Raises:
@@ -64,7 +69,7 @@ class KeyScope:
         """
         return [self._stored(document, i) for i, document in enumerate(documents)] if self.where else list(documents)
 
-    def _stored(self, document: Document, number: int) -> Document:
+    def _stored(self, document: W, number: int) -> W:
         fields = {name: value for name, value in self.where.items() if name != DATASET_FIELD}
         dataset = document.dataset or self.where.get(DATASET_FIELD, "")
         for name, value in self.where.items():
@@ -94,10 +99,23 @@ class KeyScope:
             for stored in dict.fromkeys((owned_dataset(dataset, self.owner), dataset))
         ]
 
-    def shown(self, hit: Hit) -> Hit:
-        """A hit under the dataset that was written."""
+    def shown(self, document: D) -> D:
+        """A document, or hit, under the dataset that was written."""
         own = owned_dataset("", self.owner)
-        return replace(hit, dataset=hit.dataset.removesuffix(own)) if own else hit
+        return replace(document, dataset=document.dataset.removesuffix(own)) if own else document
+
+    def changed(self, change: MetadataChange) -> MetadataChange:
+        """A change after which documents still have the fields of the scope.
+
+        Raises:
+            ApiError: it gives one of these fields another value, or removes it.
+        """
+        fields = {name: value for name, value in self.where.items() if name != DATASET_FIELD}
+        for name, value in fields.items():
+            if name in change.remove or change.set.get(name, value) != value:
+                part = "remove" if name in change.remove else f"set.{name}"
+                raise ApiError(403, f"{part}: this key leaves {value!r} in {name!r}", param=part.partition(".")[0])
+        return replace(change, set={**change.set, **fields}) if change.overwrite else change
 
 
 UNLIMITED = KeyScope()

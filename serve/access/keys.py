@@ -34,8 +34,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 PUBLIC = {"/health", "/ready", "/live", "/", "/docs", "/favicon.ico"}
 """Routes that ask for no key, to be read alone."""
-READING = ENCODING | {"/v1/search"}
+READING = ENCODING | {"/v1/search", "/v1/search/batch"}
 """Routes that are asked by POST and change nothing; with all below `/v1/retrieve/`."""
+READING_DOCUMENTS = re.compile(r"/v1/indexes/[^/]+/documents/(get|count|list)")
 
 HASHED = "sha256:"
 LEAST_LENGTH = 16
@@ -50,7 +51,7 @@ def needed_role(method: str, path: str) -> Role | None:
     if method in {"GET", "HEAD"}:
         is_public = path in PUBLIC or path.startswith("/static/")
         return None if is_public else "read"
-    if method == "POST" and (path in READING or path.startswith("/v1/retrieve/")):
+    if method == "POST" and (path in READING or path.startswith("/v1/retrieve/") or READING_DOCUMENTS.fullmatch(path)):
         return "read"
     if method == "POST" and path.startswith("/v1/indexes/"):
         return "write"

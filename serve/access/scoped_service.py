@@ -6,18 +6,22 @@ tasks and documents beyond the scope are answered like those that do not exist.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from embedder.config.cutting import PromptedText
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
-from embedder.index.documents import Document, DocumentName
+from embedder.index.documents import DocumentName
+from embedder.index.filters import Filter
 from embedder.index.living import CollectionStats
-from embedder.index.results import Hit
+from embedder.index.metadata_change import MetadataChange
+from embedder.index.results import Hit, Shown, StoredDocument
 from serve.access.audit import Caller
 from serve.backend import Encoded
 from serve.http_errors import ApiError
+from serve.schemas.document_schemas import WrittenDocument
 from serve.schemas.search_schemas import SearchFields, Timing
 from serve.service import Service
 from serve.versions.served import NamedVersions, Served, Version
@@ -116,30 +120,75 @@ class ScopedService:
         return await self._service.backend.encode(version.name, texts, truncate)
 
     async def search(
-        self, version: Version, task: str, fields: SearchFields, texts: list[str]
+        self,
+        version: Version,
+        task: str,
+        fields: SearchFields,
+        texts: list[str],
+        vectors: Sequence[Sequence[float]] = (),
+        share: int = 1,
     ) -> tuple[list[list[Hit]], Timing]:
-        """The best of the caller's documents of a task for each text, and how long they took.
+        """The best of the caller's documents of a task for each text or vector, and how long they took.
 
         Raises:
-            ApiError: k is too large, there is no such task, or no index for the mode.
+            ApiError: k is too large, there is no such task, no index for the mode, or a vector does not fit.
         """
         self._note_task(task)
         narrowed = fields.model_copy(update={"filter": self._scope.narrowed(fields.filter)})
-        answers, timing = await self._service.search(version, task, narrowed, texts)
+        answers, timing = await self._service.search(version, task, narrowed, texts, vectors, share)
         return [[self._scope.shown(hit) for hit in hits] for hits in answers], timing
 
-    async def upsert(self, version: Version, task: str, documents: Sequence[Document]) -> int:
+    async def documents(
+        self, version: Version, task: str, names: Sequence[DocumentName], shown: Shown
+    ) -> list[StoredDocument]:
+        """Those of the documents that are there and the caller's, in the order of their names.
+
+        Raises:
+            ApiError: there is no such task.
+        """
+        self._note_task(task)
+        stored = self._stored_names(names)
+        found = await self._service.documents(version, task, stored, self._scope.filter, shown)
+        return [self._scope.shown(one) for one in found]
+
+    async def count(self, version: Version, task: str, wanted: Filter | None) -> int:
+        """How many of the caller's documents of a task fit a filter.
+
+        Raises:
+            ApiError: there is no such task.
+        """
+        self._note_task(task)
+        return await self._service.count(version, task, self._scope.narrowed(wanted))
+
+    async def page(
+        self,
+        version: Version,
+        task: str,
+        after: DocumentName | None,
+        limit: int,
+        wanted: Filter | None,
+        shown: Shown,
+    ) -> tuple[list[StoredDocument], DocumentName | None]:
+        """The caller's documents that come after a stored name, and that of the last one if there are more.
+
+        Raises:
+            ApiError: there is no such task.
+        """
+        self._note_task(task)
+        # One more, which tells whether there is another page.
+        found = await self._service.page(version, task, after, limit + 1, self._scope.narrowed(wanted), shown)
+        last = (found[limit - 1].id, found[limit - 1].dataset) if len(found) > limit else None
+        return [self._scope.shown(one) for one in found[:limit]], last
+
+    async def upsert(self, version: Version, task: str, documents: Sequence[WrittenDocument]) -> int:
         """Encode and write documents as the caller's; returns how many, of those of one name the last one.
 
         Raises:
             ApiError: there is no such task, or a document says that it is another tenant's.
         """
         self._note_writes(version, task, len(documents))
-        try:
+        with self._noting_where():
             stored = self._scope.stored(documents)
-        except ApiError as error:
-            self._caller.refused = "where" if error.status == 403 else None
-            raise
         # Last wins, before anything is encoded for nothing.
         last = list({document.name: document for document in stored}.values())
         self._caller.documents = len(last)
@@ -150,16 +199,60 @@ class ScopedService:
             await self._service.delete(version, task, [document.name for document in documents], self._scope.where)
         return len(last)
 
-    async def delete(self, version: Version, task: str, names: Sequence[DocumentName]) -> int:
-        """Remove those of the documents that are the caller's; returns how many there were.
+    async def delete(self, version: Version, task: str, chosen: Sequence[DocumentName] | Filter) -> int:
+        """Remove those of the documents, by name or all that fit a filter, that are the caller's; returns how many.
 
         Raises:
-            ApiError: there is no such task.
+            ApiError: there is no such task, or more documents fit than one call may change.
         """
-        self._note_writes(version, task, len(names))
-        if not self._scope.where:
-            return await self._service.delete(version, task, names)
-        return await self._service.delete(version, task, self._scope.stored_names(names), self._scope.where)
+        deleted, within = 0, self._scope.where or None
+        async for names, wanted in self._chosen(version, task, chosen):
+            deleted += await self._service.delete(version, task, names, within, wanted)
+        return deleted
+
+    async def change(
+        self, version: Version, task: str, chosen: Sequence[DocumentName] | Filter, change: MetadataChange
+    ) -> int:
+        """Change the metadata of those of the documents that are the caller's; returns how many there were.
+
+        Raises:
+            ApiError: there is no such task, more documents fit than one call may change, or the change would give
+                documents to another tenant.
+        """
+        with self._noting_where():
+            own = self._scope.changed(change)
+        changed, within = 0, self._scope.where or None
+        async for names, wanted in self._chosen(version, task, chosen):
+            changed += await self._service.change(version, task, names, own, within, wanted)
+        return changed
+
+    async def _chosen(
+        self, version: Version, task: str, chosen: Sequence[DocumentName] | Filter
+    ) -> AsyncIterator[tuple[Sequence[DocumentName], Filter | None]]:
+        """Documents that a call may touch, some at a time, with the filter that each must still fit when it is."""
+        if not isinstance(chosen, Filter):
+            self._note_writes(version, task, len(chosen))
+            yield self._stored_names(chosen), None
+            return
+        self._note_writes(version, task, 0)
+        wanted = self._scope.narrowed(chosen)
+        names = await self._service.names(version, task, wanted)
+        self._caller.documents = len(names)
+        for first in range(0, len(names), self.settings.max_inputs):
+            yield names[first : first + self.settings.max_inputs], wanted
+
+    def _stored_names(self, names: Sequence[DocumentName]) -> list[DocumentName]:
+        """The names under which documents of the caller may be stored."""
+        return self._scope.stored_names(names) if self._scope.where else list(dict.fromkeys(names))
+
+    @contextmanager
+    def _noting_where(self) -> Iterator[None]:
+        """Note a refusal because documents would be another tenant's."""
+        try:
+            yield
+        except ApiError as error:
+            self._caller.refused = "where" if error.status == 403 else None
+            raise
 
     async def stats(self, version: Version) -> dict[str, list[CollectionStats]]:
         """Sizes of the collections of all shards, by task; of the caller's documents alone."""
@@ -184,6 +277,15 @@ class ScopedService:
         """
         await self._service.check_health(version)
 
+    async def metrics(self) -> str:
+        """What the service counts, whose labels name aliases and tasks.
+
+        Raises:
+            ApiError: the caller has a scope.
+        """
+        self._refuse_scope()
+        return await self._service.metrics()
+
     def whole(self, index: str, version: str | None = None) -> Service:
         """The service itself, for moving an alias.
 
@@ -191,10 +293,13 @@ class ScopedService:
             ApiError: the caller has a scope, beyond which an alias could be moved.
         """
         self._caller.index, self._caller.version = index, version
+        self._refuse_scope()
+        return self._service
+
+    def _refuse_scope(self) -> None:
         if self._scope.is_limited:
             self._caller.refused = "scope"
             raise ApiError(403, "this needs a key without a scope")
-        return self._service
 
     def _note_task(self, task: str | None) -> None:
         self._caller.task = task

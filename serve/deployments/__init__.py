@@ -11,6 +11,7 @@ coalescing        requests on their way to the encoders, in two lanes: small one
 batching          texts of many requests in one forward pass
 version_cache     what a replica has loaded, by version
 service_metrics   what is counted, for Prometheus
+node_metrics      the same of all nodes, for the service's own port
 """
 
 from embedder.run.masked_logs import mask_logs

@@ -14,6 +14,7 @@ from embedder.index.opened import OpenIndex
 from serve.backend import CALL_FORMAT, Encoded, Piece, R, Ts, time_left
 from serve.deployments.coalescing import Coalescer, Limits, Outcome
 from serve.deployments.encoder_replica import EncoderReplica, threads_together
+from serve.deployments.node_metrics import gathered
 from serve.deployments.ray_backend import prepare_everywhere, state_of_deployments
 from serve.deployments.shard_replica import ShardReplica
 from serve.http_errors import ApiError
@@ -95,6 +96,9 @@ class InProcess:
 
     async def deployments(self) -> list[DeploymentState]:
         return await asyncio.to_thread(state_of_deployments, serve.get_replica_context().app_name)
+
+    async def metrics(self) -> str:
+        return await gathered(serve.get_replica_context().app_name)
 
     async def follow_deletion(self) -> None:
         """Nothing: no other deployment is taken away from this one."""

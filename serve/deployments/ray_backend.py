@@ -18,6 +18,7 @@ from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
 from serve.backend import CALL_FORMAT, Encoded, Piece, R, Ts, may_take_long, time_left
 from serve.deployments.coalescing import CALL_CHARACTERS, Coalescer, Limits, Outcome
+from serve.deployments.node_metrics import gathered
 from serve.http_errors import ApiError, overloaded, stopping
 from serve.schemas.state_schemas import DeploymentState
 
@@ -87,6 +88,9 @@ class Deployments:
 
     async def deployments(self) -> list[DeploymentState]:
         return await asyncio.to_thread(state_of_deployments, serve.get_replica_context().app_name)
+
+    async def metrics(self) -> str:
+        return await gathered(serve.get_replica_context().app_name)
 
     async def follow_deletion(self) -> None:
         """Give up what no replica will answer any more, once the application is deleted and those that had begun ended.

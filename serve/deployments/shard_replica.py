@@ -115,7 +115,7 @@ class ShardReplica:
         try:
             # First, because another replica may have compacted already, and then there is nothing to do here.
             index.adopt()
-            may_compact = time.monotonic() > self._compact_from
+            may_compact = not self._settings.read_only and time.monotonic() > self._compact_from
             if may_compact and (compacted := index.compact(self._settings.compact_after_rows)):
                 logger.info("compacted collections", extra={"collections": compacted})
             self._metrics.sizes(index)

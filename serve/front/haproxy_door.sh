@@ -32,7 +32,7 @@ for argument in "$@"; do
                 headers = "hdr Retry-After \"%[var(txn.wait),add(999),div(1000)]\" hdr retry-after-ms \"%[var(txn.wait)]\""
                 headers = headers " hdr x-request-id \"%[req.hdr(x-request-id)]\""
                 message = "too many requests are waiting; try again after the time in Retry-After"
-                print "    acl needs_encoder path_reg /(embeddings|embed|rerank|v1/search|v1/retrieve/[^/]+)/?$"
+                print "    acl needs_encoder path_reg /(embeddings|embed|rerank|v1/search(/batch)?|v1/retrieve/[^/]+)/?$"
                 print "    acl of_tei path_reg /embed/?$"
                 # Drawn at random, so that clients do not come back together.
                 print "    http-request set-var(txn.wait) rand(2000),add(1000)"

@@ -60,7 +60,7 @@ class Guard:
             or self._foreign_site(scope)
             or self._identify(caller, scope, headers)
         )
-        error = error or self._admit(scope, headers) or body.refusal()
+        error = error or self._changing(caller, scope) or self._admit(scope, headers) or body.refusal()
         try:
             if error is None:
                 await self._app(scope, body.receive, send_noting)
@@ -91,6 +91,14 @@ class Guard:
             caller.refused = "role"
             return ApiError(403, f"this needs a key with the role {caller.needed}; yours may {key.role}")
         return None
+
+    def _changing(self, caller: Caller, scope: Scope) -> ApiError | None:
+        """Why a request that changes something is refused by a service that only reads."""
+        if not self._service.settings.read_only or caller.needed not in {"write", "admin"}:
+            return None
+        if not is_route(self._routes, scope):
+            return None
+        return ApiError(403, "this service is read-only (serve.read_only)", code="read_only")
 
     def _admit(self, scope: Scope, headers: Headers) -> ApiError | None:
         """Why a request of somebody known must not go on, if so."""

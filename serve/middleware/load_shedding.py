@@ -42,7 +42,9 @@ MOST_UNREAD = 2**16
 
 def passes_door(path: str) -> bool:
     """Whether a route counts at the door: those that need the encoder always or mostly."""
-    return needs_encoder(path) or path.rstrip("/").endswith("/v1/search") or "/v1/retrieve/" in path
+    return (
+        needs_encoder(path) or path.rstrip("/").endswith(("/v1/search", "/v1/search/batch")) or "/v1/retrieve/" in path
+    )
 
 
 class Gate(Protocol):

@@ -1,8 +1,9 @@
-"""Routes about the service itself: alive, healthy, ready, and the replicas of its deployments."""
+"""Routes about the service itself: alive, healthy, ready, its replicas, its metrics."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
 
 from serve.routes.dependencies import Here
 from serve.schemas.state_schemas import Health, ServiceState
@@ -35,3 +36,9 @@ async def ready(service: Here) -> Health:
 async def deployments(service: Here) -> ServiceState:
     """The replicas of every deployment."""
     return ServiceState(data=await service.deployments())
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(service: Here) -> PlainTextResponse:
+    """What the service counts, for Prometheus; for keys without a scope."""
+    return PlainTextResponse(await service.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")

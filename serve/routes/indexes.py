@@ -1,28 +1,24 @@
-"""Routes of the indexes: what there is, documents written and deleted, and the alias that swaps model and index."""
+"""Routes of the indexes: what there is, and the alias that swaps model and index."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 
 from serve.access.scoped_service import ScopedService
 from serve.backend import time_left
 from serve.http_errors import ApiError
 from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here
+from serve.routes.document_routes import Alias
 from serve.schemas.index_schemas import (
     CollectionState,
-    DeleteRequest,
-    DeleteResponse,
     IndexList,
     IndexState,
     PointRequest,
     PointResponse,
     Removed,
-    UpsertRequest,
-    UpsertResponse,
 )
 from serve.service import SHORTLY_S, Service
 from serve.versions.served import Version
@@ -31,7 +27,6 @@ LOOK_S = 0.2
 """Between two looks at whether an alias has moved."""
 
 router = APIRouter(route_class=BoundedRoute, tags=["indexes"])
-Alias = Annotated[str, Path(max_length=128)]
 
 
 @router.get("/v1/indexes")
@@ -40,27 +35,6 @@ async def indexes(service: Here) -> IndexList:
     await service.follow(SHORTLY_S)
     states = [await _state(service, alias, version) for alias, version in service.served.all()]
     return IndexList(data=states, versions=service.versions())
-
-
-@router.post("/v1/indexes/{name}/documents")
-async def upsert(name: Alias, request: UpsertRequest, service: Here) -> UpsertResponse:
-    """Write documents: new ones, and new versions of old ones. They are on the disk and found when this answers."""
-    version = await service.named(name, "name")
-    service.texts([document.text for document in request.documents], "documents")
-    upserted = await service.upsert(version, request.task, request.documents)
-    return UpsertResponse(upserted=upserted, **version.stamp.model_dump())
-
-
-@router.post("/v1/indexes/{name}/documents/delete")
-async def delete(name: Alias, request: DeleteRequest, service: Here) -> DeleteResponse:
-    """Remove documents by id and dataset; those that are not there are passed over."""
-    version = await service.named(name, "name")
-    if len(request.documents) > service.settings.max_inputs:
-        raise ApiError(
-            400, f"documents: {len(request.documents)}; at most {service.settings.max_inputs}", param="documents"
-        )
-    names = [(document.id, document.dataset) for document in request.documents]
-    return DeleteResponse(deleted=await service.delete(version, request.task, names), **version.stamp.model_dump())
 
 
 @router.put("/v1/indexes/{name}")

@@ -1,19 +1,25 @@
-"""Routes that search: /v1/search for hits, /v1/retrieve/{task} for a prompt that is ready for the LLM."""
+"""Routes that search: /v1/search for hits, one search or several, /v1/retrieve/{task} for a prompt for the LLM."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from secrets import token_hex
 
 from fastapi import APIRouter
 
 from embedder.config.tasks import PromptTemplate
-from embedder.data.rows import untitled
-from embedder.index.filters import both, equals
+from embedder.errors import DataError
+from embedder.index.filters import MAX_ALL_VALUES, MAX_CLAUSES, both, equals
 from embedder.index.results import Hit
+from serve.access.scoped_service import ScopedService
+from serve.http_errors import ApiError
 from serve.middleware.request_body import BoundedRoute
 from serve.routes.dependencies import Here
+from serve.routes.document_routes import document
 from serve.schemas.search_schemas import (
+    BatchRequest,
+    BatchResponse,
     RetrieveRequest,
     RetrieveResponse,
     SearchRequest,
@@ -24,6 +30,8 @@ from serve.schemas.search_schemas import (
 
 router = APIRouter(route_class=BoundedRoute, tags=["search"])
 
+TOGETHER = 8
+"""Searches of a batch that are under way at once, so that one request does not fill the queues of the shards."""
 PLAIN = PromptTemplate(context="{passage}\n\n", input="{query}")
 """For a task without a template of its own."""
 SESSION = "session"
@@ -33,15 +41,62 @@ SESSION = "session"
 @router.post("/v1/search")
 async def search(request: SearchRequest, service: Here) -> SearchResponse:
     """The best documents of a task for each query, over all shards."""
+    _check_queries(service, [request])
+    return await _answer(request, service)
+
+
+@router.post("/v1/search/batch")
+async def search_batch(request: BatchRequest, service: Here) -> BatchResponse:
+    """Several searches at once, each with an index, a task, a filter and a k of its own; one that fails fails all."""
+    _check_queries(service, request.searches)
+    turns = asyncio.Semaphore(TOGETHER)
+
+    async def answer(number: int, one: SearchRequest) -> SearchResponse:
+        async with turns:
+            try:
+                return await _answer(one, service, share=len(request.searches))
+            except (ApiError, DataError) as error:
+                if isinstance(error, ApiError) and error.status != 400:
+                    raise
+                raise ApiError(400, f"searches.{number}: {error}", param="searches") from error
+
+    return BatchResponse(answers=await asyncio.gather(*(answer(i, one) for i, one in enumerate(request.searches))))
+
+
+async def _answer(request: SearchRequest, service: ScopedService, share: int = 1) -> SearchResponse:
     version = await service.named(request.index)
-    texts = service.texts(request.query, "query", service.settings.max_queries)
-    answers, timing = await service.search(version, request.task, request, texts)
+    answers, timing = await service.search(version, request.task, request, request.texts, request.vectors, share)
     return SearchResponse(
         results=[[result(hit, request.with_payload) for hit in hits] for hits in answers],
         shards=ShardCounts(total=version.manifest.num_shards, successful=version.manifest.num_shards, failed=0),
         time_ms=timing,
         **version.stamp.model_dump(),
     )
+
+
+def _check_queries(service: ScopedService, searches: Sequence[SearchRequest]) -> None:
+    """Refuse more than one search may have, which several share.
+
+    Raises:
+        ApiError: their queries, texts or filters are too many, or too long.
+    """
+    most = service.settings.max_queries
+    if (queries := sum(one.num_queries for one in searches)) > most:
+        param = "query" if searches[0].texts else "vector"
+        raise ApiError(400, f"{param}: {queries} queries; at most {most}", param=param)
+    for texts in filter(None, (one.texts for one in searches)):
+        service.texts(texts, "query", most)
+    characters = sum(len(text) for one in searches for text in one.texts)
+    if characters > (longest := service.settings.max_request_characters):
+        raise ApiError(400, f"{characters} characters in one request; at most {longest}; send fewer texts")
+    # One filter is bounded as it is read; many of that size would take as many times as long.
+    filters = [one.filter for one in searches if one.filter is not None]
+    for name, counted, limit in (
+        ("clauses", sum(one.clauses for one in filters), MAX_CLAUSES),
+        ("values", sum(one.num_values for one in filters), MAX_ALL_VALUES),
+    ):
+        if counted > limit:
+            raise ApiError(400, f"searches: filters with {counted} {name} together; at most {limit}", param="searches")
 
 
 @router.post("/v1/retrieve/{task}")
@@ -80,12 +135,7 @@ def delimited(passages: Sequence[str]) -> list[str]:
 
 def result(hit: Hit, with_payload: bool = True) -> SearchResult:
     """A hit on the wire."""
-    named = SearchResult(id=hit.id, dataset=hit.dataset, score=hit.score)
-    if not with_payload:
-        return named
-    return named.model_copy(
-        update={"text": untitled(hit.title, hit.text), "title": hit.title, "metadata": hit.metadata}
-    )
+    return SearchResult(**document(hit, with_payload).model_dump(), score=hit.score, group=hit.group)
 
 
 def fitting(hits: Sequence[Hit], max_characters: int) -> list[Hit]:

@@ -1,12 +1,7 @@
-"""Indexes on the wire: documents written and deleted, aliases and versions."""
+"""Indexes on the wire: aliases, versions and sizes."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from embedder.index.documents import DatasetName, Document, DocumentId
 from embedder.index.sent import Sent
 from serve.schemas.strict import Name, Strict
 
@@ -16,41 +11,6 @@ class Versions(Strict):
 
     model_version: str
     index_version: str
-
-
-class UpsertRequest(Sent):
-    """Body of POST /v1/indexes/{name}/documents."""
-
-    task: Name
-    documents: Annotated[list[Document], Field(min_length=1, fail_fast=True)]
-
-
-class UpsertResponse(Versions):
-    """The documents are on the disk and are found from now on."""
-
-    upserted: int
-    """Documents; of several of one id and dataset the last one counts."""
-
-
-class NamedDocument(Sent):
-    """Id and dataset, which identify a document."""
-
-    id: DocumentId
-    dataset: DatasetName = ""
-
-
-class DeleteRequest(Sent):
-    """Body of POST /v1/indexes/{name}/documents/delete."""
-
-    task: Name
-    documents: Annotated[list[NamedDocument], Field(min_length=1, fail_fast=True)]
-
-
-class DeleteResponse(Versions):
-    """The documents are no longer found."""
-
-    deleted: int
-    """How many of them there were."""
 
 
 class CollectionState(Strict):

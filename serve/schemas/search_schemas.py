@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from embedder.config.index import SearchParameters
 from embedder.data.metadata import without_nulls
-from embedder.index.filters import Filter
+from embedder.index.filters import Filter, Key
+from embedder.index.results import EVERYTHING, Shown
 from embedder.index.search_options import Mode
 from embedder.index.sent import Sent
+from serve.grouping import Grouping
+from serve.schemas.document_schemas import ShownDocument
 from serve.schemas.index_schemas import Versions
+from serve.schemas.sent_vectors import OneOrMoreVectors, as_vectors
 from serve.schemas.strict import Name, Strict, Text, TextOrTexts
+
+MAX_SEARCHES = 64
+"""Searches of one request; the limit on its queries may be lower."""
 
 
 class SearchFields(Sent):
@@ -30,6 +37,11 @@ class SearchFields(Sent):
         "query_filter": "filter",
         "where": "filter",
         "text": "query",
+        "score_cutoff": "score_threshold",
+        "with_vector": "with_vectors",
+        "query_vector": "vector",
+        "embedding": "vector",
+        "skip": "offset",
     }
 
     index: Name | None = None
@@ -40,38 +52,88 @@ class SearchFields(Sent):
     """Ranking by vectors, by words (BM25), or both fused."""
     filter: Filter | None = None
     """Conditions on the metadata, in Qdrant's vocabulary."""
+    offset: Annotated[int, Field(ge=0)] = 0
+    """Best hits of a query that are passed over."""
+    score_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Least score of a hit."""
     parameters: Annotated[SearchParameters, BeforeValidator(without_nulls)] = SearchParameters()
     """How thoroughly an approximate index is searched."""
 
     @property
-    def shows_payload(self) -> bool:
-        """Tell whether text, title and metadata of the hits are needed."""
-        return True
+    def shown(self) -> Shown:
+        """How much of the hits is fetched for the answer."""
+        return EVERYTHING
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """How hits are grouped; None: not at all."""
+        return None
 
 
 class SearchRequest(SearchFields):
     """Body of POST /v1/search."""
 
-    query: TextOrTexts
+    query: TextOrTexts | None = None
+    """One text or several; else give `vector`."""
+    vector: OneOrMoreVectors | None = None
+    """In place of texts: a vector of the width of the index, or several; they are scaled to length 1."""
     task: Name
     """Whose documents are searched, with that task's instruction."""
     with_payload: bool = True
     """True: hits have text, title and metadata too."""
+    with_vectors: bool = False
+    """True: hits have their vectors too."""
+    group_by: Key | None = None
+    """Field of the metadata, or `dataset` or `id`: the k best values of it, each with its best hits."""
+    group_size: Annotated[int, Field(ge=1)] | None = None
+    """Hits of a value; null: one."""
+
+    @model_validator(mode="after")
+    def says_one_thing(self) -> SearchRequest:
+        """Refuse what would be passed over."""
+        if (self.query is None) == (self.vector is None):
+            raise ValueError("give exactly one of query, vector")
+        if self.vector is not None and self.mode != "dense":
+            raise ValueError(f"mode {self.mode} needs the words of a query; with vector the mode is dense")
+        if self.group_by is None:
+            if self.group_size is not None:
+                raise ValueError("group_size is given without group_by")
+        elif self.offset:
+            raise ValueError("offset and group_by are given together; take a larger k")
+        elif self.num_queries > 1:
+            raise ValueError("group_by takes one query; send several to /v1/search/batch")
+        return self
 
     @property
-    def shows_payload(self) -> bool:
-        return self.with_payload
+    def num_queries(self) -> int:
+        return len(self.texts) or len(self.vectors)
+
+    @property
+    def texts(self) -> list[str]:
+        """The queries in words."""
+        return [self.query] if isinstance(self.query, str) else self.query or []
+
+    @property
+    def vectors(self) -> list[list[float]]:
+        """The queries that are vectors."""
+        return as_vectors(self.vector) if self.vector is not None else []
+
+    @property
+    def shown(self) -> Shown:
+        # The values by which hits are grouped are a part of the payload.
+        return Shown(payload=self.with_payload or self.group_by is not None, vectors=self.with_vectors)
+
+    @property
+    def grouping(self) -> Grouping | None:
+        return None if self.group_by is None else Grouping(self.group_by, self.group_size or 1)
 
 
-class SearchResult(Strict):
+class SearchResult(ShownDocument):
     """One hit. Score: inner product of unit vectors; BM25 by words; sum of reciprocal ranks where both are fused."""
 
-    id: str
-    dataset: str
     score: float
-    text: str | None = None
-    title: str | None = None
-    metadata: dict[str, Any] | None = None
+    group: str | float | bool | None = None
+    """The value of `group_by` for which it stands here."""
 
 
 class ShardCounts(Strict):
@@ -98,6 +160,21 @@ class SearchResponse(Versions):
     results: list[list[SearchResult]]
     shards: ShardCounts
     time_ms: Timing
+
+
+class BatchRequest(Sent):
+    """Body of POST /v1/search/batch."""
+
+    MEANT: ClassVar[Mapping[str, str]] = {"queries": "searches", "requests": "searches", "prefetch": "searches"}
+
+    searches: Annotated[list[SearchRequest], Field(min_length=1, max_length=MAX_SEARCHES, fail_fast=True)]
+    """Each with an index, a task, a filter and a k of its own. Queries, texts and filters count together."""
+
+
+class BatchResponse(Strict):
+    """Answer of POST /v1/search/batch: one for each search, in their order."""
+
+    answers: list[SearchResponse]
 
 
 class RetrieveRequest(SearchFields):

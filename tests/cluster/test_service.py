@@ -22,17 +22,26 @@ from ray.util import get_node_ip_address
 
 from embedder.errors import BundleError
 from embedder.index.catalog import Catalog
-from embedder.index.documents import Document
+from embedder.index.filters import Filter
 from embedder.models.encoder import encode_prompted, load_encoder
 from serve.access.keys import hashed_key
 from serve.app import build_run, deployed
 from serve.client import AsyncClient, Client, ServiceError
 from serve.openapi import described
 from serve.ports import NUMBERS, rows
+from serve.schemas.document_schemas import (
+    ChangeRequest,
+    CountRequest,
+    DeleteRequest,
+    GetRequest,
+    ListRequest,
+    NamedDocument,
+    UpsertRequest,
+    WrittenDocument,
+)
 from serve.schemas.embedding_schemas import EmbeddingRequest
-from serve.schemas.index_schemas import DeleteRequest, NamedDocument, UpsertRequest
 from serve.schemas.rerank_schemas import RerankRequest
-from serve.schemas.search_schemas import RetrieveRequest, SearchRequest
+from serve.schemas.search_schemas import BatchRequest, RetrieveRequest, SearchRequest
 from tests.cluster.conftest import Cluster
 from tests.cluster.served import KEYS, MODEL, Running, cpu_seconds, replica_pids, search_subject, served
 from tests.cluster.strangers import documented_ports, ports_of_this_ray, what_strangers_can_do
@@ -275,7 +284,7 @@ def test_own_clients_work(running: Running, vectors: np.ndarray) -> None:
         assert "sorts a list" in client.retrieve("qa", RetrieveRequest(query="sort a list")).prompt
         assert len(client.rerank(RerankRequest(query="x", documents=["a", "b"])).results) == 2
         assert [one.name for one in client.indexes().data] == ["live"]
-        document = Document(id="own", text="x", metadata={"a": 1})
+        document = WrittenDocument(id="own", text="x", metadata={"a": 1})
         assert client.upsert("live", UpsertRequest(task="qa", documents=[document])).upserted == 1
         gone = DeleteRequest(task="qa", documents=[NamedDocument(id="own")])
         assert client.delete("live", gone).deleted == 1
@@ -290,6 +299,48 @@ def test_own_clients_work(running: Running, vectors: np.ndarray) -> None:
 
     embedded, best = asyncio.run(ask())
     assert near(embedded, vectors) and best == "list-sorts"
+
+
+def test_documents_are_read_changed_and_deleted_by_our_clients_on_all_shards(running: Running) -> None:
+    new = Filter.model_validate({"must": [{"key": "herd", "match": {"value": 7}}]})
+    vector = [1.0, *[0.0] * 383]
+    rows = [WrittenDocument(id=f"herd-{i}", text=f"Zebra {i}.", metadata={"herd": 7}, vector=vector) for i in range(30)]
+    with Client(running.url, KEYS["write"]) as client:
+        assert client.upsert("live", UpsertRequest(task="chat", documents=rows)).upserted == 30
+        assert client.count("live", CountRequest(task="chat", filter=new)).count == 30
+        asked = ListRequest(task="chat", filter=new, limit=7, with_vectors=True)
+        found = list(client.documents("live", asked))
+        assert [one.id for one in found] == sorted(row.id for row in rows) and found[0].vector == vector
+        named = [NamedDocument(id="herd-3"), NamedDocument(id="nobody")]
+        assert [one.id for one in client.get("live", GetRequest(task="chat", documents=named)).documents] == ["herd-3"]
+        change = ChangeRequest(task="chat", filter=new, set={"herd": 8})
+        assert client.change("live", change).changed == 30
+        assert client.count("live", CountRequest(task="chat", filter=new)).count == 0
+        searches = [
+            SearchRequest(vector=vector, task="chat", k=2, offset=1, score_threshold=0.99),
+            SearchRequest(query="sort a list", task="qa", k=2, group_by="subject"),
+        ]
+        by_vector, groups = client.search_batch(BatchRequest(searches=searches)).answers
+        assert [hit.metadata for hit in by_vector.results[0]] == [{"herd": 8}] * 2
+        assert groups.results[0][0].group == "list" and len({hit.group for hit in groups.results[0]}) == 2
+        gone = Filter.model_validate({"must": [{"key": "herd", "match": {"value": 8}}]})
+        assert client.delete("live", DeleteRequest(task="chat", filter=gone)).deleted == 30
+
+    async def pages() -> list[str]:
+        async with AsyncClient(running.url, KEYS["read"]) as client:
+            return [one.id async for one in client.documents("live", ListRequest(task="chat", limit=15))]
+
+    assert len(asyncio.run(pages())) == 40
+
+
+def test_metrics_of_the_service_are_on_its_own_port_for_keys_alone(running: Running) -> None:
+    assert httpx.get(f"{running.url}/metrics").status_code == 401
+    with running.client() as client:
+        client.post("/v1/search", json={"query": "x", "task": "qa"})
+        # Processes report to Ray's agent at intervals.
+        wait_until(lambda: "ray_embedder_requests_total{" in client.get("/metrics").text, 60)
+        text = client.get("/metrics").text
+    assert "ray_serve_" not in text and 'route="/v1/search"' in text and "did not answer" not in text
 
 
 def test_ports_of_a_served_machine_run_nothing_for_a_stranger(running: Running, tmp_path: Path) -> None:

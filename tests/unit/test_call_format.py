@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from embedder.index.documents import Document
-from embedder.index.filters import Condition, Filter, Match, Range
+from embedder.index.filters import Condition, Filter, HasId, IsEmpty, Match, Range
 from embedder.index.living import CollectionStats
+from embedder.index.metadata_change import MetadataChange
 from embedder.index.results import SearchResults, Shown
 from embedder.index.search_options import SearchOptions
 from embedder.index.writes import Change
@@ -27,12 +28,12 @@ def test_call_format_has_another_number_when_the_calls_change():
     Where this fails, the calls have changed: raise CALL_FORMAT, say so in CHANGELOG.md, and write the new digest here.
     """
     methods = [EncoderReplica.encode, ShardReplica.call, *INDEX_CALLS.values()]
-    values = [Piece, Encoded, ApiError.__init__, SearchOptions, Shown, Filter, Condition, Match, Range]
-    values += [Document, SearchResults, CollectionStats, Change]
+    values = [Piece, Encoded, ApiError.__init__, SearchOptions, Shown, Filter, Condition, Match, Range, IsEmpty, HasId]
+    values += [Document, SearchResults, CollectionStats, Change, MetadataChange]
     # The words of the source, because how Python shows a type changes with its version.
     shape = [(one.__qualname__, list(one.__annotations__.items())) for one in (*methods, *values)]
     digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
-    assert (CALL_FORMAT, digest) == (2, "a77876783f4864b2")
+    assert (CALL_FORMAT, digest) == (3, "23fd2f212aee73c1")
 
 
 @pytest.fixture(scope="module")

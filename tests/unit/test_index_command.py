@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from embedder.index.__main__ import main
@@ -41,6 +42,15 @@ def test_index_command_takes_serves_copies_and_removes_a_snapshot(folder, tmp_pa
     assert "no versions" in run(capsys, other)
 
 
+def test_index_command_exports_what_is_there_with_vectors(folder, tmp_path, capsys):
+    file = tmp_path / "qa.parquet"
+    assert "4 documents of qa in one" in run(capsys, folder, "export", "qa", file)
+    table = pq.read_table(file).sort_by("id")
+    assert table["id"].to_pylist() == list("abcd") and table["text"][0].as_py() == "text of a"
+    assert np.array_equal(np.array(table["vector"].to_pylist(), dtype=np.float32), VECTORS)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [file.name]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -48,6 +58,7 @@ def test_index_command_takes_serves_copies_and_removes_a_snapshot(folder, tmp_pa
         (["snapshot", "one"], "exists with another content"),
         (["snapshot", "two", "--of", "nine"], "no version or alias 'nine'"),
         (["restore", "nowhere", "two"], "nowhere"),
+        (["export", "nothing", "file.parquet"], "task 'nothing': the index has ['qa']"),
         (["point", "live", "nine"], "no version or alias 'nine'"),
     ],
 )

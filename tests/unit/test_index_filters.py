@@ -58,14 +58,19 @@ CONDITIONS = st.one_of(
     st.tuples(NAMES, st.lists(NAMED, max_size=3)).map(lambda pair: {"key": pair[0], "match": {"any": pair[1]}}),
     st.tuples(NAMES, st.lists(NAMED, max_size=3)).map(lambda pair: {"key": pair[0], "match": {"except": pair[1]}}),
     st.tuples(NAMES, TEXT_BOUNDS).map(lambda pair: {"key": pair[0], "range": pair[1]}),
+    st.tuples(st.sampled_from(["is_empty", "is_null"]), st.sampled_from(["f", "g", "id", "no"])).map(
+        lambda pair: {pair[0]: {"key": pair[1]}}
+    ),
+    st.lists(NAMED, max_size=3).map(lambda ids: {"has_id": [one for one in ids if one != ""]}),
 )
+OWN = {"key", "is_empty", "is_null", "has_id"}
 FILTERS = st.recursive(
     CONDITIONS,
     lambda parts: st.dictionaries(
         st.sampled_from(["must", "should", "must_not"]), st.lists(parts, max_size=3), max_size=3
     ),
     max_leaves=6,
-).map(lambda part: {"must": [part]} if "key" in part else part)
+).map(lambda part: {"must": [part]} if part.keys() & OWN else part)
 
 
 def same(one, other):
@@ -74,6 +79,11 @@ def same(one, other):
 
 def holds(part, fields):
     """A filter read off plainly, over the lists of values of each field."""
+    if "has_id" in part:
+        return fields["id"][-1] in map(str, part["has_id"])
+    if part.keys() & {"is_empty", "is_null"}:
+        ((_, named),) = part.items()
+        return not fields.get(named["key"])
     if "key" not in part:
         return (
             all(holds(one, fields) for one in part.get("must", []))

@@ -16,8 +16,9 @@ from embedder.config.tasks import BUILTIN_TASKS
 from embedder.index.sent import ANY
 from serve.api import make_api
 from serve.middleware.incoming import route_path
+from serve.schemas.document_schemas import DeleteRequest, UpsertRequest
 from serve.schemas.embedding_schemas import EmbeddingRequest, TeiRequest
-from serve.schemas.index_schemas import DeleteRequest, PointRequest, UpsertRequest
+from serve.schemas.index_schemas import PointRequest
 from serve.schemas.rerank_schemas import RerankRequest, TeiRerankRequest
 from serve.schemas.search_schemas import RetrieveRequest, SearchRequest
 from tests.serving import local_service, publish, run_config, unit
