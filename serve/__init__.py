@@ -9,7 +9,6 @@ service         what the routes do, apart from HTTP and from Ray
 grouping        groups of hits, by the values of a field
 cursor          where the next page of a list begins
 backend         the calls that the service makes to encoder and index
-ray_switches    the switches of a Ray that `start` starts
 replica_gpus    the GPUs of the replicas, tried before anything is deployed
 new_key         makes a key and its line in the file of keys
 http_errors     errors in the shape of the API that was asked
