@@ -22,7 +22,7 @@ SECONDS = 15.0
 
 
 @pytest.mark.parametrize("way", ["proxy", "default"])
-def test_attacks_on_the_wire_leave_proxy_and_ingress_as_they_were(tmp_path: Path, way: str) -> None:
+def test_attacks_on_the_wire_leave_proxy_and_service_as_they_were(tmp_path: Path, way: str) -> None:
     """Faults 8.4 and 8.5: a body of 600 MiB took as much of proxy and ingress, a header of 100 MiB stopped both."""
     publish(tmp_path / "work", MODEL, "v1", shards=1)
     keys = tmp_path / "keys"
@@ -40,5 +40,5 @@ def test_attacks_on_the_wire_leave_proxy_and_ingress_as_they_were(tmp_path: Path
     assert found["crashes"] == 0
     assert found["failed"] == 0, found["examples"]
     before, peak = found["memory_mib"]["before"], found["memory_mib"]["peak"]
-    for part in ("proxy", "ingress", "front"):
+    for part in ("proxy", "service", "front"):
         assert peak[part] - before[part] < 150, (part, found["memory_mib"])
