@@ -93,7 +93,8 @@ def test_http_error_of_an_unexpected_failure_tells_nothing_of_the_server(client,
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"task": "qa"}, "query"),
+        ({"task": "qa"}, None),
+        ({"task": "qa", "query": 7}, "query"),
         ({"task": "qa", "query": "a", "k": 0}, "k"),
         ({"task": "qa", "query": "a", "top_k": 3}, "top_k"),
         ([1], None),

@@ -190,7 +190,7 @@ def test_every_text_and_list_of_a_request_has_a_greatest_length():
         for operation in operations.values():
             if body := operation.get("requestBody"):
                 bounded(body["content"]["application/json"]["schema"], described["components"]["schemas"], path, wrong)
-    by_setting = re.compile(r"\.(input|inputs|query|documents|text)(\[\])*$")
+    by_setting = re.compile(r"\.(input|inputs|query|vector|documents|text)(\[\])*$")
     assert [name for name in wrong if not by_setting.search(name)] == []
 
 

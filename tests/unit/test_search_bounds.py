@@ -126,7 +126,7 @@ def test_hits_are_fetched_up_to_a_number_of_bytes_or_by_name_alone(tmp_path, wri
     query = vectors[:1]
     whole = collection.search(query, len(rows), NO_CHOICE)
     assert whole.table.equals(collection.search(query, len(rows), NO_CHOICE, shown=Shown(max_bytes=10**6)).table)
-    with pytest.raises(DataError, match=r"serve\.max_answer_bytes; send fewer queries, a smaller k, or with_payload"):
+    with pytest.raises(DataError, match=r"serve\.max_answer_bytes; ask for less: fewer queries, a smaller k or limit"):
         collection.search(query, len(rows), NO_CHOICE, shown=Shown(max_bytes=100_000))
     bare = collection.search(query, len(rows), NO_CHOICE, shown=Shown(payload=False, max_bytes=100_000))
     assert bare.table.select(["query", "score", "id", "dataset"]).equals(

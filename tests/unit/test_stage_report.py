@@ -40,7 +40,7 @@ def test_stage_reports_of_a_new_run_are_none(tmp_path):
 
 
 def test_stage_names_are_known_once():
-    assert len(set(STAGES)) == len(STAGES) == 7
+    assert len(set(STAGES)) == len(STAGES) == 8
 
 
 def test_stage_table_shows_rates_and_the_total():
