@@ -1,29 +1,19 @@
-"""The shards of an index version, each built by a Ray task of its own, in memory for its own passages alone."""
+"""What the shards of an index version are made of, its width and its probe; `shard_builds` builds them."""
 
 from __future__ import annotations
-
-from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from embedder.config.index import BuildSettings
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.data.records import PASSAGE, each_table, open_parquet, parquet_files
 from embedder.errors import DataError
 from embedder.hashing import content_id, file_sha256
-from embedder.index.builder import CollectionPart, build_collection
-from embedder.index.bundle import Manifest, shard_folder, shard_of
-from embedder.index.collection import CollectionInfo
-from embedder.index.documents import PAYLOAD
 from embedder.index.faiss_index import check_faiss_gpu
 from embedder.index.probe import TEXTS
-from embedder.storage.durable import appearing, remove_unfinished
-from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.tables import corpus_files, datasets
 from ray_jobs.retrieval.vectors import VectorStore
 
@@ -83,67 +73,3 @@ def check_shard_gpus(gpus: float) -> None:
     """
     if gpus:
         ray.get(ray.remote(num_gpus=gpus, num_cpus=0)(check_faiss_gpu).remote())
-
-
-def build_shards(
-    paths: Paths, settings: BuildSettings, store: VectorStore, manifest: Manifest, staged: Path, gpus: float = 0
-) -> Manifest:
-    """Build what is not built yet of a version; returns its manifest with the shards' files and passages by task.
-
-    Each task has so many GPUs.
-    """
-    remove_unfinished(staged / "shards")
-    build = ray.remote(num_cpus=1, num_gpus=gpus)(build_shard)
-    pending = [
-        build.remote(paths, settings, store, manifest, shard, shard_folder(staged, shard), on_gpu=bool(gpus))
-        for shard in range(manifest.num_shards)
-    ]
-    files: dict[str, str] = {}
-    collections = dict.fromkeys(sorted(store.tasks), 0)
-    with track_progress("index: shards", len(pending)) as counter:
-        for shard, reference in enumerate(pending):
-            for task, info in ray.get(reference).items():
-                files |= info.hashed_files(shard_folder(staged, shard) / task, staged)
-                collections[task] += info.rows
-            counter.advance(1)
-    return manifest.model_copy(update={"files": files, "collections": collections})
-
-
-def build_shard(  # noqa: PLR0913  (the arguments of a task, which travel apart)
-    paths: Paths,
-    settings: BuildSettings,
-    store: VectorStore,
-    manifest: Manifest,
-    shard: int,
-    folder: Path,
-    *,
-    on_gpu: bool = False,
-) -> dict[str, CollectionInfo]:
-    """Build one shard: of every task, the passages whose id hashes to it. Returns what was built by task."""
-    if on_gpu:
-        check_faiss_gpu()
-    if not folder.is_dir():
-        parts = shard_parts(paths, store, manifest.num_shards, shard)
-        # The folder appears as a whole when all its collections are built: what is there need not be looked into.
-        with appearing(folder) as staged:
-            for task in sorted(store.tasks):
-                (staged / task).mkdir()
-                identity = manifest.collection_identity(task, shard)
-                build_collection(staged / task, parts[task], identity, settings, on_gpu=on_gpu)
-    return {task: CollectionInfo.read(folder / task) for task in sorted(store.tasks)}
-
-
-def shard_parts(paths: Paths, store: VectorStore, num_shards: int, shard: int) -> dict[str, list[CollectionPart]]:
-    """The passages of one shard by task; of the corpora one file at a time is in memory."""
-    parts: dict[str, list[CollectionPart]] = defaultdict(list)
-    for dataset in datasets(paths):
-        kept = []
-        for table in each_table(corpus_files(paths, dataset), PASSAGE):
-            mine = [shard_of(row_id, num_shards) == shard for row_id in table["id"].to_pylist()]
-            kept.append(table.filter(pa.array(mine, pa.bool_())))
-        passages = pa.concat_tables(kept)
-        if passages.num_rows:
-            payload = passages.select(PAYLOAD.names).cast(PAYLOAD)
-            part = CollectionPart(payload, store.keys(passages, "passage"), store.ledger(dataset, "passage"))
-            parts[passages["task"][0].as_py()].append(part)
-    return parts
