@@ -17,7 +17,7 @@ from typing import NamedTuple
 from embedder.errors import StorageError
 from embedder.storage.connect import store_time
 from embedder.storage.numbered import NumberedObjects
-from embedder.storage.position import RETENTION, Position, Retention
+from embedder.storage.position import RETENTION, Position, Retention, newest
 from embedder.storage.store import Store
 
 SUFFIX = ".arrow"
@@ -111,13 +111,7 @@ class CommitLog:
         Raises:
             StorageError: the store does not answer.
         """
-        while True:
-            began = self._clock()
-            number = self._snapshots.latest()
-            content = self._snapshots.get(number) if number else None
-            # Gone since it was listed only where there is a newer one.
-            if content is not None or not number:
-                return Position(number, began), content
+        return newest(self._snapshots, self._clock)
 
     def put_snapshot(self, number: int, content: bytes) -> None:
         """Store what the commits up to a number come to, unless somebody has.

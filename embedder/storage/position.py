@@ -8,8 +8,11 @@ by that of the process, the second by that of the store. No two clocks need to a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from embedder.storage.numbered import NumberedObjects
 
 
 @dataclass(frozen=True)
@@ -31,3 +34,18 @@ class Position(NamedTuple):
     number: int
     since: float
     """By the clock of the process that holds it, taken before it asked the store."""
+
+
+def newest(objects: NumberedObjects, clock: Callable[[], float]) -> tuple[Position, bytes | None]:
+    """The object with the highest number and its content; (0, None) where there is none.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    while True:
+        began = clock()
+        number = objects.latest()
+        content = objects.get(number) if number else None
+        # Gone since it was listed only where there is a newer one.
+        if content is not None or not number:
+            return Position(number, began), content

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from embedder.errors import StorageError
 from embedder.storage.connect import store_time
 from embedder.storage.numbered import NumberedObjects
-from embedder.storage.position import RETENTION, Position, Retention
+from embedder.storage.position import RETENTION, Position, Retention, newest
 from embedder.storage.store import Store
 
 SUFFIX = ".json"
@@ -41,13 +41,7 @@ class Revisions:
         Raises:
             StorageError: the store does not answer.
         """
-        while True:
-            began = self._clock()
-            number = self._objects.latest()
-            content = self._objects.get(number) if number else None
-            # Gone since it was listed only where there is a newer one.
-            if content is not None or not number:
-                return Position(number, began), content
+        return newest(self._objects, self._clock)
 
     def replace(self, known: Position, content: bytes) -> bool:
         """Put the revision after one that is known; returns False if another process has replaced that one.
