@@ -17,7 +17,7 @@ from typing import NamedTuple
 from embedder.errors import StorageError
 from embedder.storage.connect import store_time
 from embedder.storage.numbered import NumberedObjects
-from embedder.storage.position import RETENTION, Position, Retention, newest
+from embedder.storage.position import RETENTION, Position, Retention, newest, replaced
 from embedder.storage.store import Store
 
 SUFFIX = ".arrow"
@@ -128,10 +128,8 @@ class CommitLog:
             StorageError: the store does not answer.
         """
         now = store_time(self._store, self._make_mark)
-        snapshots = self._snapshots.stored()
-        kept = max((n for n, stored_s in snapshots.items() if now - stored_s >= self._retention.kept_s), default=0)
+        kept, old = replaced(self._snapshots.stored(), now, self._retention)
         commits = [number for number in self._commits.numbers() if number <= kept] if kept else []
-        old = [number for number in snapshots if number < kept]
         for number in commits:
             self._commits.remove(number)
         for number in old:

@@ -8,7 +8,7 @@ by that of the process, the second by that of the store. No two clocks need to a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,3 +49,12 @@ def newest(objects: NumberedObjects, clock: Callable[[], float]) -> tuple[Positi
         # Gone since it was listed only where there is a newer one.
         if content is not None or not number:
             return Position(number, began), content
+
+
+def replaced(stored: Mapping[int, float], now: float, retention: Retention) -> tuple[int, list[int]]:
+    """The highest number that has been there for `kept_s`, 0 where there is none, and the numbers before it.
+
+    `stored`: seconds by the store's clock at which each was stored; `now` is by the same clock.
+    """
+    kept = max((number for number, stored_s in stored.items() if now - stored_s >= retention.kept_s), default=0)
+    return kept, [number for number in stored if number < kept]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from embedder.errors import StorageError
 from embedder.storage.connect import store_time
 from embedder.storage.numbered import NumberedObjects
-from embedder.storage.position import RETENTION, Position, Retention, newest
+from embedder.storage.position import RETENTION, Position, Retention, newest, replaced
 from embedder.storage.store import Store
 
 SUFFIX = ".json"
@@ -86,9 +86,7 @@ class Revisions:
             StorageError: the store does not answer.
         """
         now = store_time(self._store, self._make_mark)
-        stored = self._objects.stored()
-        kept = max((n for n, stored_s in stored.items() if now - stored_s >= self._retention.kept_s), default=0)
-        old = [number for number in stored if number < kept]
+        _, old = replaced(self._objects.stored(), now, self._retention)
         for number in old:
             self._objects.remove(number)
         return len(old)
