@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import threading
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import NoReturn
 
@@ -52,7 +52,7 @@ def _watch(reading: int, line: str, told: threading.Event) -> None:
     _print(f"\n{line}\n" if sys.stderr.isatty() else f"{line}\n")
     told.set()
     # What is being closed, a Ray of our own for instance, can take half a minute.
-    select.select([reading], [], [], CLOSING_S)
+    wait([reading], CLOSING_S)
     if sys.stderr.isatty():
         # A bar that is being drawn has hidden it.
         _print(SHOW_CURSOR)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class ShardReplica:
         self._indexes = VersionCache(self._load)
         self._indexes.preload(source.named()[: settings.max_versions], deployed)
         # A thread, because compaction takes minutes of CPU and Ray's event loop must answer health checks meanwhile.
-        threading.Thread(target=self._tidy_for_ever, name="tidy", daemon=True).start()
+        threading.Thread(target=_tidy_while_there, args=(weakref.ref(self),), name="tidy", daemon=True).start()
 
     async def call(
         self,
@@ -100,16 +101,14 @@ class ShardReplica:
         shards = shards_of(*self._slice, read_manifest(bundle).num_shards)
         return OpenIndex.open(bundle, self._source.state(version), shards)
 
-    def _tidy_for_ever(self) -> None:
+    def tidy(self) -> None:
         """Compact what was written, adopt what others compacted, unload what is not served any more."""
-        while True:
-            time.sleep(TIDY_EVERY_S)
-            try:
-                self._indexes.unload(self._source.aliases().values())
-            except EmbedderError as error:
-                logger.error("%s", error)
-            for index in self._indexes.loaded():
-                self._tidy(index)
+        try:
+            self._indexes.unload(self._source.aliases().values())
+        except EmbedderError as error:
+            logger.error("%s", error)
+        for index in self._indexes.loaded():
+            self._tidy(index)
 
     def _tidy(self, index: OpenIndex) -> None:
         try:
@@ -126,6 +125,16 @@ class ShardReplica:
         except (EmbedderError, OSError, RuntimeError, ValueError) as error:
             # Logged and not raised: what is wrong with one version must not keep the others from being compacted.
             logger.error("the index cannot be tidied: %s", error)
+
+
+def _tidy_while_there(replica: weakref.ref[ShardReplica]) -> None:
+    """Tidy until nobody has the replica any more, whose files this thread would else keep open."""
+    while True:
+        time.sleep(TIDY_EVERY_S)
+        if (there := replica()) is None:
+            return
+        there.tidy()
+        del there
 
 
 def _probe(index: OpenIndex) -> None:

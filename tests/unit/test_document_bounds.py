@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import resource
 from collections import Counter
+from contextlib import ExitStack
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,6 +83,19 @@ def test_reader_process_goes_on_where_nobody_wants_the_rest(tmp_path):
             assert section.text == "row 0"
             break
         assert [section.text for section in reader.sections(files[1])] == ["The last one."]
+
+
+def test_reader_process_reads_in_a_process_that_has_many_files_open(tmp_path):
+    """select() takes no descriptor above 1,023; a service or a notebook of some days may have more."""
+    (tmp_path / "a.txt").write_text("Here.")
+    file = next(document_files(tmp_path, None, Counter()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2_048, hard), hard))
+    with ExitStack() as open_files, ReaderProcess(TableColumns(), "utf-8") as reader:
+        open_files.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while open_files.enter_context(open("/dev/null", "rb")).fileno() < 1_024:
+            pass
+        assert [section.text for section in reader.sections(file)] == ["Here."]
 
 
 def test_reader_process_sets_a_file_that_has_gone_aside(tmp_path):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import resource
-import select
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,7 +91,8 @@ class ReaderProcess:
             searched = len(self._buffer)
             if searched > MAX_ANSWER:
                 raise UnreadableError(f"a part of more than {MAX_ANSWER:,} bytes")
-            if not select.select([output], [], [], self.seconds)[0]:
+            # Not select.select(), which takes no descriptor above 1,023: a long-lived process has more files open.
+            if not wait([output], self.seconds):
                 raise UnreadableError(f"no further part within {self.seconds:g} s; divide it, or leave it out")
             piece = os.read(output, PIECE)
             if not piece:
