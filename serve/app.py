@@ -24,7 +24,6 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from embedder.cli.machine import cpus, free_memory
 from embedder.config.cluster import ClusterConfig
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
@@ -34,6 +33,7 @@ from embedder.console import console
 from embedder.credentials import masked
 from embedder.errors import ConfigError, EmbedderError
 from embedder.index.bundle import verify
+from embedder.run.machine import cpus, free_memory
 from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.workspace import workplace
 from serve.access.keys import read_keys

@@ -13,6 +13,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,26 @@ from serve.taken import refuse_missing_version, refuse_taken_name, refuse_taken_
 if TYPE_CHECKING:
     from ray.serve import Application
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+"""Where `llm-embedder ask` asks."""
 LAST_S = 5.0
 """Beyond the time that a request may take."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the service answers."""
+
+    host: str
+    port: int
+    name: str
+    prefix: str
+
+    @property
+    def url(self) -> str:
+        """The address for clients on this machine."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", ""} else self.host
+        return f"http://{host}:{self.port}{self.prefix.rstrip('/')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="embedder", help="of the application, if several services run on one Ray")
     parser.add_argument("--route-prefix", default="/", help="what all its paths begin with")
     options = parser.parse_args(arguments)
-    prefix = "/" + options.route_prefix.strip("/")
+    place = Place(options.host, options.port, options.name, "/" + options.route_prefix.strip("/"))
     # SIGTERM as Ctrl-C: whatever is at work is left by the same way.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = console()
     with exit_on_error():
         # First of all, and before Ray is imported, so that it takes no second.
-        refuse_taken_port(options.host, options.port, options.name, prefix)
+        refuse_taken_port(place.host, place.port, place.name, place.prefix)
         config = load_run(options.config, options.set)
         refuse_missing_version(config)
         with tempfile.TemporaryDirectory(prefix="haproxy-", ignore_cleanup_errors=True) as folder:
@@ -59,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from serve.app import build_checked
 
             application = build_checked(config)
-            is_own_serve = _connect(options.host, options.port, options.name, prefix, config, out)
-            _serve(application, options.name, prefix, config, out, is_own_serve=is_own_serve)
+            is_own_serve = _connect(place, config, out)
+            _serve(application, place, config, out, is_own_serve=is_own_serve)
 
 
 def _starts_ray() -> bool:
@@ -71,7 +90,7 @@ def _starts_ray() -> bool:
     return not ray.is_initialized() and canonicalize_bootstrap_address(os.environ.get("RAY_ADDRESS")) is None
 
 
-def _connect(host: str, port: int, name: str, prefix: str, config: RunConfig, out: Console) -> bool:
+def _connect(place: Place, config: RunConfig, out: Console) -> bool:
     """Connect to Ray and start Serve; returns whether Serve was not running before.
 
     Raises:
@@ -95,35 +114,35 @@ def _connect(host: str, port: int, name: str, prefix: str, config: RunConfig, ou
     running = _get_global_client(raise_if_no_controller_running=False)
     if running is not None:
         known = running.http_config
-        if int(known.port) != port:
+        if int(known.port) != place.port:
             raise ConfigError(f"Serve runs on this Ray at port {known.port}; give --port {known.port}")
         # Of the controller itself, because the public status does not tell the routes.
         applications = running.get_serve_details()["applications"]
-        refuse_taken_name({app: details["route_prefix"] for app, details in applications.items()}, name, prefix)
+        refuse_taken_name({app: details["route_prefix"] for app, details in applications.items()}, place.name, place.prefix)
     # Ray's deadline is later than ours, which answers in our own shape.
-    serve.start(http_options={"host": host, "port": port, "request_timeout_s": 2 * config.serve.timeout_s})
+    serve.start(http_options={"host": place.host, "port": place.port, "request_timeout_s": 2 * config.serve.timeout_s})
     return running is None
 
 
-def _serve(
-    application: Application, name: str, prefix: str, config: RunConfig, out: Console, *, is_own_serve: bool
-) -> None:
+def _serve(application: Application, place: Place, config: RunConfig, out: Console, *, is_own_serve: bool) -> None:
     """Deploy the application, wait for a signal, and stop it; a second signal does not wait for requests."""
     import ray
     from ray import serve
 
     try:
-        serve.run(application, name=name, route_prefix=prefix)
+        serve.run(application, name=place.name, route_prefix=place.prefix)
         # From now on there are requests to be answered before the end.
         interrupt_as_usual()
-        out.print(f"{name} is ready at {prefix}; stop it by Ctrl-C or SIGTERM", markup=False)
+        option = "" if place.url == DEFAULT_URL else f" --url {place.url}"
+        out.print(f"{place.name} is ready at {place.url}; stop it by Ctrl-C or SIGTERM", markup=False)
+        out.print(f"next, in another terminal: llm-embedder ask{option} QUERY", markup=False)
         while True:
             signal.pause()
     except KeyboardInterrupt:
         out.print("stopping: what was asked is answered first", markup=False)
-        _close(name, config.serve.timeout_s + LAST_S, out)
+        _close(place.name, config.serve.timeout_s + LAST_S, out)
     finally:
-        serve.delete(name)
+        serve.delete(place.name)
         if is_own_serve and not serve.status().applications:
             serve.shutdown()
         ray.shutdown()

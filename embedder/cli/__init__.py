@@ -3,7 +3,6 @@
 commands      what can be typed: commands, options, exit statuses
 launch        starts another module in the place of this process
 new_run       `init`: looks at the data, asks, and writes a run file
-machine       the machine: GPUs, memory, the build of torch
 found_data    what lies in a folder of data, and which task and format it is
 run_text      the text of a run file, with comments
 findings      `doctor`: what of this machine and its cluster will not work, and the remedy

@@ -58,6 +58,9 @@ def init(
     data: Annotated[
         list[Path] | None, typer.Argument(help="Folder or file of your data; several become one run.")
     ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Your questions about the documents in DATA (train.jsonl).")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Run file to write.")] = RUN_FILE,
     task: Annotated[str | None, typer.Option(help="Task of the data; by default what its rows look like.")] = None,
     work: Annotated[str | None, typer.Option(help="Folder, or s3:// or gs:// URI, of all that the run writes.")] = None,
@@ -71,7 +74,8 @@ def init(
     """Look at your data and write a run file for it, with comments."""
     from embedder.cli.new_run import Wishes, write_new_run
 
-    wishes = Wishes(tuple(data or ()), out, task, work, encoder, llm, gpus, asks=not (yes or as_json), replaces=force)
+    asks = not (yes or as_json)
+    wishes = Wishes(tuple(data or ()), questions, out, task, work, encoder, llm, gpus, asks=asks, replaces=force)
     with exit_on_error(to_stderr=True):
         written = write_new_run(wishes)
     show(written.record(), as_json, written.lines())

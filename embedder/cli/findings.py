@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
-from embedder.cli import machine
 from embedder.cli.launch import PACKAGES
 from embedder.config.load import load_run
 from embedder.config.prepare import Source
@@ -24,6 +23,7 @@ from embedder.config.run import RunConfig
 from embedder.data.first_rows import FirstRows, read_first_rows
 from embedder.errors import DeviceError, EmbedderError
 from embedder.models.locate import is_hub_name, loaded_bytes, locate_model
+from embedder.run import machine
 from embedder.run.gpu_shares import check_gpus, stage_shares
 from embedder.run.ray_token import refuse_shared_token
 from embedder.run.rounds import planned_stages

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.documents.kinds import document_files
+from embedder.data.documents.kinds import Kind, document_files
 from embedder.data.fields import Row, RowError
 from embedder.data.json_lines import parse_object, read_text_lines
 from embedder.errors import DataError
@@ -23,6 +23,8 @@ LOOKED_AT = 200
 MOST_FOLDERS = 1_000
 """Folders below the one that is given."""
 NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+PROSE: frozenset[Kind] = frozenset({"text", "markdown", "rst", "html", "pdf"})
+"""Kinds of files that no source of rows consists of."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,16 @@ class FoundData:
     """About so many."""
     has_test: bool
     has_answers: bool
-    """Training rows have answers, which a reward needs."""
+    """Rows have answers, which a reward needs."""
     has_positives: bool
-    """Training rows name passages that are right."""
+    """Rows name passages that are right."""
+    queries: Path | None = None
+    """Of documents: the folder of their questions."""
+
+    @property
+    def has_rows(self) -> bool:
+        """Tell whether there are queries to learn from or to measure."""
+        return bool(self.train_rows) or self.has_test
 
     @property
     def line(self) -> str:
@@ -53,28 +62,58 @@ class FoundData:
     def size(self) -> str:
         """How much there is to learn from and to measure, as the end of a line; empty for documents alone."""
         test = "with test queries" if self.has_test else "without test queries"
-        return f", about {self.train_rows:,} training rows, {test}" if self.train_rows or self.has_test else ""
+        return f", about {self.train_rows:,} training rows, {test}" if self.has_rows else ""
 
 
-def look_below(path: Path, task: str | None) -> list[FoundData]:
+def look_below(path: Path, task: str | None, questions: Path | None = None) -> list[FoundData]:
     """What lies at a path, or in the folders below it; `task` is what the user says it is.
+
+    `questions`: a folder of questions about the documents at the path.
 
     Raises:
         DataError: it is nothing that can be read, with what is needed.
     """
     if not path.exists():
         raise DataError(f"{path}: no such folder or file; give the folder of your data")
+    if questions is not None:
+        return [_questioned(path, task, questions)]
     if _format(path) is not None:
         return [look_at(path, task)]
     below = (each for pattern in ("*", "*/*") for each in sorted(path.glob(pattern)) if path.is_dir())
     found = [look_at(each, task) for each in islice(below, MOST_FOLDERS) if each.is_dir() and _format(each) is not None]
-    if not found and next(document_files(path, None, Counter()), None) is not None:
-        found = [
-            FoundData(path, DOCUMENTS, _name(path), task or "qa", "documents without questions", 0, False, False, False)
-        ]
     if not found:
-        raise DataError(f"{path}: holds {_contents(path)}; {NEEDED}")
+        found = [_documents(path, task)]
     return found
+
+
+def documents_beside(path: Path, found: list[FoundData]) -> str:
+    """Tell of documents at a path of which nothing found is a part; empty where there are none."""
+    if path.is_file() or any(each.format == DOCUMENTS for each in found):
+        return ""
+    sources = [each.path for each in found if each.path != path]
+    files = (file.path for file in document_files(path, None, Counter()) if file.kind in PROSE)
+    beside = [file for file in files if not any(file.is_relative_to(source) for source in sources)]
+    if not beside:
+        return ""
+    return (
+        f"{path}: {len(beside):,} documents are left out, such as {beside[0].relative_to(path)}, since rows of questions "
+        f"were found; to search the documents: llm-embedder init DOCUMENTS --questions {found[0].path}"
+    )
+
+
+def _documents(path: Path, task: str | None) -> FoundData:
+    if next(document_files(path, None, Counter()), None) is None:
+        raise DataError(f"{path}: holds {_contents(path)}; {NEEDED}")
+    why = "documents without questions"
+    return FoundData(path, DOCUMENTS, _name(path), task or "qa", why, 0, False, False, False)
+
+
+def _questioned(path: Path, task: str | None, questions: Path) -> FoundData:
+    """Documents with a folder of questions about them."""
+    if not questions.is_dir() or _format(questions) != "layout":
+        raise DataError(f"--questions {questions}: give a folder with train.jsonl or test.jsonl (docs/documents.md)")
+    documents, rows = _documents(path, task), look_at(questions, task)
+    return replace(rows, path=path, format=DOCUMENTS, dataset=documents.dataset, queries=questions)
 
 
 def _name(path: Path) -> str:
@@ -90,8 +129,9 @@ def look_at(path: Path, task: str | None) -> FoundData:
     kind = _format(path)
     if kind is None:
         raise DataError(f"{path}: holds {_contents(path)}; {NEEDED}")
-    train, has_test = _split_files(path, kind)
-    rows = list(islice(_rows(train), LOOKED_AT)) if train is not None and kind != "beir" else []
+    train, test = _split_files(path, kind)
+    asked = train or test
+    rows = list(islice(_rows(asked), LOOKED_AT)) if asked is not None and kind != "beir" else []
     found, why = (task, "as you said") if task else _task_of(rows, path, kind)
     return FoundData(
         path=path,
@@ -100,7 +140,7 @@ def look_at(path: Path, task: str | None) -> FoundData:
         task=found,
         why=why,
         train_rows=_about_rows(train) if train is not None else 0,
-        has_test=has_test,
+        has_test=test is not None,
         has_answers=any(row.get("answers") or row.get("text") or row.get("choices") for row in rows),
         has_positives=kind == "beir" or any(row.get(key) for row in rows for key in ("pos", "pos_ids", "pos_index")),
     )
@@ -115,7 +155,8 @@ def _format(path: Path) -> Format | None:
             rows = list(islice(_rows(path / "train.jsonl"), 1)) if (path / "train.jsonl").is_file() else []
             return "reference" if any("pos_index" in row or "teacher_scores" in row for row in rows) else "layout"
     elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
-        return "reference"
+        # Else it is a table or a description of tools, which are documents.
+        return "reference" if any("query" in row for row in islice(_rows(path), 1)) else None
     return None
 
 
@@ -132,13 +173,13 @@ def _contents(path: Path) -> str:
     return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else "nothing"
 
 
-def _split_files(path: Path, kind: Format) -> tuple[Path | None, bool]:
-    """The file of training rows, and whether there is one to test on."""
+def _split_files(path: Path, kind: Format) -> tuple[Path | None, Path | None]:
+    """The file of training rows, and the one to test on."""
     if path.is_file():
-        return path, False
+        return path, None
     folder, ending = (path / "qrels", "tsv") if kind == "beir" else (path, "jsonl")
     train, test = folder / f"train.{ending}", folder / f"test.{ending}"
-    return train if train.is_file() else None, test.is_file()
+    return train if train.is_file() else None, test if test.is_file() else None
 
 
 def _rows(path: Path) -> Iterator[Row]:

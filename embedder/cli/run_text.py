@@ -48,10 +48,10 @@ class Choices:
 
     @property
     def labels_alone(self) -> list[str]:
-        """Tasks that learn from right passages, because rows have no answers or there is no LLM."""
+        """Tasks that know right passages alone, because rows have no answers or there is no LLM."""
         if self.writes_questions:
             return sorted({each.task for each in self.found if BUILTIN_TASKS[each.task].reward != "none"})
-        rewarded = [each for each in self.found if BUILTIN_TASKS[each.task].reward != "none" and each.train_rows]
+        rewarded = [each for each in self.found if BUILTIN_TASKS[each.task].reward != "none" and each.has_rows]
         return sorted({each.task for each in rewarded if self.llm is None or not each.has_answers})
 
     @property
@@ -122,8 +122,9 @@ def _llm(choices: Choices) -> str:
 
 
 def _labels_alone(choices: Choices) -> str:
-    learned = "passage that each question is written for" if choices.writes_questions else "right passages of the rows"
-    lines = [f"# Learned from the {learned} alone, without rewards of an LLM.", "tasks:"]
+    named = "passage that each question is written for" if choices.writes_questions else "right passages of the rows"
+    told = "Learned from" if choices.learns or choices.writes_questions else "Measured by"
+    lines = [f"# {told} the {named} alone, without rewards of an LLM.", "tasks:"]
     lines += [f"  {task}: {{reward: none, loss: contrastive}}" for task in choices.labels_alone]
     return "\n".join(lines) + "\n"
 
@@ -137,6 +138,7 @@ def _sources(choices: Choices) -> str:
             f"path: {quoted(str(found.path.absolute()))}",
         ]
         fields += [f"format: {found.format}"] if found.format != "layout" else []
+        fields += [f"queries: {quoted(str(found.queries.absolute()))}"] if found.queries else []
         fields += [f"dev_queries: {MEASURED}"] if _measures_dev(choices) and found.train_rows else []
         lines.append(f"    - {{{', '.join(fields)}}}   # {found.why}{found.size}")
     return "\n".join(lines) + "\n"
@@ -173,8 +175,9 @@ evaluate:   # docs/evaluation.md tells how the LLM is asked, too
 
 
 def _untrained(choices: Choices) -> str:
+    measured = "evaluate:\n  retrievers: [bm25, base]\n" if any(found.has_test for found in choices.found) else ""
     return f"""# There are no queries to learn from, so the encoder is served as it is. To train it, let `llm-embedder
-# init` write another run file, with an --llm that writes questions, or with a train.jsonl (docs/data.md).
+# init` write another run file, with --questions of yours or an --llm that writes some (docs/documents.md).
 index:
   model: {quoted(choices.encoder)}
-"""
+{measured}"""

@@ -181,3 +181,8 @@ class EvaluateConfig(Section):
     def asks(self) -> bool:
         """True if an LLM is asked about any query."""
         return any(self.llm_queries.values())
+
+    @property
+    def compares_trained(self) -> bool:
+        """True if a retriever is one that `train` makes."""
+        return any(retriever.kind in TAUGHT for retriever in self.retrievers)

@@ -7,6 +7,7 @@ lineage.py       where a trained encoder comes from
 workspace.py     the folder in which a job works, for a run in an object store too
 holding.py       the lease on a run while a job works there: a second job is refused
 masked_logs.py   what jobs, workers and replicas log, without a credential in it
+machine.py       this machine: processors, GPUs, free memory, the build of torch
 preflight.py     what a machine must show before a stage works on it
 ray_token.py     who may read Ray's token; a Ray that asks for none is refused
 gpu_shares.py    the GPUs that a stage asks for: missing, or unused

@@ -21,10 +21,12 @@ def round_config(config: RunConfig, number: int) -> RunConfig:
 def planned_stages(config: RunConfig) -> list[tuple[str, RunConfig]]:
     """All stages of all rounds in order. At the end the run's own encoder is the base of the comparison.
 
-    A run without training, whose index has an encoder of its own (`index.model`), is prepared and indexed alone.
+    A run without training, whose index has an encoder of its own (`index.model`), is prepared and indexed, and
+    evaluated where no retriever of a training is asked for.
     """
     if is_untrained(config):
-        return [("prepare", config), ("index", config)]
+        measured = [] if config.evaluate.compares_trained else [("evaluate", config)]
+        return [("prepare", config), ("index", config), *measured]
     rounds = config.pipeline.rounds
     repeated = [(stage, round_config(config, number)) for number in range(1, rounds + 1) for stage in EACH_ROUND]
     last = config.model_copy(update={"paths": config.paths.model_copy(update={"round": rounds})})

@@ -54,6 +54,10 @@ def _model(section: LlmConfig | RerankerConfig | None) -> str | None:
     return (section.weights if isinstance(section, LlmConfig) else section.model) if section else None
 
 
+def _trained(config: RunConfig) -> list[AnyPath]:
+    return [config.paths.model] if config.evaluate.compares_trained else []
+
+
 def _control(config: RunConfig) -> list[Path]:
     return [config.paths.control] if config.train and config.train.control else []
 
@@ -146,8 +150,8 @@ STAGES = {
             reads=lambda config: [config.paths.corpus, config.paths.queries],
             writes=lambda config: [config.paths.mounted / "evaluation", config.paths.summary],
             models=lambda config: [
-                *(config.encoder.model, str(config.paths.model), _model(config.llm)),
-                *map(str, _control(config)),
+                *(config.encoder.model, _model(config.llm)),
+                *map(str, [*_trained(config), *_control(config)]),
             ],
         ),
     )

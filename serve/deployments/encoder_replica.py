@@ -16,7 +16,6 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
-from embedder.cli.machine import cpus
 from embedder.config.paths import EncodingDtype
 from embedder.config.run import EncoderConfig
 from embedder.config.serve import ServeConfig
@@ -26,6 +25,7 @@ from embedder.index.probe import check_probe
 from embedder.models.device import resolve_device
 from embedder.models.encoder import TextEncoder, TokenRow, encode_prompted, encode_tokens
 from embedder.models.onnx import load_inference_encoder
+from embedder.run.machine import cpus
 from serve.backend import Encoded, Piece, check_format
 from serve.deployments.batching import Cause, NotEncodable, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from embedder.cli import machine
+from embedder.run import machine
 from embedder.cli.findings import WORST, look_around
 from tests.unit.tiny_folders import write_jsonl
 

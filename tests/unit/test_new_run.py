@@ -21,7 +21,7 @@ def init(tmp_path, tiny_encoder_folder, tiny_llama_folder):
 
     def write(*data, **wishes):
         out = tmp_path / "run.yaml"
-        given = {"task": None, "work": str(tmp_path / "work"), "encoder": str(tiny_encoder_folder)}
+        given = {"task": None, "questions": None, "work": str(tmp_path / "work"), "encoder": str(tiny_encoder_folder)}
         given |= {"llm": str(tiny_llama_folder), "gpus": 0, "asks": False, "replaces": True, "out": out} | wishes
         written = write_new_run(Wishes(tuple(tmp_path / each for each in data), **given))
         return load_run(out), written, out.read_text(encoding="utf-8")
@@ -120,6 +120,46 @@ def test_init_makes_a_run_without_training_of_documents_alone_where_there_is_no_
     config, written, _ = init("pages", llm="none")
     assert (config.prepare.sources[0].format, config.train, config.questions) == ("documents", None, None)
     assert config.index.model == config.encoder.model and written.record()["trains"] is False
+
+
+def test_init_takes_no_llm_for_documents_alone_unless_it_is_named(tmp_path, init):
+    documents(tmp_path / "pages")
+    config, written, _ = init("pages", llm=None)
+    assert (config.llm, config.questions) == (None, None)
+    assert any("--questions FOLDER gives yours, or --llm MODEL" in line for line in written.lines())
+
+
+def test_init_learns_from_the_users_own_questions_about_documents(tmp_path, init):
+    documents(tmp_path / "pages")
+    own = {"query": "how much leave?", "answers": ["thirty days"], "pos": ["There are thirty days of it."]}
+    write_jsonl(tmp_path / "asked" / "train.jsonl", [own] * 3)
+    config, written, _ = init("pages", questions=tmp_path / "asked")
+    source = config.prepare.sources[0]
+    assert (source.format, source.dataset, source.queries) == ("documents", "pages", tmp_path / "asked")
+    assert config.train is not None and config.tasks["qa"].reward == "rank" and written.record()["trains"] is True
+    write_jsonl(tmp_path / "other" / "test.jsonl", [{"query": "how much leave?", "pos": ["There are thirty days of it."]}])
+    config, _, text = init("pages", questions=tmp_path / "other", llm=None)
+    assert (config.train, config.index.model, config.evaluate.compares_trained) == (None, config.encoder.model, False)
+    assert config.tasks["qa"].reward == "none" and "# Measured by the right passages" in text
+    with pytest.raises(DataError, match=r"--questions .*: give a folder with train\.jsonl or test\.jsonl"):
+        init("pages", questions=tmp_path / "pages")
+    with pytest.raises(ConfigError, match="which of 2 folders are they about"):
+        init("pages", "asked", questions=tmp_path / "asked")
+
+
+def test_init_tells_of_documents_that_lie_beside_questions(tmp_path, init):
+    documents(tmp_path / "handbook")
+    corpus(tmp_path / "handbook" / "asked", train=QUESTION)
+    _, written, _ = init("handbook")
+    (note,) = (line for line in written.lines() if "left out" in line)
+    assert "1 documents are left out, such as guide/first.md" in note and "--questions" in note
+
+
+def test_init_takes_a_table_or_description_of_tools_for_documents(tmp_path, init):
+    write_jsonl(tmp_path / "phones.jsonl", [{"id": "t1", "text": "The help desk answers until six."}])
+    write_jsonl(tmp_path / "asked.jsonl", [{"query": "who?", "pos": ["she"], "neg": ["he"], "pos_index": 0}])
+    formats = {name: init(name)[0].prepare.sources[0].format for name in ("phones.jsonl", "asked.jsonl")}
+    assert formats == {"phones.jsonl": "documents", "asked.jsonl": "reference"}
 
 
 def test_init_leaves_a_run_file_that_is_there(tmp_path, init):

@@ -103,5 +103,11 @@ def test_ask_tells_where_no_service_or_another_program_answers(service):
             ask_service(url, question())
 
 
+def test_ask_tells_file_page_and_heading_of_a_document():
+    metadata = {"file": "guide/badge.pdf", "page": 2, "position": 4}
+    hit = {**HIT, "id": "guide/badge.pdf#12ab", "title": "Badges > Loss", "metadata": metadata}
+    assert answer_lines({"results": [[hit]]})[0] == "1. 0.500 d/guide/badge.pdf, page 2, Badges > Loss"
+
+
 def test_ask_says_that_nothing_was_found():
     assert answer_lines({"results": [[]]})[0].startswith("nothing was found")
