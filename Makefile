@@ -4,7 +4,8 @@
 # make slow   the slow tests: long kill rounds, a real LLM against float64
 # make check  lint and types alone
 # make audit  known holes in the installed packages, and their licences; asks PyPI, so it is no part of the tests
-# make docs   the manual as a site with search, build/site/index.html; fails at the first warning or broken link
+# make docs   the manual as a site with search, build/site/index.html; fails at the first warning, broken link, or figure that no
+#             stored run prints
 # make oldest the fast tests with the lowest version of each package that pyproject.toml allows; by hand, in an environment of its own
 # make lock   writes the versions of .venv to requirements.lock, which is what all of these install
 # All install into .venv on the first run and reuse it later.
@@ -75,6 +76,7 @@ audit: $(STAMP)
 # The theme warns that its project will end; that is no fault of a page (DECISIONS.md).
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock -e '.[docs]'
+	$(BIN)/python -m benchmarks.figures
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # torch, ray and deepspeed have one version; of all others the lowest one, which the lower bound names.

@@ -1,4 +1,4 @@
-"""What a large run costs, from its sizes and assumed rates: the tables of docs/scaling.md.
+"""What a large run costs, from its sizes and assumed rates: the block of figures in docs/scaling.md.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --scoring-share 0.55 --price 2.2

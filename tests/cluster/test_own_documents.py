@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import free_port
+from tests.cluster.conftest import ROOT, free_port
 from tests.installed import Installed, build_wheel, install
 from tests.python_documents import SOUGHT, Sought, own_questions, write_documents
 from tests.unit.tiny_folders import write_jsonl
@@ -129,3 +130,29 @@ def test_stranger_trains_on_own_questions_about_documents(stranger: Stranger) ->
         assert is_found(SOUGHT[1], stranger.run("ask", "--json", "--url", url, SOUGHT[1].query), file="json.md")
     status = json.loads(stranger.run("status", "--json"))
     assert status["missing"] == [] and {"train", "evaluate"} <= {each["stage"] for each in status["stages"]}
+
+
+def test_documentation_of_a_package_becomes_a_measured_search(stranger: Stranger) -> None:
+    """The commands of docs/example.md; the first one needs a clone and a package index."""
+    example = stranger.folder / "example"
+    fetched = subprocess.run(
+        [sys.executable, "-m", "benchmarks.documentation", "--out", str(example)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if fetched.returncode == 2 and "the package index must be reached" in fetched.stdout:
+        pytest.skip(fetched.stdout.strip())
+    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+    stranger.run("init", "example/manual", "--questions", "example/asked", "--llm", "none", "--yes")
+    stranger.run("pipeline")
+    results = stranger.folder / "runs" / "manual" / "evaluation" / "test" / "results.json"
+    measured = json.loads(results.read_text(encoding="utf-8"))["datasets"]["manual"]
+    found = {name.lower(): entry["retrievers"] for name, entry in measured["measures"].items()}
+    assert measured["queries"] >= 30 and found["recall@10"]["base"]["value"] > 0.5
+    with stranger.serving() as url:
+        answer = json.loads(stranger.run("ask", "--json", "--url", url, "how do I roll back a part of a transaction?"))
+    place = answer["results"][0][0]["metadata"]
+    assert place["file"].endswith(".rst") and place["heading"]

@@ -1,4 +1,4 @@
-"""The docs of the platform: every command is marked as run or as needing a cloud, and numbers are those computed."""
+"""The docs of the platform: every command is marked as run or as needing a cloud, and names are those there are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling import Run, tables
 from embedder.config.load import load_run
 from ray_jobs.cluster import metrics
 from ray_jobs.cluster.session import make_parser
@@ -98,23 +97,6 @@ def test_run_files_of_the_docs_are_read(tmp_path):
             file.write_text(text, encoding="utf-8")
             if "encoder:" in text:
                 load_run(file)
-
-
-def test_cost_tables_are_those_of_the_calculator():
-    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    shown = text.split("<!-- begin: python -m benchmarks.scaling -->\n")[1].split("<!-- end -->")[0]
-    assert shown.splitlines() == tables(Run())
-
-
-def test_measured_rates_of_the_docs_stand_in_the_results():
-    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    results = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    rows = re.findall(
-        r"^\| [^|]+ \| (\d[\d.,]*) tokens/s \| [^|]+ \| `benchmarks/RESULTS\.md`, (\w+) \|$", text, re.MULTILINE
-    )
-    assert rows
-    for rate, section in rows:
-        assert f"{rate} tokens/s" in results.split(f"## {section}\n")[1]
 
 
 def test_dashboard_of_jobs_shows_metrics_that_jobs_have():

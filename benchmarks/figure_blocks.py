@@ -1,0 +1,84 @@
+"""What prints the figures of README and docs, a function a block, from the files of stored runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import scaling
+
+HERE = Path(__file__).parent
+HEADLINES = ("ndcg@10", "recall@5", "recall@10")
+
+
+def read(name: str) -> dict[str, Any]:
+    """A stored run."""
+    found: dict[str, Any] = json.loads((HERE / name).read_text(encoding="utf-8"))
+    return found
+
+
+def machine_told(machine: dict[str, Any]) -> str:
+    """On what was measured."""
+    accelerator = "no GPU" if machine["accelerator"] == "none" else machine["accelerator"]
+    return f"{machine['cores']} cores of {machine['processor']}, {accelerator}, commit {machine['commit']}"
+
+
+def rates() -> list[str]:
+    """Rates of small models on CPUs."""
+    labelling, scheduler, embedding = read("labelling.json"), read("scheduler.json"), read("embedding.json")
+    few, many = scheduler["runs"][0], scheduler["runs"][-1]
+    each = (many["seconds"] - few["seconds"]) / (many["rows"] - few["rows"])
+    start = few["seconds"] - each * few["rows"]
+    pairs = {cap: labelling[cap]["pairs"] / median(one["C"] for one in labelling[cap]["rounds"]) for cap in ("cap8", "cap32")}
+    rows = [
+        ("sampling 10 outputs, SmolLM2-135M, float32", f"{median(labelling['sampling']['tokens_a_second']):.0f} tokens/s"),
+        ("scoring 11 outputs of up to 8 tokens, the same", f"{pairs['cap8']:.1f} pairs/s"),
+        ("scoring 11 outputs of up to 32 tokens, the same", f"{pairs['cap32']:.1f} pairs/s"),
+        (
+            f"Ray's part of `label`, up to {many['rows']:,} groups with a scorer that makes the scores up",
+            f"{1000 * each:.2f} ms a group beyond {start:.0f} s",
+        ),
+        ("`encoder.int8` beside float32, MiniLM", f"{median(embedding['int8']['gain']):.2f} times the passages"),
+    ]
+    return ["| what | rate |", "|---|---|", *(f"| {what} | {rate} |" for what, rate in rows)]
+
+
+def stages(run: str) -> list[str]:
+    """The stages of a run, with what they wrote and how long they took."""
+    kept = read(f"kept/{run}.json")
+    lines = [f"| {one['stage']} | {one['rows']:,} {one['unit']} | {one['seconds']:,.0f} |" for one in kept["stages"]]
+    total = sum(one["seconds"] for one in kept["stages"])
+    told = f"{kept['day']}, {machine_told(kept['machine'])}{'; ' if kept['note'] else ''}{kept['note']}"
+    return ["| stage | wrote | seconds |", "|---|---:|---:|", *lines, f"| all | | {total:,.0f} |", "", told + "."]
+
+
+def retrieval(run: str) -> list[str]:
+    """How high retrievers rank what is right, with 95 % intervals."""
+    kept = read(f"kept/{run}.json")
+    lines = []
+    for dataset, found in kept["datasets"].items():
+        measures = {name.lower(): entry for name, entry in found["measures"].items()}
+        shown = [name for name in HEADLINES if name in measures]
+        lines += [
+            f"{dataset}, {found['queries']} queries:",
+            "",
+            f"| retriever | {' | '.join(shown)} |",
+            f"|---|{'---:|' * len(shown)}",
+        ]
+        for retriever in kept["retrievers"]:
+            values = [measures[name]["retrievers"][retriever] for name in shown]
+            cells = [f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" for one in values]
+            lines.append(f"| {retriever} | {' | '.join(cells)} |")
+    return lines
+
+
+BLOCKS: dict[str, Callable[[], list[str]]] = {
+    "scaling": lambda: scaling.tables(scaling.Run()),
+    "rates": rates,
+    "documentation-stages": partial(stages, "documentation"),
+    "documentation-retrieval": partial(retrieval, "documentation"),
+}
