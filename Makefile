@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml requirements.lock Makefile
 
 demo: $(STAMP)
 	$(BIN)/python -m embedder.demo.build --out .cache/demo
-	$(BIN)/python -m ray_jobs.pipeline --config configs/demo.yaml
+	$(BIN)/llm-embedder pipeline --config configs/demo.yaml
 	$(BIN)/python -m serve.ask --config configs/demo.yaml
 
 # A seed decides the negatives, the outputs that the LLM samples, and the order of the batches; the queries stay.

@@ -33,9 +33,10 @@ def rates() -> list[str]:
     few, many = scheduler["runs"][0], scheduler["runs"][-1]
     each = (many["seconds"] - few["seconds"]) / (many["rows"] - few["rows"])
     start = few["seconds"] - each * few["rows"]
+    sampled = median(labelling["sampling"]["tokens_a_second"])
     pairs = {cap: labelling[cap]["pairs"] / median(one["C"] for one in labelling[cap]["rounds"]) for cap in ("cap8", "cap32")}
     rows = [
-        ("sampling 10 outputs, SmolLM2-135M, float32", f"{median(labelling['sampling']['tokens_a_second']):.0f} tokens/s"),
+        ("sampling 10 outputs, SmolLM2-135M, float32", f"{sampled:.0f} tokens/s"),
         ("scoring 11 outputs of up to 8 tokens, the same", f"{pairs['cap8']:.1f} pairs/s"),
         ("scoring 11 outputs of up to 32 tokens, the same", f"{pairs['cap32']:.1f} pairs/s"),
         (
@@ -76,9 +77,22 @@ def retrieval(run: str) -> list[str]:
     return lines
 
 
+def gains(run: str) -> list[str]:
+    """What a training gained in each task, with 95 % intervals."""
+    lines = []
+    for task, gain in read(f"kept/{run}.json")["gains"].items():
+        change = gain["difference"]
+        told = f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+        measure = gain["measure"] + (", less is better" if gain["lower_is_better"] else "")
+        lines.append(f"| {task} | {measure} | {gain['queries']} | {gain['base']:.3f} | {gain['trained']:.3f} | {told} |")
+    return ["| task | measure | queries | base | trained | difference |", "|---|---|---:|---:|---:|---:|", *lines]
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "scaling": lambda: scaling.tables(scaling.Run()),
     "rates": rates,
+    "demo-stages": partial(stages, "demo"),
+    "demo-gains": partial(gains, "demo"),
     "documentation-stages": partial(stages, "documentation"),
     "documentation-retrieval": partial(retrieval, "documentation"),
 }

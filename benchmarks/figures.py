@@ -37,14 +37,16 @@ UNITS = (
 )
 UNIT = rf"(?: ?%| ?x\b| ?US\$| ?\w+/s\b| \w+ a second\b| (?:{'|'.join(UNITS.split())})\b)"
 NUMBER = re.compile(
-    rf"((?:\S+\s+){{0,2}})(?<![\w./§-])(\d[\d,]*(?:\.\d+)?{UNIT}|\d[\d,]*\.\d+(?![\w.]*\d)|\d[\d,]* of (?:the )?\d[\d,]*)"
+    r"((?:\S+\s+){0,2})(?<![\w./§-])"
+    rf"(\d[\d,]*(?:\.\d+)?{UNIT}|\d[\d,]*\.\d+(?![\w.]*\d)|\d[\d,]* of (?:the )?\d[\d,]*)"
 )
 """A number with a unit, with decimals, or as a part of another, and the two words before it."""
 
 
 def pages(root: Path) -> list[Path]:
     """README and the pages of the manual."""
-    return [root / "README.md", *(path for path in sorted((root / "docs").glob("*.md")) if path.name not in WRITTEN_BY_OTHERS)]
+    manual = sorted((root / "docs").glob("*.md"))
+    return [root / "README.md", *(path for path in manual if path.name not in WRITTEN_BY_OTHERS)]
 
 
 def printed(text: str, page: str, blocks: dict[str, Callable[[], list[str]]]) -> str:
@@ -56,7 +58,8 @@ def printed(text: str, page: str, blocks: dict[str, Callable[[], list[str]]]) ->
 
     def block(found: re.Match[str]) -> str:
         if found[2] not in blocks:
-            raise DataError(f"{page}: nothing prints figures {found[2]!r}; benchmarks/figure_blocks.py has {sorted(blocks)}")
+            known = ", ".join(sorted(blocks)) or "no block"
+            raise DataError(f"{page}: nothing prints figures {found[2]!r}; benchmarks/figure_blocks.py has {known}")
         return found[1] + "".join(f"{line}\n" for line in blocks[found[2]]()) + found[4]
 
     return BLOCK.sub(block, text)

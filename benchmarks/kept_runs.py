@@ -3,7 +3,7 @@
     python -m benchmarks.kept_runs --config run.yaml --name documentation
 
 Writes benchmarks/kept/NAME.json from the reports of a run that is done: the machine, the stages with their times, and
-what `evaluate` measured, without any text.
+what `evaluate` measured, without any text. `--commit` names the commit of a run that was made before.
 """
 
 from __future__ import annotations
@@ -35,26 +35,33 @@ def kept(config: RunConfig, note: str) -> dict[str, Any]:
     reports = read_reports(config.paths.reports)
     if not reports:
         raise DataError(f"{config.paths.reports}: no reports; let `llm-embedder pipeline` run first")
+    written = max(path.stat().st_mtime for path in (config.paths.mounted / "reports").glob("*.json"))
     stages = [{name: getattr(one, name) for name in ("stage", "rows", "unit", "seconds")} for one in reports]
     results = config.paths.mounted / "evaluation" / config.evaluate.split / "results.json"
     found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {"retrievers": [], "datasets": {}}
     datasets = {
         name: {key: value for key, value in one.items() if key != "examples"} for name, one in found["datasets"].items()
     }
-    run = {"day": date.today().isoformat(), "machine": machine(), "note": note, "stages": stages}
-    return {**run, "retrievers": found["retrievers"], "datasets": datasets}
+    summary = config.paths.summary
+    gains = json.loads(summary.read_text(encoding="utf-8"))["tasks"] if summary.is_file() else {}
+    run = {"day": date.fromtimestamp(written).isoformat(), "machine": machine(), "note": note, "stages": stages}
+    return {**run, "retrievers": found["retrievers"], "datasets": datasets, "gains": gains}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Keep a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="run file")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
     parser.add_argument("--name", required=True, help="name of the file in benchmarks/kept")
     parser.add_argument("--note", default="", help="what else must be known, such as other work on the machine")
+    parser.add_argument("--commit", help="commit that the run was made by; default: this one")
     options = parser.parse_args(arguments)
     with exit_on_error():
         KEPT.mkdir(exist_ok=True)
-        write_json(kept(load_run(options.config, []), options.note), KEPT / f"{options.name}.json")
+        found = kept(load_run(options.config, options.set), options.note)
+        found["machine"] |= {"commit": options.commit} if options.commit else {}
+        write_json(found, KEPT / f"{options.name}.json")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ label and train in rounds, then index and evaluate.
 A stage whose settings, inputs and output are as it left them is skipped (embedder.run.stages); one that was cut off
 resumes as the job of its own name does. With `pipeline.rounds` above 1 each further round mines, labels and trains with
 the encoder of the round before, in `rounds/NN/`, so that nothing of an earlier round is overwritten; index and evaluate
-take the encoder of the last round. A run file without a section `train` and with `index.model` is prepared and indexed
-alone. The only file that imports jobs.
+take the encoder of the last round. A run file without a section `train` and with `index.model` is prepared and indexed,
+and evaluated where `evaluate.retrievers` names none that training makes. The only file that imports jobs.
 """
 
 from __future__ import annotations

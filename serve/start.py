@@ -118,7 +118,8 @@ def _connect(place: Place, config: RunConfig, out: Console) -> bool:
             raise ConfigError(f"Serve runs on this Ray at port {known.port}; give --port {known.port}")
         # Of the controller itself, because the public status does not tell the routes.
         applications = running.get_serve_details()["applications"]
-        refuse_taken_name({app: details["route_prefix"] for app, details in applications.items()}, place.name, place.prefix)
+        routes = {app: details["route_prefix"] for app, details in applications.items()}
+        refuse_taken_name(routes, place.name, place.prefix)
     # Ray's deadline is later than ours, which answers in our own shape.
     serve.start(http_options={"host": place.host, "port": place.port, "request_timeout_s": 2 * config.serve.timeout_s})
     return running is None

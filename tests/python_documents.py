@@ -1,4 +1,4 @@
-"""A folder with ten files of each kind of document, made of what every Python brings: its manual, docstrings, modules."""
+"""Ten files of each kind of document, made of what every Python brings: its manual, docstrings and modules."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Sought:
 
 
 SOUGHT = [
-    Sought("Assert statements are a convenient way to insert debugging assertions into a program", "txt/assert.txt", ""),
+    Sought("a convenient way to insert debugging assertions into a program", "txt/assert.txt", ""),
     Sought("Serialize an object as a JSON formatted stream to a file", "md/json.md", "json > dump"),
     Sought("Prompt for a password, with echo turned off", "html/getpass.html", ""),
-    Sought("The with statement wraps the execution of a block with methods of a context manager", "pdf/with.pdf", "with", 1),
+    Sought("wraps the execution of a block with methods of a context manager", "pdf/with.pdf", "with", 1),
     Sought("set the first weekday of the calendar to Monday or Sunday", "source/calendar.py", "def setfirstweekday"),
     Sought("Return the greatest common divisor", "csv/math.csv", ""),
     Sought("remove prefix from a string if it is present", "jsonl/str.jsonl", ""),

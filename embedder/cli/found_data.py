@@ -96,8 +96,8 @@ def documents_beside(path: Path, found: list[FoundData]) -> str:
     if not beside:
         return ""
     return (
-        f"{path}: {len(beside):,} documents are left out, such as {beside[0].relative_to(path)}, since rows of questions "
-        f"were found; to search the documents: llm-embedder init DOCUMENTS --questions {found[0].path}"
+        f"{path}: {len(beside):,} documents are left out, such as {beside[0].relative_to(path)}, since rows of "
+        f"questions were found; to search the documents: llm-embedder init DOCUMENTS --questions {found[0].path}"
     )
 
 

@@ -185,8 +185,8 @@ def _llm(wishes: Wishes, found: list[FoundData], notes: list[str]) -> str:
     llm = _ask(wishes, f"LLM that {use} (a folder, a hub name; none)", default)
     if not wishes.has_user:
         notes.append(
-            "no questions, so there is nothing to learn from: --questions FOLDER gives yours, or --llm MODEL lets an LLM "
-            "write some (docs/questions.md)"
+            "no questions, so there is nothing to learn from: --questions FOLDER gives yours, or --llm MODEL lets "
+            "an LLM write some (docs/questions.md)"
             if are_bare
             else f"llm: {llm} was taken, since no --llm was given; your own teaches what helps it"
         )

@@ -137,7 +137,7 @@ def test_init_learns_from_the_users_own_questions_about_documents(tmp_path, init
     source = config.prepare.sources[0]
     assert (source.format, source.dataset, source.queries) == ("documents", "pages", tmp_path / "asked")
     assert config.train is not None and config.tasks["qa"].reward == "rank" and written.record()["trains"] is True
-    write_jsonl(tmp_path / "other" / "test.jsonl", [{"query": "how much leave?", "pos": ["There are thirty days of it."]}])
+    write_jsonl(tmp_path / "other" / "test.jsonl", [{"query": own["query"], "pos": own["pos"]}])
     config, _, text = init("pages", questions=tmp_path / "other", llm=None)
     assert (config.train, config.index.model, config.evaluate.compares_trained) == (None, config.encoder.model, False)
     assert config.tasks["qa"].reward == "none" and "# Measured by the right passages" in text
