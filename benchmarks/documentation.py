@@ -98,8 +98,10 @@ def fetch(folder: Path) -> Path:
     Raises:
         DataError: pip cannot fetch it.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest"]
-    done = subprocess.run([*command, str(folder), PACKAGE], capture_output=True, text=True, check=False)
+    # Without an environment of its own, in which pip would compile what the package is built with.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    command += ["--no-binary", ":all:", "--dest", str(folder), PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = sorted(folder.glob("*.tar.gz"))
     if done.returncode or not archives:
         told = (done.stderr.strip().splitlines() or ["no answer"])[-1]

@@ -12,7 +12,8 @@ from typing import Any
 from benchmarks import scaling
 
 HERE = Path(__file__).parent
-HEADLINES = ("ndcg@10", "recall@5", "recall@10")
+HEADLINES = ("nDCG@10", "R@5", "R@10")
+"""Measures of rankings that are kept and shown."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -34,7 +35,9 @@ def rates() -> list[str]:
     each = (many["seconds"] - few["seconds"]) / (many["rows"] - few["rows"])
     start = few["seconds"] - each * few["rows"]
     sampled = median(labelling["sampling"]["tokens_a_second"])
-    pairs = {cap: labelling[cap]["pairs"] / median(one["C"] for one in labelling[cap]["rounds"]) for cap in ("cap8", "cap32")}
+    pairs = {
+        cap: labelling[cap]["pairs"] / median(one["C"] for one in labelling[cap]["rounds"]) for cap in ("cap8", "cap32")
+    }
     rows = [
         ("sampling 10 outputs, SmolLM2-135M, float32", f"{sampled:.0f} tokens/s"),
         ("scoring 11 outputs of up to 8 tokens, the same", f"{pairs['cap8']:.1f} pairs/s"),
@@ -62,7 +65,7 @@ def retrieval(run: str) -> list[str]:
     kept = read(f"kept/{run}.json")
     lines = []
     for dataset, found in kept["datasets"].items():
-        measures = {name.lower(): entry for name, entry in found["measures"].items()}
+        measures = found["measures"]
         shown = [name for name in HEADLINES if name in measures]
         lines += [
             f"{dataset}, {found['queries']} queries:",
@@ -84,7 +87,9 @@ def gains(run: str) -> list[str]:
         change = gain["difference"]
         told = f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
         measure = gain["measure"] + (", less is better" if gain["lower_is_better"] else "")
-        lines.append(f"| {task} | {measure} | {gain['queries']} | {gain['base']:.3f} | {gain['trained']:.3f} | {told} |")
+        lines.append(
+            f"| {task} | {measure} | {gain['queries']} | {gain['base']:.3f} | {gain['trained']:.3f} | {told} |"
+        )
     return ["| task | measure | queries | base | trained | difference |", "|---|---|---:|---:|---:|---:|", *lines]
 
 

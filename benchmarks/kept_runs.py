@@ -3,7 +3,7 @@
     python -m benchmarks.kept_runs --config run.yaml --name documentation
 
 Writes benchmarks/kept/NAME.json from the reports of a run that is done: the machine, the stages with their times, and
-what `evaluate` measured, without any text. `--commit` names the commit of a run that was made before.
+what `evaluate` measured of rankings, without any text. `--commit` names the commit of a run that was made before.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figure_blocks import HEADLINES
 from benchmarks.labelling_rounds import machine
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
@@ -40,7 +41,11 @@ def kept(config: RunConfig, note: str) -> dict[str, Any]:
     results = config.paths.mounted / "evaluation" / config.evaluate.split / "results.json"
     found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {"retrievers": [], "datasets": {}}
     datasets = {
-        name: {key: value for key, value in one.items() if key != "examples"} for name, one in found["datasets"].items()
+        name: {
+            "queries": one["queries"],
+            "measures": {key: one["measures"][key] for key in HEADLINES if key in one["measures"]},
+        }
+        for name, one in found["datasets"].items()
     }
     summary = config.paths.summary
     gains = json.loads(summary.read_text(encoding="utf-8"))["tasks"] if summary.is_file() else {}

@@ -11,23 +11,34 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydoc_data.topics import topics
 
 from tests.unit.small_pdf import small_pdf
 
-TEXTS = "assert break class continue del exec global if import lambda".split()
-PRINTED = "nonlocal pass raise return try while with yield comparisons numbers".split()
+TEXTS = ["assert", "break", "class", "continue", "del", "for", "global", "if", "import", "lambda"]
+PRINTED = ["nonlocal", "pass", "raise", "return", "try", "while", "with", "yield", "comparisons", "numbers"]
 """Topics of the manual, for text files and for PDF files."""
-MARKDOWN = "bisect heapq json textwrap shlex fnmatch glob base64 copy keyword".split()
-PAGES = "string stat sched queue getpass cmd netrc code timeit webbrowser".split()
-SOURCES = "calendar colorsys fractions graphlib linecache numbers operator quopri reprlib struct".split()
-TABLES = "math random statistics itertools functools shutil tempfile zlib binascii hashlib".split()
+MARKDOWN = ["bisect", "heapq", "json", "textwrap", "shlex", "fnmatch", "glob", "base64", "copy", "keyword"]
+PAGES = ["string", "stat", "sched", "queue", "getpass", "cmd", "netrc", "code", "timeit", "webbrowser"]
+SOURCES = [
+    "calendar",
+    "colorsys",
+    "fractions",
+    "graphlib",
+    "linecache",
+    "numbers",
+    "operator",
+    "quopri",
+    "reprlib",
+    "struct",
+]
+TABLES = ["math", "random", "statistics", "itertools", "functools", "shutil", "tempfile", "zlib", "binascii", "hashlib"]
 ROWS = [str, list, dict, set, bytes, int, float, tuple, frozenset, bytearray]
-COLUMNS = "os.path inspect ast dis tokenize gzip bz2 lzma secrets hmac".split()
+COLUMNS = ["os.path", "inspect", "ast", "dis", "tokenize", "gzip", "bz2", "lzma", "secrets", "hmac"]
 LINES = 40
 """Lines of a page of a PDF file."""
 
@@ -70,7 +81,10 @@ def write_documents(folder: Path) -> None:
     for name in PRINTED:
         (folder / "pdf" / f"{name}.pdf").write_bytes(_printed(name))
     for name, module in _modules(MARKDOWN):
-        parts = [f"# {name}\n\n{inspect.getdoc(module)}\n", *(f"## {each}\n\n{told}\n" for each, told in docstrings(module))]
+        parts = [
+            f"# {name}\n\n{inspect.getdoc(module)}\n",
+            *(f"## {each}\n\n{told}\n" for each, told in docstrings(module)),
+        ]
         (folder / "md" / f"{name}.md").write_text("\n".join(parts), encoding="utf-8")
     for name, module in _modules(PAGES):
         page = pydoc.html.page(name, pydoc.html.document(module))

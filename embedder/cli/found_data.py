@@ -62,7 +62,8 @@ class FoundData:
     def size(self) -> str:
         """How much there is to learn from and to measure, as the end of a line; empty for documents alone."""
         test = "with test queries" if self.has_test else "without test queries"
-        return f", about {self.train_rows:,} training rows, {test}" if self.has_rows else ""
+        train = f"about {self.train_rows:,}" if self.train_rows else "no"
+        return f", {train} training rows, {test}" if self.has_rows else ""
 
 
 def look_below(path: Path, task: str | None, questions: Path | None = None) -> list[FoundData]:

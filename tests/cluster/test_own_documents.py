@@ -69,7 +69,7 @@ class Stranger:
         try:
             for line in running.stdout:
                 said.append(line)
-                if " is ready at " in line:
+                if "; stop it by" in line:  # Ray says that it is ready before
                     break
             else:
                 pytest.fail("".join(said))

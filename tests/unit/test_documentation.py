@@ -52,7 +52,9 @@ def test_questions_of_a_faq_leave_its_page_and_quote_their_answers():
 
 
 def test_marked_words_are_read_as_they_are_shown():
-    assert plain("Use :ref:`the unit of work <uow>`, ``x`` and `links <http://a>`_") == "Use the unit of work, x and links"
+    assert (
+        plain("Use :ref:`the unit of work <uow>`, ``x`` and `links <http://a>`_") == "Use the unit of work, x and links"
+    )
 
 
 def archive(folder: Path, **pages: str) -> Path:
@@ -67,7 +69,11 @@ def archive(folder: Path, **pages: str) -> Path:
 
 def test_pages_of_an_archive_become_a_folder_of_documents_and_one_of_questions(tmp_path):
     found = archive(
-        tmp_path, p__doc__build__faq__sessions=FAQ, p__doc__build__orm__a="Text", p__doc__build__changelog__b="b", p__c="c"
+        tmp_path,
+        p__doc__build__faq__sessions=FAQ,
+        p__doc__build__orm__a="Text",
+        p__doc__build__changelog__b="b",
+        p__c="c",
     )
     assert write_example(found, tmp_path / "out") == (2, 2)
     written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))

@@ -45,7 +45,9 @@ def test_any_digit_that_changes_in_a_block_is_found(page):
 def test_any_number_that_changes_outside_of_a_block_is_found(page):
     text = TEXTS[page]
     # Blank where there is no prose, so that places stay those of the page.
-    prose = NO_PROSE.sub(lambda found: "\x00" * len(found.group()), BLOCK.sub(lambda found: "\x00" * len(found.group()), text))
+    prose = NO_PROSE.sub(
+        lambda found: "\x00" * len(found.group()), BLOCK.sub(lambda found: "\x00" * len(found.group()), text)
+    )
     count = 0
     for found in NUMBER.finditer(prose):
         for each in with_other_digits(text, found.start(2), found.end(2)):
@@ -55,7 +57,15 @@ def test_any_number_that_changes_outside_of_a_block_is_found(page):
 
 
 @pytest.mark.parametrize(
-    "measured", ["It takes 12 s.", "That is 1.5 times as fast.", "nDCG is 0.93 then.", "7 of 256 rewards differ", "61 %", "9 pairs/s"]
+    "measured",
+    [
+        "It takes 12 s.",
+        "That is 1.5 times as fast.",
+        "nDCG is 0.93 then.",
+        "7 of 256 rewards differ",
+        "61 %",
+        "9 pairs/s",
+    ],
 )
 def test_measured_value_in_prose_is_found(measured):
     (fault,) = faults({"docs/a.md": f"# A page\n\n{measured}\n"}, [], {})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from embedder.run import machine
 from embedder.cli.findings import WORST, look_around
+from embedder.run import machine
 from tests.unit.tiny_folders import write_jsonl
 
 
