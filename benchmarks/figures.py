@@ -60,7 +60,8 @@ def printed(text: str, page: str, blocks: dict[str, Callable[[], list[str]]]) ->
         if found[2] not in blocks:
             known = ", ".join(sorted(blocks)) or "no block"
             raise DataError(f"{page}: nothing prints figures {found[2]!r}; benchmarks/figure_blocks.py has {known}")
-        return found[1] + "".join(f"{line}\n" for line in blocks[found[2]]()) + found[4]
+        # Empty lines, or a table beside a comment is no table to some readers of Markdown.
+        return "\n".join([found[1], *blocks[found[2]](), "", found[4]])
 
     return BLOCK.sub(block, text)
 

@@ -89,4 +89,4 @@ def test_block_that_nothing_prints_is_refused():
 
 def test_blocks_are_printed_from_what_they_are_given():
     text = "<!-- figures: a -->\nold\n<!-- end of figures -->\n"
-    assert re.search(r"-->\nnew 5 s\n<!-- end", printed(text, "docs/a.md", {"a": lambda: ["new 5 s"]}))
+    assert re.search(r"-->\n\nnew 5 s\n\n<!-- end", printed(text, "docs/a.md", {"a": lambda: ["new 5 s"]}))
