@@ -55,7 +55,7 @@ class Sought:
 
 SOUGHT = [
     Sought("a convenient way to insert debugging assertions into a program", "txt/assert.txt", ""),
-    Sought("Serialize an object as a JSON formatted stream to a file", "md/json.md", "json > dump"),
+    Sought("Find the n smallest elements in a dataset", "md/heapq.md", "heapq > nsmallest"),
     Sought("Prompt for a password, with echo turned off", "html/getpass.html", ""),
     Sought("wraps the execution of a block with methods of a context manager", "pdf/with.pdf", "with", 1),
     Sought("set the first weekday of the calendar to Monday or Sunday", "source/calendar.py", "def setfirstweekday"),

@@ -127,7 +127,7 @@ def test_stranger_trains_on_own_questions_about_documents(stranger: Stranger) ->
     stranger.run("init", "handbook/md", "--questions", "asked", "--llm", "none", "--yes")
     stranger.run("pipeline")
     with stranger.serving() as url:
-        assert is_found(SOUGHT[1], stranger.run("ask", "--json", "--url", url, SOUGHT[1].query), file="json.md")
+        assert is_found(SOUGHT[1], stranger.run("ask", "--json", "--url", url, SOUGHT[1].query), file="heapq.md")
     status = json.loads(stranger.run("status", "--json"))
     assert status["missing"] == [] and {"train", "evaluate"} <= {each["stage"] for each in status["stages"]}
 
