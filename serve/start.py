@@ -39,7 +39,7 @@ LAST_S = 5.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where the service answers."""
+    """Host, port, name and route of the service."""
 
     host: str
     port: int
