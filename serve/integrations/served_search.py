@@ -5,6 +5,7 @@ search = ServedSearch(url="http://127.0.0.1:8000", task="qa", k=5, filter={"must
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 from embedder.cli.question import KEY
 from embedder.index.filters import Filter
 from embedder.index.search_options import Mode
-from serve.client import AsyncClient, Client
+from serve.client import Client
 from serve.schemas.search_schemas import SearchRequest, SearchResult
 
 
@@ -39,7 +40,7 @@ class ServedSearch(BaseModel):
     api_key: SecretStr | None = Field(default_factory=_key_of_environment, exclude=True)
     """By default that of the environment variable LLM_EMBEDDER_KEY. It is never written down with the rest."""
 
-    # Kept, because a client takes longer to make than a query to answer. That of asyncio belongs to a loop and is not.
+    # Kept, because a client takes longer to make than a query to answer.
     _client: Client | None = PrivateAttr(default=None)
 
     def hits(self, query: str, k: int | None = None) -> list[SearchResult]:
@@ -54,10 +55,9 @@ class ServedSearch(BaseModel):
         return hits
 
     async def ahits(self, query: str, k: int | None = None) -> list[SearchResult]:
-        """The same without blocking."""
-        async with AsyncClient(self.url, self._key) as client:
-            (hits,) = (await client.search(self._request(query, k))).results
-        return hits
+        """The same without blocking the event loop."""
+        # In a thread, because an asynchronous client belongs to one loop, and would have to be made for each call.
+        return await asyncio.to_thread(self.hits, query, k)
 
     @property
     def _key(self) -> str | None:
