@@ -8,6 +8,7 @@ EmbedderError            carries one line for the user; a job that ends with one
 ├── DeviceError          a GPU was asked for and cannot be used
 ├── NotFiniteError       a loss, gradient, weight or vector is NaN or infinite
 ├── BundleError          model, index and payload do not belong together
+│   └── ProbeError       an encoder gives other vectors, or ranks, than the index was made with
 ├── LeaseError           another job works on the run, or has taken it over
 └── StorageError         files cannot be written: the disk is full, read-only or failing
 
@@ -41,6 +42,10 @@ class DeviceError(EmbedderError):
 
 class BundleError(EmbedderError):
     """Model, index and payload do not belong together, or a file of the bundle was altered."""
+
+
+class ProbeError(BundleError):
+    """An encoder gives other vectors, or ranks, than the index was made with."""
 
 
 class StorageError(EmbedderError):

@@ -15,6 +15,7 @@ http_errors     errors in the shape of the API that was asked
 client          a typed client
 ask             one question from the command line
 openapi         writes docs/openapi.json
+integrations/   the service for agents and in frameworks
 ports           which ports are open, and what they answer to a stranger
 middleware/     what a request passes before the routes
 access/         who may use what

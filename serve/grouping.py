@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from embedder.data.metadata import DATASET_FIELD, ID_FIELD, Scalar, kind_of
+from embedder.data.metadata import DATASET_FIELD, ID_FIELD, Scalar, kind_of, values_of
 from embedder.index.documents import plain_dataset
 from embedder.index.filters import Condition, Filter, Match, both
 from embedder.index.results import Hit, SearchResults
@@ -91,8 +91,7 @@ async def grouped(rank: Rank, grouping: Grouping, k: int, wanted: Filter | None)
 
 def _values(hit: Hit, field: str) -> list[Scalar]:
     """What a hit holds in a field, each value once."""
+    if found := [value for path, kind, value in values_of(hit.metadata) if path == field and kind != "object"]:
+        return list(dict.fromkeys(found))
     named: dict[str, Scalar] = {DATASET_FIELD: plain_dataset(hit.dataset), ID_FIELD: hit.id}
-    given = hit.metadata.get(field, named.get(field))
-    if given is None:
-        return []
-    return list(dict.fromkeys(given)) if isinstance(given, list) else [given]
+    return [named[field]] if field in named else []

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedder.cli.launch import start
+from embedder.cli.launch import need, start
 from embedder.console import exit_on_error
 
 STATUSES = """Exit status: 0 done; 1 a defect, with a traceback; 2 an error that you can fix, in one line with its place
@@ -209,6 +209,23 @@ def ask(
     with exit_on_error(to_stderr=True):
         answer = ask_service(url, SearchWish(query, task, count, mode, index_name))
     show(answer, as_json, answer_lines(answer))
+
+
+@APP.command()
+def mcp(
+    url: Annotated[
+        str, typer.Option(envvar="LLM_EMBEDDER_URL", help="Where the service answers.")
+    ] = "http://127.0.0.1:8000",
+    task: Annotated[str | None, typer.Option(help="Task that is searched if a call names none.")] = None,
+    index_name: Annotated[
+        str | None, typer.Option("--index", help="Alias that is searched if a call names none.")
+    ] = None,
+) -> None:
+    """Give agents the tool `search` of a service that runs, over MCP. A key is taken from LLM_EMBEDDER_KEY."""
+    words = ["--url", url, *(["--task", task] if task else []), *(["--index", index_name] if index_name else [])]
+    with exit_on_error(to_stderr=True):
+        need("mcp", extra="mcp")
+    run_module("serve.integrations.mcp_server", words)
 
 
 @APP.command()

@@ -27,6 +27,16 @@ def start(module: str, words: Sequence[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", module, *words])
 
 
+def need(package: str, extra: str) -> None:
+    """Refuse to go on without a package that comes by an extra alone.
+
+    Raises:
+        ConfigError: with how to install it.
+    """
+    if find_spec(package) is None:
+        raise ConfigError(f"{package} is not installed; run `pip install 'llm-embedder[{extra}]'`")
+
+
 def refuse_other_packages(folder: Path) -> None:
     """Refuse a folder in which Python would find other code under our names.
 

@@ -62,17 +62,31 @@ def only_task(url: str, index: str | None) -> str:
     return str(tasks[0])
 
 
+def check_url(url: str) -> None:
+    """Refuse what is no address of a service.
+
+    Raises:
+        ConfigError: with what one looks like.
+    """
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or "@" in parts.netloc:
+        raise ConfigError(f"--url {url!r:.200}: give http://HOST:PORT or https://HOST:PORT, without user or key")
+
+
 def call(url: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """One request, and the JSON object that answers it.
 
     Raises:
         ConfigError: nothing answers there, or not as this service does, or it refuses.
     """
+    check_url(url)
     parts = urlsplit(url)
-    kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-    if parts.scheme not in kinds or not parts.hostname or parts.username or parts.password:
-        raise ConfigError(f"--url {url!r:.200}: give http://HOST:PORT or https://HOST:PORT, without user or key")
-    connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=TIMEOUT_S)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(KEY):
         headers["Authorization"] = f"Bearer {key}"

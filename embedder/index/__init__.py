@@ -3,7 +3,7 @@
     builder            a collection from committed vectors
     build_memory       the memory that this takes
     bundle             model, shards and payload under one manifest: the unit that is deployed
-    probe              whether vectors in another number format may meet those of a bundle
+    probe              whether an encoder that runs is the one of a bundle, by its vectors and ranks
     catalog            versions side by side, and aliases that move between them
     opened             all open shards of a version: search, writes, snapshots
     parquet_export     documents and vectors of a task as Parquet

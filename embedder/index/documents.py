@@ -1,7 +1,7 @@
 """What is indexed: a document's id, text, title and metadata, within limits, and how a collection stores it.
 
-Metadata needs no declared schema: a field may hold a text, a number, a boolean or a list of these, and documents may
-differ in this. The kinds of a field are kept apart, so a condition finds the values of its own kind only.
+Metadata needs no declared schema: a field may hold a text, a number, a boolean, an object or a list of these, and
+documents may differ in this. The kinds of a field are kept apart, so a condition finds the values of its own kind only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import pyarrow as pa
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
-from embedder.data.metadata import DATASET_FIELD, ID_FIELD, Metadata, Scalar
+from embedder.data.metadata import DATASET_FIELD, ID_FIELD, Kind, Metadata, Scalar, values_at, values_of
 from embedder.data.rows import titled
 from embedder.hashing import content_id
 from embedder.index.sent import Sent
@@ -140,19 +140,17 @@ def plain_dataset(dataset: str) -> str:
 
 
 def belongs(row: Row, where: Mapping[str, str]) -> bool:
-    """Tell whether each of these fields of a document is that text and nothing else.
+    """Tell whether each of these fields of a document has that text and no other value.
 
-    A filter is also true of a list that holds the text among others. That document belongs to others too, so that none
-    of them may replace or remove it.
+    A filter is also true of a document that has the text among others. It belongs to others too, so that none of them
+    may replace or remove it.
     """
     fields = {**json.loads(row.metadata or "{}"), DATASET_FIELD: plain_dataset(row.dataset)}
-    return all(fields.get(field) == text for field, text in where.items())
+    return all(values_at(fields, field) == [text] for field, text in where.items())
 
 
-def field_values(metadata: str | None, dataset: str) -> Iterator[tuple[str, Scalar]]:
-    """Every value that a condition can ask for, with its field; those of a list one by one."""
-    yield DATASET_FIELD, plain_dataset(dataset)
-    fields: dict[str, Scalar | list[Scalar]] = json.loads(metadata) if metadata else {}
-    for name, value in fields.items():
-        for scalar in dict.fromkeys(value) if isinstance(value, list) else [value]:
-            yield name, scalar
+def field_values(metadata: str | None, dataset: str) -> Iterator[tuple[str, Kind, Scalar]]:
+    """Every value that a condition can ask for, once, with the path and kind of its field."""
+    yield DATASET_FIELD, "text", plain_dataset(dataset)
+    if metadata:
+        yield from dict.fromkeys(values_of(json.loads(metadata)))

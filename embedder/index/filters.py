@@ -5,6 +5,9 @@
 
 A condition on a field is true for a document with at least one value of that field that fits; without the field it
 fits `is_empty` alone. Texts are compared by code point, so that ISO dates of one time zone can be compared too.
+
+A field within objects is named by its path, `author.name`. A list stands for each of its values: `authors.name` is the
+name of any author, and so is `authors[].name`, as Qdrant writes it. Two conditions may be met by two authors.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -24,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from embedder.data.metadata import DATASET_FIELD, ID_FIELD, Kind, Number, Scalar, Text, kind_of
+from embedder.data.metadata import DATASET_FIELD, ID_FIELD, MAX_PATH, POSITION, Kind, Number, Scalar, Text, kind_of
 from embedder.index.documents import DocumentId
 from embedder.index.sent import Sent
 
@@ -104,7 +108,18 @@ class Range(_Part):
         )
 
 
-Key = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+def _path(key: str) -> str:
+    """The path of a field, as metadata names it."""
+    path = key.replace("[]", "")
+    if position := POSITION.search(path):
+        raise ValueError(f"{position[0]}: a list cannot be asked for one position; [] stands for all of them")
+    if not path:
+        raise ValueError("no field is named")
+    return path
+
+
+Key = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PATH), AfterValidator(_path)]
+"""The path of a field of the metadata, such as `author.name`; `[]` after a list may be left out."""
 
 
 class Condition(_Part):

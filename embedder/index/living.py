@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.config.index import SearchParameters
-from embedder.data.metadata import written_down
+from embedder.data.metadata import paths_of, written_down
 from embedder.errors import BundleError, DataError
 from embedder.index.collection import Collection, CollectionIdentity, History
 from embedder.index.collection_reader import Reader, Reading
@@ -336,7 +336,8 @@ class MutableCollection:
                 f"{len(rows)} documents with vectors of shape {vector_PD.shape}: each needs one of width "
                 f"{self.identity.dimension} with finite values; nothing was written"
             )
-        fields = self._reading.memtable.fields.union(*(json.loads(row.metadata) for row in rows if row.metadata))
+        written = (paths_of(json.loads(row.metadata)) for row in rows if row.metadata)
+        fields = self._reading.memtable.fields.union(*written)
         if len(fields) > MAX_FIELDS:
             raise DataError(f"metadata with {len(fields)} different fields; at most {MAX_FIELDS}; nothing was written")
         return operations(rows, vector_PD, written_ns)

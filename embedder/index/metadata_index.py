@@ -25,7 +25,7 @@ from embedder.index.manifest import REMEDY
 from embedder.storage.arrow_files import open_arrow
 
 METADATA = pa.schema([("text", pa.large_string()), ("number", pa.float64()), ("row", pa.int32())])
-"""One value of one row, sorted by value and row; booleans are the numbers 0 and 1."""
+"""One value of one row, sorted by value and row; booleans are the numbers 0 and 1, an object is 1."""
 BATCHES = b"batches"
 """In the schema's metadata: JSON list of (field, kind), one for each batch."""
 ROWS_AT_ONCE = 65_536
@@ -52,8 +52,8 @@ def _values(payload: pa.Table, first_row: int) -> dict[tuple[str, Kind], pa.Tabl
     pairs_of: dict[tuple[str, Kind], list[tuple[Scalar, int]]] = defaultdict(list)
     columns = zip(payload["metadata"].to_pylist(), payload["dataset"].to_pylist(), strict=True)
     for row, (metadata, dataset) in enumerate(columns, first_row):
-        for field, value in field_values(metadata, dataset):
-            pairs_of[field, kind_of(value)].append((value, row))
+        for field, kind, value in field_values(metadata, dataset):
+            pairs_of[field, kind].append((value, row))
     tables = {}
     for (field, kind), pairs in pairs_of.items():
         values = [value if kind == "text" else float(value) for value, _ in pairs]
@@ -149,8 +149,8 @@ class MemtableMetadata:
     def add(self, document_id: str, dataset: str, metadata: str | None) -> None:
         """Take in the values of the next row."""
         self._ids.setdefault(document_id, []).append(self.num_rows)
-        for field, value in field_values(metadata, dataset):
-            self._rows[field, kind_of(value)].setdefault(value, []).append(self.num_rows)
+        for field, kind, value in field_values(metadata, dataset):
+            self._rows[field, kind].setdefault(value, []).append(self.num_rows)
         self.num_rows += 1
 
     def first(self, num_rows: int) -> MemtableMetadata:

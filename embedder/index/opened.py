@@ -26,6 +26,7 @@ from embedder.index.filters import Filter
 from embedder.index.lexical import NEVER
 from embedder.index.living import CollectionStats, MutableCollection
 from embedder.index.metadata_change import MetadataChange
+from embedder.index.probe import PROBE
 from embedder.index.results import SearchResults, Shown, fuse, merge
 from embedder.index.search_options import SearchOptions
 from embedder.index.writes import WRITES, Change
@@ -302,8 +303,11 @@ class OpenIndex:
                 for shard, collection in shards.items()
             }
         # The locks are free again: what is frozen never changes, and writing it may take minutes.
-        files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(f"{MODEL}/")}
+        kept = (f"{MODEL}/", PROBE)
+        files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(kept)}
         shutil.copytree(self._bundle / MODEL, staged / MODEL, copy_function=_link)
+        if PROBE in files:
+            _link(str(self._bundle / PROBE), str(staged / PROBE))
         counts = dict.fromkeys(self.collections, 0)
         for (task, shard), (view, writes) in frozen.items():
             folder = shard_folder(staged, shard) / task

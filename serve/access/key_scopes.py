@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from embedder.data.metadata import DATASET_FIELD, MAX_FIELDS_EACH
+from embedder.data.metadata import DATASET_FIELD, MAX_FIELDS_EACH, paths_of, values_at
 from embedder.index.documents import MAX_DATASET, Document, DocumentName, owned_dataset
 from embedder.index.filters import Condition, Filter, Match, both
 from embedder.index.metadata_change import MetadataChange
@@ -70,16 +70,20 @@ class KeyScope:
         return [self._stored(document, i) for i, document in enumerate(documents)] if self.where else list(documents)
 
     def _stored(self, document: W, number: int) -> W:
-        fields = {name: value for name, value in self.where.items() if name != DATASET_FIELD}
         dataset = document.dataset or self.where.get(DATASET_FIELD, "")
+        metadata = dict(document.metadata)
         for name, value in self.where.items():
-            given = dataset if name == DATASET_FIELD else document.metadata.get(name, value)
-            # Equal and no list that holds it: a document of several tenants would be written into the view of others.
-            if given != value:
-                place = f"documents.{number}.{name}" if name == DATASET_FIELD else f"documents.{number}.metadata.{name}"
+            is_dataset = name == DATASET_FIELD
+            # No other value beside it: a document of several tenants would be written into the view of others. That
+            # of `a.b` may stand under this name or within an object.
+            if any(given != value for given in ([dataset] if is_dataset else values_at(document.metadata, name))):
+                place = f"documents.{number}.{name}" if is_dataset else f"documents.{number}.metadata.{name}"
                 raise ApiError(403, f"{place}: this key writes {value!r} there and nothing else", param="documents")
-        if len({*document.metadata, *fields}) > MAX_FIELDS_EACH:
-            limit = f"at most {MAX_FIELDS_EACH} fields, with {sorted(fields)} of this key"
+            if not is_dataset:
+                metadata[name] = value
+        if len(paths_of(metadata)) > MAX_FIELDS_EACH:
+            own = sorted(metadata.keys() - document.metadata.keys())
+            limit = f"at most {MAX_FIELDS_EACH} fields, with {own} of this key"
             raise ApiError(400, f"documents.{number}.metadata: {limit}", param="documents")
         stored = owned_dataset(dataset, self.owner)
         if len(stored) > MAX_DATASET:
@@ -87,7 +91,7 @@ class KeyScope:
             raise ApiError(
                 400, f"documents.{number}.dataset: at most {longest} characters with this key", param="documents"
             )
-        return document.model_copy(update={"dataset": stored, "metadata": {**document.metadata, **fields}})
+        return document.model_copy(update={"dataset": stored, "metadata": metadata})
 
     def stored_names(self, names: Sequence[DocumentName]) -> list[DocumentName]:
         """The names under which documents of a scope may be stored: its owner's, and the one of an unlimited key."""
@@ -112,10 +116,18 @@ class KeyScope:
         """
         fields = {name: value for name, value in self.where.items() if name != DATASET_FIELD}
         for name, value in fields.items():
-            if name in change.remove or change.set.get(name, value) != value:
-                part = "remove" if name in change.remove else f"set.{name}"
+            # The field itself, and the objects that may hold it.
+            removed = [part for part in change.remove if _holds(part, name)]
+            replaced = [part for part in change.set if _holds(part, name)]
+            if removed or (replaced and values_at(change.set, name) != [value]):
+                part = "remove" if removed else f"set.{replaced[0]}"
                 raise ApiError(403, f"{part}: this key leaves {value!r} in {name!r}", param=part.partition(".")[0])
         return replace(change, set={**change.set, **fields}) if change.overwrite else change
+
+
+def _holds(part: str, path: str) -> bool:
+    """Tell whether a field of metadata is the one that a path names, or an object on the way to it."""
+    return path == part or path.startswith(f"{part}.")
 
 
 UNLIMITED = KeyScope()

@@ -20,8 +20,8 @@ from embedder.config.paths import EncodingDtype
 from embedder.config.run import EncoderConfig
 from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError
-from embedder.index.bundle import MODEL, bundle_encoder, verify
-from embedder.index.probe import check_probe
+from embedder.index.bundle import MODEL, bundle_encoder, read_manifest, verify
+from embedder.index.probe import PROBE, Probe, check_probe, check_ranks, read_probe
 from embedder.models.device import resolve_device
 from embedder.models.encoder import TextEncoder, TokenRow, encode_prompted, encode_tokens
 from embedder.models.onnx import load_inference_encoder
@@ -35,9 +35,9 @@ from serve.versions.served import VersionSource
 
 logger = logging.getLogger("ray.serve")
 
-PROBE = "ready"
+READY = "ready"
 UNIT = 1e-3
-"""By how much the length of a probe's vector may differ from 1."""
+"""By how much the length of a vector may differ from 1."""
 UNLOAD_EVERY_S = 15.0
 THREAD_TOKENS = 512
 """Tokens, padding included, that a thread of a CPU computes together, of the shortest rows of a batch first: their
@@ -92,6 +92,7 @@ class EncoderReplica:
         self._shared: WeakValueDictionary[tuple[str, EncodingDtype], _Model] = WeakValueDictionary()
         self._load_lock = threading.Lock()
         self._models = VersionCache(self._load)
+        self._compared: set[str] = set()
         self._models.preload(source.named()[: settings.max_versions], deployed)
         self._unloaded = time.monotonic()
 
@@ -146,16 +147,48 @@ class EncoderReplica:
         return [model.encoder for model in self._models.loaded()]
 
     async def prepare(self, version: str) -> None:
-        """Load the model of a version, and try it.
+        """Load the model of a version, try it, and compare it with the vectors of the index.
 
         Raises:
+            ProbeError: it gives other vectors or ranks than the index was made with.
             BundleError: it is missing or damaged.
         """
         model = await self._models.get(version)
         try:
             await self._try(model)
+            # Once, because all who wait for a version to be ready prepare it again and again.
+            if version not in self._compared:
+                await self._compare(version, model)
+                self._compared.add(version)
         except RuntimeError as error:
             raise BundleError(f"version {version}: {error}") from error
+
+    async def _compare(self, version: str, model: _Model) -> None:
+        """Ask for some texts of the index in the way that requests are answered.
+
+        Raises:
+            ProbeError: the vectors, or the ranks by them, are others than those of the index.
+            RuntimeError: the encoder fails on one of them.
+        """
+        probe = await asyncio.to_thread(self._probe_of, version)
+        if probe is None:
+            return
+        texts = [probe.texts[i] for i in probe.asked]
+        loop = asyncio.get_running_loop()
+        rows = await loop.run_in_executor(self._tokenizing, model.encoder.tokenize, texts)
+        try:
+            vector_ND = await model.batcher.submit(rows, is_small=False)
+        except NotEncodable as error:
+            raise RuntimeError(f"the encoder fails on a text of the index: {error.failure.reason}") from error
+        check_ranks(self._source.bundle(version), probe, vector_ND)
+
+    def _probe_of(self, version: str) -> Probe | None:
+        bundle = self._source.bundle(version)
+        manifest = read_manifest(bundle)
+        if PROBE in manifest.files:
+            return read_probe(bundle, manifest)
+        logger.warning("version %s has no %s: its ranks are not compared", version, PROBE)
+        return None
 
     async def check_health(self) -> None:
         """A real forward pass of every model; a replica that fails it, or hangs in it, is replaced."""
@@ -171,7 +204,7 @@ class EncoderReplica:
 
     async def _try(self, model: _Model) -> None:
         loop = asyncio.get_running_loop()
-        rows = await loop.run_in_executor(self._tokenizing, model.encoder.tokenize, [PROBE])
+        rows = await loop.run_in_executor(self._tokenizing, model.encoder.tokenize, [READY])
         try:
             vector_ND = await model.batcher.submit(rows)
         except NotEncodable as error:

@@ -6,6 +6,7 @@ import asyncio
 
 from fastapi import APIRouter
 
+from embedder.errors import ProbeError
 from serve.access.scoped_service import ScopedService
 from serve.backend import time_left
 from serve.http_errors import ApiError
@@ -49,6 +50,8 @@ async def point(name: Alias, request: PointRequest, scoped: Here) -> PointRespon
         raise ApiError(409, f"{sorted(known)} are served already; at most {service.settings.max_versions} aliases")
     try:
         await asyncio.wait_for(service.backend.prepare(request.version), max(LOOK_S, time_left() - LOOK_S))
+    except ProbeError as error:
+        raise ApiError(409, str(error), param="version") from error
     except (asyncio.TimeoutError, TimeoutError) as error:
         raise ApiError(
             503, f"{request.version} is being loaded, which takes longer than a request may; ask again"

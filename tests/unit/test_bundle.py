@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.errors import BundleError
+from embedder.errors import BundleError, ProbeError
 from embedder.index.bundle import (
     MODEL,
     Manifest,
@@ -24,7 +24,7 @@ from embedder.index.collection import CollectionIdentity
 from embedder.index.documents import Document
 from embedder.index.manifest import hash_files
 from embedder.index.opened import OpenIndex
-from embedder.index.probe import PROBE, check_probe, write_probe
+from embedder.index.probe import PROBE, Probe, check_probe, check_ranks, write_probe
 from embedder.index.search_options import SearchOptions
 from embedder.models.encoder import encode, encode_prompted, load_encoder
 from embedder.models.fingerprint import model_fingerprint
@@ -250,12 +250,41 @@ def test_bundle_is_served_in_another_number_format_if_every_probed_vector_stays_
         assert "\n" not in str(caught.value)
 
 
+def test_ranks_may_differ_by_a_number_format_and_not_by_another_encoder(tmp_path):
+    random = np.random.default_rng(0)
+    vector_ND = random.normal(size=(64, 384))
+    vector_ND /= np.linalg.norm(vector_ND, axis=1, keepdims=True)
+    # Two that are the same: which of them comes first says nothing.
+    vector_ND[7] = vector_ND[3]
+    probe = Probe(texts=[f"text {i}" for i in range(64)], vectors=(3 * vector_ND).tolist())
+    assert probe.asked == list(range(0, 64, 4)) and Probe(texts=["a"], vectors=[[1.0]]).asked == [0]
+    given = vector_ND[probe.asked]
+    noise = random.normal(size=given.shape) / np.sqrt(384)
+    for fitting in (
+        given,
+        turned(given, 0.9999),
+        (given + 0.01 * noise) / np.linalg.norm(given + 0.01 * noise, axis=1, keepdims=True),
+    ):
+        check_ranks(tmp_path, probe, fitting)
+    others = turned(given, 0.9)
+    for wrong, words in (
+        (given[::-1], r"gives 1[0-6] of them other nearest texts than offline, and the least cosine .* is -?0\.[01]"),
+        (others, r"least cosine to their vectors is 0\.9000 \(0\.999 is asked\)"),
+        (given * np.nan, "is nan"),
+        # Of one text alone.
+        (np.concatenate([given[:5], given[5:6][:, ::-1], given[6:]]), "gives 1 of them other nearest texts"),
+    ):
+        with pytest.raises(ProbeError, match=words) as caught:
+            check_ranks(tmp_path, probe, wrong)
+        assert "\n" not in str(caught.value)
+
+
 def test_bundle_without_a_probe_is_served_in_its_own_number_format_alone(bundle):
     with pytest.raises(BundleError, match=r"no probe\.json to compare"):
         check_probe(bundle, verify(bundle), "int8", lambda texts: np.zeros((len(texts), 1)))
 
 
-@pytest.mark.parametrize("content", ["{}", "no JSON", '{"texts": [1], "vectors": []}'])
+@pytest.mark.parametrize("content", ["{}", "no JSON", '{"texts": [1], "vectors": []}', '{"texts": [], "vectors": []}'])
 def test_bundle_with_a_damaged_probe_is_refused_in_one_line(bundle, encoder, content):
     manifest = probed(bundle, encoder)
     (bundle / PROBE).write_text(content, encoding="utf-8")

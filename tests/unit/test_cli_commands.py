@@ -40,7 +40,7 @@ def test_help_names_every_command_and_imports_nothing_that_takes_time():
         "submit",
         "serve",
     )
-    assert all(f"\n  {name} " in told for name in (*names, "ask", "status"))
+    assert all(f"\n  {name} " in told for name in (*names, "ask", "mcp", "status"))
     assert "130 interrupted" in " ".join(told.split())
     imports = subprocess.run([sys.executable, "-c", f"import embedder.cli.commands; {HEAVY}"], cwd=ROOT, check=False)
     assert imports.returncode == 0

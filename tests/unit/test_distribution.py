@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NEEDED = [Requirement(line) for line in PROJECT["dependencies"]]
 EXACT = {"torch", "ray", "deepspeed"}
+EXTRAS = ("dev", "docs", "aws", "gcp", "mcp", "langchain", "llama-index", "haystack")
 
 
 def locked() -> dict[str, str]:
@@ -28,9 +29,7 @@ def test_only_what_must_be_one_version_is_pinned():
 
 def test_lock_file_has_every_package_that_is_needed_in_a_version_that_fits():
     versions = locked()
-    extras = [
-        Requirement(line) for name in ("dev", "docs", "aws", "gcp") for line in PROJECT["optional-dependencies"][name]
-    ]
+    extras = [Requirement(line) for name in EXTRAS for line in PROJECT["optional-dependencies"][name]]
     wrong = [
         f"{need}: {versions.get(canonicalize_name(need.name), 'missing')}"
         for need in [*NEEDED, *extras]

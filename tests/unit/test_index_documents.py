@@ -105,6 +105,25 @@ def test_metadata_is_set_removed_and_overwritten_and_vectors_stay(tmp_path):
     assert collection.compact() and collection.stats(new).documents == 2
 
 
+def test_fields_within_objects_are_found_stored_written_changed_and_compacted(tmp_path):
+    ada, grace = {"name": "Ada"}, {"name": "Grace"}
+    vectors = unit(np.random.default_rng(0), 4)
+    collection = mutable(tmp_path, [*documents_of("a", by=ada), *documents_of("b", by=[ada, grace])], vectors[:2])
+    collection.upsert([*documents_of("c", by={"name": ["Ada", "Alan"]}), *documents_of("d", by=grace)], vectors[2:])
+
+    def found(name):
+        wanted = Filter.model_validate({"must": [{"key": "by[].name", "match": {"value": name}}]})
+        return [one.id for one in stored_documents(collection.page(None, 9, wanted, Shown(payload=False)))]
+
+    for _ in range(2):
+        assert (found("Ada"), found("Grace"), found("Alan")) == (["a", "b", "c"], ["b", "d"], ["c"])
+        collection.compact()
+    assert collection.change([("a", "d"), ("c", "d")], MetadataChange(set={"by": grace})) == 2
+    for _ in range(2):
+        assert (found("Ada"), found("Grace"), found("Alan")) == (["b"], ["a", "b", "c", "d"], [])
+        collection.compact()
+
+
 def test_change_and_deletion_leave_what_does_not_fit_or_belongs_to_others(tmp_path):
     rows = [*documents_of("a", who="me"), *documents_of("b", who="you"), *documents_of("c", who=["me", "you"])]
     collection = mutable(tmp_path, rows, unit(np.random.default_rng(0), 3))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from embedder.data.metadata import kind_of, metadata_json
+from embedder.data.metadata import MAX_LEVELS, kind_of, metadata_json
 from embedder.index.documents import Document
 from embedder.index.filters import MAX_CLAUSES, MAX_DEPTH, Condition, Filter, matching
 from embedder.index.metadata_index import MemtableMetadata, StoredMetadata, write_metadata
@@ -23,7 +23,7 @@ SCALARS = st.one_of(
     st.sampled_from([0.5, 1.0, -2.5]),
     st.sampled_from(["", "a", "b", "ä", "𝔘", "\uffff"]),
 )
-FIELDS = st.sampled_from(["f", "g"])
+FIELDS = st.sampled_from(["f", "g", "f.g", "o.f", "o.f[].g", "o[].p.f", "o"])
 NAMES = st.sampled_from(["dataset", "id"])
 NAMED = st.one_of(st.integers(0, 3), st.sampled_from(["0", "1", "a", "b", "\uffff"]))
 """A whole number stands for its text there."""
@@ -36,12 +36,15 @@ def of_one_kind(values):
     return [value for value in values if kind_of(value) == kind_of(values[0])]
 
 
-DOCUMENTS = st.lists(
-    st.dictionaries(
-        st.sampled_from(["f", "g"]), st.one_of(SCALARS, st.lists(SCALARS, min_size=1, max_size=3).map(of_one_kind))
+PLAIN = st.one_of(SCALARS, st.lists(SCALARS, max_size=3).map(of_one_kind))
+OBJECTS = st.recursive(
+    st.dictionaries(st.sampled_from(["f", "g", "f.g"]), PLAIN, max_size=3),
+    lambda inner: st.dictionaries(
+        st.sampled_from(["f", "o", "p"]), st.one_of(PLAIN, inner, st.lists(inner, max_size=2)), max_size=3
     ),
-    max_size=12,
+    max_leaves=4,
 )
+DOCUMENTS = st.lists(OBJECTS, max_size=12)
 BOUNDS = st.one_of(
     st.dictionaries(st.sampled_from(["gt", "gte", "lt", "lte"]), st.sampled_from([-2, 0, 0.5, 1]), min_size=1),
     st.dictionaries(st.sampled_from(["gt", "gte", "lt", "lte"]), st.sampled_from(["", "a", "ä", "\uffff"]), min_size=1),
@@ -58,9 +61,9 @@ CONDITIONS = st.one_of(
     st.tuples(NAMES, st.lists(NAMED, max_size=3)).map(lambda pair: {"key": pair[0], "match": {"any": pair[1]}}),
     st.tuples(NAMES, st.lists(NAMED, max_size=3)).map(lambda pair: {"key": pair[0], "match": {"except": pair[1]}}),
     st.tuples(NAMES, TEXT_BOUNDS).map(lambda pair: {"key": pair[0], "range": pair[1]}),
-    st.tuples(st.sampled_from(["is_empty", "is_null"]), st.sampled_from(["f", "g", "id", "no"])).map(
-        lambda pair: {pair[0]: {"key": pair[1]}}
-    ),
+    st.tuples(
+        st.sampled_from(["is_empty", "is_null"]), st.sampled_from(["f", "g", "o", "o.f", "o[].p", "id", "no"])
+    ).map(lambda pair: {pair[0]: {"key": pair[1]}}),
     st.lists(NAMED, max_size=3).map(lambda ids: {"has_id": [one for one in ids if one != ""]}),
 )
 OWN = {"key", "is_empty", "is_null", "has_id"}
@@ -74,7 +77,20 @@ FILTERS = st.recursive(
 
 
 def same(one, other):
-    return kind_of(one) == kind_of(other) and one == other
+    return not isinstance(one, dict) and kind_of(one) == kind_of(other) and one == other
+
+
+def read_off(metadata):
+    """The values of each path, an object being "{}" where it has any."""
+    found = {}
+    for name, value in metadata.items():
+        for one in value if isinstance(value, list) else [value]:
+            inner = read_off(one) if isinstance(one, dict) else {}
+            if inner or not isinstance(one, dict):
+                found.setdefault(name, []).append(inner or one)
+            for path, values in inner.items():
+                found.setdefault(f"{name}.{path}", []).extend(values)
+    return found
 
 
 def holds(part, fields):
@@ -83,14 +99,14 @@ def holds(part, fields):
         return fields["id"][-1] in map(str, part["has_id"])
     if part.keys() & {"is_empty", "is_null"}:
         ((_, named),) = part.items()
-        return not fields.get(named["key"])
+        return not fields.get(named["key"].replace("[]", ""))
     if "key" not in part:
         return (
             all(holds(one, fields) for one in part.get("must", []))
             and (not part.get("should") or any(holds(one, fields) for one in part["should"]))
             and not any(holds(one, fields) for one in part.get("must_not", []))
         )
-    values = fields.get(part["key"], [])
+    values = fields.get(part["key"].replace("[]", ""), [])
     if part["key"] in ("dataset", "id") and "match" in part:
         ((how, wanted),) = part["match"].items()
         part = {"match": {how: [str(one) for one in wanted] if isinstance(wanted, list) else str(wanted)}}
@@ -110,7 +126,9 @@ def holds(part, fields):
     bounds = part["range"]
     kind = kind_of(next(iter(bounds.values())))
     return any(
-        kind_of(value) == kind and all(compare[name](value, bound) for name, bound in bounds.items())
+        not isinstance(value, dict)
+        and kind_of(value) == kind
+        and all(compare[name](value, bound) for name, bound in bounds.items())
         for value in values
     )
 
@@ -127,8 +145,7 @@ def test_filter_of_stored_and_memtable_rows_fits_as_their_documents_do(tmp_path_
         memtable.add(*one.name, metadata_json(one.metadata))
     plain = []
     for one in documents:
-        fields = {name: value if isinstance(value, list) else [value] for name, value in one.metadata.items()}
-        plain.append(holds(wanted, {**fields, "dataset": [one.dataset], "id": [one.id]}))
+        plain.append(holds(wanted, {**read_off(one.metadata), "dataset": [one.dataset], "id": [one.id]}))
     checked = Filter.model_validate(wanted)
     assert matching(checked, StoredMetadata(path, len(documents), payload["id"].combine_chunks())).tolist() == plain
     assert matching(checked, memtable).tolist() == plain
@@ -170,6 +187,8 @@ BAD_CONDITIONS = {
     "infinity": {"key": "f", "range": {"lt": float("inf")}},
     "an object": {"key": "f", "match": {"value": {"a": 1}}},
     "no name": {"key": "", "match": {"value": 1}},
+    "no name but a list": {"key": "[]", "match": {"value": 1}},
+    "a position": {"key": "f[0].g", "match": {"value": 1}},
     "unknown key": {"key": "f", "matches": {"value": 1}},
     "lone surrogate": {"key": "f", "match": {"value": "\ud800"}},
     "huge integer": {"key": "f", "match": {"value": 2**53 + 1}},
@@ -182,12 +201,29 @@ def test_filter_condition_that_means_nothing_is_refused(condition):
         Condition.model_validate(condition)
 
 
+def at_depth(levels):
+    """Metadata of so many objects within each other."""
+    fields = {"f": 1}
+    for _ in range(levels - 1):
+        fields = {"f": fields}
+    return fields
+
+
 BAD_METADATA = {
     "a list": [1],
     "null in a list": {"f": [None]},
     "much in all": {str(i): ["x" * 1024] for i in range(64)},
-    "an object": {"f": {"g": 1}},
+    "a list in a list": {"f": [[1]]},
     "mixed list": {"f": [1, "a"]},
+    "an object among values": {"f": [1, {"g": 1}]},
+    "null in a list of an object": {"f": {"g": [None]}},
+    "no name within": {"f": {"": 1}},
+    "a position in a name": {"f": {"g[0]": 1}},
+    "a list in a name": {"f[]": 1},
+    "deep": at_depth(MAX_LEVELS + 1),
+    "very deep": at_depth(100_000),
+    "many fields within": {"f": [{str(i): i} for i in range(64)]},
+    "long path": {"f" * 100: {"g" * 100: 1}},
     "nan": {"f": float("nan")},
     "reserved name": {"dataset": "x"},
     "no name": {"": 1},
@@ -218,6 +254,18 @@ def test_metadata_is_kept_as_it_was_given():
     assert metadata_json({"page_label": None, "year": 2020}) == '{"year":2020}'
     assert metadata_json({}) is metadata_json({"page_label": None}) is None
     assert metadata_json(None) is None
+
+
+def test_metadata_may_hold_objects_as_deep_as_the_limit():
+    given_fields = {"author": {"name": "Ada", "born": None, "papers": [{"year": 1843}, {"year": 1844}]}}
+    kept = {"author": {"name": "Ada", "papers": [{"year": 1843}, {"year": 1844}]}}
+    assert json.loads(metadata_json(given_fields)) == kept
+    assert Document.model_validate({"id": "a", "text": "x", "metadata": given_fields}).metadata == kept
+    assert json.loads(metadata_json(at_depth(MAX_LEVELS))) == at_depth(MAX_LEVELS)
+    with pytest.raises(
+        ValueError, match=r"metadata\.author\.papers\.1\.year\.0: a value is a text, a number or a boolean"
+    ):
+        metadata_json({"author": {"papers": [{"year": 1843}, {"year": [[1]]}]}})
 
 
 def test_metadata_number_is_not_a_boolean():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from embedder.errors import BundleError, ConfigError
+from embedder.hashing import file_sha256
 from embedder.index.bundle import Manifest, read_manifest, shard_folder, verify
 from embedder.index.catalog import Catalog
 from embedder.index.collection import CollectionInfo
@@ -17,6 +18,7 @@ from embedder.index.documents import Document
 from embedder.index.filters import equals
 from embedder.index.manifest import hash_files
 from embedder.index.opened import OpenIndex, combine
+from embedder.index.probe import PROBE, read_probe, write_probe
 from embedder.index.search_options import SearchOptions
 from embedder.index.writes import lacking
 from tests.unit.index_cases import add_version, documents_of, ids, live_catalog, unit, write_version
@@ -106,6 +108,15 @@ def test_snapshot_is_a_version_with_all_there_was_and_the_old_one_goes_on(catalo
     assert (count(index), count(snapshot)) == (31, 30)
     catalog.point("live", "two")
     assert catalog.resolve("live") == "two"
+
+
+def test_snapshot_keeps_the_probe_by_which_encoders_are_tried(catalog):
+    bundle = catalog.bundle("one")
+    write_probe(["a fox"], np.eye(1, 8), bundle)
+    manifest = read_manifest(bundle)
+    manifest.model_copy(update={"files": {**manifest.files, PROBE: file_sha256(bundle / PROBE)}}).write(bundle)
+    opened(catalog).snapshot(catalog, "two")
+    assert read_probe(catalog.bundle("two"), verify(catalog.bundle("two"))).texts == ["a fox"]
 
 
 def test_snapshot_is_restored_elsewhere(catalog, tmp_path):

@@ -374,6 +374,42 @@ def test_alias_refuses_a_damaged_version_and_the_old_one_goes_on(client, work):
     assert client.get("/ready").status_code == 200
 
 
+def with_probe(work, version, turn=0):
+    """Give a version a probe by its own encoder; with `turn` each text has the vector of another one."""
+    bundle = Catalog(work / "indexes").bundle(version)
+    manifest, texts = read_manifest(bundle), [row.text for row in documents()]
+    encoder = load_encoder(bundle_encoder(bundle, manifest), "cpu")
+    write_probe(texts, np.roll(encode_prompted(encoder, texts), turn, axis=0), bundle)
+    files = {**manifest.files, PROBE: file_sha256(bundle / PROBE)}
+    manifest.model_copy(update={"files": files}).write(bundle)
+
+
+def test_alias_moves_to_a_version_alone_whose_texts_the_running_encoder_ranks_as_its_index(client, work, caplog):
+    catalog = Catalog(work / "indexes")
+    for version, turn in (("v4", 0), ("v5", 1)):
+        publish(work, MODEL, version, alias=None)
+        with_probe(work, version, turn)
+    assert client.put("/v1/indexes/live", json={"version": "v4"}).status_code == 200
+    before = post(client, "/v1/search", query="x", task="qa")["index_version"]
+    assert before == read_manifest(catalog.bundle("v4")).index_version
+    # By the route: refused with the reason, and the alias stays.
+    answer = client.put("/v1/indexes/live", json={"version": "v5"})
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == 409 and answer.json()["error"]["param"] == "version"
+    assert "other nearest texts than offline" in message and "\n" not in message
+    assert catalog.aliases()["live"] == "v4"
+    # By the job `index`, which moves the alias itself: told once in the log, and the old version answers on.
+    catalog.point("live", "v5")
+    for _ in range(2):
+        client.get("/v1/indexes")
+        assert post(client, "/v1/search", query="x", task="qa")["index_version"] == before
+    told = [record.getMessage() for record in caplog.records if "not serving version v5" in record.getMessage()]
+    assert len(told) == 1 and "other nearest texts than offline" in told[0]
+    catalog.point("live", "v1")
+    client.get("/v1/indexes")
+    assert client.get("/ready").status_code == 200
+
+
 def test_roles_are_checked_before_anything_is_parsed(work, tmp_path):
     roles = {"read": "reader", "write": "writer", "admin": "boss"}
     keys = tmp_path / "keys"

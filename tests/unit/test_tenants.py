@@ -88,6 +88,7 @@ def service(tmp_path_factory):
     ]
     lines += [f"{role} name={role} {HASHED}{hashed_key(key_of('none', role)).hex()}" for role in ("read", "admin")]
     others = {"walrus-read": "index=walrus", "expired-read": "expires=2020-01-01"}
+    others["path-write"] = "where.tenant.id=apple"
     others |= {f"{tenant}-write": f"where.tenant={tenant}" for tenant in ("apple", "zebra")}
     lines += [
         f"{name.partition('-')[2]} name={name} {words} {HASHED}{hashed_key(f'the-key-of-{name}').hex()}"
@@ -407,7 +408,7 @@ def test_write_replaces_what_is_the_tenants_own_wherever_it_came_from(client):
     ("scope", "fields", "status"),
     [
         ("tenant", {"metadata": {"tenant": "zebra"}}, 403),
-        ("tenant", {"metadata": {"tenant": ["apple"]}}, 403),
+        ("tenant", {"metadata": {"tenant": ["apple"]}}, 200),
         ("tenant", {"metadata": {"tenant": ["apple", "zebra"]}}, 403),
         ("tenant", {"metadata": {"tenant": ""}}, 403),
         ("session", {"metadata": {"tenant": "apple", "session": "s2"}}, 403),
@@ -434,6 +435,44 @@ def test_document_is_given_the_fields_of_the_key_or_refused(client, scope, field
             documents=[{"id": "new", "dataset": ""}],
         )
         assert gone["deleted"] == 1
+    assert everything(client) == before
+
+
+OF_OTHERS = {
+    "an object": {"tenant": {"id": "zebra"}},
+    "an object of a list": {"tenant": [{"id": "apple"}, {"id": "zebra"}]},
+    "a list": {"tenant": {"id": ["apple", "zebra"]}},
+    "both ways": {"tenant": {"id": "zebra"}, "tenant.id": "apple"},
+    "one name": {"tenant.id": "zebra", "tenant": {"id": "apple"}},
+    "an object below": {"tenant": {"id": {"x": "apple"}}},
+}
+
+
+@pytest.mark.parametrize("metadata", OF_OTHERS.values(), ids=OF_OTHERS.keys())
+def test_field_of_a_scope_within_objects_holds_however_it_is_written(client, metadata):
+    before, key = everything(client), key_of("path", "write")
+    mine = {"id": "mine", "text": "secret of path", "metadata": {"tenant": {"id": "apple"}}}
+    body = {"task": "qa", "documents": [mine, {"id": "new", "text": "secret", "metadata": metadata}]}
+    answer = ask(client, key, "POST", "/v1/indexes/live/documents", body)
+    assert answer.status_code == 403 and "documents.1.metadata.tenant.id" in answer.text
+    done(client, key, "/v1/indexes/live/documents", task="qa", documents=[mine])
+    for change in (
+        {"set": metadata},
+        {"set": metadata, "overwrite": True},
+        {"remove": ["tenant"]},
+        {"set": {"tenant": 1}},
+    ):
+        chosen = {"task": "qa", "filter": {}, **change}
+        answer = ask(client, key, "POST", "/v1/indexes/live/documents/metadata", chosen)
+        assert answer.status_code == 403, answer.text
+    # One that an unlimited key has written for several, the tenant reads and does not touch.
+    shared = {"id": "new", "text": "secret", "metadata": {"n": 1, **metadata}}
+    done(client, key_of("none", "admin"), "/v1/indexes/live/documents", task="qa", documents=[shared])
+    changed = {"task": "qa", "filter": {}, "set": {"n": 2}}
+    assert done(client, key, "/v1/indexes/live/documents/metadata", **changed)["changed"] == 1
+    gone = done(client, key, "/v1/indexes/live/documents/delete", task="qa", filter={})
+    assert gone["deleted"] == 1
+    done(client, key_of("none", "admin"), "/v1/indexes/live/documents/delete", task="qa", documents=[{"id": "new"}])
     assert everything(client) == before
 
 

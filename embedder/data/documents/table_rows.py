@@ -13,7 +13,7 @@ from typing import Any
 from embedder.data.documents.section import DocumentPart, UnreadableError
 from embedder.data.fields import ALIASES, Row, RowError, is_blank, optional_id, shown
 from embedder.data.json_lines import MAX_LINE_BYTES, parse_object, read_text_lines
-from embedder.data.metadata import DATASET_FIELD, LARGEST_INTEGER
+from embedder.data.metadata import LARGEST_INTEGER, is_field_name
 
 TEXT_COLUMNS = ("text", "contents", "content", *ALIASES["text"])
 """TableColumns that are taken for the text of a row, the first one that is there."""
@@ -165,7 +165,7 @@ def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in row.items():
         if len(kept) == MAX_FIELDS:
             break
-        if not 0 < len(name) <= 128 or name == DATASET_FIELD or isinstance(value, list | dict | bytes):
+        if not is_field_name(name) or isinstance(value, list | dict | bytes):
             continue
         kind = value if isinstance(value, bool | int | float) else _written(value)
         if kind is None or (isinstance(kind, str) and not 0 < len(kind) <= MAX_VALUE):

@@ -171,11 +171,16 @@ function hitOf(hit, place, other, words) {
   head.append(score);
   const text = make("p", "text", ...marked(hit.text ?? "", words));
   const about = Object.entries({ id: hit.id, dataset: hit.dataset, ...hit.metadata });
-  const details = make("p", "details", about.map(([name, value]) => `${name}: ${value}`).join(", "));
+  const details = make("p", "details", about.map(([name, value]) => `${name}: ${written(value)}`).join(", "));
   const item = make("li", "hit", head, text, details);
   item.tabIndex = -1;
   item.dataset.id = hit.id;
   return item;
+}
+
+/** A value of the metadata; objects as JSON. */
+function written(value) {
+  return [value].flat().some((one) => typeof one === "object") ? JSON.stringify(value) : value;
 }
 
 /** Where the same document stands in the other list. */
