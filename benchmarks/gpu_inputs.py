@@ -71,7 +71,8 @@ def labelled_units(
 ) -> list[Unit]:
     """What the labeller of these rows hands to its scorer, unit by unit, each query with its own candidates."""
     spec = BUILTIN_TASKS["qa"]
-    labeller = RewardLabeller(lm, llm, LabelConfig(unit_groups=UNIT_GROUPS), {"qa": spec}, {"nq": shot_pool(rows, 0)})
+    shots = {"nq": shot_pool(rows, spec, 0)}
+    labeller = RewardLabeller(lm, llm, LabelConfig(unit_groups=UNIT_GROUPS), {"qa": spec}, shots)
     wanted = []
     for query in rows[:count]:
         others = sorted(texts, key=lambda key: row_seed(0, query["query_id"], key))

@@ -73,12 +73,12 @@ def read_sources(config: RunConfig) -> dict[str, FirstRows]:
         rows = read_first_rows(source, task)
         found[source.dataset] = replace(rows, notes=rows.notes + prompt_room_lines(config, source, rows.continued))
         # Of the other teachers one may have learned from other sources, and one rewards nothing itself.
-        asks_llm = config.label.teacher == "llm" and task.reward != "none"
-        if source.format == "beir" and rows.learns and asks_llm:
+        needs_answers = config.label.teacher == "llm" and task.needs_answers
+        if source.format == "beir" and rows.learns and needs_answers:
             raise ConfigError(
                 f"source {source.dataset}: queries of BEIR have no answers, but tasks.{source.task}.reward is "
-                f"{task.reward!r} and needs them; to learn from the judgements alone set tasks.{source.task}."
-                f"reward: none and tasks.{source.task}.loss: contrastive"
+                f"{task.reward!r} and needs them; set it to own_answers, which needs none, or to learn from the "
+                f"judgements alone set tasks.{source.task}.reward: none and tasks.{source.task}.loss: contrastive"
             )
     return found
 

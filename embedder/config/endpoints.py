@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator, model_validator
 
 from embedder.config.paths import AbsolutePath, Section
@@ -46,8 +48,11 @@ class ServerAddress(Section):
 
 
 class LlmEndpoint(ServerAddress):
-    """An LLM on a server with OpenAI's `POST /completions`, which gives log-likelihoods of its prompt."""
+    """An LLM on a server with one of OpenAI's interfaces for text."""
 
+    interface: Literal["completions", "chat"] = "completions"
+    """What the server is asked. `completions`: `POST /completions`, which gives log-likelihoods of its prompt. `chat`:
+    `POST /chat/completions`, which gives none, for tasks with the reward `judgement` (docs/engines.md)."""
     max_requests: int = Field(default=64, ge=1)
     """Requests of an actor that are under way at most. It begins with 4, doubles while the server keeps up, and takes
     fewer when it refuses or is silent."""

@@ -228,7 +228,22 @@ class RunConfig(Section):
                 )
             if spec.reward != "none" and spec.template is None:
                 raise ValueError(f"tasks.{name}.reward is {spec.reward!r} but it has no template")
+            self._refuse_unused_rewards(name, spec)
+            if spec.reward == "own_answers" and not self.label.num_samples:
+                raise ValueError(
+                    f"tasks.{name}.reward is {spec.reward!r}, but label.num_samples is 0: the LLM would write nothing"
+                )
         return self
+
+    def _refuse_unused_rewards(self, name: str, spec: TaskSpec) -> None:
+        """Refuse a choice among candidates by rewards where there are none, or where the loss learns from them."""
+        if spec.false_negatives == "keep":
+            return
+        told = f"tasks.{name}.false_negatives is {spec.false_negatives!r}, but "
+        if spec.loss != "contrastive":
+            raise ValueError(f"{told}loss {spec.loss!r} learns from the rewards themselves; leave it out")
+        if spec.reward == "none" and self.label.teacher != "imported":
+            raise ValueError(f"{told}reward is 'none', so that nothing tells them; give the task a reward")
 
     @model_validator(mode="after")
     def gpus_fit(self) -> RunConfig:
@@ -267,6 +282,16 @@ class RunConfig(Section):
                 raise ValueError(f"train.task_weights names {name!r}; known tasks are {sorted(self.tasks)}")
         if self.train and self.train.export_task not in {None, *self.tasks}:
             raise ValueError(f"train.export_task is {self.train.export_task!r}; known tasks are {sorted(self.tasks)}")
+        return self
+
+    @model_validator(mode="after")
+    def a_chat_only_judges(self) -> RunConfig:
+        """Refuse to ask a chat server for what it does not tell."""
+        if self.llm and self.llm.endpoint and self.llm.endpoint.interface == "chat" and self.evaluate.asks:
+            raise ValueError(
+                "evaluate.llm_queries asks for log-likelihoods, which llm.endpoint.interface 'chat' does not tell; "
+                "give no queries there"
+            )
         return self
 
     @model_validator(mode="after")

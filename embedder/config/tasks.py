@@ -18,6 +18,10 @@ from embedder.config.paths import Section
 
 Side = Literal["query", "passage"]
 
+OWN_REWARDS = frozenset({"own_answers", "judgement"})
+"""Kinds of reward that need no desired output: the LLM answers, or judges, by itself."""
+VERDICTS = {"yes": 1.0, "partly": 0.5, "no": 0.0}
+"""The LLM's answers to whether a passage helps, and what each is worth."""
 PROMPT_FORMAT = 2
 """How prompts are made from templates and data; part of what labels and replies depend on. 1: tokenised as one string
 without regard to what the data says, outputs apart from it."""
@@ -92,6 +96,30 @@ class PromptTemplate(Section):
         return value
 
 
+class JudgementTemplate(Section):
+    """How the LLM is asked whether a passage helps; `yes`, `partly` or `no` follows."""
+
+    context: str = "Passage:\n{passage}\n\n"
+    """Text around a candidate; `{passage}` stands for it."""
+    input: str = "Question: {query}\nDoes the passage help to answer the question? Answer yes, partly or no.\nAnswer:"
+    """Text around the query; `{query}` stands for it."""
+
+    @model_validator(mode="after")
+    def fields_fit(self) -> JudgementTemplate:
+        """Refuse what no prompt may hold."""
+        PromptTemplate(context=self.context, input=self.input)
+        return self
+
+
+class WorkedAnswer(Section):
+    """A query and its answer, which the LLM reads before it answers itself."""
+
+    query: str = Field(min_length=1)
+    """The query."""
+    answer: str = Field(min_length=1)
+    """What the LLM is to answer to it."""
+
+
 class TaskSpec(Section):
     """What sets a task apart: its instructions, the prompt of its LLM, and its training."""
 
@@ -103,12 +131,15 @@ class TaskSpec(Section):
     """What a query of more than `encoder.max_tokens` loses; a passage loses its end. `end`: its end. `start`: its
     beginning, but not the instruction. `last_turn_first`: its lines are turned round, shorter queries' too, so that the
     last turn stands first, and then it loses its end (docs/data.md)."""
-    reward: Literal["rank", "likelihood", "gain", "rank_then_gain", "none"] = "none"
+    reward: Literal["rank", "likelihood", "gain", "rank_then_gain", "own_answers", "judgement", "none"] = "none"
     """Reward of a candidate. `rank`: by how many ranks the candidate lifts the desired output among its rivals, as in
     the paper. `likelihood`: log-likelihood of the desired output. `gain`: that minus the same without the candidate, in
     whole margins (`reward_margin`). `rank_then_gain`: the rank; in a group where it is the same for all candidates,
-    the gain, of which the best counts one rank above the worst. `none`: the task learns from known positives, without
-    an LLM. The built-in tasks keep `rank`: better in `icl` and equal elsewhere (benchmarks/STUDY.md)."""
+    the gain, of which the best counts one rank above the worst. `own_answers`: for queries without a desired output;
+    as the gain, but on average over answers that the LLM itself writes with all candidates before it. `judgement`: for
+    the same queries; whether the LLM says that the candidate helps (`judgement_template`), as the expected value of
+    yes (1), partly (0.5) and no (0). `none`: the task learns from known positives, without an LLM. The built-in tasks
+    keep `rank`: better in `icl` and equal elsewhere (benchmarks/STUDY.md)."""
     reward_margin: float = Field(default=0.1, ge=0)
     """Margin of the gain (nats): gains nearer to the group's best than the margin equal it, the others count as the
     best less whole margins. 0: gains as they are. The report's share of flat groups by gain uses it too."""
@@ -117,9 +148,14 @@ class TaskSpec(Section):
     tokens are easily guessed; a sum prefers short ones."""
     template: PromptTemplate | None = None
     """Prompt of the LLM; needed unless `reward` is `none`."""
+    judgement_template: JudgementTemplate = JudgementTemplate()
+    """Prompt for the reward `judgement`. The chat settings are those of `template`. Worked examples do not stand before
+    it."""
     shots: int = Field(default=0, ge=0)
     """Worked examples (query and answer, seeded choice from the training rows) before each prompt. Without them a small
     LLM answers with an empty line, and its samples are worthless."""
+    worked_examples: list[WorkedAnswer] = Field(default=[])
+    """Worked examples of your own, which are chosen from in datasets whose training rows have no answers."""
     max_output_tokens: int = Field(default=16, ge=1)
     """Tokens of an output that are sampled and scored. Labelling costs about in proportion to them."""
     loss: Literal["graded", "kl", "margin_mse", "contrastive", "reference"] = "contrastive"
@@ -134,6 +170,11 @@ class TaskSpec(Section):
     skip_flat: bool = True
     """Leave out groups whose rewards are all equal. They prefer no candidate, and with rank rewards of a small LLM they
     are 14 % to 50 % of the groups. The paper keeps them."""
+    false_negatives: Literal["keep", "relabel", "drop"] = "keep"
+    """What the loss `contrastive` does with candidates that nobody marked and that the LLM rewards as much as the best
+    known positive (docs/labelling.md): `keep` them as negatives, `relabel` them as positives, or `drop` them. Other
+    losses learn from the rewards themselves. What is too near a positive is left out by `mine.positive_share`
+    before."""
     in_batch_negatives: bool = True
     """Candidates of other queries of the batch are negatives in the loss. `kl` and `margin_mse` never use them."""
     queries_are_examples: bool = False
@@ -150,6 +191,20 @@ class TaskSpec(Section):
         return value
 
     @property
+    def needs_answers(self) -> bool:
+        """True if a query without a desired output cannot be rewarded."""
+        return self.reward not in {*OWN_REWARDS, "none"}
+
+    @property
+    def reward_template(self) -> PromptTemplate | None:
+        """The prompt that the LLM is given for the reward."""
+        if self.reward != "judgement" or self.template is None:
+            return self.template
+        chat = {name: getattr(self.template, name) for name in ("chat", "chat_arguments", "chat_date")}
+        asked = self.judgement_template
+        return PromptTemplate(context=asked.context, input=asked.input, **chat)
+
+    @property
     def has_rivals(self) -> bool:
         """True if the desired output is ranked among other outputs."""
         return self.reward in {"rank", "rank_then_gain"}
@@ -157,8 +212,9 @@ class TaskSpec(Section):
     @property
     def reward_rule(self) -> str:
         """The kind of reward with the settings that change it, as stored beside labels."""
-        margin = f" margin {self.reward_margin:g}" if self.reward in {"gain", "rank_then_gain"} else ""
-        return self.reward + margin + (" sum" if self.reward_sum == "sum" and self.reward != "none" else "")
+        margin = f" margin {self.reward_margin:g}" if self.reward in {"gain", "rank_then_gain", "own_answers"} else ""
+        sums = self.reward_sum == "sum" and self.reward not in {"none", "judgement"}
+        return self.reward + margin + (" sum" if sums else "")
 
     @property
     def alpha(self) -> float:

@@ -10,8 +10,10 @@ from typing import Protocol, cast
 import torch
 from transformers import PreTrainedConfig
 
+from embedder.config.endpoints import LlmEndpoint
 from embedder.config.run import CHUNKED, FLEX, SEQUENTIAL, LlmConfig, TreeScorer
 from embedder.errors import ConfigError, ModelError
+from embedder.labelling.chat_backend import ChatBackend
 from embedder.labelling.compute_cost import ModelWork
 from embedder.labelling.divided_backend import DividedBackend, OwnBackend
 from embedder.labelling.graph_sampling import read_one_token
@@ -19,6 +21,7 @@ from embedder.labelling.http_backend import HttpBackend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
+from embedder.labelling.server_backend import ServerIdentity
 from embedder.labelling.tree_attention import ATTENTION, FurtherTerms
 from embedder.labelling.tree_backend import TreeBackend
 from embedder.models.causal_lm import CausalLm
@@ -76,7 +79,7 @@ def choose_backend(lm: LanguageModel, config: LlmConfig, max_output_tokens: int)
     """
     longest = config.max_prefix_tokens + max_output_tokens
     if isinstance(lm, RemoteLlm):
-        return _told(HttpBackend(lm, longest))
+        return _told(server_backend(lm, longest))
     lm = cast(CausalLm, lm)  # the other of the two kinds
     known = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     if known and 0 < known < longest:
@@ -87,6 +90,28 @@ def choose_backend(lm: LanguageModel, config: LlmConfig, max_output_tokens: int)
     choose = partial(_chosen, config=config, longest=longest)
     backend = choose(lm) if lm.followers is None else DividedBackend(lm, lm.followers, choose)
     return _told(backend)
+
+
+def server_backend(lm: RemoteLlm, longest: int) -> HttpBackend | ChatBackend:
+    """The backend for a server, by the interface that the run file names.
+
+    Raises:
+        ConfigError, ModelError: the server cannot be used.
+    """
+    return (ChatBackend if lm.endpoint.interface == "chat" else HttpBackend)(lm, longest)
+
+
+def find_server(llm: LlmConfig, endpoint: LlmEndpoint, longest: int) -> ServerIdentity:
+    """What the server of a run file is, by a few short requests.
+
+    Raises:
+        ConfigError, ModelError: it cannot be used, as for the backend.
+    """
+    lm = RemoteLlm.of(llm, endpoint)
+    try:
+        return server_backend(lm, longest).identity
+    finally:
+        lm.server.close()
 
 
 def _told(backend: LlmBackend) -> LlmBackend:

@@ -7,29 +7,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
-from embedder.config.endpoints import LlmEndpoint
-from embedder.config.run import LlmConfig
-from embedder.errors import ConfigError, ModelError
+from embedder.errors import ModelError
 from embedder.labelling.completions import FORMS, AnswerError, CompletionForm, Likelihoods, first_choice
-from embedder.labelling.compute_cost import ModelSize, ModelWork
 from embedder.labelling.prefix_tree import PackedPrompt, check_prompts
 from embedder.labelling.prompt_layout import encode
 from embedder.labelling.sampling import Sampling
-from embedder.models.memory import BatchLimit
+from embedder.labelling.server_backend import ServerBackend, ServerIdentity
 from embedder.models.remote_llm import RemoteLlm
 from embedder.remote.server import RefusedError
 
 LOG = logging.getLogger(__name__)
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 PROBES = (
     "The old bridge leads to the market. The market is open in the",
@@ -46,18 +37,10 @@ REMEDY = (
 )
 
 
-@dataclass(frozen=True)
-class ServerIdentity:
-    """What labels of a server depend on and what no name tells: another LLM, or quantisation, behind the same name."""
+class HttpBackend(ServerBackend):
+    """Asks `POST /completions`."""
 
-    engine: str
-    form: str
-    scores: list[float]
-    """Log-likelihoods (nats) of the tokens of the probes."""
-
-
-class HttpBackend:
-    """Asks a server, with as many requests at once as it bears."""
+    ROUTE = "/completions"
 
     def __init__(self, lm: RemoteLlm, longest: int) -> None:
         """`longest`: tokens of the longest prompt with its output.
@@ -66,20 +49,10 @@ class HttpBackend:
             ConfigError: the server takes no prompts of this length.
             ModelError: it gives no log-likelihoods that can be used; the message names the remedy.
         """
-        self.lm = lm
-        self.work = ModelWork(ModelSize(0, 0, 0))
-        self.limits: Sequence[BatchLimit] = ()
-        self._lock = Lock()
-        self._threads = ThreadPoolExecutor(lm.endpoint.max_requests)
+        super().__init__(lm, longest)
         self._is_warned = False
-        _refuse_short(lm, longest)
         self.form, scores = self._find_form()
         self.identity = ServerIdentity(lm.engine, self.form.name, scores)
-
-    @property
-    def how(self) -> str:
-        """How outputs are scored."""
-        return self.form.name
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
@@ -102,31 +75,6 @@ class HttpBackend:
     def sample(self, prefixes: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[list[int]]]:
         """Token ids of `num_samples` outputs a prefix, drawn with the seed of the prefix as far as the server does."""
         return self._all(partial(self._drawn, sampling), list(zip(prefixes, seeds, strict=True)))
-
-    def _all(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        futures = [self._threads.submit(work, item) for item in items]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            # What is not begun when one has failed would cost money for nothing.
-            for future in futures:
-                future.cancel()
-        failures = [error for future in futures if not future.cancelled() and (error := future.exception())]
-        if failures:
-            raise failures[0]
-        return [future.result() for future in futures]
-
-    def _post(self, body: dict[str, Any], tokens: int) -> Any:  # noqa: ANN401
-        """Ask for a completion, and count what it costs; `tokens` of the prompt, where the server does not count."""
-        answer = self.lm.server.post("/completions", {"model": self.lm.endpoint.model, **body})
-        usage = answer.get("usage") if isinstance(answer, dict) else None
-        usage = usage if isinstance(usage, dict) else {}
-        read, written = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-        read, written = (read if isinstance(read, int) else tokens), (written if isinstance(written, int) else 1)
-        with self._lock:
-            self.work.tokens += read + written
-            self.work.money += self.lm.endpoint.money(read, written)
-        return answer
 
     def _likelihoods(self, form: CompletionForm, ids: list[int]) -> Likelihoods:
         answer = self._post(form.scoring(self.lm, ids), len(ids))
@@ -223,28 +171,7 @@ class HttpBackend:
         raise AnswerError("no token that can be read again")
 
 
-def _refuse_short(lm: RemoteLlm, longest: int) -> None:
-    if lm.most_tokens is not None and lm.most_tokens <= longest:
-        raise ConfigError(
-            f"llm.max_prefix_tokens with the outputs needs {longest + 1} tokens, but {lm.endpoint.url} takes "
-            f"{lm.most_tokens}; lower llm.max_prefix_tokens"
-        )
-
-
 def _texts(answer: Any) -> list[str]:  # noqa: ANN401
     choices = answer.get("choices") if isinstance(answer, dict) else None
     rows = choices if isinstance(choices, list) else []
     return [row["text"] for row in rows if isinstance(row, dict) and isinstance(row.get("text"), str)]
-
-
-def find_server(llm: LlmConfig, endpoint: LlmEndpoint, longest: int) -> ServerIdentity:
-    """What the server of a run file is, by a few short requests.
-
-    Raises:
-        ConfigError, ModelError: it cannot be used, as for the backend.
-    """
-    lm = RemoteLlm.of(llm, endpoint)
-    try:
-        return HttpBackend(lm, longest).identity
-    finally:
-        lm.server.close()

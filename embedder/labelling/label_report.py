@@ -27,6 +27,8 @@ REWARD_UNITS = {
     "rank": "reward: ranks that the desired output gains",
     "likelihood": "reward: log-likelihood of the desired output (nats)",
     "gain": "reward: log-likelihood of the desired output gained (nats)",
+    "own_answers": "reward: log-likelihood of the LLM's own answers gained (nats)",
+    "judgement": "reward: expected verdict of the LLM (no 0, partly 0.5, yes 1)",
     "rank_then_gain": "reward: ranks that the desired output gains, or its gain of log-likelihood",
 }
 """Axis labels by kind of reward; others are on the scale of their teacher."""

@@ -11,11 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from statistics import fmean
 from typing import Any
 
 from embedder.config.label import LabelConfig
-from embedder.config.tasks import TaskSpec
+from embedder.config.tasks import OWN_REWARDS, TaskSpec
 from embedder.hashing import content_id
+from embedder.labelling.false_negatives import FalseNegatives, as_good_as_positive
 from embedder.labelling.label_trust import LabelTrust
 from embedder.labelling.rewards import desired_rank, group_rewards, is_flat, is_saturated, summed
 from embedder.reporting.html import TEXT_CHARACTERS, printable
@@ -139,26 +141,31 @@ def example(row: Row, sums: bool = False) -> dict[str, Any]:
 
     `desired`: the desired output; `outputs`: (text, log-likelihood without a candidate, is it the desired one) of each
     output, the likeliest first; `rank`: that of the desired output without a candidate, 1 is best; `candidates`: the
-    highest reward first, each with the rank and log-likelihood of the desired output when the prompt holds it.
+    highest reward first, each with the rank and log-likelihood of the desired output when the prompt holds it; for
+    rewards that need no desired output with the mean log-likelihood of the LLM's own answers, or that of "yes".
     Log-likelihoods are means over the tokens, in nats; ranks are those of their sums where these count.
     """
     base, scores, ranked = row["base_scores"] or [], row["scores"], _is_ranked(row)
     ranked_base, ranked_scores = _compared_scores(row, sums) if ranked else ([], [])
+    is_own, several = row["reward"] in OWN_REWARDS, row["reward"] == "own_answers"
     texts = [printable(text) for text in row["outputs"] or (row["answers"] or [])[:1]]
+    desired = [printable(text) for text in (row["answers"] or [])[:1]] if is_own else texts
     unknown = [None] * len(row["candidate_texts"])
+    as_good = as_good_as_positive(row["rewards"], row["relevance"]) if row["rewards"] else []
     columns = {
         "text": [printable(text) for text in row["candidate_texts"]],
         "positive": [bool(known) for known in row["relevance"]],
+        "as_good": [i in as_good for i in range(len(row["candidate_texts"]))],
         "reward": row["rewards"] or unknown,
         "rank": [desired_rank(with_candidate) for with_candidate in ranked_scores] if ranked else unknown,
-        "likelihood": [with_candidate[0] for with_candidate in scores] if scores else unknown,
+        "likelihood": [fmean(each if several else each[:1]) for each in scores] if scores else unknown,
     }
     candidates = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    outputs = [(text, base[i], i == 0) for i, text in enumerate(texts)] if base else []
+    outputs = [(text, base[i], i == 0 and not is_own) for i, text in enumerate(texts)] if base else []
     return {
         **{name: printable(row[name]) for name in ("dataset", "query_id", "query")},
-        "desired": texts[0] if texts else None,
-        "outputs": sorted(outputs, key=lambda output: -output[1]),
+        "desired": desired[0] if desired else None,
+        "outputs": sorted(dict.fromkeys(outputs), key=lambda output: -output[1]),
         "rank": desired_rank(ranked_base) if ranked else None,
         "candidates": sorted(candidates, key=lambda candidate: -(candidate["reward"] or 0.0)),
         "error": None if row["error"] is None else printable(row["error"]),
@@ -187,6 +194,7 @@ class TaskStatistics:
         """By kind (rank, likelihood; teacher: no log-likelihoods): rewards of other candidates, and of positives."""
         self.trust = LabelTrust(seed)
         """Whether the rewards agree with people and with themselves."""
+        self.false_negatives = FalseNegatives(seed)
         self._examples: dict[str, dict[str, Any]] = {}
 
     def add(self, row: Row) -> None:
@@ -227,6 +235,7 @@ class TaskStatistics:
         # A group of two candidates always is, because there is only one other.
         self.counts["polarised"] += not flat and rewards.count(least) == len(rewards) - 1
         self.counts["decided"] += not flat and not saturated
+        self.false_negatives.add(row)
         if any(row["relevance"]) and not flat:
             self.counts["known"] += 1
             self.counts["agree"] += any(row["relevance"][i] for i in bests)
@@ -242,7 +251,7 @@ class TaskStatistics:
             self.rank_without.add(desired_rank(base))
             for with_candidate in scores:
                 self.rank_with.add(desired_rank(with_candidate))
-        if base:
+        if base and row["reward"] not in OWN_REWARDS:
             self._compare_kinds(base, scores, ranked)
 
     def _compare_kinds(self, base: Sequence[float], scores: Sequence[Sequence[float]], ranked: bool) -> None:
@@ -270,6 +279,11 @@ class TaskStatistics:
     def examples(self) -> list[dict[str, Any]]:
         """Groups to read, at most `EXAMPLES`, drawn evenly from all rows by a seeded hash of `row_id`."""
         return list(self._examples.values())
+
+    @property
+    def as_good(self) -> list[dict[str, Any]]:
+        """Groups to read in which a mined candidate is as good as a known positive."""
+        return [example(row, self.sums) for row in self.false_negatives.rows]
 
     @property
     def disagreements(self) -> list[dict[str, Any]]:
@@ -318,6 +332,7 @@ class TaskStatistics:
             "mean_samples": self.mean_samples,
             "error_reasons": reasons,
             "trust": self.trust.numbers(),
+            "false_negatives": self.false_negatives.numbers(),
             "rank_without": _histogram_numbers([self.rank_without])[0],
             "rank_with": _histogram_numbers([self.rank_with])[0],
             "rewards": {

@@ -1,4 +1,4 @@
-"""Whether rewards can be trusted: do they agree with people, with themselves, and with another seed?
+"""Whether rewards can be trusted: do they agree with people, with themselves, with another seed, and with answers?
 
 Collected row by row in bounded memory. Rows are those of `records.LABELLED`.
 """
@@ -9,10 +9,12 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import correlation
 from typing import Any
 
+from embedder.config.tasks import OWN_REWARDS
 from embedder.hashing import row_seed
-from embedder.labelling.rewards import rank_reward
+from embedder.labelling.rewards import is_flat, mean_gain, rank_reward
 
 DISAGREEMENTS = 5
 """Groups in which LLM and labels disagree most, that are kept to read."""
@@ -30,27 +32,22 @@ Row = Mapping[str, Any]
 
 
 @dataclass
-class Agreement:
-    """How often a known positive has a higher reward than another candidate; one value a group, ties count half."""
+class GroupMean:
+    """The mean of one value a group."""
 
     groups: int = 0
     _total: float = 0.0
     _squares: float = 0.0
 
-    def add(self, rewards: Sequence[float], relevance: Sequence[int]) -> None:
-        """Count a group with both kinds of candidates; others say nothing."""
-        known = [reward for reward, is_known in zip(rewards, relevance, strict=True) if is_known]
-        others = [reward for reward, is_known in zip(rewards, relevance, strict=True) if not is_known]
-        if known and others:
-            wins = sum((one > other) + 0.5 * (one == other) for one in known for other in others)
-            share = wins / (len(known) * len(others))
-            self.groups += 1
-            self._total += share
-            self._squares += share**2
+    def count(self, value: float) -> None:
+        """Count the value of a group."""
+        self.groups += 1
+        self._total += value
+        self._squares += value**2
 
     @property
     def mean(self) -> float | None:
-        """0.5 is chance; None without groups."""
+        """None without groups."""
         return round(self._total / self.groups, 6) if self.groups else None
 
     @property
@@ -61,6 +58,67 @@ class Agreement:
         mean = self._total / self.groups
         spread = math.sqrt(max(0.0, self._squares / self.groups - mean**2) / (self.groups - 1))
         return round(mean - CERTAIN * spread, 6), round(mean + CERTAIN * spread, 6)
+
+
+class Agreement(GroupMean):
+    """How often a known positive has a higher reward than another candidate, ties half; 0.5 is chance."""
+
+    def add(self, rewards: Sequence[float], relevance: Sequence[int]) -> None:
+        """Count a group with both kinds of candidates; others say nothing."""
+        known = [reward for reward, is_known in zip(rewards, relevance, strict=True) if is_known]
+        others = [reward for reward, is_known in zip(rewards, relevance, strict=True) if not is_known]
+        if known and others:
+            wins = sum((one > other) + 0.5 * (one == other) for one in known for other in others)
+            self.count(wins / (len(known) * len(others)))
+
+
+@dataclass
+class SameOrder:
+    """How far two rewards order the candidates of a group alike; groups in which one is flat have no order."""
+
+    spearman: GroupMean = field(default_factory=GroupMean)
+    """Rank correlation within each group."""
+    best: GroupMean = field(default_factory=GroupMean)
+    """How often a best candidate by the first, drawn blindly where there are several, is one by the second too."""
+
+    def add(self, first: Sequence[float], second: Sequence[float]) -> None:
+        """Count a group."""
+        if is_flat(first) or is_flat(second):
+            return
+        self.spearman.count(correlation(_ranks(first), _ranks(second)))
+        bests = [i for i, reward in enumerate(first) if reward == max(first)]
+        self.best.count(sum(second[i] == max(second) for i in bests) / len(bests))
+
+
+@dataclass
+class WithAnswers:
+    """Rewards without a desired output beside those from the answers that the same rows have."""
+
+    order: SameOrder = field(default_factory=SameOrder)
+    shuffled: SameOrder = field(default_factory=SameOrder)
+    """The same for rewards that are shuffled within each group."""
+
+    def line(self, kind: str) -> str:
+        """One line, beside rewards of a kind."""
+        spearman, best = self.order.spearman, self.order.best
+        if spearman.mean is None or spearman.interval is None or best.mean is None:
+            return f"beside {kind} from the rows' answers: too few groups that both order"
+        return (
+            f"beside {kind} from the rows' answers: Spearman {spearman.mean:.2f} ({spearman.interval[0]:.2f} to "
+            f"{spearman.interval[1]:.2f}; shuffled {self.shuffled.spearman.mean:.2f}) within {spearman.groups} groups "
+            f"that both order; the same best candidate in {best.mean:.0%} (shuffled {self.shuffled.best.mean:.0%})"
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it by name, for JSON."""
+        return {
+            "groups": self.order.spearman.groups,
+            "spearman": self.order.spearman.mean,
+            "interval": list(self.order.spearman.interval) if self.order.spearman.interval else None,
+            "spearman_shuffled": self.shuffled.spearman.mean,
+            "same_best": self.order.best.mean,
+            "same_best_shuffled": self.shuffled.best.mean,
+        }
 
 
 @dataclass
@@ -96,9 +154,11 @@ class LabelTrust:
     shuffled: Agreement = field(default_factory=Agreement)
     """The same for rewards that are shuffled within each group, which no LLM made: about 0.5, as far as chance goes."""
     halves: WithinGroups = field(default_factory=WithinGroups)
-    """Ranks among one half of the rivals against those among the other."""
+    """Ranks among one half of the rivals against those among the other; or rewards by halves of own answers."""
     stability: WithinGroups = field(default_factory=WithinGroups)
     """Rewards against those of another seed: other samples, other worked examples."""
+    with_answers: dict[str, WithAnswers] = field(default_factory=dict)
+    """By kind of reward from answers; of rewards that need none."""
     rewarded: int = 0
     flat: int = 0
     _against: list[tuple[float, str, Row]] = field(default_factory=list)
@@ -111,19 +171,32 @@ class LabelTrust:
         self.rewarded += 1
         self.flat += max(rewards) == min(rewards)
         self.agreement.add(rewards, row["relevance"])
-        mixed = list(rewards)
-        random.Random(row_seed(self.seed, "shuffled", row["row_id"])).shuffle(mixed)
-        self.shuffled.add(mixed, row["relevance"])
+        self.shuffled.add(self._shuffled(row), row["relevance"])
         base, scores = row["base_scores"], row["scores"]
-        if base is not None and len(base) > FEWEST_RIVALS:
+        if base is not None and row["reward"] in OWN_REWARDS:
+            if row["reward"] == "own_answers" and len(base) > 1:
+                self.halves.add(*(_mean_gains(range(start, len(base), 2), base, scores) for start in (0, 1)))
+        elif base is not None and len(base) > FEWEST_RIVALS:
             first, second = ([0, *range(start, len(base), 2)] for start in (1, 2))
             self.halves.add(*(_ranked_among(half, base, scores) for half in (first, second)))
         self._keep(row)
+
+    def _shuffled(self, row: Row) -> list[float]:
+        mixed = list(row["rewards"])
+        random.Random(row_seed(self.seed, "shuffled", row["row_id"])).shuffle(mixed)
+        return mixed
 
     def add_repeated(self, row: Row, again: Row) -> None:
         """Count a row beside the same one that was labelled with another seed."""
         if row["rewards"] and again["rewards"]:
             self.stability.add(row["rewards"], again["rewards"])
+
+    def add_with_answers(self, row: Row, kind: str, rewards: Sequence[float]) -> None:
+        """Count a row beside rewards of its candidates that were made from its answers."""
+        if row["rewards"]:
+            found = self.with_answers.setdefault(kind, WithAnswers())
+            found.order.add(row["rewards"], rewards)
+            found.shuffled.add(self._shuffled(row), rewards)
 
     def _keep(self, row: Row) -> None:
         known = [reward for reward, positive in zip(row["rewards"], row["relevance"], strict=True) if positive]
@@ -139,7 +212,7 @@ class LabelTrust:
 
     @property
     def reliability(self) -> float | None:
-        """Of all rivals together, from their halves (Spearman and Brown, 1910); None where there are too few."""
+        """Of all outputs together, from their halves (Spearman and Brown, 1910); None where there are too few."""
         half = self.halves.value
         return None if half is None or half <= -1 else round(2 * half / (1 + half), 6)
 
@@ -162,14 +235,21 @@ class LabelTrust:
             )
         if self.reliability is not None and self.reliability < LEAST_RELIABLE:
             told.append(
-                f"ranks among two halves of the rivals hardly agree (reliability {self.reliability:.2f}); raise "
-                "label.num_samples, or take reward: gain"
+                f"rewards by two halves of the sampled outputs hardly agree (reliability {self.reliability:.2f}); "
+                "raise label.num_samples, or, with answers in the rows, take reward: gain"
             )
         if self.stability.value is not None and self.stability.value < LEAST_STABLE:
             told.append(
                 f"another seed gives other rewards (correlation {self.stability.value:.2f}); raise label.num_samples "
                 "or shots, or take reward: gain"
             )
+        for kind, beside in sorted(self.with_answers.items()):
+            bounds = beside.order.spearman.interval
+            if bounds and beside.order.spearman.groups >= ENOUGH_GROUPS and bounds[0] <= 0:
+                told.append(
+                    f"rewards without answers order the candidates as {kind} from answers does no more than chance "
+                    "would; give the task worked_examples, take a stronger LLM, or reward: none"
+                )
         return told
 
     def numbers(self) -> dict[str, Any]:
@@ -181,6 +261,7 @@ class LabelTrust:
             "groups_with_known_positives": self.agreement.groups,
             "reliability": self.reliability,
             "stability": self.stability.value,
+            "with_answers": {kind: beside.numbers() for kind, beside in sorted(self.with_answers.items())},
             "warnings": self.warnings(),
         }
 
@@ -211,10 +292,22 @@ def _ranked_among(outputs: Sequence[int], base: Sequence[float], scores: Sequenc
     return [rank_reward(known, [row[i] for i in outputs]) for row in scores]
 
 
+def _mean_gains(outputs: Sequence[int], base: Sequence[float], scores: Sequence[Sequence[float]]) -> list[float]:
+    """Rewards of each candidate where these of the LLM's own answers alone are there."""
+    known = [base[i] for i in outputs]
+    return [mean_gain(known, [row[i] for i in outputs]) for row in scores]
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Rank of each value from below; equal ones share the mean of theirs."""
+    return [sum(other < value for other in values) + 0.5 * values.count(value) for value in values]
+
+
 def trust_lines(tasks: Mapping[str, LabelTrust]) -> list[str]:
     """Whether the rewards of each task can be trusted, and what to do where they cannot."""
     lines = []
     for task, trust in sorted(tasks.items()):
         lines += [f"{task}: {line}" for line in [trust.line()] if line]
+        lines += [f"{task}: {beside.line(kind)}" for kind, beside in sorted(trust.with_answers.items())]
         lines += [f"WARNING: {task}: {warning}" for warning in trust.warnings()]
     return lines

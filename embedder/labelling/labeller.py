@@ -9,12 +9,13 @@ from typing import Any
 
 from embedder.config.label import LabelConfig
 from embedder.config.run import LlmConfig
-from embedder.config.tasks import TaskSpec
+from embedder.config.tasks import VERDICTS, TaskSpec
 from embedder.data.records import unrewarded
 from embedder.hashing import row_seed
 from embedder.labelling.backends import choose_backend
 from embedder.labelling.corpus_outputs import OutputPools, choose_outputs
-from embedder.labelling.prompts import Prefix, PromptBuilder, ShotPools, choose_shots, prompt_builder
+from embedder.labelling.own_answers import evidence_prompt
+from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, ShotPools, choose_shots, prompt_builder
 from embedder.labelling.rewards import distinct_samples, task_rewards
 from embedder.labelling.sampling import Sampling
 from embedder.models.llm import LanguageModel
@@ -82,13 +83,14 @@ class RewardLabeller:
     def _builder(self, task: str) -> PromptBuilder:
         # Kept, because it finds out only once how the LLM's tokenizer divides the template.
         if task not in self._builders:
-            self._builders[task] = prompt_builder(self.lm, self.tasks[task], self.llm)
+            spec = self.tasks[task]
+            self._builders[task] = prompt_builder(self.lm, spec, self.llm, spec.reward_template)
         return self._builders[task]
 
     def _prompt(self, builder: PromptBuilder, spec: TaskSpec, row: Group) -> _Prompted | None:
         """The prefixes of a group; None, with the reason in the row, where one cannot be made."""
-        row["error"] = unusable(row)
-        if row["error"] is None and not builder.output(row["answers"][0], row["query"]):
+        row["error"] = unusable(row, spec.needs_answers)
+        if row["error"] is None and spec.needs_answers and not builder.output(row["answers"][0], row["query"]):
             row["error"] = "the desired output has no token"
         if row["error"] is not None:
             return None
@@ -103,20 +105,46 @@ class RewardLabeller:
         row["truncated"] = sum(prefix.passage_cut for prefix in prefixes)
         return _Prompted(row, prefixes)
 
+    def _shots(self, spec: TaskSpec, row: Group) -> list[Shot]:
+        if spec.reward == "judgement":
+            return []  # they show answers, and no verdicts
+        pool = self.shot_pools.get(row["dataset"], [])
+        return choose_shots(pool, row["query"], spec.shots, self.label_config.seed)
+
     def _prefixes(self, builder: PromptBuilder, spec: TaskSpec, row: Group) -> list[Prefix]:
         """What the LLM reads before an output: without a candidate first, then with each."""
-        pool = self.shot_pools.get(row["dataset"], [])
-        shots = choose_shots(pool, row["query"], spec.shots, self.label_config.seed)
+        shots = self._shots(spec, row)
         choices: list[list[str]] = [[], *([text] for text in row["candidate_texts"])]
         return [builder.prefix(row["query"], passages, shots) for passages in choices]
 
     def _outputs(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> list[list[str]]:
-        """For each group the desired output, and for rank rewards its distinct rivals: sampled ones, then others'."""
+        """For each group the desired output, and for rank rewards its distinct rivals: sampled ones, then others'.
+
+        For rewards without a desired output the LLM's own answers, or all verdicts that there are.
+        """
+        if spec.reward == "own_answers":
+            return self._own_answers(builder, spec, groups)
+        if spec.reward == "judgement":
+            return [list(VERDICTS) for _ in groups]
         if not spec.has_rivals:
             return [[group.row["answers"][0]] for group in groups]
+        lengths: list[int | None] = [None] * len(groups)
+        if self.label_config.sample_length == "desired":
+            lengths = [len(builder.output(group.row["answers"][0], group.row["query"])) for group in groups]
+        samples = self._samples(builder, groups, [group.prefixes[0] for group in groups], lengths)
         return [
-            _rivals(builder, group.row, [*samples, *self._corpus_outputs(group.row)])
-            for group, samples in zip(groups, self._samples(builder, groups), strict=True)
+            _rivals(builder, group.row, [*texts, *self._corpus_outputs(group.row)])
+            for group, texts in zip(groups, samples, strict=True)
+        ]
+
+    def _own_answers(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> list[list[str]]:
+        """What the LLM answers with all candidates before it; one answer stands there as often as it is written."""
+        seed = self.label_config.seed
+        prompts = [evidence_prompt(builder, group.row, self._shots(spec, group.row), seed) for group in groups]
+        samples = self._samples(builder, groups, prompts, [None] * len(groups))
+        return [
+            [text for text in texts if builder.output(text, group.row["query"])]
+            for group, texts in zip(groups, samples, strict=True)
         ]
 
     def _corpus_outputs(self, row: Group) -> list[str]:
@@ -125,14 +153,13 @@ class RewardLabeller:
         names = row["dataset"], row["query_id"]
         return choose_outputs(pool, row["answers"], config.corpus_outputs, config.seed, *names)
 
-    def _samples(self, builder: PromptBuilder, groups: list[_Prompted]) -> list[list[str]]:
-        """The outputs of each group that are sampled without a candidate."""
+    def _samples(
+        self, builder: PromptBuilder, groups: list[_Prompted], prompts: list[Prefix], lengths: list[int | None]
+    ) -> list[list[str]]:
+        """Outputs of each group that are sampled with its prompt; None: as long as the task's may be."""
         config = self.label_config
         if not config.num_samples or not groups:
             return [[] for _ in groups]
-        lengths: list[int | None] = [None] * len(groups)
-        if config.sample_length == "desired":
-            lengths = [len(builder.output(group.row["answers"][0], group.row["query"])) for group in groups]
         sampling = Sampling(
             num_samples=config.num_samples,
             max_tokens=max((length for length in lengths if length), default=builder.max_output_tokens),
@@ -145,7 +172,7 @@ class RewardLabeller:
         )
         # By query and not by position, so that a label stays the same whatever stands around it.
         seeds = [row_seed(config.seed, "sample", group.row["dataset"], group.row["query_id"]) for group in groups]
-        drawn = self.backend.sample([group.prefixes[0].ids for group in groups], seeds, sampling)
+        drawn = self.backend.sample([prompt.ids for prompt in prompts], seeds, sampling)
         # Cut afterwards, because a token does not depend on how many may follow it.
         return [
             [builder.clean_sample(tokens[:length]) for tokens in samples]
@@ -154,26 +181,35 @@ class RewardLabeller:
 
     def _reward(self, builder: PromptBuilder, spec: TaskSpec, groups: list[_Prompted]) -> None:
         """Sample for, score and reward groups of one task."""
-        outputs = self._outputs(builder, spec, groups)
+        written = list(zip(groups, self._outputs(builder, spec, groups), strict=True))
+        for group, texts in written:
+            if not texts:
+                group.row["error"] = "the LLM wrote no answer with the candidates before it"
+        found = [(group, texts) for group, texts in written if texts]
+        # An answer that the LLM wrote several times is read once: a server is paid for each.
+        distinct = [list(dict.fromkeys(texts)) for _, texts in found]
         prompts = [
             [builder.pack(prefix, group.row["query"], texts) for prefix in group.prefixes]
-            for group, texts in zip(groups, outputs, strict=True)
+            for (group, _), texts in zip(found, distinct, strict=True)
         ]
         # All groups in one call, so that groups with common passages share the tree.
         scores = iter(self.backend.score([prompt for packed in prompts for prompt in packed]))
-        for group, texts, packed in zip(groups, outputs, prompts, strict=True):
-            group.row["outputs"], group.row["output_tokens"] = texts, packed[0].scored_tokens
-            _fill(group.row, spec, [next(scores) for _ in packed])
+        for (group, texts), once, packed in zip(found, distinct, prompts, strict=True):
+            places = [once.index(text) for text in texts]
+            group.row["outputs"] = texts
+            group.row["output_tokens"] = [packed[0].scored_tokens[place] for place in places]
+            values = [next(scores) for _ in packed]
+            _fill(group.row, spec, [[row[place] for place in places] for row in values])
             self.pairs += len(packed) - 1
 
 
-def unusable(row: Group) -> str | None:
+def unusable(row: Group, needs_answers: bool) -> str | None:
     """Why a group cannot be rewarded by any LLM; None if it can."""
     if not row["candidate_texts"]:
         return "no candidates"
-    if not row["answers"]:
+    if needs_answers and not row["answers"]:
         return "no answer"
-    texts = {"the query": row["query"], "the desired output": row["answers"][0]}
+    texts = {"the query": row["query"]} | ({"the desired output": row["answers"][0]} if needs_answers else {})
     texts |= {f"candidate {i}": text for i, text in enumerate(row["candidate_texts"])}
     for name, text in texts.items():
         if len(text) > MAX_CHARACTERS:

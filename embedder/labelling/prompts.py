@@ -43,14 +43,18 @@ KNOWN_TEXTS = 4096
 """Tokenised texts that a builder keeps: those of a query and its outputs, which all of its candidates share."""
 
 
-def shot_pool(rows: Iterable[Mapping[str, Any]], seed: int) -> list[tuple[str, str, str]]:
-    """(query_id, query, answer) of training rows short enough to serve as worked examples, a seeded choice."""
+def shot_pool(rows: Iterable[Mapping[str, Any]], task: TaskSpec, seed: int) -> list[tuple[str, str, str]]:
+    """(query_id, query, answer) of training rows short enough to serve as worked examples, a seeded choice.
+
+    Where no row has an answer, they are the task's own.
+    """
     fitting = [
         (row["query_id"], row["query"], row["answers"][0])
         for row in rows
         if row["answers"] and len(row["query"]) + len(row["answers"][0]) <= MAX_SHOT_CHARACTERS
     ]
-    return sorted(fitting, key=lambda row: row_seed(seed, "pool", row[0]))[:SHOT_POOL_ROWS]
+    own = [(f"example {i}", each.query, each.answer) for i, each in enumerate(task.worked_examples)]
+    return sorted(fitting or own, key=lambda row: row_seed(seed, "pool", row[0]))[:SHOT_POOL_ROWS]
 
 
 def read_shot_pools(config: RunConfig) -> ShotPools:
@@ -59,7 +63,7 @@ def read_shot_pools(config: RunConfig) -> ShotPools:
     for path in parquet_files(config.paths.queries / "train"):
         rows = read_tables([path], QUERY).to_pylist()
         if rows and config.tasks[rows[0]["task"]].shots:
-            pools[path.stem] = shot_pool(rows, config.label.seed)
+            pools[path.stem] = shot_pool(rows, config.tasks[rows[0]["task"]], config.label.seed)
     return pools
 
 

@@ -1,16 +1,18 @@
 """Rewards from log-likelihoods: pure numbers, so that they can be computed again without the LLM.
 
-Scores are mean token log-likelihoods in nats; entry 0 is the desired output, the others are its rivals.
+Scores are mean token log-likelihoods in nats; entry 0 is the desired output, the others are its rivals. For rewards
+without a desired output all entries are answers of the LLM itself.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from statistics import median
 
 from embedder.answer_text import normalise_answer
-from embedder.config.tasks import TaskSpec
+from embedder.config.tasks import VERDICTS, TaskSpec
 
 
 def desired_rank(scores: Sequence[float]) -> float:
@@ -32,6 +34,25 @@ def whole_margins(gains: Sequence[float], margin: float) -> list[float]:
         return list(gains)
     best = max(gains)
     return [best - margin * math.floor((best - gain) / margin) for gain in gains]
+
+
+def mean_gain(base: Sequence[float], with_candidate: Sequence[float]) -> float:
+    """How much likelier a candidate makes the LLM's own answers, which stand there as often as it wrote them.
+
+    An estimate of E[log p(a | q, C) - log p(a | q)] over answers a that the LLM writes with all candidates before it.
+    """
+    return math.fsum(after - before for before, after in zip(base, with_candidate, strict=True)) / len(base)
+
+
+def judged(base: Sequence[float], with_candidate: Sequence[float]) -> float:
+    """The expected value of the LLM's verdict on a candidate, 0 to 1; log-likelihoods of VERDICTS, summed over tokens.
+
+    Each probability is divided by what it is without a candidate, and they are made to sum to 1: an LLM that prefers
+    "yes" whatever it reads then says nothing by it (contextual calibration, arXiv 2102.09690).
+    """
+    apart = [after - before for before, after in zip(base, with_candidate, strict=True)]
+    weights = [math.exp(each - max(apart)) for each in apart]
+    return math.fsum(map(operator.mul, weights, VERDICTS.values())) / math.fsum(weights)
 
 
 def rank_then_gain(ranks: Sequence[float], gains: Sequence[float]) -> list[float]:
@@ -66,8 +87,14 @@ def group_rewards(
         case "rank_then_gain":
             ranks, gains = (group_rewards(part, base, scores, margin) for part in ("rank", "gain"))
             return rank_then_gain(ranks, gains)
+        case "own_answers":
+            return whole_margins([mean_gain(base, row) for row in scores], margin)
+        case "judgement":
+            return [judged(base, row) for row in scores]
         case _:
-            raise ValueError(f"reward kind {kind!r}; use rank, likelihood, gain or rank_then_gain")
+            raise ValueError(
+                f"reward kind {kind!r}; use rank, likelihood, gain, rank_then_gain, own_answers or judgement"
+            )
 
 
 def task_rewards(
@@ -84,7 +111,7 @@ def task_rewards(
     Raises:
         ValueError: as `group_rewards`; or sums are wanted, and the tokens are not known.
     """
-    if task.reward_sum == "sum":
+    if task.reward_sum == "sum" or task.reward == "judgement":
         if tokens is None:
             raise ValueError("the numbers of tokens are not known, without which there are no sums")
         base, scores = summed(base, tokens), [summed(row, tokens) for row in scores]

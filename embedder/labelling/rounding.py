@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from heapq import nsmallest
 from typing import Any
 
-from embedder.config.tasks import TaskSpec
+from embedder.config.tasks import OWN_REWARDS, TaskSpec
 from embedder.hashing import content_id
 from embedder.labelling.rewards import rank_reward, summed
 
@@ -43,8 +43,8 @@ class Rounding:
 
 def draw_sample(rows: Iterable[Row], count: int, seed: int) -> list[Row]:
     """At most `count` rows with rank rewards to compare, drawn evenly by a seeded hash of `row_id`."""
-    # Without rivals no rank can change.
-    ranked = (row for row in rows if row["scores"] and len(row["base_scores"]) > 1)
+    # Without rivals no rank can change, and the LLM's own answers are none.
+    ranked = (row for row in rows if row["scores"] and len(row["base_scores"]) > 1 and row["reward"] not in OWN_REWARDS)
     return nsmallest(count, ranked, key=lambda row: content_id(seed, "rounding", row["row_id"]))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from embedder.config.run import LlmConfig
-from embedder.config.tasks import TaskSpec
+from embedder.config.tasks import OWN_REWARDS, VERDICTS, TaskSpec
 from embedder.data.records import group_id
 from embedder.run.cost import tokens_of
 
@@ -67,30 +67,47 @@ def unit_tokens(groups: Sequence[dict[str, Any]], task: TaskSpec, num_rivals: in
     """Estimated tokens that the LLM reads to score the groups of a unit, from the lengths of their texts.
 
     A passage is read once for all groups that share it. A query and the outputs after it are read for each candidate,
-    and once without. A rival output is taken to be as long as the desired one; its last token is only predicted.
-    Not counted are worked examples, which the groups share, and the sampling. A server shares nothing: it reads the
-    whole prompt for each output, the worked examples too.
+    and once without. A rival output is taken to be as long as the desired one, and one of the LLM's own answers half as
+    long as it may be; the last token is only predicted. Not counted are worked examples, which the groups share, and
+    the sampling. A server shares nothing: it reads the whole prompt for each output, the worked examples too.
     """
     if llm is not None and llm.endpoint is not None:
-        return sum(_tokens_apart(group, task, num_rivals, llm.max_prefix_tokens) for group in groups)
+        times = 1 if llm.endpoint.interface == "chat" else _outputs(task, num_rivals)
+        return sum(_tokens_apart(group, task, num_rivals, llm.max_prefix_tokens, times) for group in groups)
     most = llm.max_prefix_tokens if llm else float("inf")
     texts = {text for group in groups for text in group["candidate_texts"]}
     tokens = sum(min(most, tokens_of(len(text))) for text in texts)
-    outputs = 1 + (num_rivals if task.has_rivals else 0)
+    outputs = _outputs(task, num_rivals)
     wording = len(task.template.input) if task.template else 0
     for group in groups:
-        desired = min(task.max_output_tokens - 1, tokens_of(len(group["answers"][0]))) if group["answers"] else 0
-        prompt = min(most, tokens_of(len(group["query"]) + wording)) + outputs * desired
+        length = min(task.max_output_tokens - 1, _output_tokens(group, task))
+        prompt = min(most, tokens_of(len(group["query"]) + wording)) + outputs * length
         tokens += (len(group["candidate_texts"]) + 1) * prompt
     return tokens
 
 
-def _tokens_apart(group: dict[str, Any], task: TaskSpec, num_rivals: int, most: int) -> float:
-    """Estimated tokens of a group of which each output is read with its own prompt, and of its samples."""
-    outputs = 1 + (num_rivals if task.has_rivals else 0)
-    desired = min(task.max_output_tokens, tokens_of(len(group["answers"][0]))) if group["answers"] else 0
+def _tokens_apart(group: dict[str, Any], task: TaskSpec, num_rivals: int, most: int, times: int) -> float:
+    """Estimated tokens of a group whose prompts are read so many times, each with an output, and of its samples."""
     wording = len(task.template.input + task.template.context) if task.template else 0
     beside = len(group["query"]) + wording + task.shots * SHOT_CHARACTERS
-    read = [min(most, tokens_of(beside + len(text))) + desired for text in ("", *group["candidate_texts"])]
-    sampled = min(most, tokens_of(beside)) + num_rivals * task.max_output_tokens if task.has_rivals else 0
-    return outputs * sum(read) + sampled
+    length = min(task.max_output_tokens, _output_tokens(group, task))
+    read = [min(most, tokens_of(beside + len(text))) + length for text in ("", *group["candidate_texts"])]
+    sampled = 0.0
+    if task.has_rivals or task.reward == "own_answers":
+        evidence = sum(map(len, group["candidate_texts"])) if task.reward == "own_answers" else 0
+        sampled = min(most, tokens_of(beside + evidence)) + num_rivals * task.max_output_tokens
+    return times * sum(read) + sampled
+
+
+def _outputs(task: TaskSpec, num_rivals: int) -> int:
+    """Outputs of a group that are scored."""
+    if task.reward in OWN_REWARDS:
+        return num_rivals if task.reward == "own_answers" else len(VERDICTS)
+    return 1 + (num_rivals if task.has_rivals else 0)
+
+
+def _output_tokens(group: dict[str, Any], task: TaskSpec) -> float:
+    """Estimated tokens of an output."""
+    if task.reward in OWN_REWARDS:
+        return task.max_output_tokens / 2 if task.reward == "own_answers" else 1
+    return tokens_of(len(group["answers"][0])) if group["answers"] else 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from embedder.config.label import LabelConfig
 from embedder.config.run import EncoderConfig, LlmConfig
-from embedder.config.tasks import PROMPT_FORMAT, TaskSpec
+from embedder.config.tasks import OWN_REWARDS, PROMPT_FORMAT, TaskSpec
 from embedder.hashing import content_id, file_sha256
 from embedder.models.locate import gguf_file, locate_llm, locate_model
 from embedder.models.weight_files import read_header, read_json, weight_files
@@ -50,7 +50,8 @@ def vectors_name(config: EncoderConfig) -> str:
 def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str, TaskSpec]) -> str:
     """Identity of log-likelihoods: the LLM, the prompts and the sampling; those of two identities must not be mixed.
 
-    The kind of reward is left out, since rewards are made from the stored log-likelihoods.
+    The kind of reward counts only as far as other outputs are scored for it; rewards are made from the stored
+    log-likelihoods.
     """
     model = llm and llm_fingerprint(llm)
     sampling: list[object] = [label.num_samples, label.temperature, label.top_k, label.top_p, label.seed]
@@ -61,7 +62,13 @@ def label_fingerprint(llm: LlmConfig | None, label: LabelConfig, tasks: dict[str
         name: [spec.template and spec.template.model_dump(), spec.shots, spec.max_output_tokens]
         for name, spec in tasks.items()
     }
-    return content_id(model, sampling, PROMPT_FORMAT, prompts)[:16]
+    # Other outputs are scored for these than for rewards from answers. Left out where there are none, as above.
+    own = [
+        [name, spec.reward, spec.reward_template and spec.reward_template.model_dump()]
+        for name, spec in tasks.items()
+        if spec.reward in OWN_REWARDS
+    ]
+    return content_id(model, sampling, PROMPT_FORMAT, prompts, *([own] if own else []))[:16]
 
 
 def llm_fingerprint(llm: LlmConfig) -> str:

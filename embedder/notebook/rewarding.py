@@ -133,7 +133,8 @@ def shot_pools(groups: Iterable[Group], tasks: Mapping[str, TaskSpec], seed: int
     for group in groups:
         if tasks[group["task"]].shots:
             by_dataset.setdefault(group["dataset"], []).append(group)
-    return {dataset: shot_pool(rows, seed) for dataset, rows in by_dataset.items()}
+    # A dataset is of one task, as in a run.
+    return {dataset: shot_pool(rows, tasks[rows[0]["task"]], seed) for dataset, rows in by_dataset.items()}
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from embedder.config.tasks import TaskSpec
 from embedder.data.worked_examples import KnownAnswers, spaced
 from embedder.hashing import content_id
+from embedder.labelling.false_negatives import as_good_as_positive
 from embedder.labelling.rewards import is_flat
 from embedder.run.cost import tokens_of
+
+T = TypeVar("T")
 
 TRAINING_ROW = pa.schema(
     [
@@ -67,6 +70,14 @@ def training_row(
     elif task.skip_flat and is_flat(rewards):
         return "all rewards are equal"
     own = set(examples)
+    as_good = as_good_as_positive(rewards, relevance) if rewards and task.false_negatives != "keep" else []
+    if task.false_negatives == "relabel":
+        relevance = [int(bool(given) or i in as_good) for i, given in enumerate(relevance)]
+    elif as_good:
+        # Dropped ones may come back as candidates of other queries of the batch, and are no negatives there either.
+        own.update(hashes[i] for hashes in (hashes_of_texts, hashes_of_ids) for i in as_good)
+        columns = (texts, rewards, relevance, hashes_of_texts, hashes_of_ids)
+        texts, rewards, relevance, hashes_of_texts, hashes_of_ids = (_without(each, as_good) for each in columns)
     answer_hashes = hashes_of_texts
     if answers is not None:
         given = [answers.ending(text) for text in texts]
@@ -80,6 +91,10 @@ def training_row(
     hashes = (hashes_of_texts, hashes_of_ids, answer_hashes, known_hashes)
     values = (group["task"], name, group["query"], texts, relevance, rewards, *hashes)
     return dict(zip(TRAINING_ROW.names, values, strict=True))
+
+
+def _without(values: Sequence[T], positions: Sequence[int]) -> list[T]:
+    return [value for i, value in enumerate(values) if i not in positions]
 
 
 def candidate_hashes(group: dict[str, Any]) -> tuple[list[int], list[int]]:

@@ -21,7 +21,7 @@ from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.tables import shot_pools
 
 if TYPE_CHECKING:  # torch comes with it
-    from embedder.labelling.http_backend import ServerIdentity
+    from embedder.labelling.server_backend import ServerIdentity
 
 DEVICES = "devices"
 """Folder beside it with a file for each kind of device, number format, scorer and size of batches that has labelled."""
@@ -168,7 +168,7 @@ def note_server(paths: Paths, found: ServerIdentity) -> None:
 def _mean_difference(known: Sequence[float], found: Sequence[float]) -> float:
     if len(known) != len(found):
         return math.inf
-    return sum(abs(one - other) for one, other in zip(known, found, strict=True)) / len(known)
+    return sum(abs(one - other) for one, other in zip(known, found, strict=True)) / max(1, len(known))
 
 
 def mark_mixed(paths: Paths, wanted: LabelProvenance) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from operator import add
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 
 from embedder.config.run import LlmConfig, RunConfig
+from embedder.config.tasks import OWN_REWARDS
 from embedder.labelling.label_report import write_report
 from embedder.labelling.label_statistics import TaskStatistics, statistics_of
 from embedder.labelling.label_trust import trust_lines
 from embedder.labelling.labeller import RewardLabeller
+from embedder.labelling.rewards import task_rewards
 from embedder.labelling.units import unit_tokens
 from embedder.models.open_llm import open_llm
 from ray_jobs.labelling.block_plan import Survey, read_row_group
@@ -71,8 +74,10 @@ def _report(config: RunConfig, llm: LlmConfig, labeller: RewardLabeller, rows: l
             tasks[row["task"]] = statistics_of(config.label, config.tasks.get(row["task"]))
         tasks[row["task"]].add(row)
         tasks[row["task"]].trust.add_repeated(row, repeated)
-    kind = [f"{labeller.lm.device_kind}, {labeller.backend.how}"]
-    page = write_report(tasks, None, config.paths.reports / SAMPLE, config.paths.work.name, kind)
+    for row, kind, rewards in _from_answers(config, llm, labeller, rows):
+        tasks[row["task"]].trust.add_with_answers(row, kind, rewards)
+    how = [f"{labeller.lm.device_kind}, {labeller.backend.how}"]
+    page = write_report(tasks, None, config.paths.reports / SAMPLE, config.paths.work.name, how)
     errors = [f"{row['query_id']!r}: {row['error']}" for row in rows if row["error"]]
     told = [f"{len(errors)} of {len(rows)} groups could not be scored, first {errors[0]}"] if errors else []
     return [
@@ -80,6 +85,23 @@ def _report(config: RunConfig, llm: LlmConfig, labeller: RewardLabeller, rows: l
         *trust_lines({task: measured.trust for task, measured in tasks.items()}),
         f"report on {len(rows)} groups: {page}",
     ]
+
+
+def _from_answers(
+    config: RunConfig, llm: LlmConfig, labeller: RewardLabeller, rows: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], str, list[float]]]:
+    """What rewards from answers would be, by kind, of rows that have answers and were rewarded without them."""
+    own = {name: spec for name, spec in config.tasks.items() if spec.reward in OWN_REWARDS}
+    answered = [row for row in rows if row["answers"] and row["task"] in own]
+    is_chat = llm.endpoint is not None and llm.endpoint.interface == "chat"
+    if not answered or is_chat:  # a chat tells nothing of the answers that rows have
+        return
+    ranked = {name: spec.model_copy(update={"reward": "rank"}) for name, spec in own.items()}
+    labelled = RewardLabeller(labeller.lm, llm, config.label, ranked, labeller.shot_pools).label(answered, "rehearsal")
+    for row, other in zip(answered, labelled, strict=True):
+        for kind in ("rank", "likelihood") if other["rewards"] else ():
+            spec = own[row["task"]].model_copy(update={"reward": kind})
+            yield row, kind, task_rewards(spec, other["base_scores"], other["scores"], other["output_tokens"])
 
 
 @dataclass(frozen=True)

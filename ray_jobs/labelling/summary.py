@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from embedder.config.paths import Paths
@@ -46,8 +46,8 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
     devices = read_devices(config.paths)
     page = write_report(tasks, cost, config.paths.reports, config.paths.work.name, devices, rounding)
     summary = {task: measured.shares() for task, measured in sorted(tasks.items())}
-    report = StageReport("label", rows, "groups", details={"tasks": summary, "labelled_before": labels.before})
-    report.repeats = repeats
+    made = {"devices": devices, "rounding": rounding_numbers(rounding), "labelled_before": labels.before}
+    report = StageReport("label", rows, "groups", details={"tasks": summary, **made}, repeats=repeats)
     repeated = labelled_ledger(config).count_duplicates()
     report.lines = [
         *labels.lines,
@@ -55,8 +55,8 @@ def report_labels(config: RunConfig, labels: Labels) -> StageReport:
         f"{repeated:,} repeated in blocks and counted once",
         *(_task_line(task, values) for task, values in summary.items()),
         *trust_lines({task: measured.trust for task, measured in tasks.items()}),
+        *_false_negative_lines(config, tasks),
     ]
-    report.details |= {"devices": devices, "rounding": rounding_numbers(rounding)}
     report.lines += _source_lines(devices, rounding)
     if cost is not None and cost.pairs:
         share = cost.peak_share
@@ -107,6 +107,20 @@ def _earlier(paths: Paths) -> tuple[LabelCost | None, Rounding | str | None]:
 def _rows(config: RunConfig, expected: RowIds) -> Iterator[dict[str, Any]]:
     for table in labelled_ledger(config).stream(expected):
         yield from table.to_pylist()
+
+
+def _false_negative_lines(config: RunConfig, tasks: Mapping[str, TaskStatistics]) -> list[str]:
+    """How many false negatives there may be, and what becomes of them in training; none of a task without any."""
+    lines = []
+    for task, measured in sorted(tasks.items()):
+        spec = config.tasks.get(task)
+        if measured.false_negatives.line and spec is not None:
+            learns = f"loss {spec.loss} learns from the rewards"
+            choice = f"tasks.{task}.false_negatives: {spec.false_negatives}"
+            lines.append(
+                f"{task}: {measured.false_negatives.line} ({choice if spec.loss == 'contrastive' else learns})"
+            )
+    return lines
 
 
 def _task_line(task: str, values: dict[str, float]) -> str:

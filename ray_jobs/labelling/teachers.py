@@ -40,9 +40,9 @@ from ray_jobs.labelling.provenance import (
 )
 
 if TYPE_CHECKING:
-    from embedder.labelling.http_backend import ServerIdentity
     from embedder.labelling.label_statistics import LabelCost
     from embedder.labelling.rounding import Rounding
+    from embedder.labelling.server_backend import ServerIdentity
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,19 @@ def needed_llm(config: RunConfig, tasks: set[str]) -> LlmConfig | None:
     """The run file's `llm` section, without which a run has no rewards but imported ones.
 
     Raises:
-        ConfigError: one of the tasks has a reward, and there is no such section.
+        ConfigError: one of the tasks has a reward, and there is no such section, or an LLM that cannot give it.
     """
     rewarded = sorted(task for task in tasks if config.tasks[task].reward != "none")
-    if rewarded and config.llm is None and config.label.teacher != "imported":
+    if config.label.teacher == "imported":
+        return config.llm
+    if rewarded and config.llm is None:
         raise ConfigError(f"the run file has no `llm` section, but tasks {rewarded} have a reward; name the LLM")
+    scored = [task for task in rewarded if config.tasks[task].reward != "judgement"]
+    if scored and config.llm and config.llm.endpoint and config.llm.endpoint.interface == "chat":
+        raise ConfigError(
+            f"llm.endpoint.interface is 'chat', which tells no log-likelihoods of prompts, but tasks {scored} need "
+            "them; set their reward to judgement, or use a server with completions (docs/engines.md)"
+        )
     return config.llm
 
 
@@ -134,6 +142,7 @@ class LlmTeacher(Teacher):
             f"{self.config.tasks[task].reward_rule}"
             for task, ahead in sorted(work.tasks.items())
         ]
+        lines += self._unshown_lines(set(work.tasks))
         asks = llm is not None and any(ahead.pairs for ahead in work.tasks.values())
         if llm is not None and asks:
             # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
@@ -141,7 +150,7 @@ class LlmTeacher(Teacher):
 
             check_open(llm, self.config.label.gpus_per_actor)
         rewarded = {task: self.config.tasks[task] for task in work.tasks if self.config.tasks[task].reward != "none"}
-        lines += check_chat(llm, {task: spec.template for task, spec in rewarded.items()})
+        lines += check_chat(llm, {task: spec.reward_template for task, spec in rewarded.items()})
         if llm is None or not asks:
             return Work("label", lines, 0.0)
         folder, block = locate_llm(llm), work.blocks.slice(0, 1).to_pylist()[0]
@@ -157,9 +166,20 @@ class LlmTeacher(Teacher):
         lines.append(memory_line(llm, self.config.label.gpus_per_actor))
         return Work("label", lines, forward_flops(multiplied_weights(folder), tokens), tokens)
 
+    def _unshown_lines(self, tasks: set[str]) -> list[str]:
+        """What the LLM lacks to answer by itself: no row of a dataset has an answer that it could be shown."""
+        if not any(self.config.tasks[task].reward == "own_answers" for task in tasks):
+            return []
+        return [
+            f"{dataset}: no training row has an answer, so that prompts have no worked examples; a small LLM then "
+            "writes nothing of use: give its task some (tasks.NAME.worked_examples)"
+            for dataset, pool in label_pools(self.config).shots.items()
+            if not pool
+        ]
+
     def _server(self, llm: LlmConfig, endpoint: LlmEndpoint) -> ServerIdentity:
         # Here, because torch comes with it.
-        from embedder.labelling.http_backend import find_server
+        from embedder.labelling.backends import find_server
 
         rewarded = [spec.max_output_tokens for spec in self.config.tasks.values() if spec.reward != "none"]
         return find_server(llm, endpoint, llm.max_prefix_tokens + max(rewarded))

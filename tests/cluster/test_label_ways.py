@@ -132,6 +132,24 @@ def test_recompute_makes_other_rewards_without_the_llm(driver: Driver, run_file:
     assert rows_of(run_file) == before and units_begun(run_file) == begun
 
 
+def test_label_rewards_queries_without_answers_and_keeps_these_labels_apart(
+    driver: Driver, tmp_path: Path, tiny_llama_folder: Path, tiny_encoder_folder: Path
+) -> None:
+    groups = [{**group("qa", "of-qa", number), "answers": []} for number in range(QA)]
+    write_groups(groups, tmp_path / "work" / "candidates" / "qa.parquet", row_group_rows=8)
+    path = write_run_file(tmp_path, tiny_llama_folder, tiny_encoder_folder, block_rows=BLOCK_ROWS)
+    own = ["--set", "tasks.qa.reward=own_answers"]
+    assert "of-qa: no training row has an answer" in succeeded(driver.call(path, "--dry-run", *own))
+    shown = ["--set", "tasks.qa.worked_examples=[{query: which city, answer: Paris}]"]
+    assert "no training row has an answer" not in succeeded(driver.call(path, "--dry-run", *own, *shown))
+    assert f"{QA} groups in = {QA} out" in succeeded(driver.call(path, *own, *shown))
+    rows = rows_of(path)
+    assert len(rows) == QA and all(row["error"] is None and len(row["rewards"]) == 4 for row in rows.values())
+    assert "another LLM, prompt" in refused(driver.call(path, *shown))
+    again = succeeded(driver.call(path, *own, *shown))
+    assert f"{QA} were labelled before this run" in again and rows_of(path) == rows
+
+
 def test_label_again_keeps_the_cost_of_the_labelling_in_report_and_page(driver: Driver, run_file: Path) -> None:
     reports = run_file.parent / "work" / "reports"
     before = {name: json.loads((reports / name).read_text()) for name in ("label.json", "labelling.json")}

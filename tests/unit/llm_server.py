@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.sampling import Sampling
 from embedder.labelling.sequential_backend import SequentialBackend
 from embedder.models.causal_lm import CausalLm
@@ -52,6 +55,7 @@ class LlmServer:
         app.get("/live")(self._live)
         app.get("/v1/models")(self._models)
         app.post("/v1/completions")(self._completions)
+        app.post("/v1/chat/completions")(self._chat)
         return app
 
     def _live(self) -> dict[str, str]:
@@ -83,6 +87,31 @@ class LlmServer:
             return JSONResponse(await asyncio.to_thread(self._answer, body))
         finally:
             self._running -= 1
+
+    async def _chat(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(body)
+        if "logprobs" in body and self.spoiled == "refused":
+            return JSONResponse({"error": "unknown field logprobs"}, 400)
+        return JSONResponse(await asyncio.to_thread(self._reply, body))
+
+    def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Replies of one of three verdicts, as likely as the LLM finds each behind the message."""
+        (message,) = body["messages"]
+        with self._lock:
+            ids = self.lm.lead_ids + self.lm.tokens(message["content"])
+            outputs = [self.lm.tokens(f" {verdict}") for verdict in ("yes", "partly", "no")]
+            means = self.backend.score([PackedPrompt(ids, outputs)])[0]
+        sums = [mean * len(output) for mean, output in zip(means, outputs, strict=True)]
+        if self.spoiled == "no verdicts":
+            return {"choices": [_chat_choice("Well", {"Well": -0.1})] * body.get("n", 1)}
+        if "logprobs" not in body or self.spoiled in {"none", "refused"}:
+            weights = [math.exp(each - max(sums)) for each in sums]
+            drawn = random.Random(len(self.requests)).choices(("Yes, it does", "partly", "No."), weights, k=2)
+            return {"choices": [_chat_choice(text, None) for text in drawn[: body.get("n", 1)]]}
+        # A token may begin a verdict, and one of them in two ways.
+        told = dict(zip(("Yes", "part", "no"), sums, strict=True)) | {" No": -1e4, "Maybe": -1.0}
+        return {"choices": [_chat_choice("Maybe", told)]}
 
     async def _fault(self, fault: Any) -> Response:
         match fault:
@@ -155,3 +184,9 @@ class LlmServer:
             ]
             return {"text": "x", "prompt_logprobs": rows}
         return {"text": "x", "logprobs": {"tokens": [*texts, "x"], "token_logprobs": [*values, -1.0]}}
+
+
+def _chat_choice(text: str, top: dict[str, float] | None) -> dict[str, Any]:
+    listed = [{"token": token, "logprob": value} for token, value in (top or {}).items()]
+    told = {"content": [{"token": text, "logprob": -1.0, "top_logprobs": listed}]} if top else None
+    return {"message": {"role": "assistant", "content": text}, "logprobs": told}

@@ -174,6 +174,18 @@ REFUSED = {
         "tasks: {tool: {loss: reference}}",
         "tasks.tool.loss is 'reference', which needs",
     ),
+    "own answers of which none is sampled": (
+        "tasks: {qa: {reward: own_answers}}\nlabel: {num_samples: 0, corpus_outputs: 3}",
+        "tasks.qa.reward is 'own_answers', but label.num_samples is 0: the LLM would write nothing",
+    ),
+    "false negatives for a loss that learns from rewards": (
+        "tasks: {qa: {false_negatives: drop}}",
+        "tasks.qa.false_negatives is 'drop', but loss 'graded' learns from the rewards themselves; leave it out",
+    ),
+    "false negatives without rewards": (
+        "tasks: {tool: {false_negatives: relabel}}",
+        "tasks.tool.false_negatives is 'relabel', but reward is 'none', so that nothing tells them",
+    ),
     "temperature for a loss that knows none": (
         "tasks: {qa: {loss: reference, reward_temperature: 0.5}}",
         "tasks.qa.loss is 'reference', which knows no temperature, but reward_temperature is 0.5",

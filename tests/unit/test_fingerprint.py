@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from embedder.config.label import LabelConfig
 from embedder.config.run import LlmConfig, RunConfig
-from embedder.config.tasks import BUILTIN_TASKS
+from embedder.config.tasks import BUILTIN_TASKS, WorkedAnswer
 from embedder.models.fingerprint import encoder_fingerprint, label_fingerprint, model_fingerprint
 from ray_jobs.retrieval.vectors import VectorStore, open_store
 from tests.unit.tiny_folders import CHATML, chat_llm_folder
@@ -208,6 +208,9 @@ def test_label_fingerprint_is_of_the_llm_but_not_of_its_batches(tiny_llm, field,
         ("template", QA.template.model_copy(update={"chat": True}), True),
         ("shots", 1, True),
         ("reward", "likelihood", False),
+        ("reward", "own_answers", True),
+        ("reward", "judgement", True),
+        ("worked_examples", [WorkedAnswer(query="q", answer="a")], False),  # counts with the pool that it is in
         ("reward_margin", 0.5, False),
         ("reward_sum", "sum", False),
         ("max_output_tokens", 3, True),

@@ -232,6 +232,25 @@ def test_rehearse_labelling_of_a_sample_reports_whether_rewards_can_be_trusted_a
     assert not rows_of(config)
 
 
+def test_rehearse_labelling_without_answers_tells_how_far_that_agrees_with_rewards_from_answers(config):
+    groups = groups_of("qa", 10)
+    groups[0]["answers"] = []
+    write(config, groups)
+    write_queries(config, groups)
+    own = config.tasks["qa"].model_copy(update={"reward": "own_answers"})
+    config = config.model_copy(update={"tasks": {**config.tasks, "qa": own}})
+    told = rehearse_labelling(config, config.llm, survey(config, llm_ledger(config.paths), 4), 10)
+    beside = [line for line in told if "from the rows' answers" in line]
+    assert [line.split(" from")[0] for line in beside] == ["qa: beside likelihood", "qa: beside rank"]
+    page = config.paths.reports / "sample" / "labelling.html"
+    numbers = json.loads(page.with_suffix(".json").read_text())["tasks"]["qa"]
+    agreement = numbers["trust"]["with_answers"]["likelihood"]
+    assert 5 <= agreement["groups"] <= 9 and -1 <= agreement["spearman"] <= 1
+    assert (numbers["errors"], numbers["rewarded"]) == (0, 10)
+    assert "Spearman with likelihood" in page.read_text() and "same best as rank" in page.read_text()
+    assert not rows_of(config)
+
+
 def test_rehearse_labelling_on_a_machine_with_too_few_gpus_says_so(config, monkeypatch):
     write(config, groups_of("qa", 2))
     work = survey(config, llm_ledger(config.paths), 4)

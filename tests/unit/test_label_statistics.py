@@ -248,7 +248,26 @@ def test_label_example_holds_what_one_needs_to_judge_the_reward():
     assert (shown["desired"], shown["rank"]) == ("now", 2)
     assert shown["outputs"] == [("sample 0", -1.0, False), ("now", -1.5, True), ("sample 1", -2.0, False)]
     assert shown["candidates"] == [
-        {"text": "text 1", "positive": True, "reward": 1, "rank": 1, "likelihood": -0.5},
-        {"text": "text 0", "positive": False, "reward": -1, "rank": 3, "likelihood": -3.0},
+        {"text": "text 1", "positive": True, "as_good": False, "reward": 1, "rank": 1, "likelihood": -0.5},
+        {"text": "text 0", "positive": False, "as_good": False, "reward": -1, "rank": 3, "likelihood": -3.0},
     ]
     assert example(unlabelled(answers=[]))["desired"] is None
+
+
+def test_label_example_of_own_answers_marks_none_as_desired_and_shows_each_once():
+    base, scores = (-1.0, -3.0, -1.0), [(-0.5, -2.0, -0.5), (-1.0, -3.0, -1.0)]
+    own = row(scores, [0, 1], base=base, reward="own_answers", outputs=["a", "b", "a"], answers=["now"])
+    shown = example(own)
+    assert (shown["desired"], shown["rank"]) == ("now", None)
+    assert shown["outputs"] == [("a", -1.0, False), ("b", -3.0, False)]
+    assert [(each["likelihood"], each["as_good"]) for each in shown["candidates"]] == [(-1.0, False), (-5 / 3, False)]
+    numbers = statistics_of([own]).numbers()
+    assert not any(name.startswith("flat_") for name in numbers) and numbers["rewarded"] == 1
+    assert list(numbers["rewards"]) == ["own_answers"]
+
+
+def test_label_statistics_count_mined_candidates_as_good_as_the_positive():
+    rows = [row([FIRST, FIRST, THIRD, THIRD], [1, 0, 0, 0]), row([FIRST, THIRD, THIRD], [1, 0, 0])]
+    found = statistics_of(rows)
+    assert found.numbers()["false_negatives"] == {"mined": 5, "as_good": 1, "groups": 1}
+    assert [candidate["as_good"] for candidate in found.as_good[0]["candidates"]] == [False, True, False, False]

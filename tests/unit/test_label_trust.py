@@ -6,12 +6,13 @@ import random
 
 import pytest
 
-from embedder.labelling.label_trust import Agreement, LabelTrust, WithinGroups
+from embedder.labelling.label_trust import Agreement, LabelTrust, SameOrder, WithinGroups, trust_lines
 from embedder.labelling.rewards import group_rewards
 
 
-def row(number, rewards, relevance=(1, 0, 0, 0), base=None, scores=None):
+def row(number, rewards, relevance=(1, 0, 0, 0), base=None, scores=None, reward="rank"):
     return {
+        "reward": reward,
         "row_id": f"row-{number}",
         "rewards": rewards,
         "relevance": list(relevance),
@@ -100,7 +101,7 @@ def test_trust_reliability_tells_ranks_with_signal_from_ranks_by_chance():
     strong, weak = trust_of(ranked(100, signal=0.6)), trust_of(ranked(100, signal=0.0))
     assert strong.reliability > 0.7 and not any("halves" in warning for warning in strong.warnings())
     assert weak.reliability < 0.3
-    assert any("two halves of the rivals" in warning for warning in weak.warnings())
+    assert any("two halves of the sampled outputs" in warning for warning in weak.warnings())
     assert trust_of(ranked(30, signal=0.6, rivals=3)).reliability is None
 
 
@@ -129,3 +130,46 @@ def test_trust_shows_the_groups_that_disagree_most_whatever_the_order():
 def test_trust_rows_without_rewards_or_known_positives_say_nothing():
     trust = trust_of([row(0, None), row(1, [1.0, 2.0], relevance=(0, 0))])
     assert (trust.rewarded, trust.agreement.groups, trust.line(), trust.warnings()) == (1, 0, "", [])
+
+
+def test_same_order_is_the_rank_correlation_within_groups_and_how_often_the_best_is_the_same():
+    order = SameOrder()
+    order.add([1.0, 2.0, 3.0], [10.0, 20.0, 90.0])
+    assert (order.spearman.mean, order.best.mean) == (1.0, 1.0)
+    order.add([3.0, 2.0, 1.0], [1.0, 2.0, 3.0])
+    assert (order.spearman.mean, order.best.mean) == (0.0, 0.5)
+    tied = SameOrder()
+    tied.add([2.0, 2.0, 1.0], [5.0, 4.0, 4.0])  # Ranks 2 2 0.5 and 2.5 1 1.
+    assert (tied.spearman.mean, tied.best.mean) == (pytest.approx(0.5, abs=1e-6), 0.5)
+    tied.add([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
+    assert tied.spearman.groups == 1
+
+
+def test_trust_rewards_beside_those_from_answers_tell_agreement_from_chance():
+    rows = planted(60, signal=0.0, noise=1.0)
+    near, far = trust_of(rows), trust_of(rows)
+    drawn = random.Random(7)
+    for each in rows:
+        near.add_with_answers(each, "likelihood", [reward + drawn.gauss(0, 0.5) for reward in each["rewards"]])
+        far.add_with_answers(each, "likelihood", [drawn.gauss(0, 1) for _ in each["rewards"]])
+    agree, chance = (trust.numbers()["with_answers"]["likelihood"] for trust in (near, far))
+    assert agree["groups"] == 60 and agree["spearman"] > 0.6 and agree["interval"][0] > 0.5
+    assert agree["same_best"] > 0.6 and 0.1 < agree["same_best_shuffled"] < 0.4
+    assert abs(agree["spearman_shuffled"]) < 0.25 and abs(chance["spearman"]) < 0.25
+    assert not any("without answers" in warning for warning in near.warnings())
+    assert any("no more than chance would" in warning for warning in far.warnings())
+    told = "\n".join(trust_lines({"qa": near}))
+    assert "qa: beside likelihood from the rows' answers: Spearman 0." in told and "within 60 groups" in told
+
+
+def test_trust_own_answers_are_halved_by_the_answers():
+    def own(signal):
+        drawn, rows = random.Random(8), []
+        for i in range(60):
+            base = [-2.0] * 10
+            scores = [[-2.0 + signal * k + drawn.gauss(0, 1) for _ in base] for k in range(4)]
+            rewards = group_rewards("own_answers", base, scores)
+            rows.append(row(i, rewards, base=base, scores=scores, reward="own_answers"))
+        return trust_of(rows)
+
+    assert own(1.0).reliability > 0.8 and abs(own(0.0).reliability) < 0.4

@@ -111,6 +111,7 @@ def test_prepare_refuses_beir_under_a_task_with_a_reward(write_run, tmp_path):
     for check in (prepare.check, pipeline.check):
         with pytest.raises(ConfigError, match=r"set tasks\.qa\.reward: none and tasks\.qa\.loss: contrastive"):
             check(write_run(source))
+    assert pipeline.check(write_run(source, tasks={"qa": {"reward": "own_answers"}}))
     learned = {"qa": {"reward": "none", "loss": "contrastive"}}
     assert pipeline.check(write_run(source, tasks=learned, llm=None))
     (folder / "qrels" / "train.tsv").rename(folder / "qrels" / "test.tsv")

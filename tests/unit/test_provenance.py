@@ -9,7 +9,7 @@ import torch
 
 from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
-from embedder.labelling.http_backend import ServerIdentity
+from embedder.labelling.server_backend import ServerIdentity
 from embedder.models.device import device_kind
 from ray_jobs.labelling.provenance import (
     LabelProvenance,

@@ -16,6 +16,8 @@ from embedder.labelling.rewards import (
     group_rewards,
     is_flat,
     is_saturated,
+    judged,
+    mean_gain,
     median_spread,
     rank_reward,
     rank_then_gain,
@@ -175,7 +177,7 @@ def test_group_rewards_a_score_that_is_no_number_is_refused(kind, bad):
 
 
 def test_group_rewards_an_unknown_kind_of_reward_is_refused():
-    with pytest.raises(ValueError, match="use rank, likelihood, gain or rank_then_gain"):
+    with pytest.raises(ValueError, match="use rank, likelihood, gain, rank_then_gain, own_answers or judgement"):
         group_rewards("none", [-1.0], [[-1.0]])
 
 
@@ -196,3 +198,29 @@ def test_is_saturated_a_group_is_saturated_when_the_desired_output_is_first_alre
 def test_distinct_samples_lose_copies_of_answers_repetitions_and_empty_ones():
     samples = ["Paris.", "London", "", "paris", '"london" ', "the  city", "Lyon", "THE CITY"]
     assert distinct_samples(samples, ["Paris", "Lyons"]) == ["London", "the  city", "Lyon"]
+
+
+def test_own_answers_are_the_mean_gain_of_all_of_them_in_whole_margins():
+    base, scores = [-2.0, -1.0, -2.0], [[-1.0, -1.0, -1.0], [-2.0, -1.1, -2.0], [-2.0, -1.0, -2.0]]
+    assert mean_gain(base, scores[0]) == pytest.approx(2 / 3)
+    assert group_rewards("own_answers", base, scores) == pytest.approx([2 / 3, -0.1 / 3, 0.0])
+    assert group_rewards("own_answers", base, scores, 0.5) == pytest.approx([2 / 3, 2 / 3 - 0.5, 2 / 3 - 0.5])
+
+
+def test_judgement_is_the_mean_verdict_under_calibrated_probabilities():
+    third = math.log(1 / 3)
+    assert judged([third] * 3, [third] * 3) == pytest.approx(0.5)
+    assert judged([third] * 3, [math.log(0.7), math.log(0.2), math.log(0.1)]) == pytest.approx(0.7 + 0.2 / 2)
+    # An LLM that says yes whatever it reads has said nothing, and log-likelihoods far from 0 lose nothing.
+    assert judged([-0.1, -3.0, -4.0], [-0.1, -3.0, -4.0]) == pytest.approx(0.5)
+    assert judged([-900.0, -901.0, -902.0], [-900.0, -901.0, -952.0]) == pytest.approx(0.75)
+
+
+def test_judgement_counts_whole_verdicts_however_many_tokens_they_have():
+    task = TaskSpec(query_instruction="", passage_instruction="", reward="judgement")
+    base, scores = [-1.0, -1.0, -1.0], [[-0.5, -1.0, -1.0]]
+    assert task_rewards(task, base, scores, [2, 1, 1]) == pytest.approx([(math.e + 0.5) / (math.e + 2)])
+    once = math.exp(0.5)
+    assert task_rewards(task, base, scores, [1, 1, 1]) == pytest.approx([(once + 0.5) / (once + 2)])
+    with pytest.raises(ValueError, match="numbers of tokens"):
+        task_rewards(task, base, scores, None)

@@ -36,6 +36,15 @@ def test_layout_reader_rejects_a_bad_row_with_file_line_and_reason(tmp_path, row
     assert [query["query_id"] for query in got.queries["train"]] == ["q1", "q2"]
 
 
+def test_layout_reader_takes_rows_without_answers_where_the_reward_needs_none(tmp_path):
+    own = BUILTIN_TASKS["qa"].model_copy(update={"reward": "own_answers"})
+    lines(tmp_path / "corpus.jsonl", CORPUS)
+    lines(tmp_path / "train.jsonl", [question(1), question(2, answers=None)])
+    got = read_source(Source(task="qa", dataset="d", path=tmp_path), own, 0)
+    assert [query["answers"] for query in got.queries["train"]] == [question(1)["answers"], []]
+    assert not got.rejected
+
+
 BAD_PASSAGES = {
     "no text": ({"id": "x"}, "text is None"),
     "no id": ({"text": "x"}, "id is None"),

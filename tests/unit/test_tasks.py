@@ -114,6 +114,8 @@ def test_the_earlier_name_of_the_gain_is_refused_with_the_new_one():
         ({"reward": "rank", "reward_margin": 0.5, "reward_sum": "sum"}, "rank sum"),
         ({"reward": "gain"}, "gain margin 0.1"),
         ({"reward": "rank_then_gain", "reward_margin": 0.25, "reward_sum": "sum"}, "rank_then_gain margin 0.25 sum"),
+        ({"reward": "own_answers", "reward_sum": "sum"}, "own_answers margin 0.1 sum"),
+        ({"reward": "judgement", "reward_sum": "sum"}, "judgement"),
         ({"reward": "none", "reward_sum": "sum"}, "none"),
     ],
 )

@@ -61,6 +61,25 @@ def test_training_row_keeps_groups_without_preference_where_the_task_says_so():
     assert training_row(group(rewards=(2.0, 2.0, 2.0)), task)["rewards"] == [2.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("choice", "candidates", "relevance"),
+    [
+        ("keep", ["a", "b", "c", "d"], [1, 0, 0, 0]),
+        ("relabel", ["a", "b", "c", "d"], [1, 1, 0, 0]),
+        ("drop", ["a", "c", "d"], [1, 0, 0]),
+    ],
+)
+def test_training_row_of_a_contrastive_task_settles_false_negatives_as_it_says(choice, candidates, relevance):
+    task = BUILTIN_TASKS["tool"].model_copy(update={"reward": "gain", "false_negatives": choice})
+    given = group("tool", texts=("a", "b", "c", "d"), rewards=(2.0, 2.5, 0.0, 1.0), relevance=(1, 0, 0, 0))
+    row = training_row(given, task)
+    assert (row["candidates"], row["relevance"]) == (candidates, relevance)
+    lengths = {len(row[name]) for name in ("rewards", "text_hashes", "id_hashes", "answer_hashes")}
+    assert lengths == {len(candidates)}
+    # What was dropped is no in-batch negative either.
+    assert set(row["known_hashes"]) == (set(keys_of("b")) if choice == "drop" else set())
+
+
 def test_training_row_says_that_a_group_has_no_candidates():
     assert training_row(group(texts=(), rewards=(), relevance=()), BUILTIN_TASKS["qa"]) == "no candidates"
 

@@ -154,9 +154,11 @@ class LayoutReader(SourceReader):
         name = f"tasks.{self.source.task}"
         if scored and query["teacher_scores"] is None and self.task.loss != "contrastive":
             raise RowError(f"no teacher_scores, but {name}.loss is {self.task.loss!r} and needs them")
-        if not scored and self.task.reward != "none" and not query["answers"]:
+        if not scored and self.task.needs_answers and not query["answers"]:
             refuse_other_names(row, "answers")
-            raise RowError(f"no answers, but {name}.reward is {self.task.reward!r} and needs one")
+            raise RowError(
+                f"no answers, but {name}.reward is {self.task.reward!r} and needs one ('own_answers' needs none)"
+            )
 
     def _query(self, row: Row, prepared: Prepared, scored: bool) -> Row:
         """One query with its positives and, where the row brings its own candidates, its pool."""

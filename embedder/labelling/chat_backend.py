@@ -1,0 +1,176 @@
+"""Verdicts of an LLM on a chat server, which tells no log-likelihoods of prompts.
+
+A prompt becomes a message, and how likely each verdict is follows from the first token of the reply (`top_logprobs`);
+from a server that gives none, from how often each is the reply. Good for the reward `judgement` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+from embedder.config.tasks import VERDICTS
+from embedder.errors import ModelError
+from embedder.labelling.prefix_tree import PackedPrompt, check_prompts
+from embedder.labelling.sampling import Sampling
+from embedder.labelling.server_backend import ServerBackend, ServerIdentity
+from embedder.models.remote_llm import RemoteLlm
+from embedder.remote.server import RefusedError
+
+TOP = 20
+"""Tokens of which a server tells the likelihood; more are not given by all."""
+REPLIES = 10
+"""Replies that are sampled where it tells none."""
+REPLY_TOKENS = 4
+PROBES = (
+    "Is Paris the capital of France? Answer yes, partly or no.",
+    "Passage:\nThe market is open on Mondays.\n\nQuestion: Who built the bridge?\nDoes the passage help to answer the "
+    "question? Answer yes, partly or no.",
+)
+"""Messages for which the server is asked before it is trusted."""
+
+First = list[tuple[str, float]]
+"""Tokens with which a reply may begin, and their log-likelihoods."""
+Verdicts = Sequence[str]
+
+
+class ChatBackend(ServerBackend):
+    """Asks `POST /chat/completions`, once a prompt whatever the number of its outputs."""
+
+    ROUTE = "/chat/completions"
+
+    def __init__(self, lm: RemoteLlm, longest: int) -> None:
+        """`longest`: as for `ServerBackend`.
+
+        Raises:
+            ConfigError: as `ServerBackend`.
+            ModelError: its replies are no verdicts.
+        """
+        super().__init__(lm, longest)
+        self._tells = self._first(PROBES[0]) is not None
+        told = [self._verdicts(text, list(VERDICTS)) for text in PROBES]
+        if any(map(math.isnan, chain(*told))):
+            raise ModelError(
+                f"{lm.endpoint.url}: {lm.endpoint.model} begins its replies with none of {', '.join(VERDICTS)}; take "
+                "an LLM that answers at once"
+            )
+        form = "first token of a chat reply" if self._tells else f"{REPLIES} chat replies"
+        # Sampled replies differ from time to time, so they say nothing of whether it is the same LLM.
+        self.identity = ServerIdentity(lm.engine, form, list(chain(*told)) if self._tells else [])
+
+    def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
+        """For each prompt the log-likelihood (nats) of each of its outputs as a reply, as a mean over its tokens.
+
+        NaN where the reply is none of them.
+
+        Raises:
+            ValueError: a prefix or output has no token.
+            ModelError: the server fails.
+        """
+        check_prompts(prompts)
+        return self._all(self._scores, prompts)
+
+    def sample(self, prefixes: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[list[int]]]:
+        """Not possible: what a chat server writes could not be scored.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(f"{self.lm.endpoint.url}: a chat server gives verdicts alone; set reward: judgement")
+
+    def _scores(self, prompt: PackedPrompt) -> list[float]:
+        decode = self.lm.tokenizer.decode
+        lead = len(self.lm.lead_ids) if prompt.prefix[: len(self.lm.lead_ids)] == self.lm.lead_ids else 0
+        message = str(decode([*prompt.prefix[lead:], *prompt.outputs[0][: prompt.first_scored[0]]]))
+        outputs = zip(prompt.outputs, prompt.first_scored, strict=True)
+        verdicts = [str(decode(output[first:])).strip().lower() for output, first in outputs]
+        scores = self._verdicts(message, verdicts)
+        return [score / count for score, count in zip(scores, prompt.scored_tokens, strict=True)]
+
+    def _verdicts(self, message: str, verdicts: Verdicts) -> list[float]:
+        """The log-likelihood of each verdict as the reply to a message; NaN where the reply is none."""
+        if not self._tells:
+            return from_replies(self._replies(message), verdicts)
+        return from_first_tokens(self._first(message) or [], verdicts)
+
+    def _first(self, message: str) -> First | None:
+        """The tokens with which the reply may begin; None where the server does not tell."""
+        asked = {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": TOP}
+        try:
+            answer = self._post({"messages": _messages(message), **asked}, len(self.lm.tokens(message)))
+        except RefusedError as error:
+            # Some servers refuse what they do not know; for anything else the next request is refused too.
+            if error.status not in {400, 422}:
+                raise
+            return None
+        return _first_tokens(answer)
+
+    def _replies(self, message: str) -> list[str]:
+        replies: list[str] = []
+        tokens = len(self.lm.tokens(message))
+        # Not every server gives as many as it is asked for.
+        while len(replies) < REPLIES:
+            asked = {"max_tokens": REPLY_TOKENS, "temperature": 1.0, "n": REPLIES - len(replies)}
+            texts = _texts(self._post({"messages": _messages(message), **asked}, tokens))
+            if not texts:
+                raise ModelError(f"{self.lm.endpoint.url}{self.ROUTE} gave no reply; does it have OpenAI's interface?")
+            replies += texts
+        return replies[:REPLIES]
+
+
+def from_first_tokens(first: First, verdicts: Verdicts) -> list[float]:
+    """The log-likelihood of each verdict, by the tokens that begin it; NaN where none of them does.
+
+    A verdict that is not listed is at most as likely as the last that is.
+    """
+    masses = [0.0] * len(verdicts)
+    for text, likelihood in first:
+        said = text.strip().lower()
+        begun = [i for i, verdict in enumerate(verdicts) if said and verdict.startswith(said)]
+        if len(begun) == 1:
+            masses[begun[0]] += math.exp(likelihood)
+    if not any(masses):
+        return [math.nan] * len(verdicts)
+    least = min(likelihood for _, likelihood in first)
+    return [math.log(mass) if mass else least for mass in masses]
+
+
+def from_replies(replies: Sequence[str], verdicts: Verdicts) -> list[float]:
+    """The log-likelihood of each verdict by how often it is the reply, half a reply added to each (Jeffreys).
+
+    NaN where no reply is one of them.
+    """
+    counts = [sum(reply.strip().lower().startswith(verdict) for reply in replies) for verdict in verdicts]
+    if not any(counts):
+        return [math.nan] * len(verdicts)
+    whole = sum(counts) + len(verdicts) / 2
+    return [math.log((count + 0.5) / whole) for count in counts]
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _choices(answer: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    return [row for row in choices if isinstance(row, dict)] if isinstance(choices, list) else []
+
+
+def _texts(answer: Any) -> list[str]:  # noqa: ANN401
+    messages = [row.get("message") for row in _choices(answer)]
+    contents = [each.get("content") for each in messages if isinstance(each, dict)]
+    return [content for content in contents if isinstance(content, str)]
+
+
+def _first_tokens(answer: Any) -> First | None:  # noqa: ANN401
+    for row in _choices(answer):
+        told = row.get("logprobs")
+        content = told.get("content") if isinstance(told, dict) else None
+        listed = content[0].get("top_logprobs") if isinstance(content, list) and content else None
+        rows = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+        found = [(str(each.get("token")), each.get("logprob")) for each in rows]
+        if tokens := [(text, float(value)) for text, value in found if isinstance(value, int | float)]:
+            return tokens
+    return None
