@@ -2,8 +2,9 @@
 
 `write` keeps the labels of a run in benchmarks/labels/, a Parquet file a data set: ids and hashes of queries and
 candidates, log-likelihoods, rewards, and what the LLM sampled. An output that is the answer of a query stands as that
-query's id. `read` puts them back into a run whose data is prepared, in place of `mine` and `label`: texts are taken by
-their ids, and refused where their hash is another.
+query's id. Groups that are not labelled yet stand there without rewards. `read` puts all back into a run whose data is
+prepared, in place of `mine` and of what `label` had done: texts are taken by their ids, and refused where their hash is
+another.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.console import console
 from embedder.data.ledger import Ledger
-from embedder.data.records import GROUP, LABELLED, QUERY, TEXTS, group_id, parquet_files, read_tables, write_table
+from embedder.data.records import (
+    GROUP,
+    LABELLED,
+    QUERY,
+    TEXTS,
+    group_id,
+    parquet_files,
+    read_tables,
+    unrewarded,
+    write_table,
+)
 from embedder.errors import DataError, EmbedderError
 from embedder.hashing import content_id
 from ray_jobs.cluster.tables import candidate_groups, labelled_ledger, passage_texts, queries
@@ -38,6 +49,8 @@ KEPT = pa.schema(
     ]
 )
 """A labelled group without its texts; an output is what the LLM sampled, or the first answer of a query."""
+UNLABELLED = ""
+"""What stands for the fingerprint of labels where a group has none."""
 BLOCK_ROWS = 512
 """Labels that are put back together."""
 
@@ -61,25 +74,31 @@ def main(arguments: list[str] | None = None) -> int:
         console().print(f"error: {error}", markup=False)
         return 2
     for name, count in counts.items():
-        console().print(f"{name}: {count:,} groups", markup=False)
+        console().print(f"{name}: {count:,} labelled groups", markup=False)
     return 0
 
 
 def write_labels(config: RunConfig, folder: Path) -> dict[str, int]:
-    """Write the labels of a run's candidates, a file a data set; returns the groups of each."""
+    """Write a run's candidates with the labels that there are, a file a data set; returns the labelled groups of each.
+
+    Raises:
+        DataError: there are none.
+    """
     by_dataset: dict[str, list[Row]] = {}
-    for group in labelled_groups(config.paths, labelled_ledger(config)):
-        by_dataset.setdefault(group["dataset"], []).append(group)
+    labels = {row["row_id"]: row for row in _labels(labelled_ledger(config)).to_pylist()}
+    for group in candidate_groups(config.paths).to_pylist():
+        row = labels.get(group_id(group)) or unrewarded(group, reward="", fingerprint=UNLABELLED)
+        by_dataset.setdefault(group["dataset"], []).append(row)
     for name, groups in sorted(by_dataset.items()):
         answer_of = {
             row["answers"][0]: row["query_id"] for row in queries(config.paths, "train", name) if row["answers"]
         }
         write_table([_without_text(group, answer_of) for group in groups], KEPT, folder / f"{name}.parquet")
-    return {name: len(groups) for name, groups in sorted(by_dataset.items())}
+    return {name: len(_labelled(groups)) for name, groups in sorted(by_dataset.items())}
 
 
 def read_labels(config: RunConfig, folder: Path) -> dict[str, int]:
-    """Put the labels of all files into a run, as candidates and labels; returns the groups of each data set.
+    """Put the labels of all files into a run, as candidates and labels; returns the labelled groups of each data set.
 
     Raises:
         DataError: there are none, or a text is not the one that was labelled.
@@ -92,9 +111,10 @@ def read_labels(config: RunConfig, folder: Path) -> dict[str, int]:
     for name, groups in by_dataset.items():
         candidates = [{key: group[key] for key in GROUP.names} for group in groups]
         write_table(candidates, GROUP, config.paths.candidates / f"{name}.parquet")
-        for first in range(0, len(groups), BLOCK_ROWS):
-            labelled_ledger(config).commit(groups[first : first + BLOCK_ROWS])
-    return {name: len(groups) for name, groups in by_dataset.items()}
+        labelled = _labelled(groups)
+        for first in range(0, len(labelled), BLOCK_ROWS):
+            labelled_ledger(config).commit(labelled[first : first + BLOCK_ROWS])
+    return {name: len(_labelled(groups)) for name, groups in by_dataset.items()}
 
 
 def labelled_groups(paths: Paths, ledger: Ledger) -> list[Row]:
@@ -103,10 +123,18 @@ def labelled_groups(paths: Paths, ledger: Ledger) -> list[Row]:
     Raises:
         DataError: `label` has not run, or not for all of these candidates.
     """
+    rows: list[Row] = _labels(ledger, [group_id(group) for group in candidate_groups(paths).to_pylist()]).to_pylist()
+    return rows
+
+
+def _labels(ledger: Ledger, expected: list[str] | None = None) -> pa.Table:
     if not parquet_files(ledger.folder):
         raise DataError(f"{ledger.folder}: no labels; run `python -m ray_jobs.label` first")
-    rows: list[Row] = ledger.read([group_id(group) for group in candidate_groups(paths).to_pylist()]).to_pylist()
-    return rows
+    return ledger.read(expected)
+
+
+def _labelled(groups: list[Row]) -> list[Row]:
+    return [group for group in groups if group["label_fingerprint"] != UNLABELLED]
 
 
 def positive_ids(paths: Paths) -> dict[tuple[str, str], list[str]]:

