@@ -51,10 +51,11 @@ class AliasTable:
 
     def dropped(self, alias: str) -> AliasTable:
         """An alias is gone."""
-        aliases, previous = (
-            {name: value for name, value in named.items() if name != alias} for named in (self.aliases, self.previous)
+        return replace(
+            self,
+            aliases={name: version for name, version in self.aliases.items() if name != alias},
+            previous={name: left for name, left in self.previous.items() if name != alias},
         )
-        return replace(self, aliases=aliases, previous=previous)
 
     def settled(self, alias: str, version: str, left_ns: int, successor: str) -> AliasTable:
         """Nothing of a version is needed any more that an alias left at that time, if the alias names the successor."""
