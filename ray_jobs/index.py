@@ -5,7 +5,7 @@
 reads   model/ (or index.model), prepared/corpus       records.PASSAGE
 writes  vectors/ENCODER/DATASET.passage/*.parquet          committed blocks; a second run encodes only what is missing
         indexes/versions/VERSION/                      a bundle: model, shards, manifest.json (embedder.index.bundle)
-        indexes/aliases.json                           `index.alias` now names this version (embedder.index.catalog)
+        indexes/catalog/NUMBER.json                    `index.alias` now names this version (embedder.index.catalog)
 
 Ray Data actors encode, one Ray task a shard builds, in memory for its own shard alone. A job that is started again goes
 on with the shards that are built. Other versions, and what was written to them, stay as they are.

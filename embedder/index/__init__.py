@@ -5,6 +5,7 @@
     bundle             model, shards and payload under one manifest: the unit that is deployed
     probe              whether an encoder that runs is the one of a bundle, by its vectors and ranks
     catalog            versions side by side, and aliases that move between them
+    alias_table        what aliases name and have named
     opened             all open shards of a version: search, writes, snapshots
     parquet_export     documents and vectors of a task as Parquet
     living             one collection that is written to while it is searched

@@ -1,36 +1,35 @@
 """Versions of an index side by side, and aliases that move from one to another at once.
 
-    versions/NAME/     a bundle, never changed
-    states/NAME/       what was written to its index since (embedder.index.living)
-    built              the version that was built last
-    aliases.json       alias -> version, and which ones it named before until when
+    versions/NAME/                    a bundle, never changed
+    states/NAME/                      what was written to its index since (embedder.index.living)
+    catalog/000000000031.json         all aliases (embedder.index.alias_table); the highest number counts
 
-A kill at any moment leaves the old or the new version, and the old or the new alias.
+A kill at any moment leaves the old or the new version, and the old or the new alias. No lock is held: of two processes
+that change aliases at once the second one sees what the first one made of them (embedder.storage.revisions).
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from embedder.errors import BundleError, ConfigError
-from embedder.hashing import content_id
+from embedder.index.alias_table import AliasTable
 from embedder.index.bundle import Manifest, read_manifest, verify
 from embedder.storage.durable import (
     discard_folder,
-    locked,
     place_durably,
     remove_unfinished,
     storage_failures,
     unfinished_folder,
-    write_durably,
 )
+from embedder.storage.folder_store import FolderStore
+from embedder.storage.position import clock
+from embedder.storage.revisions import Revisions
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -40,6 +39,7 @@ class Catalog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._tables = Revisions(FolderStore(folder), "catalog", clock)
 
     def versions(self) -> list[str]:
         """Names of the versions, sorted."""
@@ -50,10 +50,10 @@ class Catalog:
         """Version by alias.
 
         Raises:
-            BundleError: the file is damaged.
+            BundleError: the table of aliases is damaged.
+            StorageError: it cannot be read.
         """
-        aliases: dict[str, str] = self._read()["aliases"]
-        return aliases
+        return self._table().aliases
 
     def previous(self) -> dict[str, dict[str, int]]:
         """By alias the versions that it named before and when it left them (ns since 1970), the first one left first.
@@ -61,23 +61,17 @@ class Catalog:
         Those that are not there any more or are settled are left out.
 
         Raises:
-            BundleError: the file is damaged.
+            BundleError, StorageError: as of `aliases`.
         """
-        named: dict[str, dict[str, int]] = self._read()["previous"]
-        known = self.versions() if any(named.values()) else []
-        return {
-            alias: {version: left[version] for version in left if version in known} for alias, left in named.items()
-        }
+        return self._table().previous
 
     def mark_built(self, version: str) -> None:
         """Note that a version was built from the corpus, not copied from another one."""
-        with storage_failures(self.folder):
-            write_durably(self.folder / "built", f"{version}\n".encode())
+        self._change(lambda table: replace(table, built=version))
 
     def built(self) -> str | None:
         """The version that was built last, if it is still there."""
-        path = self.folder / "built"
-        version = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        version = self._table().built
         return version if version in self.versions() else None
 
     def settle(self, alias: str, version: str, left_ns: int, successor: str) -> None:
@@ -85,11 +79,7 @@ class Catalog:
 
         Only if the alias has not left it again since that time, and names that successor.
         """
-        with self._changing():
-            previous = self.previous()
-            if previous.get(alias, {}).get(version) == left_ns and self.aliases().get(alias) == successor:
-                del previous[alias][version]
-                self._write_aliases(self.aliases(), previous)
+        self._change(lambda table: table.settled(alias, version, left_ns, successor))
 
     def resolve(self, name: str) -> str:
         """The version that an alias or a version's own name means.
@@ -97,13 +87,7 @@ class Catalog:
         Raises:
             ConfigError: there is none.
         """
-        version = self.aliases().get(name, name)
-        if not NAME.fullmatch(version) or not (self.bundle(version) / Manifest.FILE).is_file():
-            raise ConfigError(
-                f"{self.folder}: no version or alias {name!r:.200}; there are versions {self.versions()} and aliases "
-                f"{self.aliases()}; build one with `python -m ray_jobs.index`"
-            )
-        return version
+        return self._resolved(name, self._table())
 
     def bundle(self, version: str) -> Path:
         return self.folder / "versions" / version
@@ -121,23 +105,12 @@ class Catalog:
         self._check_name(alias)
         if alias in self.versions():
             raise ConfigError(f"{alias!r} is a version of {self.folder}; an alias needs a name of its own")
-        with self._changing():
-            # Read under the lock: two jobs that move aliases at once must not undo each other's.
-            aliases, previous, target = self.aliases(), self.previous(), self.resolve(version)
-            if aliases.get(alias, target) != target:
-                moved = {target, aliases[alias]}
-                left = {name: when for name, when in previous.get(alias, {}).items() if name not in moved}
-                # Taken out and put in last, because the order says which version was left first.
-                previous[alias] = {**left, aliases[alias]: time.time_ns()}
-            self._write_aliases({**aliases, alias: target}, previous)
+        # Resolved in the table that is replaced: a version that is removed meanwhile gets no alias.
+        self._change(lambda table: table.pointed(alias, self._resolved(version, table), time.time_ns()))
 
     def drop(self, alias: str) -> None:
         """Remove an alias; the version stays."""
-        with self._changing():
-            aliases, previous = self.aliases(), self.previous()
-            aliases.pop(alias, None)
-            previous.pop(alias, None)
-            self._write_aliases(aliases, previous)
+        self._change(lambda table: table.dropped(alias))
 
     def stage(self, version: str) -> Path:
         """A new folder to be filled with a bundle and then published under that name."""
@@ -154,8 +127,13 @@ class Catalog:
         """
         self._check_name(version)
         manifest = read_manifest(staged)
-        if version in self.aliases():
+        table = self._table()
+        if version in table.aliases:
             raise ConfigError(f"{version!r} is an alias of {self.folder}; a version needs a name of its own")
+        if version in table.leaving:
+            raise ConfigError(
+                f"version {version!r} of {self.folder} has begun to be removed; remove it once more first"
+            )
         if version in self.versions():
             if read_manifest(self.bundle(version)).digest != manifest.digest:
                 raise ConfigError(f"{self.bundle(version)}: exists with another content; choose another name")
@@ -188,52 +166,62 @@ class Catalog:
         Raises:
             ConfigError: it does not exist, an alias names it, or what was written to it is not in the next one yet.
         """
-        with self._changing():
-            if version not in self.versions():
-                raise ConfigError(f"{self.folder}: no version {version!r:.200}; there are {self.versions()}")
-            named = [alias for alias, target in self.aliases().items() if target == version]
-            if named:
-                raise ConfigError(f"version {version!r} is served as {named}; point these elsewhere first")
-            waiting = [alias for alias, left in self.previous().items() if version in left]
-            if waiting and self.state(version).exists():
-                raise ConfigError(
-                    f"what was written to version {version!r} may not all be in what {waiting} name now; run the "
-                    f"service, which replays it there, or remove {self.state(version)} first to lose it"
-                )
+        if version not in self.versions():
+            raise ConfigError(f"{self.folder}: no version {version!r:.200}; there are {self.versions()}")
+        # In the table before its files go: who points an alias at it at this moment either comes first or is refused.
+        self._change(lambda table: self._leaving(version, table))
+        with storage_failures(self.folder):
             for folder in (self.bundle(version), self.state(version)):
                 if folder.exists():
                     discard_folder(folder)
+        self._change(lambda table: replace(table, leaving=[name for name in table.leaving if name != version]))
 
     def remove_unfinished(self) -> None:
-        """Remove what kills have left; call it where nobody else is building or copying."""
-        for name in ("versions", "states"):
+        """Remove what kills have left; call it where nobody else is building, copying or moving aliases."""
+        for name in ("versions", "states", "catalog"):
             remove_unfinished(self.folder / name)
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Keep other jobs that move aliases or remove versions out.
+    def _table(self) -> AliasTable:
+        _, content = self._tables.newest()
+        return self._parsed(content)
 
-        Raises:
-            StorageError: the disk is full, read-only or failing.
-        """
-        with storage_failures(self.folder), locked(self.folder / "catalog.lock"):
-            yield
-
-    def _read(self) -> dict[str, Any]:
-        path = self.folder / "aliases.json"
+    def _parsed(self, content: bytes | None) -> AliasTable:
         try:
-            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if raw["digest"] != content_id(raw["aliases"], raw["previous"]):
-                raise ValueError("its digest does not fit its content")
-        except FileNotFoundError:
-            return {"aliases": {}, "previous": {}}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BundleError(f"{path}: not readable ({error}); remove it and set the aliases again") from error
-        return raw
+            table = AliasTable() if content is None else AliasTable.parse(content)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise BundleError(
+                f"{self.folder / 'catalog'}: the file with the highest number is damaged ({error}); remove it, so that "
+                "the one before counts, and see that the aliases are right"
+            ) from error
+        return table.among(self.versions()) if any(table.previous.values()) else table
 
-    def _write_aliases(self, aliases: dict[str, str], previous: dict[str, dict[str, int]]) -> None:
-        content = {"aliases": aliases, "previous": previous, "digest": content_id(aliases, previous)}
-        write_durably(self.folder / "aliases.json", (json.dumps(content, indent=2) + "\n").encode())
+    def _change(self, change: Callable[[AliasTable], AliasTable]) -> None:
+        # Before the change: once that is made, a failure must not tell that it was not.
+        self._tables.clean()
+        self._tables.change(lambda content: change(self._parsed(content)).content())
+
+    def _resolved(self, name: str, table: AliasTable) -> str:
+        version = table.aliases.get(name, name)
+        is_there = NAME.fullmatch(version) and (self.bundle(version) / Manifest.FILE).is_file()
+        if not is_there or version in table.leaving:
+            raise ConfigError(
+                f"{self.folder}: no version or alias {name!r:.200}; there are versions {self.versions()} and aliases "
+                f"{table.aliases}; build one with `python -m ray_jobs.index`"
+            )
+        return version
+
+    def _leaving(self, version: str, table: AliasTable) -> AliasTable:
+        """The table in which a version is being removed; ConfigError: it is needed."""
+        named = [alias for alias, target in table.aliases.items() if target == version]
+        if named:
+            raise ConfigError(f"version {version!r} is served as {named}; point these elsewhere first")
+        waiting = [alias for alias, left in table.previous.items() if version in left]
+        if waiting and self.state(version).exists():
+            raise ConfigError(
+                f"what was written to version {version!r} may not all be in what {waiting} name now; run the "
+                f"service, which replays it there, or remove {self.state(version)} first to lose it"
+            )
+        return replace(table, leaving=sorted({*table.leaving, version}))
 
     def _check_name(self, name: str) -> None:
         if not NAME.fullmatch(name):

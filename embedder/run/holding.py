@@ -25,6 +25,7 @@ from embedder.storage.connect import open_store
 from embedder.storage.lease import RENEW_EVERY_S, WATCH_S, Claim, Lease, check_holder
 from embedder.storage.numbered import NumberedObjects
 from embedder.storage.object_store import AnyPath
+from embedder.storage.position import clock
 
 logger = logging.getLogger(__name__)
 
@@ -148,11 +149,6 @@ def _keep(lease: Lease, ended: Event) -> None:
         except (StorageError, OSError) as error:
             logger.warning("the lease could not be renewed, tried again: %s", error)
             pause = TRY_AGAIN_S
-
-
-def clock() -> float:
-    """Seconds that pass while the machine sleeps too, so that a holder that wakes up knows that its time is over."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
 
 
 def this_process() -> str:

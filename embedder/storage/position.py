@@ -8,6 +8,7 @@ by that of the process, the second by that of the store. No two clocks need to a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +27,11 @@ class Retention:
 
 
 RETENTION = Retention()
+
+
+def clock() -> float:
+    """Seconds that pass while the machine sleeps too, so that who wakes up knows that its time is over."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
 
 
 class Position(NamedTuple):

@@ -63,11 +63,13 @@ class Revisions:
     def change(self, change: Callable[[bytes | None], bytes]) -> None:
         """Put the revision that a function makes of the one that counts, again until no other process came between.
 
+        One that says the same is not put.
+
         Raises:
             StorageError: as of `replace`.
         """
         known, content = self.newest()
-        while not self.replace(known, change(content)):
+        while (changed := change(content)) != content and not self.replace(known, changed):
             known, content = self.newest()
 
     def kept(self) -> list[bytes]:

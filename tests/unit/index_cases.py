@@ -17,6 +17,7 @@ from embedder.index.documents import PAYLOAD, Document
 from embedder.index.faiss_index import empty_vectors
 from embedder.index.living import MutableCollection
 from embedder.index.manifest import hash_files
+from embedder.index.opened import OpenIndex
 from embedder.models.fingerprint import model_fingerprint
 
 WIDTH = 8
@@ -123,3 +124,14 @@ def live_catalog(folder: Path, documents: list[Document], vectors: np.ndarray) -
     add_version(catalog, "one", documents, vectors)
     catalog.point("live", "one")
     return catalog
+
+
+def opened(catalog: Catalog, name: str = "live") -> OpenIndex:
+    """The version of an alias, with all shards."""
+    version = catalog.resolve(name)
+    return OpenIndex.open(catalog.bundle(version), catalog.state(version))
+
+
+def count(index: OpenIndex) -> int:
+    """How many documents it has."""
+    return sum(one.documents for one in index.stats()["qa"])

@@ -21,7 +21,7 @@ from embedder.index.opened import OpenIndex, combine
 from embedder.index.probe import PROBE, read_probe, write_probe
 from embedder.index.search_options import SearchOptions
 from embedder.index.writes import lacking
-from tests.unit.index_cases import add_version, documents_of, ids, live_catalog, unit, write_version
+from tests.unit.index_cases import count, documents_of, ids, live_catalog, opened, unit, write_version
 
 NAMES = [f"b{i:02}" for i in range(30)]
 VECTORS = unit(np.random.default_rng(3), 40)
@@ -33,15 +33,6 @@ TOP = SearchOptions(k=5)
 def catalog(tmp_path):
     """A catalog with one version of two shards."""
     return live_catalog(tmp_path / "indexes", documents_of(NAMES), VECTORS[:30])
-
-
-def opened(catalog: Catalog, name: str = "live") -> OpenIndex:
-    version = catalog.resolve(name)
-    return OpenIndex.open(catalog.bundle(version), catalog.state(version))
-
-
-def count(index: OpenIndex) -> int:
-    return sum(one.documents for one in index.stats()["qa"])
 
 
 def test_index_answer_does_not_depend_on_the_number_of_shards(tmp_path):
@@ -148,71 +139,6 @@ def test_snapshot_taken_while_others_write_holds_whole_batches(catalog):
     assert all(size % 10 == 0 for size in sizes)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "x" * 200, ".hidden", "a\0b"])
-def test_catalog_refuses_a_name_that_leads_elsewhere(catalog, name):
-    for act in (catalog.resolve, catalog.stage, lambda one: catalog.point(one, "one"), catalog.remove):
-        with pytest.raises(ConfigError):
-            act(name)
-
-
-def test_catalog_keeps_aliases_and_versions_apart(catalog):
-    with pytest.raises(ConfigError, match="is a version"):
-        catalog.point("one", "one")
-    with pytest.raises(ConfigError, match="no version or alias 'nine'"):
-        catalog.point("next", "nine")
-    with pytest.raises(ConfigError, match=r"served as \['live'\]"):
-        catalog.remove("one")
-    add_version(catalog, "two", documents_of("ab"), VECTORS[:2])
-    assert catalog.built() is None
-    catalog.mark_built("one")
-    assert catalog.built() == "one"
-    catalog.point("live", "two")
-    catalog.remove("one")
-    assert catalog.built() is None and not any(catalog.bundle("one").parent.glob("*one*"))
-    assert (catalog.versions(), catalog.aliases()) == (["two"], {"live": "two"})
-    catalog.drop("live")
-    assert catalog.aliases() == {}
-
-
-def test_catalog_knows_what_an_alias_named_before_until_it_is_settled_or_gone(catalog):
-    for name in ("two", "three"):
-        add_version(catalog, name, documents_of("ab"), VECTORS[:2])
-    assert catalog.previous() == {}
-    for name in ("two", "two", "three"):
-        catalog.point("live", name)
-    catalog.point("next", "three")
-    left = catalog.previous()["live"]
-    assert list(left) == ["one", "two"] and left["one"] < left["two"]
-    catalog.settle("live", "three", left["two"], "three")
-    catalog.settle("live", "one", left["one"], "two")
-    catalog.settle("live", "one", left["one"] - 1, "three")
-    assert catalog.previous() == {"live": left}
-    catalog.settle("live", "one", left["one"], "three")
-    assert catalog.previous() == {"live": {"two": left["two"]}}
-    assert catalog.aliases() == {"live": "three", "next": "three"}
-    catalog.point("live", "one")
-    catalog.point("live", "two")
-    assert list(catalog.previous()["live"]) == ["three", "one"]
-    catalog.point("next", "one")
-    catalog.remove("three")
-    assert {alias: list(left) for alias, left in catalog.previous().items()} == {"live": ["one"], "next": []}
-    catalog.drop("next")
-    assert list(catalog.previous()) == ["live"]
-
-
-def test_catalog_does_not_remove_a_version_whose_writes_are_not_replayed_yet(catalog):
-    index = opened(catalog)
-    index.snapshot(catalog, "two")
-    index.upsert("qa", documents_of(["new"]), VECTORS[:1])
-    catalog.point("live", "two")
-    with pytest.raises(ConfigError, match=r"may not all be in what \['live'\] name now"):
-        catalog.remove("one")
-    assert count(opened(catalog, "one")) == 31
-    catalog.settle("live", "one", catalog.previous()["live"]["one"], "two")
-    catalog.remove("one")
-    assert not catalog.state("one").exists()
-
-
 def test_index_state_of_another_bundle_is_refused(catalog):
     opened(catalog).upsert("qa", documents_of(["new"]), VECTORS[:1])
     other = catalog.stage("two")
@@ -241,25 +167,6 @@ def test_snapshot_knows_when_its_documents_were_written(catalog):
         due = here.pending_changes("qa", changes)
         assert here.apply_changes("qa", changes, VECTORS[: len(changes)]) == due == list(range(len(changes))) and due
     assert texts(one) == texts(two) and texts(one)["note"] == "changed" and len(texts(one)) == 29
-
-
-def test_catalog_never_overwrites_a_version_with_another(catalog):
-    same, other = catalog.stage("one"), catalog.stage("one")
-    write_version(same, documents_of(NAMES), VECTORS[:30])
-    catalog.publish(same, "one")
-    write_version(other, documents_of("ab"), VECTORS[:2])
-    with pytest.raises(ConfigError, match="exists with another content"):
-        catalog.publish(other, "one")
-    assert count(opened(catalog)) == 30
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"aliases": {"live": "two"}, "previous": {}, "digest": "0"}', b"\xff"]
-)
-def test_catalog_refuses_damaged_aliases(catalog, content):
-    (catalog.folder / "aliases.json").write_bytes(content)
-    with pytest.raises(BundleError, match=r"aliases\.json"):
-        catalog.resolve("live")
 
 
 def spoilt_copies(path, random):

@@ -72,7 +72,7 @@ def test_mirror_leaves_scratch_locks_and_what_a_service_writes(remote: ObjectPat
     (mirror.folder / ".unfinished-b" / "c").write_text("half")
     (mirror.folder / ".half").write_text("half")
     assert mirror.push() == 1
-    for name in ("catalog.lock", ".DS_Store", ".mirror.json"):
+    for name in ("batch.lock", ".DS_Store", ".mirror.json"):
         with replacing(remote / name) as file:
             file.write(b"of somebody else")
     assert elsewhere(remote, tmp_path / "two") == {"a.txt": "1"}

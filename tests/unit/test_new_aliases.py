@@ -108,7 +108,7 @@ def test_unknown_alias_is_looked_for_once_a_second_over_all_requests(service, cl
 
 
 def test_unknown_alias_is_404_while_the_aliases_cannot_be_read(service, client, looks):
-    aliases = service.served.source.folder / "aliases.json"
+    aliases = max((service.served.source.folder / "catalog").iterdir())
     before = aliases.read_bytes()
     aliases.write_text("{", encoding="utf-8")
     answer = client.post("/v1/search", json={**SEARCH, "index": "new"})

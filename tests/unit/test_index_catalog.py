@@ -1,0 +1,179 @@
+"""Names of versions and aliases: what is refused, what moves at once, and what a removal must not take."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import numpy as np
+import pytest
+
+from embedder.errors import BundleError, ConfigError, StorageError
+from embedder.index.catalog import Catalog
+from embedder.storage.numbered import MARK_BYTES
+from embedder.storage.revisions import Revisions
+from tests.unit.index_cases import add_version, count, documents_of, live_catalog, opened, unit, write_version
+
+NAMES = [f"b{i:02}" for i in range(30)]
+VECTORS = unit(np.random.default_rng(3), 30)
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    """A catalog with one version of two shards."""
+    return live_catalog(tmp_path / "indexes", documents_of(NAMES), VECTORS)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "x" * 200, ".hidden", "a\0b"])
+def test_catalog_refuses_a_name_that_leads_elsewhere(catalog, name):
+    for act in (catalog.resolve, catalog.stage, lambda one: catalog.point(one, "one"), catalog.remove):
+        with pytest.raises(ConfigError):
+            act(name)
+
+
+def test_catalog_keeps_aliases_and_versions_apart(catalog):
+    with pytest.raises(ConfigError, match="is a version"):
+        catalog.point("one", "one")
+    with pytest.raises(ConfigError, match="no version or alias 'nine'"):
+        catalog.point("next", "nine")
+    with pytest.raises(ConfigError, match=r"served as \['live'\]"):
+        catalog.remove("one")
+    add_version(catalog, "two", documents_of("ab"), VECTORS[:2])
+    assert catalog.built() is None
+    catalog.mark_built("one")
+    assert catalog.built() == "one"
+    catalog.point("live", "two")
+    catalog.remove("one")
+    assert catalog.built() is None and not any(catalog.bundle("one").parent.glob("*one*"))
+    assert (catalog.versions(), catalog.aliases()) == (["two"], {"live": "two"})
+    catalog.drop("live")
+    assert catalog.aliases() == {}
+
+
+def test_catalog_knows_what_an_alias_named_before_until_it_is_settled_or_gone(catalog):
+    for name in ("two", "three"):
+        add_version(catalog, name, documents_of("ab"), VECTORS[:2])
+    assert catalog.previous() == {}
+    for name in ("two", "two", "three"):
+        catalog.point("live", name)
+    catalog.point("next", "three")
+    left = catalog.previous()["live"]
+    assert list(left) == ["one", "two"] and left["one"] < left["two"]
+    catalog.settle("live", "three", left["two"], "three")
+    catalog.settle("live", "one", left["one"], "two")
+    catalog.settle("live", "one", left["one"] - 1, "three")
+    assert catalog.previous() == {"live": left}
+    catalog.settle("live", "one", left["one"], "three")
+    assert catalog.previous() == {"live": {"two": left["two"]}}
+    assert catalog.aliases() == {"live": "three", "next": "three"}
+    catalog.point("live", "one")
+    catalog.point("live", "two")
+    assert list(catalog.previous()["live"]) == ["three", "one"]
+    catalog.point("next", "one")
+    catalog.remove("three")
+    assert {alias: list(left) for alias, left in catalog.previous().items()} == {"live": ["one"], "next": []}
+    catalog.drop("next")
+    assert list(catalog.previous()) == ["live"]
+
+
+def test_catalog_does_not_remove_a_version_whose_writes_are_not_replayed_yet(catalog):
+    index = opened(catalog)
+    index.snapshot(catalog, "two")
+    index.upsert("qa", documents_of(["new"]), VECTORS[:1])
+    catalog.point("live", "two")
+    with pytest.raises(ConfigError, match=r"may not all be in what \['live'\] name now"):
+        catalog.remove("one")
+    assert count(opened(catalog, "one")) == 31
+    catalog.settle("live", "one", catalog.previous()["live"]["one"], "two")
+    catalog.remove("one")
+    assert not catalog.state("one").exists()
+
+
+def test_catalog_never_overwrites_a_version_with_another(catalog):
+    same, other = catalog.stage("one"), catalog.stage("one")
+    write_version(same, documents_of(NAMES), VECTORS)
+    catalog.publish(same, "one")
+    write_version(other, documents_of("ab"), VECTORS[:2])
+    with pytest.raises(ConfigError, match="exists with another content"):
+        catalog.publish(other, "one")
+    assert count(opened(catalog)) == 30
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"table": {"aliases": {"live": "two"}}, "digest": "0"}',
+        b"\xff",
+        b'{"table": 1, "digest": "0"}',
+    ],
+)
+def test_catalog_refuses_damaged_aliases(catalog, content):
+    newest = max((catalog.folder / "catalog").iterdir())
+    newest.write_bytes(content + bytes(MARK_BYTES))
+    for act in (catalog.aliases, lambda: catalog.resolve("live"), lambda: catalog.point("next", "one")):
+        with pytest.raises(BundleError, match="catalog: the file with the highest number is damaged"):
+            act()
+    newest.unlink()
+    catalog.point("live", "one")
+    assert catalog.aliases() == {"live": "one"}
+
+
+def test_catalogs_that_move_aliases_at_once_lose_none_of_them(catalog):
+    def move(who: int) -> None:
+        for number in range(5):
+            Catalog(catalog.folder).point(f"{who}-{number}", "one")
+
+    threads = [threading.Thread(target=move, args=(who,)) for who in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert catalog.aliases() == {"live": "one", **{f"{who}-{number}": "one" for who in range(4) for number in range(5)}}
+
+
+def test_catalog_writes_nothing_where_nothing_changes(catalog):
+    catalog.point("live", "one")
+    catalog.settle("live", "one", 1, "two")
+    assert len(list((catalog.folder / "catalog").iterdir())) == 1
+
+
+def test_version_whose_removal_was_cut_short_gets_no_alias_and_is_removed_again(catalog, monkeypatch):
+    add_version(catalog, "two", documents_of("ab"), VECTORS[:2])
+
+    def is_cut_short(_) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("embedder.index.catalog.discard_folder", is_cut_short)
+        with pytest.raises(StorageError):
+            catalog.remove("two")
+    for act in (lambda: catalog.point("live", "two"), lambda: catalog.resolve("two")):
+        with pytest.raises(ConfigError, match="no version or alias 'two'"):
+            act()
+    with pytest.raises(ConfigError, match="remove it once more"):
+        add_version(catalog, "two", documents_of("ab"), VECTORS[:2])
+    catalog.remove("two")
+    add_version(catalog, "two", documents_of("ab"), VECTORS[:2])
+    catalog.point("live", "two")
+    assert catalog.resolve("live") == "two"
+
+
+def test_version_that_is_removed_while_an_alias_goes_to_it_keeps_its_files_or_gets_no_alias(catalog, monkeypatch):
+    """The alias comes first: the removal sees it, although it began before."""
+    add_version(catalog, "two", documents_of("ab"), VECTORS[:2])
+    newest, asked = Revisions.newest, []
+
+    def overtaken(revisions: Revisions):
+        found = newest(revisions)
+        if not asked:
+            asked.append(found)
+            Catalog(catalog.folder).point("next", "two")
+        return found
+
+    monkeypatch.setattr(Revisions, "newest", overtaken)
+    with pytest.raises(ConfigError, match=r"served as \['next'\]"):
+        catalog.remove("two")
+    assert asked and count(opened(catalog, "next")) == 2
