@@ -6,6 +6,7 @@ The environment has no clone, no run file written by hand and no Ray.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,7 +135,7 @@ def test_stranger_trains_on_own_questions_about_documents(stranger: Stranger) ->
 
 
 def test_documentation_of_a_package_becomes_a_measured_search(stranger: Stranger) -> None:
-    """The commands of docs/example.md; the first one needs a clone and a package index."""
+    """The commands of docs/example.md, over a fifth of the manual; the first one needs a clone and a package index."""
     example = stranger.folder / "example"
     fetched = subprocess.run(
         [sys.executable, "-m", "benchmarks.documentation", "--out", str(example)],
@@ -147,6 +148,8 @@ def test_documentation_of_a_package_becomes_a_measured_search(stranger: Stranger
     if fetched.returncode == 2 and "the package index must be reached" in fetched.stdout:
         pytest.skip(fetched.stdout.strip())
     assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+    for large in ("core", "orm"):
+        shutil.rmtree(example / "manual" / large)
     stranger.run("init", "example/manual", "--questions", "example/asked", "--llm", "none", "--yes")
     stranger.run("pipeline")
     results = stranger.folder / "runs" / "manual" / "evaluation" / "test" / "results.json"
