@@ -238,7 +238,7 @@ def test_layout_reader_keeps_metadata_and_rejects_what_cannot_be_filtered_by(tmp
     corpus = [
         {"id": "a", "text": "x", "metadata": {"year": 2020, "tags": ["new"]}},
         {"id": "b", "text": "y"},
-        {"id": "c", "text": "z", "metadata": {"year": {"from": 1}}},
+        {"id": "c", "text": "z", "metadata": {"year": [1, "two"]}},
     ]
     got = read_layout(tmp_path, corpus=corpus, train=[question(1, pos_ids=["a"])], test=[])
     assert {name: one["metadata"] for name, one in got.passages.items()} == {

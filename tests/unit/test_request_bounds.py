@@ -269,10 +269,10 @@ WORDED = {
         written(metadata={"tags": [None]}),
         "documents.0.metadata.tags.0: null is not a value",
     ),
-    "an object in a union": (
+    "a list within a list": (
         DOCUMENTS,
-        written(metadata={"a": {}}),
-        "documents.0.metadata.a: a value is a text, a number or",
+        written(metadata={"a": {"b": [[]]}}),
+        "documents.0.metadata.a.b.0: a value is a text, a number or",
     ),
     "mixed list": (
         DOCUMENTS,
