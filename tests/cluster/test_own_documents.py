@@ -6,10 +6,8 @@ The environment has no clone, no run file written by hand and no Ray.
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import ROOT, free_port
+from tests.cluster.conftest import free_port
 from tests.installed import Installed, build_wheel, install
 from tests.python_documents import SOUGHT, Sought, own_questions, write_documents
 from tests.unit.tiny_folders import write_jsonl
@@ -132,30 +130,3 @@ def test_stranger_trains_on_own_questions_about_documents(stranger: Stranger) ->
         assert is_found(SOUGHT[1], stranger.run("ask", "--json", "--url", url, SOUGHT[1].query), file="heapq.md")
     status = json.loads(stranger.run("status", "--json", *few))
     assert status["missing"] == [] and {"train", "evaluate"} <= {each["stage"] for each in status["stages"]}
-
-
-def test_documentation_of_a_package_becomes_a_measured_search(stranger: Stranger) -> None:
-    """The commands of docs/example.md, over a fifth of the manual; the first one needs a clone and a package index."""
-    example = stranger.folder / "example"
-    fetched = subprocess.run(
-        [sys.executable, "-m", "benchmarks.documentation", "--out", str(example)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if fetched.returncode == 2 and "the package index must be reached" in fetched.stdout:
-        pytest.skip(fetched.stdout.strip())
-    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
-    for large in ("core", "orm"):
-        shutil.rmtree(example / "manual" / large)
-    stranger.run("init", "example/manual", "--questions", "example/asked", "--llm", "none", "--yes")
-    stranger.run("pipeline")
-    results = stranger.folder / "runs" / "manual" / "evaluation" / "test" / "results.json"
-    measured = json.loads(results.read_text(encoding="utf-8"))["datasets"]["manual"]
-    assert measured["queries"] >= 30 and measured["measures"]["R@10"]["retrievers"]["base"]["value"] > 0.5
-    with stranger.serving() as url:
-        answer = json.loads(stranger.run("ask", "--json", "--url", url, "how do I roll back a part of a transaction?"))
-    place = answer["results"][0][0]["metadata"]
-    assert place["file"].endswith(".rst") and place["heading"]
