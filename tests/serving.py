@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from fastapi import FastAPI
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -20,6 +21,7 @@ from embedder.index.manifest import hash_files
 from embedder.models.encoder import encode
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.onnx import load_inference_encoder
+from serve.api import make_api
 from serve.deployments.local_backend import InProcess
 from serve.deployments.shard_replica import ShardReplica
 from serve.http_errors import ApiError
@@ -148,6 +150,15 @@ def local_service(config: RunConfig) -> Service:
     served = Served(source, config.serve.max_versions)
     backend = LocalBackend(source, config, served.named(None).name)
     return Service(config.serve, config.tasks, served, backend)
+
+
+def guarded_api(work: Path, model: Path, keys: str) -> FastAPI:
+    """The routes of such a service with lines of keys, over a version that is made in `work`."""
+    publish(work, model, "v1")
+    path = work / "keys"
+    path.write_text(keys, encoding="utf-8")
+    path.chmod(0o600)
+    return make_api(local_service(run_config(work, model, api_keys_file=str(path))), lambda *_: None)
 
 
 def unit(vectors: object) -> np.ndarray:

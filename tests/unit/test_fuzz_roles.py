@@ -8,9 +8,8 @@ import pytest
 
 from benchmarks.serving_faults import fuzz
 from serve.access.keys import ROLES
-from serve.api import make_api
 from tests.cluster.conftest import free_port
-from tests.serving import local_service, publish, run_config
+from tests.serving import guarded_api
 from tests.web_server import answering
 
 pytestmark = pytest.mark.slow
@@ -19,11 +18,8 @@ KEYS = {role: f"{role}-{'k' * 32}" for role in ROLES}
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory, tiny_encoder_folder) -> Iterator[str]:
-    work = tmp_path_factory.mktemp("fuzzed")
-    publish(work, tiny_encoder_folder, "v1")
-    keys = work / "keys"
-    keys.write_text("".join(f"{role} {key}\n" for role, key in KEYS.items()), encoding="utf-8")
-    api = make_api(local_service(run_config(work, tiny_encoder_folder, api_keys_file=str(keys))), lambda *_: None)
+    keys = "".join(f"{role} {key}\n" for role, key in KEYS.items())
+    api = guarded_api(tmp_path_factory.mktemp("fuzzed"), tiny_encoder_folder, keys)
     with answering(api, free_port(), log_level="critical") as url:
         yield url
 

