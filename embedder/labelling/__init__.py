@@ -24,6 +24,7 @@ compute_cost.py        tokens and operations that an LLM had to compute
 rewards.py             the rank reward and others, from log-likelihoods alone; their temperature
 export.py              writes labels as the reference's files
 rounding.py            what bfloat16 changes of rank rewards
+even_draw.py           a few rows of many, drawn evenly, to be read by people
 label_statistics.py    counts how much signal the labels carry
 label_trust.py         do the rewards agree with people, with themselves, with another seed, and with answers
 false_negatives.py     mined candidates that the LLM finds as good as a known positive

@@ -15,7 +15,7 @@ from embedder.config.tasks import VERDICTS
 from embedder.errors import ModelError
 from embedder.labelling.prefix_tree import PackedPrompt, check_prompts
 from embedder.labelling.sampling import Sampling
-from embedder.labelling.server_backend import ServerBackend, ServerIdentity
+from embedder.labelling.server_backend import ServerBackend, ServerIdentity, choices_of
 from embedder.models.remote_llm import RemoteLlm
 from embedder.remote.server import RefusedError
 
@@ -153,19 +153,14 @@ def _messages(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def _choices(answer: Any) -> list[dict[str, Any]]:  # noqa: ANN401
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    return [row for row in choices if isinstance(row, dict)] if isinstance(choices, list) else []
-
-
 def _texts(answer: Any) -> list[str]:  # noqa: ANN401
-    messages = [row.get("message") for row in _choices(answer)]
+    messages = [row.get("message") for row in choices_of(answer)]
     contents = [each.get("content") for each in messages if isinstance(each, dict)]
     return [content for content in contents if isinstance(content, str)]
 
 
 def _first_tokens(answer: Any) -> First | None:  # noqa: ANN401
-    for row in _choices(answer):
+    for row in choices_of(answer):
         told = row.get("logprobs")
         content = told.get("content") if isinstance(told, dict) else None
         listed = content[0].get("top_logprobs") if isinstance(content, list) and content else None

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from embedder.hashing import content_id
+from embedder.labelling.even_draw import EvenDraw
 
 SHOWN = 5
 """Groups with such candidates that are kept to read."""
@@ -37,11 +37,10 @@ class FalseNegatives:
     """Counts them row by row in bounded memory, and keeps some groups to read."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
         self.counts: Counter[str] = Counter()
         """`mined`: candidates of groups with a known positive that nobody marked; `as_good`: those of them that the LLM
         finds as good; `groups`: those that have such ones."""
-        self._shown: dict[str, Row] = {}
+        self._shown = EvenDraw[Row](seed, SHOWN)
 
     def add(self, row: Row) -> None:
         """Count a row with rewards."""
@@ -51,14 +50,12 @@ class FalseNegatives:
         if found:
             self.counts["as_good"] += len(found)
             self.counts["groups"] += 1
-            # The least hashes are an even draw that needs neither the number of rows nor their order.
-            self._shown[content_id(self.seed, row["row_id"])] = row
-            self._shown = dict(sorted(self._shown.items())[:SHOWN])
+            self._shown.offer(row["row_id"], lambda: row)
 
     @property
     def rows(self) -> list[Row]:
         """Groups to read."""
-        return list(self._shown.values())
+        return self._shown.rows
 
     @property
     def line(self) -> str:

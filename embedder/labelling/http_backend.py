@@ -16,7 +16,7 @@ from embedder.labelling.completions import FORMS, AnswerError, CompletionForm, L
 from embedder.labelling.prefix_tree import PackedPrompt, check_prompts
 from embedder.labelling.prompt_layout import encode
 from embedder.labelling.sampling import Sampling
-from embedder.labelling.server_backend import ServerBackend, ServerIdentity
+from embedder.labelling.server_backend import ServerBackend, ServerIdentity, choices_of
 from embedder.models.remote_llm import RemoteLlm
 from embedder.remote.server import RefusedError
 
@@ -172,6 +172,4 @@ class HttpBackend(ServerBackend):
 
 
 def _texts(answer: Any) -> list[str]:  # noqa: ANN401
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    rows = choices if isinstance(choices, list) else []
-    return [row["text"] for row in rows if isinstance(row, dict) and isinstance(row.get("text"), str)]
+    return [row["text"] for row in choices_of(answer) if isinstance(row.get("text"), str)]

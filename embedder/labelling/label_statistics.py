@@ -16,7 +16,7 @@ from typing import Any
 
 from embedder.config.label import LabelConfig
 from embedder.config.tasks import OWN_REWARDS, TaskSpec
-from embedder.hashing import content_id
+from embedder.labelling.even_draw import EvenDraw
 from embedder.labelling.false_negatives import FalseNegatives, as_good_as_positive
 from embedder.labelling.label_trust import LabelTrust
 from embedder.labelling.rewards import desired_rank, group_rewards, is_flat, is_saturated, summed
@@ -182,7 +182,7 @@ class TaskStatistics:
     """
 
     def __init__(self, seed: int, margin: float = 0.0, sums: bool = False) -> None:
-        self.seed, self.margin, self.sums = seed, margin, sums
+        self.margin, self.sums = margin, sums
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         """Errors by their first words; of too many, those that come first in the alphabet."""
@@ -195,7 +195,7 @@ class TaskStatistics:
         self.trust = LabelTrust(seed)
         """Whether the rewards agree with people and with themselves."""
         self.false_negatives = FalseNegatives(seed)
-        self._examples: dict[str, dict[str, Any]] = {}
+        self._examples = EvenDraw[dict[str, Any]](seed, EXAMPLES)
 
     def add(self, row: Row) -> None:
         """Count one row, and keep it to read if the draw falls on it.
@@ -211,7 +211,7 @@ class TaskStatistics:
         if row.get("truncated") is not None:
             self.counts["truncated"] += row["truncated"]
             self.counts["cut_of"] += len(row["candidate_texts"])
-        self._keep(row)
+        self._examples.offer(row["row_id"], lambda: example(row, self.sums))
         self.trust.add(row)
         if row["rewards"]:
             self._count_rewards(row)
@@ -268,17 +268,10 @@ class TaskStatistics:
             # The last of the alphabet goes, not the rarest: counts so far depend on the order of the rows.
             self.counts["other_reasons"] += self.reasons.pop(max(self.reasons))
 
-    def _keep(self, row: Row) -> None:
-        # The least hashes are an even draw that needs neither the number of rows nor their order.
-        key = content_id(self.seed, row["row_id"])
-        if len(self._examples) < EXAMPLES or key < max(self._examples):
-            self._examples[key] = example(row, self.sums)
-            self._examples = dict(sorted(self._examples.items())[:EXAMPLES])
-
     @property
     def examples(self) -> list[dict[str, Any]]:
         """Groups to read, at most `EXAMPLES`, drawn evenly from all rows by a seeded hash of `row_id`."""
-        return list(self._examples.values())
+        return self._examples.rows
 
     @property
     def as_good(self) -> list[dict[str, Any]]:

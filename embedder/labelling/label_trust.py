@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import correlation
 from typing import Any
@@ -175,10 +175,11 @@ class LabelTrust:
         base, scores = row["base_scores"], row["scores"]
         if base is not None and row["reward"] in OWN_REWARDS:
             if row["reward"] == "own_answers" and len(base) > 1:
-                self.halves.add(*(_mean_gains(range(start, len(base), 2), base, scores) for start in (0, 1)))
+                self.halves.add(*(_among(mean_gain, range(start, len(base), 2), base, scores) for start in (0, 1)))
         elif base is not None and len(base) > FEWEST_RIVALS:
-            first, second = ([0, *range(start, len(base), 2)] for start in (1, 2))
-            self.halves.add(*(_ranked_among(half, base, scores) for half in (first, second)))
+            # With each half of the rivals the desired output, which is the first.
+            halves = ([0, *range(start, len(base), 2)] for start in (1, 2))
+            self.halves.add(*(_among(rank_reward, half, base, scores) for half in halves))
         self._keep(row)
 
     def _shuffled(self, row: Row) -> list[float]:
@@ -286,16 +287,15 @@ def _centred(values: Sequence[float]) -> list[float]:
     return [value - mean for value in values]
 
 
-def _ranked_among(outputs: Sequence[int], base: Sequence[float], scores: Sequence[Sequence[float]]) -> list[float]:
-    """Rank rewards of each candidate where these outputs alone are there; the desired one is the first."""
+def _among(
+    reward: Callable[[list[float], list[float]], float],
+    outputs: Sequence[int],
+    base: Sequence[float],
+    scores: Sequence[Sequence[float]],
+) -> list[float]:
+    """Rewards of each candidate where these outputs alone are there."""
     known = [base[i] for i in outputs]
-    return [rank_reward(known, [row[i] for i in outputs]) for row in scores]
-
-
-def _mean_gains(outputs: Sequence[int], base: Sequence[float], scores: Sequence[Sequence[float]]) -> list[float]:
-    """Rewards of each candidate where these of the LLM's own answers alone are there."""
-    known = [base[i] for i in outputs]
-    return [mean_gain(known, [row[i] for i in outputs]) for row in scores]
+    return [reward(known, [row[i] for i in outputs]) for row in scores]
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

@@ -80,3 +80,9 @@ class ServerBackend:
             self.work.tokens += read + written
             self.work.money += self.lm.endpoint.money(read, written)
         return answer
+
+
+def choices_of(answer: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    """The objects among the choices of an answer; none where it is of another form."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    return [row for row in choices if isinstance(row, dict)] if isinstance(choices, list) else []

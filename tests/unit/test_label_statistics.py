@@ -170,7 +170,7 @@ def test_label_errors_have_bounded_reasons_and_none_is_lost():
 def test_label_statistics_of_a_thousand_rows_keep_ten_examples_and_few_bins():
     scores = [[(-0.01 * i, -1.0, -2.0), (-0.02 * i, -1.0, -2.0)] for i in range(1000)]
     one = statistics_of([row(part, [1, 0], row_id=str(i), query="x" * 5000) for i, part in enumerate(scores)])
-    assert len(one.examples) == len(one._examples) == EXAMPLES
+    assert len(one.examples) == len(one._examples._kept) == EXAMPLES
     assert len(one.rank_with.counts) <= 5
     assert all(len(shown["query"]) == TEXT_CHARACTERS + 1 for shown in one.examples)
     assert one.counts["groups"] == 1000
