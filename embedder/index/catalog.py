@@ -63,7 +63,7 @@ class Catalog:
         Raises:
             BundleError, StorageError: as of `aliases`.
         """
-        return self._table().previous
+        return self._among_versions(self._table()).previous
 
     def mark_built(self, version: str) -> None:
         """Note that a version was built from the corpus, not copied from another one."""
@@ -187,18 +187,20 @@ class Catalog:
 
     def _parsed(self, content: bytes | None) -> AliasTable:
         try:
-            table = AliasTable() if content is None else AliasTable.parse(content)
+            return AliasTable() if content is None else AliasTable.parse(content)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise BundleError(
                 f"{self.folder / 'catalog'}: the file with the highest number is damaged ({error}); remove it, so that "
                 "the one before counts, and see that the aliases are right"
             ) from error
+
+    def _among_versions(self, table: AliasTable) -> AliasTable:
         return table.among(self.versions()) if any(table.previous.values()) else table
 
     def _change(self, change: Callable[[AliasTable], AliasTable]) -> None:
         # Before the change: once that is made, a failure must not tell that it was not.
         self._tables.clean()
-        self._tables.change(lambda content: change(self._parsed(content)).content())
+        self._tables.change(lambda content: change(self._among_versions(self._parsed(content))).content())
 
     def _resolved(self, name: str, table: AliasTable) -> str:
         version = table.aliases.get(name, name)
