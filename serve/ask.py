@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from embedder.cli.launch import SERVICE_URL
 from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error, show_table
@@ -24,7 +25,6 @@ from embedder.run.stage_report import StageReport, read_reports, stage_table
 from serve.client import Client
 from serve.schemas.search_schemas import SearchRequest
 
-URL = "http://127.0.0.1:8000"
 SHOWN_CHARACTERS = 160
 RESULTS = 3
 
@@ -47,7 +47,7 @@ def first_queries(config: RunConfig) -> dict[str, dict[str, Any]]:
 def ask(config: RunConfig, out: Console) -> int:
     """Ask one query of each task and print the answers; returns how many were asked."""
     asked = first_queries(config)
-    with Client(URL, timeout_s=config.serve.timeout_s) as client:
+    with Client(SERVICE_URL, timeout_s=config.serve.timeout_s) as client:
         for task, row in sorted(asked.items()):
             answer = client.search(SearchRequest(query=row["query"], task=task, k=RESULTS))
             out.print(f"[bold]{task}[/bold]", end=" ")
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with exit_on_error():
             check_replica_gpus(config, out, can_grow=False)
         serve.run(application)
-        out.print(f"ready after {time.monotonic() - began:.1f} s on {URL}", markup=False)
+        out.print(f"ready after {time.monotonic() - began:.1f} s on {SERVICE_URL}", markup=False)
         count = ask(config, out)
     finally:
         ray.shutdown()

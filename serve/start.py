@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from embedder.cli.launch import SERVICE_URL
 from embedder.config.load import load_run, run_file_parser
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error
@@ -31,8 +32,6 @@ from serve.taken import refuse_missing_version, refuse_taken_name, refuse_taken_
 if TYPE_CHECKING:
     from ray.serve import Application
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-"""Where `llm-embedder ask` asks."""
 LAST_S = 5.0
 """Beyond the time that a request may take."""
 
@@ -134,7 +133,7 @@ def _serve(application: Application, place: Place, config: RunConfig, out: Conso
         serve.run(application, name=place.name, route_prefix=place.prefix)
         # From now on there are requests to be answered before the end.
         interrupt_as_usual()
-        option = "" if place.url == DEFAULT_URL else f" --url {place.url}"
+        option = "" if place.url == SERVICE_URL else f" --url {place.url}"
         out.print(f"{place.name} is ready at {place.url}; stop it by Ctrl-C or SIGTERM", markup=False)
         out.print(f"next, in another terminal: llm-embedder ask{option} QUERY", markup=False)
         while True:

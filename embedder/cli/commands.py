@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedder.cli.launch import need, start
+from embedder.cli.launch import SERVICE_URL, need, start
 from embedder.console import exit_on_error
 
 STATUSES = """Exit status: 0 done; 1 a defect, with a traceback; 2 an error that you can fix, in one line with its place
@@ -195,9 +195,7 @@ def ask(
     ] = None,
     count: Annotated[int, typer.Option("-k", min=1, help="Hits.")] = 5,
     mode: Annotated[str, typer.Option(help="dense (vectors), lexical (words), or hybrid (both).")] = "dense",
-    url: Annotated[
-        str, typer.Option(envvar="LLM_EMBEDDER_URL", help="Where the service answers.")
-    ] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(envvar="LLM_EMBEDDER_URL", help="Where the service answers.")] = SERVICE_URL,
     index_name: Annotated[
         str | None, typer.Option("--index", help="Alias of the index; by default the service's.")
     ] = None,
@@ -213,9 +211,7 @@ def ask(
 
 @APP.command()
 def mcp(
-    url: Annotated[
-        str, typer.Option(envvar="LLM_EMBEDDER_URL", help="Where the service answers.")
-    ] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(envvar="LLM_EMBEDDER_URL", help="Where the service answers.")] = SERVICE_URL,
     task: Annotated[str | None, typer.Option(help="Task that is searched if a call names none.")] = None,
     index_name: Annotated[
         str | None, typer.Option("--index", help="Alias that is searched if a call names none.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,14 +53,24 @@ def only_task(url: str, index: str | None) -> str:
         ConfigError: there are several, or there is no such index, or no document in it.
     """
     served = call(url, "GET", "/v1/indexes")["data"]
-    wanted = [each for each in served if (each["name"] == index if index else each["default"])]
-    if not wanted:
+    wanted = meant_index(served, index or None)
+    if wanted is None:
         raise ConfigError(f"--index {index}: {url} serves {[each['name'] for each in served]}")
-    tasks = [task for task, state in wanted[0]["collections"].items() if state["documents"]]
+    tasks = tasks_with_documents(wanted)
     if len(tasks) != 1:
-        found = f"has documents of {', '.join(sorted(tasks))}; give one by --task" if tasks else "has no documents"
-        raise ConfigError(f"{url}: index {wanted[0]['name']!r} {found}")
-    return str(tasks[0])
+        found = f"has documents of {', '.join(tasks)}; give one by --task" if tasks else "has no documents"
+        raise ConfigError(f"{url}: index {wanted['name']!r} {found}")
+    return tasks[0]
+
+
+def meant_index(served: Sequence[dict[str, Any]], index: str | None) -> dict[str, Any] | None:
+    """Of the indexes as `GET /v1/indexes` tells them the one of an alias, or by None the default; None: none is it."""
+    return next((each for each in served if (each["default"] if index is None else each["name"] == index)), None)
+
+
+def tasks_with_documents(index: dict[str, Any]) -> list[str]:
+    """The tasks of such an index that can be searched, sorted."""
+    return sorted(task for task, state in index["collections"].items() if state["documents"])
 
 
 def check_url(url: str) -> None:

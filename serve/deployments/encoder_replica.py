@@ -174,12 +174,7 @@ class EncoderReplica:
         if probe is None:
             return
         texts = [probe.texts[i] for i in probe.asked]
-        loop = asyncio.get_running_loop()
-        rows = await loop.run_in_executor(self._tokenizing, model.encoder.tokenize, texts)
-        try:
-            vector_ND = await model.batcher.submit(rows, is_small=False)
-        except NotEncodable as error:
-            raise RuntimeError(f"the encoder fails on a text of the index: {error.failure.reason}") from error
+        vector_ND = await self._encoded(model, texts, "a text of the index", is_small=False)
         check_ranks(self._source.bundle(version), probe, vector_ND)
 
     def _probe_of(self, version: str) -> Probe | None:
@@ -203,14 +198,22 @@ class EncoderReplica:
             await self._try(model)
 
     async def _try(self, model: _Model) -> None:
-        loop = asyncio.get_running_loop()
-        rows = await loop.run_in_executor(self._tokenizing, model.encoder.tokenize, [READY])
-        try:
-            vector_ND = await model.batcher.submit(rows)
-        except NotEncodable as error:
-            raise RuntimeError(f"the encoder fails on any text: {error.failure.reason}") from error
+        vector_ND = await self._encoded(model, [READY], "any text", is_small=True)
         if abs(float(np.linalg.norm(vector_ND[0])) - 1) > UNIT:
             raise RuntimeError("the encoder gives vectors that are not of length 1")
+
+    async def _encoded(self, model: _Model, texts: list[str], what: str, *, is_small: bool) -> np.ndarray:
+        """The vectors (N, D) of texts of our own, in the way that requests are answered.
+
+        Raises:
+            RuntimeError: the encoder fails on `what` they are.
+        """
+        loop = asyncio.get_running_loop()
+        rows = await loop.run_in_executor(self._tokenizing, model.encoder.tokenize, texts)
+        try:
+            return await model.batcher.submit(rows, is_small=is_small)
+        except NotEncodable as error:
+            raise RuntimeError(f"the encoder fails on {what}: {error.failure.reason}") from error
 
     def _tokenized(self, encoder: TextEncoder, piece: Piece, truncate: bool) -> list[TokenRow] | ApiError:
         """The tokens of a request or of a part of it, or why it is refused."""

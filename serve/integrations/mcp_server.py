@@ -20,7 +20,8 @@ from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, Te
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, WithJsonSchema
 
 from embedder import __version__
-from embedder.cli.question import KEY, check_url
+from embedder.cli.launch import SERVICE_URL
+from embedder.cli.question import KEY, check_url, meant_index, tasks_with_documents
 from embedder.console import exit_on_error
 from embedder.index.filters import Filter
 from embedder.index.search_options import Mode
@@ -148,11 +149,11 @@ class SearchTool:
         Raises:
             ServiceError: there are several or none, or there is no such index.
         """
-        served = (await self._client.indexes()).data
-        wanted = [one for one in served if (one.default if index is None else one.name == index)]
-        if not wanted:
-            raise ServiceError(404, f"index {index!r}: served are {[one.name for one in served]}")
-        tasks = sorted(task for task, state in wanted[0].collections.items() if state.documents)
+        served = [one.model_dump() for one in (await self._client.indexes()).data]
+        wanted = meant_index(served, index)
+        if wanted is None:
+            raise ServiceError(404, f"index {index!r}: served are {[one['name'] for one in served]}")
+        tasks = tasks_with_documents(wanted)
         if len(tasks) != 1:
             raise ServiceError(400, f"task: give one of {tasks}" if tasks else "the index has no documents")
         return tasks[0]
@@ -201,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="llm-embedder mcp", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service answers")
+    parser.add_argument("--url", default=SERVICE_URL, help="where the service answers")
     parser.add_argument("--task", help="whose documents are searched if a call names no task")
     parser.add_argument("--index", help="alias that is searched if a call names none")
     options = parser.parse_args(arguments)
