@@ -98,7 +98,9 @@ def test_nodes_that_share_the_storage_pass_and_one_that_joins_without_it_ends_th
         with pytest.raises(ConfigError, match=words), NodeChecks("prepare", config):
             pytest.fail("the work began")
         found = [(each["level"], each["what"].split()[0]) for each in look(config)]
-        assert found == [("ok", "cluster"), ("ok", "node"), ("ok", "node"), ("wrong", "node")]
+        assert found[0] == ("ok", "cluster")
+        # Ray lists its nodes in no order.
+        assert sorted(found[1:]) == [("ok", "node"), ("ok", "node"), ("wrong", "node")]
     finally:
         for node in (shares, alone):
             if node is not None:
