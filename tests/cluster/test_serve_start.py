@@ -101,6 +101,7 @@ def test_start_serves_beside_another_refuses_what_is_taken_and_answers_before_it
                 running.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Ray brings HAProxy for Linux")
 def test_start_with_a_ray_of_its_own_has_haproxy_before_replicas_that_do_all_on_loopback(run_of_its_own: Path) -> None:
     port = free_port()

@@ -22,7 +22,7 @@ from tests.load import Load
 from tests.serving import run_config, unit
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "def f(): return 1"]
 
 
