@@ -46,6 +46,7 @@ def test_serve_config_that_is_shipped_is_deployed(cluster: Cluster, run_path: st
         serve(cluster, "shutdown", "-y")
 
 
+@pytest.mark.slow
 def test_serve_run_starts_the_service_and_an_interrupt_stops_it(cluster: Cluster, run_path: str) -> None:
     port = free_port()
     serve(cluster, "start", "--http-host", "127.0.0.1", "--http-port", str(port))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,16 +215,6 @@ def test_writes_while_the_alias_moves_are_found_after_it(running: Running) -> No
             "/v1/indexes/live/documents/delete",
             json={"task": "chat", "documents": [{"id": name, "dataset": "moved"} for name in texts]},
         )
-
-
-def test_encoder_that_is_killed_under_load_fails_no_request(running: Running) -> None:
-    with Load(search_subject, running.client, clients=4) as load:
-        load.wait_for(10)
-        killed = replica_pids("encoder")[0]
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: killed not in (pids := replica_pids("encoder")) and len(pids) == 2, 180)
-        load.wait_for(10)
-    assert not load.failures
 
 
 def test_text_that_the_model_fails_on_fails_alone(running: Running, tmp_path: Path, vectors: np.ndarray) -> None:
