@@ -65,7 +65,7 @@ def main(folder: Path, encoder: str) -> None:
     """Run both pools."""
     connect(ClusterConfig())
     wait_until(lambda: ray.cluster_resources().get("GPU", 0) > 0, 60)
-    run_blocks(blocks(8), Seeing, (folder / "seen",), actor_pool(2, 0.5), "see")
+    run_blocks(blocks(8), Seeing, (folder / "seen",), actor_pool(4, 0.5), "see")
     told: dict[str, Any] = {"seen": Ledger(folder / "seen", SEEN, "row_id").read().to_pylist()}
     pool = actor_pool(1, 0.5, calls=CALLS_AT_ONCE)
     run_blocks(blocks(CALLS_AT_ONCE), Meeting, (folder / "met",), pool, "meet")
