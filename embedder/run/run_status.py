@@ -168,7 +168,8 @@ def _index_lines(config: RunConfig) -> list[str]:
     from embedder.index.catalog import Catalog
     from embedder.index.listing import list_version
 
-    catalog, lines = Catalog(config.paths.indexes), []
+    catalog = Catalog(config.paths.indexes)
+    lines: list[str] = []
     for version in catalog.versions():
         try:
             lines.append(list_version(catalog, version).line)
