@@ -67,9 +67,11 @@ async function showState(first = new URLSearchParams()) {
   clearTimeout(refreshing);
   try {
     const [indexes, state] = await Promise.all([call("v1/indexes"), call("v1/state")]);
-    served = new Map(indexes.data.map((one) => [one.name, one.version]));
+    served = new Map(indexes.data.map((one) => [one.name, one]));
     const names = [...served.keys()];
-    const tasks = [...new Set(indexes.data.flatMap((one) => Object.keys(one.collections)))];
+    const all = [...new Set(indexes.data.flatMap((one) => Object.keys(one.collections)))];
+    // Those that can be searched come first, so that one of them is chosen where nothing was asked for.
+    const tasks = [...all.filter(hasDocuments), ...all.filter((one) => !hasDocuments(one))];
     offer(task, tasks.map((one) => [one, one]), first.get("task"));
     offer(index, names.map((one) => [one, one]), first.get("index") ?? names[0]);
     const second = names.find((one) => one !== (first.get("index") ?? names[0]));
@@ -83,6 +85,10 @@ async function showState(first = new URLSearchParams()) {
   }
   refreshing = setTimeout(() => (document.hidden ? 0 : showState()), STATE_EVERY_MS);
 }
+
+/** How many documents of a task an alias serves. */
+const documentsOf = (alias, name) => served.get(alias)?.collections[name]?.documents ?? 0;
+const hasDocuments = (name) => [...served.keys()].some((alias) => documentsOf(alias, name));
 
 function health(text, bad) {
   if (byId("health").textContent === text) return;
@@ -151,15 +157,17 @@ function answer({ alias, body, milliseconds }, all, words) {
   const other = all.find((one) => one.alias !== alias);
   const places = new Map(other?.body.results[0].map((hit, place) => [named(hit), place]));
   const hits = body.results[0].map((hit, place) => hitOf(hit, place, other && { alias: other.alias, places }, words));
-  const list = hits.length ? make("ol", "hits", ...hits) : make("p", "nothing", "Nothing found.");
+  const list = hits.length ? make("ol", "hits", ...hits) : make("p", "nothing", nothing(alias));
   const versions = make("p", "versions", `model ${body.model_version}, index ${body.index_version}`);
-  const heading = make("h2", "", alias, make("small", "", ` ${served.get(alias) ?? ""}`));
+  const heading = make("h2", "", alias, make("small", "", ` ${served.get(alias)?.version ?? ""}`));
   const whole = make("section", "answer", heading, versions, times, bar, list);
   whole.setAttribute("aria-label", `hits of ${alias}`);
   whole.dataset.index = alias;
   return whole;
 }
 
+const nothing = (alias) =>
+  documentsOf(alias, task.value) ? "Nothing found." : `${alias} has no documents of the task ${task.value}.`;
 const named = (hit) => JSON.stringify([hit.dataset, hit.id]);
 const ms = (time) => `${time < 10 ? time.toFixed(1) : time.toFixed(0)} ms`;
 
