@@ -78,7 +78,7 @@ class Ingress:
         served = Served(source, settings.max_versions)
         self._backend = self._make_backend(settings, source, deployed, parts)
         self.service = Service(settings, tasks, served, self._backend)
-        OVERLOAD.gate = self._backend
+        OVERLOAD.gate = self.service
         self._following: asyncio.Task[None] | None = None
 
     def _make_backend(
