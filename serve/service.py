@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from starlette.datastructures import Headers
-from starlette.types import Scope
 from typing_extensions import Unpack
 
 from embedder.config.cutting import PromptedText, prompted_text
@@ -26,13 +24,12 @@ from embedder.index.opened import OpenIndex, combine, first_by_name
 from embedder.index.results import Hit, SearchResults, Shown, StoredDocument, stored_documents, too_large
 from embedder.index.search_options import SearchOptions
 from serve.access.audit import AuditLog
-from serve.access.keys import ApiKey, Keys
-from serve.backend import OWNER, Backend, R, Ts, time_left
+from serve.access.keys import Keys
+from serve.backend import Backend, R, Ts, time_left
 from serve.grouping import grouped
 from serve.http_errors import ApiError
 from serve.large_work import LargeWork
 from serve.middleware.incoming import Traffic
-from serve.middleware.request_head import num_bytes
 from serve.schemas.document_schemas import WrittenDocument
 from serve.schemas.search_schemas import SearchFields, Timing
 from serve.schemas.sent_vectors import unit_vectors
@@ -71,22 +68,6 @@ class Service:
         self._following = asyncio.Lock()
         replays = settings.replay_writes and not settings.read_only
         self._replayer = WriteReplayer(backend, served.source, settings.timeout_s, is_on=replays)
-
-    def owner(self, key: ApiKey | None, scope: Scope) -> str:
-        """Whose turn a request takes: its key's, or where none is asked for that of the address it comes from."""
-        if key is not None:
-            return f"key {key.name}"
-        # The front sets it; a client that reaches the service itself may say what it likes there.
-        forwarded = Headers(scope=scope).get("x-forwarded-for", "").partition(",")[0].strip()
-        address = forwarded or (scope.get("client") or ("",))[0]
-        return f"address {address:.64}"
-
-    def refusal(self, scope: Scope) -> ApiError | None:
-        """Why a request for vectors would be refused by what waits, before anything of it is checked."""
-        headers = Headers(scope=scope)
-        key = None if self.keys is None else self.keys.find(headers.get("authorization", ""))
-        OWNER.set(self.owner(key, scope))
-        return self.backend.refusal(num_bytes(headers))
 
     def texts(self, given: str | list[str], name: str, most: int | None = None) -> list[str]:
         """The texts of a request, within the limits.
