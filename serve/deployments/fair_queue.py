@@ -32,11 +32,11 @@ class FairQueue(Generic[T]):
 
     @property
     def owners(self) -> list[str]:
-        """Those of whom something waits."""
+        """The owners of the items that wait."""
         return list(self._lines)
 
     def of(self, owner: str) -> tuple[T, ...]:
-        """What waits of an owner, the oldest first."""
+        """The items of an owner, the oldest first."""
         return tuple(self._lines.get(owner, ()))
 
     def add(self, owner: str, item: T) -> None:
