@@ -27,6 +27,9 @@ CALL_FORMAT = 3
 DEADLINE: ContextVar[float] = ContextVar("deadline")
 """Until when the request at hand must be answered, by `time.monotonic()`."""
 
+OWNER: ContextVar[str] = ContextVar("owner", default="")
+"""Who asks, by the name of the key or else by address: what waits is shared out among owners."""
+
 
 def time_left(now: float | None = None) -> float:
     """Seconds until the request at hand must be answered; never 0, so that what is ready is still taken."""

@@ -28,6 +28,7 @@ from serve.access.keys import Keys
 from serve.backend import Backend, R, Ts, time_left
 from serve.grouping import grouped
 from serve.http_errors import ApiError
+from serve.large_work import LargeWork
 from serve.middleware.incoming import Traffic
 from serve.schemas.document_schemas import WrittenDocument
 from serve.schemas.search_schemas import SearchFields, Timing
@@ -62,6 +63,7 @@ class Service:
         """Those that requests are asked for; None: everybody may do everything."""
         self.traffic = Traffic()
         self.audit = AuditLog(settings.audit_file)
+        self.large = LargeWork()
         self._answers: dict[str, tuple[float, asyncio.Task[Any]]] = {}
         self._following = asyncio.Lock()
         replays = settings.replay_writes and not settings.read_only
@@ -140,14 +142,16 @@ class Service:
             options = SearchOptions(
                 k=k, mode=fields.mode, filter=wanted, parameters=fields.parameters, shown=shown, seconds=time_left()
             )
-            results = combine(await self._of_all(version, OpenIndex.rank, task, options, query_QD, texts), options)
+            parts = await self._of_all(version, OpenIndex.rank, task, options, query_QD, texts)
+            results = await self.large.beside((len(texts) or len(vectors)) * k, combine, parts, options)
             kept = results.part(fields.offset, fields.score_threshold)
             if kept.table.nbytes > max_bytes:
                 raise too_large()
             return kept
 
         if fields.grouping is None:
-            hits = (await ranked(fields.filter, fields.k + fields.offset)).hits()
+            results = await ranked(fields.filter, fields.k + fields.offset)
+            hits = await self.large.beside(results.table.num_rows, results.hits)
         else:
             hits = [await grouped(ranked, fields.grouping, fields.k, fields.filter)]
         ended = time.perf_counter()

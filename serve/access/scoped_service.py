@@ -87,6 +87,7 @@ class ScopedService:
         self.texts = service.texts
         self.deployments = service.deployments
         self.follow = service.follow
+        self.large = service.large
 
     async def named(self, alias: str | None, param: str = "index") -> Version:
         """The version that an alias serves, be it new; null means the default.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 import sys
@@ -57,6 +58,8 @@ def threads_together(settings: ServeConfig) -> int:
 @dataclass(frozen=True, eq=False)
 class _Model:
     encoder: TextEncoder
+    for_large: TextEncoder
+    """The same model with a tokenizer of its own, for large requests."""
     batcher: TokenBatcher
 
 
@@ -82,8 +85,9 @@ class EncoderReplica:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))) if threads == 1 else 1)
         self._source, self._settings = source, settings
         self._metrics = EncoderMetrics()
-        # One thread, because a tokenizer may not be used by two at once.
+        # A thread each, because a tokenizer may not be used by two at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+        self._tokenizing_large = ThreadPoolExecutor(1, thread_name_prefix="large-tokens")
         self._computing = [ThreadPoolExecutor(1, thread_name_prefix="forward") for _ in range(threads)]
         self._behind = [
             ThreadPoolExecutor(1, thread_name_prefix="large", initializer=_give_way) for _ in range(threads)
@@ -110,8 +114,11 @@ class EncoderReplica:
         model = await self._models.get(version)
         loop = asyncio.get_running_loop()
         began = time.perf_counter()
+        # A single text of 65,000 characters takes a tenth of a second, which small requests would wait for.
+        is_small = all(piece.is_small for piece in pieces)
+        thread, encoder = (self._tokenizing, model.encoder) if is_small else (self._tokenizing_large, model.for_large)
         made = await loop.run_in_executor(
-            self._tokenizing, lambda: [self._tokenized(model.encoder, piece, truncate) for piece in pieces]
+            thread, lambda: [self._tokenized(encoder, piece, truncate) for piece in pieces]
         )
         tokens = sum(len(row) for rows in made if not isinstance(rows, ApiError) for row in rows)
         self._metrics.tokenized(time.perf_counter() - began, tokens, model.batcher.waiting)
@@ -265,7 +272,10 @@ class EncoderReplica:
             config.model_copy(update={"batch_tokens": together}), self._device, lone_threads=lone_threads
         )
         run = partial(self._compute, encoder)
-        return _Model(encoder, TokenBatcher(run, budget, step, self._computing, self._metrics.batch, behind))
+        # Shallow: the weights are the same.
+        for_large = copy.copy(encoder)
+        for_large.tokenizer = copy.deepcopy(encoder.tokenizer)
+        return _Model(encoder, for_large, TokenBatcher(run, budget, step, self._computing, self._metrics.batch, behind))
 
     def _compute(self, encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
         began = time.perf_counter()

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from secrets import token_hex
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
 
 from embedder.config.tasks import PromptTemplate
 from embedder.errors import DataError
@@ -38,15 +39,16 @@ SESSION = "session"
 """Field of the metadata that says which conversation a document belongs to."""
 
 
-@router.post("/v1/search")
-async def search(request: SearchRequest, service: Here) -> SearchResponse:
+@router.post("/v1/search", response_model=SearchResponse)
+async def search(request: SearchRequest, service: Here) -> Response:
     """The best documents of a task for each query, over all shards."""
     _check_queries(service, [request])
-    return await _answer(request, service)
+    answer = await _answer(request, service)
+    return await _written(service, answer, [answer])
 
 
-@router.post("/v1/search/batch")
-async def search_batch(request: BatchRequest, service: Here) -> BatchResponse:
+@router.post("/v1/search/batch", response_model=BatchResponse)
+async def search_batch(request: BatchRequest, service: Here) -> Response:
     """Several searches at once, each with an index, a task, a filter and a k of its own; one that fails fails all."""
     _check_queries(service, request.searches)
     turns = asyncio.Semaphore(TOGETHER)
@@ -60,14 +62,19 @@ async def search_batch(request: BatchRequest, service: Here) -> BatchResponse:
                     raise
                 raise ApiError(400, f"searches.{number}: {error}", param="searches") from error
 
-    return BatchResponse(answers=await asyncio.gather(*(answer(i, one) for i, one in enumerate(request.searches))))
+    answers = await asyncio.gather(*(answer(i, one) for i, one in enumerate(request.searches)))
+    return await _written(service, BatchResponse(answers=answers), answers)
 
 
 async def _answer(request: SearchRequest, service: ScopedService, share: int = 1) -> SearchResponse:
     version = await service.named(request.index)
     answers, timing = await service.search(version, request.task, request, request.texts, request.vectors, share)
+
+    def results() -> list[list[SearchResult]]:
+        return [[result(hit, request.with_payload) for hit in hits] for hits in answers]
+
     return SearchResponse(
-        results=[[result(hit, request.with_payload) for hit in hits] for hits in answers],
+        results=await service.large.beside(sum(map(len, answers)), results),
         shards=ShardCounts(total=version.manifest.num_shards, successful=version.manifest.num_shards, failed=0),
         time_ms=timing,
         **version.stamp.model_dump(),
@@ -97,6 +104,12 @@ def _check_queries(service: ScopedService, searches: Sequence[SearchRequest]) ->
     ):
         if counted > limit:
             raise ApiError(400, f"searches: filters with {counted} {name} together; at most {limit}", param="searches")
+
+
+async def _written(service: ScopedService, answer: BaseModel, searches: Sequence[SearchResponse]) -> Response:
+    """An answer on the wire. Not by FastAPI, which would write thousands of hits in the event loop."""
+    hits = sum(len(found) for one in searches for found in one.results)
+    return Response(await service.large.beside(hits, answer.model_dump_json), media_type="application/json")
 
 
 @router.post("/v1/retrieve/{task}")
