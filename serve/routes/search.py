@@ -10,7 +10,7 @@ from fastapi import APIRouter
 
 from embedder.config.tasks import PromptTemplate
 from embedder.errors import DataError
-from embedder.index.filters import MAX_ALL_VALUES, MAX_CLAUSES, both, equals
+from embedder.index.filters import both, equals
 from embedder.index.results import Hit
 from serve.access.scoped_service import ScopedService
 from serve.http_errors import ApiError
@@ -27,6 +27,7 @@ from serve.schemas.search_schemas import (
     SearchResult,
     ShardCounts,
 )
+from serve.search_limits import check_queries
 
 router = APIRouter(route_class=BoundedRoute, tags=["search"])
 
@@ -63,6 +64,17 @@ async def search_batch(request: BatchRequest, service: Here) -> BatchResponse:
     return BatchResponse(answers=await asyncio.gather(*(answer(i, one) for i, one in enumerate(request.searches))))
 
 
+def _check_queries(service: ScopedService, searches: Sequence[SearchRequest]) -> None:
+    """Refuse more than one search may have, which several share.
+
+    Raises:
+        ApiError: their queries, texts or filters are too many, or too long.
+    """
+    check_queries(searches, service.settings)
+    for texts in filter(None, (one.texts for one in searches)):
+        service.texts(texts, "query", service.settings.max_queries)
+
+
 async def _answer(request: SearchRequest, service: ScopedService, share: int = 1) -> SearchResponse:
     version = await service.named(request.index)
     answers, timing = await service.search(version, request.task, request, request.texts, request.vectors, share)
@@ -72,31 +84,6 @@ async def _answer(request: SearchRequest, service: ScopedService, share: int = 1
         time_ms=timing,
         **version.stamp.model_dump(),
     )
-
-
-def _check_queries(service: ScopedService, searches: Sequence[SearchRequest]) -> None:
-    """Refuse more than one search may have, which several share.
-
-    Raises:
-        ApiError: their queries, texts or filters are too many, or too long.
-    """
-    most = service.settings.max_queries
-    if (queries := sum(one.num_queries for one in searches)) > most:
-        param = "query" if searches[0].texts else "vector"
-        raise ApiError(400, f"{param}: {queries} queries; at most {most}", param=param)
-    for texts in filter(None, (one.texts for one in searches)):
-        service.texts(texts, "query", most)
-    characters = sum(len(text) for one in searches for text in one.texts)
-    if characters > (longest := service.settings.max_request_characters):
-        raise ApiError(400, f"{characters} characters in one request; at most {longest}; send fewer texts")
-    # One filter is bounded as it is read; many of that size would take as many times as long.
-    filters = [one.filter for one in searches if one.filter is not None]
-    for name, counted, limit in (
-        ("clauses", sum(one.clauses for one in filters), MAX_CLAUSES),
-        ("values", sum(one.num_values for one in filters), MAX_ALL_VALUES),
-    ):
-        if counted > limit:
-            raise ApiError(400, f"searches: filters with {counted} {name} together; at most {limit}", param="searches")
 
 
 @router.post("/v1/retrieve/{task}")
