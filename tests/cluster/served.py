@@ -16,6 +16,7 @@ from ray import serve
 from ray.util.state import list_actors
 
 from embedder.config.run import RunConfig
+from embedder.data.rows import titled
 from embedder.index.bundle import RERANKER
 from embedder.index.catalog import Catalog
 from embedder.training.cross_encoder import load_cross_encoder
@@ -76,7 +77,7 @@ def check_reranker(running: Running) -> None:
     query, body = "Which function sorts a list?", {"task": "qa", "k": 8}
     with running.client() as client:
         (found,) = client.post("/v1/search", json={"query": query, **body}).json()["results"]
-        texts = [hit["text"] for hit in found]
+        texts = [titled(hit["title"], hit["text"]) for hit in found]
         wanted = reranker.score([(query, text) for text in texts])
         order = sorted(range(len(texts)), key=lambda i: -wanted[i])
         ranked = client.post("/v1/rerank", json={"query": query, "documents": texts, "raw_scores": True}).json()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from embedder.data.rows import titled
 from embedder.index.bundle import verify
 from embedder.index.catalog import Catalog
 from embedder.index.opened import OpenIndex
@@ -86,7 +87,7 @@ def test_rerank_gives_the_scores_of_the_reranker_and_an_empty_text_fits_nothing(
 
 def test_search_answers_the_best_hits_in_the_order_of_the_reranker(served: Served):
     found = served.hits(k=10)
-    wanted = served.offline.score([(QUERY, hit["text"]) for hit in found])
+    wanted = served.offline.score([(QUERY, titled(hit["title"], hit["text"])) for hit in found])
     order = sorted(range(10), key=lambda i: -wanted[i])
     assert order != list(range(10))
     best = served.hits(k=4, offset=1, rerank_from=10)
