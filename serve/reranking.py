@@ -41,7 +41,7 @@ def reranked(hits: Sequence[Hit], score_N: NDArray[np.floating], k: int, offset:
 
 
 class Reranker:
-    """Those of the served versions, within the limits of the service."""
+    """The rerankers of the served versions, within the limits of the service."""
 
     def __init__(self, settings: ServeConfig, backend: Backend) -> None:
         self._settings, self._backend = settings, backend

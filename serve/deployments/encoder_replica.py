@@ -97,7 +97,7 @@ class _Reranker:
 
 @dataclass(frozen=True, eq=False)
 class _Models:
-    """Those of a version; versions share equal ones."""
+    """The models of a version; versions share equal ones."""
 
     encoder: _Encoder
     reranker: _Reranker | None
