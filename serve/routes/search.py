@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from embedder.config.tasks import PromptTemplate
 from embedder.errors import DataError
-from embedder.index.filters import MAX_ALL_VALUES, MAX_CLAUSES, both, equals
+from embedder.index.filters import both, equals
 from embedder.index.results import Hit
 from serve.access.scoped_service import ScopedService
 from serve.http_errors import ApiError
@@ -28,6 +28,7 @@ from serve.schemas.search_schemas import (
     SearchResult,
     ShardCounts,
 )
+from serve.search_limits import check_queries
 
 router = APIRouter(route_class=BoundedRoute, tags=["search"])
 
@@ -66,6 +67,17 @@ async def search_batch(request: BatchRequest, service: Here) -> Response:
     return await _written(service, BatchResponse(answers=answers), answers)
 
 
+def _check_queries(service: ScopedService, searches: Sequence[SearchRequest]) -> None:
+    """Refuse more than one search may have, which several share.
+
+    Raises:
+        ApiError: their queries, texts or filters are too many, or too long.
+    """
+    check_queries(searches, service.settings)
+    for texts in filter(None, (one.texts for one in searches)):
+        service.texts(texts, "query", service.settings.max_queries)
+
+
 async def _answer(request: SearchRequest, service: ScopedService, share: int = 1) -> SearchResponse:
     version = await service.named(request.index)
     answers, timing = await service.search(version, request.task, request, request.texts, request.vectors, share)
@@ -79,31 +91,6 @@ async def _answer(request: SearchRequest, service: ScopedService, share: int = 1
         time_ms=timing,
         **version.stamp.model_dump(),
     )
-
-
-def _check_queries(service: ScopedService, searches: Sequence[SearchRequest]) -> None:
-    """Refuse more than one search may have, which several share.
-
-    Raises:
-        ApiError: their queries, texts or filters are too many, or too long.
-    """
-    most = service.settings.max_queries
-    if (queries := sum(one.num_queries for one in searches)) > most:
-        param = "query" if searches[0].texts else "vector"
-        raise ApiError(400, f"{param}: {queries} queries; at most {most}", param=param)
-    for texts in filter(None, (one.texts for one in searches)):
-        service.texts(texts, "query", most)
-    characters = sum(len(text) for one in searches for text in one.texts)
-    if characters > (longest := service.settings.max_request_characters):
-        raise ApiError(400, f"{characters} characters in one request; at most {longest}; send fewer texts")
-    # One filter is bounded as it is read; many of that size would take as many times as long.
-    filters = [one.filter for one in searches if one.filter is not None]
-    for name, counted, limit in (
-        ("clauses", sum(one.clauses for one in filters), MAX_CLAUSES),
-        ("values", sum(one.num_values for one in filters), MAX_ALL_VALUES),
-    ):
-        if counted > limit:
-            raise ApiError(400, f"searches: filters with {counted} {name} together; at most {limit}", param="searches")
 
 
 async def _written(service: ScopedService, answer: BaseModel, searches: Sequence[SearchResponse]) -> Response:

@@ -41,7 +41,7 @@ from serve.schemas.embedding_schemas import EmbeddingRequest
 from serve.schemas.rerank_schemas import RerankRequest
 from serve.schemas.search_schemas import BatchRequest, RetrieveRequest, SearchRequest
 from tests.cluster.conftest import Cluster
-from tests.cluster.served import KEYS, MODEL, Running, cpu_seconds, replica_pids, search_subject, served
+from tests.cluster.served import KEYS, MODEL, Running, check_reranker, cpu_seconds, replica_pids, search_subject, served
 from tests.cluster.strangers import documented_ports, ports_of_this_ray, what_strangers_can_do
 from tests.load import Load
 from tests.serving import POISON, poisoned_model, publish, run_config, unit
@@ -100,6 +100,10 @@ def test_hugging_face_client_works(running: Running, vectors: np.ndarray, monkey
     client = InferenceClient(model=f"{running.url}/embed", token=KEYS["read"])
     assert near(client.feature_extraction(TEXTS[0]), vectors[0])
     assert near(client.feature_extraction(TEXTS, normalize=True, truncate=True), vectors)  # type: ignore[arg-type]
+
+
+def test_reranker_answers_from_the_replicas_of_the_encoder(running: Running) -> None:
+    check_reranker(running)
 
 
 def test_service_serves_the_description_that_is_committed(running: Running) -> None:

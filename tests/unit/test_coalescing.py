@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve.backend import DEADLINE, OWNER, Encoded
+from embedder.config.cutting import prompted_text
+from serve.backend import DEADLINE, OWNER, Encoded, Pair, are_pairs
 from serve.deployments.coalescing import Coalescer, Limits, _Lane, _Request
 from serve.http_errors import ApiError
 from tests.event_loop import run_virtually, settle
@@ -376,3 +377,23 @@ def test_lane_sheds_what_comes_too_late_though_a_request_behind_it_has_ended():
         assert lane.room.ahead == 200.0 and isinstance(late.done.exception(), ApiError)
 
     asyncio.run(main())
+
+
+def test_coalescer_counts_query_and_text_of_a_pair_and_learns_of_pairs_apart_from_texts():
+    sizes = []
+
+    async def encoder(version, sent, truncate):
+        sizes.extend((are_pairs(piece.texts), piece.is_small) for piece in sent)
+        return [Encoded(np.zeros((len(piece.texts), 1)), [4] * len(piece.texts), 8) for piece in sent]
+
+    async def main():
+        DEADLINE.set(time.monotonic() + 60.0)
+        coalescer = Coalescer(encoder, LIMITS)
+        pair = Pair(prompted_text("", "q" * 300), "t" * 300)
+        await coalescer.encode("v1", [pair] * 2, True)
+        # They had few tokens, of which the reranker reads 8 at most. That says nothing of texts.
+        await coalescer.encode("v1", [pair] * 2, True)
+        await coalescer.encode("v1", [prompted_text("", "t" * 600)] * 2, True)
+
+    asyncio.run(main())
+    assert sizes == [(True, False), (True, True), (False, False)]

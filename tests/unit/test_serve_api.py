@@ -493,7 +493,7 @@ def test_service_in_another_number_format_than_its_index_is_tried_on_the_probe(t
         with pytest.raises(BundleError, match=r"in int8 the least cosine of 40 texts .* 0\.999 is asked"):
             local_service(config)
     else:
-        assert local_service(config).backend.encoder._models.loaded()[0].encoder.in_bfloat16
+        assert local_service(config).backend.encoder._models.loaded()[0].encoder.network.in_bfloat16
         # An index in bfloat16 may be of a GPU, which computes in another form of it.
         write_probe(
             texts, np.roll(encode_prompted(load_encoder(bundle_encoder(bundle, manifest), "cpu"), texts), 1), bundle
