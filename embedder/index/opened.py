@@ -305,8 +305,8 @@ class OpenIndex:
         # The locks are free again: what is frozen never changes, and writing it may take minutes.
         kept = (f"{MODEL}/", f"{RERANKER}/", PROBE)
         files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(kept)}
-        for folder in [MODEL, RERANKER] if self.manifest.has_reranker else [MODEL]:
-            shutil.copytree(self._bundle / folder, staged / folder, copy_function=_link)
+        for model in [MODEL, RERANKER] if self.manifest.has_reranker else [MODEL]:
+            shutil.copytree(self._bundle / model, staged / model, copy_function=_link)
         if PROBE in files:
             _link(str(self._bundle / PROBE), str(staged / PROBE))
         counts = dict.fromkeys(self.collections, 0)
