@@ -10,6 +10,7 @@ admission         how much work is ahead, how fast it is done, and when a refuse
 fair_queue        what waits, shared out among keys or addresses
 coalescing        requests on their way to the encoders, in two lanes: small ones together, large ones in pieces
 batching          texts of many requests in one forward pass
+version_models    the encoder and the reranker of a version: weights, tokenizers, batches
 version_cache     what a replica has loaded, by version
 service_metrics   what is counted, for Prometheus
 node_metrics      the same of all nodes, for the service's own port

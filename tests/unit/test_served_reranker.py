@@ -77,7 +77,9 @@ def test_rerank_gives_the_scores_of_the_reranker_and_an_empty_text_fits_nothing(
     expected = [*logistic([wanted[i] for i in order]), 0.0]
     assert [one["relevance_score"] for one in bounded] == pytest.approx(expected, abs=1e-6)
     tei = served.post("/rerank", query=QUERY, texts=TEXTS)
-    assert [(one["index"], one["score"]) for one in tei] == [(one["index"], one["relevance_score"]) for one in bounded]
+    assert [one["index"] for one in tei] == [one["index"] for one in bounded]
+    scores = [one["relevance_score"] for one in bounded]
+    assert [one["score"] for one in tei] == pytest.approx(scores, abs=1e-6)
     rows = served.offline.tokenize([(QUERY, text) for text in TEXTS])
     assert raw["usage"]["total_tokens"] == sum(len(row) - 1 for row in rows)
     long = served.post("/v1/rerank", 400, query=QUERY, documents=TEXTS, truncation=False)
