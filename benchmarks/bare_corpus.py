@@ -54,7 +54,7 @@ def run_file(arm: str, train_queries: int, size: Size, data: Path, out: Path, se
     source |= {"train_queries": train_queries, "test_queries": size.test}
     run = {
         "paths": {"work": str(out / arm), "cache": str(out / "cache")},
-        "questions": {"passages": size.asked, "kinds": ["fact", "reason"]},
+        "questions": {"passages": size.asked, "kinds": ["fact"], "min_gain": 1.0},
         "tasks": {"qa": {"reward": "none", "loss": "contrastive"}},
         "prepare": {"sources": [source]},
         "mine": {"group_size": 8, "window": [1, 50]},

@@ -5,8 +5,8 @@
 
 reads   prepared/corpus, prepared/queries            records.PASSAGE, records.QUERY
 writes  vectors/ENCODER/DATASET.passage/*.parquet    committed blocks; `mine` needs the same ones
-        questions/IDENTITY/drafts/*.parquet          what the LLM wrote (question_actors.DRAFT), in committed blocks
-        questions/IDENTITY/checks/*.parquet          scores of the best draft of each row (question_actors.CHECK)
+        questions/IDENTITY/drafts/*.parquet          what the LLM wrote (draft_tables.DRAFT), in committed blocks
+        questions/IDENTITY/checks/*.parquet          scores of the best draft of each row (draft_tables.CHECK)
         prepared/queries/SPLIT/DATASET.parquet       the questions that are kept, train and test (records.QUERY)
 
 For datasets without training queries. IDENTITY names LLM, prompts, sampling and seed, so that drafts of two are never
@@ -25,9 +25,11 @@ from embedder.errors import ConfigError, DataError
 from embedder.models.locate import locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
+from ray_jobs.cluster.llm_server import server_lines
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import corpus_files, encoding_work
 from ray_jobs.writing.asked_passages import asked_datasets, passages_with_kinds
+from ray_jobs.writing.draft_tables import check_ledger, draft_ledger, questions_fingerprint
 
 PROMPT_TOKENS = 300
 """Estimated tokens of the worked examples before a passage."""
@@ -37,21 +39,16 @@ SAMPLE_PASSAGES = 256
 def check(config: RunConfig) -> Work:
     """Some dataset has no training queries, questions can be written for its task, and encoder and LLM are there."""
     settings, llm = config.needed_questions, config.needed_llm
-    if llm.endpoint is not None:
+    if llm.endpoint is not None and llm.endpoint.interface == "chat":
         raise ConfigError(
-            "llm.endpoint: questions are written by an LLM whose weights are loaded here; name one in a run file of "
-            "its own for this job, or bring questions with the data"
+            "llm.endpoint.interface is 'chat', which tells no log-likelihoods of prompts, by which questions are "
+            "checked; use a server with completions (docs/engines.md), or an LLM that is loaded here"
         )
-    asked, model = asked_datasets(config), locate_model(llm.model)
+    asked = asked_datasets(config)
     counts = {each.name: each.asked(settings) * len(each.kinds) for each in asked}
     lines, tokens = [], 0.0
     for each in asked:
-        most = min(llm.max_prefix_tokens, PROMPT_TOKENS + _passage_tokens(config, each.name))
-        # Once to write, with all samples, and then each draft is read without and with its passage; the examples and
-        # the passage are read once for all of them. Other passages are read for the best draft alone.
-        scored = (settings.num_samples + settings.other_passages + 1) * settings.max_tokens
-        others = (1 + settings.other_passages) * _passage_tokens(config, each.name)
-        tokens += counts[each.name] * (most + settings.num_samples * settings.max_tokens + scored + others)
+        tokens += counts[each.name] * _question_tokens(config, _passage_tokens(config, each.name))
         lines.append(
             f"{each.name} ({each.task}): {counts[each.name]:,} questions asked for, {each.asked(settings):,} of "
             f"{each.passages:,} passages x {', '.join(each.kinds)}; {settings.num_samples} drafts of each"
@@ -61,15 +58,37 @@ def check(config: RunConfig) -> Work:
     encoding = encoding_work("questions", config.paths, config.encoder, lambda name: "")
     lines += [line for line in encoding.lines if line.partition(":")[0] in names]
     # Last and imported here, because torch comes with it: what can be refused without torch has been by now.
-    from embedder.labelling.compute_cost import memory_line, multiplied_weights
-    from embedder.models.causal_lm import check_llm
     from embedder.models.encoder import check_encoder
+    from embedder.models.open_llm import check_open
 
     check_encoder(config.encoder)
-    check_llm(llm, config.label.gpus_per_actor)
+    check_open(llm, config.label.gpus_per_actor)
+    if llm.endpoint is not None:
+        folder = draft_ledger(config.paths, questions_fingerprint(config)).folder.parent
+        lines += server_lines(llm, llm.endpoint, tokens, settings.max_tokens, folder)
+        return Work("questions", lines, encoding.flops, tokens + encoding.tokens)
+    from embedder.labelling.compute_cost import memory_line, multiplied_weights
+
     lines.append(memory_line(llm, config.label.gpus_per_actor))
-    flops = forward_flops(multiplied_weights(model), tokens) + encoding.flops
+    flops = forward_flops(multiplied_weights(locate_model(llm.model)), tokens) + encoding.flops
     return Work("questions", lines, flops, tokens + encoding.tokens)
+
+
+def _question_tokens(config: RunConfig, passage: float) -> float:
+    """Estimated tokens that the LLM reads and writes for one question about a passage of so many tokens."""
+    settings, llm = config.needed_questions, config.needed_llm
+    written = min(llm.max_prefix_tokens, PROMPT_TOKENS + passage) + settings.num_samples * settings.max_tokens
+    # Each draft is read without and with its passage, and the best one with other passages.
+    prompts = 2 * settings.num_samples + settings.other_passages
+    passages = settings.num_samples + settings.other_passages
+    if llm.endpoint is not None:
+        return written + prompts * (PROMPT_TOKENS + settings.max_tokens) + passages * passage
+    # Here the examples and the passage are read once for all drafts.
+    return (
+        written
+        + (settings.num_samples + settings.other_passages + 1) * settings.max_tokens
+        + (1 + settings.other_passages) * passage
+    )
 
 
 def _passage_tokens(config: RunConfig, dataset: str) -> float:
@@ -83,21 +102,13 @@ def run(config: RunConfig) -> StageReport:
     """Choose passages, write, check and decide; the summary tells the yield and every reason with examples."""
     import ray
 
-    from embedder.models.causal_lm import prepare_lm
+    from embedder.models.open_llm import prepare_llm
     from ray_jobs.retrieval.vectors import fill_store, open_store
     from ray_jobs.writing import question_files as files
-    from ray_jobs.writing.question_actors import (
-        CheckBlocks,
-        WriteBlocks,
-        check_ledger,
-        draft_ledger,
-        questions_fingerprint,
-        run_llm,
-        with_other_passages,
-    )
+    from ray_jobs.writing.question_actors import CheckBlocks, WriteBlocks, run_llm, with_other_passages
 
     # Once here, so that a GGUF file is not converted by every actor.
-    prepare_lm(config.needed_llm, config.paths.cache)
+    prepare_llm(config.needed_llm, config.paths.cache)
     store, datasets = open_store(config, config.encoder), asked_datasets(config)
     encoded = fill_store(config, store, config.encoder, [])
     fingerprint = questions_fingerprint(config)
@@ -127,7 +138,9 @@ def run(config: RunConfig) -> StageReport:
                 f"{'; '.join(report.lines[-4:])}; raise questions.passages, or take a larger LLM"
             )
     files.write_queries(config.paths, by_dataset)
-    report.details["cost"] = {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds}
+    report.details["cost"] = {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds, "money": cost.money}
+    if cost.money:
+        report.lines.append(f"the LLM read and wrote {cost.tokens:,.0f} tokens, money {cost.money:,.2f}")
     return report
 
 

@@ -21,7 +21,7 @@ class ServerAddress(Section):
     key_file: AbsolutePath | None = None
     """File that holds the API key and nothing else. null: no key, or that of `key_variable`."""
     max_requests: int = Field(default=4, ge=1)
-    """Requests that are under way at most. It begins with 4, doubles while the server keeps up, and takes fewer when it
+    """Requests that are under way at most. It begins with 8, doubles while the server keeps up, and takes fewer when it
     refuses or is silent."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that a request may take."""
@@ -54,7 +54,7 @@ class LlmEndpoint(ServerAddress):
     """What the server is asked. `completions`: `POST /completions`, which gives log-likelihoods of its prompt. `chat`:
     `POST /chat/completions`, which gives none, for tasks with the reward `judgement` (docs/engines.md)."""
     max_requests: int = Field(default=64, ge=1)
-    """Requests of an actor that are under way at most. It begins with 4, doubles while the server keeps up, and takes
+    """Requests of an actor that are under way at most. It begins with 8, doubles while the server keeps up, and takes
     fewer when it refuses or is silent."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Seconds that a request may take."""

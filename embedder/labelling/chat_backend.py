@@ -24,6 +24,8 @@ TOP = 20
 REPLIES = 10
 """Replies that are sampled where it tells none."""
 REPLY_TOKENS = 4
+MAX_TOKENS, NEWER_MAX_TOKENS = "max_tokens", "max_completion_tokens"
+"""What bounds a reply. OpenAI's newer models refuse the first, and many other servers do not know the second."""
 PROBES = (
     "Is Paris the capital of France? Answer yes, partly or no.",
     "Passage:\nThe market is open on Mondays.\n\nQuestion: Who built the bridge?\nDoes the passage help to answer the "
@@ -49,6 +51,7 @@ class ChatBackend(ServerBackend):
             ModelError: its replies are no verdicts.
         """
         super().__init__(lm, longest)
+        self._bound = MAX_TOKENS
         self._tells = self._first(PROBES[0]) is not None
         told = [self._verdicts(text, list(VERDICTS)) for text in PROBES]
         if any(map(math.isnan, chain(*told))):
@@ -97,9 +100,8 @@ class ChatBackend(ServerBackend):
 
     def _first(self, message: str) -> First | None:
         """The tokens with which the reply may begin; None where the server does not tell."""
-        asked = {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": TOP}
         try:
-            answer = self._post({"messages": _messages(message), **asked}, len(self.lm.tokens(message)))
+            answer = self._asked(message, 1, {"logprobs": True, "top_logprobs": TOP})
         except RefusedError as error:
             # Some servers refuse what they do not know; for anything else the next request is refused too.
             if error.status not in {400, 422}:
@@ -109,15 +111,24 @@ class ChatBackend(ServerBackend):
 
     def _replies(self, message: str) -> list[str]:
         replies: list[str] = []
-        tokens = len(self.lm.tokens(message))
         # Not every server gives as many as it is asked for.
         while len(replies) < REPLIES:
-            asked = {"max_tokens": REPLY_TOKENS, "temperature": 1.0, "n": REPLIES - len(replies)}
-            texts = _texts(self._post({"messages": _messages(message), **asked}, tokens))
+            texts = _texts(self._asked(message, REPLY_TOKENS, {"n": REPLIES - len(replies)}))
             if not texts:
                 raise ModelError(f"{self.lm.endpoint.url}{self.ROUTE} gave no reply; does it have OpenAI's interface?")
             replies += texts
         return replies[:REPLIES]
+
+    def _asked(self, message: str, most: int, fields: dict[str, Any]) -> Any:  # noqa: ANN401
+        """The answer to a message, with replies of at most so many tokens."""
+        body = {"messages": [{"role": "user", "content": message}], self._bound: most, "temperature": 1.0, **fields}
+        try:
+            return self._post(body, len(self.lm.tokens(message)))
+        except RefusedError as error:
+            if self._bound == NEWER_MAX_TOKENS or NEWER_MAX_TOKENS not in str(error):
+                raise
+            self._bound = NEWER_MAX_TOKENS
+        return self._asked(message, most, fields)
 
 
 def from_first_tokens(first: First, verdicts: Verdicts) -> list[float]:
@@ -147,10 +158,6 @@ def from_replies(replies: Sequence[str], verdicts: Verdicts) -> list[float]:
         return [math.nan] * len(verdicts)
     whole = sum(counts) + len(verdicts) / 2
     return [math.log((count + 0.5) / whole) for count in counts]
-
-
-def _messages(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
 
 
 def _texts(answer: Any) -> list[str]:  # noqa: ANN401

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 
-FIRST_REQUESTS = 4
-FIRST_SLOW_DOWN, SLOW_DOWN = 0.5, 0.85
-"""Share of the requests that go on after the server was overloaded: at first it may have been asked for twice of what
-it bears. With 0.5 always, a server that refuses would be used to three quarters on average."""
-GROWTH = 0.2
-"""Requests by which their number grows a round. With 1, a server that bears three would refuse every third request."""
+FIRST_REQUESTS = 8
+SLOW_DOWN, MOST_SLOW_DOWN = 0.95, 0.5
+"""Share of the requests that go on after a refusal, and at least."""
+GROWTH = 0.1
+"""Requests by which their number grows in the first round after an overload; twice as many in the second, and so on, so
+that a server that bears much more later is soon used."""
 FREE_REPEATS, REPEATS_A_SUCCESS = 20, 0.2
 """A server may fail so often at first, and then for each request that it answered; beyond it is broken, not busy."""
 
@@ -18,18 +18,21 @@ FREE_REPEATS, REPEATS_A_SUCCESS = 20, 0.2
 class RequestPace:
     """The number of requests under way: additive increase, multiplicative decrease (Jacobson, 1988).
 
-    It doubles with each round of requests until the server is first overloaded, then grows slowly.
+    It doubles with each round of requests until the server is first overloaded, then grows slowly. A refusal tells what
+    the server bears: the requests beside the refused one. Silence tells only that they are too many.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.limit = float(min(FIRST_REQUESTS, most))
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed, self._answer = threading.Condition(lock), threading.Condition(lock)
         self._running = 0
         self._is_slow = False
         self._cut_at = 0.0
         self._resume_at = 0.0
         self._answered = 0
+        self._answered_since_cut = 0
         self._repeated = 0
 
     def enter(self) -> float:
@@ -47,22 +50,35 @@ class RequestPace:
         """Give the place back."""
         with self._changed:
             self._running -= 1
-            self._changed.notify_all()
+            # No more than there are places: of many threads that all wake at each answer, most wake for nothing.
+            self._changed.notify(max(0, int(self.limit) - self._running))
 
     def answered(self) -> None:
-        """The server kept up."""
+        """The server kept up with a request that still has its place."""
         with self._changed:
             self._answered += 1
-            self.limit = min(self.most, self.limit + (GROWTH / self.limit if self._is_slow else 1))
-            self._changed.notify_all()
+            self._answered_since_cut += 1
+            self._answer.notify()
+            rounds = self._answered_since_cut / self.limit
+            self.limit = min(self.most, self.limit + min(1, GROWTH * rounds / self.limit if self._is_slow else 1))
 
-    def overloaded(self, began: float) -> None:
-        """The server refused or was silent about a request that began at a time."""
+    def overloaded(self, began: float, *, is_silent: bool) -> None:
+        """The server refused, or was silent about, a request that began at a time and still has its place."""
         with self._changed:
             # Requests that were under way together tell of one overload, not of many.
-            if began >= self._cut_at:
-                self.limit = max(1.0, self.limit * (SLOW_DOWN if self._is_slow else FIRST_SLOW_DOWN))
-                self._cut_at, self._is_slow = time.monotonic(), True
+            if began < self._cut_at:
+                return
+            borne = 0.0 if is_silent else min(SLOW_DOWN * self.limit, self._running - 1)
+            self.limit = max(1.0, MOST_SLOW_DOWN * self.limit, borne)
+            self._cut_at, self._is_slow, self._answered_since_cut = time.monotonic(), True, 0
+
+    def wait_for_answer(self, seconds: float) -> None:
+        """Wait so long at most, or until a request that is under way is answered: the server has a place free then."""
+        with self._changed:
+            if self._running:
+                self._answer.wait(seconds)
+                return
+        time.sleep(seconds)
 
     def pause(self, seconds: float) -> None:
         """No request begins for so long."""

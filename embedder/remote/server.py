@@ -27,6 +27,9 @@ OVERLOADED = {408, TOO_MANY, 503, 504}
 """Statuses of a server that is asked too much."""
 PASSING = OVERLOADED | {409, 425, 500, 502}
 """Statuses that may change a little later, so that another try makes sense."""
+INVALID = b"validation error"
+"""Stands in the answer of llama-cpp-python's server to a request of another form, which it calls a fault of its own
+(500)."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LONGEST_ASKED_S = 900.0
 """A server that asks for a longer pause has no more to give today."""
@@ -49,6 +52,7 @@ class _Failure:
     asked_pause: float = 0.0
     is_overload: bool = True
     is_fault: bool = True
+    is_silent: bool = False
 
 
 class Server:
@@ -87,14 +91,16 @@ class Server:
             began = self.pace.enter()
             try:
                 answer = self._send(method, url, body)
+                # Told before its place is free, so that no other takes it as if nothing were.
+                if not isinstance(answer, _Failure):
+                    self.pace.answered()
+                elif answer.is_overload:
+                    self.pace.overloaded(began, is_silent=answer.is_silent)
             finally:
                 self.pace.leave()
             if not isinstance(answer, _Failure):
-                self.pace.answered()
                 return answer[0]
             failure = answer
-            if failure.is_overload:
-                self.pace.overloaded(began)
             if attempt + 1 == attempts:
                 break
             # A refusal for too many requests is no fault: the pace answers it.
@@ -108,7 +114,12 @@ class Server:
     def _wait(self, url: str, failure: _Failure, attempt: int) -> None:
         # The pauses of several threads differ, so that they do not come back together.
         if not failure.asked_pause:
-            time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0))
+            pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0)
+            # Once: a server that refuses again has its places taken by others, or counts requests by the minute.
+            if attempt == 0 and failure.is_overload and not failure.is_silent:
+                self.pace.wait_for_answer(pause)
+            else:
+                time.sleep(pause)
             return
         if failure.asked_pause > LONGEST_ASKED_S:
             raise ModelError(
@@ -123,11 +134,12 @@ class Server:
                 content = self._content(response)
         except httpx.TransportError as error:
             # A port where nobody listens is no overload: fewer requests would not help.
-            return _Failure(f"{type(error).__name__}: {error}", is_overload=not isinstance(error, httpx.ConnectError))
+            is_reached = not isinstance(error, httpx.ConnectError)
+            return _Failure(f"{type(error).__name__}: {error}", is_overload=is_reached, is_silent=is_reached)
         if response.status_code == httpx.codes.OK:
             return (self._json(content),)
         problem = f"status {response.status_code}: {self._shown(content)}"
-        if response.status_code not in PASSING:
+        if response.status_code not in PASSING or INVALID in content:
             refused = RefusedError(f"{url} refuses: {problem}; correct {self.setting}")
             refused.status = response.status_code
             raise refused

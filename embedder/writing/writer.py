@@ -14,7 +14,7 @@ from embedder.labelling.backends import choose_backend
 from embedder.labelling.prefix_tree import PackedPrompt
 from embedder.labelling.prompts import Prefix, PromptBuilder, Shot, prompt_builder
 from embedder.labelling.sampling import Sampling
-from embedder.models.causal_lm import CausalLm
+from embedder.models.llm import LanguageModel
 from embedder.writing.drafts import OUTPUT_LABEL, Draft, read_draft
 from embedder.writing.question_kinds import KINDS, examples_for
 
@@ -27,7 +27,9 @@ LEAST_CHARACTERS = 80
 class QuestionWriter:
     """Writes and scores questions with one LLM."""
 
-    def __init__(self, lm: CausalLm, llm: LlmConfig, settings: QuestionsConfig, tasks: dict[str, TaskSpec]) -> None:
+    def __init__(
+        self, lm: LanguageModel, llm: LlmConfig, settings: QuestionsConfig, tasks: dict[str, TaskSpec]
+    ) -> None:
         self.lm, self.llm, self.settings, self.tasks = lm, llm, settings, tasks
         self.backend = choose_backend(lm, llm, settings.max_tokens)
         self._writing: dict[KindName, PromptBuilder] = {}
@@ -49,6 +51,7 @@ class QuestionWriter:
                 top_k=self.settings.top_k,
                 top_p=self.settings.top_p,
                 end_ids=self.lm.end_ids,
+                stop=builder.template.stop,
                 stop_ids=self.lm.stop_ids(builder.template.stop),
             )
             # By row and not by position, so that a draft stays the same whatever stands around it.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, cast, get_args
+from typing import NamedTuple, cast, get_args
 
 from embedder.config.paths import Paths
 from embedder.config.run import RunConfig, Scorer
@@ -20,16 +19,9 @@ from embedder.storage.json_file import write_json
 from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.tables import shot_pools
 
-if TYPE_CHECKING:  # torch comes with it
-    from embedder.labelling.server_backend import ServerIdentity
-
 DEVICES = "devices"
 """Folder beside it with a file for each kind of device, number format, scorer and size of batches that has labelled."""
 SCORERS = get_args(Scorer)
-SERVER = "server.json"
-"""What the server that labels said of itself and of a known text."""
-SAME_LLM = 0.1
-"""Nats a token, on average, by which one LLM may differ from itself: bfloat16 in other batches."""
 RECOMPUTING = "being recomputed"
 """Stands for every task's reward while blocks hold old and new rewards."""
 
@@ -133,42 +125,6 @@ def check_provenance(config: RunConfig, wanted: LabelProvenance) -> None:
 def write_provenance(paths: Paths, wanted: LabelProvenance) -> None:
     """Note what the labels depend on, before the first of them is made, and with the devices after the last."""
     write_json({**asdict(wanted), "devices": read_devices(paths)}, paths.labelled / PROVENANCE)
-
-
-def check_server(paths: Paths, found: ServerIdentity) -> None:
-    """Refuse to add labels of a server to those of another engine, or of another LLM behind the same name.
-
-    Raises:
-        ConfigError: with what differs.
-    """
-    path = paths.labelled / SERVER
-    if not path.is_file():
-        return
-    known = json.loads(path.read_text(encoding="utf-8"))
-    differs = [
-        f"{name} {known[name]!r} -> {getattr(found, name)!r}"
-        for name in ("engine", "form")
-        if known[name] != getattr(found, name)
-    ]
-    if not differs and (apart := _mean_difference(known["scores"], found.scores)) > SAME_LLM:
-        differs = [f"the log-likelihoods of a known text differ by {apart:.2f} nats a token"]
-    if differs:
-        raise ConfigError(
-            f"{paths.labelled}: holds labels of another engine or LLM ({'; '.join(differs)}); ask the one before, "
-            "remove that folder, or choose another paths.work"
-        )
-
-
-def note_server(paths: Paths, found: ServerIdentity) -> None:
-    """Note which server labels, before it does."""
-    if not (paths.labelled / SERVER).is_file():
-        write_json(asdict(found), paths.labelled / SERVER)
-
-
-def _mean_difference(known: Sequence[float], found: Sequence[float]) -> float:
-    if len(known) != len(found):
-        return math.inf
-    return sum(abs(one - other) for one, other in zip(known, found, strict=True)) / max(1, len(known))
 
 
 def mark_mixed(paths: Paths, wanted: LabelProvenance) -> None:

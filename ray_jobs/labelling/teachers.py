@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from embedder.config.endpoints import LlmEndpoint
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.config.tasks import TaskSpec
 from embedder.data.ledger import Ledger
@@ -24,17 +23,16 @@ from embedder.labelling.rewards import task_rewards
 from embedder.models.locate import locate_llm
 from embedder.run.cost import CHARACTERS_A_TOKEN, Work, characters_a_token, forward_flops
 from embedder.run.lineage import LINEAGE
+from ray_jobs.cluster.llm_server import found_server, note_server, server_lines
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger
 from ray_jobs.labelling.block_plan import Survey, commit_missing, read_row_group, row_groups, select_llm_groups, survey
 from ray_jobs.labelling.imported import commit_imported, imported_fingerprint
 from ray_jobs.labelling.provenance import (
     LabelProvenance,
     check_provenance,
-    check_server,
     label_pools,
     label_provenance,
     mark_mixed,
-    note_server,
     read_provenance,
     write_provenance,
 )
@@ -42,7 +40,6 @@ from ray_jobs.labelling.provenance import (
 if TYPE_CHECKING:
     from embedder.labelling.label_statistics import LabelCost
     from embedder.labelling.rounding import Rounding
-    from embedder.labelling.server_backend import ServerIdentity
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,8 @@ class LlmTeacher(Teacher):
         scale = CHARACTERS_A_TOKEN / characters_a_token(folder, texts)
         tokens = scale * sum(ahead.tokens for ahead in work.tasks.values())
         if llm.endpoint is not None:
-            return Work("label", [*lines, *self._check_server(llm, llm.endpoint, tokens)], 0.0, tokens)
+            lines += server_lines(llm, llm.endpoint, tokens, self._longest_output, self.config.paths.labelled)
+            return Work("label", lines, 0.0, tokens)
         from embedder.labelling.compute_cost import memory_line, multiplied_weights
 
         lines.append(memory_line(llm, self.config.label.gpus_per_actor))
@@ -177,28 +175,9 @@ class LlmTeacher(Teacher):
             if not pool
         ]
 
-    def _server(self, llm: LlmConfig, endpoint: LlmEndpoint) -> ServerIdentity:
-        # Here, because torch comes with it.
-        from embedder.labelling.backends import find_server
-
-        rewarded = [spec.max_output_tokens for spec in self.config.tasks.values() if spec.reward != "none"]
-        return find_server(llm, endpoint, llm.max_prefix_tokens + max(rewarded))
-
-    def _check_server(self, llm: LlmConfig, endpoint: LlmEndpoint, tokens: float) -> list[str]:
-        """Lines on the server, which gives what is needed for little money and is that of the labels there are."""
-        money = endpoint.money(tokens)
-        if endpoint.max_money is not None and money > endpoint.max_money:
-            raise ConfigError(
-                f"labelling would cost about {money:,.2f} ({tokens:,.0f} tokens), more than llm.endpoint.max_money "
-                f"{endpoint.max_money:,.2f}; label fewer groups, use an LLM of your own, or raise it"
-            )
-        server = self._server(llm, endpoint)
-        check_server(self.config.paths, server)
-        told = f", money {money:,.2f}" if endpoint.prompt_price else ""
-        return [
-            f"the LLM is {endpoint.model} on {endpoint.url} ({server.engine}), asked for {server.form}",
-            f"about {tokens:,.0f} tokens{told}: a server reads the whole prompt for each output",
-        ]
+    @property
+    def _longest_output(self) -> int:
+        return max(spec.max_output_tokens for spec in self.config.tasks.values() if spec.reward != "none")
 
     def rehearse(self, count: int | None = None) -> list[str]:
         if self.config.llm is None or not (count or self.config.label.dry_run_groups):
@@ -213,7 +192,8 @@ class LlmTeacher(Teacher):
         write_provenance(config.paths, provenance)
         work = self.survey()
         if work.blocks.num_rows and config.llm is not None and config.llm.endpoint is not None:
-            note_server(config.paths, self._server(config.llm, config.llm.endpoint))
+            server = found_server(config.llm, config.llm.endpoint, self._longest_output)
+            note_server(config.paths.labelled, server)
         _commit_plain(config, llm_ledger(config.paths), work, provenance.fingerprint)
         cost, rounding = None, None
         if work.blocks.num_rows and config.llm is not None:

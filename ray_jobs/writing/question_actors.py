@@ -8,78 +8,17 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
-from embedder.config.tasks import PROMPT_FORMAT
 from embedder.data.ledger import Ledger
-from embedder.data.records import TEXTS
 from embedder.hashing import content_id
 from embedder.mining.bm25 import LexicalIndex
-from embedder.models.fingerprint import model_fingerprint
-from embedder.models.locate import locate_model
 from embedder.models.memory import BatchLimit
 from embedder.run.cost import tokens_of
-from embedder.writing.question_kinds import QUESTIONS_FORMAT, builtin_examples
 from embedder.writing.verdicts import SEARCHED
 from ray_jobs.cluster.blocks import Block, BlockActor, BlockCost, actor_pool, cut_blocks, run_blocks
+from ray_jobs.cluster.llm_server import check_server, found_server, note_server
 from ray_jobs.cluster.tables import passage_texts
-
-ASKED = pa.schema(
-    [*((name, pa.string()) for name in ("row_id", "task", "dataset", "kind")), ("passage_ids", TEXTS), ("texts", TEXTS)]
-)
-"""Passages for which one question of a kind is written."""
-DRAFT = pa.schema(
-    [
-        *ASKED,
-        ("drafts", pa.list_(pa.struct([(name, pa.string()) for name in ("query", "output", "fault")]))),
-    ]
-)
-"""The same with what the LLM wrote; `fault` is empty where nothing is wrong with its words."""
-CHECK = pa.schema(
-    [
-        *ASKED,
-        ("draft_id", pa.string()),
-        ("query", pa.string()),
-        ("output", pa.string()),
-        ("other_ids", TEXTS),
-        ("above", pa.int32()),
-        ("rank", pa.int32()),
-        ("bare", pa.float64()),
-        ("own", pa.float64()),
-        ("alone", pa.list_(pa.float64())),
-        ("others", pa.list_(pa.float64())),
-    ]
-)
-"""The best draft of each row with a good one, and its verdicts.OutputScores. `draft_id`: the row that it was chosen
-from."""
-
-
-def questions_fingerprint(config: RunConfig) -> str:
-    """Identity of drafts and scores: the LLM, prompts, examples, sampling and seed; what only decides is left out."""
-    llm, settings = config.needed_llm, config.needed_questions
-    limits = {"dtype": llm.dtype, "max_prefix_tokens": llm.max_prefix_tokens}
-    names = ("num_samples", "max_tokens", "temperature", "top_k", "top_p", "copied_words", "examples", "seed")
-    dumped = settings.model_dump(mode="json")
-    known = [
-        [kind, language, [each.model_dump() for each in rows]] for (kind, language), rows in builtin_examples().items()
-    ]
-    templates = {name: spec.template and spec.template.model_dump() for name, spec in config.tasks.items()}
-    model = model_fingerprint(locate_model(llm.model), limits)
-    # By the columns too, because rows of a version that knew fewer could not be read.
-    columns = [DRAFT.names, CHECK.names]
-    return content_id(
-        columns, model, [dumped[name] for name in names], QUESTIONS_FORMAT, PROMPT_FORMAT, known, templates
-    )[:16]
-
-
-def draft_ledger(paths: Paths, fingerprint: str) -> Ledger:
-    """The committed drafts of one fingerprint."""
-    return Ledger(paths.questions / fingerprint / "drafts", DRAFT, "row_id")
-
-
-def check_ledger(paths: Paths, fingerprint: str) -> Ledger:
-    """The committed scores of one fingerprint."""
-    return Ledger(paths.questions / fingerprint / "checks", CHECK, "row_id")
+from ray_jobs.writing.draft_tables import ASKED, CHECK
 
 
 class LlmBlocks(BlockActor):
@@ -87,14 +26,13 @@ class LlmBlocks(BlockActor):
 
     def __init__(self, config: RunConfig, ledger: Ledger) -> None:
         # Here, because torch comes with them, which the driver does without.
-        from embedder.models.causal_lm import load_lm
-        from embedder.models.device import matmul_rate, resolve_device
+        from embedder.models.open_llm import open_llm
         from embedder.writing.writer import QuestionWriter
 
-        self.ledger, gpus = ledger, config.label.gpus_per_actor
-        lm = load_lm(config.needed_llm, config.paths.cache, resolve_device(gpus), gpus)
+        self.ledger = ledger
+        lm = open_llm(config.needed_llm, config.paths.cache, config.label.gpus_per_actor)
         self.writer = QuestionWriter(lm, config.needed_llm, config.needed_questions, config.tasks)
-        self.peak_flops = lm.gpus * matmul_rate(lm.device, lm.model.dtype)
+        self.peak_flops = lm.peak_flops
 
     def limits(self) -> Sequence[BatchLimit]:
         return self.writer.backend.limits
@@ -104,7 +42,7 @@ class LlmBlocks(BlockActor):
 
     def computed(self) -> BlockCost:
         work = self.writer.backend.work
-        return BlockCost(tokens=work.tokens, flops=work.flops)
+        return BlockCost(tokens=work.tokens, flops=work.flops, money=work.money)
 
 
 class WriteBlocks(LlmBlocks):
@@ -149,6 +87,11 @@ def run_llm(
     ]
     if not blocks:
         return BlockCost()
+    if config.needed_llm.endpoint is not None:
+        folder, longest = ledger.folder.parent, config.needed_questions.max_tokens
+        found = found_server(config.needed_llm, config.needed_llm.endpoint, longest)
+        check_server(folder, found)
+        note_server(folder, found)
     pool = actor_pool(settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor, settings.min_actors)
     parts = cut_blocks(pa.Table.from_pylist(blocks), settings.num_actors)
     return run_blocks(parts, actor, (config, ledger), pool, label)

@@ -14,7 +14,7 @@ from embedder.config.run import RunConfig
 from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.index.bundle import verify
 from embedder.run.written import prepared_files, written_files
-from ray_jobs.writing.question_actors import check_ledger, draft_ledger, questions_fingerprint
+from ray_jobs.writing.draft_tables import check_ledger, draft_ledger, questions_fingerprint
 from tests.cluster.conftest import Cluster
 from tests.cluster.results import served_bundle
 from tests.unit.tiny_folders import write_jsonl

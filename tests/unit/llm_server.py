@@ -29,7 +29,7 @@ class LlmServer:
     lm: CausalLm
     engine: str = "vllm"
     spoiled: str = ""
-    """How its likelihoods are wrong: zeros, none, shifted, split."""
+    """How its likelihoods are wrong: zeros, none, shifted, split. Of its chats: what it refuses, or no verdicts."""
     key: str = ""
     name: str = "tiny"
     most_tokens: int | None = None
@@ -91,7 +91,10 @@ class LlmServer:
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append(body)
-        if "logprobs" in body and self.spoiled == "refused":
+        if "max_tokens" in body and "newer" in self.spoiled:
+            told = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
+            return JSONResponse({"error": {"message": told, "type": "invalid_request_error"}}, 400)
+        if "logprobs" in body and "refused" in self.spoiled:
             return JSONResponse({"error": "unknown field logprobs"}, 400)
         return JSONResponse(await asyncio.to_thread(self._reply, body))
 
@@ -105,7 +108,7 @@ class LlmServer:
         sums = [mean * len(output) for mean, output in zip(means, outputs, strict=True)]
         if self.spoiled == "no verdicts":
             return {"choices": [_chat_choice("Well", {"Well": -0.1})] * body.get("n", 1)}
-        if "logprobs" not in body or self.spoiled in {"none", "refused"}:
+        if "logprobs" not in body or self.spoiled in {"none", "refused", "newer, refused"}:
             weights = [math.exp(each - max(sums)) for each in sums]
             drawn = random.Random(len(self.requests)).choices(("Yes, it does", "partly", "No."), weights, k=2)
             return {"choices": [_chat_choice(text, None) for text in drawn[: body.get("n", 1)]]}

@@ -47,22 +47,25 @@ def remote_of(server, tiny_llm):
             remote.server.close()
 
 
-def test_chat_backend_judges_as_the_same_llm_here(lm, tiny_llm):
+@pytest.mark.parametrize("spoiled", ["", "newer"])
+def test_chat_backend_judges_as_the_same_llm_here(lm, tiny_llm, spoiled):
     rows = [group("judged", number) for number in range(3)]
     here = RewardLabeller(lm, tiny_llm, LabelConfig(), TASKS, {}).label(rows, "print")
-    server = LlmServer(lm)
+    server = LlmServer(lm, spoiled=spoiled)
     with remote_of(server, tiny_llm) as (remote, settings):
         labeller = RewardLabeller(remote, settings, LabelConfig(), TASKS, {})
         before = len(server.requests)
         there = labeller.label(rows, "print")
         assert labeller.backend.how == "first token of a chat reply"
     assert len(server.requests) - before == 3 * 5  # a request a prompt, however many verdicts there are
+    # It is refused once at most, and then knows how the server wants a reply to be bounded.
+    assert sum("max_tokens" in request for request in server.requests) == (1 if spoiled else len(server.requests))
     for one, other in zip(here, there, strict=True):
         assert other["error"] is None and other["outputs"] == one["outputs"]
         assert other["rewards"] == pytest.approx(one["rewards"], abs=1e-4)
 
 
-@pytest.mark.parametrize("spoiled", ["none", "refused"])
+@pytest.mark.parametrize("spoiled", ["none", "refused", "newer, refused"])
 def test_chat_backend_counts_replies_where_the_server_tells_no_likelihoods(lm, tiny_llm, spoiled):
     server = LlmServer(lm, spoiled=spoiled)
     with remote_of(server, tiny_llm) as (remote, settings):

@@ -11,12 +11,11 @@ from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
 from embedder.labelling.server_backend import ServerIdentity
 from embedder.models.device import device_kind
+from ray_jobs.cluster.llm_server import check_server, note_server
 from ray_jobs.labelling.provenance import (
     LabelProvenance,
     check_provenance,
-    check_server,
     note_device,
-    note_server,
     read_devices,
     read_provenance,
     write_provenance,
@@ -72,11 +71,11 @@ def test_provenance_of_labels_made_before_devices_were_noted_is_read(config):
 )
 def test_server_labels_of_another_engine_or_llm_are_refused(config, found, told):
     known = ServerIdentity("vllm", "echo of token ids", [-1.0, -2.0])
-    check_server(config.paths, found)
-    note_server(config.paths, known)
-    check_server(config.paths, ServerIdentity("vllm", "echo of token ids", [-1.04, -1.98]))
+    check_server(config.paths.labelled, found)
+    note_server(config.paths.labelled, known)
+    check_server(config.paths.labelled, ServerIdentity("vllm", "echo of token ids", [-1.04, -1.98]))
     with pytest.raises(ConfigError, match=told):
-        check_server(config.paths, found)
+        check_server(config.paths.labelled, found)
     # The first one counts, so that labels do not wander from one to the next.
-    note_server(config.paths, found)
-    check_server(config.paths, known)
+    note_server(config.paths.labelled, found)
+    check_server(config.paths.labelled, known)
