@@ -21,6 +21,7 @@ from embedder.index.manifest import hash_files
 from embedder.models.encoder import encode
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.onnx import load_inference_encoder
+from embedder.storage.object_store import AnyPath
 from serve.api import make_api
 from serve.deployments.local_backend import InProcess
 from serve.deployments.shard_replica import ShardReplica
@@ -83,10 +84,12 @@ def write_bundle(folder: Path, model: Path, name: str, shards: int = 2, max_toke
     return manifest
 
 
-def publish(work: Path, model: Path, version: str, alias: str | None = "live", shards: int = 2) -> Manifest:
+def publish(
+    work: Path, model: Path, version: str, alias: str | None = "live", shards: int = 2, max_tokens: int = 64
+) -> Manifest:
     """The same as a version of a run's index."""
     catalog = Catalog(work / "indexes")
-    write_bundle(catalog.bundle(version), model, "work", shards)
+    write_bundle(catalog.bundle(version), model, "work", shards, max_tokens)
     if alias is not None:
         catalog.point(alias, version)
     return Manifest.read(catalog.bundle(version))
@@ -144,9 +147,9 @@ class LocalBackend(InProcess):
         return "# TYPE ray_embedder_requests_total counter\nray_embedder_requests_total 0.0\n"
 
 
-def local_service(config: RunConfig) -> Service:
-    """The service of a run, without Ray."""
-    source = VersionSource.of(config)
+def local_service(config: RunConfig, work: AnyPath | None = None) -> Service:
+    """The service of a run, without Ray; `work` is its place where that is an object store."""
+    source = VersionSource.of(config, work)
     served = Served(source, config.serve.max_versions)
     backend = LocalBackend(source, config, served.named(None).name)
     return Service(config.serve, config.tasks, served, backend)
