@@ -18,6 +18,7 @@
     task_log           the log of a task, for all versions
     state_places       where the logs are, and what a version makes of them
     compaction         collection and memtable made one
+    erasure            what was deleted leaves the store
     writes             which documents were written, and what the corpus holds under their names
     sent               what clients send: nulls, unknown fields, fields of other services
     documents          documents and their rows on disk

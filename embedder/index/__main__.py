@@ -6,6 +6,7 @@
     python -m embedder.index runs/demo/indexes export TASK FILE       all documents of a task with vectors, as Parquet
     python -m embedder.index runs/demo/indexes point ALIAS VERSION    let an alias name another version
     python -m embedder.index runs/demo/indexes remove VERSION         remove one that no alias names
+    python -m embedder.index runs/demo/indexes erase                  remove what was deleted or replaced, now
 
 The folder is `indexes` below `paths.work`. For a run in an object store it is below its mirror, and `--log
 s3://bucket/run/indexes` names the store's, where writes are. A running service goes over to what an alias names within
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     point.add_argument("alias")
     point.add_argument("version")
     actions.add_parser("remove", help="remove a version").add_argument("version")
+    actions.add_parser("erase", help="remove what was deleted or replaced from log, snapshots and versions, now")
     return parser
 
 
@@ -71,6 +73,7 @@ def _run(options: argparse.Namespace) -> list[str]:
         raise ConfigError(f"{options.indexes}: no such folder; give `indexes` of a run, which `ray_jobs.index` makes")
     # FAISS is imported here and not above, because help and a wrong folder must not wait for it.
     from embedder.index.catalog import Catalog
+    from embedder.index.erasure import erase
     from embedder.index.opened import OpenIndex
     from embedder.index.parquet_export import export_documents
 
@@ -95,6 +98,9 @@ def _run(options: argparse.Namespace) -> list[str]:
         case "remove":
             catalog.remove(options.version)
             return [f"{options.version}: removed"]
+        case "erase":
+            erase(catalog, lambda line: console().print(line, markup=False))
+            return []
         case _:
             return _listed(catalog)
 
