@@ -59,9 +59,10 @@ check: $(STAMP)
 test: check
 	$(BIN)/python -m pytest -m "not slow" -n 2 --no-loadscope-reorder
 
-# What failed runs once more by itself: these tests kill and load, and a busy machine may miss a moment they wait for.
+# In two processes as the others. What failed runs once more, alone: these tests kill and load, and a busy machine may
+# miss a moment they wait for.
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow || $(BIN)/python -m pytest -m slow --last-failed
+	$(BIN)/python -m pytest -m slow -n 2 --no-loadscope-reorder || $(BIN)/python -m pytest -m slow --last-failed
 
 # In an environment of their own, so that what they need changes nothing of what is audited. The licences first: the
 # last command fails where a hole is known, and where PyPI knows nothing of a package (+cpu of a version is cut off).

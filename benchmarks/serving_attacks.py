@@ -22,7 +22,7 @@ import psutil
 from benchmarks.hostile_bodies import BODIES, FRESH, TITLED
 from benchmarks.hostile_requests import WIRE, Target, besiege
 from benchmarks.serving_front import front
-from benchmarks.serving_index import ALIAS, TASK
+from benchmarks.serving_index import ALIAS, TASK, attackers_key
 from benchmarks.serving_load import Ask, Load, finish, run, said_by, start, start_module
 from benchmarks.serving_systems import System
 
@@ -79,7 +79,11 @@ def attacked(ours: Ours, texts: list[str], seconds: float, way: str, attacks: li
         rate = HONEST_SHARE * run(system.spec(asks, CLIENTS, 5.0)).rate
         quiet = run(system.spec(asks, MOST_WAITING, min(QUIET_S, seconds), rate=rate))
         before, standing = _memory(system, process), set(system.tell("pids"))
-        given = {"target": asdict(Target(system.port, system.key)), "seconds": seconds, "attacks": attacks}
+        given = {
+            "target": asdict(Target(system.port, attackers_key(system.key))),
+            "seconds": seconds,
+            "attacks": attacks,
+        }
         attacker = start_module("benchmarks.serving_attacks", given)
         loading, during = start(system.spec(asks, MOST_WAITING, seconds, rate=rate)), [before]
         while attacker.poll() is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import secrets
 import shutil
@@ -98,7 +99,7 @@ def write_version(catalog: Catalog, version: str, model: Path, rows: Sequence[Ro
 
 
 def prepare(work: Path, model: str, texts: Texts) -> str:
-    """Two versions of the same passages, of which `live` names the first; returns the key of all roles."""
+    """Two versions of the same passages, of which `live` names the first; returns a key of all roles."""
     catalog = Catalog(work / "indexes")
     if not _are_there(catalog):
         shutil.rmtree(catalog.folder, ignore_errors=True)
@@ -112,9 +113,14 @@ def prepare(work: Path, model: str, texts: Texts) -> str:
         write_version(catalog, "v2", located, texts.passages[:half], vector_PD[:half])
     catalog.point(ALIAS, "v1")
     keys = work / "keys"
-    if not keys.exists():
-        keys.write_text(f"admin {secrets.token_hex(16)}\n", encoding="utf-8")
-    return keys.read_text(encoding="utf-8").split()[1]
+    key = keys.read_text(encoding="utf-8").split()[1] if keys.exists() else secrets.token_hex(16)
+    keys.write_text(f"admin {key}\nadmin {attackers_key(key)}\n", encoding="utf-8")
+    return key
+
+
+def attackers_key(key: str) -> str:
+    """The key of all roles that attackers have, beside the one of honest clients."""
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _are_there(catalog: Catalog) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serving_index import MAX_TOKENS
 from benchmarks.serving_load import Ask, Spec
 from embedder.models.locate import locate_model
 from serve.middleware import load_shedding
@@ -131,7 +132,7 @@ def served_by_ray(kind: str, what: str, port: int, key: str, cpus: int = 4, way:
 def infinity(cache: Path, model: str, port: int, engine: str) -> Iterator[System]:
     """infinity-emb in its own environment."""
     python = infinity_python(cache, engine)
-    folder = locate_model(model) if engine == "torch" else _exported(cache, python, model)
+    folder = _cutting(cache, python, model, engine)
     command = [
         str(python.with_name("infinity_emb").absolute()),
         "v2",
@@ -180,16 +181,24 @@ def infinity_python(cache: Path, engine: str) -> Path:
     return python
 
 
-def _exported(cache: Path, python: Path, model: str) -> Path:
-    """The model's folder with an ONNX file in it."""
-    folder = cache / "infinity-onnx-model"
-    if not (folder / "model.onnx").exists():
-        located = locate_model(model)
-        shutil.copytree(located, folder, dirs_exist_ok=True)
+def _cutting(cache: Path, python: Path, model: str, engine: str) -> Path:
+    """The model's folder for an engine, such that texts are cut where ours are; for ONNX with an exported file."""
+    located = locate_model(model)
+    folder = cache / f"infinity-{engine}-{MAX_TOKENS}"
+    if (folder / "ready").exists():
+        return folder
+    shutil.copytree(located, folder, dirs_exist_ok=True)
+    name, key = "sentence_bert_config.json", "max_seq_length"
+    if engine != "torch":
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [str(python), "-c", EXPORT, str(located), str(folder)]
         if subprocess.run(command, env=environment, check=False).returncode != 0:
             raise RuntimeError("the model cannot be exported to ONNX here; it is left out")
+        # Of the config this engine takes the length of texts alone; the exported table of positions keeps its size.
+        name, key = "config.json", "max_position_embeddings"
+    settings = json.loads((folder / name).read_text(encoding="utf-8"))
+    (folder / name).write_text(json.dumps(settings | {key: MAX_TOKENS}), encoding="utf-8")
+    (folder / "ready").touch()
     return folder
 
 

@@ -3,6 +3,7 @@
     python -m ray_jobs.index --config configs/demo.yaml
 
 reads   model/ (or index.model), prepared/corpus       records.PASSAGE
+        reranker/model/                                if `label` trained one, which is then served too
 writes  vectors/ENCODER/DATASET.passage/*.parquet          committed blocks; a second run encodes only what is missing
         indexes/versions/VERSION/                      a bundle: model, shards, manifest.json (embedder.index.bundle)
         indexes/catalog/NUMBER.json                    `index.alias` now names this version (embedder.index.catalog)
@@ -64,9 +65,8 @@ def check(config: RunConfig) -> Work:
 
 def run(config: RunConfig) -> StageReport:
     """Encode, build the shards in parallel, publish the version, and let the alias name it."""
-    from embedder.index.bundle import MODEL, Manifest, instructions
+    from embedder.index.bundle import MODEL, RERANKER, Manifest, instructions
     from embedder.index.catalog import Catalog
-    from embedder.index.manifest import hash_files
     from embedder.index.probe import PROBE, write_probe
     from embedder.models.fingerprint import encoder_fingerprint
     from ray_jobs.retrieval.shard_builds import ShardSize, build_shards, vector_width
@@ -97,13 +97,12 @@ def run(config: RunConfig) -> StageReport:
         files={},
     )
     manifest = build_shards(config.paths, config.build_settings, store, manifest, staged, gpus)
-    # Weights in safetensors alone: a pickle could run code where the bundle is served. And no key that lies there.
-    model = staged / MODEL
-    shutil.rmtree(model, ignore_errors=True)
-    left = shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".*", *SECRET_FILES)
-    shutil.copytree(locate_model(encoder.model), model, ignore=left)
+    files = _copied_model(locate_model(encoder.model), staged / MODEL)
+    # Left by a start that was cut off, of a run that had one.
+    shutil.rmtree(staged / RERANKER, ignore_errors=True)
+    if reranker := trained_reranker(config):
+        files |= _copied_model(reranker, staged / RERANKER)
     write_probe(*probe_texts(config.paths, store, encoder.max_tokens), staged)
-    files = {f"{MODEL}/{name}": digest for name, digest in hash_files(model).items()}
     files[PROBE] = file_sha256(staged / PROBE)
     manifest = manifest.model_copy(update={"files": manifest.files | files})
     manifest.write(staged)
@@ -116,7 +115,26 @@ def run(config: RunConfig) -> StageReport:
     catalog.mark_built(manifest.index_version)
     report = _report(manifest, encoded, catalog.bundle(manifest.index_version), config.index.alias)
     report.lines += cut_lines
+    if manifest.has_reranker:
+        report.lines.append("the reranker that `label` trained is served beside it")
     return report
+
+
+def trained_reranker(config: RunConfig) -> Path | None:
+    """The cross-encoder that labelled for this run; None: the LLM did, or nothing was trained yet."""
+    folder = config.paths.reranker
+    return folder if config.label.teacher == "reranker" and folder.is_dir() else None
+
+
+def _copied_model(source: Path, target: Path) -> dict[str, str]:
+    """Copy a model folder into a bundle; returns the hashes of its files."""
+    from embedder.index.manifest import hash_files
+
+    # Weights in safetensors alone: a pickle could run code where the bundle is served. And no key that lies there.
+    left = shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".*", *SECRET_FILES)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, ignore=left)
+    return {f"{target.name}/{name}": digest for name, digest in hash_files(target).items()}
 
 
 def _report(manifest: Manifest, encoded: int, bundle: Path, alias: str) -> StageReport:

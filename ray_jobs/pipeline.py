@@ -29,6 +29,7 @@ from embedder.run.cost import Work
 from embedder.run.holding import check_lease
 from embedder.run.lineage import write_lineage
 from embedder.run.rounds import is_untrained, planned_stages, stage_title
+from embedder.run.run_status import status_of, write_page
 from embedder.run.stage_report import StageReport, read_reports, stage_table
 from embedder.run.stages import STAGES, Contents, is_done, mark_done
 from embedder.training.trackers import check_trackers
@@ -239,6 +240,9 @@ def run(config: RunConfig) -> StageReport:
     count = len(steps(config)) - len(notes)
     report = StageReport("pipeline", count, "stages", time.monotonic() - began)
     report.lines = [f"{count - skipped} of {count} stages run, {skipped} were done before", *notes]
+    # The marks are new, so no content need be compared again.
+    if page := write_page(status_of(config, None), config):
+        report.lines.append(f"all reports: {page}")
     return report
 
 

@@ -6,7 +6,10 @@ taken           refusals of a start: a port, name or route that is taken, no ind
 app             binds the deployments of a run's index
 api             all routes, errors and the OpenAPI description as one application
 service         what the routes do, apart from HTTP and from Ray
+large_work      what is large, in one thread beside the event loop
 grouping        groups of hits, by the values of a field
+reranking       the order that a reranker gives to hits and documents
+search_limits   what searches may ask for together
 cursor          where the next page of a list begins
 backend         the calls that the service makes to encoder and index
 replica_gpus    the GPUs of the replicas, tried before anything is deployed

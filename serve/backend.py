@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from typing_extensions import TypeVarTuple, Unpack
+from typing_extensions import TypeIs, TypeVarTuple, Unpack
 
 from embedder.config.cutting import PromptedText
 from embedder.index.opened import OpenIndex
@@ -26,6 +26,9 @@ CALL_FORMAT = 4
 
 DEADLINE: ContextVar[float] = ContextVar("deadline")
 """Until when the request at hand must be answered, by `time.monotonic()`."""
+
+OWNER: ContextVar[str] = ContextVar("owner", default="")
+"""Who asks, by the name of the key or else by address: what waits is shared out among owners."""
 
 
 def time_left(now: float | None = None) -> float:
@@ -70,20 +73,40 @@ def may_take_long(method: Callable[..., Any], arguments: Sequence[Any]) -> bool:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A query and a text that the reranker reads together."""
+
+    query: PromptedText
+    text: str
+
+    def __len__(self) -> int:
+        return len(self.query) + len(self.text)
+
+
+Texts = list[PromptedText] | list[Pair]
+"""What a request wants read: texts by the encoder, or pairs by the reranker."""
+
+
+def are_pairs(texts: Texts) -> TypeIs[list[Pair]]:
+    """Tell whether the reranker is to read them."""
+    return bool(texts) and isinstance(texts[0], Pair)
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """The vectors (N, D) of the texts of one request, and how many tokens each has."""
+    """The vectors (N, D) of the texts of one request, or the scores (N, 1) of its pairs, and the tokens of each."""
 
     vector_ND: np.ndarray
     tokens: list[int]
     limit: int = sys.maxsize
-    """Tokens of a text that the model reads at most."""
+    """Tokens of a text or pair that the model reads at most."""
 
 
 @dataclass(frozen=True)
 class Piece:
     """Texts of one request that follow each other, on their way to an encoder: all of them, or a part."""
 
-    texts: list[PromptedText]
+    texts: Texts
     first: int = 0
     """Position of the first one in the request."""
     seconds: float = float("inf")
@@ -102,8 +125,8 @@ class Backend(Protocol):
     def refusal(self, num_bytes: int) -> ApiError | None:
         """Why a request for vectors whose body has so many bytes would be refused, before it is read."""
 
-    async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
-        """The vectors of texts by the model of a version."""
+    async def encode(self, version: str, texts: Texts, truncate: bool) -> Encoded:
+        """The vectors of texts by the encoder of a version, or the scores of pairs by its reranker."""
 
     async def call(
         self, part: int, version: str, method: Callable[[OpenIndex, Unpack[Ts]], R], *arguments: Unpack[Ts]

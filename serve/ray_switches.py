@@ -37,6 +37,8 @@ FILES = {
 }
 """Where Ray would take /tmp/haproxy-serve, whose admin socket is open to all users of the machine."""
 PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
+_CLAIMS: list[socket.socket] = []
+"""What stands for the ports that this process has claimed, open as long as it lives."""
 
 
 def is_haproxy(environment: MutableMapping[str, str]) -> bool:
@@ -58,14 +60,38 @@ def set_switches(environment: MutableMapping[str, str], folder: Path) -> None:
 
 
 def free_ports(wanted: Iterable[int]) -> list[int]:
-    """For each port itself where it is free, or else another one: a second Ray of this machine may have it."""
+    """For each port itself where it is free, or else another one: a second Ray of this machine may have it.
+
+    They are claimed until this process ends, since HAProxy opens them seconds later and a second start looks meanwhile.
+    """
     found = []
     for port in wanted:
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                listener.bind(("127.0.0.1", 0))
-            found.append(int(listener.getsockname()[1]))
+        while not _claims(free := _free(port)):
+            port = 0
+        found.append(free)
     return found
+
+
+def _free(port: int) -> int:
+    """The port where nobody listens, or another one; 0 stands for any."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _claims(port: int) -> bool:
+    """Claim a port among all starts of this program on the machine; False: one of them has claimed it already."""
+    # An abstract name, which Linux keeps by network namespace as it does ports, and frees when the process ends. Not
+    # the port: whatever kept it here would keep it from HAProxy too.
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0llm-embedder-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    _CLAIMS.append(claim)
+    return True

@@ -28,11 +28,14 @@ from serve.access.keys import Keys
 from serve.backend import Backend, R, Ts, time_left
 from serve.grouping import grouped
 from serve.http_errors import ApiError
+from serve.large_work import LargeWork
 from serve.middleware.incoming import Traffic
+from serve.reranking import Reranker
 from serve.schemas.document_schemas import WrittenDocument
 from serve.schemas.search_schemas import SearchFields, Timing
 from serve.schemas.sent_vectors import unit_vectors
 from serve.schemas.state_schemas import DeploymentState
+from serve.search_limits import check_results
 from serve.versions.missing_vectors import MissingVectors
 from serve.versions.served import Served, Version
 
@@ -60,8 +63,10 @@ class Service:
         self.settings, self.tasks, self.served, self.backend = settings, tasks, served, backend
         self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
         """Those that requests are asked for; None: everybody may do everything."""
+        self.reranker = Reranker(settings, backend)
         self.traffic = Traffic()
         self.audit = AuditLog(settings.audit_file)
+        self.large = LargeWork()
         self._answers: dict[str, tuple[float, asyncio.Task[Any]]] = {}
         self._following = asyncio.Lock()
         self._missing = MissingVectors(backend, is_on=not settings.read_only)
@@ -91,9 +96,8 @@ class Service:
         Raises:
             ApiError: the version knows no such task, or the texts are too long together.
         """
+        version.check_task(task, param)
         known = version.manifest.tasks
-        if task is not None and task not in known:
-            raise ApiError(400, f"task {task!r:.200}: known are {sorted(known)}", param=param)
         prompted = [prompted_text("", text) if task is None else known[task].prompted(side, text) for text in texts]
         # Before tokens are made, which takes far longer than to count what they are made of.
         characters, most = sum(map(len, prompted)), self.settings.max_request_characters
@@ -115,15 +119,17 @@ class Service:
         """The best documents of a task for each text, or each vector, over all shards, and how long they took.
 
         Args:
-            share: how many searches share the bytes of an answer.
+            share: how many searches share the bytes of an answer, and the characters for the reranker.
 
         Raises:
-            ApiError: k is too large, there is no such task, no index for the mode, or a vector does not fit.
+            ApiError: k is too large, there is no such task, no reranker, or a vector does not fit.
             DataError: the hits are too large, or the queries have too many words.
         """
         began = time.perf_counter()
         max_bytes = self.settings.max_answer_bytes // share
-        self._check_results(fields)
+        check_results(fields, self.settings.max_results)
+        if fields.rerank_from is not None:
+            version.check_reranker()
         prompted = self.prompted(version, task, "query", texts)
         version.check_documents(task)
         query_QD = None
@@ -139,33 +145,26 @@ class Service:
             options = SearchOptions(
                 k=k, mode=fields.mode, filter=wanted, parameters=fields.parameters, shown=shown, seconds=time_left()
             )
-            results = combine(await self._of_all(version, OpenIndex.rank, task, options, query_QD, texts), options)
-            kept = results.part(fields.offset, fields.score_threshold)
+            parts = await self._of_all(version, OpenIndex.rank, task, options, query_QD, texts)
+            results = await self.large.beside((len(texts) or len(vectors)) * k, combine, parts, options)
+            # What the reranker puts in order is cut by its scores, in its order.
+            kept = results if fields.rerank_from else results.part(fields.offset, fields.score_threshold)
             if kept.table.nbytes > max_bytes:
                 raise too_large()
             return kept
 
         if fields.grouping is None:
-            hits = (await ranked(fields.filter, fields.k + fields.offset)).hits()
+            results = await ranked(fields.filter, fields.rerank_from or fields.k + fields.offset)
+            hits = await self.large.beside(results.table.num_rows, results.hits)
         else:
             hits = [await grouped(ranked, fields.grouping, fields.k, fields.filter)]
-        ended = time.perf_counter()
-        timing = Timing(encode=1000 * (encoded - began), search=1000 * (ended - encoded), total=1000 * (ended - began))
-        return hits, timing
-
-    def _check_results(self, fields: SearchFields) -> None:
-        """Refuse more results than a search may have.
-
-        Raises:
-            ApiError: it names what makes them so many.
-        """
-        most, size = self.settings.max_results, fields.grouping.size if fields.grouping else 1
-        if fields.k > most:
-            raise ApiError(400, f"k {fields.k}: at most {most}", param="k")
-        if fields.k * size > most:
-            raise ApiError(400, f"k {fields.k} times group_size {size}: at most {most}", param="group_size")
-        if fields.k + fields.offset > most:
-            raise ApiError(400, f"offset {fields.offset} and k {fields.k}: at most {most} together", param="offset")
+        searched = time.perf_counter()
+        ended = searched
+        if fields.rerank_from is not None:
+            hits = await self.reranker.ordered(version, task, fields, texts, hits, share)
+            ended = time.perf_counter()
+        times = {"encode": encoded - began, "search": searched - encoded, "rerank": ended - searched}
+        return hits, Timing(total=1000 * (ended - began), **{stage: 1000 * taken for stage, taken in times.items()})
 
     async def documents(
         self, version: Version, task: str, names: Sequence[DocumentName], wanted: Filter | None, shown: Shown

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports Ray, transformers, torch or FAISS, which read these once: no hub, a Ray token of the session's
-# own, and threads that sleep while they wait. On a machine with other work, threads of OpenMP that spin take the
-# processor from those they wait for: a training step of a small model was 20 times as long.
+# own, and one thread a process. Models here are so small that a second thread costs more than it brings, and far more
+# on a machine with other work. Where a test asks for several, they sleep while they wait: threads of OpenMP that spin
+# take the processor from those they wait for, and a training step of a small model was 20 times as long.
 os.environ["HF_HUB_OFFLINE"] = "1"
 RAY_TOKEN = Path(tempfile.mkdtemp(prefix="ray-token-")) / "token"
 RAY_TOKEN.write_text("0123456789abcdef" * 4, encoding="utf-8")
 RAY_TOKEN.chmod(0o600)
 os.environ |= {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "taken-by-the-tests-own-store"}
-os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "1"}
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "1"}
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(RAY_TOKEN)}
 
 import pytest
@@ -40,12 +41,17 @@ from embedder.storage.store import Store
 from tests.azurite import azurite_command, serve_azure
 from tests.object_store import ObjectStore, serve_objects
 
+OWN_RAY = {"attacks", "autoscale", "label_kills", "node_faults", "open_ray", "overload", "own_documents"}
+"""Files of tests/cluster whose tests start a Ray of their own, and no test the session's cluster."""
+
 
 class FolderScheduling(LoadScopeScheduling):
-    """Gives one process all tests that need Ray, so that there is one cluster, and the others a file at a time."""
+    """Gives one process all tests of the session's cluster, so that there is one, and the others a file at a time."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/cluster" if nodeid.startswith("tests/cluster/") else nodeid.split("::")[0]
+        file = nodeid.split("::")[0]
+        needs_cluster = file.startswith("tests/cluster/") and Path(file).stem.removeprefix("test_") not in OWN_RAY
+        return "tests/cluster" if needs_cluster else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FolderScheduling:
@@ -107,15 +113,6 @@ def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_encoder(tiny_encoder_folder: Path) -> EncoderConfig:
     """How to load the tiny encoder."""
     return EncoderConfig(model=str(tiny_encoder_folder), pooling="mean", max_tokens=64, batch_tokens=256)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For models so small that a second thread costs more than it brings, and far more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def save_lm(folder: Path, model: torch.nn.Module) -> Path:

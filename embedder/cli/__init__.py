@@ -6,6 +6,5 @@ new_run       `init`: looks at the data, asks, and writes a run file
 found_data    what lies in a folder of data, and which task and format it is
 run_text      the text of a run file, with comments
 findings      `doctor`: what of this machine and its cluster will not work, and the remedy
-run_status    `status`: what a run has done, what is missing, what it cost
 question      `ask`: one question to a service that runs
 """

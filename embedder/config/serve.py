@@ -53,6 +53,9 @@ class ServeConfig(Section):
     to four seconds."""
     max_request_tokens: int = Field(default=300_000, ge=1)
     """Tokens of all texts of a request together, as the model reads them."""
+    max_pairs: int = Field(default=512, ge=1)
+    """Pairs of a query and a text that the reranker reads for one request, where the index has one: documents of a
+    reranking, or `rerank_from` of a search for each query."""
     max_results: int = Field(default=100, ge=1, le=1000)
     """Greatest k of a search."""
     max_changed: int = Field(default=10_000, ge=1)

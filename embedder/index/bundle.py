@@ -2,6 +2,7 @@
 
     manifest.json                  written last: a folder without it is no bundle
     model/                         a Hugging Face folder
+    reranker/                      the cross-encoder, as such a folder, if the run trained one
     probe.json                     some texts with their vectors (embedder.index.probe)
     shards/00000/TASK/             the collection of one task in one shard (embedder.index.collection)
 
@@ -27,6 +28,7 @@ from embedder.index.manifest import HashedManifest
 from embedder.models.fingerprint import located_fingerprint
 
 MODEL = "model"
+RERANKER = "reranker"
 
 
 class TaskInstructions(BaseModel):
@@ -78,6 +80,10 @@ class Manifest(HashedManifest):
     def index_version(self) -> str:
         """Changes with any file and any field."""
         return self.computed_digest()[:16]
+
+    @property
+    def has_reranker(self) -> bool:
+        return any(name.startswith(f"{RERANKER}/") for name in self.files)
 
     def vector_space(self, task: str) -> str:
         """What the vectors of a task's documents depend on: vectors of one space may be compared."""

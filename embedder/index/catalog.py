@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from embedder.errors import BundleError, ConfigError
@@ -190,9 +191,14 @@ class Catalog:
         version = table.aliases.get(name, name)
         is_there = NAME.fullmatch(version) and (self.bundle(version) / Manifest.FILE).is_file()
         if not is_there or version in table.leaving:
+            versions = self.versions()
+            near = get_close_matches(name[:200], [*table.aliases, *versions], n=1)
+            remedy = "build one with `llm-embedder index`"
+            if versions:
+                remedy = f"name one of them by `python -m embedder.index {self.folder} point ALIAS VERSION`"
             raise ConfigError(
-                f"{self.folder}: no version or alias {name!r:.200}; there are versions {self.versions()} and aliases "
-                f"{table.aliases}; build one with `python -m ray_jobs.index`"
+                f"{self.folder}: no version or alias {name!r:.200}; there are versions {versions} and aliases "
+                f"{table.aliases}; {f'did you mean {near[0]}?' if near else remedy}"
             )
         return version
 

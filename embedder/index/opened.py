@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from embedder.errors import BundleError, ConfigError
-from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_folder, verify
+from embedder.index.bundle import MODEL, RERANKER, Manifest, read_manifest, shard_folder, verify
 from embedder.index.catalog import Catalog
 from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document, DocumentName
@@ -252,9 +252,10 @@ class OpenIndex:
     def _write_snapshot(self, staged: Path) -> None:
         frozen = {task: collection.freeze() for task, collection in self.collections.items()}
         # What is frozen never changes, and writing it may take minutes.
-        kept = (f"{MODEL}/", PROBE)
+        kept = (f"{MODEL}/", f"{RERANKER}/", PROBE)
         files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(kept)}
-        shutil.copytree(self._bundle / MODEL, staged / MODEL, copy_function=_link)
+        for model in [MODEL, RERANKER] if self.manifest.has_reranker else [MODEL]:
+            shutil.copytree(self._bundle / model, staged / model, copy_function=_link)
         if PROBE in files:
             _link(str(self._bundle / PROBE), str(staged / PROBE))
         counts = dict.fromkeys(self.collections, 0)

@@ -15,4 +15,5 @@ cost.py          the work ahead, from sizes alone
 too_long.py      how many prepared texts are too long for the encoder
 prompt_room.py   whether the LLM's prompt holds the recent text of long documents and a candidate
 stage_report.py  what a finished stage did
+run_status.py    what a run has done, what is missing, what it cost; the page that links all its reports
 """

@@ -58,6 +58,10 @@ def _trained(config: RunConfig) -> list[AnyPath]:
     return [config.paths.model] if config.evaluate.compares_trained else []
 
 
+def _reranker(config: RunConfig) -> list[Path]:
+    return [config.paths.reranker] if config.label.teacher == "reranker" else []
+
+
 def _control(config: RunConfig) -> list[Path]:
     return [config.paths.control] if config.train and config.train.control else []
 
@@ -140,7 +144,7 @@ STAGES = {
         Stage(
             "index",
             ("index", "words", "encoder", "tasks"),
-            reads=lambda config: [config.paths.corpus],
+            reads=lambda config: [config.paths.corpus, *_reranker(config)],
             writes=_built,
             models=lambda config: [config.index.model or str(config.paths.model)],
         ),

@@ -29,8 +29,8 @@ RUN_AGAIN = "run it again, what is finished stays"
 
 
 @contextmanager
-def storage_failures(folder: Path) -> Iterator[None]:
-    """Tell in one line why files below a folder cannot be written.
+def storage_failures(folder: Path, again: str = SEND_AGAIN) -> Iterator[None]:
+    """Tell in one line why files below a folder cannot be written, and what to do once they can.
 
     Raises:
         StorageError: the system refused what the block wanted to write.
@@ -38,7 +38,7 @@ def storage_failures(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _storage_error(folder, _number(error), str(error), SEND_AGAIN) from error
+        raise _storage_error(folder, _number(error), str(error), again) from error
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def _storage_error(place: Path, number: int, text: str, again: str) -> StorageEr
     elif number in READ_ONLY:
         told = f"read-only here ({reason}); what is there is read and nothing written, until this user may write"
     else:
-        told = f"the disk fails ({reason}); see the logs of the system, and send it again once it works"
+        told = f"the disk fails ({reason}); see the logs of the system, and {again}"
     return StorageError(f"{place}: {told}")
 
 

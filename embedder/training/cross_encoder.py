@@ -125,14 +125,24 @@ class CrossEncoder(nn.Module):
         Raises:
             torch.OutOfMemoryError: a single pair does not fit.
         """
-        if not pairs:
-            return []
-        rows = self.tokenize(pairs)
-        batches = length_batches([len(row) for row in rows], self.batch_tokens)
-        scores: list[float] = encode_batches(
-            self, (self.padded([rows[i] for i in batch], batch) for batch in batches)
-        ).tolist()
+        scores: list[float] = self.score_rows(self.tokenize(pairs)).tolist() if pairs else []
         return scores
+
+    def score_rows(self, rows: list[TokenRow]) -> NDArray[np.float32]:
+        """Scores (N,) of the rows of one pair or more, without gradient.
+
+        Raises:
+            torch.OutOfMemoryError: a single pair does not fit.
+        """
+        batches = length_batches([len(row) for row in rows], self.batch_tokens)
+        return encode_batches(self, (self.padded([rows[i] for i in batch], batch) for batch in batches))
+
+    def lengths(self, pairs: Sequence[tuple[str | PromptedText, str]]) -> list[int]:
+        """Tokens of pairs of which nothing is cut."""
+        rows = self.tokenizer(
+            [str(query) for query, _ in pairs], [candidate for _, candidate in pairs], truncation=False
+        )
+        return [len(row) for row in rows["input_ids"]]
 
 
 def check_cross_encoder(model: str, max_tokens: int) -> None:
@@ -156,8 +166,12 @@ def bare_query(task: TaskSpec, query: str) -> PromptedText:
     return prompted_text("", query, task.query_cut)
 
 
-def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: torch.device | str) -> CrossEncoder:
+def load_cross_encoder(
+    model: str, max_tokens: int | None, batch_tokens: int, device: torch.device | str
+) -> CrossEncoder:
     """Load a cross-encoder on a device; an encoder without a head gets one from torch's random state.
+
+    `max_tokens` None: as many as its tokenizer says, in which `export_cross_encoder` leaves them.
 
     It stays in evaluation mode even while it is trained: without dropout the result depends neither on the number of
     workers nor on where a run was resumed.
@@ -168,6 +182,8 @@ def load_cross_encoder(model: str, max_tokens: int, batch_tokens: int, device: t
     """
     folder = locate_model(model)
     config, tokenizer = check_loadable(CROSS_ENCODER, folder)
+    if max_tokens is None:
+        max_tokens = int(tokenizer.model_max_length)
     _check_positions(config, model, max_tokens)
     tokenizer.padding_side = "right"  # the tokens and segments of a row count from the left
     if tokenizer.pad_token_id is None:

@@ -66,11 +66,10 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
     """
     rows = [row for row in labelled.select(TRAINED_ON).to_pylist() if row["reward"] != "none"]
     name = run_name(config, rows)
-    storage = config.paths.mounted / "reranker"
-    model = storage / "model"
+    model = config.paths.reranker
     if (read_lineage(model) or {}).get("reranker_run") == name:
         return model
-    job, counts = prepare_training(config, rows, storage / name)
+    job, counts = prepare_training(config, rows, model.with_name(name))
     if not job.exported.is_dir():
         run_workers(job, "reranker")
     ended = json.loads(job.outcome.read_text(encoding="utf-8"))
@@ -233,7 +232,7 @@ def score_with_reranker(config: RunConfig, ledger: Ledger, fingerprint: str) -> 
     run_blocks(
         cut_blocks(work.blocks, actors),
         ScoreBlocks,
-        (config, ledger, fingerprint, config.paths.mounted / "reranker" / "model"),
+        (config, ledger, fingerprint, config.paths.reranker),
         actor_pool(actors, config.needed_reranker.gpus_per_worker),
         "label by reranker",
     )

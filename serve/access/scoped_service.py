@@ -19,7 +19,7 @@ from embedder.index.living import CollectionStats
 from embedder.index.metadata_change import MetadataChange
 from embedder.index.results import Hit, Shown, StoredDocument
 from serve.access.audit import Caller
-from serve.backend import Encoded
+from serve.backend import Encoded, Pair
 from serve.http_errors import ApiError
 from serve.schemas.document_schemas import WrittenDocument
 from serve.schemas.search_schemas import SearchFields, Timing
@@ -87,6 +87,7 @@ class ScopedService:
         self.texts = service.texts
         self.deployments = service.deployments
         self.follow = service.follow
+        self.large = service.large
 
     async def named(self, alias: str | None, param: str = "index") -> Version:
         """The version that an alias serves, be it new; null means the default.
@@ -114,6 +115,23 @@ class ScopedService:
         """
         self._note_task(task)
         return self._service.prompted(version, task, side, texts, param)
+
+    def pairs(self, version: Version, task: str | None, query: str, texts: Sequence[str]) -> list[Pair]:
+        """A query with each of some texts as the reranker reads them for a task, if one is named.
+
+        Raises:
+            ApiError: there is no such task, or the caller may not use it.
+        """
+        self._note_task(task)
+        return self._service.reranker.pairs(version, task, query, texts)
+
+    async def score(self, version: Version, pairs: list[Pair], truncate: bool, param: str) -> Encoded:
+        """The reranker's score of each pair.
+
+        Raises:
+            ApiError: they are too many, or too long together.
+        """
+        return await self._service.reranker.score(version, pairs, truncate, param)
 
     async def encode(self, version: Version, texts: list[PromptedText], truncate: bool) -> Encoded:
         """The vectors of texts by the model of a version."""

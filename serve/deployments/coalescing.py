@@ -1,27 +1,28 @@
 """Requests on their way from an ingress to the encoders: small ones several in a call, large ones in pieces.
 
 Small requests (a query, a search) and large ones (texts for an index) stand in two lanes, each with calls of its own,
-so that no query waits behind a thousand texts. A request is let in if its lane can do it by its deadline. In a lane the
+so that no query waits behind a thousand texts. In a lane those who ask take turns (`fair_queue`), so that no one's
+requests wait for all of another's. A request is let in if its lane can do it by its deadline. Of one who asks the
 oldest request is sent first and whole, so that of equal requests some end early and not all of them late. What waits
-here and not in the replicas costs nothing to drop, and the calls tell the autoscaler how busy the encoders are.
-Needs no Ray.
+here and not in the replicas costs nothing to drop, and the calls tell the autoscaler how busy the encoders are. Needs
+no Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from embedder.config.cutting import PromptedText
 from embedder.config.serve import ServeConfig
-from serve.backend import DEADLINE, Encoded, Piece, time_left
+from serve.backend import DEADLINE, OWNER, Encoded, Piece, Texts, are_pairs, time_left
 from serve.deployments.admission import BEGIN_MARGIN, SMALL_TOKENS, SMALL_TOKENS_TOGETHER, Clock, Room, TokenEstimate
+from serve.deployments.fair_queue import FairQueue, is_beyond_share, work_before
 from serve.http_errors import ApiError, overloaded
 
 Outcome = Encoded | ApiError
@@ -32,6 +33,8 @@ LANES = 2
 """Small requests and large ones."""
 MOST_PIECES = 64
 """Pieces that one call takes at most."""
+LEFT_OVER = 1e-6
+"""Tokens below which an owner has none."""
 SMALL_BYTES = 8 * SMALL_TOKENS
 """Of the body of a small request at most, before it is read."""
 CALL_CHARACTERS = 8
@@ -69,13 +72,14 @@ class Limits:
 @dataclass(eq=False)
 class _Request:
     version: str
-    texts: list[PromptedText]
+    texts: Texts
     truncate: bool
     deadline: float
     is_small: bool
     work: float
     """Estimated tokens of all texts."""
     done: asyncio.Future[Encoded]
+    owner: str = ""
     num_sent: int = 0
     answers: dict[int, Encoded] = field(default_factory=dict)
     """Of the pieces, by the position of their first text."""
@@ -115,40 +119,66 @@ class _Lane:
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits = limits
         self.room = Room(clock)
-        self.waiting: deque[_Request] = deque()
+        self.waiting: FairQueue[_Request] = FairQueue()
         self.num_texts = 0
         """Of those that wait."""
+        self.owned: dict[str, float] = {}
+        """Work of each owner that was let in and is not done."""
         self.calls: set[asyncio.Task[list[Outcome]]] = set()
 
     def refusal(self, work: float, seconds: float) -> ApiError | None:
-        """Why so many more tokens cannot be let in, which must be done within some seconds."""
-        lacks = self.room.lacks(work, seconds)
-        if lacks or len(self.waiting) >= self._limits.requests or self.num_texts >= self._limits.texts:
+        """Why so many more tokens of who asks cannot be let in, which must be done within some seconds."""
+        owner = OWNER.get()
+        # As if the others went on asking: else what is let in beside one who asks again and again comes too late.
+        before = self._work_before(owner, self.owned.get(owner, 0.0), work, dict.fromkeys(self.owned, math.inf))
+        lacks = self.room.lacks(work, seconds, before)
+        if lacks or self._is_full(owner):
             return overloaded(self.room.come_back(lacks, work))
         return None
 
     def enter(self, request: _Request) -> None:
         def left(_: asyncio.Future[Encoded]) -> None:
             # However it ended. To 0, because it may stand among those that wait until its turn comes.
-            self.room.leave(request.work)
-            request.work = 0.0
+            self.finish(request, request.work)
 
-        self.waiting.append(request)
+        self.waiting.add(request.owner, request)
         self.num_texts += len(request.texts)
         self.room.enter(request.work)
+        self.owned[request.owner] = self.owned.get(request.owner, 0.0) + request.work
         request.done.add_done_callback(left)
 
-    def leave(self) -> None:
-        """The oldest request waits no more."""
-        self.num_texts -= len(self.waiting.popleft().texts)
+    def finish(self, request: _Request, work: float) -> None:
+        """Count no more what is done of a request, or what nobody waits for."""
+        request.work -= work
+        self.room.leave(work)
+        left = self.owned.pop(request.owner, 0.0) - work
+        # By sums of floats a little may be left over; and owners must not pile up.
+        if left > LEFT_OVER:
+            self.owned[request.owner] = left
+
+    def leave(self, owner: str) -> None:
+        """The oldest request of an owner waits no more."""
+        self.num_texts -= len(self.waiting.pop(owner).texts)
+
+    def _is_full(self, owner: str) -> bool:
+        """Whether as many wait as may; beyond that an owner may still have its share."""
+        owners = len({owner, *self.waiting.owners})
+        own = self.waiting.of(owner)
+        return is_beyond_share(len(own), len(self.waiting), self._limits.requests, owners) or is_beyond_share(
+            sum(len(request.texts) for request in own), self.num_texts, self._limits.texts, owners
+        )
+
+    @staticmethod
+    def _work_before(owner: str, own: float, work: float, owned: Mapping[str, float]) -> float:
+        return work_before(own, (other for one, other in owned.items() if one != owner), work)
 
     def take(self, characters: int) -> list[tuple[_Request, Piece]]:
-        """The pieces of the next call: of those that wait longest and have one version, and that nobody left."""
+        """The pieces of the next call: of those whose turn it is and that have one version, and that nobody left."""
         group: list[tuple[_Request, Piece]] = []
         while self.waiting and len(group) < MOST_PIECES:
-            request = self.waiting[0]
+            owner, request = self.waiting.first()
             if request.done.done():
-                self.leave()
+                self.leave(owner)
                 continue
             if group and (request.version, request.truncate) != (group[0][0].version, group[0][0].truncate):
                 break
@@ -156,10 +186,12 @@ class _Lane:
             piece = request.cut(characters, at_least=0 if group else 1)
             if not piece.texts:
                 break
-            characters -= sum(map(len, piece.texts))
+            size = sum(map(len, piece.texts))
+            characters -= size
             group.append((request, piece))
+            self.waiting.charge(owner, size)
             if request.num_sent == len(request.texts):
-                self.leave()
+                self.leave(owner)
         return group
 
     def shed(self, now: float) -> None:
@@ -167,17 +199,21 @@ class _Lane:
 
         The encoders may have become slower since they were let in: another ingress uses them too, or one has died.
         """
-        # Not below nothing, because sums of floats err a little.
-        work = max(0.0, self.room.ahead - sum(request.work for request in self.waiting))
-        for request in self.waiting:
-            if request.done.done():
-                continue
-            is_late = self.room.lacks(request.work, request.deadline - now, work, BEGIN_MARGIN) > 0
-            if is_late and not request.num_sent:
-                lacks = self.room.lacks(request.work, self._limits.timeout_s, work)
-                request.done.set_exception(overloaded(self.room.come_back(lacks, request.work)))
-            else:
-                work += request.work
+        owned = dict(self.owned)
+        for owner in self.waiting.owners:
+            waiting = [request for request in self.waiting.of(owner) if not request.done.done()]
+            # Not below nothing, because sums of floats err a little.
+            before = max(0.0, owned.get(owner, 0.0) - sum(request.work for request in self.waiting.of(owner)))
+            for request in waiting:
+                work = self._work_before(owner, before, request.work, owned)
+                is_late = self.room.lacks(request.work, request.deadline - now, work, BEGIN_MARGIN) > 0
+                if is_late and not request.num_sent:
+                    lacks = self.room.lacks(request.work, self._limits.timeout_s, work)
+                    request.done.set_exception(overloaded(self.room.come_back(lacks, request.work)))
+                    # At once: that it has left is noted later, and others need not wait for it any more.
+                    owned[owner] = owned.get(owner, 0.0) - request.work
+                else:
+                    before += request.work
 
 
 class Coalescer:
@@ -186,7 +222,8 @@ class Coalescer:
     def __init__(self, send: Send, limits: Limits, clock: Clock = time.monotonic) -> None:
         """`clock` is that of the deadlines."""
         self._send, self._limits, self._clock = send, limits, clock
-        self._estimate = TokenEstimate()
+        # The encoder and the reranker read at most so many tokens, each its own number.
+        self._of_texts, self._of_pairs = TokenEstimate(), TokenEstimate()
         self._small, self._large = _Lane(limits, clock), _Lane(limits, clock)
 
     def refusal(self, num_bytes: int) -> ApiError | None:
@@ -195,21 +232,24 @@ class Coalescer:
         lane = self._small if num_bytes <= SMALL_BYTES else self._large
         return lane.refusal(0.0, self._limits.timeout_s)
 
-    async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
-        """The vectors of one request's texts.
+    def _estimate(self, texts: Texts) -> TokenEstimate:
+        return self._of_pairs if are_pairs(texts) else self._of_texts
+
+    async def encode(self, version: str, texts: Texts, truncate: bool) -> Encoded:
+        """The vectors of one request's texts, or the scores of its pairs.
 
         Raises:
             ApiError: it cannot be done in time, or what the encoder says of it.
             TimeoutError: its deadline has passed.
         """
-        work = self._estimate.of(texts)
+        work = self._estimate(texts).of(texts)
         is_small = work <= (SMALL_TOKENS if len(texts) == 1 else SMALL_TOKENS_TOGETHER)
         lane = self._small if is_small else self._large
         left = time_left(self._clock())
         if refused := lane.refusal(work, left):
             raise refused
         done: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
-        lane.enter(_Request(version, texts, truncate, DEADLINE.get(), is_small, work, done))
+        lane.enter(_Request(version, texts, truncate, DEADLINE.get(), is_small, work, done, OWNER.get()))
         self._send_on(lane)
         try:
             return await asyncio.wait_for(done, left)
@@ -241,18 +281,18 @@ class Coalescer:
 
     def _note(self, lane: _Lane, request: _Request, piece: Piece, outcome: Outcome | BaseException) -> float:
         """Note what became of a piece; returns the work that was done, in the unit in which it waited."""
+        estimate = self._estimate(piece.texts)
         if isinstance(outcome, BaseException):
             # A text that is refused was work too: else a few bad requests would make the encoders look slow.
             is_answer = isinstance(outcome, ApiError) and outcome.status == 400
-            work = self._estimate.of(piece.texts) if is_answer else 0.0
+            work = estimate.of(piece.texts) if is_answer else 0.0
         else:
             # Before the estimate learns, so that it leaves as what it came in as.
-            work = self._estimate.of(piece.texts)
+            work = estimate.of(piece.texts)
             if not request.done.done():
                 work = min(request.work, work)
-                request.work -= work
-                lane.room.leave(work)
-            self._estimate.learn(piece.texts, outcome.tokens, outcome.limit)
+                lane.finish(request, work)
+            estimate.learn(piece.texts, outcome.tokens, outcome.limit)
         request.add(piece, outcome, self._limits.request_tokens)
         return work
 

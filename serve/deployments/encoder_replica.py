@@ -1,4 +1,4 @@
-"""Deployment: the encoders of the served versions behind batches that all requests share."""
+"""Deployment: encoders and rerankers of the served versions, behind batches that all requests share."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
+from embedder.config.cutting import PromptedText, prompted_text
 from embedder.config.paths import EncodingDtype
 from embedder.config.run import EncoderConfig
 from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError
-from embedder.index.bundle import MODEL, bundle_encoder, read_manifest, verify
+from embedder.index.bundle import MODEL, RERANKER, Manifest, bundle_encoder, read_manifest, verify
 from embedder.index.probe import PROBE, Probe, check_probe, check_ranks, read_probe
 from embedder.models.device import resolve_device
 from embedder.models.encoder import TextEncoder, TokenRow, encode_prompted, encode_tokens
 from embedder.models.onnx import load_inference_encoder
 from embedder.run.machine import cpus
-from serve.backend import Encoded, Piece, check_format
-from serve.deployments.batching import Cause, NotEncodable, TokenBatcher
+from embedder.training.cross_encoder import load_cross_encoder
+from serve.backend import Encoded, Pair, Piece, Texts, check_format
+from serve.deployments.batching import Cause, NotEncodable, Run, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
+from serve.deployments.version_models import ServedEncoder, ServedReranker, VersionModels, with_own_tokenizer
 from serve.http_errors import ApiError, timed_out
 from serve.versions.served import VersionSource, split_key
 
@@ -54,14 +57,8 @@ def threads_together(settings: ServeConfig) -> int:
     return 1 if settings.gpus_per_replica else min(cpus(), max(2, int(settings.cpus_per_replica)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Model:
-    encoder: TextEncoder
-    batcher: TokenBatcher
-
-
 class EncoderReplica:
-    """Encodes texts that have their instruction already.
+    """Encodes texts that have their instruction already, and scores pairs.
 
     Threads beside the event loop: one makes tokens, while others compute. On a CPU as many more compute the large
     requests, behind all others on the machine: with two cores a query would else share one with them.
@@ -82,14 +79,17 @@ class EncoderReplica:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))) if threads == 1 else 1)
         self._source, self._settings = source, settings
         self._metrics = EncoderMetrics()
-        # One thread, because a tokenizer may not be used by two at once.
+        # A thread each, because a tokenizer may not be used by two at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+        self._tokenizing_large = ThreadPoolExecutor(1, thread_name_prefix="large-tokens")
         self._computing = [ThreadPoolExecutor(1, thread_name_prefix="forward") for _ in range(threads)]
         self._behind = [
             ThreadPoolExecutor(1, thread_name_prefix="large", initializer=_give_way) for _ in range(threads)
         ]
+        self._budget, self._together, self._step = self._batches()
         # Weak, so that the last version that is unloaded takes the model with it.
-        self._shared: WeakValueDictionary[tuple[str, EncodingDtype], _Model] = WeakValueDictionary()
+        self._encoders: WeakValueDictionary[tuple[str, EncodingDtype], ServedEncoder] = WeakValueDictionary()
+        self._rerankers: WeakValueDictionary[tuple[str, ...], ServedReranker] = WeakValueDictionary()
         self._load_lock = threading.Lock()
         self._models = VersionCache(self._load)
         self._compared: set[str] = set()
@@ -100,7 +100,9 @@ class EncoderReplica:
     async def encode(
         self, version: str, pieces: list[Piece], truncate: bool, call_format: int = 0
     ) -> list[Encoded | ApiError]:
-        """The vectors of the texts of several requests, or parts of them, by the model of a version, or why not.
+        """The vectors of the texts of several requests, or parts of them, by the models of a version, or why not.
+
+        Of pairs the scores (N, 1).
 
         Raises:
             ApiError: the model itself is failing, or the caller is of another version of this code.
@@ -108,27 +110,33 @@ class EncoderReplica:
         """
         check_format(call_format)
         arrived = time.monotonic()
-        model = await self._models.get(version)
+        models = await self._models.get(version)
         loop = asyncio.get_running_loop()
         began = time.perf_counter()
+        # A single text of 65,000 characters takes a tenth of a second, which small requests would wait for.
+        is_small = all(piece.is_small for piece in pieces)
+        thread = self._tokenizing if is_small else self._tokenizing_large
         made = await loop.run_in_executor(
-            self._tokenizing, lambda: [self._tokenized(model.encoder, piece, truncate) for piece in pieces]
+            thread, lambda: [self._tokenized(models, piece, truncate, is_small=is_small) for piece in pieces]
         )
         tokens = sum(len(row) for rows in made if not isinstance(rows, ApiError) for row in rows)
-        self._metrics.tokenized(time.perf_counter() - began, tokens, model.batcher.waiting)
+        waiting = sum(model.batcher.waiting for model in models.both())
+        self._metrics.tokenized(time.perf_counter() - began, tokens, waiting)
         calls = [
-            self._vectors(model, rows, piece, arrived + piece.seconds) for piece, rows in zip(pieces, made, strict=True)
+            self._vectors(models, rows, piece, arrived + piece.seconds)
+            for piece, rows in zip(pieces, made, strict=True)
         ]
         return list(await asyncio.gather(*calls))
 
     async def _vectors(
-        self, model: _Model, rows: list[TokenRow] | ApiError, piece: Piece, deadline: float
+        self, models: VersionModels, rows: list[TokenRow] | ApiError, piece: Piece, deadline: float
     ) -> Encoded | ApiError:
         if isinstance(rows, ApiError):
             return rows
+        model = models.of(piece.texts)
         try:
             vector_ND = await model.batcher.submit(rows, deadline, is_small=piece.is_small)
-            return Encoded(vector_ND, [len(row) for row in rows], model.encoder.config.max_tokens)
+            return Encoded(vector_ND, model.counts(rows), model.network.max_tokens)
         except TimeoutError:
             return timed_out()
         except NotEncodable as error:
@@ -145,27 +153,28 @@ class EncoderReplica:
 
     def models(self) -> list[TextEncoder]:
         """The encoders that are loaded."""
-        return [model.encoder for model in self._models.loaded()]
+        return [models.encoder.network for models in self._models.loaded()]
 
     async def prepare(self, key: str) -> None:
-        """Load the model of a version, given by its key, try it, and compare it with the vectors of the index.
+        """Load the models of a version, given by its key, try them, and compare the encoder with the index.
 
         Raises:
             ProbeError: it gives other vectors or ranks than the index was made with.
             BundleError: it is missing or damaged.
         """
         _, version = split_key(key)
-        model = await self._models.get(version)
+        models = await self._models.get(version)
         try:
-            await self._try(model)
+            for model in models.both():
+                await self._try(model)
             # Once, because all who wait for a version to be ready prepare it again and again.
             if version not in self._compared:
-                await self._compare(version, model)
+                await self._compare(version, models.encoder)
                 self._compared.add(version)
         except RuntimeError as error:
             raise BundleError(f"version {version}: {error}") from error
 
-    async def _compare(self, version: str, model: _Model) -> None:
+    async def _compare(self, version: str, encoder: ServedEncoder) -> None:
         """Ask for some texts of the index in the way that requests are answered.
 
         Raises:
@@ -176,7 +185,7 @@ class EncoderReplica:
         if probe is None:
             return
         texts = [probe.texts[i] for i in probe.asked]
-        vector_ND = await self._encoded(model, texts, "a text of the index", is_small=False)
+        vector_ND = await self._computed(encoder, _plain(texts), "a text of the index", is_small=False)
         check_ranks(self._source.bundle(version), probe, vector_ND)
 
     def _probe_of(self, version: str) -> Probe | None:
@@ -196,42 +205,54 @@ class EncoderReplica:
             except EmbedderError as error:
                 # Logged and not raised: that the aliases cannot be read is no fault of this replica.
                 logger.error("%s", error)
-        for model in self._models.loaded():
-            await self._try(model)
+        for models in self._models.loaded():
+            for model in models.both():
+                await self._try(model)
 
-    async def _try(self, model: _Model) -> None:
-        vector_ND = await self._encoded(model, [READY], "any text", is_small=True)
+    async def _try(self, model: ServedEncoder | ServedReranker) -> None:
+        if isinstance(model, ServedReranker):
+            await self._computed(model, [Pair(prompted_text("", READY), READY)], "any pair")
+            return
+        vector_ND = await self._computed(model, _plain([READY]), "any text")
         if abs(float(np.linalg.norm(vector_ND[0])) - 1) > UNIT:
             raise RuntimeError("the encoder gives vectors that are not of length 1")
 
-    async def _encoded(self, model: _Model, texts: list[str], what: str, *, is_small: bool) -> np.ndarray:
-        """The vectors (N, D) of texts of our own, in the way that requests are answered.
+    async def _computed(
+        self, model: ServedEncoder | ServedReranker, texts: Texts, what: str, *, is_small: bool = True
+    ) -> np.ndarray:
+        """The vectors or scores of texts of our own, in the way that requests are answered.
 
         Raises:
-            RuntimeError: the encoder fails on `what` they are.
+            RuntimeError: the model fails on `what` they are.
         """
-        loop = asyncio.get_running_loop()
-        rows = await loop.run_in_executor(self._tokenizing, model.encoder.tokenize, texts)
+        rows = await asyncio.get_running_loop().run_in_executor(self._tokenizing, model.tokenize, texts)
         try:
             return await model.batcher.submit(rows, is_small=is_small)
         except NotEncodable as error:
-            raise RuntimeError(f"the encoder fails on {what}: {error.failure.reason}") from error
+            name = "reranker" if isinstance(model, ServedReranker) else "encoder"
+            raise RuntimeError(f"the {name} fails on {what}: {error.failure.reason}") from error
 
-    def _tokenized(self, encoder: TextEncoder, piece: Piece, truncate: bool) -> list[TokenRow] | ApiError:
+    def _tokenized(
+        self, models: VersionModels, piece: Piece, truncate: bool, *, is_small: bool
+    ) -> list[TokenRow] | ApiError:
         """The tokens of a request or of a part of it, or why it is refused."""
-        rows, is_cut = encoder.tokenize_and_tell(piece.texts)
-        tokens, limit = sum(map(len, rows)), self._settings.max_request_tokens
+        try:
+            model = models.of(piece.texts)
+        except ApiError as error:
+            return error
+        rows = model.tokenize(piece.texts, is_small=is_small)
+        tokens, limit = sum(model.counts(rows)), self._settings.max_request_tokens
         if tokens > limit:
             return ApiError(400, f"{tokens} tokens in one request; at most {limit}", param="input")
-        if not truncate and any(is_cut):
-            first, most = is_cut.index(True), encoder.config.max_tokens
+        if not truncate:
             # Once more, because a row that is cut does not say how long its text is.
-            length = len(encoder.tokenizer(str(piece.texts[first]), truncation=False)["input_ids"])
-            return ApiError(400, f"text {piece.first + first}: {length} tokens; the model reads {most}", param="input")
+            for i, length in enumerate(model.lengths(piece.texts, is_small=is_small), piece.first):
+                if length > (most := model.network.max_tokens):
+                    return ApiError(400, f"text {i}: {length} tokens; the model reads {most}", param="input")
         return rows
 
-    def _load(self, version: str) -> _Model:
-        """The model of a version; versions with the same model share it.
+    def _load(self, version: str) -> VersionModels:
+        """The models of a version; versions with the same ones share them.
 
         Raises:
             BundleError: it is missing or damaged, or its vectors are too far from those of the index.
@@ -241,39 +262,61 @@ class EncoderReplica:
         # Versions are loaded in threads: two of one model at once would hold it twice.
         with self._load_lock:
             dtype = self._settings.dtype or manifest.dtype
-            model = self._shared.get((manifest.encoder_fingerprint, dtype))
-            if model is None:
-                model = self._new_model(bundle_encoder(folder, manifest, dtype))
-                self._shared[manifest.encoder_fingerprint, dtype] = model
+            encoder = self._encoders.get((manifest.encoder_fingerprint, dtype))
+            if encoder is None:
+                encoder = self._new_encoder(bundle_encoder(folder, manifest, dtype))
+                self._encoders[manifest.encoder_fingerprint, dtype] = encoder
             # For each version anew, because two indexes of one model may have been made in different formats. Always in
             # bfloat16, in which a GPU has weights and products, a CPU products alone.
             if dtype != manifest.dtype or dtype == "bfloat16":
-                check_probe(folder, manifest, dtype, partial(encode_prompted, model.encoder))
-            return model
+                check_probe(folder, manifest, dtype, partial(encode_prompted, encoder.network))
+            return VersionModels(encoder, self._reranker(folder, manifest) if manifest.has_reranker else None)
 
-    def _new_model(self, config: EncoderConfig) -> _Model:
+    def _reranker(self, bundle: Path, manifest: Manifest) -> ServedReranker:
+        manifest.check_files(bundle, f"{RERANKER}/")
+        digests = tuple(digest for name, digest in sorted(manifest.files.items()) if name.startswith(f"{RERANKER}/"))
+        reranker = self._rerankers.get(digests)
+        if reranker is None:
+            network = load_cross_encoder(str(bundle / RERANKER), None, self._together, self._device)
+            batcher = self._batcher(lambda rows: network.score_rows(rows)[:, None])
+            reranker = ServedReranker(network, with_own_tokenizer(network), batcher)
+            self._rerankers[digests] = reranker
+        return reranker
+
+    def _new_encoder(self, config: EncoderConfig) -> ServedEncoder:
+        lone_threads = self._threads if self._threads > 1 else 0
+        network = load_inference_encoder(
+            config.model_copy(update={"batch_tokens": self._together}), self._device, lone_threads=lone_threads
+        )
+        return ServedEncoder(network, with_own_tokenizer(network), self._batcher(partial(encode_tokens, network)))
+
+    def _batches(self) -> tuple[int, int, int]:
+        """Tokens of a batch, those computed together, and those of a batch of large requests alone."""
         budget = together = step = self._settings.batch_tokens
-        behind: list[ThreadPoolExecutor] = []
         if self._device.type == "cpu":
-            behind = self._behind
             together = min(budget, THREAD_TOKENS * torch.get_num_threads())
             # Eight short texts: a CPU is no faster with more, and a query may have to wait for them.
             step = together // 3
         if self._threads > 1:
             # A long text beside a short one is computed apart from it: the short one would be filled up to its length.
             budget = together = min(budget, BATCH_TOKENS)
-        lone_threads = self._threads if self._threads > 1 else 0
-        encoder = load_inference_encoder(
-            config.model_copy(update={"batch_tokens": together}), self._device, lone_threads=lone_threads
-        )
-        run = partial(self._compute, encoder)
-        return _Model(encoder, TokenBatcher(run, budget, step, self._computing, self._metrics.batch, behind))
+        return budget, together, step
 
-    def _compute(self, encoder: TextEncoder, rows: list[TokenRow]) -> np.ndarray:
+    def _batcher(self, run: Run) -> TokenBatcher:
+        """Batches of a model of their own, computed in the threads of all."""
+        behind = self._behind if self._device.type == "cpu" else []
+        compute = partial(self._compute, run)
+        return TokenBatcher(compute, self._budget, self._step, self._computing, self._metrics.batch, behind)
+
+    def _compute(self, run: Run, rows: list[TokenRow]) -> np.ndarray:
         began = time.perf_counter()
-        vectors = encode_tokens(encoder, rows)
+        vectors = run(rows)
         self._metrics.inference.observe(time.perf_counter() - began)
         return vectors
+
+
+def _plain(texts: list[str]) -> list[PromptedText]:
+    return [prompted_text("", text) for text in texts]
 
 
 def _give_way() -> None:

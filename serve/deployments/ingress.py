@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import TaskSpec
 from embedder.errors import ConfigError, EmbedderError
+from serve.access.owner import Entrance
 from serve.api import make_api
 from serve.deployments.ray_backend import Deployments
 from serve.deployments.service_metrics import IngressMetrics
@@ -78,7 +79,7 @@ class Ingress:
         served = Served(source, settings.max_versions)
         self._backend = self._make_backend(settings, source, deployed, parts)
         self.service = Service(settings, tasks, served, self._backend)
-        OVERLOAD.gate = self._backend
+        OVERLOAD.gate = Entrance(self.service)
         self._following: asyncio.Task[None] | None = None
 
     def _make_backend(

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from ray import serve
 from typing_extensions import Unpack
 
-from embedder.config.cutting import PromptedText
 from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
-from serve.backend import CALL_FORMAT, Encoded, Piece, R, Ts, time_left
+from serve.backend import CALL_FORMAT, Encoded, Piece, R, Texts, Ts, time_left
 from serve.deployments.coalescing import Coalescer, Limits, Outcome
 from serve.deployments.encoder_replica import EncoderReplica, threads_together
 from serve.deployments.node_metrics import gathered
@@ -51,7 +50,7 @@ class InProcess:
     def refusal(self, num_bytes: int) -> ApiError | None:
         return self._coalescer.refusal(num_bytes)
 
-    async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
+    async def encode(self, version: str, texts: Texts, truncate: bool) -> Encoded:
         return await self._coalescer.encode(version, texts, truncate)
 
     async def _encode(self, version: str, pieces: list[Piece], truncate: bool) -> list[Outcome]:

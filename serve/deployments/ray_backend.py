@@ -13,10 +13,9 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from typing_extensions import Unpack
 
-from embedder.config.cutting import PromptedText
 from embedder.config.serve import ServeConfig
 from embedder.index.opened import OpenIndex
-from serve.backend import CALL_FORMAT, Encoded, Piece, R, Ts, may_take_long, time_left
+from serve.backend import CALL_FORMAT, Encoded, Piece, R, Texts, Ts, may_take_long, time_left
 from serve.deployments.coalescing import CALL_CHARACTERS, Coalescer, Limits, Outcome
 from serve.deployments.node_metrics import gathered
 from serve.http_errors import ApiError, overloaded, stopping
@@ -58,7 +57,7 @@ class Deployments:
     def refusal(self, num_bytes: int) -> ApiError | None:
         return self._coalescer.refusal(num_bytes)
 
-    async def encode(self, version: str, texts: list[PromptedText], truncate: bool) -> Encoded:
+    async def encode(self, version: str, texts: Texts, truncate: bool) -> Encoded:
         return await self._coalescer.encode(version, texts, truncate)
 
     async def _encode(self, version: str, pieces: list[Piece], truncate: bool) -> list[Outcome]:

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from embedder.index.search_options import SearchOptions
 from serve.backend import INDEX_CALLS, check_format
 from serve.deployments.service_metrics import ShardMetrics
 from serve.deployments.version_cache import VersionCache
+from serve.large_work import LargeWork
 from serve.versions.served import VersionSource, key_of, shards_of, split_key
 
 logger = logging.getLogger("ray.serve")
@@ -30,6 +31,10 @@ FOLLOW_S = 0.5
 """Between two looks at what others have written, so that searches need not wait for a slow store."""
 NO_ROOM_S = 60.0
 """After a compaction that the disk refused, until the next one."""
+SMALL_SEARCH = 8.0
+"""Queries of a search beside which others need not wait for a thread."""
+QUERY_CHARACTERS = 1024
+"""So many characters of a query, which are split into words, count as a further query."""
 
 
 class ShardReplica:
@@ -47,6 +52,7 @@ class ShardReplica:
         self._slice = (slice_number, num_slices)
         self._metrics = ShardMetrics(slice_number)
         self._compact_from = 0.0
+        self._large = LargeWork()
         self._indexes = VersionCache(self._load)
         self._indexes.preload(source.keys()[: settings.max_versions], key_of(source.default, deployed))
         # A thread, because compaction takes minutes of CPU and Ray's event loop must answer health checks meanwhile.
@@ -77,7 +83,10 @@ class ShardReplica:
         index = await self._indexes.get(key)
         began = time.perf_counter()
         # In a thread, because FAISS and the disk would hold up every other request of this replica's event loop.
-        answer = await asyncio.to_thread(INDEX_CALLS[method], index, *arguments)
+        if method == OpenIndex.rank.__name__ and (work := search_work(*arguments)) > SMALL_SEARCH:
+            answer = await self._large.run(work, INDEX_CALLS[method], index, *arguments)
+        else:
+            answer = await asyncio.to_thread(INDEX_CALLS[method], index, *arguments)
         if method == OpenIndex.rank.__name__:
             self._metrics.searched(time.perf_counter() - began)
         return answer
@@ -139,6 +148,13 @@ class ShardReplica:
         except (EmbedderError, OSError, RuntimeError, ValueError) as error:
             # Logged and not raised: what is wrong with one version must not keep the others from being compacted.
             logger.error("the index cannot be tidied: %s", error)
+
+
+def search_work(task: str, options: SearchOptions, query_QD: np.ndarray | None, texts: Sequence[str] | None) -> float:
+    """How much a search is, in queries of a line; takes what `OpenIndex.rank` takes."""
+    queries = len(texts or ()) if query_QD is None else len(query_QD)
+    characters = 0 if options.mode == "dense" else sum(map(len, texts or ()))
+    return queries + characters / QUERY_CHARACTERS
 
 
 def _work_while_there(replica: weakref.ref[ShardReplica], work: Callable[[ShardReplica], None], every_s: float) -> None:

@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.access.audit import CALLER, Caller
 from serve.access.keys import ROLES, needed_role
-from serve.backend import DEADLINE
+from serve.access.owner import owner_of
+from serve.backend import DEADLINE, OWNER
 from serve.http_errors import ApiError, answer
 from serve.middleware.incoming import is_route, needs_encoder, unusable_body
 from serve.middleware.limited_body import LimitedBody
@@ -60,6 +61,7 @@ class Guard:
             or self._foreign_site(scope)
             or self._identify(caller, scope, headers)
         )
+        OWNER.set(owner_of(caller.key, scope))
         error = error or self._changing(caller, scope) or self._admit(scope, headers) or body.refusal()
         try:
             if error is None:

@@ -50,8 +50,8 @@ def passes_door(path: str) -> bool:
 class Gate(Protocol):
     """The ingress, as far as it is asked here: no import of its backend, which would load an index into the proxy."""
 
-    def refusal(self, num_bytes: int) -> ApiError | None:
-        """Why a request for vectors whose body has so many bytes would be refused."""
+    def refusal(self, scope: Scope) -> ApiError | None:
+        """Why a request for vectors would be refused."""
 
 
 class Door:
@@ -138,7 +138,7 @@ class Refusing:
             await self._app(scope, receive, send)
             return
         path, headers, is_door = route_path(scope), Headers(scope=scope), OVERLOAD.gate is None
-        refused = _refusal(path, headers)
+        refused = _refusal(path, scope)
         if refused is not None:
             OVERLOAD.count(at_door=is_door)
             # A short body is read to its end, so that the connection can be used again; a long one is not worth it.
@@ -152,11 +152,11 @@ class Refusing:
             await self._app(scope, receive, send)
 
 
-def _refusal(path: str, headers: Headers) -> ApiError | None:
+def _refusal(path: str, scope: Scope) -> ApiError | None:
     """Why a request is refused unread."""
     if OVERLOAD.gate is None:
         return OVERLOAD.door.refusal() if passes_door(path) else None
-    return OVERLOAD.gate.refusal(num_bytes(headers)) if needs_encoder(path) else None
+    return OVERLOAD.gate.refusal(scope) if needs_encoder(path) else None
 
 
 def middleware() -> list[Middleware]:

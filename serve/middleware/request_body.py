@@ -72,6 +72,9 @@ def too_many_values(body: bytes, most: int) -> bool:
     # First with what stands inside texts, since that is quick and most bodies are far below the limit.
     if sum(map(body.count, SIGNS)) <= most:
         return False
+    # A quote without a backslash before it surely begins or ends a text.
+    if body.count(b'"') - body.count(b'\\"') > 2 * most:
+        return True
     outside, strings = STRING.subn(b"", body, count=most + 1)
     return strings > most or sum(map(outside.count, SIGNS)) > most
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import orjson
@@ -36,9 +36,12 @@ async def embeddings(request: EmbeddingRequest, service: Here) -> Response:
     side: Side = "query" if request.input_type == "query" else "passage"
     prompted = service.prompted(version, request.task, side, texts)
     encoded = await service.encode(version, prompted, request.truncate)
-    return json_answer(
-        version, openai_shape(narrowed(encoded.vector_ND, request.dimensions), request, sum(encoded.tokens))
-    )
+
+    def written() -> Response:
+        vector_ND = narrowed(encoded.vector_ND, request.dimensions)
+        return json_answer(version, openai_shape(vector_ND, request, sum(encoded.tokens)))
+
+    return await service.large.beside(len(texts), written)
 
 
 @router.get("/v1/models", tags=["embeddings"])
@@ -67,7 +70,11 @@ async def embed(request: TeiRequest, service: Here) -> Response:
     known_side: Side = "query" if side == "query" else "passage"
     prompted = service.prompted(version, task or None, known_side, texts, "prompt_name")
     encoded = await service.encode(version, prompted, request.truncate is not False)
-    return json_answer(version, narrowed(encoded.vector_ND, request.dimensions))
+
+    def written() -> Response:
+        return json_answer(version, list(numbers(narrowed(encoded.vector_ND, request.dimensions))))
+
+    return await service.large.beside(len(texts), written)
 
 
 @router.get("/info", tags=["text-embeddings-inference"])
@@ -117,7 +124,7 @@ def narrowed(vector_ND: np.ndarray, dimensions: int | None) -> np.ndarray:
 def openai_shape(vector_ND: np.ndarray, request: EmbeddingRequest, tokens: int) -> dict[str, object]:
     """The answer in the shape of EmbeddingResponse."""
     # Not by the model, which would make a Python number of each component and check it, at more than tokens cost.
-    vectors: Iterable[object] = vector_ND
+    vectors: Iterable[object] = numbers(vector_ND)
     if request.encoding_format == "base64":
         vectors = (base64.b64encode(vector.tobytes()).decode("ascii") for vector in vector_ND.astype("<f4"))
     return {
@@ -128,8 +135,14 @@ def openai_shape(vector_ND: np.ndarray, request: EmbeddingRequest, tokens: int) 
     }
 
 
+def numbers(vector_ND: np.ndarray) -> Iterator[orjson.Fragment]:
+    """Vectors as JSON: float32 as the fewest digits that are read back as the same number."""
+    # One at a time: orjson keeps Python's lock until it is done, and all else waits for it meanwhile.
+    return (orjson.Fragment(orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)) for vector in vector_ND)
+
+
 def json_answer(version: Version, content: object) -> Response:
-    """Vectors on the wire: float32 as the fewest digits that are read back as the same number."""
-    answer = Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+    """An answer on the wire."""
+    answer = Response(orjson.dumps(content), media_type="application/json")
     stamp(answer, version)
     return answer

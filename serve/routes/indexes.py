@@ -105,6 +105,7 @@ async def _state(service: ScopedService, alias: str, version: Version) -> IndexS
         version=version.name,
         model=version.manifest.name,
         dimension=version.manifest.dimension,
+        reranker=version.has_reranker,
         shards=version.manifest.num_shards,
         default=alias == service.served.default,
         collections={

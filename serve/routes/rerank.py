@@ -1,8 +1,11 @@
-"""Routes that put documents of a request by how well they fit, by the embedder: Cohere's shape, Voyage's and TEI's."""
+"""Routes that put documents of a request by how well they fit: Cohere's shape, Voyage's and TEI's.
+
+By the reranker of the index, or where it has none by the encoder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -13,6 +16,7 @@ from pydantic import ValidationError
 from serve.access.scoped_service import ScopedService
 from serve.http_errors import ApiError, refusal
 from serve.middleware.request_body import BoundedRoute
+from serve.reranking import FITS_NOTHING, best_first, relevance
 from serve.routes.dependencies import Here, stamp
 from serve.schemas.embedding_schemas import Usage
 from serve.schemas.rerank_schemas import (
@@ -31,13 +35,12 @@ router = APIRouter(route_class=BoundedRoute, tags=["rerank"])
 
 @router.post("/v1/rerank", response_model_exclude_none=True)
 async def rerank(request: RerankRequest, response: Response, service: Here) -> RerankResponse:
-    """Documents by the cosine of their vectors with the query's."""
+    """Documents as the reranker of the index orders them, or by the cosine of their vectors with the query's."""
     version = await (service.named(None) if request.model is None else service.model(request.model))
     texts = service.texts([text_of(request, i) for i in range(len(request.documents))], "documents")
-    cosine_N, tokens = await _cosines(
-        service, version, request.query, texts, task=request.task, truncate=request.truncation is not False
-    )
-    score_N = cosine_N if request.raw_scores else (1 + cosine_N) / 2
+    is_cut = request.truncation is not False
+    asked = _Asked(request.query, texts, "documents", is_cut, request.raw_scores, request.task)
+    score_N, tokens = await _scores(service, version, asked)
     order = best_first(score_N)[: request.top_n or request.top_k or None]
     stamp(response, version)
     results = [
@@ -75,19 +78,13 @@ async def rerank_of_any(
         raise refusal(lines, body) from error
     version = await service.named(None)
     texts = service.texts(request.texts, "texts")
-    cosine_N, _ = await _cosines(service, version, request.query, texts, truncate=request.truncate)
-    score_N = cosine_N if request.raw_scores else (1 + cosine_N) / 2
+    asked = _Asked(request.query, texts, "texts", request.truncate, request.raw_scores)
+    score_N, _ = await _scores(service, version, asked)
     stamp(response, version)
     return [
         TeiRank(index=i, score=float(score_N[i]), text=texts[i] if request.return_text else None)
         for i in best_first(score_N)
     ]
-
-
-def best_first(score_N: np.ndarray) -> list[int]:
-    """Positions by score, ties by position."""
-    order: list[int] = np.argsort(-score_N, kind="stable").tolist()
-    return order
 
 
 def text_of(request: RerankRequest, position: int) -> str:
@@ -112,22 +109,39 @@ def as_object(document: str | RankedDocument) -> RankedDocument:
     return RankedDocument(text=document) if isinstance(document, str) else document
 
 
-async def _cosines(
-    service: ScopedService,
-    version: Version,
-    query: str,
-    texts: Sequence[str],
-    *,
-    truncate: bool,
-    task: str | None = None,
-) -> tuple[np.ndarray, int]:
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be put in order, in whichever shape it came."""
+
+    query: str
+    texts: list[str]
+    param: str
+    """The field of the texts."""
+    truncate: bool
+    raw: bool
+    task: str | None = None
+
+
+async def _scores(service: ScopedService, version: Version, asked: _Asked) -> tuple[np.ndarray, int]:
+    """How well each text fits the query (N,), and the tokens of all; an empty text fits nothing."""
+    service.texts(asked.query, "query")
+    if not version.has_reranker:
+        cosine_N, tokens = await _cosines(service, version, asked)
+        return cosine_N if asked.raw else (1 + cosine_N) / 2, tokens
+    pairs = service.pairs(version, asked.task, asked.query, asked.texts)
+    scored = await service.score(version, pairs, asked.truncate, asked.param)
+    # Read like the others, so that a refusal names a text by its place in the request.
+    score_N = np.where([bool(text) for text in asked.texts], scored.vector_ND[:, 0], FITS_NOTHING)
+    return score_N if asked.raw else relevance(score_N), sum(scored.tokens)
+
+
+async def _cosines(service: ScopedService, version: Version, asked: _Asked) -> tuple[np.ndarray, int]:
     """The cosine (N,) of each text with the query, and the tokens of all; -1 where a text is empty."""
-    (query,) = service.texts(query, "query")
-    positions = [i for i, text in enumerate(texts) if text]
-    prompted = service.prompted(version, task, "query", [query])
-    prompted += service.prompted(version, task, "passage", [texts[i] for i in positions])
-    encoded = await service.encode(version, prompted, truncate)
-    cosine_N = np.full(len(texts), -1, dtype=np.float32)
+    positions = [i for i, text in enumerate(asked.texts) if text]
+    prompted = service.prompted(version, asked.task, "query", [asked.query])
+    prompted += service.prompted(version, asked.task, "passage", [asked.texts[i] for i in positions])
+    encoded = await service.encode(version, prompted, asked.truncate)
+    cosine_N = np.full(len(asked.texts), -1, dtype=np.float32)
     # Clipped: rounding brings cosines of equal vectors beyond 1, and clients of this API expect 0 to 1.
     cosine_N[positions] = np.clip(encoded.vector_ND[1:] @ encoded.vector_ND[0], -1, 1)
     return cosine_N, sum(encoded.tokens)

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from secrets import token_hex
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
 
 from embedder.config.tasks import PromptTemplate
 from embedder.errors import DataError
-from embedder.index.filters import MAX_ALL_VALUES, MAX_CLAUSES, both, equals
+from embedder.index.filters import both, equals
 from embedder.index.results import Hit
 from serve.access.scoped_service import ScopedService
 from serve.http_errors import ApiError
@@ -27,6 +28,7 @@ from serve.schemas.search_schemas import (
     SearchResult,
     ShardCounts,
 )
+from serve.search_limits import check_queries
 
 router = APIRouter(route_class=BoundedRoute, tags=["search"])
 
@@ -38,15 +40,16 @@ SESSION = "session"
 """Field of the metadata that says which conversation a document belongs to."""
 
 
-@router.post("/v1/search")
-async def search(request: SearchRequest, service: Here) -> SearchResponse:
+@router.post("/v1/search", response_model=SearchResponse)
+async def search(request: SearchRequest, service: Here) -> Response:
     """The best documents of a task for each query, over all shards."""
     _check_queries(service, [request])
-    return await _answer(request, service)
+    answer = await _answer(request, service)
+    return await _written(service, answer, [answer])
 
 
-@router.post("/v1/search/batch")
-async def search_batch(request: BatchRequest, service: Here) -> BatchResponse:
+@router.post("/v1/search/batch", response_model=BatchResponse)
+async def search_batch(request: BatchRequest, service: Here) -> Response:
     """Several searches at once, each with an index, a task, a filter and a k of its own; one that fails fails all."""
     _check_queries(service, request.searches)
     turns = asyncio.Semaphore(TOGETHER)
@@ -60,18 +63,8 @@ async def search_batch(request: BatchRequest, service: Here) -> BatchResponse:
                     raise
                 raise ApiError(400, f"searches.{number}: {error}", param="searches") from error
 
-    return BatchResponse(answers=await asyncio.gather(*(answer(i, one) for i, one in enumerate(request.searches))))
-
-
-async def _answer(request: SearchRequest, service: ScopedService, share: int = 1) -> SearchResponse:
-    version = await service.named(request.index)
-    answers, timing = await service.search(version, request.task, request, request.texts, request.vectors, share)
-    return SearchResponse(
-        results=[[result(hit, request.with_payload) for hit in hits] for hits in answers],
-        shards=ShardCounts(total=version.manifest.num_shards, successful=version.manifest.num_shards, failed=0),
-        time_ms=timing,
-        **version.stamp.model_dump(),
-    )
+    answers = await asyncio.gather(*(answer(i, one) for i, one in enumerate(request.searches)))
+    return await _written(service, BatchResponse(answers=answers), answers)
 
 
 def _check_queries(service: ScopedService, searches: Sequence[SearchRequest]) -> None:
@@ -80,23 +73,30 @@ def _check_queries(service: ScopedService, searches: Sequence[SearchRequest]) ->
     Raises:
         ApiError: their queries, texts or filters are too many, or too long.
     """
-    most = service.settings.max_queries
-    if (queries := sum(one.num_queries for one in searches)) > most:
-        param = "query" if searches[0].texts else "vector"
-        raise ApiError(400, f"{param}: {queries} queries; at most {most}", param=param)
+    check_queries(searches, service.settings)
     for texts in filter(None, (one.texts for one in searches)):
-        service.texts(texts, "query", most)
-    characters = sum(len(text) for one in searches for text in one.texts)
-    if characters > (longest := service.settings.max_request_characters):
-        raise ApiError(400, f"{characters} characters in one request; at most {longest}; send fewer texts")
-    # One filter is bounded as it is read; many of that size would take as many times as long.
-    filters = [one.filter for one in searches if one.filter is not None]
-    for name, counted, limit in (
-        ("clauses", sum(one.clauses for one in filters), MAX_CLAUSES),
-        ("values", sum(one.num_values for one in filters), MAX_ALL_VALUES),
-    ):
-        if counted > limit:
-            raise ApiError(400, f"searches: filters with {counted} {name} together; at most {limit}", param="searches")
+        service.texts(texts, "query", service.settings.max_queries)
+
+
+async def _answer(request: SearchRequest, service: ScopedService, share: int = 1) -> SearchResponse:
+    version = await service.named(request.index)
+    answers, timing = await service.search(version, request.task, request, request.texts, request.vectors, share)
+
+    def results() -> list[list[SearchResult]]:
+        return [[result(hit, request.with_payload) for hit in hits] for hits in answers]
+
+    return SearchResponse(
+        results=await service.large.beside(sum(map(len, answers)), results),
+        shards=ShardCounts(total=version.manifest.num_shards, successful=version.manifest.num_shards, failed=0),
+        time_ms=timing,
+        **version.stamp.model_dump(),
+    )
+
+
+async def _written(service: ScopedService, answer: BaseModel, searches: Sequence[SearchResponse]) -> Response:
+    """An answer on the wire. Not by FastAPI, which would write thousands of hits in the event loop."""
+    hits = sum(len(found) for one in searches for found in one.results)
+    return Response(await service.large.beside(hits, answer.model_dump_json), media_type="application/json")
 
 
 @router.post("/v1/retrieve/{task}")

@@ -29,6 +29,8 @@ class IndexState(Versions):
     version: str
     model: str
     dimension: int
+    reranker: bool
+    """A search may ask for it (`rerank_from`), and `/v1/rerank` is answered by it."""
     shards: int
     default: bool
     collections: dict[str, CollectionState]

@@ -61,15 +61,17 @@ class RerankRequest(Sent):
     """Fields of the documents whose texts are compared with the query, joined by spaces; null: `text`."""
     return_documents: bool = False
     raw_scores: bool = False
-    """Scores are cosines, not (1 + cosine) / 2."""
+    """Scores are those of the reranker, without bounds, or cosines; by default they are brought between 0 and 1."""
     truncation: bool | None = None
     """Whether a text longer than the model reads is cut at its end, as it is by default; else it is refused."""
     task: Name | None = None
-    """Task whose instructions are put before query and documents; none by default."""
+    """Task whose instructions the encoder reads before query and documents; the reranker takes its order of turns
+    alone. None by default."""
 
 
 class RerankResult(Strict):
-    """A document's position in the request, and how well it fits: (1 + cosine) / 2."""
+    """A document's position in the request, and how well it fits: from 0 to 1, 1 / (1 + exp(-score)) of the reranker's
+    score, or (1 + cosine) / 2 where the index has no reranker."""
 
     index: int
     relevance_score: float
@@ -105,7 +107,7 @@ class TeiRerankRequest(Sent):
     query: Text
     texts: Annotated[list[TextOrEmpty], Field(min_length=1, fail_fast=True)]
     raw_scores: bool = False
-    """Scores are cosines, not (1 + cosine) / 2."""
+    """Scores are those of the reranker, without bounds, or cosines; by default they are brought between 0 and 1."""
     return_text: bool = False
     truncate: bool = True
     truncation_direction: Literal["Right", "right"] = "Right"

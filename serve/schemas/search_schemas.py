@@ -42,6 +42,8 @@ class SearchFields(Sent):
         "query_vector": "vector",
         "embedding": "vector",
         "skip": "offset",
+        "rerank": "rerank_from",
+        "reranker": "rerank_from",
     }
 
     index: Name | None = None
@@ -56,8 +58,20 @@ class SearchFields(Sent):
     """Best hits of a query that are passed over."""
     score_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Least score of a hit."""
+    rerank_from: Annotated[int, Field(ge=1)] | None = None
+    """So many of the best hits are read by the reranker, each with the query, and answered in its order; needs an index
+    that has one. Offset, k and score_threshold are of that order, whose scores are from 0 to 1."""
     parameters: Annotated[SearchParameters, BeforeValidator(without_nulls)] = SearchParameters()
     """How thoroughly an approximate index is searched."""
+
+    @model_validator(mode="after")
+    def reranks_what_it_answers(self) -> SearchFields:
+        """Refuse to answer hits that were not reranked."""
+        if self.rerank_from is not None and self.rerank_from < self.k + self.offset:
+            raise ValueError(
+                f"rerank_from {self.rerank_from} is less than offset {self.offset} and k {self.k} together"
+            )
+        return self
 
     @property
     def shown(self) -> Shown:
@@ -95,6 +109,9 @@ class SearchRequest(SearchFields):
             raise ValueError("give exactly one of query, vector")
         if self.vector is not None and self.mode != "dense":
             raise ValueError(f"mode {self.mode} needs the words of a query; with vector the mode is dense")
+        if self.rerank_from is not None and (self.vector is not None or self.group_by is not None):
+            other = "group_by" if self.vector is None else "vector"
+            raise ValueError(f"rerank_from and {other} are given together; the reranker reads query and hit as texts")
         if self.group_by is None:
             if self.group_size is not None:
                 raise ValueError("group_size is given without group_by")
@@ -120,8 +137,9 @@ class SearchRequest(SearchFields):
 
     @property
     def shown(self) -> Shown:
-        # The values by which hits are grouped are a part of the payload.
-        return Shown(payload=self.with_payload or self.group_by is not None, vectors=self.with_vectors)
+        # The values by which hits are grouped are a part of the payload, and so are the texts for the reranker.
+        is_read = self.group_by is not None or self.rerank_from is not None
+        return Shown(payload=self.with_payload or is_read, vectors=self.with_vectors)
 
     @property
     def grouping(self) -> Grouping | None:
@@ -129,7 +147,8 @@ class SearchRequest(SearchFields):
 
 
 class SearchResult(ShownDocument):
-    """One hit. Score: inner product of unit vectors; BM25 by words; sum of reciprocal ranks where both are fused."""
+    """One hit. Score: inner product of unit vectors; BM25 by words; sum of reciprocal ranks where both are fused; from
+    0 to 1 of the reranker."""
 
     score: float
     group: str | float | bool | None = None
@@ -151,6 +170,8 @@ class Timing(Strict):
     """The query: waiting, tokens, forward pass."""
     search: float
     """The slowest shard, and merging."""
+    rerank: float = 0.0
+    """Scores of the reranker, if it was asked for."""
     total: float
 
 

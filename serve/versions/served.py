@@ -102,6 +102,7 @@ class Version:
     """Seconds since 1970."""
     widths: tuple[int, ...]
     """Prefixes of its vectors that are vectors too, the whole last."""
+    has_reranker: bool
 
     @classmethod
     def read(cls, source: VersionSource, alias: str, name: str) -> Version:
@@ -118,7 +119,7 @@ class Version:
         created = int((bundle / Manifest.FILE).stat().st_mtime)
         # Once, because the version of an index is a hash over all that the manifest lists.
         stamp = Versions(model_version=manifest.model_version, index_version=manifest.index_version)
-        return cls(alias, name, manifest, stamp, created, tuple(widths))
+        return cls(alias, name, manifest, stamp, created, tuple(widths), manifest.has_reranker)
 
     @property
     def key(self) -> str:
@@ -128,6 +129,26 @@ class Version:
     def slices(self, num_slices: int) -> list[int]:
         """The slices that hold shards of it."""
         return [part for part in range(num_slices) if shards_of(part, num_slices, self.manifest.num_shards)]
+
+    def check_task(self, task: str | None, param: str) -> None:
+        """See that it knows a task, if one is named.
+
+        Raises:
+            ApiError: it knows no such task.
+        """
+        if task is not None and task not in (known := self.manifest.tasks):
+            raise ApiError(400, f"task {task!r:.200}: known are {sorted(known)}", param=param)
+
+    def check_reranker(self) -> None:
+        """See that it has a reranker.
+
+        Raises:
+            ApiError: its run trained none.
+        """
+        if not self.has_reranker:
+            raise ApiError(
+                400, "rerank_from: the index has no reranker (label.teacher: reranker trains one)", param="rerank_from"
+            )
 
     def check_documents(self, task: str) -> None:
         """See that it has documents of a task.

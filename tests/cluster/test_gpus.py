@@ -15,7 +15,7 @@ from embedder.run.gpu_shares import gpu_cpus
 from ray_jobs.retrieval.vectors import CALLS_AT_ONCE
 from tests.cluster.conftest import ROOT, Cluster, free_port
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NODE = {"CPU": 9.0, "GPU": 2.0}
 

@@ -1,7 +1,7 @@
-"""Twenty kills at random moments of labelling runs: no row is lost or doubled, and no committed block is made again.
+"""Twelve kills at random moments of labelling runs: no row is lost or doubled, and no committed block is made again.
 
 A round kills an actor, the raylet of a second node, or the driver. Ray recovers from the first two by itself; the
-driver is started again, with other settings. Five rounds hit one run, which is then let to its end.
+driver is started again, with other settings. Six rounds hit one run, which is then let to its end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.cluster.nodes import start_nodes
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
-RUNS, ROUNDS = 3, 5
+RUNS, ROUNDS = 2, 6
 UNIT_GROUPS = 2
 REWARDED = {"one": ("qa", 40), "two": ("qa", 24), "three": ("lrlm", 36)}
 """Task and number of groups of the datasets."""

@@ -141,8 +141,8 @@ def test_label_rewards_queries_without_answers_and_keeps_these_labels_apart(
     own = ["--set", "tasks.qa.reward=own_answers"]
     assert "of-qa: no training row has an answer" in succeeded(driver.call(path, "--dry-run", *own))
     shown = ["--set", "tasks.qa.worked_examples=[{query: which city, answer: Paris}]"]
-    assert "no training row has an answer" not in succeeded(driver.call(path, "--dry-run", *own, *shown))
-    assert f"{QA} groups in = {QA} out" in succeeded(driver.call(path, *own, *shown))
+    output = succeeded(driver.call(path, *own, *shown))
+    assert f"{QA} groups in = {QA} out" in output and "no training row has an answer" not in output
     rows = rows_of(path)
     assert len(rows) == QA and all(row["error"] is None and len(row["rewards"]) == 4 for row in rows.values())
     assert "another LLM, prompt" in refused(driver.call(path, *shown))

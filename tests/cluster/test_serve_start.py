@@ -78,6 +78,7 @@ def run_of_its_own(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_start_serves_beside_another_refuses_what_is_taken_and_answers_before_it_ends(started: Started) -> None:
     """Case 05-route-prefix, on Ray; sections 9.2 and 9.8."""
     url = f"http://127.0.0.1:{started.port}"
@@ -101,6 +102,7 @@ def test_start_serves_beside_another_refuses_what_is_taken_and_answers_before_it
                 running.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Ray brings HAProxy for Linux")
 def test_start_with_a_ray_of_its_own_has_haproxy_before_replicas_that_do_all_on_loopback(run_of_its_own: Path) -> None:
     port = free_port()

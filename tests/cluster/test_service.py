@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +41,7 @@ from serve.schemas.embedding_schemas import EmbeddingRequest
 from serve.schemas.rerank_schemas import RerankRequest
 from serve.schemas.search_schemas import BatchRequest, RetrieveRequest, SearchRequest
 from tests.cluster.conftest import Cluster
-from tests.cluster.served import KEYS, MODEL, Running, cpu_seconds, replica_pids, search_subject, served
+from tests.cluster.served import KEYS, MODEL, Running, check_reranker, cpu_seconds, replica_pids, search_subject, served
 from tests.cluster.strangers import documented_ports, ports_of_this_ray, what_strangers_can_do
 from tests.load import Load
 from tests.serving import POISON, poisoned_model, publish, run_config, unit
@@ -102,6 +100,10 @@ def test_hugging_face_client_works(running: Running, vectors: np.ndarray, monkey
     client = InferenceClient(model=f"{running.url}/embed", token=KEYS["read"])
     assert near(client.feature_extraction(TEXTS[0]), vectors[0])
     assert near(client.feature_extraction(TEXTS, normalize=True, truncate=True), vectors)  # type: ignore[arg-type]
+
+
+def test_reranker_answers_from_the_replicas_of_the_encoder(running: Running) -> None:
+    check_reranker(running)
 
 
 def test_service_serves_the_description_that_is_committed(running: Running) -> None:
@@ -217,16 +219,6 @@ def test_writes_while_the_alias_moves_are_found_after_it(running: Running) -> No
             "/v1/indexes/live/documents/delete",
             json={"task": "chat", "documents": [{"id": name, "dataset": "moved"} for name in texts]},
         )
-
-
-def test_encoder_that_is_killed_under_load_fails_no_request(running: Running) -> None:
-    with Load(search_subject, running.client, clients=4) as load:
-        load.wait_for(10)
-        killed = replica_pids("encoder")[0]
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: killed not in (pids := replica_pids("encoder")) and len(pids) == 2, 180)
-        load.wait_for(10)
-    assert not load.failures
 
 
 def test_text_that_the_model_fails_on_fails_alone(running: Running, tmp_path: Path, vectors: np.ndarray) -> None:

@@ -17,12 +17,12 @@ from embedder.index.catalog import Catalog
 from embedder.models.encoder import encode_prompted, load_encoder
 from serve.app import build_run
 from tests.cluster.conftest import Cluster
-from tests.cluster.served import KEYS, MODEL, Running, replica_pids, search_subject, served
+from tests.cluster.served import KEYS, MODEL, Running, check_reranker, replica_pids, search_subject, served
 from tests.load import Load
 from tests.serving import run_config, unit
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "def f(): return 1"]
 
 
@@ -42,6 +42,10 @@ def test_vectors_of_replicas_that_do_all_are_those_of_the_encoder(running: Runni
         for format_ in ({}, {"encoding_format": "float"}):
             answer = client.embeddings.create(model="work", input=texts, **format_)
             assert np.abs(unit([entry.embedding for entry in answer.data]) - vectors).max() < 1e-5
+
+
+def test_reranker_answers_in_replicas_that_do_all(running: Running) -> None:
+    check_reranker(running)
 
 
 def test_replicas_that_do_all_are_the_only_deployment(running: Running) -> None:

@@ -29,8 +29,9 @@ def first_fault(histories: int) -> str | None:
     return None
 
 
-def test_no_history_has_a_fault() -> None:
-    assert first_fault(HISTORIES) is None
+@pytest.mark.parametrize("histories", [TO_FIND, pytest.param(HISTORIES, marks=pytest.mark.slow)])
+def test_no_history_has_a_fault(histories: int) -> None:
+    assert first_fault(histories) is None
 
 
 def test_histories_are_those_of_their_seed_and_full_of_events() -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from embedder.labelling.prefix_tree import PackedPrompt
 
-quick = settings(max_examples=40, deadline=None, database=None, derandomize=True)
+quick = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 """Decorator of a property: few examples, always the same ones, nothing written to disk."""
 
 

@@ -14,7 +14,6 @@ from embedder.training.objective import Objective, batch_scores, gather_groups
 from embedder.training.training_rows import NO_IDENTITY, Batch
 from tests.unit.judges import quick
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TOOL = Objective(BUILTIN_TASKS, temperature=0.1)
 
 

@@ -85,8 +85,9 @@ def test_training_headlines_are_medians_and_the_lower_share():
 
 
 def test_serving_headlines_compare_ours_as_it_is_started_with_the_others():
-    def system(rps: float, p99: float = 5.0) -> dict[str, object]:
-        return {clients: {"rps": rps, "p50_ms": 2.0, "p99_ms": p99} for clients in ("1", "8", "32", "64")}
+    def system(rps: float, p99: float = 5.0, distance: float = 1e-7) -> dict[str, object]:
+        loads = {clients: {"rps": rps, "p50_ms": 2.0, "p99_ms": p99} for clients in ("1", "8", "32", "64")}
+        return loads | {"distance": distance}
 
     short = {"ours": system(30), "ours-proxy": system(60), "infinity": system(15), "bare": system(10), "commit": "x"}
     short["infinity-onnx"] = system(20, 10.0)
@@ -98,6 +99,9 @@ def test_serving_headlines_compare_ours_as_it_is_started_with_the_others():
     assert quoted["query_vs_embedding_p50"] == 1.1
     assert quoted["rps_vs_bare_serve_short_32"] == 3.0 and quoted["p99_over_p50"] == 2.5
     assert quoted["kill_failed"] == 0 and "update_failed" not in quoted
+    # A peer that gives other vectors, for it pools or cuts otherwise, does other work.
+    wrong = serving.headlines({"short": {**short, "infinity-onnx": system(20, 10.0, 0.7)}})
+    assert "rps_vs_infinity_short_8" in wrong and not [key for key in wrong if "infinity_onnx" in key]
     assert serving.headlines({}) == {}
     assert Load(seconds=2.0, ok_ms=[1.0, 3.0], statuses={"200": 2}).figures()["rps"] == 1.0
 

@@ -69,6 +69,7 @@ def parts(*names: str) -> list[str]:
     return [word for name in names for word in ("--part", name)]
 
 
+@pytest.mark.slow
 def test_benchmark_embedding_has_the_vectors_of_sentence_transformers(
     capsys, tmp_path, data, tiny_encoder_folder, quick_limit
 ):
@@ -79,6 +80,7 @@ def test_benchmark_embedding_has_the_vectors_of_sentence_transformers(
     assert "ours to theirs" in shown and "cosine to float32" in shown
 
 
+@pytest.mark.slow
 def test_benchmark_labelling_has_the_scores_of_float64(capsys, tmp_path, data, tiny_llama_folder, quick_limit):
     options = ["--data", data, "--model", tiny_llama_folder, "--cache", tmp_path / "cache", "--rounds", 1]
     run = parts("cap8", "shared", "sampling", "accuracy")
@@ -88,8 +90,9 @@ def test_benchmark_labelling_has_the_scores_of_float64(capsys, tmp_path, data, t
     assert "pairs/s" in shown and "nats a token" in shown
 
 
+@pytest.mark.slow
 def test_benchmark_training_has_the_losses_and_gradients_of_others(
-    capsys, tmp_path, data, tiny_encoder_folder, quick_limit, one_thread
+    capsys, tmp_path, data, tiny_encoder_folder, quick_limit
 ):
     options = ["--data", data, "--model", tiny_encoder_folder, "--rounds", 2]
     found, shown = figures(capsys, tmp_path, "training", *options, *parts("equality", "16", "profile"))
@@ -103,6 +106,7 @@ def test_benchmark_training_has_the_losses_and_gradients_of_others(
     assert "samples/s" in shown and "shares of a step's wall time" in shown
 
 
+@pytest.mark.slow
 def test_benchmark_search_finds_what_raw_faiss_finds(capsys, tmp_path, data):
     options = ["--data", data, "--cache", tmp_path / "cache", "--rows", 400, "--factory", "Flat", "--factory", "SQ8"]
     found, shown = figures(capsys, tmp_path, "search", *options, "--shards", 2)

@@ -15,7 +15,7 @@ from embedder.index.metadata_change import MetadataChange
 from embedder.index.operations import Waiting
 from embedder.index.results import SearchResults, Shown
 from embedder.index.search_options import SearchOptions
-from serve.backend import CALL_FORMAT, INDEX_CALLS, Encoded, Piece
+from serve.backend import CALL_FORMAT, INDEX_CALLS, Encoded, Pair, Piece
 from serve.deployments.encoder_replica import EncoderReplica
 from serve.deployments.shard_replica import ShardReplica
 from serve.http_errors import ApiError
@@ -28,12 +28,25 @@ def test_call_format_has_another_number_when_the_calls_change():
     Where this fails, the calls have changed: raise CALL_FORMAT, say so in CHANGELOG.md, and write the new digest here.
     """
     methods = [EncoderReplica.encode, ShardReplica.call, *INDEX_CALLS.values()]
-    values = [Piece, Encoded, ApiError.__init__, SearchOptions, Shown, Filter, Condition, Match, Range, IsEmpty, HasId]
+    values = [
+        Piece,
+        Pair,
+        Encoded,
+        ApiError.__init__,
+        SearchOptions,
+        Shown,
+        Filter,
+        Condition,
+        Match,
+        Range,
+        IsEmpty,
+        HasId,
+    ]
     values += [Document, SearchResults, CollectionStats, Waiting, MetadataChange]
     # The words of the source, because how Python shows a type changes with its version.
     shape = [(one.__qualname__, list(one.__annotations__.items())) for one in (*methods, *values)]
     digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
-    assert (CALL_FORMAT, digest) == (4, "b80498e25e1f1a64")
+    assert (CALL_FORMAT, digest) == (4, "3a684164f7d5be33")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve.backend import DEADLINE, Encoded
+from embedder.config.cutting import prompted_text
+from serve.backend import DEADLINE, OWNER, Encoded, Pair, are_pairs
 from serve.deployments.coalescing import Coalescer, Limits, _Lane, _Request
 from serve.http_errors import ApiError
 from tests.event_loop import run_virtually, settle
@@ -290,6 +291,7 @@ def simulate(monkeypatch, clients, seconds, speed=40_000.0, timeout_s=30.0):
 
 LARGE = ["x" * 400] * 1000
 """Ten seconds of work."""
+LITTLE = ["x" * 400] * 200
 
 
 def test_coalescer_under_large_requests_beyond_capacity_answers_what_it_lets_in_and_stays_busy(monkeypatch):
@@ -304,6 +306,38 @@ def test_coalescer_keeps_queries_quick_beside_large_requests(monkeypatch):
     took, _, late, _ = simulate(monkeypatch, [LARGE] * 4 + [["a query"]], seconds=100.0)
     # The encoder of this test does not put small ones first: a query waits for the calls that are with it.
     assert max(took[4]) < 1.5 and sum(late) == 0
+
+
+def test_coalescer_shares_the_encoder_among_owners_however_much_one_of_them_asks(monkeypatch):
+    """One key's thousand texts a request, eight at a time, and another key's two hundred."""
+
+    class Owned(Coalescer):
+        async def encode(self, version, texts, truncate):
+            OWNER.set("little" if texts is LITTLE else "much")
+            return await super().encode(version, texts, truncate)
+
+    monkeypatch.setattr(f"{__name__}.Coalescer", Owned)
+    took, refused, late, share = simulate(monkeypatch, [LARGE] * 8 + [LITTLE], seconds=300.0)
+    # Alone it takes 2 s, with half of the encoder 4; behind the others it took 20 s, or was refused.
+    assert max(took[8]) < 5 and not refused[8] and share > 0.95
+    # Those that were let in before the other key came may be late.
+    assert sum(late) <= 3 and sum(map(len, took[:8])) > 10
+
+
+def test_coalescer_that_is_full_of_one_owner_takes_the_share_of_another():
+    async def scenario(coalescer, encoder):
+        tasks = await ask(coalescer, *[["a"]] * 11)
+        with pytest.raises(ApiError):
+            await coalescer.encode("v1", ["a"], True)
+        OWNER.set("another")
+        tasks += await ask(coalescer, *[["b"]] * 5)
+        with pytest.raises(ApiError):
+            await coalescer.encode("v1", ["b"], True)
+        encoder.free.set()
+        await asyncio.gather(*tasks)
+        assert not coalescer._small.owned and not coalescer._small.waiting
+
+    run(scenario, calls=1, requests=10)
 
 
 def test_coalescer_sheds_what_it_let_in_when_the_encoders_become_slower(monkeypatch):
@@ -343,3 +377,23 @@ def test_lane_sheds_what_comes_too_late_though_a_request_behind_it_has_ended():
         assert lane.room.ahead == 200.0 and isinstance(late.done.exception(), ApiError)
 
     asyncio.run(main())
+
+
+def test_coalescer_counts_query_and_text_of_a_pair_and_learns_of_pairs_apart_from_texts():
+    sizes = []
+
+    async def encoder(version, sent, truncate):
+        sizes.extend((are_pairs(piece.texts), piece.is_small) for piece in sent)
+        return [Encoded(np.zeros((len(piece.texts), 1)), [4] * len(piece.texts), 8) for piece in sent]
+
+    async def main():
+        DEADLINE.set(time.monotonic() + 60.0)
+        coalescer = Coalescer(encoder, LIMITS)
+        pair = Pair(prompted_text("", "q" * 300), "t" * 300)
+        await coalescer.encode("v1", [pair] * 2, True)
+        # They had few tokens, of which the reranker reads 8 at most. That says nothing of texts.
+        await coalescer.encode("v1", [pair] * 2, True)
+        await coalescer.encode("v1", [prompted_text("", "t" * 600)] * 2, True)
+
+    asyncio.run(main())
+    assert sizes == [(True, False), (True, True), (False, False)]

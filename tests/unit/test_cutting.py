@@ -20,8 +20,6 @@ TALK = "".join(f"user: tell me about bridge {i}\nassistant: it is near the marke
 QUESTIONS = ("user: what does it cost?", "user: who built it?")
 TOLD = "Find: "
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -19,24 +19,26 @@ from embedder.training.checkpoint import last_step
 from tests.conftest import LOUD
 from tests.unit.training_ranks import Run, follow, losses, metrics, on_workers
 
+pytestmark = pytest.mark.slow
 TWO = {"num_workers": 2}
 SHARDED = {f"stage {stage}": {"zero_stage": stage} for stage in (1, 2, 3)}
-OFFLOADED = {f"stage {stage}, offload": {"zero_stage": stage, "offload_optimizer": True} for stage in (1, 2, 3)}
-CHUNKED = {f"stage {stage}, chunks": {"zero_stage": stage, "chunk_tokens": 64} for stage in (0, 2, 3)}
+# Stages 1 and 2 have one optimizer in DeepSpeed; with other settings stage 2 or 3 stands for what is sharded.
+OFFLOADED = {f"stage {stage}, offload": {"zero_stage": stage, "offload_optimizer": True} for stage in (2, 3)}
+CHUNKED = {f"stage {stage}, chunks": {"zero_stage": stage, "chunk_tokens": 64} for stage in (0, 3)}
 CHECKPOINTED = {f"stage {stage}, recomputed": {"zero_stage": stage, "gradient_checkpointing": True} for stage in (0, 3)}
 SAME = SHARDED | OFFLOADED | CHUNKED | CHECKPOINTED
 ROUGH = {f"stage {stage}, bfloat16": {"zero_stage": stage, "precision": "bfloat16"} for stage in (0, 3)}
 LORA = {"lora": {"rank": 4, "target_modules": ["query", "dense"]}}
-ADAPTED = {f"stage {stage}, lora": {"zero_stage": stage, **LORA} for stage in (0, 2, 3)}
+ADAPTED = {f"stage {stage}, lora": {"zero_stage": stage, **LORA} for stage in (0, 3)}
 DROPPED = {f"stage {stage}, dropout": {"zero_stage": stage, "dropout": 0.2} for stage in (0, 3)}
 DROPPED["dropout, chunks"] = {"dropout": 0.2, "chunk_tokens": 256}
 """Chunks of the size of the batches, so that the same texts are dropped from together."""
 MIXED = {"batches": "mixed", "matryoshka_dimensions": [8]}
 """Queries of all tasks in a batch, and a prefix of the vectors trained with them."""
 GUARD = {"validation": {"queries": 1, "every": 3}, "guard": {}, "learning_rate": 3e-4}
-GUARDED = {f"stage {stage}, guarded": {"zero_stage": stage, **GUARD, **TWO} for stage in (0, 2, 3)}
+GUARDED = {f"stage {stage}, guarded": {"zero_stage": stage, **GUARD, **TWO} for stage in (0, 3)}
 GUARDED["lora, guarded"] = {**GUARD, **LORA, **TWO, "zero_stage": 3, "learning_rate": 3e-3}
-STOPPED = {f"stopped at stage {stage}": {"zero_stage": stage, **TWO} for stage in (0, 1, 2, 3)}
+STOPPED = {f"stopped at stage {stage}": {"zero_stage": stage, **TWO} for stage in (0, 2, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_training_on_mixed_batches_with_a_prefix_is_alike_on_any_number_of_worke
     assert losses(trained, "mixed") != pytest.approx(losses(trained, "plain"), abs=1e-2)
 
 
-def test_training_of_a_prefix_longer_than_the_vectors_ends_before_its_first_step(tmp_path, loud_encoder, one_thread):
+def test_training_of_a_prefix_longer_than_the_vectors_ends_before_its_first_step(tmp_path, loud_encoder):
     with pytest.raises(ConfigError, match=r"matryoshka_dimensions is \[64\], but the encoder's vectors have 32"):
         follow([Run("long", {"matryoshka_dimensions": [64]})], tmp_path, loud_encoder)
     assert metrics(tmp_path, "long") == []
@@ -141,11 +143,9 @@ def test_training_in_bfloat16_has_the_curve_within_its_rounding(trained, name):
     assert all(value.dtype == torch.float32 for value in weights(trained, name).values())
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_training_of_adapters_is_alike_at_every_stage(trained, loud_encoder, stage):
-    plain = "stage 0, lora"
-    assert losses(trained, f"stage {stage}, lora") == pytest.approx(losses(trained, plain), abs=2e-5)
-    assert distance(trained, loud_encoder, f"stage {stage}, lora", plain) < 1e-4
+def test_training_of_adapters_is_alike_sharded_and_not(trained, loud_encoder):
+    assert losses(trained, "stage 3, lora") == pytest.approx(losses(trained, "stage 0, lora"), abs=2e-5)
+    assert distance(trained, loud_encoder, "stage 3, lora", "stage 0, lora") < 1e-4
 
 
 def test_adapters_change_what_they_were_asked_to_and_are_merged_at_export(trained, loud_encoder):

@@ -7,14 +7,19 @@ import re
 import shlex
 from collections import Counter
 from functools import cache
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import yaml
 
 from embedder.config.load import load_run
+from embedder.config.prepare import Source
+from embedder.config.tasks import BUILTIN_TASKS
+from embedder.data.dataset import read_source
 from ray_jobs.cluster import metrics
 from ray_jobs.cluster.session import make_parser
+from tests.unit.tiny_folders import write_jsonl
 
 ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,6 +102,59 @@ def test_run_files_of_the_docs_are_read(tmp_path):
             file.write_text(text, encoding="utf-8")
             if "encoder:" in text:
                 load_run(file)
+
+
+WITHOUT_FAULTS = {"README", "index", "configuration", "troubleshooting", "code"}
+"""Pages on which nothing is done: what leads to others, what is looked up, and the page of faults itself."""
+
+
+@each_doc
+def test_docs_begin_with_what_the_reader_gets_and_end_with_what_can_go_wrong(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.match(r"# .+\n\n[A-Z`0-9]", text), "a heading, and then what the page gives"
+    if path.stem not in WITHOUT_FAULTS:
+        assert re.findall(r"^## (.+)$", text, re.MULTILINE)[-1] == "What can go wrong"
+
+
+def test_site_shows_every_page_of_the_manual():
+    shown = re.findall(r"\b([\w-]+\.md)\b", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(shown) == sorted(path.name for path in DOCS if path.parent.name == "docs")
+
+
+def words(svg: str) -> list[str]:
+    return re.findall(r"<text [^>]*>([^<]*)</text>", svg)
+
+
+def test_pictures_of_the_manual_are_what_their_script_draws():
+    """By their words, since another matplotlib writes other numbers of the same picture."""
+    spec = spec_from_file_location("draw_pictures", ROOT / "docs" / "draw_pictures.py")
+    drawing = module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    for name, draw in drawing.PICTURES.items():
+        stored = (drawing.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+        assert words(drawing.svg(draw)) == words(stored) != [], f"{name}: run `python docs/draw_pictures.py`"
+    assert sorted(path.stem for path in drawing.FOLDER.iterdir()) == sorted(drawing.PICTURES)
+    shown = {name for path in DOCS for name in re.findall(r"pictures/(\w+)\.svg", path.read_text(encoding="utf-8"))}
+    assert shown == set(drawing.PICTURES)
+
+
+def test_sources_of_the_papers_files_make_a_run_and_their_names_are_read(tmp_path):
+    """The sources of docs/paper.md in configs/paper.yaml, and a folder with the file names of the authors' scripts."""
+    page = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    (sources,) = re.findall(r"^```yaml\n(prepare:.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    run = yaml.safe_load((ROOT / "configs" / "paper.yaml").read_text(encoding="utf-8")) | yaml.safe_load(sources)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+    config = load_run(tmp_path / "run.yaml")
+    assert {source.format for source in config.prepare.sources} == {"reference"}
+    own = load_run(ROOT / "configs" / "paper.yaml").prepare.sources
+    assert [source.dataset for source in config.prepare.sources] == [source.dataset for source in own]
+    row = {"query": "and the second one?", "answers": ["it"], "pos": ["a text"], "pos_index": [0], "neg": []}
+    for name in ("train.concat", "test.concat"):
+        write_jsonl(tmp_path / "qrecc" / f"{name}.json", [row])
+    write_jsonl(tmp_path / "qrecc" / "corpus.json", [{"text": "a text"}, {"text": "another"}])
+    source = Source(task="convsearch", dataset="qrecc", path=tmp_path / "qrecc", format="reference")
+    found = read_source(source, BUILTIN_TASKS["convsearch"], 0)
+    assert [found.queries[split][0]["positive_ids"] for split in ("train", "test")] == [["0"], ["0"]]
 
 
 def test_dashboard_of_jobs_shows_metrics_that_jobs_have():

@@ -17,7 +17,6 @@ from embedder.training.training_rows import TrainingRows
 from ray_jobs.retrieval.vectors import open_store
 from tests.unit.judges import quick
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), min_size=1, max_size=4)
 sides = st.sampled_from(["query", "passage"])
 

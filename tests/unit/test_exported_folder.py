@@ -21,7 +21,6 @@ from embedder.training.row_files import write_training_rows
 from tests.unit.test_not_finite import labelled, make_training
 from tests.unit.tiny_folders import bert_folder, byte_level, llama_folder, wrapped
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = ["the fox jumps", "Speaker 1: where is the station?", ""]
 
 

@@ -61,8 +61,9 @@ def test_gpu_parts_find_every_figure_to_quote():
     assert set(gpu.KEYS) <= set().union(*KEYS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [name for name in KEYS if name != "way"])
-def test_gpu_part_runs_at_toy_size(capsys, tmp_path, inputs, uncompiled, one_thread, part):
+def test_gpu_part_runs_at_toy_size(capsys, tmp_path, inputs, uncompiled, part):
     bench = open_bench(inputs, tmp_path / part, toy=True)
     function_of(part)(bench)
     kept = json.loads((tmp_path / part / "figures.json").read_text(encoding="utf-8"))
@@ -70,6 +71,7 @@ def test_gpu_part_runs_at_toy_size(capsys, tmp_path, inputs, uncompiled, one_thr
     assert "WRONG" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_goes_on_after_a_part_that_fails(capfd, tmp_path, inputs, monkeypatch):
     start = gpu.start
 

@@ -60,6 +60,8 @@ def test_index_command_exports_what_is_there_with_vectors(folder, tmp_path, caps
         (["restore", "nowhere", "two"], "nowhere"),
         (["export", "nothing", "file.parquet"], "task 'nothing': the index has ['qa']"),
         (["point", "live", "nine"], "no version or alias 'nine'"),
+        (["snapshot", "two", "--of", "lvie"], "did you mean live?"),
+        (["snapshot", "two", "--of", "nine"], "point ALIAS VERSION"),
     ],
 )
 def test_index_command_says_in_a_line_what_cannot_be_done(folder, capsys, arguments, message):

@@ -29,7 +29,7 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", 
 
 
 @pytest.fixture
-def config(tmp_path, tiny_llama_folder, tiny_encoder_folder, one_thread, monkeypatch):
+def config(tmp_path, tiny_llama_folder, tiny_encoder_folder, monkeypatch):
     """A run that labels with a tiny LLM, whose actors are made without Ray."""
     monkeypatch.setattr(actors.ray, "get", lambda reference: reference)
     run = {

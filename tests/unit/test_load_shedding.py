@@ -28,7 +28,7 @@ class Encoders:
 
     is_full: bool
 
-    def refusal(self, num_bytes: int) -> ApiError | None:
+    def refusal(self, scope: Scope) -> ApiError | None:
         return overloaded(1.2) if self.is_full else None
 
 

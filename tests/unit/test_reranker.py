@@ -34,7 +34,6 @@ from tests.unit.bare_network import BareNetwork
 from tests.unit.reranker_ranks import losses_of, work
 from tests.unit.training_ranks import all_rows
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["fox", "dog", "list", "city", "bridge", "set", "dict", "market"]
 LONG = "a list holds items in order and a dict maps keys to values " * 9
 PAIRS = [("the fox", "a dog"), ("", "the city"), ("where?", ""), ("the fox", LONG), (LONG, "the city"), (LONG, LONG)]

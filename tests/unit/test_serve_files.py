@@ -47,7 +47,7 @@ def test_dashboard_shows_metrics_that_there_are():
 def test_build_of_a_run_that_cannot_be_served_says_why(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(f"paths: {{work: {tmp_path}}}\nencoder: {{model: a/b, pooling: mean}}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"ray_jobs\.index"):
+    with pytest.raises(ConfigError, match=r"llm-embedder index"):
         build_run(load_run(path))
     with pytest.raises(ConfigError, match="exceeds max_replicas"):
         load_run(path, ["serve.min_replicas=5"])

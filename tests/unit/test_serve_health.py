@@ -57,7 +57,7 @@ def test_health_of_a_broken_model_has_its_replica_replaced_and_says_503(service,
     encoder = service.backend.encoder
     (model,) = encoder._models.loaded()
     asyncio.run(encoder.check_health())
-    model.batcher._run = run
+    model.encoder.batcher._run = run
     with pytest.raises(RuntimeError, match=message):
         asyncio.run(encoder.check_health())
     answer = client.post("/v1/embeddings", json={"model": "work", "input": "a text"})
@@ -70,14 +70,14 @@ def test_health_of_a_broken_model_has_its_replica_replaced_and_says_503(service,
 
 def test_embeddings_of_a_text_without_memory_for_it_are_to_be_asked_for_again(service, client):
     (model,) = service.backend.encoder._models.loaded()
-    compute = model.batcher._run
+    compute = model.encoder.batcher._run
 
     def full(rows: list[list[int]]) -> np.ndarray:
         if any(len(row) > 20 for row in rows):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return compute(rows)
 
-    model.batcher._run = full
+    model.encoder.batcher._run = full
     answer = client.post("/v1/embeddings", json={"model": "work", "input": ["short", "long " * 40]})
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
     assert answer.json()["error"]["code"] == "memory"
@@ -88,7 +88,7 @@ def test_health_check_of_a_model_that_hangs_does_not_answer(service):
     """Ray takes that for a failure after 5 s; requests meanwhile end at their deadline (test_coalescing)."""
     encoder, free = service.backend.encoder, threading.Event()
     (model,) = encoder._models.loaded()
-    compute, model.batcher._run = model.batcher._run, lambda rows: (free.wait(30), compute(rows))[1]
+    compute, model.encoder.batcher._run = model.encoder.batcher._run, lambda rows: (free.wait(30), compute(rows))[1]
 
     async def asked() -> None:
         try:

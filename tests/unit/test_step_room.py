@@ -16,7 +16,6 @@ from embedder.training.loop import Trainer, train
 from tests.unit.test_not_finite import make_training
 from tests.unit.tiny_folders import bert_folder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BASE = ModelShape(width=768, layers=12, inner=3072)
 ROOM = 250
 """Tokens of a pass beyond which the failing engine finds no memory; a step of the tests has more."""

@@ -227,17 +227,20 @@ def led(folder: Path, death: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_followers_end_with_a_leader_that_ends_without_a_word(tmp_path):
     done = led(tmp_path, "leader")
     assert done.returncode == 0, done.stderr
     assert len(set(done.stdout.split())) == 2
 
 
+@pytest.mark.slow
 def test_followers_one_that_dies_is_named(tmp_path):
     done = led(tmp_path, "follower")
     assert f"{DeviceError.__name__}: GPU 1 of the 2 that share the LLM failed (its process has ended)" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("death", "reason"),
     [
@@ -251,6 +254,7 @@ def test_followers_the_failure_of_one_ends_a_leader_that_waits_for_it_in_a_libra
     assert f"GPU 1 of the 2 that share the LLM failed ({reason})" in done.stderr
 
 
+@pytest.mark.slow
 def test_followers_a_failure_of_all_at_load_is_that_of_the_leader_and_leaves_no_process(tmp_path):
     done = led(tmp_path, "at load, all")
     assert "ModelError: a weight is missing" in done.stderr and "GPU 1 of" not in done.stderr

@@ -16,7 +16,6 @@ from ray_jobs.retrieval import vectors
 from ray_jobs.retrieval.vectors import missing_blocks, open_store, vector_table
 from tests.unit.tiny_folders import byte_level, llama_folder, wrapped
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = "a list holds items in order and a dict maps keys to values " * 9
 
 

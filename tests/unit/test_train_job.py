@@ -16,7 +16,7 @@ from tests.unit.test_training_groups import write_run
 
 
 @pytest.fixture(autouse=True)
-def no_ray(monkeypatch, one_thread):
+def no_ray(monkeypatch):
     """The first worker's part, in this process."""
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
     monkeypatch.setattr(train, "OnCluster", InDriver)

@@ -16,8 +16,6 @@ from ray_jobs.training.worker import worker_resources
 from tests.unit.test_not_finite import make_training
 from tests.unit.tiny_folders import bert_folder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

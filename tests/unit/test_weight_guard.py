@@ -25,7 +25,6 @@ from tests.unit.bare_network import BareNetwork
 from tests.unit.test_not_finite import labelled, make_training
 from tests.unit.tiny_folders import bert_folder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = ["where is the fox?", "the dog is near 3", "a list"]
 VALIDATED = {"validation": {"queries": 1, "every": 4}, "learning_rate": 3e-4, "save_every": 2}
 LORA = {"lora": {"rank": 4, "target_modules": ["query", "dense"]}, "learning_rate": 1e-2}

@@ -1,8 +1,10 @@
-"""What a run has done, what is missing and what it cost, from the marks and reports in its folder."""
+"""What a run has done, what is missing and what it cost, from the marks and reports in its folder; its page."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+import os
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,11 +13,14 @@ from rich.table import Table
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.data.records import count_rows, parquet_files
-from embedder.errors import ConfigError
+from embedder.errors import BundleError, ConfigError
+from embedder.reporting.html import render
 from embedder.run.rounds import planned_stages, stage_title
 from embedder.run.stage_report import StageReport, read_reports
 from embedder.run.stages import STAGES, Contents, is_done, mark_path
 from embedder.run.workspace import workplace
+from embedder.storage.durable import write_durably
+from embedder.storage.object_store import ObjectPath
 
 if TYPE_CHECKING:
     from embedder.index.listing import ListedVersion
@@ -28,6 +33,14 @@ TOLD: dict[State, str] = {
     "begun": "cut off, and goes on",
     "to do": "",
 }
+PAGE = "run.html"
+"""The page of a run, in its `reports/`."""
+TITLES = {
+    "labelling.html": "labelling: what the LLM's feedback says",
+    "training.html": "training: losses, and what was held out",
+    "report.html": "evaluation: retrievers compared, with intervals",
+}
+"""By file name of a report: what it shows."""
 MISSING: tuple[State, ...] = ("changed since", "begun", "to do")
 
 
@@ -56,11 +69,12 @@ class StageStatus:
 class RunStatus:
     """A run as a whole."""
 
-    run_file: Path
     work: str
     stages: list[StageStatus]
-    pages: list[str]
-    """Reports to look at."""
+    index: list[str]
+    """A line for each version of the index: documents that it was built with, and the aliases that name it."""
+    pages: list[Path]
+    """Reports to look at; the page of the run, which links all others, comes first."""
 
     @property
     def missing(self) -> list[str]:
@@ -82,17 +96,28 @@ class RunStatus:
             )
         return table
 
-    def lines(self) -> list[str]:
-        """The sum, the reports, and what to do next."""
-        cpu, gpu = (sum(hours) for hours in zip(*(each.hours for each in self.stages), strict=True))
+    @property
+    def hours(self) -> tuple[float, float]:
+        """CPU-hours and GPU-hours of all stages."""
+        cpu, gpu = zip(*(each.hours for each in self.stages), strict=True)
+        return sum(cpu), sum(gpu)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the last runs of all stages."""
+        return sum(each.seconds for each in self.stages)
+
+    def lines(self, run_file: Path) -> list[str]:
+        """The sum, the reports, and what to do next with the run file."""
+        cpu, gpu = self.hours
         lines = [
-            f"cost so far: {sum(each.seconds for each in self.stages):,.0f} s; actors held {cpu:.3g} CPU-hours and "
-            f"{gpu:.3g} GPU-hours"
+            f"cost so far: {self.seconds:,.0f} s; actors held {cpu:.3g} CPU-hours and {gpu:.3g} GPU-hours",
+            *(f"index {line}" for line in self.index),
+            *(f"report: {page}" for page in self.pages),
         ]
-        lines += [f"report: {page}" for page in self.pages]
         if not self.missing:
-            return [*lines, f"nothing is missing; next: llm-embedder serve --config {self.run_file}"]
-        return [*lines, f"missing: {', '.join(self.missing)}; next: llm-embedder pipeline --config {self.run_file}"]
+            return [*lines, f"nothing is missing; next: llm-embedder serve --config {run_file}"]
+        return [*lines, f"missing: {', '.join(self.missing)}; next: llm-embedder pipeline --config {run_file}"]
 
     def record(self) -> dict[str, Any]:
         """The same for programs."""
@@ -108,11 +133,12 @@ class RunStatus:
             }
             for each in self.stages
         ]
-        return {"work": self.work, "stages": stages, "missing": self.missing, "reports": self.pages}
+        told = {"stages": stages, "missing": self.missing, "index": self.index}
+        return {"work": self.work, **told, "reports": list(map(str, self.pages))}
 
 
 def read_status(run_file: Path, overrides: list[str], *, compares: bool) -> RunStatus:
-    """The status of a run.
+    """The status of a run, whose page is written anew.
 
     `compares`: the contents of what each stage read and wrote are compared with its mark, as the pipeline does; without
     it a mark counts as it is.
@@ -123,10 +149,49 @@ def read_status(run_file: Path, overrides: list[str], *, compares: bool) -> RunS
     """
     given = load_run(run_file, overrides)
     with workplace(given, writes=False) as config:
-        contents = Contents() if compares else None
-        stages = [_stage_status(stage, settings, contents) for stage, settings in _stages(config)]
-        pages = [str(path) for path in _pages(config)]
-    return RunStatus(run_file, str(given.paths.work), stages, pages)
+        found = status_of(config, Contents() if compares else None)
+        # Of a run in an object store this is a mirror, in which a job may be at work.
+        is_here = not isinstance(given.paths.work, ObjectPath)
+        page = write_page(found, config) if is_here and any(each.report for each in found.stages) else None
+    return replace(found, work=str(given.paths.work), pages=[*([page] if page else []), *found.pages])
+
+
+def status_of(config: RunConfig, contents: Contents | None) -> RunStatus:
+    """The status of a run whose folder is here; without `contents` a mark counts as it is."""
+    stages = [_stage_status(stage, settings, contents) for stage, settings in _stages(config)]
+    index = _index_lines(config) if Path(str(config.paths.indexes)).is_dir() else []
+    return RunStatus(str(config.paths.work), stages, index, _pages(config))
+
+
+def _index_lines(config: RunConfig) -> list[str]:
+    # FAISS comes with it, which a run without an index need not wait for.
+    from embedder.index.catalog import Catalog
+    from embedder.index.listing import list_version
+
+    catalog = Catalog(config.paths.indexes)
+    lines: list[str] = []
+    for version in catalog.versions():
+        try:
+            lines.append(list_version(catalog, version).line)
+        except BundleError as error:
+            lines.append(f"{version}: {error}")
+    return lines
+
+
+def write_page(found: RunStatus, config: RunConfig) -> Path | None:
+    """Write `reports/run.html`, which links all reports; returns None where nothing can be written."""
+    folder = config.paths.mounted / "reports"
+    summary = Path(str(config.paths.summary))
+    gained = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {"tasks": {}}
+    links = [(TITLES[page.name], os.path.relpath(page, folder)) for page in found.pages]
+    text = render("run.html", run=found.work, found=found, links=links, gained=gained)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(folder / PAGE, text.encode())
+    except OSError:
+        # Whoever may only read a run, or whose disk is full, may still ask what it has done.
+        return None
+    return folder / PAGE
 
 
 def _stages(config: RunConfig) -> list[tuple[str, RunConfig]]:
