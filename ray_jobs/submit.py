@@ -40,6 +40,9 @@ from embedder.run.ray_token import refuse_shared_token
 JOBS = ("prepare", "questions", "mine", "label", "train", "index", "evaluate", "pipeline")
 LARGEST_UPLOAD = 100 * 2**20
 """Bytes; beyond it Ray may refuse the package."""
+LOST_FILES = "unpacking the working_dir"
+"""In what Ray says of a job whose files were taken away while they were looked for: it unpacks an upload for the job
+and for its first process, and the later one begins by removing what the earlier one has unpacked."""
 PATH_KEYS = ("paths.work", "paths.cache", "label.export", "serve.bundle", "serve.api_keys_file", "serve.audit_file")
 MODEL_KEYS = ("encoder.model", "llm.model", "reranker.model", "index.model")
 
@@ -251,10 +254,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seen = [*shared_paths(submission.config), *submission.outside]
     out.print(f"# every node must see {', '.join(seen)}", markup=False)
     if options.run:
-        refused = run_command(submission.preflight().command(wait=True))
-        if refused:
+        if refused := ask_nodes(submission):
             out.print("error: not submitted, because its preflight failed; the line above says why", markup=False)
         sys.exit(refused or run_command(command))
+
+
+def ask_nodes(submission: Submission) -> int:
+    """Run the preflight and return its exit status; once more where Ray lost the files that it had just unpacked."""
+    asked = submission.preflight()
+    refused = run_command(asked.command(wait=True))
+    if not refused or LOST_FILES not in job_message(submission.config.submit.address, asked.submission_id):
+        return refused
+    console().print("preflight: Ray lost the files of the job while it unpacked them; once more", markup=False)
+    return run_command(submission.preflight().command(wait=True))
+
+
+def job_message(address: str, name: str) -> str:
+    """What Ray says of the state of a job; nothing where it does not answer or knows none of that name."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address).get_job_info(name).message or ""
+    except (ConnectionError, RuntimeError):
+        return ""
 
 
 def run_command(command: Sequence[str]) -> int:

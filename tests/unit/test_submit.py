@@ -134,6 +134,19 @@ def test_free_id_is_numbered_after_those_that_the_cluster_has_seen(repository, m
         free_id(submission)
 
 
+@pytest.mark.parametrize(
+    ("message", "runs"), [("Something went wrong while unpacking the working_dir.", 2), ("exit code 2", 1)]
+)
+def test_preflight_whose_files_ray_lost_is_asked_once_more(repository, monkeypatch, message, runs):
+    submission = plan_submission("prepare", Path("run.yaml"), [])
+    asked: list[str] = []
+    monkeypatch.setattr(submit, "run_command", lambda command: asked.append(shlex.join(command)) or 1)
+    monkeypatch.setattr(JobSubmissionClient, "__init__", lambda self, address: None)
+    monkeypatch.setattr(JobSubmissionClient, "get_job_info", lambda self, name: SimpleNamespace(message=message))
+    assert submit.ask_nodes(submission) == 1
+    assert len(set(asked)) == runs
+
+
 def test_what_is_counted_is_what_ray_packs(repository):
     excludes = load_run("run.yaml").submit.excludes
     create_package(
