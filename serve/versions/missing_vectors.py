@@ -19,7 +19,7 @@ from embedder.errors import DataError, EmbedderError
 from embedder.index.documents import DocumentName
 from embedder.index.opened import OpenIndex
 from embedder.index.operations import Waiting
-from serve.backend import DEADLINE, Backend
+from serve.backend import DEADLINE, OWNER, Backend
 from serve.http_errors import ApiError
 from serve.versions.served import Version
 
@@ -73,6 +73,8 @@ class MissingVectors:
 
     async def _make(self, version: Version) -> None:
         made: set[tuple[str, DocumentName, int]] = set()
+        # Whoever's request happened to begin it: it takes turns with all of them, and is nobody's share.
+        OWNER.set("")
         for part in version.slices(self._backend.num_slices):
             # There is no request here that has a deadline; calls of the backend expect one.
             DEADLINE.set(time.monotonic() + CALL_S)

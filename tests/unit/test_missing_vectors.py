@@ -15,7 +15,7 @@ from embedder.index.catalog import Catalog
 from embedder.index.documents import Document
 from embedder.index.opened import OpenIndex
 from serve.api import make_api
-from serve.backend import CALL_FORMAT
+from serve.backend import CALL_FORMAT, OWNER
 from serve.http_errors import ApiError
 from serve.service import Service
 from serve.versions import missing_vectors
@@ -180,6 +180,23 @@ def test_document_that_the_new_version_cannot_take_does_not_hold_the_others_up(
         )
         swap(client, "other")
         assert {one for one in ids(client) if "note" in one} == {f"note-{i}" for i in range(5)}
+
+
+def test_vectors_are_made_on_nobodys_share_though_a_request_begins_it(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, owners = local_service(run_config(work, MODEL)), {}
+    encode = service.backend.encode
+
+    async def noting(version: str, texts: list[str], truncate: bool) -> object:
+        owners.setdefault(version, OWNER.get())
+        return await encode(version, texts, truncate)
+
+    monkeypatch.setattr(service.backend, "encode", noting)
+    with client_of(service) as client:
+        write(client, NOTE)
+        swap(client, "other")
+    assert owners["v1"] and owners["other"] == ""
 
 
 def test_late_write_through_a_version_that_is_not_served_any_more_is_found(work: Path) -> None:
