@@ -28,7 +28,7 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.labelling_limit import product_rates
 from benchmarks.labelling_rounds import ForeignLoad, Spread, machine, ratios, time_each, write_figures
-from benchmarks.real_data import find_data, read_rows
+from benchmarks.real_data import find_data_or_say, read_rows
 from benchmarks.training_limit import linear_weights
 from embedder.config.run import EncoderConfig
 from embedder.models.encoder import encode_prompted, load_encoder
@@ -216,9 +216,8 @@ def main(arguments: list[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     found: Found = {"machine": machine()}
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n", flush=True)
-    data = find_data(given.data)
+    data = find_data_or_say(given.data)
     if data is None:
-        print("no data: shared/data/qa/nq is neither in nor beside the repository; name the data's folder by --data")
         return 1
     bench = Bench(given, data)
     for name in given.part or PARTS:

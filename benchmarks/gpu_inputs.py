@@ -18,7 +18,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.real_data import find_data
+from benchmarks.real_data import find_data_or_say
 from benchmarks.training_groups import read_groups
 from embedder.config.label import LabelConfig
 from embedder.config.prepare import Source
@@ -156,9 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--groups", type=int, default=3 * UNIT_GROUPS, help="groups that are labelled (default 96)")
     parser.add_argument("--passages", type=int, default=8192, help="passages that are kept (default 8,192)")
     given = parser.parse_args(arguments)
-    data = find_data(given.data)
+    data = find_data_or_say(given.data)
     if data is None:
-        print("no data: shared/data/qa/nq is neither in nor beside the repository; name the data's folder by --data")
         return 1
     llm = LlmConfig(model=given.llm, max_prefix_tokens=LONGEST_PREFIX)
     make(data, given.out, llm, given.encoder, given.groups, given.passages)

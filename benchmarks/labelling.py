@@ -23,7 +23,7 @@ import transformers
 from benchmarks.labelling_parts import PARTS, Bench, Found
 from benchmarks.labelling_random import Shape, measure
 from benchmarks.labelling_rounds import ForeignLoad, machine, write_figures
-from benchmarks.real_data import find_data
+from benchmarks.real_data import find_data_or_say
 
 HEADLINES = {
     "rank_vs_naive_cap32": ("cap32", "rank_vs_naive"),
@@ -47,11 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         found |= {"random_7b": measure(torch.device(given.device), Shape())}
         print(found["random_7b"])
     else:
-        data = find_data(given.data)
+        data = find_data_or_say(given.data)
         if data is None:
-            print(
-                "no data: shared/data/qa/nq is neither in nor beside the repository; name the data's folder by --data"
-            )
             return 1
         load, began = ForeignLoad(), time.perf_counter()
         bench = Bench(given.model, data, given.cache, rounds=given.rounds, groups=given.groups, seed=given.seed)

@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 
 from benchmarks.labelling_rounds import ForeignLoad, Times, machine, ratios, write_figures
-from benchmarks.real_data import find_data, read_rows
+from benchmarks.real_data import find_data_or_say, read_rows
 from embedder.config.run import EncoderConfig
 from embedder.models.encoder import TextEncoder, encode_prompted
 from embedder.models.onnx import load_inference_encoder
@@ -91,9 +91,8 @@ def encode_in_turn(
 def main(arguments: list[str] | None = None) -> int:
     """Measure all formats, print and write what was found; 1 if the data is absent."""
     given = _parser().parse_args(arguments)
-    data = find_data(given.data)
+    data = find_data_or_say(given.data)
     if data is None:
-        print("no data: shared/data/qa/nq is neither in nor beside the repository; name the data's folder by --data")
         return 1
     config = EncoderConfig(model=given.model, pooling="mean", max_tokens=256, instructions=False)
     encoders = {name: load_inference_encoder(config.model_copy(update={"dtype": name}), "cpu") for name in FORMATS}

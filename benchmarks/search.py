@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.labelling_rounds import ForeignLoad, machine, write_figures
-from benchmarks.real_data import find_data
+from benchmarks.real_data import find_data_or_say
 from benchmarks.search_vectors import Real, payload, real_vectors, repeated
 from embedder.config.index import BuildSettings, SearchParameters
 from embedder.index.bundle import Manifest, TaskInstructions, shard_folder, shard_of
@@ -69,9 +69,8 @@ class Raw:
 def main(arguments: list[str] | None = None) -> int:
     """Measure what is asked for, print and write it; 1 if the data is absent."""
     given = _parser().parse_args(arguments)
-    data = find_data(given.data)
+    data = find_data_or_say(given.data)
     if data is None:
-        print("no data: shared/data/qa/nq is neither in nor beside the repository; name the data's folder by --data")
         return 1
     load, real = ForeignLoad(), real_vectors(data, given.cache)
     found: Figures = {"machine": machine(), "rows": given.rows, "distinct": len(real.texts)}

@@ -20,7 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import transformers
 
 from benchmarks.labelling_rounds import ForeignLoad, machine, write_figures
-from benchmarks.real_data import find_data
+from benchmarks.real_data import find_data_or_say
 from benchmarks.training_groups import Workbench
 from benchmarks.training_parts import PARTS, Found
 from embedder.config.run import EncoderConfig
@@ -33,9 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the parts asked for, print and write what they found; 1 if the data is absent."""
     given = _parser().parse_args(arguments)
     transformers.utils.logging.disable_progress_bar()
-    data = find_data(given.data)
+    data = find_data_or_say(given.data)
     if data is None:
-        print("no data: shared/data/qa/nq is neither in nor beside the repository; name the data's folder by --data")
         return 1
     found: Found = {"machine": machine(), "max_tokens": given.max_tokens}
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n", flush=True)

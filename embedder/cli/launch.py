@@ -13,7 +13,6 @@ from embedder.errors import ConfigError
 
 PACKAGES = ("embedder", "ray_jobs", "serve")
 
-
 SERVICE_URL = "http://127.0.0.1:8000"
 """Where a service answers that is started without further options."""
 

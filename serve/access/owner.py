@@ -8,6 +8,7 @@ from starlette.types import Scope
 from serve.access.keys import ApiKey
 from serve.backend import OWNER
 from serve.http_errors import ApiError
+from serve.middleware.incoming import with_bearer
 from serve.middleware.request_head import num_bytes
 from serve.service import Service
 
@@ -30,7 +31,8 @@ class Entrance:
 
     def refusal(self, scope: Scope) -> ApiError | None:
         """Why a request for vectors would be refused by what waits."""
-        headers, keys = Headers(scope=scope), self._service.keys
+        # The gate stands before what gives requests these headers, and must find the same key.
+        headers, keys = Headers(raw=with_bearer(scope)), self._service.keys
         key = None if keys is None else keys.find(headers.get("authorization", ""))
         OWNER.set(owner_of(key, scope))
         return self._service.backend.refusal(num_bytes(headers))

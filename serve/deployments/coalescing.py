@@ -201,9 +201,10 @@ class _Lane:
         """
         owned = dict(self.owned)
         for owner in self.waiting.owners:
-            waiting = [request for request in self.waiting.of(owner) if not request.done.done()]
+            line = self.waiting.of(owner)
+            waiting = [request for request in line if not request.done.done()]
             # Not below nothing, because sums of floats err a little.
-            before = max(0.0, owned.get(owner, 0.0) - sum(request.work for request in self.waiting.of(owner)))
+            before = max(0.0, owned.get(owner, 0.0) - sum(request.work for request in line))
             for request in waiting:
                 work = self._work_before(owner, before, request.work, owned)
                 is_late = self.room.lacks(request.work, request.deadline - now, work, BEGIN_MARGIN) > 0

@@ -32,7 +32,7 @@ from serve.backend import Encoded, Pair, Piece, Texts, check_format
 from serve.deployments.batching import Cause, NotEncodable, Run, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
-from serve.deployments.version_models import ServedEncoder, ServedReranker, VersionModels, with_own_tokenizer
+from serve.deployments.version_models import ServedEncoder, ServedReranker, VersionModels
 from serve.http_errors import ApiError, timed_out
 from serve.versions.served import VersionSource, split_key
 
@@ -244,11 +244,10 @@ class EncoderReplica:
         tokens, limit = sum(model.counts(rows)), self._settings.max_request_tokens
         if tokens > limit:
             return ApiError(400, f"{tokens} tokens in one request; at most {limit}", param="input")
-        if not truncate:
-            # Once more, because a row that is cut does not say how long its text is.
-            for i, length in enumerate(model.lengths(piece.texts, is_small=is_small), piece.first):
-                if length > (most := model.network.max_tokens):
-                    return ApiError(400, f"text {i}: {length} tokens; the model reads {most}", param="input")
+        if not truncate and (found := model.too_long(piece.texts, rows, is_small=is_small)):
+            i, length = found
+            said = f"text {piece.first + i}: {length} tokens; the model reads {model.network.max_tokens}"
+            return ApiError(400, said, param="input")
         return rows
 
     def _load(self, version: str) -> VersionModels:
@@ -279,7 +278,7 @@ class EncoderReplica:
         if reranker is None:
             network = load_cross_encoder(str(bundle / RERANKER), None, self._together, self._device)
             batcher = self._batcher(lambda rows: network.score_rows(rows)[:, None])
-            reranker = ServedReranker(network, with_own_tokenizer(network), batcher)
+            reranker = ServedReranker(network, batcher)
             self._rerankers[digests] = reranker
         return reranker
 
@@ -288,7 +287,7 @@ class EncoderReplica:
         network = load_inference_encoder(
             config.model_copy(update={"batch_tokens": self._together}), self._device, lone_threads=lone_threads
         )
-        return ServedEncoder(network, with_own_tokenizer(network), self._batcher(partial(encode_tokens, network)))
+        return ServedEncoder(network, self._batcher(partial(encode_tokens, network)))
 
     def _batches(self) -> tuple[int, int, int]:
         """Tokens of a batch, those computed together, and those of a batch of large requests alone."""

@@ -87,7 +87,13 @@ class Incoming:
             return
         path = route_path(scope)
         # A copy: the server reads the method of its own to know that HEAD has no body.
-        known = {**scope, "path": path, "root_path": "", PREFIX: scope.get("root_path", ""), "headers": _headers(scope)}
+        known = {
+            **scope,
+            "path": path,
+            "root_path": "",
+            PREFIX: scope.get("root_path", ""),
+            "headers": with_bearer(scope),
+        }
         if scope["method"] == "HEAD":
             known["method"], send = "GET", _without_body(send)
         if self._traffic.is_closing and path != "/live":
@@ -120,7 +126,7 @@ def unusable_body(scope: Scope, headers: Headers) -> ApiError | None:
     return ApiError(415, f"Content-Type {kind:.80}: send JSON, and say so by `Content-Type: application/json`")
 
 
-def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+def with_bearer(scope: Scope) -> list[tuple[bytes, bytes]]:
     """The headers, with the key of `api-key`, as clients of Azure and Qdrant send it, as a bearer's."""
     headers: list[tuple[bytes, bytes]] = list(scope["headers"])
     names = dict(headers)

@@ -319,7 +319,7 @@ def test_coalescer_shares_the_encoder_among_owners_however_much_one_of_them_asks
     monkeypatch.setattr(f"{__name__}.Coalescer", Owned)
     took, refused, late, share = simulate(monkeypatch, [LARGE] * 8 + [LITTLE], seconds=300.0)
     # Alone it takes 2 s, with half of the encoder 4; behind the others it took 20 s, or was refused.
-    assert max(took[8]) < 5 and not refused[8] and share > 0.95
+    assert max(took[8]) < 5 and not refused[8] and share > 0.9
     # Those that were let in before the other key came may be late.
     assert sum(late) <= 3 and sum(map(len, took[:8])) > 10
 

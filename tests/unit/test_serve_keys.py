@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextvars import copy_context
 from datetime import date, datetime, timezone
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from embedder.config.serve import ServeConfig
 from embedder.errors import ConfigError
 from serve.access.key_scopes import KeyScope
 from serve.access.keys import ApiKey, Keys, hashed_key, needed_role, read_keys
+from serve.access.owner import Entrance
 from serve.api import describe
+from serve.backend import OWNER
 from serve.deployments.ingress import check_bind
 from serve.new_key import main as new_key
+from tests.serving import MODEL, local_service, publish, run_config
 
 ROUTES = {
     ("GET", "/"): None,
@@ -341,3 +345,22 @@ def test_ingress_beyond_loopback_needs_keys(host, given, is_refused):
             check_bind(settings, host)
     else:
         check_bind(settings, host)
+
+
+@pytest.mark.parametrize(
+    "header", [(b"authorization", b"Bearer reading-key-of-a-test"), (b"api-key", b"reading-key-of-a-test")]
+)
+def test_gate_finds_the_owner_of_a_request_by_each_header_that_may_hold_the_key(tmp_path: Path, header) -> None:
+    publish(tmp_path, MODEL, "v1")
+    keys = tmp_path / "keys"
+    keys.write_text("read reading-key-of-a-test\n", encoding="utf-8")
+    keys.chmod(0o600)
+    service = local_service(run_config(tmp_path, MODEL, api_keys_file=str(keys)))
+    (key,) = read_keys(keys)
+    scope = {"type": "http", "headers": [header, (b"content-length", b"10")], "client": ("10.0.0.1", 1)}
+
+    def owner() -> str:
+        assert Entrance(service).refusal(scope) is None
+        return OWNER.get()
+
+    assert copy_context().run(owner) == f"key {key.name}"
