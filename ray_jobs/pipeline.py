@@ -97,7 +97,7 @@ def with_questions(config: RunConfig, first_rows: dict[str, FirstRows]) -> dict[
     """
     if config.questions is None:
         return first_rows
-    locate_model(config.needed_llm.model)
+    locate_llm(config.needed_llm)
     found = dict(first_rows)
     for source in config.needed_prepare.sources:
         splits = first_rows[source.dataset].splits

@@ -21,7 +21,7 @@ from typing import Any
 
 from embedder.config.run import RunConfig
 from embedder.data.records import open_parquet
-from embedder.errors import ConfigError, DataError
+from embedder.errors import DataError
 from embedder.models.locate import locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
@@ -39,11 +39,6 @@ SAMPLE_PASSAGES = 256
 def check(config: RunConfig) -> Work:
     """Some dataset has no training queries, questions can be written for its task, and encoder and LLM are there."""
     settings, llm = config.needed_questions, config.needed_llm
-    if llm.endpoint is not None and llm.endpoint.interface == "chat":
-        raise ConfigError(
-            "llm.endpoint.interface is 'chat', which tells no log-likelihoods of prompts, by which questions are "
-            "checked; use a server with completions (docs/engines.md), or an LLM that is loaded here"
-        )
     asked = asked_datasets(config)
     counts = {each.name: each.asked(settings) * len(each.kinds) for each in asked}
     lines, tokens = [], 0.0

@@ -287,10 +287,17 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def a_chat_only_judges(self) -> RunConfig:
         """Refuse to ask a chat server for what it does not tell."""
-        if self.llm and self.llm.endpoint and self.llm.endpoint.interface == "chat" and self.evaluate.asks:
+        if not (self.llm and self.llm.endpoint and self.llm.endpoint.interface == "chat"):
+            return self
+        if self.evaluate.asks:
             raise ValueError(
                 "evaluate.llm_queries asks for log-likelihoods, which llm.endpoint.interface 'chat' does not tell; "
                 "give no queries there"
+            )
+        if self.questions is not None:
+            raise ValueError(
+                "questions are checked by log-likelihoods, which llm.endpoint.interface 'chat' does not tell; use a "
+                "server with completions (docs/engines.md), or an LLM that is loaded here"
             )
         return self
 

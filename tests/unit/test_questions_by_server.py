@@ -69,8 +69,8 @@ def test_a_server_is_refused_before_it_writes_a_question(tiny_llm, tiny_encoder,
         assert any("tokens, money 0.00" in line for line in work.lines)
         with pytest.raises(ConfigError, match=r"would cost about 0\.00 \([\d,]+ tokens\), more than llm\.endpoint"):
             check(run(section, max_money=1e-9))
-        with pytest.raises(ConfigError, match="'chat', which tells no log-likelihoods"):
-            check(run(section, interface="chat"))
+        with pytest.raises(ValueError, match=r"questions are checked by log-likelihoods, which .* does not tell"):
+            run(section, interface="chat")
         folder = draft_ledger(config.paths, questions_fingerprint(config)).folder.parent
         note_server(folder, ServerIdentity("sglang", "echo of token ids", [-1.0]))
         with pytest.raises(ConfigError, match="another engine or LLM made what is there"):
