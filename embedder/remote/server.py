@@ -115,8 +115,8 @@ class Server:
         # The pauses of several threads differ, so that they do not come back together.
         if not failure.asked_pause:
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0)
-            # Once: a server that refuses again has its places taken by others, or counts requests by the minute.
-            if attempt == 0 and failure.is_overload and not failure.is_silent:
+            # Twice: a server that still refuses has its places taken by others, or counts requests by the minute.
+            if attempt < 2 and failure.is_overload and not failure.is_silent:
                 self.pace.wait_for_answer(pause)
             else:
                 time.sleep(pause)
