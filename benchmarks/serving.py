@@ -77,6 +77,8 @@ class Bench:
     attack_s: float
     ways: list[str]
     """In which the service is attacked."""
+    one_key: bool
+    """Whether attackers have the key of honest clients."""
 
     def systems(self) -> dict[str, Callable[[], AbstractContextManager[System]]]:
         """What is compared, by name."""
@@ -229,7 +231,7 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
     "soak": lambda bench: serving_faults.soak_part(bench.ours, bench.texts, bench.requests),
     "fuzz": lambda bench: serving_faults.fuzz_part(bench.ours),
     "attack": lambda bench: serving_attacks.attack_part(
-        bench.ours, bench.texts.short[:100], bench.attack_s, bench.ways
+        bench.ours, bench.texts.short[:100], bench.attack_s, bench.ways, one_key=bench.one_key
     ),
     "scale": lambda bench: serving_scale.scale_part(bench.ours, bench.texts.short),
 }
@@ -263,6 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
         layout=given.layout,
         attack_s=given.seconds or ATTACK_S,
         ways=[given.way] if given.way else list(WAYS),
+        one_key=given.one_key,
     )
     for name in given.part or PARTS:
         print(f"\n{name}:", flush=True)
@@ -323,6 +326,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", action="append", help="only this server; may be repeated")
     help_of_way = "how ours is served in the parts of faults (default: as started; attacks: each in turn)"
     parser.add_argument("--way", choices=list(WAYS), help=help_of_way)
+    parser.add_argument("--one-key", action="store_true", help="attackers have the key of honest clients")
     parser.add_argument("--layout", choices=["auto", "together", "apart"], default="auto", help="serve.layout of ours")
     parser.add_argument("--threads", type=int, default=1, help="CPUs of our replica (default 1, as shipped)")
     parser.add_argument("--seconds", type=float, help=f"of each load (default {LOAD_S:g}; attacks: {ATTACK_S:g})")

@@ -33,6 +33,7 @@ from serve.deployments.batching import Cause, NotEncodable, Run, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
 from serve.deployments.version_models import ServedEncoder, ServedReranker, VersionModels
+from serve.freed_memory import return_freed_memory
 from serve.http_errors import ApiError, timed_out
 from serve.versions.served import VersionSource
 
@@ -49,7 +50,10 @@ intermediate results then stay in its cache."""
 BATCH_TOKENS = 256
 """The same where several threads have a batch each: a batch then holds about twelve short texts, or one long one."""
 
-LOWEST_PRIORITY = 19
+LOW_PRIORITY = 5
+"""Niceness of the threads of large requests. Beside a busy one of others Linux gives them a quarter of a processor, the
+share that they are to have (`LARGE_PER_SMALL`). At 19 it is a hundredth, and Python's lock is waited for as long when
+one of them holds it."""
 
 
 def threads_together(settings: ServeConfig) -> int:
@@ -196,6 +200,8 @@ class EncoderReplica:
 
     async def check_health(self) -> None:
         """A real forward pass of every model; a replica that fails it, or hangs in it, is replaced."""
+        # Not waited for: it may stand behind the tokens of large texts.
+        self._tokenizing_large.submit(return_freed_memory)
         if time.monotonic() - self._unloaded > UNLOAD_EVERY_S:
             self._unloaded = time.monotonic()
             try:
@@ -321,4 +327,4 @@ def _give_way() -> None:
     if sys.platform.startswith("linux"):
         # Linux alone has a priority for each thread. Not SCHED_IDLE: such a thread may get nothing while others work,
         # and holds the interpreter's lock meanwhile.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)

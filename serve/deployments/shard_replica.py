@@ -20,6 +20,7 @@ from embedder.index.search_options import SearchOptions
 from serve.backend import INDEX_CALLS, check_format
 from serve.deployments.service_metrics import ShardMetrics
 from serve.deployments.version_cache import VersionCache
+from serve.freed_memory import return_freed_memory
 from serve.large_work import LargeWork
 from serve.versions.served import VersionSource, shards_of
 
@@ -111,13 +112,14 @@ class ShardReplica:
         return OpenIndex.open(bundle, self._source.state(version), shards)
 
     def tidy(self) -> None:
-        """Compact what was written, adopt what others compacted, unload what is not served any more."""
+        """Compact what was written, adopt what others compacted, unload what is not served, give memory back."""
         try:
             self._indexes.unload(self._source.aliases().values())
         except EmbedderError as error:
             logger.error("%s", error)
         for index in self._indexes.loaded():
             self._tidy(index)
+        return_freed_memory()
 
     def _tidy(self, index: OpenIndex) -> None:
         try:
