@@ -315,7 +315,8 @@ def besiege(
 ) -> dict[str, Counter[str]]:
     """All attacks once, and again until a moment of `time.monotonic`: those that wait beside those that take turns.
 
-    `on_turn` is told when (by `time.time`) each one that takes turns began and ended. Each comes from an address of its own: from one address, those that hold connections would keep the others out.
+    `on_turn` is told when (by `time.time`) each one that takes turns began and ended. Each comes from an address of its
+    own: from one address, those that hold connections would keep the others out.
     """
     ended: dict[str, Counter[str]] = {name: Counter() for name in attacks}
     targets = {name: replace(target, source=f"127.0.1.{number}") for number, name in enumerate(attacks, start=1)}

@@ -50,10 +50,11 @@ intermediate results then stay in its cache."""
 BATCH_TOKENS = 256
 """The same where several threads have a batch each: a batch then holds about twelve short texts, or one long one."""
 
-LOW_PRIORITY = 5
-"""Niceness of the threads of large requests. Beside a busy one of others Linux gives them a quarter of a processor, the
-share that they are to have (`LARGE_PER_SMALL`). At 19 it is a hundredth, and Python's lock is waited for as long when
-one of them holds it."""
+GIVE_WAY = 5
+"""Steps of niceness between the threads of large requests and others: beside a busy thread Linux gives one of them a
+quarter of a processor, the share that they are to have (`LARGE_PER_SMALL`). With 19 steps it is a hundredth, and Python's
+lock is waited for as long where one of them holds it."""
+LEAST_PRIORITY = 19
 
 
 def threads_together(settings: ServeConfig) -> int:
@@ -326,5 +327,7 @@ def _give_way() -> None:
     """Let the other threads of the machine, those of this process included, go before the calling one."""
     if sys.platform.startswith("linux"):
         # Linux alone has a priority for each thread. Not SCHED_IDLE: such a thread may get nothing while others work,
-        # and holds the interpreter's lock meanwhile.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
+        # and holds the interpreter's lock meanwhile. From what it has, because Ray starts workers at 15.
+        thread = threading.get_native_id()
+        priority = min(os.getpriority(os.PRIO_PROCESS, thread) + GIVE_WAY, LEAST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, thread, priority)
