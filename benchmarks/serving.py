@@ -8,7 +8,8 @@ documents a second, against the encoder alone. `kill`: each deployment and the c
 `update`: all deployed again, and the alias swapped. `overload`: three times the peak. `mixed`: queries beside bulk
 embedding. `retry`: three and ten times the peak, by clients that come back. `soak`: mixed requests and memory. `fuzz`:
 schemathesis. `attack`: every attack of benchmarks/hostile_*.py beside honest load, for each way that is offered, behind
-the front. `scale`: replicas, latency and requests in flight under changing load, in a PNG.
+the front; `attack_one_key`: the same by attackers who have the key of honest clients. `scale`: replicas, latency and
+requests in flight under changing load, in a PNG.
 """
 
 from __future__ import annotations
@@ -77,8 +78,6 @@ class Bench:
     attack_s: float
     ways: list[str]
     """In which the service is attacked."""
-    one_key: bool
-    """Whether attackers have the key of honest clients."""
 
     def systems(self) -> dict[str, Callable[[], AbstractContextManager[System]]]:
         """What is compared, by name."""
@@ -211,6 +210,12 @@ def _forward_s(system: System) -> float:
     return system.forward_s() if system.name.startswith("ours") else float("nan")
 
 
+def attack_part(bench: Bench, *, one_key: bool) -> Found:
+    """Every attack beside honest load, by attackers with a key of their own or with that of honest clients."""
+    texts = bench.texts.short[:100]
+    return serving_attacks.attack_part(bench.ours, texts, bench.attack_s, bench.ways, one_key=one_key)
+
+
 def _line(load: Load) -> str:
     failed = f"  failed {load.failed}: {load.examples[:1]}" if load.failed else ""
     p50, p99 = load.percentile(50), load.percentile(99)
@@ -230,9 +235,8 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
     "retry": lambda bench: serving_overload.retry_part(bench.ours, bench.texts.short, 2 * bench.seconds, bench.rounds),
     "soak": lambda bench: serving_faults.soak_part(bench.ours, bench.texts, bench.requests),
     "fuzz": lambda bench: serving_faults.fuzz_part(bench.ours),
-    "attack": lambda bench: serving_attacks.attack_part(
-        bench.ours, bench.texts.short[:100], bench.attack_s, bench.ways, one_key=bench.one_key
-    ),
+    "attack": partial(attack_part, one_key=False),
+    "attack_one_key": partial(attack_part, one_key=True),
     "scale": lambda bench: serving_scale.scale_part(bench.ours, bench.texts.short),
 }
 FAULTS = set(PARTS) - {"short", "long", "mixed_lengths", "search", "write"}
@@ -265,7 +269,6 @@ def main(arguments: list[str] | None = None) -> int:
         layout=given.layout,
         attack_s=given.seconds or ATTACK_S,
         ways=[given.way] if given.way else list(WAYS),
-        one_key=given.one_key,
     )
     for name in given.part or PARTS:
         print(f"\n{name}:", flush=True)
@@ -326,7 +329,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", action="append", help="only this server; may be repeated")
     help_of_way = "how ours is served in the parts of faults (default: as started; attacks: each in turn)"
     parser.add_argument("--way", choices=list(WAYS), help=help_of_way)
-    parser.add_argument("--one-key", action="store_true", help="attackers have the key of honest clients")
     parser.add_argument("--layout", choices=["auto", "together", "apart"], default="auto", help="serve.layout of ours")
     parser.add_argument("--threads", type=int, default=1, help="CPUs of our replica (default 1, as shipped)")
     parser.add_argument("--seconds", type=float, help=f"of each load (default {LOAD_S:g}; attacks: {ATTACK_S:g})")

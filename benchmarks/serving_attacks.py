@@ -52,7 +52,6 @@ def attack_part(ours: Ours, texts: list[str], seconds: float, ways: list[str], *
     found = {way: attacked(ours, texts, seconds, way, list(WIRE | BODIES), one_key=one_key) for way in ways}
     return {
         "seconds": seconds,
-        "one_key": one_key,
         "attack_crashes": sum(each["crashes"] for each in found.values()),
         "attack_p99_ratio": max(each["p99_ratio"] for each in found.values()),
         "attack_memory_growth": max(each["memory_growth"] for each in found.values()),

@@ -34,6 +34,7 @@ from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
 from serve.deployments.version_models import ServedEncoder, ServedReranker, VersionModels
 from serve.freed_memory import return_freed_memory
+from serve.garbage import pass_over_imported
 from serve.http_errors import ApiError, timed_out
 from serve.versions.served import VersionSource
 
@@ -51,9 +52,9 @@ BATCH_TOKENS = 256
 """The same where several threads have a batch each: a batch then holds about twelve short texts, or one long one."""
 
 GIVE_WAY = 5
-"""Steps of niceness between the threads of large requests and others: beside a busy thread Linux gives one of them a
-quarter of a processor, the share that they are to have (`LARGE_PER_SMALL`). With 19 steps it is a hundredth, and Python's
-lock is waited for as long where one of them holds it."""
+"""Steps of niceness from other threads to those of large requests: beside a busy thread Linux gives one of them a quarter
+of a processor, the share that they are to have (`LARGE_PER_SMALL`). With 19 steps it is a hundredth, and Python's lock is
+waited for as long where one of them holds it."""
 LEAST_PRIORITY = 19
 
 
@@ -78,6 +79,7 @@ class EncoderReplica:
             BundleError: it is missing or altered.
             DeviceError: it was given a GPU that cannot be used.
         """
+        pass_over_imported()
         self._device = resolve_device(settings.gpus_per_replica)
         self._threads = threads
         # Two batches on one thread each take less time than one after the other on two.

@@ -21,6 +21,7 @@ from serve.backend import INDEX_CALLS, check_format
 from serve.deployments.service_metrics import ShardMetrics
 from serve.deployments.version_cache import VersionCache
 from serve.freed_memory import return_freed_memory
+from serve.garbage import pass_over_imported
 from serve.large_work import LargeWork
 from serve.versions.served import VersionSource, shards_of
 
@@ -48,6 +49,7 @@ class ShardReplica:
         Raises:
             BundleError: they are missing or damaged.
         """
+        pass_over_imported()
         self._source, self._settings = source, settings
         self._slice = (slice_number, num_slices)
         self._metrics = ShardMetrics(slice_number)
