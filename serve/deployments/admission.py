@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence, Sized
 Clock = Callable[[], float]
 
 SMALL_TOKENS = 1024
-"""Estimated, of a small request of one text at most, or of pairs: somebody waits for the order of a few texts."""
+"""Estimated, of a small request of one text at most."""
 SMALL_TOKENS_TOGETHER = 256
 """The same of several texts: each query that comes meanwhile waits for all of them, and 1,024 tokens took a third of a
 second on one processor thread."""

@@ -244,7 +244,7 @@ class Coalescer:
             TimeoutError: its deadline has passed.
         """
         work = self._estimate(texts).of(texts)
-        is_small = work <= (SMALL_TOKENS if len(texts) == 1 or are_pairs(texts) else SMALL_TOKENS_TOGETHER)
+        is_small = work <= (SMALL_TOKENS if len(texts) == 1 else SMALL_TOKENS_TOGETHER)
         lane = self._small if is_small else self._large
         left = time_left(self._clock())
         if refused := lane.refusal(work, left):

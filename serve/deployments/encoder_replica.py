@@ -51,11 +51,7 @@ intermediate results then stay in its cache."""
 BATCH_TOKENS = 256
 """The same where several threads have a batch each: a batch then holds about twelve short texts, or one long one."""
 
-GIVE_WAY = 5
-"""Steps of niceness from other threads to those of large requests: beside a busy thread Linux gives one of them a quarter
-of a processor, the share that they are to have (`LARGE_PER_SMALL`). With 19 steps it is a hundredth, and Python's lock is
-waited for as long where one of them holds it."""
-LEAST_PRIORITY = 19
+LOWEST_PRIORITY = 19
 
 
 def threads_together(settings: ServeConfig) -> int:
@@ -329,7 +325,5 @@ def _give_way() -> None:
     """Let the other threads of the machine, those of this process included, go before the calling one."""
     if sys.platform.startswith("linux"):
         # Linux alone has a priority for each thread. Not SCHED_IDLE: such a thread may get nothing while others work,
-        # and holds the interpreter's lock meanwhile. From what it has, because Ray starts workers at 15.
-        thread = threading.get_native_id()
-        priority = min(os.getpriority(os.PRIO_PROCESS, thread) + GIVE_WAY, LEAST_PRIORITY)
-        os.setpriority(os.PRIO_PROCESS, thread, priority)
+        # and holds the interpreter's lock meanwhile.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

@@ -390,28 +390,10 @@ def test_coalescer_counts_query_and_text_of_a_pair_and_learns_of_pairs_apart_fro
         DEADLINE.set(time.monotonic() + 60.0)
         coalescer = Coalescer(encoder, LIMITS)
         pair = Pair(prompted_text("", "q" * 300), "t" * 300)
-        # 180 tokens each by the first guess: of pairs that is a small request up to 1,024 tokens.
-        await coalescer.encode("v1", [pair] * 6, True)
+        await coalescer.encode("v1", [pair] * 2, True)
         # They had few tokens, of which the reranker reads 8 at most. That says nothing of texts.
-        await coalescer.encode("v1", [pair] * 6, True)
+        await coalescer.encode("v1", [pair] * 2, True)
         await coalescer.encode("v1", [prompted_text("", "t" * 600)] * 2, True)
 
     asyncio.run(main())
     assert sizes == [(True, False), (True, True), (False, False)]
-
-
-def test_coalescer_counts_a_short_reranking_as_small_where_texts_of_that_length_are_large():
-    sizes = []
-
-    async def encoder(version, sent, truncate):
-        sizes.extend(piece.is_small for piece in sent)
-        return [Encoded(np.zeros((len(piece.texts), 1)), [30] * len(piece.texts), 256) for piece in sent]
-
-    async def main():
-        DEADLINE.set(time.monotonic() + 60.0)
-        coalescer = Coalescer(encoder, LIMITS)
-        await coalescer.encode("v1", [Pair(prompted_text("", "q" * 40), "t" * 60)] * 20, True)
-        await coalescer.encode("v1", [prompted_text("", "t" * 100)] * 20, True)
-
-    asyncio.run(main())
-    assert sizes == [True, False]

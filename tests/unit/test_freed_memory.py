@@ -12,7 +12,7 @@ from serve.freed_memory import return_freed_memory
 
 MIB = 2**20
 BLOCKS, SIZE = 100_000, 700
-"""As many blocks as make 67 MiB, of more bytes than Python's own pools take and fewer than glibc asks the system for."""
+"""67 MiB in blocks of more bytes than Python's own pools take and fewer than glibc asks the system for one by one."""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone keeps heaps for threads")
