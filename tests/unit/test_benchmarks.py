@@ -204,9 +204,9 @@ def test_benchmark_scheduler_labels_every_group(capsys, tmp_path, tiny_llama_fol
 @pytest.mark.ray
 def test_benchmark_serving_has_the_vectors_of_pytorch(capsys, tmp_path, data):
     model = bert_folder(tmp_path / "model", max_position_embeddings=256)
-    options = ["--data", data, "--model", model, "--cache", tmp_path / "cache", "--seconds", 0.5]
+    options = ["--data", data, "--model", model, "--cache", tmp_path / "cache", "--seconds", 0.5, "--turns", 1]
     found, shown = figures(capsys, tmp_path, "serving", *options, "--part", "short", "--system", "ours")
-    assert found["short"]["ours"]["distance"] < 1e-4 and found["best"] == "ours"
+    assert found["short"]["ours"]["distance"] < 1e-4 and found["p99_over_p50"] >= 1
     assert "requests/s" in shown
 
 
