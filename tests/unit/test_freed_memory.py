@@ -16,7 +16,7 @@ BLOCKS, SIZE = 100_000, 700
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone keeps heaps for threads")
-def test_memory_that_a_thread_has_freed_below_the_end_of_its_heap_goes_back_to_the_system():
+def test_memory_that_a_thread_has_freed_below_the_end_of_its_heap_goes_back_to_the_system() -> None:
     process = psutil.Process()
     kept: list[bytearray] = []
 

@@ -18,7 +18,7 @@ print(before, len(gc.get_objects()))
 """
 
 
-def test_garbage_is_searched_for_in_what_is_loaded_and_not_in_what_was_imported():
+def test_garbage_is_searched_for_in_what_is_loaded_and_not_in_what_was_imported() -> None:
     said = subprocess.run([sys.executable, "-c", SEARCHED], capture_output=True, text=True, check=True).stdout
     before, searched = map(int, said.split()[-2:])
     assert before > 50_000 and 1000 <= searched < before / 20
