@@ -310,10 +310,13 @@ HOLDING = {"slow_heads", "slow_bodies", "slow_large_bodies", "idle_connections",
 """Attacks that mostly wait, and go on beside others."""
 
 
-def besiege(target: Target, attacks: dict[str, Attack], until: float) -> dict[str, Counter[str]]:
+def besiege(
+    target: Target, attacks: dict[str, Attack], until: float, on_turn: Callable[[str, float, float], None] | None = None
+) -> dict[str, Counter[str]]:
     """All attacks once, and again until a moment of `time.monotonic`: those that wait beside those that take turns.
 
-    Each comes from an address of its own: from one address, those that hold connections would keep the others out.
+    `on_turn` is told when (by `time.time`) each one that takes turns began and ended. Each comes from an address of its
+    own: from one address, those that hold connections would keep the others out.
     """
     ended: dict[str, Counter[str]] = {name: Counter() for name in attacks}
     targets = {name: replace(target, source=f"127.0.1.{number}") for number, name in enumerate(attacks, start=1)}
@@ -321,7 +324,10 @@ def besiege(target: Target, attacks: dict[str, Attack], until: float) -> dict[st
     def repeated(names: list[str]) -> None:
         while True:
             for name in names:
+                began = time.time()
                 ended[name] += attacks[name](targets[name])
+                if on_turn and name not in HOLDING:
+                    on_turn(name, began, time.time())
             if time.monotonic() > until:
                 return
 

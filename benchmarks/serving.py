@@ -8,7 +8,8 @@ documents a second, against the encoder alone. `kill`: each deployment and the c
 `update`: all deployed again, and the alias swapped. `overload`: three times the peak. `mixed`: queries beside bulk
 embedding. `retry`: three and ten times the peak, by clients that come back. `soak`: mixed requests and memory. `fuzz`:
 schemathesis. `attack`: every attack of benchmarks/hostile_*.py beside honest load, for each way that is offered, behind
-the front. `scale`: replicas, latency and requests in flight under changing load, in a PNG.
+the front; `attack_one_key`: the same by attackers who have the key of honest clients. `scale`: replicas, latency and
+requests in flight under changing load, in a PNG.
 """
 
 from __future__ import annotations
@@ -209,6 +210,12 @@ def _forward_s(system: System) -> float:
     return system.forward_s() if system.name.startswith("ours") else float("nan")
 
 
+def attack_part(bench: Bench, *, one_key: bool) -> Found:
+    """Every attack beside honest load, by attackers with a key of their own or with that of honest clients."""
+    texts = bench.texts.short[:100]
+    return serving_attacks.attack_part(bench.ours, texts, bench.attack_s, bench.ways, one_key=one_key)
+
+
 def _line(load: Load) -> str:
     failed = f"  failed {load.failed}: {load.examples[:1]}" if load.failed else ""
     p50, p99 = load.percentile(50), load.percentile(99)
@@ -228,9 +235,8 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
     "retry": lambda bench: serving_overload.retry_part(bench.ours, bench.texts.short, 2 * bench.seconds, bench.rounds),
     "soak": lambda bench: serving_faults.soak_part(bench.ours, bench.texts, bench.requests),
     "fuzz": lambda bench: serving_faults.fuzz_part(bench.ours),
-    "attack": lambda bench: serving_attacks.attack_part(
-        bench.ours, bench.texts.short[:100], bench.attack_s, bench.ways
-    ),
+    "attack": partial(attack_part, one_key=False),
+    "attack_one_key": partial(attack_part, one_key=True),
     "scale": lambda bench: serving_scale.scale_part(bench.ours, bench.texts.short),
 }
 FAULTS = set(PARTS) - {"short", "long", "mixed_lengths", "search", "write"}

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import psutil
 
 from benchmarks.hostile_bodies import BODIES, FRESH, TITLED
@@ -43,10 +44,14 @@ REST_S = 15.0
 """Between the last attack and the last look at memory."""
 
 
-def attack_part(ours: Ours, texts: list[str], seconds: float, ways: list[str]) -> Found:
-    """Every attack for so long, mixed with honest load, once for each way in which the service is offered."""
-    found = {way: attacked(ours, texts, seconds, way, list(WIRE | BODIES)) for way in ways}
+def attack_part(ours: Ours, texts: list[str], seconds: float, ways: list[str], *, one_key: bool = False) -> Found:
+    """Every attack for so long, mixed with honest load, once for each way in which the service is offered.
+
+    `one_key`: attackers have the key of honest clients.
+    """
+    found = {way: attacked(ours, texts, seconds, way, list(WIRE | BODIES), one_key=one_key) for way in ways}
     return {
+        "seconds": seconds,
         "attack_crashes": sum(each["crashes"] for each in found.values()),
         "attack_p99_ratio": max(each["p99_ratio"] for each in found.values()),
         "attack_memory_growth": max(each["memory_growth"] for each in found.values()),
@@ -67,7 +72,9 @@ def honest(system: System, texts: list[str]) -> list[Ask]:
     return [ask for group in asks for ask in group]
 
 
-def attacked(ours: Ours, texts: list[str], seconds: float, way: str, attacks: list[str]) -> Found:
+def attacked(
+    ours: Ours, texts: list[str], seconds: float, way: str, attacks: list[str], *, one_key: bool = False
+) -> Found:
     """The same with some attacks and in one way."""
     with (
         ours(way=way, max_ingress_replicas=1) as direct,
@@ -80,7 +87,7 @@ def attacked(ours: Ours, texts: list[str], seconds: float, way: str, attacks: li
         quiet = run(system.spec(asks, MOST_WAITING, min(QUIET_S, seconds), rate=rate))
         before, standing = _memory(system, process), set(system.tell("pids"))
         given = {
-            "target": asdict(Target(system.port, attackers_key(system.key))),
+            "target": asdict(Target(system.port, system.key if one_key else attackers_key(system.key))),
             "seconds": seconds,
             "attacks": attacks,
         }
@@ -122,8 +129,9 @@ def _figures(way: str, quiet: Load, under: Load, after: Load, attacker: Found) -
     print(f"  {way}: p99 {quiet.percentile(99):.0f} ms, under attack {under.percentile(99):.0f} ({ratio:.1f}x)")
     print(f"  the attacker took {attacker['cores']:.2f} cores, the honest load {under.cores:.2f}")
     print(f"  honest requests {under.statuses} {under.examples[:2]}; after it {after.statuses}")
+    beside = _by_attack(under, attacker["turns"])
     for name, outcomes in ended.items():
-        print(f"    {name}: {outcomes}")
+        print(f"    {name}: {outcomes} {beside.get(name, '')}")
     sys.stdout.flush()
     return {
         "p99_ratio": round(ratio, 2),
@@ -132,9 +140,24 @@ def _figures(way: str, quiet: Load, under: Load, after: Load, attacker: Found) -
         "under": under.figures(),
         "after": after.figures(),
         "attacks": ended,
+        "beside": beside,
         "attacker_cores": round(attacker["cores"], 2),
         "examples": under.examples,
     }
+
+
+def _by_attack(load: Load, turns: list[tuple[str, float, float]]) -> Found:
+    """Of each attack that took turns: how long, and the latency of what honest clients asked meanwhile."""
+    began_N, took_N = np.asarray(load.began_s) + load.start_at, np.asarray(load.ok_ms)
+    found: Found = {}
+    for name in dict.fromkeys(name for name, *_ in turns):
+        spans = [(began, ended) for one, began, ended in turns if one == name]
+        beside_N = np.any([(began_N >= began) & (began_N < ended) for began, ended in spans], axis=0)
+        if beside_N.any():
+            p50, p99, longest = np.percentile(took_N[beside_N], (50, 99, 100)).round(1).tolist()
+            seconds = round(sum(ended - began for began, ended in spans), 1)
+            found[name] = {"seconds": seconds, "p50_ms": p50, "p99_ms": p99, "longest_ms": longest}
+    return found
 
 
 def _memory(system: System, process: subprocess.Popen[bytes]) -> dict[str, float]:
@@ -151,9 +174,10 @@ def main() -> None:
     began, busy = time.monotonic(), time.process_time()
     until = began + given["seconds"]
     attacks = {name: (WIRE | BODIES)[name] for name in given["attacks"]}
-    ended = besiege(Target(**given["target"]), attacks, until)
+    turns: list[tuple[str, float, float]] = []
+    ended = besiege(Target(**given["target"]), attacks, until, lambda *turn: turns.append(turn))
     cores = (time.process_time() - busy) / (time.monotonic() - began)
-    json.dump({"ended": ended, "cores": cores}, sys.stdout)
+    json.dump({"ended": ended, "cores": cores, "turns": turns}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,8 @@ def prepare(work: Path, model: str, texts: Texts) -> str:
         write_version(catalog, "v1", located, texts.passages, vector_PD)
         half = PASSAGES // 2
         write_version(catalog, "v2", located, texts.passages[:half], vector_PD[:half])
+    # What an earlier run has made of its writes, perhaps by a version of this program whose format is another one.
+    shutil.rmtree(catalog.folder / "states", ignore_errors=True)
     catalog.point(ALIAS, "v1")
     keys = work / "keys"
     key = keys.read_text(encoding="utf-8").split()[1] if keys.exists() else secrets.token_hex(16)

@@ -71,7 +71,9 @@ class Load:
     ok_ms: list[float] = field(default_factory=list)
     refused_ms: list[float] = field(default_factory=list)
     began_s: list[float] = field(default_factory=list)
-    """Of the answers in `ok_ms`, since the start."""
+    """Of the answers in `ok_ms`, since `start_at`."""
+    start_at: float = 0.0
+    """When what counts began, by `time.time`."""
     examples: list[str] = field(default_factory=list)
     """Of answers that failed."""
     sent_rate: float = 0.0
@@ -157,6 +159,7 @@ class _Asking:
         self.load = Load()
         self._sent = 0
         self._began = time.perf_counter() + spec.warm_s
+        self.load.start_at = time.time() + spec.warm_s
         self._end = self._began + spec.seconds
 
     async def closed(self, number: int) -> None:

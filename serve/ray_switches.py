@@ -27,6 +27,8 @@ HAPROXY = {
     "RAY_SERVE_HAPROXY_RETRIES": "3",
     # A proxy that is not ready by then is killed, and the start fails: by default after 5 s, too soon when busy.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # Ray's is 15, and 19 the lowest: threads of large requests could hardly stand behind the others of a replica.
+    "RAY_worker_niceness": "0",
 }
 FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",

@@ -33,6 +33,8 @@ from serve.deployments.batching import Cause, NotEncodable, Run, TokenBatcher
 from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
 from serve.deployments.version_models import ServedEncoder, ServedReranker, VersionModels
+from serve.freed_memory import return_freed_memory
+from serve.garbage import pass_over_imported
 from serve.http_errors import ApiError, timed_out
 from serve.versions.served import VersionSource, split_key
 
@@ -73,6 +75,7 @@ class EncoderReplica:
             BundleError: it is missing or altered.
             DeviceError: it was given a GPU that cannot be used.
         """
+        pass_over_imported()
         self._device = resolve_device(settings.gpus_per_replica)
         self._threads = threads
         # Two batches on one thread each take less time than one after the other on two.
@@ -198,6 +201,8 @@ class EncoderReplica:
 
     async def check_health(self) -> None:
         """A real forward pass of every model; a replica that fails it, or hangs in it, is replaced."""
+        # Not waited for: it may stand behind the tokens of large texts.
+        self._tokenizing_large.submit(return_freed_memory)
         if time.monotonic() - self._unloaded > UNLOAD_EVERY_S:
             self._unloaded = time.monotonic()
             try:

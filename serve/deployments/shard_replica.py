@@ -20,6 +20,8 @@ from embedder.index.search_options import SearchOptions
 from serve.backend import INDEX_CALLS, check_format
 from serve.deployments.service_metrics import ShardMetrics
 from serve.deployments.version_cache import VersionCache
+from serve.freed_memory import return_freed_memory
+from serve.garbage import pass_over_imported
 from serve.large_work import LargeWork
 from serve.versions.served import VersionSource, key_of, shards_of, split_key
 
@@ -48,6 +50,7 @@ class ShardReplica:
         Raises:
             BundleError: they are missing or damaged.
         """
+        pass_over_imported()
         self._source, self._settings = source, settings
         self._slice = (slice_number, num_slices)
         self._metrics = ShardMetrics(slice_number)
@@ -115,13 +118,14 @@ class ShardReplica:
         return OpenIndex.open(bundle, self._source.state(version, alias), shards)
 
     def tidy(self) -> None:
-        """Compact what was written, adopt what others compacted, unload what is not served any more."""
+        """Compact what was written, adopt what others compacted, unload what is not served, give memory back."""
         try:
             self._indexes.unload(key_of(*named) for named in self._source.aliases().items())
         except EmbedderError as error:
             logger.error("%s", error)
         for index in self._indexes.loaded():
             self._tidy(index)
+        return_freed_memory()
 
     def follow(self) -> None:
         """Take in what others have written."""
