@@ -39,6 +39,7 @@ from embedder.index.faiss_index import DEFAULTS, REFINED, empty_vectors, open_fl
 from embedder.index.filters import Condition, Filter, Range, equals
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
+from embedder.index.state_places import StatePlaces
 
 K = 10
 TASK = "qa"
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = given.cache / "search" / f"{given.rows}-{factory.replace(',', '_')}-{shards}"
         seconds = build(folder, vectors, table, factory, shards)
         if not given.build_only:
-            index = OpenIndex(folder, folder.with_suffix(".state"), Manifest.read(folder), range(shards))
+            index = OpenIndex(folder, StatePlaces.beside(folder), Manifest.read(folder), range(shards))
             found["by_index"][name] = {"build_s": seconds, **measure(index, folder, real, given.rounds)}
             print(name, *(f"{key} {value:.4g}" for key, value in found["by_index"][name].items()), sep="  ", flush=True)
         if not given.keep:

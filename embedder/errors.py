@@ -11,6 +11,7 @@ EmbedderError            carries one line for the user; a job that ends with one
 │   └── ProbeError       an encoder gives other vectors, or ranks, than the index was made with
 ├── LeaseError           another job works on the run, or has taken it over
 └── StorageError         files cannot be written: the disk is full, read-only or failing
+    └── UnreachableError the object store does not answer, or refuses
 
 A message names what was found, where, and what to do.
 """
@@ -55,6 +56,10 @@ class StorageError(EmbedderError):
     def reason(self) -> str:
         """The message without the path before it, which clients of a service need not know."""
         return str(self).rpartition(": ")[2]
+
+
+class UnreachableError(StorageError):
+    """An object store does not answer, or refuses; the same call may succeed later."""
 
 
 class LeaseError(EmbedderError):

@@ -25,7 +25,7 @@ access/         who may use what
 routes/         the routes
 schemas/        requests and answers on the wire
 deployments/    the Ray Serve deployments
-versions/       versions of the index, and writes replayed from one to the next
+versions/       versions of the index, and vectors that one lacks of what was written
 """
 
 import sys

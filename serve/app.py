@@ -36,6 +36,8 @@ from embedder.index.bundle import verify
 from embedder.run.machine import cpus, free_memory
 from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.workspace import workplace
+from embedder.storage.connect import open_store
+from embedder.storage.object_store import AnyPath, ObjectPath
 from serve.access.keys import read_keys
 from serve.deployments.coalescing import LANES, MOST_PIECES
 from serve.deployments.ingress import Ingress
@@ -87,7 +89,7 @@ def build_checked(config: RunConfig) -> Application:
     """
     with workplace(config, writes=False) as resolved:
         check_ray(resolved.cluster)
-        return build_run(resolved)
+        return build_run(resolved, config.paths.work)
 
 
 def check_ray(settings: ClusterConfig) -> None:
@@ -112,14 +114,18 @@ def check_ray(settings: ClusterConfig) -> None:
         refuse_open_ray(address, allowed)
 
 
-def build_run(config: RunConfig) -> Application:
-    """The application of a resolved run file.
+def build_run(config: RunConfig, work: AnyPath | None = None) -> Application:
+    """The application of a resolved run file; `work` is the place of the run, whose mirror may be resolved.
 
     Raises:
         BundleError: a file of the bundle is missing or altered.
-        ConfigError: there is no version to serve, or the file of API keys is missing or empty.
+        ConfigError: there is no version to serve, the file of API keys is missing or empty, or the object store
+            ignores conditions.
+        StorageError: the object store does not answer.
     """
-    settings, source = config.serve, VersionSource.of(config)
+    settings, source = config.serve, VersionSource.of(config, work)
+    if isinstance(work, ObjectPath) and source.is_catalog and not settings.read_only:
+        open_store(work / "indexes")
     bundle = deployed(config)
     manifest = verify(bundle)
     if settings.api_keys_file is not None:

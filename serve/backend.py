@@ -52,16 +52,15 @@ QUICK_CALLS: tuple[Callable[..., Any], ...] = (
     OpenIndex.page,
     OpenIndex.count,
     OpenIndex.stats,
+    OpenIndex.age_s,
 )
 """Methods that take milliseconds: a call that hangs is made again."""
 LONG_CALLS: tuple[Callable[..., Any], ...] = (
     OpenIndex.upsert,
     OpenIndex.delete,
     OpenIndex.change,
-    OpenIndex.writes,
-    OpenIndex.changes,
-    OpenIndex.pending_changes,
-    OpenIndex.apply_changes,
+    OpenIndex.waiting,
+    OpenIndex.put_vectors,
 )
 """Methods whose work may be long: while a replica lives, its call is waited for."""
 INDEX_CALLS = {method.__name__: method for method in (*QUICK_CALLS, *LONG_CALLS)}
@@ -132,14 +131,14 @@ class Backend(Protocol):
     async def call(
         self, part: int, version: str, method: Callable[[OpenIndex, Unpack[Ts]], R], *arguments: Unpack[Ts]
     ) -> R:
-        """Call a method of INDEX_CALLS on the index of one slice.
+        """Call a method of INDEX_CALLS on the index of one slice; `version` is the key of one.
 
         It may be made again after the replica has died; `delete` and `change` then count what
         was left.
         """
 
     async def prepare(self, version: str) -> None:
-        """Have every replica load a version and try it."""
+        """Have every replica load a version, by its key, and try it."""
 
     async def deployments(self) -> list[DeploymentState]:
         """The replicas of every deployment, by state."""

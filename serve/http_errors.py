@@ -12,7 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from embedder.errors import BundleError, DeviceError, EmbedderError, ModelError, StorageError
+from embedder.errors import (
+    BundleError,
+    DeviceError,
+    EmbedderError,
+    ModelError,
+    StorageError,
+    UnreachableError,
+)
 from serve.schemas.state_schemas import ErrorDetail, ErrorResponse, TeiError
 
 logger = logging.getLogger("ray.serve")
@@ -171,6 +178,9 @@ def install_handlers(api: FastAPI) -> None:
 
 def _refusal(error: EmbedderError) -> ApiError:
     """What a client is told; what is wrong with the service's own files goes into its log, paths and all."""
+    if isinstance(error, UnreachableError):
+        logger.error("%s", error)
+        return ApiError(503, "the store of the index does not answer; try again", code="storage")
     if isinstance(error, StorageError):
         logger.error("%s", error)
         return ApiError(507, f"the index cannot be written: {error.reason}", code="storage")

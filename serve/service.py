@@ -16,11 +16,11 @@ from typing_extensions import Unpack
 from embedder.config.cutting import PromptedText, prompted_text
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
-from embedder.index.documents import DocumentName
+from embedder.index.documents import DocumentName, first_by_name
 from embedder.index.filters import Filter
 from embedder.index.living import CollectionStats
 from embedder.index.metadata_change import MetadataChange
-from embedder.index.opened import OpenIndex, combine, first_by_name
+from embedder.index.opened import OpenIndex, combine
 from embedder.index.results import Hit, SearchResults, Shown, StoredDocument, stored_documents, too_large
 from embedder.index.search_options import SearchOptions
 from serve.access.audit import AuditLog
@@ -36,8 +36,8 @@ from serve.schemas.search_schemas import SearchFields, Timing
 from serve.schemas.sent_vectors import unit_vectors
 from serve.schemas.state_schemas import DeploymentState
 from serve.search_limits import check_results
+from serve.versions.missing_vectors import MissingVectors
 from serve.versions.served import Served, Version
-from serve.versions.write_replay import WriteReplayer
 
 FRESH_S = 1.0
 """How long an answer about health, replicas or aliases holds, so that asking for it costs nothing."""
@@ -69,8 +69,7 @@ class Service:
         self.large = LargeWork()
         self._answers: dict[str, tuple[float, asyncio.Task[Any]]] = {}
         self._following = asyncio.Lock()
-        replays = settings.replay_writes and not settings.read_only
-        self._replayer = WriteReplayer(backend, served.source, settings.timeout_s, is_on=replays)
+        self._missing = MissingVectors(backend, is_on=not settings.read_only)
 
     def texts(self, given: str | list[str], name: str, most: int | None = None) -> list[str]:
         """The texts of a request, within the limits.
@@ -234,7 +233,7 @@ class Service:
         parts = version.by_slice([document.id for document in documents], self.backend.num_slices)
         calls = [
             self.backend.call(
-                part, version.name, OpenIndex.upsert, task, [rows[i] for i in positions], vector_ND[positions]
+                part, version.key, OpenIndex.upsert, task, [rows[i] for i in positions], vector_ND[positions]
             )
             for part, positions in parts.items()
         ]
@@ -277,9 +276,9 @@ class Service:
         return sum(await self._of_named(version, OpenIndex.change, task, names, change, within, wanted))
 
     async def stats(self, version: Version, wanted: Filter | None = None) -> dict[str, list[CollectionStats]]:
-        """Sizes of the collections of all shards, by task; with a filter of the documents that fit it."""
+        """Sizes of the collections of all slices, by task; with a filter of the documents that fit it."""
         parts = await self._of_all(version, OpenIndex.stats, wanted)
-        return {task: [stats for part in parts for stats in part[task]] for task in version.manifest.collections}
+        return {task: [part[task] for part in parts] for task in version.manifest.collections}
 
     async def names(self, version: Version, task: str, wanted: Filter | None) -> list[DocumentName]:
         """The names of all documents of a task that fit a filter, of which one call is to change each.
@@ -306,7 +305,7 @@ class Service:
     ) -> list[R]:
         """Ask every slice of a version; returns the answers."""
         slices = version.slices(self.backend.num_slices)
-        return await asyncio.gather(*(self.backend.call(part, version.name, method, *arguments) for part in slices))
+        return await asyncio.gather(*(self.backend.call(part, version.key, method, *arguments) for part in slices))
 
     async def _of_named(
         self,
@@ -325,7 +324,7 @@ class Service:
         parts = version.by_slice([document_id for document_id, _ in names], self.backend.num_slices)
         return await asyncio.gather(
             *(
-                self.backend.call(part, version.name, method, task, [names[i] for i in own], *arguments)
+                self.backend.call(part, version.key, method, task, [names[i] for i in own], *arguments)
                 for part, own in parts.items()
             )
         )
@@ -335,16 +334,16 @@ class Service:
 
         Loading a version may take minutes, and goes on meanwhile.
         """
-        # Cancelled at the timeout, but nothing is lost: replicas go on loading, and the replay is a task of its own.
+        # Cancelled at the timeout, but nothing is lost: replicas go on loading, and vectors are made by a task.
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._follow(), seconds)
 
     async def _follow(self) -> None:
         # One at a time: the loop of the ingress and requests follow too, and two would load a version twice.
         async with self._following:
-            await self.served.follow(self.backend.prepare, self._replayer.may_move)
-            if not self.settings.read_only:
-                self._replayer.look(self.served)
+            await self.served.follow(self.backend.prepare, self._missing.are_made)
+            for _, version in self.served.all():
+                await self._missing.are_made(version)
 
     async def known(self, find: Callable[[], Version]) -> Version:
         """What `find` finds among the versions that are served, after a look at the aliases if it finds nothing.
@@ -368,7 +367,11 @@ class Service:
         Raises:
             ApiError: a part does not answer.
         """
-        await self._fresh(f"version {version.name}", lambda: self._pass_through(version))
+        await self._fresh(f"version {version.key}", lambda: self._pass_through(version))
+
+    async def behind_s(self, version: Version) -> float:
+        """Seconds since the replicas of a version knew all that had been written, as one of each slice said."""
+        return max(await self._fresh(f"age of {version.key}", lambda: self._of_all(version, OpenIndex.age_s)))
 
     async def deployments(self) -> list[DeploymentState]:
         """The replicas of every deployment, by state, as Ray said within the last second."""

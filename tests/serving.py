@@ -24,6 +24,7 @@ from embedder.index.manifest import hash_files
 from embedder.models.encoder import encode
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.onnx import load_inference_encoder
+from embedder.storage.object_store import AnyPath
 from embedder.training.cross_encoder import CrossEncoder, export_cross_encoder, load_cross_encoder
 from serve.api import make_api
 from serve.deployments.local_backend import InProcess
@@ -130,11 +131,12 @@ def publish(
     version: str,
     alias: str | None = "live",
     shards: int = 2,
+    max_tokens: int = 64,
     reranker: Path | None = None,
 ) -> Manifest:
     """The same as a version of a run's index."""
     catalog = Catalog(work / "indexes")
-    write_bundle(catalog.bundle(version), model, "work", shards, reranker=reranker)
+    write_bundle(catalog.bundle(version), model, "work", shards, max_tokens, reranker)
     if alias is not None:
         catalog.point(alias, version)
     return Manifest.read(catalog.bundle(version))
@@ -192,9 +194,9 @@ class LocalBackend(InProcess):
         return "# TYPE ray_embedder_requests_total counter\nray_embedder_requests_total 0.0\n"
 
 
-def local_service(config: RunConfig) -> Service:
-    """The service of a run, without Ray."""
-    source = VersionSource.of(config)
+def local_service(config: RunConfig, work: AnyPath | None = None) -> Service:
+    """The service of a run, without Ray; `work` is its place where that is an object store."""
+    source = VersionSource.of(config, work)
     served = Served(source, config.serve.max_versions)
     backend = LocalBackend(source, config, served.named(None).name)
     return Service(config.serve, config.tasks, served, backend)

@@ -29,7 +29,7 @@ class ServeConfig(Section):
     all where keys are asked for, because a page can do nothing without one, and none where they are not."""
     read_only: bool = False
     """Refuse to write and delete documents and to move aliases, for every key. What others write to the same folder is
-    found, aliases that they move are followed, and nothing is compacted or replayed here."""
+    found, aliases that they move are followed, and nothing is compacted or encoded here."""
     insecure: bool = False
     """Listen beyond loopback without keys, in a network that keeps strangers out by itself."""
     host_names: list[str] = Field(default=[])
@@ -81,9 +81,6 @@ class ServeConfig(Section):
     before that those that the encoders cannot do within `timeout_s`."""
     max_queued_texts: int = Field(default=4096, ge=1)
     """Texts of these waiting requests together: a bound of memory."""
-    replay_writes: bool = True
-    """Before an alias moves to another version, what was written to the old one is written to the new one too. `false`
-    leaves it behind."""
     compact_after_rows: int = Field(default=1000, ge=1)
     """Writes to a collection after which its shard builds a new generation of it in the background."""
 

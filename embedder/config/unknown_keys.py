@@ -23,7 +23,6 @@ RENAMED_KEYS = {
     "evaluate.writes": "evaluate.generate_answers",
     "evaluate.rounds": "evaluate.resamples",
     "serve.fold_rows": "serve.compact_after_rows",
-    "serve.carry_writes": "serve.replay_writes",
     "mine.num_actors": "encoder.num_actors",
     "mine.gpus_per_actor": "encoder.gpus_per_actor",
     "label.imported": "prepare.sources",

@@ -5,18 +5,21 @@
     bundle             model, shards and payload under one manifest: the unit that is deployed
     probe              whether an encoder that runs is the one of a bundle, by its vectors and ranks
     catalog            versions side by side, and aliases that move between them
-    alias_table        what aliases name and have named
+    alias_table        what aliases name
     opened             all open shards of a version: search, writes, snapshots
     parquet_export     documents and vectors of a task as Parquet
-    living             one collection that is written to while it is searched
+    living             the documents of a task, written to while they are searched
+    open_shards        those of some shards: operations made and applied
+    shard              those of one shard, on disk and in memory
     collection         one collection on disk, which never changes
     memtable           what was written since, in memory
-    state_folder       where what was written to a collection lies
-    collection_reader  how far a process has read a collection
     metadata_change    a change of documents' metadata
-    log                the write-ahead log of a collection
+    operations         what is written, as rows of a log
+    task_log           the log of a task, for all versions
+    state_places       where the logs are, and what a version makes of them
     compaction         collection and memtable made one
-    writes             what was written when, so that another version can replay it
+    erasure            what was deleted leaves the store
+    writes             which documents were written, and what the corpus holds under their names
     sent               what clients send: nulls, unknown fields, fields of other services
     documents          documents and their rows on disk
     exact              exact search

@@ -5,10 +5,12 @@
     python -m embedder.index runs/demo/indexes restore FOLDER NAME    a bundle from elsewhere, once it is verified
     python -m embedder.index runs/demo/indexes export TASK FILE       all documents of a task with vectors, as Parquet
     python -m embedder.index runs/demo/indexes point ALIAS VERSION    let an alias name another version
-    python -m embedder.index runs/demo/indexes remove VERSION         remove one that no alias names, with its writes
+    python -m embedder.index runs/demo/indexes remove VERSION         remove one that no alias names
+    python -m embedder.index runs/demo/indexes erase                  remove what was deleted or replaced, now
 
-The folder is `indexes` below `paths.work`, or for a run in an object store below its mirror. A running service goes
-over to what an alias names within a second or two.
+The folder is `indexes` below `paths.work`. For a run in an object store it is below its mirror, and `--log
+s3://bucket/run/indexes` names the store's, where writes are. A running service goes over to what an alias names within
+a second or two.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedder.config.paths import any_path
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 
@@ -39,21 +42,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m embedder.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("indexes", type=Path, help="folder of versions and aliases")
+    parser.add_argument("--log", type=any_path, help="`indexes` of the run in its object store, where writes are")
     actions = parser.add_subparsers(dest="action")
     snapshot = actions.add_parser("snapshot", help="all there is now as a version of its own")
     snapshot.add_argument("name")
-    snapshot.add_argument("--of", default="live", help="version, or alias of one; default live")
+    snapshot.add_argument("--of", default="live", help="alias, or a version as it was built; default live")
     restore = actions.add_parser("restore", help="a bundle from elsewhere as a version")
     restore.add_argument("folder", type=Path)
     restore.add_argument("name")
     export = actions.add_parser("export", help="all documents of a task with their vectors, as a Parquet file")
     export.add_argument("task")
     export.add_argument("file", type=Path)
-    export.add_argument("--of", default="live", help="version, or alias of one; default live")
+    export.add_argument("--of", default="live", help="alias, or a version as it was built; default live")
     point = actions.add_parser("point", help="let an alias name a version")
     point.add_argument("alias")
     point.add_argument("version")
-    actions.add_parser("remove", help="remove a version and what was written to it").add_argument("version")
+    actions.add_parser("remove", help="remove a version").add_argument("version")
+    actions.add_parser("erase", help="remove what was deleted or replaced from log, snapshots and versions, now")
     return parser
 
 
@@ -68,18 +73,20 @@ def _run(options: argparse.Namespace) -> list[str]:
         raise ConfigError(f"{options.indexes}: no such folder; give `indexes` of a run, which `ray_jobs.index` makes")
     # FAISS is imported here and not above, because help and a wrong folder must not wait for it.
     from embedder.index.catalog import Catalog
+    from embedder.index.erasure import erase
     from embedder.index.opened import OpenIndex
     from embedder.index.parquet_export import export_documents
 
-    catalog = Catalog(options.indexes)
+    catalog = Catalog(options.indexes, options.log)
     match options.action:
         case "snapshot":
             version = catalog.resolve(options.of)
-            OpenIndex.open(catalog.bundle(version), catalog.state(version)).snapshot(catalog, options.name)
+            index = OpenIndex.open(catalog.bundle(version), catalog.state(version, options.of))
+            index.snapshot(catalog, options.name)
             return [f"{catalog.bundle(options.name)}: a snapshot of {version}; {_size(catalog, options.name)}"]
         case "export":
             version = catalog.resolve(options.of)
-            index = OpenIndex.open(catalog.bundle(version), catalog.state(version))
+            index = OpenIndex.open(catalog.bundle(version), catalog.state(version, options.of))
             rows = export_documents(index, options.task, options.file)
             return [f"{options.file}: {rows:,} documents of {options.task} in {version}"]
         case "restore":
@@ -91,6 +98,9 @@ def _run(options: argparse.Namespace) -> list[str]:
         case "remove":
             catalog.remove(options.version)
             return [f"{options.version}: removed"]
+        case "erase":
+            erase(catalog, lambda line: console().print(line, markup=False))
+            return []
         case _:
             return _listed(catalog)
 

@@ -22,7 +22,7 @@ from embedder.config.paths import EncodingDtype
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import Side, TaskSpec
 from embedder.errors import BundleError
-from embedder.hashing import row_seed
+from embedder.hashing import content_id, row_seed
 from embedder.index.collection import CollectionIdentity
 from embedder.index.manifest import HashedManifest
 from embedder.models.fingerprint import located_fingerprint
@@ -84,6 +84,10 @@ class Manifest(HashedManifest):
     @property
     def has_reranker(self) -> bool:
         return any(name.startswith(f"{RERANKER}/") for name in self.files)
+
+    def vector_space(self, task: str) -> str:
+        """What the vectors of a task's documents depend on: vectors of one space may be compared."""
+        return content_id(self.encoder_fingerprint, self.tasks[task].passage)[:16]
 
     def collection_identity(self, task: str, shard: int) -> CollectionIdentity:
         """What the collection of a task in a shard must say that it belongs to."""

@@ -1,7 +1,8 @@
 """Versions of an index side by side, and aliases that move from one to another at once.
 
     versions/NAME/                    a bundle, never changed
-    states/NAME/                      what was written to its index since (embedder.index.living)
+    writes/ALIAS/TASK/                what was written since, whatever version the alias named (embedder.index.task_log)
+    states/NAME/ALIAS/                what this machine made of the two (embedder.index.shard)
     catalog/000000000031.json         all aliases (embedder.index.alias_table); the highest number counts
 
 A kill at any moment leaves the old or the new version, and the old or the new alias. No lock is held: of two processes
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -21,6 +21,7 @@ from pathlib import Path
 from embedder.errors import BundleError, ConfigError
 from embedder.index.alias_table import AliasTable
 from embedder.index.bundle import Manifest, read_manifest, verify
+from embedder.index.state_places import StatePlaces
 from embedder.storage.durable import (
     discard_folder,
     place_durably,
@@ -29,6 +30,7 @@ from embedder.storage.durable import (
     unfinished_folder,
 )
 from embedder.storage.folder_store import FolderStore
+from embedder.storage.object_store import AnyPath
 from embedder.storage.position import clock
 from embedder.storage.revisions import Revisions
 
@@ -38,8 +40,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 class Catalog:
     """The versions and aliases in one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, log: AnyPath | None = None) -> None:
+        """`log`: where the logs of its tasks are, if not in the folder."""
+        self.folder, self.log = folder, folder if log is None else log
         self._tables = Revisions(FolderStore(folder), "catalog", clock)
 
     def versions(self) -> list[str]:
@@ -56,16 +59,6 @@ class Catalog:
         """
         return self._table().aliases
 
-    def previous(self) -> dict[str, dict[str, int]]:
-        """By alias the versions that it named before and when it left them (ns since 1970), the first one left first.
-
-        Those that are not there any more or are settled are left out.
-
-        Raises:
-            BundleError, StorageError: as of `aliases`.
-        """
-        return self._among_versions(self._table()).previous
-
     def mark_built(self, version: str) -> None:
         """Note that a version was built from the corpus, not copied from another one."""
         self._change(lambda table: replace(table, built=version))
@@ -74,13 +67,6 @@ class Catalog:
         """The version that was built last, if it is still there."""
         version = self._table().built
         return version if version in self.versions() else None
-
-    def settle(self, alias: str, version: str, left_ns: int, successor: str) -> None:
-        """Forget that an alias named a version before: nothing of it is needed any more.
-
-        Only if the alias has not left it again since that time, and names that successor.
-        """
-        self._change(lambda table: table.settled(alias, version, left_ns, successor))
 
     def resolve(self, name: str) -> str:
         """The version that an alias or a version's own name means.
@@ -93,8 +79,9 @@ class Catalog:
     def bundle(self, version: str) -> Path:
         return self.folder / "versions" / version
 
-    def state(self, version: str) -> Path:
-        return self.folder / "states" / version
+    def state(self, version: str, alias: str) -> StatePlaces:
+        """The places of what was written through an alias, as a version shows it; nothing is there for other names."""
+        return StatePlaces(self.log / "writes" / alias, self.folder / "states" / version / alias)
 
     def point(self, alias: str, version: str) -> None:
         """Let an alias name a version, at once and for good when this returns.
@@ -107,7 +94,7 @@ class Catalog:
         if alias in self.versions():
             raise ConfigError(f"{alias!r} is a version of {self.folder}; an alias needs a name of its own")
         # Resolved in the table that is replaced: a version that is removed meanwhile gets no alias.
-        self._change(lambda table: table.pointed(alias, self._resolved(version, table), time.time_ns()))
+        self._change(lambda table: table.pointed(alias, self._resolved(version, table)))
 
     def drop(self, alias: str) -> None:
         """Remove an alias; the version stays."""
@@ -162,17 +149,17 @@ class Catalog:
             shutil.rmtree(staged, ignore_errors=True)
 
     def remove(self, version: str) -> None:
-        """Remove a version and all that was written to it.
+        """Remove a version; what was written through it stays in the log.
 
         Raises:
-            ConfigError: it does not exist, an alias names it, or what was written to it is not in the next one yet.
+            ConfigError: it does not exist, or an alias names it.
         """
         if version not in self.versions():
             raise ConfigError(f"{self.folder}: no version {version!r:.200}; there are {self.versions()}")
         # In the table before its files go: who points an alias at it at this moment either comes first or is refused.
         self._change(lambda table: self._leaving(version, table))
         with storage_failures(self.folder):
-            for folder in (self.bundle(version), self.state(version)):
+            for folder in (self.bundle(version), self.folder / "states" / version):
                 if folder.exists():
                     discard_folder(folder)
         self._change(lambda table: replace(table, leaving=[name for name in table.leaving if name != version]))
@@ -195,13 +182,10 @@ class Catalog:
                 "the one before counts, and see that the aliases are right"
             ) from error
 
-    def _among_versions(self, table: AliasTable) -> AliasTable:
-        return table.among(self.versions()) if any(table.previous.values()) else table
-
     def _change(self, change: Callable[[AliasTable], AliasTable]) -> None:
         # Before the change: once that is made, a failure must not tell that it was not.
         self._tables.clean()
-        self._tables.change(lambda content: change(self._among_versions(self._parsed(content))).content())
+        self._tables.change(lambda content: change(self._parsed(content)).content())
 
     def _resolved(self, name: str, table: AliasTable) -> str:
         version = table.aliases.get(name, name)
@@ -223,12 +207,6 @@ class Catalog:
         named = [alias for alias, target in table.aliases.items() if target == version]
         if named:
             raise ConfigError(f"version {version!r} is served as {named}; point these elsewhere first")
-        waiting = [alias for alias, left in table.previous.items() if version in left]
-        if waiting and self.state(version).exists():
-            raise ConfigError(
-                f"what was written to version {version!r} may not all be in what {waiting} name now; run the "
-                f"service, which replays it there, or remove {self.state(version)} first to lose it"
-            )
         return replace(table, leaving=sorted({*table.leaving, version}))
 
     def _check_name(self, name: str) -> None:

@@ -72,7 +72,7 @@ class CollectionInfo(HashedManifest):
     format: Literal[4] = 4
     identity: CollectionIdentity
     generation: int
-    """How often it was compacted; 0 as it came with the bundle."""
+    """The commit up to which it holds what was written; 0 as it comes in a bundle."""
     rows: int
     factory: str
     """The factory string as built, never `auto`."""
@@ -91,7 +91,7 @@ class History(NamedTuple):
     """What happened to a collection before it was written."""
 
     generation: int
-    """How often it was compacted; 0 as it comes in a bundle."""
+    """The commit up to which it holds what was written; 0 as it comes in a bundle."""
     writes: pa.Table
     """A table of WRITES."""
 

@@ -123,6 +123,11 @@ def first_after(ids: pa.Array, datasets: pa.ChunkedArray, name: DocumentName) ->
     return row
 
 
+def first_by_name(parts: Sequence[pa.Table], limit: int) -> pa.Table:
+    """The first rows of some pages, by id and dataset."""
+    return pa.concat_tables(parts).sort_by(BY_NAME).slice(0, limit)
+
+
 def asked_values(field: str, value: Scalar) -> list[Scalar]:
     """A condition's value, and for a document's name, which is a text, the text of a whole number."""
     is_number = isinstance(value, int) and not isinstance(value, bool)

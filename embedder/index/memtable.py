@@ -5,7 +5,7 @@ What a search has been handed never changes: rows are only added, and masks are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 
@@ -21,8 +21,9 @@ from embedder.index.exact import Ranked, Vectors, exact_search
 from embedder.index.filters import Filter, Mask, matching
 from embedder.index.lexical import NEVER, MemtableWords, QueryWords, ranked
 from embedder.index.metadata_index import MemtableMetadata
+from embedder.index.operations import VECTOR, WRITE, Waiting, vector_rows
 from embedder.index.results import NAME, SearchResults, Shown, fetched, merge, search_results
-from embedder.index.writes import Change, Write
+from embedder.index.writes import Write
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,9 @@ class MemtableView:
 class Memtable:
     """What the log says on top of a collection; the caller keeps threads apart."""
 
-    def __init__(self, base: Collection) -> None:
-        self.base = base
+    def __init__(self, base: Collection, space: str) -> None:
+        """`space` is that of the collection's vectors."""
+        self.base, self._space = base, space
         self.words = MemtableWords(base.words)
         self.metadata = MemtableMetadata()
         self._rows: list[Row] = []
@@ -137,8 +139,10 @@ class Memtable:
         self.num_operations = 0
         """Documents written and deleted so far."""
         self.writes: dict[DocumentName, Write] = {}
-        """Last writes of documents that the collection does not hold yet."""
-        self.latest_ns = base.writes.latest_ns
+        """Those whose writes have counted since the collection was built."""
+        self.waiting: dict[DocumentName, Waiting] = {}
+        """Writes without a vector of this space, until one comes. The document is gone meanwhile, because what it was
+        before is not in a snapshot: whoever opens one would show something else."""
 
     @property
     def num_documents(self) -> int:
@@ -150,9 +154,12 @@ class Memtable:
 
     def holds(self, name: DocumentName, within: Mapping[str, str] | None = None) -> bool:
         """Tell whether there is a live document of that name, which belongs to `within` if that is given."""
-        if within is not None:
-            return (row := self.row(name)) is not None and belongs(row, within)
-        return name in self._row_of or self._stored_row(name) is not None
+        row = self.latest(name)
+        return row is not None and (within is None or belongs(row, within))
+
+    def latest(self, name: DocumentName) -> Row | None:
+        """The live document of that name as it was last written, though it may wait for its vector."""
+        return self.waiting[name].row if name in self.waiting else self.row(name)
 
     def row(self, name: DocumentName) -> Row | None:
         """The live document of that name."""
@@ -167,43 +174,28 @@ class Memtable:
         vector: Vectors = self._vectors[self._row_of[name]] if is_written else self.base.vectors[self.base.row_of(name)]
         return vector
 
-    def write(self, name: DocumentName) -> Write | None:
-        """The last write of a document, if it was ever written or deleted."""
-        return self.writes.get(name) or self.base.writes.find(name)
+    def replaced(self, name: DocumentName) -> str | None:
+        """Digest of what the corpus holds under a name, whatever was written since; None: nothing."""
+        if (write := self._write(name)) is not None:
+            return write.replaced
+        row = self.row(name)
+        return None if row is None else row.digest
 
-    def lacks(self, change: Change) -> bool:
-        """Whether a change of another version is to be made here."""
-        write = self.write(change.name)
-        if write is not None:
-            return write.written_ns < change.write.written_ns
-        # Never written here: only where it still is what the other version's first write replaced, else the corpus is
-        # newer than that write.
-        here = self._digest(change.name)
-        return here == change.write.replaced and here != change.after
-
-    def apply(self, batch: pa.RecordBatch) -> None:
-        """Apply the operations of one record of the log, in their order."""
-        self.num_operations += batch.num_rows
-        vectors = np.asarray(batch["vector"].flatten(), dtype=np.float32).reshape(-1, self._vectors.shape[1])
+    def apply(self, operations: pa.Table) -> None:
+        """Apply operations in their order, as far as they count here."""
+        self.num_operations += operations.num_rows
         # A copy, because views that searches still hold share the old mask.
-        live = np.concatenate([self._live, np.zeros(batch.num_rows, dtype=np.bool_)])
+        live = np.concatenate([self._live, np.zeros(operations.num_rows, dtype=np.bool_)])
         gone: list[int] = []
-        written = 0
-        for document_id, dataset, text, title, metadata, written_ns in zip(
-            *(batch[name].to_pylist() for name in (*PAYLOAD.names, "written_ns")), strict=True
-        ):
-            name = (document_id, dataset)
-            # Noted before the row changes: the first write keeps the digest of what it replaced.
-            self._note(name, written_ns)
+        for name, row, vector in self._due(operations):
             replaced, stored = self._row_of.pop(name, None), self._stored_row(name)
             if replaced is not None:
                 live[replaced] = False
             if stored is not None:
                 gone.append(stored)
-            if text is not None:
+            if row is not None:
                 live[len(self._rows)] = True
-                self._add(Row(document_id, dataset, text, title, metadata), vectors[written])
-                written += 1
+                self._add(row, vector)
         self._live = live[: len(self._rows)]
         if gone:
             # All at once, because a mask of the whole collection is copied each time.
@@ -212,19 +204,37 @@ class Memtable:
             self._stored = stored_rows
             self._num_stored = int(np.count_nonzero(stored_rows))
 
+    def _due(self, operations: pa.Table) -> Iterator[tuple[DocumentName, Row | None, Vectors]]:
+        """The documents that operations change here, with their new rows and vectors; None: deleted."""
+        for one, vector in zip(operations.drop_columns(["vector"]).to_pylist(), vector_rows(operations), strict=True):
+            name = (one["id"], one["dataset"])
+            if one["kind"] == VECTOR:
+                waiting = self.waiting.get(name)
+                if waiting is not None and (waiting.number, self._space) == (one["number"], one["space"]):
+                    del self.waiting[name]
+                    # Else the model fails on the text, and the document is not in this version.
+                    if np.isfinite(vector).all():
+                        yield name, waiting.row, vector
+                continue
+            write = self._write(name)
+            if write is None:
+                write = Write(self.replaced(name))
+                if write.replaced not in one["replaced"]:
+                    continue
+            # Noted before the row changes.
+            self.writes[name] = write
+            self.waiting.pop(name, None)
+            row = Row(*(one[field] for field in PAYLOAD.names)) if one["kind"] == WRITE else None
+            if row is not None and one["space"] != self._space:
+                self.waiting[name], row = Waiting(one["number"], row), None
+            yield name, row, vector
+
     def view(self) -> MemtableView:
         """All documents, as they are at this moment."""
         return MemtableView(self._vectors[: len(self._rows)], self._rows, self._live, self._stored, self)
 
-    def _note(self, name: DocumentName, written_ns: int) -> None:
-        """Remember a write that is about to be applied."""
-        known = self.write(name)
-        self.writes[name] = Write(written_ns, self._digest(name) if known is None else known.replaced)
-        self.latest_ns = max(self.latest_ns, written_ns)
-
-    def _digest(self, name: DocumentName) -> str | None:
-        row = self.row(name)
-        return None if row is None else row.digest
+    def _write(self, name: DocumentName) -> Write | None:
+        return self.writes.get(name) or self.base.writes.find(name)
 
     def _add(self, row: Row, vector: Vectors) -> None:
         number = len(self._rows)

@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 1024
 def export_documents(index: OpenIndex, task: str, path: Path) -> int:
     """Write all documents of a task into a file, which appears as a whole; returns how many.
 
-    Columns are those of PAYLOAD and `vector`. Each shard is as it is when its turn comes, by id and dataset.
+    Columns are those of PAYLOAD and `vector`. All are as they are at one moment, each shard by id and dataset.
 
     Raises:
         ConfigError: there is no such task.
@@ -35,8 +35,8 @@ def export_documents(index: OpenIndex, task: str, path: Path) -> int:
     with storage_failures(path.parent):
         try:
             with pq.ParquetWriter(unfinished, schema) as writer:
-                for shard in index.collections[task].values():
-                    for table in _pages(shard.view()):
+                for view in index.collections[task].views():
+                    for table in _pages(view):
                         writer.write_table(table.cast(schema))
                         rows += table.num_rows
             os.replace(unfinished, path)

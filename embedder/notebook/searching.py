@@ -12,6 +12,7 @@ from embedder.index.filters import Filter
 from embedder.index.opened import OpenIndex
 from embedder.index.results import Hit
 from embedder.index.search_options import Mode, SearchOptions
+from embedder.index.state_places import StatePlaces
 from embedder.models.device import resolve_device
 from embedder.models.encoder import TextEncoder, encode_prompted
 from embedder.models.onnx import load_inference_encoder
@@ -80,10 +81,10 @@ def open_index(folder: str | Path, name: str = "live", gpus: float = 0) -> Searc
     path = Path(folder).expanduser().absolute()
     if not path.is_dir():
         raise BundleError(f"{path}: no such folder; give `indexes` of a run, or a bundle")
-    bundle, state = path, path.with_name(f"{path.name}.state")
+    bundle, state = path, StatePlaces.beside(path)
     if not (path / Manifest.FILE).is_file():
         catalog = Catalog(path)
         version = catalog.resolve(name)
-        bundle, state = catalog.bundle(version), catalog.state(version)
+        bundle, state = catalog.bundle(version), catalog.state(version, name)
     index = OpenIndex.open(bundle, state)
     return SearchableIndex(index, load_inference_encoder(bundle_encoder(bundle, index.manifest), resolve_device(gpus)))

@@ -12,7 +12,6 @@ position       for how long a process relies on a number, and a number is kept
 commit_log     a log of commits that any process appends to, its snapshots, and its cleaning
 log_writer     one process's appending, which gives way to others
 revisions      a document that any process replaces
-generations    which files stand for a log up to a number
 object_store   paths in S3 and Google Cloud Storage
 mirror         a run in an object store and the folder that stands for it
 lease          who may write to a run: a protocol over numbered objects

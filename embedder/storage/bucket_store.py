@@ -14,7 +14,7 @@ from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from embedder.credentials import masked
-from embedder.errors import ConfigError, StorageError
+from embedder.errors import ConfigError, UnreachableError
 from embedder.storage.object_store import ObjectPath
 from embedder.storage.store import Entry
 
@@ -87,7 +87,7 @@ class BucketStore:
         else:
             return
         # Not chained: errors of the library may hold the request with its signature.
-        raise StorageError(
+        raise UnreachableError(
             f"{self._place}/{name}: cannot be {done} ({reason:.300}); check that the bucket exists, the credentials, "
             "and the endpoint"
         )

@@ -71,20 +71,32 @@ class CommitLog:
         Raises:
             StorageError: the store does not answer, or not in time. The commit may be in the log or may yet be.
         """
-        while True:
-            after = after if self._is_trusted(after) else self.end(after)
-            # Taken before the first try: of a put whose answer is lost the next one finds the object.
-            began = self._clock()
-            is_mine = self._commits.put(after.number + 1, content, self._make_mark)
-            # Also where another commit has the number: ours may have been there, and been folded and removed since.
-            if self._confirmed(after) is None:
-                raise StorageError(
-                    f"{self._store}/{self._folder}: a commit took longer than {self._retention.trusted_s:g} s, so that "
-                    "it is not known whether it was stored; send it again"
-                )
-            if is_mine:
-                return Position(after.number + 1, began)
+        after = after if self._is_trusted(after) else self.end(after)
+        while (written := self.append_next(content, after)) is None:
             after = self.end(after)
+        return written
+
+    def append_next(self, content: bytes, after: Position) -> Position | None:
+        """Write a commit right after a position; None: another one stands there.
+
+        Raises:
+            StorageError: as of `append`.
+        """
+        if not self._is_trusted(after):
+            end = self.end(after)
+            if end.number > after.number:
+                return None
+            after = end
+        # Taken before the first try: of a put whose answer is lost the next one finds the object.
+        began = self._clock()
+        is_mine = self._commits.put(after.number + 1, content, self._make_mark)
+        # Also where another commit has the number: ours may have been there, and been folded and removed since.
+        if self._confirmed(after) is None:
+            raise StorageError(
+                f"{self._store}/{self._folder}: a commit took longer than {self._retention.trusted_s:g} s, so that "
+                "it is not known whether it was stored; send it again"
+            )
+        return Position(after.number + 1, began) if is_mine else None
 
     def read(self, after: Position) -> Tail | None:
         """The commits that follow a position, or some of them; None: they may be gone, so that all is opened anew.

@@ -22,9 +22,18 @@ def open_store(place: AnyPath) -> Store:
         ConfigError: a parameter of the URI is unknown, or the store ignores conditions.
         StorageError: the store does not answer or refuses, or the folder cannot be written.
     """
-    store: Store = BucketStore(place) if isinstance(place, ObjectPath) else FolderStore(place)
+    store = store_at(place)
     check_conditions(store)
     return store
+
+
+def store_at(place: AnyPath) -> Store:
+    """The store below a path as it is, which need not be there, nor be one that may be written to.
+
+    Raises:
+        ConfigError: a parameter of the URI is unknown.
+    """
+    return BucketStore(place) if isinstance(place, ObjectPath) else FolderStore(place)
 
 
 def check_conditions(store: Store) -> None:

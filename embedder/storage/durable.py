@@ -182,7 +182,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a file between processes and threads; yields whether it is held, which it always is with `wait`.
 
     The system releases it when the holder dies.
@@ -190,7 +190,7 @@ def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[b
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

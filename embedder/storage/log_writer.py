@@ -39,6 +39,10 @@ class Writer:
         self._end = start
         self._lost_at = self._next_at = -inf
 
+    def learn(self, end: Position) -> None:
+        """Look for the end of the log from a later position on, which this process has read to."""
+        self._end = max(self._end, end)
+
     def commit(self, content: bytes) -> int:
         """Append a commit and return its number; it is durable, and in the log once, when this returns.
 
@@ -48,10 +52,28 @@ class Writer:
         self._sleep(max(0.0, self._next_at - self._clock()))
         first = self._end.number + 1
         self._end = self._log.append(content, self._end)
+        self._take_turn(is_first=self._end.number == first)
+        return self._end.number
+
+    def commit_next(self, content: bytes, after: Position) -> int | None:
+        """Append a commit right after a position; None: another one stands there, so that its maker looks again.
+
+        Raises:
+            StorageError: as of `commit`.
+        """
+        self._sleep(max(0.0, self._next_at - self._clock()))
+        written = self._log.append_next(content, after)
+        if written is None:
+            self._lost_at = self._clock()
+            return None
+        self._end = written
+        self._take_turn(is_first=True)
+        return written.number
+
+    def _take_turn(self, *, is_first: bool) -> None:
         now = self._clock()
-        if self._end.number > first:
+        if not is_first:
             self._lost_at = now
         # Not before the answer: whoever waits for this commit need not wait for the pause.
         if now - self._lost_at < CONTESTED_S or self._draw() < SHARE:
             self._next_at = now + (PAUSE[0] + (PAUSE[1] - PAUSE[0]) * self._draw()) * (now - self._end.since)
-        return self._end.number

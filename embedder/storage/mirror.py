@@ -31,8 +31,8 @@ STATE = "mirror.json"
 """The file in the store that holds a State."""
 RECORD = ".mirror.json"
 """The file in the folder that holds a Record."""
-KEPT_HERE = "indexes/states/"
-"""What a running service writes, and holds open: neither sent nor fetched."""
+NOT_MIRRORED = ("indexes/states/", "indexes/writes/")
+"""What a service makes on its machine, and what it writes to the store itself: neither sent nor fetched."""
 AT_ONCE = 16
 """Files that are sent or fetched together."""
 NOTED_AFTER = 1024
@@ -267,7 +267,7 @@ def is_mirrored(name: str) -> bool:
     hidden = any(part.startswith(".") for part in name.split("/"))
     # By its own name alone, because folders of a run are named after datasets.
     is_secret = is_secret_file(PurePosixPath(PurePosixPath(name).name))
-    return not (hidden or is_secret or name.endswith(".lock") or name == STATE or name.startswith(KEPT_HERE))
+    return not (hidden or is_secret or name.endswith(".lock") or name == STATE or name.startswith(NOT_MIRRORED))
 
 
 def _raise_unless_gone(error: OSError) -> None:

@@ -72,15 +72,6 @@ class Revisions:
         while (changed := change(content)) != content and not self.replace(known, changed):
             known, content = self.newest()
 
-    def kept(self) -> list[bytes]:
-        """The revisions that are there, the oldest first.
-
-        Raises:
-            StorageError: the store does not answer.
-        """
-        found = (self._objects.get(number) for number in self._objects.numbers())
-        return [content for content in found if content is not None]
-
     def clean(self) -> int:
         """Remove the revisions that were replaced long enough ago; returns how many.
 

@@ -295,6 +295,10 @@ class ScopedService:
         """
         await self._service.check_health(version)
 
+    async def behind_s(self, version: Version) -> float:
+        """Seconds since the replicas of a version knew all that had been written."""
+        return await self._service.behind_s(version)
+
     async def metrics(self) -> str:
         """What the service counts, whose labels name aliases and tasks.
 

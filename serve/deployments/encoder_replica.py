@@ -34,7 +34,7 @@ from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
 from serve.deployments.version_models import ServedEncoder, ServedReranker, VersionModels
 from serve.http_errors import ApiError, timed_out
-from serve.versions.served import VersionSource
+from serve.versions.served import VersionSource, split_key
 
 logger = logging.getLogger("ray.serve")
 
@@ -93,7 +93,8 @@ class EncoderReplica:
         self._load_lock = threading.Lock()
         self._models = VersionCache(self._load)
         self._compared: set[str] = set()
-        self._models.preload(source.named()[: settings.max_versions], deployed)
+        named = dict.fromkeys(split_key(key)[1] for key in source.keys()[: settings.max_versions])
+        self._models.preload(named, deployed)
         self._unloaded = time.monotonic()
 
     async def encode(
@@ -154,13 +155,14 @@ class EncoderReplica:
         """The encoders that are loaded."""
         return [models.encoder.network for models in self._models.loaded()]
 
-    async def prepare(self, version: str) -> None:
-        """Load the models of a version, try them, and compare the encoder with the vectors of the index.
+    async def prepare(self, key: str) -> None:
+        """Load the models of a version, given by its key, try them, and compare the encoder with the index.
 
         Raises:
             ProbeError: it gives other vectors or ranks than the index was made with.
             BundleError: it is missing or damaged.
         """
+        _, version = split_key(key)
         models = await self._models.get(version)
         try:
             for model in models.both():

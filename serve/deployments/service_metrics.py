@@ -87,5 +87,5 @@ class ShardMetrics:
     def sizes(self, index: OpenIndex) -> None:
         for task, stats in index.stats().items():
             labels = {**self._slice, "task": task}
-            self._documents.set(sum(shard.documents for shard in stats), labels)
-            self._uncompacted.set(sum(shard.uncompacted for shard in stats), labels)
+            self._documents.set(stats.documents, labels)
+            self._uncompacted.set(stats.uncompacted, labels)

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,14 @@ from serve.backend import INDEX_CALLS, check_format
 from serve.deployments.service_metrics import ShardMetrics
 from serve.deployments.version_cache import VersionCache
 from serve.large_work import LargeWork
-from serve.versions.served import VersionSource, shards_of
+from serve.versions.served import VersionSource, key_of, shards_of, split_key
 
 logger = logging.getLogger("ray.serve")
 
 TIDY_EVERY_S = 5.0
 """Between two looks at what others have compacted, and at what is to be compacted or unloaded."""
-
+FOLLOW_S = 0.5
+"""Between two looks at what others have written, so that searches need not wait for a slow store."""
 NO_ROOM_S = 60.0
 """After a compaction that the disk refused, until the next one."""
 SMALL_SEARCH = 8.0
@@ -53,18 +54,20 @@ class ShardReplica:
         self._compact_from = 0.0
         self._large = LargeWork()
         self._indexes = VersionCache(self._load)
-        self._indexes.preload(source.named()[: settings.max_versions], deployed)
+        self._indexes.preload(source.keys()[: settings.max_versions], key_of(source.default, deployed))
         # A thread, because compaction takes minutes of CPU and Ray's event loop must answer health checks meanwhile.
-        threading.Thread(target=_tidy_while_there, args=(weakref.ref(self),), name="tidy", daemon=True).start()
+        for work, every_s in ((ShardReplica.tidy, TIDY_EVERY_S), (ShardReplica.follow, FOLLOW_S)):
+            arguments = (weakref.ref(self), work, every_s)
+            threading.Thread(target=_work_while_there, args=arguments, name=work.__name__, daemon=True).start()
 
     async def call(
         self,
-        version: str,
+        key: str,
         method: str,
         *arguments: Any,  # noqa: ANN401 - as the method has them
         call_format: int = 0,
     ) -> Any:  # noqa: ANN401
-        """Run a method of INDEX_CALLS on the shards of a version; `Backend.call` has the types.
+        """Run a method of INDEX_CALLS on the shards of a version, by its key; `Backend.call` has the types.
 
         Raises:
             ApiError: the caller is of another version of this code.
@@ -77,7 +80,7 @@ class ShardReplica:
         check_format(call_format)
         if method not in INDEX_CALLS:
             raise ValueError(f"{method!r:.200} is not a call of the index; there are {sorted(INDEX_CALLS)}")
-        index = await self._indexes.get(version)
+        index = await self._indexes.get(key)
         began = time.perf_counter()
         # In a thread, because FAISS and the disk would hold up every other request of this replica's event loop.
         if method == OpenIndex.rank.__name__ and (work := search_work(*arguments)) > SMALL_SEARCH:
@@ -88,36 +91,45 @@ class ShardReplica:
             self._metrics.searched(time.perf_counter() - began)
         return answer
 
-    async def prepare(self, version: str) -> None:
-        """Open the shards of a version, and search them once.
+    async def prepare(self, key: str) -> None:
+        """Open the shards of a version, by its key, and search them once.
 
         Raises:
             BundleError: they are missing or damaged.
         """
-        index = await self._indexes.get(version)
+        index = await self._indexes.get(key)
         try:
             await asyncio.to_thread(_probe, index)
         except (RuntimeError, ValueError) as error:
-            raise BundleError(f"version {version}: {error}") from error
+            raise BundleError(f"version {split_key(key)[1]}: {error}") from error
 
     async def check_health(self) -> None:
         """A real search of every collection; an exception has the replica replaced."""
         for index in self._indexes.loaded():
             await asyncio.to_thread(_probe, index)
 
-    def _load(self, version: str) -> OpenIndex:
+    def _load(self, key: str) -> OpenIndex:
+        alias, version = split_key(key)
         bundle = self._source.bundle(version)
         shards = shards_of(*self._slice, read_manifest(bundle).num_shards)
-        return OpenIndex.open(bundle, self._source.state(version), shards)
+        return OpenIndex.open(bundle, self._source.state(version, alias), shards)
 
     def tidy(self) -> None:
         """Compact what was written, adopt what others compacted, unload what is not served any more."""
         try:
-            self._indexes.unload(self._source.aliases().values())
+            self._indexes.unload(key_of(*named) for named in self._source.aliases().items())
         except EmbedderError as error:
             logger.error("%s", error)
         for index in self._indexes.loaded():
             self._tidy(index)
+
+    def follow(self) -> None:
+        """Take in what others have written."""
+        for index in self._indexes.loaded():
+            try:
+                index.follow()
+            except EmbedderError as error:
+                logger.error("what others write is not seen: %s", error)
 
     def _tidy(self, index: OpenIndex) -> None:
         try:
@@ -126,6 +138,8 @@ class ShardReplica:
             may_compact = not self._settings.read_only and time.monotonic() > self._compact_from
             if may_compact and (compacted := index.compact(self._settings.compact_after_rows)):
                 logger.info("compacted collections", extra={"collections": compacted})
+            if may_compact and (folded := index.fold()):
+                logger.info("made snapshots of logs", extra={"logs": folded})
             self._metrics.sizes(index)
         except StorageError as error:
             # Later, because on a full disk each attempt builds a collection in vain and takes the room of writes.
@@ -143,18 +157,18 @@ def search_work(task: str, options: SearchOptions, query_QD: np.ndarray | None, 
     return queries + characters / QUERY_CHARACTERS
 
 
-def _tidy_while_there(replica: weakref.ref[ShardReplica]) -> None:
-    """Tidy until nobody has the replica any more, whose files this thread would else keep open."""
+def _work_while_there(replica: weakref.ref[ShardReplica], work: Callable[[ShardReplica], None], every_s: float) -> None:
+    """Do some work until nobody has the replica any more, whose files this thread would else keep open."""
     while True:
-        time.sleep(TIDY_EVERY_S)
+        time.sleep(every_s)
         if (there := replica()) is None:
             return
-        there.tidy()
+        work(there)
         del there
 
 
 def _probe(index: OpenIndex) -> None:
     probe_QD = np.ones((1, index.manifest.dimension), dtype=np.float32)
     # A slice holds no shard of a version that has fewer of them than there are slices.
-    for task in (task for task, shards in index.collections.items() if shards):
+    for task in (task for task, collection in index.collections.items() if collection.shards):
         index.rank(task, SearchOptions(k=1), probe_QD, None)

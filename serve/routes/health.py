@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from serve.routes.dependencies import Here
-from serve.schemas.state_schemas import Health, ServiceState
+from serve.schemas.state_schemas import Health, IndexHealth, ServiceState
 
 router = APIRouter(tags=["state"])
 
@@ -18,10 +18,11 @@ async def live() -> Health:
 
 
 @router.get("/health")
-async def health(service: Here) -> Health:
+async def health(service: Here) -> IndexHealth:
     """The encoder and every shard of the default index have just answered a real request."""
-    await service.check_health(await service.named(None))
-    return Health()
+    version = await service.named(None)
+    await service.check_health(version)
+    return IndexHealth(behind_s=await service.behind_s(version))
 
 
 @router.get("/ready")

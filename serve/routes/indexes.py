@@ -22,7 +22,7 @@ from serve.schemas.index_schemas import (
     Removed,
 )
 from serve.service import SHORTLY_S, Service
-from serve.versions.served import Version
+from serve.versions.served import Version, key_of
 
 LOOK_S = 0.2
 """Between two looks at whether an alias has moved."""
@@ -49,7 +49,9 @@ async def point(name: Alias, request: PointRequest, scoped: Here) -> PointRespon
     if name not in known and len(known) >= service.settings.max_versions:
         raise ApiError(409, f"{sorted(known)} are served already; at most {service.settings.max_versions} aliases")
     try:
-        await asyncio.wait_for(service.backend.prepare(request.version), max(LOOK_S, time_left() - LOOK_S))
+        await asyncio.wait_for(
+            service.backend.prepare(key_of(name, request.version)), max(LOOK_S, time_left() - LOOK_S)
+        )
     except ProbeError as error:
         raise ApiError(409, str(error), param="version") from error
     except (asyncio.TimeoutError, TimeoutError) as error:
@@ -65,7 +67,7 @@ async def point(name: Alias, request: PointRequest, scoped: Here) -> PointRespon
 
 @router.delete("/v1/indexes/{name}")
 async def drop(name: Alias, scoped: Here) -> Removed:
-    """Serve an alias no longer; its version stays, and so does what was written to it."""
+    """Serve an alias no longer; its version stays, and so does what was written."""
     service = scoped.whole(name)
     if name == service.served.source.default:
         raise ApiError(409, f"{name!r} is the default index; point it elsewhere instead")
@@ -79,8 +81,8 @@ async def _moved(service: Service, name: str, version: str) -> Version:
     """Wait until an alias serves a version here.
 
     Raises:
-        ApiError: the version is refused, or much was written to the old one, and replaying it takes longer than a
-            request may.
+        ApiError: the version is refused, or much was written through versions with another model, and encoding it
+            takes longer than a request may.
     """
     while True:
         await service.follow(max(LOOK_S, time_left() - LOOK_S))
@@ -91,7 +93,7 @@ async def _moved(service: Service, name: str, version: str) -> Version:
             raise ApiError(409, f"{version}: {reason}", param="version")
         if time_left() < 2 * LOOK_S:
             raise ApiError(
-                503, f"what was written is replayed in {version} first; {name} moves by itself when that is done"
+                503, f"what was written is encoded for {version} first; {name} moves by itself when that is done"
             )
         await asyncio.sleep(LOOK_S)
 

@@ -15,9 +15,17 @@ class TeiError(Strict):
 
 
 class Health(Strict):
-    """Answer of GET /health, /ready and /live."""
+    """Answer of GET /ready and /live."""
 
     status: Literal["ok"] = "ok"
+
+
+class IndexHealth(Health):
+    """Answer of GET /health."""
+
+    behind_s: float
+    """Seconds since the replicas that answered knew all that had been written: below 2 unless the store is not
+    reachable, when searches go on with what was known then."""
 
 
 class DeploymentState(Strict):

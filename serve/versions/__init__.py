@@ -1,5 +1,5 @@
 """Versions of the index.
 
-served         where they are, and which one each alias serves in this process
-write_replay   writes of the version that an alias leaves, applied to the one it goes to
+served           where they are, and which one each alias serves in this process
+missing_vectors  vectors of what was written through a version with another model
 """

@@ -12,11 +12,24 @@ from embedder.config.run import RunConfig
 from embedder.errors import EmbedderError
 from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_of
 from embedder.index.catalog import Catalog
+from embedder.index.state_places import StatePlaces
 from embedder.run.lineage import read_lineage
+from embedder.storage.object_store import AnyPath, ObjectPath
 from serve.http_errors import ApiError
 from serve.schemas.index_schemas import Versions
 
 logger = logging.getLogger("ray.serve")
+
+
+def key_of(alias: str, version: str) -> str:
+    """A version with what was written through an alias, as one name; neither has a slash."""
+    return f"{alias}/{version}"
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Alias and version of a key."""
+    alias, _, version = key.rpartition("/")
+    return alias, version
 
 
 @dataclass(frozen=True)
@@ -28,12 +41,15 @@ class VersionSource:
     default: str
     """Alias of the index that a request means which names none."""
     is_catalog: bool
+    log: AnyPath | None = None
+    """Where the logs of the catalog's tasks are, if not in its folder."""
 
     @classmethod
-    def of(cls, config: RunConfig) -> VersionSource:
-        """The source of a run's versions."""
+    def of(cls, config: RunConfig, work: AnyPath | None = None) -> VersionSource:
+        """The source of a run's versions; `work` is the run's place in an object store, whose mirror it has."""
         bundle = config.serve.bundle
-        return cls(bundle or config.paths.indexes, config.index.alias, is_catalog=bundle is None)
+        log = work / "indexes" if isinstance(work, ObjectPath) else None
+        return cls(bundle or config.paths.indexes, config.index.alias, is_catalog=bundle is None, log=log)
 
     @property
     def catalog(self) -> Catalog:
@@ -44,7 +60,7 @@ class VersionSource:
         """
         if not self.is_catalog:
             raise ApiError(409, "this service was deployed with serve.bundle; it serves that one bundle alone")
-        return Catalog(self.folder)
+        return Catalog(self.folder, self.log)
 
     def aliases(self) -> dict[str, str]:
         """Version by alias.
@@ -54,29 +70,30 @@ class VersionSource:
         """
         return Catalog(self.folder).aliases() if self.is_catalog else {self.default: self.folder.name}
 
-    def named(self) -> list[str]:
-        """Versions that aliases name now, the default one's first; none where that cannot be read."""
+    def keys(self) -> list[str]:
+        """Keys of what aliases serve now, the default one first; none where that cannot be read."""
         try:
             aliases = self.aliases()
         except EmbedderError as error:
             logger.error("%s", error)
             return []
-        return list(dict.fromkeys(aliases[alias] for alias in sorted(aliases, key=lambda alias: alias != self.default)))
+        first = sorted(aliases, key=lambda alias: alias != self.default)
+        return [key_of(alias, aliases[alias]) for alias in first]
 
     def bundle(self, version: str) -> Path:
         return Catalog(self.folder).bundle(version) if self.is_catalog else self.folder
 
-    def state(self, version: str) -> Path:
-        """The folder of what was written to a version."""
-        if self.is_catalog:
-            return Catalog(self.folder).state(version)
-        return self.folder.with_name(f"{self.folder.name}.state")
+    def state(self, version: str, alias: str) -> StatePlaces:
+        """The places of what was written through an alias."""
+        return self.catalog.state(version, alias) if self.is_catalog else StatePlaces.beside(self.folder)
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version that is served: model and index as one unit."""
+    """A version that an alias serves: model and index as one unit."""
 
+    alias: str
+    """By which what was written to it is known: each alias has writes of its own."""
     name: str
     manifest: Manifest
     stamp: Versions
@@ -88,7 +105,7 @@ class Version:
     has_reranker: bool
 
     @classmethod
-    def read(cls, source: VersionSource, name: str) -> Version:
+    def read(cls, source: VersionSource, alias: str, name: str) -> Version:
         """Read what a version is.
 
         Raises:
@@ -102,7 +119,12 @@ class Version:
         created = int((bundle / Manifest.FILE).stat().st_mtime)
         # Once, because the version of an index is a hash over all that the manifest lists.
         stamp = Versions(model_version=manifest.model_version, index_version=manifest.index_version)
-        return cls(name, manifest, stamp, created, tuple(widths), manifest.has_reranker)
+        return cls(alias, name, manifest, stamp, created, tuple(widths), manifest.has_reranker)
+
+    @property
+    def key(self) -> str:
+        """Under which replicas have it."""
+        return key_of(self.alias, self.name)
 
     def slices(self, num_slices: int) -> list[int]:
         """The slices that hold shards of it."""
@@ -206,7 +228,7 @@ class Served(NamedVersions):
         """
         self.source, self.max_versions = source, max_versions
         version = source.aliases().get(source.default) or source.default
-        self._by_alias = {source.default: Version.read(source, version)}
+        self._by_alias = {source.default: Version.read(source, source.default, version)}
         self._refused: dict[str, tuple[str, str]] = {}
 
     @property
@@ -220,12 +242,12 @@ class Served(NamedVersions):
     async def follow(
         self,
         prepare: Callable[[str], Awaitable[None]],
-        may_move: Callable[[str, Version, Version], Awaitable[bool]],
+        is_ready: Callable[[Version], Awaitable[bool]],
     ) -> None:
-        """Go over to what the aliases name now, each once `prepare` has had every replica load it.
+        """Go over to what the aliases name now, each once `prepare` has had every replica load it, by its key.
 
-        `may_move` is asked whether what was written to the old version is in the new one; if not yet, the alias stays
-        until the next look.
+        `is_ready` is asked whether the new version shows all that was written; if not yet, the alias stays until the
+        next look.
         """
         wanted = self.source.aliases()
         for gone in self._by_alias.keys() - wanted.keys() - {self.source.default}:
@@ -242,10 +264,10 @@ class Served(NamedVersions):
                 self._refuse(alias, name, f"{self.max_versions} are served already (serve.max_versions)")
                 continue
             try:
-                version = Version.read(self.source, name)
-                # Before the writes are replayed, which needs the new version loaded everywhere.
-                await prepare(name)
-                if known is not None and not await may_move(alias, known, version):
+                version = Version.read(self.source, alias, name)
+                # Before vectors are made for it, which needs the new version loaded.
+                await prepare(version.key)
+                if known is not None and not await is_ready(version):
                     continue
             except EmbedderError as error:
                 self._refuse(alias, name, str(error))

@@ -6,15 +6,13 @@ import json
 from collections.abc import Callable
 
 from embedder.errors import ConfigError, StorageError
-from embedder.hashing import content_id
 from embedder.storage import connect
 from embedder.storage.commit_log import CommitLog
-from embedder.storage.generations import Generation, Generations
 from embedder.storage.log_writer import Writer
 from embedder.storage.position import Position
 from embedder.storage.revisions import Revisions
 from embedder.storage.store import Entry
-from tests.simulation.world import CATALOG, CURRENT, LOG, RETENTION, Fault, Killed, State, TrueStore, World, applied
+from tests.simulation.world import CATALOG, LOG, RETENTION, Fault, Killed, State, TrueStore, World, applied
 
 KEYS = "abcdef"
 MOST_LOST = 60
@@ -76,21 +74,19 @@ class Opened:
         self.world, self.store = world, store
         mark = world.seed.randbytes
         self.log = CommitLog(store, "task", clock, mark, RETENTION)
-        self.generations = Generations(store, "version", clock, mark, RETENTION)
         self.state: State = {}
+        self.kept: tuple[int, str] | None = None
+        """A number and the state up to it, as on the disk of this machine."""
         self.position = Position(0, 0.0)
         self.open()
 
     def open(self) -> None:
-        """From the newest generation, or where that stands for less or its file is gone, from the newest snapshot."""
+        """From the newest snapshot, or where this process has kept what goes further, from that."""
         self.position, content = self.log.snapshot()
         self.state = json.loads(content) if content else {}
-        _, generation = self.generations.newest()
-        if generation is not None and generation.number > self.position.number:
-            name, digest = next(iter(generation.files.items()))
-            file = self.store.get(name)
-            if file is not None and content_id(file.decode()) == digest:
-                self.state, self.position = json.loads(file), Position(generation.number, self.position.since)
+        if self.kept is not None and self.kept[0] > self.position.number:
+            number, state = self.kept
+            self.state, self.position = json.loads(state), Position(number, self.position.since)
         self._compare()
 
     def follow(self) -> None:
@@ -150,7 +146,7 @@ class Process:
         self.catalog = Revisions(self.store, CATALOG, self.clock, self.seed.randbytes, RETENTION)
         self.writer = Writer(self.opened.log, self.opened.position, self.clock, self._sleep, self.seed.random)
         acts = [self._write, self._write, self._write, self.opened.follow, self.opened.follow, self._fold]
-        acts += [self._clean, self._generate, self._change_catalog]
+        acts += [self._clean, self._keep, self._change_catalog]
         acts += {"log": [self._fold, self._clean], "catalog": [self._change_catalog] * 6 + [self._clean] * 3, "": []}[
             self.world.focus
         ]
@@ -200,14 +196,10 @@ class Process:
         self.opened.follow()
         self.opened.log.put_snapshot(self.opened.position.number, json.dumps(self.opened.state).encode())
 
-    def _generate(self) -> None:
-        known, current = self.opened.generations.newest()
+    def _keep(self) -> None:
         self.opened.follow()
-        file = json.dumps(self.opened.state)
-        name = self.opened.generations.new_name("state.json")
-        self.store.put_if_absent(name, file.encode())
-        generation = Generation(self.opened.position.number, {name: content_id(file)})
-        self.opened.generations.publish(known, current, generation)
+        self.opened.kept = (self.opened.position.number, json.dumps(self.opened.state))
+        self.opened.open()
 
     def _change_catalog(self) -> None:
         self.sent += 1
@@ -217,7 +209,6 @@ class Process:
 
     def _clean(self) -> None:
         self.opened.log.clean()
-        self.opened.generations.clean()
         self.catalog.clean()
 
 
@@ -228,7 +219,7 @@ def start(world: World) -> None:
 
 
 def check(world: World) -> None:
-    """What holds when all is over: of the log, of the catalog, of the generations, and of who opens now."""
+    """What holds when all is over: of the log, of the catalog, and of who opens now."""
     if world.refused:
         return
     commits = world.store.first[LOG]
@@ -242,9 +233,6 @@ def check(world: World) -> None:
         world.fault("a change of the catalog undid another one")
     if lost := set(world.changes) - set(chain[-1] if chain else []):
         world.fault(f"changes of the catalog were acknowledged and are lost: {sorted(lost)}")
-    numbers = [json.loads(content)["number"] for content in world.store.first[CURRENT]]
-    if numbers != sorted(set(numbers)):
-        world.fault(f"generations stand for {numbers}")
     late = Opened(world, world.store, lambda: world.now)
     late.follow()
     if late.position.number != len(commits):

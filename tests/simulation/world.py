@@ -20,7 +20,7 @@ from embedder.storage.store import Entry
 RETENTION = Retention(trusted_s=8.0, kept_s=24.0)
 LIFE_S = 120.0
 CROWD_S = 12.0
-LOG, CATALOG, CURRENT = "task/log", "catalog", "version/current"
+LOG, CATALOG = "task/log", "catalog"
 State = dict[str, int]
 """Value by key; a key that was deleted has none."""
 
@@ -50,7 +50,7 @@ class TrueStore:
     def __init__(self, world: World, *, keeps: bool = True) -> None:
         self.world, self.keeps = world, keeps
         self.folders: dict[str, dict[str, tuple[bytes, float]]] = defaultdict(dict)
-        self.first: dict[str, list[bytes]] = {LOG: [], CATALOG: [], CURRENT: []}
+        self.first: dict[str, list[bytes]] = {LOG: [], CATALOG: []}
         """Contents without their marks, in the order of their numbers."""
         self.states: list[State] = [{}]
         """The plain dict after each commit."""

@@ -17,8 +17,11 @@ from embedder.index.documents import PAYLOAD, Document
 from embedder.index.faiss_index import empty_vectors
 from embedder.index.living import MutableCollection
 from embedder.index.manifest import hash_files
+from embedder.index.open_shards import ShardFolders
 from embedder.index.opened import OpenIndex
+from embedder.index.task_log import TaskLog
 from embedder.models.fingerprint import model_fingerprint
+from embedder.storage.object_store import AnyPath
 
 WIDTH = 8
 IDENTITY = CollectionIdentity(task="qa", shard=0, num_shards=1, encoder_fingerprint="model", dimension=WIDTH)
@@ -70,12 +73,20 @@ def collection(folder: Path, documents: list[Document], vectors: np.ndarray, **s
     return Collection.load(folder, info.identity, check=True)
 
 
-def mutable(folder: Path, documents: list[Document], vectors: np.ndarray, **settings) -> MutableCollection:
-    """The same, to be written to; opens what was written to it before."""
+def mutable(
+    folder: Path,
+    documents: list[Document],
+    vectors: np.ndarray,
+    log: AnyPath | None = None,
+    space: str = "s",
+    **settings,
+) -> MutableCollection:
+    """The same, to be written to; opens what was written before, to this collection or to others of the same log."""
     if not (folder / "bundled").exists():
         write(folder / "bundled", documents, vectors, **settings)
     identity = IDENTITY.model_copy(update={"dimension": vectors.shape[1]})
-    return MutableCollection(folder / "bundled", folder / "state", identity)
+    folders = {0: ShardFolders(folder / "bundled", folder / "state" / "generations")}
+    return MutableCollection(TaskLog((log or folder / "state") / "writes", "qa"), folders, identity, space)
 
 
 def write_version(
@@ -129,9 +140,9 @@ def live_catalog(folder: Path, documents: list[Document], vectors: np.ndarray) -
 def opened(catalog: Catalog, name: str = "live") -> OpenIndex:
     """The version of an alias, with all shards."""
     version = catalog.resolve(name)
-    return OpenIndex.open(catalog.bundle(version), catalog.state(version))
+    return OpenIndex.open(catalog.bundle(version), catalog.state(version, "live"))
 
 
 def count(index: OpenIndex) -> int:
     """How many documents it has."""
-    return sum(one.documents for one in index.stats()["qa"])
+    return index.stats()["qa"].documents

@@ -26,6 +26,7 @@ from embedder.index.manifest import hash_files
 from embedder.index.opened import OpenIndex
 from embedder.index.probe import PROBE, Probe, check_probe, check_ranks, write_probe
 from embedder.index.search_options import SearchOptions
+from embedder.index.state_places import StatePlaces
 from embedder.models.encoder import encode, encode_prompted, load_encoder
 from embedder.models.fingerprint import model_fingerprint
 from tests.unit.index_cases import write
@@ -110,9 +111,9 @@ def test_bundle_model_encodes_as_the_one_it_was_made_with(bundle, encoder):
 
 
 def test_bundle_passages_are_found_over_all_shards(bundle, encoder):
-    index = OpenIndex.open(bundle, bundle.with_name("state"))
+    index = OpenIndex.open(bundle, StatePlaces.beside(bundle))
     for name, task in TASKS.items():
-        assert sum(stats.documents for stats in index.stats()[name]) == index.manifest.collections[name]
+        assert index.stats()[name].documents == index.manifest.collections[name]
         vectors = encode(encoder, PASSAGES[name], task, "passage")
         found = index.search(name, SearchOptions(k=3), vectors).hits()
         for hits, text in zip(found, PASSAGES[name], strict=True):

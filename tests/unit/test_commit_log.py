@@ -1,4 +1,4 @@
-"""Logs, snapshots, documents and generations in a folder, S3 and Azure."""
+"""Logs, snapshots and documents in a folder, S3 and Azure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import time
 
 import pytest
 
-from embedder.errors import BundleError, StorageError
+from embedder.errors import StorageError
 from embedder.storage.commit_log import COMMITS_AT_ONCE, CommitLog
 from embedder.storage.connect import store_time
 from embedder.storage.folder_store import FolderStore
-from embedder.storage.generations import Generation, Generations
 from embedder.storage.log_writer import Writer
 from embedder.storage.position import Position, Retention
 from embedder.storage.revisions import Revisions
@@ -151,25 +150,6 @@ def test_changes_of_a_document_are_never_lost_in_any_store(any_store, clock):
     assert known.number == 12 and len(json.loads(content)) == 12
     assert document.clean() == 11 and document.newest() == (known, content)
     assert not document.replace(Position(11, clock.now), b"[]")
-
-
-def test_generation_counts_once_and_its_rivals_files_are_removed(tmp_path, clock):
-    store = FolderStore(tmp_path)
-    generations = Generations(store, "v", clock, retention=SHORT)
-    known, current = generations.newest()
-    assert current is None
-    names = [generations.new_name("state") for _ in range(2)]
-    for name in names:
-        store.put_if_absent(name, b"state")
-    one, two = (Generation(7, {name: "digest"}) for name in names)
-    assert generations.publish(known, None, one) and not generations.publish(known, None, two)
-    known, current = generations.newest()
-    assert current == one and not generations.publish(known, current, Generation(7, {}))
-    assert generations.clean() == 1
-    assert store.get(names[0]) == b"state" and store.get(names[1]) is None
-    store.put_if_absent("v/current/000000000002.json", b"{}" + bytes(16))
-    with pytest.raises(BundleError, match="a generation is damaged"):
-        generations.newest()
 
 
 def test_store_tells_its_own_time_and_keeps_nothing_of_it(any_store):

@@ -20,7 +20,7 @@ VECTORS = unit(np.random.default_rng(3), 4)
 def folder(tmp_path: Path) -> Path:
     """A catalog with one version, to which a document was written."""
     catalog = live_catalog(tmp_path / "indexes", documents_of("abc"), VECTORS[:3])
-    OpenIndex.open(catalog.bundle("one"), catalog.state("one")).upsert("qa", documents_of("d"), VECTORS[3:])
+    OpenIndex.open(catalog.bundle("one"), catalog.state("one", "live")).upsert("qa", documents_of("d"), VECTORS[3:])
     return catalog.folder
 
 

@@ -1,26 +1,31 @@
-"""The mutable collection against a dictionary and brute force; what kills, damage and other processes do to it."""
+"""The mutable collection against a dictionary and brute force; what damage, folds and other processes do to it."""
 
 from __future__ import annotations
 
-import json
-import os
+import shutil
 import threading
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from embedder.errors import BundleError, DataError
-from embedder.index import living as living_module
+from embedder.errors import BundleError, DataError, StorageError
+from embedder.index import shard as shard_module
+from embedder.index import task_log
 from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document
 from embedder.index.exact import pair_scores
 from embedder.index.filters import equals
-from embedder.index.log import Log
+from embedder.index.living import CollectionStats
+from embedder.index.operations import OPERATIONS, operations_of
+from embedder.storage.durable import UNFINISHED
+from embedder.storage.numbered import MARK_BYTES
 from tests.unit.index_cases import NO_CHOICE, WIDTH, documents_of, ids, mutable, unit
+from tests.waiting import wait_until
 
 IDS = st.sampled_from([f"p{i}" for i in range(12)])
 DATASETS = st.sampled_from(["", "d"])
@@ -70,6 +75,10 @@ class CollectionMachine(RuleBasedStateMachine):
     @rule()
     def adopt(self):
         self.other.adopt()
+
+    @rule(by_other=st.booleans())
+    def fold(self, by_other):
+        (self.other if by_other else self.index).fold(at_once=True)
 
     @rule()
     def restart(self):
@@ -139,7 +148,7 @@ def test_upsert_of_vectors_that_do_not_fit_is_refused_and_nothing_is_written(tmp
 
 
 def test_upsert_of_too_many_different_fields_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("embedder.index.living.MAX_FIELDS", 3)
+    monkeypatch.setattr("embedder.index.open_shards.MAX_FIELDS", 3)
     one = mutable(tmp_path, documents_of("a", year=1), VECTORS[:1])
     one.upsert(documents_of("b", month=1), VECTORS[:1])
     with pytest.raises(DataError, match="4 different fields; at most 3"):
@@ -153,7 +162,7 @@ def test_compaction_takes_in_all_and_readers_go_on_until_they_adopt(tmp_path):
     before = ids(reader.search(VECTORS[:2], 9, NO_CHOICE))
     assert one.compact()
     assert not one.compact()
-    assert (one.stats().generation, one.stats().uncompacted) == (1, 0)
+    assert (one.stats().generation, one.stats().uncompacted) == (2, 0)
     assert (reader.stats().generation, reader.stats().uncompacted) == (0, 2)
     assert ids(reader.search(VECTORS[:2], 9, NO_CHOICE)) == before
     assert reader.adopt()
@@ -161,7 +170,7 @@ def test_compaction_takes_in_all_and_readers_go_on_until_they_adopt(tmp_path):
     assert ids(reader.search(VECTORS[:2], 9, NO_CHOICE)) == before == ids(one.search(VECTORS[:2], 9, NO_CHOICE))
 
 
-def test_compaction_that_fails_leaves_one_segment_and_the_next_one_takes_in_all(tmp_path, monkeypatch):
+def test_compaction_that_fails_leaves_nothing_and_the_next_one_takes_in_all(tmp_path, monkeypatch):
     index, full = mutable(tmp_path, documents_of("c"), VECTORS[:1]), [True]
 
     def write(*arguments):
@@ -169,27 +178,26 @@ def test_compaction_that_fails_leaves_one_segment_and_the_next_one_takes_in_all(
             raise OSError(28, "no space left on device")
         write_compacted(*arguments)
 
-    monkeypatch.setattr(living_module, "write_compacted", write)
+    monkeypatch.setattr(shard_module, "write_compacted", write)
     index.upsert(documents_of("a"), VECTORS[:1])
     for _ in range(3):
         with pytest.raises(OSError, match="No space"):
             index.compact()
-    assert len(list((tmp_path / "state" / "log").iterdir())) == 2
+    assert not list(generations_of(tmp_path).iterdir())
     index.upsert(documents_of("b"), VECTORS[1:2])
     full[0] = False
     assert index.compact() and not index.compact()
     assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == index.stats().documents == 3
 
 
-def test_log_is_on_the_disk_with_its_end_before_it_gets_a_successor(tmp_path, monkeypatch):
-    """Only the last segment is recovered: one whose end a power cut took back would lose what was acknowledged."""
-    index, order = mutable(tmp_path, documents_of("c"), VECTORS[:1]), []
+def test_compaction_that_another_process_is_at_is_left_to_it_for_a_while(tmp_path, monkeypatch):
+    index = mutable(tmp_path, documents_of("c"), VECTORS[:1])
     index.upsert(documents_of("a"), VECTORS[:1])
-    fsync, create = os.fsync, Log.create
-    monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
-    monkeypatch.setattr(Log, "create", lambda *arguments: (order.append("create"), create(*arguments)))
-    assert index.compact()
-    assert order[:2] == [str(log_of(tmp_path)), "create"]
+    begun = generations_of(tmp_path) / f"{UNFINISHED}1.x"
+    begun.mkdir(parents=True)
+    assert not index.compact() and begun.exists()
+    monkeypatch.setattr(shard_module, "BUILDING_S", 0.0)
+    assert index.compact() and not begun.exists()
 
 
 def test_reader_that_slept_through_many_compactions_catches_up(tmp_path):
@@ -197,7 +205,7 @@ def test_reader_that_slept_through_many_compactions_catches_up(tmp_path):
     for i in range(4):
         one.upsert(documents_of([f"n{i}"]), VECTORS[i : i + 1])
         one.compact()
-    assert len(list((tmp_path / "state" / "generations").iterdir())) == 2
+    assert len(list(generations_of(tmp_path).iterdir())) == 2
     assert reader.stats().documents == 5
 
 
@@ -227,6 +235,14 @@ def test_compaction_lets_writes_and_searches_go_on(tmp_path):
     assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == 360
 
 
+def commits_of(folder):
+    return sorted((folder / "state" / "writes" / "qa" / "log").iterdir())
+
+
+def generations_of(folder):
+    return folder / "state" / "generations"
+
+
 def test_log_on_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path, monkeypatch):
     one = mutable(tmp_path, documents_of("a"), VECTORS[:1])
     one.upsert(documents_of("b"), VECTORS[1:2])
@@ -235,96 +251,146 @@ def test_log_on_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("embedder.index.log.os.fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        patched.setattr("embedder.storage.folder_store.os.fsync", full)
+        with pytest.raises(StorageError, match="the disk is full"):
             one.upsert(documents_of("c"), VECTORS[2:3])
     assert one.stats().documents == 2
     one.upsert(documents_of("e"), VECTORS[2:3])
     assert ids(mutable(tmp_path, [], VECTORS[:0]).search(VECTORS[2:3], 9, NO_CHOICE))[0][0] == "e"
 
 
-def log_of(folder):
-    return folder / "state" / "log" / "0.log"
+def test_writes_of_many_threads_share_commits_and_are_all_found(tmp_path, monkeypatch):
+    one, first, free = mutable(tmp_path, documents_of("a"), VECTORS[:1]), threading.Event(), threading.Event()
+    commit = one._log._writer.commit
+
+    def slow(content):
+        first.set()
+        free.wait(60)
+        return commit(content)
+
+    monkeypatch.setattr(one._log._writer, "commit", slow)
+    threads = [threading.Thread(target=one.upsert, args=(documents_of([f"n{i}"]), VECTORS[:1])) for i in range(8)]
+    threads[0].start()
+    first.wait(60)
+    for thread in threads[1:]:
+        thread.start()
+    wait_until(lambda: len(one._log._waiting) == 7)
+    free.set()
+    for thread in threads:
+        thread.join()
+    assert len(commits_of(tmp_path)) == 2
+    assert one.stats().documents == mutable(tmp_path, [], VECTORS[:0]).stats().documents == 9
 
 
-def test_log_drops_a_write_cut_short_at_any_byte_and_keeps_what_was_acknowledged(tmp_path):
-    one = mutable(tmp_path, documents_of("a"), VECTORS[:1])
-    one.upsert(documents_of("b"), VECTORS[1:2])
-    before = log_of(tmp_path).read_bytes()
-    one.upsert(documents_of("c"), VECTORS[2:3])
-    after = log_of(tmp_path).read_bytes()
-    for length in range(len(before), len(after), 23):
-        log_of(tmp_path).write_bytes(before[:28] + after[28:length])
-        assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == 2
-        assert log_of(tmp_path).read_bytes() == before
-    log_of(tmp_path).write_bytes(before[:28] + after[28:])
-    assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == 3
+def test_writes_that_the_store_refuses_are_refused_to_all_that_waited(tmp_path, monkeypatch):
+    one, first, free = mutable(tmp_path, documents_of("a"), VECTORS[:1]), threading.Event(), threading.Event()
+
+    def fails(content):
+        first.set()
+        free.wait(60)
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(one._log._writer, "commit", fails)
+    refused = []
+
+    def write(name):
+        try:
+            one.upsert(documents_of([name]), VECTORS[:1])
+        except StorageError:
+            refused.append(name)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "bcd"]
+    threads[0].start()
+    first.wait(60)
+    for thread in threads[1:]:
+        thread.start()
+    wait_until(lambda: len(one._log._waiting) == 2)
+    free.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(refused) == ["b", "c", "d"] and one.stats().documents == 1
 
 
-def test_log_refuses_any_damage_to_acknowledged_writes(tmp_path):
+def test_commit_with_any_damage_is_refused_by_name(tmp_path):
     one = mutable(tmp_path, documents_of("a"), VECTORS[:1])
     for i in range(3):
         one.upsert(documents_of([f"n{i}"]), VECTORS[i : i + 1])
-    whole = log_of(tmp_path).read_bytes()
-    random = np.random.default_rng(0)
-    for width in (1, 8):
-        for place in random.integers(0, len(whole) - width, 60).tolist():
-            spoilt = bytearray(whole)
-            for i in range(width):
-                spoilt[place + i] ^= 0xFF
-            log_of(tmp_path).write_bytes(spoilt)
-            with pytest.raises(BundleError, match=r"0\.log"):
-                mutable(tmp_path, [], VECTORS[:0])
-    for length in [0, *random.integers(0, len(whole), 10).tolist()]:
-        log_of(tmp_path).write_bytes(whole[:length])
-        with pytest.raises(BundleError, match=r"0\.log"):
+    path = commits_of(tmp_path)[1]
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    # The last bytes tell whose commit it is, and are no part of it.
+    content = len(whole) - MARK_BYTES
+    for place in [0, 3, *random.integers(0, content, 40).tolist()]:
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 0xFF
+        path.write_bytes(spoilt)
+        with pytest.raises(BundleError, match=r"writes/qa/log: object 2 is damaged"):
             mutable(tmp_path, [], VECTORS[:0])
-    log_of(tmp_path).write_bytes(whole)
+    for length in [0, *random.integers(0, len(whole), 10).tolist()]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(BundleError, match="object 2 is damaged"):
+            mutable(tmp_path, [], VECTORS[:0])
+    path.write_bytes(whole)
     assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == 4
 
 
-@pytest.mark.parametrize("field", ["task", "shard", "num_shards", "encoder_fingerprint", "dimension", "format"])
-def test_log_of_elsewhere_or_of_a_later_format_is_refused(tmp_path, field):
-    one = mutable(tmp_path, documents_of("a"), VECTORS[:1])
-    one.upsert(documents_of("b"), VECTORS[:1])
-    raw = log_of(tmp_path).read_bytes()
-    length = int.from_bytes(raw[20:24], "little")
-    header = json.loads(raw[28 : 28 + length])
-    header[field] = 1 if field == "format" else "9" if isinstance(header[field], str) else 9
-    changed = json.dumps(header, sort_keys=True).encode().ljust(length)
-    crc = zlib.crc32(changed).to_bytes(4, "little")
-    log_of(tmp_path).write_bytes(raw[:24] + crc + changed + raw[28 + length :])
-    with pytest.raises(BundleError, match=r"0\.log"):
-        mutable(tmp_path, [], VECTORS[:0])
+def test_commit_of_another_version_of_the_program_is_refused(tmp_path):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, OPERATIONS.remove(0)) as writer:
+        writer.write_table(OPERATIONS.remove(0).empty_table())
+    body = sink.getvalue().to_pybytes()
+    content = zlib.crc32(body).to_bytes(4, "little") + body
+    with pytest.raises(BundleError, match="object 7 is of another version of this program"):
+        operations_of(content, 7, "log")
 
 
-def test_generation_that_is_damaged_is_refused_and_the_old_one_goes_on_being_searched(tmp_path):
+def test_generation_that_is_damaged_is_passed_over_and_made_again(tmp_path, caplog):
     one, reader = (mutable(tmp_path, documents_of("ab"), VECTORS[:2]) for _ in range(2))
     one.upsert(documents_of("c"), VECTORS[2:3])
     one.compact()
-    path = tmp_path / "state" / "generations" / "1" / "payload.arrow"
+    path = generations_of(tmp_path) / "1" / "payload.arrow"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(BundleError, match=r"payload\.arrow: SHA-256 differs"):
-        reader.adopt()
-    assert ids(reader.search(VECTORS[2:3], 1, NO_CHOICE)) == [["c"]]
-    with pytest.raises(BundleError, match=r"payload\.arrow: SHA-256 differs"):
-        mutable(tmp_path, [], VECTORS[:0])
+    assert reader.adopt() == 0 and ids(reader.search(VECTORS[2:3], 1, NO_CHOICE)) == [["c"]]
+    late = mutable(tmp_path, [], VECTORS[:0])
+    assert late.stats().generation == 0 and ids(late.search(VECTORS[2:3], 1, NO_CHOICE)) == [["c"]]
+    assert "payload.arrow: SHA-256 differs" in caplog.text
+    late.upsert(documents_of("d"), VECTORS[3:4])
+    assert late.compact() and mutable(tmp_path, [], VECTORS[:0]).stats().generation == 2
 
 
-@pytest.mark.parametrize("content", ["", "1", "x y", "1 0123", "7 abc"])
-def test_generation_pointer_that_is_damaged_is_refused(tmp_path, content):
+def test_generation_that_goes_further_than_the_log_is_of_another_log(tmp_path):
     one = mutable(tmp_path, documents_of("ab"), VECTORS[:2])
     one.upsert(documents_of("c"), VECTORS[2:3])
     one.compact()
-    (tmp_path / "state" / "CURRENT").write_text(content)
-    with pytest.raises(BundleError):
-        mutable(tmp_path, [], VECTORS[:0])
+    shutil.rmtree(tmp_path / "state" / "writes")
+    assert mutable(tmp_path, [], VECTORS[:0]).stats() == CollectionStats(2, 0, 0)
 
 
-def test_log_that_is_gone_is_missed(tmp_path):
-    one = mutable(tmp_path, documents_of("ab"), VECTORS[:2])
-    one.upsert(documents_of("c"), VECTORS[2:3])
+def test_fold_stands_for_the_commits_that_were_removed(tmp_path, monkeypatch):
+    """Who opens then, who slept meanwhile, and who goes on from a generation in between all show the same."""
+    one, asleep = (mutable(tmp_path, documents_of("abc"), VECTORS[:3]) for _ in range(2))
+    one.upsert(documents_of("d"), VECTORS[3:4])
     one.compact()
-    (tmp_path / "state" / "log" / "1.log").unlink()
-    with pytest.raises(BundleError, match=r"1\.log: missing"):
-        mutable(tmp_path, [], VECTORS[:0])
+    one.delete([("a", "d"), ("d", "d")])
+    one.upsert([Document(id="b", text="changed", dataset="d")], VECTORS[4:5])
+    assert one.fold(at_once=True) and not one.fold(at_once=True)
+    for commit in commits_of(tmp_path):
+        commit.unlink()
+    # As after a minute, when a position may no longer be relied on.
+    asleep._position = asleep._position._replace(since=-1e9)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path, copy)
+    shutil.rmtree(generations_of(copy))
+    for index in (one, asleep, mutable(tmp_path, [], VECTORS[:0]), mutable(copy, [], VECTORS[:0])):
+        hits = index.search(VECTORS[:1], 9, NO_CHOICE).hits()[0]
+        assert {hit.id: hit.text for hit in hits} == {"b": "changed", "c": "text of c"}
+
+
+def test_fold_is_made_after_many_commits_and_of_two_one_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(task_log, "FOLD_COMMITS", 3)
+    one, other = (mutable(tmp_path, [], VECTORS[:0]) for _ in range(2))
+    for i in range(4):
+        assert not one.fold()
+        one.upsert(documents_of([f"n{i}"]), VECTORS[:1])
+    other.catch_up()
+    assert one.fold() and not other.fold() and not one.fold()
+    assert [path.name for path in (tmp_path / "state/writes/qa/snapshots").iterdir()] == ["000000000004.arrow"]

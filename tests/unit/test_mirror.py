@@ -67,17 +67,17 @@ def test_mirror_gives_another_machine_what_was_sent(remote: ObjectPath, tmp_path
 
 def test_mirror_leaves_scratch_locks_and_what_a_service_writes(remote: ObjectPath, tmp_path: Path) -> None:
     mirror = begun(remote, tmp_path / "one")
-    write(mirror.folder, x_lock="", a_txt="1", indexes__states__v1__0_log="acknowledged")
+    write(mirror.folder, x_lock="", a_txt="1", indexes__states__v1__5__x="compacted")
     (mirror.folder / ".unfinished-b").mkdir()
     (mirror.folder / ".unfinished-b" / "c").write_text("half")
     (mirror.folder / ".half").write_text("half")
     assert mirror.push() == 1
-    for name in ("batch.lock", ".DS_Store", ".mirror.json"):
+    for name in ("batch.lock", ".DS_Store", ".mirror.json", "indexes/writes/qa/log/1.arrow"):
         with replacing(remote / name) as file:
             file.write(b"of somebody else")
     assert elsewhere(remote, tmp_path / "two") == {"a.txt": "1"}
     mirror.pull()
-    assert (mirror.folder / "indexes/states/v1/0.log").read_text() == "acknowledged"
+    assert (mirror.folder / "indexes/states/v1/5/x").read_text() == "compacted"
 
 
 def test_mirror_takes_the_store_over_a_folder_that_fell_behind(remote: ObjectPath, tmp_path: Path) -> None:

@@ -104,9 +104,9 @@ def test_health_of_an_index_that_cannot_be_searched_has_its_replica_replaced(ser
     (replica, *_) = service.backend.parts
     asyncio.run(replica.check_health())
     (index,) = replica._indexes.loaded()
-    for collections in index.collections.values():
-        for collection in collections.values():
-            collection._reading.base.rank = failing
+    for collection in index.collections.values():
+        for memtable in collection._shards.memtables:
+            memtable.base.rank = failing
     with pytest.raises(RuntimeError, match="illegal memory"):
         asyncio.run(replica.check_health())
 
@@ -115,4 +115,4 @@ def test_health_of_an_index_that_cannot_be_searched_has_its_replica_replaced(ser
 def test_replica_of_an_index_runs_no_method_but_those_of_the_service(service, method):
     (replica, *_) = service.backend.parts
     with pytest.raises(ValueError, match="is not a call of the index"):
-        asyncio.run(replica.call("v1", method, "qa", call_format=CALL_FORMAT))
+        asyncio.run(replica.call("live/v1", method, "qa", call_format=CALL_FORMAT))

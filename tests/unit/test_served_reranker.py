@@ -175,7 +175,7 @@ def test_index_without_a_reranker_ranks_by_cosines(served: Served):
 def test_snapshot_keeps_the_reranker_and_one_that_was_altered_is_not_served(served: Served):
     catalog = Catalog(served.work / "indexes")
     bundle = catalog.bundle("v1")
-    OpenIndex.open(bundle, catalog.state("v1")).snapshot(catalog, "v3")
+    OpenIndex.open(bundle, catalog.state("v1", "live")).snapshot(catalog, "v3")
     assert verify(catalog.bundle("v3")).has_reranker
     weights = catalog.bundle("v3") / "reranker" / "model.safetensors"
     # Another file, because a snapshot links those of the version.

@@ -125,9 +125,9 @@ def compacted(client, service):
     """Some documents of all tenants, by a key without a scope, in the collections on the disk."""
     fill(client, OLD)
     catalog = Catalog(service.served.source.folder)
-    assert OpenIndex.open(catalog.bundle("v1"), catalog.state("v1")).compact() > 0
+    assert OpenIndex.open(catalog.bundle("v1"), catalog.state("v1", "live")).compact() > 0
     for part in service.backend.parts:
-        assert asyncio.run(part._indexes.get("v1")).adopt() > 0
+        assert asyncio.run(part._indexes.get("live/v1")).adopt() > 0
 
 
 @pytest.fixture(autouse=True)
@@ -654,10 +654,10 @@ def test_replay_and_compaction_keep_tenants_apart(client, service):
 
     wanted = {tenant: [("same", "", f"same secret of {tenant}")] for tenant in tenants}
     assert {tenant: seen(tenant) for tenant in tenants} == wanted
-    assert OpenIndex.open(catalog.bundle("v1"), catalog.state("v1")).compact() > 0
+    assert OpenIndex.open(catalog.bundle("v1"), catalog.state("v1", "live")).compact() > 0
     move("v3")
     assert {tenant: seen(tenant) for tenant in tenants} == wanted
-    assert OpenIndex.open(catalog.bundle("v3"), catalog.state("v3")).compact() > 0
+    assert OpenIndex.open(catalog.bundle("v3"), catalog.state("v3", "live")).compact() > 0
     names = {"task": "qa", "documents": [{"id": "same"}]}
     assert done(client, key_of("zebra", "write"), "/v1/indexes/live/documents/delete", **names)["deleted"] == 1
     assert (seen("apple"), seen("zebra")) == (wanted["apple"], [])
