@@ -184,8 +184,8 @@ def _check_counts(source: Source, prepared: Prepared, allowed: float) -> None:
     if rejected > allowed * prepared.rows_in:
         raise DataError(
             f"{source.dataset}: {rejected} of {prepared.rows_in} rows rejected, more than prepare.max_rejected_share "
-            f"{allowed} allows{prepared.first_reason()}; all are in prepared/rejected/{source.dataset}.json: correct them, "
-            "or let more be left out by that setting"
+            f"{allowed} allows{prepared.first_reason()}; all are in prepared/rejected/{source.dataset}.json: correct "
+            "them, or let more be left out by that setting"
         )
     # A large corpus would hide that a small file was lost as a whole.
     for file in prepared.lost_files:
