@@ -67,7 +67,7 @@ class Counter:
             left = self._left_s
         eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left != float("inf") else "unknown"
         note = f"; {self.note}" if self.note else ""
-        return f"{self.label}: {self.count:,}/{self.total:,} rows, {rate:,.1f} rows/s, ETA {eta}{note}"
+        return f"{self.label}: {self.count:,}/{self.total:,}, {rate:,.1f}/s, ETA {eta}{note}"
 
 
 @contextmanager

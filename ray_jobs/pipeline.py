@@ -26,12 +26,13 @@ from embedder.errors import ConfigError
 from embedder.models.locate import locate_llm, locate_model
 from embedder.models.st_folder import check_base_model
 from embedder.run.cost import Work
+from embedder.run.gpu_shares import stage_shares
 from embedder.run.holding import check_lease
 from embedder.run.lineage import write_lineage
 from embedder.run.rounds import is_untrained, planned_stages, stage_title
 from embedder.run.run_status import status_of, write_page
 from embedder.run.stage_report import StageReport, read_reports, stage_table
-from embedder.run.stages import STAGES, Contents, is_done, mark_done
+from embedder.run.stages import STAGES, Contents, is_done, mark_done, mark_path
 from embedder.training.trackers import check_trackers
 from embedder.writing.question_kinds import why_not_written
 from ray_jobs import evaluate, index, label, mine, prepare, questions, train
@@ -84,9 +85,11 @@ def check(config: RunConfig) -> Work:
         lines.append(f"{planned.pop().title}: left out, {no_queries(config)}")
     done = done_before(planned)
     lines += [f"{step.title}: done before" for step in done]
-    lines += [f"{step.title}: to run" for step in planned[len(done) :][:1]]
-    lines += [f"{step.title}: to run if what it reads changes" for step in planned[len(done) + 1 :]]
-    return Work("pipeline", lines, work.flops)
+    for step in (rest := planned[len(done) :]):
+        ran_before = step is not rest[0] and mark_path(STAGES[step.job.stage], step.config).is_file()
+        lines.append(f"{step.title}: to run" + (" if what it reads changes" if ran_before else ""))
+    shares = tuple(share for step in rest for share in stage_shares(step.job.stage, step.config))
+    return Work("pipeline", lines, work.flops, shares=shares)
 
 
 def with_questions(config: RunConfig, first_rows: dict[str, FirstRows]) -> dict[str, FirstRows]:

@@ -54,7 +54,7 @@ def work_of_sources(config: RunConfig, first_rows: Mapping[str, FirstRows]) -> W
     lines = []
     for source in config.needed_prepare.sources:
         size = open_source(source, config.tasks[source.task]).size
-        lines.append(f"{source.dataset} ({source.task}, {source.format}): {source.path}, {size / 1e6:,.1f} MB of rows")
+        lines.append(f"{source.dataset} ({source.task}, {source.format}): {source.path}, {size / 1e6:,.1f} MB")
         lines += first_rows[source.dataset].notes
     return Work("prepare", lines, flops=0.0)
 
@@ -98,7 +98,7 @@ def run(config: RunConfig) -> StageReport:
         for source in settings.sources
     }
     counts: dict[str, dict[str, Any]] = {}
-    with track_progress("prepare", len(pending)) as counter:
+    with track_progress("prepare: sources", len(pending)) as counter:
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             counts[pending.pop(done).dataset] = ray.get(done)
@@ -184,7 +184,8 @@ def _check_counts(source: Source, prepared: Prepared, allowed: float) -> None:
     if rejected > allowed * prepared.rows_in:
         raise DataError(
             f"{source.dataset}: {rejected} of {prepared.rows_in} rows rejected, more than prepare.max_rejected_share "
-            f"{allowed} allows{prepared.first_reason()}"
+            f"{allowed} allows{prepared.first_reason()}; all are in prepared/rejected/{source.dataset}.json: correct "
+            "them, or let more be left out by that setting"
         )
     # A large corpus would hide that a small file was lost as a whole.
     for file in prepared.lost_files:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from embedder.cli.launch import SERVICE_URL, need, start
 from embedder.console import exit_on_error
@@ -28,6 +29,11 @@ JOBS = {
     "pipeline": "Run every stage that is not done, one after the other.",
 }
 """The jobs that take no more than a run file; `index` has commands below it."""
+ORDER = (
+    *("init", "doctor", "prepare", "questions", "mine", "label", "train", "index", "evaluate", "pipeline"),
+    *("status", "submit", "serve", "ask", "mcp"),
+)
+"""The commands as the help lists them: in the order in which they are used."""
 
 RunFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="Run file.")]
 Overrides = Annotated[
@@ -37,7 +43,17 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, tell the work ah
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 RUN_FILE = Path("run.yaml")
 
+
+class UsedInOrder(TyperGroup):
+    """Lists the commands in the order of `ORDER`."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        """Their names."""
+        return sorted(self.commands, key=ORDER.index)
+
+
 APP = typer.Typer(
+    cls=UsedInOrder,
     help="Teach a text embedder with an LLM's feedback, and serve it.",
     epilog=STATUSES,
     no_args_is_help=True,
@@ -88,7 +104,7 @@ def doctor(
     cluster: Annotated[bool, typer.Option(help="Look at the Ray cluster that RAY_ADDRESS names, too.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Tell what of this machine and cluster will not work for a run, and the remedy."""
+    """Tell what will not work on this machine or cluster, and why."""
     from embedder.cli.findings import WORST, look_around
 
     with exit_on_error(to_stderr=True):
@@ -136,7 +152,7 @@ def run_module(module: str, words: list[str]) -> None:
 def index(
     context: typer.Context, config: RunFile = RUN_FILE, overrides: Overrides = None, dry_run: DryRun = False
 ) -> None:
-    """Build a version of the index from the trained encoder; `index list` lists the versions."""
+    """Build a version of the index; `index list` lists them all."""
     if context.invoked_subcommand is None:
         run_module("ray_jobs.index", words_of(config, overrides, *(["--dry-run"] if dry_run else [])))
     context.obj = (config, overrides)

@@ -177,7 +177,8 @@ def _source(source: Source, config: RunConfig) -> Iterator[Finding]:
     """The first rows of a source."""
 
     def told(rows: FirstRows) -> str:
-        return "; ".join(rows.notes) or f"its first rows can be used ({', '.join(sorted(rows.splits))})"
+        splits = f" ({', '.join(sorted(rows.splits))})" if rows.splits else ""
+        return "; ".join(rows.notes) or f"its beginning can be used{splits}"
 
     task = config.tasks[source.task]
     yield from _tried(f"source {source.dataset}", lambda: read_first_rows(source, task), told)

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from embedder.run.gpu_shares import GpuShare
+
 CHARACTERS_A_TOKEN = 4
 """Rule of thumb for English text and subword vocabularies, where no tokenizer can be asked."""
 SAMPLE_TEXTS = 64
@@ -33,6 +35,8 @@ class Work:
     """Floating-point operations of the models, 2 x parameters x tokens forward."""
     tokens: float = 0.0
     """Tokens that a model reads, where that is what the work is measured by."""
+    shares: tuple[GpuShare, ...] = ()
+    """What the stages of a pipeline that are not done will ask for."""
 
     @property
     def gpu_hours(self) -> float:

@@ -102,6 +102,9 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
                     stack.enter_context(holding(given.paths.work, job.stage))
                 # It sends what was written also when the job fails.
                 config = stack.enter_context(workplace(given, writes=not is_dry))
+            if is_own_ray() and not is_dry:
+                # Before the check, which imports and reads for a second or more.
+                refuse_without_driver(stage_shares(job.stage, config))
             work = job.check(config)
             if is_dry:
                 shown = yaml.safe_dump(own_settings(given), sort_keys=False, allow_unicode=True)
@@ -117,12 +120,13 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
 
 def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
+    if is_own_ray():
+        # Of a pipeline, what any of its stages would ask for an hour later.
+        refuse_without_driver(work.shares)
     from ray_jobs.cluster.machines import gpu_lines
     from ray_jobs.cluster.metrics import ResourceUsage
     from ray_jobs.cluster.node_checks import NodeChecks
 
-    if is_own_ray():
-        refuse_without_driver(stage_shares(job.stage, config))
     connect(config.cluster)
     out = console()
     out.rule(f"{job.stage}")
@@ -200,7 +204,10 @@ def connect(settings: ClusterConfig) -> None:
     given, allowed = os.environ.get("RAY_ADDRESS", ""), settings.allow_no_authentication
     if is_own_ray() and not ray.is_initialized():
         prepare_own_ray(ray.util.get_node_ip_address(), allowed)
-        ray.init(address="local", num_cpus=(os.cpu_count() or 1) + SPARE_CPUS, log_to_driver=False)
+        # Its line on tokens advises to switch them off.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        cpus = (os.cpu_count() or 1) + SPARE_CPUS
+        ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.WARNING)
     else:
         refuse_shared_token()
         refuse_open_ray(_head_address(given), allowed)
@@ -215,8 +222,10 @@ def connect(settings: ClusterConfig) -> None:
     context.execution_no_progress_timeout_s = -1
     for noisy in ("ray.train", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # It warns of actors with CPUs and GPUs; ours need both, because with a GPU alone they would have one thread.
-    logging.getLogger("ray.data._internal.execution.operators.map_operator").setLevel(logging.ERROR)
+    # One warns of actors with CPUs and GPUs; ours need both, because with a GPU alone they would have one thread. The
+    # other one says that its bars are off, each time.
+    for warns in ("execution.operators.map_operator", "progress"):
+        logging.getLogger(f"ray.data._internal.{warns}").setLevel(logging.ERROR)
 
 
 def _head_address(given: str) -> str:

@@ -33,22 +33,22 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def counter(clock):
-    """Of 2,000 rows, into a log."""
+    """Of 2,000, into a log."""
     return Counter("train", 2000, Progress(console=Console(file=io.StringIO()), disable=True))
 
 
 def test_progress_line_tells_how_much_is_done_and_when_the_rest_will_be(clock, counter):
-    assert counter.line() == "train: 0/2,000 rows, 0.0 rows/s, ETA unknown"
+    assert counter.line() == "train: 0/2,000, 0.0/s, ETA unknown"
     clock.now += 10
     counter.advance(1000)
-    assert counter.line() == "train: 1,000/2,000 rows, 100.0 rows/s, ETA 0:10"
+    assert counter.line() == "train: 1,000/2,000, 100.0/s, ETA 0:10"
 
 
 def test_progress_rate_leaves_out_rows_done_before(clock, counter):
     counter.skip(1000)
     clock.now += 10
     counter.advance(100)
-    assert counter.line() == "train: 1,100/2,000 rows, 10.0 rows/s, ETA 1:30"
+    assert counter.line() == "train: 1,100/2,000, 10.0/s, ETA 1:30"
 
 
 def test_progress_rate_leaves_out_the_time_before(clock, counter):
@@ -56,7 +56,7 @@ def test_progress_rate_leaves_out_the_time_before(clock, counter):
     counter.skip(1)
     clock.now += 10
     counter.advance(100)
-    assert counter.line() == "train: 101/2,000 rows, 10.0 rows/s, ETA 3:09"
+    assert counter.line() == "train: 101/2,000, 10.0/s, ETA 3:09"
 
 
 def test_progress_bar_leaves_out_rows_done_before():
@@ -76,7 +76,7 @@ def test_progress_writes_a_line_to_a_log_file_now_and_then(clock):
         clock.now += Counter.LINE_EVERY_S
         counter.advance(10)
         counter.advance(10)
-    assert out.getvalue() == "mine: 20/30 rows, 2.0 rows/s, ETA 0:05\n"
+    assert out.getvalue() == "mine: 20/30, 2.0/s, ETA 0:05\n"
     assert counter.count == 30
 
 

@@ -192,6 +192,12 @@ def test_table_rows_that_are_wrong_are_set_aside_one_by_one(tmp_path):
     assert missing[0].fault == "no column 'body'; there are ['id', 'text']"
 
 
+def test_table_without_a_heading_is_one_file_that_cannot_be_read(tmp_path):
+    named = r"line 3 has 3 columns, but line 1 names 1; CSV begins with the names of its columns"
+    with pytest.raises(UnreadableError, match=named):
+        sections(tmp_path, "t.csv", "# from the web\n\nday,high,low\n1,2,3\n4,5,6\n", "csv")
+
+
 def test_table_rows_are_read_from_compressed_files(tmp_path):
     assert sections(tmp_path, "t.csv.gz", gzip.compress(b"text\nhello\n"), "csv")[0].text == "hello"
     assert sections(tmp_path, "t.jsonl.gz", gzip.compress(b'{"text": "hello"}\n'), "json_lines")[0].text == "hello"

@@ -146,8 +146,11 @@ def test_document_source_sets_files_aside_and_goes_on(tmp_path):
     notes = "\n".join(counts["notes"])
     assert "7 files (4 text, 1 markdown, 1 pdf, 1 csv) gave 4 chunks of at most 64 tokens" in notes
     assert "1 files of other kinds left out: 1 .png" in notes
-    assert "5 files cannot be read, or not to their end; first rejected" in notes
-    with pytest.raises(DataError, match="6 of 10 rows rejected"):
+    assert (
+        f"files that cannot be read, or not to their end: 5; {docs / 'b.txt'}: binary: it holds empty bytes;" in notes
+    )
+    assert notes.endswith("; the others are in prepared/rejected/d.json")
+    with pytest.raises(DataError, match=r"6 of 10 rows rejected.*all are in prepared/rejected/d\.json: correct them"):
         prepare_dataset(source(docs), QA, PrepareConfig(sources=[source(docs)]), tmp_path / "work")
 
 

@@ -39,7 +39,7 @@ def test_doctor_finds_nothing_wrong_with_a_run_that_fits(look):
     found = look()
     assert wrong(found) == {}
     assert {"Python", "packages", "machine", "GPUs", "source d", "encoder.model", "paths.work", "Ray"} <= found.keys()
-    assert found["source d"].line() == "ok    source d: its first rows can be used (train)"
+    assert found["source d"].line() == "ok    source d: its beginning can be used (train)"
 
 
 def test_doctor_names_what_is_missing_with_its_place(look, tmp_path):

@@ -61,12 +61,17 @@ LEFT_OUT = "evaluate: left out, since no source has test queries; give a source 
 def test_pipeline_leaves_evaluate_out_where_no_source_has_queries_of_its_split(write_run):
     config = write_run()
     lines = pipeline.check(config).lines
-    assert any(line.startswith(LEFT_OUT) for line in lines) and "index: to run if what it reads changes" in lines
+    assert any(line.startswith(LEFT_OUT) for line in lines) and "index: to run" in lines
     with_test_rows(config)
-    assert "evaluate: to run if what it reads changes" in pipeline.check(config).lines
+    assert "evaluate: to run" in pipeline.check(config).lines
     assert any(line.startswith(LEFT_OUT) for line in pipeline.check(write_run({"test_queries": 0})).lines)
     of_dev = pipeline.check(write_run({"dev_queries": 1}, evaluate={"split": "dev"})).lines
-    assert "evaluate: to run if what it reads changes" in of_dev
+    assert "evaluate: to run" in of_dev
+
+
+def test_pipeline_knows_before_its_first_stage_what_gpus_the_later_ones_ask_for(write_run):
+    work = pipeline.check(write_run(label={"gpus_per_actor": 1}))
+    assert {share.setting: share.gpus for share in work.shares if share.gpus} == {"label.gpus_per_actor": 1.0}
 
 
 def test_pipeline_that_left_evaluate_out_ends_well_with_a_note(write_run, monkeypatch):

@@ -185,8 +185,9 @@ def test_pipeline_dry_run_says_what_is_done(run_path):
     write(config.paths.queries / "train" / "nq.parquet", "queries")
     mark_done(STAGES["prepare"], config, Contents())
     lines = check(config).lines
-    assert "prepare: done before" in lines and "mine: to run" in lines
-    assert "evaluate: to run if what it reads changes" in lines
+    assert "prepare: done before" in lines and "mine: to run" in lines and "evaluate: to run" in lines
+    mark_done(STAGES["label"], config, Contents())
+    assert "label: to run if what it reads changes" in check(config).lines
 
 
 def test_lineage_leads_from_an_encoder_back_to_labels_llm_data_and_the_encoder_before(run_path):

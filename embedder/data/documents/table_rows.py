@@ -53,9 +53,18 @@ def csv_sections(path: Path, columns: TableColumns, encoding: str) -> Iterator[D
             names = [name.strip() for name in next(csv.reader([heading], delimiter=delimiter))]
             _check_names(names)
             reader = csv.reader(file, delimiter=delimiter)
+            fits = False
             for number, values in enumerate(reader, 2):
-                if values:
-                    yield _csv_section(names, values, columns, number)
+                if not values:
+                    continue
+                if not fits and len(values) != len(names):
+                    # Not one row after the other: a line above the heading would make thousands of rejected rows.
+                    raise UnreadableError(
+                        f"line {number} has {len(values)} columns, but line 1 names {len(names)}; CSV begins with the "
+                        "names of its columns"
+                    )
+                fits = True
+                yield _csv_section(names, values, columns, number)
     except UnicodeDecodeError as error:
         raise UnreadableError(
             f"not {encoding}: {error.reason} at {error.object[error.start]:#04x}; save the file as UTF-8, or name the "

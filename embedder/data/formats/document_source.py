@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from embedder.config.prepare import Source
@@ -32,6 +33,8 @@ BEGINNING = 16
 """Characters by which a quote is found; few passages hold those of a quote by chance."""
 MAX_FIELD = 1_024
 """Characters of a value to filter by."""
+NAMED_FILES = 3
+"""Files that a note names, of those that cannot be read."""
 
 
 class DocumentReader(LayoutReader):
@@ -120,8 +123,10 @@ class DocumentReader(LayoutReader):
         )
         if left_out:
             prepared.notes.append(f"{left_out.total():,} files of other kinds left out: {_named(left_out)}")
-        if lost := len({row.file for row in prepared.rejected[faults:] if row.line == 0}):
-            prepared.notes.append(f"{lost:,} files cannot be read, or not to their end{prepared.first_reason()}")
+        if lost := {row.file: row.reason for row in prepared.rejected[faults:] if row.line == 0}:
+            named = "; ".join(f"{file}: {reason}" for file, reason in islice(lost.items(), NAMED_FILES))
+            more = f"; the others are in prepared/rejected/{source.dataset}.json" if len(lost) > NAMED_FILES else ""
+            prepared.notes.append(f"files that cannot be read, or not to their end: {len(lost):,}; {named}{more}")
 
     def _file_passages(
         self, file: DocumentFile, reader: ReaderProcess, chunker: Chunker, prepared: Prepared
