@@ -41,6 +41,10 @@ class DeviceError(EmbedderError):
     """A GPU was asked for and cannot be used; nothing has been computed."""
 
 
+class ClusterError(EmbedderError):
+    """Ray does not start on this machine."""
+
+
 class BundleError(EmbedderError):
     """Model, index and payload do not belong together, or a file of the bundle was altered."""
 

@@ -20,6 +20,7 @@ from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error, show_table
 from embedder.data.records import QUERY, parquet_files, read_tables
 from embedder.errors import DataError
+from embedder.run.ray_start import starting_ray
 from embedder.run.ray_token import prepare_own_ray
 from embedder.run.stage_report import StageReport, read_reports, stage_table
 from serve.client import Client
@@ -81,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prepare_own_ray(ray.util.get_node_ip_address(), config.cluster.allow_no_authentication)
     out.rule("serve")
     began = time.monotonic()
-    ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), log_to_driver=False)
+    with exit_on_error(), starting_ray():
+        ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), log_to_driver=False)
     try:
         with exit_on_error():
             check_replica_gpus(config, out, can_grow=False)

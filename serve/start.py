@@ -26,6 +26,7 @@ from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.interrupt import interrupt_as_usual
 from embedder.run.gpu_shares import refuse_without_driver, stage_shares
+from embedder.run.ray_start import starting_ray
 from serve.ray_switches import set_switches
 from serve.taken import refuse_missing_version, refuse_taken_name, refuse_taken_port
 
@@ -94,6 +95,7 @@ def _connect(place: Place, config: RunConfig, out: Console) -> bool:
 
     Raises:
         ConfigError: Serve listens elsewhere, or the name or the route is taken.
+        ClusterError: Ray does not start.
         DeviceError: the encoder's replicas ask for GPUs that this machine does not have, or that cannot be used.
     """
     import ray
@@ -105,7 +107,8 @@ def _connect(place: Place, config: RunConfig, out: Console) -> bool:
     is_own_ray = _starts_ray()
     if not ray.is_initialized():
         # The logs of the replicas stay in Ray's files: they have a line for each request.
-        ray.init(namespace="serve", log_to_driver=False)
+        with starting_ray():
+            ray.init(namespace="serve", log_to_driver=False)
     # Anew, because Ray's own handler at SIGTERM would end this process at once.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A Ray that was there before may be a cluster that grows.

@@ -9,6 +9,7 @@ holding.py       the lease on a run while a job works there: a second job is ref
 masked_logs.py   what jobs, workers and replicas log, without a credential in it
 machine.py       this machine: processors, GPUs, free memory, the build of torch
 preflight.py     what a machine must show before a stage works on it
+ray_start.py     a Ray that starts on this machine: what keeps it from starting is one line
 ray_token.py     who may read Ray's token; a Ray that asks for none is refused
 gpu_shares.py    the GPUs that a stage asks for: missing, or unused
 cost.py          the work ahead, from sizes alone

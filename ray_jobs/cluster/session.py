@@ -24,6 +24,7 @@ from embedder.run.cost import Work
 from embedder.run.gpu_shares import refuse_without_driver, stage_shares
 from embedder.run.holding import check_lease, holding
 from embedder.run.preflight import local_lines, shared_folders, told
+from embedder.run.ray_start import starting_ray
 from embedder.run.ray_token import is_own_ray, prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.stage_report import StageReport
 from embedder.run.stages import STAGES
@@ -197,6 +198,7 @@ def connect(settings: ClusterConfig) -> None:
 
     Raises:
         ConfigError: it asks for no token, or others can read the token.
+        ClusterError: the local one does not start.
     """
     import ray
     from ray.data import DataContext
@@ -204,10 +206,9 @@ def connect(settings: ClusterConfig) -> None:
     given, allowed = os.environ.get("RAY_ADDRESS", ""), settings.allow_no_authentication
     if is_own_ray() and not ray.is_initialized():
         prepare_own_ray(ray.util.get_node_ip_address(), allowed)
-        # Its line on tokens advises to switch them off.
-        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         cpus = (os.cpu_count() or 1) + SPARE_CPUS
-        ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.WARNING)
+        with starting_ray():
+            ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.WARNING)
     else:
         refuse_shared_token()
         refuse_open_ray(_head_address(given), allowed)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+import ray
 
 from embedder.config.cluster import ClusterConfig
-from embedder.errors import ConfigError
+from embedder.errors import ClusterError, ConfigError
 from embedder.run import ray_token
+from embedder.run.ray_start import starting_ray
 from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token, token_file
 from ray_jobs.cluster.session import connect
 from serve.app import check_ray
@@ -152,3 +154,11 @@ def test_serve_run_refuses_an_open_ray_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     line = done.stdout.splitlines()[-1]
     assert line.startswith(f"error: Ray at ray://{address} asks for no token") and line.endswith(SETTING)
+
+
+def test_ray_that_does_not_start_is_told_with_its_reason_and_the_remedy():
+    with (
+        pytest.raises(ClusterError, match=r"\(Unknown keyword argument.*RAY_ADDRESS to a Ray that runs"),
+        starting_ray(),
+    ):
+        ray.init(address="local", memory_of_an_elephant=True)
