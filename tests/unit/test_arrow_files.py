@@ -209,8 +209,8 @@ READERS: dict[str, set[str]] = {
     "open_file": {"embedder/storage/arrow_files.py"},
     "ParquetFile": {"embedder/data/records.py"},
     "read_index": {"embedder/index/faiss_index.py"},
-    "read_record_batch": {"embedder/index/log.py"},
-    **{name: set() for name in ("open_stream", "read_table", "read_schema", "read_feather", "read_message")},
+    "open_stream": {"embedder/index/operations.py"},
+    **{name: set() for name in ("read_record_batch", "read_table", "read_schema", "read_feather", "read_message")},
     **{name: set() for name in ("RecordBatchFileReader", "RecordBatchStreamReader", "ParquetDataset")},
     **{name: set() for name in ("read_metadata", "read_parquet", "fromfile")},
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 from embedder.config.evaluate import EndpointRetriever
 from embedder.errors import ConfigError, ModelError
 from embedder.evaluation.endpoint import EmbeddingEndpoint
-from embedder.remote import pace as module
+from embedder.remote import pace
+from embedder.remote import server as server_module
 
 KEY = "sk-secret-0123456789"
 
@@ -47,7 +50,9 @@ class Server:
 @pytest.fixture
 def slept(monkeypatch):
     pauses = []
-    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    # Theirs alone: threads that earlier tests have left behind sleep too.
+    for module in (pace, server_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic))
     return pauses
 
 

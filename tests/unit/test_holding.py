@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_holding_refuses_a_second_job_and_lets_the_next_in_at_once_when_the_firs
         claim = newest(objects)
         objects.put(claim.number + 1, objects.get(claim.number).replace(b'"number": 1', b'"number": 2'))
 
-    monkeypatch.setattr(module.time, "sleep", renewed)
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=renewed))
     try:
         words = rf"label on .* \(process {holder.pid}\) is at work there, lease 1"
         with pytest.raises(LeaseError, match=words), holding(tmp_path, "train"):
@@ -117,7 +118,8 @@ def test_a_process_is_gone_when_its_number_is_free_or_another_ones(monkeypatch: 
 def test_waiting_tells_whose_sign_it_waits_for(tmp_path: Path, monkeypatch, capsys) -> None:
     store, now = numbered(Memory()), [0.0]
     Lease(store, "a", "mine on one (process 7)", lambda: 0.0).take()
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    clock = SimpleNamespace(sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(module, "time", clock)
     rival = Lease(store, "b", "train", lambda: now[0])
     wait_for(rival, tmp_path)
     assert rival.number == 2 and now[0] == 30.0
