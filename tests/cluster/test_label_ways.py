@@ -372,7 +372,7 @@ def test_label_by_a_server_gives_the_rewards_of_the_same_llm_here_and_goes_on_af
         )
         assert "gives no log-likelihoods" in refused(_with(server, "spoiled", "zeros", driver, there, gain))
         told = succeeded(driver.call(there, *gain, "--dry-run"))
-        assert "prompt_logprobs of token ids" in told and "tokens in all, money" in told
+        assert "prompt_logprobs of token ids" in told and " tokens, money " in told
         assert not (there.parent / "work" / "labelled").exists()
         # It fails in the middle, keeps its blocks, and goes on with the others.
         server.lasts = len(server.requests) + 60
@@ -380,7 +380,7 @@ def test_label_by_a_server_gives_the_rewards_of_the_same_llm_here_and_goes_on_af
         before = len(rows_of(there))
         assert 0 < before < QA + TOOL
         server.lasts = None
-        assert "another engine or LLM (engine 'vllm' -> 'sglang'" in refused(
+        assert "another engine or LLM made what is there (engine 'vllm' -> 'sglang'" in refused(
             _with(server, "engine", "sglang", driver, there, gain)
         )
         asked = len(server.requests)
