@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import httpx
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
@@ -66,8 +67,8 @@ class FixedPace(RequestPace):
         """The number stays."""
 
 
-def serve(bears: Bears, port: int) -> None:
-    """A server, in a process of its own."""
+def serve(bears: Bears, listener: socket.socket) -> None:
+    """A server, in a process of its own, behind a socket that listens already."""
     app, running, first = FastAPI(), 0, 0.0
     places = asyncio.Semaphore(bears.places)
 
@@ -86,24 +87,19 @@ def serve(bears: Bears, port: int) -> None:
             running -= 1
         return JSONResponse({"choices": [{"text": "x"}]})
 
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+    uvicorn.Server(uvicorn.Config(app, log_level="error")).run([listener])
 
 
 @contextmanager
 def started(bears: Bears) -> Iterator[str]:
     """The address of a server of this kind."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(bears, port), daemon=True)
-    process.start()
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        port = listener.getsockname()[1]
+        process = multiprocessing.get_context("spawn").Process(target=serve, args=(bears, listener), daemon=True)
+        process.start()
     try:
-        while process.is_alive():
-            try:
-                socket.create_connection(("127.0.0.1", port), 0.2).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+        # Waits in the backlog until the server is up, so that no rate has its start in it.
+        httpx.get(f"http://127.0.0.1:{port}/", timeout=60)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()

@@ -113,6 +113,9 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
                 print_work(work, _rehearsed(job, config, count))
                 console().print(f"{job.stage}: {check_nodes(job.stage, config)}", markup=False)
                 return
+            if is_own_ray():
+                # Of a pipeline, what any of its stages would ask for an hour later.
+                refuse_without_driver(work.shares)
             if not is_mirrored:
                 # Behind the check, so that a mistake is told at once and leaves no folder.
                 stack.enter_context(holding(given.paths.work, job.stage))
@@ -121,9 +124,6 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
 
 def run_stage(job: Job, config: RunConfig, work: Work) -> StageReport:
     """Run one stage, of which `check` found that work, on the cluster; print and keep its report."""
-    if is_own_ray():
-        # Of a pipeline, what any of its stages would ask for an hour later.
-        refuse_without_driver(work.shares)
     from ray_jobs.cluster.machines import gpu_lines
     from ray_jobs.cluster.metrics import ResourceUsage
     from ray_jobs.cluster.node_checks import NodeChecks

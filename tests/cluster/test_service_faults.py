@@ -52,8 +52,7 @@ def test_replica_kills_every_five_seconds_for_a_minute_fail_no_request(running: 
             if pids:
                 os.kill(chance.choice(pids), signal.SIGKILL)
     assert not load.failures
-    # There was load at every kill; how much depends on the machine.
-    assert load.answered > 120
+    assert load.answered > 500
 
 
 def test_deployment_update_under_load_fails_no_request(running: Running) -> None:
