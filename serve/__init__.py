@@ -7,8 +7,6 @@ app             binds the deployments of a run's index
 api             all routes, errors and the OpenAPI description as one application
 service         what the routes do, apart from HTTP and from Ray
 large_work      what is large, in one thread beside the event loop
-garbage         what Python's search for garbage passes over
-freed_memory    memory that was freed, given back to the system
 grouping        groups of hits, by the values of a field
 reranking       the order that a reranker gives to hits and documents
 search_limits   what searches may ask for together

@@ -11,6 +11,7 @@ fair_queue        what waits, shared out among keys or addresses
 coalescing        requests on their way to the encoders, in two lanes: small ones together, large ones in pieces
 batching          texts of many requests in one forward pass
 version_models    the encoder and the reranker of a version: weights, tokenizers, batches
+replica_memory    what is searched for garbage in a replica, and what is given back to the system
 version_cache     what a replica has loaded, by version
 service_metrics   what is counted, for Prometheus
 node_metrics      the same of all nodes, for the service's own port

@@ -30,11 +30,10 @@ from embedder.run.machine import cpus
 from embedder.training.cross_encoder import load_cross_encoder
 from serve.backend import Encoded, Pair, Piece, Texts, check_format
 from serve.deployments.batching import Cause, NotEncodable, Run, TokenBatcher
+from serve.deployments.replica_memory import pass_over_imported, return_freed_memory
 from serve.deployments.service_metrics import EncoderMetrics
 from serve.deployments.version_cache import VersionCache
 from serve.deployments.version_models import ServedEncoder, ServedReranker, VersionModels
-from serve.freed_memory import return_freed_memory
-from serve.garbage import pass_over_imported
 from serve.http_errors import ApiError, timed_out
 from serve.versions.served import VersionSource, split_key
 

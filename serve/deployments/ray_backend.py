@@ -18,7 +18,7 @@ from embedder.index.opened import OpenIndex
 from serve.backend import CALL_FORMAT, Encoded, Piece, R, Texts, Ts, may_take_long, time_left
 from serve.deployments.coalescing import CALL_CHARACTERS, Coalescer, Limits, Outcome
 from serve.deployments.node_metrics import gathered
-from serve.garbage import pass_over_imported
+from serve.deployments.replica_memory import pass_over_imported
 from serve.http_errors import ApiError, overloaded, stopping
 from serve.schemas.state_schemas import DeploymentState
 

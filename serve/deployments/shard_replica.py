@@ -18,10 +18,9 @@ from embedder.index.bundle import read_manifest
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
 from serve.backend import INDEX_CALLS, check_format
+from serve.deployments.replica_memory import pass_over_imported, return_freed_memory
 from serve.deployments.service_metrics import ShardMetrics
 from serve.deployments.version_cache import VersionCache
-from serve.freed_memory import return_freed_memory
-from serve.garbage import pass_over_imported
 from serve.large_work import LargeWork
 from serve.versions.served import VersionSource, key_of, shards_of, split_key
 

@@ -286,12 +286,11 @@ def simulate(monkeypatch, clients, seconds, speed=40_000.0, timeout_s=30.0):
                 except TimeoutError:
                     late[number] += 1
 
-        asking = asyncio.gather(*(client(number, texts) for number, texts in enumerate(clients)))
         # Not at the end, because who was refused last wakes up after a random time in which nobody asks.
-        await asyncio.sleep(seconds)
-        share = encoder.work / speed / seconds
-        await asking
-        return took, refused, late, share
+        shares = []
+        loop.call_later(seconds, lambda: shares.append(encoder.work / speed / seconds))
+        await asyncio.gather(*(client(number, texts) for number, texts in enumerate(clients)))
+        return took, refused, late, shares[0]
 
     return run_virtually(main())
 

@@ -1,18 +1,36 @@
-"""What a thread has freed goes back to the system."""
+"""What a replica imports is not searched for garbage again, and what a thread has freed goes back to the system."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 
 import psutil
 import pytest
 
-from serve.freed_memory import return_freed_memory
+from serve.deployments.replica_memory import return_freed_memory
 
 MIB = 2**20
 BLOCKS, SIZE = 100_000, 700
 """67 MiB in blocks of more bytes than Python's own pools take and fewer than glibc asks the system for one by one."""
+SEARCHED = """
+import gc
+import ray.serve
+from serve.deployments.replica_memory import pass_over_imported
+
+before = len(gc.get_objects())
+pass_over_imported()
+loaded = [[] for _ in range(1000)]
+pass_over_imported()
+print(before, len(gc.get_objects()))
+"""
+
+
+def test_garbage_is_searched_for_in_what_is_loaded_and_not_in_what_was_imported() -> None:
+    said = subprocess.run([sys.executable, "-c", SEARCHED], capture_output=True, text=True, check=True).stdout
+    before, searched = map(int, said.split()[-2:])
+    assert before > 50_000 and 1000 <= searched < before / 20
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone keeps heaps for threads")
