@@ -29,6 +29,7 @@ from embedder.console import console, exit_on_error
 from embedder.data.records import count_rows, parquet_files, read_tables
 from embedder.errors import DataError
 from embedder.evaluation.measurements import VALUES
+from embedder.storage.fetched import local_copy
 from embedder.storage.json_file import write_json
 
 WRITTEN, HUMAN = "written", "human"
@@ -77,7 +78,7 @@ def run_seed(path: Path, seed: int, out: Path) -> Path:
         command = [sys.executable, "-m", "ray_jobs.pipeline", "--config", str(path), *sets]
         if subprocess.run(command, check=False).returncode:
             raise DataError(f"{path}: the pipeline failed; its last line says why")
-        shutil.copyfile(load_run(path).paths.mounted / "evaluation" / "test" / "values.parquet", kept)
+        shutil.copyfile(local_copy(load_run(path).paths.work) / "evaluation" / "test" / "values.parquet", kept)
     return kept
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -17,6 +16,7 @@ from embedder.config.paths import Paths
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import PASSAGE, write_table
+from embedder.storage.folders import remove_folder
 from ray_jobs.retrieval.vectors import (
     CALLS_AT_ONCE,
     GPU_BLOCK_ROWS,
@@ -70,16 +70,16 @@ def written_corpus(bench: Bench, name: str, texts: list[str]) -> Paths:
 def ours(bench: Bench, config: EncoderConfig, paths: Paths, *, compiled: bool = False) -> tuple[VectorStore, float]:
     """What the actor has committed, and how many texts a second it took from Parquet to there."""
     name = f"{config.dtype}{'-compiled' if compiled else ''}"
-    store = VectorStore(paths.mounted / f"vectors-{name}", {"qa": BUILTIN_TASKS["qa"]})
+    store = VectorStore(paths.work / f"vectors-{name}", {"qa": BUILTIN_TASKS["qa"]})
     actor = EncodeBlocks(config, store, float(bench.device.type == "cuda"), compiled)
     encode_all(actor, paths, store)
-    shutil.rmtree(store.folder)  # that was to warm up
+    remove_folder(store.folder)  # that was to warm up
     took = bench.seconds(partial(encode_all, actor, paths, store))
     speed = len(store.ledger(DATASET, "passage").row_ids()) / took
     line = f"{name}, Parquet to committed Parquet: {speed:,.0f} texts/s"
     bench.figures.row(line, **{f"{name}_texts_s": speed})
     if compiled:
-        shutil.rmtree(store.folder)
+        remove_folder(store.folder)
         profiled(bench, "encoding", partial(encode_all, actor, paths, store))
     return store, speed
 

@@ -12,6 +12,7 @@ from benchmarks.gpu_inputs import ROWS
 from benchmarks.training_groups import batches_of, benchmark_tasks
 from benchmarks.training_rivals import train_peer
 from embedder.config.load import load_run
+from embedder.storage.fetched import local_copy
 from embedder.training.job import TrainingJob
 from embedder.training.loop import Trainer
 
@@ -51,7 +52,7 @@ def job_of(bench: Bench, name: str, changed: dict[str, Any]) -> TrainingJob:
     config = type(shipped.needed_train).model_validate({**kept, **sizes, **changed})
     encoder = shipped.encoder.model_copy(update={"model": random_bert(bench).model})
     job = TrainingJob(encoder, benchmark_tasks(), config, bench.scratch / name.replace(" ", "-"))
-    shutil.copytree(bench.inputs / ROWS, job.rows)
+    shutil.copytree(bench.inputs / ROWS, local_copy(job.rows))
     return job
 
 

@@ -23,6 +23,7 @@ from embedder.console import exit_on_error
 from embedder.errors import DataError
 from embedder.run.stage_report import read_reports
 from embedder.storage.json_file import write_json
+from embedder.storage.object_store import stamp_of
 
 KEPT = Path(__file__).parent / "kept"
 
@@ -36,9 +37,9 @@ def kept(config: RunConfig, note: str) -> dict[str, Any]:
     reports = read_reports(config.paths.reports)
     if not reports:
         raise DataError(f"{config.paths.reports}: no reports; let `llm-embedder pipeline` run first")
-    written = max(path.stat().st_mtime for path in (config.paths.mounted / "reports").glob("*.json"))
+    written = max(stamp_of(path)[1] / 1e9 for path in (config.paths.work / "reports").glob("*.json"))
     stages = [{name: getattr(one, name) for name in ("stage", "rows", "unit", "seconds")} for one in reports]
-    results = config.paths.mounted / "evaluation" / config.evaluate.split / "results.json"
+    results = config.paths.work / "evaluation" / config.evaluate.split / "results.json"
     found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {"retrievers": [], "datasets": {}}
     datasets = {
         name: {

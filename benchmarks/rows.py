@@ -33,6 +33,7 @@ from embedder.config.run import EncoderConfig, RunConfig
 from embedder.console import console, progress
 from embedder.data.records import PASSAGE, QUERY, VECTOR, parquet_files, write_table
 from embedder.storage.json_file import write_json
+from embedder.storage.object_store import stamp_of
 from ray_jobs.prepare import PART_ROWS
 
 RESULTS = Path(__file__).with_name("scale.json")
@@ -95,7 +96,7 @@ def make_data(config: RunConfig, passages: int, queries: int) -> None:
     from ray_jobs.retrieval.vectors import VectorStore
 
     store = VectorStore(config.paths.vectors / "made-up", config.tasks)
-    asked = config.paths.prepared_queries / "train" / f"{DATASET}.parquet"
+    asked = config.paths.queries / "train" / f"{DATASET}.parquet"
     if asked.is_file():
         return
     random = np.random.default_rng(0)
@@ -170,7 +171,7 @@ def measure_row(stage: str, config: RunConfig) -> dict[str, Any]:
             folder = vectors.folder
         if stage == "groups":
             write_groups(config.paths, config.mine, DATASET, words, vectors, counter)
-            folder = config.paths.mounted / "candidates"
+            folder = config.paths.work / "candidates"
     seconds = time.perf_counter() - began
     ray.shutdown()
     return {
@@ -179,7 +180,7 @@ def measure_row(stage: str, config: RunConfig) -> dict[str, Any]:
         "driver_growth_mb": max(0, watch.driver - watch.began) >> 20,
         "worker_mb": watch.worker >> 20,
         "read_mb": watch.read >> 20,
-        "written_mb": round(sum(path.stat().st_size for path in parquet_files(folder)) / 2**20, 1),
+        "written_mb": round(sum(stamp_of(path)[0] for path in parquet_files(folder)) / 2**20, 1),
     }
 
 

@@ -66,7 +66,7 @@ class Texts:
 
 def write_version(catalog: Catalog, version: str, model: Path, rows: Sequence[Row], vector_PD: np.ndarray) -> None:
     """Write passages as a version with one shard."""
-    folder = catalog.bundle(version)
+    folder = catalog.here(version)
     shutil.copytree(model, folder / MODEL)
     payload = pa.Table.from_pylist(
         [
@@ -102,7 +102,7 @@ def prepare(work: Path, model: str, texts: Texts) -> str:
     """Two versions of the same passages, of which `live` names the first; returns a key of all roles."""
     catalog = Catalog(work / "indexes")
     if not _are_there(catalog):
-        shutil.rmtree(catalog.folder, ignore_errors=True)
+        shutil.rmtree(work / "indexes", ignore_errors=True)
         located = locate_model(model)
         assert isinstance(located, Path), f"{model}: no folder"
         config = EncoderConfig(model=str(located), pooling="mean", max_tokens=MAX_TOKENS, instructions=False)
@@ -112,7 +112,7 @@ def prepare(work: Path, model: str, texts: Texts) -> str:
         half = PASSAGES // 2
         write_version(catalog, "v2", located, texts.passages[:half], vector_PD[:half])
     # What an earlier run has made of its writes, perhaps by a version of this program whose format is another one.
-    shutil.rmtree(catalog.folder / "states", ignore_errors=True)
+    shutil.rmtree(catalog.states, ignore_errors=True)
     catalog.point(ALIAS, "v1")
     keys = work / "keys"
     key = keys.read_text(encoding="utf-8").split()[1] if keys.exists() else secrets.token_hex(16)
@@ -128,7 +128,7 @@ def attackers_key(key: str) -> str:
 def _are_there(catalog: Catalog) -> bool:
     """Whether an earlier run has left both versions, and this code can read them."""
     try:
-        return set(catalog.versions()) == {"v1", "v2"} and all(verify(catalog.bundle(one)) for one in ("v1", "v2"))
+        return set(catalog.versions()) == {"v1", "v2"} and all(verify(catalog.here(one)) for one in ("v1", "v2"))
     except BundleError:
         return False
 

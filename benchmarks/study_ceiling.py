@@ -62,7 +62,7 @@ def _ask(config: RunConfig, sets: Sequence[EvaluationSet], passages: int) -> Non
         one.measured.rankings |= {str(place): single(found, place) for place in range(passages)}
     changed = {"generate_answers": False, "passages": {**config.evaluate.passages, "qa": 1, "chat": 1, "lrlm": 1}}
     settings = config.evaluate.model_copy(update=changed)
-    ask_llm(sets, llm_judge(config, settings), settings, config.paths.mounted / "study")
+    ask_llm(sets, llm_judge(config, settings), settings, config.paths.work / "study")
 
 
 def _row(one: EvaluationSet, name: str, passages: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,8 @@ from embedder.mining.ranking import Ranking
 from embedder.models.device import resolve_device
 from embedder.models.onnx import load_inference_encoder
 from embedder.storage.durable import locked
+from embedder.storage.fetched import local_copy
+from embedder.storage.folders import remove_folder
 from embedder.training.job import StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import train
 from embedder.training.row_files import write_training_rows
@@ -54,7 +55,7 @@ class Study:
 
     def __init__(self, config: RunConfig, results: Results) -> None:
         self.config, self.results, self.settings = config, results, config.needed_train
-        self.folder = config.paths.mounted / "study"
+        self.folder = local_copy(config.paths.work) / "study"
         self.groups = labelled_groups(config.paths, labelled_ledger(config))
         self.positives, self.examples = positive_ids(config.paths), example_ids(config.paths)
         names = sorted({group["dataset"] for group in self.groups})
@@ -219,4 +220,4 @@ def _train(name: str, job: TrainingJob) -> None:
             counter.advance(1)
 
         train(job, report)
-    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    remove_folder(job.checkpoints)

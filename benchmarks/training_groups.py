@@ -12,6 +12,7 @@ from benchmarks.real_data import read_rows
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.config.train import TrainConfig
+from embedder.storage.fetched import local_copy
 from embedder.training.batch_plan import BatchPlan
 from embedder.training.job import TrainingJob
 from embedder.training.row_files import write_training_rows
@@ -90,6 +91,6 @@ def read_groups(data: Path, task: str, count: int, seed: int) -> list[Row]:
 
 def batches_of(job: TrainingJob) -> list[Batch]:
     """The batch of every step, as the trainer takes them."""
-    rows = TrainingRows(job.rows)
+    rows = TrainingRows(local_copy(job.rows))
     plan = BatchPlan(rows.sizes, job.config)
     return [rows.batch(plan.batch(step)) for step in range(job.config.steps)]

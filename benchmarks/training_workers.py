@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import resource
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from embedder.storage.json_file import write_json
 from embedder.training.job import MetricsReader, StepMetrics, TrainingJob, append_metrics
 from embedder.training.loop import Trainer
 
@@ -30,7 +30,7 @@ def _work(rank: int, job: TrainingJob, threads: int) -> None:
             append_metrics(job.metrics, metrics)
     if rank == 0:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-        (job.folder / PEAK).write_text(json.dumps(peak), encoding="utf-8")
+        write_json(peak, job.folder / PEAK)
     dist.destroy_process_group()
 
 
@@ -43,4 +43,4 @@ def steps_on_workers(job: TrainingJob, threads: int) -> list[float]:
 def peak_memory(job: TrainingJob, threads: int) -> int:
     """Greatest resident memory of the first worker, in bytes."""
     steps_on_workers(job, threads)
-    return int(json.loads(Path(job.folder / PEAK).read_text(encoding="utf-8")))
+    return int(json.loads((job.folder / PEAK).read_text(encoding="utf-8")))

@@ -3,15 +3,18 @@
 EmbedderError            carries one line for the user; a job that ends with one has exit status 2
 ├── ConfigError          the run file or an override is wrong; nothing has been started
 ├── DataError            a file or row is not what its format says
-│   └── LabelError       a labelling step lost, added or doubled rows
+│   ├── LabelError       a labelling step lost, added or doubled rows
+│   └── UnfinishedError  a folder in an object store that is not all there, or being replaced
 ├── ModelError           a model folder is missing or incomplete
 ├── DeviceError          a GPU was asked for and cannot be used
+├── ClusterError         Ray does not start on this machine
 ├── NotFiniteError       a loss, gradient, weight or vector is NaN or infinite
 ├── BundleError          model, index and payload do not belong together
 │   └── ProbeError       an encoder gives other vectors, or ranks, than the index was made with
 ├── LeaseError           another job works on the run, or has taken it over
 └── StorageError         files cannot be written: the disk is full, read-only or failing
     └── UnreachableError the object store does not answer, or refuses
+        └── NoAnswerError the same where a job reads or writes; a DataError too
 
 A message names what was found, where, and what to do.
 """
@@ -31,6 +34,10 @@ class DataError(EmbedderError):
 
 class LabelError(DataError):
     """A labelling step lost, added or doubled rows."""
+
+
+class UnfinishedError(DataError):
+    """A folder in an object store is not all there: it is being sent, or that was cut off."""
 
 
 class ModelError(EmbedderError):
@@ -64,6 +71,10 @@ class StorageError(EmbedderError):
 
 class UnreachableError(StorageError):
     """An object store does not answer, or refuses; the same call may succeed later."""
+
+
+class NoAnswerError(UnreachableError, DataError):
+    """An object store does not answer a job, or refuses; the same call may succeed later."""
 
 
 class LeaseError(EmbedderError):

@@ -141,9 +141,9 @@ def run(config: RunConfig) -> StageReport:
     for values in measured:
         texts_of = partial(named_texts, config.paths, values.name)
         results["datasets"][values.name]["examples"] = won_and_lost(values, texts_of, config.evaluate)
-    folder = config.paths.mounted / "evaluation" / config.evaluate.split
+    folder = config.paths.work / "evaluation" / config.evaluate.split
     write_table(value_rows(measured), VALUES, folder / "values.parquet")
-    page = write_report(results, folder, config.paths.mounted.name)
+    page = write_report(results, folder, config.paths.work.name)
     write_json(gains(results), config.paths.summary)
     show_table(console(), results_table(results))
     count = sum(len(values.rows) for values in measured)

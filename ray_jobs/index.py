@@ -15,6 +15,8 @@ on with the shards that are built. Other versions, and what was written to them,
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +27,12 @@ from embedder.errors import ModelError
 from embedder.hashing import file_sha256
 from embedder.models.locate import locate_model
 from embedder.run.cost import Work
-from embedder.run.holding import check_lease
 from embedder.run.stage_report import StageReport
+from embedder.storage.fetched import whole_copy
+from embedder.storage.folders import is_whole, remove_folder
+from embedder.storage.holding import check_lease
+from embedder.storage.node_cache import scratch
+from embedder.storage.object_store import AnyPath, reference_of
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import encoding_work
 
@@ -40,11 +46,11 @@ def bundle_model(config: RunConfig) -> EncoderConfig:
     Raises:
         ModelError: nothing was trained yet.
     """
-    if config.index.model is None and not config.paths.model.is_dir():
+    if config.index.model is None and not is_whole(config.paths.model):
         raise ModelError(
             f"{config.paths.model}: no trained encoder; run `python -m ray_jobs.train` first, or name index.model"
         )
-    return config.encoder.model_copy(update={"model": config.index.model or str(config.paths.model)})
+    return config.encoder.model_copy(update={"model": config.index.model or reference_of(config.paths.model)})
 
 
 def check(config: RunConfig) -> Work:
@@ -66,10 +72,10 @@ def check(config: RunConfig) -> Work:
 def run(config: RunConfig) -> StageReport:
     """Encode, build the shards in parallel, publish the version, and let the alias name it."""
     from embedder.index.bundle import MODEL, RERANKER, Manifest, instructions
-    from embedder.index.catalog import Catalog
+    from embedder.index.catalog import BUILDING, Catalog
     from embedder.index.probe import PROBE, write_probe
     from embedder.models.fingerprint import encoder_fingerprint
-    from ray_jobs.retrieval.shard_builds import ShardSize, build_shards, vector_width
+    from ray_jobs.retrieval.shard_builds import DIVIDED, ShardSize, build_shards, vector_width
     from ray_jobs.retrieval.shards import check_shard_gpus, probe_texts, shards_fingerprint, vector_dimension
     from ray_jobs.retrieval.vectors import fill_store, open_store
 
@@ -82,8 +88,8 @@ def run(config: RunConfig) -> StageReport:
     encoded = fill_store(config, store, encoder, [])
     cut_lines = store.cut_lines(config.paths, [])
     catalog = Catalog(config.paths.indexes)
-    building = config.paths.indexes / "building"
-    staged = building / shards_fingerprint(config, store)
+    building = config.paths.indexes / BUILDING
+    place = building / shards_fingerprint(config, store)
     manifest = Manifest(
         name=config.paths.work.name,
         encoder_fingerprint=encoder_fingerprint(encoder),
@@ -96,21 +102,24 @@ def run(config: RunConfig) -> StageReport:
         collections={},
         files={},
     )
-    manifest = build_shards(config.paths, config.build_settings, store, manifest, staged, gpus)
-    files = _copied_model(locate_model(encoder.model), staged / MODEL)
-    # Left by a start that was cut off, of a run that had one.
-    shutil.rmtree(staged / RERANKER, ignore_errors=True)
-    if reranker := trained_reranker(config):
-        files |= _copied_model(reranker, staged / RERANKER)
-    write_probe(*probe_texts(config.paths, store, encoder.max_tokens), staged)
-    files[PROBE] = file_sha256(staged / PROBE)
-    manifest = manifest.model_copy(update={"files": manifest.files | files})
-    manifest.write(staged)
-    # The alias moves when the version is whole, so that a service that looks now never reads half of one; what is left
-    # in `building` is of no use any more. The mark comes last: with it the stage counts as done.
-    check_lease()
-    catalog.publish(staged, manifest.index_version)
-    shutil.rmtree(building, ignore_errors=True)
+    manifest = build_shards(config.paths, config.build_settings, store, manifest, place, gpus)
+    with staging(place) as staged:
+        files = _copied_model(locate_model(encoder.model), staged / MODEL)
+        # Left by a start that was cut off, of a run that had one.
+        shutil.rmtree(staged / RERANKER, ignore_errors=True)
+        if reranker := trained_reranker(config):
+            files |= _copied_model(whole_copy(reranker), staged / RERANKER)
+        write_probe(*probe_texts(config.paths, store, encoder.max_tokens), staged)
+        files[PROBE] = file_sha256(staged / PROBE)
+        manifest = manifest.model_copy(update={"files": manifest.files | files})
+        manifest.write(staged)
+        # The alias moves when the version is whole, so that a service that looks now never reads half of one; what is
+        # left in `building` is of no use any more. The mark comes last: with it the stage counts as done.
+        check_lease()
+        catalog.publish(staged, manifest.index_version)
+    # First, so that shards which a kill leaves to be built again are not built without what it took.
+    (place.with_name(f"{place.name}.pieces") / DIVIDED).unlink(missing_ok=True)
+    remove_folder(building)
     catalog.point(config.index.alias, manifest.index_version)
     catalog.mark_built(manifest.index_version)
     report = _report(manifest, encoded, catalog.bundle(manifest.index_version), config.index.alias)
@@ -120,10 +129,20 @@ def run(config: RunConfig) -> StageReport:
     return report
 
 
-def trained_reranker(config: RunConfig) -> Path | None:
+@contextmanager
+def staging(place: AnyPath) -> Iterator[Path]:
+    """Where the rest of a bundle is put beside its shards, or on this machine where these are stored already."""
+    if isinstance(place, Path):
+        yield place
+    else:
+        with scratch(place.name) as folder:
+            yield folder
+
+
+def trained_reranker(config: RunConfig) -> AnyPath | None:
     """The cross-encoder that labelled for this run; None: the LLM did, or nothing was trained yet."""
     folder = config.paths.reranker
-    return folder if config.label.teacher == "reranker" and folder.is_dir() else None
+    return folder if config.label.teacher == "reranker" and is_whole(folder) else None
 
 
 def _copied_model(source: Path, target: Path) -> dict[str, str]:
@@ -137,7 +156,7 @@ def _copied_model(source: Path, target: Path) -> dict[str, str]:
     return {f"{target.name}/{name}": digest for name, digest in hash_files(target).items()}
 
 
-def _report(manifest: Manifest, encoded: int, bundle: Path, alias: str) -> StageReport:
+def _report(manifest: Manifest, encoded: int, bundle: AnyPath, alias: str) -> StageReport:
     counts = {name: count for name, count in sorted(manifest.collections.items()) if count}
     details = {"encoded": encoded, "version": manifest.index_version, **counts}
     report = StageReport("index", sum(counts.values()), "passages", details=details)

@@ -47,12 +47,7 @@ def run(config: RunConfig) -> StageReport:
     return report_labels(config, teacher_of(config).run())
 
 
-def streams_objects(config: RunConfig) -> bool:
-    """Training a reranker needs a folder; the other teachers read and write an object store without a mirror."""
-    return config.label.teacher != "reranker"
-
-
-JOB = Job("label", __doc__, check, run, rehearse, streams_objects, sample)
+JOB = Job("label", __doc__, check, run, rehearse, sample)
 
 if __name__ == "__main__":
     main(JOB)

@@ -19,6 +19,7 @@ from embedder.data.records import count_rows, parquet_files
 from embedder.errors import DataError
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
+from embedder.storage.object_store import entries
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import datasets, encoding_work
 
@@ -32,7 +33,7 @@ def check(config: RunConfig) -> Work:
         )
 
     def line(name: str) -> str:
-        path = config.paths.prepared_queries / "train" / f"{name}.parquet"
+        path = config.paths.queries / "train" / f"{name}.parquet"
         count = count_rows([path] if path.is_file() else [])
         return f", {count:,} train queries, groups of {config.mine.group_size}"
 
@@ -84,7 +85,7 @@ def run(config: RunConfig) -> StageReport:
 
 def _remove_stale(paths: Paths, kept: set[str]) -> None:
     """Remove groups of datasets that an earlier run file named."""
-    for path in paths.candidates.glob("*.parquet"):
+    for path in entries(paths.candidates, "*.parquet"):
         if path.stem not in kept:
             path.unlink()
 

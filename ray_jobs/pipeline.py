@@ -27,12 +27,12 @@ from embedder.models.locate import locate_llm, locate_model
 from embedder.models.st_folder import check_base_model
 from embedder.run.cost import Work
 from embedder.run.gpu_shares import stage_shares
-from embedder.run.holding import check_lease
 from embedder.run.lineage import write_lineage
 from embedder.run.rounds import is_untrained, planned_stages, stage_title
 from embedder.run.run_status import status_of, write_page
 from embedder.run.stage_report import StageReport, read_reports, stage_table
 from embedder.run.stages import STAGES, Contents, is_done, mark_done, mark_path
+from embedder.storage.holding import check_lease
 from embedder.training.trackers import check_trackers
 from embedder.writing.question_kinds import why_not_written
 from ray_jobs import evaluate, index, label, mine, prepare, questions, train

@@ -13,9 +13,8 @@ A second run writes the same files again. One Ray task a dataset.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from math import ceil
@@ -37,7 +36,10 @@ from embedder.run.cost import Work
 from embedder.run.prompt_room import prompt_room_lines
 from embedder.run.stage_report import StageReport
 from embedder.run.written import forget_written
+from embedder.storage.folders import remove_folder
 from embedder.storage.json_file import write_json
+from embedder.storage.node_cache import scratch
+from embedder.storage.object_store import AnyPath, ObjectPath, entries
 from ray_jobs.cluster.session import Job, main
 
 PART_ROWS = 20_000
@@ -94,8 +96,7 @@ def run(config: RunConfig) -> StageReport:
     forget_written(config.paths)
     task = ray.remote(num_cpus=1)(prepare_dataset)
     pending = {
-        task.remote(source, config.tasks[source.task], settings, config.paths.mounted): source
-        for source in settings.sources
+        task.remote(source, config.tasks[source.task], settings, config.paths): source for source in settings.sources
     }
     counts: dict[str, dict[str, Any]] = {}
     with track_progress("prepare: sources", len(pending)) as counter:
@@ -120,43 +121,53 @@ def run(config: RunConfig) -> StageReport:
 
 def _remove_stale(paths: Paths, kept: set[str]) -> None:
     """Remove datasets of an earlier run file, which the next stages would take for this run's."""
-    for folder in paths.corpus.iterdir():
+    for folder in entries(paths.corpus, "*"):
         if folder.name not in kept:
-            shutil.rmtree(folder)
-    for path in paths.queries.glob("*/*.parquet"):
+            remove_folder(folder)
+    for path in entries(paths.queries, "*/*.parquet"):
         if path.stem not in kept:
             path.unlink()
 
 
-def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, work: Path) -> dict[str, Any]:
+def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, paths: Paths) -> dict[str, Any]:
     """Prepare one dataset and return its counts.
 
     Raises:
         DataError: a file is damaged, nothing of one is left, more rows are rejected than `max_rejected_share` allows,
             or the counts do not add up.
     """
-    rejected_file = work / "prepared" / "rejected" / f"{source.dataset}.json"
-    with closing(StoredPassages(work / "prepared" / "reading" / f"{source.dataset}.sqlite")) as passages:
+    rejected_file = paths.work / "prepared" / "rejected" / f"{source.dataset}.json"
+    with reading_folder(paths.work) as folder, closing(StoredPassages(folder / f"{source.dataset}.sqlite")) as passages:
         prepared = Prepared(passages=passages)
         try:
             read_source(source, task, settings.seed, prepared)
         finally:
             # Also of a source that is refused, so that it leaves the rows that tell why.
             _write_rejected(prepared, rejected_file)
-        return _write_dataset(source, settings, prepared, work)
+        return _write_dataset(source, settings, prepared, paths)
 
 
-def _write_dataset(source: Source, settings: PrepareConfig, prepared: Prepared, work: Path) -> dict[str, Any]:
+@contextmanager
+def reading_folder(work: AnyPath) -> Iterator[Path]:
+    """Where passages lie while their source is read: in the run, whose disk is large, or on this machine."""
+    if isinstance(work, ObjectPath):
+        with scratch("reading") as folder:
+            yield folder
+    else:
+        yield work / "prepared" / "reading"
+
+
+def _write_dataset(source: Source, settings: PrepareConfig, prepared: Prepared, paths: Paths) -> dict[str, Any]:
     """Write what was read, if its counts hold, and return these."""
     _check_counts(source, prepared, settings.max_rejected_share)
-    folder = work / "prepared" / "corpus" / source.dataset
+    folder = paths.corpus / source.dataset
     # Parts of a larger corpus of an earlier run must not stay among the new ones.
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     rows = iter(prepared.passages.values())
     for part in range(ceil(len(prepared.passages) / PART_ROWS)):
         write_table(list(islice(rows, PART_ROWS)), PASSAGE, folder / f"part-{part:05d}.parquet")
     for split in SPLITS:
-        path = work / "prepared" / "queries" / split / f"{source.dataset}.parquet"
+        path = paths.queries / split / f"{source.dataset}.parquet"
         if prepared.queries.get(split):
             write_table(prepared.queries[split], QUERY, path)
         else:
@@ -196,7 +207,7 @@ def _check_counts(source: Source, prepared: Prepared, allowed: float) -> None:
         raise DataError(f"{source.dataset}: no query in {source.path}; give rows with a query, or judgements above 0")
 
 
-def _write_rejected(prepared: Prepared, path: Path) -> None:
+def _write_rejected(prepared: Prepared, path: AnyPath) -> None:
     """Write the rejected rows, or remove the file of an earlier run where there are none."""
     if prepared.rejected:
         write_json([asdict(row) for row in prepared.rejected], path)

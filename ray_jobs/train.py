@@ -26,9 +26,9 @@ from embedder.hashing import content_id
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.st_folder import check_base_model, plain_task_of
 from embedder.run.cost import Work
-from embedder.run.holding import check_lease
 from embedder.run.stage_report import StageReport
-from embedder.storage.object_store import replacing
+from embedder.storage.holding import check_lease
+from embedder.storage.object_store import AnyPath
 from embedder.training.batch_plan import task_shares
 from embedder.training.job import FORMAT, TrainingJob
 from embedder.training.trackers import check_trackers
@@ -47,7 +47,7 @@ def check(config: RunConfig) -> Work:
     folder = data_folder(config, found)
     data = built_data(folder) or look_at(config, found)
     job = training_job(config, data, folder)
-    if all(each.exported.is_dir() for each in ([job, control_of(job)] if settings.control else [job])):
+    if all(each.has_ended for each in ([job, control_of(job)] if settings.control else [job])):
         return Work("train", [*data.notes, "trained before; only the card and the report are made again"], 0.0)
     # Here and not above, because torch comes with it: what can be refused without torch has been by now.
     from embedder.models.encoder import check_encoder
@@ -74,21 +74,23 @@ def run(config: RunConfig) -> StageReport:
     folder = data_folder(config, found)
     data = built_data(folder) or build_data(config, found, folder, OnCluster())
     job = training_job(config, data, folder)
-    trained_before = job.exported.is_dir()
+    trained_before = job.has_ended
     train_once(job, "train")
     sizes, left_out = Counter(data.sizes), Counter(data.left_out)
     steps = MetricsReader(job.metrics).steps()
     outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
     numbers = summarise(steps, sizes, left_out, outcome, settings)
-    # Each time anew, also for a finished run: card, report and plain prompts cost seconds.
     plain_task = plain_task_of(task_shares(sizes, settings), settings.export_task)
-    choose_plain_task(job.exported, plain_task)
-    with replacing(job.exported / "README.md") as file:
-        file.write(model_card(config, numbers).encode())
+
+    def complete(folder: Path) -> None:
+        """Each time anew, also for a finished run: card, report and plain prompts cost seconds."""
+        choose_plain_task(folder, plain_task)
+        (folder / "README.md").write_text(model_card(config, numbers), encoding="utf-8")
+
     llm = config.llm and config.llm.model
     lineage = {"training_run": job.folder.name, "base_encoder": config.encoder.model, "llm": llm}
     check_lease()
-    install_model(job.exported, config.paths.model, lineage)
+    install_model(job.exported, config.paths.model, lineage, complete)
     if settings.control:
         control = control_of(job)
         train_once(control, "train, control")
@@ -113,8 +115,9 @@ def train_once(job: TrainingJob, label: str) -> None:
     """Train, or resume, unless that was done."""
     from ray_jobs.training.worker import run_workers
 
-    if not job.exported.is_dir():
-        job.folder.mkdir(parents=True, exist_ok=True)
+    if not job.has_ended:
+        if isinstance(job.folder, Path):
+            job.folder.mkdir(parents=True, exist_ok=True)
         run_workers(job, label)
 
 
@@ -124,7 +127,7 @@ def control_of(job: TrainingJob) -> TrainingJob:
     return replace(job, folder=folder, data=job.data and job.data / "control")
 
 
-def training_job(config: RunConfig, data: DataSummary, folder: Path) -> TrainingJob:
+def training_job(config: RunConfig, data: DataSummary, folder: AnyPath) -> TrainingJob:
     """The training of these rows, in a folder that is named by all its result depends on."""
     run_folder = config.paths.training / run_name(config, data)
     return TrainingJob(config.encoder, config.tasks, config.needed_train, run_folder, data=folder)

@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 import ray
@@ -32,12 +31,11 @@ from embedder.config.tasks import TaskSpec
 from embedder.console import console
 from embedder.credentials import masked
 from embedder.errors import ConfigError, EmbedderError
-from embedder.index.bundle import verify
+from embedder.index.bundle import MODEL, read_manifest, verify, verify_model
 from embedder.run.machine import cpus, free_memory
 from embedder.run.ray_token import prepare_own_ray, refuse_open_ray, refuse_shared_token
-from embedder.run.workspace import workplace
 from embedder.storage.connect import open_store
-from embedder.storage.object_store import AnyPath, ObjectPath
+from embedder.storage.object_store import ObjectPath
 from serve.access.keys import read_keys
 from serve.deployments.coalescing import LANES, MOST_PIECES
 from serve.deployments.ingress import Ingress
@@ -81,15 +79,14 @@ def build(arguments: dict[str, str]) -> Application:
 
 
 def build_checked(config: RunConfig) -> Application:
-    """The application of a run file as it was read, once Ray asks for a token and the workplace is there.
+    """The application of a run file as it was read, once Ray asks for a token.
 
     Raises:
         ConfigError: it does not, or the run has nothing to serve.
         BundleError: a file of the bundle is missing or altered.
     """
-    with workplace(config, writes=False) as resolved:
-        check_ray(resolved.cluster)
-        return build_run(resolved, config.paths.work)
+    check_ray(config.cluster)
+    return build_run(config)
 
 
 def check_ray(settings: ClusterConfig) -> None:
@@ -114,8 +111,8 @@ def check_ray(settings: ClusterConfig) -> None:
         refuse_open_ray(address, allowed)
 
 
-def build_run(config: RunConfig, work: AnyPath | None = None) -> Application:
-    """The application of a resolved run file; `work` is the place of the run, whose mirror may be resolved.
+def build_run(config: RunConfig) -> Application:
+    """The application of a run.
 
     Raises:
         BundleError: a file of the bundle is missing or altered.
@@ -123,16 +120,21 @@ def build_run(config: RunConfig, work: AnyPath | None = None) -> Application:
             ignores conditions.
         StorageError: the object store does not answer.
     """
-    settings, source = config.serve, VersionSource.of(config, work)
-    if isinstance(work, ObjectPath) and source.is_catalog and not settings.read_only:
-        open_store(work / "indexes")
-    bundle = deployed(config)
-    manifest = verify(bundle)
+    settings, source = config.serve, VersionSource.of(config)
+    if isinstance(source.folder, ObjectPath) and not settings.read_only:
+        open_store(source.folder)
+    version = deployed(source)
+    manifest = read_manifest(source.place(version))
+    if isinstance(source.folder, ObjectPath):
+        # Of a store each machine hashes what it fetches; here that is what tells whether the model is the index's.
+        verify_model(source.bundle(version, [f"{MODEL}/"]))
+    else:
+        verify(source.bundle(version))
     if settings.api_keys_file is not None:
         read_keys(settings.api_keys_file)
-    layout = choose_layout(settings, bundle, _nodes())
+    layout = choose_layout(settings, source.sizes(version), _nodes())
     console().print(str(layout), markup=False)
-    own = Bound(settings, source, config.tasks, bundle.name)
+    own = Bound(settings, source, config.tasks, version)
     return own.together() if layout.is_together else own.apart(manifest.num_shards)
 
 
@@ -258,11 +260,10 @@ def _common(settings: ServeConfig, most: int, target: int) -> dict[str, object]:
     }
 
 
-def deployed(config: RunConfig) -> Path:
-    """The bundle that is served by default.
+def deployed(source: VersionSource) -> str:
+    """The version that is served by default.
 
     Raises:
         ConfigError: the run has no version that its alias names.
     """
-    source = VersionSource.of(config)
-    return source.bundle(source.catalog.resolve(config.index.alias)) if source.is_catalog else source.folder
+    return source.catalog.resolve(source.default) if source.is_catalog else source.folder.name

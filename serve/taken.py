@@ -10,7 +10,6 @@ import json
 
 from embedder.config.run import RunConfig
 from embedder.errors import ConfigError
-from embedder.storage.object_store import ObjectPath
 
 LOOK_S = 0.5
 """For asking whoever listens; it is on this machine."""
@@ -49,17 +48,15 @@ def refuse_missing_version(config: RunConfig) -> None:
         ConfigError: the run has no version that its alias names.
         BundleError: the version is damaged, or of another version of this program.
     """
-    if isinstance(config.paths.work, ObjectPath) and config.serve.bundle is None:
-        return  # its mirror is not fetched yet
     # FAISS comes with it, which a port that is taken need not wait for.
     from embedder.index.bundle import read_manifest
     from embedder.index.catalog import Catalog
 
-    folder = config.serve.bundle
-    if folder is None:
-        catalog = Catalog(config.paths.indexes)
-        folder = catalog.bundle(catalog.resolve(config.index.alias))
-    read_manifest(folder)
+    if config.serve.bundle is not None:
+        read_manifest(config.serve.bundle)
+        return
+    catalog = Catalog(config.paths.indexes)
+    read_manifest(catalog.bundle(catalog.resolve(config.index.alias)))
 
 
 def refuse_taken_name(applications: dict[str, str | None], name: str, route_prefix: str | None) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 # on a machine with other work. Where a test asks for several, they sleep while they wait: threads of OpenMP that spin
 # take the processor from those they wait for, and a training step of a small model was 20 times as long.
 os.environ["HF_HUB_OFFLINE"] = "1"
+NODE_CACHE = tempfile.TemporaryDirectory(prefix="node-cache-")
+os.environ["LLM_EMBEDDER_CACHE"] = NODE_CACHE.name
 RAY_TOKEN = Path(tempfile.mkdtemp(prefix="ray-token-")) / "token"
 RAY_TOKEN.write_text("0123456789abcdef" * 4, encoding="utf-8")
 RAY_TOKEN.chmod(0o600)

@@ -126,7 +126,7 @@ def write_bundle(
 
 
 def publish(
-    work: Path,
+    work: AnyPath,
     model: Path,
     version: str,
     alias: str | None = "live",
@@ -136,17 +136,19 @@ def publish(
 ) -> Manifest:
     """The same as a version of a run's index."""
     catalog = Catalog(work / "indexes")
-    write_bundle(catalog.bundle(version), model, "work", shards, max_tokens, reranker)
+    with catalog.adding(version) as staged:
+        write_bundle(staged, model, "work", shards, max_tokens, reranker)
     if alias is not None:
         catalog.point(alias, version)
     return Manifest.read(catalog.bundle(version))
 
 
-def run_config(work: Path, model: Path, **serve) -> RunConfig:
+def run_config(work: AnyPath, model: Path, **serve) -> RunConfig:
     """A run whose index is served."""
+    cache = {"cache": str(work / "cache")} if isinstance(work, Path) else {}
     return RunConfig.model_validate(
         {
-            "paths": {"work": str(work), "cache": str(work / "cache")},
+            "paths": {"work": work, **cache},
             "encoder": {"model": str(model), "pooling": "mean", "max_tokens": 64},
             # By this name Starlette's TestClient asks.
             "serve": {"host_names": ["testserver"], **serve},
@@ -194,9 +196,9 @@ class LocalBackend(InProcess):
         return "# TYPE ray_embedder_requests_total counter\nray_embedder_requests_total 0.0\n"
 
 
-def local_service(config: RunConfig, work: AnyPath | None = None) -> Service:
-    """The service of a run, without Ray; `work` is its place where that is an object store."""
-    source = VersionSource.of(config, work)
+def local_service(config: RunConfig) -> Service:
+    """The service of a run, without Ray."""
+    source = VersionSource.of(config)
     served = Served(source, config.serve.max_versions)
     backend = LocalBackend(source, config, served.named(None).name)
     return Service(config.serve, config.tasks, served, backend)

@@ -27,6 +27,7 @@ from embedder.run import machine
 from embedder.run.gpu_shares import check_gpus, stage_shares
 from embedder.run.ray_token import refuse_shared_token
 from embedder.run.rounds import planned_stages
+from embedder.storage.node_cache import cache_folder
 from embedder.storage.object_store import ObjectPath
 
 Level = Literal["ok", "note", "wrong"]
@@ -156,6 +157,7 @@ def _storage(config: RunConfig) -> Iterator[Finding]:
     work = config.paths.work
     if isinstance(work, ObjectPath):
         yield from _tried("paths.work", lambda: list(work.glob("*"))[:1], lambda _: f"{work} answers")
+        yield _folder("$LLM_EMBEDDER_CACHE", cache_folder())
     else:
         yield _folder("paths.work", work)
     yield _folder("paths.cache", config.paths.cache)

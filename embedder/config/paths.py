@@ -11,7 +11,6 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from embedder.credentials import masked
-from embedder.errors import ConfigError
 from embedder.storage.object_store import AnyPath, ObjectPath
 
 
@@ -59,7 +58,7 @@ AbsolutePath = Annotated[Path, AfterValidator(_local)]
 AnyAbsolutePath = Annotated[AnyPath, PlainValidator(any_path), PlainSerializer(printed_path, when_used="json")]
 """A local path, or a URI such as `s3://bucket/folder` or `gs://bucket/folder`, which is printed without its secrets."""
 
-ModelReference = Annotated[str, AfterValidator(_model)]
+ModelReference = Annotated[str, AfterValidator(_model), PlainSerializer(masked, when_used="json")]
 """A model folder here or in an object store (`s3://bucket/folder`), a hub name, or `package:NAME/FOLDER` for a model
 inside an installed Python package (embedder.models.locate)."""
 
@@ -83,36 +82,17 @@ class Section(BaseModel):
 
 
 class Paths(Section):
-    """Where a run keeps its files. On a cluster both folders must have the same path on every node."""
+    """Places of a run's files."""
 
     work: AnyAbsolutePath
-    """Folder of everything this run writes, here or in an object store (`s3://bucket/run`). In an object store `label`
-    reads and writes directly; all other jobs work in a mirror below `cache`, because they map, append to and rename
-    files."""
+    """Folder of everything this run writes: one that all nodes see under this path, or one in an object store
+    (`s3://bucket/run`), which every job and the service read and write themselves."""
     cache: AbsolutePath = Field(default=Path(".cache"), validate_default=True)
-    """Folder of converted models and of mirrors, shared between runs."""
+    """Folder of converted models, shared between runs; each node may have its own."""
     round: int = Field(default=1, ge=1, le=99)
     """Round of `mine`, `label` and `train`. From the second round on these jobs write to `rounds/NN/`, so that nothing
     of an earlier round is overwritten. `pipeline` counts it. For a job by hand set it together with `encoder.model`,
     the encoder of the round before."""
-
-    @property
-    def mounted(self) -> Path:
-        """`work` as a folder of this machine.
-
-        Raises:
-            ConfigError: `work` is in an object store.
-        """
-        if isinstance(self.work, ObjectPath):
-            raise ConfigError(
-                f"paths.work is {self.work}, but only the jobs of ray_jobs and the service work in an object store; "
-                "give a folder (--set paths.work=...)"
-            )
-        return self.work
-
-    @property
-    def _mounted_round(self) -> Path:
-        return self.mounted if self.round == 1 else self.mounted / "rounds" / f"{self.round:02d}"
 
     @property
     def of_round(self) -> AnyPath:
@@ -120,9 +100,9 @@ class Paths(Section):
         return self.work if self.round == 1 else self.work / "rounds" / f"{self.round:02d}"
 
     @property
-    def corpus(self) -> Path:
+    def corpus(self) -> AnyPath:
         """Checked passages, a folder a dataset."""
-        return self.mounted / "prepared" / "corpus"
+        return self.work / "prepared" / "corpus"
 
     @property
     def queries(self) -> AnyPath:
@@ -130,24 +110,19 @@ class Paths(Section):
         return self.work / "prepared" / "queries"
 
     @property
-    def questions(self) -> Path:
+    def questions(self) -> AnyPath:
         """Questions of the LLM: drafts and checks in committed blocks, and which files of `queries` they became."""
-        return self.mounted / "questions"
+        return self.work / "questions"
 
     @property
-    def vectors(self) -> Path:
+    def vectors(self) -> AnyPath:
         """Passage vectors, `MODEL_FINGERPRINT/DATASET/*.parquet`."""
-        return self.mounted / "vectors"
+        return self.work / "vectors"
 
     @property
-    def prepared_queries(self) -> Path:
-        """`queries` as a folder of this machine, for jobs that read parts of its files."""
-        return self.mounted / "prepared" / "queries"
-
-    @property
-    def rankings(self) -> Path:
+    def rankings(self) -> AnyPath:
         """Rankings by words and by vectors, `SPLIT/DATASET/KIND-IDENTITY/*.parquet`."""
-        return self._mounted_round / "rankings"
+        return self.of_round / "rankings"
 
     @property
     def candidates(self) -> AnyPath:
@@ -160,39 +135,39 @@ class Paths(Section):
         return self.of_round / "labelled"
 
     @property
-    def training(self) -> Path:
+    def training(self) -> AnyPath:
         """Checkpoints of the trainer."""
-        return self._mounted_round / "training"
+        return self.of_round / "training"
 
     @property
-    def model(self) -> Path:
+    def model(self) -> AnyPath:
         """The trained encoder as a Hugging Face folder."""
-        return self._mounted_round / "model"
+        return self.of_round / "model"
 
     @property
-    def reranker(self) -> Path:
+    def reranker(self) -> AnyPath:
         """The cross-encoder that `label` trained as a teacher, for all rounds; its trainings lie beside it."""
-        return self.mounted / "reranker" / "model"
+        return self.work / "reranker" / "model"
 
     @property
-    def control(self) -> Path:
+    def control(self) -> AnyPath:
         """The encoder that was trained on shuffled rewards, as such a folder."""
-        return self._mounted_round / "control"
+        return self.of_round / "control"
 
     @property
-    def done(self) -> Path:
+    def done(self) -> AnyPath:
         """A mark for each stage that `pipeline` has done."""
-        return self._mounted_round / "done"
+        return self.of_round / "done"
 
     @property
-    def indexes(self) -> Path:
+    def indexes(self) -> AnyPath:
         """Versions of the index, their aliases, and what was written to them: what `serve` deploys."""
-        return self.mounted / "indexes"
+        return self.work / "indexes"
 
     @property
-    def summary(self) -> Path:
+    def summary(self) -> AnyPath:
         """What `evaluate` found, a few numbers a task, for programs."""
-        return self.mounted / SUMMARY
+        return self.work / SUMMARY
 
     @property
     def reports(self) -> AnyPath:

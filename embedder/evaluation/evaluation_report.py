@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,7 +17,7 @@ from embedder.evaluation.comparison import headline_entries
 from embedder.reporting.html import render
 from embedder.reporting.plots import PAPER, PlotColors, light_and_dark, png, style_axes
 from embedder.storage.json_file import write_json
-from embedder.storage.object_store import replacing
+from embedder.storage.object_store import AnyPath, replacing
 
 PANELS_A_ROW = 3
 SHOWN_RETRIEVERS = 3
@@ -28,7 +27,7 @@ Measured = tuple[str, Mapping[str, Any]]
 """A measure's name and its entry in the results."""
 
 
-def write_report(results: Mapping[str, Any], folder: Path, run: str) -> Path:
+def write_report(results: Mapping[str, Any], folder: AnyPath, run: str) -> AnyPath:
     """Write all three files, each as a whole; returns the path of the page.
 
     Args:

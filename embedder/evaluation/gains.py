@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,6 +12,7 @@ from rich.table import Table
 from embedder.evaluation.base import LIKELIHOOD, PERPLEXITY
 from embedder.evaluation.comparison import TRAINED
 from embedder.evaluation.evaluations import EVALUATIONS
+from embedder.storage.object_store import AnyPath
 
 LIKELIHOODS = (LIKELIHOOD.name, PERPLEXITY.name)
 """What the passages found are worth to the LLM; stands beside the measure of a task."""
@@ -75,7 +75,7 @@ def gains_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def kept_table(path: Path) -> list[Table]:
+def kept_table(path: AnyPath) -> list[Table]:
     """The table of a `summary.json`; none where it is missing, or no training was compared with its base."""
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"tasks": {}}
     return [gains_table(found)] if found["tasks"] else []

@@ -73,7 +73,7 @@ def compare_encoders(
         loaded = load_inference_encoder(encoder, resolve_device(config.encoder.gpus_per_actor))
         measure_encoder(retriever.name, loaded, tasks, sets, settings)
     if settings.asks:
-        ask_llm(sets, llm_judge(config, settings), settings, config.paths.mounted / "evaluation")
+        ask_llm(sets, llm_judge(config, settings), settings, config.paths.work / "evaluation")
     return [dataset.measured for dataset in sets]
 
 

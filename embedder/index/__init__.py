@@ -6,6 +6,7 @@
     probe              whether an encoder that runs is the one of a bundle, by its vectors and ranks
     catalog            versions side by side, and aliases that move between them
     alias_table        what aliases name
+    stored_files       the files of versions in an object store, by their hash
     opened             all open shards of a version: search, writes, snapshots
     parquet_export     documents and vectors of a task as Parquet
     living             the documents of a task, written to while they are searched

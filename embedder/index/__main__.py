@@ -8,9 +8,8 @@
     python -m embedder.index runs/demo/indexes remove VERSION         remove one that no alias names
     python -m embedder.index runs/demo/indexes erase                  remove what was deleted or replaced, now
 
-The folder is `indexes` below `paths.work`. For a run in an object store it is below its mirror, and `--log
-s3://bucket/run/indexes` names the store's, where writes are. A running service goes over to what an alias names within
-a second or two.
+The folder is `indexes` below `paths.work`, here or in an object store (`s3://bucket/run/indexes`). A running service
+goes over to what an alias names within a second or two.
 """
 
 from __future__ import annotations
@@ -23,9 +22,13 @@ from typing import TYPE_CHECKING
 from embedder.config.paths import any_path
 from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
+from embedder.storage.object_store import AnyPath, ObjectPath
 
 if TYPE_CHECKING:
     from embedder.index.catalog import Catalog
+
+CHANGES_FILES = {"snapshot", "restore", "remove", "erase"}
+"""Actions that add or remove files of versions."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,14 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m embedder.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("indexes", type=Path, help="folder of versions and aliases")
-    parser.add_argument("--log", type=any_path, help="`indexes` of the run in its object store, where writes are")
+    parser.add_argument("indexes", type=any_path, help="folder of versions and aliases")
     actions = parser.add_subparsers(dest="action")
     snapshot = actions.add_parser("snapshot", help="all there is now as a version of its own")
     snapshot.add_argument("name")
     snapshot.add_argument("--of", default="live", help="alias, or a version as it was built; default live")
     restore = actions.add_parser("restore", help="a bundle from elsewhere as a version")
-    restore.add_argument("folder", type=Path)
+    restore.add_argument("folder", type=any_path)
     restore.add_argument("name")
     export = actions.add_parser("export", help="all documents of a task with their vectors, as a Parquet file")
     export.add_argument("task")
@@ -73,24 +75,39 @@ def _run(options: argparse.Namespace) -> list[str]:
         raise ConfigError(f"{options.indexes}: no such folder; give `indexes` of a run, which `ray_jobs.index` makes")
     # FAISS is imported here and not above, because help and a wrong folder must not wait for it.
     from embedder.index.catalog import Catalog
+
+    catalog = Catalog(options.indexes)
+    if isinstance(options.indexes, ObjectPath) and options.action in CHANGES_FILES:
+        # Versions in a store share files: nobody may remove one while another is being added.
+        from embedder.storage.holding import holding
+
+        with holding(options.indexes.parent, f"index {options.action}"):
+            return _act(options, catalog)
+    return _act(options, catalog)
+
+
+def _act(options: argparse.Namespace, catalog: Catalog) -> list[str]:
+    from embedder.index.catalog import Catalog
     from embedder.index.erasure import erase
     from embedder.index.opened import OpenIndex
     from embedder.index.parquet_export import export_documents
 
-    catalog = Catalog(options.indexes, options.log)
     match options.action:
         case "snapshot":
             version = catalog.resolve(options.of)
-            index = OpenIndex.open(catalog.bundle(version), catalog.state(version, options.of))
+            index = OpenIndex.open(catalog.here(version), catalog.state(version, options.of))
             index.snapshot(catalog, options.name)
             return [f"{catalog.bundle(options.name)}: a snapshot of {version}; {_size(catalog, options.name)}"]
         case "export":
             version = catalog.resolve(options.of)
-            index = OpenIndex.open(catalog.bundle(version), catalog.state(version, options.of))
+            index = OpenIndex.open(catalog.here(version), catalog.state(version, options.of))
             rows = export_documents(index, options.task, options.file)
             return [f"{options.file}: {rows:,} documents of {options.task} in {version}"]
         case "restore":
-            catalog.restore(options.folder, options.name)
+            source: AnyPath = options.folder
+            # In a store a version is not a folder of its files.
+            bundle = source if isinstance(source, Path) else Catalog(source.parent.parent).here(source.name)
+            catalog.restore(bundle, options.name)
             return [f"{catalog.bundle(options.name)}: restored; {_size(catalog, options.name)}"]
         case "point":
             catalog.point(options.alias, options.version)

@@ -26,6 +26,7 @@ from embedder.hashing import content_id, row_seed
 from embedder.index.collection import CollectionIdentity
 from embedder.index.manifest import HashedManifest
 from embedder.models.fingerprint import located_fingerprint
+from embedder.storage.object_store import AnyPath
 
 MODEL = "model"
 RERANKER = "reranker"
@@ -118,7 +119,12 @@ def instructions(tasks: dict[str, TaskSpec]) -> dict[str, TaskInstructions]:
     }
 
 
-def read_manifest(bundle: Path) -> Manifest:
+def bundle_sizes(bundle: Path) -> dict[str, int]:
+    """Bytes of each file of a bundle, by its name in it."""
+    return {path.relative_to(bundle).as_posix(): path.stat().st_size for path in bundle.rglob("*") if path.is_file()}
+
+
+def read_manifest(bundle: AnyPath) -> Manifest:
     """The manifest of a bundle.
 
     Raises:
@@ -141,6 +147,15 @@ def verify(bundle: Path, only: str = "") -> Manifest:
     if not only:
         _check_model(bundle, manifest)
     return manifest
+
+
+def verify_model(bundle: Path) -> None:
+    """Check the files of the model, and that it is the one the vectors were made with.
+
+    Raises:
+        BundleError: it is not so.
+    """
+    _check_model(bundle, verify(bundle, f"{MODEL}/"))
 
 
 def _check_model(bundle: Path, manifest: Manifest) -> None:

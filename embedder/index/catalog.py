@@ -1,8 +1,10 @@
 """Versions of an index side by side, and aliases that move from one to another at once.
 
-    versions/NAME/                    a bundle, never changed
+    versions/NAME/                    a bundle, never changed; in an object store its manifest alone, whose files are in
+    files/SHA256                      embedder.index.stored_files
     writes/ALIAS/TASK/                what was written since, whatever version the alias named (embedder.index.task_log)
-    states/NAME/ALIAS/                what this machine made of the two (embedder.index.shard)
+    states/NAME/ALIAS/                what this machine made of the two (embedder.index.shard); for an object store it
+                                      is in the cache of the machine
     catalog/000000000031.json         all aliases (embedder.index.alias_table); the highest number counts
 
 A kill at any moment leaves the old or the new version, and the old or the new alias. No lock is held: of two processes
@@ -11,44 +13,54 @@ that change aliases at once the second one sees what the first one made of them 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from embedder.errors import BundleError, ConfigError
+from embedder.hashing import content_id
 from embedder.index.alias_table import AliasTable
-from embedder.index.bundle import Manifest, read_manifest, verify
+from embedder.index.bundle import Manifest, bundle_sizes, read_manifest, verify
 from embedder.index.state_places import StatePlaces
-from embedder.storage.durable import (
-    discard_folder,
-    place_durably,
-    remove_unfinished,
-    storage_failures,
-    unfinished_folder,
+from embedder.index.stored_files import (
+    fetch_bundle,
+    fetched_versions,
+    file_sizes,
+    forget_bundle,
+    put_files,
+    remove_files,
+    stored_file,
 )
-from embedder.storage.folder_store import FolderStore
-from embedder.storage.object_store import AnyPath
+from embedder.storage.connect import store_at
+from embedder.storage.durable import discard_folder, place_durably, storage_failures, unfinished_folder
+from embedder.storage.folders import remove_folder
+from embedder.storage.node_cache import cache_folder, scratch
+from embedder.storage.object_store import AnyPath, ObjectPath, upload
 from embedder.storage.position import clock
 from embedder.storage.revisions import Revisions
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+BUILDING = "building"
+"""Folder of shards that are built for a version that is not there yet."""
 
 
 class Catalog:
-    """The versions and aliases in one folder."""
+    """The versions and aliases in one folder, here or in an object store."""
 
-    def __init__(self, folder: Path, log: AnyPath | None = None) -> None:
-        """`log`: where the logs of its tasks are, if not in the folder."""
-        self.folder, self.log = folder, folder if log is None else log
-        self._tables = Revisions(FolderStore(folder), "catalog", clock)
+    def __init__(self, folder: AnyPath) -> None:
+        self.folder = folder
+        self._tables = Revisions(store_at(folder), "catalog", clock)
 
     def versions(self) -> list[str]:
         """Names of the versions, sorted."""
         manifests = (self.folder / "versions").glob(f"*/{Manifest.FILE}")
-        return sorted(path.parent.name for path in manifests if NAME.fullmatch(path.parent.name))
+        names = (path.parent.name for path in manifests)
+        return sorted(name for name in names if NAME.fullmatch(name))
 
     def aliases(self) -> dict[str, str]:
         """Version by alias.
@@ -76,12 +88,53 @@ class Catalog:
         """
         return self._resolved(name, self._table())
 
-    def bundle(self, version: str) -> Path:
+    def bundle(self, version: str) -> AnyPath:
+        """The place of a version; in an object store that of its manifest alone."""
         return self.folder / "versions" / version
+
+    def here(self, version: str, parts: Sequence[str] = ("",)) -> Path:
+        """The bundle of a version as a folder of this machine; of a store at least the files that begin with `parts`.
+
+        Raises:
+            BundleError: there is no such version, or a file is not as the manifest says.
+            DataError: the store does not answer, or refuses.
+        """
+        bundle = self.bundle(version)
+        if isinstance(bundle, Path):
+            return bundle
+        return fetch_bundle(bundle.parent.parent, version, read_manifest(bundle), parts)
+
+    def file(self, version: str, name: str) -> AnyPath | None:
+        """Where one file of a version is; None: it has none of that name.
+
+        Raises:
+            BundleError: there is no such version.
+            DataError: the store does not answer, or refuses.
+        """
+        bundle = self.bundle(version)
+        if not isinstance(bundle, Path):
+            return stored_file(bundle.parent.parent, read_manifest(bundle), name)
+        path = bundle / name
+        return path if path.is_file() else None
+
+    def sizes(self, version: str) -> dict[str, int]:
+        """Bytes of the files of a version, by their names in it."""
+        bundle = self.bundle(version)
+        if isinstance(bundle, Path):
+            return bundle_sizes(bundle)
+        stored = file_sizes(bundle.parent.parent)
+        return {name: stored[digest] for name, digest in read_manifest(bundle).files.items()}
+
+    @property
+    def states(self) -> Path:
+        """The folder of this machine for what it makes of versions and writes; it can be removed."""
+        if isinstance(self.folder, Path):
+            return self.folder / "states"
+        return cache_folder() / "states" / content_id(self.folder.uri)[:16]
 
     def state(self, version: str, alias: str) -> StatePlaces:
         """The places of what was written through an alias, as a version shows it; nothing is there for other names."""
-        return StatePlaces(self.log / "writes" / alias, self.folder / "states" / version / alias)
+        return StatePlaces(self.folder / "writes" / alias, self.states / version / alias)
 
     def point(self, alias: str, version: str) -> None:
         """Let an alias name a version, at once and for good when this returns.
@@ -100,14 +153,32 @@ class Catalog:
         """Remove an alias; the version stays."""
         self._change(lambda table: table.dropped(alias))
 
-    def stage(self, version: str) -> Path:
-        """A new folder to be filled with a bundle and then published under that name."""
+    @contextmanager
+    def adding(self, version: str) -> Iterator[Path]:
+        """A new folder of this machine to be filled with a bundle, which is published under that name at the end.
+
+        Raises:
+            ConfigError, BundleError: as `publish`.
+            StorageError: the disk is full, read-only or failing; there is no such version then.
+        """
         self._check_name(version)
-        with storage_failures(self.folder):
-            return unfinished_folder(self.bundle(version))
+        bundle = self.bundle(version)
+        if not isinstance(bundle, Path):
+            with scratch(version) as staged:
+                yield staged
+                self.publish(staged, version)
+            return
+        with storage_failures(bundle):
+            staged = unfinished_folder(bundle)
+        try:
+            with storage_failures(staged.parent):
+                yield staged
+            self.publish(staged, version)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
 
     def publish(self, staged: Path, version: str) -> None:
-        """Make a filled folder, manifest included, one of the versions.
+        """Make a filled folder, manifest included, one of the versions; for a store files that are stored may lack.
 
         Raises:
             ConfigError: there is another version of that name.
@@ -125,10 +196,26 @@ class Catalog:
         if version in self.versions():
             if read_manifest(self.bundle(version)).digest != manifest.digest:
                 raise ConfigError(f"{self.bundle(version)}: exists with another content; choose another name")
-            shutil.rmtree(staged)
-            return
-        with storage_failures(self.folder):
-            place_durably(staged, self.bundle(version))
+            if isinstance(self.folder, Path):
+                shutil.rmtree(staged)
+                return
+        bundle = self.bundle(version)
+        if isinstance(bundle, Path):
+            with storage_failures(bundle):
+                place_durably(staged, bundle)
+        else:
+            self._store(staged, bundle, manifest)
+
+    def _store(self, staged: Path, bundle: ObjectPath, manifest: Manifest) -> None:
+        indexes = bundle.parent.parent
+        here = {name: digest for name, digest in manifest.files.items() if (staged / name).is_file()}
+        put_files(indexes, staged, here)
+        upload(staged / Manifest.FILE, bundle / Manifest.FILE)
+        # Once it is named: what another process has removed since it was found to be stored is told from that.
+        gone = set(manifest.files.values()) - file_sizes(indexes).keys()
+        if gone:
+            (bundle / Manifest.FILE).unlink(missing_ok=True)
+            raise BundleError(f"{bundle}: {len(gone)} of its files are not stored; run the job again")
 
     def restore(self, bundle: Path, version: str) -> None:
         """Copy a bundle from elsewhere, such as a snapshot, once it is verified.
@@ -139,35 +226,59 @@ class Catalog:
             ConfigError: there is another version of that name.
         """
         verify(bundle)
-        staged = self.stage(version)
-        try:
-            with storage_failures(staged.parent):
-                shutil.copytree(bundle, staged, dirs_exist_ok=True)
+        with self.adding(version) as staged:
+            shutil.copytree(bundle, staged, dirs_exist_ok=True)
             verify(staged)
-            self.publish(staged, version)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
 
     def remove(self, version: str) -> None:
-        """Remove a version; what was written through it stays in the log.
+        """Remove a version; what was written through it stays in the log. In a store no other may be added meanwhile.
 
         Raises:
             ConfigError: it does not exist, or an alias names it.
         """
-        if version not in self.versions():
+        # One whose removal was cut off has no manifest any more.
+        if version not in self.versions() and version not in self._table().leaving:
             raise ConfigError(f"{self.folder}: no version {version!r:.200}; there are {self.versions()}")
         # In the table before its files go: who points an alias at it at this moment either comes first or is refused.
         self._change(lambda table: self._leaving(version, table))
-        with storage_failures(self.folder):
-            for folder in (self.bundle(version), self.folder / "states" / version):
-                if folder.exists():
+        bundle = self.bundle(version)
+        if not isinstance(bundle, Path):
+            remove_folder(bundle)
+            self._remove_unused(bundle.parent.parent)
+            self.forget_removed()
+        for folder in (bundle, self.states / version):
+            if isinstance(folder, Path) and folder.exists():
+                with storage_failures(folder):
                     discard_folder(folder)
         self._change(lambda table: replace(table, leaving=[name for name in table.leaving if name != version]))
 
-    def remove_unfinished(self) -> None:
-        """Remove what kills have left; call it where nobody else is building, copying or moving aliases."""
-        for name in ("versions", "states", "catalog"):
-            remove_unfinished(self.folder / name)
+    def _remove_unused(self, indexes: ObjectPath) -> None:
+        """Remove stored files that neither a version nor a build has; call it where no other version is being added."""
+        # Before who names them: what is stored from here on may not be named yet.
+        stored = file_sizes(indexes).keys()
+        notes = [json.loads(note.read_text()) for note in (indexes / BUILDING).glob("*/*.json")]
+        named = {digest for note in notes for digest in note["files"].values()}
+        for version in self.versions():
+            named |= set(read_manifest(self.bundle(version)).files.values())
+        remove_files(indexes, stored - named)
+
+    def forget_removed(self) -> None:
+        """Remove what this machine has fetched, or made, of versions in a store that are removed.
+
+        Raises:
+            DataError: the store does not answer, or refuses.
+        """
+        if not isinstance(self.folder, ObjectPath):
+            return
+        # Before the versions: what is fetched from here on may be of one that was added meanwhile.
+        fetched, made = fetched_versions(self.folder), list(self.states.glob("*"))
+        versions = self.versions()
+        for version in fetched:
+            if version not in versions:
+                forget_bundle(self.folder, version)
+        for state in made:
+            if state.name not in versions:
+                shutil.rmtree(state, ignore_errors=True)
 
     def _table(self) -> AliasTable:
         _, content = self._tables.newest()

@@ -44,12 +44,12 @@ def erase(catalog: Catalog, say: Callable[[str], None], retention: Retention = E
             continue
         for alias in [alias for alias, target in catalog.aliases().items() if target == version]:
             new = f"{manifest.index_version}-{time.time_ns():x}"
-            OpenIndex.open(catalog.bundle(version), catalog.state(version, alias)).snapshot(catalog, new)
+            OpenIndex.open(catalog.here(version), catalog.state(version, alias)).snapshot(catalog, new)
             catalog.point(alias, new)
             say(f"{version}: written anew as {new} for {alias}")
         catalog.remove(version)
         say(f"{version}: removed, because its corpus holds what was deleted or replaced")
-    shutil.rmtree(catalog.folder / "states", ignore_errors=True)
+    shutil.rmtree(catalog.states, ignore_errors=True)
     say(f"waiting {retention.kept_s:.0f} s, until nobody relies on the commits that go")
     time.sleep(max(0.0, folded + retention.kept_s - time.monotonic()))
     removed = sum(log.clean() for _, log in logs)
@@ -73,7 +73,7 @@ def _holds(catalog: Catalog, version: str, task: str, log: TaskLog) -> bool:
 
 
 def _collections(catalog: Catalog, version: str, task: str) -> Iterator[Collection]:
-    bundle = catalog.bundle(version)
+    bundle = catalog.here(version)
     manifest = read_manifest(bundle)
     for shard in range(manifest.num_shards):
         identity = manifest.collection_identity(task, shard)

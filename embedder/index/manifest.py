@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from embedder.errors import BundleError
 from embedder.hashing import content_id, file_sha256
+from embedder.storage.object_store import AnyPath
 
 REMEDY = "restore the bundle or build it again"
 
@@ -37,7 +38,7 @@ class HashedManifest(BaseModel):
         (folder / self.FILE).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: AnyPath) -> Self:
         """The manifest of a folder.
 
         Raises:

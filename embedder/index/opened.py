@@ -241,13 +241,8 @@ class OpenIndex:
         """
         if any(len(one.shards) != self.manifest.num_shards for one in self.collections.values()):
             raise ConfigError(f"a snapshot needs all {self.manifest.num_shards} shards open in one process")
-        staged = catalog.stage(version)
-        try:
-            with storage_failures(staged.parent):
-                self._write_snapshot(staged)
-            catalog.publish(staged, version)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        with catalog.adding(version) as staged:
+            self._write_snapshot(staged)
 
     def _write_snapshot(self, staged: Path) -> None:
         frozen = {task: collection.freeze() for task, collection in self.collections.items()}

@@ -18,6 +18,7 @@ from embedder.config.paths import EncodingDtype
 from embedder.errors import BundleError, ProbeError
 from embedder.index.bundle import Manifest
 from embedder.index.manifest import REMEDY
+from embedder.storage.object_store import AnyPath
 
 PROBE = "probe.json"
 TEXTS = 64
@@ -97,7 +98,7 @@ def check_probe(
         )
 
 
-def check_ranks(bundle: Path, probe: Probe, found_ND: np.ndarray) -> None:
+def check_ranks(bundle: AnyPath, probe: Probe, found_ND: np.ndarray) -> None:
     """Refuse to let an alias move to an index whose texts the service encodes or ranks otherwise than the index.
 
     Args:

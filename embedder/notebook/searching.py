@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from embedder.config.paths import any_path
 from embedder.errors import BundleError, ConfigError
 from embedder.index.bundle import Manifest, bundle_encoder
 from embedder.index.catalog import Catalog
@@ -70,7 +71,7 @@ def open_index(folder: str | Path, name: str = "live", gpus: float = 0) -> Searc
     """Verify a version and open it, with what was written to it since.
 
     Args:
-        folder: `indexes` of a run, or a single bundle.
+        folder: `indexes` of a run, here or in an object store (`s3://bucket/run/indexes`), or a single bundle.
         name: Alias or version, where it is the folder of a run.
         gpus: 0 encodes queries on the CPU.
 
@@ -78,13 +79,14 @@ def open_index(folder: str | Path, name: str = "live", gpus: float = 0) -> Searc
         BundleError: nothing is there, or something is damaged or belongs elsewhere.
         ConfigError: there is no such version.
     """
-    path = Path(folder).expanduser().absolute()
+    path = any_path(folder)
     if not path.is_dir():
         raise BundleError(f"{path}: no such folder; give `indexes` of a run, or a bundle")
-    bundle, state = path, StatePlaces.beside(path)
-    if not (path / Manifest.FILE).is_file():
+    if isinstance(path, Path) and (path / Manifest.FILE).is_file():
+        bundle, state = path, StatePlaces.beside(path)
+    else:
         catalog = Catalog(path)
         version = catalog.resolve(name)
-        bundle, state = catalog.bundle(version), catalog.state(version, name)
+        bundle, state = catalog.here(version), catalog.state(version, name)
     index = OpenIndex.open(bundle, state)
     return SearchableIndex(index, load_inference_encoder(bundle_encoder(bundle, index.manifest), resolve_device(gpus)))

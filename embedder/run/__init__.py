@@ -4,8 +4,6 @@ rounds.py        the stages of all rounds, in order
 stages.py        which stages are done, by the contents they read and wrote
 written.py       which files of queries `questions` wrote, and which `prepare` did
 lineage.py       where a trained encoder comes from
-workspace.py     the folder in which a job works, for a run in an object store too
-holding.py       the lease on a run while a job works there: a second job is refused
 masked_logs.py   what jobs, workers and replicas log, without a credential in it
 machine.py       this machine: processors, GPUs, free memory, the build of torch
 preflight.py     what a machine must show before a stage works on it

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,41 @@ from embedder.config.run import RunConfig
 from embedder.data.hub_dataset import source_copy
 from embedder.models.locate import locate_model
 from embedder.run.stages import Contents, effective
-from embedder.storage.durable import appearing
+from embedder.storage.fetched import whole_copy
+from embedder.storage.folders import folder_made, put_json
 from embedder.storage.json_file import write_json
+from embedder.storage.object_store import AnyPath, reference_of
 
 LINEAGE = "lineage.json"
 PROVENANCE = "provenance.json"
 """Beside the labels: what they depend on."""
 
 
-def install_model(exported: Path, model: Path, lineage: dict[str, Any]) -> None:
-    """Put an exported model folder in place of `model`, with a note of where it comes from."""
-    with appearing(model) as staged:
-        shutil.copytree(exported, staged, dirs_exist_ok=True)
+def install_model(
+    exported: AnyPath,
+    model: AnyPath,
+    lineage: dict[str, Any],
+    complete: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Put an exported model folder in place of `model`, completed, with a note of where it comes from."""
+    with folder_made(model) as staged:
+        shutil.copytree(whole_copy(exported), staged, dirs_exist_ok=True)
+        complete(staged)
         write_json(lineage, staged / LINEAGE)
-        # A folder cannot be renamed over another one: for a moment there is no model, never half of one.
-        shutil.rmtree(model, ignore_errors=True)
+        if isinstance(model, Path):
+            # A folder cannot be renamed over another one: for a moment there is no model, never half of one.
+            shutil.rmtree(model, ignore_errors=True)
 
 
 def write_lineage(config: RunConfig, contents: Contents) -> None:
     """Complete the lineage of the encoder that `train` has just written to `paths.model`; what it noted stays."""
-    path = config.paths.model / LINEAGE
     known = read_lineage(config.paths.model) or {}
-    write_json({**known, **describe(config, contents)}, path)
+    put_json({**known, **describe(config, contents)}, config.paths.model, LINEAGE)
 
 
-def read_lineage(model: Path | str) -> dict[str, Any] | None:
+def read_lineage(model: AnyPath) -> dict[str, Any] | None:
     """The lineage of a model folder; None where there is none."""
-    path = Path(model) / LINEAGE
+    path = model / LINEAGE
     if not path.is_file():
         return None
     lineage: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -56,7 +65,7 @@ def describe(config: RunConfig, contents: Contents) -> dict[str, Any]:
     return {
         "version": __version__,
         "round": config.paths.round,
-        "model": contents.of_model(str(config.paths.model)),
+        "model": contents.of_model(reference_of(config.paths.model)),
         "settings": {
             name: effective(settings[name])
             for name in ("encoder", "questions", "words", "mine", "label", "train", "tasks")

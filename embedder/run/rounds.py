@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from embedder.config.run import RunConfig
+from embedder.storage.object_store import reference_of
 
 EACH_ROUND = ("mine", "label", "train")
 AT_THE_END = ("index", "evaluate")
@@ -14,7 +15,7 @@ def round_config(config: RunConfig, number: int) -> RunConfig:
         return config
     trained = round_config(config, number - 1).paths.model
     learned = bool(config.encoder.instructions)
-    encoder = config.encoder.model_copy(update={"model": str(trained), "instructions": learned})
+    encoder = config.encoder.model_copy(update={"model": reference_of(trained), "instructions": learned})
     return config.model_copy(update={"paths": config.paths.model_copy(update={"round": number}), "encoder": encoder})
 
 

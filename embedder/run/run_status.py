@@ -13,14 +13,13 @@ from rich.table import Table
 from embedder.config.load import load_run
 from embedder.config.run import RunConfig
 from embedder.data.records import count_rows, parquet_files
-from embedder.errors import BundleError, ConfigError
+from embedder.errors import BundleError, ConfigError, DataError
 from embedder.reporting.html import render
 from embedder.run.rounds import planned_stages, stage_title
 from embedder.run.stage_report import StageReport, read_reports
 from embedder.run.stages import STAGES, Contents, is_done, mark_path
-from embedder.run.workspace import workplace
-from embedder.storage.durable import write_durably
-from embedder.storage.object_store import ObjectPath
+from embedder.storage.line_log import LineReader
+from embedder.storage.object_store import AnyPath, entries, replacing
 
 if TYPE_CHECKING:
     from embedder.index.listing import ListedVersion
@@ -73,7 +72,7 @@ class RunStatus:
     stages: list[StageStatus]
     index: list[str]
     """A line for each version of the index: documents that it was built with, and the aliases that name it."""
-    pages: list[Path]
+    pages: list[AnyPath]
     """Reports to look at; the page of the run, which links all others, comes first."""
 
     @property
@@ -147,19 +146,16 @@ def read_status(run_file: Path, overrides: list[str], *, compares: bool) -> RunS
         ConfigError: the run file is wrong.
         DataError: the object store of the run does not answer.
     """
-    given = load_run(run_file, overrides)
-    with workplace(given, writes=False) as config:
-        found = status_of(config, Contents() if compares else None)
-        # Of a run in an object store this is a mirror, in which a job may be at work.
-        is_here = not isinstance(given.paths.work, ObjectPath)
-        page = write_page(found, config) if is_here and any(each.report for each in found.stages) else None
-    return replace(found, work=str(given.paths.work), pages=[*([page] if page else []), *found.pages])
+    config = load_run(run_file, overrides)
+    found = status_of(config, Contents() if compares else None)
+    page = write_page(found, config) if any(each.report for each in found.stages) else None
+    return replace(found, pages=[*([page] if page else []), *found.pages])
 
 
 def status_of(config: RunConfig, contents: Contents | None) -> RunStatus:
-    """The status of a run whose folder is here; without `contents` a mark counts as it is."""
+    """The status of a run; without `contents` a mark counts as it is."""
     stages = [_stage_status(stage, settings, contents) for stage, settings in _stages(config)]
-    index = _index_lines(config) if Path(str(config.paths.indexes)).is_dir() else []
+    index = _index_lines(config) if config.paths.indexes.is_dir() else []
     return RunStatus(str(config.paths.work), stages, index, _pages(config))
 
 
@@ -178,17 +174,16 @@ def _index_lines(config: RunConfig) -> list[str]:
     return lines
 
 
-def write_page(found: RunStatus, config: RunConfig) -> Path | None:
+def write_page(found: RunStatus, config: RunConfig) -> AnyPath | None:
     """Write `reports/run.html`, which links all reports; returns None where nothing can be written."""
-    folder = config.paths.mounted / "reports"
-    summary = Path(str(config.paths.summary))
+    folder, summary = config.paths.work / "reports", config.paths.summary
     gained = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {"tasks": {}}
-    links = [(TITLES[page.name], os.path.relpath(page, folder)) for page in found.pages]
+    links = [(TITLES[page.name], os.path.relpath(str(page), str(folder))) for page in found.pages]
     text = render("run.html", run=found.work, found=found, links=links, gained=gained)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_durably(folder / PAGE, text.encode())
-    except OSError:
+        with replacing(folder / PAGE) as file:
+            file.write(text.encode())
+    except (OSError, DataError):
         # Whoever may only read a run, or whose disk is full, may still ask what it has done.
         return None
     return folder / PAGE
@@ -226,18 +221,18 @@ def _begun(name: str, config: RunConfig) -> str:
         groups = count_rows(parquet_files(config.paths.candidates))
         return f"{labelled:,} of {groups:,} groups labelled" if labelled else ""
     if name == "train":
-        steps = [sum(1 for _ in path.open("rb")) for path in config.paths.training.glob("*/metrics.jsonl")]
+        steps = [len(LineReader(folder / "metrics.jsonl").new()) for folder in entries(config.paths.training, "*")]
         needed = config.train.steps if config.train else 0
-        return f"{max(steps):,} of {needed:,} steps" if steps else ""
+        return f"{max(steps):,} of {needed:,} steps" if any(steps) else ""
     return ""
 
 
-def _pages(config: RunConfig) -> list[Path]:
+def _pages(config: RunConfig) -> list[AnyPath]:
     """The HTML reports that are there, in the order of the stages."""
     rounds = [settings for stage, settings in planned_stages(config) if stage == "train"] or [config]
-    folders = [Path(str(settings.paths.reports)) for settings in rounds]
+    folders = [settings.paths.reports for settings in rounds]
     pages = [folder / name for folder in folders for name in ("labelling.html", "training.html")]
-    pages.append(config.paths.mounted / "evaluation" / config.evaluate.split / "report.html")
+    pages.append(config.paths.work / "evaluation" / config.evaluate.split / "report.html")
     return [page for page in pages if page.is_file()]
 
 
@@ -252,8 +247,8 @@ def index_versions(run_file: Path, overrides: list[str]) -> list[ListedVersion]:
     from embedder.index.catalog import Catalog
     from embedder.index.listing import list_versions
 
-    with workplace(load_run(run_file, overrides), writes=False) as config:
-        versions = list_versions(Catalog(config.paths.indexes))
+    config = load_run(run_file, overrides)
+    versions = list_versions(Catalog(config.paths.indexes))
     if not versions:
         raise ConfigError(
             f"{config.paths.indexes}: no versions; build one with `llm-embedder index --config {run_file}`"

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 
 from embedder import __version__
 from embedder.config.label import RerankerConfig
@@ -18,13 +17,14 @@ from embedder.config.paths import Paths
 from embedder.config.run import LlmConfig, RunConfig
 from embedder.config.train import NEUTRAL
 from embedder.data.hub_dataset import source_copy
-from embedder.hashing import content_id, file_sha256
+from embedder.hashing import content_id
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
 from embedder.run.written import WRITTEN, prepared_files, written_files
 from embedder.storage.fetched import local_copy
+from embedder.storage.folders import content_hash, content_hashes, file_names
 from embedder.storage.json_file import write_json
-from embedder.storage.object_store import AnyPath, ObjectPath
+from embedder.storage.object_store import AnyPath, reference_of
 
 RESOURCES = NEUTRAL | {
     *("num_actors", "min_actors", "cpus_per_actor", "gpus_per_actor", "gpus_per_shard"),
@@ -58,11 +58,11 @@ def _trained(config: RunConfig) -> list[AnyPath]:
     return [config.paths.model] if config.evaluate.compares_trained else []
 
 
-def _reranker(config: RunConfig) -> list[Path]:
+def _reranker(config: RunConfig) -> list[AnyPath]:
     return [config.paths.reranker] if config.label.teacher == "reranker" else []
 
 
-def _control(config: RunConfig) -> list[Path]:
+def _control(config: RunConfig) -> list[AnyPath]:
     return [config.paths.control] if config.train and config.train.control else []
 
 
@@ -146,16 +146,16 @@ STAGES = {
             ("index", "words", "encoder", "tasks"),
             reads=lambda config: [config.paths.corpus, *_reranker(config)],
             writes=_built,
-            models=lambda config: [config.index.model or str(config.paths.model)],
+            models=lambda config: [config.index.model or reference_of(config.paths.model)],
         ),
         Stage(
             "evaluate",
             ("evaluate", "words", "encoder", "llm", "label", "tasks"),
             reads=lambda config: [config.paths.corpus, config.paths.queries],
-            writes=lambda config: [config.paths.mounted / "evaluation", config.paths.summary],
+            writes=lambda config: [config.paths.work / "evaluation", config.paths.summary],
             models=lambda config: [
                 *(config.encoder.model, _model(config.llm)),
-                *map(str, [*_trained(config), *_control(config)]),
+                *map(reference_of, [*_trained(config), *_control(config)]),
             ],
         ),
     )
@@ -194,14 +194,11 @@ class Contents:
 
 def _content(path: AnyPath) -> str:
     if path.is_file():
-        return file_sha256(path)
-    if isinstance(path, ObjectPath):
-        return ""
-    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    # A name that begins with a dot is that of an unfinished file or folder.
-    kept = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+        return content_hash(path)
+    names = file_names(path)
     # By name and content and not by time: a stage that is repeated and writes the same leaves the later ones done.
-    return content_id([[name.as_posix(), file_sha256(path / name)] for name in kept]) if kept else ""
+    hashes = content_hashes([path / name for name in names])
+    return content_id([list(pair) for pair in zip(names, hashes, strict=True)]) if names else ""
 
 
 def effective(value: object) -> object:
@@ -220,7 +217,7 @@ def fingerprint(stage: Stage, config: RunConfig, contents: Contents) -> str:
     return content_id(__version__, stage.name, settings, read, models)
 
 
-def mark_path(stage: Stage, config: RunConfig) -> Path:
+def mark_path(stage: Stage, config: RunConfig) -> AnyPath:
     return config.paths.done / f"{stage.name}.json"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from embedder.config.tasks import Side, TaskSpec
 from embedder.data.records import ID_TEXT, SIDE_WORDS, Split, open_parquet, parquet_files
 from embedder.errors import EmbedderError
 from embedder.models.locate import locate_model
+from embedder.storage.object_store import AnyPath
 
 SAMPLE = 2_000
 """Texts of a dataset and side that are read at most."""
@@ -34,7 +34,7 @@ def long_text_lines(config: RunConfig) -> list[str]:
     lines = []
     for source in sorted(config.needed_prepare.sources, key=lambda source: source.dataset):
         queries = [config.paths.queries / split / f"{source.dataset}.parquet" for split in get_args(Split)]
-        files: dict[Side, list[Path]] = {
+        files: dict[Side, list[AnyPath]] = {
             "query": [path for path in queries if path.is_file()],
             "passage": parquet_files(config.paths.corpus / source.dataset),
         }
@@ -72,7 +72,7 @@ class TokenCounter:
         return sum(len(read.ids) + self._added > self.most for read in self._tokenizer.encode_batch(texts))
 
 
-def _counted(spec: TaskSpec, counter: TokenCounter, side: Side, files: Sequence[Path]) -> str:
+def _counted(spec: TaskSpec, counter: TokenCounter, side: Side, files: Sequence[AnyPath]) -> str:
     """So many of so many; empty where none is too long."""
     texts, total = _sample(files, ID_TEXT[side][1])
     prompted = [str(spec.prompted(side, text)) for text in texts]
@@ -83,10 +83,10 @@ def _counted(spec: TaskSpec, counter: TokenCounter, side: Side, files: Sequence[
     return f"{cut:,} of {len(prompted):,} {SIDE_WORDS[side]}{of}" if cut else ""
 
 
-def _sample(files: Sequence[Path], column: str) -> tuple[list[str], int]:
+def _sample(files: Sequence[AnyPath], column: str) -> tuple[list[str], int]:
     """At most SAMPLE texts of a column, the same at each call, and how many rows there are."""
     draw, total = random.Random(0), 0
-    parts: list[tuple[Path, int]] = []
+    parts: list[tuple[AnyPath, int]] = []
     for path in files:
         with open_parquet(path) as file:
             total += file.metadata.num_rows

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from embedder.config.paths import Paths
 from embedder.storage.json_file import write_json
+from embedder.storage.object_store import AnyPath
 
 WRITTEN = "written.json"
 
 
-def written_files(paths: Paths) -> list[Path]:
+def written_files(paths: Paths) -> list[AnyPath]:
     """The files of queries that `questions` wrote, those that are there."""
     return [path for path in _noted(paths) if path.is_file()]
 
 
-def prepared_files(paths: Paths) -> list[Path]:
+def prepared_files(paths: Paths) -> list[AnyPath]:
     """The files of queries that `prepare` wrote."""
-    folder, written = paths.mounted / "prepared" / "queries", set(_noted(paths))
-    return sorted(path for path in folder.glob("*/*.parquet") if path not in written and not path.name.startswith("."))
+    written = set(_noted(paths))
+    files = (path for path in paths.queries.glob("*/*.parquet") if path not in written)
+    return sorted((path for path in files if not path.name.startswith(".")), key=str)
 
 
-def note_written(paths: Paths, files: list[Path]) -> None:
+def note_written(paths: Paths, files: list[AnyPath]) -> None:
     """Note which files `questions` writes, before it does."""
-    folder = paths.mounted / "prepared" / "queries"
-    write_json({"files": sorted(path.relative_to(folder).as_posix() for path in files)}, paths.questions / WRITTEN)
+    names = sorted(f"{path.parent.name}/{path.name}" for path in files)
+    write_json({"files": names}, paths.questions / WRITTEN)
 
 
 def forget_written(paths: Paths) -> None:
@@ -35,9 +36,8 @@ def forget_written(paths: Paths) -> None:
     (paths.questions / WRITTEN).unlink(missing_ok=True)
 
 
-def _noted(paths: Paths) -> list[Path]:
+def _noted(paths: Paths) -> list[AnyPath]:
     note = paths.questions / WRITTEN
     if not note.is_file():
         return []
-    folder = paths.mounted / "prepared" / "queries"
-    return [folder / name for name in json.loads(note.read_text(encoding="utf-8"))["files"]]
+    return [paths.queries / name for name in json.loads(note.read_text(encoding="utf-8"))["files"]]

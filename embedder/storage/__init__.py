@@ -13,7 +13,10 @@ commit_log     a log of commits that any process appends to, its snapshots, and 
 log_writer     one process's appending, which gives way to others
 revisions      a document that any process replaces
 object_store   paths in S3 and Google Cloud Storage
-mirror         a run in an object store and the folder that stands for it
 lease          who may write to a run: a protocol over numbered objects
-fetched        sources and model folders in an object store, as files of this machine
+holding        the lease on a run while a job works there: a second job is refused
+folders        folders here and in object stores: made as a whole, removed
+node_cache     what this machine keeps of object stores, within a bound
+line_log       lines that one process adds while others read them
+fetched        files and folders in an object store, as files of this machine
 """

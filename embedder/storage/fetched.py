@@ -1,49 +1,130 @@
-"""Sources and model folders that are in an object store, as files of this machine.
+"""Files and folders in an object store, as files of this machine: each machine fetches what it needs once.
 
-Each machine fetches what it needs once, into `$LLM_EMBEDDER_CACHE` (by default `~/.cache/llm-embedder`), and later only
-what has changed. A process looks only once; a new one replaces what has changed, so give new content a new name while
-jobs read the old.
+A folder that one of our jobs has sent is known by the hashes of its files, and one that is being replaced is refused.
+Of any other, such as sources and models, a process looks once at what has changed; a new process replaces that, so give
+new content a new name while jobs read the old.
 """
 
 from __future__ import annotations
 
-import os
+import json
+import time
+from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from embedder.errors import DataError
-from embedder.hashing import content_id
-from embedder.storage.durable import locked
-from embedder.storage.mirror import Mirror, unsent
-from embedder.storage.object_store import AnyPath, ObjectPath
+from embedder.console import console, progress
+from embedder.credentials import is_secret_file
+from embedder.errors import DataError, UnfinishedError
+from embedder.hashing import content_id, file_sha256
+from embedder.storage.durable import appearing, write_durably
+from embedder.storage.folders import YOUNG_S, at_once, sent_hashes
+from embedder.storage.node_cache import filling, used_entry
+from embedder.storage.object_store import AnyPath, ObjectPath, download
 
-CACHE = "LLM_EMBEDDER_CACHE"
-"""Environment variable: a folder of this machine; the program's user must be able to write there."""
+RECORD = ".fetched.json"
+"""Of what has no hashes, size and time of each object as it was fetched."""
 
 
-def local_copy(path: AnyPath) -> Path:
+def local_copy(path: AnyPath, *, changes: bool = True) -> Path:
     """A file or folder of this machine that is, or has the content of, what a path names.
 
+    `changes`: false where what has been written to a name of the folder stays.
+
     Raises:
-        DataError: there is nothing in the store, or not all of it yet, or the store does not answer or refuses.
+        UnfinishedError: not all of a folder that a job sends is there.
+        DataError: there is nothing in the store, or the store does not answer or refuses.
     """
-    return _fetched(path) if isinstance(path, ObjectPath) else path
+    if not isinstance(path, ObjectPath):
+        return path
+    return _followed(path, changes) if sent_hashes(path) is None else whole_copy(path)
+
+
+def whole_copy(path: AnyPath) -> Path:
+    """The same of a folder that a job has sent, and of nothing else.
+
+    Raises:
+        UnfinishedError: it is not there, or not all of it, or its files are not as they were sent.
+        DataError: the store does not answer, or refuses.
+    """
+    if not isinstance(path, ObjectPath):
+        return path
+    hashes, there = sent_hashes(path), {name for name, _ in path.walk()}
+    if hashes is None or hashes.keys() - there:
+        raise _unfinished(path)
+    entry = used_entry(content_id(path.name, hashes)[:16])
+    with filling(entry):
+        if not (entry / path.name).is_dir():
+            with appearing(entry / path.name) as folder:
+                fetch_all(path, folder, hashes)
+    return entry / path.name
+
+
+def fetch_all(place: ObjectPath, folder: Path, hashes: Mapping[str, str]) -> None:
+    """Fetch the files of a folder by their hashes.
+
+    Raises:
+        UnfinishedError: one is not as it was sent.
+        DataError: one is not there, or the store does not answer or refuses.
+    """
+
+    def fetch(name: str) -> None:
+        download(place / name, folder / name)
+        if file_sha256(folder / name) != hashes[name]:
+            raise _unfinished(place / name)
+
+    _all(place, fetch, list(hashes))
+
+
+def _unfinished(path: ObjectPath) -> UnfinishedError:
+    return UnfinishedError(
+        f"{path}: not whole; a job is sending it, or was cut off as it did: wait for its end, or run it again"
+    )
 
 
 @cache
-def _fetched(path: ObjectPath) -> Path:
-    if names := unsent(path):
-        raise DataError(
-            f"{path}: a job is sending {names[0]} and {len(names) - 1} others, or was cut off as it did; wait for its "
-            "end, or run it again"
-        )
-    root = Path(os.environ.get(CACHE) or "~/.cache/llm-embedder").expanduser().absolute()
-    folder = root / content_id(path.uri)[:16]
-    with locked(root / f"{folder.name}.lock"):
+def _followed(path: ObjectPath, changes: bool) -> Path:
+    entry = used_entry(content_id(path.uri)[:16])
+    with filling(entry):
+        record = entry / RECORD
+        known: dict[str, list[int]] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         if path.is_file():
-            Mirror(path.parent, folder, only=path.name).pull()
-        elif path.is_dir():
-            Mirror(path, folder / path.name).pull()
+            place, there = path.parent, {path.name: path.stamp()}
         else:
+            place, there = path, {name: stamp for name, stamp in path.walk() if is_fetched(name)}
+        if not there:
             raise DataError(f"{path}: nothing is there; correct the path")
-    return folder / path.name
+        folder = entry if path.is_file() else entry / path.name
+        for name in known.keys() - there.keys():
+            (folder / name).unlink(missing_ok=True)
+        changed = [name for name, stamp in there.items() if known.get(name) != list(stamp)]
+        # Before the files: what a kill leaves half replaced is fetched again.
+        kept = {name: stamp for name, stamp in there.items() if name not in changed}
+        write_durably(record, json.dumps(kept).encode())
+        _all(place, lambda name: download(place / name, folder / name), changed)
+        write_durably(record, json.dumps({name: _settled(stamp, changes) for name, stamp in there.items()}).encode())
+    return entry / path.name
+
+
+def is_fetched(name: str) -> bool:
+    """Whether an object belongs to a source or model: no scratch, no lock and no key."""
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    # By its own name alone, because folders are named after datasets.
+    return not (hidden or is_secret_file(PurePosixPath(PurePosixPath(name).name)) or name.endswith(".lock"))
+
+
+def _all(place: ObjectPath, act: Callable[[str], None], names: list[str]) -> None:
+    if not names:
+        return
+    with progress(f"fetch: {place}", len(names), console()) as counter:
+
+        def acted(name: str) -> None:
+            act(name)
+            counter.advance(1)
+
+        at_once(acted, names)
+
+
+def _settled(stamp: tuple[int, int], changes: bool) -> tuple[int, int]:
+    """The stamp of an object; of a young one that may change such that the next fetch takes it for another."""
+    return stamp if not changes or stamp[1] < (time.time() - YOUNG_S) * 1e9 else (stamp[0], 0)

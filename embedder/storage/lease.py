@@ -7,7 +7,7 @@ run a fifth slower than the fastest.
 
 The number under which a lease was taken is the lease's own: renewals carry it, and so do writers of other processes,
 who show it before each commit (`check_holder`). This file is the protocol alone; threads and waiting are in
-embedder.run.holding.
+embedder.storage.holding.
 """
 
 from __future__ import annotations

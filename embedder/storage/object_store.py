@@ -12,7 +12,7 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from embedder.credentials import masked
-from embedder.errors import ConfigError, DataError
+from embedder.errors import ConfigError, DataError, NoAnswerError
 from embedder.storage.durable import naming
 
 URI = re.compile(
@@ -95,8 +95,19 @@ class ObjectPath:
         query = f"?{urlencode(parameters, safe='*')}" if parameters else ""
         return f"{scheme}://{'***@' if '@' in rest.partition('?')[0] else ''}{quote(self.key)}{query}"
 
+    @property
+    def reference(self) -> str:
+        """A URI that `parse` takes, with its secrets: for this program's own processes, and never to be shown."""
+        place, _, query = self.store.partition("?")
+        names = quote(self.key.partition("/")[2])
+        return f"{place}{f'/{names}' if names else ''}{f'?{query}' if query else ''}"
+
     def __truediv__(self, name: str) -> ObjectPath:
         return ObjectPath(self.store, f"{self.key}/{name}")
+
+    def with_name(self, name: str) -> ObjectPath:
+        """The same with another last part."""
+        return self.parent / name
 
     @property
     def parent(self) -> ObjectPath:
@@ -142,14 +153,19 @@ class ObjectPath:
             return bool(self.filesystem.get_file_info(self.key).type == fs.FileType.Directory)
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """The entries right below this name that match a pattern without a slash.
+        """The entries below this name that match a pattern, of which each part between slashes is that of a level.
 
         Raises:
             DataError: there is no such bucket, or the store does not answer or refuses.
         """
+        first, _, rest = pattern.partition("/")
         for info in self._listed(recursive=False):
-            if fnmatchcase(info.base_name, pattern):
+            if not fnmatchcase(info.base_name, first):
+                continue
+            if not rest:
                 yield self / info.base_name
+            elif info.type == fs.FileType.Directory:
+                yield from (self / info.base_name).glob(rest)
 
     def walk(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Every object below this name: its name from here on, and its size and time of last change (ns).
@@ -161,11 +177,15 @@ class ObjectPath:
         for info in self._listed(recursive=True):
             if info.type == fs.FileType.File:
                 name = info.path.removeprefix(f"{self.key}/")
-                self._check_name(name)
+                self.check_name(name)
                 yield name, (info.size, info.mtime_ns)
 
-    def _check_name(self, name: str) -> None:
-        """Refuse a name of the store that would leave the folder it is fetched into, or could not be written there."""
+    def check_name(self, name: str) -> None:
+        """Refuse a name of the store that would leave the folder it is fetched into, or could not be written there.
+
+        Raises:
+            DataError: it would.
+        """
         parts = name.split("/")
         # `run//etc/x` is a name of its own in a store, but `folder / "/etc/x"` is a file outside of the folder.
         if {"", ".", ".."} & set(parts) or "\0" in name or any(len(part.encode()) > LONGEST_NAME for part in parts):
@@ -220,18 +240,50 @@ class ObjectPath:
         with _reported(self, "read"), self.open("rb") as file:
             return file.read().decode(encoding)
 
-    def unlink(self) -> None:
+    def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object.
 
         Raises:
             DataError: there is no such object, or the store does not answer or refuses.
         """
+        if missing_ok and not self.is_file():
+            return
         with _reported(self, "removed"):
             self.filesystem.delete_file(self.key)
+
+    def remove_below(self) -> None:
+        """Remove all objects below this name, if there are any.
+
+        Raises:
+            DataError: the store does not answer, or refuses.
+        """
+        if self.is_dir():
+            # All at once: where objects are removed one by one, Arrow leaves an empty one in the name of the folder.
+            with _reported(self, "removed"):
+                self.filesystem.delete_dir(self.key)
 
 
 AnyPath = Path | ObjectPath
 """A path of a run's files, wherever they are."""
+
+
+def entries(folder: AnyPath, pattern: str) -> list[AnyPath]:
+    """What is below a folder and fits a pattern, by name."""
+    found: Iterable[AnyPath] = folder.glob(pattern)
+    return sorted(found, key=str)
+
+
+def stamp_of(path: AnyPath) -> tuple[int, int]:
+    """Size and time of the last change (ns) of a file or object."""
+    if isinstance(path, ObjectPath):
+        return path.stamp()
+    known = path.stat()
+    return known.st_size, known.st_mtime_ns
+
+
+def reference_of(path: AnyPath) -> str:
+    """A model folder as every process of the run is told of it; never to be shown, since it may hold a secret."""
+    return path.reference if isinstance(path, ObjectPath) else str(path)
 
 
 @contextmanager
@@ -330,7 +382,7 @@ def _reported(path: ObjectPath, done: str) -> Iterator[None]:
         raise DataError(f"{path}: no such bucket or object, so that it cannot be {done}; correct the path") from error
     except (OSError, pa.ArrowException) as error:
         reason = masked(str(error).splitlines()[0])
-        raise DataError(
+        raise NoAnswerError(
             f"{path}: cannot be {done} ({reason}); check that the bucket exists, the credentials, and the endpoint "
             "(AWS_ENDPOINT_URL, or endpoint_override in the URI)"
         ) from error

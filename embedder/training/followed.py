@@ -5,22 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from embedder.training.job import StepMetrics, TrainingJob, append_metrics
+from embedder.training.job import MetricsWriter, StepMetrics, TrainingJob
 from embedder.training.loop import train
 from embedder.training.trackers import open_trackers, values_at_end, values_of
 
 
 def train_followed(job: TrainingJob, show: Callable[[StepMetrics], None] = lambda metrics: None) -> None:
     """Train to the end, from the last checkpoint if there is one; `show` too is called after each step."""
+    writer = MetricsWriter(job.metrics)
     with open_trackers(job) as trackers:
 
         def report(metrics: StepMetrics) -> None:
-            append_metrics(job.metrics, metrics)
+            writer.add(metrics)
             for tracker in trackers:
                 tracker.log(values_of(metrics), metrics.step + 1)
             show(metrics)
 
-        train(job, report)
+        def keep() -> None:
+            writer.put()
+            for tracker in trackers:
+                tracker.keep()
+
+        try:
+            train(job, report, keep)
+        finally:
+            # Also of a training that ends by an error: its last steps tell why.
+            writer.put()
         outcome = json.loads(job.outcome.read_text(encoding="utf-8"))
         if values := values_at_end(outcome):
             for tracker in trackers:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import takewhile
-from pathlib import Path
 from statistics import mean
 from typing import Literal
 
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import TaskSpec
 from embedder.config.train import TrainConfig
+from embedder.storage.folders import is_whole
+from embedder.storage.line_log import LineReader, LineWriter
+from embedder.storage.object_store import AnyPath
 
 FORMAT = 3
 """Of checkpoints and of the batch plan; a training of another format is never gone on with."""
@@ -29,27 +29,27 @@ class TrainingJob:
     encoder: EncoderConfig
     tasks: dict[str, TaskSpec]
     config: TrainConfig
-    folder: Path
+    folder: AnyPath
     """Of the run, on storage that every worker sees."""
     network: Literal["encoder", "cross_encoder"] = "encoder"
     """What is trained; `encoder` says where either starts, and `config` has only meaning for the other where its loss
     has: a cross-encoder knows no tau, no Matryoshka prefixes, adapters or bfloat16."""
 
-    data: Path | None = None
+    data: AnyPath | None = None
     """Where its rows are; None: in its own folder."""
 
     @property
-    def rows(self) -> Path:
+    def rows(self) -> AnyPath:
         """The rows to train on, a folder as `embedder.training.row_files` has it."""
         return (self.data or self.folder) / "rows"
 
     @property
-    def held_out(self) -> Path:
+    def held_out(self) -> AnyPath:
         """The same for the validation split."""
         return (self.data or self.folder) / "held_out"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> AnyPath:
         """Folder of checkpoints."""
         return self.folder / "checkpoints"
 
@@ -60,29 +60,34 @@ class TrainingJob:
         return max(map(int, names), default=0)
 
     @property
-    def metrics(self) -> Path:
+    def metrics(self) -> AnyPath:
         """One JSON line a step."""
         return self.folder / "metrics.jsonl"
 
     @property
-    def outcome(self) -> Path:
+    def outcome(self) -> AnyPath:
         """How the training ended."""
         return self.folder / "outcome.json"
 
     @property
-    def stopped(self) -> Path:
+    def stopped(self) -> AnyPath:
         """Why the training stopped where trying again would end alike; absent else."""
         return self.folder / "stopped.txt"
 
     @property
-    def short_memory(self) -> Path:
+    def short_memory(self) -> AnyPath:
         """The number of tokens to try at once, because memory was short for more; absent else."""
         return self.folder / "short_memory.txt"
 
     @property
-    def exported(self) -> Path:
+    def exported(self) -> AnyPath:
         """The trained encoder; this folder appears last."""
         return self.folder / "model"
+
+    @property
+    def has_ended(self) -> bool:
+        """Tells whether the trained encoder is there."""
+        return is_whole(self.exported)
 
 
 @dataclass(frozen=True)
@@ -103,35 +108,43 @@ class StepMetrics:
     """NDCG by task, where the step was followed by a measurement."""
 
 
-def append_metrics(path: Path, metrics: StepMetrics) -> None:
-    """Add one JSON line; a step that is repeated after a resume stands twice, and the later line counts."""
-    with path.open("a+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        torn = b"\n" if end and file.read(1) != b"\n" else b""  # a line that a kill cut must not spoil this one
+class MetricsWriter:
+    """Keeps the metrics of steps; a step that is repeated after a resume stands twice, and the later line counts."""
+
+    def __init__(self, path: AnyPath) -> None:
+        self._lines = LineWriter(path)
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Keep a step; in a store at intervals."""
         # A step whose numbers are not finite is never reported; JSON has no way to write one.
-        file.write(torn + json.dumps(asdict(metrics), allow_nan=False).encode() + b"\n")
+        self._lines.add(json.dumps(asdict(metrics), allow_nan=False).encode())
+
+    def put(self) -> None:
+        """Keep what waits, now."""
+        self._lines.put()
+
+
+def append_metrics(path: AnyPath, metrics: StepMetrics) -> None:
+    """Keep one step, now."""
+    writer = MetricsWriter(path)
+    writer.add(metrics)
+    writer.put()
 
 
 class MetricsReader:
     """Reads metrics while they are written, each line once."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._read = path, 0
+    def __init__(self, path: AnyPath) -> None:
+        self._lines = LineReader(path)
         self._by_step: dict[int, StepMetrics] = {}
 
     def steps(self) -> list[StepMetrics]:
         """The metrics of every step so far, in order."""
-        if self._path.is_file():
-            with self._path.open("rb") as file:
-                file.seek(self._read)
-                # A line without its end is still being written: it is read by the next call.
-                for line in takewhile(lambda line: line.endswith(b"\n"), file):
-                    self._read += len(line)
-                    # A line that a kill cut is no JSON; its step is repeated after the resume.
-                    with suppress(ValueError):
-                        metrics = StepMetrics(**json.loads(line))
-                        self._by_step[metrics.step] = metrics
+        for line in self._lines.new():
+            # A line that a kill cut is no JSON; its step is repeated after the resume.
+            with suppress(ValueError):
+                metrics = StepMetrics(**json.loads(line))
+                self._by_step[metrics.step] = metrics
         return [self._by_step[step] for step in sorted(self._by_step)]
 
 

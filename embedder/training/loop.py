@@ -19,7 +19,8 @@ from embedder.hashing import row_seed
 from embedder.models.device import keep_freed_memory, resolve_device
 from embedder.models.st_folder import plain_task_of
 from embedder.models.transfer import begin_reading, upload
-from embedder.storage.durable import appearing
+from embedder.storage.fetched import local_copy
+from embedder.storage.folders import folder_made
 from embedder.storage.json_file import write_json
 from embedder.training.batch_plan import BatchPlan, share_of_batch
 from embedder.training.checkpoint import Checkpoint, last_step, read_checkpoint, write_checkpoint
@@ -49,8 +50,10 @@ PreparedStep = tuple[Counter[str], Batch, TokenBatches]
 """The queries of a step's global batch by task; this worker's share of it; the same tokenised and padded."""
 
 
-def train(job: TrainingJob, report: Callable[[StepMetrics], None]) -> None:
-    """Train to the end, from the last checkpoint if there is one, and export; `report` is called after each step.
+def train(job: TrainingJob, report: Callable[[StepMetrics], None], keep: Callable[[], None] = lambda: None) -> None:
+    """Train to the end, from the last checkpoint if there is one, and export.
+
+    `report` is called after each step, and `keep` before each checkpoint, which those steps then follow no more.
 
     Where there are several workers their process group must exist, of a backend as `group_backend` says. The result
     does not depend on their number: the global batch of a step is a function of (data, seed, step), and every gather
@@ -60,6 +63,7 @@ def train(job: TrainingJob, report: Callable[[StepMetrics], None]) -> None:
     while not trainer.finished:
         report(trainer.step())
         if trainer.finished or trainer.next_step % job.config.save_every == 0:
+            keep()
             trainer.save()
     trainer.export()
 
@@ -69,7 +73,7 @@ class Trainer:
 
     def __init__(self, job: TrainingJob) -> None:
         """Start, or go on where the last whole checkpoint was written."""
-        self._data = TrainingRows(job.rows)
+        self._data = TrainingRows(local_copy(job.rows, changes=False))
         # From the rows alone, which every worker reads whole, and reads again when it resumes.
         job = replace(job, tasks=self._data.with_temperatures(job.tasks))
         self.job, config = job, job.config
@@ -86,7 +90,7 @@ class Trainer:
         self._engine = TrainingEngine(network, config)
         self._room = StepRoom(job, self._engine)
         self._plan = BatchPlan(self._data.sizes, config)
-        self._held_out = HeldOut(job.held_out, self._learner) if config.validation else None
+        self._held_out = HeldOut(local_copy(job.held_out, changes=False), self._learner) if config.validation else None
         start = checkpoint or Checkpoint()
         self.next_step = start.next_step
         self._paced = SelfPaced(config.self_paced, **start.self_paced)
@@ -190,7 +194,7 @@ class Trainer:
             outcome["memory"] = told
         # The folder of the network comes last, because its presence says that the training has ended.
         write_json(outcome, self.job.outcome)
-        with appearing(self.job.exported) as folder:
+        with folder_made(self.job.exported) as folder:
             learner.export(folder, plain_task_of(self._plan.tasks, self.job.config.export_task))
 
     def _guard(self, base: dict[str, Tensor], trained: dict[str, Tensor]) -> dict[str, Any] | None:

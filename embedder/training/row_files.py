@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from embedder.config.tasks import TaskSpec
 from embedder.labelling.rewards import is_flat, spread
 from embedder.storage.json_file import write_json
+from embedder.storage.object_store import AnyPath, replacing
 from embedder.training.group_rows import (
     TRAINING_ROW,
     id_hashes,
@@ -76,31 +77,33 @@ class Part:
 class PartWriter:
     """Writes a part, or only counts, holding BATCH_ROWS rows at a time."""
 
-    def __init__(self, folder: Path | None, name: str, tasks: Mapping[str, TaskSpec], most_tokens: int) -> None:
+    def __init__(self, folder: AnyPath | None, name: str, tasks: Mapping[str, TaskSpec], most_tokens: int) -> None:
         """`folder`: None writes no file; `most_tokens`: of a text, for the estimate."""
         self._path = None if folder is None else folder / name
         self._name, self._specs, self._most_tokens = name, tasks, most_tokens
         self._tasks, self._task, self._rank = list[str](), list[int](), list[int]()
         self._spreads: dict[str, list[float]] = {}
         self._left_out: Counter[str] = Counter()
-        self._group_size, self._tokens = 0, 0.0
+        self._group_size, self._tokens, self._bytes = 0, 0.0, 0
         self._rows: list[dict[str, Any]] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> PartWriter:
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._sink = pa.OSFile(str(self._path), "wb")
-            self._writer = pa.ipc.new_file(self._sink, TRAINING_ROW)
+            self._file = self._stack.enter_context(replacing(self._path))
+            self._writer = pa.ipc.new_file(self._file, TRAINING_ROW)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        with self._stack:
+            if kind is not None:
+                raise error or kind
             self._flush()
-        if self._path is not None:
-            self._writer.close()
-            self._sink.close()
+            if self._path is not None:
+                self._writer.close()
+                self._bytes = self._file.tell()
 
     def add(self, task: str, row: dict[str, Any] | str, rank: int) -> None:
         """Write a row of `training_row`, or count why there is none."""
@@ -121,7 +124,7 @@ class PartWriter:
         """The part that was written; only after the end."""
         return Part(
             self._name,
-            self._path.stat().st_size if self._path else 0,
+            self._bytes,
             self._tasks,
             np.array(self._task, dtype=np.int64),
             np.array(self._rank, dtype=np.int64),
@@ -163,10 +166,11 @@ def describe(parts: Sequence[Part]) -> tuple[RowFiles, NDArray[np.int64]]:
     return found, np.lexsort((rank, task))
 
 
-def finish_rows(folder: Path, parts: Sequence[Part]) -> RowFiles:
+def finish_rows(folder: AnyPath, parts: Sequence[Part]) -> RowFiles:
     """Write the order of the rows, and then the description of the folder."""
     found, order = describe(parts)
-    np.save(folder / ORDER, order)
+    with replacing(folder / ORDER) as file:
+        np.save(file, order)
     write_json(asdict(found), folder / MANIFEST)
     return found
 
@@ -174,7 +178,7 @@ def finish_rows(folder: Path, parts: Sequence[Part]) -> RowFiles:
 def write_training_rows(
     groups: Sequence[dict[str, Any]],
     tasks: Mapping[str, TaskSpec],
-    folder: Path,
+    folder: AnyPath,
     positive_ids: Mapping[tuple[str, str], Sequence[str]],
     example_ids: Mapping[tuple[str, str], Sequence[str]] | None = None,
 ) -> tuple[Counter[str], Counter[str]]:

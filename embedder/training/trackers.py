@@ -8,11 +8,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Protocol
 
 from embedder.config.train import TrainConfig
+from embedder.credentials import masked
 from embedder.errors import ConfigError
+from embedder.hashing import content_id
+from embedder.storage.node_cache import used_entry
+from embedder.storage.object_store import ObjectPath, replacing, upload
 from embedder.training.job import StepMetrics, TrainingJob
 
 if TYPE_CHECKING:
@@ -28,8 +33,20 @@ class Tracker(Protocol):
     def log(self, values: dict[str, float], step: int) -> None:
         """Keep them."""
 
+    def keep(self) -> None:
+        """Bring into the training's folder what must not be lost with this machine."""
+
     def close(self) -> None:
         """Write what is still to be written."""
+
+
+def tracker_folder(job: TrainingJob) -> Path:
+    """A folder of this machine for files to which a tracker adds: that of the training, or one in its stead."""
+    if isinstance(job.folder, Path):
+        return job.folder
+    folder = used_entry(f"trackers-{content_id(job.folder.uri)[:16]}")
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def values_of(metrics: StepMetrics) -> dict[str, float]:
@@ -58,21 +75,28 @@ class _TensorBoard:
     """Event files in the training's folder; what a killed run wrote of steps that are repeated is purged."""
 
     def __init__(self, job: TrainingJob) -> None:
-        self._folder = str(job.folder / "tensorboard")
+        self._folder = tracker_folder(job) / "tensorboard"
+        self._kept = job.folder / "tensorboard"
         self._writer: SummaryWriter | None = None
 
     def log(self, values: dict[str, float], step: int) -> None:
         if self._writer is None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._writer = SummaryWriter(self._folder, purge_step=step)
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
+    def keep(self) -> None:
+        if isinstance(self._kept, ObjectPath) and self._writer is not None:
+            for path in self._folder.iterdir():
+                upload(path, self._kept / path.name)
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+            self.keep()
 
 
 class _MlFlow:
@@ -89,11 +113,15 @@ class _MlFlow:
             return
         mlflow.set_experiment(EXPERIMENT)
         run = mlflow.start_run(run_name=job.folder.name)
-        note.write_text(run.info.run_id, encoding="utf-8")
+        with replacing(note) as file:
+            file.write(run.info.run_id.encode())
         mlflow.log_params(settings_of(job))
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._mlflow.log_metrics(values, step=step)
+
+    def keep(self) -> None:
+        """Nothing is kept here."""
 
     def close(self) -> None:
         self._mlflow.end_run()
@@ -107,11 +135,19 @@ class _WandB:
 
         name = job.folder.name
         self._run = wandb.init(
-            project=job.config.wandb, id=name, name=name, resume="allow", dir=str(job.folder), config=settings_of(job)
+            project=job.config.wandb,
+            id=name,
+            name=name,
+            resume="allow",
+            dir=str(tracker_folder(job)),
+            config=settings_of(job),
         )
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
+
+    def keep(self) -> None:
+        """Nothing is kept here."""
 
     def close(self) -> None:
         self._run.finish()
@@ -152,4 +188,4 @@ def open_trackers(job: TrainingJob) -> Iterator[Sequence[Tracker]]:
 
 def settings_of(job: TrainingJob) -> dict[str, Any]:
     """The settings that a tracker shows beside the curves."""
-    return {"encoder": job.encoder.model, **job.config.model_dump(mode="json")}
+    return {"encoder": masked(job.encoder.model), **job.config.model_dump(mode="json")}

@@ -23,7 +23,7 @@ from embedder.console import console
 from embedder.data.ledger import Ledger
 from embedder.errors import EmbedderError
 from embedder.run.gpu_shares import gpu_cpus
-from embedder.run.holding import Permit, own_permit
+from embedder.storage.holding import Permit, own_permit
 from ray_jobs.cluster.machines import machines
 from ray_jobs.cluster.metrics import track_progress
 

@@ -22,15 +22,14 @@ from embedder.console import console, exit_on_error
 from embedder.errors import ConfigError
 from embedder.run.cost import Work
 from embedder.run.gpu_shares import refuse_without_driver, stage_shares
-from embedder.run.holding import check_lease, holding
 from embedder.run.preflight import local_lines, shared_folders, told
 from embedder.run.ray_start import starting_ray
 from embedder.run.ray_token import is_own_ray, prepare_own_ray, refuse_open_ray, refuse_shared_token
 from embedder.run.stage_report import StageReport
 from embedder.run.stages import STAGES
-from embedder.run.workspace import workplace
 from embedder.storage.durable import full_disk_told
-from embedder.storage.object_store import ObjectPath
+from embedder.storage.holding import check_lease, holding
+from embedder.storage.node_cache import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +51,6 @@ class Job:
 
     Does a sample of the work on this machine, or tells what is known without one.
     """
-    streams_objects: Callable[[RunConfig], bool] = lambda config: False
-    """Whether it reads and writes an object store itself; else it works in a mirror of it (embedder.storage.mirror)."""
     sample: Callable[[RunConfig, int], list[str]] | None = None
     """For the lines of a dry run that does so much of the work of each task on this machine, and reports on it."""
 
@@ -87,28 +84,20 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
     """Run a job from the command line; exit status 2 and one line for an error the user can fix."""
     options = make_parser(job).parse_args(arguments)
     with exit_on_error():
-        given, count = load_run(options.config, options.set), getattr(options, "sample", None)
+        config, count = load_run(options.config, options.set), getattr(options, "sample", None)
         is_dry = options.dry_run or count is not None
         if count is not None and count < 1:
             raise ConfigError(f"--sample {count}: give the number of groups, at least 1")
-        refuse_temporary_paths(given)
-        # Of a run in an object store only what is on its way there is on a disk.
-        disk = given.paths.work if isinstance(given.paths.work, Path) else given.paths.cache
+        refuse_temporary_paths(config)
+        # Of a run in an object store only what is on its way there, or fetched, is on a disk.
+        disk = config.paths.work if isinstance(config.paths.work, Path) else cache_folder()
         with full_disk_told(disk), ExitStack() as stack:
-            is_mirrored = isinstance(given.paths.work, ObjectPath) and not job.streams_objects(given)
-            config = given
-            if is_mirrored:
-                if not is_dry:
-                    # Before the mirror, which says to the store that it is the one that sends.
-                    stack.enter_context(holding(given.paths.work, job.stage))
-                # It sends what was written also when the job fails.
-                config = stack.enter_context(workplace(given, writes=not is_dry))
             if is_own_ray() and not is_dry:
                 # Before the check, which imports and reads for a second or more.
                 refuse_without_driver(stage_shares(job.stage, config))
             work = job.check(config)
             if is_dry:
-                shown = yaml.safe_dump(own_settings(given), sort_keys=False, allow_unicode=True)
+                shown = yaml.safe_dump(own_settings(config), sort_keys=False, allow_unicode=True)
                 console().print(f"# settings that are not the defaults (docs/configuration.md)\n{shown}", markup=False)
                 print_work(work, _rehearsed(job, config, count))
                 console().print(f"{job.stage}: {check_nodes(job.stage, config)}", markup=False)
@@ -116,9 +105,8 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> None:
             if is_own_ray():
                 # Of a pipeline, what any of its stages would ask for an hour later.
                 refuse_without_driver(work.shares)
-            if not is_mirrored:
-                # Behind the check, so that a mistake is told at once and leaves no folder.
-                stack.enter_context(holding(given.paths.work, job.stage))
+            # Behind the check, so that a mistake is told at once and leaves no folder.
+            stack.enter_context(holding(config.paths.work, job.stage))
             run_stage(job, config, work)
 
 

@@ -44,7 +44,7 @@ def datasets(paths: Paths) -> list[str]:
     return names
 
 
-def corpus_files(paths: Paths, dataset: str) -> list[Path]:
+def corpus_files(paths: Paths, dataset: str) -> list[AnyPath]:
     """Parquet files of one dataset's passages."""
     return parquet_files(paths.corpus / dataset)
 
@@ -104,7 +104,7 @@ def encoding_work(stage: str, paths: Paths, encoder: EncoderConfig, line: Callab
     return Work(stage, lines, forward_flops(count_parameters(model), tokens), tokens)
 
 
-def _mean_tokens(path: Path, model: Path, most: int) -> float:
+def _mean_tokens(path: AnyPath, model: Path, most: int) -> float:
     """Estimated tokens of a passage, from the first of a file; each is cut to `most`."""
     with open_parquet(path) as file:
         texts = file.read_row_group(0, ["text"])["text"].to_pylist() if file.num_row_groups else []
@@ -112,7 +112,7 @@ def _mean_tokens(path: Path, model: Path, most: int) -> float:
     return sum(min(most, tokens_of(len(text), a_token)) for text in texts) / max(1, len(texts))
 
 
-def vectors_folder(paths: Paths, identity: str) -> Path:
+def vectors_folder(paths: Paths, identity: str) -> AnyPath:
     """The folder of the vectors of whatever has this identity."""
     # By the columns too, because vectors of a version that knew fewer could not be read.
     return paths.vectors / content_id(identity, VECTOR.names)[:16]

@@ -14,8 +14,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,13 +26,15 @@ from embedder.config.tasks import TaskSpec
 from embedder.config.train import NEUTRAL, ValidationConfig
 from embedder.data.ledger import Ledger
 from embedder.data.records import unrewarded
-from embedder.errors import DataError
+from embedder.errors import DataError, UnfinishedError
 from embedder.hashing import content_id
 from embedder.models.device import device_kind, resolve_device
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
 from embedder.models.memory import BatchLimit
 from embedder.run.lineage import install_model, read_lineage
+from embedder.storage.fetched import whole_copy
+from embedder.storage.object_store import AnyPath, reference_of
 from embedder.training.cross_encoder import CrossEncoder, bare_query, load_cross_encoder
 from embedder.training.job import FORMAT, TrainingJob
 from embedder.training.row_files import write_training_rows
@@ -56,7 +58,7 @@ TRAINED_ON = [
 """Columns of the LLM's rows that the reranker needs; the others may be far larger."""
 
 
-def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
+def train_reranker(config: RunConfig, labelled: pa.Table) -> AnyPath:
     """Train the cross-encoder on the LLM's rewards, or find it trained; returns its folder.
 
     `labelled` holds rows of records.LABELLED; those of tasks without a reward are passed over.
@@ -67,10 +69,12 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
     rows = [row for row in labelled.select(TRAINED_ON).to_pylist() if row["reward"] != "none"]
     name = run_name(config, rows)
     model = config.paths.reranker
-    if (read_lineage(model) or {}).get("reranker_run") == name:
-        return model
+    # Whole, because a kill may have left the lineage alone.
+    with suppress(UnfinishedError):
+        if (read_lineage(whole_copy(model)) or {}).get("reranker_run") == name:
+            return model
     job, counts = prepare_training(config, rows, model.with_name(name))
-    if not job.exported.is_dir():
+    if not job.has_ended:
         run_workers(job, "reranker")
     ended = json.loads(job.outcome.read_text(encoding="utf-8"))
     outcome = ended["validation"]
@@ -88,7 +92,7 @@ def train_reranker(config: RunConfig, labelled: pa.Table) -> Path:
 
 
 def prepare_training(
-    config: RunConfig, rows: Sequence[dict[str, Any]], folder: Path
+    config: RunConfig, rows: Sequence[dict[str, Any]], folder: AnyPath
 ) -> tuple[TrainingJob, dict[str, Counter[str]]]:
     """Write the two splits of the LLM's rows, whatever their order, into the folder of a new training job.
 
@@ -147,7 +151,7 @@ def run_name(config: RunConfig, rows: list[dict[str, Any]]) -> str:
     return content_id(FORMAT, model_fingerprint(locate_model(start.model)), settings, read, rewards)[:16]
 
 
-def reranker_lines(model: Path) -> list[str]:
+def reranker_lines(model: AnyPath) -> list[str]:
     """What the folder of a trained reranker says of its data and its agreement with the LLM, a line a task."""
     lineage = read_lineage(model) or {}
     before, after = lineage["agreement"]
@@ -163,7 +167,7 @@ def reranker_lines(model: Path) -> list[str]:
     return lines + [f"reranker: left out {count:,} groups of {reason}" for reason, count in lineage["left_out"].items()]
 
 
-def taught_tasks(tasks: Mapping[str, TaskSpec], model: Path) -> dict[str, TaskSpec]:
+def taught_tasks(tasks: Mapping[str, TaskSpec], model: AnyPath) -> dict[str, TaskSpec]:
     """The tasks with the reward temperatures of a reranker's training, where the run file gives none."""
     taught = (read_lineage(model) or {}).get("reward_temperatures", {})
     return {
@@ -202,11 +206,11 @@ def label_groups(
 class ScoreBlocks(GroupBlocks):
     """Rewards blocks of groups with the cross-encoder."""
 
-    def __init__(self, config: RunConfig, ledger: Ledger, fingerprint: str, model: Path) -> None:
+    def __init__(self, config: RunConfig, ledger: Ledger, fingerprint: str, model: AnyPath) -> None:
         super().__init__(config, ledger, fingerprint)
         settings = config.needed_reranker
         device = resolve_device(settings.gpus_per_worker)
-        self.encoder = load_cross_encoder(str(model), settings.max_tokens, config.encoder.batch_tokens, device)
+        self.encoder = load_cross_encoder(reference_of(model), settings.max_tokens, config.encoder.batch_tokens, device)
         self.tasks = taught_tasks(config.tasks, model)
         note_device(config.paths, device_kind(self.encoder.device, torch.float32))
 

@@ -6,9 +6,7 @@ then the groups. The parts of the file are joined row group by row group.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,8 +19,9 @@ from embedder.config.paths import Paths
 from embedder.console import Counter as Progress
 from embedder.data.records import GROUP, ROW_GROUP_ROWS, parquet_files, read_tables, write_table
 from embedder.mining.candidates import make_group
-from embedder.run.holding import Permit, own_permit
-from embedder.storage.object_store import replacing
+from embedder.storage.folders import remove_folder
+from embedder.storage.holding import Permit, own_permit
+from embedder.storage.object_store import AnyPath, replacing
 from ray_jobs.cluster.task_tree import some_at_a_time
 from ray_jobs.retrieval.passages import corpus_parts, texts_of_part
 from ray_jobs.retrieval.ranking_files import QueryRows, RankingFiles, named_rankings
@@ -42,7 +41,7 @@ def write_groups(
     """Write the groups of one dataset, and count them and what was kept out of them."""
     parts = corpus_parts(paths, dataset)
     folder = paths.rankings / "groups" / dataset
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     ends = range(0, words.num_queries, PART_ROWS)
     asked = [QueryRows(words.queries, first, min(first + PART_ROWS, words.num_queries)) for first in ends]
 
@@ -57,7 +56,7 @@ def write_groups(
         counts.update(counted)
         progress.advance(counted["groups"])
     ray.get(join_parts.remote(folder, paths.candidates / f"{dataset}.parquet", own_permit()))
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     return counts
 
 
@@ -72,7 +71,7 @@ def named_passages(rows: QueryRows, words: RankingFiles, vectors: RankingFiles) 
 
 @ray.remote(num_cpus=1, memory=TASK_MEMORY)
 def write_part(
-    settings: MineConfig, rows: QueryRows, words: RankingFiles, vectors: RankingFiles, path: Path, *texts: pa.Table
+    settings: MineConfig, rows: QueryRows, words: RankingFiles, vectors: RankingFiles, path: AnyPath, *texts: pa.Table
 ) -> Counter[str]:
     """Ray task: write the groups of some queries, and count them."""
     held = pa.concat_tables(texts)
@@ -97,7 +96,7 @@ def write_part(
 
 
 @ray.remote(num_cpus=1)
-def join_parts(folder: Path, path: Path, permit: Permit | None) -> None:
+def join_parts(folder: AnyPath, path: AnyPath, permit: Permit | None) -> None:
     """Ray task: make one file of the parts, of which one at a time is in memory."""
     if permit is not None:
         permit.check()

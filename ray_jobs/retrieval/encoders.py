@@ -9,6 +9,8 @@ from embedder.errors import ConfigError
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import folder_encoder
 from embedder.remote.server import api_key
+from embedder.storage.folders import is_whole
+from embedder.storage.object_store import reference_of
 
 
 def retriever_encoder(
@@ -24,11 +26,11 @@ def retriever_encoder(
     if retriever.kind == "base":
         return config.encoder, config.base_tasks
     folder = config.paths.control if retriever.kind == "control" else config.paths.model
-    if not folder.is_dir():
+    if not is_whole(folder):
         raise ConfigError(
             f"{folder}: no trained encoder; run train, or leave {retriever.kind} out of evaluate.retrievers"
         )
-    return config.encoder.model_copy(update={"model": str(folder)}), config.tasks
+    return config.encoder.model_copy(update={"model": reference_of(folder)}), config.tasks
 
 
 def check_control(config: RunConfig) -> None:

@@ -47,7 +47,7 @@ class JudgeBlocks(BlockActor):
 
 def reply_ledger(config: RunConfig) -> Ledger:
     """The LLM's replies."""
-    return judged_ledger(config.paths.mounted / "evaluation")
+    return judged_ledger(config.paths.work / "evaluation")
 
 
 def ask_llm(config: RunConfig, measured: list[DatasetValues]) -> list[str]:

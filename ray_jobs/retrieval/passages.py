@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +10,7 @@ import ray
 
 from embedder.config.paths import Paths
 from embedder.data.records import PASSAGE, each_table
+from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.tables import corpus_files
 from ray_jobs.cluster.task_tree import some_at_a_time
 
@@ -18,7 +18,7 @@ PART_FILES = 4
 """Files of a part, which `prepare` writes with 20,000 passages each."""
 
 
-def corpus_parts(paths: Paths, dataset: str) -> list[list[Path]]:
+def corpus_parts(paths: Paths, dataset: str) -> list[list[AnyPath]]:
     """The files of each part of a corpus."""
     files = corpus_files(paths, dataset)
     return [files[first : first + PART_FILES] for first in range(0, len(files), PART_FILES)]
@@ -37,7 +37,7 @@ def named_texts(paths: Paths, dataset: str, ids: Collection[str]) -> dict[str, s
 
 
 @ray.remote(num_cpus=1)
-def texts_of_part(files: list[Path], wanted: pa.Array) -> pa.Table:
+def texts_of_part(files: list[AnyPath], wanted: pa.Array) -> pa.Table:
     """Ray task: ids and texts of the wanted passages of a part of the corpus."""
     return pa.concat_tables(
         table.filter(pc.is_in(table["id"], wanted)) for table in each_table(files, PASSAGE, ["id", "text"])

@@ -6,18 +6,18 @@ order. A file appears as a whole, so a restart ranks only the queries that have 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from embedder.config.paths import Paths
 from embedder.data.records import QUERY, RANKING, Split, count_rows, read_rows, write_table
-from embedder.hashing import content_id, file_sha256
+from embedder.hashing import content_id
 from embedder.mining.ranking import Ranking
-from embedder.run.holding import Permit
+from embedder.storage.folders import content_hashes, remove_folder
+from embedder.storage.holding import Permit
+from embedder.storage.object_store import AnyPath, entries
 from ray_jobs.cluster.tables import corpus_files
 
 
@@ -34,7 +34,7 @@ class Search:
 class QueryRows:
     """Some queries of a file, by their rows."""
 
-    path: Path
+    path: AnyPath
     first: int
     last: int
 
@@ -47,8 +47,8 @@ class QueryRows:
 class RankingFiles:
     """Where the rankings are, and of how many queries."""
 
-    folder: Path
-    queries: Path
+    folder: AnyPath
+    queries: AnyPath
     num_queries: int
     pass_rows: int
     """Queries of a file."""
@@ -82,7 +82,7 @@ class RankingFiles:
         """Id and ranking of some queries, in their order."""
         return named_rankings(self.read(rows))
 
-    def _path(self, first: int) -> Path:
+    def _path(self, first: int) -> AnyPath:
         return self.folder / f"{first:010d}.parquet"
 
 
@@ -95,9 +95,9 @@ def named_rankings(table: pa.Table) -> Iterator[tuple[str, Ranking]]:
 
 def ranking_files(paths: Paths, search: Search, kind: str, pass_rows: int, *depends_on: object) -> RankingFiles:
     """The files of one retriever, told by what it ranks and by `depends_on`, its settings."""
-    queries = paths.prepared_queries / search.split / f"{search.dataset}.parquet"
+    queries = paths.queries / search.split / f"{search.dataset}.parquet"
     num_queries = count_rows([queries]) if queries.is_file() else 0
-    hashes = [file_sha256(path) for path in [*corpus_files(paths, search.dataset), *([queries] if num_queries else [])]]
+    hashes = content_hashes([*corpus_files(paths, search.dataset), *([queries] if num_queries else [])])
     identity = content_id(kind, pass_rows, search.depth, hashes, *depends_on)[:16]
     folder = paths.rankings / search.split / search.dataset / f"{kind}-{identity}"
     return RankingFiles(folder, queries, num_queries, pass_rows)
@@ -106,6 +106,6 @@ def ranking_files(paths: Paths, search: Search, kind: str, pass_rows: int, *depe
 def remove_stale(paths: Paths, split: Split, kept: list[RankingFiles]) -> None:
     """Remove rankings of other settings, corpora and encoders."""
     folders = {files.folder for files in kept}
-    for folder in (paths.rankings / split).glob("*/*"):
+    for folder in entries(paths.rankings / split, "*/*"):
         if folder not in folders:
-            shutil.rmtree(folder)
+            remove_folder(folder)

@@ -1,15 +1,18 @@
 """Builds the shards of an index version: passages and vectors are divided once, so that each shard reads only its own.
 
     building/FINGERPRINT.pieces/SHARD/DATASET/passages/*.parquet, vectors/*.parquet, and `divided` when all are there
+    building/FINGERPRINT/shards/SHARD/          a shard that is built; in an object store its files are stored as those
+                         SHARD.json             of versions are (embedder.index.stored_files), and a note names them
 
 A task that builds a shard asks Ray for the memory that it will need, by `embedder.index.build_memory`.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +30,20 @@ from embedder.index.bundle import Manifest, shard_folder, shard_of
 from embedder.index.collection import CollectionInfo
 from embedder.index.documents import PAYLOAD
 from embedder.index.faiss_index import check_faiss_gpu
+from embedder.index.stored_files import file_sizes, put_files
 from embedder.models.loader import read_config
 from embedder.models.locate import locate_model
 from embedder.storage.durable import appearing, remove_unfinished
-from embedder.storage.object_store import AnyPath
+from embedder.storage.json_file import write_json
+from embedder.storage.node_cache import scratch
+from embedder.storage.object_store import AnyPath, ObjectPath, replacing
 from ray_jobs.cluster.machines import memory_request
 from ray_jobs.cluster.metrics import track_progress
 from ray_jobs.cluster.tables import corpus_files, datasets
 from ray_jobs.retrieval.vectors import VectorStore
 
+DIVIDED = "divided"
+"""Beside the pieces once all are there."""
 FILES_A_TASK = 4
 """Files of passages or vectors that a task divides."""
 DIVIDE_BYTES = 1.5e9
@@ -88,8 +96,26 @@ def vector_width(encoder: EncoderConfig) -> int:
     return width
 
 
+@dataclass(frozen=True)
+class BuiltShard:
+    """A shard that is built."""
+
+    files: dict[str, str]
+    """SHA-256 of each, by its name in the bundle."""
+    rows: dict[str, int]
+    """Passages by task."""
+
+    @classmethod
+    def of(cls, bundle: Path, shard: int, infos: Mapping[str, CollectionInfo]) -> BuiltShard:
+        """The shard of a bundle, from what its collections say."""
+        folder, files = shard_folder(bundle, shard), dict[str, str]()
+        for task, info in infos.items():
+            files |= info.hashed_files(folder / task, bundle)
+        return cls(files, {task: info.rows for task, info in infos.items()})
+
+
 def build_shards(
-    paths: Paths, settings: BuildSettings, store: VectorStore, manifest: Manifest, staged: Path, gpus: float = 0
+    paths: Paths, settings: BuildSettings, store: VectorStore, manifest: Manifest, staged: AnyPath, gpus: float = 0
 ) -> Manifest:
     """Build what is not built yet of a version; returns its manifest with the shards' files and passages by task.
 
@@ -98,30 +124,31 @@ def build_shards(
     Raises:
         ConfigError: no machine has the memory that a shard takes.
     """
-    remove_unfinished(staged / "shards")
+    if isinstance(staged, Path):
+        remove_unfinished(staged / "shards")
     memory = ShardSize.of(paths, manifest.num_shards).request(manifest.dimension, settings)
     pieces = staged.with_name(f"{staged.name}.pieces") if manifest.num_shards > 1 else None
     if pieces is not None:
         divide_corpus(paths, store, manifest.num_shards, pieces)
     build = ray.remote(num_cpus=1, num_gpus=gpus, memory=memory)(build_shard)
-    pending = [
-        build.remote(paths, settings, store, manifest, shard, shard_folder(staged, shard), pieces, on_gpu=bool(gpus))
-        for shard in range(manifest.num_shards)
-    ]
+    job = ShardJob(paths, settings, store, manifest, staged, pieces, on_gpu=bool(gpus))
+    shared = ray.put(job)
+    pending = [build.remote(shared, shard) for shard in range(manifest.num_shards)]
     files: dict[str, str] = {}
     collections = dict.fromkeys(sorted(store.tasks), 0)
     with track_progress("index: shards", len(pending)) as counter:
-        for shard, reference in enumerate(pending):
-            for task, info in ray.get(reference).items():
-                files |= info.hashed_files(shard_folder(staged, shard) / task, staged)
-                collections[task] += info.rows
+        for reference in pending:
+            built = ray.get(reference)
+            files |= built.files
+            for task, rows in built.rows.items():
+                collections[task] += rows
             counter.advance(1)
     return manifest.model_copy(update={"files": files, "collections": collections})
 
 
-def divide_corpus(paths: Paths, store: VectorStore, num_shards: int, pieces: Path) -> None:
+def divide_corpus(paths: Paths, store: VectorStore, num_shards: int, pieces: AnyPath) -> None:
     """Write passages and vectors again, a file a shard and task, unless that was done."""
-    if (pieces / "divided").is_file():
+    if (pieces / DIVIDED).is_file():
         return
     divide = ray.remote(num_cpus=1, memory=memory_request(DIVIDE_BYTES, "dividing the corpus"))(divide_files)
     pending = []
@@ -132,15 +159,16 @@ def divide_corpus(paths: Paths, store: VectorStore, num_shards: int, pieces: Pat
             for first in range(0, len(files), FILES_A_TASK):
                 name = f"{first // FILES_A_TASK:05d}.parquet"
                 own = files[first : first + FILES_A_TASK]
-                pending.append(divide.remote(own, kind, num_shards, pieces, Path(dataset, kind, name)))
+                pending.append(divide.remote(own, kind, num_shards, pieces, f"{dataset}/{kind}/{name}"))
     with track_progress("index: files divided", len(pending)) as counter:
         for reference in pending:
             ray.get(reference)
             counter.advance(1)
-    (pieces / "divided").touch()
+    with replacing(pieces / DIVIDED):
+        pass
 
 
-def divide_files(files: Sequence[AnyPath], kind: str, num_shards: int, pieces: Path, name: Path) -> None:
+def divide_files(files: Sequence[AnyPath], kind: str, num_shards: int, pieces: AnyPath, name: str) -> None:
     """Task: write the rows of some files, `passages` or `vectors`, by shard."""
     schema = PASSAGE if kind == "passages" else VECTOR
     parts: dict[int, list[pa.Table]] = defaultdict(list)
@@ -152,35 +180,72 @@ def divide_files(files: Sequence[AnyPath], kind: str, num_shards: int, pieces: P
         write_table(pa.concat_tables(own), schema, pieces / f"{number:05d}" / name)
 
 
-def build_shard(  # noqa: PLR0913  (the arguments of a task, which travel apart)
-    paths: Paths,
-    settings: BuildSettings,
-    store: VectorStore,
-    manifest: Manifest,
-    shard: int,
-    folder: Path,
-    pieces: Path | None,
-    *,
-    on_gpu: bool = False,
-) -> dict[str, CollectionInfo]:
-    """Task: build one shard, from its pieces or, if there are none, from the whole corpus; returns it by task."""
-    if on_gpu:
-        check_faiss_gpu()
-    if not folder.is_dir():
-        parts: dict[str, list[CollectionPart]] = defaultdict(list)
-        for dataset in datasets(paths):
-            own = None if pieces is None else pieces / f"{shard:05d}" / dataset
-            files = corpus_files(paths, dataset) if own is None else parquet_files(own / "passages")
-            ledger = store.ledger(dataset, "passage") if own is None else Ledger(own / "vectors", VECTOR, "row_id")
+@dataclass(frozen=True)
+class ShardJob:
+    """All that a task needs to build a shard."""
+
+    paths: Paths
+    settings: BuildSettings
+    store: VectorStore
+    manifest: Manifest
+    staged: AnyPath
+    """Folder of what is built for the version."""
+    pieces: AnyPath | None
+    """None: each shard reads the whole corpus."""
+    on_gpu: bool
+
+    def parts(self, shard: int) -> dict[str, list[CollectionPart]]:
+        """The passages of a shard by task, from its pieces or from the whole corpus."""
+        found: dict[str, list[CollectionPart]] = defaultdict(list)
+        for dataset in datasets(self.paths):
+            own = None if self.pieces is None else self.pieces / f"{shard:05d}" / dataset
+            files = corpus_files(self.paths, dataset) if own is None else parquet_files(own / "passages")
+            ledger = self.store.ledger(dataset, "passage") if own is None else Ledger(own / "vectors", VECTOR, "row_id")
             passages = pa.concat_tables([PASSAGE.empty_table(), *each_table(files, PASSAGE)])
             if passages.num_rows:
                 payload = passages.select(PAYLOAD.names).cast(PAYLOAD)
-                keys = store.keys(passages, "passage")
-                parts[passages["task"][0].as_py()].append(CollectionPart(payload, keys, ledger))
+                keys = self.store.keys(passages, "passage")
+                found[passages["task"][0].as_py()].append(CollectionPart(payload, keys, ledger))
+        return found
+
+    def write(self, shard: int, folder: Path) -> None:
+        """Build the collections of a shard into a folder."""
+        parts = self.parts(shard)
+        for task in sorted(self.store.tasks):
+            (folder / task).mkdir(parents=True)
+            identity = self.manifest.collection_identity(task, shard)
+            build_collection(folder / task, parts.pop(task, []), identity, self.settings, on_gpu=self.on_gpu)
+
+    def built(self, bundle: Path, shard: int) -> BuiltShard:
+        """The shard, as it stands in a folder."""
+        folder = shard_folder(bundle, shard)
+        return BuiltShard.of(bundle, shard, {task: CollectionInfo.read(folder / task) for task in self.store.tasks})
+
+
+def build_shard(job: ShardJob, shard: int) -> BuiltShard:
+    """Task: build one shard, unless that was done."""
+    if job.on_gpu:
+        check_faiss_gpu()
+    if isinstance(job.staged, ObjectPath):
+        return _build_stored(job, shard, job.staged)
+    folder = shard_folder(job.staged, shard)
+    if not folder.is_dir():
         # The folder appears as a whole when all its collections are built: what is there need not be looked into.
         with appearing(folder) as staged:
-            for task in sorted(store.tasks):
-                (staged / task).mkdir()
-                identity = manifest.collection_identity(task, shard)
-                build_collection(staged / task, parts.pop(task, []), identity, settings, on_gpu=on_gpu)
-    return {task: CollectionInfo.read(folder / task) for task in sorted(store.tasks)}
+            job.write(shard, staged)
+    return job.built(job.staged, shard)
+
+
+def _build_stored(job: ShardJob, shard: int, staged: ObjectPath) -> BuiltShard:
+    """Build a shard on this machine, and store its files and then a note of them."""
+    note, indexes = staged / f"{shard:05d}.json", staged.parent.parent
+    if note.is_file():
+        built = BuiltShard(**json.loads(note.read_text()))
+        if set(built.files.values()) <= file_sizes(indexes).keys():
+            return built
+    with scratch(f"shard-{shard:05d}") as bundle:
+        job.write(shard, shard_folder(bundle, shard))
+        built = job.built(bundle, shard)
+        put_files(indexes, bundle, built.files)
+    write_json(asdict(built), note)
+    return built

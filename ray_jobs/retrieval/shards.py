@@ -11,18 +11,17 @@ from embedder.config.paths import Paths
 from embedder.config.run import RunConfig
 from embedder.data.records import PASSAGE, each_table, open_parquet, parquet_files
 from embedder.errors import DataError
-from embedder.hashing import content_id, file_sha256
+from embedder.hashing import content_id
 from embedder.index.faiss_index import check_faiss_gpu
 from embedder.index.probe import TEXTS
+from embedder.storage.folders import content_hashes
 from ray_jobs.cluster.tables import corpus_files, datasets
 from ray_jobs.retrieval.vectors import VectorStore
 
 
 def shards_fingerprint(config: RunConfig, store: VectorStore) -> str:
     """Identity of the shards that are built; shards of another are not resumed."""
-    corpora = {
-        name: [file_sha256(path) for path in corpus_files(config.paths, name)] for name in datasets(config.paths)
-    }
+    corpora = {name: content_hashes(corpus_files(config.paths, name)) for name in datasets(config.paths)}
     tasks = {name: spec.passage_instruction for name, spec in store.tasks.items()}
     shape = [config.build_settings.model_dump(mode="json"), config.index.num_shards]
     return content_id(store.folder.name, tasks, shape, corpora)

@@ -20,7 +20,7 @@ from embedder.data.row_ids import RowIds
 from embedder.index.exact import Vectors, rank_within_query
 from embedder.mining.ranking import Found, merge_found
 from embedder.run.gpu_shares import gpu_cpus
-from embedder.run.holding import Permit, own_permit
+from embedder.storage.holding import Permit, own_permit
 from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.machines import machines
 from ray_jobs.cluster.tables import corpus_files

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from embedder.errors import NotFiniteError
 from embedder.hashing import content_id
 from embedder.models.fingerprint import vectors_name
 from embedder.run.cost import tokens_of
+from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.blocks import Block, BlockActor, actor_pool, cut_blocks, run_blocks
 from ray_jobs.cluster.machines import memory_request
 from ray_jobs.cluster.tables import corpus_files, datasets, query_table, vectors_folder
@@ -65,7 +65,7 @@ BLOCK = pa.schema(
 class VectorStore:
     """The vectors of one encoder, and the tasks with the instructions it is given."""
 
-    folder: Path
+    folder: AnyPath
     tasks: dict[str, TaskSpec]
 
     def ledger(self, dataset: str, side: Side) -> Ledger:

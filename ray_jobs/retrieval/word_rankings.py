@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import partial, reduce
 from operator import add
-from pathlib import Path
 
 import pyarrow as pa
 import ray
@@ -21,7 +20,8 @@ from embedder.data.records import PASSAGE, QUERY, each_table, read_rows
 from embedder.mining import bm25
 from embedder.mining.bm25 import Postings, QueryNumbers, WordCounts
 from embedder.mining.ranking import Found, merge_found
-from embedder.run.holding import Permit, own_permit
+from embedder.storage.holding import Permit, own_permit
+from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.task_tree import in_tree, some_at_a_time
 from ray_jobs.retrieval.passages import corpus_parts
 from ray_jobs.retrieval.ranking_files import QueryRows, RankingFiles, Search, ranking_files
@@ -80,7 +80,7 @@ def vocabulary_of(files: RankingFiles, stop_words: str | None) -> list[str]:
 
 
 @ray.remote(num_cpus=1, memory=TASK_MEMORY, num_returns=2)
-def count_part(files: list[Path], vocabulary: list[str]) -> tuple[Postings, WordCounts]:
+def count_part(files: list[AnyPath], vocabulary: list[str]) -> tuple[Postings, WordCounts]:
     """Ray task: the words of one part's passages."""
     ids = pa.chunked_array([table["id"].combine_chunks() for table in each_table(files, PASSAGE, ["id"])], pa.string())
     # Texts file by file: as Python's strings they take several times the room of the postings.

@@ -2,7 +2,7 @@
 
     training_rows/KEY/rows/, held_out/    embedder.training.row_files; the validation split is held out
                       control/            the same with shuffled rewards, with train.control
-                      data.json           a DataSummary; the folder appears as a whole
+                      data.json           a DataSummary; the folder appears as a whole, in a store with this file
 
 KEY is made of the files that the rows depend on, by size and time of change, and of the settings: while they stay, a
 training starts and resumes without reading a label.
@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,9 @@ from embedder.data.row_ids import RowIds, pack_ids
 from embedder.errors import LabelError
 from embedder.hashing import content_id
 from embedder.storage.durable import appearing, discard_folder, remove_unfinished
+from embedder.storage.folders import remove_folder
 from embedder.storage.json_file import write_json
-from embedder.storage.object_store import AnyPath, ObjectPath
+from embedder.storage.object_store import AnyPath, ObjectPath, stamp_of
 from embedder.training.control import shuffle_rewards
 from embedder.training.group_rows import own_positives, training_row
 from embedder.training.group_survey import (
@@ -107,22 +107,22 @@ class Writing:
     tasks: dict[str, TaskSpec]
     most_tokens: int
     """Of a text, for the estimate."""
-    folder: Path | None
+    folder: AnyPath | None
     """None: the rows are only counted."""
     split_seed: int
     shuffles: list[int | None]
     """A training each, with the seed by which its rewards are shuffled; None: rewards as they are."""
 
-    def folders(self, folder: Path) -> list[Path]:
+    def folders(self, folder: AnyPath) -> list[AnyPath]:
         """Where the rows are put, for each training those to train on and those held out."""
         places = [folder if seed is None else folder / "control" for seed in self.shuffles]
         return [place / name for place in places for name in ("rows", "held_out")]
 
 
-def data_folder(config: RunConfig, found: Sequence[LabelledRun]) -> Path:
+def data_folder(config: RunConfig, found: Sequence[LabelledRun]) -> AnyPath:
     """Where the rows of these sources are, or will be."""
     files = [path for source in found for path in (*source.candidates, *source.blocks, *source.queries)]
-    stamps = [[str(path), *_stamp(path)] for path in files]
+    stamps = [[str(path), *stamp_of(path)] for path in files]
     train = config.needed_train
     chosen: list[Any] = [train.validation and train.validation.model_dump(include={"share", "queries", "seed"})]
     chosen += [train.replay and train.replay.model_dump(mode="json"), train.seed, train.control]
@@ -131,19 +131,10 @@ def data_folder(config: RunConfig, found: Sequence[LabelledRun]) -> Path:
     return config.paths.training.with_name("training_rows") / key[:16]
 
 
-def _stamp(path: AnyPath) -> tuple[int, int]:
-    if isinstance(path, ObjectPath):
-        return path.stamp()
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def built_data(folder: Path) -> DataSummary | None:
+def built_data(folder: AnyPath) -> DataSummary | None:
     """The summary of rows that were built before, if they were."""
-    try:
-        return DataSummary(**json.loads((folder / "data.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
+    told = folder / "data.json"
+    return DataSummary(**json.loads(told.read_text(encoding="utf-8"))) if told.is_file() else None
 
 
 def look_at(config: RunConfig, found: Sequence[LabelledRun]) -> DataSummary:
@@ -185,13 +176,19 @@ def look_at(config: RunConfig, found: Sequence[LabelledRun]) -> DataSummary:
     )
 
 
-def build_data(config: RunConfig, found: Sequence[LabelledRun], folder: Path, calls: Calls) -> DataSummary:
+def build_data(config: RunConfig, found: Sequence[LabelledRun], folder: AnyPath, calls: Calls) -> DataSummary:
     """Write the rows, and drop those of other inputs.
 
     Raises:
         ConfigError: a group is of an unknown task, or the split leaves nothing to train on.
         DataError: a file is unreadable, or a group has no label.
     """
+    if isinstance(folder, ObjectPath):
+        remove_folder(folder.parent)
+        summary = _counted(config, found, label_chunks(found, CHUNK_ROWS), calls, folder)
+        # Last: the rows count as built from here on.
+        write_json(asdict(summary), folder / "data.json")
+        return summary
     if folder.parent.is_dir():
         remove_unfinished(folder.parent)
         for other in folder.parent.iterdir():
@@ -207,7 +204,7 @@ def _counted(
     found: Sequence[LabelledRun],
     chunks: Sequence[LabelChunk],
     calls: Calls,
-    folder: Path | None = None,
+    folder: AnyPath | None = None,
     *,
     all_wanted: bool = False,
 ) -> DataSummary:

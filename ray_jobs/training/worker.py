@@ -11,8 +11,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from embedder.console import console
+from embedder.credentials import masked
 from embedder.errors import ConfigError, DataError, DeviceError, EmbedderError, NotFiniteError
 from embedder.run.gpu_shares import gpu_cpus
+from embedder.storage.object_store import AnyPath, ObjectPath, replacing
 from embedder.training.distributed import group_backend
 from embedder.training.job import MetricsReader, TrainingJob, live_note
 from ray_jobs.cluster.machines import machines, try_gpu
@@ -21,7 +23,8 @@ from ray_jobs.cluster.metrics import track_progress
 STOPPING = {kind.__name__: kind for kind in (NotFiniteError, ConfigError, DeviceError)}
 """Errors with which a worker ends for good."""
 POLL_S = 1.0
-"""How often the driver looks for new steps."""
+"""How often the driver looks for new steps in a folder, and so many times less often in a store."""
+STORE_POLL = 5
 
 
 def run_workers(job: TrainingJob, label: str) -> None:
@@ -42,8 +45,11 @@ def run_workers(job: TrainingJob, label: str) -> None:
 
         def watch() -> None:
             is_going = False
-            while not finished.wait(POLL_S):
-                steps = reader.steps()
+            while not finished.wait(POLL_S * (STORE_POLL if isinstance(job.folder, ObjectPath) else 1)):
+                try:
+                    steps = reader.steps()
+                except DataError:
+                    continue  # the store does not answer; the training itself goes on
                 new = len(steps) - counter.count
                 if new and not is_going:
                     # Until now the workers were started, which may take longer than many steps.
@@ -69,7 +75,7 @@ def run_workers(job: TrainingJob, label: str) -> None:
     if job.stopped.is_file():
         name, _, told = job.stopped.read_text(encoding="utf-8").partition(": ")
         raise STOPPING[name](told)
-    if not job.exported.is_dir():
+    if not job.has_ended:
         raise DataError(f"training {job.folder.name} ended without a model; see {job.folder}")
 
 
@@ -112,11 +118,18 @@ def torch_trainer(job: TrainingJob) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=job.folder.name,
-            storage_path=str(job.folder.parent),
+            **storage_of(job.folder.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             worker_runtime_env=environment,
         ),
     )
+
+
+def storage_of(folder: AnyPath) -> dict[str, Any]:
+    """The folder in which Ray Train keeps its own notes on runs."""
+    if isinstance(folder, ObjectPath):
+        return {"storage_path": folder.key, "storage_filesystem": folder.filesystem}
+    return {"storage_path": str(folder)}
 
 
 def worker_resources(gpus: float) -> tuple[dict[str, float], dict[str, Any]]:
@@ -141,8 +154,8 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
     times; the driver is told by a file. So it is of settings that a worker finds to be impossible, except that the
     other workers, if there are any, must not wait for this one.
 
-    Checkpoints are the loop's own, on storage that every worker sees. Ray 2.60 lists those it is handed in one file
-    that it writes in place: a driver killed at that moment leaves a run that Ray refuses to start again.
+    Checkpoints are the loop's own, in a folder or store that every worker sees. Ray 2.60 lists those it is handed in
+    one file that it writes in place: a driver killed at that moment leaves a run that Ray refuses to start again.
     """
     job, context = settings["job"], ray.train.get_context()
     is_first = not context.get_world_rank()
@@ -159,7 +172,8 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
 
 
 def _tell(job: TrainingJob, error: EmbedderError) -> None:
-    job.stopped.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+    with replacing(job.stopped) as file:
+        file.write(masked(f"{type(error).__name__}: {error}").encode())
 
 
 def _train(job: TrainingJob, is_first: bool) -> None:

@@ -120,9 +120,10 @@ def query_rows(outcome: Outcome, dataset: AskedDataset, config: RunConfig) -> di
 
 def write_queries(paths: Paths, by_dataset: dict[str, dict[Split, list[Row]]]) -> None:
     """Write the questions beside the prepared queries, in place of those of an earlier run of the job."""
-    folder = paths.mounted / "prepared" / "queries"
     wanted = {
-        folder / split / f"{name}.parquet": rows for name, own in by_dataset.items() for split, rows in own.items()
+        paths.queries / split / f"{name}.parquet": rows
+        for name, own in by_dataset.items()
+        for split, rows in own.items()
     }
     before = set(written_files(paths))
     # Noted before they are written: what a killed run leaves is known for what it is.

@@ -188,10 +188,14 @@ class EncoderReplica:
             return
         texts = [probe.texts[i] for i in probe.asked]
         vector_ND = await self._computed(encoder, _plain(texts), "a text of the index", is_small=False)
-        check_ranks(self._source.bundle(version), probe, vector_ND)
+        check_ranks(self._source.place(version), probe, vector_ND)
+
+    def _bundle(self, version: str) -> Path:
+        """The bundle of a version, with all that an encoder reads of it."""
+        return self._source.bundle(version, [f"{MODEL}/", f"{RERANKER}/", PROBE])
 
     def _probe_of(self, version: str) -> Probe | None:
-        bundle = self._source.bundle(version)
+        bundle = self._bundle(version)
         manifest = read_manifest(bundle)
         if PROBE in manifest.files:
             return read_probe(bundle, manifest)
@@ -205,7 +209,8 @@ class EncoderReplica:
         if time.monotonic() - self._unloaded > UNLOAD_EVERY_S:
             self._unloaded = time.monotonic()
             try:
-                self._models.unload(self._source.aliases().values())
+                self._models.unload((await asyncio.to_thread(self._source.aliases)).values())
+                await asyncio.to_thread(self._source.forget_removed)
             except EmbedderError as error:
                 # Logged and not raised: that the aliases cannot be read is no fault of this replica.
                 logger.error("%s", error)
@@ -260,7 +265,7 @@ class EncoderReplica:
         Raises:
             BundleError: it is missing or damaged, or its vectors are too far from those of the index.
         """
-        folder = self._source.bundle(version)
+        folder = self._bundle(version)
         manifest = verify(folder, only=f"{MODEL}/")
         # Versions are loaded in threads: two of one model at once would hold it twice.
         with self._load_lock:

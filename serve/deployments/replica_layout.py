@@ -7,9 +7,8 @@ each part is held, and scaled, for itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from embedder.config.serve import ServeConfig
 from embedder.index.bundle import MODEL
@@ -40,8 +39,8 @@ class Layout:
         return f"layout: {'together' if self.is_together else 'apart'} ({self.reason})"
 
 
-def choose_layout(settings: ServeConfig, bundle: Path, nodes: Sequence[Node]) -> Layout:
-    """The layout of a service of this bundle on these nodes."""
+def choose_layout(settings: ServeConfig, sizes: Mapping[str, int], nodes: Sequence[Node]) -> Layout:
+    """The layout on these nodes of a service of a bundle, whose files have these sizes by name."""
     if settings.layout != "auto":
         return Layout(settings.layout == "together", "serve.layout")
     if settings.gpus_per_replica > 0:
@@ -51,7 +50,7 @@ def choose_layout(settings: ServeConfig, bundle: Path, nodes: Sequence[Node]) ->
     if node is None:
         return Layout(False, "the memory of the nodes is not known")
     replicas = max(1, min(settings.max_replicas, math.floor(node.cpus / settings.cpus_per_replica)))
-    size = replica_bytes(bundle)
+    size = replica_bytes(sizes)
     needed, room = size * settings.max_versions * replicas, int(SHARE * node.memory)
     reason = (
         f"model and index of a version take {size / 2**20:,.0f} MiB; {settings.max_versions} versions in {replicas} "
@@ -60,8 +59,7 @@ def choose_layout(settings: ServeConfig, bundle: Path, nodes: Sequence[Node]) ->
     return Layout(needed <= room, reason)
 
 
-def replica_bytes(bundle: Path) -> int:
+def replica_bytes(sizes: Mapping[str, int]) -> int:
     """What a replica that does all holds of a version, by the sizes of its files."""
-    sizes = {path: path.stat().st_size for path in bundle.rglob("*") if path.is_file()}
-    model = sum(size for path, size in sizes.items() if path.is_relative_to(bundle / MODEL))
+    model = sum(size for name, size in sizes.items() if name.startswith(f"{MODEL}/"))
     return sum(sizes.values()) + (SESSIONS - 1) * model

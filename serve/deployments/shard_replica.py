@@ -8,13 +8,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embedder.config.serve import ServeConfig
 from embedder.errors import BundleError, EmbedderError, StorageError
-from embedder.index.bundle import read_manifest
+from embedder.index.bundle import read_manifest, shard_folder
 from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
 from serve.backend import INDEX_CALLS, check_format
@@ -30,6 +31,8 @@ TIDY_EVERY_S = 5.0
 """Between two looks at what others have compacted, and at what is to be compacted or unloaded."""
 FOLLOW_S = 0.5
 """Between two looks at what others have written, so that searches need not wait for a slow store."""
+FORGET_EVERY_S = 60.0
+"""Between two looks at which versions were removed, of which this machine then keeps no file."""
 NO_ROOM_S = 60.0
 """After a compaction that the disk refused, until the next one."""
 SMALL_SEARCH = 8.0
@@ -53,7 +56,7 @@ class ShardReplica:
         self._source, self._settings = source, settings
         self._slice = (slice_number, num_slices)
         self._metrics = ShardMetrics(slice_number)
-        self._compact_from = 0.0
+        self._compact_from = self._forget_from = 0.0
         self._large = LargeWork()
         self._indexes = VersionCache(self._load)
         self._indexes.preload(source.keys()[: settings.max_versions], key_of(source.default, deployed))
@@ -112,14 +115,19 @@ class ShardReplica:
 
     def _load(self, key: str) -> OpenIndex:
         alias, version = split_key(key)
-        bundle = self._source.bundle(version)
-        shards = shards_of(*self._slice, read_manifest(bundle).num_shards)
+        manifest = read_manifest(self._source.place(version))
+        shards = shards_of(*self._slice, manifest.num_shards)
+        parts = [f"{shard_folder(Path(), shard).as_posix()}/" for shard in shards]
+        bundle = self._source.bundle(version, parts)
         return OpenIndex.open(bundle, self._source.state(version, alias), shards)
 
     def tidy(self) -> None:
         """Compact what was written, adopt what others compacted, unload what is not served, give memory back."""
         try:
             self._indexes.unload(key_of(*named) for named in self._source.aliases().items())
+            if time.monotonic() > self._forget_from:
+                self._forget_from = time.monotonic() + FORGET_EVERY_S
+                self._source.forget_removed()
         except EmbedderError as error:
             logger.error("%s", error)
         for index in self._indexes.loaded():

@@ -35,7 +35,7 @@ async def indexes(service: Here) -> IndexList:
     """What each alias serves, and all versions that there are."""
     await service.follow(SHORTLY_S)
     states = [await _state(service, alias, version) for alias, version in service.served.all()]
-    return IndexList(data=states, versions=service.versions())
+    return IndexList(data=states, versions=await asyncio.to_thread(service.versions))
 
 
 @router.put("/v1/indexes/{name}")
@@ -43,8 +43,10 @@ async def point(name: Alias, request: PointRequest, scoped: Here) -> PointRespon
     """Let an alias serve a version, once every replica has loaded it. Until then the old one answers."""
     service = scoped.whole(name, request.version)
     catalog = service.served.source.catalog
-    if request.version not in catalog.versions():
-        raise ApiError(404, f"version {request.version!r:.200}: there are {catalog.versions()}", param="version")
+    # In threads, as all that may ask a store.
+    versions = await asyncio.to_thread(catalog.versions)
+    if request.version not in versions:
+        raise ApiError(404, f"version {request.version!r:.200}: there are {versions}", param="version")
     known = dict(service.served.all())
     if name not in known and len(known) >= service.settings.max_versions:
         raise ApiError(409, f"{sorted(known)} are served already; at most {service.settings.max_versions} aliases")
@@ -59,7 +61,7 @@ async def point(name: Alias, request: PointRequest, scoped: Here) -> PointRespon
             503, f"{request.version} is being loaded, which takes longer than a request may; ask again"
         ) from error
     # Only now, because the alias is what every ingress follows: a version that cannot be loaded must not get that far.
-    catalog.point(name, request.version)
+    await asyncio.to_thread(catalog.point, name, request.version)
     service.served.forgive(name)
     version = await _moved(service, name, request.version)
     return PointResponse(name=name, version=version.name, **version.stamp.model_dump())
@@ -72,7 +74,7 @@ async def drop(name: Alias, scoped: Here) -> Removed:
     if name == service.served.source.default:
         raise ApiError(409, f"{name!r} is the default index; point it elsewhere instead")
     await scoped.named(name, "name")
-    service.served.source.catalog.drop(name)
+    await asyncio.to_thread(service.served.source.catalog.drop, name)
     await service.follow(SHORTLY_S)
     return Removed(name=name)
 

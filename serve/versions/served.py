@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedder.config.run import RunConfig
-from embedder.errors import EmbedderError
-from embedder.index.bundle import MODEL, Manifest, read_manifest, shard_of
+from embedder.errors import EmbedderError, UnreachableError
+from embedder.index.bundle import MODEL, Manifest, bundle_sizes, read_manifest, shard_of
 from embedder.index.catalog import Catalog
 from embedder.index.state_places import StatePlaces
-from embedder.run.lineage import read_lineage
-from embedder.storage.object_store import AnyPath, ObjectPath
+from embedder.run.lineage import LINEAGE
+from embedder.storage.object_store import AnyPath, stamp_of
 from serve.http_errors import ApiError
 from serve.schemas.index_schemas import Versions
 
@@ -36,20 +38,17 @@ def split_key(key: str) -> tuple[str, str]:
 class VersionSource:
     """The versions of a run's index, or a single bundle. Small, and the same for every replica."""
 
-    folder: Path
-    """The folder of the catalog, or the bundle itself."""
+    folder: AnyPath
+    """That of the catalog, or the bundle itself."""
     default: str
     """Alias of the index that a request means which names none."""
     is_catalog: bool
-    log: AnyPath | None = None
-    """Where the logs of the catalog's tasks are, if not in its folder."""
 
     @classmethod
-    def of(cls, config: RunConfig, work: AnyPath | None = None) -> VersionSource:
-        """The source of a run's versions; `work` is the run's place in an object store, whose mirror it has."""
+    def of(cls, config: RunConfig) -> VersionSource:
+        """The source of a run's versions."""
         bundle = config.serve.bundle
-        log = work / "indexes" if isinstance(work, ObjectPath) else None
-        return cls(bundle or config.paths.indexes, config.index.alias, is_catalog=bundle is None, log=log)
+        return cls(bundle or config.paths.indexes, config.index.alias, is_catalog=bundle is None)
 
     @property
     def catalog(self) -> Catalog:
@@ -60,7 +59,7 @@ class VersionSource:
         """
         if not self.is_catalog:
             raise ApiError(409, "this service was deployed with serve.bundle; it serves that one bundle alone")
-        return Catalog(self.folder, self.log)
+        return Catalog(self.folder)
 
     def aliases(self) -> dict[str, str]:
         """Version by alias.
@@ -80,12 +79,38 @@ class VersionSource:
         first = sorted(aliases, key=lambda alias: alias != self.default)
         return [key_of(alias, aliases[alias]) for alias in first]
 
-    def bundle(self, version: str) -> Path:
+    def place(self, version: str) -> AnyPath:
+        """The folder, or its place in a store, of a version's manifest."""
         return Catalog(self.folder).bundle(version) if self.is_catalog else self.folder
+
+    def bundle(self, version: str, parts: Sequence[str] = ("",)) -> Path:
+        """The bundle of a version as a folder of this machine, with at least the files that begin with one of `parts`.
+
+        Raises:
+            BundleError: there is no such version, or a fetched file is damaged.
+            DataError: the object store does not answer, or refuses.
+        """
+        return self.catalog.here(version, parts) if self.is_catalog else Path(str(self.folder))
+
+    def file(self, version: str, name: str) -> AnyPath | None:
+        """Where one file of a version is; None: it has none of that name."""
+        if self.is_catalog:
+            return self.catalog.file(version, name)
+        path = self.folder / name
+        return path if path.is_file() else None
+
+    def sizes(self, version: str) -> dict[str, int]:
+        """Bytes of the files of a version, by their names in it."""
+        return self.catalog.sizes(version) if self.is_catalog else bundle_sizes(self.bundle(version))
+
+    def forget_removed(self) -> None:
+        """Remove what this machine has fetched, or made, of versions in a store that are removed."""
+        if self.is_catalog:
+            self.catalog.forget_removed()
 
     def state(self, version: str, alias: str) -> StatePlaces:
         """The places of what was written through an alias."""
-        return self.catalog.state(version, alias) if self.is_catalog else StatePlaces.beside(self.folder)
+        return self.catalog.state(version, alias) if self.is_catalog else StatePlaces.beside(Path(str(self.folder)))
 
 
 @dataclass(frozen=True)
@@ -111,12 +136,13 @@ class Version:
         Raises:
             BundleError: it does not exist, or is damaged.
         """
-        bundle = source.bundle(name)
-        manifest = read_manifest(bundle)
-        lineage = read_lineage(bundle / MODEL) or {}
+        place = source.place(name)
+        manifest = read_manifest(place)
+        known = source.file(name, f"{MODEL}/{LINEAGE}")
+        lineage = json.loads(known.read_text(encoding="utf-8")) if known else {}
         trained = lineage.get("settings", {}).get("train") or {}
         widths = sorted({*trained.get("matryoshka_dimensions", []), manifest.dimension})
-        created = int((bundle / Manifest.FILE).stat().st_mtime)
+        created = int(stamp_of(place / Manifest.FILE)[1] / 1e9)
         # Once, because the version of an index is a hash over all that the manifest lists.
         stamp = Versions(model_version=manifest.model_version, index_version=manifest.index_version)
         return cls(alias, name, manifest, stamp, created, tuple(widths), manifest.has_reranker)
@@ -249,7 +275,8 @@ class Served(NamedVersions):
         `is_ready` is asked whether the new version shows all that was written; if not yet, the alias stays until the
         next look.
         """
-        wanted = self.source.aliases()
+        # In threads, because a store may take long to answer, and requests are answered in this loop.
+        wanted = await asyncio.to_thread(self.source.aliases)
         for gone in self._by_alias.keys() - wanted.keys() - {self.source.default}:
             del self._by_alias[gone]
         for alias, name in wanted.items():
@@ -264,16 +291,16 @@ class Served(NamedVersions):
                 self._refuse(alias, name, f"{self.max_versions} are served already (serve.max_versions)")
                 continue
             try:
-                version = Version.read(self.source, alias, name)
+                version = await asyncio.to_thread(Version.read, self.source, alias, name)
                 # Before vectors are made for it, which needs the new version loaded.
                 await prepare(version.key)
                 if known is not None and not await is_ready(version):
                     continue
+            except (ApiError, TimeoutError, UnreachableError) as error:
+                logger.warning("version %s as %s is not ready yet: %s", name, alias, error)
+                continue
             except EmbedderError as error:
                 self._refuse(alias, name, str(error))
-                continue
-            except (ApiError, TimeoutError) as error:
-                logger.warning("version %s as %s is not ready yet: %s", name, alias, error)
                 continue
             # One assignment: a request that asked before it keeps the old version to its end, none sees half of each.
             self._by_alias[alias] = version

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from embedder.config.run import RunConfig
 from embedder.index.bundle import verify
 from embedder.index.catalog import Catalog
+from embedder.storage.fetched import local_copy
+from embedder.storage.object_store import AnyPath, entries
 from embedder.training.job import MetricsReader
 from ray_jobs.cluster.tables import labelled_ledger
 from tests.cluster.label_helpers import labels
@@ -20,25 +22,24 @@ from tests.cluster.label_helpers import labels
 def served_bundle(config: RunConfig) -> Path:
     """The version of the index that the alias of a run names."""
     catalog = Catalog(config.paths.indexes)
-    return catalog.bundle(catalog.resolve(config.index.alias))
+    return catalog.here(catalog.resolve(config.index.alias))
 
 
-def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def tables(folder: AnyPath) -> dict[str, list[dict[str, Any]]]:
     """The rows of every Parquet file below a folder, by its name there."""
-    return {
-        str(path.relative_to(folder)): pq.read_table(path).to_pylist() for path in sorted(folder.rglob("*.parquet"))
-    }
+    here = local_copy(folder)
+    return {str(path.relative_to(here)): pq.read_table(path).to_pylist() for path in sorted(here.rglob("*.parquet"))}
 
 
 def prepared(config: RunConfig) -> object:
     """All rows, and those that were set aside."""
-    folder = config.paths.mounted / "prepared"
-    return tables(folder), {path.name: path.read_bytes() for path in sorted(folder.glob("rejected/*.json"))}
+    folder = config.paths.work / "prepared"
+    return tables(folder), {path.name: path.read_text() for path in entries(folder, "rejected/*.json")}
 
 
 def mined(config: RunConfig) -> object:
     """All groups."""
-    return tables(config.paths.mounted / "candidates")
+    return tables(config.paths.work / "candidates")
 
 
 def labelled(config: RunConfig) -> object:
@@ -49,9 +50,10 @@ def labelled(config: RunConfig) -> object:
 
 def trained(config: RunConfig) -> object:
     """The losses of each step, and the weights."""
-    (metrics,) = config.paths.training.glob("*/metrics.jsonl")
-    losses = [(row.step, row.losses, row.learning_rate, row.paces) for row in MetricsReader(metrics).steps()]
-    return losses, (config.paths.model / "model.safetensors").read_bytes()
+    (folder,) = entries(config.paths.training, "*")
+    steps = MetricsReader(folder / "metrics.jsonl").steps()
+    losses = [(row.step, row.losses, row.learning_rate, row.paces) for row in steps]
+    return losses, (local_copy(config.paths.model) / "model.safetensors").read_bytes()
 
 
 def indexed(config: RunConfig) -> object:
@@ -62,7 +64,7 @@ def indexed(config: RunConfig) -> object:
 
 def evaluated(config: RunConfig) -> object:
     """Every value of every query."""
-    folder = config.paths.mounted / "evaluation" / "test"
+    folder = config.paths.work / "evaluation" / "test"
     return tables(folder), json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 

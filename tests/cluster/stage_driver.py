@@ -4,8 +4,7 @@
 
 Reads lines of JSON from its standard input, each a stage and the arguments of its job; says `ready` and the name of
 Ray's session when it is connected to the cluster that RAY_ADDRESS names, and `ended CODE SECONDS` after each call, in
-monotonic seconds, which are the same in every process. So a test waits for the imports once. Mirrors of object stores
-are sent every half second.
+monotonic seconds, which are the same in every process. So a test waits for the imports once.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from importlib import import_module
 import ray
 
 from embedder.config.cluster import ClusterConfig
-from embedder.run import workspace
 from ray_jobs.cluster.session import connect, main
 from ray_jobs.labelling import actors
 from tests.cluster import label_actors
@@ -28,7 +26,6 @@ def serve() -> None:
     """Answer one command after another until the input ends."""
     if sys.argv[1:]:
         actors.LabelBlocks = getattr(label_actors, sys.argv[1])
-    workspace.PUSH_S = 0.5
     connect(ClusterConfig())
     sys.stdout.write(f"ready {ray.get_runtime_context().get_session_name()}\n")
     sys.stdout.flush()

@@ -128,7 +128,7 @@ def label_run(tmp_path: Path, tiny_encoder_folder: Path, tiny_llama_folder: Path
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
     config = load_run(path)
-    prepare_dataset(config.prepare.sources[0], config.tasks["qa"], config.prepare, config.paths.work)
+    prepare_dataset(config.prepare.sources[0], config.tasks["qa"], config.prepare, config.paths)
     texts = dict(list(passage_texts(config.paths, "docs").items())[:3])
     groups = [
         {

@@ -113,7 +113,7 @@ def undisturbed(nodes: Nodes, run_file: Path, tmp_path_factory: pytest.TempPathF
 
 def copy_before(stage: str, run_file: Path, work: Path) -> None:
     """The files of a whole run, without what this stage and those after it have written."""
-    source = load_run(run_file).paths.mounted
+    source = load_run(run_file).paths.work
     stages = list(OUTPUTS)
     missing = {folder for later in stages[stages.index(stage) :] for folder in OUTPUTS[later]}
     # Vectors are added to by three stages; a stage that finds them all would have nothing to encode.

@@ -90,10 +90,10 @@ def test_nodes_that_share_the_storage_pass_and_one_that_joins_without_it_ends_th
         with NodeChecks("prepare", config) as checks:
             assert f"machines see {config.paths.work} and may write there" in checks.told()
             assert len(checks.answers) >= 2
-        assert list(config.paths.mounted.iterdir()) == []
+        assert list(config.paths.work.iterdir()) == []
         words = rf"its {config.paths.work} is another one than the driver's"
         with pytest.raises(ConfigError, match=words), NodeChecks("prepare", config):
-            alone = join(cluster, config.paths.mounted)
+            alone = join(cluster, config.paths.work)
             wait_until(lambda: False, timeout_s=240)  # the work of a stage, which has no end here
         with pytest.raises(ConfigError, match=words), NodeChecks("prepare", config):
             pytest.fail("the work began")

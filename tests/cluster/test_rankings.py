@@ -56,7 +56,7 @@ class Run:
         for part in range(FILES):
             write_table(rows[part::FILES], PASSAGE, self.config.paths.corpus / "nq" / f"part-{part}.parquet")
             commit(self.store, "passage", rows[part::FILES], self.vectors[part::FILES])
-        write_table(self.queries, QUERY, self.config.paths.prepared_queries / "train" / "nq.parquet")
+        write_table(self.queries, QUERY, self.config.paths.queries / "train" / "nq.parquet")
         commit(self.store, "query", self.queries, self.asked)
 
     def by_words(self) -> list[tuple[str, list[tuple[str, float]]]]:
@@ -127,7 +127,7 @@ def test_groups_of_tasks_are_those_of_one_process(run: Run) -> None:
         run.queries, run.by_words(), run.by_vectors(), run.scores(), strict=True
     ):
         expected.append(make_group(row, {"lexical": lexical, "dense": dense}, run.texts, settings, scores)[0])
-    path = run.config.paths.mounted / "candidates" / "nq.parquet"
+    path = run.config.paths.work / "candidates" / "nq.parquet"
     assert read_tables([path], GROUP).to_pylist() == expected
     assert counts["groups"] == QUERIES
     assert counts["candidates"] == sum(len(group["candidate_ids"]) for group in expected)

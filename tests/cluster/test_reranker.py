@@ -18,12 +18,14 @@ from embedder.config.load import load_run
 from embedder.data.ledger import Ledger
 from embedder.data.records import GROUP, LABELLED, PASSAGE, group_id, write_table
 from embedder.index.bundle import verify
+from embedder.storage.fetched import local_copy
 from embedder.training.cross_encoder import load_cross_encoder
 from ray_jobs.labelling.block_plan import select_llm_groups
 from ray_jobs.labelling.reranker import run_name
 from serve.api import make_api
 from tests.cluster.conftest import ROOT, Cluster
 from tests.cluster.results import served_bundle
+from tests.object_store import ObjectStore, send
 from tests.serving import local_service
 from tests.waiting import wait_until
 
@@ -129,10 +131,14 @@ def test_killed_twice_it_trains_each_step_alike_and_labels_each_group_once(clust
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("in_store", [False, True])
 def test_reranker_that_labelled_is_in_the_index_of_its_run_and_answers_there(
-    cluster: Cluster, run_file: Path, tiny_encoder_folder: Path
+    cluster: Cluster, run_file: Path, tiny_encoder_folder: Path, object_store: ObjectStore, in_store: bool
 ) -> None:
     run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    if in_store:
+        send(Path(run["paths"]["work"]), object_store.path("reranker/work"))
+        run["paths"]["work"] = object_store.uri("reranker/work")
     run["index"] = {"model": str(tiny_encoder_folder), "num_shards": 1}
     run["label"]["teacher"] = "reranker"
     run["serve"] = {"host_names": ["testserver"]}
@@ -147,7 +153,9 @@ def test_reranker_that_labelled_is_in_the_index_of_its_run_and_answers_there(
     assert "the reranker that `label` trained is served beside it" in output
     assert verify(served_bundle(config)).has_reranker
     texts = [passage["text"] for passage in passages]
-    wanted = load_cross_encoder(str(config.paths.reranker), 32, 256, "cpu").score([("fox 1", text) for text in texts])
+    wanted = load_cross_encoder(str(local_copy(config.paths.reranker)), 32, 256, "cpu").score(
+        [("fox 1", text) for text in texts]
+    )
     with TestClient(make_api(local_service(config), lambda *_: None)) as client:
         answer = client.post("/v1/rerank", json={"query": "fox 1", "documents": texts, "raw_scores": True}).json()
     given = {one["index"]: one["relevance_score"] for one in answer["results"]}

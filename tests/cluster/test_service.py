@@ -23,7 +23,7 @@ from embedder.index.catalog import Catalog
 from embedder.index.filters import Filter
 from embedder.models.encoder import encode_prompted, load_encoder
 from serve.access.keys import hashed_key
-from serve.app import build_run, deployed
+from serve.app import build_run
 from serve.client import AsyncClient, Client, ServiceError
 from serve.openapi import described
 from serve.ports import NUMBERS, rows
@@ -41,6 +41,7 @@ from serve.schemas.embedding_schemas import EmbeddingRequest
 from serve.schemas.rerank_schemas import RerankRequest
 from serve.schemas.search_schemas import BatchRequest, RetrieveRequest, SearchRequest
 from tests.cluster.conftest import Cluster
+from tests.cluster.results import served_bundle
 from tests.cluster.served import KEYS, MODEL, Running, check_reranker, cpu_seconds, replica_pids, search_subject, served
 from tests.cluster.strangers import documented_ports, ports_of_this_ray, what_strangers_can_do
 from tests.load import Load
@@ -222,7 +223,7 @@ def test_writes_while_the_alias_moves_are_found_after_it(running: Running) -> No
 
 
 def test_text_that_the_model_fails_on_fails_alone(running: Running, tmp_path: Path, vectors: np.ndarray) -> None:
-    publish(running.config.paths.mounted, poisoned_model(MODEL, tmp_path / "poisoned"), "v3", alias=None)
+    publish(running.config.paths.work, poisoned_model(MODEL, tmp_path / "poisoned"), "v3", alias=None)
     with running.client("admin") as admin:
         assert admin.put("/v1/indexes/poisoned", json={"version": "v3"}).status_code == 200
 
@@ -355,7 +356,7 @@ def test_ports_of_a_served_machine_are_those_of_the_docs(running: Running) -> No
 
 
 def test_bundle_with_one_flipped_byte_is_not_deployed(running: Running) -> None:
-    path = next((deployed(running.config) / "shards").glob("*/*/*.faiss"))
+    path = next((served_bundle(running.config) / "shards").glob("*/*/*.faiss"))
     original = path.read_bytes()
     try:
         path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))

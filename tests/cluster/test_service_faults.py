@@ -23,8 +23,9 @@ import pytest
 import ray
 from ray import serve
 
-from serve.app import build_run, deployed
+from serve.app import build_run
 from tests.cluster.conftest import ROOT, Cluster
+from tests.cluster.results import served_bundle
 from tests.cluster.served import KEYS, Running, cpu_seconds, replica_pids, search_subject, served
 from tests.load import Load
 from tests.waiting import wait_until
@@ -131,7 +132,7 @@ def test_requests_of_a_fuzzer_are_answered_as_described_and_never_with_5xx(runni
 def test_deployment_update_that_cannot_start_leaves_the_old_one_serving(running: Running) -> None:
     changed = running.config.serve.model_copy(update={"batch_tokens": 512})
     update = build_run(running.config.model_copy(update={"serve": changed}))
-    settings = deployed(running.config) / "model" / "config.json"
+    settings = served_bundle(running.config) / "model" / "config.json"
     aside = settings.rename(running.keys.with_name("config.json"))
     try:
         with Load(search_subject, running.client, clients=4) as load, pytest.raises(RuntimeError, match="deploy"):

@@ -124,12 +124,11 @@ def ids(found) -> list[list[str]]:
 
 def add_version(catalog: Catalog, name: str, documents: list[Document], vectors: np.ndarray) -> None:
     """Publish a version of one task under a name."""
-    staged = catalog.stage(name)
-    write_version(staged, documents, vectors)
-    catalog.publish(staged, name)
+    with catalog.adding(name) as staged:
+        write_version(staged, documents, vectors)
 
 
-def live_catalog(folder: Path, documents: list[Document], vectors: np.ndarray) -> Catalog:
+def live_catalog(folder: AnyPath, documents: list[Document], vectors: np.ndarray) -> Catalog:
     """A catalog with one version, `one`, that the alias `live` names."""
     catalog = Catalog(folder)
     add_version(catalog, "one", documents, vectors)
@@ -140,7 +139,7 @@ def live_catalog(folder: Path, documents: list[Document], vectors: np.ndarray) -
 def opened(catalog: Catalog, name: str = "live") -> OpenIndex:
     """The version of an alias, with all shards."""
     version = catalog.resolve(name)
-    return OpenIndex.open(catalog.bundle(version), catalog.state(version, "live"))
+    return OpenIndex.open(catalog.here(version), catalog.state(version, "live"))
 
 
 def count(index: OpenIndex) -> int:

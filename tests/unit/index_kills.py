@@ -20,6 +20,7 @@ from embedder.index import shard
 from embedder.index.bundle import verify
 from embedder.index.catalog import Catalog
 from embedder.index.opened import OpenIndex
+from embedder.storage.durable import remove_unfinished
 from tests.unit.index_cases import documents_of, live_catalog, unit
 
 CALLS = ("fsync", "replace", "pwrite", "unlink", "link", "rename")
@@ -152,7 +153,8 @@ def kill_snapshot(folder: Path) -> int:
             assert count(opened(catalog, "two")) == BASE + 3
         if "two" in catalog.versions() and not is_done:
             catalog.remove("two")
-        catalog.remove_unfinished()
+        for name in ("versions", "states", "catalog"):
+            remove_unfinished(folder / name)
 
     return kill_until_done(lambda _: opened(catalog).snapshot(catalog, "two"), check)
 

@@ -38,6 +38,30 @@ def checkpoint(step, best=True):
     )
 
 
+def test_checkpoints_in_a_store_are_whole_or_passed_over(object_store, tmp_path):
+    place = object_store.path(f"training/{tmp_path.name}/checkpoints")
+    assert last_step(place) is None
+    for step in (10, 20, 30):
+        write_checkpoint(place, checkpoint(step))
+    assert sorted(path.name for path in place.glob("*")) == ["step-00000020", "step-00000030"]
+    assert last_step(place) == 30
+    assert torch.equal(read_checkpoint(place, 30).weights["b"], checkpoint(30).weights["b"])
+    # As a kill leaves it while it is sent: its hashes are there, and not all of its files.
+    (place / "step-00000030" / "optimizer.safetensors").unlink()
+    assert last_step(place) == 20
+    assert [path.name for path in place.glob("*")] == ["step-00000020"]
+
+
+def test_disk_of_this_machine_that_fails_costs_no_checkpoint_in_a_store(object_store, tmp_path, monkeypatch):
+    place = object_store.path(f"training/{tmp_path.name}/checkpoints")
+    write_checkpoint(place, checkpoint(10))
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("LLM_EMBEDDER_CACHE", str(tmp_path / "cache" / "inside"))
+    with pytest.raises(OSError):
+        last_step(place)
+    assert [path.name for path in place.glob("*")] == ["step-00000010"]
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two checkpoints, of steps 10 and 20."""

@@ -22,8 +22,8 @@ from embedder.credentials import (
 from embedder.errors import ConfigError, DataError
 from embedder.reporting.html import render
 from embedder.run.stage_report import StageReport
+from embedder.storage.fetched import is_fetched
 from embedder.storage.json_file import write_json
-from embedder.storage.mirror import is_mirrored
 from embedder.training.model_card import model_card
 from ray_jobs import submit
 from ray_jobs.submit import plan_submission, uploaded_files
@@ -298,8 +298,8 @@ class PagesOf:
         return f"<p>{self._text}</p>"
 
 
-def test_mirror_sends_no_credential():
-    assert not any(map(is_mirrored, ("keys.txt", "deep/server.pem", "secrets.yaml", "model/credentials.json")))
+def test_no_credential_is_fetched():
+    assert not any(map(is_fetched, ("keys.txt", "deep/server.pem", "secrets.yaml", "model/credentials.json")))
     assert all(
-        map(is_mirrored, ("model/tokenizer.json", "candidates/keys/part.parquet", "prepared/corpus/token/0.arrow"))
+        map(is_fetched, ("model/tokenizer.json", "candidates/keys/part.parquet", "prepared/corpus/token/0.arrow"))
     )

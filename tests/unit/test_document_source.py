@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
+from embedder.config.paths import Paths
 from embedder.config.prepare import HubRevision, PrepareConfig, Source
 from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
@@ -133,7 +134,7 @@ def test_document_source_sets_files_aside_and_goes_on(tmp_path):
     os.symlink("/etc/hostname", docs / "g.txt")
     os.mkfifo(docs / "h.txt")
     settings = PrepareConfig(sources=[source(docs)], max_rejected_share=0.9)
-    counts = prepare_dataset(settings.sources[0], QA, settings, tmp_path / "work")
+    counts = prepare_dataset(settings.sources[0], QA, settings, Paths(work=tmp_path / "work"))
     assert (counts["rows_in"], counts["passages"], counts["rejected"]) == (10, 4, 6)
     rejected = json.loads((tmp_path / "work/prepared/rejected/d.json").read_text())
     reasons = {os.path.basename(row["file"]): (row["line"], row["reason"]) for row in rejected}
@@ -151,7 +152,7 @@ def test_document_source_sets_files_aside_and_goes_on(tmp_path):
     )
     assert notes.endswith("; the others are in prepared/rejected/d.json")
     with pytest.raises(DataError, match=r"6 of 10 rows rejected.*all are in prepared/rejected/d\.json: correct them"):
-        prepare_dataset(source(docs), QA, PrepareConfig(sources=[source(docs)]), tmp_path / "work")
+        prepare_dataset(source(docs), QA, PrepareConfig(sources=[source(docs)]), Paths(work=tmp_path / "work"))
 
 
 def test_document_source_reads_the_files_that_are_named(tmp_path):
@@ -194,7 +195,7 @@ def test_document_source_of_a_changed_file_encodes_its_changed_chunks_alone(tmp_
     store = VectorStore(work / "vectors", {"qa": QA})
 
     def wanted():
-        prepare_dataset(settings.sources[0], QA, settings, work)
+        prepare_dataset(settings.sources[0], QA, settings, Paths(work=work))
         table = read_tables(parquet_files(work / "prepared/corpus/d"), PASSAGE)
         return dict(zip(store.keys(table, "passage"), table["text"].to_pylist(), strict=True))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from embedder.config.paths import Paths
 from embedder.config.prepare import PrepareConfig, Source
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import PASSAGE, QUERY, parquet_files, read_tables
@@ -195,7 +196,7 @@ def tables_of(folder, form, files, task):
     scored = form == "reference" and any("teacher_scores" in row for row in files["train.json"])
     sizes = {"chunk_words": 8} if task == "lrlm" else {}
     source = Source(task=task, dataset="d", path=folder / "source", format=form, teacher_scores=scored, **sizes)
-    counts = prepare_dataset(source, BUILTIN_TASKS[task], PrepareConfig(sources=[source]), folder)
+    counts = prepare_dataset(source, BUILTIN_TASKS[task], PrepareConfig(sources=[source]), Paths(work=folder))
     assert counts["rejected"] == 0
     queries = read_tables(sorted(folder.glob("prepared/queries/*/d.parquet")), QUERY).to_pylist()
     passages = read_tables(parquet_files(folder / "prepared" / "corpus" / "d"), PASSAGE).to_pylist()

@@ -16,13 +16,12 @@ from embedder.config.prepare import Source
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import read_source
-from embedder.errors import ConfigError, DataError
+from embedder.errors import ConfigError, DataError, UnfinishedError
 from embedder.models.fingerprint import model_fingerprint
 from embedder.models.locate import locate_model
 from embedder.models.st_folder import folder_encoder, read_folder
 from embedder.storage import fetched
-from embedder.storage.json_file import write_json
-from embedder.storage.mirror import STATE
+from embedder.storage.folders import FILES, file_names, folder_made, is_whole, put_json, remove_folder
 from embedder.storage.object_store import upload
 from tests.object_store import ObjectStore, send
 
@@ -31,12 +30,20 @@ from tests.object_store import ObjectStore, send
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has fetched nothing yet."""
     monkeypatch.setenv("LLM_EMBEDDER_CACHE", str(tmp_path / "cache"))
-    fetched._fetched.cache_clear()
+    fetched._followed.cache_clear()
 
 
 def lines(path: Path, rows: list[dict[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write(folder: Path, **files: str) -> None:
+    """Files by name, with `_` for the dot and `__` for the slash."""
+    for name, text in files.items():
+        path = folder / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 CORPUS: list[dict[str, object]] = [{"id": f"p{i}", "text": f"passage {i}"} for i in range(4)]
@@ -53,7 +60,7 @@ def test_local_copy_of_a_model_is_what_was_sent_and_follows_the_store(
     assert model_fingerprint(found) == model_fingerprint(tiny_encoder_folder)
     upload(tiny_encoder_folder / "config.json", object_store.path("models/tiny/vocab.json"))
     assert locate_model(reference) == found and not (found / "vocab.json").exists()
-    fetched._fetched.cache_clear()
+    fetched._followed.cache_clear()
     assert locate_model(reference) == found and (found / "vocab.json").is_file()
 
 
@@ -63,7 +70,7 @@ def test_local_copy_is_whole_for_actors_that_start_together(
     send(tiny_encoder_folder, object_store.path("models/together"))
     remote = object_store.path("models/together")
     with ThreadPoolExecutor(4) as pool:
-        folders = list(pool.map(fetched._fetched.__wrapped__, [remote] * 4))
+        folders = list(pool.map(fetched._followed.__wrapped__, [remote] * 4, [True] * 4))
     assert len(set(folders)) == 1
     assert model_fingerprint(folders[0]) == model_fingerprint(tiny_encoder_folder)
 
@@ -107,19 +114,48 @@ def test_local_copy_of_nothing_is_refused_and_a_folder_is_taken_where_it_is(
     assert fetched.local_copy(tmp_path) == tmp_path
 
 
-@pytest.mark.parametrize("what", ["sending", "replacing"])
-def test_local_copy_of_a_model_that_is_not_all_there_yet_is_refused_and_its_neighbour_is_not(
-    object_store: ObjectStore, tiny_encoder_folder: Path, what: str
+def test_folder_that_a_job_sends_is_fetched_whole_or_refused(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = object_store.path(f"runs/{what}")
-    for name in ("model", "model-before"):
-        send(tiny_encoder_folder, run / name)
-    write_json({"writer": "other", what: ["model/config.json", "x"]}, run / STATE)
-    with pytest.raises(DataError, match=r"model: a job is sending model/config\.json and 0 others"):
-        locate_model(object_store.open_uri(f"runs/{what}/model"))
-    assert isinstance(locate_model(object_store.open_uri(f"runs/{what}/model-before")), Path)
-    write_json({"writer": "other"}, run / STATE)
-    assert isinstance(locate_model(object_store.open_uri(f"runs/{what}/model")), Path)
+    run = object_store.path("runs/sent")
+    for text in ("before", "after"):
+        with folder_made(run / "model") as folder:
+            write(folder, a_txt=text, deep__b_txt=text)
+        found = fetched.local_copy(run / "model")
+        assert found.name == "model"
+        assert {path.read_text() for path in (found / "a.txt", found / "deep/b.txt")} == {text}
+    assert not (found / FILES).exists()
+    (run / "model" / "deep/b.txt").unlink()
+    with pytest.raises(UnfinishedError, match="model: not whole; a job is sending it, or was cut off as it did: wait"):
+        fetched.local_copy(run / "model")
+    assert not is_whole(run / "model")
+    write(tmp_path, other_txt="of another one")
+    upload(tmp_path / "other.txt", run / "model" / "deep/b.txt")
+    # This machine has what the folder should have, and another one has not.
+    assert fetched.local_copy(run / "model") == found
+    monkeypatch.setenv("LLM_EMBEDDER_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(UnfinishedError, match=r"deep/b\.txt: not whole"):
+        fetched.local_copy(run / "model")
+
+
+def test_folder_that_is_made_anew_loses_the_files_that_it_had(object_store: ObjectStore) -> None:
+    place = object_store.path("runs/anew/model")
+    for name in ("a_txt", "b_txt"):
+        with folder_made(place) as folder:
+            write(folder, **{name: "1"})
+    assert file_names(place) == ["b.txt"] and (place / FILES).is_file()
+    put_json({"x": 1}, place, "lineage.json")
+    assert sorted(path.name for path in fetched.whole_copy(place).iterdir()) == ["b.txt", "lineage.json"]
+    remove_folder(place)
+    assert not place.is_dir() and file_names(place) == []
+
+
+def test_folder_that_cannot_be_filled_is_not_sent(object_store: ObjectStore) -> None:
+    place = object_store.path("runs/failed/model")
+    with pytest.raises(OSError, match="full"), folder_made(place) as folder:
+        write(folder, a_txt="1")
+        raise OSError("full")
+    assert not place.is_dir()
 
 
 def test_retriever_in_a_store_is_named_by_its_path_for_every_machine(

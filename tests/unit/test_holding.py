@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from embedder.errors import LeaseError
-from embedder.run import holding as module
-from embedder.run.holding import check_lease, holding, is_gone, lease_objects, own_permit, this_process, wait_for
+from embedder.storage import holding as module
+from embedder.storage.holding import check_lease, holding, is_gone, lease_objects, own_permit, this_process, wait_for
 from embedder.storage.lease import Lease, newest
 from tests.unit.lease_world import Memory, numbered
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys
 from pathlib import Path
-from embedder.run import holding
+from embedder.storage import holding
 holding.RENEW_EVERY_S = float(sys.argv[2])
 with holding.holding(Path(sys.argv[1]), "label"):
     print("held", flush=True)

@@ -253,7 +253,7 @@ def prepared_run(folder, rows, tasks=("qa",)) -> RunConfig:
     for task in tasks:
         source = scored_source(folder / "made.jsonl", task).model_copy(update={"dataset": f"of-{task}"})
         settings = PrepareConfig(sources=[source], max_rejected_share=1)
-        prepare_dataset(source, BUILTIN_TASKS[task], settings, config.paths.mounted)
+        prepare_dataset(source, BUILTIN_TASKS[task], settings, config.paths)
         write_groups(config, source.dataset)
     return config
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 
 from embedder.config.paths import Paths
 from embedder.config.run import EncoderConfig, RunConfig
 from embedder.data.records import PASSAGE, parquet_files, write_table
-from embedder.index.bundle import Manifest, instructions, shard_of
-from embedder.index.collection import Collection
+from embedder.index.bundle import Manifest, instructions, shard_folder, shard_of
+from embedder.index.collection import Collection, CollectionInfo
 from embedder.index.probe import TEXTS
 from ray_jobs.cluster.tables import corpus_files
-from ray_jobs.retrieval.shard_builds import ShardSize, build_shard, divide_files
+from ray_jobs.retrieval.shard_builds import ShardJob, ShardSize, build_shard, divide_files
 from ray_jobs.retrieval.shards import probe_texts, vector_dimension
 from ray_jobs.retrieval.vectors import VectorStore, missing_blocks, vector_table
 
@@ -51,18 +50,19 @@ def test_build_shard_of_blocks_without_a_passage_of_it(tmp_path):
         ("vectors", parquet_files(store.ledger("nq", "passage").folder)),
     ):
         for first in range(0, len(files), 20):
-            divide_files(files[first : first + 20], kind, 2, pieces, Path("nq", kind, f"{first}.parquet"))
+            divide_files(files[first : first + 20], kind, 2, pieces, f"nq/{kind}/{first}.parquet")
     # What a shard does not need it never opens: the whole corpus and all vectors are gone.
     shutil.rmtree(store.folder)
-    settings = config.build_settings
-    built = [
-        build_shard(config.paths, settings, store, manifest, shard, tmp_path / f"{shard}", pieces) for shard in range(2)
-    ]
-    counts = [shard["qa"].rows for shard in built]
+    job = ShardJob(config.paths, config.build_settings, store, manifest, tmp_path / "staged", pieces, on_gpu=False)
+    built = [build_shard(job, shard) for shard in range(2)]
+    counts = [shard.rows["qa"] for shard in built]
     assert sum(counts) == 30 and min(counts) > 0
-    assert [shard["qa"].identity.shard for shard in built] == [0, 1]
-    for shard, info in enumerate(built):
-        found = Collection(tmp_path / f"{shard}" / "qa", info["qa"])
+    for shard, one in enumerate(built):
+        assert all(name.startswith(f"shards/{shard:05d}/") for name in one.files)
+        folder = shard_folder(tmp_path / "staged", shard) / "qa"
+        info = CollectionInfo.read(folder)
+        assert info.identity.shard == shard
+        found = Collection(folder, info)
         ids = found.payload["id"].to_pylist()
         assert [shard_of(row_id, 2) for row_id in ids] == [shard] * len(ids)
         assert found.vectors[:, 0].tolist() == [float(row_id) for row_id in ids]
@@ -71,8 +71,8 @@ def test_build_shard_of_blocks_without_a_passage_of_it(tmp_path):
 def test_build_shard_that_is_the_only_one_reads_the_corpus_itself(tmp_path):
     config, store, manifest = corpus_of(tmp_path)
     whole = manifest.model_copy(update={"num_shards": 1})
-    built = build_shard(config.paths, config.build_settings, store, whole, 0, tmp_path / "0", None)
-    assert built["qa"].rows == 30
+    job = ShardJob(config.paths, config.build_settings, store, whole, tmp_path / "staged", None, on_gpu=False)
+    assert build_shard(job, 0).rows["qa"] == 30
 
 
 def test_size_of_a_shard_is_its_share_and_grows_with_the_width_of_vectors(tmp_path):

@@ -14,7 +14,7 @@ from embedder.hashing import content_id
 from embedder.index.catalog import Catalog
 from embedder.storage.numbered import MARK_BYTES
 from embedder.storage.revisions import Revisions
-from tests.unit.index_cases import add_version, count, documents_of, live_catalog, opened, unit, write_version
+from tests.unit.index_cases import add_version, count, documents_of, live_catalog, opened, unit
 
 NAMES = [f"b{i:02}" for i in range(30)]
 VECTORS = unit(np.random.default_rng(3), 30)
@@ -28,9 +28,11 @@ def catalog(tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "x" * 200, ".hidden", "a\0b"])
 def test_catalog_refuses_a_name_that_leads_elsewhere(catalog, name):
-    for act in (catalog.resolve, catalog.stage, lambda one: catalog.point(one, "one"), catalog.remove):
+    for act in (catalog.resolve, lambda one: catalog.point(one, "one"), catalog.remove):
         with pytest.raises(ConfigError):
             act(name)
+    with pytest.raises(ConfigError), catalog.adding(name):
+        pass
 
 
 def test_catalog_keeps_aliases_and_versions_apart(catalog):
@@ -73,12 +75,9 @@ def test_version_that_is_removed_leaves_what_was_written_through_it(catalog):
 
 
 def test_catalog_never_overwrites_a_version_with_another(catalog):
-    same, other = catalog.stage("one"), catalog.stage("one")
-    write_version(same, documents_of(NAMES), VECTORS)
-    catalog.publish(same, "one")
-    write_version(other, documents_of("ab"), VECTORS[:2])
+    add_version(catalog, "one", documents_of(NAMES), VECTORS)
     with pytest.raises(ConfigError, match="exists with another content"):
-        catalog.publish(other, "one")
+        add_version(catalog, "one", documents_of("ab"), VECTORS[:2])
     assert count(opened(catalog)) == 30
 
 

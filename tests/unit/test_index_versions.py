@@ -140,11 +140,12 @@ def test_snapshot_taken_while_others_write_holds_whole_batches(catalog):
     assert all(size % 10 == 0 for size in sizes)
 
 
-def test_index_that_is_built_anew_under_its_name_shows_what_was_written(catalog):
+def test_index_that_is_built_anew_under_its_name_shows_what_was_written(catalog, tmp_path):
     index = opened(catalog)
     index.upsert("qa", documents_of(["new"]), VECTORS[:1])
     assert index.compact() == 1
-    other = catalog.stage("two")
+    other = tmp_path / "other"
+    other.mkdir()
     write_version(other, documents_of("ab"), VECTORS[:2])
     shutil.rmtree(catalog.bundle("one"))
     shutil.copytree(other, catalog.bundle("one"))

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from embedder.config.paths import Paths
 from embedder.config.prepare import PrepareConfig, Source
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import DataError
@@ -20,7 +21,7 @@ def prepare(folder, corpus=None, train=None, test=None, task="qa", form="layout"
             lines(folder / "source" / f"{name}.jsonl", rows)
     source = Source(task=task, dataset="d", path=folder / "source", format=form)
     settings = PrepareConfig(sources=[source], **fields)
-    return prepare_dataset(source, BUILTIN_TASKS[task], settings, folder)
+    return prepare_dataset(source, BUILTIN_TASKS[task], settings, Paths(work=folder))
 
 
 def rejected(folder):

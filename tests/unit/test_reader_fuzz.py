@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from embedder.config.paths import Paths
 from embedder.config.prepare import PrepareConfig, Source
 from embedder.config.tasks import BUILTIN_TASKS, TaskSpec
 from embedder.data.fields import ALIASES
@@ -130,7 +131,7 @@ def check_sum(
         path.write_bytes(raw)
     settings = PrepareConfig(sources=[source], max_rejected_share=1.0)
     try:
-        counts = prepare_dataset(source, task, settings, folder)
+        counts = prepare_dataset(source, task, settings, Paths(work=folder))
     except DataError as error:
         # A source may be refused as a whole, in one line, but never as a defect.
         told = str(error)

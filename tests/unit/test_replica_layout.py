@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedder.config.serve import ServeConfig
+from embedder.index.bundle import bundle_sizes
 from serve.deployments.replica_layout import Node, choose_layout, replica_bytes
 
 MIB = 2**20
@@ -23,7 +24,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_model_counts_twice_in_a_replica_that_does_all(bundle: Path) -> None:
-    assert replica_bytes(bundle) == 7 * MIB
+    assert replica_bytes(bundle_sizes(bundle)) == 7 * MIB
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_service_is_together_while_its_replicas_fit_half_of_the_memory(
 ) -> None:
     # The smallest node counts: a replica may be started on any.
     nodes = [Node(cpus, memory * MIB), Node(cpus, 10**6 * MIB if memory else 0)]
-    layout = choose_layout(ServeConfig(), bundle, nodes)
+    layout = choose_layout(ServeConfig(), bundle_sizes(bundle), nodes)
     assert layout.is_together == is_together, layout
     if memory:
         assert str(layout).startswith(f"layout: {'together' if is_together else 'apart'} (") and "7 MiB" in str(layout)
@@ -49,7 +50,7 @@ def test_service_is_together_while_its_replicas_fit_half_of_the_memory(
 
 def test_layout_that_is_set_is_taken_and_gpus_are_apart(bundle: Path) -> None:
     tiny, huge = [Node(1, MIB)], [Node(1, 2**40)]
-    assert choose_layout(ServeConfig(layout="together"), bundle, tiny).is_together
-    assert not choose_layout(ServeConfig(layout="apart"), bundle, huge).is_together
-    assert choose_layout(ServeConfig(), bundle, huge).is_together
-    assert not choose_layout(ServeConfig(gpus_per_replica=0.5), bundle, huge).is_together
+    assert choose_layout(ServeConfig(layout="together"), bundle_sizes(bundle), tiny).is_together
+    assert not choose_layout(ServeConfig(layout="apart"), bundle_sizes(bundle), huge).is_together
+    assert choose_layout(ServeConfig(), bundle_sizes(bundle), huge).is_together
+    assert not choose_layout(ServeConfig(gpus_per_replica=0.5), bundle_sizes(bundle), huge).is_together

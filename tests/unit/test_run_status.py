@@ -83,7 +83,7 @@ def test_page_of_a_run_links_every_report_from_the_folder_it_lies_in(run_file):
     StageReport("prepare", 7, "source rows", 9.0).write(config.paths.reports)
     second = config.paths.model_copy(update={"round": 2})
     reports = [config.paths.reports / "labelling.html", second.reports / "training.html"]
-    reports.append(config.paths.mounted / "evaluation" / "test" / "report.html")
+    reports.append(config.paths.work / "evaluation" / "test" / "report.html")
     for report in reports:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text("a report", encoding="utf-8")
@@ -110,7 +110,7 @@ def test_status_of_a_run_where_nothing_can_be_written_is_told_without_a_page(run
 
 def test_status_of_a_run_that_has_done_nothing_writes_nothing(run_file):
     assert read_status(run_file, [], compares=False).pages == []
-    assert not load_run(run_file).paths.mounted.exists()
+    assert not load_run(run_file).paths.work.exists()
 
 
 def test_index_list_without_a_version_names_the_command_that_builds_one(run_file):

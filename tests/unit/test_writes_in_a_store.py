@@ -77,11 +77,12 @@ def test_search_goes_on_while_the_store_does_not_answer_and_writes_are_refused(
 def test_service_says_503_to_writes_and_how_old_its_view_is_until_the_store_is_back(
     object_store: ObjectStore, tmp_path: Path, tiny_encoder_folder: Path
 ):
-    publish(tmp_path, tiny_encoder_folder, "v1")
-    is_gone, config = [False], run_config(tmp_path, tiny_encoder_folder)
+    publish(object_store.path(f"service/{tmp_path.name}"), tiny_encoder_folder, "v1")
+    is_gone = [False]
     with proxy(object_store, lambda *_: is_gone[0]) as (endpoint, _):
         place = object_store.path(f"service/{tmp_path.name}", endpoint=endpoint)
-        first, second = (TestClient(make_api(local_service(config, place), lambda *_: None)) for _ in range(2))
+        config = run_config(place, tiny_encoder_folder)
+        first, second = (TestClient(make_api(local_service(config), lambda *_: None)) for _ in range(2))
         document = {"task": "tool", "documents": [Document(id="new", text="qqnew").model_dump()]}
         assert first.post(DOCUMENTS, json=document).status_code == 200
         words = {"task": "tool", "query": "qqnew", "mode": "lexical", "k": 1}
