@@ -31,6 +31,8 @@ TIDY_EVERY_S = 5.0
 """Between two looks at what others have compacted, and at what is to be compacted or unloaded."""
 FOLLOW_S = 0.5
 """Between two looks at what others have written, so that searches need not wait for a slow store."""
+TOLD_EVERY_S = 60.0
+"""Between two lines of the log on a store that does not answer."""
 FORGET_EVERY_S = 60.0
 """Between two looks at which versions were removed, of which this machine then keeps no file."""
 NO_ROOM_S = 60.0
@@ -56,7 +58,7 @@ class ShardReplica:
         self._source, self._settings = source, settings
         self._slice = (slice_number, num_slices)
         self._metrics = ShardMetrics(slice_number)
-        self._compact_from = self._forget_from = 0.0
+        self._compact_from = self._forget_from = self._tell_from = 0.0
         self._large = LargeWork()
         self._indexes = VersionCache(self._load)
         self._indexes.preload(source.keys()[: settings.max_versions], key_of(source.default, deployed))
@@ -140,7 +142,9 @@ class ShardReplica:
             try:
                 index.follow()
             except EmbedderError as error:
-                logger.error("what others write is not seen: %s", error)
+                if time.monotonic() > self._tell_from:
+                    self._tell_from = time.monotonic() + TOLD_EVERY_S
+                    logger.error("what others write is not seen: %s", error)
 
     def _tidy(self, index: OpenIndex) -> None:
         try:
