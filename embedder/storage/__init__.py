@@ -12,7 +12,8 @@ position       for how long a process relies on a number, and a number is kept
 commit_log     a log of commits that any process appends to, its snapshots, and its cleaning
 log_writer     one process's appending, which gives way to others
 revisions      a document that any process replaces
-object_store   paths in S3 and Google Cloud Storage
+object_store   paths in S3, Google Cloud Storage and Azure
+filesystems    pyarrow's connections to them
 lease          who may write to a run: a protocol over numbered objects
 holding        the lease on a run while a job works there: a second job is refused
 folders        folders here and in object stores: made as a whole, removed

@@ -1,8 +1,8 @@
 """Where a run's files may be: local folders, and object stores through pyarrow's filesystems.
 
 `ObjectPath` has the part of pathlib's interface that readers and writers of both kinds use. Only stores in which an
-object appears as a whole are taken (S3 and what speaks its protocol, Google Cloud Storage): there a write needs no
-temporary name and no rename. The user info of a URI (access key and secret) is used to connect and never shown.
+object appears as a whole are taken (S3 and what speaks its protocol, Google Cloud Storage, Azure): there a write needs
+no temporary name and no rename. The user info of a URI (access key and secret) is used to connect and never shown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile, gettempdir
 from typing import BinaryIO, Literal
@@ -28,8 +27,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from embedder.credentials import masked
-from embedder.errors import ConfigError, DataError, NoAnswerError
+from embedder.errors import DataError, NoAnswerError
 from embedder.storage.durable import naming
+from embedder.storage.filesystems import filesystem_of
 
 URI = re.compile(
     r"(?P<scheme>[^:/]+)://(?:(?P<user>[^@/?#]*)@)?(?P<bucket>[^@:/?#\s]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
@@ -132,7 +132,7 @@ class ObjectPath:
         Raises:
             ConfigError: a parameter of the URI is unknown, or the store's region cannot be found.
         """
-        return _connect(self.store)
+        return filesystem_of(self.store)
 
     def is_file(self) -> bool:
         """Whether there is such an object.
@@ -360,18 +360,6 @@ def _upload(file: BinaryIO, path: ObjectPath) -> None:
 
     with _reported(path, "written"), ThreadPoolExecutor(1) as pool:
         pool.submit(put).result()
-
-
-@lru_cache(maxsize=16)
-def _connect(store: str) -> fs.FileSystem:
-    # Small objects are then put by one request; otherwise each takes three.
-    delayed = "" if "allow_delayed_open=" in store or not store.startswith("s3:") else "allow_delayed_open=true"
-    try:
-        return fs.FileSystem.from_uri(f"{store}{'&' if '?' in store else '?'}{delayed}" if delayed else store)[0]
-    except (OSError, pa.ArrowException) as error:
-        reason = masked(str(error).splitlines()[0])
-    # Not chained: errors of pyarrow repeat the URI with its secret.
-    raise ConfigError(f"{masked(store)}: cannot be opened ({reason}); correct the URI or the environment (AWS_...)")
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def test_upload_that_is_refused_half_way_leaves_nothing(object_store, folder, re
     with proxy(object_store, refuse) as (endpoint, seen):
         writer = start_writer(object_store.uri(f"{quote(folder.name)}/big", endpoint=endpoint), f"b'x' * {PARTS}")
         _, printed = writer.communicate(timeout=60)
-    assert writer.returncode == 1 and "DataError: s3://" in printed and "cannot be written" in printed
+    assert writer.returncode == 1 and "NoAnswerError: s3://" in printed and "cannot be written" in printed
     assert any(refuse(*one.split(" ", 1)) for one in seen)
     assert names(folder) == []
 
