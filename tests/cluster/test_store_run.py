@@ -76,3 +76,15 @@ def test_stages_work_in_an_object_store_and_go_on_elsewhere(
     printed = "".join(line for driver in drivers for line in driver.lines).encode()
     for secret in (SECRET.encode(), KEYS.partition(":")[2].encode()):
         assert not any(secret in content for content in (*kept, printed)), "the store's key was kept or printed"
+
+
+def test_pipeline_in_azure_ends_as_in_a_folder(
+    drivers: list[Driver], azure: ObjectPath, run_file: Path, tmp_path: Path
+) -> None:
+    stored = write_run(tmp_path / "azure" / "run.yaml", run_file, (azure / "whole").reference)
+    plain = write_run(tmp_path / "plain" / "run.yaml", run_file, str(tmp_path / "plain" / "work"))
+    for path in (stored, plain):
+        code, output = drivers[0].call(path, "--set", "train.steps=12", stage="pipeline")
+        assert code == 0, output[-3000:]
+    for stage, result in RESULTS.items():
+        assert result(load_run(stored)) == result(load_run(plain)), stage
