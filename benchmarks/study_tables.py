@@ -55,9 +55,12 @@ def summary(found: Tables) -> dict[str, Any]:
 
 def results_page(found: Tables, told: dict[str, Any]) -> str:
     """The results part of the page."""
-    trainings = ", ".join(f"{arm} {count}" for arm, count in found.trainings.items() if count)
+    planned = {arm.name: arm.trainings for arm in ARMS}
+    trainings = ", ".join(f"{arm} {count} of {planned[arm]}" for arm, count in found.trainings.items() if count)
+    is_whole = all(found.trainings.get(arm) == count for arm, count in planned.items())
     sure = ", ".join(told["gaining_unseen"]) or "none"
-    parts = [
+    parts = [] if is_whole else ["**The study is not finished, and nothing is claimed by it yet.**"]
+    parts += [
         f"**Tasks that gain on data that no training saw: {sure} ({told['tasks_gaining_unseen']} of "
         f"{len(found.tasks)}); beyond shuffled rewards: {', '.join(told['gaining_beyond_shuffled']) or 'none'}; data "
         f"sets significantly below the base: {', '.join(told['significantly_below']) or 'none'}** (without correction "
