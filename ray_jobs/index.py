@@ -15,8 +15,6 @@ on with the shards that are built. Other versions, and what was written to them,
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +27,8 @@ from embedder.models.locate import locate_model
 from embedder.run.cost import Work
 from embedder.run.stage_report import StageReport
 from embedder.storage.fetched import whole_copy
-from embedder.storage.folders import is_whole, remove_folder
+from embedder.storage.folders import folder_here, is_whole, remove_folder
 from embedder.storage.holding import check_lease
-from embedder.storage.node_cache import scratch
 from embedder.storage.object_store import AnyPath, reference_of
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import encoding_work
@@ -103,7 +100,8 @@ def run(config: RunConfig) -> StageReport:
         files={},
     )
     manifest = build_shards(config.paths, config.build_settings, store, manifest, place, gpus)
-    with staging(place) as staged:
+    # Beside the shards; in a store these are stored already.
+    with folder_here(place) as staged:
         files = _copied_model(locate_model(encoder.model), staged / MODEL)
         # Left by a start that was cut off, of a run that had one.
         shutil.rmtree(staged / RERANKER, ignore_errors=True)
@@ -127,16 +125,6 @@ def run(config: RunConfig) -> StageReport:
     if manifest.has_reranker:
         report.lines.append("the reranker that `label` trained is served beside it")
     return report
-
-
-@contextmanager
-def staging(place: AnyPath) -> Iterator[Path]:
-    """Where the rest of a bundle is put beside its shards, or on this machine where these are stored already."""
-    if isinstance(place, Path):
-        yield place
-    else:
-        with scratch(place.name) as folder:
-            yield folder
 
 
 def trained_reranker(config: RunConfig) -> AnyPath | None:

@@ -13,12 +13,11 @@ A second run writes the same files again. One Ray task a dataset.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import islice
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from embedder.config.paths import Paths
@@ -36,10 +35,9 @@ from embedder.run.cost import Work
 from embedder.run.prompt_room import prompt_room_lines
 from embedder.run.stage_report import StageReport
 from embedder.run.written import forget_written
-from embedder.storage.folders import remove_folder
+from embedder.storage.folders import folder_here, remove_folder
 from embedder.storage.json_file import write_json
-from embedder.storage.node_cache import scratch
-from embedder.storage.object_store import AnyPath, ObjectPath, entries
+from embedder.storage.object_store import AnyPath, entries
 from ray_jobs.cluster.session import Job, main
 
 PART_ROWS = 20_000
@@ -137,7 +135,10 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, pat
             or the counts do not add up.
     """
     rejected_file = paths.work / "prepared" / "rejected" / f"{source.dataset}.json"
-    with reading_folder(paths.work) as folder, closing(StoredPassages(folder / f"{source.dataset}.sqlite")) as passages:
+    with (
+        folder_here(paths.work / "prepared" / "reading") as folder,
+        closing(StoredPassages(folder / f"{source.dataset}.sqlite")) as passages,
+    ):
         prepared = Prepared(passages=passages)
         try:
             read_source(source, task, settings.seed, prepared)
@@ -145,16 +146,6 @@ def prepare_dataset(source: Source, task: TaskSpec, settings: PrepareConfig, pat
             # Also of a source that is refused, so that it leaves the rows that tell why.
             _write_rejected(prepared, rejected_file)
         return _write_dataset(source, settings, prepared, paths)
-
-
-@contextmanager
-def reading_folder(work: AnyPath) -> Iterator[Path]:
-    """Where passages lie while their source is read: in the run, whose disk is large, or on this machine."""
-    if isinstance(work, ObjectPath):
-        with scratch("reading") as folder:
-            yield folder
-    else:
-        yield work / "prepared" / "reading"
 
 
 def _write_dataset(source: Source, settings: PrepareConfig, prepared: Prepared, paths: Paths) -> dict[str, Any]:

@@ -242,14 +242,15 @@ class Catalog:
         # In the table before its files go: who points an alias at it at this moment either comes first or is refused.
         self._change(lambda table: self._leaving(version, table))
         bundle = self.bundle(version)
-        if not isinstance(bundle, Path):
+        if isinstance(bundle, Path):
+            for folder in (bundle, self.states / version):
+                if folder.exists():
+                    with storage_failures(folder):
+                        discard_folder(folder)
+        else:
             remove_folder(bundle)
             self._remove_unused(bundle.parent.parent)
             self.forget_removed()
-        for folder in (bundle, self.states / version):
-            if isinstance(folder, Path) and folder.exists():
-                with storage_failures(folder):
-                    discard_folder(folder)
         self._change(lambda table: replace(table, leaving=[name for name in table.leaving if name != version]))
 
     def _remove_unused(self, indexes: ObjectPath) -> None:

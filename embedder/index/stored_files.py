@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from embedder.console import console, progress
 from embedder.errors import BundleError
 from embedder.hashing import content_id, file_sha256
 from embedder.index.bundle import Manifest
 from embedder.storage.durable import UNFINISHED, remove_unfinished, write_durably
+from embedder.storage.fetched import fetch_each
 from embedder.storage.folders import at_once
 from embedder.storage.node_cache import cache_folder, drop_entry, filling, used_entry
 from embedder.storage.object_store import ObjectPath, download, upload
@@ -62,15 +62,11 @@ def fetch_bundle(indexes: ObjectPath, version: str, manifest: Manifest, parts: S
         wanted = [name for name in manifest.files if name.startswith(tuple(parts))]
         for name in wanted:
             indexes.check_name(name)
-        missing = [name for name in wanted if not (folder / name).is_file()]
-        if missing:
-            with progress(f"fetch: {version} of {indexes}", len(missing), console()) as counter:
-
-                def fetch(name: str) -> None:
-                    _fetch(indexes / FILES / manifest.files[name], entry, folder / name)
-                    counter.advance(1)
-
-                at_once(fetch, missing)
+        fetch_each(
+            f"{version} of {indexes}",
+            [name for name in wanted if not (folder / name).is_file()],
+            lambda name: _fetch(indexes / FILES / manifest.files[name], entry, folder / name),
+        )
     return folder
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qsl, unquote
 
 import obstore
 from obstore import exceptions
@@ -15,6 +14,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from embedder.credentials import masked
 from embedder.errors import ConfigError, UnreachableError
+from embedder.storage.filesystems import store_parts
 from embedder.storage.object_store import ObjectPath
 from embedder.storage.store import Entry
 
@@ -96,12 +96,8 @@ class BucketStore:
 @lru_cache(maxsize=16)
 def _bucket(uri: str) -> S3Store | GCSStore | AzureStore:
     """The connection of a process to a bucket."""
-    scheme, _, rest = uri.partition("://")
-    place, _, query = rest.partition("?")
-    user, _, bucket = place.rpartition("@")
-    given = [unquote(part) for part in user.split(":", 1)] if user else []
+    scheme, given, bucket, parameters = store_parts(uri)
     config: dict[str, Any] = dict(zip(USERS[scheme], given, strict=False))
-    parameters = dict(parse_qsl(query, keep_blank_values=True))
     protocol, endpoint = parameters.pop("scheme", "https"), parameters.pop("endpoint_override", "")
     # Of pyarrow's filesystems, and without a meaning here.
     for name in ("allow_bucket_creation", "allow_delayed_open", "anonymous"):

@@ -8,8 +8,7 @@ new content a new name while jobs read the old.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +17,7 @@ from embedder.credentials import is_secret_file
 from embedder.errors import DataError, UnfinishedError
 from embedder.hashing import content_id, file_sha256
 from embedder.storage.durable import appearing, write_durably
-from embedder.storage.folders import YOUNG_S, at_once, sent_hashes
+from embedder.storage.folders import at_once, is_young, sent_hashes
 from embedder.storage.node_cache import filling, used_entry
 from embedder.storage.object_store import AnyPath, ObjectPath, download
 
@@ -37,7 +36,8 @@ def local_copy(path: AnyPath, *, changes: bool = True) -> Path:
     """
     if not isinstance(path, ObjectPath):
         return path
-    return _followed(path, changes) if sent_hashes(path) is None else whole_copy(path)
+    hashes = sent_hashes(path)
+    return _followed(path, changes) if hashes is None else _whole(path, hashes)
 
 
 def whole_copy(path: AnyPath) -> Path:
@@ -49,31 +49,27 @@ def whole_copy(path: AnyPath) -> Path:
     """
     if not isinstance(path, ObjectPath):
         return path
-    hashes, there = sent_hashes(path), {name for name, _ in path.walk()}
-    if hashes is None or hashes.keys() - there:
+    hashes = sent_hashes(path)
+    if hashes is None:
+        raise _unfinished(path)
+    return _whole(path, hashes)
+
+
+def _whole(path: ObjectPath, hashes: Mapping[str, str]) -> Path:
+    if hashes.keys() - {name for name, _ in path.walk()}:
         raise _unfinished(path)
     entry = used_entry(content_id(path.name, hashes)[:16])
     with filling(entry):
         if not (entry / path.name).is_dir():
             with appearing(entry / path.name) as folder:
-                fetch_all(path, folder, hashes)
+
+                def fetch(name: str) -> None:
+                    download(path / name, folder / name)
+                    if file_sha256(folder / name) != hashes[name]:
+                        raise _unfinished(path / name)
+
+                fetch_each(path, list(hashes), fetch)
     return entry / path.name
-
-
-def fetch_all(place: ObjectPath, folder: Path, hashes: Mapping[str, str]) -> None:
-    """Fetch the files of a folder by their hashes.
-
-    Raises:
-        UnfinishedError: one is not as it was sent.
-        DataError: one is not there, or the store does not answer or refuses.
-    """
-
-    def fetch(name: str) -> None:
-        download(place / name, folder / name)
-        if file_sha256(folder / name) != hashes[name]:
-            raise _unfinished(place / name)
-
-    _all(place, fetch, list(hashes))
 
 
 def _unfinished(path: ObjectPath) -> UnfinishedError:
@@ -89,19 +85,19 @@ def _followed(path: ObjectPath, changes: bool) -> Path:
         record = entry / RECORD
         known: dict[str, list[int]] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         if path.is_file():
-            place, there = path.parent, {path.name: path.stamp()}
+            place, folder, there = path.parent, entry, {path.name: path.stamp()}
         else:
-            place, there = path, {name: stamp for name, stamp in path.walk() if is_fetched(name)}
+            place, folder = path, entry / path.name
+            there = {name: stamp for name, stamp in path.walk() if is_fetched(name)}
         if not there:
             raise DataError(f"{path}: nothing is there; correct the path")
-        folder = entry if path.is_file() else entry / path.name
         for name in known.keys() - there.keys():
             (folder / name).unlink(missing_ok=True)
         changed = [name for name, stamp in there.items() if known.get(name) != list(stamp)]
         # Before the files: what a kill leaves half replaced is fetched again.
         kept = {name: stamp for name, stamp in there.items() if name not in changed}
         write_durably(record, json.dumps(kept).encode())
-        _all(place, lambda name: download(place / name, folder / name), changed)
+        fetch_each(place, changed, lambda name: download(place / name, folder / name))
         write_durably(record, json.dumps({name: _settled(stamp, changes) for name, stamp in there.items()}).encode())
     return entry / path.name
 
@@ -113,18 +109,19 @@ def is_fetched(name: str) -> bool:
     return not (hidden or is_secret_file(PurePosixPath(PurePosixPath(name).name)) or name.endswith(".lock"))
 
 
-def _all(place: ObjectPath, act: Callable[[str], None], names: list[str]) -> None:
+def fetch_each(what: object, names: Sequence[str], fetch: Callable[[str], None]) -> None:
+    """Fetch files of a folder, some at a time, and show how many of `what` are there."""
     if not names:
         return
-    with progress(f"fetch: {place}", len(names), console()) as counter:
+    with progress(f"fetch: {what}", len(names), console()) as counter:
 
-        def acted(name: str) -> None:
-            act(name)
+        def fetched(name: str) -> None:
+            fetch(name)
             counter.advance(1)
 
-        at_once(acted, names)
+        at_once(fetched, names)
 
 
 def _settled(stamp: tuple[int, int], changes: bool) -> tuple[int, int]:
     """The stamp of an object; of a young one that may change such that the next fetch takes it for another."""
-    return stamp if not changes or stamp[1] < (time.time() - YOUNG_S) * 1e9 else (stamp[0], 0)
+    return (stamp[0], 0) if changes and is_young(stamp) else stamp

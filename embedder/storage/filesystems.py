@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 import pyarrow as pa
@@ -11,6 +12,25 @@ from pyarrow import fs
 
 from embedder.credentials import masked
 from embedder.errors import ConfigError
+
+
+class StoreParts(NamedTuple):
+    """The parts of a store's URI, decoded."""
+
+    scheme: str
+    user: list[str]
+    """Name and secret, as far as they are given."""
+    bucket: str
+    parameters: dict[str, str]
+
+
+def store_parts(store: str) -> StoreParts:
+    """The parts of `ObjectPath.store`."""
+    scheme, _, rest = store.partition("://")
+    place, _, query = rest.partition("?")
+    user, _, bucket = place.rpartition("@")
+    given = [unquote(part) for part in user.split(":", 1)] if user else []
+    return StoreParts(scheme, given, bucket, dict(parse_qsl(query, keep_blank_values=True)))
 
 
 @lru_cache(maxsize=16)
@@ -38,10 +58,8 @@ def _azure(store: str) -> fs.FileSystem:
     Raises:
         ConfigError: no account is named.
     """
-    place, _, query = store.removeprefix("az://").partition("?")
-    given = [unquote(part) for part in place.rpartition("@")[0].split(":", 1)]
-    parameters = dict(parse_qsl(query, keep_blank_values=True))
-    account = given[0] or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+    _, given, _, parameters = store_parts(store)
+    account = given[0] if given else os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
     if not account:
         raise ConfigError(f"{masked(store)}: no account is named; set AZURE_STORAGE_ACCOUNT_NAME")
     key = given[1] if len(given) > 1 else os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")

@@ -28,9 +28,10 @@ FILES = ".files.json"
 AT_ONCE = 16
 """Objects that are sent, fetched or removed together."""
 YOUNG_S = 60.0
-"""Age of an object below which it may change again unseen, since stores tell the time in whole seconds."""
+"""Age of an object below which another change of it may look the same."""
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 def file_names(folder: AnyPath) -> list[str]:
@@ -77,6 +78,16 @@ def folder_made(final: AnyPath) -> Iterator[Path]:
     else:
         with appearing(final) as folder:
             yield folder
+
+
+@contextmanager
+def folder_here(place: AnyPath) -> Iterator[Path]:
+    """A folder of this machine to work in: the place itself, or for one in a store a new one, which goes at the end."""
+    if isinstance(place, ObjectPath):
+        with scratch(place.name) as folder:
+            yield folder
+    else:
+        yield place
 
 
 def send_folder(folder: Path, final: ObjectPath) -> None:
@@ -136,9 +147,8 @@ def put_json(value: object, folder: AnyPath, name: str) -> None:
 
 
 def content_hashes(files: Sequence[AnyPath]) -> list[str]:
-    """SHA-256 of files or objects, in their order; objects are read some at a time."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(content_hash, files))
+    """SHA-256 of files or objects, in their order."""
+    return at_once(content_hash, files)
 
 
 def content_hash(path: AnyPath) -> str:
@@ -146,9 +156,7 @@ def content_hash(path: AnyPath) -> str:
     if not isinstance(path, ObjectPath):
         return file_sha256(path)
     stamp = path.stamp()
-    if stamp[1] > (time.time() - YOUNG_S) * 1e9:
-        return file_sha256(path)
-    return _old_hash(path, stamp)
+    return file_sha256(path) if is_young(stamp) else _old_hash(path, stamp)
 
 
 @lru_cache(maxsize=100_000)
@@ -156,7 +164,12 @@ def _old_hash(path: ObjectPath, stamp: tuple[int, int]) -> str:
     return file_sha256(path)
 
 
-def at_once(act: Callable[[str], T], names: Iterable[str]) -> list[T]:
-    """Act on names, some at a time; returns the results in their order, and raises the first error."""
+def is_young(stamp: tuple[int, int]) -> bool:
+    """Whether an object of this size and time may have changed again unseen, since stores tell whole seconds."""
+    return stamp[1] >= (time.time() - YOUNG_S) * 1e9
+
+
+def at_once(act: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
+    """Act on items, some at a time; returns the results in their order, and raises the first error."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(act, names))
+        return list(pool.map(act, items))

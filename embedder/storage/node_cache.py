@@ -108,27 +108,21 @@ def make_room(most: float) -> None:
 
 def _removed(entry: Path) -> bool:
     """Remove an entry unless a process uses it."""
-    with _used(entry).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        # The file itself stays: a process that waits for its lock would else hold that of a file nobody finds.
-        with suppress(FileNotFoundError):  # another process has removed it since it was listed
-            discard_folder(entry)
-    return True
+    # The file itself stays: a process that waits for its lock would else hold that of a file nobody finds.
+    with locked(_used(entry), wait=False) as is_free:
+        if is_free:
+            with suppress(FileNotFoundError):  # another process has removed it since it was listed
+                discard_folder(entry)
+    return is_free
 
 
 def _clear_scratch(place: Path) -> None:
     """Remove folders of processes that were killed."""
     for used in place.glob("*.used"):
-        with used.open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(used.with_suffix(""), ignore_errors=True)
-            used.unlink(missing_ok=True)
+        with locked(used, wait=False) as is_free:
+            if is_free:
+                shutil.rmtree(used.with_suffix(""), ignore_errors=True)
+                used.unlink(missing_ok=True)
 
 
 def _used(entry: Path) -> Path:

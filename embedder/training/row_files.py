@@ -97,9 +97,11 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            # Tells the file that it is not to appear.
+            self._stack.__exit__(kind, error, trace)
+            return
         with self._stack:
-            if kind is not None:
-                raise error or kind
             self._flush()
             if self._path is not None:
                 self._writer.close()
