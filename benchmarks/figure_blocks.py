@@ -46,7 +46,7 @@ def rates() -> list[str]:
             f"Ray's part of `label`, up to {many['rows']:,} groups with a scorer that makes the scores up",
             f"{1000 * each:.2f} ms a group beyond {start:.0f} s",
         ),
-        ("`encoder.int8` beside float32, MiniLM", f"{median(embedding['int8']['gain']):.2f} times the passages"),
+        ("`encoder.dtype: int8` beside float32, MiniLM", f"{median(embedding['int8']['gain']):.2f} times the passages"),
     ]
     return ["| what | rate |", "|---|---|", *(f"| {what} | {rate} |" for what, rate in rows)]
 
@@ -93,9 +93,36 @@ def gains(run: str) -> list[str]:
     return ["| task | measure | queries | base | trained | difference |", "|---|---|---:|---:|---:|---:|", *lines]
 
 
+def unseen() -> list[str]:
+    """What training gained on data sets that no training saw."""
+    study = read("study.json")
+    gained, trainings = study["unseen"], study["trainings"]["full"]
+    sure = [told_gain(task, gained[task]) for task in study["gaining_unseen"]]
+    rest = [task for task in gained if task not in study["gaining_unseen"]]
+    lines = [
+        f"On data sets that none of {trainings} trainings saw, {' and '.join(sure) or 'no task'} gained for sure (95 % "
+        f"intervals); {', '.join(rest)} did not."
+    ]
+    by_rewards = " and ".join(study["gaining_beyond_shuffled"])
+    lines.append(
+        f"Of these, {by_rewards} gained more than by shuffled rewards, so that it is the LLM's."
+        if by_rewards
+        else "Trainings on shuffled rewards gained as much, so this is not the LLM's."
+    )
+    below = study["significantly_below"]
+    lines.append(f"Worse than before: {', '.join(below) or 'no data set'} (`benchmarks/STUDY.md`).")
+    return lines
+
+
+def told_gain(task: str, gain: dict[str, Any]) -> str:
+    """A gain as words."""
+    return f"{task} ({gain['measure']} {gain['gain']:+.3f}, {gain['low']:+.3f} to {gain['high']:+.3f})"
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "scaling": lambda: scaling.tables(scaling.Run()),
     "rates": rates,
+    "unseen": unseen,
     "demo-stages": partial(stages, "demo"),
     "demo-gains": partial(gains, "demo"),
     "documentation-stages": partial(stages, "documentation"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 import traceback
@@ -17,6 +18,8 @@ from rich.table import Table
 from embedder.credentials import masked
 from embedder.errors import EmbedderError
 
+NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+"""Errors of a path, of which the user alone knows the right one."""
 MOST_COLUMNS = 10_000
 """Columns in which every table fits: what one wants is measured within them."""
 
@@ -98,6 +101,12 @@ def exit_on_error(*further: type[Exception], to_stderr: bool = False) -> Iterato
     errors: tuple[type[Exception], ...] = (EmbedderError, *further)
     try:
         yield
+    except OSError as error:
+        if error.errno not in NOT_ALLOWED or error.filename is None:
+            raise
+        told = f"error: {error.filename}: {error.strerror}; correct the path, or give this user the right to it"
+        console(to_stderr).print(masked(told), markup=False)
+        sys.exit(2)
     except errors as error:
         # An error of a Ray task is an instance of its own class and of Ray's at once, and its text is the remote
         # traceback. Ray keeps the error itself in `cause`; read by name, because this package imports no Ray.
@@ -111,7 +120,8 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 def console(to_stderr: bool = False) -> Console:
     """Where commands print: a terminal, or lines of any length when the output is a file."""
-    return Console(highlight=False, soft_wrap=True, stderr=to_stderr)
+    # Without emoji: rich would write one for `:key:` of a path or a text.
+    return Console(highlight=False, soft_wrap=True, emoji=False, stderr=to_stderr)
 
 
 def show_table(out: Console, table: Table) -> None:

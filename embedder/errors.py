@@ -19,6 +19,9 @@ EmbedderError            carries one line for the user; a job that ends with one
 A message names what was found, where, and what to do.
 """
 
+from collections.abc import Callable
+from reprlib import Repr
+
 
 class EmbedderError(Exception):
     """Base of all errors a user can cause; takes one message, so that it survives pickling."""
@@ -83,3 +86,20 @@ class LeaseError(EmbedderError):
 
 class NotFiniteError(EmbedderError):
     """A loss, gradient, weight or vector is NaN or infinite; nothing is made of it."""
+
+
+class _Shown(Repr):
+    """Writes the beginning of any value, however large and however nested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
+        self.maxlong = 60
+
+    def repr_int(self, value: int, level: int) -> str:
+        """A whole number; Python writes none of some thousand digits."""
+        return super().repr_int(value, level) if value.bit_length() < 10_000 else "a number of thousands of digits"
+
+
+shown: Callable[[object], str] = _Shown().repr
+"""The beginning of a value, for messages."""

@@ -169,7 +169,7 @@ def _write_dataset(source: Source, settings: PrepareConfig, prepared: Prepared, 
         "rows_out": prepared.rows_out,
         "merged": prepared.merged,
         "left_out": prepared.left_out,
-        "rejected": len(prepared.rejected),
+        "rejected": prepared.rejected_of.total(),
         "passages": len(prepared.passages),
         **{split: len(prepared.queries.get(split, [])) for split in SPLITS},
         "notes": prepared.notes,
@@ -177,7 +177,7 @@ def _write_dataset(source: Source, settings: PrepareConfig, prepared: Prepared, 
 
 
 def _check_counts(source: Source, prepared: Prepared, allowed: float) -> None:
-    rejected = len(prepared.rejected)
+    rejected = prepared.rejected_of.total()
     if not prepared.sum_holds:
         raise DataError(
             f"{source.dataset}: {prepared.rows_in} rows in, but {prepared.rows_out} out, {prepared.merged} merged, "
@@ -186,7 +186,7 @@ def _check_counts(source: Source, prepared: Prepared, allowed: float) -> None:
     if rejected > allowed * prepared.rows_in:
         raise DataError(
             f"{source.dataset}: {rejected} of {prepared.rows_in} rows rejected, more than prepare.max_rejected_share "
-            f"{allowed} allows{prepared.first_reason()}; all are in prepared/rejected/{source.dataset}.json: correct "
+            f"{allowed} allows{prepared.first_reason()}; they are in prepared/rejected/{source.dataset}.json: correct "
             "them, or let more be left out by that setting"
         )
     # A large corpus would hide that a small file was lost as a whole.

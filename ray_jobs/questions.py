@@ -25,7 +25,7 @@ from embedder.errors import DataError
 from embedder.models.locate import locate_model
 from embedder.run.cost import Work, forward_flops, tokens_of
 from embedder.run.stage_report import StageReport
-from ray_jobs.cluster.llm_server import server_lines
+from ray_jobs.cluster.llm_server import AskedTokens, server_lines
 from ray_jobs.cluster.session import Job, main
 from ray_jobs.cluster.tables import corpus_files, encoding_work
 from ray_jobs.writing.asked_passages import asked_datasets, passages_with_kinds
@@ -41,9 +41,10 @@ def check(config: RunConfig) -> Work:
     settings, llm = config.needed_questions, config.needed_llm
     asked = asked_datasets(config)
     counts = {each.name: each.asked(settings) * len(each.kinds) for each in asked}
-    lines, tokens = [], 0.0
+    lines, read, written = [], 0.0, 0.0
     for each in asked:
-        tokens += counts[each.name] * _question_tokens(config, _passage_tokens(config, each.name))
+        own = _question_tokens(config, _passage_tokens(config, each.name))
+        read, written = read + counts[each.name] * own.read, written + counts[each.name] * own.written
         lines.append(
             f"{each.name} ({each.task}): {counts[each.name]:,} questions asked for, {each.asked(settings):,} of "
             f"{each.passages:,} passages x {', '.join(each.kinds)}; {settings.num_samples} drafts of each"
@@ -58,9 +59,10 @@ def check(config: RunConfig) -> Work:
 
     check_encoder(config.encoder)
     check_open(llm, config.label.gpus_per_actor)
+    tokens = read + written
     if llm.endpoint is not None:
         folder = draft_ledger(config.paths, questions_fingerprint(config)).folder.parent
-        lines += server_lines(llm, llm.endpoint, tokens, settings.max_tokens, folder)
+        lines += server_lines(llm, llm.endpoint, AskedTokens(read, written), settings.max_tokens, folder)
         return Work("questions", lines, encoding.flops, tokens + encoding.tokens)
     from embedder.labelling.compute_cost import memory_line, multiplied_weights
 
@@ -69,21 +71,21 @@ def check(config: RunConfig) -> Work:
     return Work("questions", lines, flops, tokens + encoding.tokens)
 
 
-def _question_tokens(config: RunConfig, passage: float) -> float:
+def _question_tokens(config: RunConfig, passage: float) -> AskedTokens:
     """Estimated tokens that the LLM reads and writes for one question about a passage of so many tokens."""
     settings, llm = config.needed_questions, config.needed_llm
-    written = min(llm.max_prefix_tokens, PROMPT_TOKENS + passage) + settings.num_samples * settings.max_tokens
+    asking = min(llm.max_prefix_tokens, PROMPT_TOKENS + passage)
+    drafts = settings.num_samples * settings.max_tokens
     # Each draft is read without and with its passage, and the best one with other passages.
     prompts = 2 * settings.num_samples + settings.other_passages
     passages = settings.num_samples + settings.other_passages
     if llm.endpoint is not None:
-        return written + prompts * (PROMPT_TOKENS + settings.max_tokens) + passages * passage
+        # A server writes one token for each score.
+        read = asking + prompts * (PROMPT_TOKENS + settings.max_tokens) + passages * passage
+        return AskedTokens(read, drafts + prompts)
     # Here the examples and the passage are read once for all drafts.
-    return (
-        written
-        + (settings.num_samples + settings.other_passages + 1) * settings.max_tokens
-        + (1 + settings.other_passages) * passage
-    )
+    outputs = (settings.num_samples + settings.other_passages + 1) * settings.max_tokens
+    return AskedTokens(asking + outputs + (1 + settings.other_passages) * passage, drafts)
 
 
 def _passage_tokens(config: RunConfig, dataset: str) -> float:

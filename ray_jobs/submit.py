@@ -194,7 +194,7 @@ def shared_paths(config: RunConfig) -> list[str]:
     # Each node fetches a data set of the hub for itself.
     given = config.prepare.sources if config.prepare else []
     sources = [source.path for source in given if not isinstance(source.path, HubRevision)]
-    return sorted({str(path) for path in (config.paths.work, config.paths.cache, *sources)})
+    return sorted({str(path) for path in (config.paths.work, *sources)})
 
 
 def free_id(submission: Submission) -> str:

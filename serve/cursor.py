@@ -32,6 +32,14 @@ def from_cursor(cursor: str) -> DocumentName:
     except (UnicodeEncodeError, binascii.Error):
         raw = b""
     if raw[:4] != zlib.crc32(raw[4:]).to_bytes(4, "big") or len(raw) <= 4:
-        raise ApiError(400, "cursor: not one of an answer of this route; leave it out to begin anew", param="cursor")
-    document_id, dataset = map(str, json.loads(raw[4:]))
-    return document_id, dataset
+        raise _refusal()
+    try:
+        document_id, dataset = json.loads(raw[4:])
+        return str(document_id), str(dataset)
+    # A right sum says little of what it is a sum of.
+    except (ValueError, TypeError, RecursionError):
+        raise _refusal() from None
+
+
+def _refusal() -> ApiError:
+    return ApiError(400, "cursor: not one of an answer of this route; leave it out to begin anew", param="cursor")

@@ -164,7 +164,12 @@ def _storage(config: RunConfig) -> Iterator[Finding]:
 
 
 def _folder(name: str, folder: Path) -> Finding:
-    there = next(each for each in (folder, *folder.parents) if each.exists())
+    try:
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+    except OSError as error:
+        return Finding(WORST, name, f"{folder}: {error.strerror}", "correct the path")
+    if not there.is_dir():
+        return Finding(WORST, name, f"{there} is a file", "name a folder")
     if not os.access(there, os.W_OK):
         return Finding(
             WORST, name, f"{there} cannot be written here", "give this user the right, or name another folder"

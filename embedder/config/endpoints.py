@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,9 +22,8 @@ class ServerAddress(Section):
     key_file: AbsolutePath | None = None
     """File that holds the API key and nothing else. null: no key, or that of `key_variable`."""
     max_requests: int = Field(default=4, ge=1)
-    """Requests that are under way at most. It begins with 8, doubles while the server keeps up, and takes fewer when it
-    refuses or is silent."""
-    timeout_s: float = Field(default=60.0, gt=0)
+    """Requests that are under way at most; fewer while the server refuses or is silent."""
+    timeout_s: float = Field(default=60.0, gt=0, le=86400)
     """Seconds that a request may take."""
     attempts: int = Field(default=6, ge=1)
     """Attempts of a request that fails for a while (429, 5xx, no connection), with growing pauses between them."""
@@ -37,6 +37,8 @@ class ServerAddress(Section):
         # Refused here and not masked later, because a resolved run file is printed and sent to a cluster.
         if "@" in value:
             raise ValueError("url holds a user or key; put the key into an environment variable and name it")
+        if not names_server(value):
+            raise ValueError("url names no server; write it as https://HOST:PORT/v1")
         return value.rstrip("/")
 
     @model_validator(mode="after")
@@ -45,6 +47,15 @@ class ServerAddress(Section):
         if self.key_variable and self.key_file:
             raise ValueError("key_variable and key_file are both given; name the one that holds the key")
         return self
+
+
+def names_server(url: str) -> bool:
+    """Whether a URL has a host that DNS could know and no impossible port."""
+    try:
+        parts = urlsplit(url)
+        return bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class LlmEndpoint(ServerAddress):
@@ -56,7 +67,7 @@ class LlmEndpoint(ServerAddress):
     max_requests: int = Field(default=64, ge=1)
     """Requests of an actor that are under way at most. It begins with 8, doubles while the server keeps up, and takes
     fewer when it refuses or is silent."""
-    timeout_s: float = Field(default=300.0, gt=0)
+    timeout_s: float = Field(default=300.0, gt=0, le=86400)
     """Seconds that a request may take."""
     prompt_price: float = Field(default=0.0, ge=0)
     """Money for a million tokens of prompts, by which the dry run and the report tell the cost."""

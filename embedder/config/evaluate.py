@@ -107,7 +107,7 @@ class EvaluateConfig(Section):
     """The retrievers: a built-in one by its kind, any other as a mapping with `kind`, `name` and its settings."""
     baseline: str = "base"
     """Name of the retriever with which the others are compared."""
-    cutoffs: list[int] = Field(default=[5, 10], min_length=1)
+    cutoffs: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(default=[5, 10], min_length=1)
     """Each k of recall@k and NDCG@k, beside those that the evaluation of a task names."""
     depth: int = Field(default=100, ge=1)
     """Passages of each ranking."""

@@ -16,10 +16,11 @@ from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.config.unknown_keys import RENAMED_VALUES, describe_missing, describe_unknown_key, locate_key, new_key
 from embedder.credentials import find_credential, masked
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, shown
 
 LARGEST_RUN_FILE = 2**20
 """Bytes; the longest of a real run has some thousand."""
+MERGE = "tag:yaml.org,2002:merge"
 LONGEST_SHOWN = 80
 """Characters of an override that a message repeats; of a longer one it names the key alone."""
 
@@ -93,6 +94,8 @@ def raw_run(path: str | Path, overrides: list[str] | None = None) -> dict[str, A
         raise ConfigError(f"--config {path}: {size:,} bytes; a run file has at most {LARGEST_RUN_FILE:,}")
     try:
         raw = _read_yaml(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); give this user the right to") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--config {path}: not a YAML file: {masked(' '.join(str(error).split()))}") from error
     if not isinstance(raw, dict):
@@ -100,6 +103,22 @@ def raw_run(path: str | Path, overrides: list[str] | None = None) -> dict[str, A
     for override in overrides or []:
         _apply_override(raw, override)
     return raw
+
+
+class RunFileLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping: YAML would pass over the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node, as YAML reads it."""
+        names: set[str] = set()
+        # Before what `<<` brings is laid below them, where one name may well stand again.
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                if key.value in names:
+                    line = key.start_mark.line + 1
+                    raise yaml.YAMLError(f"line {line}: {key.value!r} stands there a second time; keep one of them")
+                names.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(text: str) -> Any:  # noqa: ANN401
@@ -110,7 +129,7 @@ def _read_yaml(text: str) -> Any:  # noqa: ANN401
     """
     try:
         # The safe loader, because a run file from elsewhere could otherwise build any Python object.
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=RunFileLoader)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -147,8 +166,8 @@ def _first_problem(error: ValidationError, path: str | Path, overrides: list[str
     elif first["type"] == "missing":
         text = describe_missing(key)
     else:
-        shown = "" if isinstance(first["input"], dict) else f" (value {first['input']!r}{_meant(first)})"
-        text = f"{key or 'run file'}: {first['msg'].removeprefix('Value error, ')}{shown}"
+        told = "" if isinstance(first["input"], dict) else f" (value {shown(first['input'])}{_meant(first)})"
+        text = f"{key or 'run file'}: {first['msg'].removeprefix('Value error, ')}{told}"
     # A complaint about a whole section is of the values together, so no single override within it is at fault.
     is_of_section = first["type"] == "value_error"
     return masked(f"{_origin(key, path, overrides, above=not is_of_section)}: {text}{more}")

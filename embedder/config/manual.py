@@ -30,8 +30,8 @@ Every setting of a run file. This page is written by `python -m embedder.config.
 `embedder/config/`; change the descriptions there.
 
 A run file is YAML with a section for each heading below. `--set section.key=value` overrides a setting from the command
-line, for example `--set train.steps=500`; the value is read as YAML. `--dry-run` prints the run file with all defaults.
-A key that is not listed here is refused. A setting without a default is marked *required*.
+line, for example `--set train.steps=500`; the value is read as YAML. `--dry-run` prints those that are
+not the defaults. A key that is not listed here is refused. A setting without a default is marked *required*.
 
 | section | what it holds; who reads it |
 |---|---|

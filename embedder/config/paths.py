@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import unquote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    model_validator,
+)
 
 from embedder.credentials import masked
 from embedder.storage.object_store import AnyPath, ObjectPath
@@ -18,6 +26,8 @@ def _local(path: Path) -> Path:
     # A single slash, because Path has already folded the two of s3://bucket into one.
     if re.match(r"[a-z0-9]+:/", str(path)):
         raise ValueError("an object store cannot be used here; give a path that every node mounts")
+    if "\0" in str(path):
+        raise ValueError("a path holds no null byte")
     return Path(os.path.expanduser(path)).absolute()
 
 
@@ -79,6 +89,28 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def no_boolean_for_a_number(cls, given: object) -> object:
+        """Refuse true and false where a setting takes none: Python counts with them, so that `yes` would be 1."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            field = cls.model_fields.get(name)
+            if field is None or _takes_boolean(field.annotation):
+                continue
+            if any(isinstance(each, bool) for each in inner):
+                raise ValueError(f"{name} is {str(value).lower()}; it takes no yes or no")
+        return given
+
+
+def _takes_boolean(annotation: object) -> bool:
+    """Whether a boolean may stand in a value of this type; within a section, that section says."""
+    if annotation in (bool, Any, object) or isinstance(annotation, bool):
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(map(_takes_boolean, get_args(annotation)))
 
 
 class Paths(Section):

@@ -61,7 +61,7 @@ class Source(Section):
 
     task: str
     """Task of the dataset: a built-in one, or one of `tasks`."""
-    dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)
     """Name of the dataset within the run; files are named after it."""
     path: SourcePath
     """Where the dataset lies: a path, or `hf://datasets/owner/name@revision/folder` for a data set of the hub. Formats

@@ -117,7 +117,7 @@ class RunConfig(Section):
     paths: Paths
     """Folders; all jobs."""
     encoder: EncoderConfig
-    """The encoder; all jobs but `prepare`."""
+    """The encoder; all jobs. Of it `prepare` takes the tokenizer and `max_tokens`, to cut documents."""
     llm: LlmConfig | None = None
     """The LLM; `questions`, `label` and `evaluate`. null: no LLM."""
     tasks: dict[str, TaskSpec] = BUILTIN_TASKS
@@ -199,10 +199,14 @@ class RunConfig(Section):
             return raw
         # Before validation, because a part of a built-in task would not validate by itself.
         tasks: dict[str, Any] = {name: spec.model_dump() for name, spec in BUILTIN_TASKS.items()}
-        for name, fields in raw.get("tasks", {}).items():
+        # By name, because fingerprints are of tasks in their order, and the order of a run file says nothing.
+        for name, fields in sorted(raw.get("tasks", {}).items(), key=lambda item: str(item[0])):
             if not isinstance(fields, dict):
                 raise ValueError(f"tasks.{name} is {fields!r}; give a mapping of the task's fields")
-            tasks[name] = {**tasks.get(name, {}), **fields}
+            known = tasks.get(name, {})
+            tasks[name] = {**known, **fields}
+            if isinstance(fields.get("template"), dict) and known.get("template"):
+                tasks[name]["template"] = {**known["template"], **fields["template"]}
         encoder = raw.get("encoder")
         instructions = (
             encoder.get("instructions") if isinstance(encoder, dict) else getattr(encoder, "instructions", None)

@@ -19,6 +19,7 @@ from embedder.config.paths import Section
 Side = Literal["query", "passage"]
 
 OWN_REWARDS = frozenset({"own_answers", "judgement"})
+RANK_REWARDS = frozenset({"rank", "rank_then_gain"})
 """Kinds of reward that need no desired output: the LLM answers, or judges, by itself."""
 VERDICTS = {"yes": 1.0, "partly": 0.5, "no": 0.0}
 """The LLM's answers to whether a passage helps, and what each is worth."""
@@ -53,6 +54,12 @@ class PromptTemplate(Section):
     chat_date: str = "2026-01-01"
     """The day that a chat template takes for today: with the true one, labels of two days would differ."""
 
+    @field_validator("chat_arguments")
+    @classmethod
+    def by_name(cls, value: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+        """In one order: labels are told apart by the hash of the template."""
+        return dict(sorted(value.items()))
+
     @field_validator("stop", mode="before")
     @classmethod
     def one_or_many(cls, value: object) -> object:
@@ -71,7 +78,9 @@ class PromptTemplate(Section):
     @classmethod
     def a_day(cls, value: object) -> object:
         """Take the date that YAML reads, and refuse a text that is none."""
-        return value.isoformat() if isinstance(value, date) else date.fromisoformat(str(value)).isoformat()
+        # A time of day is a date to Python too.
+        text = value.strftime("%Y-%m-%d") if isinstance(value, date) else str(value)
+        return date.fromisoformat(text).isoformat()
 
     @model_validator(mode="after")
     def arguments_need_chat(self) -> PromptTemplate:
@@ -142,7 +151,8 @@ class TaskSpec(Section):
     keep `rank`: better in `icl` and equal elsewhere (benchmarks/STUDY.md)."""
     reward_margin: float = Field(default=0.1, ge=0)
     """Margin of the gain (nats): gains nearer to the group's best than the margin equal it, the others count as the
-    best less whole margins. 0: gains as they are. The report's share of flat groups by gain uses it too."""
+    best less whole margins. 0: gains as they are; else at least 1e-6. The report's share of flat groups by gain uses it
+    too."""
     reward_sum: Literal["mean", "sum"] = "mean"
     """Log-likelihood of an output: `mean` over its tokens or their `sum`. A mean prefers long outputs, whose last
     tokens are easily guessed; a sum prefers short ones."""
@@ -190,6 +200,14 @@ class TaskSpec(Section):
             raise ValueError("'lift' is called 'gain' now; with reward_margin: 0 it is the same")
         return value
 
+    @field_validator("reward_margin")
+    @classmethod
+    def margin_that_divides(cls, value: float) -> float:
+        """Refuse a margin of which a gain would be too many."""
+        if 0 < value < 1e-6:
+            raise ValueError(f"reward_margin is {value:g}; set 0, or at least 1e-6")
+        return value
+
     @property
     def needs_answers(self) -> bool:
         """True if a query without a desired output cannot be rewarded."""
@@ -207,7 +225,7 @@ class TaskSpec(Section):
     @property
     def has_rivals(self) -> bool:
         """True if the desired output is ranked among other outputs."""
-        return self.reward in {"rank", "rank_then_gain"}
+        return self.reward in RANK_REWARDS
 
     @property
     def reward_rule(self) -> str:

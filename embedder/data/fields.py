@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Mapping
-from reprlib import Repr
+from collections.abc import Mapping
 from typing import Any
+
+from embedder.errors import shown
 
 Row = dict[str, Any]
 FLOAT32_MAX = 3.4028234663852886e38
@@ -37,19 +38,6 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 class RowError(Exception):
     """Says why one row is rejected."""
-
-
-class _Shown(Repr):
-    """Writes the beginning of any value, however large and however nested."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 200
-        self.maxlong = 60
-
-
-shown: Callable[[object], str] = _Shown().repr
-"""The beginning of a value, for messages."""
 
 
 def required_text(row: Row, key: str) -> str:

@@ -125,7 +125,8 @@ def group_id(group: dict[str, Any]) -> str:
 def unrewarded(group: dict[str, Any], reward: str, fingerprint: str) -> dict[str, Any]:
     """A row of GROUP as one of LABELLED with empty reward columns, which is all that a task without rewards needs."""
     empty = dict.fromkeys(LABELLED.names)
-    return {**empty, **group, "row_id": group_id(group), "reward": reward, "label_fingerprint": fingerprint}
+    known = {name: group[name] for name in GROUP.names}
+    return {**empty, **known, "row_id": group_id(group), "reward": reward, "label_fingerprint": fingerprint}
 
 
 def write_table(rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema, path: AnyPath) -> None:

@@ -10,10 +10,13 @@ from itertools import islice
 from pathlib import Path
 
 from embedder.config.prepare import Source
-from embedder.data.fields import Row, RowError, shown
+from embedder.data.fields import Row, RowError
 from embedder.data.json_lines import parse_object, read_text_lines
 from embedder.data.records import QUERY, Split
+from embedder.errors import shown
 
+KEPT_ROWS = 20_000
+"""Rows of a source that are kept of those that are set aside; more of them are counted."""
 KEPT_CHARACTERS = 2000
 """Length of what is kept of a row that is set aside."""
 
@@ -37,6 +40,9 @@ class Prepared:
     passages: MutableMapping[str, Row] = field(default_factory=dict)
     """By id; a dict, or a file where the corpus may be large (`StoredPassages`)."""
     rejected: list[Rejected] = field(default_factory=list)
+    """The first `KEPT_ROWS` of them."""
+    rejected_of: Counter[str] = field(default_factory=Counter, compare=False)
+    """All of them, by file."""
     rows_in: int = 0
     rows_of: Counter[str] = field(default_factory=Counter, compare=False)
     """Rows read of each file."""
@@ -51,7 +57,9 @@ class Prepared:
     def set_aside(self, path: Path, line: int, reason: str, row: object) -> None:
         """Reject one row."""
         text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)
-        self.rejected.append(Rejected(str(path), line, reason, text[:KEPT_CHARACTERS]))
+        self.rejected_of[str(path)] += 1
+        if len(self.rejected) < KEPT_ROWS:
+            self.rejected.append(Rejected(str(path), line, reason, text[:KEPT_CHARACTERS]))
 
     def count(self, path: Path) -> None:
         """Count one row that was read."""
@@ -66,12 +74,11 @@ class Prepared:
     @property
     def lost_files(self) -> list[str]:
         """Files of which every row was rejected."""
-        rejected = Counter(row.file for row in self.rejected)
-        return [file for file, rows in self.rows_of.items() if rejected[file] == rows]
+        return [file for file, rows in self.rows_of.items() if self.rejected_of[file] == rows]
 
     @property
     def sum_holds(self) -> bool:
-        return self.rows_in == self.rows_out + self.merged + self.left_out + len(self.rejected)
+        return self.rows_in == self.rows_out + self.merged + self.left_out + self.rejected_of.total()
 
 
 @dataclass

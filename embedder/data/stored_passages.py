@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from urllib.parse import quote
 
 from embedder.data.fields import Row
 from embedder.errors import StorageError
@@ -25,8 +26,11 @@ class StoredPassages(MutableMapping[str, Row]):
         with storage_failures(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-        # Without locks, which some network file systems lack; nobody else opens the file.
-        self._rows = sqlite3.connect(f"file:{path}?nolock=1", uri=True, isolation_level=None)
+        try:
+            # Without locks, which some network file systems lack; nobody else opens the file.
+            self._rows = sqlite3.connect(f"file:{quote(str(path))}?nolock=1", uri=True, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise StorageError(f"{path}: {error}; correct paths.work, or make room there") from error
         for setting in ("journal_mode = OFF", "synchronous = OFF"):
             self._rows.execute(f"PRAGMA {setting}")
         self._execute("CREATE TABLE passages (number INTEGER PRIMARY KEY, id TEXT UNIQUE, row TEXT)")

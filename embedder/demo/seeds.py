@@ -27,12 +27,19 @@ def read_summaries(runs: Sequence[Path]) -> list[Summary]:
     """The summary of each run.
 
     Raises:
-        DataError: a run has none.
+        DataError: a run has none, a damaged one, or one of other tasks.
     """
     for run in runs:
         if not (run / SUMMARY).is_file():
             raise DataError(f"{run / SUMMARY}: not there; run the pipeline with --set paths.work={run}")
-    return [json.loads((run / SUMMARY).read_text(encoding="utf-8")) for run in runs]
+    try:
+        summaries = [json.loads((run / SUMMARY).read_text(encoding="utf-8")) for run in runs]
+        tasks = [set(one["tasks"]) for one in summaries]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"a {SUMMARY} is not what the pipeline writes ({error!r}); run it again") from error
+    if any(each != tasks[0] for each in tasks):
+        raise DataError(f"the runs have other tasks: {[sorted(each) for each in tasks]}; name runs of one demo")
+    return summaries
 
 
 def seeds_table(names: Sequence[str], summaries: Sequence[Summary]) -> Table:

@@ -90,7 +90,7 @@ def _act(options: argparse.Namespace, catalog: Catalog) -> list[str]:
     from embedder.index.catalog import Catalog
     from embedder.index.erasure import erase
     from embedder.index.opened import OpenIndex
-    from embedder.index.parquet_export import export_documents
+    from embedder.index.parquet_export import check_target, export_documents
 
     match options.action:
         case "snapshot":
@@ -99,6 +99,8 @@ def _act(options: argparse.Namespace, catalog: Catalog) -> list[str]:
             index.snapshot(catalog, options.name)
             return [f"{catalog.bundle(options.name)}: a snapshot of {version}; {_size(catalog, options.name)}"]
         case "export":
+            # Before anything is fetched or opened.
+            check_target(options.file)
             version = catalog.resolve(options.of)
             index = OpenIndex.open(catalog.here(version), catalog.state(version, options.of))
             rows = export_documents(index, options.task, options.file)

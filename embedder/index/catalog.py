@@ -123,7 +123,10 @@ class Catalog:
         if isinstance(bundle, Path):
             return bundle_sizes(bundle)
         stored = file_sizes(bundle.parent.parent)
-        return {name: stored[digest] for name, digest in read_manifest(bundle).files.items()}
+        files = read_manifest(bundle).files
+        if gone := [name for name, digest in files.items() if digest not in stored]:
+            raise BundleError(f"{bundle}: {gone[0]} is not stored; remove the version, and build it again")
+        return {name: stored[digest] for name, digest in files.items()}
 
     @property
     def states(self) -> Path:
@@ -149,6 +152,11 @@ class Catalog:
         # Resolved in the table that is replaced: a version that is removed meanwhile gets no alias.
         self._change(lambda table: table.pointed(alias, self._resolved(version, table)))
 
+    def move(self, alias: str, old: str, new: str) -> bool:
+        """Let an alias name another version, unless somebody has pointed it elsewhere meanwhile; whether it does."""
+        self._change(lambda table: table.pointed(alias, new) if table.aliases.get(alias) == old else table)
+        return self.aliases().get(alias) == new
+
     def drop(self, alias: str) -> None:
         """Remove an alias; the version stays."""
         self._change(lambda table: table.dropped(alias))
@@ -162,6 +170,7 @@ class Catalog:
             StorageError: the disk is full, read-only or failing; there is no such version then.
         """
         self._check_name(version)
+        self._check_free(version, self._table())
         bundle = self.bundle(version)
         if not isinstance(bundle, Path):
             with scratch(version) as staged:
@@ -186,13 +195,7 @@ class Catalog:
         """
         self._check_name(version)
         manifest = read_manifest(staged)
-        table = self._table()
-        if version in table.aliases:
-            raise ConfigError(f"{version!r} is an alias of {self.folder}; a version needs a name of its own")
-        if version in table.leaving:
-            raise ConfigError(
-                f"version {version!r} of {self.folder} has begun to be removed; remove it once more first"
-            )
+        self._check_free(version, self._table())
         if version in self.versions():
             if read_manifest(self.bundle(version)).digest != manifest.digest:
                 raise ConfigError(f"{self.bundle(version)}: exists with another content; choose another name")
@@ -202,9 +205,23 @@ class Catalog:
         bundle = self.bundle(version)
         if isinstance(bundle, Path):
             with storage_failures(bundle):
-                place_durably(staged, bundle)
+                try:
+                    place_durably(staged, bundle)
+                except OSError as error:
+                    # Of two that are made at once the first has the name.
+                    if not (staged.is_dir() and bundle.is_dir()):
+                        raise
+                    raise ConfigError(f"{bundle}: exists by now; choose another name") from error
         else:
             self._store(staged, bundle, manifest)
+
+    def _check_free(self, version: str, table: AliasTable) -> None:
+        if version in table.aliases:
+            raise ConfigError(f"{version!r} is an alias of {self.folder}; a version needs a name of its own")
+        if version in table.leaving:
+            raise ConfigError(
+                f"version {version!r} of {self.folder} has begun to be removed; remove it once more first"
+            )
 
     def _store(self, staged: Path, bundle: ObjectPath, manifest: Manifest) -> None:
         indexes = bundle.parent.parent

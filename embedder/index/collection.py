@@ -189,6 +189,10 @@ class Collection:
         self._approximate: ApproximateIndex | None = None
         if info.factory != "Flat":
             self._approximate = ApproximateIndex(open_index(folder / "approximate.faiss"), self._flat, info.factory)
+        # At last: of a folder that is removed meanwhile, files that need not be there would be taken for none.
+        for name in info.files:
+            if not (folder / name).exists():
+                raise BundleError(f"{folder / name}: missing; {REMEDY}")
 
     @classmethod
     def load(cls, folder: Path, identity: CollectionIdentity, *, check: bool) -> Collection:

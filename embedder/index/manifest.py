@@ -79,7 +79,11 @@ class HashedManifest(BaseModel):
         for name in sorted(present - self.files.keys()):
             raise BundleError(f"{folder / name}: not in the manifest; remove it, or {REMEDY}")
         for name in sorted(listed):
-            if file_sha256(folder / name) != self.files[name]:
+            try:
+                is_same = file_sha256(folder / name) == self.files[name]
+            except FileNotFoundError as error:
+                raise BundleError(f"{folder / name}: was removed meanwhile; {REMEDY}") from error
+            if not is_same:
                 raise BundleError(f"{folder / name}: SHA-256 differs from the manifest; {REMEDY}")
 
 

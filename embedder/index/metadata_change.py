@@ -28,8 +28,21 @@ class MetadataChange:
             DataError: it would have too many fields or characters.
         """
         old = {} if self.overwrite else json.loads(row.metadata or "{}")
-        kept = {name: value for name, value in old.items() if name not in self.remove}
+        for path in self.remove:
+            old = without(old, path)
         try:
-            return row._replace(metadata=metadata_json({**kept, **self.set}))
+            return row._replace(metadata=metadata_json({**old, **self.set}))
         except ValueError as error:
             raise DataError(f"document {row.id!r:.200}: {error}; nothing was written") from error
+
+
+def without(value: Any, path: str) -> Any:  # noqa: ANN401 - whatever JSON can say
+    """Metadata without a field, which filters and this name by its path; of a list in each of its values."""
+    if isinstance(value, list):
+        return [without(each, path) for each in value]
+    if not isinstance(value, dict):
+        return value
+    first, _, rest = path.partition(".")
+    return {
+        name: without(inner, rest) if name == first and rest else inner for name, inner in value.items() if name != path
+    }

@@ -25,9 +25,10 @@ def export_documents(index: OpenIndex, task: str, path: Path) -> int:
     Columns are those of PAYLOAD and `vector`. All are as they are at one moment, each shard by id and dataset.
 
     Raises:
-        ConfigError: there is no such task.
+        ConfigError: there is no such task, or no file can be written there.
         StorageError: the disk is full, read-only or failing; there is no file then.
     """
+    check_target(path)
     if task not in index.collections:
         raise ConfigError(f"task {task!r}: the index has {sorted(index.collections)}")
     schema = pa.schema([*PAYLOAD, ("vector", pa.list_(pa.float32(), index.manifest.dimension))])
@@ -43,6 +44,16 @@ def export_documents(index: OpenIndex, task: str, path: Path) -> int:
         finally:
             unfinished.unlink(missing_ok=True)
     return rows
+
+
+def check_target(path: Path) -> None:
+    """Refuse what no file can be written to.
+
+    Raises:
+        ConfigError: it is no path of this machine, a folder, or in none.
+    """
+    if ":/" in str(path) or not path.name or path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"{path}: name a file of this machine, in a folder that is there")
 
 
 def _pages(view: MemtableView) -> Iterator[pa.Table]:

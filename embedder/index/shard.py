@@ -2,16 +2,19 @@
 
     GENERATIONS/N/    the collection with all that was written up to commit N; absent: that of the bundle
 
-A generation is made of bundle and log, so that it can be removed, and one that is damaged is passed over. It appears as
+A generation is made of bundle and log, so that it can be removed, as one that is damaged is. It appears as
 a whole, under the number of a commit. So no two that differ have one name, and the highest number counts.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +29,26 @@ from embedder.storage.durable import UNFINISHED, appearing, remove_unfinished
 logger = logging.getLogger(__name__)
 
 BUILDING_S = 600.0
-"""For so long a generation that was begun and has not grown since may still be at work in another process."""
+"""For so long one that a process has begun to build is its own; while it lives it says so."""
+
+
+@contextmanager
+def kept_young(folder: Path) -> Iterator[None]:
+    """Set the time of a folder anew every minute: to fill an index takes long, and nothing appears in it meanwhile."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(BUILDING_S / 10):
+            with suppress(FileNotFoundError):
+                os.utime(folder)
+
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()
 
 
 class Shard:
@@ -41,6 +63,9 @@ class Shard:
         self._generations, self._identity, self._space = generations, identity, space
         self._taken: list[pa.Table] = []
         self.number = 0
+        # Of a log that was brought back from a copy: its numbers come again, and stand for something else then.
+        for number in [each for each in self._numbers() if each > end]:
+            self._remove(number)
         self.number, base = self.newer(end) or (0, Collection.load(bundled, identity, check=False))
         self.memtable = Memtable(base, space)
 
@@ -58,7 +83,9 @@ class Shard:
                 try:
                     return number, Collection.load(self._generations / str(number), self._identity, check=True)
                 except BundleError as error:
-                    logger.error("a generation is passed over: %s", error)
+                    logger.error("a generation is removed: %s", error)
+                    # Else the next one of its number would find its place taken.
+                    self._remove(number)
         return None
 
     def rebase(self, number: int, base: Collection) -> bool:
@@ -87,7 +114,7 @@ class Shard:
             return False
         remove_unfinished(self._generations)
         # What a full disk cuts short is removed at once, because it takes the room that writes need.
-        with appearing(self._generations / str(history.generation)) as folder:
+        with appearing(self._generations / str(history.generation)) as folder, kept_young(folder):
             write_compacted(view, history, folder)
         return True
 
@@ -95,7 +122,10 @@ class Shard:
         """Remove generations that are older than one which somebody may still be reading."""
         for old in self._numbers():
             if old < number:
-                shutil.rmtree(self._generations / str(old), ignore_errors=True)
+                self._remove(old)
+
+    def _remove(self, number: int) -> None:
+        shutil.rmtree(self._generations / str(number), ignore_errors=True)
 
     def _numbers(self) -> Iterator[int]:
         return (int(path.name) for path in list(self._generations.glob("*")) if path.name.isdecimal())

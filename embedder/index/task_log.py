@@ -108,11 +108,11 @@ class TaskLog:
         self._waiting.append((operations, done))
         with self._writing:
             while not done.done():
-                self._write_together(known)
+                self._write_together(known, done)
         done.result()
 
-    def _write_together(self, known: Position) -> None:
-        """Write a commit of what waits; the lock is held."""
+    def _write_together(self, known: Position, own: Future[None]) -> None:
+        """Write a commit of what waits, for all that wait; the lock is held. Raises what `own` is told alone."""
         batch = [self._waiting.popleft()]
         size = batch[0][0].nbytes
         while self._waiting and (size := size + self._waiting[0][0].nbytes) <= COMMIT_BYTES:
@@ -121,10 +121,12 @@ class TaskLog:
         try:
             self._writer.commit(content_of(pa.concat_tables([operations for operations, _ in batch])))
         except Exception as error:
-            # Told to all of them: the others wait for the lock, and would look for theirs in vain.
+            # Told to all of them, of which the thread that writes may be none: its own are in a later commit.
             for _, done in batch:
                 done.set_exception(error)
-            raise
+            if any(done is own for _, done in batch):
+                raise
+            return
         for _, done in batch:
             done.set_result(None)
 
@@ -169,3 +171,11 @@ class TaskLog:
             StorageError: the store takes nothing, or does not answer.
         """
         return self._log.clean()
+
+    def stored_before(self, number: int) -> int:
+        """How many commits up to a number, and snapshots before it, are still stored.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        return self._log.stored_before(number)

@@ -13,17 +13,20 @@ from typing import Any
 
 from embedder.config.tasks import VERDICTS
 from embedder.errors import ModelError
+from embedder.labelling.completions import AnswerError, choices_of, likelihood
 from embedder.labelling.prefix_tree import PackedPrompt, check_prompts
 from embedder.labelling.sampling import Sampling
-from embedder.labelling.server_backend import ServerBackend, ServerIdentity, choices_of
+from embedder.labelling.server_backend import TEXT_REFUSED, ServerBackend, ServerIdentity
 from embedder.models.remote_llm import RemoteLlm
-from embedder.remote.server import RefusedError
+from embedder.remote.server import RefusedError, whole_text
 
 TOP = 20
 """Tokens of which a server tells the likelihood; more are not given by all."""
 REPLIES = 10
 """Replies that are sampled where it tells none."""
 REPLY_TOKENS = 4
+LEAST_REST = 1e-12
+"""Probability of a verdict that the listed tokens leave nothing."""
 MAX_TOKENS, NEWER_MAX_TOKENS = "max_tokens", "max_completion_tokens"
 """What bounds a reply. OpenAI's newer models refuse the first, and many other servers do not know the second."""
 PROBES = (
@@ -52,7 +55,7 @@ class ChatBackend(ServerBackend):
         """
         super().__init__(lm, longest)
         self._bound = MAX_TOKENS
-        self._tells = self._first(PROBES[0]) is not None
+        self._tells = self._tells_first_tokens()
         told = [self._verdicts(text, list(VERDICTS)) for text in PROBES]
         if any(map(math.isnan, chain(*told))):
             raise ModelError(
@@ -66,7 +69,7 @@ class ChatBackend(ServerBackend):
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the log-likelihood (nats) of each of its outputs as a reply, as a mean over its tokens.
 
-        NaN where the reply is none of them.
+        NaN where the reply is none of them, or the server refuses the prompt.
 
         Raises:
             ValueError: a prefix or output has no token.
@@ -89,8 +92,23 @@ class ChatBackend(ServerBackend):
         message = str(decode([*prompt.prefix[lead:], *prompt.outputs[0][: prompt.first_scored[0]]]))
         outputs = zip(prompt.outputs, prompt.first_scored, strict=True)
         verdicts = [str(decode(output[first:])).strip().lower() for output, first in outputs]
-        scores = self._verdicts(message, verdicts)
+        try:
+            scores = self._verdicts(message, verdicts)
+        except RefusedError as error:
+            if error.status not in TEXT_REFUSED:
+                raise
+            self._warn(error)
+            scores = [math.nan] * len(verdicts)
         return [score / count for score, count in zip(scores, prompt.scored_tokens, strict=True)]
+
+    def _tells_first_tokens(self) -> bool:
+        try:
+            return self._first(PROBES[0]) is not None
+        except RefusedError as error:
+            # Some servers refuse what they do not know; for anything else the next request is refused too.
+            if error.status not in TEXT_REFUSED:
+                raise
+            return False
 
     def _verdicts(self, message: str, verdicts: Verdicts) -> list[float]:
         """The log-likelihood of each verdict as the reply to a message; NaN where the reply is none."""
@@ -100,14 +118,7 @@ class ChatBackend(ServerBackend):
 
     def _first(self, message: str) -> First | None:
         """The tokens with which the reply may begin; None where the server does not tell."""
-        try:
-            answer = self._asked(message, 1, {"logprobs": True, "top_logprobs": TOP})
-        except RefusedError as error:
-            # Some servers refuse what they do not know; for anything else the next request is refused too.
-            if error.status not in {400, 422}:
-                raise
-            return None
-        return _first_tokens(answer)
+        return _first_tokens(self._asked(message, 1, {"logprobs": True, "top_logprobs": TOP}))
 
     def _replies(self, message: str) -> list[str]:
         replies: list[str] = []
@@ -134,17 +145,19 @@ class ChatBackend(ServerBackend):
 def from_first_tokens(first: First, verdicts: Verdicts) -> list[float]:
     """The log-likelihood of each verdict, by the tokens that begin it; NaN where none of them does.
 
-    A verdict that is not listed is at most as likely as the last that is.
+    A verdict that is not listed is at most as likely as the last that is, and as what the listed ones leave.
     """
     masses = [0.0] * len(verdicts)
-    for text, likelihood in first:
+    for text, value in first:
         said = text.strip().lower()
         begun = [i for i, verdict in enumerate(verdicts) if said and verdict.startswith(said)]
         if len(begun) == 1:
-            masses[begun[0]] += math.exp(likelihood)
+            masses[begun[0]] += math.exp(value)
     if not any(masses):
         return [math.nan] * len(verdicts)
-    least = min(likelihood for _, likelihood in first)
+    # What the listed tokens leave is all that another can have.
+    rest = 1 - math.fsum(math.exp(value) for _, value in first)
+    least = min(*(value for _, value in first), math.log(max(rest, LEAST_REST)))
     return [math.log(mass) if mass else least for mass in masses]
 
 
@@ -163,16 +176,23 @@ def from_replies(replies: Sequence[str], verdicts: Verdicts) -> list[float]:
 def _texts(answer: Any) -> list[str]:  # noqa: ANN401
     messages = [row.get("message") for row in choices_of(answer)]
     contents = [each.get("content") for each in messages if isinstance(each, dict)]
-    return [content for content in contents if isinstance(content, str)]
+    return [whole_text(content) for content in contents if isinstance(content, str)]
 
 
 def _first_tokens(answer: Any) -> First | None:  # noqa: ANN401
     for row in choices_of(answer):
         told = row.get("logprobs")
         content = told.get("content") if isinstance(told, dict) else None
-        listed = content[0].get("top_logprobs") if isinstance(content, list) and content else None
+        first = content[0] if isinstance(content, list) and content else None
+        listed = first.get("top_logprobs") if isinstance(first, dict) else None
         rows = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-        found = [(str(each.get("token")), each.get("logprob")) for each in rows]
-        if tokens := [(text, float(value)) for text, value in found if isinstance(value, int | float)]:
+        if tokens := [(str(each.get("token")), value) for each in rows if (value := _known(each)) is not None]:
             return tokens
     return None
+
+
+def _known(token: dict[str, Any]) -> float | None:
+    try:
+        return likelihood(token.get("logprob"))
+    except AnswerError:
+        return None

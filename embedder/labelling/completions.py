@@ -7,13 +7,14 @@ llama-cpp-python:  text in, the same out
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from embedder.models.llm import LanguageModel
 
+LEAST, MOST = -1e6, 1e-3
+"""Bounds of a log-likelihood (nats): no token is less likely, and rounding takes a certain one a little above 0."""
 Likelihoods = list[float | None]
 """One a token in nats; None where there is none, as for the first."""
 
@@ -62,8 +63,6 @@ class CompletionForm:
         choice = first_choice(answer)
         found = _of_ids(choice, ids) if self.extends else _of_echo(lm, choice, ids)
         known = [value for value in found if value is not None]
-        if any(math.isnan(value) or value > 1e-3 for value in known):
-            raise AnswerError("numbers that are no log-likelihoods")
         if len(known) > 1 and not any(known):
             raise AnswerError("zeros")
         return found
@@ -79,24 +78,33 @@ FORMS = (
 """In the order in which they are tried: token ids leave no doubt about what the LLM reads."""
 
 
+def choices_of(answer: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    """The objects among the choices of an answer; none where it is of another form."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    return [row for row in choices if isinstance(row, dict)] if isinstance(choices, list) else []
+
+
 def first_choice(answer: Any) -> dict[str, Any]:  # noqa: ANN401
     """The only completion of an answer.
 
     Raises:
         AnswerError: it is of another form.
     """
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise AnswerError("no choices")
-    chosen: dict[str, Any] = choices[0]
-    return chosen
+    if choices := choices_of(answer):
+        return choices[0]
+    raise AnswerError("no choices")
 
 
-def _number(value: Any) -> float | None:  # noqa: ANN401
+def likelihood(value: Any) -> float | None:  # noqa: ANN401
+    """A log-likelihood (nats) as an answer holds it; None where there is none.
+
+    Raises:
+        AnswerError: it is none, such as a probability or NaN.
+    """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise AnswerError("log-likelihoods that are no numbers")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST <= value <= MOST:
+        raise AnswerError("numbers that are no log-likelihoods")
     return float(value)
 
 
@@ -113,7 +121,7 @@ def _of_ids(choice: dict[str, Any], ids: Sequence[int]) -> Likelihoods:
             continue
         if not isinstance(row, dict) or not isinstance(row.get(str(token)), dict):
             raise AnswerError("log-likelihoods of other tokens")
-        found.append(_number(row[str(token)].get("logprob")))
+        found.append(likelihood(row[str(token)].get("logprob")))
     return found
 
 
@@ -127,7 +135,7 @@ def _of_echo(lm: LanguageModel, choice: dict[str, Any], ids: Sequence[int]) -> L
     for begun in sorted({0, len(_lead(lm, ids))}):
         count = len(ids) - begun
         if count <= len(tokens) <= count + 1 and _same(lm, tokens[:count], ids[begun:]):
-            return [None] * begun + [_number(value) for value in values[:count]]
+            return [None] * begun + [likelihood(value) for value in values[:count]]
     if len(tokens) <= 1:
         raise AnswerError("log-likelihoods of what it wrote, and none of the prompt")
     raise AnswerError(f"another tokenisation, of {len(tokens)} tokens for {len(ids)}")

@@ -5,22 +5,27 @@ A server reads the whole prompt for each output, where the tree reads what promp
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from embedder.errors import ModelError
-from embedder.labelling.completions import FORMS, AnswerError, CompletionForm, Likelihoods, first_choice
+from embedder.labelling.completions import (
+    FORMS,
+    AnswerError,
+    CompletionForm,
+    Likelihoods,
+    choices_of,
+    first_choice,
+    likelihood,
+)
 from embedder.labelling.prefix_tree import PackedPrompt, check_prompts
 from embedder.labelling.prompt_layout import encode
 from embedder.labelling.sampling import Sampling
-from embedder.labelling.server_backend import ServerBackend, ServerIdentity, choices_of
+from embedder.labelling.server_backend import TEXT_REFUSED, ServerBackend, ServerIdentity
 from embedder.models.remote_llm import RemoteLlm
-from embedder.remote.server import RefusedError
-
-LOG = logging.getLogger(__name__)
+from embedder.remote.server import RefusedError, whole_text
 
 PROBES = (
     "The old bridge leads to the market. The market is open in the",
@@ -50,14 +55,13 @@ class HttpBackend(ServerBackend):
             ModelError: it gives no log-likelihoods that can be used; the message names the remedy.
         """
         super().__init__(lm, longest)
-        self._is_warned = False
         self.form, scores = self._find_form()
         self.identity = ServerIdentity(lm.engine, self.form.name, scores)
 
     def score(self, prompts: Sequence[PackedPrompt]) -> list[list[float]]:
         """For each prompt the mean log-likelihood (nats) of the scored tokens of each of its outputs.
 
-        It is NaN where the server divides a text into other tokens.
+        It is NaN where the server divides a text into other tokens, or refuses it.
 
         Raises:
             ValueError: a prefix or output has no token.
@@ -85,9 +89,12 @@ class HttpBackend(ServerBackend):
         try:
             values = self._likelihoods(self.form, ids)[-scored:]
         except AnswerError as error:
-            if not self._is_warned:
-                LOG.warning("%s gave %s; groups with such texts get no reward", self.lm.endpoint.url, error)
-                self._is_warned = True
+            self._warn(f"gave {error}")
+            return math.nan
+        except RefusedError as error:
+            if error.status not in TEXT_REFUSED:
+                raise
+            self._warn(error)
             return math.nan
         return math.fsum(math.nan if value is None else value for value in values) / scored
 
@@ -145,7 +152,7 @@ class HttpBackend(ServerBackend):
             raise AnswerError("no log-likelihoods of some tokens")
         token, told = self._written_token(form, ids)
         again = self._likelihoods(form, [*ids, token])[-1]
-        if again is None or abs(again - told) > ROUNDING:
+        if again is None or not abs(again - told) <= ROUNDING:
             raise AnswerError(
                 f"the log-likelihood {again:.2f} for a token that it wrote with {told:.2f}"
                 if again is not None
@@ -160,16 +167,17 @@ class HttpBackend(ServerBackend):
         for seed in range(PROBE_SEEDS):
             asked = {"max_tokens": 1, "temperature": 1.0, "logprobs": 1, "seed": seed}
             choice = first_choice(self._post({"prompt": form.prompt(self.lm, ids), **asked}, len(ids)))
-            told = choice.get("logprobs")
-            values, written = told.get("token_logprobs") if isinstance(told, dict) else None, str(choice.get("text"))
+            listed, written = choice.get("logprobs"), whole_text(choice.get("text"))
+            values = listed.get("token_logprobs") if isinstance(listed, dict) else None
             if not isinstance(values, list):
                 raise AnswerError("no log-likelihood of what it writes")
             token = encode(self.lm.plain.inner, written).ids
             # One that would join the word before it, or is a part of a letter, cannot be sent as text.
-            if values and len(token) == 1 and self.lm.tokens(text + written) == bare + token:
-                return token[0], float(values[0])
+            told = likelihood(values[0]) if values else None
+            if told is not None and len(token) == 1 and self.lm.tokens(text + written) == bare + token:
+                return token[0], told
         raise AnswerError("no token that can be read again")
 
 
 def _texts(answer: Any) -> list[str]:  # noqa: ANN401
-    return [row["text"] for row in choices_of(answer) if isinstance(row.get("text"), str)]
+    return [whole_text(row["text"]) for row in choices_of(answer) if isinstance(row.get("text"), str)]

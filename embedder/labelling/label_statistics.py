@@ -15,11 +15,11 @@ from statistics import fmean
 from typing import Any
 
 from embedder.config.label import LabelConfig
-from embedder.config.tasks import OWN_REWARDS, TaskSpec
+from embedder.config.tasks import OWN_REWARDS, RANK_REWARDS, TaskSpec
 from embedder.labelling.even_draw import EvenDraw
 from embedder.labelling.false_negatives import FalseNegatives, as_good_as_positive
-from embedder.labelling.label_trust import LabelTrust
-from embedder.labelling.rewards import desired_rank, group_rewards, is_flat, is_saturated, summed
+from embedder.labelling.label_trust import LabelTrust, compared_scores
+from embedder.labelling.rewards import desired_rank, group_rewards, is_flat, is_saturated
 from embedder.reporting.html import TEXT_CHARACTERS, printable
 
 EXAMPLES = 10
@@ -146,7 +146,7 @@ def example(row: Row, sums: bool = False) -> dict[str, Any]:
     Log-likelihoods are means over the tokens, in nats; ranks are those of their sums where these count.
     """
     base, scores, ranked = row["base_scores"] or [], row["scores"], _is_ranked(row)
-    ranked_base, ranked_scores = _compared_scores(row, sums) if ranked else ([], [])
+    ranked_base, ranked_scores = compared_scores(row, sums) if ranked else ([], [])
     is_own, several = row["reward"] in OWN_REWARDS, row["reward"] == "own_answers"
     texts = [printable(text) for text in row["outputs"] or (row["answers"] or [])[:1]]
     desired = [printable(text) for text in (row["answers"] or [])[:1]] if is_own else texts
@@ -192,7 +192,7 @@ class TaskStatistics:
         """For each group with a known positive: how likely a blind choice of the best would hold one."""
         self.rewards: dict[str, tuple[Histogram, Histogram]] = {}
         """By kind (rank, likelihood; teacher: no log-likelihoods): rewards of other candidates, and of positives."""
-        self.trust = LabelTrust(seed)
+        self.trust = LabelTrust(seed, sums)
         """Whether the rewards agree with people and with themselves."""
         self.false_negatives = FalseNegatives(seed)
         self._examples = EvenDraw[dict[str, Any]](seed, EXAMPLES)
@@ -226,7 +226,7 @@ class TaskStatistics:
         best, least = max(rewards), min(rewards)
         bests = [i for i, reward in enumerate(rewards) if reward == best]
         flat = is_flat(rewards)
-        base, scores = _compared_scores(row, self.sums) if row["base_scores"] is not None else ([], [])
+        base, scores = compared_scores(row, self.sums) if row["base_scores"] is not None else ([], [])
         saturated = ranked and is_saturated(base)
         self.counts["rewarded"] += 1
         self.counts["candidates"] += len(rewards)
@@ -349,14 +349,7 @@ def chance_of_positive(candidates: int, positives: int, chosen: int) -> float:
 
 def _is_ranked(row: Row) -> bool:
     # Rewards of another teacher can be called ranks too, but hold no log-likelihoods to take ranks from.
-    by_rank = row["reward"] in {"rank", "rank_then_gain"}
-    return by_rank and bool(row["rewards"]) and row["base_scores"] is not None
-
-
-def _compared_scores(row: Row, sums: bool) -> tuple[Sequence[float], Sequence[Sequence[float]]]:
-    """The log-likelihoods that are compared, without a candidate and with each: means, or sums where these count."""
-    base, scores, tokens = row["base_scores"], row["scores"], row.get("output_tokens")
-    return (summed(base, tokens), [summed(each, tokens) for each in scores]) if sums and tokens else (base, scores)
+    return row["reward"] in RANK_REWARDS and bool(row["rewards"]) and row["base_scores"] is not None
 
 
 def _histogram_numbers(histograms: Sequence[Histogram]) -> list[dict[str, Any]]:

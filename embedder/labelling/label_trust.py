@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from statistics import correlation
 from typing import Any
 
-from embedder.config.tasks import OWN_REWARDS
+from embedder.config.tasks import RANK_REWARDS
 from embedder.hashing import row_seed
-from embedder.labelling.rewards import is_flat, mean_gain, rank_reward
+from embedder.labelling.rewards import is_flat, mean_gain, rank_reward, summed
 
 DISAGREEMENTS = 5
 """Groups in which LLM and labels disagree most, that are kept to read."""
@@ -150,6 +150,8 @@ class LabelTrust:
     """Collects what speaks for and against the rewards of one task."""
 
     seed: int
+    sums: bool = False
+    """Log-likelihoods of outputs are compared as sums over their tokens (the task's `reward_sum`), not as means."""
     agreement: Agreement = field(default_factory=Agreement)
     shuffled: Agreement = field(default_factory=Agreement)
     """The same for rewards that are shuffled within each group, which no LLM made: about 0.5, as far as chance goes."""
@@ -172,15 +174,18 @@ class LabelTrust:
         self.flat += max(rewards) == min(rewards)
         self.agreement.add(rewards, row["relevance"])
         self.shuffled.add(self._shuffled(row), row["relevance"])
-        base, scores = row["base_scores"], row["scores"]
-        if base is not None and row["reward"] in OWN_REWARDS:
-            if row["reward"] == "own_answers" and len(base) > 1:
-                self.halves.add(*(_among(mean_gain, range(start, len(base), 2), base, scores) for start in (0, 1)))
-        elif base is not None and len(base) > FEWEST_RIVALS:
+        if row["base_scores"] is not None:
+            self._add_halves(row["reward"], *compared_scores(row, self.sums))
+        self._keep(row)
+
+    def _add_halves(self, reward: str, base: Sequence[float], scores: Sequence[Sequence[float]]) -> None:
+        """Count the rewards of a row by each half of what was sampled, where they depend on it."""
+        if reward == "own_answers" and len(base) > 1:
+            self.halves.add(*(_among(mean_gain, range(start, len(base), 2), base, scores) for start in (0, 1)))
+        elif reward in RANK_REWARDS and len(base) > FEWEST_RIVALS:
             # With each half of the rivals the desired output, which is the first.
             halves = ([0, *range(start, len(base), 2)] for start in (1, 2))
             self.halves.add(*(_among(rank_reward, half, base, scores) for half in halves))
-        self._keep(row)
 
     def _shuffled(self, row: Row) -> list[float]:
         mixed = list(row["rewards"])
@@ -285,6 +290,12 @@ class LabelTrust:
 def _centred(values: Sequence[float]) -> list[float]:
     mean = math.fsum(values) / len(values)
     return [value - mean for value in values]
+
+
+def compared_scores(row: Row, sums: bool) -> tuple[Sequence[float], Sequence[Sequence[float]]]:
+    """The log-likelihoods that are compared, without a candidate and with each: means, or sums where these count."""
+    base, scores, tokens = row["base_scores"], row["scores"], row.get("output_tokens")
+    return (summed(base, tokens), [summed(each, tokens) for each in scores]) if sums and tokens else (base, scores)
 
 
 def _among(

@@ -44,7 +44,9 @@ class Rounding:
 def draw_sample(rows: Iterable[Row], count: int, seed: int) -> list[Row]:
     """At most `count` rows with rank rewards to compare, drawn evenly by a seeded hash of `row_id`."""
     # Without rivals no rank can change, and the LLM's own answers are none.
-    ranked = (row for row in rows if row["scores"] and len(row["base_scores"]) > 1 and row["reward"] not in OWN_REWARDS)
+    ranked = (
+        row for row in rows if row["rewards"] and len(row["base_scores"] or ()) > 1 and row["reward"] not in OWN_REWARDS
+    )
     return nsmallest(count, ranked, key=lambda row: content_id(seed, "rounding", row["row_id"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -9,9 +10,17 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from embedder.errors import ConfigError
+from embedder.labelling.completions import choices_of
 from embedder.labelling.compute_cost import ModelSize, ModelWork
 from embedder.models.memory import BatchLimit
 from embedder.models.remote_llm import RemoteLlm
+
+LOG = logging.getLogger(__name__)
+
+TEXT_REFUSED = {400, 413, 422}
+"""Statuses that a server may give for one text alone, such as one that its filter does not let through."""
+MOST_TOKENS = 2**40
+"""A server that counts more for one request miscounts."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,6 +53,7 @@ class ServerBackend:
         self.work = ModelWork(ModelSize(0, 0, 0))
         self.limits: Sequence[BatchLimit] = ()
         self._lock = Lock()
+        self._is_warned = False
         self._threads = ThreadPoolExecutor(lm.endpoint.max_requests)
         if lm.most_tokens is not None and lm.most_tokens <= longest:
             raise ConfigError(
@@ -69,20 +79,25 @@ class ServerBackend:
             raise failures[0]
         return [future.result() for future in futures]
 
+    def _warn(self, told: object) -> None:
+        """Tell once that a text gets no scores, and why."""
+        if not self._is_warned:
+            LOG.warning("%s: %s; groups with such texts get no reward", self.lm.endpoint.url, told)
+            self._is_warned = True
+
     def _post(self, body: dict[str, Any], tokens: int) -> Any:  # noqa: ANN401
         """Ask the server, and count what it costs; `tokens` of the prompt, where the server does not count."""
         answer = self.lm.server.post(self.ROUTE, {"model": self.lm.endpoint.model, **body})
         usage = answer.get("usage") if isinstance(answer, dict) else None
         usage = usage if isinstance(usage, dict) else {}
-        read, written = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-        read, written = (read if isinstance(read, int) else tokens), (written if isinstance(written, int) else 1)
+        read = _counted(usage.get("prompt_tokens"), tokens)
+        written = _counted(usage.get("completion_tokens"), len(choices_of(answer)))
         with self._lock:
             self.work.tokens += read + written
             self.work.money += self.lm.endpoint.money(read, written)
         return answer
 
 
-def choices_of(answer: Any) -> list[dict[str, Any]]:  # noqa: ANN401
-    """The objects among the choices of an answer; none where it is of another form."""
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    return [row for row in choices if isinstance(row, dict)] if isinstance(choices, list) else []
+def _counted(told: Any, ours: int) -> int:  # noqa: ANN401
+    """A number of tokens that a server tells, or ours where it tells none."""
+    return told if type(told) is int and 0 <= told <= MOST_TOKENS else ours

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from embedder.config.endpoints import LlmEndpoint
 from embedder.config.run import LlmConfig
 from embedder.config.tasks import OWN_REWARDS, VERDICTS, TaskSpec
 from embedder.data.records import group_id
@@ -69,11 +70,12 @@ def unit_tokens(groups: Sequence[dict[str, Any]], task: TaskSpec, num_rivals: in
     A passage is read once for all groups that share it. A query and the outputs after it are read for each candidate,
     and once without. A rival output is taken to be as long as the desired one, and one of the LLM's own answers half as
     long as it may be; the last token is only predicted. Not counted are worked examples, which the groups share, and
-    the sampling. A server shares nothing: it reads the whole prompt for each output, the worked examples too.
+    the sampling. A server shares nothing: it reads the whole prompt for each output, the worked examples too, and once
+    for the samples.
     """
     if llm is not None and llm.endpoint is not None:
-        times = 1 if llm.endpoint.interface == "chat" else _outputs(task, num_rivals)
-        return sum(_tokens_apart(group, task, num_rivals, llm.max_prefix_tokens, times) for group in groups)
+        times = _requests_a_prompt(task, num_rivals, llm.endpoint)
+        return sum(_read_apart(group, task, llm.max_prefix_tokens, times) for group in groups)
     most = llm.max_prefix_tokens if llm else float("inf")
     texts = {text for group in groups for text in group["candidate_texts"]}
     tokens = sum(min(most, tokens_of(len(text))) for text in texts)
@@ -86,16 +88,36 @@ def unit_tokens(groups: Sequence[dict[str, Any]], task: TaskSpec, num_rivals: in
     return tokens
 
 
-def _tokens_apart(group: dict[str, Any], task: TaskSpec, num_rivals: int, most: int, times: int) -> float:
-    """Estimated tokens of a group whose prompts are read so many times, each with an output, and of its samples."""
+def written_tokens(groups: Sequence[dict[str, Any]], task: TaskSpec, num_rivals: int, llm: LlmConfig | None) -> float:
+    """Estimated tokens that a server writes for the groups of a unit; 0 where no server is asked.
+
+    A sample is as long as it may be, and for a score one token is written.
+    """
+    if llm is None or llm.endpoint is None:
+        return 0.0
+    times = _requests_a_prompt(task, num_rivals, llm.endpoint)
+    sampled = num_rivals * task.max_output_tokens if _is_sampled(task) else 0
+    return float(sum(times * (1 + len(group["candidate_texts"])) + sampled for group in groups))
+
+
+def _requests_a_prompt(task: TaskSpec, num_rivals: int, endpoint: LlmEndpoint) -> int:
+    return 1 if endpoint.interface == "chat" else _outputs(task, num_rivals)
+
+
+def _is_sampled(task: TaskSpec) -> bool:
+    return task.has_rivals or task.reward == "own_answers"
+
+
+def _read_apart(group: dict[str, Any], task: TaskSpec, most: int, times: int) -> float:
+    """Estimated tokens of a group whose prompts are read so many times, each with an output, and for its samples."""
     wording = len(task.template.input + task.template.context) if task.template else 0
     beside = len(group["query"]) + wording + task.shots * SHOT_CHARACTERS
     length = min(task.max_output_tokens, _output_tokens(group, task))
     read = [min(most, tokens_of(beside + len(text))) + length for text in ("", *group["candidate_texts"])]
     sampled = 0.0
-    if task.has_rivals or task.reward == "own_answers":
+    if _is_sampled(task):
         evidence = sum(map(len, group["candidate_texts"])) if task.reward == "own_answers" else 0
-        sampled = min(most, tokens_of(beside + evidence)) + num_rivals * task.max_output_tokens
+        sampled = min(most, tokens_of(beside + evidence))
     return times * sum(read) + sampled
 
 

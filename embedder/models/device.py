@@ -94,10 +94,8 @@ def check_format(device: torch.device, dtype: torch.dtype, setting: str) -> None
     Raises:
         DeviceError: it is such a GPU.
     """
-    if device.type != "cuda" or dtype != torch.bfloat16:
-        return
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise DeviceError(f"{setting} is bfloat16, and {torch.cuda.get_device_name()} has none; set it to float32")
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        check_bfloat16(setting)
 
 
 def keep_freed_memory() -> None:

@@ -206,22 +206,23 @@ def check_loadable(kind: ModelKind, folder: Path) -> tuple[PreTrainedConfig, Pre
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, config, folder)
     if kind is LLM:
-        _check_ends(folder)
+        generation_ends(folder)
     check_weights(kind, config, folder)
     return config, tokenizer
 
 
-def _check_ends(folder: Path) -> None:
-    """Refuse a generation_config.json that transformers would pass over or fail on: it says where outputs end.
+def generation_ends(folder: Path) -> list[int]:
+    """The tokens that end an output, by generation_config.json.
 
     Raises:
-        ModelError: it is no JSON object, or its end tokens are no ids.
+        ModelError: it is no JSON object, or its end tokens are no ids; transformers would pass it over, or fail on it.
     """
     path = folder / "generation_config.json"
     ends = read_object(path).get("eos_token_id") if path.is_file() else None
-    for end in ends if isinstance(ends, list) else [ends] * (ends is not None):
-        if type(end) is not int:
-            raise ModelError(f"{path}: eos_token_id holds {end!r}, which is no token id; copy the file again")
+    listed: list[int] = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if wrong := [end for end in listed if type(end) is not int]:
+        raise ModelError(f"{path}: eos_token_id holds {wrong[0]!r}, which is no token id; copy the file again")
+    return listed
 
 
 def _check_kind(kind: ModelKind, config: PreTrainedConfig, folder: Path) -> None:

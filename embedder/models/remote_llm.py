@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,9 +12,9 @@ from embedder.config.endpoints import LlmEndpoint
 from embedder.config.run import LlmConfig
 from embedder.errors import ModelError
 from embedder.models.llm import LanguageModel
-from embedder.models.loader import load_tokenizer
+from embedder.models.loader import generation_ends, load_tokenizer
 from embedder.models.locate import locate_llm
-from embedder.remote.server import RefusedError, Server
+from embedder.remote.server import RefusedError, Server, whole_text
 
 SETTING = "llm.endpoint"
 
@@ -28,7 +26,7 @@ class RemoteLlm(LanguageModel):
     tokenizer: PreTrainedTokenizerBase
     server: Server
     endpoint: LlmEndpoint
-    generation_ends: object = None
+    ends: object = None
 
     @classmethod
     def of(cls, config: LlmConfig, endpoint: LlmEndpoint) -> RemoteLlm:
@@ -40,7 +38,7 @@ class RemoteLlm(LanguageModel):
         """
         folder = locate_llm(config)
         tokenizer = load_tokenizer(folder)
-        return cls(tokenizer, Server(endpoint, SETTING), endpoint, _generation_ends(folder))
+        return cls(tokenizer, Server(endpoint, SETTING), endpoint, generation_ends(folder))
 
     @property
     def device_kind(self) -> str:
@@ -48,7 +46,7 @@ class RemoteLlm(LanguageModel):
 
     @property
     def further_ends(self) -> object:
-        return self.generation_ends
+        return self.ends
 
     @property
     def peak_flops(self) -> float:
@@ -57,7 +55,7 @@ class RemoteLlm(LanguageModel):
     @property
     def engine(self) -> str:
         """What the server says it is; "unknown" where it says nothing."""
-        return str(self.described.get("owned_by") or "unknown")[:80]
+        return whole_text(self.described.get("owned_by") or "unknown")[:80]
 
     @property
     def most_tokens(self) -> int | None:
@@ -82,19 +80,8 @@ class RemoteLlm(LanguageModel):
         models = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
         known = sorted(str(row.get("id")) for row in models)
         if models and self.endpoint.model not in known:
+            there = whole_text(", ".join(known))[:200]
             raise ModelError(
-                f"{self.endpoint.url} has no model {self.endpoint.model!r}; it has {', '.join(known)[:200]}; correct "
-                f"{SETTING}.model"
+                f"{self.endpoint.url} has no model {self.endpoint.model!r}; it has {there}; correct {SETTING}.model"
             )
         return next((row for row in models if row.get("id") == self.endpoint.model), {})
-
-
-def _generation_ends(folder: Path) -> object:
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return None
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: no JSON; copy the file again") from error
-    return said.get("eos_token_id") if isinstance(said, dict) else None

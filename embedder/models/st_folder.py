@@ -71,7 +71,7 @@ def read_folder(model: str) -> FolderFacts:
             "another model, or where it is only compared, serve it behind an OpenAI-compatible endpoint"
         )
     settings = _settings(folder / PROMPTS_FILE)
-    if "Normalize" not in modules and settings.get("similarity_fn_name") in {"dot", "euclidean"}:
+    if "Normalize" not in modules and settings.get("similarity_fn_name") not in (None, "cosine"):
         raise ModelError(f"{folder}: ranks by {settings['similarity_fn_name']!r}; only the cosine is known here")
     lengths = [_settings(path / "sentence_bert_config.json") for path in (folder, modules["Transformer"])]
     if any(length.get("do_lower_case") for length in lengths):
@@ -84,7 +84,7 @@ def read_folder(model: str) -> FolderFacts:
     limits = [length.get("max_seq_length") for length in lengths]
     return FolderFacts(
         pooling=_pooling(pooling, folder),
-        max_tokens=next((limit for limit in limits if isinstance(limit, int) and limit > 0), None),
+        max_tokens=next((limit for limit in limits if type(limit) is int and limit > 0), None),
         prompts=prompts,
         default_prompt=prompts.get(str(settings.get("default_prompt_name")), ""),
     )
@@ -108,12 +108,12 @@ def check_base_model(encoder: EncoderConfig) -> None:
 
 def _pooling(settings: Mapping[str, Any], folder: Path) -> Pooling:
     named = settings.get("pooling_mode")
-    modes = [named] if isinstance(named, str) else named
-    if modes is None:
+    modes = named if isinstance(named, list) else [named]
+    if named is None:
         modes = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
+    if len(modes) != 1 or str(modes[0]) not in POOLINGS:
         raise ModelError(f"{folder}: pooling is {modes}; only one of cls, mean and the last token is known here")
-    return POOLINGS[modes[0]]
+    return POOLINGS[str(modes[0])]
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -37,14 +37,16 @@ class RequestPace:
 
     def enter(self) -> float:
         """Wait for a place and for the time that the server asked for; returns when the request begins."""
-        # Outside of the lock, so that answers are still counted.
-        pause = self._resume_at - time.monotonic()
-        if pause > 0:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._running < int(self.limit))
+                # After the wait for a place, in which the server may have asked for a pause.
+                pause = self._resume_at - time.monotonic()
+                if pause <= 0:
+                    self._running += 1
+                    return time.monotonic()
+            # Outside of the lock, so that answers are still counted.
             time.sleep(pause)
-        with self._changed:
-            self._changed.wait_for(lambda: self._running < int(self.limit))
-            self._running += 1
-        return time.monotonic()
 
     def leave(self) -> None:
         """Give the place back."""

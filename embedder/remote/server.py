@@ -59,14 +59,24 @@ class Server:
     """A server; may be used by several threads."""
 
     def __init__(self, address: ServerAddress, setting: str, transport: httpx.BaseTransport | None = None) -> None:
-        """`setting`: the part of the run file that errors name."""
+        """`setting`: the part of the run file that errors name.
+
+        Raises:
+            ConfigError: there is no key that can be sent, or the environment's proxies cannot be used.
+        """
         self.address, self.setting = address, setting
         self.pace = RequestPace(address.max_requests)
         self._key = api_key(address, setting)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=address.max_requests, max_keepalive_connections=address.max_requests)
         # No redirect is followed: the key must not go to another host.
-        self._client = httpx.Client(headers=headers, timeout=address.timeout_s, limits=limits, transport=transport)
+        try:
+            self._client = httpx.Client(headers=headers, timeout=address.timeout_s, limits=limits, transport=transport)
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+            raise ConfigError(
+                f"{setting}: the proxy or the certificates that the environment names cannot be used ({error}); "
+                "correct HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE or SSL_CERT_DIR"
+            ) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -132,7 +142,7 @@ class Server:
         try:
             with self._client.stream(method, url, json=body) as response:
                 content = self._content(response)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             # A port where nobody listens is no overload: fewer requests would not help.
             is_reached = not isinstance(error, httpx.ConnectError)
             return _Failure(f"{type(error).__name__}: {error}", is_overload=is_reached, is_silent=is_reached)
@@ -171,6 +181,11 @@ class Server:
         return (text.replace(self._key, "***") if self._key else text)[:SHOWN_CHARACTERS]
 
 
+def whole_text(said: object) -> str:
+    """What a server wrote; half a pair of surrogates, which no file or tokenizer takes, becomes a question mark."""
+    return str(said).encode("utf-8", "replace").decode()
+
+
 def api_key(address: ServerAddress, setting: str) -> str:
     """The key in the environment variable or the file that is named; empty where none is.
 
@@ -181,27 +196,37 @@ def api_key(address: ServerAddress, setting: str) -> str:
         key = os.environ.get(address.key_variable, "").strip()
         if not key:
             raise ConfigError(f"{setting}: the environment variable {address.key_variable} holds no key; set it")
-        return key
+        return _sendable(key, f"{setting}: the environment variable {address.key_variable}")
     if address.key_file is None:
         return ""
     try:
-        with address.key_file.open(encoding="utf-8") as file:
+        # Some editors begin a file with a byte order mark.
+        with address.key_file.open(encoding="utf-8-sig") as file:
             key = file.read(LONGEST_KEY + 1).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{setting}: key_file {address.key_file} cannot be read ({error}); correct it") from error
-    if not key or len(key) > LONGEST_KEY or len(key.split()) > 1:
-        raise ConfigError(f"{setting}: key_file {address.key_file} holds no key; it must hold the key and nothing else")
+    return _sendable(key, f"{setting}: key_file {address.key_file}")
+
+
+def _sendable(key: str, place: str) -> str:
+    """The key, if a header can hold it: an error of the request itself would show the key.
+
+    Raises:
+        ConfigError: none can.
+    """
+    if not 0 < len(key) <= LONGEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"{place} holds no key; it must hold the key and nothing else, in ASCII without white space")
     return key
 
 
 def asked_pause(headers: Mapping[str, str]) -> float:
     """Seconds that a server asks to wait, by a number or a date; 0 where it asks for nothing that can be read."""
     value = headers.get("retry-after", "").strip()
-    if value.replace(".", "", 1).isdigit():
+    if value.isascii() and value.replace(".", "", 1).isdigit():
         return float(value)
     try:
         until = parsedate_to_datetime(value)
-    except ValueError:
+        until = until if until.tzinfo else until.replace(tzinfo=UTC)
+        return max(0.0, (until - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return 0.0
-    until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return max(0.0, (until - datetime.now(UTC)).total_seconds())

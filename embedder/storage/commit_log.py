@@ -148,6 +148,15 @@ class CommitLog:
             self._snapshots.remove(number)
         return len(commits) + len(old)
 
+    def stored_before(self, number: int) -> int:
+        """How many commits up to a number, and snapshots before it, are still stored.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        commits = sum(each <= number for each in self._commits.numbers())
+        return commits + sum(each < number for each in self._snapshots.stored())
+
     def _is_trusted(self, position: Position) -> bool:
         return self._clock() - position.since <= self._retention.trusted_s
 

@@ -113,7 +113,7 @@ def sync_path(path: Path) -> None:
 def write_durably(path: Path, content: bytes) -> None:
     """Replace a small file as a whole; after the call it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{UNFINISHED}{path.name}.{uuid4().hex}")
+    temporary = path.with_name(f"{UNFINISHED}{uuid4().hex}")
     try:
         with naming(path), temporary.open("wb") as file:
             file.write(content)
@@ -128,7 +128,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 def unfinished_folder(final: Path) -> Path:
     """A new folder beside `final`, to be filled and then placed there."""
-    folder = final.with_name(f"{UNFINISHED}{final.name}.{uuid4().hex}")
+    folder = final.with_name(f"{UNFINISHED}{uuid4().hex}")
     folder.mkdir(parents=True)
     return folder
 
@@ -167,7 +167,7 @@ def appearing(final: Path) -> Iterator[Path]:
 def discard_folder(folder: Path) -> None:
     """Remove a folder so that no half of it is ever taken for one."""
     # Renamed first, because a removal that a kill cuts short would leave half a folder under its name.
-    doomed = folder.with_name(f"{UNFINISHED}{folder.name}.{uuid4().hex}")
+    doomed = folder.with_name(f"{UNFINISHED}{uuid4().hex}")
     os.rename(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 

@@ -25,7 +25,7 @@ class FolderStore:
         path = self._folder / name
         with storage_failures(path):
             _make_durably(path.parent)
-            temporary = path.with_name(f"{UNFINISHED}{path.name}.{uuid4().hex}")
+            temporary = path.with_name(f"{UNFINISHED}{uuid4().hex}")
             try:
                 with temporary.open("wb") as file:
                     file.write(content)

@@ -61,9 +61,10 @@ def filling(entry: Path) -> Iterator[None]:
     Raises:
         ConfigError: the bound is no number.
     """
+    most = _bound()
     with locked(entry.with_name(f".{entry.name}.lock")):
         yield
-    make_room(_bound())
+    make_room(most)
 
 
 @contextmanager
@@ -132,9 +133,12 @@ def _used(entry: Path) -> Path:
 def _bound() -> float:
     given = os.environ.get(BOUND) or str(DEFAULT_GB)
     try:
-        return float(given) * 1e9
-    except ValueError as error:
-        raise ConfigError(f"{BOUND} is {given!r}; give a number of gigabytes") from error
+        most = float(given)
+    except ValueError:
+        most = -1.0
+    if not most >= 0:
+        raise ConfigError(f"{BOUND} is {given!r}; give a number of gigabytes")
+    return most * 1e9
 
 
 def _size(folder: Path) -> int:

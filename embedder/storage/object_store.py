@@ -305,7 +305,8 @@ def replacing(path: AnyPath) -> Iterator[BinaryIO]:
             _upload(file, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    # Without its name, which may be as long as one can be.
+    temporary = path.with_name(f".{uuid4().hex}")
     try:
         with naming(path), temporary.open("wb") as file:
             yield file

@@ -48,7 +48,7 @@ class QuestionKind:
     def shown(self, passages: Sequence[str]) -> str:
         """The passages as the LLM reads them."""
         # A blank line ends an example, so a passage may hold none.
-        lines = (re.sub(r"\s*\n\s*", "\n", text.strip()) for text in passages)
+        lines = ("\n".join(filter(None, map(str.strip, text.split("\n")))) for text in passages)
         return "\n".join(f"{name}: {text}" for name, text in zip(self.passages, lines, strict=True))
 
 

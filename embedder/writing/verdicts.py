@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isnan
 
 from embedder.config.questions import QuestionsConfig
 from embedder.mining.candidates import normalise, word_overlap
@@ -40,6 +40,8 @@ class OutputScores:
 
 def verdict(scores: OutputScores, settings: QuestionsConfig) -> str | None:
     """Why a question is dropped; None if it is kept."""
+    if isnan(scores.gain):
+        return "could not be scored: a server divides it into other tokens"
     # Written so that a score that is no number fails each test.
     if not scores.gain >= settings.min_gain:
         return "the passage does not help"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from embedder.config.endpoints import LlmEndpoint
 from embedder.config.run import LlmConfig
@@ -22,7 +22,20 @@ SAME_LLM = 0.1
 """Nats a token, on average, by which one LLM may differ from itself: bfloat16 in other batches."""
 
 
-def server_lines(llm: LlmConfig, endpoint: LlmEndpoint, tokens: float, outputs: int, folder: AnyPath) -> list[str]:
+class AskedTokens(NamedTuple):
+    """Tokens that a server is asked for; the two have prices of their own."""
+
+    read: float
+    written: float
+
+    @property
+    def together(self) -> float:
+        return self.read + self.written
+
+
+def server_lines(
+    llm: LlmConfig, endpoint: LlmEndpoint, tokens: AskedTokens, outputs: int, folder: AnyPath
+) -> list[str]:
     """Lines on the server and what so many tokens cost there; it is the one that made what is in the folder.
 
     `outputs`: tokens of the longest output.
@@ -31,10 +44,10 @@ def server_lines(llm: LlmConfig, endpoint: LlmEndpoint, tokens: float, outputs: 
         ConfigError: it would cost too much, or another server made what is there.
         ModelError: the server cannot be used.
     """
-    money = endpoint.money(tokens)
+    money = endpoint.money(*tokens)
     if endpoint.max_money is not None and money > endpoint.max_money:
         raise ConfigError(
-            f"the LLM would cost about {money:,.2f} ({tokens:,.0f} tokens), more than llm.endpoint.max_money "
+            f"the LLM would cost about {money:,.2f} ({tokens.together:,.0f} tokens), more than llm.endpoint.max_money "
             f"{endpoint.max_money:,.2f}; ask it less, use an LLM of your own, or raise it"
         )
     server = found_server(llm, endpoint, outputs)
@@ -42,7 +55,7 @@ def server_lines(llm: LlmConfig, endpoint: LlmEndpoint, tokens: float, outputs: 
     told = f", money {money:,.2f}" if endpoint.prompt_price else ""
     return [
         f"the LLM is {endpoint.model} on {endpoint.url} ({server.engine}), asked for {server.form}",
-        f"about {tokens:,.0f} tokens{told}: a server reads the whole prompt for each output",
+        f"about {tokens.together:,.0f} tokens{told}: a server reads the whole prompt for each output",
     ]
 
 

@@ -21,7 +21,7 @@ from embedder.data.records import GROUP, group_id, open_parquet, unrewarded
 from embedder.data.row_ids import RowIds
 from embedder.errors import DataError
 from embedder.hashing import row_seed
-from embedder.labelling.units import Unit, join_units, missing_of, plan_units, unit_tokens
+from embedder.labelling.units import Unit, join_units, missing_of, plan_units, unit_tokens, written_tokens
 from embedder.storage.object_store import AnyPath
 from ray_jobs.cluster.tables import candidate_files
 
@@ -159,6 +159,8 @@ class TaskWork:
     """Query and candidate pairs ahead."""
     tokens: float = 0.0
     """Estimated tokens of these that the LLM must read."""
+    written: float = 0.0
+    """Estimated tokens that a server must write for them."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,7 @@ def _count(config: RunConfig, rows: GroupRows, unit: Unit, tasks: Mapping[str, T
     tokens = unit_tokens(groups, config.tasks[task], config.label.num_rivals, config.llm)
     tasks[task].pairs += sum(len(group["candidate_ids"]) for group in groups)
     tasks[task].tokens += tokens
+    tasks[task].written += written_tokens(groups, config.tasks[task], config.label.num_rivals, config.llm)
     return tokens
 
 

@@ -23,7 +23,7 @@ from embedder.labelling.rewards import task_rewards
 from embedder.models.locate import locate_llm
 from embedder.run.cost import CHARACTERS_A_TOKEN, Work, characters_a_token, forward_flops
 from embedder.run.lineage import LINEAGE
-from ray_jobs.cluster.llm_server import found_server, note_server, server_lines
+from ray_jobs.cluster.llm_server import AskedTokens, found_server, note_server, server_lines
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger
 from ray_jobs.labelling.block_plan import Survey, commit_missing, read_row_group, row_groups, select_llm_groups, survey
 from ray_jobs.labelling.imported import commit_imported, imported_fingerprint
@@ -157,8 +157,10 @@ class LlmTeacher(Teacher):
         scale = CHARACTERS_A_TOKEN / characters_a_token(folder, texts)
         tokens = scale * sum(ahead.tokens for ahead in work.tasks.values())
         if llm.endpoint is not None:
-            lines += server_lines(llm, llm.endpoint, tokens, self._longest_output, self.config.paths.labelled)
-            return Work("label", lines, 0.0, tokens)
+            written = sum(ahead.written for ahead in work.tasks.values())
+            asked = AskedTokens(tokens, written)
+            lines += server_lines(llm, llm.endpoint, asked, self._longest_output, self.config.paths.labelled)
+            return Work("label", lines, 0.0, asked.together)
         from embedder.labelling.compute_cost import memory_line, multiplied_weights
 
         lines.append(memory_line(llm, self.config.label.gpus_per_actor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,8 +97,9 @@ def scores_of(row: Row) -> OutputScores:
 
 def shown(row: Row) -> Shown:
     """A checked question as the report shows it."""
-    gain = round(row["own"] - row["bare"], 2)
-    return {"kind": row["kind"], "query": row["query"], "output": row["output"], "gain": gain}
+    gain = row["own"] - row["bare"]
+    told = round(gain, 2) if math.isfinite(gain) else None
+    return {"kind": row["kind"], "query": row["query"], "output": row["output"], "gain": told}
 
 
 def query_rows(outcome: Outcome, dataset: AskedDataset, config: RunConfig) -> dict[Split, list[Row]]:

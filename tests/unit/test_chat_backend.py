@@ -87,8 +87,11 @@ def test_chat_backend_refuses_a_server_whose_replies_are_no_verdicts(lm, tiny_ll
 
 
 def test_verdicts_from_first_tokens_add_up_all_that_begin_one():
-    first = [("Yes", math.log(0.3)), (" yes", math.log(0.2)), ("par", math.log(0.1)), ("Maybe", math.log(0.4))]
+    first = [("Yes", math.log(0.3)), (" yes", math.log(0.2)), ("par", math.log(0.1)), ("Maybe", math.log(0.2))]
     assert from_first_tokens(first, VERDICTS) == pytest.approx([math.log(0.5), math.log(0.1), math.log(0.1)])
+    # Of a server that lists one token, the others have what it leaves.
+    one = dict(zip(VERDICTS, from_first_tokens([("no", math.log(0.9))], VERDICTS), strict=True))
+    assert one == pytest.approx({"no": math.log(0.9), "yes": math.log(0.1), "partly": math.log(0.1)})
     assert all(map(math.isnan, from_first_tokens([("Well", -0.1), (" ", -3.0)], VERDICTS)))
     assert all(map(math.isnan, from_first_tokens([], VERDICTS)))
 

@@ -224,3 +224,9 @@ def test_nothing_acknowledged_is_lost_when_writers_are_killed(tmp_path):
             break
     assert {number: commits[number - 1] for number in acknowledged} == acknowledged
     assert len(set(commits)) == len(commits)
+
+
+def test_large_content_is_stored_and_read_whole_in_any_store(any_store):
+    content = bytes(range(256)) * (20 * 2**12)
+    assert any_store.put_if_absent("large/1", content)
+    assert any_store.get("large/1") == content

@@ -166,7 +166,10 @@ def test_table_rows_are_the_same_from_every_kind_of_table(tmp_path, kind):
         ("7", ("Red box",), "A box that is red."),
         ("8", (), "A lid."),
     ]
-    assert [each.metadata for each in found] == [{"price": "3.5" if kind == "csv" else 3.5}, {}]
+    assert [each.metadata for each in found] == [
+        {"price": "3.5"} if kind == "csv" else {"price": 3.5, "tags": ["x"]},
+        {},
+    ]
 
 
 def test_table_rows_without_a_text_column_are_their_columns(tmp_path):

@@ -151,7 +151,7 @@ def test_document_source_sets_files_aside_and_goes_on(tmp_path):
         f"files that cannot be read, or not to their end: 5; {docs / 'b.txt'}: binary: it holds empty bytes;" in notes
     )
     assert notes.endswith("; the others are in prepared/rejected/d.json")
-    with pytest.raises(DataError, match=r"6 of 10 rows rejected.*all are in prepared/rejected/d\.json: correct them"):
+    with pytest.raises(DataError, match=r"6 of 10 rows rejected.*they are in prepared/rejected/d\.json: correct them"):
         prepare_dataset(source(docs), QA, PrepareConfig(sources=[source(docs)]), Paths(work=tmp_path / "work"))
 
 

@@ -50,9 +50,10 @@ class Server:
 @pytest.fixture
 def slept(monkeypatch):
     pauses = []
+    clock = SimpleNamespace(sleep=pauses.append, monotonic=lambda: time.monotonic() + sum(pauses))
     # Theirs alone: threads that earlier tests have left behind sleep too.
     for module in (pace, server_module):
-        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic))
+        monkeypatch.setattr(module, "time", clock)
     return pauses
 
 
@@ -157,3 +158,48 @@ def test_endpoint_the_address_must_hold_no_secret():
         with pytest.raises(ValueError, match="url"):
             retriever(url=url)
     assert retriever(url="http://server/v1/").url == "http://server/v1"
+
+
+@pytest.mark.parametrize("key", ["sk-ä", "sk\x00a", "sk a", "k" * 5000])
+@pytest.mark.parametrize("place", ["variable", "file"])
+def test_endpoint_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch, tmp_path, key, place):
+    if place == "file":
+        (tmp_path / "key").write_text(key, encoding="utf-8")
+        named = {"key_file": tmp_path / "key"}
+    elif "\x00" in key:
+        pytest.skip("no variable can hold it")
+    else:
+        monkeypatch.setenv("REMOTE_KEY", key)
+        named = {"key_variable": "REMOTE_KEY"}
+    with pytest.raises(ConfigError, match=r"holds no key; it must hold the key and nothing else, in ASCII") as caught:
+        ask(Server(), **named)
+    assert key not in str(caught.value)
+
+
+def test_endpoint_a_key_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "key").write_text(KEY, encoding="utf-8-sig")
+    server = Server()
+    ask(server, key_file=tmp_path / "key")
+    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HTTP_PROXY", "ftp://proxy"), ("SSL_CERT_FILE", "/nowhere/certificates.pem")]
+)
+def test_endpoint_a_proxy_or_certificate_that_cannot_be_used_is_one_line(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=r"the environment names cannot be used .*; correct HTTP_PROXY"):
+        EmbeddingEndpoint(retriever())
+
+
+@pytest.mark.parametrize("told", ["²", "Mon, 01 Jan 2030 00:00:00 +9999999999", "soon", "-5"])
+def test_endpoint_a_time_that_cannot_be_read_is_none(told):
+    assert server_module.asked_pause(httpx.Headers([(b"retry-after", told.encode())])) == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8a/v1", "http://[::1/v1", "http://user:pw/v1", "http://a..b/v1", "http://h:70000/v1"]
+)
+def test_endpoint_an_address_without_a_server_is_refused(url):
+    with pytest.raises(ValueError, match="names no server"):
+        retriever(url=url)

@@ -6,10 +6,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from embedder.errors import StorageError
 from embedder.index.documents import Document
 from embedder.index.erasure import erase
+from embedder.index.opened import OpenIndex
 from embedder.index.search_options import SearchOptions
+from embedder.index.task_log import TaskLog
 from embedder.storage.position import Retention
 from tests.unit.index_cases import add_version, documents_of, live_catalog, opened, unit
 
@@ -62,3 +66,64 @@ def test_erasure_leaves_an_index_to_which_nothing_was_written(tmp_path):
     lines: list[str] = []
     erase(catalog, lines.append, AT_ONCE)
     assert catalog.versions() == ["one"] and lines[-1].startswith("0 commits")
+
+
+def test_erased_texts_of_an_alias_that_was_dropped_and_of_killed_writers_go_too(tmp_path):
+    catalog = live_catalog(tmp_path / "indexes", documents_of("ab"), VECTORS[:2])
+    catalog.point("beta", "one")
+    index = OpenIndex.open(catalog.here("one"), catalog.state("one", "beta"))
+    index.upsert("qa", [secret("new", 1)], VECTORS[2:3])
+    index.delete("qa", [("new", "d")])
+    catalog.drop("beta")
+    unfinished = [catalog.folder / "writes" / "beta" / "qa" / "log" / ".unfinished-1", catalog.folder / "versions"]
+    unfinished[1] /= ".unfinished-2/shard"
+    for path in unfinished:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{SECRET}2", encoding="utf-8")
+    assert holding(catalog.folder) == [f"{SECRET}1", f"{SECRET}2"]
+    erase(catalog, lambda _: None, AT_ONCE)
+    assert holding(catalog.folder) == [] and not any(path.exists() for path in unfinished)
+
+
+def test_erasure_leaves_a_version_that_another_alias_shows_as_it_is(tmp_path):
+    catalog = live_catalog(tmp_path / "indexes", [*documents_of("ab"), secret("old", 0)], VECTORS[:3])
+    catalog.point("beta", "one")
+    opened(catalog).delete("qa", [("old", "d")])
+    lines: list[str] = []
+    for _ in range(2):
+        erase(catalog, lines.append, AT_ONCE)
+    assert len(catalog.versions()) == 2 and catalog.aliases()["beta"] == "one" != catalog.aliases()["live"]
+    assert sum("stays, because beta shows" in line for line in lines) == 2
+
+
+def test_erasure_leaves_an_alias_that_was_pointed_elsewhere_meanwhile(tmp_path, monkeypatch):
+    catalog = live_catalog(tmp_path / "indexes", [*documents_of("ab"), secret("old", 0)], VECTORS[:3])
+    add_version(catalog, "two", documents_of("ab"), VECTORS[:2])
+    opened(catalog).delete("qa", [("old", "d")])
+    snapshot = OpenIndex.snapshot
+
+    def slow(index, catalog, name):
+        catalog.point("live", "two")
+        return snapshot(index, catalog, name)
+
+    monkeypatch.setattr(OpenIndex, "snapshot", slow)
+    erase(catalog, lambda _: None, AT_ONCE)
+    assert catalog.aliases() == {"live": "two"} and catalog.versions() == ["two"]
+
+
+def test_erasure_that_cannot_remove_all_commits_says_so(tmp_path, monkeypatch):
+    catalog = live_catalog(tmp_path / "indexes", documents_of("ab"), VECTORS[:2])
+    index = opened(catalog)
+    index.upsert("qa", [secret("new", 1)], VECTORS[2:3])
+    index.delete("qa", [("new", "d")])
+    clean = TaskLog.clean
+
+    def touched(log: TaskLog) -> int:
+        for path in [each for each in (catalog.folder / "writes").rglob("*") if each.is_file()]:
+            path.chmod(0o600)
+        return clean(log)
+
+    monkeypatch.setattr(TaskLog, "clean", touched)
+    with pytest.raises(StorageError, match="not all commits could be removed yet; run erase again"):
+        erase(catalog, lambda _: None, Retention(kept_s=0.2))
+    assert holding(catalog.folder) == [f"{SECRET}1"]

@@ -125,6 +125,19 @@ def test_label_fingerprint_changes_with_the_chat_template(tmp_path):
     assert label_fingerprint(llm, LabelConfig(), tasks) != before
 
 
+def test_label_fingerprint_is_not_of_the_order_of_a_run_file(tmp_path, tiny_llm):
+    def of(names, arguments):
+        chat = {"template": {"context": "{passage}", "input": "{query}", "chat": True, "chat_arguments": arguments}}
+        told = {"query_instruction": "", "passage_instruction": "", **chat}
+        tasks = dict.fromkeys(names, told)
+        config = RunConfig.model_validate(
+            {"paths": {"work": tmp_path}, "encoder": {"model": "m", "pooling": "cls"}, "tasks": tasks}
+        )
+        return label_fingerprint(None, LabelConfig(), config.tasks)
+
+    assert of(["laws", "bills"], {"a": 1, "b": 2}) == of(["bills", "laws"], {"b": 2, "a": 1})
+
+
 def test_label_fingerprint_changes_with_the_way_prompts_are_made(monkeypatch):
     before = label_fingerprint(None, LabelConfig(), {"qa": QA})
     monkeypatch.setattr("embedder.models.fingerprint.PROMPT_FORMAT", 3)

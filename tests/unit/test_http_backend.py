@@ -13,6 +13,7 @@ from embedder.config.label import LabelConfig
 from embedder.config.run import LlmConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.errors import ConfigError, ModelError
+from embedder.labelling.completions import AnswerError, likelihood
 from embedder.labelling.http_backend import HttpBackend
 from embedder.labelling.labeller import RewardLabeller
 from embedder.labelling.prefix_tree import PackedPrompt
@@ -280,3 +281,21 @@ def test_pace_finds_what_a_server_bears(lm, tiny_llm, capacity):
         limit = backend.lm.server.pace.limit
     assert capacity / 2 - 1 <= limit <= 1.5 * capacity
     assert server.refused < 60
+
+
+def test_http_backend_a_text_that_the_server_refuses_spoils_its_own_output_alone(lm, tiny_llm, caplog):
+    server = LlmServer(lm)
+    with caplog.at_level(logging.WARNING), backend_of(server, tiny_llm) as backend:
+        server.faults += [400]
+        found = backend.score(prompts(lm))
+    flat = [score for row in found for score in row]
+    assert sum(score != score for score in flat) == 1 and caplog.text.count("get no reward") == 1
+
+
+@pytest.mark.parametrize("value", [None, True, "-1", float("nan"), 0.5, -(10**400)])
+def test_likelihood_of_an_answer_is_a_number_that_one_can_be(value):
+    if value is None:
+        assert likelihood(value) is None
+        return
+    with pytest.raises(AnswerError):
+        likelihood(value)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from embedder.labelling.label_trust import Agreement, LabelTrust, SameOrder, WithinGroups, trust_lines
-from embedder.labelling.rewards import group_rewards
+from embedder.labelling.rewards import group_rewards, summed
 
 
 def row(number, rewards, relevance=(1, 0, 0, 0), base=None, scores=None, reward="rank"):
@@ -173,3 +173,21 @@ def test_trust_own_answers_are_halved_by_the_answers():
         return trust_of(rows)
 
     assert own(1.0).reliability > 0.8 and abs(own(0.0).reliability) < 0.4
+
+
+def test_trust_reliability_is_of_what_is_compared_and_of_ranks_alone():
+    rows = ranked(60, signal=0.6)
+    for each in rows:
+        each["output_tokens"] = [1, *range(1, 20, 2)]
+    means, sums = LabelTrust(0), LabelTrust(0, sums=True)
+    for each in rows:
+        means.add(each)
+        sums.add(each)
+    by_hand = LabelTrust(0)
+    for each in rows:
+        tokens = each["output_tokens"]
+        of_sums = {"base_scores": summed(each["base_scores"], tokens)}
+        of_sums["scores"] = [summed(one, tokens) for one in each["scores"]]
+        by_hand.add({**each, **of_sums})
+    assert sums.reliability == by_hand.reliability != means.reliability
+    assert trust_of([{**each, "reward": "gain"} for each in rows]).reliability is None

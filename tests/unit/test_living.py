@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import zlib
+from concurrent.futures import Future
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from embedder.errors import BundleError, DataError, StorageError
 from embedder.index import shard as shard_module
 from embedder.index import task_log
+from embedder.index.collection import CollectionInfo
 from embedder.index.compaction import write_compacted
 from embedder.index.documents import Document
 from embedder.index.exact import pair_scores
@@ -353,8 +356,53 @@ def test_generation_that_is_damaged_is_passed_over_and_made_again(tmp_path, capl
     late = mutable(tmp_path, [], VECTORS[:0])
     assert late.stats().generation == 0 and ids(late.search(VECTORS[2:3], 1, NO_CHOICE)) == [["c"]]
     assert "payload.arrow: SHA-256 differs" in caplog.text
+    # Under its own number, though nothing was written since.
+    assert late.compact() and mutable(tmp_path, [], VECTORS[:0]).stats().generation == 1
     late.upsert(documents_of("d"), VECTORS[3:4])
     assert late.compact() and mutable(tmp_path, [], VECTORS[:0]).stats().generation == 2
+
+
+@pytest.mark.parametrize("name", ["writes.arrow", "payload.arrow", "lexical"])
+def test_generation_that_is_removed_while_it_is_opened_is_no_generation(tmp_path, monkeypatch, name):
+    one = mutable(tmp_path, documents_of("ab"), VECTORS[:2])
+    one.delete([("a", "d")])
+    one.compact()
+    check, gone = CollectionInfo.check_files, generations_of(tmp_path) / "1" / name
+
+    def removing(info, folder, only=""):
+        check(info, folder, only)
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+
+    monkeypatch.setattr(CollectionInfo, "check_files", removing)
+    late = mutable(tmp_path, [], VECTORS[:0])
+    assert late.stats() == CollectionStats(1, 1, 0)
+
+
+def test_operations_that_were_not_in_the_commit_that_failed_are_written_by_the_next(tmp_path, monkeypatch):
+    """A batch that is full leaves out those of the thread that writes it."""
+    one = mutable(tmp_path, documents_of("a"), VECTORS[:1])
+    log, fails = one._log, [True]
+    commit = log._writer.commit
+
+    def once(content):
+        if fails.pop() if fails else False:
+            raise StorageError("the disk is full")
+        return commit(content)
+
+    monkeypatch.setattr(task_log, "COMMIT_BYTES", 0)
+    monkeypatch.setattr(log._writer, "commit", once)
+    other = Future()
+    log._waiting.append((OPERATIONS.empty_table(), other))
+    one.upsert(documents_of("b"), VECTORS[1:2])
+    assert isinstance(other.exception(0), StorageError) and not log._waiting
+    assert mutable(tmp_path, [], VECTORS[:0]).stats().documents == 2
+
+
+def test_generation_that_is_built_for_long_stays_young(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_module, "BUILDING_S", 0.1)
+    os.utime(tmp_path, (0, 0))
+    with shard_module.kept_young(tmp_path):
+        wait_until(lambda: tmp_path.stat().st_mtime > 1)
 
 
 def test_generation_that_goes_further_than_the_log_is_of_another_log(tmp_path):
@@ -362,7 +410,11 @@ def test_generation_that_goes_further_than_the_log_is_of_another_log(tmp_path):
     one.upsert(documents_of("c"), VECTORS[2:3])
     one.compact()
     shutil.rmtree(tmp_path / "state" / "writes")
-    assert mutable(tmp_path, [], VECTORS[:0]).stats() == CollectionStats(2, 0, 0)
+    late = mutable(tmp_path, [], VECTORS[:0])
+    assert late.stats() == CollectionStats(2, 0, 0)
+    # Nor is it once the log has come to its number again.
+    late.upsert(documents_of("x"), VECTORS[3:4])
+    assert ids(mutable(tmp_path, [], VECTORS[:0]).search(VECTORS[2:4], 9, NO_CHOICE))[0].count("c") == 0
 
 
 def test_fold_stands_for_the_commits_that_were_removed(tmp_path, monkeypatch):

@@ -86,7 +86,11 @@ def test_scratch_goes_at_its_end_and_so_does_that_of_a_process_that_was_killed()
         assert not killed.exists() and not folder.exists() and next_folder.is_dir()
 
 
-def test_bound_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(BOUND, "much")
-    with pytest.raises(ConfigError, match="LLM_EMBEDDER_CACHE_GB is 'much'; give a number of gigabytes"):
-        fill("one", 1)
+@pytest.mark.parametrize("given", ["much", "nan", "-1"])
+def test_bound_that_is_no_number_is_refused_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch, given) -> None:
+    monkeypatch.setenv(BOUND, given)
+    with (
+        pytest.raises(ConfigError, match=f"LLM_EMBEDDER_CACHE_GB is '{given}'; give a number of gigabytes"),
+        filling(used_entry("one")),
+    ):
+        pytest.fail("it was filled")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from embedder.data.ledger import Ledger
 from embedder.data.records import parquet_files, read_tables, write_table
 from embedder.errors import ConfigError, DataError
+from embedder.storage.durable import write_durably
 from embedder.storage.json_file import write_json
 from embedder.storage.object_store import ObjectPath, masked, replacing
 from tests.object_store import SECRET, proxy
@@ -280,3 +281,11 @@ def test_local_file_still_appears_by_a_rename(tmp_path):
     assert list((tmp_path / "deep").iterdir()) == []
     put(Path(tmp_path / "deep" / "a"))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
+
+
+def test_file_whose_name_is_as_long_as_one_can_be_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / ("漢" * 83 + ".text")
+    with replacing(path) as file:
+        file.write(b"x")
+    write_durably(path, b"y")
+    assert path.read_bytes() == b"y" and list(tmp_path.iterdir()) == [path]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import threading
+import time
 from itertools import count
 from random import Random
 from types import SimpleNamespace
@@ -99,3 +101,19 @@ def test_pace_halves_at_each_silence(monkeypatch):
     assert found.limit == 4
     found.overloaded(now, is_silent=True)
     assert found.limit == 2
+
+
+def test_pace_threads_that_wait_for_a_place_obey_a_pause_that_is_asked_for_meanwhile():
+    shared, began = pace.RequestPace(2), []
+    for _ in range(2):
+        shared.enter()
+    waiting = [threading.Thread(target=lambda: began.append(shared.enter())) for _ in range(4)]
+    for each in waiting:
+        each.start()
+    asked = time.monotonic()
+    shared.pause(0.3)
+    for _ in range(4):
+        shared.leave()
+    for each in waiting:
+        each.join(10)
+    assert len(began) == 4 and min(began) - asked >= 0.3

@@ -86,7 +86,7 @@ def test_near_duplicates_are_those_of_comparing_all_with_all(texts):
     [
         (OutputScores(-3, -1, [-1], [-2, -2], 1, 1), None),
         (OutputScores(-3, -2.6, [-2.6], [], 0, 1), "the passage does not help"),
-        (OutputScores(-3, float("nan"), [-1], [], 0, 1), "the passage does not help"),
+        (OutputScores(-3, float("nan"), [-1], [], 0, 1), "could not be scored: a server divides it into other tokens"),
         (OutputScores(-3, -1, [-2, -1.05], [], 0, 1), "one passage is enough"),
         (OutputScores(-3, -1, [-2, -1.2], [], 0, 1), None),
         (OutputScores(-3, -1, [-1], [-2], 1, None), "a search does not find the passage"),
@@ -132,3 +132,10 @@ def test_kinds_follow_the_task_and_an_example_has_as_many_passages_as_its_kind()
     assert kinds_of("tool", QuestionsConfig(kinds=["fact", "fact"])) == ("fact",)
     with pytest.raises(ValueError, match="has 2 passages, not 1"):
         WorkedQuestion(kind="two_passages", passages=["one"], query="q", output="o")
+
+
+def test_passages_are_shown_without_blank_lines_however_many_blanks_they_hold():
+    kind = KINDS["fact"]
+    assert kind.shown(["  a \n \n\t\n b\n"]) == "Passage: a\nb"
+    # A search for blanks around each line's end would take hours.
+    assert kind.shown(["a" + " " * 300_000 + "b"]) == "Passage: a" + " " * 300_000 + "b"

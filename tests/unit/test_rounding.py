@@ -47,3 +47,9 @@ def test_draw_sample_takes_groups_with_rivals_whatever_their_order():
     assert len({each["row_id"] for each in chosen}) == 5
     assert draw_sample(rows, 5, seed=2) != chosen
     assert len(draw_sample([*rows[:3], *without], 5, seed=1)) == 3 and draw_sample(rows, 0, seed=1) == []
+
+
+def test_draw_sample_passes_over_groups_that_could_not_be_scored():
+    failed = {"rewards": None, "scores": [[float("nan"), -2.0]], "error": "a log-likelihood is not finite"}
+    bad = row([FIRST], [1]) | failed
+    assert draw_sample([bad, row([FIRST], [1])], 5, 0) == [row([FIRST], [1])]

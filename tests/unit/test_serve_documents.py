@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
+
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from embedder.data.metadata import metadata_json
+from embedder.index.documents import Row
 from embedder.index.filters import Filter
+from embedder.index.metadata_change import MetadataChange
 from serve.api import make_api
 from serve.deployments.node_metrics import of_application
 from serve.schemas.document_schemas import ChangeRequest, DeleteRequest, ListRequest
@@ -82,7 +89,20 @@ def test_cursor_stays_where_it_is_while_documents_come_and_go(client):
     assert post(client, f"{PATH}/delete", documents=names)["deleted"] == 2
 
 
-@pytest.mark.parametrize("cursor", ["x", "AAAA", "AAAAAAAA", "é", "W10=", "=" * 8])
+def test_metadata_that_is_nested_is_removed_by_its_path():
+    row = Row("a", "d", "text", None, metadata_json({"author": {"name": "Ada", "born": 1815}, "x": [{"y": 1, "z": 2}]}))
+    changed = MetadataChange(remove=["author.name", "x.y", "nothing.here"]).applied(row)
+    assert json.loads(changed.metadata) == {"author": {"born": 1815}, "x": [{"z": 2}]}
+
+
+def with_sum(content: bytes) -> str:
+    return base64.urlsafe_b64encode(zlib.crc32(content).to_bytes(4, "big") + content).decode()
+
+
+ODD_CURSORS = [with_sum(content) for content in (b"x", b"1", b'["a"]', b"[" * 3000, b"null")]
+
+
+@pytest.mark.parametrize("cursor", [*ODD_CURSORS, "x", "AAAA", "AAAAAAAA", "é", "W10=", "=" * 8])
 def test_cursor_that_is_none_is_refused(client, cursor):
     assert post(client, f"{PATH}/list", 400, cursor=cursor)["error"]["param"] == "cursor"
 

@@ -208,5 +208,5 @@ def test_the_command_prints_a_line_for_a_shell_and_how_to_follow(repository, cap
         "# follow",
         "# status",
         "# stop",
-        "# every node must see /shared/cache, /shared/nq, /shared/runs/first",
+        "# every node must see /shared/nq, /shared/runs/first",
     ]

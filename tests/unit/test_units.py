@@ -5,9 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.config.endpoints import LlmEndpoint
+from embedder.config.run import LlmConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.records import group_id
-from embedder.labelling.units import join_units, missing_of, plan_units, unit_tokens
+from embedder.labelling.units import join_units, missing_of, plan_units, unit_tokens, written_tokens
 from tests.unit.judges import quick
 
 
@@ -112,3 +114,20 @@ def test_unit_tokens_counted_by_hand():
     assert unit_tokens(groups, likelihood, 2, None) == 20 + (3 + 2) * (3 + 4)
     short = [each | {"answers": [TOKEN * 2]} for each in groups]
     assert unit_tokens(short, task, 2, None) == 20 + (3 + 2) * (3 + 3 * 2)
+
+
+def test_tokens_of_a_server_counted_by_hand():
+    """Of a query of 3 tokens, a passage of 10 and an output of 5 with 2 samples: each output is read with its prompt.
+
+    Three outputs, without the passage and with it, and once for the samples; a token is written for each score.
+    """
+    endpoint = LlmEndpoint(url="http://127.0.0.1:1/v1", model="m")
+    llm = LlmConfig(model="m", endpoint=endpoint, max_prefix_tokens=900)
+    task = BUILTIN_TASKS["chat"]
+    bare = task.template.model_copy(update={"input": "", "context": ""})
+    task = task.model_copy(update={"template": bare, "max_output_tokens": 5, "shots": 0, "reward": "rank"})
+    groups = [group("chat", "d", 0, [TOKEN * 10]) | {"query": TOKEN * 3, "answers": [TOKEN * 7]}]
+    assert unit_tokens(groups, task, 2, llm) == 3 * ((3 + 5) + (13 + 5)) + 3
+    assert written_tokens(groups, task, 2, llm) == 3 * 2 + 2 * 5
+    assert written_tokens(groups, task.model_copy(update={"reward": "likelihood"}), 2, llm) == 2
+    assert written_tokens(groups, task, 2, None) == 0

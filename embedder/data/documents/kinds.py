@@ -95,7 +95,10 @@ def document_files(root: Path, patterns: Sequence[str] | None, left_out: Counter
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); give the program the right to")
 
     for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = sorted(each for each in folders if not each.startswith(".") and each not in NOT_ENTERED)
+        folders[:] = sorted(each for each in folders if is_entered(Path(each)))
+        for linked in (Path(folder, each) for each in folders if Path(folder, each).is_symlink()):
+            inside = linked.relative_to(root).as_posix()
+            yield DocumentFile(linked, printed_name(inside), "text", "a link to a folder; copy the folder in its place")
         for name in sorted(each for each in names if not each.startswith(".")):
             path = Path(folder, name)
             inside = path.relative_to(root).as_posix()
@@ -108,9 +111,19 @@ def document_files(root: Path, patterns: Sequence[str] | None, left_out: Counter
             yield _document(path, root, kind)
 
 
+def is_entered(folder: Path) -> bool:
+    """Whether a folder is looked into, by its name."""
+    return not folder.name.startswith(".") and folder.name not in NOT_ENTERED
+
+
 def _document(path: Path, root: Path, kind: Kind) -> DocumentFile:
     name = path.name if path == root else path.relative_to(root).as_posix()
-    return DocumentFile(path, name.encode(errors="backslashreplace").decode(), kind, _fault(path, root, name))
+    return DocumentFile(path, printed_name(name), kind, _fault(path, root, name))
+
+
+def printed_name(name: str) -> str:
+    """A name in which what is not UTF-8 is spelled out."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _fault(path: Path, root: Path, name: str) -> str | None:

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+import yaml
 from markdown_it import MarkdownIt
 
 from embedder.data.documents.section import DocumentPart, Outline
@@ -27,7 +28,7 @@ def text_sections(text: str, name: str) -> Iterator[DocumentPart]:
 def markdown_sections(text: str, name: str) -> Iterator[DocumentPart]:
     """The parts of a Markdown text, as it stands there; its front matter is left out, apart from a title."""
     front = FRONT_MATTER.match(text)
-    if front:
+    if front and _is_mapping(front[1]):
         title = TITLE_LINE.search(front[1])
         name, text = (title[1] if title else name), text[front.end() :]
     # Blocks alone: what stands within a line has no headings and would take most of the time.
@@ -38,6 +39,14 @@ def markdown_sections(text: str, name: str) -> Iterator[DocumentPart]:
         if token.type == "heading_open" and token.level == 0 and token.map:
             headings[token.map[0]] = (token.map[1], int(token.tag[1]), tokens[i + 1].content)
     yield from _cut(text.split("\n"), headings, name)
+
+
+def _is_mapping(text: str) -> bool:
+    """Whether a text is YAML with names and values, and not what stands between two rules."""
+    try:
+        return isinstance(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), dict)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return False
 
 
 def rst_sections(text: str, name: str) -> Iterator[DocumentPart]:

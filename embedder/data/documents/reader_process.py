@@ -70,6 +70,9 @@ class ReaderProcess:
             raise UnreadableError(answer["fault"])
 
     def _send(self, line: bytes) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            # Killed between two files, by whoever needed memory.
+            self._stop()
         if self._process is None:
             # The modules are found as in this process, on a cluster's node in the job's own folder.
             env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -173,7 +176,8 @@ def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"fault": str(error)}
     except MemoryError:
         yield {"fault": "it needs too much memory; divide it, or leave it out"}
-    except (OSError, EOFError, LookupError, ValueError, RecursionError) as error:
+    # ArithmeticError: a date of Arrow that Python's cannot hold.
+    except (OSError, EOFError, LookupError, ValueError, RecursionError, ArithmeticError) as error:
         yield {"fault": f"cannot be read ({type(error).__name__}: {str(error)[:200]})"}
     else:
         yield {"end": True}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedder.data.documents.section import DocumentPart, UnreadableError
-from embedder.data.fields import ALIASES, Row, RowError, is_blank, optional_id, shown
+from embedder.data.fields import ALIASES, Row, RowError, is_blank, optional_id
 from embedder.data.json_lines import MAX_LINE_BYTES, parse_object, read_text_lines
-from embedder.data.metadata import LARGEST_INTEGER, is_field_name
+from embedder.data.metadata import LARGEST_INTEGER, is_field_name, metadata_json
+from embedder.errors import shown
+
+if TYPE_CHECKING:  # it takes time to import, and most readers need none
+    import pyarrow as pa
 
 TEXT_COLUMNS = ("text", "contents", "content", *ALIASES["text"])
 """TableColumns that are taken for the text of a row, the first one that is there."""
@@ -43,9 +49,11 @@ def csv_sections(path: Path, columns: TableColumns, encoding: str) -> Iterator[D
     """The rows of a CSV file with a heading; what parts its columns is found in the heading."""
     csv.field_size_limit(MAX_LINE_BYTES)
     opened = gzip.open if path.suffix == ".gz" else open
-    marked = "utf-8-sig" if encoding.lower().replace("_", "-") in {"utf-8", "utf8"} else encoding
     try:
-        with opened(path, "rt", encoding=marked, newline="") as file:
+        with opened(path, "rb") as raw:
+            # A byte order mark says more than a setting for all files.
+            is_marked = raw.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+        with opened(path, "rt", encoding="utf-8-sig" if is_marked else encoding, newline="") as file:
             heading = file.readline(MAX_LINE_BYTES)
             if not heading.strip():
                 raise UnreadableError("empty")
@@ -78,7 +86,7 @@ def _check_names(names: list[str]) -> None:
     if len(names) > MAX_COLUMNS:
         raise UnreadableError(f"{len(names):,} columns; at most {MAX_COLUMNS:,} are read")
     if len(set(names)) < len(names) or "" in names:
-        raise UnreadableError(f"the heading {shown(names)} names a column twice, or not at all; CSV needs a heading")
+        raise UnreadableError(f"the heading {shown(names)} names a column twice, or not at all; name each once")
 
 
 def _csv_section(names: list[str], values: list[str], columns: TableColumns, number: int) -> DocumentPart:
@@ -110,15 +118,25 @@ def parquet_sections(path: Path, columns: TableColumns) -> Iterator[DocumentPart
 
     try:
         with open_parquet(path) as file:
-            if len(file.schema_arrow.names) > MAX_COLUMNS:
-                raise UnreadableError(f"{len(file.schema_arrow.names):,} columns; at most {MAX_COLUMNS:,} are read")
+            _check_names(file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                for row in batch.to_pylist():
+                for row in _with_texts(batch).to_pylist():
                     number += 1
                     yield row_section(row, columns, number)
     except (pa.ArrowException, OSError) as error:
         raise UnreadableError(f"no readable Parquet file ({str(error).splitlines()[0]:.200})") from error
+
+
+def _with_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with texts in place of bytes, as some programs write them, where these are UTF-8."""
+    import pyarrow as pa
+
+    for i, field in enumerate(batch.schema):
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            with suppress(pa.ArrowInvalid):
+                batch = batch.set_column(i, field.name, batch.column(i).cast(pa.large_string()))
+    return batch
 
 
 def object_sections(rows: Iterable[object], columns: TableColumns) -> Iterator[DocumentPart]:
@@ -174,7 +192,13 @@ def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in row.items():
         if len(kept) == MAX_FIELDS:
             break
-        if not is_field_name(name) or isinstance(value, list | dict | bytes):
+        if not is_field_name(name) or isinstance(value, bytes):
+            continue
+        if isinstance(value, list | dict):
+            # ValueError: it holds what no search could filter by.
+            with suppress(ValueError):
+                metadata_json({name: value})
+                kept[name] = value
             continue
         kind = value if isinstance(value, bool | int | float) else _written(value)
         if kind is None or (isinstance(kind, str) and not 0 < len(kind) <= MAX_VALUE):

@@ -13,13 +13,16 @@ import yaml
 
 from embedder.data.documents.section import DocumentPart, UnreadableError
 from embedder.data.documents.table_rows import TableColumns, object_sections
-from embedder.data.fields import RowError, shown
+from embedder.data.fields import RowError
 from embedder.data.json_lines import parse_json
+from embedder.errors import shown
 
 IS_OPENAPI = re.compile(r"""^\s*["']?(openapi|swagger)["']?\s*:""", re.MULTILINE)
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 MAX_TOOL = 16_384
 """Characters of what is told of one tool."""
+MAX_UNITED = 100
+"""Schemas that one unites (`allOf`)."""
 MAX_REFERENCES = 8
 """References that follow each other; they may go round in a circle."""
 
@@ -65,22 +68,26 @@ def yaml_sections(text: str) -> Iterator[DocumentPart] | None:
 
 def openapi_sections(api: dict[str, Any]) -> Iterator[DocumentPart]:
     """Each operation of an OpenAPI 2 or 3 description."""
-    for path, item in api["paths"].items():
-        shared = _list(_dict(item).get("parameters"))
+    for path, given in api["paths"].items():
+        item = _resolved(given, api)
+        shared = _list(item.get("parameters"))
         for method in METHODS:
-            operation = _dict(_dict(item).get(method))
+            operation = _dict(item.get(method))
             if not operation:
                 continue
             told = f"{method.upper()} {path}"
             lines = [told, _words(operation.get("summary")), _words(operation.get("description"))]
-            for given in shared + _list(operation.get("parameters")):
-                parameter = _resolved(given, api)
+            for each in shared + _list(operation.get("parameters")):
+                parameter = _resolved(each, api)
                 schema = _resolved(parameter.get("schema"), api) or parameter
-                lines.append(_field(parameter.get("name"), schema, parameter.get("required"), parameter))
+                # The whole body, which OpenAPI 2 has among the parameters.
+                is_body = parameter.get("in") == "body"
+                fields = _fields(schema, api) if is_body else []
+                lines += fields or [_field(parameter.get("name"), schema, parameter.get("required"), parameter)]
             lines += _body(operation, api)
             name = _words(operation.get("operationId")) or told
-            fields = {"method": method.upper(), "path": str(path)[:1024], "tags": _tags(operation)}
-            yield _tool(name, lines, {key: value for key, value in fields.items() if value})
+            place = {"method": method.upper(), "path": str(path)[:1024], "tags": _tags(operation)}
+            yield _tool(name, lines, {key: value for key, value in place.items() if value})
 
 
 def _body(operation: dict[str, Any], api: dict[str, Any]) -> list[str]:
@@ -90,10 +97,14 @@ def _body(operation: dict[str, Any], api: dict[str, Any]) -> list[str]:
     return _fields(_resolved(media.get("schema"), api), api)
 
 
-def _fields(schema: dict[str, Any], api: dict[str, Any]) -> list[str]:
+def _fields(schema: dict[str, Any], api: dict[str, Any], depth: int = 0) -> list[str]:
+    """The fields of an object, with those of the schemas that it unites."""
     required = _list(schema.get("required"))
     properties = _dict(schema.get("properties"))
-    return [_field(name, _resolved(value, api), name in required) for name, value in properties.items()]
+    fields = [_field(name, _resolved(value, api), name in required) for name, value in properties.items()]
+    for part in _list(schema.get("allOf"))[:MAX_UNITED] if depth < MAX_REFERENCES else ():
+        fields += _fields(_resolved(part, api), api, depth + 1)
+    return fields
 
 
 def _field(name: object, schema: dict[str, Any], required: object, told: dict[str, Any] | None = None) -> str:
@@ -108,19 +119,25 @@ def _field(name: object, schema: dict[str, Any], required: object, told: dict[st
 def _tools(value: object) -> list[dict[str, Any]]:
     """Tools as MCP's tools/list gives them, with the answer around or without, or as functions of a chat API."""
     found = _dict(value)
-    given: object = found.get("tools") or _dict(found.get("result")).get("tools") or value
-    tools = []
-    for each in _list(given):
-        inner = _dict(each).get("function")
-        tool = inner if isinstance(inner, dict) else _dict(each)
-        if not isinstance(tool.get("name"), str) or not ({"inputSchema", "input_schema", "parameters"} & tool.keys()):
-            return []
-        tools.append(tool)
-    return tools
+    named = _list(found.get("tools") or _dict(found.get("result")).get("tools"))
+    tools = [_tool_of(each) for each in named or _list(value)]
+    # What is called tools may hold something else beside them; rows of a table are no tools because some look so.
+    is_list_of_tools = any(tools) if named else all(tools)
+    return tools if is_list_of_tools else []
+
+
+def _tool_of(value: object) -> dict[str, Any]:
+    """A tool; empty where it is none."""
+    inner = _dict(value).get("function")
+    tool = inner if isinstance(inner, dict) else _dict(value)
+    has_parameters = isinstance(inner, dict) or {"inputSchema", "input_schema", "parameters"} & tool.keys()
+    return tool if isinstance(tool.get("name"), str) and has_parameters else {}
 
 
 def tool_section(tool: dict[str, Any]) -> DocumentPart:
     """One tool with its parameters."""
+    if not tool:
+        return DocumentPart((), "", fault="no tool with a name and parameters")
     schema = _dict(tool.get("inputSchema") or tool.get("input_schema") or tool.get("parameters"))
     lines = [_words(tool.get("title")), _words(tool.get("description")), *_fields(schema, schema)]
     return _tool(tool["name"], lines, {})
@@ -141,7 +158,11 @@ def _resolved(value: object, api: dict[str, Any]) -> dict[str, Any]:
             break
         target: object = api
         for part in reference[2:].split("/"):
-            target = _dict(target).get(part.replace("~1", "/").replace("~0", "~"))
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list):
+                target = dict(enumerate(target)).get(int(name) if name.isdecimal() and len(name) < 9 else -1)
+            else:
+                target = _dict(target).get(name)
         found = _dict(target)
     return found
 

@@ -26,7 +26,7 @@ BLOCKS = {
 PARAGRAPHS = {"p", "pre", "table", "ul", "ol", "dl", "blockquote", "div", "section"}
 """Elements with an empty line around them."""
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
-ANCHOR = re.compile(r"\s*[#¶§]\s*$")
+ANCHOR = re.compile(r"\s*[¶§]\s*$|\s+#\s*$")
 """The sign that generators of pages put behind a heading, to link to it."""
 SPACES = re.compile(r"[ \t\n\r\f\v\u00a0]+")
 
@@ -77,7 +77,7 @@ class _Page:
             inside = None
             if node.tag in HEADINGS and node.mem_id not in self._left_out:
                 self._break()
-                yield from self._outline.heading(HEADINGS[node.tag], ANCHOR.sub("", node.text()))
+                yield from self._outline.heading(HEADINGS[node.tag], ANCHOR.sub("", self._heading(node)))
             elif node.mem_id not in self._left_out:
                 inside = self._enter(node)
             if inside is not None:
@@ -90,6 +90,24 @@ class _Page:
             node = node.next if above else None
         self._break()
         yield from self._outline.end()
+
+    def _heading(self, node: LexborNode) -> str:
+        """What a reader sees of a heading, on one line."""
+        parts: list[str] = []
+        above = [node.child]
+        while above:
+            inside = above.pop()
+            if inside is None:
+                continue
+            above.append(inside.next)
+            if inside.mem_id in self._left_out:
+                continue
+            if inside.tag == "-text":
+                parts.append(inside.text_content or "")
+            elif inside.tag in BLOCKS or inside.tag == "br":
+                parts.append(" ")
+            above.append(inside.child)
+        return "".join(parts)
 
     def _enter(self, node: LexborNode) -> LexborNode | None:
         """Begin an element; the first node within it, or None where it has been read as a whole."""

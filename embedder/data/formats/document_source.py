@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from math import inf
 from pathlib import Path
 
 from embedder.config.prepare import Source
 from embedder.config.tasks import TaskSpec
 from embedder.data.documents.chunks import Chunk, Chunker
-from embedder.data.documents.kinds import DocumentFile, document_files
+from embedder.data.documents.kinds import MAX_NAME, DocumentFile, document_files
 from embedder.data.documents.reader_process import ReaderProcess
 from embedder.data.documents.section import DocumentPart, UnreadableError
 from embedder.data.documents.table_rows import TableColumns
-from embedder.data.fields import Row, RowError, as_id, shown
+from embedder.data.fields import Row, RowError, as_id
 from embedder.data.formats.layout import LayoutReader
 from embedder.data.metadata import metadata_json
 from embedder.data.records import Split
 from embedder.data.rows import Prepared, passage_row, read_lines, titled
-from embedder.errors import DataError
+from embedder.errors import DataError, shown
 from embedder.hashing import content_id
 from embedder.storage.fetched import local_copy
 
@@ -94,9 +95,20 @@ class DocumentReader(LayoutReader):
         Raises:
             DataError: no file gives a chunk.
         """
+        renamed = 0
         for row in self.each_passage(prepared):
-            if prepared.passages.setdefault(row["id"], row) is not row:
-                prepared.merged += 1
+            known = prepared.passages.setdefault(row["id"], row)
+            if known is not row and known["text"] != row["text"]:
+                # Two tables count their rows from 1, or a column holds no ids after all.
+                renamed += 1
+                own = f"{row['id'][:MAX_NAME]}#{content_id(row['text'])[:HASH_DIGITS]}"
+                row |= {"id": as_id(own, "id")}
+                known = prepared.passages.setdefault(row["id"], row)
+            prepared.merged += known is not row
+        if renamed:
+            prepared.notes.append(
+                f"{renamed:,} rows have the id of an earlier row with another text; the hash of theirs is added to it"
+            )
         if not prepared.passages and prepared.most_rows is None:
             raise DataError(f"{self._where} gives no text; add files that can be read{prepared.first_reason()}")
 
@@ -105,7 +117,8 @@ class DocumentReader(LayoutReader):
         chunker, most = Chunker(self.source, self.task), prepared.most_rows
         left_out: Counter[str] = Counter()
         kinds: Counter[str] = Counter()
-        chunks, begin, faults = 0, prepared.rows_in, len(prepared.rejected)
+        chunks, faults = 0, len(prepared.rejected)
+        end = prepared.rows_in + (inf if most is None else most)
         source = self.source
         columns = TableColumns(
             None if source.text_columns is None else tuple(source.text_columns), source.title_column, source.id_column
@@ -113,11 +126,11 @@ class DocumentReader(LayoutReader):
         with ReaderProcess(columns, source.encoding) as reader:
             for file in self._files(left_out):
                 kinds[file.kind] += 1
-                for row in self._file_passages(file, reader, chunker, prepared):
+                for row in self._file_passages(file, reader, chunker, prepared, end):
                     yield row
                     chunks += 1
-                    if most is not None and prepared.rows_in - begin >= most:
-                        return
+                if prepared.rows_in >= end:
+                    return
         prepared.notes.append(
             f"{kinds.total():,} files ({_named(kinds)}) gave {chunks:,} chunks of at most {source.chunk_tokens} tokens"
         )
@@ -129,13 +142,17 @@ class DocumentReader(LayoutReader):
             prepared.notes.append(f"files that cannot be read, or not to their end: {len(lost):,}; {named}{more}")
 
     def _file_passages(
-        self, file: DocumentFile, reader: ReaderProcess, chunker: Chunker, prepared: Prepared
+        self, file: DocumentFile, reader: ReaderProcess, chunker: Chunker, prepared: Prepared, end: float
     ) -> Iterator[Row]:
-        position = 0
+        """The chunks of one file; the number of rows is not to grow beyond `end`."""
+        position, is_empty = 0, True
         try:
             if file.fault:
                 raise UnreadableError(file.fault)
             for section in reader.sections(file):
+                if prepared.rows_in >= end:
+                    return
+                is_empty = False
                 if section.fault:
                     _set_aside(prepared, file, section.line, section.fault, section.text)
                     continue
@@ -150,6 +167,8 @@ class DocumentReader(LayoutReader):
                     prepared.rows_in += 1
                     position += 1
                     yield row
+            if is_empty:
+                raise UnreadableError("no text in it")
         except UnreadableError as error:
             _set_aside(prepared, file, 0, str(error), "")
 
@@ -164,7 +183,8 @@ class DocumentReader(LayoutReader):
             "page": chunk.page,
             "position": position,
         }
-        metadata = metadata_json({**section.metadata, **place})
+        known = {name: value for name, value in place.items() if value is not None}
+        metadata = metadata_json({**section.metadata, **known})
         return passage_row(self.source, as_id(passage_id, "id"), text, chunk.title or None, metadata)
 
     def read_queries(self, prepared: Prepared) -> dict[Split, list[list[Row]]]:

@@ -103,7 +103,7 @@ class LayoutReader(SourceReader):
         known: dict[str, Line] = {}
         counts = self._counts = Counter()
         names = FieldNames(self.query_fields | ({"teacher_scores", "dataset"} if scored else {"teacher_scores"}))
-        rejected = len(prepared.rejected)
+        rejected = prepared.rejected_of.total()
         for number, raw in read_lines(path, prepared):
             # The title of a long text goes with its chunks; that of a query is not read.
             long = raw.get("text") is not None and not scored
@@ -112,7 +112,8 @@ class LayoutReader(SourceReader):
                 if scored and raw.get("dataset") is not None and required_text(raw, "dataset") != self.source.dataset:
                     counts["elsewhere"] += 1
                     continue
-                queries = self._queries(self._layout_row({"options": labels, **raw}), split, prepared, scored)
+                row = self._layout_row({**raw, "options": raw.get("options") or labels})
+                queries = self._queries(row, split, prepared, scored)
                 if not long and optional_id(raw, "query_id") is None:
                     self._name_apart(queries[0], known, scored)
                 name = queries[0]["query_id"]
@@ -129,7 +130,7 @@ class LayoutReader(SourceReader):
             # Of a long text nobody has looked at the types of other fields.
             history = [] if long else raw.get("history") or []
             counts["strangers"] += bool(history) and not _stripped(raw.get("pos") or []) <= _stripped(history)
-        if counts["elsewhere"] and not known and len(prepared.rejected) == rejected:
+        if counts["elsewhere"] and not known and prepared.rejected_of.total() == rejected:
             raise DataError(f"{path}: no row of dataset {self.source.dataset!r}; its rows name other datasets")
         prepared.left_out += counts["elsewhere"]
         prepared.notes += [f"{path.name}: {NOTES[name].format(counts[name])}" for name in NOTES if counts[name]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from embedder.data.fields import Row, RowError, shown
+from embedder.data.fields import Row, RowError
+from embedder.errors import shown
 
 FACTS = ("options", "category", "origin")
 """Columns that two rows of a query have in common, where both have them."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedder.data.fields import Row, RowError, as_id, shown
+from embedder.data.fields import Row, RowError, as_id
 from embedder.data.formats.layout import KNOWN, LayoutReader
 from embedder.data.formats.reader import TEXT_FIELDS
 from embedder.data.json_lines import parse_json
 from embedder.data.records import Split
+from embedder.errors import shown
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
