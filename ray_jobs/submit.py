@@ -43,8 +43,19 @@ LARGEST_UPLOAD = 100 * 2**20
 LOST_FILES = "unpacking the working_dir"
 """In what Ray says of a job whose files were taken away while they were looked for: it unpacks an upload for the job
 and for its first process, and the later one begins by removing what the earlier one has unpacked."""
-PATH_KEYS = ("paths.work", "paths.cache", "label.export", "serve.bundle", "serve.api_keys_file", "serve.audit_file")
+PATH_KEYS = (
+    *("paths.work", "paths.cache", "label.export", "llm.endpoint.key_file"),
+    *("serve.bundle", "serve.api_keys_file", "serve.audit_file"),
+)
 MODEL_KEYS = ("encoder.model", "llm.model", "reranker.model", "index.model")
+LISTS = {
+    "prepare.sources": ("path", "corpus", "queries", "tokenizer"),
+    "train.replay.runs": ("work",),
+    "evaluate.retrievers": ("model", "key_file"),
+}
+"""Lists of sections, and the paths in each of them."""
+MODELS = {"tokenizer", "model"}
+"""Of these the ones that may also be names on the hub."""
 
 
 @dataclass(frozen=True)
@@ -168,25 +179,31 @@ def absolute_settings(run_file: Path, overrides: list[str], config: RunConfig) -
     raw, dumped = raw_run(run_file, overrides), config.model_dump(mode="json")
     sets = []
     for key in (*PATH_KEYS, *MODEL_KEYS):
-        section, name = key.split(".")
-        written, resolved = ((settings.get(section) or {}).get(name) for settings in (raw, dumped))
+        written, resolved = (_setting(settings, key) for settings in (raw, dumped))
         # A model may also be the name of one on the hub.
         is_path = key in PATH_KEYS or Path(resolved or "").is_dir()
         if resolved and "://" not in resolved and is_path and _is_relative(written or ""):
             sets.append(f"{key}={Path(resolved).absolute()}")
-    sources = [dict(source) for source in (raw.get("prepare") or {}).get("sources", [])]
-    relative = [
-        (source, key) for source in sources for key in ("path", "corpus", "queries") if _is_relative(source.get(key))
-    ]
-    for source, key in relative:
-        source[key] = str(Path(source[key]).absolute())
-    if relative:
-        sets.append(f"prepare.sources={json.dumps(sources, ensure_ascii=False)}")
+    for key, names in LISTS.items():
+        rows = [dict(row) if isinstance(row, dict) else row for row in _setting(raw, key) or []]
+        given = [(row, name) for row in rows for name in names if isinstance(row, dict) and _is_relative(row.get(name))]
+        relative = [(row, name) for row, name in given if name not in MODELS or Path(row[name]).is_dir()]
+        for row, name in relative:
+            row[name] = str(Path(row[name]).absolute())
+        if relative:
+            sets.append(f"{key}={json.dumps(rows, ensure_ascii=False)}")
     return sets
 
 
-def _is_relative(path: str | None) -> bool:
-    return path is not None and "://" not in path and not path.startswith(("/", "~"))
+def _setting(settings: Any, key: str) -> Any:  # noqa: ANN401 - whatever YAML can say
+    """What stands at a key with dots; None where nothing does."""
+    for name in key.split("."):
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return settings
+
+
+def _is_relative(path: object) -> bool:
+    return isinstance(path, str) and "://" not in path and not path.startswith(("/", "~"))
 
 
 def shared_paths(config: RunConfig) -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from embedder.config.run import RunConfig
 from embedder.config.train import NEUTRAL
+from embedder.errors import ConfigError
 from embedder.hashing import content_id
 from embedder.models.fingerprint import encoder_fingerprint
 from embedder.models.st_folder import check_base_model, plain_task_of
@@ -55,6 +56,10 @@ def check(config: RunConfig) -> Work:
 
     check_encoder(config.encoder)
     work = work_of(config, Counter(data.sizes), data.tokens, data.group_size, data.apart, data.notes)
+    if settings.validation is not None and not data.apart:
+        raise ConfigError(
+            "train.validation: no group would be kept apart; raise share, label more groups, or leave validation out"
+        )
     if not settings.control:
         return work
     line = "then the same once more, with the rewards of each group shuffled (train.control)"

@@ -79,7 +79,8 @@ async def grouped(rank: Rank, grouping: Grouping, k: int, wanted: Filter | None)
         if not is_for_others and not groups.short:
             break
         match = Match.model_validate({"except": groups.values} if is_for_others else {"any": groups.short})
-        own = Filter(must=[Condition(key=grouping.field, match=match)])
+        # Not checked as those of clients: values come from the index, which may have a field of the name of an id.
+        own = Filter(must=[Condition.model_construct(key=grouping.field, match=match)])
         results = await rank(both(own, wanted), depth)
         groups.take(results.hits()[0])
         is_all = results.table.num_rows < depth

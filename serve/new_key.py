@@ -10,6 +10,7 @@ without, it is printed too.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import secrets
 from collections.abc import Sequence
@@ -64,7 +65,21 @@ def add_line(path: Path, line: str) -> None:
         ConfigError: the file holds something else, or a key of that name; or it cannot be replaced.
     """
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            # That of the folder, because the file is replaced and another one beside it would stay.
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            _add_line(path, line)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); the key is not in it") from error
+
+
+def _add_line(path: Path, line: str) -> None:
+    """The same; no other process may be at it."""
+    temporary = path.with_name(f".{uuid4().hex}")
     before, status = "", None
     try:
         if path.exists():
@@ -81,8 +96,6 @@ def add_line(path: Path, line: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_path(path.parent)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); the key is not in it") from error
     finally:
         temporary.unlink(missing_ok=True)
 

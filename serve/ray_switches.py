@@ -43,11 +43,6 @@ _CLAIMS: list[socket.socket] = []
 """What stands for the ports that this process has claimed, open as long as it lives."""
 
 
-def is_haproxy(environment: MutableMapping[str, str]) -> bool:
-    """Whether HAProxy stands before a Ray that is started with this environment."""
-    return environment.get(ENABLED) == "1"
-
-
 def set_switches(environment: MutableMapping[str, str], folder: Path) -> None:
     """Add the switches to the environment in which Ray is about to start, before Ray Serve is imported.
 

@@ -24,11 +24,13 @@ def refuse_taken_port(host: str, port: int, name: str, route_prefix: str) -> Non
         ConfigError: it is another program, or a Ray Serve where the name or the route is taken.
     """
     reached = "127.0.0.1" if host in {"0.0.0.0", ""} else host
-    connection = http.client.HTTPConnection(reached, port, timeout=LOOK_S)
     try:
+        connection = http.client.HTTPConnection(reached, port, timeout=LOOK_S)
         connection.connect()
     except OSError:
         return
+    except (UnicodeError, http.client.InvalidURL) as error:
+        raise ConfigError(f"--host {host!r}: no name or address of a host") from error
     try:
         connection.request("GET", ROUTES)
         applications = json.loads(connection.getresponse().read(65_536))

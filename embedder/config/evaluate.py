@@ -66,6 +66,10 @@ class FolderRetriever(Section):
     there is one."""
 
 
+DEEPEST = 10
+"""Passages that the measures of the evaluations themselves read."""
+
+
 class EndpointRetriever(ServerAddress):
     """Any server with OpenAI's `POST /embeddings`."""
 
@@ -132,7 +136,7 @@ class EvaluateConfig(Section):
     """CPUs, and threads, of an actor; one with a GPU gets its share of the machine's, up to 4, if that is more."""
     gpus_per_actor: float = Field(default=0, ge=0)
     """GPUs of each actor that holds the LLM. 0: the CPU. The encoder's are `encoder.gpus_per_actor`."""
-    resamples: int = Field(default=10_000, ge=100)
+    resamples: int = Field(default=10_000, ge=100, le=1_000_000)
     """Resamples of the bootstrap intervals and of the randomisation test."""
     examples: int = Field(default=3, ge=0)
     """Queries won, and as many lost, that the report shows of each dataset."""
@@ -171,6 +175,9 @@ class EvaluateConfig(Section):
                 raise ValueError(f"retriever {name!r}; use letters, digits, ., - and _ for its name")
         if self.baseline not in names:
             raise ValueError(f"baseline is {self.baseline!r}, which is none of the retrievers {names}")
+        deepest = max(DEEPEST, *self.cutoffs)
+        if self.depth < deepest:
+            raise ValueError(f"depth is {self.depth}, but measures read the first {deepest} passages; raise it")
         for key, numbers, least in (("llm_queries", self.llm_queries, 0), ("passages", self.passages, 1)):
             low = [name for name, number in numbers.items() if number < least]
             if low:

@@ -62,7 +62,7 @@ class LabelConfig(Section):
     gpus_per_actor: float = Field(default=0, ge=0)
     """GPUs of each actor. 0 labels on the CPU; 0.5 puts two actors on a GPU; 2 or more with `llm.device_map: auto`
     divide the LLM between them."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the sampling and of the choice of worked examples."""
 
     @model_validator(mode="after")
@@ -117,7 +117,7 @@ class RerankerConfig(Section):
     """GPUs of each worker and of each actor that labels with it. 0: the CPU."""
     save_every: int = Field(default=100, ge=1)
     """Steps between two checkpoints."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of its training and of the choice of groups."""
 
     def training(self, validation: ValidationConfig, max_failures: int) -> TrainConfig:

@@ -59,7 +59,7 @@ class ValidationConfig(Section):
     """k of NDCG@k."""
     patience: int | None = Field(default=None, ge=1)
     """Measurements without a new best after which the training stops. null: it never stops early."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the split."""
 
     @model_validator(mode="after")
@@ -223,7 +223,7 @@ class TrainConfig(Section):
     max_failures: int = Field(default=3, ge=0)
     """Failures of workers without a new checkpoint between them after which the job gives up. After each one it resumes
     from the last checkpoint; spot nodes may be lost as often as they like while it gets on."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the order of the batches."""
 
     @property

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from embedder.config.evaluate import EvaluateConfig
 from embedder.config.load import load_run, run_file_parser
+from embedder.config.paths import any_path
 from embedder.config.run import RunConfig
 from embedder.console import console, exit_on_error, show_table
 from embedder.data.records import write_table
 from embedder.errors import ConfigError
+from embedder.storage.durable import storage_failures
 from embedder.storage.json_file import write_json
 
 UNUSABLE = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -35,6 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = load_run(options.config, options.set)
         if options.llm:
             _ = config.needed_llm
+        for name, number, least in (("--queries", options.queries, 1), ("--llm", options.llm, 0)):
+            if number is not None and number < least:
+                raise ConfigError(f"{name} {number}: give {least} or more")
+        if isinstance(options.out, Path):
+            # Before anything is measured.
+            with storage_failures(options.out):
+                options.out.mkdir(parents=True, exist_ok=True)
         settings = quick_settings(config, options.split, encoder_names(options.encoders), options.llm)
         # Torch is imported here and not above, because help and a refused run file must not wait for it.
         from embedder.evaluation.comparison import summarise
@@ -43,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from embedder.evaluation.measurements import VALUES, value_rows
 
         measured = compare_encoders(config, settings, options.encoders, options.queries)
-    results = summarise(measured, settings)
-    show_table(console(), results_table(results))
-    if options.out is not None:
-        write_json(results, options.out / "results.json")
-        write_table(value_rows(measured), VALUES, options.out / "values.parquet")
+        results = summarise(measured, settings)
+        show_table(console(), results_table(results))
+        if options.out is not None:
+            write_json(results, options.out / "results.json")
+            write_table(value_rows(measured), VALUES, options.out / "values.parquet")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--queries", type=int, help="at most so many of each dataset (seeded choice)")
     parser.add_argument("--llm", type=int, default=0, help="of these, how many the LLM is asked about; default none")
-    parser.add_argument("--out", type=Path, help="folder for results.json and values.parquet")
+    parser.add_argument("--out", type=any_path, help="folder for results.json and values.parquet")
     return parser
 
 
@@ -66,7 +75,9 @@ def encoder_names(encoders: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: one is named twice.
     """
-    parts = [Path(encoder).parts for encoder in encoders]
+    # A folder by its whole path: one may stand in it and call it `.`.
+    paths = [Path(encoder).absolute() if Path(encoder).is_dir() else Path(encoder) for encoder in encoders]
+    parts = [path.parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = [UNUSABLE.sub("-", "-".join(path[-length:])).strip("-.") for path in parts]
         if len(set(names)) == len(names):

@@ -146,11 +146,19 @@ class Catalog:
             ConfigError: there is no such version, or the alias is no name or that of a version.
             StorageError: the disk is full, read-only or failing; the alias names what it named.
         """
-        self._check_name(alias)
-        if alias in self.versions():
-            raise ConfigError(f"{alias!r} is a version of {self.folder}; an alias needs a name of its own")
+        self.check_alias(alias)
         # Resolved in the table that is replaced: a version that is removed meanwhile gets no alias.
         self._change(lambda table: table.pointed(alias, self._resolved(version, table)))
+
+    def check_alias(self, alias: str) -> None:
+        """Refuse what can be no alias.
+
+        Raises:
+            ConfigError: it is no name, or that of a version.
+        """
+        self._check_name(alias)
+        if alias in self.versions():
+            raise ConfigError(f"{alias!r} is a version; an alias needs a name of its own")
 
     def move(self, alias: str, old: str, new: str) -> bool:
         """Let an alias name another version, unless somebody has pointed it elsewhere meanwhile; whether it does."""

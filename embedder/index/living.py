@@ -111,15 +111,15 @@ class MutableCollection:
         """The k documents that fit the filter and share the most telling words with each query, by BM25.
 
         Raises:
-            ValueError: the index was built without words.
-            DataError: the queries have too many words, or the hits hold more bytes than may be shown.
+            DataError: the index was built without words, the queries have too many of them, or the hits hold more bytes
+                than may be shown.
             TimeoutError: the deadline has passed; it is looked at before each query.
         """
         parts = []
         for view in self.views():
             settings = view.base.info.settings
             if not settings.lexical:
-                raise ValueError("this index was built without words; set index.lexical and build it again")
+                raise DataError("this index was built without words; set index.lexical and build it again")
             words = words_of(queries, settings.words.stop_words, deadline)
             parts.append(view.fitting(wanted).best_by_words(words, k, shown, deadline))
         return merge(parts, k)

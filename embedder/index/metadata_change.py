@@ -28,7 +28,7 @@ class MetadataChange:
             DataError: it would have too many fields or characters.
         """
         old = {} if self.overwrite else json.loads(row.metadata or "{}")
-        for path in self.remove:
+        for path in [*self.remove, *self.set]:
             old = without(old, path)
         try:
             return row._replace(metadata=metadata_json({**old, **self.set}))
@@ -43,6 +43,5 @@ def without(value: Any, path: str) -> Any:  # noqa: ANN401 - whatever JSON can s
     if not isinstance(value, dict):
         return value
     first, _, rest = path.partition(".")
-    return {
-        name: without(inner, rest) if name == first and rest else inner for name, inner in value.items() if name != path
-    }
+    kept = {name: inner for name, inner in value.items() if name != path and not name.startswith(f"{path}.")}
+    return {name: without(inner, rest) if name == first and rest else inner for name, inner in kept.items()}

@@ -88,8 +88,8 @@ class OpenIndex:
 
         Raises:
             ConfigError: there is no such task.
-            ValueError: the query vectors do not fit, are missing, or the index was built without words.
-            DataError: the queries have too many words, or the hits too many bytes.
+            ValueError: the query vectors do not fit, or are missing.
+            DataError: the index was built without words, the queries have too many words, or the hits too many bytes.
             TimeoutError: `options.seconds` have passed.
         """
         collection, depth = self._collection(task), _depth(options)

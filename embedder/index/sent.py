@@ -13,6 +13,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 ANY = object()
 """Every value of a field that is passed over."""
+LONGEST_NAME = 100
+"""Characters of a name for which a near one is looked for."""
 
 
 class Sent(BaseModel):
@@ -43,13 +45,17 @@ class Sent(BaseModel):
                 cls._check_passed_over(name, value)
                 continue
             field = cls.ALSO_CALLED.get(name, name)
-            if said.setdefault(field, value) != value:
+            known = said.setdefault(field, value)
+            # NaN is not equal to itself.
+            if known is not value and known != value:
                 cls._refuse(name, f"another value than {field}, which is the same", value)
         # By pydantic itself the refusal would come without a hint.
-        known = _names(cls)
-        unknown = next((name for name in said if name not in known), None)
+        names = _names(cls)
+        unknown = next((name for name in said if name not in names), None)
         if unknown is not None and cls.model_config.get("extra") == "forbid":
-            near = cls.MEANT.get(unknown) or next(iter(get_close_matches(str(unknown), sorted(known), n=1)), None)
+            near = cls.MEANT.get(unknown) or next(
+                iter(get_close_matches(str(unknown)[:LONGEST_NAME], sorted(names), n=1)), None
+            )
             cls._refuse(unknown, "unknown field" + (f"; did you mean {near}?" if near else ""), said[unknown])
         return said
 

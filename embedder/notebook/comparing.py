@@ -10,7 +10,7 @@ from embedder.config.evaluate import EvaluateConfig, FolderRetriever
 from embedder.config.run import EncoderConfig
 from embedder.config.tasks import TaskSpec
 from embedder.data.records import QUERY
-from embedder.errors import ConfigError, DataError
+from embedder.errors import ConfigError, DataError, shown
 from embedder.evaluation.comparison import summarise
 from embedder.evaluation.evaluations import EVALUATIONS
 from embedder.evaluation.local import EvaluationSet, rank
@@ -109,6 +109,11 @@ def _ranking(dataset: EvaluationSet, depth: int, gpus: float) -> Callable[[_Cont
 def _evaluation_set(passages: Mapping[str, str], queries: Mapping[str, Sequence[str]], task: str) -> EvaluationSet:
     if not passages or not queries:
         raise DataError(f"there are {len(passages)} passages and {len(queries)} queries; give some of both")
+    for text in (*passages.values(), *queries):
+        if not isinstance(text, str) or text.encode("utf-8", "replace").decode() != text:
+            raise DataError(f"{shown(text)} is no text; passages and queries are Unicode texts")
+    # In place of ids that may be anything: those of the measures go through C.
+    numbers = {name: f"{number:09d}" for number, name in enumerate(passages)}
     rows = []
     for query, wanted in queries.items():
         refuse_single_text(wanted, f"the passages of query {query[:40]!r}")
@@ -117,6 +122,8 @@ def _evaluation_set(passages: Mapping[str, str], queries: Mapping[str, Sequence[
             named = f"passage {missing[0]!r}, which is not among the passages" if missing else "no passage"
             raise DataError(f"query {query[:40]!r} names {named}")
         own = {"task": task, "dataset": "notebook", "query": query, "query_id": content_id(task, query)[:16]}
-        rows.append({**dict.fromkeys(QUERY.names), **own, "answers": [], "positive_ids": list(wanted)})
+        positives = [numbers[each] for each in wanted]
+        rows.append({**dict.fromkeys(QUERY.names), **own, "answers": [], "positive_ids": positives})
     # Rankings alone, whatever the task: an LLM that could be asked is not here.
-    return EvaluationSet(DatasetValues("notebook", task, EVALUATIONS["tool"], rows), dict(passages))
+    texts = {numbers[name]: text for name, text in passages.items()}
+    return EvaluationSet(DatasetValues("notebook", task, EVALUATIONS["tool"], rows), texts)

@@ -49,7 +49,8 @@ class SearchableIndex:
 
         Raises:
             ConfigError: there is no such task, or several have documents and none is named.
-            ValueError: the filter or `k` is wrong, or the index was built without words.
+            ValueError: the filter or `k` is wrong.
+            DataError: the index was built without words.
         """
         if task is None:
             task = self._only_task()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from embedder.config.train import NEUTRAL, TrainConfig
 from embedder.console import console, progress
+from embedder.data.fields import FLOAT32_MAX
 from embedder.data.records import LABELLED, group_id
-from embedder.errors import ConfigError, DataError
+from embedder.errors import ConfigError, DataError, shown
 from embedder.hashing import content_id
 from embedder.labelling.labeller import Group
 from embedder.models.fingerprint import encoder_fingerprint
@@ -91,7 +92,18 @@ def _checked(encoder: Encoder, number: int, group: Group) -> Group:
     if missing:
         raise DataError(f"groups[{number}]: no {missing[0]!r}; label groups with Llm.label first")
     task_named(encoder.tasks, group["task"])
+    rewards, candidates = group["rewards"], len(group["candidate_ids"])
+    for name in ("candidate_texts", "relevance", *(["rewards"] if rewards is not None else [])):
+        if len(group[name]) != candidates:
+            raise DataError(f"groups[{number}]: {len(group[name])} {name} for {candidates} candidates; give one each")
+    wrong = [each for each in rewards or () if not _is_number(each)]
+    if wrong:
+        raise DataError(f"groups[{number}]: the reward {shown(wrong[0])} is no number that float32 holds; correct it")
     return group
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
 
 
 def _name(encoder: Encoder, settings: TrainConfig, groups: Sequence[Group]) -> str:

@@ -16,6 +16,7 @@ from embedder.config.run import RunConfig
 from embedder.data.hub_dataset import source_copy
 from embedder.models.locate import locate_model
 from embedder.run.stages import Contents, effective
+from embedder.storage.durable import discard_folder
 from embedder.storage.fetched import whole_copy
 from embedder.storage.folders import folder_made, put_json
 from embedder.storage.json_file import write_json
@@ -39,7 +40,10 @@ def install_model(
         write_json(lineage, staged / LINEAGE)
         if isinstance(model, Path):
             # A folder cannot be renamed over another one: for a moment there is no model, never half of one.
-            shutil.rmtree(model, ignore_errors=True)
+            if model.is_symlink():
+                model.unlink()
+            elif model.exists():
+                discard_folder(model)
 
 
 def write_lineage(config: RunConfig, contents: Contents) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -221,10 +222,20 @@ def _begun(name: str, config: RunConfig) -> str:
         groups = count_rows(parquet_files(config.paths.candidates))
         return f"{labelled:,} of {groups:,} groups labelled" if labelled else ""
     if name == "train":
-        steps = [len(LineReader(folder / "metrics.jsonl").new()) for folder in entries(config.paths.training, "*")]
+        # Each once: after a kill those since the last checkpoint are made again.
+        steps = [_steps(folder) for folder in entries(config.paths.training, "*")]
         needed = config.train.steps if config.train else 0
         return f"{max(steps):,} of {needed:,} steps" if any(steps) else ""
     return ""
+
+
+def _steps(training: AnyPath) -> int:
+    """Steps that a training has made; a line that a kill cut is none."""
+    numbers = set()
+    for line in LineReader(training / "metrics.jsonl").new():
+        with suppress(ValueError, KeyError, TypeError):
+            numbers.add(json.loads(line)["step"])
+    return len(numbers)
 
 
 def _pages(config: RunConfig) -> list[AnyPath]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from embedder.errors import NotFiniteError
+from embedder.errors import ConfigError, NotFiniteError
 from embedder.training.batch_plan import BatchPart
 from embedder.training.distributed import rank, sum_over_workers, world_size
 from embedder.training.gradient import Network, embed
@@ -24,11 +24,17 @@ class HeldOut:
     """The validation split, of which each worker ranks a share."""
 
     def __init__(self, path: Path, learner: Learner) -> None:
-        """Read and tokenise this worker's share."""
+        """Read and tokenise this worker's share.
+
+        Raises:
+            ConfigError: there is no group.
+        """
         self._learner = learner
         rows = TrainingRows(path)
         parts = [BatchPart(task, list(range(rank(), size, world_size()))) for task, size in rows.sizes.items()]
         self._names = sorted(rows.sizes)
+        if not self._names:
+            raise ConfigError("train.validation: no group is kept apart that can be ranked; raise share, or drop it")
         # A worker without a group takes one all the same, because all must call the network equally often.
         self._batch = rows.batch([part for part in parts if part.rows] or [BatchPart(self._names[0], [0])])
         self._is_spare = not any(part.rows for part in parts)

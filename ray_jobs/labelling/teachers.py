@@ -23,6 +23,7 @@ from embedder.labelling.rewards import task_rewards
 from embedder.models.locate import locate_llm
 from embedder.run.cost import CHARACTERS_A_TOKEN, Work, characters_a_token, forward_flops
 from embedder.run.lineage import LINEAGE
+from embedder.storage.folders import remove_folder
 from ray_jobs.cluster.llm_server import AskedTokens, found_server, note_server, server_lines
 from ray_jobs.cluster.tables import labelled_ledger, llm_ledger
 from ray_jobs.labelling.block_plan import Survey, commit_missing, read_row_group, row_groups, select_llm_groups, survey
@@ -249,10 +250,20 @@ class RerankerTeacher(LlmTeacher):
         lineage = (model / LINEAGE).read_text(encoding="utf-8")
         ledger, llm_fingerprint = labelled_ledger(self.config), self.provenance.fingerprint
         fingerprint = content_id(llm_fingerprint, lineage)[:16]
+        # Scores of two rerankers have no common scale, and are soon made again.
+        if _scored_by_others(ledger, fingerprint):
+            remove_folder(ledger.folder)
         work = score_with_reranker(self.config, ledger, fingerprint)
         _commit_plain(self.config, ledger, work, llm_fingerprint)
         write_provenance(self.config.paths, self.provenance)
         return Labels(work.expected, by_llm.before, reranker_lines(model), by_llm.cost, by_llm.rounding)
+
+
+def _scored_by_others(ledger: Ledger, fingerprint: str) -> bool:
+    """Whether a ledger has labels of another reranker than that of a fingerprint."""
+    tables = each_table(parquet_files(ledger.folder), LABELLED, ["reward", "label_fingerprint"])
+    rows = (row for table in tables for row in table.to_pylist())
+    return any(row["reward"] == "reranker" and row["label_fingerprint"] != fingerprint for row in rows)
 
 
 class RecomputingTeacher(Teacher):

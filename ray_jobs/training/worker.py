@@ -12,7 +12,16 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from embedder.console import console
 from embedder.credentials import masked
-from embedder.errors import ConfigError, DataError, DeviceError, EmbedderError, NotFiniteError
+from embedder.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    EmbedderError,
+    ModelError,
+    NoAnswerError,
+    NotFiniteError,
+    UnfinishedError,
+)
 from embedder.run.gpu_shares import gpu_cpus
 from embedder.storage.object_store import AnyPath, ObjectPath, replacing
 from embedder.training.distributed import group_backend
@@ -20,8 +29,12 @@ from embedder.training.job import MetricsReader, TrainingJob, live_note
 from ray_jobs.cluster.machines import machines, try_gpu
 from ray_jobs.cluster.metrics import track_progress
 
-STOPPING = {kind.__name__: kind for kind in (NotFiniteError, ConfigError, DeviceError)}
+STOPPING: dict[str, type[EmbedderError]] = {
+    kind.__name__: kind for kind in (NotFiniteError, ConfigError, DeviceError, DataError, ModelError)
+}
 """Errors with which a worker ends for good."""
+PASSING = (UnfinishedError, NoAnswerError)
+"""Of these the ones that may pass: a store does not answer, or is being written to."""
 POLL_S = 1.0
 """How often the driver looks for new steps in a folder, and so many times less often in a store."""
 STORE_POLL = 5
@@ -165,7 +178,9 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
         # All workers end so; one tells of it.
         if is_first:
             _tell(job, error)
-    except (ConfigError, DeviceError) as error:
+    except PASSING:
+        raise
+    except tuple(STOPPING.values()) as error:
         _tell(job, error)
         if context.get_world_size() > 1:
             raise
@@ -173,7 +188,8 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
 
 def _tell(job: TrainingJob, error: EmbedderError) -> None:
     with replacing(job.stopped) as file:
-        file.write(masked(f"{type(error).__name__}: {error}").encode())
+        kind = next(each.__name__ for each in type(error).__mro__ if each.__name__ in STOPPING)
+        file.write(masked(f"{kind}: {error}").encode())
 
 
 def _train(job: TrainingJob, is_first: bool) -> None:

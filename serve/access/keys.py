@@ -22,6 +22,7 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Literal, get_args
 
+from embedder.data.metadata import ID_FIELD
 from embedder.errors import ConfigError
 from serve.access.key_scopes import MAX_OWNER, UNLIMITED, WORD, KeyScope
 from serve.middleware.incoming import ENCODING
@@ -191,6 +192,9 @@ def _hashed_line(role: Role, options: list[str], digest: str, number: int) -> Ap
         is_field = name.startswith("where.")
         if not WORD.fullmatch(value) or not WORD.fullmatch(name) or not (is_field or name in named):
             raise ValueError("options are name=, index=, task=, where.FIELD= and expires=, each with a word after it")
+        if name == f"where.{ID_FIELD}":
+            # Filters on it fit the ids of documents too, which any tenant may choose.
+            raise ValueError("where.id would fit the ids of documents too; use another field")
         if is_field and name.removeprefix("where.") not in {"", *where}:
             where[name.removeprefix("where.")] = value
         elif is_field or (name in {"name", "expires"} and named[name]):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from embedder.config.cutting import PromptedText
 from embedder.config.serve import ServeConfig
 from embedder.config.tasks import Side, TaskSpec
+from embedder.data.metadata import DATASET_FIELD
 from embedder.index.documents import DocumentName
 from embedder.index.filters import Filter
 from embedder.index.living import CollectionStats
@@ -214,7 +215,9 @@ class ScopedService:
         if self._scope.where:
             # What is the caller's under the same name and came with the corpus, or from an unlimited key, is replaced.
             # Afterwards, so that a fault between the two leaves both and not none; writing again puts that right.
-            await self._service.delete(version, task, [document.name for document in documents], self._scope.where)
+            mine = self._scope.where.get(DATASET_FIELD, "")
+            names = [(document.id, document.dataset or mine) for document in documents]
+            await self._service.delete(version, task, names, self._scope.where)
         return len(last)
 
     async def delete(self, version: Version, task: str, chosen: Sequence[DocumentName] | Filter) -> int:

@@ -68,6 +68,10 @@ class Guard:
                 await self._app(scope, body.receive, send_noting)
             else:
                 await answer(scope["path"], error)(scope, receive, send_noting)
+        except Exception:
+            # The server around this one answers it.
+            status = 500 if status == 499 else status
+            raise
         finally:
             self._note(scope, caller, status, time.monotonic() - began)
 

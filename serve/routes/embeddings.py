@@ -64,7 +64,7 @@ async def embed(request: TeiRequest, service: Here) -> Response:
     check_width(version, request.dimensions)
     texts = service.texts(request.inputs, "inputs")
     task, _, side = (request.prompt_name or "").rpartition("_")
-    if request.prompt_name is not None and side not in {"query", "passage"}:
+    if request.prompt_name is not None and (not task or side not in {"query", "passage"}):
         known = [f"{name}_{side}" for name in sorted(version.manifest.tasks) for side in ("query", "passage")]
         raise ApiError(400, f"prompt_name {request.prompt_name!r:.200}: known are {known}", param="prompt_name")
     known_side: Side = "query" if side == "query" else "passage"

@@ -47,6 +47,8 @@ async def point(name: Alias, request: PointRequest, scoped: Here) -> PointRespon
     versions = await asyncio.to_thread(catalog.versions)
     if request.version not in versions:
         raise ApiError(404, f"version {request.version!r:.200}: there are {versions}", param="version")
+    # Before anything is loaded for it.
+    await asyncio.to_thread(catalog.check_alias, name)
     known = dict(service.served.all())
     if name not in known and len(known) >= service.settings.max_versions:
         raise ApiError(409, f"{sorted(known)} are served already; at most {service.settings.max_versions} aliases")

@@ -96,7 +96,8 @@ def text_of(request: RerankRequest, position: int) -> str:
     document = request.documents[position]
     if isinstance(document, str):
         return document
-    names = ["text"] if request.rank_fields is None else request.rank_fields
+    # Each once, or a text would be read as often as its field is named.
+    names = ["text"] if request.rank_fields is None else list(dict.fromkeys(request.rank_fields))
     fields = document.model_dump(exclude_none=True)
     texts = [fields[name] for name in names if name in fields]
     if not texts or not all(isinstance(text, str) for text in texts):

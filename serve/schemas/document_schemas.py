@@ -190,7 +190,7 @@ class ListRequest(Showing):
     filter: Filter | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
     """Documents of a page; null: 100, or as many as the service gives."""
-    cursor: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
+    cursor: Annotated[str, StringConstraints(min_length=1, max_length=16384)] | None = None
     """What the page before gave; null: the first page."""
 
 

@@ -31,7 +31,7 @@ class RankedDocument(Sent):
         try:
             self.model_dump_json()
         except PydanticSerializationError as error:
-            raise ValueError("not a valid Unicode text") from error
+            raise ValueError("not a valid Unicode text, or nested too deeply") from error
         return self
 
 

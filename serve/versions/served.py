@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from embedder.config.run import RunConfig
 from embedder.errors import EmbedderError, UnreachableError
@@ -21,6 +23,9 @@ from serve.http_errors import ApiError
 from serve.schemas.index_schemas import Versions
 
 logger = logging.getLogger("ray.serve")
+
+AGAIN_S = 60.0
+"""After that what was refused is tried again: it may have been put right, or another version may have gone."""
 
 
 def key_of(alias: str, version: str) -> str:
@@ -239,6 +244,12 @@ class NamedVersions(ABC):
         return models[name]
 
 
+class _Refusal(NamedTuple):
+    name: str
+    reason: str
+    at: float
+
+
 class Served(NamedVersions):
     """Which version each alias serves in this process.
 
@@ -255,7 +266,7 @@ class Served(NamedVersions):
         self.source, self.max_versions = source, max_versions
         version = source.aliases().get(source.default) or source.default
         self._by_alias = {source.default: Version.read(source, source.default, version)}
-        self._refused: dict[str, tuple[str, str]] = {}
+        self._refused: dict[str, _Refusal] = {}
 
     @property
     def default(self) -> str:
@@ -284,8 +295,9 @@ class Served(NamedVersions):
             if known is not None and known.name == name:
                 self._refused.pop(alias, None)
                 continue
-            # Refused for good until it is fixed: hashing and loading a damaged version every second would be in vain.
-            if self._refused.get(alias, ("", ""))[0] == name:
+            # Not every second: hashing and loading a damaged version is mostly in vain, but it may be put right.
+            refusal = self._refused.get(alias)
+            if refusal is not None and refusal.name == name and time.monotonic() - refusal.at < AGAIN_S:
                 continue
             if known is None and len(self._by_alias) >= self.max_versions:
                 self._refuse(alias, name, f"{self.max_versions} are served already (serve.max_versions)")
@@ -309,7 +321,7 @@ class Served(NamedVersions):
 
     def refusal(self, alias: str) -> str | None:
         """Why an alias is not followed, if so."""
-        return self._refused[alias][1] if alias in self._refused else None
+        return self._refused[alias].reason if alias in self._refused else None
 
     def forgive(self, alias: str) -> None:
         """Try again what was refused for an alias: it has been fixed."""
@@ -317,8 +329,10 @@ class Served(NamedVersions):
 
     def _refuse(self, alias: str, name: str, reason: str) -> None:
         """Say once why an alias is not followed."""
-        self._refused[alias] = (name, reason)
-        logger.error("not serving version %s as %s: %s", name, alias, reason)
+        before, now = self._refused.get(alias), _Refusal(name, reason, time.monotonic())
+        self._refused[alias] = now
+        if before is None or before[:2] != now[:2]:
+            logger.error("not serving version %s as %s: %s", name, alias, reason)
 
 
 def shards_of(slice_number: int, num_slices: int, num_shards: int) -> list[int]:

@@ -159,6 +159,20 @@ def test_encoder_names_encoders_are_called_by_what_tells_them_apart():
     assert encoder_names(["./my model", "package:name/model"]) == ["my-model", "model"]
 
 
+def test_encoder_in_which_one_stands_is_called_by_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert encoder_names(["."]) == ["mine"]
+
+
+@pytest.mark.parametrize("wrong", [["--queries", "0"], ["--queries", "-28"], ["--llm", "-1"], ["--out", "run.yaml"]])
+def test_evaluation_command_refuses_before_it_measures(run_file, wrong, capsys):
+    wrong = [str(run_file) if each == "run.yaml" else each for each in wrong]
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config", str(run_file), *wrong, "base"])
+    assert capsys.readouterr().out.startswith("error: ")
+
+
 def test_evaluation_command_compares_encoders(run_file, tiny_encoder_folder, tmp_path, capsys):
     encoders = ["base", str(tiny_encoder_folder), "none", "recency"]
     main(["--config", str(run_file), "--llm", "2", "--out", str(tmp_path / "out"), *encoders])

@@ -154,3 +154,31 @@ def test_key_with_a_scope_learns_nothing_of_an_alias_beyond_it_that_was_just_mad
     assert [status for status, _ in before] == [404, 404, 404, 404, 403]
     # It is served by then to who may use it.
     assert dict(service.served.all())["other"].name == "other-v2"
+
+
+def test_alias_that_was_refused_is_served_once_there_is_room(service, monkeypatch):
+    catalog = catalog_of(service)
+    monkeypatch.setattr(service.served, "max_versions", 2)
+    catalog.point("one", "v1")
+    asyncio.run(service.follow(5.0))
+    catalog.point("two", "v1")
+    asyncio.run(service.follow(5.0))
+    assert "are served already" in service.served.refusal("two")
+    catalog.drop("one")
+    asyncio.run(service.follow(5.0))
+    assert [name for name, _ in service.served.all()] == ["live"]
+    monkeypatch.setattr("serve.versions.served.AGAIN_S", 0.0)
+    asyncio.run(service.follow(5.0))
+    assert [name for name, _ in service.served.all()] == ["live", "two"] and service.served.refusal("two") is None
+
+
+@pytest.mark.parametrize("name", ["v1", "a%20b", "a%00b"])
+def test_alias_that_can_be_none_is_refused_before_anything_is_loaded(service, client, monkeypatch, name):
+    loaded = []
+
+    async def prepare(key: str) -> None:
+        loaded.append(key)
+
+    monkeypatch.setattr(service.backend, "prepare", prepare)
+    answer = client.put(f"/v1/indexes/{name}", json={"version": "v1"})
+    assert answer.status_code == 400 and "/tmp" not in answer.text and not loaded

@@ -88,6 +88,8 @@ def test_instructions_are_those_that_are_given(tiny_encoder_folder):
         (lambda it: embedder.evaluate({"a": it}, {"p": "x"}, {"q": ["r"]}), DataError, "'q' names passage 'r'"),
         (lambda it: embedder.evaluate({"a": it}, {"p": "x"}, {"q": []}), DataError, "'q' names no passage"),
         (lambda it: embedder.evaluate({}, {"p": "x"}, {"q": ["p"]}), ConfigError, "encoders is empty"),
+        (lambda it: embedder.evaluate({"a": it}, {"p": "\ud800"}, {"q": ["p"]}), DataError, "is no text; passages and"),
+        (lambda it: embedder.evaluate({"a": it}, {"p": 1}, {"q": ["p"]}), DataError, "1 is no text; passages and"),
         (lambda it: embedder.load_encoder("/no/such"), ModelError, "/no/such"),
         (lambda it: embedder.open_index("/no/such"), embedder.errors.BundleError, "/no/such: no such folder"),
     ],
@@ -106,6 +108,14 @@ def test_training_refuses_what_it_cannot_use(tiny_encoder_folder, tmp_path):
     flat = {**dict.fromkeys(["row_id", "error", *embedder.notebook.teaching.LABELLED.names]), **group}
     with pytest.raises(DataError, match=r"none of 1 groups can be trained on .*all rewards are equal"):
         embedder.train([{**flat, "rewards": [1.0, 1.0]}], loaded, tmp_path, settings)
+    for wrong, told in (
+        ({"rewards": [1.0]}, "1 rewards for 2 candidates"),
+        ({"rewards": [1.0, 2.0], "relevance": [1]}, "1 relevance for 2 candidates"),
+        ({"rewards": [1.0, None]}, "the reward None is no number"),
+        ({"rewards": [1.0, 1e300]}, "the reward 1e.300 is no number"),
+    ):
+        with pytest.raises(DataError, match=rf"groups\[0\]: {told}"):
+            embedder.train([{**flat, **wrong}], loaded, tmp_path, settings)
     with pytest.raises(ConfigError, match=r"train\.control needs the folders of a run"):
         embedder.train([], loaded, tmp_path, settings.model_copy(update={"control": True}))
 
@@ -123,3 +133,12 @@ def test_every_public_name_is_there_and_no_other():
         assert name in dir(embedder)
     with pytest.raises(AttributeError, match="no attribute 'load_encodr'"):
         embedder.load_encodr  # noqa: B018
+
+
+def test_evaluating_measures_passages_whatever_their_ids(tiny_encoder_folder):
+    """Measures are computed in C, where an id ends at its first null byte."""
+    loaded = embedder.load_encoder(str(tiny_encoder_folder), pooling="mean", max_tokens=64)
+    texts = ["the fox sleeps", "the market is open", "a bridge"]
+    named = [dict(zip(ids, texts, strict=True)) for ids in (["a", "b", "c"], ["a\0", "a", "\ud800"])]
+    found = [embedder.evaluate({"e": loaded}, each, {"where is the fox": [next(iter(each))]}) for each in named]
+    assert found[0] == found[1] and all(0 <= one.value <= 1 for one in found[0])

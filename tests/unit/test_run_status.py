@@ -47,6 +47,16 @@ def test_status_of_a_new_run_names_every_stage_of_every_round_and_the_next_comma
     assert found.lines(run_file)[-1].endswith(f"next: llm-embedder pipeline --config {run_file}")
 
 
+def test_status_counts_a_step_that_was_repeated_once(run_file):
+    config = load_run(run_file)
+    folder = config.paths.training / "name"
+    folder.mkdir(parents=True)
+    lines = [json.dumps({"step": step}) for step in (0, 1, 2, 1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"st', ""]), encoding="utf-8")
+    notes = {one["stage"]: one["note"] for one in read_status(run_file, [], compares=True).record()["stages"]}
+    assert notes["train"].startswith("4 of 40 steps")
+
+
 def test_status_tells_what_is_done_what_changed_since_and_what_it_cost(run_file):
     config = load_run(run_file)
     for folder in (config.paths.corpus, config.paths.queries):

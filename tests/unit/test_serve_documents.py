@@ -351,3 +351,50 @@ def test_metrics_of_several_nodes_are_one_text_without_those_of_other_applicatio
     assert of_application([first, second], "one") == (
         f'{head}ray_embedder_a{{application="one",n="1"}} 1.0\nray_embedder_a{{application="one",n="2"}} 3.0\n'
     )
+
+
+def test_names_as_long_as_they_may_be_can_be_listed_page_by_page(client):
+    names = [f"{number}" + "\N{GRINNING FACE}" * 300 for number in range(3)]
+    post(client, PATH, documents=[{"id": name, "text": "long", "dataset": "long-names"} for name in names])
+    wanted = {"must": [{"key": "dataset", "match": {"value": "long-names"}}]}
+    assert [one["id"] for one in listed(client, limit=1, filter=wanted)] == names
+    post(client, f"{PATH}/delete", filter=wanted)
+
+
+def test_groups_by_id_where_metadata_has_another_id(client):
+    rows = [{"id": f"g{i}", "text": f"sorts a list {i}", "dataset": "g", "metadata": {"id": 1.5}} for i in range(40)]
+    for i in range(0, 40, 20):
+        post(client, PATH, documents=rows[i : i + 20])
+    assert searched(client, k=2, group_by="id")
+    post(client, f"{PATH}/delete", filter={"must": [{"key": "dataset", "match": {"value": "g"}}]}, status=400)
+
+
+def test_field_that_is_read_twice_costs_once(client):
+    documents = [{"text": "x" * 2000} for _ in range(3)]
+    once = post(client, "/v1/rerank", model="live", query="x", documents=documents, rank_fields=["text"])
+    often = post(client, "/v1/rerank", model="live", query="x", documents=documents, rank_fields=["text"] * 64)
+    assert [one["relevance_score"] for one in once["results"]] == [one["relevance_score"] for one in often["results"]]
+
+
+def test_unknown_field_of_any_length_and_not_a_number_are_refused_quickly(client):
+    answer = client.post("/v1/search", content=json.dumps({"task": "qa", "query": "x", "y" * 500_000: 1}))
+    assert answer.status_code in {400, 422} and len(answer.content) < 10_000
+    content = '{"query": "x", "documents": [{"text": "y", "score": NaN}]}'
+    assert "another value than" not in client.post("/v1/rerank", content=content).text
+
+
+@pytest.mark.parametrize("name", ["query", "passage", "_query", "document"])
+def test_prompt_without_a_task_is_refused(client, name):
+    assert client.post("/embed", json={"inputs": "x", "prompt_name": name}).status_code in {400, 422}
+
+
+def test_failure_that_nobody_expected_is_counted_as_one(service, monkeypatch):
+    counted = []
+    with TestClient(make_api(service, lambda *told: counted.append(told)), raise_server_exceptions=False) as one:
+
+        async def fails(*_: object, **__: object) -> None:
+            raise RuntimeError("of a kind that nobody knows")
+
+        monkeypatch.setattr(service.backend, "encode", fails)
+        assert one.post("/v1/embeddings", json={"model": "live", "input": "x"}).status_code == 500
+    assert [status for _, status, _ in counted] == [500]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import date, datetime, timezone
 from pathlib import Path
@@ -20,6 +21,7 @@ from serve.access.owner import Entrance
 from serve.api import describe
 from serve.backend import OWNER
 from serve.deployments.ingress import check_bind
+from serve.new_key import add_line
 from serve.new_key import main as new_key
 from tests.serving import MODEL, local_service, publish, run_config
 
@@ -294,6 +296,14 @@ def test_new_key_command_adds_to_a_file_that_its_owner_alone_can_read(tmp_path, 
     assert not any(key in path.read_text(encoding="utf-8") for key in given)
 
 
+def test_keys_that_several_add_at_once_are_all_there(tmp_path):
+    path, lines = tmp_path / "keys", [f"read name=key-{number} sha256:{number:064x}" for number in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda line: add_line(path, line), lines))
+    assert sorted(path.read_text(encoding="utf-8").splitlines()) == sorted(lines)
+    assert os.listdir(tmp_path) == ["keys"]
+
+
 def test_new_key_command_of_the_docs_makes_keys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     docs = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -309,6 +319,7 @@ def test_new_key_command_of_the_docs_makes_keys(tmp_path, monkeypatch):
     [
         ["--role", "admin", "--where", "tenant=a"],
         ["--role", "read", "--name", "two words"],
+        ["--role", "read", "--where", "id=apple"],
         ["--role", "read", "--where", "tenant"],
         ["--role", "read", "--name", "one", "--file", "keys"],
         ["--role", "read", "--file", "broken"],

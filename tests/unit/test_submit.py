@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from embedder.config.load import load_run
 from embedder.errors import ConfigError
 from ray_jobs import submit
-from ray_jobs.submit import JOBS, Submission, free_id, main, plan_submission, uploaded_files
+from ray_jobs.submit import JOBS, Submission, absolute_settings, free_id, main, plan_submission, uploaded_files
 
 ROOT = Path(__file__).parents[2]
 RUN = {
@@ -210,3 +210,17 @@ def test_the_command_prints_a_line_for_a_shell_and_how_to_follow(repository, cap
         "# stop",
         "# every node must see /shared/nq, /shared/runs/first",
     ]
+
+
+def test_every_relative_path_of_a_run_becomes_absolute(repository):
+    (repository / "models" / "old").mkdir(parents=True)
+    text = Path("run.yaml").read_text(encoding="utf-8")
+    raw = yaml.safe_load(text)
+    raw.setdefault("train", {"steps": 8}).update(replay={"runs": [{"work": "runs/zero"}], "share": 0.5})
+    retrievers = [{"name": "old", "model": "models/old"}, {"name": "hub", "model": "owner/name"}, "base"]
+    raw["evaluate"] = {"retrievers": retrievers, "baseline": "base"}
+    Path("paths.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    sets = dict(one.partition("=")[::2] for one in absolute_settings(Path("paths.yaml"), [], load_run("paths.yaml")))
+    assert json.loads(sets["train.replay.runs"]) == [{"work": str(repository / "runs" / "zero")}]
+    found = json.loads(sets["evaluate.retrievers"])
+    assert found == [{"name": "old", "model": str(repository / "models" / "old")}, *retrievers[1:]]

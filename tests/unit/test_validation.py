@@ -115,6 +115,12 @@ def test_held_out_groups_that_prefer_nothing_do_not_count(tiny_encoder, tmp_path
     assert held_out.measure(BareNetwork(encoder), TokenLimits(256, None)) == {}
 
 
+def test_held_out_without_a_group_is_refused_in_one_line(tiny_encoder, tmp_path):
+    write_training_rows([], BUILTIN_TASKS, tmp_path / "rows.arrow", {})
+    with pytest.raises(ConfigError, match="no group is kept apart that can be ranked"):
+        HeldOut(tmp_path / "rows.arrow", learner(load_encoder(tiny_encoder, device="cpu"), BUILTIN_TASKS))
+
+
 def test_early_stopping_counts_patience_from_the_best_the_earliest_of_equals():
     stopping = EarlyStopping(patience=2)
     kept = [stopping.add(10 * i, {"qa": value, "tool": 0.5}) for i, value in enumerate([0.2, 0.4, 0.4, 0.6, 0.5])]
