@@ -88,6 +88,10 @@ class NotFiniteError(EmbedderError):
     """A loss, gradient, weight or vector is NaN or infinite; nothing is made of it."""
 
 
+MOST_SHOWN = 500
+"""Characters of a value in a message."""
+
+
 class _Shown(Repr):
     """Writes the beginning of any value, however large and however nested."""
 
@@ -95,6 +99,12 @@ class _Shown(Repr):
         super().__init__()
         self.maxstring = self.maxother = 200
         self.maxlong = 60
+        self.maxlevel = 3
+
+    def repr(self, x: object) -> str:
+        """The beginning of a value."""
+        text = super().repr(x)
+        return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
     def repr_int(self, value: int, level: int) -> str:
         """A whole number; Python writes none of some thousand digits."""

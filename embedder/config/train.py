@@ -134,7 +134,7 @@ def check_worker_gpus(gpus: float) -> None:
 class TrainConfig(Section):
     """How the encoder is trained on the labelled groups."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=1_000_000_000)
     """Optimiser steps."""
     batch_size: int = Field(default=16, ge=1)
     """Queries of a global batch, over all workers. Negatives come from the batch, so a larger one teaches more. Must be

@@ -398,3 +398,44 @@ def test_an_index_keeps_how_queries_fall_into_words(tmp_path):
     assert config.build_settings.words == config.words
     assert config.build_settings.words.stop_words == "german"
     assert config.build_settings.factory == "Flat"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train: {steps: 10}\ntrain: {steps: 99}\n", "'train' stands there a second time"),
+        ("train: {steps: 10, steps: 99}\n", "'steps' stands there a second time"),
+        ("train: {steps: true}\n", "steps is true; it takes no yes or no"),
+        ("train: {steps: 8, learning_rate: yes}\n", "learning_rate is true; it takes no yes or no"),
+        ("evaluate: {llm_queries: {qa: true}}\n", "it takes no yes or no"),
+        ("evaluate: {cutoffs: [0]}\n", "evaluate.cutoffs.0: "),
+        ("evaluate: {depth: 5}\n", "depth is 5, but measures read the first 10 passages"),
+        ("tasks: {qa: {reward_margin: 1.0e-9}}\n", "set 0, or at least 1e-6"),
+        ("train: {steps: 0x" + "f" * 6000 + "}\n", "train.steps"),
+        ("train: {steps: 8, seed: 18446744073709551616}\n", "train.seed"),
+    ],
+)
+def test_what_python_would_take_for_something_else_is_refused(tmp_path, text, told):
+    assert told in refusal(tmp_path, MINIMAL + text)
+
+
+def test_value_that_grows_from_aliases_is_shown_by_its_beginning(tmp_path):
+    lines = "".join(f"  - &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(6))
+    assert len(refusal(tmp_path, f"{MINIMAL}train:\n  - &a0 [x]\n{lines}")) < 1000
+
+
+def test_keys_that_a_merge_brings_may_stand_again(tmp_path):
+    text = "encoder: &e {model: owner/name, pooling: mean}\npaths: {work: run}\n"
+    text += "train: &t {steps: 8}\n"
+    config = load(tmp_path, text.replace("&e {", "&e {<<: {pooling: cls, model: x}, "))
+    assert (config.encoder.model, config.encoder.pooling) == ("owner/name", "mean")
+
+
+def test_part_of_a_template_is_laid_over_the_built_in_one(tmp_path):
+    template = load(tmp_path, MINIMAL, "tasks.qa.template.chat=true").tasks["qa"].template
+    assert template == BUILTIN_TASKS["qa"].template.model_copy(update={"chat": True})
+
+
+def test_day_of_a_chat_may_have_a_time(tmp_path):
+    day = load(tmp_path, MINIMAL, "tasks.qa.template={chat: true, chat_date: 2026-02-03T10:00:00}").tasks["qa"].template
+    assert day.chat_date == "2026-02-03"

@@ -272,3 +272,56 @@ def test_json_that_holds_neither_tools_nor_rows_is_read_as_text(tmp_path):
     assert outlined(sections(tmp_path, "ci.yaml", "on: push\n", "yaml")) == [("ci.yaml", "on: push")]
     rows = sections(tmp_path, "rows.json", '[{"text": "a"}, {"text": ""}]', "json")
     assert [(each.text, each.fault is None) for each in rows] == [("a", True), ("{'text': ''}", False)]
+
+
+def test_markdown_that_begins_with_a_rule_loses_nothing(tmp_path):
+    text = "---\nFirst of all: a sentence, and - more\n* of it [\n---\nThe rest.\n"
+    assert "First of all" in "".join(text for _, text in outlined(sections(tmp_path, "a.md", text, "markdown")))
+    assert outlined(sections(tmp_path, "a.md", "---\ntitle: Guide\n---\nText.\n", "markdown")) == [("Guide", "Text.")]
+
+
+def test_csv_with_a_byte_order_mark_is_utf8_whatever_the_source_says(tmp_path):
+    content = "id,text\n7,café\n".encode("utf-8-sig")
+    (found,) = sections(tmp_path, "a.csv", content, "csv", encoding="cp1252")
+    assert (found.row_id, found.text) == ("7", "café")
+
+
+def test_headings_of_a_page_are_what_a_reader_sees(tmp_path):
+    page = "<h1>Using C#</h1><p>a</p><h2>Install<br>Linux <a class='headerlink'>¶</a></h2><p>b</p>"
+    page += "<h2>Part<script>x()</script> two #</h2><p>c</p>"
+    found = outlined(sections(tmp_path, "a.html", page, "html"))
+    assert [heading.split(" > ")[-1] for heading, _ in found] == ["Using C#", "Install Linux", "Part two"]
+
+
+def test_texts_that_parquet_holds_as_bytes_are_read(tmp_path):
+    path = tmp_path / "t"
+    pq.write_table(pa.table({"text": pa.array([b"caf\xc3\xa9"], pa.binary()), "raw": pa.array([b"\xff"])}), path)
+    assert [one.text for one in sections(tmp_path, "t", path.read_bytes(), "parquet")] == ["café"]
+
+
+def test_tools_of_a_chat_api_may_lack_parameters_and_stand_beside_others(tmp_path):
+    named = {"type": "function", "function": {"name": "ping", "description": "Answers."}}
+    found = sections(tmp_path, "t.json", json.dumps({"tools": [named, {"type": "web_search"}]}), "json")
+    assert [one.headings for one in found if one.fault is None] == [("ping",)]
+    assert [one.fault for one in found if one.fault] == ["no tool with a name and parameters"]
+
+
+def test_openapi_follows_references_of_paths_and_lists_and_unites_schemas(tmp_path):
+    parts = [{"$ref": "#/components/schemas/base"}, {"properties": {"size": {"type": "integer"}}}]
+    body = {"content": {"application/json": {"schema": {"allOf": parts}}}}
+    shared = [{"name": "page", "in": "query", "schema": {"type": "integer"}}]
+    get = {"parameters": [{"$ref": "#/paths/~1b/parameters/0"}]}
+    api = {
+        "openapi": "3.0.0",
+        "paths": {"/a": {"$ref": "#/components/pathItems/a"}, "/b": {"parameters": shared}, "/c": {"get": get}},
+        "components": {
+            "pathItems": {"a": {"post": {"operationId": "make", "requestBody": body}}},
+            "schemas": {"base": {"properties": {"colour": {"type": "string"}}}},
+        },
+    }
+    made, read = sections(tmp_path, "t.json", json.dumps(api), "json")
+    assert "colour (string)" in made.text and "size (integer)" in made.text and "page (integer)" in read.text
+    old = {"name": "body", "in": "body", "schema": {"properties": {"size": {"type": "integer"}}}}
+    second = {"swagger": "2.0", "paths": {"/a": {"post": {"parameters": [old]}}}}
+    (found,) = sections(tmp_path, "t.json", json.dumps(second), "json")
+    assert "size (integer)" in found.text

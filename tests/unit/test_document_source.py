@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -16,12 +17,16 @@ from embedder.config.run import RunConfig
 from embedder.config.tasks import BUILTIN_TASKS
 from embedder.data.dataset import open_source, read_source
 from embedder.data.documents.chunks import Chunker
+from embedder.data.documents.kinds import document_files
+from embedder.data.documents.reader_process import ReaderProcess
 from embedder.data.documents.section import DocumentPart
+from embedder.data.documents.table_rows import TableColumns
 from embedder.data.first_rows import read_first_rows
 from embedder.data.formats.document_source import holding_ids
 from embedder.data.hub_dataset import source_copy
 from embedder.data.ledger import Ledger
 from embedder.data.records import PASSAGE, VECTOR, parquet_files, read_tables
+from embedder.data.rows import Prepared
 from embedder.errors import ConfigError, DataError
 from embedder.models.locate import locate_model
 from ray_jobs.prepare import prepare_dataset
@@ -279,3 +284,57 @@ def test_hub_data_set_is_taken_from_the_cache_where_there_is_no_network(tmp_path
     assert source_copy(HubRevision("owner/name", None, "")) == snapshot
     with pytest.raises(DataError, match=r"hf://datasets/owner/other: the hub is out of reach"):
         source_copy(HubRevision("owner/other", None, ""))
+
+
+def test_rows_of_two_tables_with_the_same_ids_are_all_kept(tmp_path):
+    write(tmp_path, a__csv="id,text\n1,red box\n2,lid\n", b__csv="id,text\n1,blue box\n2,lid\n")
+    read = prepared(tmp_path)
+    assert sorted(row["text"] for row in read.passages.values()) == ["blue box", "lid", "red box"]
+    assert (
+        read.sum_holds and read.merged == 1 and any("1 rows have the id of an earlier row" in one for one in read.notes)
+    )
+
+
+def test_folders_that_are_links_and_files_without_text_are_told_of(tmp_path):
+    write(tmp_path / "docs", a__md="Text.", b__csv="id,text\n", c__jsonl="")
+    write(tmp_path / "other", d__md="Elsewhere.")
+    (tmp_path / "docs" / "linked").symlink_to(tmp_path / "other")
+    read = prepared(tmp_path / "docs")
+    reasons = {row.file.rpartition("/")[2]: row.reason for row in read.rejected}
+    assert reasons["linked"] == "a link to a folder; copy the folder in its place"
+    assert "no text in it" in reasons["b.csv"] and set(reasons) >= {"b.csv", "linked"}
+    assert len(read.passages) == 1 and read.sum_holds
+
+
+def test_rows_of_a_table_keep_lists_and_their_own_page(tmp_path):
+    row = {"text": "a box", "tags": ["red"], "author": {"name": "Ada"}, "page": 3, "heading": "Own"}
+    write(tmp_path, a__jsonl=json.dumps(row))
+    (place,) = places(prepared(tmp_path)).values()
+    assert {name: place[name] for name in ("tags", "author", "page", "heading", "file")} == {
+        **{name: row[name] for name in ("tags", "author", "page", "heading")},
+        "file": "a.jsonl",
+    }
+
+
+def test_first_rows_stop_early_where_all_rows_are_set_aside(tmp_path):
+    write(tmp_path, a__csv="id,text\n" + "".join(f"{i},t\n" for i in range(5000)))
+    given = Prepared(most_rows=50)
+    open_source(source(tmp_path, text_columns=["boddy"]), QA).read_passages(given)
+    assert given.rows_in == 50
+
+
+def test_reader_that_is_killed_between_two_files_is_replaced(tmp_path):
+    write(tmp_path, a__txt="one", b__txt="two")
+    files = list(document_files(tmp_path, None, Counter()))
+    with ReaderProcess(TableColumns(), "utf-8") as reader:
+        assert [part.text for part in reader.sections(files[0])] == ["one"]
+        reader._process.kill()
+        reader._process.wait()
+        assert [part.text for part in reader.sections(files[1])] == ["two"]
+
+
+def test_rejected_rows_are_all_counted_and_the_first_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("embedder.data.rows.KEPT_ROWS", 3)
+    write(tmp_path, a__jsonl="".join("no JSON\n" for _ in range(9)) + '{"text": "a box"}\n')
+    read = prepared(tmp_path)
+    assert (len(read.rejected), read.rejected_of.total(), read.rows_in) == (3, 9, 10) and read.sum_holds

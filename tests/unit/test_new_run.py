@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
+import os
 import re
 from pathlib import Path
 
@@ -238,3 +240,33 @@ def test_init_writes_paths_and_names_that_yaml_would_read_otherwise(tmp_path, in
     config, _, text = init("a: #b {c}")
     assert config.prepare.sources[0].path == tmp_path / "a: #b {c}"
     assert yaml.safe_load(text)["prepare"]["sources"][0]["dataset"] == "a-b-c"
+
+
+def test_init_gives_two_folders_of_one_name_two_names_and_keeps_dots(tmp_path, init):
+    for folder in ("a/man-1.0", "b/man-1.0", "man-1.1"):
+        documents(tmp_path / folder)
+    config, _, _ = init("a/man-1.0", "b/man-1.0", "man-1.1")
+    assert [source.dataset for source in config.prepare.sources] == ["man-1.0", "man-1.0-2", "man-1.1"]
+
+
+def test_init_does_not_look_into_hidden_folders(tmp_path, init):
+    documents(tmp_path / "docs")
+    corpus(tmp_path / "docs" / ".backup", train=QUESTION)
+    config, _, _ = init("docs")
+    assert [source.format for source in config.prepare.sources] == ["documents"]
+
+
+def test_init_counts_the_rows_of_a_compressed_file(tmp_path, init):
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        file.write(
+            "".join(json.dumps({"query": f"q{i}", "answers": ["a"], "pos": ["a passage"]}) + "\n" for i in range(5000))
+        )
+    _, written, _ = init("rows.jsonl.gz")
+    assert written.record()["sources"][0]["train_rows"] == 5000
+
+
+def test_init_refuses_a_name_that_is_not_utf8_in_one_line(tmp_path, init):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe4ta"))
+    documents(folder)
+    with pytest.raises(DataError, match="its name is not UTF-8; rename it"):
+        init(folder.name)

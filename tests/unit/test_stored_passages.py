@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,3 +59,11 @@ def test_stored_passages_lack_what_was_never_there(tmp_path):
         stored["a"]
     with pytest.raises(KeyError):
         del stored["a"]
+
+
+@pytest.mark.parametrize("name", ["a#b", "what?", "50%25", "ä b"])
+def test_file_lies_where_its_path_says(tmp_path, name):
+    path = tmp_path / name / "d.sqlite"
+    with closing(StoredPassages(path)) as passages:
+        passages["p"] = {"text": "x"}
+        assert path.is_file() and list(tmp_path.iterdir()) == [path.parent]
