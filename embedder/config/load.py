@@ -178,7 +178,7 @@ def _meant(problem: ErrorDetails) -> str:
     if problem["type"] != "literal_error":
         return ""
     expected = [part for part in str(problem.get("ctx", {}).get("expected", "")).split("'")[1::2] if part]
-    near = get_close_matches(str(problem["input"]), expected, n=1)
+    near = get_close_matches(problem["input"], expected, n=1) if isinstance(problem["input"], str) else []
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -190,7 +190,8 @@ def _urgency(problem: ErrorDetails) -> int:
 
 def _new_value(problem: ErrorDetails) -> str | None:
     key, _ = locate_key(problem["loc"])
-    return RENAMED_VALUES.get((key, str(problem["input"])))
+    given = problem["input"]
+    return RENAMED_VALUES.get((key, given)) if isinstance(given, str) else None
 
 
 def _origin(key: str, path: str | Path, overrides: list[str], *, above: bool) -> str:
