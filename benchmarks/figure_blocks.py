@@ -99,19 +99,16 @@ def unseen() -> list[str]:
     gained, trainings = study["unseen"], study["trainings"]["full"]
     sure = [told_gain(task, gained[task]) for task in study["gaining_unseen"]]
     rest = [task for task in gained if task not in study["gaining_unseen"]]
-    lines = [
+    beyond = " and ".join(study["gaining_beyond_shuffled"])
+    told = [
         f"On data sets that none of {trainings} trainings saw, {' and '.join(sure) or 'no task'} gained for sure (95 % "
-        f"intervals); {', '.join(rest)} did not."
+        f"intervals); {', '.join(rest)} did not.",
+        f"Beyond trainings on shuffled rewards gained {beyond}."
+        if beyond
+        else "Trainings on shuffled rewards gained as much, so the labels teach it and not the LLM.",
+        f"Below the base for sure: {', '.join(study['significantly_below']) or 'no data set'} (`benchmarks/STUDY.md`).",
     ]
-    by_rewards = " and ".join(study["gaining_beyond_shuffled"])
-    lines.append(
-        f"Of these, {by_rewards} gained more than by shuffled rewards, so that it is the LLM's."
-        if by_rewards
-        else "Trainings on shuffled rewards gained as much, so this is not the LLM's."
-    )
-    below = study["significantly_below"]
-    lines.append(f"Worse than before: {', '.join(below) or 'no data set'} (`benchmarks/STUDY.md`).")
-    return lines
+    return [" ".join(told)]
 
 
 def told_gain(task: str, gain: dict[str, Any]) -> str:
