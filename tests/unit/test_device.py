@@ -130,7 +130,7 @@ def test_check_format_takes_what_the_device_computes(monkeypatch, kind, dtype, h
 def test_check_format_refuses_bfloat16_on_a_gpu_without_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(DeviceError, match=r"^llm\.dtype is bfloat16, and Tesla T4 has none; set it to float32$"):
+    with pytest.raises(DeviceError, match=r"^llm\.dtype is bfloat16, which Tesla T4 does not have; take float32$"):
         check_format(torch.device("cuda"), torch.bfloat16, "llm.dtype")
 
 

@@ -304,7 +304,7 @@ def test_collection_whose_words_were_split_otherwise_is_refused(tmp_path):
 
 def test_index_without_words_says_so(tmp_path):
     one = mutable(tmp_path, documents_of("ab"), np.eye(WIDTH, dtype=np.float32)[:2], lexical=False)
-    with pytest.raises(ValueError, match=r"set index\.lexical"):
+    with pytest.raises(DataError, match=r"set index\.lexical"):
         one.search_words(["x"], 1)
 
 
