@@ -99,16 +99,17 @@ def unseen() -> list[str]:
     gained, trainings = study["unseen"], study["trainings"]["full"]
     sure = [told_gain(task, gained[task]) for task in study["gaining_unseen"]]
     rest = [task for task in gained if task not in study["gaining_unseen"]]
-    beyond = " and ".join(study["gaining_beyond_shuffled"])
+    beyond, below = study["gaining_beyond_shuffled"], study["significantly_below"]
     told = [
-        f"On data sets that none of {trainings} trainings saw, {' and '.join(sure) or 'no task'} gained for sure (95 % "
-        f"intervals); {', '.join(rest)} did not.",
-        f"Beyond trainings on shuffled rewards gained {beyond}."
+        f"**On data sets that no training saw** ({trainings} trainings, 95 % intervals) it gains in "
+        f"{' and '.join(sure) or 'no task'}.",
+        f"In {', '.join(rest)} no difference is sure." if rest else "",
+        f"More than by shuffled rewards it gains in {' and '.join(beyond)}."
         if beyond
-        else "Trainings on shuffled rewards gained as much, so the labels teach it and not the LLM.",
-        f"Below the base for sure: {', '.join(study['significantly_below']) or 'no data set'} (`benchmarks/STUDY.md`).",
+        else "By shuffled rewards it gains as much there: the labels teach it, and not yet the small LLM.",
+        f"Worse for sure: {', '.join(below) or 'no data set'}. `benchmarks/STUDY.md` has the protocol and all numbers.",
     ]
-    return [" ".join(told)]
+    return [" ".join(filter(None, told))]
 
 
 def told_gain(task: str, gain: dict[str, Any]) -> str:
