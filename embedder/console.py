@@ -101,16 +101,17 @@ def exit_on_error(*further: type[Exception], to_stderr: bool = False) -> Iterato
     errors: tuple[type[Exception], ...] = (EmbedderError, *further)
     try:
         yield
+    except errors as error:
+        # An error of a Ray task is an instance of its own class and of Ray's at once, and its text is the remote
+        # traceback. Ray keeps the error itself in `cause`; read by name, because this package imports no Ray.
+        console(to_stderr).print(masked(f"error: {getattr(error, 'cause', error)}"), markup=False)
+        sys.exit(2)
+    # After those that the command itself names: one may be any error of the system.
     except OSError as error:
         if error.errno not in NOT_ALLOWED or error.filename is None:
             raise
         told = f"error: {error.filename}: {error.strerror}; correct the path, or give this user the right to it"
         console(to_stderr).print(masked(told), markup=False)
-        sys.exit(2)
-    except errors as error:
-        # An error of a Ray task is an instance of its own class and of Ray's at once, and its text is the remote
-        # traceback. Ray keeps the error itself in `cause`; read by name, because this package imports no Ray.
-        console(to_stderr).print(masked(f"error: {getattr(error, 'cause', error)}"), markup=False)
         sys.exit(2)
 
 

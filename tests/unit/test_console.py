@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from embedder import console
-from embedder.console import Counter, progress, show_table
+from embedder.console import Counter, exit_on_error, progress, show_table
 
 
 class Clock:
@@ -120,3 +120,23 @@ def test_table_becomes_lines_where_it_does_not_fit_or_there_is_no_terminal(conso
     printed = console.file.getvalue().splitlines()
     assert (printed == AS_LINES) is not is_table
     assert is_table is any("ndcg@10" in line and "30" in line and "measure" not in line for line in printed)
+
+
+@pytest.mark.parametrize(
+    ("error", "further", "told"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/a"), (OSError,), "No such file or directory: '/a'"),
+        (PermissionError(13, "Permission denied", "/a"), (), "/a: Permission denied; correct the path, or give"),
+        (OSError(36, "File name too long", "/a"), (), "/a: File name too long; correct the path"),
+    ],
+)
+def test_error_of_the_system_that_a_command_names_or_a_user_can_put_right_is_one_line(capsys, error, further, told):
+    with pytest.raises(SystemExit, match="2"), exit_on_error(*further):
+        raise error
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("error: ") and told in line
+
+
+def test_error_of_the_system_that_nobody_names_keeps_its_traceback():
+    with pytest.raises(FileNotFoundError), exit_on_error():
+        raise FileNotFoundError(2, "No such file or directory", "/a")
