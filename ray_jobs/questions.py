@@ -59,16 +59,16 @@ def check(config: RunConfig) -> Work:
 
     check_encoder(config.encoder)
     check_open(llm, config.label.gpus_per_actor)
-    tokens = read + written
+    tokens = AskedTokens(read, written)
     if llm.endpoint is not None:
         folder = draft_ledger(config.paths, questions_fingerprint(config)).folder.parent
-        lines += server_lines(llm, llm.endpoint, AskedTokens(read, written), settings.max_tokens, folder)
-        return Work("questions", lines, encoding.flops, tokens + encoding.tokens)
+        lines += server_lines(llm, llm.endpoint, tokens, settings.max_tokens, folder)
+        return Work("questions", lines, encoding.flops, tokens.together + encoding.tokens)
     from embedder.labelling.compute_cost import memory_line, multiplied_weights
 
     lines.append(memory_line(llm, config.label.gpus_per_actor))
-    flops = forward_flops(multiplied_weights(locate_model(llm.model)), tokens) + encoding.flops
-    return Work("questions", lines, flops, tokens + encoding.tokens)
+    flops = forward_flops(multiplied_weights(locate_model(llm.model)), tokens.together) + encoding.flops
+    return Work("questions", lines, flops, tokens.together + encoding.tokens)
 
 
 def _question_tokens(config: RunConfig, passage: float) -> AskedTokens:

@@ -19,8 +19,9 @@ from embedder.config.paths import Section
 Side = Literal["query", "passage"]
 
 OWN_REWARDS = frozenset({"own_answers", "judgement"})
-RANK_REWARDS = frozenset({"rank", "rank_then_gain"})
 """Kinds of reward that need no desired output: the LLM answers, or judges, by itself."""
+RANK_REWARDS = frozenset({"rank", "rank_then_gain"})
+"""Kinds of reward for which the desired output is ranked among others."""
 VERDICTS = {"yes": 1.0, "partly": 0.5, "no": 0.0}
 """The LLM's answers to whether a passage helps, and what each is worth."""
 PROMPT_FORMAT = 2

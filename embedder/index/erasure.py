@@ -40,7 +40,7 @@ def erase(catalog: Catalog, say: Callable[[str], None], retention: Retention = E
         BundleError, StorageError: something is damaged, or cannot be read or written; or commits stay young.
     """
     manifests = {version: read_manifest(catalog.bundle(version)) for version in catalog.versions()}
-    logs = {(alias, task): _log(catalog, alias, task, retention) for alias, task in _written(catalog)}
+    logs = {(alias, task): TaskLog(catalog.state("", alias).log, task, retention) for alias, task in _written(catalog)}
     for log in logs.values():
         log.fold(log.end(log.snapshot().end).number, at_once=True)
     ends = {name: log.snapshot().end.number for name, log in logs.items()}
@@ -71,10 +71,6 @@ def _written(catalog: Catalog) -> list[tuple[str, str]]:
     folder = catalog.folder / "writes"
     names = [name.split("/") for name in file_names(folder)] if folder.is_dir() else []
     return sorted({(parts[0], parts[1]) for parts in names if len(parts) > 2})
-
-
-def _log(catalog: Catalog, alias: str, task: str, retention: Retention) -> TaskLog:
-    return TaskLog(catalog.state("", alias).log, task, retention)
 
 
 def _rid(catalog: Catalog, version: str, name: str, holders: set[str], say: Callable[[str], None]) -> None:

@@ -6,10 +6,9 @@ import ast
 import re
 from collections.abc import Iterator
 
-import yaml
 from markdown_it import MarkdownIt
 
-from embedder.data.documents.section import DocumentPart, Outline
+from embedder.data.documents.section import DocumentPart, Outline, UnreadableError, yaml_value
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)\n", re.DOTALL)
 TITLE_LINE = re.compile(r"^title:\s*[\"']?(.+?)[\"']?\s*$", re.MULTILINE)
@@ -44,8 +43,8 @@ def markdown_sections(text: str, name: str) -> Iterator[DocumentPart]:
 def _is_mapping(text: str) -> bool:
     """Whether a text is YAML with names and values, and not what stands between two rules."""
     try:
-        return isinstance(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), dict)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return isinstance(yaml_value(text), dict)
+    except UnreadableError:
         return False
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 MAX_TEXT_BYTES = 64 * 2**20
 """A file that is read as a whole may have so many bytes."""
 MAX_HEADING = 300
@@ -19,6 +21,18 @@ MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-
 
 class UnreadableError(Exception):
     """Says why a file, or a row of one, is set aside."""
+
+
+def yaml_value(text: str) -> object:
+    """What a text in YAML says, of which nothing is built but texts, numbers, lists and mappings.
+
+    Raises:
+        UnreadableError: it is no YAML.
+    """
+    try:
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UnreadableError(f"no YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
-from embedder.data.documents.section import DocumentPart, UnreadableError
+from embedder.data.documents.section import DocumentPart, UnreadableError, yaml_value
 from embedder.data.documents.table_rows import TableColumns, object_sections
 from embedder.data.fields import RowError
 from embedder.data.json_lines import parse_json
@@ -57,10 +55,7 @@ def yaml_sections(text: str) -> Iterator[DocumentPart] | None:
     """
     if not IS_OPENAPI.search(text):
         return None
-    try:
-        value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UnreadableError(f"no YAML: {' '.join(str(error).split())[:200]}") from error
+    value = yaml_value(text)
     if not isinstance(value, dict) or not isinstance(value.get("paths"), dict):
         return None
     return openapi_sections(value)
@@ -160,7 +155,8 @@ def _resolved(value: object, api: dict[str, Any]) -> dict[str, Any]:
         for part in reference[2:].split("/"):
             name = part.replace("~1", "/").replace("~0", "~")
             if isinstance(target, list):
-                target = dict(enumerate(target)).get(int(name) if name.isdecimal() and len(name) < 9 else -1)
+                is_place = name.isdecimal() and len(name) < 9 and int(name) < len(target)
+                target = target[int(name)] if is_place else None
             else:
                 target = _dict(target).get(name)
         found = _dict(target)
